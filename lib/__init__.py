@@ -1,0 +1,1 @@
+"""Tools of the laboratory that know nothing of GPT-2."""

@@ -1,0 +1,402 @@
+"""Run directories: atomic files, append-only records, identity, locks, status.
+
+A run directory is the only truth about a run. So every file in it is either
+replaced as a whole (written beside its target, flushed to disk, renamed) or only
+ever appended to, one JSON record a line, and a reader accepts that a killed writer
+may have left its last line torn.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import math
+import os
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import IO, Any
+
+SCHEMA = 1
+STATUSES = ("planned", "running", "done", "failed", "oom", "interrupted")
+FAILURES = (None, "crash", "nan", "oom", "killed", "hang", "disk")
+
+STATUS_FILE = "status.json"
+METRICS_FILE = "metrics.jsonl"
+JOB_FILE = "job.json"
+LOG_FILE = "train.log"
+RUN_LOCK = ".lock"
+
+_NEW_STATUS: dict[str, Any] = {
+    "schema": SCHEMA,
+    "status": "planned",
+    "failure": None,
+    "message": "",
+    "step": 0,
+    "max_steps": 0,
+    "attempt": 0,
+    "pid": 0,
+    "host": "",
+    "started": None,
+    "updated": None,
+    "result": None,
+}
+
+
+class DiskFull(OSError):
+    """No space (or quota) left; the file that was being replaced is untouched."""
+
+
+class DamagedFile(ValueError):
+    """A file that is not what this project writes; the message names the place."""
+
+
+class LockHeld(RuntimeError):
+    """Somebody else holds the lock; host, pid and since say who (None: unknown)."""
+
+    def __init__(
+        self, path: Path, host: str | None, pid: int | None, since: str | None
+    ) -> None:
+        self.path, self.host, self.pid, self.since = path, host, pid, since
+        who = f"pid {pid} on {host} since {since}" if pid else "an unknown process"
+        super().__init__(f"{path.parent} is in use by {who} (lock file {path})")
+
+
+def now() -> str:
+    """The present time in UTC, ISO 8601, to the second."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+# ---- atomic files ---------------------------------------------------------------
+
+
+def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+    """Replace the file at once: a reader sees the old content or the new, whole.
+
+    Raises DiskFull when there is no space; the old file then still stands and
+    nothing is left beside it.
+    """
+    path = Path(path)
+    with _disk_full_is_clear(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+        try:
+            with open(name, "xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(name, path)
+        except BaseException:
+            with suppress(OSError):
+                name.unlink()
+            raise
+        fsync_directory(path.parent)
+
+
+def atomic_write_text(path: str | Path, text: str) -> None:
+    """As atomic_write_bytes, in UTF-8 with line ends as given."""
+    atomic_write_bytes(path, text.encode("utf-8"))
+
+
+def atomic_write_json(path: str | Path, value: object) -> None:
+    """As atomic_write_bytes; ValueError on NaN or infinity, which JSON has not."""
+    text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
+    atomic_write_text(path, text + "\n")
+
+
+def remove_leftovers(directory: str | Path) -> None:
+    """Delete half-written files of killed writers; hold the run's lock for this."""
+    for path in Path(directory).glob(".*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def fsync_directory(path: str | Path) -> None:
+    """Make a rename or a new name in this directory survive a power failure."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    except OSError as error:  # some network file systems have no such call
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise
+    finally:
+        os.close(fd)
+
+
+def read_json(path: str | Path) -> Any:
+    """The value in a JSON file; DamagedFile, naming the place, if it is none."""
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise DamagedFile(f"{path}: not JSON ({error})") from error
+
+
+@contextmanager
+def _disk_full_is_clear(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        text = f"no space left while writing {path}; what was there is untouched"
+        raise DiskFull(
+            error.errno, f"{text}. Free some space and start again"
+        ) from None
+
+
+# ---- records, one a line --------------------------------------------------------
+
+
+def append_jsonl(
+    target: str | Path | IO[Any], record: Mapping[str, Any], *, sync: bool = False
+) -> None:
+    """Append one record as one line. NaN and infinity become null.
+
+    target: a path, or a file open for appending (text or binary, flushed here).
+    sync: also wait until the line is on disk. With a path, a torn last line left by
+    a killed writer is cut off first, and DiskFull leaves no half record behind.
+    """
+    line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+    if isinstance(target, str | Path):
+        _append_line(Path(target), line.encode("utf-8"), sync)
+        return
+    with _disk_full_is_clear(Path(str(getattr(target, "name", "?")))):
+        is_text = hasattr(target, "encoding")
+        target.write(line if is_text else line.encode("utf-8"))
+        target.flush()
+        if sync:
+            os.fsync(target.fileno())
+
+
+def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
+    """All whole records; no file means none. A torn last line is left out.
+
+    Raises DamagedFile, with its line number, for a bad line anywhere else.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = data.split(b"\n")[:-1]  # what follows the last newline was never whole
+    records = []
+    for number, line in enumerate(lines, 1):
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            if number == len(lines):
+                break  # a page of zeros after a power failure ends like this
+            raise DamagedFile(f"{path}:{number}: not a JSON record") from error
+    return records
+
+
+def truncate_metrics(path: str | Path, step: int) -> int:
+    """Drop the records after optimizer step `step`, atomically; how many went.
+
+    A resumed run writes those steps again. Records without a step stay.
+    """
+    path = Path(path)
+    if not path.exists():
+        return 0
+    records = read_jsonl(path)
+    kept = [record for record in records if record.get("step", step) <= step]
+    text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in kept)
+    if text.encode("utf-8") != path.read_bytes():
+        atomic_write_text(path, text)
+    return len(records) - len(kept)
+
+
+def finite(value: Any) -> Any:
+    """The same value with NaN and infinities, which JSON has not, as None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+def _append_line(path: Path, line: bytes, sync: bool) -> None:
+    with _disk_full_is_clear(path), open(path, "a+b", buffering=0) as file:
+        end = _end_of_whole_lines(file)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "short write")
+            if sync:
+                os.fsync(file.fileno())
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
+
+
+def _end_of_whole_lines(file: Any) -> int:
+    """Cut off what follows the last newline; the length that is left, in bytes."""
+    end = file.seek(0, os.SEEK_END)
+    if end == 0:
+        return 0
+    file.seek(end - 1)
+    if file.read(1) == b"\n":
+        return end
+    file.seek(0)
+    end = file.read().rfind(b"\n") + 1
+    file.truncate(end)
+    return end
+
+
+# ---- identity -------------------------------------------------------------------
+
+
+def canonical_json(value: object) -> str:
+    """JSON with one spelling per value: sorted keys, no blanks, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+
+
+def identity(value: object) -> str:
+    """The first 16 hex digits of the sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()[:16]
+
+
+def diff_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Each differing field as (dotted name, old, new); None where it is absent.
+
+    Types count: 1, 1.0 and True are three values, as they are in the identity.
+    """
+    before, after = _flat(old), _flat(new)
+    names = sorted(before.keys() | after.keys())
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return [p for p in pairs if canonical_json(p[1]) != canonical_json(p[2])]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat.update(_flat(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+# ---- paths ----------------------------------------------------------------------
+
+
+def safe_join(root: str | Path, name: str | Path) -> Path:
+    """root/name; ValueError if that is not inside root, symbolic links followed."""
+    base = Path(root).resolve()
+    path = Path(root) / name
+    if "\0" in str(name) or not path.resolve().is_relative_to(base):
+        raise ValueError(f"path {str(name)!r} leads out of {base}; use a plain name")
+    return path
+
+
+# ---- locks ----------------------------------------------------------------------
+
+
+@contextmanager
+def lock(path: str | Path, timeout: float = 1.0) -> Iterator[None]:
+    """Hold an exclusive lock on the file; the kernel frees it if we die.
+
+    timeout: seconds to wait (the default outlasts a mere look by is_locked).
+    Raises LockHeld, which names the holder as recorded beside the lock.
+    """
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    held = FileLock(path, timeout=timeout)
+    try:
+        held.acquire(poll_interval=0.05)
+    except Timeout:
+        raise lock_held(path) from None
+    holder = {"host": socket.gethostname(), "pid": os.getpid(), "since": now()}
+    try:
+        atomic_write_json(holder_file(path), holder)
+        yield
+    finally:
+        with suppress(OSError):
+            holder_file(path).unlink()
+        held.release()
+
+
+def is_locked(path: str | Path) -> bool:
+    """Whether a living process holds the lock at this moment."""
+    from filelock import FileLock, Timeout
+
+    path = Path(path)
+    if not path.exists():
+        return False
+    try:
+        with FileLock(path, blocking=False):
+            return False
+    except Timeout:
+        return True
+
+
+def lock_held(path: str | Path) -> LockHeld:
+    """The error that says who holds this lock, as far as is written down."""
+    path = Path(path)
+    try:
+        holder = read_json(holder_file(path))
+        return LockHeld(path, holder["host"], holder["pid"], holder["since"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return LockHeld(path, None, None, None)
+
+
+def holder_file(path: str | Path) -> Path:
+    """Where the holder of a lock writes its name."""
+    return Path(f"{path}.holder.json")
+
+
+def run_lock(run_dir: str | Path) -> Path:
+    """The lock file of a run: the trainer holds it while it may write there."""
+    return Path(run_dir) / RUN_LOCK
+
+
+# ---- status ---------------------------------------------------------------------
+
+
+def read_status(run_dir: str | Path) -> dict[str, Any]:
+    """status.json with every field of the schema; "planned" where there is none."""
+    path = Path(run_dir) / STATUS_FILE
+    if not path.exists():
+        return dict(_NEW_STATUS)
+    found = read_json(path)
+    if not isinstance(found, dict) or found.get("status") not in STATUSES:
+        raise DamagedFile(f"{path}: not a status file (no known status in it)")
+    return {**_NEW_STATUS, **found}
+
+
+def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
+    """Change fields of status.json, atomically; the whole new status.
+
+    Fields not named keep their value; `updated` is set here. Raises ValueError for
+    an unknown field, status or failure class.
+    """
+    unknown = changes.keys() - _NEW_STATUS.keys()
+    if unknown:
+        raise ValueError(f"status.json has no field {', '.join(sorted(unknown))}")
+    status = {**read_status(run_dir), **finite(changes), "updated": now()}
+    if status["status"] not in STATUSES:
+        raise ValueError(f"status {status['status']!r}: allowed are {STATUSES}")
+    if status["failure"] not in FAILURES:
+        raise ValueError(f"failure {status['failure']!r}: allowed are {FAILURES}")
+    atomic_write_json(Path(run_dir) / STATUS_FILE, status)
+    return status
+
+
+def effective_status(run_dir: str | Path) -> str:
+    """The status as it is, not as it was left: "running" without a living holder
+    of the run's lock is "interrupted"."""
+    status = str(read_status(run_dir)["status"])
+    if status == "running" and not is_locked(run_lock(run_dir)):
+        return "interrupted"
+    return status

@@ -1,0 +1,356 @@
+"""lib/rundir.py: atomic files, records, identity, locks, status; real processes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib import rundir
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def start(code: str, *args: object) -> subprocess.Popen[str]:
+    """A python process that can import lib and prints to a pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-c", code, *map(str, args)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def first_line(process: subprocess.Popen[str]) -> str:
+    assert process.stdout is not None
+    return process.stdout.readline().strip()
+
+
+def end(process: subprocess.Popen[str], how: int = signal.SIGKILL) -> None:
+    process.send_signal(how)
+    process.communicate(timeout=30)
+
+
+# ---- atomic files ---------------------------------------------------------------
+
+
+def test_a_reader_never_sees_half_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "status.json"
+    code = """
+import sys
+from lib.rundir import atomic_write_json
+value = 0
+while True:
+    value += 1
+    atomic_write_json(sys.argv[1], {"n": value, "pad": [value] * 3000})
+    if value == 1:
+        print("go", flush=True)
+"""
+    writer = start(code, path)
+    assert first_line(writer) == "go"
+    for _ in range(200):
+        found = json.loads(path.read_text())
+        assert set(found["pad"]) == {found["n"]}
+    end(writer)
+    assert json.loads(path.read_text())["n"] >= 1
+    rundir.remove_leftovers(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["status.json"]
+
+
+def test_atomic_write_obeys_the_umask_and_makes_parents(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "x.txt"
+    rundir.atomic_write_text(path, "h\u00e9\n")
+    plain = tmp_path / "plain"
+    plain.write_text("")
+    assert path.read_bytes() == "h\u00e9\n".encode()
+    assert path.stat().st_mode == plain.stat().st_mode
+
+
+def test_nan_is_refused_and_the_old_file_stands(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    rundir.atomic_write_json(path, {"a": 1})
+    with pytest.raises(ValueError):
+        rundir.atomic_write_json(path, {"a": float("nan")})
+    assert rundir.read_json(path) == {"a": 1}
+
+
+def test_read_json_names_the_damaged_file(tmp_path: Path) -> None:
+    path = tmp_path / "x.json"
+    path.write_text('{"a": ')
+    with pytest.raises(rundir.DamagedFile, match="x.json"):
+        rundir.read_json(path)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path):
+    """A file system of 64 KiB, where this user may mount one."""
+    place = tmp_path / "small"
+    place.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(place)]
+    try:
+        done = subprocess.run(command, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("no mount command here")
+    if done.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+def test_a_full_disk_is_said_and_damages_nothing(small_disk: Path) -> None:
+    path = small_disk / "model.bin"
+    rundir.atomic_write_bytes(path, b"old" * 100)
+    with pytest.raises(rundir.DiskFull, match="no space left.*model.bin") as caught:
+        rundir.atomic_write_bytes(path, b"new" * 100_000)
+    assert caught.value.errno == errno.ENOSPC
+    assert path.read_bytes() == b"old" * 100
+    assert [p.name for p in small_disk.iterdir()] == ["model.bin"]
+
+
+def test_metrics_on_a_full_disk_keep_every_whole_record(small_disk: Path) -> None:
+    path = small_disk / "metrics.jsonl"
+    written = 0
+    with pytest.raises(rundir.DiskFull):
+        while True:
+            rundir.append_jsonl(path, {"step": written, "pad": "x" * 3000})
+            written += 1
+    assert written > 5
+    assert [r["step"] for r in rundir.read_jsonl(path)] == list(range(written))
+    assert path.read_bytes().endswith(b"\n")
+
+
+def test_no_space_while_appending_is_a_clear_error() -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(rundir.DiskFull, match="no space left"):
+        with open("/dev/full", "ab", buffering=0) as file:
+            rundir.append_jsonl(file, {"step": 1})
+
+
+# ---- records --------------------------------------------------------------------
+
+
+def test_a_torn_last_line_is_ignored_and_then_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    for step in range(3):
+        rundir.append_jsonl(path, {"kind": "train", "step": step})
+    with open(path, "ab") as file:
+        file.write(b'{"kind": "train", "st')
+    assert [r["step"] for r in rundir.read_jsonl(path)] == [0, 1, 2]
+    rundir.append_jsonl(path, {"kind": "train", "step": 3})
+    assert [r["step"] for r in rundir.read_jsonl(path)] == [0, 1, 2, 3]
+
+
+def test_a_torn_only_line_is_ignored_and_then_overwritten(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}')  # whole JSON, but its newline is missing
+    assert rundir.read_jsonl(path) == []
+    rundir.append_jsonl(path, {"step": 2})
+    assert rundir.read_jsonl(path) == [{"step": 2}]
+
+
+def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
+    with pytest.raises(rundir.DamagedFile, match="metrics.jsonl:2"):
+        rundir.read_jsonl(path)
+
+
+def test_records_to_an_open_file_and_nan_as_null(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with open(path, "a") as text:
+        rundir.append_jsonl(text, {"loss": float("inf")}, sync=True)
+    with open(path, "ab") as binary:
+        rundir.append_jsonl(binary, {"loss": [float("nan"), 1.5]})
+    assert rundir.read_jsonl(path) == [{"loss": None}, {"loss": [None, 1.5]}]
+
+
+def test_killed_writers_leave_only_whole_records(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    code = """
+import sys
+from lib.rundir import append_jsonl, read_jsonl
+step = len(read_jsonl(sys.argv[1]))
+while True:
+    append_jsonl(sys.argv[1], {"step": step, "pad": "x" * 500})
+    step += 1
+    if step % 20 == 0:
+        print(step, flush=True)
+"""
+    for _ in range(3):
+        writer = start(code, path)
+        first_line(writer)
+        end(writer)
+    steps = [record["step"] for record in rundir.read_jsonl(path)]
+    assert steps == list(range(len(steps))) and len(steps) >= 60
+
+
+def test_truncate_metrics_drops_what_comes_after_the_step(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    rundir.append_jsonl(path, {"kind": "note"})
+    for step in range(1, 6):
+        rundir.append_jsonl(path, {"kind": "train", "step": step, "loss": 0.1})
+    before = path.read_bytes()
+    assert rundir.truncate_metrics(path, 5) == 0 and path.read_bytes() == before
+    with open(path, "ab") as file:
+        file.write(b'{"torn')
+    assert rundir.truncate_metrics(path, 3) == 2
+    records = rundir.read_jsonl(path)
+    assert [r.get("step") for r in records] == [None, 1, 2, 3]
+    assert path.read_bytes() == b"".join(before.splitlines(True)[:4])
+    assert rundir.truncate_metrics(tmp_path / "none.jsonl", 3) == 0
+
+
+# ---- identity -------------------------------------------------------------------
+
+
+def test_identity_ignores_order_and_sees_values_and_types() -> None:
+    one = {"a": 1, "b": {"c": [1, 2]}}
+    same = json.loads('{"b": {"c": [1, 2]}, "a": 1}')
+    assert rundir.identity(one) == rundir.identity(same)
+    assert len(rundir.identity(one)) == 16
+    others = [{**one, "a": 2}, {**one, "a": 1.0}, {**one, "a": True}, {"a": 1}]
+    assert len({rundir.identity(x) for x in [one, *others]}) == 5
+    with pytest.raises(ValueError):
+        rundir.identity({"a": float("nan")})
+
+
+def test_identity_is_the_same_in_another_process() -> None:
+    code = "from lib.rundir import identity; print(identity({'x': 'é'}))"
+    process = start(code)
+    assert first_line(process) == rundir.identity({"x": "é"})
+    process.communicate()
+
+
+def test_diff_fields_names_each_difference() -> None:
+    old = {"model": {"width": 8, "bias": True}, "lr": 1e-3, "gone": 1, "same": [1]}
+    new = {"model": {"width": 9, "bias": 1}, "lr": 1e-3, "new": "x", "same": [1]}
+    assert rundir.diff_fields(old, new) == [
+        ("gone", 1, None),
+        ("model.bias", True, 1),
+        ("model.width", 8, 9),
+        ("new", None, "x"),
+    ]
+    assert rundir.diff_fields(old, json.loads(json.dumps(old))) == []
+
+
+# ---- paths ----------------------------------------------------------------------
+
+
+def test_safe_join_stays_inside(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    inside = rundir.safe_join(tmp_path, "step05-ra/seed1")
+    assert inside == tmp_path / "step05-ra" / "seed1"
+    for bad in ("../x", "/etc/passwd", "a/../../x", "link/passwd", "a\0b"):
+        with pytest.raises(ValueError):
+            rundir.safe_join(tmp_path, bad)
+
+
+# ---- locks ----------------------------------------------------------------------
+
+HOLDER = """
+import sys, time
+from lib.rundir import lock
+with lock(sys.argv[1]):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_a_lock_says_who_holds_it_and_dies_with_its_holder(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    assert not rundir.is_locked(path) and not path.exists()
+    holder = start(HOLDER, path)
+    assert first_line(holder) == "held"
+    assert rundir.is_locked(path)
+    with pytest.raises(rundir.LockHeld, match=f"pid {holder.pid} on ") as caught:
+        with rundir.lock(path, timeout=0.1):
+            pass
+    assert caught.value.pid == holder.pid and caught.value.since is not None
+    end(holder)
+    assert rundir.holder_file(path).exists()  # stale, and of no consequence
+    assert not rundir.is_locked(path)
+    with rundir.lock(path):
+        assert rundir.read_json(rundir.holder_file(path))["pid"] == os.getpid()
+        assert rundir.is_locked(path)
+    assert not rundir.is_locked(path) and not rundir.holder_file(path).exists()
+
+
+def test_a_waiting_lock_gets_it_when_the_holder_goes(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    holder = start(HOLDER, path)
+    assert first_line(holder) == "held"
+    waiter = start(
+        "import sys; from lib.rundir import lock\n"
+        "print('waiting', flush=True)\n"
+        "with lock(sys.argv[1], timeout=60): print('mine', flush=True)",
+        path,
+    )
+    assert first_line(waiter) == "waiting"
+    end(holder)
+    assert first_line(waiter) == "mine"
+    waiter.communicate()
+    assert waiter.returncode == 0
+
+
+def test_looking_at_a_lock_does_not_make_a_starter_fail(tmp_path: Path) -> None:
+    path = tmp_path / ".lock"
+    path.touch()
+    watcher = start(
+        "import sys; from lib.rundir import is_locked\n"
+        "print('on', flush=True)\n"
+        "while True: is_locked(sys.argv[1])",
+        path,
+    )
+    assert first_line(watcher) == "on"
+    for _ in range(20):
+        with rundir.lock(path, timeout=20):
+            pass
+    end(watcher)
+
+
+# ---- status ---------------------------------------------------------------------
+
+
+def test_status_changes_keep_the_other_fields(tmp_path: Path) -> None:
+    assert rundir.read_status(tmp_path)["status"] == "planned"
+    rundir.write_status(tmp_path, status="running", attempt=2, max_steps=50, pid=7)
+    rundir.write_status(tmp_path, step=10, result={"val_loss": float("nan")})
+    found = rundir.read_status(tmp_path)
+    assert (found["status"], found["attempt"], found["step"]) == ("running", 2, 10)
+    assert found["result"] == {"val_loss": None} and found["updated"]
+    for bad in ({"status": "dead"}, {"failure": "bad luck"}, {"stp": 1}):
+        with pytest.raises(ValueError):
+            rundir.write_status(tmp_path, **bad)
+    assert rundir.read_status(tmp_path) == found
+
+
+def test_running_without_a_holder_is_interrupted(tmp_path: Path) -> None:
+    rundir.write_status(tmp_path, status="running")
+    assert rundir.effective_status(tmp_path) == "interrupted"
+    holder = start(HOLDER, rundir.run_lock(tmp_path))
+    assert first_line(holder) == "held"
+    assert rundir.effective_status(tmp_path) == "running"
+    end(holder)
+    assert rundir.effective_status(tmp_path) == "interrupted"
+    rundir.write_status(tmp_path, status="done")
+    assert rundir.effective_status(tmp_path) == "done"
+
+
+def test_a_damaged_status_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for text in ("", "[]", '{"status": "fine"}', '{"stat'):
+        (tmp_path / "status.json").write_text(text)
+        with pytest.raises(rundir.DamagedFile, match="status.json"):
+            rundir.read_status(tmp_path)
+
+
+def test_start_is_light() -> None:
+    process = start("import sys, lib.rundir; print('torch' in sys.modules)")
+    assert first_line(process) == "False"
+    process.communicate()
