@@ -1,0 +1,148 @@
+"""Where a number came from: code, versions, machine, environment, date."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.rundir import now
+
+DIFF_LIMIT = 200_000  # characters of a dirty diff that are kept
+PACKAGES = (
+    "torch",
+    "numpy",
+    "triton",
+    "pytorch-triton-rocm",
+    "tiktoken",
+    "datasets",
+    "kconfiglib",
+    "safetensors",
+    "liger-kernel",
+)
+# Named one by one: an environment may hold secrets, and a manifest is published.
+ENVIRONMENT = (
+    "CUDA_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "HSA_OVERRIDE_GFX_VERSION",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "PYTORCH_HIP_ALLOC_CONF",
+    "PYTORCH_ALLOC_CONF",
+    "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "PYTHONHASHSEED",
+    "WORLD_SIZE",
+    "RANK",
+    "LOCAL_RANK",
+    "NCCL_DEBUG",
+    "SLURM_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "KABLATE_ATTEMPT",
+)
+
+
+def collect(root: str | Path, environ: Mapping[str, str] | None = None) -> dict:
+    """All of it as plain data, ready for a manifest.
+
+    root: the project's own folder, whose git state is recorded.
+    environ: default os.environ; only the names in ENVIRONMENT are kept.
+    """
+    environ = os.environ if environ is None else environ
+    return {
+        "date": now(),
+        "command": list(sys.argv),
+        "git": git_state(root),
+        "python": platform.python_version(),
+        "packages": package_versions(),
+        "host": socket.gethostname(),
+        "platform": platform.platform(),
+        "cpu": cpu(),
+        "environment": {k: environ[k] for k in ENVIRONMENT if k in environ},
+    }
+
+
+def git_state(root: str | Path) -> dict[str, Any]:
+    """{"sha", "dirty", "diff_sha256", "diff", "untracked", "note"} of a work tree.
+
+    sha is None, and note says why, without git or where root is no work tree of its
+    own (an unpacked archive inside somebody's repository, say). The diff is against
+    HEAD; its text is cut at DIFF_LIMIT characters, its sum is of the whole.
+    """
+    state: dict[str, Any] = {"sha": None, "dirty": None, "note": ""}
+    try:
+        top = _git(root, "rev-parse", "--show-toplevel").strip()
+        if Path(top).resolve() != Path(root).resolve():
+            return {**state, "note": "not a git work tree of its own"}
+        state["sha"] = _git(root, "rev-parse", "HEAD").strip()
+        diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--binary")
+        names = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+    except (OSError, subprocess.SubprocessError) as error:
+        return {**state, "note": f"git does not answer ({error})"}
+    state["dirty"] = bool(diff or names)
+    state["untracked"] = names[:200]
+    state["diff_sha256"] = hashlib.sha256(diff.encode()).hexdigest() if diff else None
+    state["diff"] = diff[:DIFF_LIMIT]
+    if len(diff) > DIFF_LIMIT:
+        state["note"] = f"diff cut at {DIFF_LIMIT} of {len(diff)} characters"
+    return state
+
+
+def package_versions() -> dict[str, str | None]:
+    """Installed versions without importing anything; None where absent."""
+    return {name: _version(name) for name in PACKAGES}
+
+
+def cpu(proc: str | Path = "/proc") -> dict[str, Any]:
+    """Model name, cores this process may use, and memory in bytes (None: unknown)."""
+    lines = _lines(Path(proc) / "cpuinfo")
+    names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
+    total = [x.split()[1] for x in _lines(Path(proc) / "meminfo") if "MemTotal" in x]
+    return {
+        "model": names[0] if names else platform.processor() or platform.machine(),
+        "cores": usable_cores(),
+        "memory_bytes": int(total[0]) * 1024 if total else None,
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on (not those of the whole machine)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(errors="replace").splitlines()
+    except OSError:
+        return []
+
+
+def _git(root: str | Path, *words: str) -> str:
+    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    done = subprocess.run(
+        ["git", "-C", str(root), *words],
+        capture_output=True,
+        check=True,
+        timeout=30,
+        env=environ,
+        stdin=subprocess.DEVNULL,
+    )
+    return done.stdout.decode("utf-8", errors="replace")
