@@ -1,0 +1,1 @@
+"""GPT-2 with exchangeable mechanisms, their registry, plan and trainer."""

@@ -1,0 +1,210 @@
+"""From a configuration to the list of jobs, each fully resolved and hashed.
+
+Torch-free, so that listing a matrix starts at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.ablation import STEPS, Times, changes_of
+from gpt2.budget import budget, derive_widths, resolve_widths
+from gpt2.schema import (
+    IDENTITY_PARTS,
+    LARGEST_ARM,
+    SYMBOL_OF,
+    Settings,
+    check,
+    settings_from,
+    settings_from_dict,
+)
+from lib.generated import Config
+from lib.rundir import identity
+
+JOB_SCHEMA = 1
+SOLVED_FIELDS = ("head_dim", "mlp_width", "mlp_gate_dim", "cross_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run. ``origins`` says of each field where its value is from."""
+
+    step: int | None
+    name: str
+    title: str
+    parent: int | None
+    parent_name: str | None
+    seed: int
+    settings: Settings
+    origins: Mapping[str, str]
+    run_dir: str
+
+    @property
+    def hash(self) -> str:
+        """Identity of the run: what it trains, not on what it trains."""
+        return identity(identity_of(self.settings, self.seed))
+
+    def to_json(self) -> dict[str, Any]:
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["settings"] = self.settings.to_dict()
+        data["origins"] = dict(self.origins)
+        return {"schema": JOB_SCHEMA, **data, "hash": self.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A cell of the matrix that is not run, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All jobs of a configuration, in the order of the matrix."""
+
+    jobs: tuple[Job, ...]
+    left_out: tuple[LeftOut, ...]
+    output_dir: Path
+
+
+def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
+    """What two runs must share to be the same run, as plain data."""
+    whole = settings.to_dict()
+    parts = {name: whole[name] for name in IDENTITY_PARTS}
+    return {**parts, "seed": seed, "effective_batch": settings.effective_batch}
+
+
+def job_from_json(data: Mapping[str, Any]) -> Job:
+    """A job from job.json; ValueError if damaged, foreign or edited by hand."""
+    if data.get("schema") != JOB_SCHEMA:
+        raise ValueError(f"job of schema {data.get('schema')!r}, not {JOB_SCHEMA}")
+    names = [f.name for f in dataclasses.fields(Job)]
+    missing = [name for name in (*names, "hash") if name not in data]
+    if missing:
+        raise ValueError(f"job without {', '.join(missing)}")
+    fields = {name: data[name] for name in names}
+    job = Job(**{**fields, "settings": settings_from_dict(data["settings"])})
+    if job.hash != data["hash"]:
+        raise ValueError("the job's hash does not fit its settings")
+    return job
+
+
+def make_plan(config: Config) -> Plan:
+    """Jobs of the configured mode x seeds.
+
+    Raises ValueError for settings that make no sense or steps that do not
+    exist, naming symbol, value and what is allowed.
+    """
+    settings = settings_from(config)
+    origins = {
+        field: config.origins.get(symbol, "default")
+        for field, symbol in SYMBOL_OF.items()
+    }
+    cells = _CELLS[settings.matrix.mode](settings, origins)
+    jobs = tuple(
+        dataclasses.replace(cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}")
+        for cell in cells
+        for seed in settings.matrix.seeds
+    )
+    if not jobs:
+        raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")
+    return Plan(jobs, (), Path(settings.resources.output_dir))
+
+
+def _single(settings: Settings, origins: Mapping[str, str]) -> list[Job]:
+    base = derive_widths(settings)
+    resolved = resolve_widths(base, functools.partial(parameters_of, base))
+    return [
+        Job(
+            step=None,
+            name="single",
+            title="the model as configured",
+            parent=None,
+            parent_name=None,
+            seed=0,
+            settings=resolved,
+            origins=_with_solved(origins, settings, resolved),
+            run_dir="single",
+        )
+    ]
+
+
+def _ablation(settings: Settings, origins: Mapping[str, str]) -> list[Job]:
+    unknown = sorted(set(settings.matrix.steps) - set(STEPS))
+    if unknown:
+        raise ValueError(
+            f"{origins['steps']}: CONFIG_RA_MLA_ABLATION_STEPS: there is no step "
+            f"{', '.join(map(str, unknown))}; steps are 0 to {max(STEPS)}"
+        )
+    return [step_job(settings, origins, step) for step in settings.matrix.steps]
+
+
+_CELLS = {"single": _single, "ablation": _ablation}
+
+
+def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Job:
+    """One ablation step over the base settings; the seed is the first one."""
+    step = STEPS[step_id]
+    resolved = step_settings(settings, step_id)
+    set_by = {f: f"step {by}" for f, (_, by) in changes_of(step_id).items()}
+    return Job(
+        step=step.id,
+        name=step.name,
+        title=step.title,
+        parent=step.parent,
+        parent_name=None if step.parent is None else STEPS[step.parent].name,
+        seed=settings.matrix.seeds[0],
+        settings=resolved,
+        origins=_with_solved({**origins, **set_by}, settings, resolved),
+        run_dir=f"step{step.id:02d}-{step.name}",
+    )
+
+
+def step_settings(settings: Settings, step_id: int) -> Settings:
+    """The resolved settings of a step over base settings.
+
+    Raises ValueError, naming the step, if the combination makes no sense.
+    """
+    base = derive_widths(settings)
+    flat = base.flat()
+    changes = {
+        field: value.of(flat[field]) if isinstance(value, Times) else value
+        for field, (value, _) in changes_of(step_id).items()
+    }
+    changed = base.replace(**changes)
+    try:
+        check(changed)
+    except ValueError as error:
+        raise ValueError(f"step {step_id}: {error}") from error
+    return resolve_widths(changed, functools.partial(parameters_of, settings))
+
+
+def parameters_of(settings: Settings, which: str) -> int:
+    """Parameters of step ``which`` over base settings, or of the largest arm."""
+    if which == LARGEST_ARM:
+        arms = [s.id for s in STEPS.values() if not _matches(s.id, LARGEST_ARM)]
+        return max(parameters_of(settings, str(arm)) for arm in arms)
+    if not which.isdecimal() or int(which) not in STEPS:
+        raise ValueError(
+            f"CONFIG_RA_MLA_MATCH_STEP={which!r} is no step and not {LARGEST_ARM!r}"
+        )
+    return budget(step_settings(settings, int(which))).parameters
+
+
+def _matches(step_id: int, which: str) -> bool:
+    return changes_of(step_id).get("match_step", ("", 0))[0] == which
+
+
+def _with_solved(
+    origins: Mapping[str, str], base: Settings, resolved: Settings
+) -> dict[str, str]:
+    """Mark the widths that the solver set."""
+    before, after = base.flat(), resolved.flat()
+    solved = {f: "solved" for f in SOLVED_FIELDS if before[f] != after[f]}
+    return {**origins, **solved}
