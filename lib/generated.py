@@ -1,0 +1,163 @@
+"""config.py: written from .config, read as data and never executed.
+
+One ``CONFIG_NAME = literal`` a line, then ``ORIGINS``, which says where each value
+that is no default was asked for. A config.py may come from a stranger's results,
+so reading it parses literals and runs nothing.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+Literal = bool | int | float | str
+Types = Mapping[str, Callable[[str], Literal]]
+
+DEFAULT = "default"
+HEADER = '''"""Generated from .config by scripts/kconfig.py; do not edit.
+
+Change the configuration with `make menuconfig` or KEY=VALUE after `make`.
+"""
+'''
+_NAME = re.compile(r"CONFIG_[A-Z0-9_]+")
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; ``problems`` has one line for each fault."""
+
+    def __init__(self, *problems: str) -> None:
+        self.problems = problems
+        super().__init__("\n".join(problems))
+
+
+@dataclass(frozen=True)
+class Config:
+    """Values by symbol (without CONFIG_), and the origin of those not default."""
+
+    values: dict[str, Literal]
+    origins: dict[str, str] = field(default_factory=dict)
+
+    def origin(self, symbol: str) -> str:
+        """Where the value of ``symbol`` comes from: "defconfigs/x:12", "default"..."""
+        return self.origins.get(symbol, DEFAULT)
+
+
+def is_enabled(value: object) -> bool:
+    """Whether a bool in any spelling is on: True and "y" are, False, "n", "" not.
+
+    Raises ValueError for anything else, so that ``"True"`` or 1 cannot pass for off.
+    """
+    if value is True or value == "y":
+        return True
+    if value is False or value is None or value in ("n", ""):
+        return False
+    raise ValueError(f"{value!r} is neither on (True, 'y') nor off (False, 'n')")
+
+
+def render_config(config: Config, types: Types | None = None) -> str:
+    """The text of config.py.
+
+    ``types`` maps the symbols whose Kconfig string is something else to the function
+    that reads it, as in ``{"LEARNING_RATE": float}``. Raises ConfigError where that
+    fails or where a value cannot be written as a literal.
+    """
+    typed = convert(config, types or {})
+    lines = [f"CONFIG_{name} = {value!r}\n" for name, value in typed.values.items()]
+    origins = [f"    {name!r}: {text!r},\n" for name, text in typed.origins.items()]
+    text = "".join([HEADER, "\n", *lines, "\nORIGINS = {\n", *origins, "}\n"])
+    if parse_config(text, "config.py") != typed:
+        raise ConfigError("config.py: a value has no literal that reads back equal")
+    return text
+
+
+def convert(config: Config, types: Types) -> Config:
+    """``config`` with the strings named in ``types`` read; ConfigError names all bad."""
+    values, problems = dict(config.values), []
+    for name, value in values.items():
+        if isinstance(value, str) and name in types:
+            try:
+                values[name] = types[name](value)
+            except ValueError as error:
+                origin = config.origin(name)
+                problems.append(f"{origin}: CONFIG_{name}={value!r}: {error}")
+    if problems:
+        raise ConfigError(*problems)
+    return Config(values, dict(config.origins))
+
+
+def read_config(path: str | Path) -> Config:
+    """Read config.py as data.
+
+    Raises ConfigError with file and line for anything but assignments of bools,
+    numbers and strings; OSError if the file cannot be read.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
+    return parse_config(text, str(path))
+
+
+def parse_config(text: str, name: str) -> Config:
+    """As read_config, from a string; ``name`` stands for the file in messages."""
+    found: dict[str, tuple[int, object]] = {}
+    for line, target, value in _assignments(text, name):
+        if target in found:
+            raise ConfigError(f"{name}:{line}: {target} is set twice")
+        if target != "ORIGINS" and not _NAME.fullmatch(target):
+            raise ConfigError(f"{name}:{line}: {target} is no CONFIG_NAME")
+        found[target] = line, value
+    line, origins = found.pop("ORIGINS", (0, {}))
+    values = {
+        target.removeprefix("CONFIG_"): _checked_value(value, f"{name}:{at}: {target}")
+        for target, (at, value) in found.items()
+    }
+    return Config(values, _checked_origins(origins, f"{name}:{line}"))
+
+
+def _assignments(text: str, name: str) -> Iterator[tuple[int, str, object]]:
+    """Line, name and value of each statement; nothing but plain literals passes."""
+    try:
+        body = ast.parse(text).body
+    except SyntaxError as error:
+        raise ConfigError(f"{name}:{error.lineno or 1}: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise ConfigError(f"{name}: not a generated config.py ({error})") from error
+    for number, node in enumerate(body):
+        if number == 0 and isinstance(node, ast.Expr) and _is_text(node.value):
+            continue  # the header
+        where = f"{name}:{node.lineno}"
+        if not isinstance(node, ast.Assign) or len(node.targets) != 1:
+            raise ConfigError(f"{where}: only `CONFIG_NAME = literal` may stand here")
+        target = node.targets[0]
+        if not isinstance(target, ast.Name):
+            raise ConfigError(f"{where}: only `CONFIG_NAME = literal` may stand here")
+        try:
+            value = ast.literal_eval(node.value)
+        except (ValueError, TypeError, RecursionError, MemoryError) as error:
+            raise ConfigError(f"{where}: {target.id} is no literal") from error
+        yield node.lineno, target.id, value
+
+
+def _is_text(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
+
+
+def _checked_value(value: object, where: str) -> Literal:
+    if isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    raise ConfigError(f"{where} must be a bool, a finite number or a string")
+
+
+def _checked_origins(value: object, where: str) -> dict[str, str]:
+    if not isinstance(value, dict) or not all(
+        isinstance(k, str) and isinstance(v, str) for k, v in value.items()
+    ):
+        raise ConfigError(f"{where}: ORIGINS must map symbols to strings")
+    return value
