@@ -1,0 +1,321 @@
+"""One task, one process: start it, watch it, end it, say what became of it.
+
+Knows run directories (lib/rundir.py) and nothing of what the process computes. The
+child leads a session of its own, so that a Ctrl-C in the terminal reaches only the
+runner, which then asks its children to stop one by one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib import rundir
+from lib.runlog import Progress, log_tail, rotate_log
+
+EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
+_BY_EXIT_CODE = {
+    EXIT_INTERRUPTED: ("interrupted", None),
+    EXIT_OOM: ("oom", "oom"),
+    EXIT_NAN: ("failed", "nan"),
+    EXIT_DISK: ("failed", "disk"),
+}
+_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_PR_SET_PDEATHSIG = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One run to be carried out by one command.
+
+    files: written into run_dir before each attempt (name -> text).
+    cost: work relative to other tasks; for the order and for the time left.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    run_dir: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    max_steps: int = 0
+    cost: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended. steps: how far this attempt itself came."""
+
+    status: str  # done, failed, oom, interrupted
+    failure: str | None = None
+    message: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Seconds to wait: without progress before a run counts as hung (0: for ever),
+    for a stack dump, after SIGTERM to a hung process, after SIGTERM to a sound one
+    (it writes a checkpoint first)."""
+
+    hang: float = 1800.0
+    dump: float = 2.0
+    hung_end: float = 15.0
+    stop: float = 300.0
+
+
+class Attempt:
+    """A running child. poll() until it gives the Outcome; then nothing is left."""
+
+    def __init__(self, task: Task, slot: Mapping[str, str], patience: Patience) -> None:
+        """Start the process; `slot` names its device and threads by environment.
+
+        Raises OSError if it cannot be started, lib.rundir.DiskFull on a full disk.
+        """
+        self.task, self.patience = task, patience
+        task.run_dir.mkdir(parents=True, exist_ok=True)
+        before = rundir.read_status(task.run_dir)
+        self.number = int(before["attempt"]) + 1
+        for name, text in task.files.items():
+            rundir.atomic_write_text(rundir.safe_join(task.run_dir, name), text)
+        rotate_log(task.run_dir)
+        rundir.write_status(
+            task.run_dir,
+            status="running",
+            failure=None,
+            message="",
+            attempt=self.number,
+            pid=0,
+            host=socket.gethostname(),
+            max_steps=task.max_steps or before["max_steps"],
+            started=rundir.now(),
+            result=None,
+        )
+        self.started = time.monotonic()
+        self.progress = Progress(task.run_dir, task.max_steps)
+        try:
+            self._process = _start(task, slot, self.number)
+        except OSError as error:
+            _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
+            raise
+        self._moved, self._seen = self.started, self._marks()
+        self._reason: str | None = None
+        self._steps: list[tuple[float, signal.Signals]] = []
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> Outcome | None:
+        """Look after the child; its Outcome once it has ended, with status.json
+        telling the same. Call this often: all waiting is done here."""
+        now = time.monotonic()
+        if self._has_ended():
+            return self._end()
+        self._watch(now)
+        while self._steps and now >= self._steps[0][0]:
+            self._signal(self._steps.pop(0)[1])
+        return None
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end; kill if that takes too long."""
+        if self._reason is None:
+            self._reason = "stop"
+            now = time.monotonic()
+            late = now + self.patience.stop
+            self._steps = [(now, signal.SIGTERM), (late, signal.SIGKILL)]
+
+    def kill(self) -> None:
+        """End the child and its group at once."""
+        self._reason = self._reason or "stop"
+        self._steps = []
+        self._signal(signal.SIGKILL)
+
+    def _watch(self, now: float) -> None:
+        marks = self._marks()
+        if marks != self._seen:
+            self._seen, self._moved = marks, now
+        hung = self.patience.hang and now - self._moved > self.patience.hang
+        if hung and self._reason is None:
+            self._reason = "hang"
+            end = now + self.patience.dump
+            self._steps = [
+                (now, signal.SIGUSR1),
+                (end, signal.SIGTERM),
+                (end + self.patience.hung_end, signal.SIGKILL),
+            ]
+
+    def _marks(self) -> tuple[tuple[int, int], ...]:
+        names = (rundir.METRICS_FILE, rundir.STATUS_FILE)
+        return tuple(_mark(self.task.run_dir / name) for name in names)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """SIGKILL goes to the whole group. SIGTERM goes to the leader alone: it has
+        to end its helpers itself, in order, to write a checkpoint. SIGUSR1 goes to
+        those of the group who catch it, because it would end the others."""
+        with suppress(ProcessLookupError, PermissionError):
+            if number == signal.SIGKILL:
+                os.killpg(self.pid, number)
+            elif number == signal.SIGUSR1:
+                for pid in _catching(self.pid, number):
+                    os.kill(pid, number)
+            else:
+                os.kill(self.pid, number)
+
+    def _has_ended(self) -> bool:
+        """Without reaping: as long as the leader is a zombie, no other process can
+        get its number, and the group can still be named safely."""
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, how) is not None
+
+    def _end(self) -> Outcome:
+        self._signal(signal.SIGKILL)  # helpers that outlived their leader
+        code = self._process.wait()
+        run_dir = self.task.run_dir
+        left = _status_or_nothing(run_dir)
+        status, failure, message = classify(code, left, self.number, self._reason)
+        if self._reason == "hang" and failure == "hang":
+            message = f"no progress for {self.patience.hang:g} s; stacks in its log"
+        tail = log_tail(run_dir / rundir.LOG_FILE)
+        if failure == "crash" and not message:
+            message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
+        self.progress.read()
+        if (left.get("status"), left.get("failure")) != (status, failure):
+            _repair_status(run_dir, self.number, status, failure, message)
+        return Outcome(
+            status=status,
+            failure=failure,
+            message=message,
+            exit_code=code,
+            seconds=time.monotonic() - self.started,
+            steps=self.progress.own_steps,
+            log_tail=tail,
+        )
+
+
+def classify(
+    code: int, left: Mapping[str, Any], attempt: int, reason: str | None
+) -> tuple[str, str | None, str]:
+    """(status, failure, message) of an ended process.
+
+    code: as subprocess gives it, negative for a signal. left: its status.json (empty:
+    unreadable). reason: why we ended it ("stop", "hang"), None if we did not.
+    """
+    said = str(left.get("message") or "")
+    if code == EXIT_DONE:
+        if left.get("status") == "done":
+            return "done", None, said
+        return "failed", "crash", "it ended with exit code 0 without being done"
+    if reason == "hang":
+        return "failed", "hang", said
+    if code in _BY_EXIT_CODE:
+        return (*_BY_EXIT_CODE[code], said)
+    if code < 0:
+        return _by_signal(-code, reason)
+    own = left.get("attempt") == attempt and left.get("status") in ("failed", "oom")
+    if own and left.get("failure"):  # a launcher in between hides the exit code
+        return str(left["status"]), str(left["failure"]), said
+    return "failed", "crash", said
+
+
+def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if reason == "stop" or number in _ASKED_TO_END:
+        return "interrupted", None, f"ended by {name}"
+    if number == signal.SIGKILL:
+        text = "by hand, or by the kernel for want of memory"
+        return "failed", "killed", f"killed by {name}: {text}"
+    return "failed", "crash", f"ended by {name}"
+
+
+def _start(task: Task, slot: Mapping[str, str], number: int) -> subprocess.Popen[bytes]:
+    environ = {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        **slot,
+        **task.env,
+        "KABLATE_PARENT_PID": str(os.getpid()),
+        "KABLATE_ATTEMPT": str(number),
+    }
+    with open(task.run_dir / rundir.LOG_FILE, "ab") as log:
+        return subprocess.Popen(
+            task.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 (one thread)
+        )
+
+
+def _die_with_parent(parent: int) -> Callable[[], None] | None:
+    """What a child does before exec so that SIGTERM reaches it when the runner dies,
+    however it dies. The runner has one thread, so forking is safe."""
+    if not sys.platform.startswith("linux"):
+        return None  # the trainer watches KABLATE_PARENT_PID too
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def in_child() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(EXIT_INTERRUPTED)
+
+    return in_child
+
+
+def _catching(group: int, number: int) -> list[int]:
+    """Processes of a group with a handler for a signal; the leader where unknown."""
+    if not sys.platform.startswith("linux"):
+        return [group]
+    found = []
+    for entry in Path("/proc").iterdir():
+        with suppress(OSError, ValueError, IndexError):
+            if entry.name.isdecimal() and os.getpgid(int(entry.name)) == group:
+                text = (entry / "status").read_text()
+                mask = int(re.findall(r"^SigCgt:\s*(\w+)", text, re.MULTILINE)[0], 16)
+                if mask >> (number - 1) & 1:
+                    found.append(int(entry.name))
+    return found
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    try:
+        info = path.stat()
+        return info.st_mtime_ns, info.st_size
+    except OSError:
+        return 0, 0
+
+
+def _status_or_nothing(run_dir: Path) -> dict[str, Any]:
+    try:
+        return rundir.read_status(run_dir)
+    except (OSError, ValueError):
+        return {}
+
+
+def _repair_status(
+    run_dir: Path, attempt: int, status: str, failure: str | None, message: str
+) -> None:
+    """Say in status.json what the child could not say itself."""
+    if not _status_or_nothing(run_dir):
+        (run_dir / rundir.STATUS_FILE).unlink(missing_ok=True)
+    said = {"status": status, "failure": failure, "message": message}
+    rundir.write_status(run_dir, attempt=attempt, **said)

@@ -1,0 +1,133 @@
+"""What the files of a run say while it runs: its log, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib import rundir
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+# ---- logs -----------------------------------------------------------------------
+
+
+def rotate_log(run_dir: Path) -> None:
+    """Keep the log of the attempt before: train.log becomes train.N.log, N counting
+    up, so that train.1.log is the first attempt's."""
+    current = run_dir / rundir.LOG_FILE
+    if not current.exists():
+        return
+    stem, suffix = current.stem, current.suffix
+    pattern = re.compile(rf"{re.escape(stem)}\.(\d+){re.escape(suffix)}")
+    numbers = [int(m[1]) for p in run_dir.iterdir() if (m := pattern.fullmatch(p.name))]
+    current.rename(run_dir / f"{stem}.{max(numbers, default=0) + 1}{suffix}")
+
+
+def log_tail(path: Path, lines: int = 15) -> tuple[str, ...]:
+    """The last lines of a log, as a terminal would have left them: of a progress
+    bar its last state, no escape sequences, no control characters."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return ()
+    shown = []
+    for line in _ANSI.sub("", text).split("\n"):
+        last = line.rstrip("\r").rpartition("\r")[2]
+        clean = "".join(c if c.isprintable() else " " for c in last).rstrip()
+        if clean:
+            shown.append(clean[:500])
+    return tuple(shown[-lines:])
+
+
+# ---- progress -------------------------------------------------------------------
+
+
+class Progress:
+    """What a run's own files say about how far it is; read() looks for news.
+
+    The time left is measured from outside, over this attempt alone, so it contains
+    evaluations and checkpoints.
+    """
+
+    def __init__(self, run_dir: Path, max_steps: int) -> None:
+        self.max_steps = max_steps
+        self.step = 0
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.val_step: int | None = None
+        self.tokens_per_s: float | None = None
+        self._path = run_dir / rundir.METRICS_FILE
+        self._inode = self._offset = self._from = 0
+        self._first: tuple[int, float] | None = None
+        self._last_move = time.monotonic()
+        self.read()
+        self._first, self._from = None, self.step
+
+    @property
+    def own_steps(self) -> int:
+        """Steps made since this object was there."""
+        return max(0, self.step - self._from)
+
+    @property
+    def seconds_per_step(self) -> float | None:
+        if self._first is None or self.step <= self._first[0]:
+            return None
+        return (self._last_move - self._first[1]) / (self.step - self._first[0])
+
+    @property
+    def seconds_left(self) -> float | None:
+        pace = self.seconds_per_step
+        if pace is None or not self.max_steps:
+            return None
+        since = time.monotonic() - self._last_move
+        return max(0.0, (self.max_steps - self.step) * pace - since)
+
+    def read(self) -> None:
+        """Take in the records that were appended since the last call."""
+        before = self.step
+        for record in self._new_records():
+            self._take(record)
+        if self.step != before:
+            self._from = min(self._from, self.step)  # went back to a checkpoint
+            self._last_move = time.monotonic()
+            if self._first is None or self.step < self._first[0]:
+                self._first = (self.step, self._last_move)
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if isinstance(record.get("step"), int):
+            self.step = record["step"]
+        if record.get("kind") == "train":
+            self.loss = record.get("loss")
+            self.tokens_per_s = record.get("tokens_per_s")
+        elif record.get("kind") == "eval":
+            self.val_loss, self.val_step = record.get("val_loss"), self.step
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        try:
+            with open(self._path, "rb") as file:
+                info = os.fstat(file.fileno())
+                if info.st_ino != self._inode or info.st_size < self._offset:
+                    self._inode, self._offset = info.st_ino, 0  # was cut back
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [r for line in whole.splitlines() if (r := _record(line)) is not None]
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None

@@ -1,0 +1,333 @@
+"""Many tasks over a few slots: skip the done, resume, retry, report, never lose.
+
+The truth about every task is in its run directory; this loop only looks there,
+starts processes (lib/process.py) and reacts. It has one thread, so that children
+can be told to die with it.
+"""
+
+from __future__ import annotations
+
+import heapq
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from lib import rundir
+from lib.process import Attempt, Outcome, Patience, Task
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
+# Attempts beyond the first, by class of failure, within one call. A NaN comes again
+# and a full disk stays full; a crash is tried again only where it came far enough
+# to have made a step.
+RETRIES = {"crash": 1, "killed": 2, "hang": 1, "oom": 0, "nan": 0, "disk": 0}
+_DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to carry the tasks out.
+
+    slots: one environment for each task that may run at a time.
+    lock_wait: seconds to wait for the lock of a run that somebody else still holds,
+    such as a trainer whose runner was killed and which is writing its checkpoint.
+    stop_file: a file whose appearance asks for a graceful stop.
+    """
+
+    slots: Sequence[Mapping[str, str]] = ({},)
+    retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
+    patience: Patience = field(default_factory=Patience)
+    fail_fast: bool = False
+    longest_first: bool = False
+    lock_wait: float = 60.0
+    stop_file: Path | None = None
+    poll: float = 0.05
+
+
+@dataclass(kw_only=True)
+class Cell:
+    """A task and where it stands in this call.
+
+    state: queued, running, or at the end skipped (was done), done, failed,
+    interrupted (may go on later), locked (somebody else holds it).
+    """
+
+    task: Task
+    state: str = "queued"
+    attempt: Attempt | None = None
+    outcome: Outcome | None = None
+    failures: Counter[str] = field(default_factory=Counter)
+    lock_deadline: float = 0.0
+    look_again: float = 0.0
+
+    @property
+    def is_over(self) -> bool:
+        return self.state not in ("queued", "running")
+
+
+class View(Protocol):
+    """Shows what happens. refresh() is called often and has to be cheap."""
+
+    def started(self, cell: Cell) -> None: ...
+    def ended(self, cell: Cell, retried: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+    def refresh(self, board: Scheduler) -> None: ...
+
+
+class Scheduler:
+    """Runs tasks; make one, call run() once, in the main thread."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        options: Options,
+        view: View,
+        after: Callable[[Cell], None] = lambda cell: None,
+    ) -> None:
+        """after: called whenever a task has ended for good, to write a summary."""
+        if not options.slots:
+            raise ValueError("no slot to run anything in; give at least one")
+        if len({task.run_dir for task in tasks}) != len(tasks):
+            raise ValueError("two tasks share a run directory")
+        self.cells = [Cell(task=task) for task in tasks]
+        self.options, self.view, self.after = options, view, after
+        self.began = time.monotonic()
+        self._queue = list(self.cells)
+        if options.longest_first:
+            self._queue.sort(key=lambda cell: -cell.task.cost)
+        self._free = list(range(len(options.slots)))
+        self._slot_of: dict[int, int] = {}
+        self._signals: list[tuple[float, int]] = []
+        self._stopping = False
+        self._killed = False
+
+    # ---- what a view may ask ----------------------------------------------------
+
+    def count(self, *states: str) -> int:
+        """How many tasks are in one of these states."""
+        return sum(cell.state in states for cell in self.cells)
+
+    @property
+    def running(self) -> list[Cell]:
+        return [cell for cell in self.cells if cell.state == "running"]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left for all tasks, None while unknown: the queue dealt out over the
+        slots at the pace seen so far, in seconds per unit of cost."""
+        pace = self._pace()
+        if pace is None:
+            return None
+        busy = [self._left(cell, pace) for cell in self.running]
+        ends = busy + [0.0] * (len(self.options.slots) - len(busy))
+        heapq.heapify(ends)
+        for cell in self._queue:
+            heapq.heapreplace(ends, ends[0] + cell.task.cost * pace)
+        return max(ends)
+
+    def _pace(self) -> float | None:
+        seconds = cost = 0.0
+        for cell in self.cells:
+            if cell.state == "done" and cell.outcome and cell.outcome.steps:
+                whole = cell.outcome.steps / max(1, cell.task.max_steps)
+                seconds += cell.outcome.seconds
+                cost += cell.task.cost * min(1.0, whole)
+            elif cell.attempt is not None:
+                step = cell.attempt.progress.seconds_per_step
+                if step is not None and cell.task.max_steps:
+                    seconds += step * cell.task.max_steps
+                    cost += cell.task.cost
+        return seconds / cost if cost else None
+
+    def _left(self, cell: Cell, pace: float) -> float:
+        assert cell.attempt is not None
+        known = cell.attempt.progress.seconds_left
+        return known if known is not None else cell.task.cost * pace
+
+    # ---- running ----------------------------------------------------------------
+
+    def run(self) -> int:
+        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before.
+
+        Whatever is raised here, no child is left behind.
+        """
+        self.began = time.monotonic()
+        with self._listening():
+            try:
+                while self._turn():
+                    time.sleep(self.options.poll)
+            except BaseException:
+                self._abandon()
+                raise
+        if self.count("failed", "locked"):
+            return EXIT_FAILED
+        return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
+
+    def _turn(self) -> bool:
+        """One round; whether there is anything left to wait for."""
+        self._hear()
+        for cell in self.running:
+            assert cell.attempt is not None
+            outcome = cell.attempt.poll()
+            if outcome is not None:
+                self._finish(cell, outcome)
+        if not self._stopping:
+            self._fill()
+        self.view.refresh(self)
+        return bool(self.running or (self._queue and not self._stopping))
+
+    def stop(self, why: str) -> None:
+        """Start nothing more; ask the running to write a checkpoint and end."""
+        if self._stopping:
+            return
+        self._stopping = True
+        names = ", ".join(cell.task.name for cell in self.running)
+        self.view.note(f"{why}: " + (f"waiting for {names}" if names else "stopping"))
+        for cell in self.running:
+            assert cell.attempt is not None
+            cell.attempt.stop()
+
+    # ---- starting ---------------------------------------------------------------
+
+    def _fill(self) -> None:
+        for cell in list(self._queue):
+            if not self._free or self._stopping:
+                return
+            if time.monotonic() >= cell.look_again:
+                self._consider(cell)
+
+    def _consider(self, cell: Cell) -> None:
+        """Start a queued task, or find that it is done or somebody else's."""
+        run_dir = cell.task.run_dir
+        try:
+            if rundir.is_locked(rundir.run_lock(run_dir)):
+                self._wait_for_lock(cell)
+                return
+            if rundir.read_status(run_dir)["status"] == "done":
+                self._queue.remove(cell)
+                cell.state = "skipped"
+                return
+            self._start(cell)
+        except rundir.DiskFull as error:
+            self._never_started(cell, "disk", str(error))
+        except (OSError, ValueError) as error:
+            self._never_started(cell, "crash", str(error))
+
+    def _start(self, cell: Cell) -> None:
+        rundir.remove_leftovers(cell.task.run_dir)
+        slot = self._free[0]
+        options = self.options
+        cell.attempt = Attempt(cell.task, options.slots[slot], options.patience)
+        self._queue.remove(cell)
+        self._free.pop(0)
+        self._slot_of[id(cell)] = slot
+        cell.state = "running"
+        self.view.started(cell)
+
+    def _wait_for_lock(self, cell: Cell) -> None:
+        now = time.monotonic()
+        cell.look_again = now + 0.5
+        held = rundir.lock_held(rundir.run_lock(cell.task.run_dir))
+        if not cell.lock_deadline:
+            cell.lock_deadline = now + self.options.lock_wait
+            self.view.note(f"waiting up to {self.options.lock_wait:g} s: {held}")
+        elif now >= cell.lock_deadline:
+            self._queue.remove(cell)
+            self._conclude(cell, "locked", Outcome(status="failed", message=str(held)))
+
+    def _never_started(self, cell: Cell, failure: str, message: str) -> None:
+        self._queue.remove(cell)
+        outcome = Outcome(status="failed", failure=failure, message=message)
+        self._conclude(cell, "failed", outcome)
+
+    # ---- ending -----------------------------------------------------------------
+
+    def _finish(self, cell: Cell, outcome: Outcome) -> None:
+        slot = self._slot_of.pop(id(cell))
+        self._free.append(slot)
+        self._free.sort()
+        cell.attempt, cell.outcome = None, outcome
+        if self._may_retry(cell, outcome):
+            cell.failures[str(outcome.failure)] += 1
+            cell.state = "queued"
+            self._queue.append(cell)
+            self.view.ended(cell, retried=True)
+            return
+        state = "failed" if outcome.status == "oom" else outcome.status
+        self._conclude(cell, state, outcome)
+
+    def _may_retry(self, cell: Cell, outcome: Outcome) -> bool:
+        if outcome.failure is None or self._stopping:
+            return False
+        if outcome.failure == "crash" and not outcome.steps:
+            return False
+        allowed = self.options.retries.get(outcome.failure, 0)
+        return cell.failures[outcome.failure] < allowed
+
+    def _conclude(self, cell: Cell, state: str, outcome: Outcome) -> None:
+        cell.state, cell.outcome = state, outcome
+        self.view.ended(cell, retried=False)
+        self.after(cell)
+        if state == "failed" and self.options.fail_fast:
+            self.stop(f"{cell.task.name} failed, and the first failure is to stop all")
+        elif outcome.failure == "disk":
+            self.stop("no space left on the disk")
+
+    def _abandon(self) -> None:
+        """We are going down by an exception: stop the children, however long."""
+        self._stopping = True
+        for cell in self.running:
+            assert cell.attempt is not None
+            cell.attempt.stop()
+        while self.running:
+            for cell in self.running:
+                assert cell.attempt is not None
+                try:
+                    ended = cell.attempt.poll() is not None
+                except (OSError, ValueError):
+                    ended = True  # the process is gone; its status cannot be written
+                if ended:
+                    cell.state = "interrupted"
+            if len(self._signals) > 1:
+                self._hear()
+            time.sleep(self.options.poll)
+
+    # ---- signals ----------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append((time.monotonic(), number))
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {n: signal.getsignal(n) for n in numbers}
+        for number in numbers:
+            if before[number] != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self) -> None:
+        """The first signal asks for a graceful end, a later one kills."""
+        stop_file = self.options.stop_file
+        if stop_file is not None and not self._stopping and stop_file.exists():
+            self.stop("asked to stop")
+        if not self._signals:
+            return
+        first, number = self._signals[0]
+        self.stop(f"{signal.Signals(number).name}: again to kill")
+        late = [at for at, _ in self._signals if at - first > _DOUBLE_SIGNAL]
+        if late and not self._killed:
+            self._killed = True
+            self.view.note("killing what still runs")
+            for cell in self.running:
+                assert cell.attempt is not None
+                cell.attempt.kill()
