@@ -1,0 +1,1 @@
+"""Tests of the gpt2 package."""
