@@ -1,0 +1,116 @@
+"""Prepare the configured data set: documents to token files in DATA_DIR.
+
+Exit codes: 0 the data is there; 1 it cannot be had or is damaged; 2 the configuration
+is wrong; 6 the disk is full; 130 interrupted.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.corpus import CorpusError, open_corpus
+from gpt2.prepare import existing, prepare, summary
+from gpt2.schema import ALIASES, Settings, settings_from, symbol_types
+from gpt2.tokenfiles import (
+    DataError,
+    Request,
+    dataset_folder,
+    fingerprint,
+)
+from gpt2.tokenizer import TokenizerUnavailable, get_encoding
+from lib.dotconfig import split_overrides
+from lib.generated import read_config
+from lib.kconfig import apply_overrides
+from lib.rundir import DiskFull
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        settings = load(options.config, options.overrides)
+    except (ValueError, OSError) as error:
+        return complain(error, 2)
+    try:
+        run(settings, force=options.force, verify=options.verify)
+    except DiskFull as error:
+        return complain(error.strerror or error, 6)
+    except (CorpusError, DataError, TokenizerUnavailable, OSError) as error:
+        return complain(error, 1)
+    except KeyboardInterrupt:
+        return complain("interrupted; nothing was left behind", 130)
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    result.add_argument("--config", default="config.py", help="generated config.py")
+    result.add_argument(
+        "--overrides", default="", metavar="'KEY=VALUE ...'", help="as after `make`"
+    )
+    result.add_argument(
+        "--verify", action="store_true", help="compare the sha256 of what is there"
+    )
+    result.add_argument(
+        "--force", action="store_true", help="prepare anew what is there"
+    )
+    return result
+
+
+def load(path: str, overrides: str) -> Settings:
+    """Settings of a config.py with the command line's assignments."""
+    config = apply_overrides(
+        ROOT / "Kconfig",
+        read_config(path),
+        split_overrides(overrides),
+        types=symbol_types(),
+        aliases=ALIASES,
+        prefixes=("GPT2_", "RA_MLA_"),
+    )
+    return settings_from(config)
+
+
+def run(settings: Settings, *, force: bool, verify: bool) -> None:
+    data, data_dir = settings.data, settings.resources.data_dir
+    request = Request(data.dataset, data.tokenizer, data.text_path, data.max_tokens)
+    folder = dataset_folder(data_dir, data.dataset, data.tokenizer)
+    meta = None if force else existing(request, data_dir, verify=verify)
+    if meta is not None:
+        print(f"{folder} is already there{' and verified' if verify else ''}")
+    else:
+        meta = build(request, data_dir, force)
+        print(f"{folder} is prepared")
+    print(f"{summary(meta)}\n  fingerprint {fingerprint(meta)}")
+
+
+def build(request: Request, data_dir: str, force: bool) -> dict[str, Any]:
+    from tqdm import tqdm
+
+    encoding = get_encoding(request.tokenizer, Path(data_dir).expanduser() / "tiktoken")
+    corpus = open_corpus(request)
+    with tqdm(
+        total=corpus.total_bytes, unit="B", unit_scale=True, desc=request.dataset
+    ) as bar:
+        return prepare(
+            request,
+            data_dir,
+            corpus,
+            encoding,
+            force=force,
+            progress=bar,
+            report=lambda text: tqdm.write(text, file=sys.stderr),
+        )
+
+
+def complain(error: object, code: int) -> int:
+    print(f"prepare_data: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
