@@ -1,0 +1,193 @@
+"""Run every check of the house, stop at the first fault and say how to mend it.
+
+`make check` runs all of it. The pre-commit hook runs `--staged`: the quick checks,
+on the files of the commit as they are staged, whatever the working tree holds.
+Exit status: 0 all well, otherwise that of the check that failed.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib.house_rules import HouseRulesError, git
+
+ROOT = Path(__file__).resolve().parents[1]
+PYTHON_FILES = (".py", ".pyi")
+HUNK = re.compile(r"@@ -(\d+)")
+
+
+def first_change_of_each_file(diff: str) -> str:
+    """Turn black's diff into one `path:line: message` per file."""
+    findings, path, line = [], "", 0
+    for text in diff.splitlines():
+        if text.startswith("--- "):
+            path = text[4:].split("\t")[0]
+        elif (hunk := HUNK.match(text)) and path:
+            line = int(hunk[1])
+        elif path and line and text[:1] in ("-", "+") and not text.startswith("+++"):
+            findings.append(f"{path}:{max(line, 1)}: not formatted as black does")
+            path, line = "", 0
+        elif line:
+            line += 1
+    return "\n".join(findings) or diff
+
+
+@dataclass(frozen=True)
+class Check:
+    """One check: what it runs, on which files, and how a user mends its findings."""
+
+    name: str
+    command: tuple[str, ...]
+    mend: str
+    suffixes: tuple[str, ...] | None = None
+    everything: tuple[str, ...] = ()
+    quick: bool = True
+    explain: Callable[[str], str] = str
+
+    def arguments(self, files: Sequence[str] | None) -> list[str] | None:
+        """The command on `files` (None: on everything); None where none concerns it."""
+        if files is None or self.suffixes is None:
+            return [*self.command, *self.everything]
+        concerned = [name for name in files if name.endswith(self.suffixes)]
+        return [*self.command, *concerned] if concerned else None
+
+
+CHECKS = (
+    Check(
+        "format",
+        ("-m", "black", "--check", "--diff", "--quiet"),
+        "make format",
+        PYTHON_FILES,
+        (".",),
+        explain=first_change_of_each_file,
+    ),
+    Check(
+        "whitespace",
+        ("scripts/fix_whitespace_issues.py", "--check"),
+        "make format; what it leaves, by hand as said above",
+        ("",),
+    ),
+    Check("words", ("scripts/check_words.py",), "use another word", ("",)),
+    Check(
+        "defconfigs",
+        ("scripts/kconfig.py", "check-defconfigs"),
+        "as said above; make savedefconfig NAME=... writes a minimal one",
+    ),
+    Check("generated text", ("scripts/generate_docs.py", "--check"), "make format"),
+    Check(
+        "lint",
+        ("-m", "ruff", "check", "--quiet", "--output-format=concise"),
+        "make format; what it leaves, by hand (ruff rule CODE explains a code)",
+        PYTHON_FILES,
+        (".",),
+    ),
+    Check("types", ("-m", "mypy"), "as said above", quick=False),
+    Check(
+        "fast tests",
+        ("-m", "pytest", "-q", "-x", "-m", "not slow and not gpu"),
+        "as said above; one alone: python -m pytest PATH::NAME",
+        quick=False,
+    ),
+)
+NAMES = tuple(check.name for check in CHECKS)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    if options.staged:
+        return check_staged()
+    checks = [check for check in CHECKS if check.name in (options.only or NAMES)]
+    if options.quick:
+        checks = [check for check in checks if check.quick]
+    return run_all(checks, options.files or None)
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.add_argument(
+        "--only", action="append", choices=NAMES, help="run this check (repeatable)"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="leave out types and tests"
+    )
+    parser.add_argument(
+        "--staged", action="store_true", help="quick checks of what is staged"
+    )
+    parser.add_argument(
+        "files", nargs="*", metavar="FILES", help="only these, where a check can"
+    )
+    return parser.parse_args(arguments)
+
+
+def run_all(checks: Sequence[Check], files: Sequence[str] | None) -> int:
+    """Run the checks in order; the exit status of the first that fails, else 0."""
+    for check in checks:
+        arguments = check.arguments(files)
+        status = 0 if arguments is None else run_one(check, arguments)
+        if status:
+            print(f"check: {check.name}: refused. To mend: {check.mend}")
+            return status
+    print(f"check: {', '.join(check.name for check in checks)}: all well")
+    return 0
+
+
+def run_one(check: Check, arguments: Sequence[str]) -> int:
+    print(f"check: {check.name} ...", flush=True)
+    started = time.monotonic()
+    # Only a check whose output is rewritten is captured: the others are seen live.
+    captured = subprocess.PIPE if check.explain is not str else None
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, stdout=captured, text=True, check=False
+    )
+    if done.returncode and done.stdout:
+        print(check.explain(done.stdout))
+    print(f"check: {check.name}: {time.monotonic() - started:.1f} s", flush=True)
+    return done.returncode
+
+
+def check_staged() -> int:
+    """Export the index to a temporary folder and run the quick checks there.
+
+    Single-file checks see the staged files; where there are only deletions, all files.
+    """
+    with tempfile.TemporaryDirectory(prefix="kablate-staged-") as folder:
+        try:
+            git(ROOT, "checkout-index", "--all", f"--prefix={folder}/")
+            changed = git(
+                ROOT, "diff", "--cached", "--name-only", "-z", "--diff-filter=d"
+            )
+            environment = environment_of_index(folder)
+        except HouseRulesError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
+        files = [name for name in changed.split("\0") if name]
+        command = [sys.executable, "scripts/check.py", "--quick", "--", *files]
+        return subprocess.run(command, cwd=folder, env=environment).returncode
+
+
+def environment_of_index(folder: str) -> dict[str, str]:
+    """Let git in `folder` see this repository's index, with the folder as its tree."""
+
+    def absolute(option: Sequence[str]) -> str:
+        return str((ROOT / git(ROOT, "rev-parse", *option).strip()).resolve())
+
+    return {
+        **os.environ,
+        "GIT_DIR": absolute(["--git-dir"]),
+        "GIT_INDEX_FILE": absolute(["--git-path", "index"]),
+        "GIT_WORK_TREE": folder,
+        "PYTHONDONTWRITEBYTECODE": "1",
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

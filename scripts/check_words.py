@@ -1,0 +1,79 @@
+"""Refuse the banned words of pyproject.toml in docs, Kconfig help and docstrings.
+
+The words are `banned_words` of [tool.kablate.commit]. Markdown, Kconfig files and
+defconfigs are searched whole, Python files in their docstrings only. Exit status:
+0 none found, 1 some found, 2 bad usage.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from lib.house_rules import (
+    Finding,
+    HouseRulesError,
+    banned_in,
+    docstring_spans,
+    read_rules,
+    shown,
+    tracked_files,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parse(arguments)
+    try:
+        words = read_rules(ROOT).banned_words
+        files = options.files or [ROOT / name for name in tracked_files(ROOT)]
+        findings = [found for path in files for found in search(path, words)]
+    except (HouseRulesError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for finding in findings:
+        print(finding)
+    return 1 if findings else 0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=(__doc__ or "").split("\n", 1)[0],
+        epilog="Without FILES: every file that git tracks.",
+    )
+    parser.add_argument("files", nargs="*", metavar="FILES", type=Path)
+    return parser.parse_args(arguments)
+
+
+def search(path: Path, words: Sequence[str]) -> list[Finding]:
+    """Findings of one file; none in files that hold no docs."""
+    return [
+        Finding(shown(path), number, f"banned word '{word}'; say it otherwise")
+        for number, word in banned_in(documentation(path), words)
+    ]
+
+
+def documentation(path: Path) -> Iterator[tuple[int, str]]:
+    """The numbered lines of a file that people read as documentation."""
+    python = path.suffix in (".py", ".pyi")
+    if not python and not is_prose(path):
+        return
+    text = path.read_text(encoding="utf-8", errors="replace")
+    lines = list(enumerate(text.split("\n"), 1))
+    if not python:
+        yield from lines
+        return
+    for first, last in docstring_spans(text):
+        yield from lines[first - 1 : last]
+
+
+def is_prose(path: Path) -> bool:
+    kconfig = path.name.startswith("Kconfig") or path.parent.name == "defconfigs"
+    return kconfig or path.suffix in (".md", ".rst")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""A throw-away git repository with a copy of this tree, for planting faults."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def without_git() -> dict[str, str]:
+    """The environment without GIT_DIR and its like.
+
+    Inside a hook they point at the real repository, which tests must not touch.
+    """
+    return {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    """The environment for scratch repositories: an author, no settings of the user."""
+    person = {"NAME": "A. Tester", "EMAIL": "tester@example.org"}
+    who = {
+        f"GIT_{r}_{k}": v for r in ("AUTHOR", "COMMITTER") for k, v in person.items()
+    }
+    alone = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+    return {**without_git(), **who, **alone, "PYTHONDONTWRITEBYTECODE": "1", **extra}
+
+
+def run(
+    folder: Path, *command: str | Path, **extra: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command in `folder`; never raises, the caller looks at the status."""
+    return subprocess.run(
+        [str(part) for part in command],
+        cwd=folder,
+        env=clean_environment(**extra),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def python(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return run(folder, sys.executable, *arguments)
+
+
+def git(folder: Path, *arguments: str | Path) -> str:
+    done = run(folder, "git", *arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def project_files(under: Sequence[str] = ()) -> list[str]:
+    """Files of the project (tracked or new, never ignored) that exist."""
+    command = "git ls-files -z --cached --others --exclude-standard --".split()
+    listed = subprocess.run(
+        [*command, *under],
+        cwd=ROOT,
+        env=without_git(),
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    return sorted(
+        {
+            n
+            for n in os.fsdecode(listed.stdout).split("\0")
+            if n and (ROOT / n).is_file()
+        }
+    )
+
+
+def copy_tree(folder: Path, under: Sequence[str] = ()) -> Path:
+    """Copy the project, or only the paths `under`, into a new repository, committed."""
+    for name in project_files(under):
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, target)
+    git(folder, "init", "--quiet", "--initial-branch=main")
+    commit_all(folder, "scripts: copy the tree\n\nTests plant their faults in it.\n")
+    return folder
+
+
+def commit_all(folder: Path, message: str) -> None:
+    git(folder, "add", "--all")
+    git(folder, "commit", "--quiet", "--no-verify", "--message", message)
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path
+
+
+def write_all(folder: Path, files: Iterable[tuple[str, str | bytes]]) -> None:
+    for name, content in files:
+        write(folder, name, content)
