@@ -7,14 +7,15 @@ INVALID       a run is missing, failed or diverged, or a certificate failed
 UNMATCHED     budget or data differ: no verdict on the architecture
 UNVERIFIED    the certificates were not run
 INCONCLUSIVE  one seed, or neither test below is decided; says how many would do
-NEUTRAL       d lies within the margin (two one-sided t tests)
 SUPPORTED     d is below 0 (t test on the paired differences)
 HARMFUL       d is above 0
+NEUTRAL       d lies within the margin (two one-sided t tests)
 
 p values are Holm-corrected over all comparisons that could get a grade from them,
 those still to be run included, so that no grade falls when another arm finishes.
-NEUTRAL precedes the other two: a difference shown to be smaller than the margin is
-too small to matter, also where it is surely not zero.
+Where d is both surely not 0 and surely within the margin, SUPPORTED and HARMFUL say
+so in their reason: otherwise the number of seeds planned for an effect would not
+find it as often as promised.
 """
 
 from __future__ import annotations
@@ -237,13 +238,16 @@ def _alone(sample: Sequence[float], rules: Rules, family: int = 1) -> Verdict:
 def _grade(verdict: Verdict, rules: Rules) -> str:
     if verdict.mean is None:
         return INVALID
-    if verdict.p_holm is None or verdict.p_equivalent_holm is None:
+    if verdict.p_holm is None:
         return INCONCLUSIVE
-    if verdict.p_equivalent_holm < rules.alpha:
-        return NEUTRAL
     if verdict.p_holm < rules.alpha:
         return SUPPORTED if verdict.mean < 0 else HARMFUL
-    return INCONCLUSIVE
+    return NEUTRAL if _is_small(verdict, rules) else INCONCLUSIVE
+
+
+def _is_small(verdict: Verdict, rules: Rules) -> bool:
+    q = verdict.p_equivalent_holm
+    return q is not None and q < rules.alpha
 
 
 def _finish(
@@ -263,6 +267,9 @@ def _finish(
     ):
         if reasons:
             return dataclasses.replace(verdict, grade=grade, reasons=reasons)
+    if verdict.grade in (SUPPORTED, HARMFUL) and _is_small(verdict, rules):
+        small = f"by less than the margin of {rules.margin:g}"
+        return dataclasses.replace(verdict, reasons=(small,))
     if verdict.grade != INCONCLUSIVE:
         return verdict
     seeds, basis = seeds_to_decide(verdict.differences, rules, noise, max(family, 1))
