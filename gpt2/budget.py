@@ -118,6 +118,8 @@ def _flops(s: Settings) -> int:
     key_dim = inner + (m.n_head * x.rope_dim if x.attention == "mla_rope" else 0)
     block = attention_weights(s) + 2 * m.n_embd * width + t * (key_dim + inner)
     block += band(s) * key_dim if x.ra else 0
+    if x.ract and x.ract_placement == "weights":  # scores once more, for the gate
+        block += t * key_dim + (band(s) * key_dim if x.ra else 0)
     block += m.n_embd * inner if x.output_gate else 0
     block += x.cross_rank * (2 * width + t) if x.cross_token else 0
     block += width * x.latent_dim if latent_on(s) else 0

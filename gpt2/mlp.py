@@ -1,0 +1,163 @@
+"""The MLP and its reciprocal parts: cross-token, latent, and gates to come."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.attend import row_positions
+from gpt2.attention import AttentionSide
+from gpt2.context import BlockContext, LayerCache
+from gpt2.gating import MlpGate
+from gpt2.schema import Settings
+
+
+class CrossToken(nn.Module):
+    """h_i + a (c_i V) U with c_i = sum_j w_ij h_j over the kept mean weights."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        m, x = settings.model, settings.mechanisms
+        self.mix, self.select, self.topk = x.cross_mix, x.cross_select, x.cross_topk
+        self.tau, self.renorm = x.cross_tau, x.cross_renorm
+        self.down = nn.Linear(m.mlp_width, x.cross_rank, bias=False)
+        self.up = nn.Linear(x.cross_rank, m.mlp_width, bias=False)
+
+    def forward(
+        self, hidden: Tensor, weights: Tensor, cache: LayerCache | None = None
+    ) -> Tensor:
+        """hidden [B, S, M], weights [B, S, N] -> [B, S, M]."""
+        low = self.down(hidden)  # V commutes with the sum: rank R is summed, not M
+        if cache is not None:
+            low = cache.extend("cross", low, 1)
+        kept = keep_weights(weights, self.select, self.topk, self.tau, self.renorm)
+        return hidden + self.mix * self.up(kept.to(low.dtype) @ low)
+
+
+def keep_weights(
+    weights: Tensor, select: str, topk: int, tau: float, renorm: bool
+) -> Tensor:
+    """Keep the k largest of each row, or those of at least tau times its rms.
+
+    weights [B, S, N] with zeros where j > i; gradients flow through what is
+    kept. The rms is over the visible part of the row.
+    """
+    rows, columns = weights.shape[-2:]
+    if select == "topk" and topk < columns:
+        places = weights.topk(topk, dim=-1).indices
+        mask = torch.zeros_like(weights).scatter(-1, places, 1.0)
+        weights = weights * mask
+    elif select == "rms":
+        visible = row_positions(rows, columns, weights.device) + 1
+        rms = (weights.square().sum(-1, keepdim=True) / visible).sqrt()
+        weights = weights * (weights >= tau * rms).to(weights.dtype)
+    if renorm:
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
+    return weights
+
+
+class LatentExchange(nn.Module):
+    """Latent reciprocity: h + a up(c^K), and down(h) for the next block.
+
+    tied_transpose: one W of M x L, down by W, up by its transpose. untied: two.
+    per_head_scalar: a fixed orthonormal projection, and for each direction one
+    learned scalar a head over contiguous chunks of the latent.
+    """
+
+    basis: Tensor
+
+    def __init__(self, settings: Settings, produces: bool) -> None:
+        super().__init__()
+        m, x = settings.model, settings.mechanisms
+        self.kind, self.mix, self.produces = x.latent, x.latent_mix, produces
+        if self.kind == "per_head_scalar":
+            self.register_buffer("basis", torch.eye(m.mlp_width, x.latent_dim))
+            self.chunks = chunk_of(x.latent_dim, m.n_head)
+            self.up_scale = nn.Parameter(torch.ones(m.n_head))
+            self.down_scale = nn.Parameter(torch.ones(m.n_head)) if produces else None
+            return
+        self.up = nn.Linear(x.latent_dim, m.mlp_width, bias=False)
+        owns_down = produces and self.kind == "untied"
+        down = nn.Linear(m.mlp_width, x.latent_dim, bias=False) if owns_down else None
+        self.down = down
+
+    def add(self, hidden: Tensor, key_latent: Tensor) -> Tensor:
+        """hidden [B, S, M] with this block's key latent [B, S, L] added."""
+        if self.kind == "per_head_scalar":
+            scaled = key_latent * self.up_scale[self._chunk(key_latent)]
+            return hidden + self.mix * F.linear(scaled, self.basis)
+        return hidden + self.mix * self.up(key_latent)
+
+    def give(self, hidden: Tensor) -> Tensor | None:
+        """[B, S, M] -> [B, S, L] for the next block; None from the last."""
+        if not self.produces:
+            return None
+        if self.kind == "per_head_scalar":
+            assert self.down_scale is not None, "a producer without its scalars"
+            low = F.linear(hidden, self.basis.T)
+            return low * self.down_scale[self._chunk(low)]
+        if self.down is not None:
+            return self.down(hidden)
+        return F.linear(hidden, self.up.weight.T)
+
+    def _chunk(self, like: Tensor) -> Tensor:
+        return torch.as_tensor(self.chunks, device=like.device)
+
+
+def chunk_of(width: int, heads: int) -> list[int]:
+    """Head of each latent dimension: contiguous chunks as even as possible."""
+    return [index * heads // width for index in range(width)]
+
+
+class MlpResult(NamedTuple):
+    """Output [B, S, E] and what the next block reads."""
+
+    output: Tensor
+    ctx: BlockContext
+
+
+class MLP(nn.Module):
+    """GPT-2's MLP with the mechanisms its settings switch on."""
+
+    def __init__(self, settings: Settings, produces: bool) -> None:
+        super().__init__()
+        m, x = settings.model, settings.mechanisms
+        self.fc = nn.Linear(m.n_embd, m.mlp_width, bias=m.bias)
+        self.exchange = (
+            LatentExchange(settings, produces) if x.latent != "none" else None
+        )
+        self.cross = CrossToken(settings) if x.cross_token else None
+        self.gate = MlpGate(settings) if x.mlp_gate and produces else None
+        self.proj = nn.Linear(m.mlp_width, m.n_embd, bias=m.bias)
+        self.dropout = nn.Dropout(m.dropout)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        side: AttentionSide,
+        cache: LayerCache | None = None,
+        position: int = 0,
+    ) -> MlpResult:
+        """x [B, S, E], normed; ``side`` from this block's attention."""
+        hidden = F.gelu(self.fc(x), approximate="tanh")
+        if self.exchange is not None:
+            assert side.key_latent is not None, (
+                "latent reciprocity reads the key latent, which this block's "
+                "attention did not produce"
+            )
+            hidden = self.exchange.add(hidden, side.key_latent)
+        if self.cross is not None:
+            assert side.mean_weights is not None, (
+                "the cross-token MLP reads the mean attention weights, which this "
+                "block's attention did not produce"
+            )
+            hidden = self.cross(hidden, side.mean_weights, cache)
+        ctx = BlockContext(
+            mlp_gate=None if self.gate is None else self.gate(hidden, cache, position),
+            mlp_latent=None if self.exchange is None else self.exchange.give(hidden),
+        )
+        return MlpResult(self.dropout(self.proj(hidden)), ctx)

@@ -1,0 +1,110 @@
+"""GPT: embeddings, blocks, tied head, loss, scoring and generation."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.block import RA_MLA_Block
+from gpt2.context import BlockContext, DecodeCache
+from gpt2.schema import Settings
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019) whose blocks carry the settings' mechanisms."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        m = settings.model
+        self.block_size = m.block_size
+        self.wte = nn.Embedding(settings.vocab_size, m.n_embd)
+        self.wpe = nn.Embedding(m.block_size, m.n_embd)
+        self.dropout = nn.Dropout(m.dropout)
+        self.blocks = nn.ModuleList(RA_MLA_Block(settings, i) for i in range(m.n_layer))
+        self.ln_f = nn.LayerNorm(m.n_embd, bias=m.bias)
+
+    def embed(self, tokens: Tensor, position: int = 0) -> Tensor:
+        """Token plus position embeddings, [B, S] -> [B, S, E]."""
+        length = tokens.shape[1]
+        assert (
+            position + length <= self.block_size
+        ), f"{position + length} tokens do not fit GPT2_BLOCK_SIZE={self.block_size}"
+        where = torch.arange(position, position + length, device=tokens.device)
+        return self.dropout(self.wte(tokens) + self.wpe(where))
+
+    def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
+        """Embeddings [B, S, E] through all blocks and the last norm."""
+        ctx = BlockContext()
+        for index, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layers[index]
+            at = 0 if cache is None else cache.position
+            x, ctx = block(x, ctx=ctx, cache=layer, position=at)
+        return self.ln_f(x)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, V]."""
+        return F.linear(self.hidden(self.embed(tokens)), self.wte.weight)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats over all targets [B, T], in fp32."""
+        logits = self.logits(tokens)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats and the count of right predictions."""
+        logits = self.logits(tokens).float().flatten(0, 1)
+        flat = targets.flatten()
+        loss = F.cross_entropy(logits, flat, reduction="sum")
+        return loss, (logits.argmax(-1) == flat).sum()
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, cache: DecodeCache) -> Tensor:
+        """Logits [B, S, V] of the next S tokens after those in the cache."""
+        x = self.hidden(self.embed(tokens, cache.position), cache)
+        cache.position += tokens.shape[1]
+        return F.linear(x, self.wte.weight)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        count: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue [B, T] by ``count`` tokens; temperature 0 takes the likeliest.
+
+        Raises ValueError if the result would not fit the context.
+        """
+        if tokens.shape[1] + count > self.block_size:
+            raise ValueError(
+                f"{tokens.shape[1]} + {count} tokens do not fit "
+                f"GPT2_BLOCK_SIZE={self.block_size}"
+            )
+        cache = DecodeCache.empty(len(self.blocks))
+        new = tokens
+        for _ in range(count):
+            logits = self.decode(new, cache)[:, -1].float()
+            new = _sample(logits, temperature, top_k, generator)
+            tokens = torch.cat([tokens, new], dim=1)
+        return tokens
+
+
+def _sample(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """One token [B, 1] from logits [B, V]."""
+    if temperature == 0.0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    weights = (logits / temperature).softmax(-1)
+    return torch.multinomial(weights, 1, generator=generator)
