@@ -25,10 +25,9 @@ from torch.utils.data import DataLoader, Dataset
 from gpt2.schema import Settings
 from gpt2.tokenfiles import (
     DataError,
-    Request,
-    check_request,
     dataset_folder,
     fingerprint,
+    prepared,
     read_meta,
     split_file,
 )
@@ -96,15 +95,14 @@ def load_data(settings: Settings) -> tuple[TokenSplit, TokenSplit]:
     Raises as load_split, and DataError if the data on disk was prepared with
     another GPT2_DATASET_TEXT_PATH or GPT2_DATASET_MAX_TOKENS.
     """
+    prepared(settings)
     data, data_dir = settings.data, settings.resources.data_dir
-    request = Request(data.dataset, data.tokenizer, data.text_path, data.max_tokens)
     train, val = (
         load_split(
             data_dir, data.dataset, data.tokenizer, split, settings.model.block_size
         )
         for split in ("train", "val")
     )
-    check_request(train.meta, request)
     return train, val
 
 

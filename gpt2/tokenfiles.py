@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.schema import VOCAB_SIZES
+from gpt2.schema import VOCAB_SIZES, Settings
 from lib.rundir import DamagedFile, identity, read_json
 
 SCHEMA = 1
@@ -56,6 +56,12 @@ class Request:
 def _allow(symbol: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise DataError(f"{symbol}={value!r}: allowed are {', '.join(allowed)}")
+
+
+def request_of(settings: Settings) -> Request:
+    """What these settings ask of the data."""
+    data = settings.data
+    return Request(data.dataset, data.tokenizer, data.text_path, data.max_tokens)
 
 
 def dataset_folder(data_dir: str | Path, dataset: str, tokenizer: str) -> Path:
@@ -147,6 +153,18 @@ def check_request(meta: Mapping[str, Any], request: Request) -> None:
             f"{'; '.join(differing)}. Set it back, choose another DATA_DIR, or "
             f"prepare it anew with {REBUILD}"
         )
+
+
+def prepared(settings: Settings) -> dict[str, Any]:
+    """meta.json of the data that these settings ask for.
+
+    Raises MissingData or DataError, as read_meta and check_request do: what a
+    runner asks before it starts anything.
+    """
+    request = request_of(settings)
+    meta = read_meta(settings.resources.data_dir, request.dataset, request.tokenizer)
+    check_request(meta, request)
+    return meta
 
 
 def check_hashes(folder: Path, meta: Mapping[str, Any]) -> None:

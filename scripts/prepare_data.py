@@ -20,6 +20,7 @@ from gpt2.tokenfiles import (
     Request,
     dataset_folder,
     fingerprint,
+    request_of,
 )
 from gpt2.tokenizer import TokenizerUnavailable, get_encoding
 from lib.dotconfig import split_overrides
@@ -76,9 +77,8 @@ def load(path: str, overrides: str) -> Settings:
 
 
 def run(settings: Settings, *, force: bool, verify: bool) -> None:
-    data, data_dir = settings.data, settings.resources.data_dir
-    request = Request(data.dataset, data.tokenizer, data.text_path, data.max_tokens)
-    folder = dataset_folder(data_dir, data.dataset, data.tokenizer)
+    request, data_dir = request_of(settings), settings.resources.data_dir
+    folder = dataset_folder(data_dir, request.dataset, request.tokenizer)
     meta = None if force else existing(request, data_dir, verify=verify)
     if meta is not None:
         print(f"{folder} is already there{' and verified' if verify else ''}")
@@ -94,7 +94,12 @@ def build(request: Request, data_dir: str, force: bool) -> dict[str, Any]:
     encoding = get_encoding(request.tokenizer, Path(data_dir).expanduser() / "tiktoken")
     corpus = open_corpus(request)
     with tqdm(
-        total=corpus.total_bytes, unit="B", unit_scale=True, desc=request.dataset
+        desc=f"preparing {request.dataset}",
+        total=corpus.total_bytes,
+        unit="B",
+        unit_scale=True,
+        mininterval=0.3,
+        disable=None,  # on a terminal only: a log needs no bar
     ) as bar:
         return prepare(
             request,

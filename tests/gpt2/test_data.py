@@ -24,7 +24,7 @@ from gpt2.data import (
     open_tokens,
 )
 from gpt2.schema import settings_from, symbol_types
-from gpt2.tokenfiles import DataError, MissingData, fingerprint
+from gpt2.tokenfiles import DataError, MissingData, fingerprint, prepared
 from lib.kconfig import load_strict
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 
@@ -299,6 +299,7 @@ def settings_for(data_dir, **wanted):
 def test_load_data_takes_what_the_settings_ask_for(data_dir):
     train, val = load_data(settings_for(data_dir))
     assert (train.split, val.split) == ("train", "val")
+    assert prepared(settings_for(data_dir)) == train.meta
     with pytest.raises(DataError, match="MAX_TOKENS was 0 and is now 999"):
         load_data(settings_for(data_dir, GPT2_DATASET_MAX_TOKENS="999"))
     with pytest.raises(DataError, match="TEXT_PATH was .* and is now 'elsewhere'"):
