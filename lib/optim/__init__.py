@@ -1,0 +1,1 @@
+"""Optimizers: one file a family; names.py needs no torch, registry.py builds."""

@@ -1,0 +1,54 @@
+"""The Adam family, all torch's own: adam, adamw, adamwadv, adamwprune."""
+
+from __future__ import annotations
+
+import torch
+
+from lib.optim.config import OptimConfig
+from lib.optim.groups import Group, fused_options
+
+
+def adam(groups: list[Group], config: OptimConfig) -> torch.optim.Adam:
+    """Adam (Kingma & Ba); its decay is an L2 penalty, g <- g + decay w.
+
+    Adam divides that penalty by its own sqrt(v) like any gradient, so the same
+    number decays otherwise than in AdamW. That difference is what sets "adam"
+    apart from "adamw"; without decay the two are one.
+    """
+    return torch.optim.Adam(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        **fused_options(groups),
+    )
+
+
+def adamw(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW (Loshchilov & Hutter): w <- w (1 - lr decay), then Adam's update.
+
+    Also AdamWPrune: its update is AdamW's; lib.pruning reads the moments.
+    """
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        **fused_options(groups),
+    )
+
+
+def adamwadv(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW with AMSGrad (Reddi et al.): the denominator never shrinks.
+
+    The cosine schedule and the clip at 1.0 that belong to it are the
+    trainer's, and every arm has them.
+    """
+    return torch.optim.AdamW(
+        groups,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.eps,
+        amsgrad=True,
+        **fused_options(groups),
+    )

@@ -1,0 +1,111 @@
+"""Muon for the hidden matrices, AdamW for everything else.
+
+torch.optim.Muon takes two-dimensional parameters only, and Muon's authors keep
+it off embeddings and the head; so the groups are split and both optimizers act
+as one. One learning rate and one decay serve both: Muon's update is scaled by
+0.2 sqrt(max(rows, columns)), which gives it AdamW's root mean square (Liu et
+al., arXiv 2502.16982; torch's adjust_lr_fn="match_rms_adamw").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lib.optim.config import OptimConfig
+from lib.optim.groups import Group, fused_options
+
+
+class MuonAdamW:
+    """Two torch optimizers behind one optimizer's interface.
+
+    `param_groups` lists the groups of both, so a learning rate set there is
+    seen by both; `state` is the union of both.
+    """
+
+    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+        self.muon = muon
+        self.adamw = adamw
+
+    @property
+    def param_groups(self) -> list[Group]:
+        return [*self.muon.param_groups, *self.adamw.param_groups]
+
+    @property
+    def state(self) -> Mapping[Tensor, dict[str, Any]]:
+        return {**self.muon.state, **self.adamw.state}
+
+    def step(self) -> None:
+        self.muon.step()
+        self.adamw.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.muon.zero_grad(set_to_none)
+        self.adamw.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.muon.load_state_dict(state_dict["muon"])
+        self.adamw.load_state_dict(state_dict["adamw"])
+
+
+def split_matrices(
+    groups: list[Group], embeddings: Collection[str]
+) -> tuple[list[Group], list[Group]]:
+    """Groups of Muon's matrices and groups of the rest; decay goes along.
+
+    `embeddings` holds the names of embedding and head weights. ValueError: a
+    name in it that no group has, groups without names, or nothing for one of
+    the two optimizers to do.
+    """
+    if any("param_names" not in group for group in groups):
+        raise ValueError("muon: parameter groups need param_names to find embeddings")
+    known = {name for group in groups for name in group["param_names"]}
+    if unknown := sorted(set(embeddings) - known):
+        raise ValueError(f"muon: embeddings {unknown} are in no parameter group")
+    hidden: list[Group] = []
+    rest: list[Group] = []
+    for group in groups:
+        pairs = list(zip(group["param_names"], group["params"], strict=True))
+        for into, wanted in ((hidden, True), (rest, False)):
+            chosen = [
+                pair
+                for pair in pairs
+                if (pair[1].ndim == 2 and pair[0] not in embeddings) == wanted
+            ]
+            if chosen:
+                names, parameters = zip(*chosen, strict=True)
+                into.append(
+                    {**group, "params": list(parameters), "param_names": list(names)}
+                )
+    if not hidden or not rest:
+        lacking = "hidden matrices" if not hidden else "embeddings or vectors"
+        raise ValueError(f"muon: found no {lacking}; use adamw instead")
+    return hidden, rest
+
+
+def muon(
+    groups: list[Group], config: OptimConfig, embeddings: Collection[str]
+) -> MuonAdamW:
+    """Muon (Nesterov, five Newton-Schulz steps in bfloat16) with AdamW beside it."""
+    hidden, rest = split_matrices(groups, embeddings)
+    return MuonAdamW(
+        torch.optim.Muon(
+            hidden,
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            adjust_lr_fn="match_rms_adamw",
+        ),
+        torch.optim.AdamW(
+            rest,
+            lr=config.learning_rate,
+            betas=config.betas,
+            eps=config.eps,
+            **fused_options(rest),
+        ),
+    )

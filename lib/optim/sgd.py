@@ -1,0 +1,23 @@
+"""SGD: torch's own."""
+
+from __future__ import annotations
+
+import torch
+
+from lib.optim.config import OptimConfig
+from lib.optim.groups import Group, fused_options
+
+
+def sgd(groups: list[Group], config: OptimConfig) -> torch.optim.SGD:
+    """SGD with momentum b <- mu b + (g + decay w), w <- w - lr b.
+
+    The decay is an L2 penalty: it passes through the momentum. At constant lr
+    and mu = 0 it is the decoupled one; otherwise w shrinks by about
+    lr * decay / (1 - mu) an update.
+    """
+    return torch.optim.SGD(
+        groups,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        **fused_options(groups),
+    )
