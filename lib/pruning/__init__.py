@@ -1,0 +1,1 @@
+"""Unstructured pruning; names.py needs no torch, pruner.py does the work."""

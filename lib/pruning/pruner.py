@@ -1,0 +1,275 @@
+"""The pruner: masks over named weights, beside any optimizer.
+
+One optimizer update with pruning:
+
+    loss.backward()                 # all micro steps
+    pruner.before_step(n)           # n = 1, 2, ... this update
+    clip_grad_norm_(...)            # pruned weights no longer count
+    optimizer.step()
+    pruner.after_step(n)
+
+Between updates the weights themselves hold exact zeros, so the model's forward
+is the masked forward, its gradient is the masked forward's gradient, and
+whatever is saved or exported is pruned: no hook, no wrapper, nothing for
+torch.compile to notice. The device is waited for at mask updates only.
+
+- magnitude, state: a pruned weight stays pruned; its gradient and its
+  optimizer state are zero from then on.
+- movement (Sanh et al., arXiv 2005.07683): the scores of all weights go on
+  accumulating -g w, those of pruned weights with the value they had when they
+  were pruned, kept aside in `shadow`. A weight whose score rises comes back
+  with that value. Meanwhile its gradient is masked, and its optimizer state is
+  left to fade, both as in the paper's masked layer. Its value does not decay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.optim.groups import OptimizerLike
+from lib.pruning.masks import keep_masks
+from lib.pruning.names import SCOPES, VARIANTS, method_kind
+from lib.pruning.schedules import CubicSchedule
+from lib.pruning.scores import (
+    Moments,
+    accumulate_movement,
+    layer_sparsity,
+    magnitude,
+    require_no_nan,
+    state_score,
+)
+
+Tensors = dict[str, Tensor]
+
+
+class Pruner:
+    """Prunes `weights` by `method` along `schedule`.
+
+    weights: what may be pruned, by name; leave out embeddings and a head tied
+        to them, norms and biases.
+    scope: "global" (one threshold) or "layer" (one a weight).
+    variant: the score of method "state", one of names.VARIANTS; bitter4 is
+        always per layer and needs `depth_of`, 0 (first) to 1 (last) by name.
+    ValueError: an unknown name, or a method without what it needs.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        optimizer: OptimizerLike,
+        *,
+        method: str,
+        schedule: CubicSchedule | None,
+        scope: str = "global",
+        variant: str | None = None,
+        depth_of: Mapping[str, float] | None = None,
+    ) -> None:
+        self.kind = method_kind(method)
+        self.weights = dict(weights)
+        self.optimizer = optimizer
+        self.schedule = None if method == "none" else schedule
+        self.scope = scope
+        self.variant = variant
+        self.depth_of = depth_of
+        self.step = 0
+        self._check_arguments()
+        self.masks: Tensors = {}
+        self.scores: Tensors = {}
+        self.shadow: Tensors = {}
+        if method != "none":
+            self.masks = {
+                name: torch.ones_like(weight, dtype=torch.bool)
+                for name, weight in self.weights.items()
+            }
+        if self.kind.regrows:
+            for name, weight in self.weights.items():
+                self.scores[name] = torch.zeros_like(weight, dtype=torch.float32)
+                self.shadow[name] = torch.zeros_like(weight)
+
+    def _check_arguments(self) -> None:
+        if self.scope not in SCOPES:
+            raise ValueError(
+                f"pruning scope: {self.scope!r} is unknown; allowed: {SCOPES}"
+            )
+        if self.kind.name == "none":
+            return
+        if self.schedule is None or not self.weights:
+            raise ValueError(
+                f"pruning method {self.kind.name!r} needs a schedule and weights"
+            )
+        if self.kind.needs_state and self.variant not in VARIANTS:
+            raise ValueError(
+                f"adamwprune variant: {self.variant!r} is unknown; "
+                f"allowed: {', '.join(VARIANTS)}"
+            )
+        if self._by_depth and not set(self.weights) <= set(self.depth_of or ()):
+            raise ValueError("adamwprune variant bitter4 needs every weight's depth")
+
+    @property
+    def _by_depth(self) -> bool:
+        return self.kind.needs_state and self.variant == "bitter4"
+
+    @property
+    def _started(self) -> bool:
+        """Whether a mask update has been; before it there is nothing to mask."""
+        return self.schedule is not None and self.step >= self.schedule.start
+
+    def targets(self, step: int) -> list[tuple[tuple[str, ...], int]]:
+        """(names, how many of their weights are to be zero) after `step` updates.
+
+        One entry for a global threshold, one a weight otherwise.
+        """
+        if self.schedule is None or not self.masks:
+            return []
+        sparsity = self.schedule.sparsity(step)
+        if self.scope == "global" and not self._by_depth:
+            total = sum(weight.numel() for weight in self.weights.values())
+            return [(tuple(self.weights), round(sparsity * total))]
+        result: list[tuple[tuple[str, ...], int]] = []
+        for name, weight in self.weights.items():
+            share = sparsity
+            if self._by_depth:
+                assert self.depth_of is not None
+                share = layer_sparsity(sparsity, self.depth_of[name])
+            result.append(((name,), round(share * weight.numel())))
+        return result
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        """With this update's whole gradient, unscaled and not yet clipped."""
+        if step != self.step + 1:
+            raise ValueError(
+                f"pruner: update {step} follows {self.step}; each update must come once"
+            )
+        if self.kind.regrows:
+            self._accumulate()
+        if self._started:
+            for name, weight in self.weights.items():
+                if weight.grad is not None:
+                    weight.grad.masked_fill_(~self.masks[name], 0.0)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """After optimizer.step(): new masks if due, then exact zeros."""
+        if step != self.step + 1:
+            raise ValueError(
+                f"pruner: update {step} follows {self.step}; each update must come once"
+            )
+        self.step = step
+        if not self.masks or self.schedule is None:
+            return
+        if self.schedule.is_update(step):
+            self._update_masks(step)
+        if self._started:
+            self._zero_weights()
+
+    def _accumulate(self) -> None:
+        for name, weight in self.weights.items():
+            if weight.grad is not None:
+                accumulate_movement(
+                    self.scores[name], weight.grad, weight, self.shadow[name]
+                )
+
+    def _zero_weights(self) -> None:
+        for name, weight in self.weights.items():
+            weight.masked_fill_(~self.masks[name], 0.0)
+
+    def _update_masks(self, step: int) -> None:
+        for names, pruned in self.targets(step):
+            scores = [self._ranked(name) for name in names]
+            for name, mask in zip(names, keep_masks(scores, pruned), strict=True):
+                self._adopt(name, mask)
+
+    def _ranked(self, name: str) -> Tensor:
+        """Scores for the selection; -inf where pruned is pruned for good."""
+        score = self._score(name)
+        require_no_nan(name, score)
+        if self.kind.regrows:
+            return score
+        return score.masked_fill(~self.masks[name], -math.inf)
+
+    def _score(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        if self.kind.name == "movement":
+            return self.scores[name]
+        if self.kind.name == "magnitude":
+            return magnitude(weight)
+        assert self.variant is not None
+        return state_score(self.variant, weight, self._moments(weight))
+
+    def _moments(self, weight: nn.Parameter) -> Moments:
+        state = self.optimizer.state[weight]
+        beta1 = next(
+            group["betas"][0]
+            for group in self.optimizer.param_groups
+            if any(weight is member for member in group["params"])
+        )
+        return Moments(
+            state["exp_avg"], state["exp_avg_sq"], float(state["step"]), beta1
+        )
+
+    def _adopt(self, name: str, mask: Tensor) -> None:
+        """Take over a new mask; weights, shadow and state follow it."""
+        weight, old = self.weights[name], self.masks[name]
+        self.masks[name] = mask
+        if self.kind.regrows:
+            dense = torch.where(old, weight, self.shadow[name])
+            weight.copy_(dense)
+            self.shadow[name] = dense.masked_fill(mask, 0.0)
+            return
+        for value in self.optimizer.state.get(weight, {}).values():
+            if isinstance(value, Tensor) and value.shape == weight.shape:
+                value.masked_fill_(~mask, 0.0)
+
+    def zeros(self) -> tuple[int, int]:
+        """(weights that are exactly zero now, all weights), counted anew."""
+        counts = [int((weight == 0).sum()) for weight in self.weights.values()]
+        return sum(counts), sum(weight.numel() for weight in self.weights.values())
+
+    def sparsity(self) -> float:
+        """The share of true zeros among the weights, 0.0 to 1.0."""
+        zeros, total = self.zeros()
+        return zeros / total if total else 0.0
+
+    def state_bytes(self) -> int:
+        """Bytes of masks, scores and shadow."""
+        held = [*self.masks.values(), *self.scores.values(), *self.shadow.values()]
+        return sum(tensor.numel() * tensor.element_size() for tensor in held)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; loadable with weights_only."""
+        return {
+            "method": self.kind.name,
+            "step": self.step,
+            "masks": dict(self.masks),
+            "scores": dict(self.scores),
+            "shadow": dict(self.shadow),
+        }
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; ValueError if it is of other weights or method."""
+        if state["method"] != self.kind.name:
+            raise ValueError(
+                f"pruner: checkpoint of method {state['method']!r}, "
+                f"this run's is {self.kind.name!r}"
+            )
+        for kind in ("masks", "scores", "shadow"):
+            held: Tensors = getattr(self, kind)
+            saved = state[kind]
+            if {k: v.shape for k, v in held.items()} != {
+                k: v.shape for k, v in saved.items()
+            }:
+                raise ValueError(
+                    f"pruner: the checkpoint's {kind} are of other weights"
+                )
+            for name, tensor in held.items():
+                tensor.copy_(saved[name])
+        self.step = state["step"]
+        if self.masks and self._started:
+            self._zero_weights()

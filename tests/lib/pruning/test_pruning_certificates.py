@@ -1,0 +1,140 @@
+"""Every pruning method passes its certificates; planted faults do not."""
+
+import pytest
+import torch
+
+from lib.pruning import certify
+from lib.pruning.masks import kth_lowest
+from lib.pruning.names import SCOPES, VARIANTS
+from lib.pruning.pruner import Pruner
+from tests import reference_optim
+
+METHODS = [("adamw", "magnitude"), ("adamw", "movement"), ("adamwprune", "state")]
+
+
+@pytest.mark.parametrize(("optimizer", "method"), list(certify.pairs()))
+@pytest.mark.parametrize("scope", SCOPES)
+def test_zeros_are_on_schedule_at_every_update(optimizer, method, scope):
+    row = certify.check_schedule(optimizer, method, scope=scope)
+    assert row.passed, row
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_variant_is_on_schedule(variant):
+    row = certify.check_schedule("adamwprune", "state", variant=variant)
+    assert row.passed, row
+
+
+@pytest.mark.parametrize(("optimizer", "method"), METHODS)
+def test_gradients_state_permanence_and_resume(optimizer, method):
+    rows = [
+        certify.check_gradients(optimizer, method),
+        certify.check_permanence(optimizer, method),
+        certify.check_resume(optimizer, method),
+    ]
+    assert all(row.passed for row in rows), rows
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamwspam", "muon"])
+@pytest.mark.parametrize("method", ["magnitude", "movement"])
+def test_resume_is_exact_beside_other_optimizers(optimizer, method):
+    row = certify.check_resume(optimizer, method)
+    assert row.passed, row
+
+
+def test_movement_scores_selection_and_formulas():
+    rows = [
+        certify.check_movement(),
+        certify.check_scores(reference_optim.score),
+        certify.check_selection(reference_optim.keep_masks),
+    ]
+    assert all(row.passed for row in rows), rows
+
+
+class ComputedNotApplied(Pruner):
+    def _zero_weights(self):
+        pass
+
+
+class OneShort(Pruner):
+    """Two weights too few, as a threshold that spares ties would leave."""
+
+    def targets(self, step):
+        return [(names, max(0, count - 2)) for names, count in super().targets(step)]
+
+
+class GradientsLeft(Pruner):
+    def before_step(self, step):
+        pass
+
+
+class StateLeft(Pruner):
+    def _adopt(self, name, mask):
+        self.masks[name] = mask
+
+
+class DroppedOnResume(Pruner):
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+class ScoresDroppedOnResume(Pruner):
+    def load_state_dict(self, state):
+        zeros = {name: torch.zeros_like(s) for name, s in state["scores"].items()}
+        super().load_state_dict({**state, "scores": zeros})
+
+
+class ForgetsPruned(Pruner):
+    """Movement as if the weight beneath the mask were 0."""
+
+    def _adopt(self, name, mask):
+        super()._adopt(name, mask)
+        self.shadow[name].zero_()
+
+
+class Revives(Pruner):
+    """Masks chosen anew each time by magnitude before the weights were zeroed."""
+
+    def _ranked(self, name):
+        score = super()._ranked(name)
+        return torch.where(torch.isinf(score), torch.full_like(score, 9.0), score)
+
+
+FAULTS = [
+    (ComputedNotApplied, certify.check_schedule, "magnitude"),
+    (ComputedNotApplied, certify.check_schedule, "movement"),
+    (OneShort, certify.check_schedule, "magnitude"),
+    (GradientsLeft, certify.check_gradients, "magnitude"),
+    (GradientsLeft, certify.check_gradients, "state"),
+    (StateLeft, certify.check_gradients, "magnitude"),
+    (StateLeft, certify.check_gradients, "state"),
+    (DroppedOnResume, certify.check_resume, "magnitude"),
+    (DroppedOnResume, certify.check_resume, "movement"),
+    (DroppedOnResume, certify.check_resume, "state"),
+    (ScoresDroppedOnResume, certify.check_resume, "movement"),
+    (ForgetsPruned, certify.check_permanence, "movement"),
+    (Revives, certify.check_permanence, "magnitude"),
+]
+
+
+@pytest.mark.parametrize(("kind", "check", "method"), FAULTS)
+def test_a_fault_is_caught(kind, check, method):
+    optimizer = "adamwprune" if method == "state" else "adamw"
+    assert not check(optimizer, method, kind).passed
+
+
+def test_movement_with_masked_weights_is_caught():
+    assert not certify.check_movement(ForgetsPruned).passed
+
+
+def test_a_threshold_that_takes_or_spares_all_ties_is_caught():
+    def takes_all(scores, pruned):
+        bound = kth_lowest(scores, pruned) if pruned else -float("inf")
+        return [score > bound for score in scores]
+
+    def spares_all(scores, pruned):
+        bound = kth_lowest(scores, pruned) if pruned else -float("inf")
+        return [score >= bound for score in scores]
+
+    for fault in (takes_all, spares_all):
+        assert not certify.check_selection(reference_optim.keep_masks, fault).passed

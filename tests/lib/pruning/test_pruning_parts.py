@@ -1,0 +1,113 @@
+"""Schedules, selection and the table of what goes with what."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.pruning.masks import keep_masks, kth_lowest
+from lib.pruning.names import SAME_RANKING, VARIANTS, why_not
+from lib.pruning.schedules import ramp
+from lib.pruning.scores import Moments, state_score
+from tests import reference_optim
+
+RAMP = {"sparsity": 0.5, "warmup_steps": 200, "interval": 50, "ramp_end": 0.75}
+
+
+def test_the_ramp_is_the_papers_cubic():
+    schedule = ramp(**RAMP, steps=1000)
+    assert (schedule.start, schedule.updates, schedule.end) == (200, 11, 750)
+    for step in range(1001):
+        wanted = reference_optim.sparsity(step, 200, 50, 11, 0.5, 0.0)
+        assert schedule.sparsity(step) == pytest.approx(wanted, abs=1e-15)
+    assert schedule.sparsity(1000) == 0.5
+
+
+def test_masks_change_on_the_cadence_and_nowhere_else():
+    schedule = ramp(**RAMP, steps=1000)
+    updates = [step for step in range(1001) if schedule.is_update(step)]
+    assert updates == list(range(200, 751, 50))
+    changes = [
+        step
+        for step in range(1, 1001)
+        if schedule.sparsity(step) != schedule.sparsity(step - 1)
+    ]
+    assert changes == updates[1:]
+
+
+def test_the_last_update_comes_before_the_end_of_the_ramp():
+    schedule = ramp(**RAMP, steps=1060)
+    assert schedule.end == 750 <= 0.75 * 1060
+    assert schedule.sparsity(750) == 0.5
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"steps": 300}, "no mask update fits"),
+        ({"sparsity": 0.0}, "sparsity"),
+        ({"sparsity": 1.0}, "sparsity"),
+        ({"interval": 0}, "interval"),
+        ({"ramp_end": 1.5}, "ramp end"),
+    ],
+)
+def test_a_ramp_that_would_do_nothing_is_refused(change, word):
+    with pytest.raises(ValueError, match=word):
+        ramp(**{**RAMP, "steps": 1000, **change})
+
+
+numbers = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.lists(numbers, min_size=1, max_size=6), min_size=1), st.data())
+def test_kth_lowest_is_the_kth_of_the_sorted(lists, data):
+    scores = [torch.tensor(values, dtype=torch.float32) for values in lists]
+    ordered = sorted(value for values in lists for value in values)
+    k = data.draw(st.integers(1, len(ordered)))
+    assert kth_lowest(scores, k) == ordered[k - 1]
+    masks = keep_masks(scores, k)
+    assert sum(int((~mask).sum()) for mask in masks) == k
+    kept = [s[m].min().item() for s, m in zip(scores, masks, strict=True) if m.any()]
+    assert min(kept, default=math.inf) >= ordered[k - 1]
+
+
+def test_selection_takes_scores_in_any_memory_layout():
+    score = torch.tensor([[3.0, 1.0, 1.0], [1.0, 2.0, 0.0]])
+    plain, turned = keep_masks([score], 3)[0], keep_masks([score.T.clone().T], 3)[0]
+    assert torch.equal(plain, turned)
+    assert plain.tolist() == [[True, False, False], [True, True, False]]
+
+
+def test_variants_said_to_rank_alike_do_and_others_do_not():
+    torch.manual_seed(0)
+    weight, first = torch.randn(2, 200)
+    state = Moments(first, first**2 * torch.rand(200), 50, 0.9)
+    order = {
+        variant: tuple(state_score(variant, weight, state).argsort().tolist())
+        for variant in VARIANTS
+    }
+    for variant, twin in SAME_RANKING.items():
+        assert order[variant] == order[twin]
+    # bitter4 differs from bitter3 by its layers' shares, not by its score.
+    distinct = set(VARIANTS) - set(SAME_RANKING) - {"bitter4"}
+    assert len({order[variant] for variant in distinct}) == len(distinct)
+
+
+def test_scores_stay_finite_where_no_gradient_has_come():
+    zeros = torch.zeros(3)
+    for variant in VARIANTS:
+        score = state_score(variant, torch.ones(3), Moments(zeros, zeros, 1, 0.9))
+        assert torch.isfinite(score).all()
+
+
+def test_impossible_pairs_have_a_reason():
+    assert why_not("adamw", "magnitude") is None
+    assert why_not("adamwprune", "state") is None
+    assert why_not("muon", "movement") is None
+    assert "adamwprune" in why_not("adamw", "state")
+    assert "adamw" in why_not("adamwprune", "magnitude")
+    with pytest.raises(ValueError, match="wanda"):
+        why_not("adamw", "wanda")

@@ -1,0 +1,132 @@
+"""The pruner's interface: order of calls, scopes, export, refusals."""
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lib.pruning.certify import SCHEDULE, SHAPES, STEPS, Run
+from lib.pruning.pruner import Pruner
+
+
+def finished(optimizer="adamw", method="magnitude", **options) -> Run:
+    run = Run(optimizer, method, **options)
+    for step in range(1, STEPS + 1):
+        run.update(step)
+    return run
+
+
+def layer_zeros(run: Run) -> list[int]:
+    return [int((weight == 0).sum()) for weight in run.prunable.values()]
+
+
+def test_a_layer_threshold_prunes_each_layer_alike_a_global_one_does_not():
+    assert layer_zeros(finished(scope="layer")) == [21, 13]
+    across = layer_zeros(finished(scope="global"))
+    assert sum(across) == 34
+    assert across != [21, 13]
+
+
+def test_what_is_exported_is_exactly_zero_and_biases_are_whole(tmp_path):
+    run = finished("adamwspam")
+    path = tmp_path / "model.safetensors"
+    save_file({n: w.detach() for n, w in run.weights.items()}, path)
+    loaded = load_file(path)
+    assert sum(int((loaded[name] == 0).sum()) for name in run.prunable) == 34
+    assert run.pruner.zeros() == (34, 56)
+    assert run.pruner.sparsity() == pytest.approx(34 / 56)
+    assert not (loaded["bias"] == 0).any()
+
+
+def test_bitter4_prunes_late_layers_harder():
+    run = finished("adamwprune", "state", variant="bitter4")
+    assert layer_zeros(run) == [round(0.6 * 0.7 * 35), round(0.6 * 1.3 * 21)]
+
+
+def test_bitter4_needs_to_know_the_depths():
+    run = Run("adamwprune", "magnitude")
+    with pytest.raises(ValueError, match="depth"):
+        Pruner(
+            run.prunable,
+            run.optimizer,
+            method="state",
+            schedule=SCHEDULE,
+            variant="bitter4",
+            depth_of={"first.weight": 0.0},
+        )
+
+
+def test_state_by_bitter1_is_magnitude_pruning():
+    state = finished("adamwprune", "state", variant="bitter1")
+    plain = finished("adamw", "magnitude")
+    assert all(torch.equal(state.weights[n], w) for n, w in plain.weights.items())
+
+
+def test_pruning_changes_what_is_learnt():
+    pruned, dense = finished("adamw", "movement"), finished("adamw", "none")
+    assert dense.pruner.zeros() == (0, 56)
+    assert dense.pruner.state_bytes() == 0
+    kept = pruned.weights["first.weight"] != 0
+    assert not torch.equal(
+        pruned.weights["first.weight"][kept], dense.weights["first.weight"][kept]
+    )
+
+
+def test_movement_keeps_masks_scores_and_shadow():
+    weights = sum(
+        torch.Size(SHAPES[n]).numel() for n in ("first.weight", "second.weight")
+    )
+    assert finished(method="movement").pruner.state_bytes() == (1 + 4 + 4) * weights
+    assert finished(method="magnitude").pruner.state_bytes() == weights
+
+
+def test_an_update_left_out_or_done_twice_is_refused():
+    run = Run("adamw", "magnitude")
+    run.update(1)
+    run.backward(2)
+    for wrong in (1, 3):
+        with pytest.raises(ValueError, match="once"):
+            run.pruner.before_step(wrong)
+        with pytest.raises(ValueError, match="once"):
+            run.pruner.after_step(wrong)
+
+
+def test_a_checkpoint_of_another_method_or_model_is_refused():
+    movement, magnitude = finished(method="movement"), finished(method="magnitude")
+    with pytest.raises(ValueError, match="movement"):
+        magnitude.pruner.load_state_dict(movement.pruner.state_dict())
+    state = magnitude.pruner.state_dict()
+    state["masks"].pop("first.weight")
+    with pytest.raises(ValueError, match="other weights"):
+        magnitude.pruner.load_state_dict(state)
+
+
+def test_scores_survive_an_update_with_overflown_gradients():
+    run = Run("adamw", "movement")
+    run.backward(1)
+    run.weights["first.weight"].grad[0, 0] = float("inf")
+    run.weights["first.weight"].grad[0, 1] = float("nan")
+    run.pruner.before_step(1)
+    assert torch.isfinite(run.pruner.scores["first.weight"]).all()
+    assert run.pruner.scores["first.weight"].abs().sum() > 0
+
+
+def test_weights_that_are_not_numbers_stop_the_selection():
+    run = Run("adamw", "magnitude")
+    for step in range(1, SCHEDULE.start):
+        run.update(step)
+    with torch.no_grad():
+        run.weights["first.weight"][0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r"first\.weight"):
+        run.update(SCHEDULE.start)
+
+
+def test_unknown_names_are_refused():
+    run = Run("adamw", "magnitude")
+    for options, word in (
+        ({"method": "wanda"}, "wanda"),
+        ({"method": "magnitude", "scope": "block"}, "block"),
+        ({"method": "state", "variant": "bitter10"}, "bitter10"),
+        ({"method": "magnitude", "schedule": None}, "schedule"),
+    ):
+        with pytest.raises(ValueError, match=word):
+            Pruner(run.prunable, run.optimizer, **{"schedule": SCHEDULE, **options})
