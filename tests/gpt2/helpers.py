@@ -1,0 +1,113 @@
+"""Tiny settings and models, made from the real Kconfig without any file of the user."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.init import init_parameters
+from gpt2.model import GPT
+from gpt2.plan import step_settings
+from gpt2.schema import ALIASES, Settings, settings_from, symbol_types
+from lib.generated import Config
+from lib.kconfig import load_strict
+
+KCONFIG = Path(__file__).resolve().parents[2] / "Kconfig"
+PREFIXES = ("GPT2_", "RA_MLA_")
+
+# Small, odd, and with an attention width (4 x 3) that is not the embedding's, so
+# that a transposed or confused dimension cannot go unnoticed.
+TINY = {
+    "GPT2_MODEL_CUSTOM": "y",
+    "GPT2_N_LAYER": "3",
+    "GPT2_N_HEAD": "4",
+    "GPT2_N_EMBD": "10",
+    "GPT2_HEAD_DIM": "3",
+    "GPT2_BLOCK_SIZE": "16",
+    "GPT2_TOKENIZER_BYTES": "y",
+    "RA_MLA_ABLATION_MODE": "y",
+    "RA_MLA_LATENT_DIM": "6",
+    "RA_MLA_JOINT_LATENT_DIM": "7",
+    "RA_MLA_ROPE_DIM": "4",
+    "RA_MLA_RA_WINDOW": "2",
+    "RA_MLA_RACT_TOPK": "3",
+    "RA_MLA_CROSS_TOPK": "3",
+    "DEVICE": "cpu",
+    "MIXED_PRECISION": "n",
+}
+
+
+def make_config(**symbols: str) -> Config:
+    """The Kconfig defaults with symbols (aliases allowed) from the command line."""
+    return load_strict(
+        KCONFIG,
+        [],
+        [f"{name}={value}" for name, value in symbols.items()],
+        types=symbol_types(),
+        aliases=ALIASES,
+        prefixes=PREFIXES,
+    )
+
+
+@cache
+def full_size() -> Settings:
+    """GPT-2 124M, as Kconfig has it."""
+    return settings_from(make_config(RA_MLA_ABLATION_MODE="y"))
+
+
+@cache
+def _tiny() -> Settings:
+    return settings_from(make_config(**TINY))
+
+
+def tiny(**fields: object) -> Settings:
+    """TINY with fields of the schema changed; 0 for a width still means: derive it."""
+    return _tiny().replace(**fields)
+
+
+def tiny_step(step: int, **fields: object) -> Settings:
+    """A step over TINY, resolved; ``fields`` change the base it is laid over."""
+    return step_settings(tiny(**fields), step)
+
+
+def tiny_model(**fields: object) -> Settings:
+    """One model with the mechanisms given, MLP width 11 and small mechanism widths."""
+    widths = {"mlp_width": 11, "mlp_gate_dim": 3, "cross_rank": 2}
+    return tiny(**{**widths, **fields})
+
+
+@torch.no_grad()
+def randomize(module: nn.Module, seed: int = 0, std: float = 0.4) -> None:
+    """A generic point: every parameter random, biases, norms and alphas included.
+
+    Fixed buffers keep what their module or its initialization set.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for parameter in module.parameters():
+        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
+        parameter.copy_(noise * std + (1.0 if parameter.ndim == 1 else 0.0))
+
+
+def generic(settings: Settings, seed: int = 0, dtype: torch.dtype = torch.float64):
+    """A GPT of ``settings`` at a generic point, in evaluation mode."""
+    model = GPT(settings)
+    init_parameters(model, seed)
+    model.to(dtype)
+    randomize(model, seed)
+    return model.eval()
+
+
+def tokens_of(settings: Settings, batch: int, length: int, seed: int = 0) -> Tensor:
+    """Token ids [batch, length]."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(settings.vocab_size, (batch, length), generator=generator)
+
+
+def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Standard normal numbers that may be differentiated by."""
+    generator = torch.Generator().manual_seed(seed)
+    numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
+    return numbers.to(dtype).requires_grad_()
