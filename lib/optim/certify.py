@@ -1,4 +1,4 @@
-"""Certificates of the optimizers: each is run on the CPU and watched.
+"""Certificates of the optimizers: each is run and watched, on any device.
 
 Every check takes the thing to check (a `make` function that returns an
 optimizer over given groups), so that a faulty one can be put in its place.
@@ -80,33 +80,37 @@ def make_default(name: str, groups: list[Group], config: OptimConfig) -> Optimiz
     return build(name, groups, config, embeddings=EMBEDDINGS)
 
 
-def certify_optimizers(reference: Reference, make: Make = make_default) -> list[Row]:
+def certify_optimizers(
+    reference: Reference, make: Make = make_default, device: str = "cpu"
+) -> list[Row]:
     """All certificates of all optimizers, in the order of the registry."""
     rows = [check_groups()]
     for name in OPTIMIZERS:
-        rows.append(check_reference(name, reference, make))
-        rows.append(check_decay(name, make))
-        rows.append(check_resume(name, make))
-    return rows + check_spam(reference, make)
+        rows.append(check_reference(name, reference, make, device=device))
+        rows.append(check_decay(name, make, device=device))
+        rows.append(check_resume(name, make, device))
+    return rows + check_spam(reference, make, device)
 
 
-def check_spam(reference: Reference, make: Make = make_default) -> list[Row]:
+def check_spam(
+    reference: Reference, make: Make = make_default, device: str = "cpu"
+) -> list[Row]:
     """What only AdamWSPAM has; its other threshold and counter as well."""
     other = replace(CONFIG, spam_threshold=50.0, spam_reset_counter=True)
-    trace = spam_trace(make)
+    trace = spam_trace(make, device=device)
     return [
-        check_reference("adamwspam", reference, make, other),
+        check_reference("adamwspam", reference, make, other, device=device),
         check_clip(trace),
         check_reset(trace),
         check_warmup(trace),
     ]
 
 
-def fresh_weights(dtype: torch.dtype = torch.float64) -> Weights:
+def fresh_weights(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Weights:
     """The small model of these checks, from a fixed seed."""
     generator = torch.Generator().manual_seed(1)
     return {
-        name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
+        name: nn.Parameter(torch.randn(shape, generator=generator).to(device, dtype))
         for name, shape in SHAPES.items()
     }
 
@@ -144,7 +148,7 @@ def advance(
     """Do the numbered updates with the table's gradients."""
     for update in updates:
         for name, weight in weights.items():
-            weight.grad = table[name][update - 1].to(weight.dtype, copy=True)
+            weight.grad = table[name][update - 1].to(weight, copy=True)
         set_learning_rate(optimizer, rate_at(update))
         optimizer.step()
 
@@ -156,10 +160,11 @@ def check_reference(
     config: OptimConfig = CONFIG,
     dtype: torch.dtype = torch.float64,
     updates: int = UPDATES,
+    device: str = "cpu",
 ) -> Row:
     """1,000 updates with spikes; the largest error, over the distance moved."""
-    weights, table = fresh_weights(dtype), gradient_table(updates)
-    start = {key: w.detach().double().clone() for key, w in weights.items()}
+    weights, table = fresh_weights(dtype, device), gradient_table(updates)
+    start = {key: w.detach().double().cpu().clone() for key, w in weights.items()}
     expected = reference(
         name,
         {key: value.numpy() for key, value in start.items()},
@@ -177,7 +182,8 @@ def check_reference(
     worst, at = 0.0, 0
     for key, path in history.items():
         wanted = torch.stack([torch.as_tensor(then[key]) for then in expected])
-        errors = _relative_errors(torch.stack(path).double(), wanted, start[key])
+        seen = torch.stack(path).double().cpu()
+        errors = _relative_errors(seen, wanted, start[key])
         if not errors.max().item() <= worst:
             worst, at = errors.max().item(), int(errors.argmax()) + 1
     allowed = TOLERANCE.get(name, 1e-9 if dtype is torch.float64 else 1e-3)
@@ -210,7 +216,9 @@ def _settings(config: OptimConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_decay(name: str, make: Make = make_default, decay: float = 0.1) -> Row:
+def check_decay(
+    name: str, make: Make = make_default, decay: float = 0.1, device: str = "cpu"
+) -> Row:
     """Zero gradients: only decay moves the weights, along a closed form.
 
     Decoupled: w (1 - lr decay)^n. SGD's L2 with momentum mu: the linear
@@ -218,7 +226,7 @@ def check_decay(name: str, make: Make = make_default, decay: float = 0.1) -> Row
     Adam's L2: one update from w is w - lr decay w / (|decay w| + eps).
     Biases do not move. The figure is the largest error over lr * decay.
     """
-    weights = fresh_weights()
+    weights = fresh_weights(device=device)
     start = {key: weight.detach().clone() for key, weight in weights.items()}
     optimizer = make(name, groups_of(weights, decay), CONFIG)
     updates = 1 if name == "adam" else 20
@@ -251,14 +259,14 @@ def _decayed(name: str, start: Tensor, decay: float, updates: int) -> Tensor:
     return start * left
 
 
-def check_resume(name: str, make: Make = make_default) -> Row:
+def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> Row:
     """Stop, save, load, go on: equal bit for bit to never having stopped.
 
     SPAM is stopped in the middle of a warm-up; the others have no phases.
     """
     stop, end = (560, 600) if name == "adamwspam" else (30, 70)
     table = gradient_table(end)
-    whole = fresh_weights(torch.float32)
+    whole = fresh_weights(torch.float32, device)
     optimizer = make(name, groups_of(whole), CONFIG)
     advance(optimizer, whole, table, range(1, stop + 1))
     saved = io.BytesIO()
@@ -305,24 +313,27 @@ def check_grouping(
 
 
 def spam_trace(
-    make: Make = make_default, config: OptimConfig = CONFIG, updates: int = UPDATES
+    make: Make = make_default,
+    config: OptimConfig = CONFIG,
+    updates: int = UPDATES,
+    device: str = "cpu",
 ) -> list[Seen]:
     """Every update of "wide.weight" under AdamWSPAM, without decay."""
-    weights, table = fresh_weights(), gradient_table(updates)
+    weights, table = fresh_weights(device=device), gradient_table(updates)
     optimizer = make("adamwspam", groups_of(weights, 0.0), config)
     watched = weights["wide.weight"]
     trace = []
     for update in range(1, updates + 1):
-        before = watched.detach().clone()
+        before = watched.detach().cpu().clone()
         advance(optimizer, weights, table, range(update, update + 1))
         state = optimizer.state[watched]
         seen = Seen(
             update,
             table["wide.weight"][update - 1],
             before,
-            watched.detach().clone(),
-            state["exp_avg"].clone(),
-            state["exp_avg_sq"].clone(),
+            watched.detach().cpu().clone(),
+            state["exp_avg"].cpu().clone(),
+            state["exp_avg_sq"].cpu().clone(),
         )
         trace.append(seen)
     return trace

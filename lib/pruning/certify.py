@@ -45,14 +45,17 @@ class Run:
         make: MakePruner = Pruner,
         scope: str = "global",
         variant: str | None = "bitter7",
+        device: str = "cpu",
     ) -> None:
         generator = torch.Generator().manual_seed(3)
         self.weights = {
-            name: nn.Parameter(scale * torch.randn(SHAPES[name], generator=generator))
+            name: nn.Parameter(
+                (scale * torch.randn(SHAPES[name], generator=generator)).to(device)
+            )
             for name, scale in SCALES.items()
         }
-        self.inputs = torch.randn((STEPS, 16, 5), generator=generator)
-        self.targets = torch.randn((STEPS, 16, 3), generator=generator)
+        self.inputs = torch.randn((STEPS, 16, 5), generator=generator).to(device)
+        self.targets = torch.randn((STEPS, 16, 3), generator=generator).to(device)
         groups = decay_groups(list(self.weights.items()), 0.1)
         self.optimizer: OptimizerLike = build(optimizer, groups, CONFIG)
         self.pruner = make(
@@ -94,20 +97,28 @@ def certify_pruning(
     score_reference: ScoreReference,
     mask_reference: MaskReference,
     make: MakePruner = Pruner,
+    device: str = "cpu",
 ) -> list[Row]:
     """All certificates of pruning: each possible pair, scope and variant."""
     rows = [check_scores(score_reference), check_selection(mask_reference)]
     for optimizer, method in pairs():
-        rows += [check_schedule(optimizer, method, make, s) for s in SCOPES]
+        for scope in SCOPES:
+            row = check_schedule(optimizer, method, make, scope, device=device)
+            rows.append(row)
     for variant in VARIANTS:
-        rows.append(check_schedule("adamwprune", "state", make, variant=variant))
+        row = check_schedule(
+            "adamwprune", "state", make, variant=variant, device=device
+        )
+        rows.append(row)
     for method in METHODS:
         if method != "none":
             optimizer = "adamwprune" if method == "state" else "adamw"
-            rows.append(check_gradients(optimizer, method, make))
-            rows.append(check_permanence(optimizer, method, make))
-            rows.append(check_resume(optimizer, method, make))
-    return [*rows, check_resume("adamwspam", "magnitude", make), check_movement(make)]
+            rows.append(check_gradients(optimizer, method, make, device))
+            rows.append(check_permanence(optimizer, method, make, device))
+            rows.append(check_resume(optimizer, method, make, device))
+    rows.append(check_resume("adamwspam", "magnitude", make, device))
+    rows.append(check_movement(make, device))
+    return rows
 
 
 def pairs() -> Iterator[tuple[str, str]]:
@@ -138,13 +149,14 @@ def check_schedule(
     make: MakePruner = Pruner,
     scope: str = "global",
     variant: str = "bitter7",
+    device: str = "cpu",
 ) -> Row:
     """True zeros within one weight of the schedule after every single update.
 
     Counted in the weights after decay and momentum had their say; the figure
     is the largest deviation, in weights.
     """
-    run = Run(optimizer, method, make, scope, variant)
+    run = Run(optimizer, method, make, scope, variant, device)
     by_depth = method == "state" and variant == "bitter4"
     worst, at = 0.0, 0
     for step in range(1, STEPS + 1):
@@ -162,13 +174,15 @@ def check_schedule(
     return Row(f"{label}, {scope}: on schedule", passed, worst, detail)
 
 
-def check_gradients(optimizer: str, method: str, make: MakePruner = Pruner) -> Row:
+def check_gradients(
+    optimizer: str, method: str, make: MakePruner = Pruner, device: str = "cpu"
+) -> Row:
     """Gradients of pruned weights reach the optimizer as 0, those kept whole.
 
     Where pruning is for good the optimizer's state of them is 0 as well. The
     figure counts entries that are not as they should be.
     """
-    run = Run(optimizer, method, make)
+    run = Run(optimizer, method, make, device=device)
     wrong = 0
     for step in range(1, STEPS + 1):
         run.backward(step)
@@ -201,12 +215,14 @@ def _live_state(run: Run) -> int:
     )
 
 
-def check_permanence(optimizer: str, method: str, make: MakePruner = Pruner) -> Row:
+def check_permanence(
+    optimizer: str, method: str, make: MakePruner = Pruner, device: str = "cpu"
+) -> Row:
     """Pruned stays pruned; under movement some come back, as they had been.
 
     The figure is the number of weights that came back.
     """
-    run = Run(optimizer, method, make)
+    run = Run(optimizer, method, make, device=device)
     aside = {name: torch.zeros_like(w) for name, w in run.prunable.items()}
     back, changed = 0, 0
     for step in range(1, STEPS + 1):
@@ -228,10 +244,12 @@ def check_permanence(optimizer: str, method: str, make: MakePruner = Pruner) -> 
     return Row(f"{method}: pruned stays pruned or returns", passed, float(back), detail)
 
 
-def check_resume(optimizer: str, method: str, make: MakePruner = Pruner) -> Row:
+def check_resume(
+    optimizer: str, method: str, make: MakePruner = Pruner, device: str = "cpu"
+) -> Row:
     """Stop in mid ramp, save, load, go on: equal bit for bit, zeros included."""
     stop = SCHEDULE.start + 3 * SCHEDULE.interval + 1
-    whole = Run(optimizer, method, make)
+    whole = Run(optimizer, method, make, device=device)
     for step in range(1, stop + 1):
         whole.update(step)
     saved = io.BytesIO()
@@ -246,7 +264,7 @@ def check_resume(optimizer: str, method: str, make: MakePruner = Pruner) -> Row:
 
     saved.seek(0)
     loaded = torch.load(saved, weights_only=True)
-    parts = Run(optimizer, method, make)
+    parts = Run(optimizer, method, make, device=device)
     with torch.no_grad():
         for name, weight in parts.weights.items():
             weight.copy_(loaded["model"][name])
@@ -267,13 +285,13 @@ def check_resume(optimizer: str, method: str, make: MakePruner = Pruner) -> Row:
     return Row(label, exported and equal and masks, figure, detail)
 
 
-def check_movement(make: MakePruner = Pruner) -> Row:
+def check_movement(make: MakePruner = Pruner, device: str = "cpu") -> Row:
     """Scores equal -sum g w in float64, g of the forward with W * mask.
 
     The dense W is followed here by itself: what the optimizer left where the
     mask keeps, what stood there at pruning where it does not.
     """
-    run = Run("adamw", "movement", make)
+    run = Run("adamw", "movement", make, device=device)
     dense = {n: w.detach().double().clone() for n, w in run.prunable.items()}
     score = {n: torch.zeros_like(w) for n, w in dense.items()}
     for step in range(1, STEPS + 1):
