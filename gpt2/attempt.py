@@ -1,0 +1,326 @@
+"""One call of the trainer: lock, set-up, training, and how it ended.
+
+Whatever happens, status.json and the exit code tell it; the runner acts on
+those two alone.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import sys
+import traceback
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2 import manifest
+from gpt2.batch_split import BatchSplit, split_batch
+from gpt2.data import load_data
+from gpt2.failures import (
+    EXIT_CRASH,
+    EXIT_USAGE,
+    OutOfMemory,
+    Refused,
+    end_of,
+    is_out_of_memory,
+)
+from gpt2.init import init_parameters
+from gpt2.model import GPT
+from gpt2.plan import Job
+from gpt2.record import Recorder
+from gpt2.schema import IDENTITY_PARTS
+from gpt2.stopping import StopRequest
+from gpt2.tokenfiles import MissingData
+from gpt2.trainer import Material, Trainer
+from lib import device as devices
+from lib.process import EXIT_DONE
+from lib.rundir import (
+    JOB_FILE,
+    LockHeld,
+    atomic_write_json,
+    diff_fields,
+    lock,
+    now,
+    read_json,
+    read_status,
+    remove_leftovers,
+    run_lock,
+    write_status,
+)
+
+
+def carry_out(
+    job: Job, run_dir: Path, micro_batch: int | None, environ: Mapping[str, str]
+) -> int:
+    """Train the job in run_dir from wherever it stands; the exit code.
+
+    micro_batch: instead of the configured one, or the one that memory allowed.
+    """
+    try:
+        with lock(run_lock(run_dir)):
+            return _with_lock(job, run_dir, micro_batch, environ)
+    except (LockHeld, Refused) as error:  # somebody else's: hands off its status
+        return _complain(error, EXIT_USAGE)
+    except OSError as error:  # not even the lock can be written
+        return _complain(error, end_of(error).exit_code)
+
+
+def _complain(error: object, code: int) -> int:
+    print(f"train_ra_mla: {error}", file=sys.stderr)
+    return code
+
+
+def _with_lock(
+    job: Job, run_dir: Path, micro_batch: int | None, environ: Mapping[str, str]
+) -> int:
+    claim(job, run_dir)
+    stop = StopRequest.from_environment(environ)
+    recorder = Recorder(run_dir, job.settings.optim.max_iters)
+    with stop.listening():
+        try:
+            _announce(job, run_dir, environ)
+            result = _train(job, recorder, stop, micro_batch, environ)
+            recorder.status(status="done", step=recorder.max_steps, result=result)
+        except Exception as error:
+            recorder.close_bar()
+            return _tell_end(run_dir, error)
+    recorder.close_bar()
+    recorder.say(_closing(result))
+    return EXIT_DONE
+
+
+def _tell_end(run_dir: Path, error: Exception) -> int:
+    """Report a run that did not come to its end; the exit code."""
+    end = end_of(error)
+    if end.exit_code == EXIT_CRASH:
+        traceback.print_exception(error)
+    with suppress(OSError):  # on a full disk the exit code has to do
+        write_status(
+            run_dir, status=end.status, failure=end.failure, message=end.message
+        )
+    return _complain(f"{end.status}: {end.message}", end.exit_code)
+
+
+# ---- the run directory ----------------------------------------------------------
+
+
+def claim(job: Job, run_dir: Path) -> None:
+    """Write job.json and clear half-written files away; hold the lock for this.
+
+    Raises Refused, field by field, if the directory is another run's.
+    """
+    path, mine = run_dir / JOB_FILE, job.to_json()
+    theirs = _read_job(path)
+    if theirs and theirs.get("hash") != job.hash:
+        differences = "\n".join(
+            f"  {name}: {old!r} there, {new!r} asked for"
+            for name, old, new in diff_fields(_comparable(theirs), _comparable(mine))
+        )
+        raise Refused(
+            f"{run_dir} holds another run (hash {theirs.get('hash')}, not "
+            f"{job.hash}):\n{differences}\nSet these back, or use another run directory"
+        )
+    remove_leftovers(run_dir)
+    if theirs != mine:
+        atomic_write_json(path, mine)
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    """job.json as it stands; {} if there is none or it is damaged (the stamps of
+    the checkpoints still tell whose they are)."""
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _comparable(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What the hash is of, from the JSON of a job."""
+    settings = job.get("settings", {})
+    resources = settings.get("resources", {})
+    names = ("batch_size", "gradient_accumulation")
+    return {
+        **{part: settings.get(part) for part in IDENTITY_PARTS},
+        "seed": job.get("seed"),
+        "effective batch": " x ".join(str(resources.get(name)) for name in names),
+    }
+
+
+def _announce(job: Job, run_dir: Path, environ: Mapping[str, str]) -> None:
+    """status.json of an attempt that begins."""
+    given = environ.get("KABLATE_ATTEMPT", "")
+    attempt = int(given) if given.isdecimal() else read_status(run_dir)["attempt"] + 1
+    write_status(
+        run_dir,
+        status="running",
+        failure=None,
+        message="",
+        max_steps=job.settings.optim.max_iters,
+        attempt=attempt,
+        pid=os.getpid(),
+        host=socket.gethostname(),
+        started=now(),
+        result=None,
+    )
+
+
+# ---- training -------------------------------------------------------------------
+
+
+def _train(
+    job: Job,
+    recorder: Recorder,
+    stop: StopRequest,
+    micro_batch: int | None,
+    environ: Mapping[str, str],
+) -> dict[str, Any]:
+    """Train; where memory runs out, go on with half the micro batch from the last
+    checkpoint. Raises OutOfMemory when there is nothing left to halve."""
+    material = _material(job, recorder.run_dir, micro_batch)
+    while True:
+        trainer = None
+        try:
+            trainer = _build(job, material, recorder, stop)
+            _start(trainer, material, environ)
+            return trainer.run()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            step = trainer.progress.step if trainer else 0
+            split = _less_memory(material.split, error)
+        recorder.close_bar()
+        recorder.say(
+            f"out of memory after step {step} with micro batch "
+            f"{material.split.micro_batch}: going on from the last checkpoint with "
+            f"{split.micro_batch} and {split.accumulation} micro steps"
+        )
+        manifest.note_out_of_memory(
+            recorder.run_dir, job, material, step=step, micro_batch=split.micro_batch
+        )
+        material = replace(material, split=split)
+        del trainer
+        _free_memory(material)
+
+
+def _less_memory(split: BatchSplit, error: Exception) -> BatchSplit:
+    smaller = split.smaller()
+    if smaller is None:
+        raise OutOfMemory(
+            "out of memory with a micro batch of one sequence: lower "
+            "GPT2_BLOCK_SIZE or the model's size, use bf16, another attention "
+            "kernel, or a device with more memory"
+        ) from error
+    return smaller
+
+
+def _free_memory(material: Material) -> None:
+    """Give back what the failed attempt held, compiled code included."""
+    gc.collect()
+    torch.compiler.reset()
+    if material.device.is_gpu:
+        torch.cuda.empty_cache()
+
+
+def _material(job: Job, run_dir: Path, micro_batch: int | None) -> Material:
+    """Device, data and batch split. Raises Refused for what the user must mend."""
+    settings = job.settings
+    resources = settings.resources
+    allowed = manifest.allowed_micro_batch(
+        manifest.read(run_dir, job.hash), resources.batch_size
+    )
+    try:
+        split = split_batch(settings.effective_batch, micro_batch or allowed)
+        device = devices.select_device(resources.device)
+        with devices.autocast(device, settings.optim.mixed_precision):
+            pass  # refuses what the device cannot compute in
+        train, val = load_data(settings)
+    except (ValueError, MissingData) as error:
+        raise Refused(str(error)) from error
+    _set_up_torch(device, resources.threads)
+    return Material(device=device, split=split, train=train, val=val)
+
+
+def _set_up_torch(device: devices.DeviceInfo, threads: int) -> None:
+    """Arithmetic for the device: on a CPU runs have to agree bit for bit."""
+    if threads:
+        torch.set_num_threads(threads)
+    devices.set_math(device)
+    devices.reset_peak_memory(device)
+    if not device.is_gpu:
+        # As use_deterministic_algorithms, which imports the compiler: 2 s more.
+        torch.set_deterministic_debug_mode("error")
+        # Its filling of fresh memory finds bugs of kernels and costs time.
+        fill = "fill_uninitialized_memory"
+        setattr(torch.utils.deterministic, fill, False)
+
+
+def _build(
+    job: Job, material: Material, recorder: Recorder, stop: StopRequest
+) -> Trainer:
+    """A trainer over the initial weights. Raises Refused as _material."""
+    try:
+        devices.seed_everything(job.seed)
+        model = GPT(job.settings)
+        init_parameters(model, job.seed)
+        model.to(material.device.torch_device)
+        return Trainer(job, model, material, recorder, stop)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+
+
+def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:
+    """Resume, write the manifest, introduce the run."""
+    resumed_at = trainer.resume()
+    parameters = sum(p.numel() for p in trainer.parameters)
+    manifest.write(
+        trainer.recorder.run_dir,
+        trainer.job,
+        material,
+        parameters=parameters,
+        resumed_at=resumed_at,
+        environ=environ,
+    )
+    trainer.recorder.say(_introduction(trainer, material, parameters, resumed_at))
+    trainer.recorder.status(step=trainer.progress.step)
+
+
+# ---- what a reader is told ------------------------------------------------------
+
+
+def _introduction(
+    trainer: Trainer, material: Material, parameters: int, resumed_at: int | None
+) -> str:
+    job, split, settings = trainer.job, material.split, trainer.settings
+    step = "" if job.step is None else f"step {job.step} "
+    rows = {
+        "attention": settings.resources.attention_backend,
+        "precision": settings.optim.mixed_precision
+        + (", compiled" if settings.resources.compile_model else ""),
+        "data": f"{material.train.path.parent}, {material.train.tokens.size:,} "
+        f"training and {material.val.tokens.size:,} validation tokens",
+        "parameters": f"{parameters:,}",
+        "batch": f"{settings.effective_batch} sequences of "
+        f"{settings.model.block_size} tokens: micro batch {split.micro_batch} x "
+        f"accumulation {split.accumulation}",
+        "threads": f"{torch.get_num_threads()}",
+        "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
+    }
+    title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
+    table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
+    return f"{title}\n{devices.describe(material.device)}\n{table}"
+
+
+def _closing(result: Mapping[str, Any]) -> str:
+    return (
+        f"done: validation loss {result['val_loss']:.4f} (best "
+        f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "
+        f"{result['seconds']:.1f} s in all, "
+        f"{result['mean_epoch_seconds']:.1f} s an epoch"
+    )

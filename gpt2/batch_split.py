@@ -1,0 +1,53 @@
+"""How an effective batch is cut: micro batch x accumulation x ranks.
+
+A resource, not part of a run's identity: the cut may change between attempts,
+the batch of an update never does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BatchSplit:
+    """Sizes count sequences; accumulation counts micro steps of one rank."""
+
+    micro_batch: int
+    accumulation: int
+    world_size: int = 1
+    rank: int = 0
+
+    @property
+    def effective_batch(self) -> int:
+        return self.micro_batch * self.accumulation * self.world_size
+
+    def smaller(self) -> BatchSplit | None:
+        """The next cut that needs less memory: half the micro batch, or the
+        largest divisor below that. None if there is nothing left to halve."""
+        share = self.micro_batch * self.accumulation
+        for micro in range(self.micro_batch // 2, 0, -1):
+            if share % micro == 0:
+                return split_batch(
+                    self.effective_batch, micro, self.world_size, self.rank
+                )
+        return None
+
+
+def split_batch(
+    effective_batch: int, micro_batch: int, world_size: int = 1, rank: int = 0
+) -> BatchSplit:
+    """The cut with this micro batch; ValueError if it does not come out even."""
+    together = micro_batch * world_size
+    if micro_batch < 1 or effective_batch % together:
+        raise ValueError(
+            f"micro batch {micro_batch} x {world_size} ranks does not divide the "
+            f"effective batch of {effective_batch} sequences (BATCH_SIZE x "
+            "GPT2_GRADIENT_ACCUMULATION): choose a divisor of it"
+        )
+    return BatchSplit(
+        micro_batch=micro_batch,
+        accumulation=effective_batch // together,
+        world_size=world_size,
+        rank=rank,
+    )

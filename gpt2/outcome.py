@@ -1,0 +1,49 @@
+"""The numbers of a finished run: what it cost and what it reached."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpt2.budget import budget
+from gpt2.progress import Progress
+from gpt2.schema import Settings
+
+
+def trained(
+    settings: Settings, progress: Progress, epoch_tokens: int
+) -> dict[str, Any]:
+    """Time and costs. kv_bytes_per_token: of the decode cache in the precision
+    of training, a cache of fixed size spread over the whole context."""
+    costs = budget(settings)
+    context = settings.model.block_size
+    cached = costs.cache_per_token + costs.cache_constant / context
+    epochs = progress.tokens / epoch_tokens
+    return {
+        "train_loss": progress.train_loss,
+        "flops_per_token": costs.flops_training,
+        "kv_bytes_per_token": cached * bytes_per_number(settings),
+        "tokens": progress.tokens,
+        "tokens_per_s": progress.tokens / progress.train_seconds,
+        "seconds": progress.seconds,
+        "epochs": epochs,
+        "mean_epoch_seconds": progress.seconds / epochs,
+    }
+
+
+def bytes_per_number(settings: Settings) -> int:
+    """Of keys and values in the precision of training."""
+    return 4 if settings.optim.mixed_precision == "fp32" else 2
+
+
+def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:
+    """The last evaluation and the best; bits per byte (base 2) of the text."""
+    assert progress.last is not None, "a finished run was evaluated"
+    loss = progress.last["val_loss"]
+    return {
+        "val_loss": loss,
+        "val_perplexity": progress.last["val_perplexity"],
+        "val_accuracy": progress.last["val_accuracy"],
+        "best_val_loss": progress.best_val_loss,
+        "bits_per_byte": loss / math.log(2.0) / bytes_per_token,
+    }

@@ -1,0 +1,89 @@
+"""What a training leaves behind while it runs: metrics, status, lines, a bar."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.rundir import METRICS_FILE, append_jsonl, read_jsonl, write_status
+
+STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
+
+
+class Recorder:
+    """Writes to a run directory and to stdout; the bar is for terminals alone."""
+
+    def __init__(self, run_dir: Path, max_steps: int) -> None:
+        self.run_dir, self.max_steps = run_dir, max_steps
+        self.metrics = run_dir / METRICS_FILE
+        self._bar: Any = None
+        self._last_status = 0.0
+
+    def say(self, text: str) -> None:
+        """One or more lines for a reader, above the bar if there is one."""
+        if self._bar is not None:
+            self._bar.write(text, file=sys.stdout)
+        else:
+            print(text, flush=True)
+
+    def start_bar(self, step: int) -> None:
+        if sys.stdout.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(
+                total=self.max_steps,
+                initial=step,
+                unit="step",
+                dynamic_ncols=True,
+                file=sys.stdout,
+            )
+
+    def advance(self) -> None:
+        if self._bar is not None:
+            self._bar.update()
+
+    def close_bar(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def train(self, record: Mapping[str, Any]) -> None:
+        """A record of the training loss; raises lib.rundir.DiskFull."""
+        append_jsonl(self.metrics, {"kind": "train", **record})
+        if self._bar is not None:
+            self._bar.set_postfix_str(
+                f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
+                f"{record['tokens_per_s']:,.0f} tokens/s"
+            )
+        if time.monotonic() - self._last_status > STATUS_SECONDS:
+            self.status(step=record["step"])
+
+    def evaluation(self, kind: str, record: Mapping[str, Any]) -> None:
+        """A record of kind "eval" or "epoch"; raises lib.rundir.DiskFull."""
+        append_jsonl(self.metrics, {"kind": kind, **record})
+        self.say(
+            f"step {record['step']}: validation loss {record['val_loss']:.4f}, "
+            f"accuracy {record['val_accuracy']:.2%}"
+            + (f", epoch {record['epoch']} ended" if kind == "epoch" else "")
+        )
+        self.status(step=record["step"])
+
+    def has_evaluation(self, step: int) -> bool:
+        """Whether metrics.jsonl holds the evaluation of this step."""
+        records = read_jsonl(self.metrics)
+        return any(r.get("kind") == "eval" and r.get("step") == step for r in records)
+
+    def flush(self) -> None:
+        """Wait until the metrics are on disk: a checkpoint must not outrun them."""
+        if self.metrics.exists():
+            with open(self.metrics, "rb+") as file:
+                os.fsync(file.fileno())
+
+    def status(self, **changes: Any) -> None:
+        """Change fields of status.json."""
+        self._last_status = time.monotonic()
+        write_status(self.run_dir, **changes)

@@ -1,0 +1,113 @@
+r"""Train one run: a job of the matrix, or one step of a configuration by hand.
+
+    python gpt2/train_ra_mla.py --job JOB.json --run-dir DIR
+    python gpt2/train_ra_mla.py --config config.py --ra-mla-ablation-step 5 \
+        --run-dir DIR
+
+Called again on the same directory it goes on from the last checkpoint. Exit codes:
+0 done; 1 crashed; 2 refused before it began; 3 interrupted, with a checkpoint;
+4 out of memory; 5 not finite; 6 disk full. SIGUSR1 prints all stacks to stderr.
+"""
+
+from __future__ import annotations
+
+import argparse
+import faulthandler
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.plan import Job, job_from_json, make_plan, step_job
+from gpt2.schema import ALIASES, SYMBOL_OF, settings_from, symbol_types
+from lib.generated import read_config
+from lib.rundir import read_json
+
+ROOT = Path(__file__).resolve().parents[1]
+EXIT_USAGE = 2
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    faulthandler.register(signal.SIGUSR1, all_threads=True)
+    try:
+        job = load_job(options)
+    except (ValueError, OSError) as error:
+        print(f"train_ra_mla: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    except KeyboardInterrupt:
+        return 130
+    from gpt2.attempt import carry_out  # torch takes a second to import
+
+    return carry_out(job, options.run_dir, options.micro_batch, os.environ)
+
+
+def parser() -> argparse.ArgumentParser:
+    lines = (__doc__ or "").splitlines()
+    result = argparse.ArgumentParser(
+        description=lines[0],
+        epilog="\n".join(lines[1:]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    source = result.add_mutually_exclusive_group(required=True)
+    source.add_argument("--job", type=Path, metavar="JOB.json")
+    source.add_argument("--config", type=Path, metavar="config.py")
+    result.add_argument("--run-dir", type=Path, required=True, metavar="DIR")
+    result.add_argument("--ra-mla-ablation-step", type=int, metavar="N")
+    result.add_argument("--seed", type=int, help="instead of the first of SEEDS")
+    result.add_argument(
+        "--overrides", default="", metavar="'KEY=VALUE ...'", help="as after `make`"
+    )
+    result.add_argument(
+        "--micro-batch", type=int, metavar="N", help="the effective batch stays"
+    )
+    return result
+
+
+def load_job(options: argparse.Namespace) -> Job:
+    """The job that the command line names.
+
+    Raises ValueError, telling what is wrong and what is allowed, or OSError.
+    """
+    if options.job is None:
+        return configured_job(options)
+    for name in ("ra_mla_ablation_step", "seed", "overrides"):
+        if getattr(options, name) not in (None, ""):
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} goes with --config; a job is fixed already")
+    return job_from_json(read_json(options.job))
+
+
+def configured_job(options: argparse.Namespace) -> Job:
+    """The step, or the single run, of a config.py with its overrides."""
+    from lib.dotconfig import split_overrides
+    from lib.kconfig import apply_overrides
+
+    config = apply_overrides(
+        ROOT / "Kconfig",
+        read_config(options.config),
+        split_overrides(options.overrides),
+        types=symbol_types(),
+        aliases=ALIASES,
+        prefixes=("GPT2_", "RA_MLA_"),
+    )
+    step, mode = options.ra_mla_ablation_step, config.values.get("KABLATE_MODE")
+    if step is not None:
+        origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}
+        job = step_job(settings_from(config), origins, step)
+    elif mode == "single":
+        job = make_plan(config).jobs[0]
+    else:
+        raise ValueError(
+            f"{options.config} is of mode {mode!r}: say which run is meant with "
+            "--ra-mla-ablation-step N, or run them all with `make`"
+        )
+    return job if options.seed is None else replace(job, seed=options.seed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
