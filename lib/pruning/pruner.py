@@ -226,8 +226,15 @@ class Pruner:
             if isinstance(value, Tensor) and value.shape == weight.shape:
                 value.masked_fill_(~mask, 0.0)
 
+    def pruned(self) -> int:
+        """How many weights the masks drop."""
+        return sum(int((~mask).sum()) for mask in self.masks.values())
+
     def zeros(self) -> tuple[int, int]:
-        """(weights that are exactly zero now, all weights), counted anew."""
+        """(weights that are exactly zero now, all weights), counted anew.
+
+        A weight that happens to be 0 counts too, so this may exceed pruned().
+        """
         counts = [int((weight == 0).sum()) for weight in self.weights.values()]
         return sum(counts), sum(weight.numel() for weight in self.weights.values())
 

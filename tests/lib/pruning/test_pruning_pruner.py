@@ -33,8 +33,17 @@ def test_what_is_exported_is_exactly_zero_and_biases_are_whole(tmp_path):
     loaded = load_file(path)
     assert sum(int((loaded[name] == 0).sum()) for name in run.prunable) == 34
     assert run.pruner.zeros() == (34, 56)
+    assert run.pruner.pruned() == 34
     assert run.pruner.sparsity() == pytest.approx(34 / 56)
     assert not (loaded["bias"] == 0).any()
+
+
+def test_a_kept_weight_that_happens_to_be_zero_is_a_zero_but_not_pruned():
+    run = finished(method="movement")
+    kept = run.pruner.masks["first.weight"].nonzero()[0]
+    with torch.no_grad():
+        run.weights["first.weight"][tuple(kept)] = 0.0
+    assert (run.pruner.zeros()[0], run.pruner.pruned()) == (35, 34)
 
 
 def test_bitter4_prunes_late_layers_harder():
