@@ -250,7 +250,7 @@ def _read_run(
     matrix: Matrix, directory: Path, planned: Mapping[str, dict], curves: bool
 ) -> Run | None:
     run_dir = directory.relative_to(matrix.root).as_posix()
-    job = _load(matrix, directory / JOB_FILE)
+    job = _load(matrix, directory / JOB_FILE, missing_ok=True)
     if not _is_job(job):
         if job is not None:
             matrix.leave_out(directory / JOB_FILE, "not the job of a run")

@@ -154,7 +154,9 @@ def judge(matrix: Matrix, rules: Rules | None = None) -> Judgement:
     at_time = _grade_all(paired, at_equal_time, rules, noise)
     comparisons = [
         Comparison(arm, partner, note, changes_between(partner, arm), steps, time)
-        for (arm, partner, note), steps, time in zip(pairs, at_steps, at_time)
+        for (arm, partner, note), steps, time in zip(
+            pairs, at_steps, at_time, strict=True
+        )
     ]
     return Judgement(rules, arms, comparisons, noise, notes)
 
@@ -183,7 +185,7 @@ def _grade_all(
     evidence = [measure(arm, partner, rules) for arm, partner in pairs]
     family = [i for i, e in enumerate(evidence) if not e.unmatched]
     samples = [() if evidence[i].invalid else evidence[i].differences for i in family]
-    graded = dict(zip(family, grade_family(samples, rules)))
+    graded = dict(zip(family, grade_family(samples, rules), strict=True))
     verdicts = []
     for index, item in enumerate(evidence):
         verdict = graded.get(index, Verdict())
@@ -207,7 +209,9 @@ def grade_family(
     unequal = stats.holm([1.0 if p is None else p for p, _ in tests])
     equal = stats.holm([1.0 if q is None else q for _, q in tests])
     verdicts = []
-    for sample, (p, _), p_holm, q_holm in zip(samples, tests, unequal, equal):
+    for sample, (p, _), p_holm, q_holm in zip(
+        samples, tests, unequal, equal, strict=True
+    ):
         verdict = _alone(sample, rules, len(samples))
         if p is not None:
             verdict = dataclasses.replace(

@@ -1,0 +1,51 @@
+"""Numbers for people: short, with a unit, "–" where there is none."""
+
+from __future__ import annotations
+
+NONE = "–"
+
+
+def fixed(value: float | None, digits: int, sign: bool = False) -> str:
+    """With so many decimals; a minus is the typographic one with a sign asked for."""
+    if value is None:
+        return NONE
+    shown = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"
+    return shown.replace("-", "−") if sign else shown
+
+
+def count(value: float | None) -> str:
+    """124000000 -> "124.0M"; three or four significant digits."""
+    if value is None:
+        return NONE
+    for limit, letter in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= 0.9995 * limit:
+            scaled = value / limit
+            return f"{scaled:.1f}{letter}" if scaled < 1000 else f"{scaled:.0f}{letter}"
+    return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
+
+
+def size(value: float | None) -> str:
+    """Bytes in binary units: 9663676416 -> "9.0 GiB"."""
+    if value is None:
+        return NONE
+    for limit, unit in ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB")):
+        if abs(value) >= limit:
+            return f"{value / limit:.1f} {unit}"
+    return f"{value / 1024:.1f} KiB" if abs(value) >= 1024 else f"{value:.0f} B"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """A share: 0.352 -> "35.2%"."""
+    return NONE if value is None else f"{100 * value:.{digits}f}%"
+
+
+def duration(seconds: float | None) -> str:
+    """65 -> "1:05", 3700 -> "1:01:40", 0.4 -> "0.4 s"."""
+    if seconds is None:
+        return NONE
+    if seconds < 10:
+        return f"{seconds:.1f} s"
+    total = round(seconds)
+    hours, minutes = total // 3600, total // 60 % 60
+    tail = f"{total % 60:02d}"
+    return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"

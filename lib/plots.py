@@ -1,0 +1,224 @@
+"""Charts as PNG for papers, by matplotlib: curves with bands, forest, scatter.
+
+Colours are Okabe and Ito's (told apart by all kinds of colour vision) and never the
+only mark: lines differ in dashes and points in shape as well. Labels may come from
+anywhere, so nothing in them is read as markup.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lib.rundir import atomic_write_bytes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK = "#1a1a1a"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
+SHAPES = ("o", "s", "^", "D", "v", "P", "X")
+DPI = 160
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """One line and its band; place 0 is drawn as the baseline, in ink."""
+
+    label: str
+    place: int
+    x: Sequence[float]
+    y: Sequence[float]
+    low: Sequence[float]
+    high: Sequence[float]
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """One row of a forest plot; outer is the wider, family-wise interval."""
+
+    label: str
+    mean: float
+    inner: tuple[float, float] | None
+    outer: tuple[float, float] | None
+    remark: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One mark of a scatter plot, with the spread of y if there is one."""
+
+    label: str
+    place: int
+    x: float
+    y: float
+    spread: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """One scatter plot among several that share y."""
+
+    xlabel: str
+    points: Sequence[Point]
+
+
+def colour(place: int) -> str:
+    return INK if place == 0 else COLOURS[(place - 1) % len(COLOURS)]
+
+
+def dash(place: int) -> Any:
+    return (
+        DASHES[0] if place == 0 else DASHES[(place - 1) // len(COLOURS) % len(DASHES)]
+    )
+
+
+def curves(
+    path: Path, lines: Sequence[Curve], xlabel: str, ylabel: str, title: str
+) -> None:
+    """Lines with bands; beside them, where there are several, what each differs by.
+
+    The y axis leaves out the steep start, if there is one.
+    """
+    base = next((line for line in lines if line.place == 0), None)
+    with _plain_text():
+        figure = _figure(10.4 if base and len(lines) > 1 else 6.4, 4.4)
+        panels = figure.subplots(1, 2 if base and len(lines) > 1 else 1, squeeze=False)
+        for line in lines:
+            _line(panels[0][0], line, [0.0] * len(line.x))
+        _set_texts(panels[0][0], xlabel, ylabel, title)
+        _leave_out_start(panels[0][0], [line.y for line in lines])
+        panels[0][0].legend(fontsize=7, frameon=False, ncols=1 + len(lines) // 12)
+        if base and len(lines) > 1:
+            _differences(panels[0][1], lines, base)
+            _set_texts(panels[0][1], xlabel, "", f"Minus {base.label}")
+        _save(figure, path)
+
+
+def _line(axes: Any, line: Curve, less: Sequence[float]) -> None:
+    tint = colour(line.place)
+    low, y, high = (
+        [value - by for value, by in zip(values, less, strict=True)]
+        for values in (line.low, line.y, line.high)
+    )
+    axes.fill_between(line.x, low, high, color=tint, alpha=0.18, lw=0)
+    style = {"linestyle": dash(line.place), "label": _label(line.label)}
+    axes.plot(line.x, y, color=tint, lw=1.6, **style)
+
+
+def _differences(axes: Any, lines: Sequence[Curve], base: Curve) -> None:
+    """Each line minus the baseline's mean, where the baseline has values."""
+    import numpy as np
+
+    spans: list[list[float]] = []
+    for line in lines:
+        less = np.interp(line.x, base.x, base.y, left=np.nan, right=np.nan)
+        _line(axes, line, [float(value) for value in less])
+        ends = (line.low, line.high)
+        spans.extend([a - b for a, b in zip(e, less, strict=True)] for e in ends)
+    _leave_out_start(axes, spans)
+
+
+def _leave_out_start(axes: Any, curves: Sequence[Sequence[float]]) -> None:
+    late = [y for ys in curves for y in ys[len(ys) // 4 :] if y == y]
+    if late:
+        room = 0.05 * (max(late) - min(late)) or 0.05
+        axes.set_ylim(min(late) - room, max(late) + room)
+
+
+def forest(
+    path: Path, rows: Sequence[Effect], margin: float, xlabel: str, title: str
+) -> None:
+    """Means with intervals, one row each, over the zone of no importance."""
+    with _plain_text():
+        figure = _figure(7.2, 1.4 + 0.36 * len(rows))
+        axes = figure.add_subplot()
+        axes.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
+        axes.axvline(0, color=INK, lw=0.8)
+        for place, row in enumerate(rows):
+            if row.outer:
+                axes.plot(row.outer, [place] * 2, color="#0072B2", lw=1.0)
+            if row.inner:
+                axes.plot(row.inner, [place] * 2, color="#0072B2", lw=3.0)
+            axes.plot([row.mean], [place], "D", color=INK, ms=4)
+        axes.set_yticks(
+            range(len(rows)), [_label(row.label) for row in rows], fontsize=8
+        )
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        beside = axes.secondary_yaxis("right")
+        beside.set_yticks(range(len(rows)), [row.remark for row in rows], fontsize=7)
+        beside.tick_params(length=0)
+        _set_texts(axes, xlabel, "", title)
+        _save(figure, path)
+
+
+def scatter(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> None:
+    """Panels side by side with one y axis, one legend, and the frontier of each."""
+    with _plain_text():
+        figure = _figure(3.0 * max(2, len(panels)), 3.8)
+        grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, panel in zip(grid, panels, strict=True):
+            for p in panel.points:
+                style = {"fmt": SHAPES[p.place % len(SHAPES)], "label": _label(p.label)}
+                axes.errorbar(p.x, p.y, p.spread, color=colour(p.place), ms=6, **style)
+            front = frontier([(p.x, p.y) for p in panel.points])
+            axes.step(
+                *zip(*front, strict=True), where="post", color=INK, lw=0.6, ls=":"
+            )
+            _set_texts(axes, panel.xlabel, "", "")
+        grid[0].set_ylabel(ylabel)
+        figure.suptitle(title, fontsize=10)
+        shown = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))
+        marks, labels = list(shown.values()), list(shown.keys())
+        where: Any = "outside right"
+        figure.legend(marks, labels, loc=where, fontsize=7, frameon=False)
+        _save(figure, path)
+
+
+def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points that no other one beats in both x and y, by x (less is better)."""
+    found: list[tuple[float, float]] = []
+    for x, y in sorted(points):
+        if not found or y < found[-1][1]:
+            found.append((x, y))
+    return found
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+
+
+def _plain_text() -> AbstractContextManager:
+    import matplotlib
+
+    return matplotlib.rc_context({"text.parse_math": False, "font.size": 9})
+
+
+def _label(text: str) -> str:
+    """A legend hides labels that begin with an underscore."""
+    return text if not text.startswith("_") else f" {text}"
+
+
+def _set_texts(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25, lw=0.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _save(figure: Figure, path: Path) -> None:
+    data = io.BytesIO()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # a glyph the font has not
+        figure.savefig(data, format="png")
+    atomic_write_bytes(path, data.getvalue())

@@ -1,0 +1,111 @@
+"""Make the report of a results directory: verdicts, tables, charts, one HTML page.
+
+Reads only; what it finds may be half finished, copied, damaged, or a stranger's.
+Exit codes: 0 written; 2 no results there, or an option that makes no sense; 6 the
+disk is full.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.evidence import Rules
+from gpt2.results import Matrix, read_matrix, write_summary
+from gpt2.verdicts import Judgement, judge
+from lib.generated import read_config
+from lib.rundir import DiskFull, atomic_write_text
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        root = results_directory(options.results, options.config)
+        rules = Rules(alpha=options.alpha, margin=options.margin)
+        matrix = read_matrix(root)
+        if not matrix.runs:
+            raise ValueError(f"no run is in {root}: `make` writes its results there")
+    except (ValueError, OSError) as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 2
+    judged = judge(matrix, rules)
+    if not options.quiet:
+        show(matrix, judged)
+    try:
+        written = write_all(matrix, judged, options.plots, options.html)
+    except DiskFull as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 6
+    except OSError as error:
+        print(f"report: cannot write to {root}: {error.strerror}", file=sys.stderr)
+        return 2
+    print("\nWritten: " + ", ".join(str(path) for path in written))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    rules = Rules()
+    found = argparse.ArgumentParser(prog="report.py", description=__doc__)
+    add = found.add_argument
+    add("results", nargs="?", help="results directory; default: that of --config")
+    add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
+    margin = "difference in nats that does not matter (default %(default)s)"
+    add("--margin", type=float, default=rules.margin, help=margin)
+    alpha = "family-wise error of the verdicts (default %(default)s)"
+    add("--alpha", type=float, default=rules.alpha, help=alpha)
+    add("--no-plots", dest="plots", action="store_false", help="write no PNG")
+    add("--no-html", dest="html", action="store_false", help="write no report.html")
+    add("--quiet", action="store_true", help="print no table")
+    return found
+
+
+def results_directory(results: str | None, config: str) -> Path:
+    """The directory named, or OUTPUT_DIR of the configuration beside it."""
+    if results is not None:
+        return Path(results)
+    path = Path(config)
+    if not path.is_file():
+        raise ValueError(
+            f"there is no {path}: name a results directory, or load a preset with "
+            "`make defconfig-NAME`"
+        )
+    return path.parent / str(read_config(path).values["OUTPUT_DIR"])
+
+
+def show(matrix: Matrix, judged: Judgement) -> None:
+    """The table and its remarks, on the terminal."""
+    from rich.console import Console
+
+    from gpt2.report_text import terminal_report
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=118)
+    for part in terminal_report(matrix, judged, console.width):
+        console.print(part)
+
+
+def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> list[Path]:
+    """Every file of the report; the paths written."""
+    from gpt2.report_text import markdown_report
+
+    root, name = matrix.root, matrix.root.resolve().name
+    written: list[Path] = []
+    if plots:
+        from gpt2.report_plots import write_plots
+
+        written += write_plots(judged, root / "plots")
+    if html:
+        from gpt2.report_html import html_report
+
+        atomic_write_text(root / "report.html", html_report(matrix, judged, name))
+        written.append(root / "report.html")
+    atomic_write_text(root / "REPORT.md", markdown_report(matrix, judged, name))
+    write_summary(root, verdicts=judged.to_json(), matrix=matrix)
+    return [*written, *(root / n for n in ("REPORT.md", "summary.json", "results.csv"))]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
