@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import rundir
-from lib.runlog import Progress, log_tail, rotate_log
+from lib.runlog import Pace, Progress, log_tail, rotate_log
 
 EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
 _BY_EXIT_CODE = {
@@ -62,6 +62,7 @@ class Outcome:
     exit_code: int | None = None
     seconds: float = 0.0
     steps: int = 0
+    pace: Pace | None = None
     log_tail: tuple[str, ...] = ()
 
 
@@ -202,6 +203,7 @@ class Attempt:
             exit_code=code,
             seconds=time.monotonic() - self.started,
             steps=self.progress.own_steps,
+            pace=self.progress.pace,
             log_tail=tail,
         )
 

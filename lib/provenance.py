@@ -136,7 +136,9 @@ def _lines(path: Path) -> list[str]:
 
 
 def _git(root: str | Path, *words: str) -> str:
-    environ = {**os.environ, "GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
+    # inside a hook GIT_DIR and its like name the repository of the commit
+    environ = {k: v for k, v in os.environ.items() if not k.startswith("GIT_")}
+    environ |= {"GIT_OPTIONAL_LOCKS": "0", "LC_ALL": "C"}
     done = subprocess.run(
         ["git", "-C", str(root), *words],
         capture_output=True,

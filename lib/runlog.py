@@ -7,6 +7,7 @@ import os
 import re
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -50,11 +51,19 @@ def log_tail(path: Path, lines: int = 15) -> tuple[str, ...]:
 # ---- progress -------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds until an attempt's first record, and seconds per step from then on,
+    evaluations and checkpoints included."""
+
+    start_up: float
+    per_step: float
+
+
 class Progress:
     """What a run's own files say about how far it is; read() looks for news.
 
-    The time left is measured from outside, over this attempt alone, so it contains
-    evaluations and checkpoints.
+    Times are measured from outside and over this attempt alone.
     """
 
     def __init__(self, run_dir: Path, max_steps: int) -> None:
@@ -67,7 +76,7 @@ class Progress:
         self._path = run_dir / rundir.METRICS_FILE
         self._inode = self._offset = self._from = 0
         self._first: tuple[int, float] | None = None
-        self._last_move = time.monotonic()
+        self._made = self._last_move = time.monotonic()
         self.read()
         self._first, self._from = None, self.step
 
@@ -77,18 +86,22 @@ class Progress:
         return max(0, self.step - self._from)
 
     @property
-    def seconds_per_step(self) -> float | None:
+    def pace(self) -> Pace | None:
+        """None until two different steps were seen."""
         if self._first is None or self.step <= self._first[0]:
             return None
-        return (self._last_move - self._first[1]) / (self.step - self._first[0])
+        first_step, first_time = self._first
+        per_step = (self._last_move - first_time) / (self.step - first_step)
+        return Pace(first_time - self._made, per_step)
 
     @property
     def seconds_left(self) -> float | None:
-        pace = self.seconds_per_step
+        """Until the last step, None while unknown."""
+        pace = self.pace
         if pace is None or not self.max_steps:
             return None
         since = time.monotonic() - self._last_move
-        return max(0.0, (self.max_steps - self.step) * pace - since)
+        return max(0.0, (self.max_steps - self.step) * pace.per_step - since)
 
     def read(self) -> None:
         """Take in the records that were appended since the last call."""

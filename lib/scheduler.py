@@ -20,6 +20,7 @@ from typing import Protocol
 
 from lib import rundir
 from lib.process import Attempt, Outcome, Patience, Task
+from lib.runlog import Pace
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
 # Attempts beyond the first, by class of failure, within one call. A NaN comes again
@@ -62,8 +63,16 @@ class Cell:
     attempt: Attempt | None = None
     outcome: Outcome | None = None
     failures: Counter[str] = field(default_factory=Counter)
+    share_done: float = 0.0  # of its steps, before this call
     lock_deadline: float = 0.0
     look_again: float = 0.0
+
+    @property
+    def pace(self) -> Pace | None:
+        """Of the present attempt, or of the one that has ended; None: not seen."""
+        if self.attempt is not None:
+            return self.attempt.progress.pace
+        return self.outcome.pace if self.outcome is not None else None
 
     @property
     def is_over(self) -> bool:
@@ -119,35 +128,38 @@ class Scheduler:
     @property
     def seconds_left(self) -> float | None:
         """Time left for all tasks, None while unknown: the queue dealt out over the
-        slots at the pace seen so far, in seconds per unit of cost."""
-        pace = self._pace()
-        if pace is None:
+        slots, each task at the start-up time and the pace seen so far."""
+        seen = self._seen()
+        if seen is None:
             return None
-        busy = [self._left(cell, pace) for cell in self.running]
-        ends = busy + [0.0] * (len(self.options.slots) - len(busy))
+        ends = [self._left(cell, *seen) for cell in self.running]
+        ends += [0.0] * (len(self.options.slots) - len(ends))
         heapq.heapify(ends)
         for cell in self._queue:
-            heapq.heapreplace(ends, ends[0] + cell.task.cost * pace)
+            heapq.heapreplace(ends, ends[0] + self._whole(cell, *seen))
         return max(ends)
 
-    def _pace(self) -> float | None:
-        seconds = cost = 0.0
+    def _seen(self) -> tuple[float, float] | None:
+        """(seconds of start-up, seconds per unit of cost), means over this call."""
+        starts, seconds, cost = [], 0.0, 0.0
         for cell in self.cells:
-            if cell.state == "done" and cell.outcome and cell.outcome.steps:
-                whole = cell.outcome.steps / max(1, cell.task.max_steps)
-                seconds += cell.outcome.seconds
-                cost += cell.task.cost * min(1.0, whole)
-            elif cell.attempt is not None:
-                step = cell.attempt.progress.seconds_per_step
-                if step is not None and cell.task.max_steps:
-                    seconds += step * cell.task.max_steps
-                    cost += cell.task.cost
-        return seconds / cost if cost else None
+            pace = cell.pace
+            if pace is not None and cell.task.max_steps:
+                starts.append(pace.start_up)
+                seconds += pace.per_step * cell.task.max_steps
+                cost += cell.task.cost
+        return (sum(starts) / len(starts), seconds / cost) if cost else None
 
-    def _left(self, cell: Cell, pace: float) -> float:
+    def _whole(self, cell: Cell, start_up: float, per_cost: float) -> float:
+        return start_up + cell.task.cost * (1 - cell.share_done) * per_cost
+
+    def _left(self, cell: Cell, start_up: float, per_cost: float) -> float:
         assert cell.attempt is not None
         known = cell.attempt.progress.seconds_left
-        return known if known is not None else cell.task.cost * pace
+        if known is not None:
+            return known
+        whole = self._whole(cell, start_up, per_cost)
+        return max(0.0, whole - (time.monotonic() - cell.attempt.started))
 
     # ---- running ----------------------------------------------------------------
 
@@ -157,6 +169,7 @@ class Scheduler:
         Whatever is raised here, no child is left behind.
         """
         self.began = time.monotonic()
+        self._look()
         with self._listening():
             try:
                 while self._turn():
@@ -167,6 +180,19 @@ class Scheduler:
         if self.count("failed", "locked"):
             return EXIT_FAILED
         return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
+
+    def _look(self) -> None:
+        """See which tasks are done, and how far the others are."""
+        for cell in list(self._queue):
+            try:
+                status = rundir.read_status(cell.task.run_dir)
+            except (OSError, ValueError):
+                continue  # told when it is about to start
+            if status["status"] == "done":
+                self._queue.remove(cell)
+                cell.state = "skipped"
+            elif cell.task.max_steps:
+                cell.share_done = min(1.0, status["step"] / cell.task.max_steps)
 
     def _turn(self) -> bool:
         """One round; whether there is anything left to wait for."""

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 from lib import provenance
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scratch import ROOT, run
 
 
 def git(where: Path, *words: str) -> str:
-    who = ["-c", "user.name=T", "-c", "user.email=t@example.org"]
-    command = ["git", "-C", str(where), *who, *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    done = run(where, "git", *words)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 @pytest.fixture

@@ -1,0 +1,201 @@
+"""What a plan holds, in plain text: jobs, what differs from the baseline, costs.
+
+Torch-free: a listing has to be there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2.budget import Budget, budget
+from gpt2.plan import Job, Plan, step_settings
+from gpt2.schema import SYMBOL_OF, Settings, settings_from
+from lib.generated import DEFAULT, Config
+from lib.rundir import effective_status
+
+WIDTH = 100
+# Never shown as a difference of a job: where and on what it runs.
+_PLACE = ("output_dir", "steps", "seeds", "mode")
+
+
+def listing(plan: Plan, config: Config) -> str:
+    """All jobs of a plan, as `--list` and `--dry-run` print them."""
+    settings = settings_from(config)
+    reference = baseline_of(settings)
+    lines = [*_head(plan, settings), "", *_asked(config), ""]
+    for jobs in cells(plan.jobs):
+        lines += [*_cell(jobs, reference, plan.output_dir), ""]
+    lines += [f"left out: {cell.name}: {cell.reason}" for cell in plan.left_out]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def baseline_of(settings: Settings) -> Settings:
+    """What jobs are shown against: step 0, or without steps the configuration."""
+    if settings.matrix.mode == "ablation":
+        return step_settings(settings, 0)
+    return settings
+
+
+def cells(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs by cell of the matrix, in order: those that differ by seed alone."""
+    groups: dict[tuple[int | None, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.step, job.name), []).append(job)
+    return list(groups.values())
+
+
+def tokens_of(settings: Settings) -> int:
+    """Tokens a run trains on, repetitions counted."""
+    per_update = settings.effective_batch * settings.model.block_size
+    return per_update * settings.optim.max_iters
+
+
+def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]]:
+    """Each (field, reference's value, the job's, origin) that differs."""
+    before, after = reference.flat(), job.settings.flat()
+    return [
+        (name, before[name], value, job.origins.get(name, DEFAULT))
+        for name, value in after.items()
+        if value != before[name] and name not in _PLACE
+    ]
+
+
+def budget_table(plan: Plan) -> str:
+    """Analytic costs of each cell: `--budget`."""
+    head = ("step", "name", "parameters", "vs first", "r", "FLOPs/token", "KV numbers")
+    rows = []
+    first: Budget | None = None
+    for jobs in cells(plan.jobs):
+        b = budget(jobs[0].settings)
+        first = first or b
+        step = "-" if jobs[0].step is None else str(jobs[0].step)
+        share = f"{100 * (b.parameters / first.parameters - 1):+.2f}%"
+        cost = (f"{b.ratio:.2f}", f"{b.flops_training:,}", f"{b.cache_per_token:,}")
+        rows.append((step, jobs[0].name, f"{b.parameters:,}", share, *cost))
+    notes = (
+        "FLOPs of training, forward and backward; KV numbers: what the decode cache\n"
+        "holds for each token over all layers; r: MLP weights over attention weights.\n"
+    )
+    return table(head, rows, left=(1,)) + notes
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()
+) -> str:
+    """Columns as wide as they need, right-aligned but for those in `left`."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            text.ljust(width) if i in left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _head(plan: Plan, settings: Settings) -> Iterator[str]:
+    groups = cells(plan.jobs)
+    kind = {"ablation": "step", "matrix": "cell"}.get(settings.matrix.mode, "model")
+    total = sum(tokens_of(job.settings) for job in plan.jobs)
+    seeds = len({job.seed for job in plan.jobs})
+    yield (
+        f"{_plural(len(groups), kind)} x {_plural(seeds, 'seed')} = "
+        f"{_plural(len(plan.jobs), 'job')}, {total:,} tokens in all"
+    )
+    yield f"results in {plan.output_dir}"
+
+
+def _asked(config: Config) -> Iterator[str]:
+    """The settings that are no default of Kconfig, with their origin."""
+    fields = {symbol: field for field, symbol in SYMBOL_OF.items()}
+    asked = {s: o for s, o in config.origins.items() if o != DEFAULT and s in fields}
+    if not asked:
+        yield "every setting is a default of Kconfig"
+        return
+    yield "asked for (all else is a default of Kconfig)"
+    for symbol in sorted(asked, key=lambda s: list(fields).index(s)):
+        yield _field_line(fields[symbol], str(config.values[symbol]), asked[symbol])
+
+
+def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]:
+    job = jobs[0]
+    yield f"step {job.step}  {job.name}" if job.step is not None else job.name
+    yield f"  {job.title}"
+    yield "  " + _costs(job, reference)
+    for field, before, after, origin in differences(job, reference):
+        yield _field_line(field, f"{_short(before)} -> {_short(after)}", origin)
+    for one in jobs:
+        yield f"  seed {one.seed:<6} {root / one.run_dir}{_status(root / one.run_dir)}"
+
+
+def _costs(job: Job, reference: Settings) -> str:
+    b = budget(job.settings)
+    partner = "compared with nothing"
+    if job.parent is not None:
+        partner = f"compared with step {job.parent} ({job.parent_name})"
+    more = ""
+    if reference.model.head_dim:  # widths are resolved: it is a model
+        share = b.parameters / budget(reference).parameters - 1
+        more = f" ({100 * share:+.2f}%)"
+    tokens = tokens_of(job.settings)
+    return f"{partner}, {b.parameters:,} parameters{more}, {tokens:,} tokens"
+
+
+def _field_line(field: str, value: str, origin: str) -> str:
+    start = f"    {field:<22} {value:<34} "
+    room = max(12, WIDTH - len(start))
+    return start + (origin if len(origin) <= room else "…" + origin[1 - room :])
+
+
+def _status(run_dir: Path) -> str:
+    try:
+        status = effective_status(run_dir)
+    except (OSError, ValueError):
+        status = "unreadable"
+    return "" if status == "planned" else f"  [{status}]"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "''" if value == "" else str(value)
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def status_table(output_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
+    """How far each job of a matrix is, from its files alone: `--status`."""
+    from lib.runlog import Progress
+
+    head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
+    rows = []
+    for job in jobs:
+        run_dir = output_dir / job["run_dir"]
+        rows.append((job["run_dir"], *_status_cells(run_dir, Progress(run_dir, 0))))
+    return table(head, rows, left=(0, 1))
+
+
+def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
+    from lib.progress import number, rate
+    from lib.rundir import read_status
+
+    try:
+        status = read_status(run_dir)
+        word = effective_status(run_dir)
+    except (OSError, ValueError):
+        return ("unreadable", "-", "-", "-", "-", "-")
+    if status["failure"] not in (None, word):
+        word = f"{word} ({status['failure']})"
+    return (
+        word,
+        str(status["attempt"] or "-"),
+        f"{progress.step}/{status['max_steps'] or '?'}",
+        number(progress.loss),
+        number(progress.val_loss),
+        rate(progress.tokens_per_s),
+    )

@@ -1,0 +1,324 @@
+"""scripts/run_test_matrix.py with the real trainer: listing, running, going on."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import pty
+import re
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.numpy import load_file
+
+from lib import rundir
+from tests.gpt2.tinydata import prepare_texts
+from tests.tinymatrix import SCRIPT, command, run_matrix, write_config
+
+ONE_SEED = "SEEDS=1"
+TINY_RUNS = ("step00-baseline/seed1", "step05-ra/seed1")
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    here = Path.cwd()
+    os.chdir(folder)  # the data set remembers the path of its texts as given
+    try:
+        prepare_texts(Path("."))
+    finally:
+        os.chdir(here)
+    write_config(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    """Where a user stands: config.py, texts and prepared data."""
+    return Path(shutil.copytree(prepared, tmp_path / "here"))
+
+
+def until(true: Callable[[], object], seconds: float = 120.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def start(folder: Path, *words: str, **environ: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        command(*words),
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def summary(folder: Path) -> dict[str, dict[str, Any]]:
+    found = json.loads((folder / "results" / "summary.json").read_text())
+    assert found["schema"] == 1
+    return {run["run_dir"]: run for run in found["runs"]}
+
+
+def attempts(folder: Path, run: str) -> int:
+    return int(rundir.read_status(folder / "results" / run)["attempt"])
+
+
+def losses(folder: Path, run: str) -> list[tuple[Any, ...]]:
+    """What was computed, without what was timed."""
+    records = rundir.read_jsonl(folder / "results" / run / "metrics.jsonl")
+    names = ("kind", "step", "tokens", "loss", "grad_norm", "val_loss", "val_accuracy")
+    return [tuple(record.get(name) for name in names) for record in records]
+
+
+def weights(run_dir: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
+    """Shape and bytes by name; the file itself orders its metadata at random."""
+    found = load_file(run_dir / "model.safetensors")
+    return {name: (array.shape, array.tobytes()) for name, array in found.items()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder after a run of step 0 and 5, one seed, that nobody disturbed."""
+    place = tmp_path_factory.mktemp("undisturbed") / "here"
+    shutil.copytree(prepared, place)
+    done = run_matrix(place, "--overrides", ONE_SEED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 of 2 jobs are done; results in results" in done.stdout
+    return place
+
+
+# ---- listing --------------------------------------------------------------------
+
+
+def test_list_shows_each_job_with_what_differs_and_why(folder: Path) -> None:
+    done = run_matrix(folder, "--list", "--overrides", "MAX_ITERS=100 STEPS=0,5-6")
+    assert done.returncode == 0, done.stderr
+    text = done.stdout
+    assert "3 steps x 2 seeds = 6 jobs, 19,200 tokens in all" in text
+    assert re.search(r"max_iters +100 +command line", text)
+    assert re.search(r"n_layer +2 +.*preset:6", text)
+    block = text[text.index("step 6  ra-r25") :]
+    assert "compared with step 5 (ra)" in block and "parameters (+" in block
+    assert re.search(r"ra +False -> True +step 5", block)
+    assert re.search(r"mlp_ratio +0 -> 2.5 +step 6", block)
+    assert re.search(r"mlp_width +\d+ -> \d+ +solved", block)
+    assert "results/step06-ra-r25/seed2" in block
+    assert max(map(len, text.splitlines())) <= 100
+    assert not (folder / "results").exists()
+
+
+@pytest.mark.parametrize("what", ["--list", "--budget"])
+def test_listing_never_imports_torch(folder: Path, what: str) -> None:
+    code = (
+        "import runpy, sys\n"
+        "try: runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'datasets', 'wandb'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "assert 'gpt2.plan' in sys.modules\n"
+    )
+    words = [str(SCRIPT), what, "--overrides", "STEPS=0-33"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "mla-rope" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--overrides", "MAX_ITER=5"), "nearest: MAX_ITERS"),
+        (("--overrides", "STEPS=0,99"), "there is no step 99"),
+        (("--overrides", "DATA_DIR=nowhere"), "prepare_data.py"),
+        (("--config", "none.py"), "make defconfig-"),
+        (("--jobs", "0"), "at least 1"),
+    ],
+)
+def test_what_cannot_start_says_why(
+    folder: Path, words: tuple[str, ...], says: str
+) -> None:
+    done = run_matrix(folder, *words)
+    assert done.returncode == 2 and says in done.stderr
+    assert "Traceback" not in done.stderr and not (folder / "results").exists()
+
+
+def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
+    process = start(folder, "--list", "--overrides", "STEPS=0-33 SEEDS=1-500")
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=60) in (0, 2)
+
+
+# ---- running --------------------------------------------------------------------
+
+
+def test_a_finished_matrix(undisturbed: Path) -> None:
+    runs = summary(undisturbed)
+    assert list(runs) == list(TINY_RUNS)
+    for run in runs.values():
+        assert run["status"] == "done" and run["val_loss"] > 0 and run["parameters"]
+        assert run["tokens"] == 320 and run["seed"] == 1
+    with open(undisturbed / "results" / "results.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["run_dir"] for row in rows] == list(TINY_RUNS)
+    config = (undisturbed / "results" / "config.py").read_text()
+    assert "CONFIG_SEEDS = '1'" in config and "command line" in config
+    assert 'CONFIG_SEEDS="1"' in (undisturbed / "results" / ".config").read_text()
+    job = rundir.read_json(undisturbed / "results" / TINY_RUNS[0] / "job.json")
+    assert job["origins"]["seeds"] == "command line"
+
+
+def test_again_runs_only_what_is_missing(undisturbed: Path, folder: Path) -> None:
+    shutil.copytree(undisturbed / "results", folder / "results")
+    before = weights(folder / "results" / TINY_RUNS[0])
+    done = run_matrix(folder, "--overrides", "STEPS=0 SEEDS=1,2")
+    assert done.returncode == 0, done.stderr
+    assert "step00-baseline/seed2: done" in done.stdout
+    assert "seed1: started" not in done.stdout
+    assert attempts(folder, TINY_RUNS[0]) == 1
+    assert weights(folder / "results" / TINY_RUNS[0]) == before
+    runs = summary(folder)
+    assert set(runs) == {*TINY_RUNS, "step00-baseline/seed2"}
+    assert {run["status"] for run in runs.values()} == {"done"}
+
+
+def test_a_crash_is_reported_and_the_next_call_retries_it_alone(folder: Path) -> None:
+    fault = "crash@1@baseline"
+    done = run_matrix(folder, "--overrides", ONE_SEED, KABLATE_TEST_FAULTS=fault)
+    assert done.returncode == 1
+    assert "step00-baseline/seed1: FAILED (crash)" in done.stdout
+    assert "    | RuntimeError: crash (injected)" in done.stdout
+    assert "1 of 2 jobs are done" in done.stdout
+    runs = summary(folder)
+    assert [runs[name]["status"] for name in TINY_RUNS] == ["failed", "done"]
+    done = run_matrix(folder, "--overrides", ONE_SEED)
+    assert done.returncode == 0 and "step05" not in done.stdout
+    assert [attempts(folder, name) for name in TINY_RUNS] == [2, 1]
+    assert "injected" in (folder / "results" / TINY_RUNS[0] / "train.1.log").read_text()
+
+
+def test_other_settings_stop_before_anything_starts(
+    undisturbed: Path, folder: Path
+) -> None:
+    shutil.copytree(undisturbed / "results", folder / "results")
+    before = (folder / "results" / "matrix.json").read_bytes()
+    done = run_matrix(folder, "--overrides", "MAX_ITERS=12 SEEDS=1,2")
+    assert done.returncode == 2
+    assert re.search(r"optim.max_iters +was 10, is now 12", done.stderr)
+    assert "OUTPUT_DIR=" in done.stderr and "make rerun" in done.stderr
+    assert not (folder / "results" / "step00-baseline" / "seed2").exists()
+    assert (folder / "results" / "matrix.json").read_bytes() == before
+    assert "CONFIG_GPT2_MAX_ITERS = 10" in (folder / "results/config.py").read_text()
+
+
+def test_rerun_keeps_what_was_there(undisturbed: Path, folder: Path) -> None:
+    shutil.copytree(undisturbed / "results", folder / "results")
+    done = run_matrix(folder, "--rerun", "--overrides", "STEPS=5 SEEDS=1")
+    assert done.returncode == 0, done.stderr
+    assert "the old run is kept in" in done.stdout
+    old = folder / "results" / ".replaced" / "step05-ra" / "seed1.1"
+    new = folder / "results" / TINY_RUNS[1]
+    assert weights(old) == weights(new)
+    assert attempts(folder, TINY_RUNS[1]) == 1
+    assert [run["status"] for run in summary(folder).values()] == ["done", "done"]
+
+
+# ---- interruptions --------------------------------------------------------------
+
+SLOW = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.3"}
+
+
+def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
+    path = folder / "results" / run / "metrics.jsonl"
+    return lambda: any(r.get("step", 0) >= step for r in rundir.read_jsonl(path))
+
+
+def assert_equal_to(undisturbed: Path, folder: Path) -> None:
+    for run in TINY_RUNS:
+        assert losses(folder, run) == losses(undisturbed, run)
+        places = (where / "results" / run for where in (folder, undisturbed))
+        assert len({repr(sorted(weights(place).items())) for place in places}) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_runner_that_is_ended_goes_on_exactly(
+    undisturbed: Path, folder: Path, number: int
+) -> None:
+    process = start(folder, "--overrides", ONE_SEED, **SLOW)
+    until(reached(folder, TINY_RUNS[0], 4))
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    if number == signal.SIGTERM:
+        assert process.returncode == 3 and "waiting for step00" in said
+        assert summary(folder)[TINY_RUNS[0]]["status"] == "interrupted"
+    done = run_matrix(folder, "--overrides", ONE_SEED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert attempts(folder, TINY_RUNS[0]) == 2
+    assert_equal_to(undisturbed, folder)
+
+
+def test_a_killed_trainer_is_resumed_exactly(undisturbed: Path, folder: Path) -> None:
+    process = start(folder, "--overrides", ONE_SEED, **SLOW)
+    until(reached(folder, TINY_RUNS[0], 5))
+    status = rundir.read_status(folder / "results" / TINY_RUNS[0])
+    os.kill(status["pid"], signal.SIGKILL)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "FAILED (killed)" in said
+    assert attempts(folder, TINY_RUNS[0]) == 2
+    assert_equal_to(undisturbed, folder)
+
+
+def test_while_one_runner_works(folder: Path) -> None:
+    """A second is told who holds the matrix; status works; --stop stops the first."""
+    process = start(folder, **SLOW)
+    until(reached(folder, TINY_RUNS[0], 2))
+    second = run_matrix(folder)
+    assert second.returncode == 2 and f"in use by pid {process.pid} on" in second.stderr
+    status = run_matrix(folder, "--status")
+    assert status.returncode == 0 and f"pid {process.pid}" in status.stdout
+    assert re.search(r"step00-baseline/seed1 +running +1 +\d+/10 ", status.stdout)
+    assert re.search(r"step05-ra/seed2 +planned", status.stdout)
+    stop = run_matrix(folder, "--stop")
+    assert stop.returncode == 0 and f"asked pid {process.pid}" in stop.stdout
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 3 and "asked to stop" in said
+    assert "no runner is at work" in run_matrix(folder, "--status").stdout
+
+
+def test_on_a_terminal_there_is_a_live_table(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
+    process = subprocess.Popen(
+        command("--overrides", "STEPS=0 SEEDS=1"),
+        cwd=folder,
+        env={**environ, **SLOW},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    shown = b""
+    while select.select([ours], [], [], 120)[0]:
+        try:
+            shown += os.read(ours, 65536)
+        except OSError:  # the terminal's other end is closed
+            break
+    assert process.wait(timeout=60) == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    for part in ("running", "val loss", "tokens/s", "0 of 1 done, 1 running", "/10"):
+        assert part in text
+    assert "step00-baseline/seed1: done in" in text
+    assert "1 of 1 jobs are done" in text
