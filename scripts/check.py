@@ -1,6 +1,6 @@
 """Run every check of the house, stop at the first fault and say how to mend it.
 
-`make check` runs all of it. The pre-commit hook runs `--staged`: the quick checks,
+`make check` runs all of it, `make format` (`--mend`) mends what can be mended. The pre-commit hook runs `--staged`: the quick checks,
 on the files of the commit as they are staged, whatever the working tree holds.
 Exit status: 0 all well, otherwise that of the check that failed.
 """
@@ -100,9 +100,19 @@ CHECKS = (
 )
 NAMES = tuple(check.name for check in CHECKS)
 
+# What `make format` runs, in this order: black has the last word on what ruff moved.
+MENDERS = (
+    ("-m", "ruff", "check", "--quiet", "--fix", "--select=I,RUF100", "."),
+    ("-m", "black", "--quiet", "."),
+    ("scripts/generate_docs.py",),
+    ("scripts/fix_whitespace_issues.py",),
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    if options.mend:
+        return mend()
     if options.staged:
         return check_staged()
     checks = [check for check in CHECKS if check.name in (options.only or NAMES)]
@@ -119,6 +129,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="leave out types and tests"
     )
+    parser.add_argument("--mend", action="store_true", help="mend instead of check")
     parser.add_argument(
         "--staged", action="store_true", help="quick checks of what is staged"
     )
@@ -126,6 +137,15 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "files", nargs="*", metavar="FILES", help="only these, where a check can"
     )
     return parser.parse_args(arguments)
+
+
+def mend() -> int:
+    """Run every mender, also after one that failed; the first failure's status."""
+    ends = [
+        subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
+        for arguments in MENDERS
+    ]
+    return next((status for status in ends if status), 0)
 
 
 def run_all(checks: Sequence[Check], files: Sequence[str] | None) -> int:

@@ -36,9 +36,7 @@ class Block:
 
 def table(steps: Iterable[Step]) -> list[str]:
     """Markdown table of the steps."""
-    rows = [
-        (str(step.id), step.title, partner(step), step.question) for step in steps
-    ]
+    rows = [(str(step.id), step.title, partner(step), step.question) for step in steps]
     return [
         "| step | what | compared with | question |",
         "|---:|---|---:|---|",

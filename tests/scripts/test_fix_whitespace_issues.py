@@ -102,15 +102,21 @@ class Treated:
     after_again: dict[str, bytes]
 
 
-def planted() -> dict[str, bytes]:
-    """Every case's file, each in a folder of its own."""
-    cases = {**MENDABLE, **CLEAN, **BY_HAND}
-    return {place(case): content for case, (_, content, *_) in cases.items()}
+# Name and content of every case's file.
+CASES: dict[str, tuple[str, bytes]] = {
+    **{case: planted[:2] for case, planted in MENDABLE.items()},
+    **CLEAN,
+    **{case: planted[:2] for case, planted in BY_HAND.items()},
+}
 
 
 def place(case: str) -> str:
-    name = {**MENDABLE, **CLEAN, **BY_HAND}[case][0]
-    return f"cases/{case.replace(' ', '-')}/{name}"
+    """Each file lies in a folder of its own."""
+    return f"cases/{case.replace(' ', '-')}/{CASES[case][0]}"
+
+
+def planted() -> dict[str, bytes]:
+    return {place(case): content for case, (_, content) in CASES.items()}
 
 
 @pytest.fixture(scope="module")
