@@ -107,7 +107,12 @@ def _field(data: dict[str, Any], name: str) -> str | None:
 
 
 def _commit(run: Run) -> str | None:
-    return _field(_git(run), "sha")
+    """The commit, or all of them if the run was resumed under another."""
+    resumed = run.manifest.get("resumed")
+    attempts = resumed if isinstance(resumed, list) else []
+    later = [as_dict(as_dict(attempt).get("git")) for attempt in attempts]
+    told = [_field(git, "sha") for git in (_git(run), *later)]
+    return ", then ".join(dict.fromkeys(x for x in told if x)) or None
 
 
 def _hardware(run: Run) -> str | None:

@@ -48,6 +48,7 @@ COSTS = (
     ("flops_per_token", "FLOPs a token"),
     ("kv_bytes_per_token", "decode cache (bytes a token)"),
 )
+FIRST = ("step", "title", "grade", "difference", "val_loss", "seeds")
 RESULTS = {"val_loss", "difference", "interval", "difference_time"}
 RUN_FILES = (
     ("manifest", "manifest.json"),
@@ -62,7 +63,7 @@ RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("parameters", "params", human.count),
     ("tokens", "tokens", human.count),
     ("tokens_per_s", "tokens/s", human.count),
-    ("peak_memory_bytes", "peak memory", human.size),
+    ("peak_memory_bytes", "memory", human.size),
     ("seconds", "time", human.duration),
 )
 
@@ -92,7 +93,7 @@ def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined
     )
     lines = lines_of(judged)
-    columns = shown_columns(lines)
+    columns = sorted(shown_columns(lines), key=_reading_order)
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
     scripts = [_script(plotly_source()), _script((PAGE / "script.js").read_text())]
     return environment.get_template("page.html").render(
@@ -150,6 +151,11 @@ def _policy(scripts: list[str]) -> str:
         f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
         "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'"
     )
+
+
+def _reading_order(column: Column) -> int:
+    """What a phone shows without scrolling comes first; sorting is stable."""
+    return FIRST.index(column.key) if column.key in FIRST else len(FIRST)
 
 
 # ---- tables ---------------------------------------------------------------------

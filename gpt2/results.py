@@ -232,6 +232,7 @@ def _planned(matrix: Matrix, jobs: Iterable[Any] | None) -> dict[str, dict[str, 
     if jobs is None:
         listed = as_dict(_load(matrix, matrix.root / MATRIX_FILE, missing_ok=True))
         jobs = listed.get("jobs") if isinstance(listed.get("jobs"), list) else []
+        _leave_out_unplanned(matrix, listed.get("left_out"))
     planned = {}
     for job in jobs or []:
         data = as_dict(job.to_json() if hasattr(job, "to_json") else job)
@@ -239,6 +240,16 @@ def _planned(matrix: Matrix, jobs: Iterable[Any] | None) -> dict[str, dict[str, 
         if isinstance(run_dir, str) and _is_inside(run_dir):
             planned[Path(run_dir).as_posix()] = data
     return planned
+
+
+def _leave_out_unplanned(matrix: Matrix, cells: Any) -> None:
+    """What the plan itself left out, with its reason."""
+    for cell in cells if isinstance(cells, list) else []:
+        name, reason = text(as_dict(cell).get("name")), text(
+            as_dict(cell).get("reason")
+        )
+        if name and reason:
+            matrix.left_out.append(LeftOut(name, reason))
 
 
 def _is_inside(run_dir: str) -> bool:
@@ -296,7 +307,10 @@ def _load(matrix: Matrix, path: Path, missing_ok: bool = False) -> Any:
     if missing_ok and not path.exists():
         return None
     try:
-        return read_json(path)
+        value = read_json(path)
+        if value is None:
+            raise Unusable("holds nothing (null)")
+        return value
     except Unusable as error:
         matrix.leave_out(path, str(error))
         return None

@@ -26,15 +26,21 @@ STEPS: dict[int, tuple[str, str, int | None, int, float]] = {
     29: ("ra-full", "RA over the whole context", 5, 124_000_000, 360_000),
 }
 UPDATES, EVERY, BATCH, BLOCK = 200, 20, 64, 1024
-DEVICE = {"kind": "cuda", "name": "NVIDIA A10G", "memory_bytes": 24 << 30}
+DEVICE = {"backend": "cuda", "name": "NVIDIA A10G", "driver": "550", "runtime": "12.4"}
 
 
 def settings(step: int | None, **changes: Any) -> dict[str, Any]:
     """Nested settings; ``changes`` are flat fields of the mechanisms."""
+    ratio = 2.5 if step in (2, 6) else 2.0
     return {
         "model": {"n_layer": 12, "n_head": 12, "n_embd": 768, "block_size": BLOCK},
-        "mechanisms": {"ra": step in (5, 6, 29), "mlp_ratio": 2.0, **changes},
-        "optim": {"optimizer": "adamw", "learning_rate": 6e-4, "max_iters": UPDATES},
+        "mechanisms": {"ra": step in (5, 6, 29), "mlp_ratio": ratio, **changes},
+        "optim": {
+            "optimizer": "adamw",
+            "learning_rate": 6e-4,
+            "max_iters": UPDATES,
+            "mixed_precision": "bf16",
+        },
         "data": {"dataset": "stdlib", "tokenizer": "gpt2"},
         "resources": {"batch_size": 16, "device": "auto", "output_dir": "out"},
     }

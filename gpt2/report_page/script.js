@@ -85,10 +85,13 @@
     return {
       paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)",
       font: { color: css("--ink"), size, family: "system-ui, sans-serif" },
-      margin: { l: 10, r: 10, t: 10, b: 10 },
+      margin: { l: 10, r: 10, t: isNarrow() ? 10 : 32, b: 10 },
+      modebar: {
+        bgcolor: "rgba(0,0,0,0)", color: css("--faint"), activecolor: css("--accent"),
+      },
       hoverlabel: { bgcolor: css("--paper"), font: { color: css("--ink") } },
       legend: isNarrow()
-        ? { orientation: "h", y: -0.2, yanchor: "top" }
+        ? { orientation: "h", y: -0.3, yanchor: "top" }
         : { orientation: "v", x: 1.02, y: 1 },
       xaxis: { ...axis, title: { text: x } },
       yaxis: { ...axis, title: { text: y } },
@@ -96,6 +99,7 @@
     };
   }
   const config = () => ({
+    showSendToCloud: false, plotlyServerURL: "", // results stay on this machine
     responsive: true, displaylogo: false, displayModeBar: isNarrow() ? false : "hover",
     modeBarButtonsToRemove: ["lasso2d", "select2d"],
     toImageButtonOptions: { format: "svg" },
@@ -126,7 +130,12 @@
       marker: { color: look(0).colour, size: 9, symbol: "diamond" },
     };
     const margin = data.margin;
-    const shape = layout("difference in loss (nats a token), negative is better", "", {
+    const ends = rows.flatMap((r) => [of(r).mean, ...(of(r).outer || of(r).inner || [])]);
+    const low = Math.min(-margin, ...ends), high = Math.max(margin, ...ends);
+    const room = 0.04 * (high - low);
+    const title = isNarrow() ? "difference (nats a token)"
+      : "difference in loss (nats a token), negative is better";
+    const shape = layout(title, "", {
       shapes: [{
         type: "rect", xref: "x", yref: "paper", x0: -margin, x1: margin, y0: 0, y1: 1,
         fillcolor: css("--band"), line: { width: 0 }, layer: "below",
@@ -138,6 +147,7 @@
     Object.assign(shape.yaxis, {
       tickvals: names, ticktext: rows.map(label), autorange: "reversed", type: "category",
     });
+    shape.xaxis.range = [low - room, high + room];
     shape.xaxis.zerolinecolor = css("--ink");
     $("forest").style.height = `${shape.height}px`;
     draw("forest", rows.length ? [bar("outer", 1.5), bar("inner", 5), marks] : [], shape);
@@ -218,7 +228,7 @@
       x: front.map((p) => p[0]), y: front.map((p) => p[1]),
       line: { shape: "hv", dash: "dot", width: 1, color: css("--faint") },
     };
-    const shape = layout(option ? option.textContent : "", `validation ${LOSS}`, {});
+    const shape = layout(option ? option.textContent : "", LOSS, {});
     draw("pareto", points.length ? [line, ...points] : [], shape);
   }
 
