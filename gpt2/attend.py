@@ -201,6 +201,7 @@ def row_statistic(weights: Tensor, statistic: Statistic) -> Tensor:
         weights = weights.mean(1, keepdim=True)
     rows, columns = weights.shape[-2:]
     visible = row_positions(rows, columns, weights.device).squeeze(1) + 1
+    visible = visible.to(weights.dtype)
     match statistic.kind:
         case "topk":
             return weights.topk(min(statistic.topk, columns), dim=-1).values.sum(-1)

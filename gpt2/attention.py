@@ -124,7 +124,7 @@ class CausalAttention(nn.Module):
         heads = self.projection(
             x, latent=self._latent(ctx), cache=cache, position=position
         )
-        attended = self._attend(heads, cache)
+        attended = self.weigh(heads, cache)
         out = heads.expand(attended.output)
         if self.ract is not None and not self.ract.at_weights:
             assert attended.statistic is not None, "RA-CT without its statistic"
@@ -154,7 +154,8 @@ class CausalAttention(nn.Module):
         )
         return mixed(ctx.mlp_gate, self.gate_mix).transpose(1, 2).unsqueeze(-1)
 
-    def _attend(self, heads: Heads, cache: LayerCache | None) -> Attended:
+    def weigh(self, heads: Heads, cache: LayerCache | None = None) -> Attended:
+        """Weights times values before the gates on the output, with what they need."""
         transposed = (
             None
             if self.reciprocity is None

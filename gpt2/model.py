@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -23,6 +25,10 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(m.dropout)
         self.blocks = nn.ModuleList(RA_MLA_Block(settings, i) for i in range(m.n_layer))
         self.ln_f = nn.LayerNorm(m.n_embd, bias=m.bias)
+
+    def layers(self) -> list[RA_MLA_Block]:
+        """The blocks, as what they are."""
+        return [cast(RA_MLA_Block, block) for block in self.blocks]
 
     def embed(self, tokens: Tensor, position: int = 0) -> Tensor:
         """Token plus position embeddings, [B, S] -> [B, S, E]."""

@@ -71,6 +71,7 @@ class Plan:
     jobs: tuple[Job, ...]
     left_out: tuple[LeftOut, ...]
     output_dir: Path
+    base: Settings  # as configured, before steps and solved widths
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
@@ -101,11 +102,15 @@ def make_plan(config: Config) -> Plan:
     Raises ValueError for settings that make no sense or steps that do not
     exist, naming symbol, value and what is allowed.
     """
-    settings = settings_from(config)
     origins = {
         field: config.origins.get(symbol, "default")
         for field, symbol in SYMBOL_OF.items()
     }
+    return plan_settings(settings_from(config), origins)
+
+
+def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
+    """As ``make_plan``, from settings whose fields came from ``origins``."""
     cells = _CELLS[settings.matrix.mode](settings, origins)
     jobs = tuple(
         dataclasses.replace(cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}")
@@ -114,7 +119,7 @@ def make_plan(config: Config) -> Plan:
     )
     if not jobs:
         raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")
-    return Plan(jobs, (), Path(settings.resources.output_dir))
+    return Plan(jobs, (), Path(settings.resources.output_dir), settings)
 
 
 def _single(settings: Settings, origins: Mapping[str, str]) -> list[Job]:

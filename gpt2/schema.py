@@ -444,8 +444,10 @@ def latent_on(settings: Settings) -> bool:
     return settings.mechanisms.latent != "none"
 
 
-# Short names for overrides on the command line, besides exact symbols and
-# symbols without their GPT2_ or RA_MLA_ prefix.
+# Symbols may be named without these on the command line.
+PREFIXES = ("GPT2_", "RA_MLA_")
+
+# Short names for overrides on the command line, besides those.
 ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
     "LR": "LEARNING_RATE",

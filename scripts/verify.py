@@ -1,0 +1,97 @@
+"""Prove the steps: a table of certificates, and exit code 1 if one fails."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.ablation import STEPS
+from gpt2.plan import Plan, make_plan, plan_settings
+from gpt2.schema import ALIASES, PREFIXES, symbol_types
+from lib.dotconfig import split_overrides
+from lib.generated import Config, read_config
+from lib.kconfig import apply_overrides, load_strict
+from lib.rundir import atomic_write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+KCONFIG = ROOT / "Kconfig"
+CACHE = ROOT / ".kablate" / "certificates.json"
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    add = parser.add_argument
+    add("--config", type=Path, help="default: Kconfig's defaults")
+    add("--overrides", default="", help="assignments, as in 'STEPS=0,5'")
+    add("--at-hand", action="store_true", help="the configured jobs only")
+    add("--json", type=Path, help="write the table as data too")
+    add("--fresh", action="store_true", help="prove again what is proven already")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command; errors for the user are told on stderr, without a traceback."""
+    given = parse(arguments)
+    try:
+        config = load(given.config, given.overrides)
+        plans = [make_plan(config)] if given.at_hand else list(all_plans(config))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    return prove(plans, given)
+
+
+def load(path: Path | None, overrides: str) -> Config:
+    """config.py or Kconfig's defaults, with assignments applied."""
+    types = symbol_types()
+    if path is not None and path.exists():
+        config = read_config(path)
+    else:
+        config = load_strict(KCONFIG, [], types=types, aliases=ALIASES)
+    words = split_overrides(overrides)
+    if any(word.startswith("STEPS=") for word in words):
+        words.insert(0, "RA_MLA_ABLATION_MODE=y")
+    return apply_overrides(
+        KCONFIG, config, words, types=types, aliases=ALIASES, prefixes=PREFIXES
+    )
+
+
+def all_plans(config: Config) -> Iterator[Plan]:
+    """Every step of the registry (or those asked for), then the configured cells."""
+    plan = make_plan(config)
+    asked = config.origins.get("RA_MLA_ABLATION_STEPS") == "command line"
+    steps = plan.base.matrix.steps if asked else tuple(STEPS)
+    yield plan_settings(plan.base.replace(mode="ablation", steps=steps), {})
+    if plan.base.matrix.mode != "ablation":
+        yield plan
+
+
+def prove(plans: list[Plan], given: argparse.Namespace) -> int:
+    """Run the certificates, one line a step, and say what failed."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
+    from gpt2 import verify
+
+    cache = None if given.fresh else CACHE
+    proofs = []
+    print(verify.heading())
+    for plan in plans:
+        for proof in verify.prove(plan, cache):
+            print(verify.row(proof), flush=True)
+            proofs.append(proof)
+    failed = [proof for proof in proofs if not proof.ok]
+    for proof in failed:
+        print(f"{proof.cell}: {proof.message}", file=sys.stderr)
+    print(f"{len(proofs) - len(failed)} of {len(proofs)} proven")
+    if given.json is not None:
+        atomic_write_json(given.json, verify.to_json(proofs))
+    return EXIT_FAILED if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
