@@ -57,11 +57,15 @@ def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
     """
     if (output_dir / MATRIX_FILE).is_file():
         return
-    if output_dir.exists() and (not output_dir.is_dir() or any(output_dir.iterdir())):
-        raise MatrixError(
-            f"{output_dir} is there and is no results folder (it has no "
-            f"{MATRIX_FILE}); nothing in it was touched. Choose another OUTPUT_DIR"
-        )
+    if output_dir.exists():
+        if not output_dir.is_dir() or not _is_empty(output_dir):
+            raise MatrixError(
+                f"{output_dir} is there and is no results folder (it has no "
+                f"{MATRIX_FILE}); nothing in it was touched. Choose another OUTPUT_DIR"
+            )
+        # perhaps a link or a mounted disk, which nothing can be renamed onto
+        rundir.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
+        return
     new = output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
     try:
         for name, text in files.items():
@@ -72,6 +76,14 @@ def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(new, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise  # else another runner was quicker, and its lock will say so
+
+
+def _is_empty(folder: Path) -> bool:
+    """But for what a killed writer of MATRIX_FILE left, or a new file system."""
+    return all(
+        path.match(f".{MATRIX_FILE}.*.tmp") or path.name == "lost+found"
+        for path in folder.iterdir()
+    )
 
 
 def matrix_lock(output_dir: Path) -> Path:

@@ -191,10 +191,11 @@ class Attempt:
         if self._reason == "hang" and failure == "hang":
             message = f"no progress for {self.patience.hang:g} s; stacks in its log"
         tail = log_tail(run_dir / rundir.LOG_FILE)
-        if failure == "crash" and not message:
+        if failure and not message:
             message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
         self.progress.read()
-        if (left.get("status"), left.get("failure")) != (status, failure):
+        said = tuple(left.get(name) for name in ("status", "failure", "message"))
+        if said != (status, failure, message):
             _repair_status(run_dir, self.number, status, failure, message)
         return Outcome(
             status=status,
@@ -264,7 +265,7 @@ def _start(task: Task, slot: Mapping[str, str], number: int) -> subprocess.Popen
             stderr=subprocess.STDOUT,
             env=environ,
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),  # noqa: PLW1509 (one thread)
+            preexec_fn=_die_with_parent(os.getpid()),
         )
 
 

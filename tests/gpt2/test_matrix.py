@@ -91,11 +91,14 @@ def test_a_folder_of_something_else_is_refused(make: Make) -> None:
     assert [p.name for p in plan.output_dir.iterdir()] == ["thesis.tex"]
 
 
-def test_an_empty_folder_is_used(make: Make) -> None:
+def test_an_empty_folder_is_used_be_it_a_link(make: Make, tmp_path: Path) -> None:
     plan, settings = make()
-    plan.output_dir.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".matrix.json.0123.tmp").touch()  # a killed writer's
+    plan.output_dir.symlink_to(tmp_path / "elsewhere")
     create(plan, settings)
-    assert (plan.output_dir / matrix.MATRIX_FILE).exists()
+    assert (tmp_path / "elsewhere" / matrix.MATRIX_FILE).exists()
+    assert plan.output_dir.is_symlink()
 
 
 def test_of_many_at_once_one_makes_the_folder(tmp_path: Path) -> None:

@@ -179,8 +179,7 @@ def test_only_fp16_scales_the_loss() -> None:
 
 def test_seeds_reach_all_three_generators() -> None:
     def draw() -> tuple[float, float, float]:
-        values = random.random(), numpy.random.rand(), torch.rand(()).item()
-        return values
+        return random.random(), numpy.random.rand(), torch.rand(()).item()
 
     device.seed_everything(7)
     first = draw()

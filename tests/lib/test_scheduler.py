@@ -177,6 +177,8 @@ def test_classes_of_failure(
     assert status_of(tmp_path, "a") == expected
     assert code == (3 if fail == "interrupted" else 1)
     assert ("FAILED" in said) == (fail != "interrupted")
+    message = rundir.read_status(tmp_path / "a")["message"]
+    assert bool(message) == (fail != "interrupted")
 
 
 def test_a_command_that_cannot_start(tmp_path: Path) -> None:

@@ -137,6 +137,16 @@ def test_listing_never_imports_torch(folder: Path, what: str) -> None:
     assert "mla-rope" in done.stdout
 
 
+def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
+    done = run_matrix(folder, "--dry-run", "--overrides", "STEPS=0,5 SEEDS=1,2")
+    assert done.returncode == 0, done.stdout + done.stderr
+    listed, proofs = done.stdout.split("proving each step")
+    assert "results/step05-ra/seed2" in listed
+    rows = re.findall(r"^ *(step\d\d-\S+)", proofs, re.MULTILINE)
+    assert rows == ["step00-baseline", "step05-ra"] and "all are proven" in proofs
+    assert not (folder / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
