@@ -175,13 +175,17 @@ def parse_override(
     if callable(alias):
         wanted = alias(value)
     else:
-        wanted = {alias or _symbol_for(key, kinds, aliases, prefixes): value}
+        wanted = {alias or symbol_for(key, kinds, aliases, prefixes): value}
     return {n: literal_of(n, v, kinds, quoted=False) for n, v in wanted.items()}
 
 
-def _symbol_for(
+def symbol_for(
     key: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
 ) -> str:
+    """The symbol of that name, or the only one that has it after a prefix.
+
+    Raises ConfigError with the nearest names if there is none.
+    """
     name = key.removeprefix("CONFIG_")
     if name in kinds:
         return name

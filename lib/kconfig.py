@@ -23,6 +23,23 @@ from lib.kconfig_tree import (
 )
 
 
+def open_strict(
+    kconfig: str | Path,
+    files: Iterable[str | Path],
+    overrides: Iterable[str] = (),
+    *,
+    types: Types | None = None,
+    aliases: Aliases | None = None,
+    prefixes: Sequence[str] = (),
+) -> Tree:
+    """As load_strict, for one who also wants the text of .config or a defconfig."""
+    tree = Tree(kconfig, types)
+    problems = [problem for file in files for problem in tree.read(file)]
+    fail_on(problems + tree.check())
+    tree.override(overrides, aliases or {}, prefixes)
+    return tree
+
+
 def load_strict(
     kconfig: str | Path,
     files: Iterable[str | Path],
@@ -37,11 +54,9 @@ def load_strict(
     ``overrides`` as in apply_overrides, after the files. Raises ConfigError with a
     line for each fault of the files, OSError if one cannot be read.
     """
-    tree = Tree(kconfig, types)
-    problems = [problem for file in files for problem in tree.read(file)]
-    fail_on(problems + tree.check())
-    tree.override(overrides, aliases or {}, prefixes)
-    return tree.config()
+    return open_strict(
+        kconfig, files, overrides, types=types, aliases=aliases, prefixes=prefixes
+    ).config()
 
 
 def apply_overrides(
@@ -126,10 +141,7 @@ def render_dotconfig(
 
 def render_minimal(kconfig: str | Path, files: Iterable[str | Path]) -> str:
     """What savedefconfig writes for ``files``: only what differs from the defaults."""
-    tree = Tree(kconfig)
-    problems = [problem for file in files for problem in tree.read(file)]
-    fail_on(problems + tree.check())
-    return tree.minimal()
+    return open_strict(kconfig, files).minimal()
 
 
 def explain(

@@ -1,0 +1,125 @@
+# kablate: load a preset, type make. `make help` is assembled from the lines with ##.
+# KEY=VALUE after make overrides the configuration: make MAX_ITERS=100 SEEDS=1,2
+
+.SILENT:
+.NOTPARALLEL:
+.SUFFIXES:
+MAKEFLAGS += --no-print-directory --no-builtin-rules
+
+# Variables that this file consumes itself; all others on the command line are settings.
+OWN := PYTHON EXTRAS NAME SYMBOL RESULTS JOBS PYTEST_ARGS
+# The targets that settings mean something to.
+TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
+	status stop data verify
+
+quote = '$(subst ','\'',$1)'
+settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
+	$(filter command,$(firstword $(origin $v))),$(call quote,$v=$(value $v))))
+export KABLATE_SETTINGS := $(strip $(settings))
+WITH := $(if $(KABLATE_SETTINGS),--overrides "$$KABLATE_SETTINGS")
+ifeq ($(MAKELEVEL),0)
+ifneq ($(KABLATE_SETTINGS),)
+ifeq ($(filter $(TAKE_SETTINGS),$(or $(MAKECMDGOALS),all)),)
+$(error make $(MAKECMDGOALS) takes no settings, but there is $(KABLATE_SETTINGS))
+endif
+endif
+endif
+
+# The interpreter that makes the environment, and the one in it; looked for once.
+BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.13 \
+	python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	2>/dev/null && echo "$$p" && break; done))$(or \
+	$(BOOT),$(error kablate needs Python 3.11 or newer, and finds none on PATH))
+SETUP = PYTHON=$(call quote,$(PYTHON)) $(BOOT) scripts/setup_env.py
+PY = $(eval PY := "$(shell $(SETUP) --print-python)")$(PY)
+
+MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH)
+PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
+
+.PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
+
+##@ Run
+all: run ## run what is configured; type it again to go on
+quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
+	$(MAKE) defconfig-gpt2-quickstart
+	$(MAKE) data
+	$(MAKE) dry-run
+	$(MAKE) run
+	$(MAKE) report
+run: config.py | setup ## run the jobs that are missing (JOBS=2: two at a time)
+	$(MATRIX) $(if $(JOBS),--jobs $(call quote,$(JOBS)))
+continue: run ## the same: go on where it stopped
+rerun: config.py | setup ## run all jobs anew; what was there is kept aside
+	$(MATRIX) --rerun $(if $(JOBS),--jobs $(call quote,$(JOBS)))
+status: config.py | setup ## how far everything is, also while it runs
+	$(MATRIX) --status
+stop: config.py | setup ## ask the runner to write checkpoints and stop
+	$(MATRIX) --stop
+report: config.py | setup ## tables, plots and verdicts (RESULTS=folder: of another)
+	$(PY) scripts/report.py --config config.py $(if $(RESULTS),$(call quote,$(RESULTS)))
+
+##@ Look before you run
+dry-run: config.py | setup ## list every job and its settings, prove each step
+	$(MATRIX) --dry-run
+budget: config.py | setup ## parameters, FLOPs and cache of each step
+	$(MATRIX) --budget
+verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry
+	$(PY) scripts/verify.py --config config.py $(WITH)
+data: config.py | setup ## prepare the configured text
+	$(PY) scripts/prepare_data.py --config config.py $(WITH)
+
+##@ Configure
+list-defconfigs: | setup ## the presets
+	$(PY) scripts/kconfig.py list-defconfigs
+defconfig-%: FORCE | setup ## load a preset; defconfig-a+b merges two
+	$(PY) scripts/kconfig.py defconfig $(call quote,$*) $(WITH)
+$(PRESETS): defconfig-%: | setup
+	$(PY) scripts/kconfig.py defconfig $(call quote,$*) $(WITH)
+menuconfig: | setup ## edit the configuration by menus
+	$(PY) scripts/kconfig.py menuconfig
+guiconfig: | setup ## edit it in a window
+	$(PY) scripts/kconfig.py guiconfig
+oldconfig: | setup ## bring an old .config up to date, asking about what is new
+	$(PY) scripts/kconfig.py oldconfig
+olddefconfig: | setup ## the same without asking: what is new gets its default
+	$(PY) scripts/kconfig.py olddefconfig
+savedefconfig: | setup ## write .config to defconfigs/NAME (NAME=gpt2-mine)
+	$(PY) scripts/kconfig.py savedefconfig $(call quote,$(NAME))
+explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
+	$(PY) scripts/kconfig.py explain $(call quote,$(SYMBOL)) $(WITH)
+
+##@ Develop
+setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
+	$(SETUP) --extras $(call quote,$(EXTRAS)) $(if $(filter setup,$(MAKECMDGOALS)),--say)
+test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 $(PYTEST_ARGS)
+check: | setup ## formatting, house rules, types and the fast tests
+	$(PY) scripts/check.py
+format: | setup ## mend what can be mended
+	$(PY) scripts/check.py --mend
+install-hooks: | setup ## let git check each commit
+	$(PY) scripts/install_hooks.py install
+remove-hooks: | setup ## take the hooks out again
+	$(PY) scripts/install_hooks.py remove
+clean: ## remove caches
+	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find gpt2 lib scripts tests -name __pycache__ -prune -exec rm -rf {} +
+mrproper: clean ## remove .config, config.py and a .venv made here; results and data stay
+	$(BOOT) scripts/setup_env.py --remove
+	rm -rf .config .config.old config.py .kablate
+	echo "kept: results, prepared data and defconfigs"
+help: ## this list
+	awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z%-]+:.*## /{printf \
+		"  %-16s %s\n", $$1, $$2}' Makefile
+	echo
+	echo "KEY=VALUE overrides a setting: make MAX_ITERS=100 SEEDS=1,2 STEPS=0,5,8-9"
+
+config.py: .config Kconfig $(wildcard gpt2/Kconfig*) | setup
+	$(PY) scripts/kconfig.py generate
+
+.config:
+	printf '%s\n' "nothing is configured yet. Type one of" \
+		"  make quickstart        a small study, start to end" \
+		"  make list-defconfigs   the presets; make defconfig-NAME loads one" \
+		"  make menuconfig        your own, by menus" >&2
+	exit 1

@@ -1,0 +1,300 @@
+"""Load, edit, save and explain the configuration; the front of kconfiglib.
+
+.config is what the user edits and config.py is made from it. Exit codes: 0 done; 2 the
+configuration or the command line is wrong (`file:line: reason` on stderr).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.schema import ALIASES, PREFIXES, settings_from, symbol_types
+from lib import kconfig
+from lib.dotconfig import COMMAND_LINE, nearest, split_overrides, symbol_for
+from lib.generated import Config, ConfigError, read_config, render_config
+from lib.rundir import atomic_write_text
+
+ROOT = Path(__file__).resolve().parents[1]
+KCONFIG, DEFCONFIGS = ROOT / "Kconfig", ROOT / "defconfigs"
+DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
+PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+UNCONFIGURED = (
+    "nothing is configured yet: make list-defconfigs names the presets, make "
+    "defconfig-NAME loads one, and make menuconfig starts without"
+)
+
+strict = partial(
+    kconfig.open_strict, types=symbol_types(), aliases=ALIASES, prefixes=PREFIXES
+)
+
+
+def defconfig(names: str, overrides: str) -> None:
+    """Load presets, merged from left to right, into .config and config.py."""
+    files = [preset(name) for name in names.split("+")]
+    tree = strict(KCONFIG, files, split_overrides(overrides))
+    config = tree.config()
+    settings_from(config)
+    keep_old()
+    atomic_write_text(DOTCONFIG, tree.dotconfig())
+    write_config(config)
+    typed = sum(origin == COMMAND_LINE for origin in config.origins.values())
+    loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
+    also = f" and {typed} settings from the command line" if typed else ""
+    print(f"Loaded {loaded}{also}. Next: make dry-run, then make")
+
+
+def preset(name: str) -> Path:
+    """The file of a preset; ConfigError, with the nearest, if there is none."""
+    known = preset_names()
+    if name not in known:
+        near = nearest(name, known)
+        hint = f"; nearest: {', '.join(near)}" if near else ""
+        raise ConfigError(
+            f"there is no preset {name!r}{hint} (make list-defconfigs shows all)"
+        )
+    return DEFCONFIGS / name
+
+
+def preset_names() -> list[str]:
+    found = DEFCONFIGS.glob("*") if DEFCONFIGS.is_dir() else ()
+    return sorted(f.name for f in found if f.is_file() and not f.name.startswith("."))
+
+
+def list_defconfigs() -> None:
+    width = max(map(len, preset_names()), default=0)
+    for name in preset_names():
+        comments = leading_comments((DEFCONFIGS / name).read_text(encoding="utf-8"))
+        first = comments[0].lstrip("# ") if comments else ""
+        print(f"{name:<{width}}  {first}".rstrip())
+
+
+def leading_comments(text: str) -> list[str]:
+    """The comment lines at the top of a preset."""
+    lines = []
+    for line in text.splitlines():
+        if not line.startswith("#") or line.endswith(" is not set"):
+            break
+        lines.append(line)
+    return lines
+
+
+def savedefconfig(name: str) -> None:
+    """Write .config to a preset, without what is default; its comment stays."""
+    if not PRESET_NAME.fullmatch(name):
+        raise ConfigError(
+            f"NAME={name!r}: a preset's name has letters, digits, '.', '_' and '-', "
+            "as in make savedefconfig NAME=gpt2-mine"
+        )
+    tree = strict(KCONFIG, [configured()])
+    path = DEFCONFIGS / name
+    comments = leading_comments(path.read_text("utf-8")) if path.is_file() else []
+    comments = comments or [f"# {name}: say what it is for; hardware; expected hours"]
+    text = "\n".join([*comments, tree.minimal()])
+    check_minimal(path, text, tree.config())
+    atomic_write_text(path, text)
+    print(f"Saved {path.relative_to(ROOT)}; its first lines say what it is for")
+
+
+def check_minimal(path: Path, text: str, wanted: Config) -> None:
+    """A preset must load to what it was saved from, or it is not written."""
+    trial = path.with_name(f".{path.name}.trial")
+    try:
+        atomic_write_text(trial, text)
+        loaded = strict(KCONFIG, [trial]).config().values
+    finally:
+        trial.unlink(missing_ok=True)
+    lost = [n for n, value in wanted.values.items() if loaded.get(n) != value]
+    assert not lost, f"{path.name} would lose {lost}"
+
+
+def configured() -> Path:
+    """.config, if there is one."""
+    if not DOTCONFIG.is_file():
+        raise ConfigError(UNCONFIGURED)
+    return DOTCONFIG
+
+
+# ---- config.py ------------------------------------------------------------------
+
+
+def generate() -> None:
+    """Make config.py from .config, unless it is up to date."""
+    sources = [configured(), KCONFIG, *ROOT.glob("gpt2/Kconfig*")]
+    newest = max(source.stat().st_mtime_ns for source in sources)
+    if not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest:
+        regenerate()
+
+
+def regenerate() -> None:
+    config = kconfig.refresh(KCONFIG, configured(), previous(), types=symbol_types())
+    settings_from(config)
+    write_config(config)
+
+
+def previous() -> Config | None:
+    """The last config.py: it knows where values come from. None if unusable."""
+    try:
+        return read_config(CONFIG)
+    except (OSError, ConfigError):
+        return None
+
+
+def write_config(config: Config) -> None:
+    atomic_write_text(CONFIG, render_config(config, symbol_types()))
+
+
+def keep_old() -> None:
+    if DOTCONFIG.is_file():
+        shutil.copy2(DOTCONFIG, DOTCONFIG.with_name(".config.old"))
+
+
+# ---- editing --------------------------------------------------------------------
+
+
+def edit(tool: str) -> None:
+    """Run menuconfig, guiconfig or oldconfig of kconfiglib on .config."""
+    if tool == "guiconfig" and importlib.util.find_spec("tkinter") is None:
+        raise ConfigError(
+            "guiconfig needs tkinter, which this Python lacks: make menuconfig"
+        )
+    if tool == "menuconfig" and not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise ConfigError("menuconfig needs a terminal; or edit .config and run make")
+    if DOTCONFIG.is_file():
+        drop_unusable()
+    environment = {
+        **os.environ,
+        "KCONFIG_CONFIG": str(DOTCONFIG),
+        "srctree": str(ROOT),
+        "MENUCONFIG_STYLE": os.environ.get("MENUCONFIG_STYLE", "default"),
+    }
+    # -P: no module of the working directory may stand in for kconfiglib's
+    done = subprocess.run([sys.executable, "-P", "-m", tool], cwd=ROOT, env=environment)
+    if done.returncode:
+        raise ConfigError(f"{tool} ended with status {done.returncode}")
+    if not DOTCONFIG.is_file():
+        print("Nothing was saved")
+        return
+    regenerate()
+    print("Saved .config and config.py. Next: make dry-run, then make")
+
+
+def olddefconfig() -> None:
+    """Bring an old .config to the present Kconfig: say what goes, default the rest."""
+    configured()
+    drop_unusable()
+    regenerate()
+    print(".config and config.py are up to date. Next: make dry-run, then make")
+
+
+def drop_unusable() -> None:
+    """Rewrite .config without lines that have no effect, naming each."""
+    text, dropped = kconfig.repair(KCONFIG, DOTCONFIG)
+    for reason in dropped:
+        print(f"dropped {reason}", flush=True)
+    if text != DOTCONFIG.read_text(encoding="utf-8"):
+        keep_old()
+        atomic_write_text(DOTCONFIG, text)
+
+
+def explain(name: str, overrides: str) -> None:
+    """Print all about one symbol, as it is configured now or by default."""
+    if not name:
+        raise ConfigError("say which: make explain SYMBOL=GPT2_MAX_ITERS")
+    types = symbol_types()
+    if DOTCONFIG.is_file():
+        config = kconfig.refresh(KCONFIG, DOTCONFIG, previous(), types=types)
+    else:
+        print("(nothing is configured yet: these are defaults)")
+        config = strict(KCONFIG, []).config()
+    config = kconfig.apply_overrides(
+        KCONFIG,
+        config,
+        split_overrides(overrides),
+        types=types,
+        aliases=ALIASES,
+        prefixes=PREFIXES,
+    )
+    alias = ALIASES.get(name)
+    kinds = dict.fromkeys(config.values, "")
+    symbol = (
+        alias if isinstance(alias, str) else symbol_for(name, kinds, ALIASES, PREFIXES)
+    )
+    print(kconfig.explain(KCONFIG, config, symbol, types=types))
+
+
+# ---- command line ---------------------------------------------------------------
+
+
+def parser() -> argparse.ArgumentParser:
+    result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    commands = result.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in (
+        ("defconfig", "load defconfigs/NAME; NAME+NAME merges"),
+        ("menuconfig", "edit .config by menus"),
+        ("guiconfig", "edit .config in a window"),
+        ("oldconfig", "bring .config up to date, asking about new symbols"),
+        ("olddefconfig", "bring .config up to date, new symbols at their defaults"),
+        ("savedefconfig", "write .config to defconfigs/NAME, without defaults"),
+        ("list-defconfigs", "list the presets"),
+        ("explain", "print value, origin, range and conditions of a symbol"),
+        ("generate", "make config.py from .config, if that is newer"),
+        ("help", "print this"),
+    ):
+        command = commands.add_parser(name, help=text, description=text)
+        if name in ("defconfig", "savedefconfig"):
+            command.add_argument("name", metavar="NAME")
+        if name == "explain":
+            command.add_argument("name", metavar="SYMBOL")
+        if name in ("defconfig", "explain"):
+            command.add_argument("--overrides", default="", metavar="'KEY=VALUE ...'")
+    return result
+
+
+def act(given: argparse.Namespace) -> None:
+    if given.command in ("menuconfig", "guiconfig", "oldconfig"):
+        edit(given.command)
+    elif given.command == "defconfig":
+        defconfig(given.name, given.overrides)
+    elif given.command == "savedefconfig":
+        savedefconfig(given.name)
+    elif given.command == "explain":
+        explain(given.name, given.overrides)
+    else:
+        {
+            "list-defconfigs": list_defconfigs,
+            "olddefconfig": olddefconfig,
+            "generate": generate,
+            "help": parser().print_help,
+        }[given.command]()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    given = parser().parse_args(arguments)
+    try:
+        act(given)
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        print(f"{error.filename or 'kconfig'}: {error.strerror}", file=sys.stderr)
+        return 2
+    except ValueError as error:  # ConfigError and what settings_from refuses
+        print(error, file=sys.stderr)
+        if f"{DOTCONFIG.name}:" in str(error):
+            print("(make olddefconfig drops such lines)", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,345 @@
+"""Make the Python environment that everything else runs in: ``make setup``.
+
+Standard library only, for it runs before anything is installed. Takes PYTHON=... if
+given, now or earlier (PYTHON=.venv ends that), else an active environment that has
+torch already, else .venv, which it makes. A torch that is there is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+
+if sys.version_info < (3, 11):
+    sys.exit("kablate needs Python 3.11 or newer; try PYTHON=python3.12, or another")
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+MIN_PYTHON = (3, 11)
+MIN_TORCH = (2, 11)
+STATE = ".kablate/setup.json"
+PROBE = """
+import json, sys
+from importlib.metadata import distributions
+found = {d.metadata["Name"]: d.version for d in distributions() if d.metadata["Name"]}
+if "torch" not in found:
+    try:
+        from torch import __version__
+        found["torch"] = str(__version__)
+    except ImportError:
+        pass
+print(json.dumps([list(sys.version_info[:3]), found]))
+"""
+
+
+class SetupError(Exception):
+    """The environment cannot be made; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An interpreter and why it was chosen; ``ours`` is the .venv of this tree."""
+
+    python: Path
+    why: str
+    ours: bool = False
+    given: bool = False
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What pyproject.toml and the constraints ask for."""
+
+    requirements: tuple[str, ...]
+    data_packages: tuple[str, ...]  # installed without their dependencies
+    constraints: str
+    extras: tuple[str, ...]
+
+
+def choose(root: Path, environ: Mapping[str, str]) -> Environment:
+    """The environment to use; SetupError if PYTHON names none."""
+    given = environ.get("PYTHON") or read_state(root)["given"]
+    if given and given != ".venv":
+        found = shutil.which(given)
+        if found is None:
+            raise SetupError(
+                f"PYTHON={given}: there is no such program; PYTHON=.venv goes back to "
+                "the environment of this tree"
+            )
+        return Environment(Path(found).absolute(), f"PYTHON={given}", given=True)
+    for variable in () if given else ("VIRTUAL_ENV", "CONDA_PREFIX"):
+        python = Path(environ.get(variable) or "/nonexistent", "bin", "python")
+        if python.is_file() and (_known(root, python) or "torch" in probe(python)[1]):
+            return Environment(python, f"the active environment ({variable}) has torch")
+    return Environment(root / ".venv/bin/python", "the environment of this tree", True)
+
+
+def probe(python: Path) -> tuple[tuple[int, ...], dict[str, str]]:
+    """Version of an interpreter, and version by name of what is installed there."""
+    done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
+    if done.returncode:
+        raise SetupError(f"{python} does not run:\n{done.stderr.strip()}")
+    version, found = json.loads(done.stdout.splitlines()[-1])
+    return tuple(version), {_name(name): text for name, text in found.items()}
+
+
+# ---- what is wanted, and whether it is there ------------------------------------
+
+
+def wanted(root: Path, extras: Sequence[str]) -> Wanted:
+    """Requirements with the development group and ``extras``; SetupError if unknown."""
+    project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
+    offered = project["project"].get("optional-dependencies", {})
+    if unknown := sorted(set(extras) - set(offered)):
+        raise SetupError(
+            f"EXTRAS: there is no {', '.join(unknown)}; there are {', '.join(offered)}"
+        )
+    chosen = [name for extra in sorted(extras) for name in offered[extra]]
+    dev = project.get("dependency-groups", {}).get("dev", [])
+    data = project.get("tool", {}).get("kablate", {}).get("data-packages", [])
+    return Wanted(
+        requirements=(*project["project"]["dependencies"], *dev, *chosen),
+        data_packages=tuple(data),
+        constraints=(root / "scripts/constraints.txt").read_text(encoding="utf-8"),
+        extras=tuple(sorted(extras)),
+    )
+
+
+def fingerprint(want: Wanted, python: Path) -> str:
+    """Changes with the requirements, the pins and the interpreter."""
+    environment = python.parents[1]
+    marks = [environment / "pyvenv.cfg", environment / "conda-meta", python.resolve()]
+    mark = next(path for path in marks if path.exists()).stat()
+    facts = [
+        sorted({*want.requirements, *want.data_packages}),
+        want.constraints,
+        str(python.resolve()),
+        [mark.st_ino, mark.st_mtime_ns],
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+
+
+def read_state(root: Path) -> dict[str, Any]:
+    """What earlier runs left: ``made`` our .venv, ``given`` an interpreter, and the
+    record of each environment that is set up."""
+    try:
+        state = json.loads((root / STATE).read_text(encoding="utf-8"))
+        known = {"made": bool, "given": str, "done": dict}
+        return {name: kind(state[name]) for name, kind in known.items()}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"made": False, "given": "", "done": {}}
+
+
+def write_state(root: Path, state: dict[str, Any]) -> None:
+    temporary = root / f"{STATE}.tmp"
+    temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
+    temporary.replace(root / STATE)
+
+
+def _known(root: Path, python: Path) -> bool:
+    """Whether this environment was set up before, whatever has changed since."""
+    return str(python) in read_state(root)["done"]
+
+
+def missing(root: Path, python: Path, extras: Sequence[str]) -> Wanted | None:
+    """What is still to be installed, or None; extras once installed stay."""
+    record = read_state(root)["done"].get(str(python), {})
+    known = record.get("extras", [])
+    want = wanted(root, sorted({*extras, *known}))
+    done = python.is_file() and record.get("fingerprint") == fingerprint(want, python)
+    return None if done and set(extras) <= set(known) else want
+
+
+# ---- installing -----------------------------------------------------------------
+
+
+def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
+    """Bring the environment up to date; whether there was anything to do."""
+    if missing(root, env.python, extras) is None:
+        return False
+    with _lock(root):
+        want = missing(root, env.python, extras)
+        if want is None:
+            return False
+        print(f"Setting up {_shown(root, env.python)} ({env.why})", flush=True)
+        if env.ours:
+            _make_venv(root, env.python)
+        install(env, want)
+        _record(root, env, want)
+    return True
+
+
+def _record(root: Path, env: Environment, want: Wanted) -> None:
+    state = read_state(root)
+    mark = fingerprint(want, env.python)
+    record = {"fingerprint": mark, "extras": list(want.extras)}
+    state["done"][str(env.python)] = record
+    write_state(root, {**state, "given": str(env.python) if env.given else ""})
+
+
+def _make_venv(root: Path, python: Path) -> None:
+    state = read_state(root)
+    if python.is_file() and _runs(python, "-m", "pip", "--version"):
+        return
+    if (root / ".venv").exists() and not state["made"]:
+        raise SetupError(".venv is there but has no working pip: remove it")
+    write_state(root, {**state, "made": True})  # before: it may be interrupted
+    base = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
+    maker = base if base.is_file() else Path(sys.executable)
+    if not _runs(maker, "-m", "venv", "--clear", root / ".venv", show=True):
+        raise SetupError(
+            f"{maker} cannot make a virtual environment: install its venv module "
+            "(Debian, Ubuntu: apt-get install python3-venv), or give PYTHON=..."
+        )
+
+
+def install(env: Environment, want: Wanted) -> None:
+    """Install what is wanted; a torch that is there stays, whatever its build.
+
+    Raises SetupError if that torch is too old, or if pip fails.
+    """
+    version, there = probe(env.python)
+    if version < MIN_PYTHON:
+        raise SetupError(f"{env.python} is Python {_dotted(version)}; 3.11 is needed")
+    torch = there.get("torch")
+    if torch:
+        check_torch(torch)
+    pins = pins_for(env, want.constraints, there)
+    needed = [r for r in want.requirements if not (torch and _name(r) == "torch")]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "constraints.txt")
+        file.write_text("".join(f"{n}=={v}\n" for n, v in pins.items()), "utf-8")
+        for names, options in ((needed, []), (want.data_packages, ["--no-deps"])):
+            if not _satisfied(names, want.constraints, there):
+                _pip(env.python, "--constraint", str(file), *options, *names)
+    now = probe(env.python)[1].get("torch")
+    if torch not in (None, now):
+        raise SetupError(f"torch {torch} became {now}: put it back, and please report")
+
+
+def check_torch(torch: str) -> None:
+    """SetupError if a torch that is there is too old; it is not ours to replace."""
+    print(f"Keeping torch {torch}, which is there already", flush=True)
+    if tuple(int(part) for part in torch.split(".")[:2]) < MIN_TORCH:
+        raise SetupError(
+            f"torch {torch} is too old, {_dotted(MIN_TORCH)} is needed: upgrade it, or "
+            "use another environment (PYTHON=.venv makes one here)"
+        )
+
+
+def pins_for(
+    env: Environment, constraints: str, there: Mapping[str, str]
+) -> dict[str, str]:
+    """Exact versions by name; in an environment that is not ours, of the rest only."""
+    keep = {"torch"} if env.ours else set(there)
+    pins = {
+        n: v for n, v in _pins(constraints).items() if n not in keep or n not in there
+    }
+    return pins | ({"torch": there["torch"]} if "torch" in there else {})
+
+
+def _satisfied(
+    names: Iterable[str], constraints: str, there: Mapping[str, str]
+) -> bool:
+    """Whether all are there in just the pinned versions, so that pip can rest."""
+    pins = _pins(constraints)
+    return all(there.get(_name(n), "no") == pins.get(_name(n)) for n in names)
+
+
+def _pins(constraints: str) -> dict[str, str]:
+    lines = [line for line in constraints.splitlines() if "==" in line]
+    return {_name(line): line.partition("==")[2].strip() for line in lines}
+
+
+def _name(requirement: str) -> str:
+    """The normalised name in a requirement: "Torch>=2" is about "torch"."""
+    match = re.match(r"[\w.-]+", requirement)
+    return re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
+
+
+def _pip(python: Path, *arguments: str) -> None:
+    quiet = [] if sys.stderr.isatty() else ["--quiet"]
+    pip = ["-m", "pip", "install", "--disable-pip-version-check", *quiet]
+    if not _runs(python, *pip, *arguments, show=True):
+        raise SetupError(
+            "pip could not install the packages: what it says is above. Without a "
+            "network, point PIP_FIND_LINKS at a folder of wheels. A system Python may "
+            "refuse: PYTHON=.venv makes an environment here instead."
+        )
+
+
+def _runs(python: Path, *arguments: str | Path, show: bool = False) -> bool:
+    """Whether a command succeeds; its output is shown or dropped."""
+    out = None if show else subprocess.DEVNULL
+    return subprocess.run([python, *arguments], stdout=out, stderr=out).returncode == 0
+
+
+def _dotted(version: Sequence[int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _shown(root: Path, path: Path) -> str:
+    return str(path.relative_to(root) if path.is_relative_to(root) else path)
+
+
+@contextmanager
+def _lock(root: Path) -> Iterator[None]:
+    """One set-up at a time in one tree; released when the process ends, however."""
+    path = root / STATE
+    path.parent.mkdir(exist_ok=True)
+    with open(path.with_suffix(".lock"), "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def remove(root: Path) -> None:
+    """Delete the .venv that was made here, and the record; nothing else."""
+    if read_state(root)["made"]:
+        shutil.rmtree(root / ".venv", ignore_errors=True)
+        print("removed .venv")
+    elif (root / ".venv").exists():
+        print("kept .venv: it was not made by `make setup`")
+    (root / STATE).unlink(missing_ok=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--extras", default="", help="such as trackers,ray")
+    only = parser.add_mutually_exclusive_group()
+    only.add_argument("--print-python", action="store_true", help="print, do nothing")
+    only.add_argument("--remove", action="store_true", help="undo what was made here")
+    only.add_argument("--say", action="store_true", help="a line if nothing is to do")
+    given = parser.parse_args(arguments)
+    try:
+        if given.remove:
+            remove(ROOT)
+            return 0
+        env = choose(ROOT, os.environ)
+        if given.print_python:
+            print(env.python)
+            return 0
+        extras = [e for e in given.extras.replace(",", " ").split() if e]
+        if not set_up(ROOT, env, extras) and given.say:
+            print(f"{_shown(ROOT, env.python)} is up to date ({env.why})")
+    except SetupError as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,26 @@
+"""What holds for every test: a clean environment, and GPU tests only on a GPU."""
+
+import os
+
+import pytest
+
+# Settings of a `make` that started the tests must not reach those that they start.
+FROM_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "KABLATE_SETTINGS")
+
+
+def pytest_configure() -> None:
+    for name in FROM_MAKE:
+        os.environ.pop(name, None)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    gpu = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu and not gpu_is_there():
+        for item in gpu:
+            item.add_marker(pytest.mark.skip(reason="torch sees no GPU here"))
+
+
+def gpu_is_there() -> bool:
+    import torch  # a second: only where a test asks for a GPU
+
+    return torch.cuda.is_available()
