@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -91,7 +92,9 @@ def randomize(module: nn.Module, seed: int = 0, std: float = 0.4) -> None:
         parameter.copy_(noise * std + (1.0 if parameter.ndim == 1 else 0.0))
 
 
-def generic(settings: Settings, seed: int = 0, dtype: torch.dtype = torch.float64):
+def generic(
+    settings: Settings, seed: int = 0, dtype: torch.dtype = torch.float64
+) -> GPT:
     """A GPT of ``settings`` at a generic point, in evaluation mode."""
     model = GPT(settings)
     init_parameters(model, seed)
@@ -111,3 +114,50 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Te
     generator = torch.Generator().manual_seed(seed)
     numbers = torch.randn(shape, generator=generator, dtype=torch.float64)
     return numbers.to(dtype).requires_grad_()
+
+
+# ---- comparisons ----------------------------------------------------------------
+
+
+def leaves_of(module: nn.Module) -> dict[str, Tensor]:
+    """Copies of parameters and buffers by name, for the reference to work with."""
+    leaves = {n: p.detach().clone() for n, p in module.state_dict().items()}
+    return {n: p.requires_grad_() for n, p in leaves.items()}
+
+
+def deviation(a: Tensor, b: Tensor) -> float:
+    """Largest difference, relative to the largest number where that is above 1."""
+    assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
+    return float((a - b).detach().abs().max() / b.detach().abs().max().clamp_min(1.0))
+
+
+def gradients_of(
+    outputs: Iterable[Tensor], inputs: Sequence[Tensor], seed: int = 0
+) -> tuple[Tensor, ...]:
+    """Gradients of one random linear functional of all outputs."""
+    total = torch.zeros((), dtype=torch.float64)
+    for number, output in enumerate(outputs):
+        weights = normal(*output.shape, seed=seed + number).detach()
+        total = total + (output.double() * weights).sum()
+    return torch.autograd.grad(total, inputs, retain_graph=True)
+
+
+def assert_agree(
+    ours: Sequence[Tensor],
+    our_leaves: Sequence[Tensor],
+    theirs: Sequence[Tensor],
+    their_leaves: Sequence[Tensor],
+    tolerance: float,
+) -> None:
+    """Outputs and the gradients of all leaves are equal, and none of them is zero."""
+    assert len(ours) == len(theirs)
+    for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        assert deviation(a, b) <= tolerance, f"output {n}: {deviation(a, b):.1e}"
+    pairs = zip(
+        gradients_of(ours, our_leaves),
+        gradients_of(theirs, their_leaves),
+        strict=True,
+    )
+    for n, (a, b) in enumerate(pairs):
+        assert b.abs().max() > 0, f"gradient {n} is zero: nothing is compared"
+        assert deviation(a, b) <= tolerance, f"gradient {n}: {deviation(a, b):.1e}"
