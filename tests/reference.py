@@ -284,13 +284,13 @@ def gated_by_mlp(o: Heads, gamma: Vectors, mix: float) -> Heads:
 
 def kept(w: Tensor, select: str, k: int, tau: float, renorm: bool) -> list[Tensor]:
     """The weights of one row that the cross-token MLP keeps; others are 0."""
-    visible = w.numel()
+    visible, values = w.numel(), w.tolist()
     if select == "topk":
-        order = sorted(range(visible), key=lambda j: -float(w[j]))
+        order = sorted(range(visible), key=lambda j: -values[j])
         keep = set(order[:k])
     elif select == "rms":
-        rms = math.sqrt(sum(float(x) ** 2 for x in w) / visible)
-        keep = {j for j in range(visible) if float(w[j]) >= tau * rms}
+        rms = math.sqrt(sum(x**2 for x in values) / visible)
+        keep = {j for j in range(visible) if values[j] >= tau * rms}
     else:
         keep = set(range(visible))
     row = [w[j] if j in keep else torch.zeros_like(w[j]) for j in range(visible)]

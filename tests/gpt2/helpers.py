@@ -15,6 +15,7 @@ from gpt2.plan import step_settings
 from gpt2.schema import ALIASES, Settings, settings_from, symbol_types
 from lib.generated import Config
 from lib.kconfig import load_strict
+from tests import reference as naive
 
 KCONFIG = Path(__file__).resolve().parents[2] / "Kconfig"
 PREFIXES = ("GPT2_", "RA_MLA_")
@@ -161,3 +162,16 @@ def assert_agree(
     for n, (a, b) in enumerate(pairs):
         assert b.abs().max() > 0, f"gradient {n} is zero: nothing is compared"
         assert deviation(a, b) <= tolerance, f"gradient {n}: {deviation(a, b):.1e}"
+
+
+def square(rows: naive.Rows) -> Tensor:
+    """Rows of visible keys as [B, H, T, T] with zeros above the diagonal."""
+    return naive.tensor_of(
+        [
+            [
+                [torch.cat([row, row.new_zeros(len(head) - len(row))]) for row in head]
+                for head in batch
+            ]
+            for batch in rows
+        ]
+    )

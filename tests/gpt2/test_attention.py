@@ -28,6 +28,7 @@ from tests.gpt2.helpers import (
     deviation,
     generic,
     normal,
+    square,
     tiny_model,
     tokens_of,
 )
@@ -156,17 +157,13 @@ def test_statistic_and_mean_weights_come_with_the_output(
             for i in range(t)
         ]
     ).view(b, -1, t)
-    means = [
-        [
-            torch.cat([m := naive.head_mean(p, n, i), m.new_zeros(t - i - 1)])
-            for i in range(t)
-        ]
-        for n in range(b)
-    ]
+    means = square(
+        [[[naive.head_mean(p, n, i) for i in range(t)]] for n in range(b)]
+    ).squeeze(1)
     theirs = [
         naive.tensor_of(naive.outputs(p, naive.heads_of(x.v))),
         stats,
-        naive.tensor_of(means),
+        means,
     ]
     leaves = x.leaves(False)
     for backend in BACKENDS:
