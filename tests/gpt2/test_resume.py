@@ -1,0 +1,170 @@
+"""A run that was killed, however and whenever, ends as one that never was."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+
+import pytest
+
+from lib.optim.names import OPTIMIZERS
+from lib.pruning.names import METHODS
+from tests.gpt2.tinydata import prepare_texts, texts
+from tests.gpt2.tinytraining import (
+    STEPS,
+    assert_same_run,
+    checkpoints,
+    finish,
+    manifest,
+    records,
+    running,
+    status,
+    tiny_job,
+    train,
+)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return prepare_texts(tmp_path_factory.mktemp("corpus"), texts(30))
+
+
+@pytest.fixture(scope="module")
+def job(data_dir):
+    return tiny_job(data_dir)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job, tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
+    finish(job, run_dir)
+    return run_dir
+
+
+@pytest.mark.parametrize("update", [1, 3, 4, 6, 8, STEPS])
+def test_a_kill_before_any_update_changes_nothing(job, undisturbed, tmp_path, update):
+    run_dir = tmp_path / "run"
+    killed = train(job, run_dir, KABLATE_TEST_FAULTS=f"kill@{update}")
+    assert killed.process.exitcode == -signal.SIGKILL
+    assert status(run_dir)["status"] == "running"
+    finish(job, run_dir)
+    assert_same_run(run_dir, undisturbed)
+    resumed = manifest(run_dir)["resumed"]
+    last = (update - 1) // 3 * 3
+    assert [entry["step"] for entry in resumed] == ([last] if last else [])
+
+
+def kill_when_written(job, run_dir, name):
+    """Kill it as soon as this file of a half-written checkpoint is there."""
+    folder = run_dir / "ckpt"
+    with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.1") as training:
+        training.wait_until(lambda: any(folder.glob(f".step-*.tmp/{name}")))
+        os.kill(training.pid, signal.SIGKILL)
+        assert training.wait() == -signal.SIGKILL
+    assert list(folder.glob(".step-*.tmp"))
+
+
+def test_a_kill_while_a_checkpoint_is_written_changes_nothing(
+    job, undisturbed, tmp_path
+):
+    run_dir = tmp_path / "run"
+    kill_when_written(job, run_dir, "model.safetensors")
+    kill_when_written(job, run_dir, "state.pt")
+    finish(job, run_dir)
+    assert not list((run_dir / "ckpt").glob(".*"))
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_kills_at_random_moments_change_nothing(job, undisturbed, tmp_path):
+    chance = random.Random(7)
+    for trial in range(3):
+        run_dir = tmp_path / f"run{trial}"
+        for _ in range(3):
+            with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.01"):
+                time.sleep(chance.uniform(0.05, 0.5))
+        finish(job, run_dir)
+        assert_same_run(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(
+    job, undisturbed, tmp_path, number
+):
+    run_dir = tmp_path / "run"
+    with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.02") as training:
+        training.wait_until(lambda: records(run_dir, "train") != [])
+        os.kill(training.pid, number)
+        assert training.wait() == 3
+    found = status(run_dir)
+    assert (found["status"], found["failure"]) == ("interrupted", None)
+    assert number.name in found["message"]
+    assert 0 < found["step"] < STEPS
+    assert checkpoints(run_dir)[-1] == f"step-{found['step']:06d}"
+    assert found["result"] is None
+    finish(job, run_dir)
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_a_run_whose_parent_is_gone_ends_with_a_checkpoint(job, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    with subprocess.Popen(["sleep", "300"]) as parent:
+        with running(
+            job,
+            run_dir,
+            KABLATE_PARENT_PID=str(parent.pid),
+            KABLATE_TEST_CHECKPOINT_SECONDS="0.05",
+        ) as training:
+            training.wait_until(lambda: records(run_dir, "train") != [])
+            parent.kill()  # and not waited for: it stays a zombie
+            assert training.wait() == 3
+    assert f"pid {parent.pid}" in status(run_dir)["message"]
+    finish(job, run_dir)
+    assert_same_run(run_dir, undisturbed)
+
+
+def test_records_of_lost_updates_are_written_once(job, tmp_path):
+    run_dir = tmp_path / "run"
+    train(job, run_dir, KABLATE_TEST_FAULTS="kill@6")
+    assert records(run_dir)[-1]["step"] > 3
+    finish(job, run_dir)
+    steps = [record["step"] for record in records(run_dir, "train")]
+    assert steps == [2, 4, 6, 8, 10, 12]
+
+
+def test_a_finished_run_started_again_stays_as_it_is(job, undisturbed, tmp_path):
+    run_dir = tmp_path / "run"
+    first = finish(job, run_dir)
+    again = finish(job, run_dir)
+    same = ("val_loss", "tokens", "train_loss", "best_val_loss")
+    assert {k: first[k] for k in same} == {k: again[k] for k in same}
+    assert_same_run(run_dir, undisturbed)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_every_optimizer_resumes_exactly(data_dir, tmp_path, optimizer):
+    """SPAM is stopped after its reset at 30, in the middle of its warm-up."""
+    steps = 33 if optimizer == "adamwspam" else 8
+    fields = {"optimizer": optimizer, "max_iters": steps, "learning_rate": 1e-3}
+    fields |= {"spam_interval": 30, "spam_warmup": 6, "eval_samples": 2}
+    fields |= {"checkpoint_interval": steps - 2, "eval_interval": steps}
+    if optimizer == "adamwprune":
+        fields |= {"prune_method": "state", "prune_warmup": 2, "prune_interval": 2}
+    assert_resumes_exactly(tiny_job(data_dir, **fields), tmp_path, kill_at=steps)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m not in ("none", "state")])
+def test_every_pruning_method_resumes_exactly(data_dir, tmp_path, method):
+    fields = {"prune_method": method, "prune_warmup": 2, "prune_interval": 2}
+    job = tiny_job(data_dir, prune_ramp_end=0.9, **fields)
+    assert_resumes_exactly(job, tmp_path, kill_at=8)
+    assert status(tmp_path / "killed")["result"]["sparsity"] == pytest.approx(0.5, 1e-3)
+
+
+def assert_resumes_exactly(job, folder, kill_at):
+    finish(job, folder / "whole")
+    killed = train(job, folder / "killed", KABLATE_TEST_FAULTS=f"kill@{kill_at}")
+    assert killed.process.exitcode == -signal.SIGKILL, killed.log
+    finish(job, folder / "killed")
+    assert manifest(folder / "killed")["resumed"]
+    assert_same_run(folder / "killed", folder / "whole")
