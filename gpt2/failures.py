@@ -81,8 +81,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """No space, quota or allowed file size left. safetensors tells the number in its text only, and
-    torch.save fails over what it has not written while handling the true error."""
+    """No space, quota or allowed file size left.
+
+    safetensors tells the number in its text only, and torch.save fails over what
+    it has not written while handling the true error.
+    """
     seen: BaseException | None = error
     while seen is not None:
         if isinstance(seen, OSError) and seen.errno in _FULL:
