@@ -115,8 +115,8 @@ def assigned_names(text: str, kinds: Mapping[str, str]) -> set[str]:
     return {line[0] for line in parsed if line}
 
 
-def repair(kconfig: str | Path, dotconfig: str | Path) -> tuple[str, list[str]]:
-    """The text of .config without its unusable lines, and what was wrong with those.
+def unusable_lines(kconfig: str | Path, dotconfig: str | Path) -> dict[int, str]:
+    """The lines of .config that have no effect, by number from 1, each with why.
 
     Raises ConfigError for what no dropped line can mend, OSError if unreadable.
     """
@@ -125,7 +125,7 @@ def repair(kconfig: str | Path, dotconfig: str | Path) -> tuple[str, list[str]]:
         tree = Tree(kconfig)
         problems = tree.read(dotconfig, skip=dropped) + tree.check()
         if not problems:
-            return tree.dotconfig(), [dropped[line] for line in sorted(dropped)]
+            return dict(sorted(dropped.items()))
         fail_on(p for p in problems if not p.line)
         dropped |= {p.line: str(p) for p in problems}
 

@@ -235,7 +235,9 @@ class Tree:
 
     def config(self) -> Config:
         """Values and origins as they now are; ConfigError for an unreadable value."""
-        return Config(self.values(), self.origins())
+        values = self.values()
+        origins = {n: o for n, o in self.origins().items() if n in values}
+        return Config(values, origins)
 
     def origins(self) -> dict[str, str]:
         """Origin by symbol; a derived one has that of the symbol it follows."""

@@ -44,7 +44,7 @@ def defconfig(names: str, overrides: str) -> None:
     files = [preset(name) for name in names.split("+")]
     tree = strict(KCONFIG, files, split_overrides(overrides))
     config = tree.config()
-    settings_from(config)
+    check_settings(config)
     keep_old()
     atomic_write_text(DOTCONFIG, tree.dotconfig())
     write_config(config)
@@ -138,8 +138,22 @@ def generate() -> None:
 
 def regenerate() -> None:
     config = kconfig.refresh(KCONFIG, configured(), previous(), types=symbol_types())
-    settings_from(config)
+    check_settings(config)
     write_config(config)
+
+
+def check_settings(config: Config) -> None:
+    """Refuse what the symbols' own ranges allow but the trainer does not.
+
+    Raises ConfigError that also says where the symbols in question were set.
+    """
+    try:
+        settings_from(config)
+    except ValueError as error:
+        named = dict.fromkeys(re.findall(r"[A-Z][A-Z0-9_]+", str(error)))
+        places = [f"{n}: {config.origins[n]}" for n in named if n in config.origins]
+        where = f"\n({'; '.join(places)})" if places else ""
+        raise ConfigError(f"{error}{where}") from error
 
 
 def previous() -> Config | None:
@@ -171,6 +185,7 @@ def edit(tool: str) -> None:
     if tool == "menuconfig" and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("menuconfig needs a terminal; or edit .config and run make")
     if DOTCONFIG.is_file():
+        keep_old()
         drop_unusable()
     environment = {
         **os.environ,
@@ -192,19 +207,22 @@ def edit(tool: str) -> None:
 def olddefconfig() -> None:
     """Bring an old .config to the present Kconfig: say what goes, default the rest."""
     configured()
+    keep_old()
     drop_unusable()
+    atomic_write_text(DOTCONFIG, strict(KCONFIG, [DOTCONFIG]).dotconfig())
     regenerate()
     print(".config and config.py are up to date. Next: make dry-run, then make")
 
 
 def drop_unusable() -> None:
-    """Rewrite .config without lines that have no effect, naming each."""
-    text, dropped = kconfig.repair(KCONFIG, DOTCONFIG)
-    for reason in dropped:
+    """Take lines that have no effect out of .config, naming each."""
+    dropped = kconfig.unusable_lines(KCONFIG, DOTCONFIG)
+    for reason in dropped.values():
         print(f"dropped {reason}", flush=True)
-    if text != DOTCONFIG.read_text(encoding="utf-8"):
-        keep_old()
-        atomic_write_text(DOTCONFIG, text)
+    if dropped:
+        lines = enumerate(DOTCONFIG.read_text(encoding="utf-8").split("\n"), 1)
+        kept = [line for number, line in lines if number not in dropped]
+        atomic_write_text(DOTCONFIG, "\n".join(kept))
 
 
 def explain(name: str, overrides: str) -> None:

@@ -1,0 +1,287 @@
+"""scripts/kconfig.py as a user meets it: real processes in a copy of the tree."""
+
+import os
+import pty
+import select
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from lib.generated import Config, read_config
+from tests.scratch import ROOT, project_files, run
+
+PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "a tree"  # with a blank: nothing may break on it
+    for name in project_files(PARTS):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / "defconfigs/one").write_text(
+        "# One: a first line\n# and a second\nCONFIG_GPT2_MAX_ITERS=700\n"
+    )
+    return root
+
+
+def kconfig(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return run(tree, sys.executable, "scripts/kconfig.py", *words)
+
+
+def done(tree: Path, *words: str) -> str:
+    ended = kconfig(tree, *words)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    return ended.stdout
+
+
+def refused(tree: Path, *words: str) -> str:
+    ended = kconfig(tree, *words)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def config(tree: Path) -> Config:
+    return read_config(tree / "config.py")
+
+
+def test_a_preset_becomes_dotconfig_and_config_py(tree: Path) -> None:
+    said = done(tree, "defconfig", "one", "--overrides", "SEEDS='1,2' LR=1e-3")
+    assert said.count("\n") == 1
+    assert "Loaded defconfigs/one and 2 settings from the command line" in said
+    assert "make dry-run" in said
+    assert "CONFIG_GPT2_MAX_ITERS=700\n" in (tree / ".config").read_text()
+    loaded = config(tree)
+    assert loaded.values["GPT2_MAX_ITERS"] == 700
+    assert loaded.values["LEARNING_RATE"] == 1e-3
+    assert loaded.origins == {
+        "GPT2_MAX_ITERS": "defconfigs/one:3",
+        "SEEDS": "command line",
+        "LEARNING_RATE": "command line",
+    }
+
+
+def test_presets_merge(tree: Path) -> None:
+    (tree / "defconfigs/two").write_text(
+        'CONFIG_GPT2_MAX_ITERS=900\nCONFIG_SEEDS="5"\nCONFIG_GPT2_WARMUP_STEPS=1\n'
+    )
+    (tree / "defconfigs/one").write_text(
+        "CONFIG_GPT2_MAX_ITERS=700\nCONFIG_BATCH_SIZE=3\n"
+    )
+    assert "defconfigs/one + defconfigs/two" in done(tree, "defconfig", "one+two")
+    found = config(tree).values
+    assert (found["GPT2_MAX_ITERS"], found["BATCH_SIZE"], found["SEEDS"]) == (
+        900,
+        3,
+        "5",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        (
+            "gpt2-quikstart",
+            "there is no preset 'gpt2-quikstart'; nearest: gpt2-quickst",
+        ),
+        ("../Kconfig", "there is no preset '../Kconfig'"),
+        ("one+", "there is no preset ''"),
+        ("", "there is no preset ''"),
+    ],
+)
+def test_an_unknown_preset_is_refused_with_the_nearest(
+    tree: Path, name: str, said: str
+) -> None:
+    assert said in refused(tree, "defconfig", name)
+    assert not (tree / ".config").exists()
+
+
+def test_a_faulty_preset_leaves_the_old_configuration(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    before = (tree / ".config").read_text(), (tree / "config.py").read_text()
+    (tree / "defconfigs/bad").write_text(
+        'CONFIG_GPT2_BIAS = y\n\nCONFIG_GPT2_MIN_LR="1"\nCONFIG_GPT2_DROPOUT="2"\n'
+    )
+    said = refused(tree, "defconfig", "bad")
+    assert said.startswith("defconfigs/bad:1: ")
+    (tree / "defconfigs/bad").write_text('\nCONFIG_GPT2_DROPOUT="2"\n')
+    assert "defconfigs/bad:2: CONFIG_GPT2_DROPOUT" in refused(tree, "defconfig", "bad")
+    assert before == ((tree / ".config").read_text(), (tree / "config.py").read_text())
+
+
+def test_list_shows_the_first_comment_line_of_each(tree: Path) -> None:
+    (tree / "defconfigs/bare").write_text("# CONFIG_GPT2_BIAS is not set\n")
+    lines = done(tree, "list-defconfigs").splitlines()
+    assert [line.split()[0] for line in lines] == sorted(
+        p.name for p in (tree / "defconfigs").iterdir()
+    )
+    assert next(x for x in lines if x.startswith("one ")).endswith("One: a first line")
+    assert "bare" in lines
+
+
+def test_savedefconfig_is_minimal_and_keeps_the_comment(tree: Path) -> None:
+    done(tree, "defconfig", "gpt2-quickstart")
+    before = (tree / "defconfigs/gpt2-quickstart").read_text()
+    done(tree, "savedefconfig", "gpt2-quickstart")
+    assert (tree / "defconfigs/gpt2-quickstart").read_text() == before
+    done(tree, "savedefconfig", "mine")
+    mine = (tree / "defconfigs/mine").read_text()
+    assert mine.startswith("# mine: say what it is for")
+    assert mine.split("\n", 1)[1] == before[before.index("CONFIG_") :]
+
+
+@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a+b", "/tmp/x", "a b"])
+def test_savedefconfig_stays_in_its_folder(tree: Path, name: str) -> None:
+    done(tree, "defconfig", "one")
+    before = sorted(p.name for p in (tree / "defconfigs").iterdir())
+    assert "a preset's name" in refused(tree, "savedefconfig", name)
+    assert sorted(p.name for p in (tree / "defconfigs").iterdir()) == before
+
+
+def test_without_a_configuration_the_way_out_is_named(tree: Path) -> None:
+    for command in (["generate"], ["olddefconfig"], ["savedefconfig", "x"]):
+        assert "make list-defconfigs" in refused(tree, *command)
+    assert "nothing is configured yet" in done(tree, "explain", "GPT2_BIAS")
+
+
+def test_generate_follows_an_edited_dotconfig(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    written = (tree / "config.py").stat().st_mtime_ns
+    done(tree, "generate")
+    assert (tree / "config.py").stat().st_mtime_ns == written
+    text = (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4")
+    edit(tree, text)
+    done(tree, "generate")
+    line = text.split("\n").index("CONFIG_BATCH_SIZE=4") + 1
+    assert config(tree).values["BATCH_SIZE"] == 4
+    assert config(tree).origins == {
+        "GPT2_MAX_ITERS": "defconfigs/one:3",
+        "BATCH_SIZE": f".config:{line}",
+    }
+
+
+def edit(tree: Path, text: str) -> None:
+    """As an editor would, later than config.py."""
+    (tree / ".config").write_text(text)
+    later = (tree / "config.py").stat().st_mtime + 1
+    os.utime(tree / ".config", (later, later))
+
+
+def test_a_fault_in_dotconfig_is_refused_and_olddefconfig_drops_it(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    edit(tree, "CONFIG_GONE=1\n" + (tree / ".config").read_text())
+    said = refused(tree, "generate")
+    assert said.startswith(".config:1: unknown symbol CONFIG_GONE")
+    assert "make olddefconfig drops such lines" in said
+    said = done(tree, "olddefconfig")
+    assert "dropped .config:1: unknown symbol CONFIG_GONE" in said
+    assert config(tree).origins == {"GPT2_MAX_ITERS": "defconfigs/one:3"}
+    assert "GONE" not in (tree / ".config").read_text()
+    assert "GONE" in (tree / ".config.old").read_text()
+    assert "dropped" not in done(tree, "olddefconfig")
+
+
+def test_oldconfig_asks_about_new_symbols_only(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    with open(tree / "Kconfig", "a") as file:
+        file.write('\nconfig NEW_ONE\n\tint "A new one"\n\tdefault 3\n')
+    command = [sys.executable, "scripts/kconfig.py", "oldconfig"]
+    ended = subprocess.run(
+        command, cwd=tree, input="5\n", capture_output=True, text=True
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.count("A new one") == 1
+    assert "Optimizer steps" not in ended.stdout
+    assert config(tree).values["NEW_ONE"] == 5
+    assert config(tree).origin("GPT2_MAX_ITERS") == "defconfigs/one:3"
+
+
+def test_explain_finds_symbols_as_overrides_do(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    for name in ("GPT2_MAX_ITERS", "CONFIG_GPT2_MAX_ITERS", "MAX_ITERS"):
+        said = done(tree, "explain", name)
+        assert "CONFIG_GPT2_MAX_ITERS = 700\n  origin      defconfigs/one:3\n" in said
+        assert "1 to " in said and "gpt2/Kconfig.training:" in said
+    said = done(tree, "explain", "LR", "--overrides", "LR=0.5")
+    assert "CONFIG_LEARNING_RATE = 0.5\n  origin      command line\n" in said
+    assert "nearest: MAX_ITERS" in refused(tree, "explain", "MAX_ITRS")
+    assert "SYMBOL=" in refused(tree, "explain", "")
+
+
+def test_menuconfig_without_a_terminal_says_so(tree: Path) -> None:
+    assert "needs a terminal" in refused(tree, "menuconfig")
+
+
+def test_menuconfig_saves_a_change(tree: Path) -> None:
+    """kconfiglib's own menuconfig, driven by keys: find a symbol, toggle, save."""
+    done(tree, "defconfig", "one")
+    before = config(tree)
+    assert before.values["COMPILE_MODEL"] is False
+    status, screen = type_keys(
+        tree,
+        [
+            ("Mode", "/"),
+            ("Jump to", "^COMPILE_MODEL$"),
+            ("compile", "\n"),
+            ("[ ] Compile the model", " "),
+            ("*", "q"),
+            ("Save configuration?", "y"),
+        ],
+    )
+    assert status == 0, screen
+    assert "Saved .config and config.py" in screen
+    after = config(tree)
+    assert after.values == before.values | {"COMPILE_MODEL": True}
+    lines = (tree / ".config").read_text().split("\n")
+    line = lines.index("CONFIG_COMPILE_MODEL=y") + 1
+    assert after.origins == before.origins | {"COMPILE_MODEL": f".config:{line}"}
+
+
+def type_keys(tree: Path, script: list[tuple[str, str]]) -> tuple[int, str]:
+    """Run menuconfig in a terminal of its own; send keys once the screen shows a text.
+
+    Returns its exit status and all that it printed.
+    """
+    master, slave = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm", "LINES": "40", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [sys.executable, "scripts/kconfig.py", "menuconfig"],
+        cwd=tree,
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        env=environment,
+        start_new_session=True,
+    )
+    os.close(slave)
+    seen = ""
+    try:
+        for awaited, keys in script:
+            fresh = read_until(master, awaited)
+            seen += fresh
+            assert awaited in fresh, f"no {awaited!r} in {seen!r}"
+            os.write(master, keys.encode())
+        seen += read_until(master, None)
+        return process.wait(30), seen
+    finally:
+        process.kill()
+        process.wait()
+        os.close(master)
+
+
+def read_until(terminal: int, awaited: str | None) -> str:
+    """What the terminal shows up to a text, or (None) up to its end."""
+    text, end = "", time.monotonic() + 30
+    while time.monotonic() < end and (awaited is None or awaited not in text):
+        if select.select([terminal], [], [], 0.2)[0]:
+            try:
+                read = os.read(terminal, 65536)
+            except OSError:  # the other side is closed
+                break
+            text += read.decode(errors="replace")
+    return text
