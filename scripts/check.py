@@ -1,7 +1,8 @@
 """Run every check of the house, stop at the first fault and say how to mend it.
 
-`make check` runs all of it, `make format` (`--mend`) mends what can be mended. The pre-commit hook runs `--staged`: the quick checks,
-on the files of the commit as they are staged, whatever the working tree holds.
+`make check` runs all of it, `make format` (`--mend`) mends what can be mended. The
+pre-commit hook runs `--staged`: the quick checks, on the files of the commit as they
+are staged, whatever the working tree holds.
 Exit status: 0 all well, otherwise that of the check that failed.
 """
 
@@ -79,8 +80,8 @@ CHECKS = (
     Check("words", ("scripts/check_words.py",), "use another word", ("",)),
     Check(
         "defconfigs",
-        ("scripts/kconfig.py", "check-defconfigs"),
-        "as said above; make savedefconfig NAME=... writes a minimal one",
+        ("scripts/check_defconfigs.py",),
+        "as said above; make defconfig-X and savedefconfig NAME=X write X minimally",
     ),
     Check("generated text", ("scripts/generate_docs.py", "--check"), "make format"),
     Check(

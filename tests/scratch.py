@@ -42,6 +42,17 @@ def run(
     )
 
 
+def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run make in a copy of the tree with this interpreter, as far as it is set up.
+
+    What `make setup` noted here holds for the copy too: same requirements, same Python.
+    """
+    noted = ROOT / ".kablate/setup.json"
+    if noted.is_file() and not (folder / ".kablate").exists():
+        write(folder, ".kablate/setup.json", noted.read_bytes())
+    return run(folder, "make", *arguments, f"PYTHON={sys.executable}")
+
+
 def python(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return run(folder, sys.executable, *arguments)
 

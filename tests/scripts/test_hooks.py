@@ -23,7 +23,7 @@ PARTS = [
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
     tree = copy_tree(tmp_path / "tree", PARTS)
-    for stand_in in ("scripts/kconfig.py", "scripts/generate_docs.py"):
+    for stand_in in ("scripts/check_defconfigs.py", "scripts/generate_docs.py"):
         write(tree, stand_in, "")
     write(tree, ".gitignore", ".ruff_cache/\n__pycache__/\n")
     commit_all(tree, "scripts: stand in for two checks\n\nThey need the whole tree.\n")

@@ -1,0 +1,81 @@
+"""Load every preset strictly, and see that it is minimal, explained and can be planned.
+
+Every fault of every preset is named with file and line. Exit status: 0 all well, 1
+some are not.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.plan import make_plan
+from gpt2.schema import ALIASES, PREFIXES, symbol_types
+from lib.house_rules import Finding
+from lib.kconfig import open_strict
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
+    parser.parse_args(arguments)
+    presets = sorted(p for p in (ROOT / "defconfigs").glob("[!.]*") if p.is_file())
+    faults = [fault for preset in presets for fault in faults_of(preset)]
+    for fault in faults:
+        print(fault)
+    if not presets:
+        print("defconfigs: there is no preset at all")
+    return 1 if faults or not presets else 0
+
+
+def faults_of(preset: Path) -> Iterator[str]:
+    """Lines that name what is wrong with one preset."""
+    name = preset.relative_to(ROOT).as_posix()
+    try:
+        tree = open_strict(
+            ROOT / "Kconfig",
+            [preset],
+            types=symbol_types(),
+            aliases=ALIASES,
+            prefixes=PREFIXES,
+        )
+        make_plan(tree.config())
+        minimal = tree.minimal().split("\n")
+    except (ValueError, OSError) as error:
+        for line in str(error).splitlines():
+            yield line if name in line else f"{name}: {line}"
+        return
+    lines = preset.read_text(encoding="utf-8").split("\n")
+    comments = count_comments(lines)
+    if not comments:
+        said = "must begin with a comment: what it is for; hardware; expected hours"
+        yield str(Finding(name, 1, said))
+    yield from differences(name, comments, lines[comments:], minimal)
+
+
+def count_comments(lines: Sequence[str]) -> int:
+    """How many lines of comment stand on top."""
+    for number, line in enumerate(lines):
+        if not line.startswith("#") or line.endswith(" is not set"):
+            return number
+    return len(lines)
+
+
+def differences(
+    name: str, offset: int, lines: Sequence[str], minimal: Sequence[str]
+) -> Iterator[str]:
+    """The first line that savedefconfig would write otherwise."""
+    pairs = zip_longest(lines, minimal, fillvalue="(nothing)")
+    for number, (line, wanted) in enumerate(pairs, offset + 1):
+        if line != wanted:
+            said = f"not as savedefconfig writes it: {line!r} where {wanted!r} belongs"
+            yield str(Finding(name, number, said))
+            return
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,182 @@
+"""CONTRIBUTING.md's recipes, followed to the letter in a copy of the tree."""
+
+import re
+import textwrap
+from pathlib import Path
+from subprocess import CompletedProcess
+
+import pytest
+
+from tests.scratch import ROOT, copy_tree, git, make, python, write
+
+PARTS = ["Makefile", "Kconfig", "pyproject.toml", "README.md", "defconfigs", "scripts"]
+PARTS += ["lib", "gpt2", "tests/__init__.py", ".gitignore"]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copy_tree(tmp_path_factory.mktemp("recipes") / "tree", PARTS)
+
+
+@pytest.fixture
+def tree(pristine: Path, tmp_path: Path) -> Path:
+    git(tmp_path, "clone", "--quiet", pristine, "tree")
+    return tmp_path / "tree"
+
+
+def succeed(done: CompletedProcess[str]) -> str:
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def jobs(tree: Path, *arguments: str) -> str:
+    """What the matrix would run, listed without proving it."""
+    return succeed(python(tree, "scripts/run_test_matrix.py", "--list", *arguments))
+
+
+def recipe(heading: str, language: str) -> str:
+    """The first block in `language` under a heading of CONTRIBUTING.md."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.M)[0]
+    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
+    assert found, f"no {language} under {heading!r}"
+    return found[1]
+
+
+def changed(tree: Path) -> set[str]:
+    listed = git(tree, "status", "--porcelain", "--untracked-files=all")
+    return {line[3:] for line in listed.splitlines()}
+
+
+def replace_once(tree: Path, name: str, old: str, new: str) -> None:
+    text = (tree / name).read_text(encoding="utf-8")
+    assert text.count(old) == 1, f"{name}: {text.count(old)} x {old!r}"
+    write(tree, name, text.replace(old, new))
+
+
+def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
+    row = recipe("Add an ablation step over existing mechanisms", "python")
+    registry = (tree / "gpt2/ablation.py").read_text()
+    head, end, tail = registry.partition("\n    )\n}\n")
+    assert end, "the end of STEPS"
+    write(
+        tree,
+        "gpt2/ablation.py",
+        f"{head}\n{textwrap.indent(row, ' ' * 8).rstrip()}{end}{tail}",
+    )
+    assert changed(tree) == {"gpt2/ablation.py"}, "one file edited by hand"
+
+    stale = python(tree, "scripts/check.py", "--only", "generated text")
+    assert stale.returncode != 0
+    # A part of `make format`, which needs no words here: test_check.py has it.
+    succeed(python(tree, "scripts/generate_docs.py"))
+    generated = {"README.md", "gpt2/Kconfig.ablation"}
+    assert changed(tree) == {"gpt2/ablation.py"} | generated
+    for name in generated:
+        assert "RA in a band of 16" in (tree / name).read_text()
+    succeed(python(tree, "scripts/check.py", "--quick", *changed(tree)))
+
+    succeed(make(tree, "defconfig-gpt2-quickstart"))
+    listing = jobs(tree, "--overrides", "STEPS=0,5,34")
+    assert "RA in a band of 16" in listing
+    assert "step34-ra-narrow" in listing
+
+
+def test_adding_a_preset_is_one_file(tree: Path) -> None:
+    succeed(make(tree, "defconfig-gpt2-quickstart"))
+    config = tree / ".config"
+    text = config.read_text()
+    assert "CONFIG_GPT2_MAX_ITERS=200\n" in text
+    config.write_text(text.replace("MAX_ITERS=200", "MAX_ITERS=77"))
+    succeed(make(tree, "savedefconfig", "NAME=gpt2-mine"))
+    assert changed(tree) == {"defconfigs/gpt2-mine"}
+    preset = tree / "defconfigs/gpt2-mine"
+    preset.write_text(re.sub("^# .*", "# A preset of my own.", preset.read_text()))
+
+    assert "A preset of my own." in succeed(make(tree, "list-defconfigs"))
+    succeed(make(tree, "mrproper"))
+    assert not config.exists()
+    succeed(make(tree, "defconfig-gpt2-mine"))
+    assert "CONFIG_GPT2_MAX_ITERS=77\n" in config.read_text()
+    assert "defconfigs/gpt2-mine" in jobs(tree), "the origin of what it sets"
+    git(tree, "add", "defconfigs/gpt2-mine")
+    succeed(python(tree, "scripts/check.py", "--quick", "defconfigs/gpt2-mine"))
+
+
+ADAGRAD = '''"""Adagrad: torch's own."""
+
+from __future__ import annotations
+
+import torch
+
+from lib.optim.config import OptimConfig
+from lib.optim.groups import Group
+
+
+def adagrad(groups: list[Group], config: OptimConfig) -> torch.optim.Adagrad:
+    """w <- w - lr g / (sqrt(sum g^2) + eps)."""
+    return torch.optim.Adagrad(groups, lr=config.learning_rate, eps=config.eps)
+'''
+
+TRY_ADAGRAD = """
+import torch
+from gpt2.schema import settings_from, symbol_types
+from lib.kconfig import load_strict
+from lib.optim.config import OptimConfig
+from lib.optim.registry import build
+import dataclasses
+overrides = ["SINGLE_RUN_MODE=y", "OPTIMIZER_ADAGRAD=y"]
+config = load_strict("Kconfig", [], overrides, types=symbol_types())
+asked = settings_from(config).optim
+weight = torch.nn.Parameter(torch.ones(3))
+groups = [{"params": [weight], "names": ["w"], "weight_decay": 0.0}]
+known = {field.name for field in dataclasses.fields(OptimConfig)}
+given = {k: v for k, v in dataclasses.asdict(asked).items() if k in known}
+optimizer = build(asked.optimizer, groups, OptimConfig(**given))
+weight.grad = torch.ones(3)
+optimizer.step()
+print(type(optimizer).__name__, bool((weight < 1).all()))
+"""
+
+
+def test_adding_an_optimizer(tree: Path) -> None:
+    write(tree, "lib/optim/adagrad.py", ADAGRAD)
+    replace_once(
+        tree,
+        "lib/optim/names.py",
+        '        OptimizerKind(name="sgd"',
+        '        OptimizerKind(name="adagrad", summary="Adagrad", decay="l2"),\n'
+        '        OptimizerKind(name="sgd"',
+    )
+    registry = "lib/optim/registry.py"
+    replace_once(
+        tree, registry, '    "sgd": sgd,', '    "adagrad": adagrad,\n    "sgd": sgd,'
+    )
+    replace_once(
+        tree,
+        registry,
+        "from lib.optim.adam import",
+        "from lib.optim.adagrad import adagrad\nfrom lib.optim.adam import",
+    )
+    menu = "gpt2/Kconfig.training"
+    entry = 'config OPTIMIZER_ADAGRAD\n\tbool "Adagrad"\n\nconfig OPTIMIZER_SGD\n'
+    replace_once(tree, menu, "config OPTIMIZER_SGD\n", entry)
+    value = '\tdefault "adagrad" if OPTIMIZER_ADAGRAD\n\tdefault "sgd" if'
+    replace_once(tree, menu, '\tdefault "sgd" if', value)
+
+    done = python(tree, "-c", TRY_ADAGRAD)
+    assert done.stdout == "Adagrad True\n", done.stderr
+
+
+def test_commands_of_the_document_exist() -> None:
+    """Every make target and script that CONTRIBUTING.md names is there."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    # In code only: at the start of a shell line, or of a span in backquotes.
+    targets = set(re.findall(r"(?:^|`|&& )make ([a-z][a-z0-9-]*)", text, re.M))
+    assert {"setup", "check", "format", "verify"} <= targets
+    for target in targets:
+        stem = "defconfig-%" if target.startswith("defconfig-") else target
+        assert re.search(rf"^{re.escape(stem)}( [^:=]*)?:", makefile, re.M), target
+    paths = re.findall(r"`?((?:scripts|tests|gpt2|lib)/[\w./]+\w)", text)
+    assert [path for path in paths if not (ROOT / path).exists()] == []
