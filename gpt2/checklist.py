@@ -39,19 +39,9 @@ def checklist(matrix: Matrix) -> list[Item]:
         return [Item("runs", "none is finished", "nothing to publish yet")]
     return [
         _completeness(matrix, runs),
-        _item("commit", runs, _commit, same=True),
+        *(_item(name, runs, tell) for name, tell in CIRCUMSTANCES.items()),
         _work_tree(runs),
-        _item("hardware", runs, _hardware, same=True),
-        _item("driver and runtime", runs, _runtime, same=True),
-        _item("versions", runs, _versions, same=True),
-        _item("effective batch", runs, _effective_batch, same=True),
-        _item("micro batch x accumulation x ranks", runs, _split, same=False),
-        _item("precision", runs, _precision, same=True),
-        _item("torch.compile", runs, _compile, same=True),
-        _item("attention backend", runs, _attention, same=False),
         _seeds(matrix),
-        _item("data", runs, _data, same=True),
-        _item("training tokens", runs, _tokens, same=True),
         _certificates(runs),
     ]
 
@@ -62,9 +52,7 @@ def _completeness(matrix: Matrix, done: list[Run]) -> Item:
     return Item("runs", value, f"{missing} missing" if missing else "")
 
 
-def _item(
-    name: str, runs: list[Run], tell: Callable[[Run], str | None], same: bool
-) -> Item:
+def _item(name: str, runs: list[Run], tell: Callable[[Run], str | None]) -> Item:
     told = Counter(tell(run) for run in runs)
     silent = told.pop(None, 0)
     if not told:
@@ -72,7 +60,7 @@ def _item(
     remark = ""
     if silent:
         remark = f"{silent} of {len(runs)} runs do not tell it"
-    elif same and len(told) > 1:
+    elif name not in MAY_DIFFER and len(told) > 1:
         remark = "the runs differ"
     return Item(name, _listing(told, len(runs)), remark)
 
@@ -167,6 +155,22 @@ def _data(run: Run) -> str | None:
 
 def _tokens(run: Run) -> str | None:
     return _field(run.row, "tokens")
+
+
+CIRCUMSTANCES: dict[str, Callable[[Run], str | None]] = {
+    "commit": _commit,
+    "hardware": _hardware,
+    "driver and runtime": _runtime,
+    "versions": _versions,
+    "effective batch": _effective_batch,
+    "micro batch x accumulation x ranks": _split,
+    "precision": _precision,
+    "torch.compile": _compile,
+    "attention backend": _attention,
+    "data": _data,
+    "training tokens": _tokens,
+}
+MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend")
 
 
 # ---- items of their own kind ----------------------------------------------------

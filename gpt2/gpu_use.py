@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from gpt2.results import GPU_FILE, Matrix, Run, records_of
-from lib.untrusted import as_dict, clean, number, whole
+from lib.untrusted import clean, number, whole
 
 PANELS = (  # key, title, unit of the record
     ("utilisation", "busy %", 1.0),
@@ -34,7 +34,8 @@ def gpu_use(matrix: Matrix, run: Run) -> list[dict[str, Any]]:
         if seconds is None or not isinstance(gpus, list):
             continue
         for place, gpu in enumerate(gpus[:MAX_GPUS]):
-            _add(found, place, as_dict(gpu), seconds / 60)
+            if isinstance(gpu, dict):
+                _add(found, place, gpu, seconds / 60)
     return [found[index] for index in sorted(found)]
 
 

@@ -149,16 +149,22 @@ def judge(matrix: Matrix, rules: Rules | None = None) -> Judgement:
         elif note:
             notes[arm.label] = note
     noise = _noise([arm for arm in arms if all(arm is not a for a, _, _ in pairs)])
+    return Judgement(rules, arms, compare(pairs, rules, noise), noise, notes)
+
+
+def compare(
+    pairs: Sequence[tuple[Arm, Arm, str]], rules: Rules, noise: Sequence[Noise] = ()
+) -> list[Comparison]:
+    """Grade (arm, partner, note) triples as one family."""
     paired = [(arm, partner) for arm, partner, _ in pairs]
     at_steps = _grade_all(paired, at_equal_steps, rules, noise)
     at_time = _grade_all(paired, at_equal_time, rules, noise)
-    comparisons = [
+    return [
         Comparison(arm, partner, note, changes_between(partner, arm), steps, time)
         for (arm, partner, note), steps, time in zip(
             pairs, at_steps, at_time, strict=True
         )
     ]
-    return Judgement(rules, arms, comparisons, noise, notes)
 
 
 def _noise(arms: Sequence[Arm]) -> list[Noise]:

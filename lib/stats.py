@@ -215,3 +215,25 @@ def seeds_for_equivalence(
     return seeds_needed(
         lambda n: power_of_equivalence(delta, margin, sd, n, alpha), power
     )
+
+
+def detectable_difference(
+    sd: float, n: int, alpha: float = 0.05, power: float = 0.8
+) -> float:
+    """The smallest true mean that a t test at alpha finds with this power."""
+    low, high = 0.0, sd
+    while power_of_difference(high, sd, n, alpha) < power:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        enough = power_of_difference(middle, sd, n, alpha) >= power
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def pooled_sd(samples: Sequence[Sequence[float]]) -> float | None:
+    """Common standard deviation of samples of different means; None without spread."""
+    described = [describe(sample) for sample in samples if len(sample) > 1]
+    df = sum(sample.n - 1 for sample in described)
+    total = math.fsum((sample.n - 1) * sample.sd**2 for sample in described)
+    return math.sqrt(total / df) if total > 0 else None

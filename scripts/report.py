@@ -17,6 +17,7 @@ from gpt2.results import Matrix, read_matrix, write_summary
 from gpt2.verdicts import Judgement, judge
 from lib.generated import read_config
 from lib.rundir import DiskFull, atomic_write_text
+from lib.terminal import report_console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -76,13 +77,9 @@ def results_directory(results: str | None, config: str) -> Path:
 
 def show(matrix: Matrix, judged: Judgement) -> None:
     """The table and its remarks, on the terminal."""
-    from rich.console import Console
-
     from gpt2.report_text import terminal_report
 
-    console = Console(highlight=False)
-    if not console.is_terminal:
-        console = Console(highlight=False, width=118)
+    console = report_console()
     for part in terminal_report(matrix, judged, console.width):
         console.print(part)
 
@@ -98,13 +95,23 @@ def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> lis
 
         written += write_plots(judged, root / "plots")
     if html:
-        from gpt2.report_html import html_report
-
-        atomic_write_text(root / "report.html", html_report(matrix, judged, name))
-        written.append(root / "report.html")
+        written += write_page(matrix, judged, name)
     atomic_write_text(root / "REPORT.md", markdown_report(matrix, judged, name))
     write_summary(root, verdicts=judged.to_json(), matrix=matrix)
     return [*written, *(root / n for n in ("REPORT.md", "summary.json", "results.csv"))]
+
+
+def write_page(matrix: Matrix, judged: Judgement, name: str) -> list[Path]:
+    """report.html, or a word on standard error why there is none."""
+    from gpt2.report_html import PlotlyMissing, html_report
+
+    path = matrix.root / "report.html"
+    try:
+        atomic_write_text(path, html_report(matrix, judged, name))
+    except PlotlyMissing as error:
+        print(f"report: {error}", file=sys.stderr)
+        return []
+    return [path]
 
 
 if __name__ == "__main__":

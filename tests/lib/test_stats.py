@@ -153,3 +153,17 @@ def test_planner_gives_up_in_words_not_in_a_loop():
     assert stats.seeds_for_equivalence(0.004, 0.003, 0.001) is None
     assert stats.seeds_for_difference(1.0, 1e-9) == 2
     assert stats.seeds_for_difference(1.0, 0.0) == 2
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_detectable_difference_inverts_the_power(n):
+    delta = stats.detectable_difference(0.002, n, 0.01, 0.9)
+    found = stats.power_of_difference(delta, 0.002, n, 0.01)
+    assert found == pytest.approx(0.9, abs=1e-4)
+
+
+def test_pooled_spread_is_weighted_by_degrees_of_freedom():
+    samples = [[1.0, 2.0], [5.0, 5.5, 7.0, 4.0], [3.0]]
+    want = (np.var(samples[0], ddof=1) + 3 * np.var(samples[1], ddof=1)) / 4
+    assert stats.pooled_sd(samples) == pytest.approx(math.sqrt(want))
+    assert stats.pooled_sd([[1.0], [2.0, 2.0]]) is None

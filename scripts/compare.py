@@ -1,0 +1,176 @@
+"""Compare two runs, arms or matrices: make compare A=DIR_OR_STEP B=DIR_OR_STEP.
+
+Says what differs in configuration, in circumstances (code, machine, data) and in
+results, and whether the results may be compared at all. Differences are B minus A.
+Exit codes: 0 compared; 2 one of the two cannot be found.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gpt2.arms import Change
+from gpt2.compare import (
+    Pair,
+    SideBySide,
+    Subject,
+    find_subject,
+    own_changes,
+    shared_changes,
+    shown,
+    side_by_side,
+)
+from gpt2.evidence import Rules
+from gpt2.table import difference_text, grade_text
+from gpt2.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
+from lib import human
+from lib.generated import read_config
+from lib.terminal import report_console
+
+FORMS = {
+    "val_accuracy": human.percent,
+    "mfu": human.percent,
+    "seconds": human.duration,
+    "mean_epoch_seconds": human.duration,
+    "peak_memory_bytes": human.size,
+    "kv_bytes_per_token": human.size,
+}
+COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        results = configured(Path(options.config))
+        a, b = (find_subject(name, results) for name in (options.a, options.b))
+        rules = Rules(margin=options.margin)
+    except (ValueError, OSError) as error:
+        print(f"compare: {error}", file=sys.stderr)
+        return 2
+    show(report_console(), a, b, side_by_side(a, b, rules))
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="compare.py", description=__doc__)
+    found.add_argument("a", help="directory of a matrix, arm or run; or step[:seed]")
+    found.add_argument("b", help="the same for the other side")
+    found.add_argument(
+        "--config", default="config.py", help="where steps are looked up"
+    )
+    found.add_argument("--margin", type=float, default=Rules().margin)
+    return found
+
+
+def configured(config: Path) -> Path | None:
+    """The results directory of a configuration, if there is one."""
+    if not config.is_file():
+        return None
+    return config.parent / str(read_config(config).values["OUTPUT_DIR"])
+
+
+def show(console: Console, a: Subject, b: Subject, found: SideBySide) -> None:
+    console.print(Text(f"A: {a.label}"))
+    console.print(Text(f"B: {b.label}"))
+    if len(found.pairs) == 1:
+        show_pair(console, found.pairs[0])
+    elif found.pairs:
+        show_matrices(console, found.pairs)
+    else:
+        console.print("\nThey have no arm in common.")
+    for name, arms in (("A", found.only_a), ("B", found.only_b)):
+        if arms:
+            labels = ", ".join(arm.label for arm in arms)
+            console.print(Text(f"\nOnly in {name}: {labels}"))
+    for item in (*a.left_out, *b.left_out):
+        console.print(Text(f"left out: {item.path}: {item.reason}"))
+
+
+def show_pair(console: Console, pair: Pair) -> None:
+    show_changes(console, "Configuration", pair.settings, "No setting differs.")
+    show_changes(console, "Circumstances", pair.circumstances, "No known one differs.")
+    table = grid("Results (means over finished seeds)", "", "A", "B", "B - A")
+    for name, x, y in pair.results:
+        form = form_of(name)
+        less = None if x is None or y is None else y - x
+        shown_less = human.NONE if less is None else signed(form(abs(less)), less)
+        table.add_row(*map(Text, (name, form(x), form(y), shown_less)))
+    console.print(table)
+    console.print(Text(comparability(pair)))
+
+
+def show_matrices(console: Console, pairs: list[Pair]) -> None:
+    shared = shared_changes(pairs)
+    show_changes(console, "Configuration, in all arms", shared, "No setting differs.")
+    for pair in pairs:
+        if own := own_changes(pair, shared):
+            show_changes(console, f"Configuration, in {pair.a.label}", own, "")
+    circumstances = dict.fromkeys(c for pair in pairs for c in pair.circumstances)
+    show_changes(console, "Circumstances", circumstances, "No known one differs.")
+    table = grid("Validation loss", "arm", "A", "B", "B - A, paired by seed", "verdict")
+    for pair in pairs:
+        steps = pair.comparison.at_steps
+        losses = [human.fixed(arm.mean("val_loss"), 4) for arm in (pair.a, pair.b)]
+        cells = [pair.a.label, *losses, difference_text(steps), grade_text(steps.grade)]
+        table.add_row(*map(Text, cells))
+    console.print(table)
+    for pair in pairs:
+        if pair.comparison.at_steps.reasons:
+            console.print(Text(f"  {pair.a.label}: {comparability(pair)}"))
+
+
+def show_changes(
+    console: Console, title: str, changes: Iterable[Change], none: str
+) -> None:
+    changes = list(changes)
+    if not changes:
+        console.print(Text(f"\n{title}: {none}"))
+        return
+    table = grid(title, "", "A", "B")
+    for name, old, new in changes:
+        table.add_row(*map(Text, (shown(name), shown(old), shown(new))))
+    console.print(table)
+
+
+def comparability(pair: Pair) -> str:
+    """Whether the two may be compared, and what follows if so."""
+    verdict = pair.comparison.at_steps
+    why = "; ".join(verdict.reasons)
+    if verdict.grade in (INVALID, UNMATCHED):
+        return f"Not comparable ({verdict.grade}): {why}"
+    same = "Both were told to train the same. " if pair.is_same else ""
+    told = f"{same}Comparable. B against A: {verdict.grade}"
+    if verdict.grade != INCONCLUSIVE or verdict.mean:
+        told += f", {difference_text(verdict)} nats"
+    return f"{told} ({why})" if why else told
+
+
+def grid(title: str, *heads: str) -> Table:
+    table = Table(
+        box=box.SIMPLE_HEAD, title=title, title_justify="left", pad_edge=False
+    )
+    for head in heads:
+        table.add_column(head, overflow="fold")
+    return table
+
+
+def form_of(name: str):  # type: ignore[no-untyped-def]
+    if name in COUNTS:
+        return human.count
+    return FORMS.get(name, lambda value: human.fixed(value, 4))
+
+
+def signed(text: str, value: float) -> str:
+    return text if value == 0 else f"{'−' if value < 0 else '+'}{text}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

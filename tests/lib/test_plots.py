@@ -1,0 +1,66 @@
+"""lib/plots.py: files that are pictures, whatever the labels hold."""
+
+import numpy as np
+import pytest
+
+from lib import plots
+
+LABELS = ["plain", "$\\frac{$", "_hidden", "日本 \u0600", "<b>&"]
+
+
+def picture(path):
+    """Pixels of a PNG, rows x columns x channels."""
+    from matplotlib.image import imread
+
+    return imread(path)
+
+
+def lines_of(labels):
+    return [
+        plots.Curve(label, place, [0, 1, 2], [3, 2, 1 + place], [2, 1, 0.5], [4, 3, 3])
+        for place, label in enumerate(labels)
+    ]
+
+
+def test_curves_of_any_labels(tmp_path):
+    path = tmp_path / "deep" / "loss.png"
+    plots.curves(path, lines_of(LABELS), "$x", "y$", "_$")
+    pixels = picture(path)
+    assert pixels.shape[0] > 400 and np.ptp(pixels[..., :3]) > 0.9
+
+
+def test_one_curve_has_one_panel_several_have_two(tmp_path):
+    plots.curves(tmp_path / "a.png", lines_of(["a"]), "x", "y", "t")
+    plots.curves(tmp_path / "b.png", lines_of(["a", "b"]), "x", "y", "t")
+    widths = [picture(tmp_path / f"{name}.png").shape[1] for name in "ab"]
+    assert widths[1] > 1.4 * widths[0]
+
+
+def test_forest_with_and_without_intervals(tmp_path):
+    rows = [
+        plots.Effect(label, 0.1 * i, (0.0, 0.2), (-0.1, 0.3), "NEUTRAL")
+        for i, label in enumerate(LABELS)
+    ]
+    plots.forest(tmp_path / "all.png", rows, 0.003, "x", "t")
+    bare = [plots.Effect("a", 0.1, None, None)]
+    plots.forest(tmp_path / "one.png", bare, 0.003, "x", "t")
+    heights = [picture(tmp_path / name).shape[0] for name in ("all.png", "one.png")]
+    assert heights[0] > heights[1]
+
+
+def test_scatter_panels(tmp_path):
+    points = [plots.Point(x, i, 1.0 + i, 3.0 - i, 0.1) for i, x in enumerate(LABELS)]
+    panels = [plots.Panel("a", points), plots.Panel("b", points[:1])]
+    plots.scatter(tmp_path / "x.png", panels, "y", "t")
+    assert picture(tmp_path / "x.png").shape[1] > 900
+
+
+def test_frontier_is_what_nothing_beats():
+    points = [(3, 1.0), (1, 3.0), (2, 4.0), (2, 2.0), (4, 1.0)]
+    assert plots.frontier(points) == [(1, 3.0), (2, 2.0), (3, 1.0)]
+
+
+@pytest.mark.parametrize("count", [19, 34])
+def test_many_arms_are_told_apart(count):
+    looks = {(plots.colour(p), str(plots.dash(p))) for p in range(min(count, 25))}
+    assert len(looks) == min(count, 25)

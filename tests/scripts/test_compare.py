@@ -1,0 +1,111 @@
+"""scripts/compare.py on runs, arms and matrices."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.results_factory import write_matrix, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def compare(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    """A matrix of steps 0, 2 and 8, configured beside it."""
+    write_matrix(tmp_path / "out", (0, 2), (1, 2, 3))
+    write_matrix(tmp_path / "out", (8,), (1, 2, 3), effects={8: -0.05})
+    (tmp_path / "config.py").write_text("CONFIG_OUTPUT_DIR = 'out'\nORIGINS = {}\n")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("a", "b"),
+    [("0", "8"), ("baseline", "mla"), ("out/step00-baseline", "out/step08-mla")],
+)
+def test_steps_are_compared_pair_by_pair(matrix, a, b):
+    done = compare(a, b, cwd=matrix)
+    assert done.returncode == 0, done.stderr
+    assert "B against A: SUPPORTED, −0.04" in done.stdout
+    assert "124.0M" in done.stdout and "124.2M" in done.stdout
+    assert "Circumstances: No known one differs." in done.stdout
+
+
+def test_direction_is_b_minus_a(matrix):
+    assert "HARMFUL, +0.04" in compare("8", "0", cwd=matrix).stdout
+
+
+def test_another_budget_is_not_comparable(matrix):
+    done = compare("0", "2", cwd=matrix)
+    assert "Not comparable (UNMATCHED): parameters differ by +11.3%" in done.stdout
+    row = next(x for x in done.stdout.splitlines() if "mechanisms.mlp_ratio" in x)
+    assert row.split() == ["mechanisms.mlp_ratio", "2.0", "2.5"]
+
+
+@pytest.mark.parametrize(
+    "names", [("0:1", "8:1"), ("out/step00-baseline/seed1", "8:1")]
+)
+def test_single_runs_show_their_difference_and_decide_nothing(matrix, names):
+    done = compare(*names, cwd=matrix)
+    assert "INCONCLUSIVE" in done.stdout and "one seed decides nothing" in done.stdout
+
+
+def test_matrices_are_matched_by_arm(matrix):
+    shutil.copytree(matrix / "out", matrix / "again")
+    shutil.rmtree(matrix / "again" / "step02-r25")
+    write_run(matrix / "again", 29, 1)
+    for path in (matrix / "again").glob("step0*/seed*/*.json"):
+        text = path.read_text().replace("0123456789abcdef", "f" * 16)
+        path.write_text(text.replace('"learning_rate": 0.0006', '"learning_rate": 0.1'))
+    done = compare("out", "again", cwd=matrix)
+    assert done.returncode == 0, done.stderr
+    assert "Only in A: 2 r25" in done.stdout and "Only in B: 29 ra-full" in done.stdout
+    lines = done.stdout.splitlines()
+    changed = [line.split() for line in lines if "learning_rate" in line]
+    assert changed == [["optim.learning_rate", "0.0006", "0.1"]]
+    assert any("commit" in line and "f" * 16 in line for line in lines)
+    assert sum("NEUTRAL" in line for line in lines) == 2
+
+
+def test_other_data_is_said(matrix):
+    for path in (matrix / "out" / "step08-mla").glob("seed*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        path.write_text(json.dumps({**manifest, "data_fingerprint": "other"}))
+    done = compare("0", "8", cwd=matrix)
+    assert "Not comparable (UNMATCHED): trained on different data" in done.stdout
+    assert "stdlib gpt2 (other)" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("a", "words"),
+    [
+        ("7", "no arm of out: 0 baseline, 2 r25, 8 mla"),
+        ("0:9", "0 baseline has no seed 9; it has 1, 2, 3"),
+        ("empty", "empty holds no run"),
+    ],
+)
+def test_what_is_not_there_is_named(matrix, a, words):
+    (matrix / "empty").mkdir()
+    done = compare(a, "0", cwd=matrix)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_without_a_configuration_directories_still_work(matrix):
+    (matrix / "config.py").unlink()
+    assert compare("0", "8", cwd=matrix).returncode == 2
+    assert compare("out/step00-baseline", "out/step08-mla", cwd=matrix).returncode == 0

@@ -1,0 +1,91 @@
+"""scripts/plan_seeds.py: what it answers and from what."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2.results import read_matrix
+from gpt2.seeds import measured_spread
+from gpt2.verdicts import judge
+from lib import stats
+from tests.results_factory import write_matrix
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def plan(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "plan_seeds.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def answers(printed):
+    """(sd, seeds to find, seeds to exclude) of each row of the first table."""
+    return re.findall(r"(0\.\d{4}) +(>?\d+) +(>?\d+) *$", printed, re.MULTILINE)
+
+
+def test_without_results_the_noise_known_at_124m_is_taken(tmp_path):
+    done = plan("--delta", "0.003", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert answers(done.stdout) == [("0.0018", "6", "5"), ("0.0027", "9", "9")]
+
+
+def test_more_comparisons_take_more_seeds(tmp_path):
+    done = plan("--sd", "0.0016", "--arms", "11", cwd=tmp_path)
+    sd = 2**0.5 * 0.0016
+    want = stats.seeds_for_difference(0.003, sd, 0.05 / 11, 0.8)
+    assert answers(done.stdout)[0][1] == str(want)
+    assert "over 11 comparisons" in done.stdout
+
+
+def test_noise_is_measured_in_the_results_if_there_are_any(tmp_path):
+    write_matrix(tmp_path / "out", (0, 2, 5, 8), range(6))
+    (tmp_path / "config.py").write_text("CONFIG_OUTPUT_DIR = 'out'\nORIGINS = {}\n")
+    done = plan(cwd=tmp_path)
+    assert "paired differences in these results (15 df)" in done.stdout
+    assert "over 2 comparisons" in done.stdout  # step 2 is unmatched
+    judged = judge(read_matrix(tmp_path / "out"))
+    samples = [c.at_steps.differences for c in judged.comparisons]
+    want = np.mean([np.var(sample, ddof=1) for sample in samples]) ** 0.5
+    assert measured_spread(judged).sd == pytest.approx(want)
+    assert answers(done.stdout)[0][0] == f"{want:.4f}"
+
+
+def test_a_baseline_alone_gives_its_spread_times_root_two(tmp_path):
+    write_matrix(tmp_path, (0,), range(5))
+    judged = judge(read_matrix(tmp_path))
+    losses = judged.arms[0].values("val_loss")
+    want = 2**0.5 * np.std(losses, ddof=1)
+    assert measured_spread(judged).sd == pytest.approx(want)
+    assert "5 seeds of 0 baseline" in plan("--results", tmp_path, cwd=tmp_path).stdout
+
+
+def test_what_no_number_of_seeds_finds_is_said(tmp_path):
+    done = plan("--delta", "0.00001", "--sd", "0.01", cwd=tmp_path)
+    assert answers(done.stdout)[0][1] == ">1000"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--delta", "-1"], "DELTA=-1.0"),
+        (["--delta", "nan"], "DELTA=nan"),
+        (["--sd", "0"], "SD=0.0"),
+        (["--arms", "0"], "ARMS=0"),
+        (["--power", "1"], "power=1.0"),
+        (["--results", "absent"], "there are no results at absent"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, arguments, words):
+    done = plan(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr

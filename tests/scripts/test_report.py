@@ -1,0 +1,285 @@
+"""scripts/report.py as a user runs it, and what it writes."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import jsonschema
+import pytest
+
+from tests.results_factory import write_matrix, write_run
+
+ROOT = Path(__file__).resolve().parents[2]
+PNG = b"\x89PNG\r\n\x1a\n"
+HOSTILE = "<script>alert(1)</script>|[x](javascript:x)|`$\\frac`&\"'<b>_*# [red]x[/]"
+
+
+def report(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """A matrix with every kind of trouble, and its report."""
+    root = tmp_path_factory.mktemp("matrix") / "test_matrix_results_demo"
+    write_matrix(root, (0, 2, 5), (1, 2, 3), gpu=True)
+    write_matrix(root, (8,), (1, 2, 3), effects={8: -0.05})
+    write_run(root, 29, 1)
+    write_run(root, 29, 2, status="failed", failure="nan", updates=60)
+    write_run(root, 29, 3, status="planned")
+    (root / "stray").mkdir()
+    (root / "stray" / "metrics.jsonl").write_text("what\n")
+    done = report(root)
+    assert done.returncode == 0, done.stderr
+    return root, done.stdout
+
+
+def test_terminal_shows_each_arm_with_its_verdict(results):
+    _, printed = results
+    table = printed.partition("runs finished")[0]
+    rows = {line.split()[0]: line for line in table.splitlines() if line.strip()}
+    assert rows["0"].rstrip().endswith("baseline")
+    assert rows["2"].rstrip().endswith("UNMATCHED")
+    assert rows["8"].rstrip().endswith("SUPPORTED") and "−0.04" in rows["8"]
+    assert rows["29"].rstrip().endswith("INVALID") and "1/3" in rows["29"]
+    assert max(map(len, printed.splitlines()[:16])) <= 120
+    assert "left out: stray" in printed
+    assert "13 of 15 runs finished, 1 failed, 1 planned" in printed
+    assert "step29-ra-full/seed2: nan" in printed
+
+
+def test_terminal_names_the_files_written(results):
+    root, printed = results
+    written = printed.partition("Written: ")[2].strip().split(", ")
+    names = {Path(path).relative_to(root).as_posix() for path in written}
+    assert names == {
+        "plots/loss.png", "plots/forest.png", "plots/pareto.png", "report.html",
+        "REPORT.md", "summary.json", "results.csv",
+    }  # fmt: skip
+    for path in written:
+        assert Path(path).stat().st_size > 500
+    for name in ("loss", "forest", "pareto"):
+        assert (root / f"plots/{name}.png").read_bytes().startswith(PNG)
+
+
+def test_summary_has_the_verdicts_and_fits_its_schema(results):
+    root, _ = results
+    summary = json.loads((root / "summary.json").read_text())
+    schema = json.loads((ROOT / "gpt2" / "summary.schema.json").read_text())
+    jsonschema.validate(summary, schema)
+    grades = {
+        c["step"]: c["at_equal_steps"]["grade"]
+        for c in summary["verdicts"]["comparisons"]
+    }
+    assert grades[2] == "UNMATCHED" and grades[8] == "SUPPORTED"
+    assert grades[29] == "INVALID" and grades[5] in ("NEUTRAL", "INCONCLUSIVE")
+    assert len(summary["runs"]) == 15 and len(summary["left_out"]) == 1
+
+
+def markdown_tables(text):
+    """Cells by row of every table; escaped bars are no separators."""
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    return [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
+
+
+def test_markdown_has_tables_checklist_and_provenance(results):
+    text = (results[0] / "REPORT.md").read_text()
+    assert "SUPPORTED" in text and "plots/loss.png" in text
+    assert "- [x] commit: 0123456789abcdef" in text
+    assert "- [ ] runs: 13 of 15 finished (2 missing)" in text
+    for item in (
+        "uncommitted changes", "hardware", "versions", "effective batch",
+        "torch.compile", "attention backend", "seeds", "data", "certificates",
+    ):  # fmt: skip
+        assert f"] {item}: " in text
+    for link in re.findall(r"\]\((step\S+)\)", text):
+        assert (results[0] / link).is_file()
+    widths = {len(row) for row in markdown_tables(text)}
+    assert len(widths) == 4  # four tables, each of even rows
+
+
+class Page(HTMLParser):
+    """Elements of a page with their attributes, and its visible text."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.elements, self.text, self._silent = [], [], 0
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+        self._silent += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._silent -= tag in ("script", "style")
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.text.append(data)
+
+    def attributes(self, name):
+        return [attrs[name] for _, attrs in self.elements if attrs.get(name)]
+
+
+def test_page_stands_alone_and_its_links_lead_somewhere(results):
+    root, _ = results
+    page = Page((root / "report.html").read_text())
+    assert page.attributes("src") == [
+        "plots/forest.png", "plots/loss.png", "plots/pareto.png",
+    ]  # fmt: skip
+    assert not [tag for tag, _ in page.elements if tag in ("link", "iframe", "base")]
+    ids = set(page.attributes("id"))
+    links = set(page.attributes("href"))
+    assert any(link.endswith("seed1/manifest.json") for link in links)
+    for link in links:
+        where, _, anchor = link.partition("#")
+        assert (root / where).is_file() if where else anchor in ids, link
+
+
+def test_page_is_readable_without_script(results):
+    text = " ".join(Page((results[0] / "report.html").read_text()).text)
+    for word in ("SUPPORTED", "UNMATCHED", "Noise floor", "effective batch", "stray"):
+        assert word in text
+    assert "mechanisms.ra" in text and "parameters differ by" in text
+
+
+def test_hostile_texts_stay_texts_everywhere(tmp_path):
+    for step in (0, 5):
+        for seed in (1, 2):
+            words = {"title": HOSTILE, "name": f"{HOSTILE[:60]}{step}"}
+            job = {**words, "settings": {"model": {HOSTILE: HOSTILE}}}
+            manifest = {"attention_backend": HOSTILE, "data_fingerprint": HOSTILE}
+            hostile_run(tmp_path, step, seed, job, manifest)
+    stray = tmp_path / "<img src=x onerror=alert(1)>"
+    stray.mkdir()
+    (stray / "status.json").write_text("{")
+    done = report(tmp_path)
+    assert done.returncode == 0, done.stderr
+    source = (tmp_path / "report.html").read_text()
+    page, plain = Page(source), Page(benign_page(tmp_path))
+    tags = [tag for tag, _ in page.elements]
+    assert tags.count("script") == [tag for tag, _ in plain.elements].count("script")
+    assert not {"img"} & {tag for tag, a in page.elements if "onerror" in a}
+    assert "<script>alert" not in source and "<b>_*" not in source
+    assert not [link for link in page.attributes("href") if "javascript" in link[:20]]
+    markdown = (tmp_path / "REPORT.md").read_text()
+    assert "<script" not in markdown and "<img" not in markdown
+    assert "](javascript" not in markdown.replace("\\]\\(", "").replace("\\]", "")
+    assert "[red]" in done.stdout.replace("\n", "") or "[red" in done.stdout
+
+
+def hostile_run(root, step, seed, job, manifest):
+    directory = write_run(root, step, seed, manifest=manifest)
+    path = directory / "job.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **job}))
+
+
+def benign_page(root):
+    other = root.parent / "benign"
+    write_matrix(other, (0, 5), (1, 2))
+    assert report(other, "--quiet", "--no-plots").returncode == 0
+    return (other / "report.html").read_text()
+
+
+def test_a_copied_directory_reports_the_same_without_the_original(results, tmp_path):
+    root, _ = results
+    copy = tmp_path / "moved" / root.name
+    shutil.copytree(root, copy)
+    for name in ("summary.json", "REPORT.md", "report.html"):
+        (copy / name).unlink()
+    assert report(copy, "--quiet").returncode == 0
+    for name in ("summary.json", "REPORT.md", "results.csv", "report.html"):
+        assert (copy / name).read_bytes() == (root / name).read_bytes()
+
+
+def test_the_configured_directory_is_the_default(tmp_path):
+    write_matrix(tmp_path / "out", (0,), (1, 2))
+    (tmp_path / "config.py").write_text("CONFIG_OUTPUT_DIR = 'out'\nORIGINS = {}\n")
+    done = report("--no-html", "--no-plots", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out" / "summary.json").is_file()
+    assert not (tmp_path / "out" / "report.html").exists()
+    assert not (tmp_path / "out" / "plots").exists()
+
+
+def test_matrices_with_nothing_finished_are_reported(tmp_path):
+    write_run(tmp_path, 0, 1, status="running", updates=40)
+    write_run(tmp_path, 5, 1, status="planned")
+    done = report(tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 of 2 runs finished, 1 planned, 1 running" in done.stdout
+    assert (tmp_path / "plots" / "loss.png").is_file()
+    assert not (tmp_path / "plots" / "forest.png").exists()
+
+
+def test_a_terminal_without_unicode_is_no_reason_to_crash(tmp_path, monkeypatch):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    done = report(tmp_path, "--no-html", "--no-plots")
+    assert done.returncode == 0, done.stderr
+    assert "baseline" in done.stdout
+
+
+def test_stale_charts_go(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    assert report(tmp_path, "--no-html").returncode == 0
+    shutil.rmtree(tmp_path / "step05-ra")
+    assert report(tmp_path, "--no-html").returncode == 0
+    assert not (tmp_path / "plots" / "forest.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["absent"], "run `make` first"),
+        (["empty"], "no run is in"),
+        ([], "make defconfig-NAME"),
+        (["empty", "--margin", "-1"], "margin=-1.0"),
+        (["empty", "--alpha", "2"], "alpha=2.0"),
+    ],
+)
+def test_nothing_to_report_is_an_error_in_words(tmp_path, arguments, words):
+    (tmp_path / "empty").mkdir()
+    done = report(*arguments, cwd=tmp_path)
+    assert done.returncode == 2 and words in done.stderr
+    assert "Traceback" not in done.stderr
+    assert list((tmp_path / "empty").iterdir()) == []
+
+
+def test_report_does_without_torch(tmp_path):
+    code = "import sys, scripts.report; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+    )
+    loaded = set(done.stdout.split())
+    assert "scripts.report" in loaded
+    assert not loaded & {"torch", "matplotlib", "pandas", "plotly", "datasets"}
+
+
+def test_the_plotting_library_may_be_absent(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    hide = (
+        "import sys, importlib.util as u; real = u.find_spec\n"
+        "u.find_spec = lambda n, *a: None if n == 'plotly' else real(n, *a)\n"
+        "import scripts.report; sys.exit(scripts.report.main(sys.argv[1:]))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", hide, str(tmp_path), "--quiet", "--no-plots"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "pip install plotly" in done.stderr
+    assert (tmp_path / "summary.json").is_file()
