@@ -7,7 +7,7 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
-OWN := PYTHON EXTRAS NAME SYMBOL RESULTS JOBS PYTEST_ARGS
+OWN := PYTHON EXTRAS NAME SYMBOL RESULTS JOBS PYTEST_ARGS A B DELTA POWER ARMS SD MARGIN
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	status stop data verify
@@ -16,6 +16,7 @@ quote = '$(subst ','\'',$1)'
 settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
 	$(filter command,$(firstword $(origin $v))),$(call quote,$v=$(value $v))))
 export KABLATE_SETTINGS := $(strip $(settings))
+option = $(if $($1),--$(shell echo $1 | tr A-Z a-z)=$(call quote,$($1)))
 WITH := $(if $(KABLATE_SETTINGS),--overrides "$$KABLATE_SETTINGS")
 ifeq ($(MAKELEVEL),0)
 ifneq ($(KABLATE_SETTINGS),)
@@ -55,12 +56,18 @@ status: config.py | setup ## how far everything is, also while it runs
 	$(MATRIX) --status
 stop: config.py | setup ## ask the runner to write checkpoints and stop
 	$(MATRIX) --stop
-report: config.py | setup ## tables, plots and verdicts (RESULTS=folder: of another)
-	$(PY) scripts/report.py --config config.py $(if $(RESULTS),$(call quote,$(RESULTS)))
+report: $(if $(RESULTS),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
+	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \
+		$(if $(RESULTS),$(call quote,$(RESULTS)))
+compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)
+	$(PY) scripts/compare.py --config config.py -- $(call quote,$(A)) $(call quote,$(B))
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, prove each step
 	$(MATRIX) --dry-run
+plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA=0.003 (POWER, ARMS, SD)
+	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
+		o,DELTA POWER ARMS SD MARGIN,$(call option,$o))
 budget: config.py | setup ## parameters, FLOPs and cache of each step
 	$(MATRIX) --budget
 verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry

@@ -63,6 +63,8 @@ def find_subject(name: str, results: Path | None) -> Subject:
 
     results: the results directory in which steps and names are looked up.
     """
+    if not name:
+        raise ValueError("name both sides: make compare A=FOLDER_OR_STEP B=...")
     if Path(name).is_dir():
         matrix = read_matrix(name)
         if not matrix.runs:

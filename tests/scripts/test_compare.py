@@ -96,6 +96,7 @@ def test_other_data_is_said(matrix):
         ("7", "no arm of out: 0 baseline, 2 r25, 8 mla"),
         ("0:9", "0 baseline has no seed 9; it has 1, 2, 3"),
         ("empty", "empty holds no run"),
+        ("", "name both sides"),
     ],
 )
 def test_what_is_not_there_is_named(matrix, a, words):
