@@ -80,7 +80,7 @@ def choose(root: Path, environ: Mapping[str, str]) -> Environment:
                 f"PYTHON={given}: there is no such program; PYTHON=.venv goes back to "
                 "the environment of this tree"
             )
-        return Environment(Path(found).absolute(), f"PYTHON={given}", given=True)
+        return Environment(real_path(Path(found)), f"PYTHON={given}", given=True)
     for variable in () if given else ("VIRTUAL_ENV", "CONDA_PREFIX"):
         python = Path(environ.get(variable) or "/nonexistent", "bin", "python")
         if python.is_file() and (_known(root, python) or "torch" in probe(python)[1]):
@@ -88,13 +88,24 @@ def choose(root: Path, environ: Mapping[str, str]) -> Environment:
     return Environment(root / ".venv/bin/python", "the environment of this tree", True)
 
 
+def real_path(python: Path) -> Path:
+    """The interpreter behind a shim; a virtual environment's own one stays itself."""
+    if python.parent.parent.joinpath("pyvenv.cfg").is_file():
+        return python.absolute()
+    return Path(_said(python, "import sys; print(sys.executable)").strip())
+
+
 def probe(python: Path) -> tuple[tuple[int, ...], dict[str, str]]:
     """Version of an interpreter, and version by name of what is installed there."""
-    done = subprocess.run([python, "-c", PROBE], capture_output=True, text=True)
+    version, found = json.loads(_said(python, PROBE).splitlines()[-1])
+    return tuple(version), {_name(name): text for name, text in found.items()}
+
+
+def _said(python: Path, code: str) -> str:
+    done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
         raise SetupError(f"{python} does not run:\n{done.stderr.strip()}")
-    version, found = json.loads(done.stdout.splitlines()[-1])
-    return tuple(version), {_name(name): text for name, text in found.items()}
+    return done.stdout
 
 
 # ---- what is wanted, and whether it is there ------------------------------------
