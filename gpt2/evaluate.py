@@ -7,14 +7,17 @@ once and alike.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from gpt2.attention_metrics import attention_metrics
 from gpt2.data import TokenSplit, eval_windows, gather
+from gpt2.model import GPT
 from gpt2.schema import Settings
 from lib.device import DeviceInfo, autocast
 
@@ -37,6 +40,7 @@ class Evaluation:
     loss: float
     accuracy: float
     tokens: int
+    attention: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
     def perplexity(self) -> float:
@@ -56,6 +60,10 @@ class Evaluator:
         self.split, self.device, self.batch = split, device, batch
         self.block_size = settings.model.block_size
         self.precision = settings.optim.mixed_precision
+        self.metric_rows = 0
+        if settings.resources.attention_metrics:
+            self.metric_rows = settings.resources.attention_metrics_rows
+        self.window = settings.mechanisms.ra_window
         self.offsets = eval_windows(
             split.tokens.size, self.block_size, settings.data.eval_samples
         )
@@ -66,10 +74,11 @@ class Evaluator:
         model.train(False)
         try:
             total, right = self._sums(model)
+            attention = self._attention(model) if self.metric_rows else {}
         finally:
             model.train(was_training)
         tokens = len(self.offsets) * self.block_size
-        return Evaluation(total / tokens, right / tokens, tokens)
+        return Evaluation(total / tokens, right / tokens, tokens, attention)
 
     @torch.no_grad()
     def _sums(self, model: Scorer) -> tuple[float, int]:
@@ -84,6 +93,14 @@ class Evaluator:
             loss += part
             correct += right
         return loss.item(), int(correct.item())
+
+    def _attention(self, model: Scorer) -> dict[str, list[float]]:
+        """Metrics of the first windows, as many as are scored at once."""
+        assert isinstance(model, GPT), "attention metrics are of a GPT"
+        x, _ = gather(self.split.tokens, self.offsets[: self.batch], self.block_size)
+        with self._autocast():
+            x = x.to(self.device.torch_device)
+            return attention_metrics(model, x, self.metric_rows, self.window)
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.precision)

@@ -180,9 +180,14 @@ class Resources:
     pin_memory: bool = setting("PIN_MEMORY")
     prefetch_factor: int = setting("PREFETCH_FACTOR")
     persistent_workers: bool = setting("PERSISTENT_WORKERS")
+    attention_metrics: bool = setting("RA_MLA_METRICS")
+    attention_metrics_rows: int = setting("RA_MLA_METRICS_ROWS")
     log_interval: int = setting("GPT2_LOG_INTERVAL")
     checkpoint_interval: int = setting("CHECKPOINT_INTERVAL")
     threads: int = setting("CPU_THREADS")
+    parallel_jobs: int = setting("PARALLEL_JOBS")
+    fail_fast: bool = setting("FAIL_FAST")
+    hang_timeout: int = setting("HANG_TIMEOUT")
     data_dir: str = setting("DATA_DIR")
     output_dir: str = setting("OUTPUT_DIR")
 
@@ -450,6 +455,7 @@ PREFIXES = ("GPT2_", "RA_MLA_")
 # Short names for overrides on the command line, besides those.
 ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
+    "JOBS": "PARALLEL_JOBS",
     "LR": "LEARNING_RATE",
     "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",
     "MODEL": lambda value: {f"GPT2_MODEL_{value.upper()}": "y"},

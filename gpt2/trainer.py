@@ -284,6 +284,7 @@ class Trainer:
             "val_perplexity": found.perplexity,
             "val_accuracy": found.accuracy,
             "seconds": self.progress.seconds,
+            **found.attention,
         }
 
     @property
