@@ -1,0 +1,157 @@
+"""The Makefile as a user types it, in a copy of the tree."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from lib.generated import read_config
+from tests.scratch import ROOT, clean_environment, project_files
+
+PARTS = (
+    *("Makefile", "Kconfig", "pyproject.toml", ".gitignore", "tests/__init__.py"),
+    *("gpt2", "lib", "scripts", "defconfigs"),
+)
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    root = tmp_path / "tree"
+    for name in project_files(PARTS):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, root / name)
+    (root / "defconfigs/one").write_text("# One\nCONFIG_GPT2_MAX_ITERS=700\n")
+    return root
+
+
+def make(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """make, with this interpreter's environment: nothing is installed."""
+    return subprocess.run(
+        ["make", *words],
+        cwd=tree,
+        env=clean_environment(PYTHON=sys.executable),
+        capture_output=True,
+        text=True,
+    )
+
+
+def done(tree: Path, *words: str) -> str:
+    ended = make(tree, *words)
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    return ended.stdout
+
+
+def refused(tree: Path, *words: str) -> str:
+    ended = make(tree, *words)
+    assert ended.returncode == 2
+    assert "Traceback" not in ended.stderr
+    return ended.stderr
+
+
+def test_help_lists_every_documented_target_and_every_target_is_documented() -> None:
+    listed = re.findall(r"^  ([a-z%-]+) ", done(ROOT, "help"), re.M)
+    text = (ROOT / "Makefile").read_text()
+    targets = re.findall(r"^([a-z][a-z%-]*):", text, re.M)
+    assert sorted(listed) == sorted(targets)
+    assert {"all", "quickstart", "dry-run", "test", "menuconfig"} <= set(listed)
+
+
+def test_every_script_that_a_target_runs_is_there() -> None:
+    for name in re.findall(r"scripts/\w+\.py", (ROOT / "Makefile").read_text()):
+        assert (ROOT / name).is_file(), name
+
+
+@pytest.mark.parametrize("words", [[], ["run"], ["dry-run"], ["report"], ["data"]])
+def test_an_unconfigured_tree_teaches_and_makes_nothing(
+    tree: Path, words: list[str]
+) -> None:
+    before = sorted(path.name for path in tree.iterdir())
+    said = refused(tree, *words)
+    for hint in ("make quickstart", "make list-defconfigs", "make menuconfig"):
+        assert hint in said
+    assert sorted(path.name for path in tree.iterdir()) == before
+
+
+def test_a_preset_is_loaded_and_config_py_follows_dotconfig(tree: Path) -> None:
+    said = done(tree, "defconfig-one", "MAX_ITERS=800", "SEEDS=1,2")
+    assert "Loaded defconfigs/one and 2 settings from the command line" in said
+    config = read_config(tree / "config.py")
+    assert (config.values["GPT2_MAX_ITERS"], config.values["SEEDS"]) == (800, "1,2")
+    assert config.origin("SEEDS") == "command line"
+
+    text = (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4")
+    (tree / ".config").write_text(text)
+    done(tree, "config.py")
+    assert read_config(tree / "config.py").values["BATCH_SIZE"] == 4
+
+
+def test_presets_merge_and_unknown_ones_are_refused(tree: Path) -> None:
+    (tree / "defconfigs/two").write_text("CONFIG_BATCH_SIZE=3\n")
+    assert "defconfigs/one + defconfigs/two" in done(tree, "defconfig-one+two")
+    said = refused(tree, "defconfig-gpt2-quikstart")
+    assert "nearest: gpt2-quickstart" in said
+
+
+def test_each_preset_is_a_target_for_completion(tree: Path) -> None:
+    database = make(tree, "-npq", "help").stdout
+    for name in ("one", "gpt2-quickstart"):
+        assert re.search(rf"^defconfig-{name}:", database, re.M)
+
+
+QUOTED = ['it\'s a "b" c\\d', "`touch y`;touch z|a>b&*", "$HOME $(touch x) #=~ä"]
+
+
+@pytest.mark.parametrize("value", QUOTED)
+def test_settings_reach_the_scripts_as_they_were_typed(tree: Path, value: str) -> None:
+    said = done(tree, "explain", "SYMBOL=OUTPUT_DIR", f"OUTPUT_DIR={value}")
+    assert f"CONFIG_OUTPUT_DIR = {value!r}\n  origin      command line\n" in said
+    assert sorted(path.name for path in tree.iterdir() if "." not in path.name) == [
+        *("Kconfig", "Makefile", "defconfigs", "gpt2", "lib", "scripts", "tests")
+    ]
+
+
+def test_several_settings_are_told_apart(tree: Path) -> None:
+    said = done(tree, "explain", "SYMBOL=SEEDS", "SEEDS=1,2", "MAX_ITERS=9", "BIAS=n")
+    assert "CONFIG_SEEDS = '1,2'" in said
+    said = refused(tree, "explain", "SYMBOL=SEEDS", "SEEDS=1,2", "MAX_ITRS=9", "BIAS=7")
+    assert "command line: BIAS=7: CONFIG_GPT2_BIAS must be y or n, not 7" in said
+    assert "MAX_ITRS=9: there is no setting MAX_ITRS; nearest: MAX_ITERS" in said
+
+
+@pytest.mark.parametrize(
+    "target", ["clean", "help", "savedefconfig", "list-defconfigs"]
+)
+def test_a_target_that_would_ignore_settings_refuses_them(
+    tree: Path, target: str
+) -> None:
+    said = refused(tree, target, "NAME=x", "MAX_ITERS=5")
+    assert f"make {target} takes no settings, but there is 'MAX_ITERS=5'" in said
+
+
+def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:
+    done(tree, "defconfig-one")
+    done(tree, "savedefconfig", "NAME=mine")
+    saved = (tree / "defconfigs/mine").read_text()
+    assert saved.endswith("\nCONFIG_GPT2_MAX_ITERS=700\n")
+    assert "a preset's name" in refused(tree, "savedefconfig", "NAME=../x")
+    assert "SYMBOL=" in refused(tree, "explain")
+
+
+def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
+    done(tree, "defconfig-one")
+    kept = ("test_matrix_results/run/metrics.jsonl", "data/x/train.bin", ".venv/mine")
+    made = ("lib/__pycache__/x.pyc", ".pytest_cache/x", ".ruff_cache/x")
+    for name in kept + made:
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_text("x")
+    done(tree, "clean")
+    assert not any((tree / name).exists() for name in made)
+    assert (tree / ".config").exists() and (tree / "config.py").exists()
+    said = done(tree, "mrproper")
+    assert "kept .venv" in said and "kept: results" in said
+    assert all((tree / name).exists() for name in kept)
+    assert not any((tree / n).exists() for n in (".config", "config.py", ".kablate"))
+    assert (tree / "defconfigs/one").exists()
