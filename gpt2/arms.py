@@ -81,7 +81,8 @@ def _seed(row: Row) -> int:
 def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
     """What the arm is compared with, and a note if that is not its own partner.
 
-    A cell of a test matrix names its partner, or is held to the first cell. None
+    A cell of a test matrix names its partner; where no cell names one, all are held
+    to the first. None
     for a baseline, and where nothing of the lineage was run (the note says so).
     """
     others = [other for other in arms if other is not arm]
@@ -108,6 +109,8 @@ def _cell_partner(
         if match is None:
             return None, f"{name}, its comparison partner, was not run"
         return match, ""
+    if any(_asked_for(other)[1] for other in arms):
+        return None, ""  # the others name theirs, so this one is a baseline
     first = next(other for other in arms if other.step is None)
     return (None, "") if first is arm else (first, "")
 

@@ -187,15 +187,25 @@ def test_an_arm_without_any_partner_is_named(tmp_path):
     assert "was not run" in judged.notes["5 ra"]
 
 
-def test_cells_of_a_test_matrix_are_held_to_the_named_or_the_first(tmp_path):
-    for name, partner in (("adamw", None), ("sgd", "adamw"), ("spam", None)):
+@pytest.mark.parametrize(
+    ("partners", "pairs"),
+    [
+        ({"adamw": None, "sgd": None, "spam": None}, {"sgd": "adamw", "spam": "adamw"}),
+        ({"adamw": "sgd", "sgd": None, "spam": "sgd"}, {"adamw": "sgd", "spam": "sgd"}),
+        ({"adamw": None, "sgd": None, "spam": "sgd"}, {"spam": "sgd"}),
+    ],
+)
+def test_cells_of_a_test_matrix_are_held_to_the_named_or_the_first(
+    tmp_path, partners, pairs
+):
+    for name, partner in partners.items():
         for seed in (1, 2):
             job = {"step": None, "name": name, "parent": None, "parent_name": partner}
             write_run(tmp_path, 0, seed, job=job, effect=len(name) / 100)
     judged = judge(read_matrix(tmp_path))
-    pairs = {c.arm.name: c.partner.name for c in judged.comparisons}
-    assert pairs == {"sgd": "adamw", "spam": "adamw"}
-    assert [noise.arm.name for noise in judged.noise] == ["adamw"]
+    assert {c.arm.name: c.partner.name for c in judged.comparisons} == pairs
+    baselines = [noise.arm.name for noise in judged.noise]
+    assert baselines == [name for name in partners if name not in pairs]
 
 
 def test_noise_floor_is_the_baselines_spread_over_seeds(tmp_path):
