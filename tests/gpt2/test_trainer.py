@@ -7,6 +7,7 @@ import torch
 
 from gpt2.batch_split import BatchSplit, split_batch
 from gpt2.data import load_data
+from gpt2.failures import NonFinite
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.optimize import make_optimizer, prunable
@@ -21,6 +22,7 @@ from lib.device import select_device
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import (
     STEPS,
+    checkpoints,
     exported,
     finish,
     losses,
@@ -210,7 +212,7 @@ def test_resources_change_neither_identity_nor_losses(job, done, data_dir, tmp_p
     assert losses(tmp_path / "run") == losses(done)
 
 
-def make_trainer(job, model, micro_batch=None):
+def make_trainer(job, model, micro_batch=None, run_dir=ROOT / "nowhere"):
     """A trainer on the data of the job, in this process."""
     train_split, val_split = load_data(job.settings)
     split = split_batch(
@@ -219,7 +221,7 @@ def make_trainer(job, model, micro_batch=None):
     material = Material(
         device=select_device("cpu"), split=split, train=train_split, val=val_split
     )
-    recorder = Recorder(ROOT / "nowhere", job.settings.optim.max_iters)
+    recorder = Recorder(run_dir, job.settings.optim.max_iters)
     return Trainer(job, model, material, recorder, StopRequest())
 
 
@@ -258,6 +260,19 @@ def test_cuts_are_halved_down_to_one():
         seen.append((split.micro_batch, split.accumulation))
         split = split.smaller()
     assert seen == [(12, 2), (6, 4), (3, 8), (1, 24)]
+
+
+def test_no_checkpoint_is_kept_of_weights_that_burst(job, tmp_path):
+    """The loss tells only one update later."""
+    trainer = make_trainer(job, GPT(job.settings), run_dir=tmp_path)
+    trainer.save()
+    assert checkpoints(tmp_path) == ["step-000000"]
+    trainer.progress.step = 1
+    with torch.no_grad():
+        trainer.model.wte.weight[3, 5] = torch.inf
+    with pytest.raises(NonFinite, match="last good checkpoint: step 0"):
+        trainer.save()
+    assert checkpoints(tmp_path) == ["step-000000"]
 
 
 # ---- optimizer and pruner -------------------------------------------------------

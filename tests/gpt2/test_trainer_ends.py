@@ -165,6 +165,7 @@ def test_data_that_were_prepared_anew_are_refused(job, data_dir, tmp_path):
 def test_a_damaged_checkpoint_is_told_and_made_good(job, done, tmp_path):
     run_dir = tmp_path / "run"
     train(job, run_dir, KABLATE_TEST_FAULTS="kill@8")
+    (run_dir / ".manifest.json.0a1b2c3d4e5f.tmp").write_text("{")
     with open(run_dir / "ckpt" / "step-000006" / "state.pt", "r+b") as file:
         file.seek(2000)
         file.write(b"\0" * 64)
@@ -173,6 +174,7 @@ def test_a_damaged_checkpoint_is_told_and_made_good(job, done, tmp_path):
     assert "resumed at step 3" in training.log
     assert losses(run_dir) == losses(done)
     assert checkpoints(run_dir) == ["step-000009", "step-000012"]
+    assert not list(run_dir.glob(".*.tmp"))
 
 
 def test_a_second_trainer_says_who_holds_the_run(job, tmp_path):
