@@ -94,7 +94,7 @@ CHECKS = (
     Check("types", ("-m", "mypy"), "as said above", quick=False),
     Check(
         "fast tests",
-        ("-m", "pytest", "-q", "-x", "-m", "not slow and not gpu"),
+        ("-m", "pytest", "-q", "-x", "-n", "2", "-m", "not slow and not gpu"),
         "as said above; one alone: python -m pytest PATH::NAME",
         quick=False,
     ),
@@ -167,7 +167,13 @@ def run_one(check: Check, arguments: Sequence[str]) -> int:
     # Only a check whose output is rewritten is captured: the others are seen live.
     captured = subprocess.PIPE if check.explain is not str else None
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=ROOT, stdout=captured, text=True, check=False
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        # Two processes of tests share the cores; a user's own choice stands.
+        env={"OMP_NUM_THREADS": "1", **os.environ},
+        stdout=captured,
+        text=True,
+        check=False,
     )
     if done.returncode and done.stdout:
         print(check.explain(done.stdout))

@@ -134,8 +134,9 @@ def examine(name: str, path: Path, data: bytes) -> Examined:
     """Findings and the mended bytes of a UTF-8 file."""
     found = Examined(data)
     lines = unix_lines(name, data, found)
+    doubtful = path.suffix in (".py", ".pyi") and any(map(has_blanks, lines))
     try:
-        strings = python_strings(lines) if path.suffix in (".py", ".pyi") else Strings()
+        strings = python_strings(lines) if doubtful else Strings()
     except (tokenize.TokenError, SyntaxError) as error:
         said = error.args[0]
         found.by_hand.append(Finding(name, error_line(error), f"not Python: {said}"))
@@ -149,6 +150,11 @@ def examine(name: str, path: Path, data: bytes) -> Examined:
         found.by_hand += badly_spaced(name, lines)
     found.mended = end_once(name, lines, found)
     return found
+
+
+def has_blanks(line: bytes) -> bool:
+    """Whether a line ends in a blank or holds a tab: what a string may hold too."""
+    return line[-1:] == b" " or b"\t" in line
 
 
 def unix_lines(name: str, data: bytes, found: Examined) -> list[bytes]:

@@ -1,11 +1,12 @@
 """Commit messages, good and bad, through the real command in a scratch repository."""
 
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.scratch import commit_all, copy_tree, git, python, write
+from tests.scratch import ROOT, commit_all, copy_tree, git, python, write
 
 TOOL = "scripts/check_commit.py"
 PARTS = [
@@ -148,6 +149,17 @@ def test_required_trailers_when_configured(tmp_path: Path) -> None:
     done = check(tree, signed + "\nAfterthought in a last paragraph.\n")
     assert "'Signed-off-by:' is missing" in done.stdout, "not in the last paragraph"
     assert check(tree, GOOD + "\nGenerated-by:\nSigned-off-by: A <a@b>\n").returncode
+
+
+def test_trailers_as_the_readme_shows_them(tmp_path: Path) -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shown = re.search(
+        r"```toml\n\[tool\.kablate\.commit\]\n(.*?)```", readme, re.DOTALL
+    )
+    assert shown
+    done = check(configured(tmp_path, shown[1]), GOOD)
+    assert "'Generated-by:' is missing" in done.stdout
+    assert "'Signed-off-by:' is missing" in done.stdout
 
 
 @pytest.mark.parametrize(
