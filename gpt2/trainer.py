@@ -107,7 +107,7 @@ class Trainer:
         self.recorder.start_bar(self.progress.step)
         while self.progress.step < self.optim.max_iters:
             self._stop_if_asked()
-            self._update(data)
+            self.update(data)
             self._after_update()
         self.save()
         self._export()
@@ -144,7 +144,7 @@ class Trainer:
             self.save()
             raise Interrupted(f"{reason}: checkpoint at step {self.progress.step}")
 
-    def _update(self, data: Iterator[Batch]) -> None:
+    def update(self, data: Iterator[Batch]) -> None:
         """One optimizer update over the effective batch."""
         update = self.progress.step + 1
         fake_nan = self._planned_faults(update)
@@ -202,7 +202,7 @@ class Trainer:
     def _after_update(self) -> None:
         step = self.progress.step
         if not self.device.is_gpu:  # where reading costs nothing: at once
-            self._check_finite()
+            self.check_finite()
         if step % self.resources.log_interval == 0 or step == self.optim.max_iters:
             self._log()
         if self._is_eval_step():
@@ -212,7 +212,7 @@ class Trainer:
         if step % self.resources.checkpoint_interval == 0:
             self.save()
 
-    def _check_finite(self) -> float:
+    def check_finite(self) -> float:
         """Sum of the losses since the last record; waits for the device.
 
         Raises NonFinite if a loss or a gradient norm was not finite.
@@ -240,7 +240,7 @@ class Trainer:
 
     def _log(self) -> None:
         """Record the mean loss of the updates since the last record."""
-        loss = self._check_finite()
+        loss = self.check_finite()
         self._book(training=True)
         p = self.progress
         p.train_loss = loss / p.updates_summed
@@ -271,7 +271,7 @@ class Trainer:
 
     def _score(self) -> dict[str, Any]:
         """A record of the model's validation at this step."""
-        self._check_finite()
+        self.check_finite()
         self._book(training=True)
         found = self.evaluator(cast(Scorer, self.model))
         self._book(training=False)
@@ -300,7 +300,7 @@ class Trainer:
         found = p.last
         if self._epoch_tokens >= interval and found["step"] != p.step:
             found = self._score()
-        self._check_finite()
+        self.check_finite()
         self._book(training=True)
         epoch = {
             "step": p.step,
@@ -334,7 +334,7 @@ class Trainer:
         """
         if self._saved_step == self.progress.step:
             return
-        self._check_finite()
+        self.check_finite()
         self._check_weights()
         self._book(training=True)
         self.progress.sums = self._sums.tolist()

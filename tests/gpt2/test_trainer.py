@@ -328,3 +328,26 @@ def test_a_schedule_that_never_prunes_is_refused(data_dir, tmp_path):
 def test_identity_has_no_resources_in_it(job):
     changed = job.settings.replace(threads=7, log_interval=99, device="cuda")
     assert identity_of(changed, 1) == identity_of(job.settings, 1)
+
+
+def test_an_overflow_of_scaled_gradients_skips_the_update_and_goes_on(data_dir):
+    """fp16's loss scaling, here on a CPU: the scale is halved until it fits."""
+    job = tiny_job(data_dir, dropout=0.0, optimizer="sgd", grad_clip=0.0)
+    model = GPT(job.settings)
+    init_parameters(model, job.seed)
+    trainer = make_trainer(job, model)
+    with torch.no_grad():
+        model.wte.weight.mul_(1e3)  # gradients far above 1
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    data, weight = trainer.micro_batches(), model.wte.weight.detach().clone()
+    scales = []
+    while torch.equal(model.wte.weight, weight) and trainer.progress.step < STEPS:
+        trainer.update(data)
+        scales.append(trainer.scaler.get_scale())
+    assert scales[0] == 2.0**126 and trainer.progress.step == len(scales) > 1
+    assert all(torch.isfinite(p).all() for p in model.parameters())
+    trainer.check_finite()  # skipped updates are no failure
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1e-6)
+    with pytest.raises(NonFinite, match="every loss scale"):
+        trainer.update(data)
+        trainer.check_finite()
