@@ -7,7 +7,8 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
-OWN := PYTHON EXTRAS NAME SYMBOL RESULTS JOBS PYTEST_ARGS A B DELTA POWER ARMS SD MARGIN
+OWN := PYTHON EXTRAS NAME SYMBOL RESULTS SKIP_VERIFY PYTEST_ARGS A B DELTA POWER ARMS \
+	SD MARGIN
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	status stop data verify
@@ -34,7 +35,8 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 SETUP = PYTHON=$(call quote,$(PYTHON)) $(BOOT) scripts/setup_env.py
 PY = $(eval PY := "$(shell $(SETUP) --print-python)")$(PY)
 
-MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH)
+MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(if \
+	$(filter-out 0 n,$(SKIP_VERIFY)),--skip-verify)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 
 .PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -47,11 +49,11 @@ quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
 	$(MAKE) dry-run
 	$(MAKE) run
 	$(MAKE) report
-run: config.py | setup ## run the jobs that are missing (JOBS=2: two at a time)
-	$(MATRIX) $(if $(JOBS),--jobs $(call quote,$(JOBS)))
+run: config.py | setup ## prove, then run what is missing (JOBS=2: two at a time)
+	$(MATRIX)
 continue: run ## the same: go on where it stopped
 rerun: config.py | setup ## run all jobs anew; what was there is kept aside
-	$(MATRIX) --rerun $(if $(JOBS),--jobs $(call quote,$(JOBS)))
+	$(MATRIX) --rerun
 status: config.py | setup ## how far everything is, also while it runs
 	$(MATRIX) --status
 stop: config.py | setup ## ask the runner to write checkpoints and stop

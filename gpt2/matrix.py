@@ -12,7 +12,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,16 +21,18 @@ from typing import Any
 from gpt2.budget import budget
 from gpt2.listing import tokens_of
 from gpt2.plan import Job, Plan, identity_of
+from gpt2.proofs import Proofs
 from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
 from lib.process import Task
-from lib.scheduler import Options, Scheduler, View
+from lib.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
 MATRIX_FILE = "matrix.json"
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
+CERTIFICATES_FILE = "certificates.json"
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
 
 
@@ -234,8 +236,11 @@ def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
 # ---- running --------------------------------------------------------------------
 
 
-def task_of(job: Job, output_dir: Path) -> Task:
-    """The trainer's command for a job; its job.json is written when it starts."""
+def task_of(job: Job, output_dir: Path, verified: str) -> Task:
+    """The trainer's command for a job; its job.json is written when it starts.
+
+    verified: what its manifest is to say of its certificates.
+    """
     run_dir = rundir.safe_join(output_dir, job.run_dir).absolute()
     job_file = run_dir / rundir.JOB_FILE
     words = ("--job", str(job_file), "--run-dir", str(run_dir))
@@ -244,6 +249,7 @@ def task_of(job: Job, output_dir: Path) -> Task:
         name=job.run_dir,
         command=(sys.executable, str(TRAINER), *words),
         run_dir=run_dir,
+        env={"KABLATE_VERIFIED": verified},
         files={rundir.JOB_FILE: text + "\n"},
         max_steps=job.settings.optim.max_iters,
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
@@ -256,11 +262,13 @@ def run(
     copies: Mapping[str, str],
     options: Options,
     view: View,
+    prove: Callable[[], Proofs],
     rerun: bool = False,
 ) -> int:
     """Run what is missing of a plan; the runner's exit code (lib/scheduler.py).
 
     copies: files to put beside matrix.json (config.py, .config), name -> text.
+    prove: asked once if anything is missing; jobs whose proof fails are not run.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """
@@ -276,11 +284,49 @@ def run(
             rundir.atomic_write_text(root / name, content)
         stop_file = root / STOP_FILE
         stop_file.unlink(missing_ok=True)
+        proofs = prove() if missing(plan) else Proofs()
+        refused = refuse(plan, proofs, view)
         _summarise(root)
-        tasks = [task_of(job, root) for job in plan.jobs]
+        if refused and options.fail_fast:
+            return EXIT_FAILED
+        jobs = [job for job in plan.jobs if job not in refused]
+        tasks = [task_of(job, root, proofs.word) for job in jobs]
         code = Scheduler(tasks, options, view, lambda cell: _summarise(root)).run()
         stop_file.unlink(missing_ok=True)
-        return code
+        return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+def missing(plan: Plan) -> list[Job]:
+    """The jobs of a plan that are not done."""
+    return [job for job in plan.jobs if not _is_done(plan.output_dir / job.run_dir)]
+
+
+def _is_done(run_dir: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(rundir.read_status(run_dir)["status"] == "done")
+    return False
+
+
+def refuse(plan: Plan, proofs: Proofs, view: View) -> list[Job]:
+    """Note as failed the missing jobs whose proof failed; those jobs."""
+    if proofs.table is not None:
+        rundir.atomic_write_json(plan.output_dir / CERTIFICATES_FILE, proofs.table)
+    refused = [job for job in missing(plan) if _cell_of(job) in proofs.failed]
+    for job in refused:
+        why = proofs.failed[_cell_of(job)]
+        view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
+        rundir.write_status(
+            rundir.safe_join(plan.output_dir, job.run_dir),
+            status="failed",
+            failure="certificate",
+            message=why,
+            max_steps=job.settings.optim.max_iters,
+        )
+    return refused
+
+
+def _cell_of(job: Job) -> str:
+    return job.run_dir.rpartition("/")[0]
 
 
 def _summarise(output_dir: Path) -> None:

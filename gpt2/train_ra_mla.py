@@ -22,12 +22,11 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2.configuration import load
 from gpt2.plan import Job, job_from_json, make_plan, step_job
-from gpt2.schema import ALIASES, SYMBOL_OF, settings_from, symbol_types
-from lib.generated import read_config
+from gpt2.schema import SYMBOL_OF, settings_from
 from lib.rundir import read_json
 
-ROOT = Path(__file__).resolve().parents[1]
 EXIT_USAGE = 2
 
 
@@ -84,17 +83,7 @@ def load_job(options: argparse.Namespace) -> Job:
 
 def configured_job(options: argparse.Namespace) -> Job:
     """The step, or the single run, of a config.py with its overrides."""
-    from lib.dotconfig import split_overrides
-    from lib.kconfig import apply_overrides
-
-    config = apply_overrides(
-        ROOT / "Kconfig",
-        read_config(options.config),
-        split_overrides(options.overrides),
-        types=symbol_types(),
-        aliases=ALIASES,
-        prefixes=("GPT2_", "RA_MLA_"),
-    )
+    config = load(options.config, options.overrides)
     step, mode = options.ra_mla_ablation_step, config.values.get("KABLATE_MODE")
     if step is not None:
         origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}

@@ -204,10 +204,11 @@ def signature(settings: Settings) -> str:
 
 
 def _signatures(plan: Plan) -> dict[int, str]:
-    """Signature of every step of the registry over the plan's base."""
-    if plan.base.matrix.mode != "ablation":
-        return {}
-    return {i: signature(step_settings(plan.base, i)) for i in STEPS}
+    """Signature of each step at hand. Steps that are not run together may round
+    to the same model: shares of few heads do."""
+    return {
+        job.step: signature(job.settings) for job in plan.jobs if job.step is not None
+    }
 
 
 def distinct(job: Job, plan: Plan, signatures: Mapping[int, str]) -> Finding:
@@ -263,11 +264,11 @@ def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
 
 def heading() -> str:
     """The first line of the table."""
-    return f"{'step':<28}" + "".join(f" {name:>10}" for name in COLUMNS)
+    return f"{'step':<24}" + "".join(f" {name:>9}" for name in COLUMNS)
 
 
 def row(proof: Proof) -> str:
     """One line of the table: the figure behind each certificate, or FAILED."""
     cells = (proof.findings[name] for name in COLUMNS)
     figures = (f.figure if f.passed else "FAILED" for f in cells)
-    return f"{proof.cell[:28]:<28}" + "".join(f" {figure:>10}" for figure in figures)
+    return f"{proof.cell[:24]:<24}" + "".join(f" {figure:>9}" for figure in figures)

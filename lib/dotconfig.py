@@ -33,6 +33,7 @@ _VALUES = {
     "int": (re.compile(r"-?[0-9]+"), "a whole number"),
     "hex": (re.compile(r"0x[0-9a-fA-F]+"), "a hexadecimal number such as 0x1f"),
 }
+_SWITCHES = {"1": "y", "0": "n"}  # as in FAIL_FAST=1
 _NOT_TEXT = ("Cc", "Cs", "Zl", "Zp")  # control characters, surrogates, line ends
 
 
@@ -135,10 +136,13 @@ def _hint(near: Collection[str]) -> str:
 def literal_of(name: str, text: str, kinds: Kinds, *, quoted: bool = True) -> str:
     """``text`` as the value of a symbol: strings unquoted, everything else checked.
 
-    Without ``quoted`` a string may come bare, as on the command line.
+    Without ``quoted`` a string may come bare, and a bool as 1 or 0, as on the
+    command line.
     Raises ConfigError if it does not fit the symbol's kind.
     """
     kind = kind_of(name, kinds)
+    if kind == "bool" and not quoted:
+        text = _SWITCHES.get(text, text)
     if kind in _VALUES:
         pattern, wanted = _VALUES[kind]
         if not pattern.fullmatch(text):

@@ -12,9 +12,10 @@ from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2.configuration import load
 from gpt2.corpus import CorpusError, open_corpus
 from gpt2.prepare import existing, prepare, summary
-from gpt2.schema import ALIASES, Settings, settings_from, symbol_types
+from gpt2.schema import Settings, settings_from
 from gpt2.tokenfiles import (
     DataError,
     Request,
@@ -23,18 +24,13 @@ from gpt2.tokenfiles import (
     request_of,
 )
 from gpt2.tokenizer import TokenizerUnavailable, get_encoding
-from lib.dotconfig import split_overrides
-from lib.generated import read_config
-from lib.kconfig import apply_overrides
 from lib.rundir import DiskFull
-
-ROOT = Path(__file__).resolve().parents[1]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        settings = load(options.config, options.overrides)
+        settings = settings_from(load(options.config, options.overrides))
     except (ValueError, OSError) as error:
         return complain(error, 2)
     try:
@@ -61,19 +57,6 @@ def parser() -> argparse.ArgumentParser:
         "--force", action="store_true", help="prepare anew what is there"
     )
     return result
-
-
-def load(path: str, overrides: str) -> Settings:
-    """Settings of a config.py with the command line's assignments."""
-    config = apply_overrides(
-        ROOT / "Kconfig",
-        read_config(path),
-        split_overrides(overrides),
-        types=symbol_types(),
-        aliases=ALIASES,
-        prefixes=("GPT2_", "RA_MLA_"),
-    )
-    return settings_from(config)
 
 
 def run(settings: Settings, *, force: bool, verify: bool) -> None:

@@ -13,16 +13,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import listing, matrix
+from gpt2 import listing, matrix, proofs
+from gpt2.configuration import KCONFIG, load
 from gpt2.plan import Plan, make_plan
-from gpt2.schema import ALIASES, PREFIXES, settings_from, symbol_types
+from gpt2.schema import Resources, settings_from, symbol_types
 from lib import rundir
-from lib.generated import Config, read_config, render_config
+from lib.generated import Config, render_config
 
-ROOT = Path(__file__).resolve().parents[1]
-KCONFIG = ROOT / "Kconfig"
-CACHE = ROOT / ".kablate" / "certificates.json"  # shared with scripts/verify.py
-EXIT_USAGE, EXIT_DISK = 2, 6
+EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 6
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -32,9 +30,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
     add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
-    add("--jobs", type=int, default=1, help="runs at a time (default: 1)")
-    add("--hang-timeout", type=float, default=1800, help="seconds without progress")
-    add("--fail-fast", action="store_true", help="stop at the first failure")
+    add("--skip-verify", action="store_true", help="run steps without proving them")
     what = parser.add_mutually_exclusive_group()
     for name, text in (
         ("list", "list the jobs and stop"),
@@ -61,39 +57,17 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the output went into `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USAGE
-    except (ValueError, OSError, rundir.LockHeld) as error:
+    except KeyboardInterrupt:  # before a job was started
+        return EXIT_INTERRUPTED
+    except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-
-
-def load(path: Path, overrides: str) -> Config:
-    """config.py, with assignments of the command line applied."""
-    if not path.exists():
-        raise FileNotFoundError(
-            f"there is no {path}: load a preset with `make defconfig-<name>` "
-            "(`make list-defconfigs` names them)"
-        )
-    config = read_config(path)
-    if not overrides.strip():
-        return config
-    from lib.dotconfig import split_overrides
-    from lib.kconfig import apply_overrides
-
-    words = split_overrides(overrides)
-    return apply_overrides(
-        KCONFIG,
-        config,
-        words,
-        types=symbol_types(),
-        aliases=ALIASES,
-        prefixes=PREFIXES,
-    )
 
 
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.list or given.dry_run:
         print(listing.listing(plan, config), end="", flush=True)
-        return prove(plan) if given.dry_run else 0
+        return dry_run(given) if given.dry_run else 0
     if given.budget:
         print(listing.budget_table(plan), end="")
         return 0
@@ -105,18 +79,22 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     return run(given, config, plan)
 
 
-def prove(plan: Plan) -> int:
-    """The certificates of each step at hand, at tiny size on the CPU."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
-    from gpt2 import verify
+def dry_run(given: argparse.Namespace) -> int:
+    """The certificates of the steps that were listed."""
+    if given.skip_verify:
+        return 0
+    failed = prove(given).failed
+    return matrix.EXIT_FAILED if failed else matrix.EXIT_OK
 
-    print(f"\nproving each step at tiny size\n{verify.heading()}", flush=True)
-    failed = []
-    for proof in verify.prove(plan, CACHE):
-        print(verify.row(proof), flush=True)
-        failed += [] if proof.ok else [f"{proof.cell}: {proof.message}"]
-    print("\n".join(failed) or "all are proven", flush=True)
-    return 1 if failed else 0
+
+def prove(given: argparse.Namespace) -> proofs.Proofs:
+    """The first stage of every run, unless it is to be skipped."""
+    if given.skip_verify:
+        return proofs.Proofs()
+    print("\nproving each step at tiny size", flush=True)
+    found = proofs.prove(given.config, given.overrides)
+    print(flush=True)
+    return found
 
 
 def show_status(plan: Plan) -> int:
@@ -133,18 +111,25 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     from lib.progress import make_view
     from lib.scheduler import Options
 
+    settings = settings_from(config)
+    asked = settings.resources
     options = Options(
-        slots=slots(given.jobs),
-        patience=Patience(hang=given.hang_timeout),
-        fail_fast=given.fail_fast,
-        longest_first=given.jobs > 1,
+        slots=slots(asked),
+        patience=Patience(hang=asked.hang_timeout),
+        fail_fast=asked.fail_fast,
+        longest_first=asked.parallel_jobs > 1,
         stop_file=plan.output_dir / matrix.STOP_FILE,
     )
     check_data(plan)
     with make_view() as view:
-        settings = settings_from(config)
         code = matrix.run(
-            plan, settings, copies(given.config, config), options, view, given.rerun
+            plan,
+            settings,
+            copies(given.config, config),
+            options,
+            view,
+            lambda: prove(given),
+            given.rerun,
         )
     done = sum(
         rundir.effective_status(plan.output_dir / job.run_dir) == "done"
@@ -156,13 +141,12 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     return code
 
 
-def slots(jobs: int) -> list[dict[str, str]]:
+def slots(asked: Resources) -> list[dict[str, str]]:
     """One environment for each run at a time; they share the cores evenly."""
     from lib.provenance import usable_cores
 
-    if jobs < 1:
-        raise ValueError(f"--jobs {jobs}: at least 1")
-    if jobs == 1 or "OMP_NUM_THREADS" in os.environ:
+    jobs = asked.parallel_jobs
+    if asked.threads or "OMP_NUM_THREADS" in os.environ:
         return [{} for _ in range(jobs)]
     threads = str(max(1, usable_cores() // jobs))
     return [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]

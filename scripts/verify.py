@@ -10,16 +10,14 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2 import configuration
 from gpt2.ablation import STEPS
 from gpt2.plan import Plan, make_plan, plan_settings
-from gpt2.schema import ALIASES, PREFIXES, symbol_types
 from lib.dotconfig import split_overrides
-from lib.generated import Config, read_config
-from lib.kconfig import apply_overrides, load_strict
+from lib.generated import Config
 from lib.rundir import atomic_write_json
 
 ROOT = Path(__file__).resolve().parents[1]
-KCONFIG = ROOT / "Kconfig"
 CACHE = ROOT / ".kablate" / "certificates.json"
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -49,17 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load(path: Path | None, overrides: str) -> Config:
     """config.py or Kconfig's defaults, with assignments applied."""
-    types = symbol_types()
+    steps = any(word.startswith("STEPS=") for word in split_overrides(overrides))
+    first = ["RA_MLA_ABLATION_MODE=y"] if steps else []
     if path is not None and path.exists():
-        config = read_config(path)
-    else:
-        config = load_strict(KCONFIG, [], types=types, aliases=ALIASES)
-    words = split_overrides(overrides)
-    if any(word.startswith("STEPS=") for word in words):
-        words.insert(0, "RA_MLA_ABLATION_MODE=y")
-    return apply_overrides(
-        KCONFIG, config, words, types=types, aliases=ALIASES, prefixes=PREFIXES
-    )
+        return configuration.load(path, overrides, first)
+    return configuration.load_defaults(overrides, first)
 
 
 def all_plans(config: Config) -> Iterator[Plan]:

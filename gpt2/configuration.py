@@ -1,0 +1,56 @@
+"""The configuration that a command works on: config.py and what was typed after it.
+
+Torch-free, and without assignments also without kconfiglib.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2.schema import ALIASES, PREFIXES, symbol_types
+from lib.generated import Config, read_config
+
+ROOT = Path(__file__).resolve().parents[1]
+KCONFIG = ROOT / "Kconfig"
+
+
+def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
+    """config.py with the assignments of the command line applied.
+
+    overrides: as in "MAX_ITERS=100 STEPS=0,5". first: assignments to make before
+    them. Raises FileNotFoundError with the way out, lib.generated.ConfigError.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"there is no {path}: load a preset with `make defconfig-<name>` "
+            "(`make list-defconfigs` names them)"
+        )
+    return override(read_config(path), overrides, first)
+
+
+def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
+    """Kconfig's defaults with assignments applied; raises ConfigError."""
+    from lib.kconfig import load_strict
+
+    types = symbol_types()
+    return override(
+        load_strict(KCONFIG, [], types=types, aliases=ALIASES), overrides, first
+    )
+
+
+def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Config:
+    """``config`` with assignments applied; raises ConfigError."""
+    if not overrides.strip() and not first:
+        return config
+    from lib.dotconfig import split_overrides
+    from lib.kconfig import apply_overrides
+
+    return apply_overrides(
+        KCONFIG,
+        config,
+        [*first, *split_overrides(overrides)],
+        types=symbol_types(),
+        aliases=ALIASES,
+        prefixes=PREFIXES,
+    )
