@@ -27,6 +27,7 @@ class Budget:
     attention: int
     mlp: int
     flops_forward: int
+    flops_not_backward: int
     cache_per_token: int
     cache_constant: int
 
@@ -37,8 +38,9 @@ class Budget:
 
     @property
     def flops_training(self) -> int:
-        """Forward and backward: a backward pass costs two forwards."""
-        return 3 * self.flops_forward
+        """Forward and backward: a backward pass costs two forwards, less what has
+        no gradient."""
+        return 3 * self.flops_forward - self.flops_not_backward
 
 
 def budget(settings: Settings) -> Budget:
@@ -53,6 +55,7 @@ def budget(settings: Settings) -> Budget:
         attention=m.n_layer * attention_weights(settings),
         mlp=m.n_layer * 2 * m.n_embd * m.mlp_width,
         flops_forward=_flops(settings),
+        flops_not_backward=_flops_not_backward(settings),
         cache_per_token=m.n_layer * _cache_per_token(settings),
         cache_constant=_cache_constant(settings),
     )
@@ -118,8 +121,7 @@ def _flops(s: Settings) -> int:
     key_dim = inner + (m.n_head * x.rope_dim if x.attention == "mla_rope" else 0)
     block = attention_weights(s) + 2 * m.n_embd * width + t * (key_dim + inner)
     block += band(s) * key_dim if x.ra else 0
-    if x.ract and x.ract_placement == "weights":  # scores once more, for the gate
-        block += t * key_dim + (band(s) * key_dim if x.ra else 0)
+    block += _second_scores(s)
     block += m.n_embd * inner if x.output_gate else 0
     block += x.cross_rank * (2 * width + t) if x.cross_token else 0
     block += width * x.latent_dim if latent_on(s) else 0
@@ -127,6 +129,23 @@ def _flops(s: Settings) -> int:
     producer += width * x.latent_dim if latent_on(s) else 0
     head = s.vocab_size * m.n_embd
     return 2 * (m.n_layer * block + (m.n_layer - 1) * producer + head)
+
+
+def _second_scores(s: Settings) -> int:
+    """Scores once more a layer, for a gate at the weights."""
+    m, x = s.model, s.mechanisms
+    if not (x.ract and x.ract_placement == "weights"):
+        return 0
+    return (m.block_size + (band(s) if x.ra else 0)) * _query(s)
+
+
+def _flops_not_backward(s: Settings) -> int:
+    """Of two forwards: the weight gradient of a fixed projection, and both
+    gradients of scores whose statistic is detached."""
+    m, x = s.model, s.mechanisms
+    fixed = (2 * m.n_layer - 1) * m.mlp_width * x.latent_dim
+    total = fixed if x.latent == "per_head_scalar" else 0
+    return 2 * (total + (2 * m.n_layer * _second_scores(s) if x.ract_detach else 0))
 
 
 def band(s: Settings) -> int:
