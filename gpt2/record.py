@@ -34,11 +34,15 @@ class Recorder:
         if sys.stdout.isatty():
             from tqdm import tqdm
 
+            # Without a size of its own (a bare pseudo-terminal) tqdm draws nothing.
+            has_width = os.get_terminal_size(sys.stdout.fileno()).columns > 0
             self._bar = tqdm(
                 total=self.max_steps,
                 initial=step,
                 unit="step",
-                dynamic_ncols=True,
+                dynamic_ncols=has_width,
+                ncols=None if has_width else 100,
+                nrows=None if has_width else 20,
                 file=sys.stdout,
             )
 
