@@ -14,6 +14,13 @@ from typing import Any
 
 from gpt2.ablation import STEPS, Times, changes_of
 from gpt2.budget import budget, derive_widths, resolve_widths
+from gpt2.cells import (
+    LeftOut,
+    cell_changes,
+    cells_of,
+    partner_of,
+    require_effect,
+)
 from gpt2.schema import (
     IDENTITY_PARTS,
     LARGEST_ARM,
@@ -54,14 +61,6 @@ class Job:
         data["settings"] = self.settings.to_dict()
         data["origins"] = dict(self.origins)
         return {"schema": JOB_SCHEMA, **data, "hash": self.hash}
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOut:
-    """A cell of the matrix that is not run, and why."""
-
-    name: str
-    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,12 +105,18 @@ def make_plan(config: Config) -> Plan:
         field: config.origins.get(symbol, "default")
         for field, symbol in SYMBOL_OF.items()
     }
-    return plan_settings(settings_from(config), origins)
+    plan = plan_settings(settings_from(config), origins)
+    for job in plan.jobs:
+        try:
+            require_effect(job.settings)
+        except ValueError as error:
+            raise ValueError(f"{job.run_dir}: {error}") from error
+    return plan
 
 
 def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
     """As ``make_plan``, from settings whose fields came from ``origins``."""
-    cells = _CELLS[settings.matrix.mode](settings, origins)
+    cells, left_out = _CELLS[settings.matrix.mode](settings, origins)
     jobs = tuple(
         dataclasses.replace(cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}")
         for cell in cells
@@ -119,38 +124,70 @@ def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
     )
     if not jobs:
         raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")
-    return Plan(jobs, (), Path(settings.resources.output_dir), settings)
+    return Plan(jobs, tuple(left_out), Path(settings.resources.output_dir), settings)
 
 
-def _single(settings: Settings, origins: Mapping[str, str]) -> list[Job]:
-    base = derive_widths(settings)
-    resolved = resolve_widths(base, functools.partial(parameters_of, base))
-    return [
-        Job(
-            step=None,
-            name="single",
-            title="the model as configured",
-            parent=None,
-            parent_name=None,
-            seed=0,
-            settings=resolved,
-            origins=_with_solved(origins, settings, resolved),
-            run_dir="single",
-        )
-    ]
+Cells = tuple[list[Job], list[LeftOut]]
 
 
-def _ablation(settings: Settings, origins: Mapping[str, str]) -> list[Job]:
+def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:
+    resolved = _resolved(settings)
+    job = Job(
+        step=None,
+        name="single",
+        title="the model as configured",
+        parent=None,
+        parent_name=None,
+        seed=0,
+        settings=resolved,
+        origins=_with_solved(origins, settings, resolved),
+        run_dir="single",
+    )
+    return [job], []
+
+
+def _ablation(settings: Settings, origins: Mapping[str, str]) -> Cells:
     unknown = sorted(set(settings.matrix.steps) - set(STEPS))
     if unknown:
         raise ValueError(
             f"{origins['steps']}: CONFIG_RA_MLA_ABLATION_STEPS: there is no step "
             f"{', '.join(map(str, unknown))}; steps are 0 to {max(STEPS)}"
         )
-    return [step_job(settings, origins, step) for step in settings.matrix.steps]
+    return [step_job(settings, origins, step) for step in settings.matrix.steps], []
 
 
-_CELLS = {"single": _single, "ablation": _ablation}
+def _matrix(settings: Settings, origins: Mapping[str, str]) -> Cells:
+    cells, left_out = cells_of(settings)
+    model = _resolved(settings)
+    jobs = []
+    for cell in cells:
+        partner = partner_of(cell, cells)
+        changes = cell_changes(cell, settings)
+        resolved = model.replace(**changes)
+        check(resolved)
+        set_by = dict.fromkeys(changes, f"cell {cell.name}")
+        job = Job(
+            step=None,
+            name=cell.name,
+            title=cell.title,
+            parent=None,
+            parent_name=None if partner is None else partner.name,
+            seed=0,
+            settings=resolved,
+            origins=_with_solved({**origins, **set_by}, settings, resolved),
+            run_dir=cell.name,
+        )
+        jobs.append(job)
+    return jobs, left_out
+
+
+def _resolved(settings: Settings) -> Settings:
+    """The model as configured, all its widths known."""
+    base = derive_widths(settings)
+    return resolve_widths(base, functools.partial(parameters_of, base))
+
+
+_CELLS = {"single": _single, "ablation": _ablation, "matrix": _matrix}
 
 
 def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Job:

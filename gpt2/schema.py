@@ -44,8 +44,13 @@ def setting(
     )
 
 
+def rate(symbol: str) -> Any:
+    """A learning rate that may be left empty."""
+    return setting(symbol, above=0.0, high=10.0)
+
+
 @typing.dataclass_transform(
-    frozen_default=True, kw_only_default=True, field_specifiers=(setting,)
+    frozen_default=True, kw_only_default=True, field_specifiers=(setting, rate)
 )
 def part(cls: type[T]) -> type[T]:
     """A frozen group of settings; field names are unique over all parts."""
@@ -199,6 +204,38 @@ class Matrix:
     mode: str = setting("KABLATE_MODE", allowed=("ablation", "matrix", "single"))
     steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
     seeds: tuple[int, ...] = setting("SEEDS")
+    # The sets of the test matrix, and learning rates (None: LEARNING_RATE).
+    with_sgd: bool = setting("TEST_MATRIX_SGD")
+    with_adam: bool = setting("TEST_MATRIX_ADAM")
+    with_adamw: bool = setting("TEST_MATRIX_ADAMW")
+    with_adamwadv: bool = setting("TEST_MATRIX_ADAMWADV")
+    with_adamwspam: bool = setting("TEST_MATRIX_ADAMWSPAM")
+    with_adamwprune: bool = setting("TEST_MATRIX_ADAMWPRUNE")
+    with_muon: bool = setting("TEST_MATRIX_MUON")
+    with_none: bool = setting("TEST_MATRIX_PRUNING_NONE")
+    with_magnitude: bool = setting("TEST_MATRIX_PRUNING_MAGNITUDE")
+    with_movement: bool = setting("TEST_MATRIX_PRUNING_MOVEMENT")
+    with_state: bool = setting("TEST_MATRIX_PRUNING_STATE")
+    sparsities: tuple[float, ...] = setting(
+        "TEST_MATRIX_SPARSITIES", above=0.0, high=0.99
+    )
+    with_bitter0: bool = setting("TEST_MATRIX_BITTER0")
+    with_bitter1: bool = setting("TEST_MATRIX_BITTER1")
+    with_bitter2: bool = setting("TEST_MATRIX_BITTER2")
+    with_bitter3: bool = setting("TEST_MATRIX_BITTER3")
+    with_bitter4: bool = setting("TEST_MATRIX_BITTER4")
+    with_bitter5: bool = setting("TEST_MATRIX_BITTER5")
+    with_bitter6: bool = setting("TEST_MATRIX_BITTER6")
+    with_bitter7: bool = setting("TEST_MATRIX_BITTER7")
+    with_bitter8: bool = setting("TEST_MATRIX_BITTER8")
+    with_bitter9: bool = setting("TEST_MATRIX_BITTER9")
+    rate_sgd: float | None = rate("TEST_MATRIX_SGD_LEARNING_RATE")
+    rate_adam: float | None = rate("TEST_MATRIX_ADAM_LEARNING_RATE")
+    rate_adamw: float | None = rate("TEST_MATRIX_ADAMW_LEARNING_RATE")
+    rate_adamwadv: float | None = rate("TEST_MATRIX_ADAMWADV_LEARNING_RATE")
+    rate_adamwspam: float | None = rate("TEST_MATRIX_ADAMWSPAM_LEARNING_RATE")
+    rate_adamwprune: float | None = rate("TEST_MATRIX_ADAMWPRUNE_LEARNING_RATE")
+    rate_muon: float | None = rate("TEST_MATRIX_MUON_LEARNING_RATE")
 
 
 @part
@@ -294,6 +331,14 @@ def _parse_float(text: str) -> float:
     return value
 
 
+def _parse_floats(text: str) -> tuple[float, ...]:
+    """``"0.5, 0.9"`` to (0.5, 0.9); order kept, no repeats."""
+    numbers = tuple(_parse_float(item) for item in text.split(","))
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"{text!r} names a number twice")
+    return numbers
+
+
 def symbol_types() -> dict[str, Callable[[str], Any]]:
     """How config.py types the string symbols: only floats change their type."""
     return {
@@ -306,24 +351,42 @@ def symbol_types() -> dict[str, Callable[[str], Any]]:
 def _convert(name: str, value: Any) -> Any:
     """``value`` as the type of field ``name``; ValueError if it cannot be."""
     hint, bounds = FIELD_TYPES[name], FIELDS[name].metadata
+    if hint == float | None:
+        if value is None or value == "":
+            return None
+        hint = float
     if hint is float and isinstance(value, (str, int)) and not isinstance(value, bool):
         value = _parse_float(str(value))
-    elif hint == tuple[int, ...] and isinstance(value, str):
-        value = parse_int_list(value)
-    elif hint == tuple[int, ...] and isinstance(value, list):
+    elif hint in _PARSERS and isinstance(value, str):
+        value = _PARSERS[hint](value)
+    elif hint in _PARSERS and isinstance(value, list):
         value = tuple(value)
     expected = tuple if isinstance(hint, types.GenericAlias) else hint
     if type(value) is not expected:
         raise ValueError(f"{value!r} is no {expected.__name__}")
     if bounds["allowed"] and value not in bounds["allowed"]:
         raise ValueError(f"{value!r} is none of {', '.join(bounds['allowed'])}")
-    if hint is float and not (
-        bounds["low"] <= value <= bounds["high"] and value > bounds["above"]
-    ):
-        low = f"above {bounds['above']:g}" if bounds["above"] > -math.inf else None
-        low = low or f"from {bounds['low']:g}"
-        raise ValueError(f"{value!r} is not {low} to {bounds['high']:g}")
+    for number in value if expected is tuple else ():
+        if type(number) is not typing.get_args(hint)[0]:
+            raise ValueError(f"{value!r} holds {number!r}, which is no number of ours")
+    if float in (hint, *typing.get_args(hint)):
+        for number in value if expected is tuple else (value,):
+            _require_within(number, bounds)
     return value
+
+
+_PARSERS: dict[Any, Callable[[str], tuple[Any, ...]]] = {
+    tuple[int, ...]: parse_int_list,
+    tuple[float, ...]: _parse_floats,
+}
+
+
+def _require_within(value: float, bounds: Mapping[str, Any]) -> None:
+    if bounds["low"] <= value <= bounds["high"] and value > bounds["above"]:
+        return
+    low = f"above {bounds['above']:g}" if bounds["above"] > -math.inf else None
+    low = low or f"from {bounds['low']:g}"
+    raise ValueError(f"{value!r} is not {low} to {bounds['high']:g}")
 
 
 def settings_from(config: Config) -> Settings:
@@ -455,6 +518,7 @@ PREFIXES = ("GPT2_", "RA_MLA_")
 # Short names for overrides on the command line, besides those.
 ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
+    "SPARSITIES": "TEST_MATRIX_SPARSITIES",
     "JOBS": "PARALLEL_JOBS",
     "LR": "LEARNING_RATE",
     "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",
