@@ -6,10 +6,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt2.arms import Arm, is_done, last_eval_seconds, loss_at
+from gpt2.arms import Arm, changes_between, is_done, last_eval_seconds, loss_at
 from gpt2.results import Run
+from lib.alarms import are_identical
 from lib.rundir import finite, identity
 from lib.untrusted import as_dict, clean, number
+
+ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # settings that must tell
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ def _evidence(
     seeds = tuple(sorted(losses[0].keys() & losses[1].keys()))
     if not seeds and not invalid:
         invalid = (lost,)
+    invalid += _does_nothing(arm, partner)
     return Evidence(
         invalid=invalid,
         unmatched=unmatched + _unlike_data(arm, partner),
@@ -113,6 +117,26 @@ def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:
     if len(losses) > 1 and min(losses) == max(losses):
         found.append(f"{prefix}all seeds gave the very same loss: no replicas")
     return tuple(found)
+
+
+def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
+    """A reason if the arm is set otherwise than its partner and trained the same."""
+    if not any(name.startswith(ACTING) for name, _, _ in changes_between(partner, arm)):
+        return ()
+    theirs = {run.row["seed"]: _curve(run) for run in partner.done}
+    pairs = [(_curve(r), theirs.get(r.row["seed"], [])) for r in arm.done]
+    if not pairs or not all(are_identical(a, b) for a, b in pairs):
+        return ()
+    return (
+        "its losses are its partner's in every digit: what it changes does not act",
+    )
+
+
+def _curve(run: Run) -> list[tuple[int, float]]:
+    """Every loss that was evaluated, the one in the result among them."""
+    records = (r for r in run.evals if "val_loss" in r)
+    found = {int(r["step"]): r["val_loss"] for r in records}
+    return [*found.items(), (1 + max(found, default=0), run.row["val_loss"])]
 
 
 def _state(run: Run) -> str:

@@ -21,7 +21,7 @@ from gpt2.verdicts import (
     seeds_to_decide,
 )
 from lib import stats
-from tests.results_factory import STEPS, write_matrix, write_run
+from tests.results_factory import STEPS, settings, write_matrix, write_run
 
 
 def verdicts(root, rules=None):
@@ -171,6 +171,29 @@ def test_seeds_that_change_nothing_are_no_replicas(tmp_path):
         set_loss(tmp_path, 5, seed, 3.25)
     found = verdicts(tmp_path)[5]
     assert found.grade == INVALID and "no replicas" in found.reasons[0]
+
+
+def copy_curves(root):
+    """Give step 5 the losses of step 0, seed by seed."""
+    for seed in (1, 2):
+        base = root / f"step00-baseline/seed{seed}"
+        for name in ("metrics.jsonl", "status.json"):
+            copied = (base / name).read_text()
+            (root / f"step05-ra/seed{seed}" / name).write_text(copied)
+
+
+def test_a_step_that_trains_exactly_as_its_partner_is_no_step(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    copy_curves(tmp_path)
+    found = verdicts(tmp_path)[5]
+    assert found.grade == INVALID and "does not act" in found.reasons[0]
+
+
+def test_identical_arms_of_identical_settings_are_neutral(tmp_path):
+    write_matrix(tmp_path, (0,), (1, 2))
+    write_matrix(tmp_path, (5,), (1, 2), job={"settings": settings(0)})
+    copy_curves(tmp_path)
+    assert verdicts(tmp_path)[5].grade == NEUTRAL
 
 
 def test_a_partner_that_was_not_run_is_replaced_by_its_own_and_said_so(tmp_path):

@@ -1,0 +1,153 @@
+"""Sanity alarms on a loss while it is being made: cheap, once each, never fatal.
+
+They look for what a table of final losses hides: a leak of the future, a model that
+does not learn, a run that falls apart, an initialisation that is not one, and two
+experiments that are the same one.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from statistics import fmean
+
+FIRST, LEAK, FLAT, DIVERGING, SAME = "first", "leak", "flat", "diverging", "same"
+SAME_POINTS = 3  # evaluations that must agree before two curves are called one
+
+
+@dataclass(frozen=True, slots=True)
+class Alarm:
+    """What was seen, at which optimizer update, in words for the user."""
+
+    kind: str
+    step: int
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """When to raise an alarm; losses in nats a token unless said otherwise."""
+
+    first_tolerance: float = 0.1  # share of ln(vocabulary)
+    # No model of this size compresses text so well: byte models of GPT-2's size reach
+    # about 0.9 bits a byte on prose and 0.6 on code, and repetitive text less.
+    least_bits_per_byte: float = 0.25
+    drop_per_update: float = 0.5  # a loss falls no faster than this, after the first
+    flat_after: int = 200  # updates
+    flat_share: float = 0.02  # of the first loss, that it must have come down by
+    window: int = 10  # records in a running mean
+    rise: float = 0.5  # of a running mean over the lowest one
+
+
+@dataclass(slots=True)
+class LossWatch:
+    """Watches one run. Give it each training loss and each evaluation.
+
+    vocab_size: number of tokens a uniform guess would choose from.
+    bytes_per_token: of the validation text; None: no bits a byte are known.
+    """
+
+    vocab_size: int
+    bytes_per_token: float | None = None
+    limits: Limits = field(default_factory=Limits)
+    _first: float | None = None
+    _recent: deque[float] = field(default_factory=deque)
+    _lowest: float = math.inf
+    _raised: set[str] = field(default_factory=set)
+
+    def train(self, step: int, loss: float) -> list[Alarm]:
+        """Alarms at the training loss of update number ``step``; mostly none."""
+        if not math.isfinite(loss):
+            return self._once(DIVERGING, step, f"the loss is {loss}")
+        alarms = self._first_loss(step, loss) if step <= 1 else []
+        if self._first is None:  # a run that is resumed began at a uniform guess too
+            self._first = loss if step <= 1 else math.log(self.vocab_size)
+        self._recent.append(loss)
+        if len(self._recent) < self.limits.window:
+            return alarms
+        mean = fmean(self._recent)
+        self._recent.popleft()
+        self._lowest = min(self._lowest, mean)
+        return alarms + self._flat(step) + self._diverging(step, mean)
+
+    def evaluation(self, step: int, val_loss: float) -> list[Alarm]:
+        """Alarms at a validation loss: too good to be true?"""
+        if not math.isfinite(val_loss):
+            return self._once(DIVERGING, step, f"the validation loss is {val_loss}")
+        if step == 0:
+            return self._first_loss(step, val_loss)
+        fastest = math.log(self.vocab_size) - self.limits.drop_per_update * step
+        if val_loss < fastest - self.limits.drop_per_update:
+            text = f"validation loss {val_loss:.3f} after only {step} updates"
+            return self._once(LEAK, step, f"{text}: does it see the future?")
+        if self.bytes_per_token is None:
+            return []
+        bits = val_loss / math.log(2) / self.bytes_per_token
+        if bits < self.limits.least_bits_per_byte:
+            text = f"validation loss {val_loss:.3f} is {bits:.2f} bits a byte"
+            return self._once(LEAK, step, f"{text}: does it see the future?")
+        return []
+
+    def _first_loss(self, step: int, loss: float) -> list[Alarm]:
+        uniform = math.log(self.vocab_size)
+        if abs(loss - uniform) <= self.limits.first_tolerance * uniform:
+            return []
+        text = f"the first loss is {loss:.3f}, far from ln({self.vocab_size})"
+        return self._once(FIRST, step, f"{text} = {uniform:.3f} of a uniform guess")
+
+    def _flat(self, step: int) -> list[Alarm]:
+        assert self._first is not None
+        learnt = self._first - self._lowest
+        if step < self.limits.flat_after:
+            return []
+        if learnt >= self.limits.flat_share * self._first:
+            return []
+        text = f"the loss came down by only {learnt:.3f} in {step} updates"
+        return self._once(FLAT, step, f"{text}: it does not learn")
+
+    def _diverging(self, step: int, mean: float) -> list[Alarm]:
+        if mean <= self._lowest + self.limits.rise:
+            return []
+        text = f"the mean loss is {mean:.3f}, after it had been {self._lowest:.3f}"
+        return self._once(DIVERGING, step, text)
+
+    def _once(self, kind: str, step: int, message: str) -> list[Alarm]:
+        if kind in self._raised:
+            return []
+        self._raised.add(kind)
+        return [Alarm(kind, step, message)]
+
+
+Curve = Sequence[tuple[int, float]]
+
+
+def are_identical(a: Curve, b: Curve, points: int = SAME_POINTS) -> bool:
+    """Whether two curves of (step, loss) agree in every digit where both have values.
+
+    What both have before the first update says nothing of training and does not count;
+    at least ``points`` others must be shared.
+    """
+    mine, theirs = dict(a), dict(b)
+    shared = [step for step in mine.keys() & theirs.keys() if step > 0]
+    return len(shared) >= points and all(mine[s] == theirs[s] for s in shared)
+
+
+def identical_curves(
+    curves: Mapping[str, Curve], points: int = SAME_POINTS
+) -> list[Alarm]:
+    """One alarm for each pair of differently named runs with the same curve.
+
+    Give it runs of one seed that ought to differ.
+    """
+    names = list(curves)
+    return [
+        Alarm(SAME, max(step for step, _ in curves[one]), f"{one} and {two} {_SAME}")
+        for place, one in enumerate(names)
+        for two in names[place + 1 :]
+        if are_identical(curves[one], curves[two], points)
+    ]
+
+
+_SAME = "have the same loss in every digit: does what differs between them act?"
