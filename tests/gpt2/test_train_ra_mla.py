@@ -57,7 +57,7 @@ def test_a_step_by_hand_equals_the_job_of_the_matrix(data_dir, tmp_path):
     ("words", "said"),
     [
         (("--config", "config.py"), "say which run is meant"),
-        (("--config", "none.py"), "No such file"),
+        (("--config", "none.py"), "there is no none.py"),
         (
             ("--config", "config.py", "--ra-mla-ablation-step", "0", "--overrides")
             + ("MAX_ITER=4",),
