@@ -75,7 +75,7 @@ def render_config(config: Config, types: Types | None = None) -> str:
 
 
 def convert(config: Config, types: Types) -> Config:
-    """``config`` with the strings named in ``types`` read; ConfigError names all bad."""
+    """``config`` with the strings in ``types`` read; ConfigError names all bad."""
     values, problems = dict(config.values), []
     for name, value in values.items():
         if isinstance(value, str) and name in types:
