@@ -11,7 +11,7 @@ from gpt2.mlp import MLP
 from gpt2.schema import Settings
 
 
-class RA_MLA_Block(nn.Module):  # noqa: N801 (the name its users know)
+class RA_MLA_Block(nn.Module):  # the name its users know
     """One pre-norm transformer block.
 
     Block 0 consumes no context and the last produces none, by construction: a

@@ -28,7 +28,7 @@ def init_parameters(model: nn.Module, seed: int) -> None:
         if parameter.ndim >= 2:
             std = STD / (2 * layers) ** 0.5 if name.endswith("proj.weight") else STD
             parameter.copy_(torch.cat(_draw(name, parameter.shape, seed)) * std)
-    for name, module in model.named_modules():
+    for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.zero_()
     for name, buffer in model.named_buffers():

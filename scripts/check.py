@@ -31,7 +31,7 @@ def first_change_of_each_file(diff: str) -> str:
     findings, path, line = [], "", 0
     for text in diff.splitlines():
         if text.startswith("--- "):
-            path = text[4:].split("\t")[0]
+            path = from_root(text[4:].split("\t")[0])
         elif (hunk := HUNK.match(text)) and path:
             line = int(hunk[1])
         elif path and line and text[:1] in ("-", "+") and not text.startswith("+++"):
@@ -40,6 +40,12 @@ def first_change_of_each_file(diff: str) -> str:
         elif line:
             line += 1
     return "\n".join(findings) or diff
+
+
+def from_root(name: str) -> str:
+    """The path as the other checks name it."""
+    path = Path(name)
+    return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
 @dataclass(frozen=True)

@@ -44,7 +44,7 @@ def test_hostile_strings_stay_strings(text: str, tmp_path: Path) -> None:
     path.write_text(render_config(config), encoding="utf-8")
     assert read_config(path) == config
     # Even one who does run the file gets the string and nothing else.
-    run = "import runpy, sys; v = runpy.run_path('config.py'); print(ascii(v['CONFIG_S']))"
+    run = "import runpy; v = runpy.run_path('config.py'); print(ascii(v['CONFIG_S']))"
     done = subprocess.run(
         [sys.executable, "-c", run], cwd=tmp_path, capture_output=True, text=True
     )

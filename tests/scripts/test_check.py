@@ -118,10 +118,11 @@ def test_every_bad_preset_is_named(tree: Path) -> None:
     refused(done, "defconfigs", "defconfigs/two:2")
 
 
-def test_unformatted_python(tree: Path) -> None:
-    line = append(tree, "lib/__init__.py", "\nX = 1\ny  = 2\n")
-    done = check(tree, "--only", "format", "lib/__init__.py")
-    refused(done, "format", f"lib/__init__.py:{line}: not formatted")
+def test_unformatted_python(few: Path) -> None:
+    line = append(few, "lib/__init__.py", "\nX = 1\ny  = 2\n")
+    for files in ([], ["lib/__init__.py"]):
+        done = check(few, "--only", "format", *files)
+        refused(done, "format", f"\nlib/__init__.py:{line}: not formatted")
 
 
 def test_python_that_does_not_parse(tree: Path) -> None:
