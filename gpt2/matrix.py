@@ -315,8 +315,10 @@ def refuse(plan: Plan, proofs: Proofs, view: View) -> list[Job]:
     for job in refused:
         why = proofs.failed[_cell_of(job)]
         view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
+        run_dir = rundir.safe_join(plan.output_dir, job.run_dir)
+        rundir.atomic_write_json(run_dir / rundir.JOB_FILE, job.to_json())
         rundir.write_status(
-            rundir.safe_join(plan.output_dir, job.run_dir),
+            run_dir,
             status="failed",
             failure="certificate",
             message=why,

@@ -52,16 +52,30 @@ def write_config(folder: Path, text: str = TINY) -> Config:
     return config
 
 
-def command(*words: str) -> list[str]:
-    return [sys.executable, str(SCRIPT), *words]
+def command(*words: str, script: Path = SCRIPT) -> list[str]:
+    """scripts/run_test_matrix.py without its first stage, the proof."""
+    return [sys.executable, str(script), "--skip-verify", *words]
 
 
 def run_matrix(
-    folder: Path, *words: str, **environ: str
+    folder: Path, *words: str, script: Path = SCRIPT, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """scripts/run_test_matrix.py in a folder; never raises."""
+    """``command`` in a folder; never raises."""
+    return run_command(folder, command(*words, script=script), **environ)
+
+
+def prove_and_run(
+    folder: Path, *words: str, script: Path = SCRIPT, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """The whole of scripts/run_test_matrix.py in a folder; never raises."""
+    return run_command(folder, [sys.executable, str(script), *words], **environ)
+
+
+def run_command(
+    folder: Path, command: list[str], **environ: str
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        command(*words),
+        command,
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,

@@ -49,7 +49,7 @@ def create(plan: Plan, settings: Settings) -> None:
 def begin(plan: Plan, *which: int) -> None:
     """As if these jobs had been started."""
     for number in which:
-        task = matrix.task_of(plan.jobs[number], plan.output_dir)
+        task = matrix.task_of(plan.jobs[number], plan.output_dir, "passed")
         for name, text in task.files.items():
             rundir.atomic_write_text(task.run_dir / name, text)
         rundir.write_status(task.run_dir, status="interrupted")
@@ -120,13 +120,14 @@ def test_of_many_at_once_one_makes_the_folder(tmp_path: Path) -> None:
 
 def test_a_task_is_the_trainer_on_its_job(make: Make) -> None:
     plan, _ = make()
-    task = matrix.task_of(plan.jobs[3], plan.output_dir)
+    task = matrix.task_of(plan.jobs[3], plan.output_dir, "passed")
     words = list(task.command)
     assert words[words.index("--run-dir") + 1] == str(task.run_dir)
     assert words[words.index("--job") + 1] == str(task.run_dir / "job.json")
     assert task.run_dir.is_absolute() and task.name == "step05-ra/seed2"
     assert json.loads(task.files["job.json"]) == plan.jobs[3].to_json()
     assert task.max_steps == 10 and task.cost > 0
+    assert task.env["KABLATE_VERIFIED"] == "passed"
 
 
 # ---- what is already there ------------------------------------------------------

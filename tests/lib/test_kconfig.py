@@ -395,6 +395,13 @@ def test_an_override_takes_effect_or_is_refused(
     assert str(refused.value) == text
 
 
+@pytest.mark.parametrize(("typed", "value"), [("1", True), ("0", False)])
+def test_a_switch_may_be_typed_as_one_or_zero(
+    root: Path, typed: str, value: bool
+) -> None:
+    assert load(root, "", f"BIAS={typed}").values["GPT2_BIAS"] is value
+
+
 def test_a_key_that_two_prefixes_fit_is_refused(root: Path) -> None:
     path = root / "Kconfig.more"
     path.write_text(path.read_text() + '\nconfig RA_BIAS\n\tbool "Bias"\n')

@@ -22,7 +22,14 @@ from safetensors.numpy import load_file
 
 from lib import rundir
 from tests.gpt2.tinydata import prepare_texts
-from tests.tinymatrix import SCRIPT, command, run_matrix, write_config
+from tests.scratch import copy_tree
+from tests.tinymatrix import (
+    SCRIPT,
+    command,
+    prove_and_run,
+    run_matrix,
+    write_config,
+)
 
 ONE_SEED = "SEEDS=1"
 TINY_RUNS = ("step00-baseline/seed1", "step05-ra/seed1")
@@ -138,12 +145,13 @@ def test_listing_never_imports_torch(folder: Path, what: str) -> None:
 
 
 def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
-    done = run_matrix(folder, "--dry-run", "--overrides", "STEPS=0,5 SEEDS=1,2")
+    words = ("--dry-run", "--overrides", "STEPS=0,5 SEEDS=1,2")
+    done = prove_and_run(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
     listed, proofs = done.stdout.split("proving each step")
     assert "results/step05-ra/seed2" in listed
     rows = re.findall(r"^ *(step\d\d-\S+)", proofs, re.MULTILINE)
-    assert rows == ["step00-baseline", "step05-ra"] and "all are proven" in proofs
+    assert rows == ["step00-baseline", "step05-ra"] and "2 of 2 proven" in proofs
     assert not (folder / "results").exists()
 
 
@@ -154,7 +162,7 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
         (("--overrides", "STEPS=0,99"), "there is no step 99"),
         (("--overrides", "DATA_DIR=nowhere"), "prepare_data.py"),
         (("--config", "none.py"), "make defconfig-"),
-        (("--jobs", "0"), "at least 1"),
+        (("--overrides", "JOBS=0"), "PARALLEL_JOBS"),
     ],
 )
 def test_what_cannot_start_says_why(
@@ -171,6 +179,51 @@ def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=60) in (0, 2)
+
+
+# ---- certificates ---------------------------------------------------------------
+
+PRODUCT = ("Kconfig", "scripts", "lib", "gpt2")
+
+
+def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> None:
+    """RA that is without effect, planted in a copy of the sources."""
+    tree = copy_tree(tmp_path / "tree", PRODUCT)
+    code = (tree / "gpt2" / "reciprocal.py").read_text()
+    assert code.count("queries, alpha, self.window") == 1
+    code = code.replace("queries, alpha, self", "queries, 0.0 * alpha, self")
+    (tree / "gpt2" / "reciprocal.py").write_text(code)
+    script = tree / "scripts" / SCRIPT.name
+    words = ("--overrides", f"{ONE_SEED} JOBS=2")
+
+    listed = prove_and_run(folder, "--dry-run", *words, script=script)
+    assert listed.returncode == 1 and "1 of 2 proven" in listed.stdout
+    assert not (folder / "results").exists()
+
+    done = prove_and_run(folder, *words, script=script)
+    assert done.returncode == 1, done.stdout + done.stderr
+    assert "step05-ra/seed1: NOT RUN (certificate): acting" in done.stdout
+    runs = summary(folder)
+    assert [runs[name]["status"] for name in TINY_RUNS] == ["done", "failed"]
+    status = rundir.read_status(folder / "results" / TINY_RUNS[1])
+    assert status["failure"] == "certificate" and status["attempt"] == 0
+    table = rundir.read_json(folder / "results" / "certificates.json")
+    assert [cell["passed"] for cell in table["cells"]] == [True, False]
+    manifest = folder / "results" / TINY_RUNS[0] / "manifest.json"
+    assert rundir.read_json(manifest)["verified"] == "passed"
+
+    done = run_matrix(folder, *words)  # --skip-verify
+    assert done.returncode == 0 and "step00" not in done.stdout
+    manifest = folder / "results" / TINY_RUNS[1] / "manifest.json"
+    assert rundir.read_json(manifest)["verified"] == "skipped"
+
+
+def test_a_proof_that_cannot_be_carried_out_starts_nothing(folder: Path) -> None:
+    words = ("--overrides", "SEEDS=1 STEPS=0")
+    broken = {"PYTHONWARNINGS": "error", "TORCH_LOGS": "no-such-log"}
+    done = prove_and_run(folder, *words, **broken)
+    assert done.returncode == 2 and "SKIP_VERIFY=1" in done.stderr
+    assert not (folder / "results" / "step00-baseline").exists()
 
 
 # ---- running --------------------------------------------------------------------
