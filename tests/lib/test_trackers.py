@@ -1,0 +1,229 @@
+"""lib/trackers.py: the real trackers offline, and trackers that misbehave."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from lib.trackers import (
+    QUEUE_SIZE,
+    TrackedRun,
+    Trackers,
+    check_installed,
+    parse_trackers,
+)
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tracked(directory, **fields):
+    base = {"project": "kablate-test", "name": "step05-ra/seed1", "run_id": "ab12cd34"}
+    return TrackedRun(**{**base, "directory": directory, **fields})
+
+
+class Recorder:
+    """A tracker that keeps what it is told, with faults on request."""
+
+    def __init__(self, name="recorder", fail_at=None, hold=None):
+        self.name, self.fail_at, self.hold = name, fail_at, hold
+        self.seen, self.summary = [], None
+
+    def start(self, run):
+        if self.fail_at == "start":
+            raise SystemExit("no network")
+
+    def log(self, step, values):
+        if self.hold is not None:
+            self.hold.wait()
+        if self.fail_at == step:
+            raise RuntimeError("lost connection")
+        self.seen.append((step, dict(values)))
+
+    def finish(self, summary):
+        self.summary = dict(summary)
+
+
+def test_records_arrive_in_order_with_their_kind(tmp_path):
+    recorder = Recorder()
+    trackers = Trackers([recorder], tracked(tmp_path))
+    trackers.log("train", 1, {"loss": 2.5, "kind": "train", "ok": True, "none": None})
+    trackers.log("eval", 1, {"val_loss": 3.0})
+    trackers.log("train", 2, {"loss": 2.0})
+    trackers.finish({"val_loss": 3.0})
+    assert recorder.seen == [
+        (1, {"train/loss": 2.5}),
+        (1, {"eval/val_loss": 3.0}),
+        (2, {"train/loss": 2.0}),
+    ]
+    assert recorder.summary == {"val_loss": 3.0}
+
+
+def test_a_resumed_run_does_not_tell_a_step_twice(tmp_path):
+    first, second = Recorder(), Recorder()
+    one = Trackers([first], tracked(tmp_path))
+    for step in (1, 2, 3):
+        one.log("train", step, {"loss": float(step)})
+    one.finish({})
+    two = Trackers([second], tracked(tmp_path))
+    two.log("eval", 2, {"val_loss": 1.0})
+    for step in (2, 3, 4):
+        two.log("train", step, {"loss": float(step)})
+    two.finish({})
+    assert second.seen == [(2, {"eval/val_loss": 1.0}), (4, {"train/loss": 4.0})]
+
+
+def test_a_damaged_state_is_no_reason_to_stop(tmp_path):
+    for text in ("{", "[1]", '{"recorder": {"train": "x"}}', '{"recorder": 7}'):
+        (tmp_path / "trackers.json").write_text(text)
+        recorder = Recorder()
+        trackers = Trackers([recorder], tracked(tmp_path))
+        trackers.log("train", 1, {"loss": 1.0})
+        trackers.finish({})
+        assert recorder.seen == [(1, {"train/loss": 1.0})]
+
+
+@pytest.mark.parametrize("fail_at", ["start", 2])
+def test_a_tracker_that_fails_is_off_with_one_message_and_the_others_go_on(
+    tmp_path, fail_at
+):
+    bad, good = Recorder("bad", fail_at), Recorder("good")
+    said: list[str] = []
+    trackers = Trackers([bad, good], tracked(tmp_path), said.append)
+    for step in range(1, 50):
+        trackers.log("train", step, {"loss": 1.0})
+    trackers.finish({})
+    assert len(good.seen) == 49
+    assert len(said) == 1 and said[0].startswith("bad failed and is off")
+    assert "metrics.jsonl has everything" in said[0]
+
+
+def test_a_tracker_that_hangs_neither_blocks_nor_holds_up_the_end(tmp_path):
+    release = threading.Event()
+    hung = Recorder("hung", hold=release)
+    said: list[str] = []
+    trackers = Trackers([hung], tracked(tmp_path), said.append)
+    try:
+        for step in range(QUEUE_SIZE + 500):
+            trackers.log("train", step + 1, {"loss": 1.0})
+        trackers.finish({}, timeout=0.2)
+        assert ["did not finish" in text for text in said] == [True]
+        assert hung.seen == []
+    finally:
+        release.set()
+
+
+def test_a_tracker_that_was_too_slow_says_what_it_lost(tmp_path):
+    release = threading.Event()
+    slow = Recorder("slow", hold=release)
+    said: list[str] = []
+    trackers = Trackers([slow], tracked(tmp_path), said.append)
+    for step in range(QUEUE_SIZE + 500):
+        trackers.log("train", step + 1, {"loss": 1.0})
+    release.set()
+    limit = time.monotonic() + 60
+    while len(slow.seen) < QUEUE_SIZE and time.monotonic() < limit:
+        time.sleep(0.01)
+    trackers.finish({})
+    lost = QUEUE_SIZE + 500 - len(slow.seen)
+    assert said == [
+        f"slow was too slow for {lost} records; metrics.jsonl has everything"
+    ]
+
+
+def test_names():
+    assert parse_trackers("trackio, wandb,trackio") == ("trackio", "wandb")
+    assert parse_trackers("") == parse_trackers("none") == ()
+    with pytest.raises(ValueError, match="did you mean wandb"):
+        parse_trackers("trackio,wandbb")
+
+
+def test_a_missing_package_is_named_with_what_to_type():
+    check_installed(("json",))
+    with pytest.raises(ValueError, match="EXTRAS=trackers"):
+        check_installed(("json", "no_such_tracker"))
+
+
+# ---- the real ones, in processes of their own -----------------------------------
+
+USE = """
+import sys
+from pathlib import Path
+from lib.trackers import TrackedRun, open_trackers
+name, where, first, last = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
+run = TrackedRun(project="kablate-test", name="step05-ra/seed1", run_id="ab12cd34",
+                 directory=where, config={"model": {"n_layer": 2}})
+trackers = open_trackers([name], run)
+for step in range(first, last):
+    trackers.log("train", step, {"loss": 10.0 / step})
+trackers.finish({"val_loss": 1.5}, timeout=120)
+"""
+
+
+def use(name, directory, first, last):
+    """Track some steps; what was printed to standard error."""
+    environ = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "TRACKIO_DIR": str(directory / "trackio"),
+        "WANDB_DIR": str(directory),
+        "HOME": str(directory),
+        "HF_HUB_OFFLINE": "1",
+    }
+    words = [sys.executable, "-c", USE, name, str(directory), str(first), str(last)]
+    done = subprocess.run(
+        words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is off" not in done.stderr and "abandoned" not in done.stderr, done.stderr
+
+
+def needs(package):
+    absent = importlib.util.find_spec(package) is None
+    return pytest.mark.skipif(absent, reason=f"without the package {package}")
+
+
+@needs("tensorboard")
+def test_tensorboard_has_each_step_once_after_a_resumption(tmp_path):
+    use("tensorboard", tmp_path, 1, 6)
+    use("tensorboard", tmp_path, 4, 9)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = events.Scalars("train/loss")
+    assert [event.step for event in scalars] == list(range(1, 9))
+    assert scalars[1].value == pytest.approx(5.0)
+    assert events.Scalars("final/val_loss")[-1].value == pytest.approx(1.5)
+
+
+@needs("trackio")
+def test_trackio_has_each_step_once_in_one_run_after_a_resumption(tmp_path):
+    use("trackio", tmp_path, 1, 6)
+    use("trackio", tmp_path, 4, 9)
+    import sqlite3
+
+    (path,) = (tmp_path / "trackio").glob("*.db")
+    with sqlite3.connect(path) as database:
+        rows = database.execute(
+            "select run_name, step, metrics from metrics"
+        ).fetchall()
+    trained = [(name, step) for name, step, m in rows if "train/loss" in json.loads(m)]
+    assert sorted(step for _, step in trained) == list(range(1, 9))
+    assert {name for name, _ in trained} == {"step05-ra/seed1 ab12cd"}
+
+
+@needs("wandb")
+def test_wandb_stays_offline_and_keeps_its_id(tmp_path):
+    use("wandb", tmp_path, 1, 6)
+    use("wandb", tmp_path, 4, 9)
+    found = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert found and all(path.name.endswith("-ab12cd34") for path in found)
+    assert not list((tmp_path / "wandb").glob("run-*"))
+    data = b"".join(p.read_bytes() for f in found for p in f.glob("*.wandb"))
+    assert b"train/loss" in data
