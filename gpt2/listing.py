@@ -11,7 +11,7 @@ from typing import Any
 
 from gpt2.budget import Budget, budget
 from gpt2.plan import Job, Plan, step_settings
-from gpt2.schema import SYMBOL_OF, Settings, settings_from
+from gpt2.schema import SYMBOL_OF, Settings, remarks, settings_from
 from lib.generated import DEFAULT, Config
 from lib.rundir import effective_status
 
@@ -27,6 +27,7 @@ def listing(plan: Plan, config: Config) -> str:
     lines = [*_head(plan, settings), "", *_asked(config), ""]
     for jobs in cells(plan.jobs):
         lines += [*_cell(jobs, reference, plan.output_dir), ""]
+    lines += [f"note: {remark}" for remark in remarks(settings)]
     lines += [f"left out: {cell.name}: {cell.reason}" for cell in plan.left_out]
     return "\n".join(lines).rstrip() + "\n"
 

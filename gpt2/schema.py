@@ -17,6 +17,7 @@ from pathlib import PurePath
 from typing import Any
 
 from lib.generated import Config
+from lib.pruning.schedules import ramp
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
@@ -488,15 +489,11 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"GPT2_MIN_LR={o.min_lr:g} is above LEARNING_RATE={o.learning_rate:g}",
     )
     yield (
-        o.warmup_steps > o.max_iters,
-        f"GPT2_WARMUP_STEPS={o.warmup_steps} is more than "
-        f"GPT2_MAX_ITERS={o.max_iters}: the rate would never reach its peak",
-    )
-    yield (
         s.pruning.prune_method == "state" and o.optimizer != "adamwprune",
         "PRUNING_METHOD 'state' prunes by AdamWPrune's state: it needs "
         f"OPTIMIZER_ADAMWPRUNE=y, but the optimizer is {o.optimizer!r}",
     )
+    yield _pruning_problem(s)
     yield (
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
@@ -505,6 +502,37 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         not r.output_dir or ".." in PurePath(r.output_dir).parts,
         f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '..'",
     )
+
+
+def _pruning_problem(s: Settings) -> tuple[bool, str]:
+    """A schedule that would never prune is refused before anything runs."""
+    p = s.pruning
+    if p.prune_method == "none":
+        return False, ""
+    try:
+        ramp(
+            sparsity=p.prune_sparsity,
+            warmup_steps=p.prune_warmup,
+            interval=p.prune_interval,
+            ramp_end=p.prune_ramp_end,
+            steps=s.optim.max_iters,
+        )
+    except ValueError as error:
+        symbols = "PRUNING_WARMUP_STEPS, PRUNING_INTERVAL, PRUNING_RAMP_END"
+        return True, f"{error} ({symbols}, GPT2_MAX_ITERS)"
+    return False, ""
+
+
+def remarks(settings: Settings) -> list[str]:
+    """What is allowed but worth a word before a run."""
+    o = settings.optim
+    if o.warmup_steps < o.max_iters:
+        return []
+    peak = o.learning_rate * o.max_iters / o.warmup_steps
+    return [
+        f"the warm-up of {o.warmup_steps} updates outlasts the {o.max_iters} of a "
+        f"run: the learning rate ends at {peak:.3g} and never decays"
+    ]
 
 
 def latent_on(settings: Settings) -> bool:
