@@ -7,11 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lib.pruning import reference
 from lib.pruning.masks import keep_masks, kth_lowest
 from lib.pruning.names import SAME_RANKING, VARIANTS, why_not
 from lib.pruning.schedules import ramp
 from lib.pruning.scores import Moments, state_score
-from tests import reference_optim
 
 RAMP = {"sparsity": 0.5, "warmup_steps": 200, "interval": 50, "ramp_end": 0.75}
 
@@ -20,7 +20,7 @@ def test_the_ramp_is_the_papers_cubic():
     schedule = ramp(**RAMP, steps=1000)
     assert (schedule.start, schedule.updates, schedule.end) == (200, 11, 750)
     for step in range(1001):
-        wanted = reference_optim.sparsity(step, 200, 50, 11, 0.5, 0.0)
+        wanted = reference.sparsity(step, 200, 50, 11, 0.5, 0.0)
         assert schedule.sparsity(step) == pytest.approx(wanted, abs=1e-15)
     assert schedule.sparsity(1000) == 0.5
 
