@@ -230,7 +230,9 @@ class Tree:
             elif symbol.str_value or not numeric:
                 raw[name] = symbol.str_value
             elif symbol.visibility:
-                raise ConfigError(f"{self.place(symbol)}: CONFIG_{name} has no value")
+                asked = self.asked.get(name)
+                where = asked.origin if asked else self.place(symbol)
+                raise ConfigError(f"{where}: CONFIG_{name} has no value")
         return convert(Config(raw, self.origins()), self.types).values
 
     def config(self) -> Config:
