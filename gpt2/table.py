@@ -302,5 +302,17 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
             with_whom = f"compared with {comparison.partner.label}"
             found.append((label, f"{with_whom}, because {comparison.note}"))
         found.extend((label, reason) for reason in reasons)
+        if doubt := _bootstrap_doubt(comparison.at_steps):
+            found.append((label, doubt))
     found.extend(judged.notes.items())
     return found
+
+
+def _bootstrap_doubt(verdict: Verdict) -> str:
+    """A remark where the two ways to an interval disagree about 0."""
+    t, bootstrap = verdict.interval, verdict.bootstrap
+    if t is None or bootstrap is None or (0 in t) == (0 in bootstrap):
+        return ""
+    which = "holds" if 0 in bootstrap else "excludes"
+    ends = interval_text(Verdict(interval=bootstrap))
+    return f"the bootstrap interval {ends} {which} 0, unlike Student's t"

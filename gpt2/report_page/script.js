@@ -188,7 +188,10 @@
         traces.push({ ...common, ...edge, ...fill, y: minus(curve.high) });
       }
       const y = minus(curve.mean);
-      if (!hidden.has(arm.label)) late = late.concat(y.slice(Math.floor(y.length / 4)));
+      if (!hidden.has(arm.label)) {
+        const ends = [...minus(curve.low), ...minus(curve.high)];
+        late = late.concat(ends.filter((_, i) => i % y.length >= Math.floor(y.length / 4)));
+      }
       traces.push({
         ...common, y, mode: "lines", name: shorten(arm.label, 34), hoverinfo: "x+y+name",
         line: { color: style.colour, dash: style.dash, width: 2 },

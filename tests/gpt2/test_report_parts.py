@@ -1,6 +1,7 @@
 """Curves, checklist, table and GPU use: the parts of the report."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from gpt2.report_plots import places
 from gpt2.report_text import NARROW, escape, terminal_report
 from gpt2.results import Run, read_matrix
 from gpt2.schema import ALIASES, symbol_types
-from gpt2.table import difference_text, p_text, ratio_of
+from gpt2.table import difference_text, p_text, ratio_of, remarks
 from gpt2.verdicts import Verdict, judge
 from lib import stats
 from lib.kconfig import load_strict
@@ -133,6 +134,18 @@ def test_differences_and_p_values_as_text():
     assert [p_text(p) for p in (None, 0.0, 0.0123, 1.0)] == [
         "–", "<0.001", "0.012", "1.000",
     ]  # fmt: skip
+
+
+def test_a_bootstrap_that_disagrees_is_remarked(tmp_path):
+    write_matrix(tmp_path, (0, 5), range(5), noise=1e-9)
+    judged = judge(read_matrix(tmp_path))
+    (comparison,) = judged.comparisons
+    t, other = stats.Interval(-2.0, -1.0), stats.Interval(-2.0, 0.5)
+    for bootstrap, expected in ((other, 1), (t, 0), (None, 0)):
+        verdict = Verdict(mean=-1.5, interval=t, bootstrap=bootstrap)
+        changed = replace(comparison, at_steps=verdict)
+        found = remarks(replace(judged, comparisons=[changed]))
+        assert ["bootstrap" in what for _, what in found] == [True] * expected
 
 
 @pytest.mark.parametrize("width", [72, 80, 100, 120])
