@@ -159,7 +159,10 @@ def _write_files(
 
 def _write_weights(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
     whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask has it; safetensors writes 0600
     save_file(whole, path, metadata={"format": "pt", **metadata})
+    path.chmod(mode)
     with open(path, "rb+") as file:
         os.fsync(file.fileno())
 

@@ -98,5 +98,6 @@ def is_disk_full(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
     return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -57,6 +57,16 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert said == []
 
 
+def test_its_files_can_be_read_by_whom_the_umask_lets(tmp_path):
+    before = os.umask(0o022)
+    try:
+        path = save(tmp_path, 3)
+    finally:
+        os.umask(before)
+    modes = {file.name: oct(file.stat().st_mode & 0o777) for file in path.iterdir()}
+    assert set(modes.values()) == {"0o644"}, modes
+
+
 def test_no_folder_and_an_empty_one_have_no_checkpoint(tmp_path):
     assert load_newest(tmp_path / "none") == (None, [])
     assert load_newest(tmp_path) == (None, [])
