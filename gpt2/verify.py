@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from lib.rundir import atomic_write_json, identity, read_json
 ROOT = Path(__file__).resolve().parents[1]
 CACHE_SCHEMA = 1
 COLUMNS = (*CERTIFICATES, "distinct")
+NO_FINDING = Finding(True, "-")
 # Fields that say nothing while the feature they belong to is off.
 INERT: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
     ("ra", False, ("ra_window", "ra_alpha", "ra_learned_alpha")),
@@ -140,24 +141,33 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
     ``cache``: a JSON file of earlier proofs, used for cells whose code and
     settings have not changed since.
     """
-    known = _read_cache(cache)
+    known = read_cache(cache)
     code = code_hash()
     signatures = _signatures(plan)
-    fresh: dict[str, Any] = {}
     for cell, subject in subjects(plan).items():
-        parts = [subject.settings.to_dict(), subject.full.to_dict()]
-        key = identity([code, [{p: d[p] for p in IDENTITY_PARTS} for d in parts]])
+        key = identity([code, _proven(subject.settings), _proven(subject.full)])
         findings = _from_cache(known.get(key)) or certify(subject)
-        fresh[key] = {name: dataclasses.asdict(f) for name, f in findings.items()}
-        if cache is not None:
-            record = {"schema": CACHE_SCHEMA, "proofs": {**known, **fresh}}
-            atomic_write_json(cache, record)
+        known[key] = {name: dataclasses.asdict(f) for name, f in findings.items()}
+        write_cache(cache, known)
         job = next(j for j in plan.jobs if cell_of(j) == cell)
         findings = {**findings, "distinct": distinct(job, plan, signatures)}
         yield Proof(cell, findings)
 
 
-def _read_cache(path: Path | None) -> dict[str, Any]:
+def _proven(settings: Settings) -> dict[str, Any]:
+    """What the certificates of a model depend on, as plain data: cells that differ
+    in pruning alone share theirs."""
+    whole = settings.replace(adamwprune_variant="").to_dict()
+    return {part: whole[part] for part in IDENTITY_PARTS if part != "pruning"}
+
+
+def write_cache(path: Path | None, proofs: Mapping[str, Any]) -> None:
+    if path is not None:
+        atomic_write_json(path, {"schema": CACHE_SCHEMA, "proofs": dict(proofs)})
+
+
+def read_cache(path: Path | None) -> dict[str, Any]:
+    """Earlier proofs by key; {} if there is none or it is damaged."""
     if path is None or not path.exists():
         return {}
     try:
@@ -262,13 +272,13 @@ def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
     }
 
 
-def heading() -> str:
-    """The first line of the table."""
-    return f"{'step':<24}" + "".join(f" {name:>9}" for name in COLUMNS)
+def heading(first: str = "step", columns: Sequence[str] = COLUMNS) -> str:
+    """The first line of a table."""
+    return f"{first:<24}" + "".join(f" {name:>9}" for name in columns)
 
 
-def row(proof: Proof) -> str:
-    """One line of the table: the figure behind each certificate, or FAILED."""
-    cells = (proof.findings[name] for name in COLUMNS)
-    figures = (f.figure if f.passed else "FAILED" for f in cells)
+def row(proof: Proof, columns: Sequence[str] = COLUMNS) -> str:
+    """One line of a table: the figure behind each certificate, FAILED, or a dash."""
+    found = (proof.findings.get(name, NO_FINDING) for name in columns)
+    figures = (f.figure if f.passed else "FAILED" for f in found)
     return f"{proof.cell[:24]:<24}" + "".join(f" {figure:>9}" for figure in figures)

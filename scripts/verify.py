@@ -1,4 +1,7 @@
-"""Prove the steps: a table of certificates, and exit code 1 if one fails."""
+"""Prove the steps, the optimizers and the pruning methods: tables of certificates.
+
+Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
@@ -16,6 +20,9 @@ from gpt2.plan import Plan, make_plan, plan_settings
 from lib.dotconfig import split_overrides
 from lib.generated import Config
 from lib.rundir import atomic_write_json
+
+if TYPE_CHECKING:
+    from gpt2.verify import Proof
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
@@ -68,6 +75,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
     from gpt2 import verify
+    from gpt2.verify_training import hold_to_account
 
     cache = None if given.fresh else CACHE
     proofs = []
@@ -76,13 +84,34 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
         for proof in verify.prove(plan, cache):
             print(verify.row(proof), flush=True)
             proofs.append(proof)
-    failed = [proof for proof in proofs if not proof.ok]
-    for proof in failed:
+    trained = prove_training(plans, cache, given.at_hand)
+    told = [proof for proof in (*proofs, *trained) if not proof.ok]
+    for proof in told:
         print(f"{proof.cell}: {proof.message}", file=sys.stderr)
-    print(f"{len(proofs) - len(failed)} of {len(proofs)} proven")
+    proofs = hold_to_account(proofs, plans, trained)
+    proven = sum(proof.ok for proof in (*proofs, *trained))
+    print(f"{proven} of {len(proofs) + len(trained)} proven")
     if given.json is not None:
         atomic_write_json(given.json, verify.to_json(proofs))
-    return EXIT_FAILED if failed else 0
+    return EXIT_FAILED if told else 0
+
+
+def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Proof]:
+    """The optimizers and pruning methods: all of them, or those of the plans only."""
+    from gpt2 import verify, verify_training
+
+    subjects = verify_training.at_hand(plans) if only else verify_training.everything()
+    proofs: list[Proof] = []
+    columns: tuple[str, ...] = ()
+    for subject in subjects:
+        if subject.columns != columns:
+            columns = subject.columns
+            kind = "optimizer" if subject.method == "none" else "pruning"
+            print("\n" + verify.heading(kind, columns))
+        for proof in verify_training.prove([subject], cache):
+            print(verify.row(proof, columns), flush=True)
+            proofs.append(proof)
+    return proofs
 
 
 if __name__ == "__main__":
