@@ -11,7 +11,7 @@ OWN := PYTHON EXTRAS NAME SYMBOL RESULTS SKIP_VERIFY PYTEST_ARGS A B DELTA POWER
 	SD MARGIN
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	status stop data verify
+	estimate status stop data verify
 
 quote = '$(subst ','\'',$1)'
 settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
@@ -70,6 +70,8 @@ dry-run: config.py | setup ## list every job and its settings, prove each step
 plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA=0.003 (POWER, ARMS, SD)
 	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
 		o,DELTA POWER ARMS SD MARGIN,$(call option,$o))
+estimate: config.py | setup ## time a few steps of each cell: hours, memory, disk
+	$(MATRIX) --estimate
 budget: config.py | setup ## parameters, FLOPs and cache of each step
 	$(MATRIX) --budget
 verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry

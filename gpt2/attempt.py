@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gpt2.data import load_data
 from gpt2.failures import (
     EXIT_CRASH,
     EXIT_USAGE,
+    LessMemory,
     OutOfMemory,
     Refused,
     end_of,
@@ -33,7 +34,8 @@ from gpt2.failures import (
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.plan import Job
-from gpt2.record import Recorder
+from gpt2.ranks import Ranks
+from gpt2.record import Follower, Recorder
 from gpt2.schema import IDENTITY_PARTS
 from gpt2.stopping import StopRequest
 from gpt2.tokenfiles import MissingData
@@ -54,6 +56,10 @@ from lib.rundir import (
     write_status,
 )
 
+RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
+# status/failure of an attempt that the kernel killed for want of memory.
+KILLED_FOR_MEMORY = "failed/oom"
+
 
 def carry_out(
     job: Job, run_dir: Path, micro_batch: int | None, environ: Mapping[str, str]
@@ -62,9 +68,11 @@ def carry_out(
 
     micro_batch: instead of the configured one, or the one that memory allowed.
     """
+    ranks = Ranks.from_environment(environ)
+    holding = lock(run_lock(run_dir)) if ranks.is_first else nullcontext()
     try:
-        with lock(run_lock(run_dir)):
-            return _with_lock(job, run_dir, micro_batch, environ)
+        with holding:
+            return _with_lock(job, run_dir, micro_batch, environ, ranks)
     except (LockHeld, Refused) as error:  # somebody else's: hands off its status
         return _complain(error, EXIT_USAGE)
     except OSError as error:  # not even the lock can be written
@@ -77,29 +85,49 @@ def _complain(error: object, code: int) -> int:
 
 
 def _with_lock(
-    job: Job, run_dir: Path, micro_batch: int | None, environ: Mapping[str, str]
+    job: Job,
+    run_dir: Path,
+    micro_batch: int | None,
+    environ: Mapping[str, str],
+    ranks: Ranks,
 ) -> int:
-    claim(job, run_dir)
+    """With the lock, or as a rank that follows the one that holds it."""
+    max_steps = job.settings.optim.max_iters
+    recorder: Recorder = Follower(run_dir, max_steps)
     stop = StopRequest.from_environment(environ)
-    recorder = Recorder(run_dir, job.settings.optim.max_iters)
+    if ranks.is_first:
+        claim(job, run_dir)
+        recorder = Recorder(run_dir, max_steps)
+    if not ranks.is_single:
+        stop = StopRequest(os.getppid())  # torchrun, which the runner started
     with stop.listening():
         try:
-            _announce(job, run_dir, environ)
-            result = _train(job, recorder, stop, micro_batch, environ)
-            recorder.status(status="done", step=recorder.max_steps, result=result)
+            if ranks.is_first:
+                _announce(job, run_dir, environ)
+            result = _train(job, recorder, stop, micro_batch, environ, ranks)
+            recorder.status(status="done", step=max_steps, result=result)
         except Exception as error:
             recorder.close_bar()
-            return _tell_end(run_dir, error)
+            return _tell_end(run_dir, error, ranks)
+    ranks.leave()
     recorder.close_bar()
     recorder.say(_closing(result))
     return EXIT_DONE
 
 
-def _tell_end(run_dir: Path, error: Exception) -> int:
-    """Report a run that did not come to its end; the exit code."""
+def _tell_end(run_dir: Path, error: Exception, ranks: Ranks) -> int:
+    """Report a run that did not come to its end; the exit code.
+
+    Of several ranks the first tells the end, unless another one knows the cause:
+    memory or a disk that ran out are no matter of all ranks.
+    """
     end = end_of(error)
     if end.exit_code == EXIT_CRASH:
         traceback.print_exception(error)
+    told = not ranks.is_single and read_status(run_dir)["status"] != "running"
+    knows = ranks.is_first or end.failure in ("oom", "disk")
+    if told or not knows:
+        return _complain(f"rank {ranks.rank}: {end.message}", end.exit_code)
     with suppress(OSError):  # on a full disk the exit code has to do
         write_status(
             run_dir, status=end.status, failure=end.failure, message=end.message
@@ -180,10 +208,14 @@ def _train(
     stop: StopRequest,
     micro_batch: int | None,
     environ: Mapping[str, str],
+    ranks: Ranks,
 ) -> dict[str, Any]:
     """Train; where memory runs out, go on with half the micro batch from the last
-    checkpoint. Raises OutOfMemory when there is nothing left to halve."""
-    material = _material(job, recorder.run_dir, micro_batch)
+    checkpoint. Raises OutOfMemory when there is nothing left to halve, and
+    LessMemory where all ranks have to begin anew for that."""
+    material = _material(job, recorder.run_dir, micro_batch, environ, ranks)
+    if environ.get("KABLATE_LAST_END") == KILLED_FOR_MEMORY:
+        material = _shrink(job, recorder, material, recorder.last_step(), None)
     while True:
         trainer = None
         try:
@@ -194,22 +226,37 @@ def _train(
             if not is_out_of_memory(error):
                 raise
             step = trainer.progress.step if trainer else 0
-            split = _less_memory(material.split, error)
-        recorder.close_bar()
-        recorder.say(
-            f"out of memory after step {step} with micro batch "
-            f"{material.split.micro_batch}: going on from the last checkpoint with "
-            f"{split.micro_batch} and {split.accumulation} micro steps"
-        )
-        manifest.note_out_of_memory(
-            recorder.run_dir, job, material, step=step, micro_batch=split.micro_batch
-        )
-        material = replace(material, split=split)
+            if not ranks.is_single:
+                _less_memory(material.split, error)
+                raise LessMemory(f"out of memory on rank {ranks.rank}") from error
+            material = _shrink(job, recorder, material, step, error)
         del trainer
         _free_memory(material)
 
 
-def _less_memory(split: BatchSplit, error: Exception) -> BatchSplit:
+def _shrink(
+    job: Job,
+    recorder: Recorder,
+    material: Material,
+    step: int,
+    error: Exception | None,
+) -> Material:
+    """The material with half the micro batch, said and recorded."""
+    split = _less_memory(material.split, error)
+    recorder.close_bar()
+    recorder.say(
+        f"out of memory after step {step} with micro batch "
+        f"{material.split.micro_batch}: going on from the last checkpoint with "
+        f"{split.micro_batch} and {split.accumulation} micro steps"
+    )
+    if material.ranks.is_first:
+        manifest.note_out_of_memory(
+            recorder.run_dir, job, material, step=step, micro_batch=split.micro_batch
+        )
+    return replace(material, split=split)
+
+
+def _less_memory(split: BatchSplit, error: Exception | None) -> BatchSplit:
     smaller = split.smaller()
     if smaller is None:
         raise OutOfMemory(
@@ -228,23 +275,52 @@ def _free_memory(material: Material) -> None:
         torch.cuda.empty_cache()
 
 
-def _material(job: Job, run_dir: Path, micro_batch: int | None) -> Material:
+def _material(
+    job: Job,
+    run_dir: Path,
+    micro_batch: int | None,
+    environ: Mapping[str, str],
+    ranks: Ranks,
+) -> Material:
     """Device, data and batch split. Raises Refused for what the user must mend."""
     settings = job.settings
     resources = settings.resources
-    allowed = manifest.allowed_micro_batch(
-        manifest.read(run_dir, job.hash), resources.batch_size
-    )
     try:
-        split = split_batch(settings.effective_batch, micro_batch or allowed)
-        device = devices.select_device(resources.device)
+        device = _device(resources.device, environ, ranks)
+        ranks.join(resources.ddp_backend, device.torch_device)
+        allowed = manifest.allowed_micro_batch(
+            manifest.read(run_dir, job.hash), resources.batch_size
+        )
+        micro_batch = ranks.from_first(micro_batch or allowed)
+        split = split_batch(
+            settings.effective_batch, micro_batch, ranks.world_size, ranks.rank
+        )
         with devices.autocast(device, settings.optim.mixed_precision):
             pass  # refuses what the device cannot compute in
         train, val = load_data(settings)
     except (ValueError, MissingData) as error:
         raise Refused(str(error)) from error
     _set_up_torch(device, resources.threads)
-    return Material(device=device, split=split, train=train, val=val)
+    return Material(device=device, split=split, train=train, val=val, ranks=ranks)
+
+
+def _device(name: str, environ: Mapping[str, str], ranks: Ranks) -> devices.DeviceInfo:
+    """The device of this rank, within what the runner has set aside for us.
+
+    Raises ValueError if that is not what torch sees.
+    """
+    device = devices.select_device(name)
+    if device.is_gpu and not ranks.is_single:
+        device = devices.select_device(f"{device.backend}:{ranks.local}")
+    promised = environ.get("KABLATE_GPUS", "")
+    if promised:
+        expected, seen = len(promised.split(",")), devices.probe_runtime().gpus
+        if not device.is_gpu or seen != expected:
+            raise ValueError(
+                f"the runner has set GPU {promised} aside, but torch sees {seen} "
+                f"GPUs and chose {device.device}: check the driver, or DEVICE=cpu"
+            )
+    return device
 
 
 def _set_up_torch(device: devices.DeviceInfo, threads: int) -> None:
@@ -266,7 +342,7 @@ def _build(
 ) -> Trainer:
     """A trainer over the initial weights. Raises Refused as _material."""
     try:
-        devices.seed_everything(job.seed)
+        devices.seed_everything(job.seed + material.ranks.rank * RANK_STRIDE)
         model = GPT(job.settings)
         init_parameters(model, job.seed)
         model.to(material.device.torch_device)
@@ -279,14 +355,15 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
     """Resume, write the manifest, introduce the run."""
     resumed_at = trainer.resume()
     parameters = sum(p.numel() for p in trainer.parameters)
-    manifest.write(
-        trainer.recorder.run_dir,
-        trainer.job,
-        material,
-        parameters=parameters,
-        resumed_at=resumed_at,
-        environ=environ,
-    )
+    if material.ranks.is_first:
+        manifest.write(
+            trainer.recorder.run_dir,
+            trainer.job,
+            material,
+            parameters=parameters,
+            resumed_at=resumed_at,
+            environ=environ,
+        )
     trainer.recorder.say(_introduction(trainer, material, parameters, resumed_at))
     trainer.recorder.status(step=trainer.progress.step)
 
@@ -308,7 +385,8 @@ def _introduction(
         "parameters": f"{parameters:,}",
         "batch": f"{settings.effective_batch} sequences of "
         f"{settings.model.block_size} tokens: micro batch {split.micro_batch} x "
-        f"accumulation {split.accumulation}",
+        f"accumulation {split.accumulation}"
+        + (f" x {split.world_size} ranks" if split.world_size > 1 else ""),
         "threads": f"{torch.get_num_threads()}",
         "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
     }

@@ -39,6 +39,10 @@ class OutOfMemory(MemoryError):
     """Memory ran out and no smaller micro batch is left to try."""
 
 
+class LessMemory(MemoryError):
+    """Memory ran out; the next attempt is to take less of it."""
+
+
 class NonFinite(ArithmeticError):
     """A loss, a gradient norm or a weight is NaN or infinite."""
 
@@ -60,6 +64,8 @@ def end_of(error: BaseException) -> End:
         return End(EXIT_INTERRUPTED, "interrupted", None, text)
     if isinstance(error, NonFinite):
         return End(EXIT_NAN, "failed", "nan", text)
+    if isinstance(error, LessMemory):
+        return End(EXIT_OOM, "failed", "oom", text)
     if is_out_of_memory(error):
         return End(EXIT_OOM, "oom", "oom", text)
     if is_disk_full(error):

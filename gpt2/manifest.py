@@ -108,7 +108,7 @@ def note_out_of_memory(
     run_dir: Path, job: Job, material: Material, *, step: int, micro_batch: int
 ) -> None:
     """Record that memory ran out, and the micro batch to go on with."""
-    manifest = read(run_dir, job.hash)
+    manifest = read(run_dir, job.hash) or {"schema": 1, "hash": job.hash}
     entry = {"date": now(), "step": step, "micro_batch": material.split.micro_batch}
     manifest["out_of_memory"] = [*manifest.get("out_of_memory", []), entry]
     manifest["micro_batch"] = micro_batch

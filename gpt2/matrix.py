@@ -14,12 +14,13 @@ import shutil
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from gpt2 import estimate
 from gpt2.budget import budget
-from gpt2.listing import tokens_of
+from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan, identity_of
 from gpt2.proofs import Proofs
 from gpt2.schema import IDENTITY_PARTS, Settings
@@ -247,13 +248,22 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
     text = json.dumps(job.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
     return Task(
         name=job.run_dir,
-        command=(sys.executable, str(TRAINER), *words),
+        command=(sys.executable, *_launcher(job.settings), str(TRAINER), *words),
         run_dir=run_dir,
         env={"KABLATE_VERIFIED": verified},
         files={rundir.JOB_FILE: text + "\n"},
         max_steps=job.settings.optim.max_iters,
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
+
+
+def _launcher(settings: Settings) -> tuple[str, ...]:
+    """What starts the trainer as several ranks."""
+    ranks = settings.resources.ddp_gpus_per_job
+    if ranks == 1:
+        return ()
+    run = ("-m", "torch.distributed.run", "--standalone")
+    return (*run, "--nproc-per-node", str(ranks))
 
 
 def run(
@@ -284,16 +294,50 @@ def run(
             rundir.atomic_write_text(root / name, content)
         stop_file = root / STOP_FILE
         stop_file.unlink(missing_ok=True)
+        estimate.require_space(plan, missing(plan))
         proofs = prove() if missing(plan) else Proofs()
         refused = refuse(plan, proofs, view)
         _summarise(root)
         if refused and options.fail_fast:
             return EXIT_FAILED
         jobs = [job for job in plan.jobs if job not in refused]
-        tasks = [task_of(job, root, proofs.word) for job in jobs]
+        tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
         code = Scheduler(tasks, options, view, lambda cell: _summarise(root)).run()
         stop_file.unlink(missing_ok=True)
+        estimate.score(root)
         return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:
+    """The tasks with estimated seconds as their cost, if all have been probed."""
+    known = [estimate.known(root, job) for job in jobs]
+    seconds = [record["seconds"] for record in known if record is not None]
+    if len(seconds) < len(tasks):
+        return tasks
+    pairs = zip(tasks, seconds, strict=True)
+    return [replace(task, cost=float(cost)) for task, cost in pairs]
+
+
+def make_estimate(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    options: Options,
+    view: View,
+) -> dict[str, Any]:
+    """Probe each cell of a plan and write down what the whole will take.
+
+    Raises as run().
+    """
+    root = plan.output_dir
+    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
+    with rundir.lock(matrix_lock(root)), estimate.scratch(root) as name:
+        check(root, plan, settings)
+        folder = Path(name)
+        firsts = [group[0] for group in cells(plan.jobs)]
+        tasks = [task_of(estimate.probe_job(job), folder, "skipped") for job in firsts]
+        records = estimate.probe(plan, tasks, options, view, folder)
+        return estimate.write(root, plan, records, len(options.slots))
 
 
 def missing(plan: Plan) -> list[Job]:

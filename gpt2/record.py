@@ -81,6 +81,10 @@ class Recorder:
         records = read_jsonl(self.metrics)
         return any(r.get("kind") == "eval" and r.get("step") == step for r in records)
 
+    def last_step(self) -> int:
+        """The last step on record; 0 before the first."""
+        return max((r.get("step", 0) for r in read_jsonl(self.metrics)), default=0)
+
     def flush(self) -> None:
         """Wait until the metrics are on disk: a checkpoint must not outrun them."""
         if self.metrics.exists():
@@ -91,3 +95,19 @@ class Recorder:
         """Change fields of status.json."""
         self._last_status = time.monotonic()
         write_status(self.run_dir, **changes)
+
+
+class Follower(Recorder):
+    """Of a rank that is not the first: it writes nothing and says nothing."""
+
+    def say(self, text: str) -> None: ...
+
+    def start_bar(self, step: int) -> None: ...
+
+    def train(self, record: Mapping[str, Any]) -> None: ...
+
+    def evaluation(self, kind: str, record: Mapping[str, Any]) -> None: ...
+
+    def flush(self) -> None: ...
+
+    def status(self, **changes: Any) -> None: ...

@@ -194,6 +194,9 @@ class Resources:
     parallel_jobs: int = setting("PARALLEL_JOBS")
     fail_fast: bool = setting("FAIL_FAST")
     hang_timeout: int = setting("HANG_TIMEOUT")
+    gpus: str = setting("GPUS")
+    ddp_gpus_per_job: int = setting("DDP_GPUS_PER_JOB")
+    ddp_backend: str = setting("DDP_BACKEND", allowed=("auto", "nccl", "gloo"))
     data_dir: str = setting("DATA_DIR")
     output_dir: str = setting("OUTPUT_DIR")
 
@@ -497,6 +500,12 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     yield (
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
+    )
+    yield (
+        r.gradient_accumulation % r.ddp_gpus_per_job != 0,
+        f"DDP_GPUS_PER_JOB={r.ddp_gpus_per_job} ranks share "
+        f"GPT2_GRADIENT_ACCUMULATION={r.gradient_accumulation} micro steps, which "
+        "does not come out even: choose a multiple (and a smaller BATCH_SIZE)",
     )
     yield (
         not r.output_dir or ".." in PurePath(r.output_dir).parts,

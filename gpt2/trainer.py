@@ -21,9 +21,10 @@ from gpt2.data import Batch, BatchPlan, TokenSplit, batches
 from gpt2.evaluate import Evaluator, Scorer
 from gpt2.failures import Interrupted, NonFinite
 from gpt2.optimize import make_optimizer, make_pruner
-from gpt2.outcome import scored, trained
+from gpt2.outcome import held, scored, trained
 from gpt2.plan import Job, identity_of
 from gpt2.progress import Clock, Progress
+from gpt2.ranks import Ranks
 from gpt2.record import Recorder
 from gpt2.schedule import learning_rate
 from gpt2.stopping import StopRequest
@@ -33,6 +34,7 @@ from lib.optim.groups import set_learning_rate
 from lib.rundir import canonical_json, truncate_metrics
 
 EXPORT_FILE = "model.safetensors"
+ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
 LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the loss
 
 
@@ -44,6 +46,7 @@ class Material:
     split: BatchSplit
     train: TokenSplit
     val: TokenSplit
+    ranks: Ranks = Ranks()
 
 
 class Trainer:
@@ -63,6 +66,7 @@ class Trainer:
         """
         self.job, self.settings, self.model = job, job.settings, model
         self.device, self.split = material.device, material.split
+        self.ranks = material.ranks
         self.train_split, self.val_split = material.train, material.val
         self.recorder, self.stop = recorder, stop
         self.optim, self.resources = self.settings.optim, self.settings.resources
@@ -77,8 +81,9 @@ class Trainer:
         self.evaluator = Evaluator(
             self.val_split, self.settings, self.device, self.split.micro_batch
         )
+        self._shared = self.ranks.wrap(model, self._on)
         compiled = self.resources.compile_model
-        self._forward = torch.compile(model) if compiled else model
+        self._forward = torch.compile(self._shared) if compiled else self._shared
         self.progress, self._clock = Progress(), Clock()
         # Loss and gradient norm, summed since the last record, on the device.
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._on)
@@ -99,9 +104,8 @@ class Trainer:
         """
         self.model.train()
         self._clock.lap()
-        if self._is_eval_step() and not self.recorder.has_evaluation(
-            self.progress.step
-        ):
+        known = self.recorder.has_evaluation(self.progress.step)
+        if self._is_eval_step() and not self.ranks.from_first(known):
             self._evaluate()
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
@@ -139,10 +143,13 @@ class Trainer:
         return iter(loader)
 
     def _stop_if_asked(self) -> None:
-        reason = self.stop.reason()
-        if reason is not None:
+        step, reason = self.progress.step, self.stop.reason()
+        # Asking the others makes a GPU wait, so not before each update.
+        if self.device.is_gpu and not self.ranks.is_single and step % ASK_INTERVAL:
+            return
+        if self.ranks.any(reason is not None, self._on):
             self.save()
-            raise Interrupted(f"{reason}: checkpoint at step {self.progress.step}")
+            raise Interrupted(f"{reason or 'another rank'}: checkpoint at step {step}")
 
     def update(self, data: Iterator[Batch]) -> None:
         """One optimizer update over the effective batch."""
@@ -168,14 +175,15 @@ class Trainer:
     def accumulate(self, data: Iterator[Batch]) -> Tensor:
         """Gradients of the mean loss over all tokens of the update; that loss."""
         total = torch.zeros((), device=self._on)
-        for _ in range(self.split.accumulation):
+        for left in reversed(range(self.split.accumulation)):
             tokens, targets = next(data)
             share = targets.numel() * self.split.world_size / self.tokens_per_update
-            with devices.autocast(self.device, self.precision):
-                loss = self._forward(tokens, targets)
-            self.scaler.scale(loss * share).backward()
+            with self.ranks.alone(self._shared, last=not left):
+                with devices.autocast(self.device, self.precision):
+                    loss = self._forward(tokens, targets)
+                self.scaler.scale(loss * share).backward()
             total += loss.detach() * share
-        return total
+        return self.ranks.mean(total)
 
     def _apply(self, update: int) -> Tensor:
         """Prune, clip, step; the gradient's norm before the clip."""
@@ -339,8 +347,10 @@ class Trainer:
         self._book(training=True)
         self.progress.sums = self._sums.tolist()
         self.recorder.flush()
-        weights = checkpoint.weights_of(self.model)
-        checkpoint.save(self._folder, self._stamp(), weights, self._state())
+        state = self._state()
+        if self.ranks.is_first:
+            weights = checkpoint.weights_of(self.model)
+            checkpoint.save(self._folder, self._stamp(), weights, state)
         self._saved_step = self.progress.step
         self._book(training=False)
         self.recorder.status(step=self.progress.step)
@@ -352,17 +362,17 @@ class Trainer:
 
     def _state(self) -> dict[str, Any]:
         """Everything but the weights: plain data and tensors."""
-        is_gpu = self.device.is_gpu
         return {
             "optimizer": self.optimizer.state_dict(),
             "pruner": self.pruner.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "rng": {
-                "cpu": torch.get_rng_state(),
-                "gpu": torch.cuda.get_rng_state(self._on) if is_gpu else None,
-            },
+            "rng": self.ranks.gather(self._random_state()),
             "progress": asdict(self.progress),
         }
+
+    def _random_state(self) -> dict[str, Tensor | None]:
+        gpu = torch.cuda.get_rng_state(self._on) if self.device.is_gpu else None
+        return {"cpu": torch.get_rng_state(), "gpu": gpu}
 
     def resume(self) -> int | None:
         """Go on from the newest whole checkpoint; its step, or None: a fresh run.
@@ -370,14 +380,19 @@ class Trainer:
         Records of later steps are dropped, since they will be written again.
         Raises CheckpointMismatch if the directory holds another run's.
         """
-        checkpoint.remove_leftovers(self._folder)
+        if self.ranks.is_first:
+            checkpoint.remove_leftovers(self._folder)
+        self.ranks.from_first(None)  # what is half written is gone now
         found = checkpoint.load_newest(self._folder, self._stamp(), self.recorder.say)
-        if found is None:
-            truncate_metrics(self.recorder.metrics, -1)
-            return None
-        self._restore(found)
-        truncate_metrics(self.recorder.metrics, self.progress.step)
-        return self.progress.step
+        steps = self.ranks.gather(found.stamp.step if found else -1)
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"the ranks found different checkpoints: steps {steps}")
+        if found is not None:
+            self._restore(found)
+        if self.ranks.is_first:
+            truncate_metrics(self.recorder.metrics, steps[0])
+        self.ranks.from_first(None)
+        return None if found is None else self.progress.step
 
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         checkpoint.load_weights(self.model, found.weights)
@@ -389,14 +404,19 @@ class Trainer:
         self.progress = Progress(**state["progress"])
         self._sums.copy_(torch.tensor(self.progress.sums, dtype=torch.float64))
         self._saved_step = self.progress.step
-        torch.set_rng_state(state["rng"]["cpu"])
-        if self.device.is_gpu and state["rng"]["gpu"] is not None:
-            torch.cuda.set_rng_state(state["rng"]["gpu"], self._on)
+        generators = state["rng"]
+        if len(generators) == self.ranks.world_size:  # else they start anew
+            random = generators[self.ranks.rank]
+            torch.set_rng_state(random["cpu"])
+            if self.device.is_gpu and random["gpu"] is not None:
+                torch.cuda.set_rng_state(random["gpu"], self._on)
 
     # ---- the end ----------------------------------------------------------------
 
     def _export(self) -> None:
         """The trained model; pruned weights are exact zeros in it."""
+        if not self.ranks.is_first:
+            return
         metadata = {
             "hash": self.job.hash,
             "step": str(self.progress.step),
@@ -407,12 +427,10 @@ class Trainer:
 
     def result(self) -> dict[str, Any]:
         """The numbers of a finished run, as status.json and the tables have them."""
-        found = {
+        return {
             **trained(self.settings, self.progress, self._epoch_tokens),
             **scored(self.progress, self.val_split.bytes_per_token),
+            **held(self.optimizer, self.pruner),
             "parameters": sum(p.numel() for p in self.parameters),
             "peak_memory_bytes": devices.peak_memory(self.device)[0],
         }
-        if self.pruner.masks:
-            found["sparsity"] = self.pruner.sparsity()
-        return found

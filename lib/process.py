@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
+import secrets
 import signal
 import socket
 import subprocess
@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib import rundir
+from lib import kernel, rundir
 from lib.runlog import Pace, Progress, log_tail, rotate_log
 
 EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
@@ -33,6 +33,7 @@ _BY_EXIT_CODE = {
 }
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
+MARK = "KABLATE_MARK"  # in the environment of an attempt and all its helpers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,8 +108,15 @@ class Attempt:
         )
         self.started = time.monotonic()
         self.progress = Progress(task.run_dir, task.max_steps)
+        self._oom_kills = kernel.oom_kills()
+        self._mark = secrets.token_hex(8)
+        told = {
+            MARK: self._mark,
+            "KABLATE_ATTEMPT": str(self.number),
+            "KABLATE_LAST_END": f"{before['status']}/{before['failure']}",
+        }
         try:
-            self._process = _start(task, slot, self.number)
+            self._process = _start(task, slot, told)
         except OSError as error:
             _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
             raise
@@ -164,17 +172,21 @@ class Attempt:
         return tuple(_mark(self.task.run_dir / name) for name in names)
 
     def _signal(self, number: signal.Signals) -> None:
-        """SIGKILL goes to the whole group. SIGTERM goes to the leader alone: it has
-        to end its helpers itself, in order, to write a checkpoint. SIGUSR1 goes to
-        those of the group who catch it, because it would end the others."""
-        with suppress(ProcessLookupError, PermissionError):
-            if number == signal.SIGKILL:
+        """SIGKILL goes to the child and all its helpers, of which some may lead
+        sessions of their own. SIGTERM goes to the child alone: it has to end its
+        helpers itself, in order, to write a checkpoint. SIGUSR1 goes to those who
+        catch it, because it would end the others."""
+        pids = [self.pid]
+        if number != signal.SIGTERM:
+            pids = kernel.marked(MARK, self._mark) or pids
+        if number == signal.SIGUSR1:
+            pids = [pid for pid in pids if kernel.catches(pid, number)] or [self.pid]
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        if number == signal.SIGKILL:
+            with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
-            elif number == signal.SIGUSR1:
-                for pid in _catching(self.pid, number):
-                    os.kill(pid, number)
-            else:
-                os.kill(self.pid, number)
 
     def _has_ended(self) -> bool:
         """Without reaping: as long as the leader is a zombie, no other process can
@@ -187,7 +199,10 @@ class Attempt:
         code = self._process.wait()
         run_dir = self.task.run_dir
         left = _status_or_nothing(run_dir)
-        status, failure, message = classify(code, left, self.number, self._reason)
+        starved = kernel.oom_kills() > self._oom_kills
+        status, failure, message = classify(
+            code, left, self.number, self._reason, starved
+        )
         if self._reason == "hang" and failure == "hang":
             message = f"no progress for {self.patience.hang:g} s; stacks in its log"
         tail = log_tail(run_dir / rundir.LOG_FILE)
@@ -210,12 +225,19 @@ class Attempt:
 
 
 def classify(
-    code: int, left: Mapping[str, Any], attempt: int, reason: str | None
+    code: int,
+    left: Mapping[str, Any],
+    attempt: int,
+    reason: str | None,
+    starved: bool = False,
 ) -> tuple[str, str | None, str]:
     """(status, failure, message) of an ended process.
 
     code: as subprocess gives it, negative for a signal. left: its status.json (empty:
     unreadable). reason: why we ended it ("stop", "hang"), None if we did not.
+    starved: whether the kernel killed something for want of memory meanwhile. The
+    status is "oom" only where the process itself gave up; "failed" with the failure
+    "oom" may be tried again with less.
     """
     said = str(left.get("message") or "")
     if code == EXIT_DONE:
@@ -226,11 +248,16 @@ def classify(
         return "failed", "hang", said
     if code in _BY_EXIT_CODE:
         return (*_BY_EXIT_CODE[code], said)
+    own = left.get("attempt") == attempt and left.get("status") != "running"
+    cause = left.get("failure") if own else None
+    unclear = code == -signal.SIGKILL or cause in (None, "crash")
+    if starved and reason is None and unclear:
+        return "failed", "oom", "killed by the kernel for want of memory"
     if code < 0:
         return _by_signal(-code, reason)
-    own = left.get("attempt") == attempt and left.get("status") in ("failed", "oom")
-    if own and left.get("failure"):  # a launcher in between hides the exit code
-        return str(left["status"]), str(left["failure"]), said
+    # a launcher in between hides the exit code
+    if own and (cause or left.get("status") == "interrupted"):
+        return str(left["status"]), cause, said
     return "failed", "crash", said
 
 
@@ -247,7 +274,9 @@ def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
     return "failed", "crash", f"ended by {name}"
 
 
-def _start(task: Task, slot: Mapping[str, str], number: int) -> subprocess.Popen[bytes]:
+def _start(
+    task: Task, slot: Mapping[str, str], told: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
     environ = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
@@ -255,7 +284,7 @@ def _start(task: Task, slot: Mapping[str, str], number: int) -> subprocess.Popen
         **slot,
         **task.env,
         "KABLATE_PARENT_PID": str(os.getpid()),
-        "KABLATE_ATTEMPT": str(number),
+        **told,
     }
     with open(task.run_dir / rundir.LOG_FILE, "ab") as log:
         return subprocess.Popen(
@@ -282,21 +311,6 @@ def _die_with_parent(parent: int) -> Callable[[], None] | None:
             os._exit(EXIT_INTERRUPTED)
 
     return in_child
-
-
-def _catching(group: int, number: int) -> list[int]:
-    """Processes of a group with a handler for a signal; the leader where unknown."""
-    if not sys.platform.startswith("linux"):
-        return [group]
-    found = []
-    for entry in Path("/proc").iterdir():
-        with suppress(OSError, ValueError, IndexError):
-            if entry.name.isdecimal() and os.getpgid(int(entry.name)) == group:
-                text = (entry / "status").read_text()
-                mask = int(re.findall(r"^SigCgt:\s*(\w+)", text, re.MULTILINE)[0], 16)
-                if mask >> (number - 1) & 1:
-                    found.append(int(entry.name))
-    return found
 
 
 def _mark(path: Path) -> tuple[int, int]:

@@ -26,7 +26,9 @@ EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
 # Attempts beyond the first, by class of failure, within one call. A NaN comes again
 # and a full disk stays full; a crash is tried again only where it came far enough
 # to have made a step.
-RETRIES = {"crash": 1, "killed": 2, "hang": 1, "oom": 0, "nan": 0, "disk": 0}
+# Memory: each attempt takes less; a run that has nothing left to halve ends as
+# status "oom", which is not tried again.
+RETRIES = {"crash": 1, "killed": 2, "hang": 1, "oom": 16, "nan": 0, "disk": 0}
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
 
 
@@ -291,6 +293,8 @@ class Scheduler:
         if outcome.failure is None or self._stopping:
             return False
         if outcome.failure == "crash" and not outcome.steps:
+            return False
+        if outcome.status == "oom":
             return False
         allowed = self.options.retries.get(outcome.failure, 0)
         return cell.failures[outcome.failure] < allowed

@@ -13,14 +13,17 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import listing, matrix, proofs
+from gpt2 import estimate, listing, matrix, proofs
 from gpt2.configuration import KCONFIG, load
 from gpt2.plan import Plan, make_plan
 from gpt2.schema import Resources, settings_from, symbol_types
 from lib import rundir
 from lib.generated import Config, render_config
+from lib.process import Patience
+from lib.scheduler import Options
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 6
+ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that leave the choice to us
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -35,6 +38,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     for name, text in (
         ("list", "list the jobs and stop"),
         ("dry-run", "list the jobs, then prove each step at tiny size"),
+        ("estimate", "time a few steps of each cell and tell what all will take"),
         ("budget", "print parameters, FLOPs and cache of each step"),
         ("status", "say how far everything is, also while it runs"),
         ("stop", "ask the runner at work to write checkpoints and stop"),
@@ -107,30 +111,22 @@ def show_status(plan: Plan) -> int:
 
 
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
-    from lib.process import Patience
     from lib.progress import make_view
-    from lib.scheduler import Options
 
     settings = settings_from(config)
-    asked = settings.resources
-    options = Options(
-        slots=slots(asked),
-        patience=Patience(hang=asked.hang_timeout),
-        fail_fast=asked.fail_fast,
-        longest_first=asked.parallel_jobs > 1,
-        stop_file=plan.output_dir / matrix.STOP_FILE,
-    )
+    asked = options(settings.resources, plan.output_dir)
     check_data(plan)
+    files = copies(given.config, config)
     with make_view() as view:
-        code = matrix.run(
-            plan,
-            settings,
-            copies(given.config, config),
-            options,
-            view,
-            lambda: prove(given),
-            given.rerun,
-        )
+        if given.estimate:
+            found = matrix.make_estimate(plan, settings, files, asked, view)
+        else:
+            code = matrix.run(
+                plan, settings, files, asked, view, lambda: prove(given), given.rerun
+            )
+    if given.estimate:
+        print(estimate.render(found), end="")
+        return matrix.EXIT_OK if found["seconds"] else matrix.EXIT_FAILED
     done = sum(
         rundir.effective_status(plan.output_dir / job.run_dir) == "done"
         for job in plan.jobs
@@ -141,15 +137,33 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     return code
 
 
+def options(asked: Resources, output_dir: Path) -> Options:
+    return Options(
+        slots=slots(asked),
+        patience=Patience(hang=asked.hang_timeout),
+        fail_fast=asked.fail_fast,
+        longest_first=asked.parallel_jobs > 1,
+        stop_file=output_dir / matrix.STOP_FILE,
+    )
+
+
 def slots(asked: Resources) -> list[dict[str, str]]:
-    """One environment for each run at a time; they share the cores evenly."""
+    """One environment for each run at a time: its GPUs, its share of the cores."""
+    from lib import slots as places
     from lib.provenance import usable_cores
 
-    jobs = asked.parallel_jobs
+    gpus = places.find_gpus(os.environ) if asked.device in ANY_GPU else None
+    found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs)]
+    if gpus is not None:
+        gpus = places.choose(gpus, asked.gpus)
+        found = places.gpu_slots(gpus, asked.parallel_jobs, asked.ddp_gpus_per_job)
+    elif asked.gpus:
+        raise ValueError(
+            f"GPUS={asked.gpus!r}, but with DEVICE={asked.device!r} no GPU can be used"
+        )
     if asked.threads or "OMP_NUM_THREADS" in os.environ:
-        return [{} for _ in range(jobs)]
-    threads = str(max(1, usable_cores() // jobs))
-    return [{"OMP_NUM_THREADS": threads} for _ in range(jobs)]
+        return found
+    return places.share_cores(found, usable_cores(), asked.ddp_gpus_per_job)
 
 
 def check_data(plan: Plan) -> None:

@@ -94,6 +94,19 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(data_dir, tmp_path):
         assert mine == pytest.approx(theirs, rel=1e-5)
 
 
+def test_after_a_kill_for_memory_it_goes_on_with_half(data_dir, tmp_path):
+    """The kernel's kill reaches the trainer through the runner alone."""
+    job = tiny_job(data_dir, dropout=0.0)
+    run_dir = tmp_path / "run"
+    train(job, run_dir, KABLATE_TEST_FAULTS="kill@5")
+    told = {"KABLATE_LAST_END": "failed/oom"}
+    killed = train(job, run_dir, KABLATE_TEST_FAULTS="kill@8", **told)
+    assert "out of memory after step 4 with micro batch 4" in killed.log
+    finish(job, run_dir, KABLATE_LAST_END="failed/killed")
+    assert manifest(run_dir)["micro_batch"] == 2
+    assert [e["micro_batch"] for e in manifest(run_dir)["out_of_memory"]] == [4]
+
+
 def test_out_of_memory_with_one_sequence_gives_up_with_advice(data_dir, tmp_path):
     job = tiny_job(data_dir, batch_size=1, gradient_accumulation=8)
     training = train(job, tmp_path / "run", KABLATE_TEST_FAULTS="oom@5")

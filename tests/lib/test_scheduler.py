@@ -105,7 +105,7 @@ def test_slots_are_used_at_once_and_never_twice(tmp_path: Path) -> None:
     assert most == 2
     logs = [(tmp_path / f"t{n}" / "train.log").read_text() for n in range(4)]
     used = sorted(log.split("slot ")[1].strip() for log in logs)
-    assert used[0] == "x" and used[-1] == "y"
+    assert used[0][0] == "x" and used[-1][0] == "y"
 
 
 def test_longest_first(tmp_path: Path) -> None:
@@ -155,6 +155,14 @@ def test_a_crash_is_reported_with_its_log_and_stops_nobody(tmp_path: Path) -> No
     assert status_of(tmp_path, "bad") == ("done", None, 2)
     assert "KeyError" in (tmp_path / "bad" / "train.1.log").read_text()
     assert "attempt 2" in (tmp_path / "bad" / "train.log").read_text()
+
+
+def test_a_kill_for_memory_is_tried_again_and_told_to_the_next(tmp_path: Path) -> None:
+    code, said, _ = run([task(tmp_path, "a", steps=6, at=5, fail="starved", first=2)])
+    assert code == 0 and said.count("FAILED (oom)") == 2
+    assert status_of(tmp_path, "a") == ("done", None, 3)
+    assert "after failed/oom" in (tmp_path / "a" / "train.log").read_text()
+    assert "after planned/None" in (tmp_path / "a" / "train.1.log").read_text()
 
 
 @pytest.mark.parametrize(
@@ -409,6 +417,19 @@ def test_classify_trusts_a_status_of_this_attempt_alone() -> None:
     assert classify(-9, old, 2, "stop")[:2] == ("interrupted", None)
     assert classify(0, {"status": "done"}, 2, "hang")[0] == "done"
     assert classify(3, {}, 2, "hang")[:2] == ("failed", "hang")
+    torn = {"status": "interrupted", "attempt": 2}
+    assert classify(1, torn, 2, None)[:2] == ("interrupted", None)
+
+
+def test_classify_tells_the_kernels_kills_from_others() -> None:
+    at_work = {"status": "running", "attempt": 1}
+    assert classify(-9, at_work, 1, None, starved=True)[:2] == ("failed", "oom")
+    assert classify(-9, at_work, 1, None)[:2] == ("failed", "killed")
+    assert classify(1, at_work, 1, None, starved=True)[:2] == ("failed", "oom")
+    told = {"status": "failed", "failure": "nan", "attempt": 1}
+    assert classify(1, told, 1, None, starved=True)[:2] == ("failed", "nan")
+    assert classify(-9, at_work, 1, "stop", starved=True)[0] == "interrupted"
+    assert classify(-11, at_work, 1, None)[:2] == ("failed", "crash")
 
 
 def test_log_tail_is_what_a_terminal_would_show(tmp_path: Path) -> None:

@@ -34,6 +34,11 @@ def go_wrong(what: str, run_dir: Path) -> None:
     if what == "says-oom":  # a launcher in between hides the exit code
         rundir.write_status(run_dir, status="oom", failure="oom", message="2 GiB short")
         raise SystemExit(1)
+    if what == "starved":  # as the runner notes it after a kill by the kernel
+        rundir.write_status(
+            run_dir, status="failed", failure="oom", message="no memory"
+        )
+        raise SystemExit(1)
     if what == "undone":
         raise SystemExit(0)
     if what == "segfault":
@@ -72,6 +77,7 @@ def main() -> int:
         rundir.truncate_metrics(metrics, done)
         rundir.write_status(run_dir, pid=os.getpid(), max_steps=steps)
         print(f"attempt {attempt} from {done} in slot {os.environ.get('SLOT')}")
+        print(f"after {os.environ.get('KABLATE_LAST_END')}")
         if given.get("child"):
             child = subprocess.Popen(
                 [sys.executable, "-c", "import time;time.sleep(99)"]

@@ -1,0 +1,292 @@
+"""How long a matrix takes and how much it needs, from a few real steps of each cell.
+
+A probe is the trainer itself on a cut-down job, as many at a time as later run, so
+that they crowd each other as the real ones will. Torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import shutil
+import statistics
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2.budget import budget
+from gpt2.listing import cells, table
+from gpt2.plan import Job, Plan
+from lib import rundir
+from lib.human import duration, size
+from lib.process import Task
+from lib.scheduler import Options, Scheduler, View
+
+FILE = "estimates.json"
+SCHEMA = 1
+STEPS = 8  # of a probe
+COLD = 3  # of these, how many are not counted: allocation, autotuning
+CHECKPOINTS_KEPT = 2
+SPARE = 64 * 2**20  # bytes; logs, metrics, what else is on the disk
+
+
+# ---- measuring ------------------------------------------------------------------
+
+
+def probe_job(job: Job) -> Job:
+    """The first steps of a job with one evaluation and one checkpoint. Pruning is
+    left out: its schedule does not fit so few steps."""
+    short = job.settings.replace(
+        max_iters=STEPS,
+        warmup_steps=0,
+        eval_interval=STEPS,
+        log_interval=1,
+        checkpoint_interval=STEPS,
+        prune_method="none",
+    )
+    return dataclasses.replace(job, settings=short)
+
+
+def probe(
+    plan: Plan, tasks: Sequence[Task], options: Options, view: View, folder: Path
+) -> list[dict[str, Any]]:
+    """A record for each cell of the plan.
+
+    tasks: one of ``probe_job`` for each cell, with its run in ``folder``.
+    """
+    scheduler = Scheduler(tasks, options, view)
+    scheduler.run()
+    wall = {c.task.name: c.outcome.seconds for c in scheduler.cells if c.outcome}
+    return [
+        measure(group[0], folder / group[0].run_dir, wall.get(group[0].run_dir, 0.0))
+        for group in cells(plan.jobs)
+    ]
+
+
+def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
+    """What a probe of ``job`` cost, and what the whole job will.
+
+    Seconds: start-up and import, each update, each evaluation, each checkpoint.
+    """
+    status = rundir.read_status(run_dir)
+    record: dict[str, Any] = {"name": cell_of(job), "hash": _hash(job)}
+    if status["status"] != "done":
+        why = f"{status['failure'] or status['status']}: {status['message']}"
+        return {**record, "seconds": None, "message": why}
+    records, result = rundir.read_jsonl(run_dir / rundir.METRICS_FILE), status["result"]
+    trained = [r["seconds"] for r in records if r["kind"] == "train"]
+    scored = [r["seconds"] for r in records if r["kind"] == "eval"]
+    step = (trained[-1] - trained[COLD - 1]) / (STEPS - COLD)
+    evaluation = max(0.0, scored[-1] - trained[-1])
+    save = max(0.0, result["seconds"] - scored[-1])
+    return {
+        **record,
+        "seconds_per_step": step,
+        "seconds_per_evaluation": evaluation,
+        "seconds_per_checkpoint": save,
+        "seconds_to_start": max(0.0, wall - result["seconds"]),
+        "peak_memory_bytes": result["peak_memory_bytes"],
+        "disk_bytes": _disk(run_dir),
+        "seconds": _whole(job, step, evaluation, save),
+    }
+
+
+def _whole(job: Job, step: float, evaluation: float, save: float) -> float:
+    """Seconds in the loop of the whole job, without start-up."""
+    s = job.settings
+    n = s.optim.max_iters
+    evaluations = 2 + (n - 1) // s.data.eval_interval
+    saves = 1 + (n - 1) // s.resources.checkpoint_interval
+    return n * step + evaluations * evaluation + saves * save
+
+
+def _disk(run_dir: Path) -> int:
+    """Bytes of a finished run: as many checkpoints as are kept, and the rest."""
+    sizes = {
+        path.relative_to(run_dir): path.stat().st_size
+        for path in run_dir.rglob("*")
+        if path.is_file()
+    }
+    saved = sum(n for path, n in sizes.items() if path.parts[0] == "ckpt")
+    return sum(sizes.values()) + (CHECKPOINTS_KEPT - 1) * saved
+
+
+def cell_of(job: Job) -> str:
+    """What a job shares with its other seeds."""
+    return job.run_dir.rpartition("/")[0]
+
+
+def _hash(job: Job) -> str:
+    """Of all that decides how long it takes, on what it runs included."""
+    settings = job.settings.replace(steps=(), seeds=(), output_dir="", data_dir="")
+    return rundir.identity(settings.to_dict())
+
+
+# ---- the file -------------------------------------------------------------------
+
+
+def write(
+    output_dir: Path, plan: Plan, records: Sequence[Mapping[str, Any]], slots: int
+) -> dict[str, Any]:
+    """estimates.json from the records of ``probe``; its content."""
+    by_cell = {record["name"]: record for record in records}
+    jobs = [
+        {"run_dir": job.run_dir, "seconds": by_cell[cell_of(job)]["seconds"]}
+        for job in plan.jobs
+    ]
+    whole = [
+        job["seconds"] + by_cell[job["run_dir"].rpartition("/")[0]]["seconds_to_start"]
+        for job in jobs
+        if job["seconds"] is not None
+    ]
+    estimate = {
+        "schema": SCHEMA,
+        "made": rundir.now(),
+        "steps": STEPS,
+        "slots": slots,
+        "cells": [dict(record) for record in records],
+        "jobs": jobs,
+        "seconds": makespan(whole, slots) if len(whole) == len(jobs) else None,
+    }
+    rundir.atomic_write_json(output_dir / FILE, estimate)
+    return estimate
+
+
+def read(output_dir: Path) -> dict[str, Any]:
+    """estimates.json; {} if there is none or it is damaged."""
+    try:
+        found = rundir.read_json(output_dir / FILE)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
+
+
+def makespan(seconds: Iterable[float], slots: int) -> float:
+    """When the last of these ends, dealt out over the slots longest first."""
+    ends = [0.0] * slots
+    for length in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + length)
+    return max(ends)
+
+
+def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
+    """The record of this very job's cell, if it was probed."""
+    for record in read(output_dir).get("cells", []):
+        if record.get("hash") == _hash(job) and record.get("seconds") is not None:
+            return dict(record)
+    return None
+
+
+# ---- what became of it ----------------------------------------------------------
+
+
+def score(output_dir: Path) -> dict[str, Any] | None:
+    """Hold the estimate to the runs that are done, and note that in the file.
+
+    error: actual over estimated seconds in the loop, less 1; likewise of memory.
+    None if nothing that was estimated is done.
+    """
+    estimate = read(output_dir)
+    by_cell = {record["name"]: record for record in estimate.get("cells", [])}
+    scores = []
+    for job in estimate.get("jobs", []):
+        cell = by_cell.get(job["run_dir"].rpartition("/")[0], {})
+        result = _result(rundir.safe_join(output_dir, job["run_dir"]))
+        if result is not None and job["seconds"]:
+            scores.append(_compare(job["run_dir"], cell, result))
+    if not scores:
+        return None
+    errors = [s["error"] for s in scores]
+    summary = {
+        "runs": scores,
+        "median_error": statistics.median(errors),
+        "worst_error": max(errors, key=abs),
+    }
+    rundir.atomic_write_json(output_dir / FILE, {**estimate, "score": summary})
+    return summary
+
+
+def _result(run_dir: Path) -> dict[str, Any] | None:
+    try:
+        status = rundir.read_status(run_dir)
+    except (OSError, ValueError):
+        return None
+    return status["result"] if status["status"] == "done" else None
+
+
+def _compare(
+    run_dir: str, cell: Mapping[str, Any], result: Mapping[str, Any]
+) -> dict[str, Any]:
+    pairs = {"": "seconds", "memory_": "peak_memory_bytes"}
+    found: dict[str, Any] = {"run_dir": run_dir}
+    for prefix, name in pairs.items():
+        expected, actual = cell.get(name), result.get(name)
+        found[f"{prefix}estimated"], found[f"{prefix}actual"] = expected, actual
+        if expected and actual is not None:
+            found[f"{prefix}error"] = actual / expected - 1
+    return found
+
+
+# ---- the disk -------------------------------------------------------------------
+
+
+def disk_needed(plan: Plan, missing: Iterable[Job]) -> int:
+    """Bytes that the missing runs will take: as probed, else the least they can."""
+    total = SPARE
+    for job in missing:
+        record = known(plan.output_dir, job)
+        least = 4 * budget(job.settings).parameters * (CHECKPOINTS_KEPT + 1)
+        total += record["disk_bytes"] if record else least
+    return total
+
+
+def require_space(plan: Plan, missing: Sequence[Job]) -> None:
+    """Raise ValueError if the disk of the results cannot hold what is missing."""
+    needed = disk_needed(plan, missing)
+    free = shutil.disk_usage(plan.output_dir).free
+    if missing and free < needed:
+        raise ValueError(
+            f"{plan.output_dir}: {len(missing)} runs need at least {size(needed)}, "
+            f"but its disk has {size(free)} free; nothing was started. Free some "
+            "space, choose another OUTPUT_DIR, or run fewer steps or seeds"
+        )
+
+
+# ---- what people see ------------------------------------------------------------
+
+
+def render(estimate: Mapping[str, Any]) -> str:
+    """The table of an estimate, and the total."""
+    head = ("cell", "a step", "an evaluation", "start", "memory", "disk", "a run")
+    rows = [_row(record) for record in estimate["cells"]]
+    text = table(head, rows, left=(0,))
+    jobs, slots = len(estimate["jobs"]), estimate["slots"]
+    if estimate["seconds"] is None:
+        failed = [c for c in estimate["cells"] if c["seconds"] is None]
+        lines = [f"{c['name']}: the probe failed ({c['message']})" for c in failed]
+        return text + "\n".join(lines) + "\n"
+    return (
+        f"{text}{jobs} runs, {slots} at a time: about {duration(estimate['seconds'])}"
+        f" on this machine, from {estimate['steps']} steps of each\n"
+    )
+
+
+def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    if record["seconds"] is None:
+        return (record["name"], *["-"] * 6)
+    memory = record["peak_memory_bytes"]
+    return (
+        record["name"],
+        f"{1000 * record['seconds_per_step']:,.1f} ms",
+        f"{record['seconds_per_evaluation']:.2f} s",
+        f"{record['seconds_to_start']:.1f} s",
+        size(memory) if memory else "-",
+        size(record["disk_bytes"]),
+        duration(record["seconds"] + record["seconds_to_start"]),
+    )
+
+
+def scratch(output_dir: Path) -> tempfile.TemporaryDirectory[str]:
+    """Where probes run: on the disk of the results, and gone afterwards."""
+    return tempfile.TemporaryDirectory(prefix=".probe-", dir=output_dir)

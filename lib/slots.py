@@ -1,0 +1,114 @@
+"""Slots: where a task may run, as the environment that keeps it there.
+
+Set before the task's process imports torch, so it can see nothing else. Found
+without torch, which would take the GPUs for itself.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+AMD_VENDOR = "0x1002"
+# Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
+VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """GPUs of one kind ("cuda" or "rocm"), by the names that VISIBLE takes."""
+
+    backend: str
+    names: tuple[str, ...]
+
+
+def find_gpus(environ: Mapping[str, str], root: Path = ROOT) -> Gpus | None:
+    """The GPUs that we may use; None if there are none.
+
+    What the environment restricts stays restricted. root: of /proc and /sys.
+    """
+    amd = _amd(root)
+    nvidia = _nvidia(root)
+    backend = "cuda" if nvidia or not amd else "rocm"
+    for name in dict.fromkeys((VISIBLE[backend], VISIBLE["cuda"])):
+        if name in environ:
+            allowed = tuple(w for w in re.split(r"[,\s]+", environ[name]) if w)
+            there = bool(amd or nvidia) and "-1" not in allowed
+            return Gpus(backend, allowed) if there and allowed else None
+    names = tuple(map(str, range(nvidia or amd)))
+    return Gpus(backend, names) if names else None
+
+
+def _nvidia(root: Path) -> int:
+    """How many the driver shows; where it shows none itself, its own tool is asked."""
+    found = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
+    if found or root != ROOT or not shutil.which("nvidia-smi"):
+        return found
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(re.findall(r"^GPU \d+:", done.stdout, re.MULTILINE))
+
+
+def _amd(root: Path) -> int:
+    """Cards of AMD that the compute driver serves."""
+    found = 0
+    for path in (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+        try:
+            facts = dict(line.split(" ", 1) for line in path.read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        found += int(facts.get("simd_count", "0")) > 0
+    return found
+
+
+def choose(gpus: Gpus, wanted: str) -> Gpus:
+    """Those of the list "0,2" (empty: all); ValueError if one is not there."""
+    if not wanted.strip():
+        return gpus
+    names = [word.strip() for word in wanted.split(",")]
+    missing = [name for name in names if name not in gpus.names]
+    if missing or len(set(names)) != len(names):
+        raise ValueError(
+            f"GPUS={wanted!r}: there is no GPU {', '.join(missing) or 'twice'}; "
+            f"those visible are {','.join(gpus.names)}"
+        )
+    return Gpus(gpus.backend, tuple(names))
+
+
+def gpu_slots(gpus: Gpus, jobs: int, per_job: int) -> list[dict[str, str]]:
+    """One environment for each of ``jobs`` tasks of ``per_job`` GPUs.
+
+    More tasks than GPUs share them evenly. Raises ValueError if there are fewer
+    GPUs than one task needs.
+    """
+    sets = [
+        gpus.names[i : i + per_job]
+        for i in range(0, len(gpus.names) - per_job + 1, per_job)
+    ]
+    if not sets:
+        raise ValueError(
+            f"DDP_GPUS_PER_JOB={per_job}, but only {len(gpus.names)} GPUs can be used"
+        )
+    return [_environment(gpus.backend, sets[i % len(sets)]) for i in range(jobs)]
+
+
+def _environment(backend: str, names: Sequence[str]) -> dict[str, str]:
+    listed = ",".join(names)
+    return {VISIBLE[backend]: listed, "KABLATE_GPUS": listed}
+
+
+def share_cores(
+    slots: Sequence[Mapping[str, str]], cores: int, processes: int
+) -> list[dict[str, str]]:
+    """The slots with an even share of the cores for each of their processes."""
+    threads = max(1, cores // (len(slots) * processes))
+    return [{**slot, "OMP_NUM_THREADS": str(threads)} for slot in slots]

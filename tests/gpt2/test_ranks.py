@@ -1,0 +1,151 @@
+"""Two ranks under torchrun on a CPU: the same run as one process, and its ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from gpt2.matrix import task_of
+from gpt2.plan import Job
+from lib.process import Attempt, Outcome, Patience
+from lib.rundir import read_jsonl, read_status
+from tests.gpt2.tinydata import prepare_texts
+from tests.gpt2.tinytraining import (
+    assert_same_run,
+    exported,
+    finish,
+    losses,
+    manifest,
+    status,
+    tiny_job,
+)
+
+PATIENCE = Patience(hang=0, dump=0.5, hung_end=1.0, stop=120)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return prepare_texts(tmp_path_factory.mktemp("corpus"))
+
+
+@pytest.fixture(scope="module")
+def job(data_dir: Path) -> Job:
+    """Two micro steps an update, so one for each of two ranks; with dropout."""
+    return tiny_job(data_dir, ddp_gpus_per_job=2, gradient_accumulation=4, batch_size=2)
+
+
+class Ranked:
+    """An attempt as the runner makes it, of two ranks."""
+
+    def __init__(self, job: Job, root: Path, **environ: str) -> None:
+        task = task_of(job, root, "skipped")
+        slot = {"OMP_NUM_THREADS": "1", **environ}
+        self.run_dir = task.run_dir
+        self.attempt = Attempt(task, slot, PATIENCE)
+
+    @property
+    def log(self) -> str:
+        return (self.run_dir / "train.log").read_text()
+
+    def wait(self) -> Outcome:
+        while (outcome := self.attempt.poll()) is None:
+            time.sleep(0.05)
+        return outcome
+
+    def wait_for_step(self, step: int) -> None:
+        path = self.run_dir / "metrics.jsonl"
+        while not any(r.get("step", 0) >= step for r in read_jsonl(path)):
+            assert self.attempt.poll() is None, self.log
+            time.sleep(0.02)
+
+    def ranks(self) -> dict[int, int]:
+        """Process by rank."""
+        found = {}
+        for child in psutil.Process(self.attempt.pid).children(recursive=True):
+            with_rank = child.environ().get("RANK")
+            if with_rank is not None:
+                found[int(with_rank)] = child.pid
+        return found
+
+
+def is_gone(pids: Iterable[int]) -> bool:
+    def gone(pid: int) -> bool:
+        try:
+            return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    return all(map(gone, pids))
+
+
+def test_two_ranks_train_the_same_as_one_process(job: Job, tmp_path: Path) -> None:
+    job = replace(job, settings=job.settings.replace(dropout=0.0))
+    finish(job, tmp_path / "alone")
+    ranked = Ranked(job, tmp_path / "both")
+    assert ranked.wait().status == "done", ranked.log
+    pairs = list(zip(losses(ranked.run_dir), losses(tmp_path / "alone"), strict=True))
+    assert len(pairs) == 6
+    for (step, mine), (same, theirs) in pairs:
+        assert step == same and mine == pytest.approx(theirs, rel=1e-5)
+    mine, theirs = (status(d)["result"] for d in (ranked.run_dir, tmp_path / "alone"))
+    assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
+    assert mine["tokens"] == theirs["tokens"]
+    found = manifest(ranked.run_dir)
+    assert (found["world_size"], found["accumulation"]) == (2, 2)
+    weights, expected = exported(ranked.run_dir)[1], exported(tmp_path / "alone")[1]
+    for name, tensor in weights.items():
+        assert (tensor - expected[name]).abs().max() < 1e-5, name
+
+
+def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
+    job: Job, tmp_path: Path
+) -> None:
+    whole = Ranked(job, tmp_path / "whole")
+    assert whole.wait().status == "done", whole.log
+    slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.4"}
+    first = Ranked(job, tmp_path / "torn", **slow)
+    first.wait_for_step(4)
+    pids = first.ranks()
+    os.kill(pids[1], signal.SIGKILL)
+    outcome = first.wait()
+    assert (outcome.status, outcome.failure) == ("failed", "crash"), first.log
+    assert is_gone(list(pids.values()))
+
+    second = Ranked(job, tmp_path / "torn", **slow)  # stopped, as by `make stop`
+    second.wait_for_step(8)
+    pids = second.ranks()
+    second.attempt.stop()
+    assert second.wait().status == "interrupted", second.log
+    assert is_gone(list(pids.values()))
+
+    third = Ranked(job, tmp_path / "torn")
+    assert third.wait().status == "done", third.log
+    assert read_status(third.run_dir)["attempt"] == 3
+    assert manifest(third.run_dir)["resumed"]
+    assert_same_run(third.run_dir, whole.run_dir)
+
+
+def test_out_of_memory_on_ranks_is_tried_again_with_half(
+    job: Job, tmp_path: Path
+) -> None:
+    ranked = Ranked(job, tmp_path, KABLATE_TEST_FAULTS="oom@5")
+    outcome = ranked.wait()
+    assert (outcome.status, outcome.failure) == ("failed", "oom"), ranked.log
+    ranked = Ranked(job, tmp_path, KABLATE_TEST_FAULTS="oom@6")  # at the old size only
+    assert ranked.wait().status == "done", ranked.log
+    assert "going on from the last checkpoint with 1 and 4 micro steps" in ranked.log
+    assert manifest(ranked.run_dir)["micro_batch"] == 1
+
+
+def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:
+    from gpt2.schema import check
+
+    with pytest.raises(ValueError, match="DDP_GPUS_PER_JOB=2"):
+        check(job.settings.replace(gradient_accumulation=3))
