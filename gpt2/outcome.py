@@ -8,6 +8,8 @@ from typing import Any
 from gpt2.budget import budget
 from gpt2.progress import Progress
 from gpt2.schema import Settings
+from lib.optim.groups import OptimizerLike, state_bytes
+from lib.pruning.pruner import Pruner
 
 
 def trained(
@@ -26,6 +28,7 @@ def trained(
         "tokens": progress.tokens,
         "tokens_per_s": progress.tokens / progress.train_seconds,
         "seconds": progress.seconds,
+        "step_seconds": progress.train_seconds / progress.step,
         "epochs": epochs,
         "mean_epoch_seconds": progress.seconds / epochs,
     }
@@ -47,3 +50,13 @@ def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:
         "best_val_loss": progress.best_val_loss,
         "bits_per_byte": loss / math.log(2.0) / bytes_per_token,
     }
+
+
+def held(optimizer: OptimizerLike, pruner: Pruner) -> dict[str, Any]:
+    """What the optimizer keeps, and of pruned models the true zeros among the
+    weights that may be pruned: their share and their number."""
+    found: dict[str, Any] = {"optimizer_state_bytes": state_bytes(optimizer)}
+    if pruner.masks:
+        found["sparsity"] = pruner.sparsity()
+        found["zeros"] = pruner.zeros()[0]
+    return found

@@ -12,6 +12,7 @@ from gpt2.table import (
     Line,
     difference_text,
     grade_text,
+    has_zeros,
     lines_of,
     p_text,
     remarks,
@@ -41,6 +42,7 @@ TERMINAL = (  # heading, column, justification
     ("ppl", "val_perplexity", "right"),
     ("acc", "val_accuracy", "right"),
     ("params", "parameters", "right"),
+    ("zeros", "sparsity", "right"),
     ("tok/s", "tokens_per_s", "right"),
     ("time", "seconds", "right"),
     ("verdict", "grade", "left"),
@@ -94,6 +96,8 @@ def terminal_report(
     parts: list[RenderableType] = [_terminal_table(judged, width)]
     parts.append(Text(headline(matrix)))
     parts.extend(Text(line) for line in noise_lines(judged))
+    if has_zeros(lines_of(judged)):
+        parts.append(Text("Zeros: single weights anywhere, which bring no speed."))
     parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
     if failed := [run for run in matrix.runs if _is_fault(run)]:
         parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
@@ -113,6 +117,8 @@ def _terminal_table(judged: Judgement, width: int) -> Table:
     absent = {key for limit, keys in NARROW.items() if width < limit for key in keys}
     if not _has_steps(lines):
         absent.add("step")
+    if not has_zeros(lines):
+        absent.add("sparsity")
     chosen = [entry for entry in TERMINAL if entry[1] not in absent]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, key, justify in chosen:
@@ -160,6 +166,12 @@ evaluations, when the first of the compared runs ended; the slower arm is then s
 in the middle of its learning-rate schedule, so this reading is hard on it."""
 
 
+ZEROS = """\
+Zeros are counted among the weights of linear layers, embeddings and a head tied to
+them excluded; they are single weights anywhere, which bring no speed and no memory on
+common hardware: a pruned arm costs what the same arm costs unpruned."""
+
+
 def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
     """REPORT.md. Everything from the results is escaped."""
     parts = [
@@ -187,9 +199,10 @@ def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
 def method(judged: Judgement) -> str:
     """How the verdicts came about, in words."""
     rules = judged.rules
-    return METHOD.format(
+    text = METHOD.format(
         alpha=rules.alpha, margin=rules.margin, tolerance=rules.tolerance
     )
+    return f"{text} {ZEROS}" if has_zeros(lines_of(judged)) else text
 
 
 def escape(text: str) -> str:
@@ -221,7 +234,8 @@ def _main_table(judged: Judgement) -> str:
 def _cost_table(judged: Judgement) -> str:
     keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
     more = "mfu peak_memory_bytes kv_bytes_per_token seconds bits_per_byte"
-    return _columns_table(judged, [*keys.split(), *more.split()])
+    cells = "step_seconds optimizer_state_bytes sparsity zeros"
+    return _columns_table(judged, [*keys.split(), *more.split(), *cells.split()])
 
 
 def _both_table(judged: Judgement) -> str:

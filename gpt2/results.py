@@ -62,6 +62,10 @@ NUMBERS = (  # columns of a result, in the order of the tables
     "kv_bytes_per_token",
     "seconds",
     "mean_epoch_seconds",
+    "step_seconds",
+    "optimizer_state_bytes",
+    "sparsity",
+    "zeros",
 )
 COLUMNS = (
     "step",

@@ -164,6 +164,15 @@ def _fixed(digits: int) -> Callable[[float | None], str]:
     return lambda value: human.fixed(value, digits)
 
 
+def _what(line: Line) -> str:
+    """Cells of a test matrix have telling names; their titles are explanations."""
+    return line.arm.title if line.arm.step is not None else line.arm.name
+
+
+def _milliseconds(seconds: float | None) -> str:
+    return human.NONE if seconds is None else f"{1000 * seconds:.1f} ms"
+
+
 def _change_text(line: Line) -> str:
     change = parameter_change(line)
     return human.NONE if change is None else f"{human.fixed(100 * change, 1, True)}%"
@@ -186,8 +195,8 @@ COLUMNS: tuple[Column, ...] = (
         "title",
         "what changed",
         "What the arm is",
-        lambda line: line.arm.title,
-        lambda line: line.arm.title,
+        _what,
+        _what,
         is_number=False,
         is_main=True,
     ),
@@ -254,6 +263,10 @@ COLUMNS: tuple[Column, ...] = (
     _measure("peak_memory_bytes", "peak memory", "Of the device", human.size),
     _measure("kv_bytes_per_token", "KV/token", "Decode cache, bytes", human.size),
     _measure("seconds", "time", "Of training, h:mm:ss", human.duration),
+    _measure("sparsity", "zeros", "True zeros of the linear weights", human.percent),
+    _measure("zeros", "zero weights", "True zeros, their number", human.count),
+    _measure("step_seconds", "update", "Time of one optimizer update", _milliseconds),
+    _measure("optimizer_state_bytes", "optimizer", "Its state, bytes", human.size),
     Column(
         "grade",
         "verdict",
@@ -280,17 +293,31 @@ COLUMNS: tuple[Column, ...] = (
     ),
 )
 COLUMN = {column.key: column for column in COLUMNS}
-BY_DEFAULT_ABSENT = ("bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token")
+BY_DEFAULT_ABSENT = (
+    *("bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
+    *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes"),
+)
+OF_CELLS = ("step_seconds", "optimizer_state_bytes")  # one for all steps of an ablation
 
 
 def shown_columns(lines: list[Line]) -> list[Column]:
-    """All columns but those that some trainers do not measure and no arm has."""
+    """All columns but those that some trainers do not measure and no arm has, and
+    those in which steps of an ablation do not differ."""
+    cells = any(line.arm.step is None for line in lines)
     return [
         column
         for column in COLUMNS
-        if column.key not in BY_DEFAULT_ABSENT
-        or any(column.value(line) is not None for line in lines)
+        if (cells or column.key not in OF_CELLS)
+        and (
+            column.key not in BY_DEFAULT_ABSENT
+            or any(column.value(line) is not None for line in lines)
+        )
     ]
+
+
+def has_zeros(lines: list[Line]) -> bool:
+    """Whether some arm was pruned."""
+    return any(line.arm.mean("sparsity") is not None for line in lines)
 
 
 def remarks(judged: Judgement) -> list[tuple[str, str]]:
