@@ -6,50 +6,20 @@ Rows are the last S of the N positions; S = N in training. Row i sees j <= i.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.schema import WHOLE_CONTEXT
-
-BACKENDS = ("auto", "reference", "sdpa")
-
-
-@dataclass(frozen=True, slots=True)
-class Transposed:
-    """The reciprocal term: alpha * keys_i . queries_j where i - j <= window.
-
-    ``keys`` [B, H, S, D] are the rows' own; ``queries`` [B, H, <=N, D] those of
-    the last columns. ``alpha`` is a number or one weight a head [H].
-    """
-
-    keys: Tensor
-    queries: Tensor
-    alpha: float | Tensor
-    window: int
-
-    @property
-    def alpha_per_head(self) -> float | Tensor:
-        """Shaped to multiply [B, H, S, N]."""
-        return (
-            self.alpha if isinstance(self.alpha, float) else self.alpha.view(-1, 1, 1)
-        )
-
-    def is_whole(self, columns: int) -> bool:
-        """Whether the band covers every visible key."""
-        return self.window == WHOLE_CONTEXT or self.window >= columns - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """A number for each row of attention weights, over its visible keys."""
-
-    kind: str
-    topk: int
-    head_average: bool
+from gpt2.attend_path import (
+    WIDEST_TOPK,
+    Request,
+    Statistic,
+    Transposed,
+    path_of,
+    place_of_tensor,
+)
 
 
 class Attended(NamedTuple):
@@ -77,12 +47,18 @@ def attend(
     """softmax over j <= i of scale * row_scale_i * (q_i.k_j + transposed) times v.
 
     q [B, H, S, D], k [B, H or 1, N, D], v [B, H or 1, N, Dv], row_scale
-    [B, H, S] on the logits of a row. Paths agree up to rounding.
+    [B, H, S] on the logits of a row. ``backend`` is one of BACKENDS: where it
+    cannot serve, sdpa does, or else the reference (``path_of`` tells which).
+    Paths agree up to rounding.
     """
-    plain = statistic is None and not mean and q.shape[2] == k.shape[2]
-    banded = transposed is not None and not transposed.is_whole(k.shape[2])
-    if backend != "reference" and plain and not banded:
-        return _sdpa(q, k, v, scale, transposed, row_scale, dropout)
+    request = Request.of(q, k, v, transposed, statistic, mean, dropout)
+    match path_of(request, backend, place_of_tensor(q)):
+        case "sdpa":
+            return _sdpa(q, k, v, scale, transposed, row_scale, dropout)
+        case "flex":
+            return _flex(q, k, v, scale, transposed, statistic, row_scale)
+        case "triton":
+            return _triton(q, k, v, scale, transposed, statistic, row_scale, mean)
     return reference(
         q,
         k,
@@ -94,6 +70,9 @@ def attend(
         mean=mean,
         dropout=dropout,
     )
+
+
+# ---- the paths --------------------------------------------------------------------
 
 
 def _sdpa(
@@ -118,6 +97,84 @@ def _sdpa(
         q.to(v.dtype), k.to(v.dtype), v, dropout_p=dropout, is_causal=True, scale=scale
     )
     return Attended(out)
+
+
+def _flex(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    transposed: Transposed | None,
+    statistic: Statistic | None,
+    row_scale: Tensor | None,
+) -> Attended:
+    """FlexAttention; see gpt2/attend_flex.py."""
+    from gpt2 import attend_flex
+
+    q, k, v = _alike(q, k, v)
+    columns_k, columns_q = k, q
+    factor = 1.0 if row_scale is None else row_scale.unsqueeze(-1).to(q.dtype)
+    rows_q = q * factor
+    if transposed is None:
+        out, entropy = attend_flex.with_entropy(rows_q, columns_k, v, scale=scale)
+        return Attended(out, None if statistic is None else entropy)
+    weighted = (transposed.alpha_per_head * k * factor).to(q.dtype)
+    doubled = torch.cat([columns_k, columns_q], -1)
+    if transposed.is_whole(k.shape[2]):
+        rows = torch.cat([rows_q, weighted], -1)
+        out, entropy = attend_flex.with_entropy(rows, doubled, v, scale=scale)
+        return Attended(out, None if statistic is None else entropy)
+    window = transposed.window
+    return Attended(
+        attend_flex.banded(rows_q, doubled, v, weighted, scale=scale, window=window)
+    )
+
+
+def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """All heads spelled out, and one type, as fused kernels want them."""
+    k, v = (x.expand(*q.shape[:2], -1, -1) for x in (k, v))
+    return q.to(v.dtype), k.to(v.dtype), v
+
+
+def _triton(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    transposed: Transposed | None,
+    statistic: Statistic | None,
+    row_scale: Tensor | None,
+    mean: bool,
+    values: bool = True,
+) -> Attended:
+    """The kernels of lib/kernels/causal.py. A statistic of the heads' mean weights
+    is taken from these."""
+    from lib.kernels.causal_op import attention
+
+    q, k, v = _alike(q, k, v)
+    averaged = statistic is not None and statistic.head_average
+    kind = "none" if statistic is None or averaged else statistic.kind
+    window, alpha = -1, 0.0 if transposed is None else transposed.alpha
+    if transposed is not None:
+        whole = transposed.is_whole(k.shape[2])
+        window = k.shape[2] if whole else transposed.window
+    out, stat, means = attention(
+        q,
+        k,
+        v,
+        scale=scale,
+        window=window,
+        alpha=alpha,
+        statistic=kind,
+        topk=1 if statistic is None else min(statistic.topk, WIDEST_TOPK),
+        row_factor=row_scale,
+        values=values,
+        mean=mean or averaged,
+    )
+    found = None if statistic is None else stat
+    if statistic is not None and averaged:
+        found = row_statistic(means.unsqueeze(1), statistic)
+    return Attended(out, found, means if mean else None)
 
 
 def reference(
@@ -149,8 +206,14 @@ def statistic_of(
     scale: float,
     statistic: Statistic,
     transposed: Transposed | None = None,
+    backend: str = "auto",
 ) -> Tensor:
     """The statistic [B, H or 1, S] of the rows ``attend`` would weigh with."""
+    request = Request.of(q, k, q, transposed, statistic, values=False)
+    if path_of(request, backend, place_of_tensor(q)) == "triton":
+        found = _triton(q, k, q, scale, transposed, statistic, None, False, False)
+        assert found.statistic is not None, "a statistic was asked for"
+        return found.statistic
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     with torch.autocast(q.device.type, enabled=False):
         weights = _weights(q.to(wide), k.to(wide), scale, transposed, None)

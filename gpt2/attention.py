@@ -172,6 +172,7 @@ class CausalAttention(nn.Module):
                     scale=scale,
                     statistic=statistic,
                     transposed=transposed,
+                    backend=self.backend,
                 )
                 statistic, rows = None, self.ract(before)
         return attend(

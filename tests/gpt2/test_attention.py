@@ -12,13 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt2.attend import (
-    BACKENDS,
-    Statistic,
-    Transposed,
-    attend,
-    row_statistic,
-)
+from gpt2.attend import attend, row_statistic
+from gpt2.attend_path import BACKENDS, Statistic, Transposed
 from gpt2.context import BlockContext
 from gpt2.model import GPT
 from gpt2.schema import WHOLE_CONTEXT

@@ -1,0 +1,1 @@
+"""Triton kernels and the torch operators over them; import them where one runs."""

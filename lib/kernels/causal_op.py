@@ -1,0 +1,318 @@
+"""The causal kernels as torch operators, with gradients; torch.compile passes them.
+
+Importing this needs Triton. On a CPU they run under TRITON_INTERPRET=1 alone.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+
+from lib.kernels import causal
+
+STATISTICS = ("none", "topk", "max", "entropy", "rms")
+WIDEST_TOPK = 32
+LOG2E = 1.0 / math.log(2.0)
+SIZES = ["H", "T", "D", "DV", "BAND", "STAT", "VALUES"]
+
+
+def configs(*choices: tuple[int, int, int, int]) -> list[triton.Config]:
+    """Tiles to try: (BM, BN, warps, stages). The interpreter takes small ones."""
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        return [triton.Config({"BM": 16, "BN": 16})]
+    return [
+        triton.Config({"BM": m, "BN": n}, num_warps=warps, num_stages=stages)
+        for m, n, warps, stages in choices
+    ]
+
+
+_forward = triton.autotune(
+    configs((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
+    key=SIZES,
+)(causal.forward_kernel)
+_rows = triton.autotune(
+    configs((128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
+    key=[*SIZES, "MEAN"],
+)(causal.rows_kernel)
+_columns = triton.autotune(
+    configs((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
+    key=[*SIZES, "MEAN"],
+    restore_value=["dq_ptr", "dk_ptr"],
+)(causal.columns_kernel)
+_mean = triton.autotune(
+    configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)),
+    key=["H", "T", "D", "BAND"],
+)(causal.mean_kernel)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """What all kernels of one call are told."""
+
+    scale: float
+    alpha: float
+    window: int  # negative: no band
+    statistic: int
+    topk: int
+    values: bool
+    mean: bool
+
+    @property
+    def band(self) -> bool:
+        return self.window >= 0
+
+    @property
+    def reach(self) -> int:
+        """The window; 0 without a band, for the loops to part at the diagonal."""
+        return max(self.window, 0)
+
+
+def _strides(*tensors: Tensor) -> list[int]:
+    return [s for x in tensors for s in x.stride()[:3]]
+
+
+def _width(n: int) -> int:
+    return max(16, triton.next_power_of_2(n))
+
+
+def _precision(x: Tensor) -> str:
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if x.dtype == torch.float32 and exact else "tf32"
+
+
+def _flags(x: Problem, q: Tensor, v: Tensor, factor: Any, alpha: Any) -> dict[str, Any]:
+    return {
+        "D": q.shape[3],
+        "DV": v.shape[3],
+        "BD": _width(q.shape[3]),
+        "BDV": _width(v.shape[3]),
+        "BAND": x.band,
+        "STAT": x.statistic,
+        "VALUES": x.values,
+        "FACTOR": factor is not None,
+        "LEARNED": alpha is not None,
+        "P": _precision(q),
+    }
+
+
+def _tokens_first(like: Tensor, width: int) -> Tensor:
+    """Empty [B, H, T, width] that lies as [B, T, H, width]."""
+    b, h, t, _ = like.shape
+    return like.new_empty(b, t, h, width).transpose(1, 2)
+
+
+def _per_row(q: Tensor, there: bool) -> Tensor:
+    shape = q.shape[:3] if there else (0,)
+    return q.new_empty(shape, dtype=torch.float32)
+
+
+def _empty_results(
+    q: Tensor, v: Tensor, x: Problem
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    b, _, t, _ = q.shape
+    return (
+        _tokens_first(q, v.shape[3]) if x.values else q.new_empty(0),
+        _per_row(q, True),
+        _per_row(q, x.statistic != 0),
+        _per_row(q, STATISTICS[x.statistic] in ("topk", "max")),
+        q.new_empty((b, t, t) if x.mean else (0,), dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("kablate::causal", mutates_args=())
+def causal_op(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    factor: Tensor | None,
+    alphas: Tensor | None,
+    scale: float,
+    alpha: float,
+    window: int,
+    statistic: int,
+    topk: int,
+    values: bool,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Output, base-2 lse, statistic, threshold and mean weights (see attention)."""
+    x = Problem(scale, alpha, window, statistic, topk, values, mean)
+    out, lse, stat, threshold, means = results = _empty_results(q, v, x)
+    b, h, t, _ = q.shape
+    o = out if x.values else q
+    flags = _flags(x, q, v, factor, alphas)
+    c = scale * LOG2E
+    _forward[lambda meta: (b * h, triton.cdiv(t, meta["BM"]))](
+        q, k, v, o, lse, stat, threshold, factor, alphas,
+        *_strides(q, k, v, o), c, alpha, h, t, x.reach, topk,
+        K=max(2, triton.next_power_of_2(topk)), **flags,
+    )  # fmt: skip
+    if x.mean:
+        kept = ("D", "BD", "BAND", "FACTOR", "LEARNED", "P")
+        _mean[
+            lambda meta: (triton.cdiv(t, meta["BM"]), triton.cdiv(t, meta["BN"]), b)
+        ](
+            q, k, lse, factor, alphas, means,
+            *_strides(q, k), c, alpha, h, t, x.reach,
+            **{name: flags[name] for name in kept},
+        )  # fmt: skip
+    return results
+
+
+@causal_op.register_fake
+def _(
+    q, k, v, factor, alphas, scale, alpha, window, statistic, topk, values, mean
+):  # type: ignore[no-untyped-def]
+    x = Problem(scale, alpha, window, statistic, topk, values, mean)
+    return _empty_results(q, v, x)
+
+
+def _empty_gradients(
+    q: Tensor, k: Tensor, v: Tensor, x: Problem, factor: bool, learned: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    none = q.new_empty(0)
+    return (
+        _tokens_first(q, q.shape[3]),
+        _tokens_first(q, k.shape[3]),
+        _tokens_first(q, v.shape[3]) if x.values else none,
+        _per_row(q, factor),
+        q.new_empty(q.shape[1] if learned else 0, dtype=torch.float32),
+    )
+
+
+@torch.library.custom_op("kablate::causal_backward", mutates_args=())
+def backward_op(
+    do: Tensor | None,
+    dstat: Tensor | None,
+    dmean: Tensor | None,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    stat: Tensor,
+    threshold: Tensor,
+    factor: Tensor | None,
+    alphas: Tensor | None,
+    scale: float,
+    alpha: float,
+    window: int,
+    statistic: int,
+    values: bool,
+    mean: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of q, k, v, the row factor and alpha per head."""
+    x = Problem(scale, alpha, window, statistic, 0, values, mean)
+    dq, dk, dv, dfactor, dalpha = _empty_gradients(
+        q, k, v, x, factor is not None, alphas is not None
+    )
+    b, h, t, _ = q.shape
+    flags = {**_flags(x, q, v, factor, alphas), "MEAN": mean}
+    o, do, out = (o, do, dv) if x.values else (q, q, q)
+    assert do is not None, "an output without its gradient"
+    delta = torch.empty_like(lse)
+    smallest = 16 if flags["BD"] < 256 else 8
+    parts = q.new_zeros(
+        b, h, triton.cdiv(t, smallest) if alphas is not None else 0, dtype=torch.float32
+    )
+    c = scale * LOG2E
+    used: dict[str, int] = {}
+
+    def rows(meta: dict[str, int]) -> tuple[int, int]:
+        used["tiles"] = triton.cdiv(t, meta["BM"])
+        return b * h, used["tiles"]
+
+    _rows[rows](
+        q, k, v, o, do, dq, dk, lse, stat, threshold, dstat, dmean, factor, alphas,
+        delta, dfactor, parts, *_strides(q, k, v, o, do, dq, dk),
+        c, scale, alpha, h, t, x.reach, **flags,
+    )  # fmt: skip
+    _columns[lambda meta: (b * h, triton.cdiv(t, meta["BN"]))](
+        q, k, v, do, dq, dk, out, lse, stat, threshold, dstat, dmean, factor, alphas,
+        delta, *_strides(q, k, v, do, dq, dk, out),
+        c, scale, alpha, h, t, x.reach, **flags,
+    )  # fmt: skip
+    if alphas is not None:
+        whole = parts.view(-1)[: b * h * used["tiles"]].view(b, h, -1)
+        dalpha = whole.sum((0, 2))
+    return dq, dk, dv, dfactor, dalpha
+
+
+@backward_op.register_fake
+def _(
+    do, dstat, dmean, q, k, v, o, lse, stat, threshold, factor, alphas,
+    scale, alpha, window, statistic, values, mean,
+):  # type: ignore[no-untyped-def] # fmt: skip
+    x = Problem(scale, alpha, window, statistic, 0, values, mean)
+    return _empty_gradients(q, k, v, x, factor is not None, alphas is not None)
+
+
+def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    q, k, v, factor, alphas, *numbers = inputs
+    o, lse, stat, threshold, _ = output
+    ctx.save_for_backward(q, k, v, factor, alphas, o, lse, stat, threshold)
+    ctx.numbers = numbers
+
+
+def _backward(ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any) -> Any:
+    q, k, v, factor, alphas, o, lse, stat, threshold = ctx.saved_tensors
+    scale, alpha, window, statistic, _, values, mean = ctx.numbers
+    dq, dk, dv, dfactor, dalpha = backward_op(
+        _packed(do).to(v.dtype) if values else None,
+        dstat.float().contiguous() if statistic else None,
+        dmean.contiguous() if mean else None,
+        q, k, v, o, lse, stat, threshold, factor, alphas,
+        scale, alpha, window, statistic, values, mean,
+    )  # fmt: skip
+    return (
+        dq,
+        dk,
+        dv if values else None,
+        None if factor is None else dfactor,
+        None if alphas is None else dalpha,
+        *[None] * 7,
+    )
+
+
+causal_op.register_autograd(_backward, setup_context=_save)
+
+
+def _packed(x: Tensor) -> Tensor:
+    """With neighbouring numbers in the last dimension, as the kernels read them."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    *,
+    scale: float,
+    window: int = -1,
+    alpha: float | Tensor = 0.0,
+    statistic: str = "none",
+    topk: int = 1,
+    row_factor: Tensor | None = None,
+    values: bool = True,
+    mean: bool = False,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(output [B, H, T, Dv], statistic [B, H, T], mean weights [B, T, T]), causal.
+
+    q, k [B, H, T, D], v [B, H, T, Dv] of one type; window < 0: no transposed
+    band; alpha: a number or one a head [H]; topk <= WIDEST_TOPK; row_factor
+    [B, H, T] on a row's logits. What is not asked for comes back empty.
+    """
+    number = alpha if isinstance(alpha, float) else 0.0
+    alphas = None if isinstance(alpha, float) else alpha.float().contiguous()
+    factor = None if row_factor is None else row_factor.float().contiguous()
+    out, _, stat, _, means = causal_op(
+        _packed(q), _packed(k), _packed(v), factor, alphas, scale, number, window,
+        STATISTICS.index(statistic), topk if statistic == "topk" else 1, values, mean,
+    )  # fmt: skip
+    return out, stat, means
