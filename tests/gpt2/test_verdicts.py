@@ -247,7 +247,7 @@ def test_equal_time_reads_the_slower_run_before_its_end(tmp_path):
     assert ends[5] > ends[0]
     assert comparison.at_time.seconds == pytest.approx(ends[0])
     points = [(r["seconds"], r["val_loss"]) for r in matrix.runs[3].evals]
-    want = np.interp(ends[0], *zip(*points, strict=True))
+    want = np.interp(ends[0], [x for x, _ in points], [y for _, y in points])
     base = matrix.runs[0].evals[-1]["val_loss"]
     assert comparison.at_time.differences[0] == pytest.approx(want - base)
     assert comparison.at_time.grade == HARMFUL
