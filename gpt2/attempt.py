@@ -40,6 +40,7 @@ from gpt2.schema import IDENTITY_PARTS
 from gpt2.stopping import StopRequest
 from gpt2.tokenfiles import MissingData
 from gpt2.trainer import Material, Trainer
+from gpt2.watch import energy_used, watching
 from lib import device as devices
 from lib.process import EXIT_DONE
 from lib.rundir import (
@@ -221,7 +222,9 @@ def _train(
         try:
             trainer = _build(job, material, recorder, stop)
             _start(trainer, material, environ)
-            return trainer.run()
+            with watching(material, recorder.run_dir, recorder.say):
+                result = trainer.run()
+            return result | energy_used(recorder.run_dir, result["tokens"])
         except Exception as error:
             if not is_out_of_memory(error):
                 raise

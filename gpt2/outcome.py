@@ -13,25 +13,37 @@ from lib.pruning.pruner import Pruner
 
 
 def trained(
-    settings: Settings, progress: Progress, epoch_tokens: int
+    settings: Settings,
+    progress: Progress,
+    epoch_tokens: int,
+    peak: float | None = None,
 ) -> dict[str, Any]:
     """Time and costs. kv_bytes_per_token: of the decode cache in the precision
-    of training, a cache of fixed size spread over the whole context."""
+    of training, a cache of fixed size spread over the whole context. peak: FLOP/s
+    of all devices together; without it there is no mfu."""
     costs = budget(settings)
     context = settings.model.block_size
     cached = costs.cache_per_token + costs.cache_constant / context
     epochs = progress.tokens / epoch_tokens
+    rate = progress.tokens / progress.train_seconds
     return {
         "train_loss": progress.train_loss,
         "flops_per_token": costs.flops_training,
         "kv_bytes_per_token": cached * bytes_per_number(settings),
         "tokens": progress.tokens,
-        "tokens_per_s": progress.tokens / progress.train_seconds,
+        "tokens_per_s": rate,
+        **utilisation(costs.flops_training, rate, peak),
         "seconds": progress.seconds,
         "step_seconds": progress.train_seconds / progress.step,
         "epochs": epochs,
         "mean_epoch_seconds": progress.seconds / epochs,
     }
+
+
+def utilisation(flops: float, rate: float, peak: float | None) -> dict[str, float]:
+    """MFU as PaLM counts it (arXiv 2204.02311, appendix B): the FLOPs of the model
+    at ``rate`` tokens/s over the peak. Empty where the peak is not known."""
+    return {} if peak is None else {"mfu": flops * rate / peak}
 
 
 def bytes_per_number(settings: Settings) -> int:

@@ -62,6 +62,7 @@ class Recorder:
             self._bar.set_postfix_str(
                 f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
                 f"{record['tokens_per_s']:,.0f} tokens/s"
+                + (f", MFU {record['mfu']:.1%}" if "mfu" in record else "")
             )
         if time.monotonic() - self._last_status > STATUS_SECONDS:
             self.status(step=record["step"])

@@ -233,8 +233,8 @@ def _main_table(judged: Judgement) -> str:
 
 def _cost_table(judged: Judgement) -> str:
     keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
-    more = "mfu peak_memory_bytes kv_bytes_per_token seconds bits_per_byte"
-    cells = "step_seconds optimizer_state_bytes sparsity zeros"
+    more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
+    cells = "bits_per_byte step_seconds optimizer_state_bytes sparsity zeros"
     return _columns_table(judged, [*keys.split(), *more.split(), *cells.split()])
 
 

@@ -260,6 +260,12 @@ COLUMNS: tuple[Column, ...] = (
     _measure("flops_per_token", "FLOPs/token", "Analytic, a token", human.count),
     _measure("tokens_per_s", "tokens/s", "Training throughput", human.count),
     _measure("mfu", "MFU", "Share of the device's dense peak", human.percent),
+    _measure(
+        "energy_j_per_mtoken",
+        "J/Mtoken",
+        "Energy of the GPU, joules a million tokens",
+        human.count,
+    ),
     _measure("peak_memory_bytes", "peak memory", "Of the device", human.size),
     _measure("kv_bytes_per_token", "KV/token", "Decode cache, bytes", human.size),
     _measure("seconds", "time", "Of training, h:mm:ss", human.duration),
@@ -296,6 +302,7 @@ COLUMN = {column.key: column for column in COLUMNS}
 BY_DEFAULT_ABSENT = (
     *("bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
     *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes"),
+    "energy_j_per_mtoken",
 )
 OF_CELLS = ("step_seconds", "optimizer_state_bytes")  # one for all steps of an ablation
 

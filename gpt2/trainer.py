@@ -17,11 +17,12 @@ from torch import Tensor, nn
 
 from gpt2 import checkpoint, faults
 from gpt2.batch_split import BatchSplit
+from gpt2.budget import budget
 from gpt2.data import Batch, BatchPlan, TokenSplit, batches
 from gpt2.evaluate import Evaluator, Scorer
 from gpt2.failures import Interrupted, NonFinite
 from gpt2.optimize import make_optimizer, make_pruner
-from gpt2.outcome import held, scored, trained
+from gpt2.outcome import held, scored, trained, utilisation
 from gpt2.plan import Job, identity_of
 from gpt2.progress import Clock, Progress
 from gpt2.ranks import Ranks
@@ -31,6 +32,7 @@ from gpt2.stopping import StopRequest
 from lib import device as devices
 from lib.device import DeviceInfo
 from lib.optim.groups import set_learning_rate
+from lib.peaks import peak_flops
 from lib.rundir import canonical_json, truncate_metrics
 
 EXPORT_FILE = "model.safetensors"
@@ -71,6 +73,8 @@ class Trainer:
         self.recorder, self.stop = recorder, stop
         self.optim, self.resources = self.settings.optim, self.settings.resources
         self.precision = self.optim.mixed_precision
+        self._flops_per_token = budget(self.settings).flops_training
+        self._peak_flops = self._peak()
         self.tokens_per_update = (
             self.settings.effective_batch * self.settings.model.block_size
         )
@@ -89,6 +93,12 @@ class Trainer:
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._on)
         self._norm = torch.zeros((), device=self._on)
         self._saved_step: int | None = None
+
+    def _peak(self) -> float | None:
+        """FLOP/s of all ranks' devices, taken to be alike; None: not known."""
+        device = self.device
+        one = peak_flops(device.name, device.compute_units, self.precision)
+        return None if one is None else one * self.split.world_size
 
     @property
     def _on(self) -> torch.device:
@@ -252,6 +262,7 @@ class Trainer:
         self._book(training=True)
         p = self.progress
         p.train_loss = loss / p.updates_summed
+        rate = p.timed_tokens / p.timed_seconds
         self.recorder.train(
             {
                 "step": p.step,
@@ -259,7 +270,8 @@ class Trainer:
                 "loss": p.train_loss,
                 "lr": learning_rate(p.step, self.optim),
                 "grad_norm": self._norm.item(),
-                "tokens_per_s": p.timed_tokens / p.timed_seconds,
+                "tokens_per_s": rate,
+                **utilisation(self._flops_per_token, rate, self._peak_flops),
                 "seconds": p.seconds,
             }
         )
@@ -427,8 +439,11 @@ class Trainer:
 
     def result(self) -> dict[str, Any]:
         """The numbers of a finished run, as status.json and the tables have them."""
+        costs = trained(
+            self.settings, self.progress, self._epoch_tokens, self._peak_flops
+        )
         return {
-            **trained(self.settings, self.progress, self._epoch_tokens),
+            **costs,
             **scored(self.progress, self.val_split.bytes_per_token),
             **held(self.optimizer, self.pruner),
             "parameters": sum(p.numel() for p in self.parameters),

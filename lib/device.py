@@ -171,6 +171,29 @@ def gpu_info(
     )
 
 
+def pci_addresses(info: DeviceInfo, count: int = 1) -> list[str] | None:
+    """Of the GPU, or of the first ``count`` GPUs torch sees if that is above 1.
+
+    None where this torch does not tell.
+    """
+    indices = range(min(count, torch.cuda.device_count()))
+    if count == 1:
+        indices = range(info.torch_device.index, info.torch_device.index + 1)
+    found = [pci_of(torch.cuda.get_device_properties(index)) for index in indices]
+    told = [address for address in found if address]
+    return told if len(told) == len(found) else None
+
+
+def pci_of(properties: Any) -> str | None:
+    """ "0000:1b:00.0"; None from a torch that does not tell it."""
+    names = ("pci_domain_id", "pci_bus_id", "pci_device_id")
+    numbers = [getattr(properties, name, None) for name in names]
+    if None in numbers:
+        return None
+    domain, bus, device = numbers
+    return f"{domain:04x}:{bus:02x}:{device:02x}.0"
+
+
 def architecture(properties: Any, backend: str) -> str:
     """gfx90a from "gfx90a:sramecc+:xnack-" on ROCm; sm_90 from 9.0 on CUDA."""
     if backend == "rocm":
