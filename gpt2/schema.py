@@ -17,7 +17,6 @@ from pathlib import PurePath
 from typing import Any
 
 from lib.generated import Config
-from lib.pruning.schedules import ramp
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
@@ -496,7 +495,6 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         "PRUNING_METHOD 'state' prunes by AdamWPrune's state: it needs "
         f"OPTIMIZER_ADAMWPRUNE=y, but the optimizer is {o.optimizer!r}",
     )
-    yield _pruning_problem(s)
     yield (
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
@@ -513,35 +511,23 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     )
 
 
-def _pruning_problem(s: Settings) -> tuple[bool, str]:
-    """A schedule that would never prune is refused before anything runs."""
-    p = s.pruning
-    if p.prune_method == "none":
-        return False, ""
-    try:
-        ramp(
-            sparsity=p.prune_sparsity,
-            warmup_steps=p.prune_warmup,
-            interval=p.prune_interval,
-            ramp_end=p.prune_ramp_end,
-            steps=s.optim.max_iters,
-        )
-    except ValueError as error:
-        symbols = "PRUNING_WARMUP_STEPS, PRUNING_INTERVAL, PRUNING_RAMP_END"
-        return True, f"{error} ({symbols}, GPT2_MAX_ITERS)"
-    return False, ""
-
-
 def remarks(settings: Settings) -> list[str]:
     """What is allowed but worth a word before a run."""
-    o = settings.optim
-    if o.warmup_steps < o.max_iters:
-        return []
-    peak = o.learning_rate * o.max_iters / o.warmup_steps
-    return [
-        f"the warm-up of {o.warmup_steps} updates outlasts the {o.max_iters} of a "
-        f"run: the learning rate ends at {peak:.3g} and never decays"
-    ]
+    o, matrix = settings.optim, settings.matrix
+    found = []
+    if o.warmup_steps >= o.max_iters:
+        peak = o.learning_rate * o.max_iters / o.warmup_steps
+        found.append(
+            f"the warm-up of {o.warmup_steps} updates outlasts the {o.max_iters} of a "
+            f"run: the learning rate ends at {peak:.3g} and never decays"
+        )
+    in_cells = matrix.mode == "matrix" and matrix.with_adamwspam
+    if (in_cells or o.optimizer == "adamwspam") and o.spam_interval > o.max_iters:
+        found.append(
+            f"adamwspam resets its moments every {o.spam_interval} updates, and a run "
+            f"has {o.max_iters}: it never does"
+        )
+    return found
 
 
 def latent_on(settings: Settings) -> bool:
