@@ -15,11 +15,13 @@ from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from gpt2 import manifest
+from gpt2.attend_choice import choose
+from gpt2.attend_path import place_of, served_by
 from gpt2.batch_split import BatchSplit, split_batch
 from gpt2.data import load_data
 from gpt2.failures import (
@@ -36,7 +38,7 @@ from gpt2.model import GPT
 from gpt2.plan import Job
 from gpt2.ranks import Ranks
 from gpt2.record import Follower, Recorder
-from gpt2.schema import IDENTITY_PARTS
+from gpt2.schema import IDENTITY_PARTS, Settings
 from gpt2.stopping import StopRequest
 from gpt2.tokenfiles import MissingData
 from gpt2.trainer import Material, Trainer
@@ -345,13 +347,34 @@ def _build(
 ) -> Trainer:
     """A trainer over the initial weights. Raises Refused as _material."""
     try:
+        chosen = _choose_attention(job, material, recorder)
         devices.seed_everything(job.seed + material.ranks.rank * RANK_STRIDE)
-        model = GPT(job.settings)
+        model = GPT(chosen)
         init_parameters(model, job.seed)
         model.to(material.device.torch_device)
         return Trainer(job, model, material, recorder, stop)
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+def _choose_attention(job: Job, material: Material, recorder: Recorder) -> Settings:
+    """The settings to build the model with: `auto` on a GPU becomes a path."""
+    name, told = choose(
+        job.settings, material.device.torch_device, material.split.micro_batch
+    )
+    if told:
+        recorder.say(told)
+    return job.settings.replace(attention_backend=name)
+
+
+def _attention_of(trainer: Trainer) -> str:
+    """The paths that serve this model in training."""
+    resources = trainer.settings.resources
+    backend = cast(GPT, trainer.model).layers()[0].attn.backend
+    return served_by(
+        trainer.settings.replace(attention_backend=backend),
+        place_of(trainer.device.torch_device.type, resources.compile_model),
+    )
 
 
 def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:
@@ -364,6 +387,7 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             trainer.job,
             material,
             parameters=parameters,
+            attention=_attention_of(trainer),
             resumed_at=resumed_at,
             environ=environ,
         )
@@ -380,7 +404,7 @@ def _introduction(
     job, split, settings = trainer.job, material.split, trainer.settings
     step = "" if job.step is None else f"step {job.step} "
     rows = {
-        "attention": settings.resources.attention_backend,
+        "attention": _attention_of(trainer),
         "precision": settings.optim.mixed_precision
         + (", compiled" if settings.resources.compile_model else ""),
         "data": f"{material.train.path.parent}, {material.train.tokens.size:,} "

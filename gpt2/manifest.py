@@ -41,13 +41,15 @@ def write(
     material: Material,
     *,
     parameters: int,
+    attention: str,
     resumed_at: int | None,
     environ: Mapping[str, str],
 ) -> dict[str, Any]:
     """Write the manifest of this attempt and return it.
 
-    A fresh run gets a new one; one that is resumed keeps where it began and
-    adds to ``resumed``. Raises lib.rundir.DiskFull.
+    ``attention`` names the paths that serve the model. A fresh run gets a new
+    manifest; one that is resumed keeps where it began and adds to ``resumed``.
+    Raises lib.rundir.DiskFull.
     """
     before = read(run_dir, job.hash)
     here = provenance.collect(ROOT, environ)
@@ -63,6 +65,7 @@ def write(
         "data_fingerprint": material.train.fingerprint,
         "effective_batch": job.settings.effective_batch,
         **_resources(job, material),
+        "attention_backend": attention,
         "verified": environ.get("KABLATE_VERIFIED") or before.get("verified"),
         "parameters": parameters,
         "started": kept.get("started", now()),
@@ -82,7 +85,6 @@ def _resources(job: Job, material: Material) -> dict[str, Any]:
         "accumulation": split.accumulation,
         "world_size": split.world_size,
         "compile": resources.compile_model,
-        "attention_backend": resources.attention_backend,
         "precision": job.settings.optim.mixed_precision,
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),

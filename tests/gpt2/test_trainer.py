@@ -105,7 +105,7 @@ def test_the_manifest_tells_where_the_numbers_come_from(job, done):
     assert found["effective_batch"] == 8
     assert (found["micro_batch"], found["accumulation"]) == (4, 2)
     assert (found["world_size"], found["compile"]) == (1, False)
-    assert found["attention_backend"] == "auto"
+    assert found["attention_backend"] == "sdpa"
     assert found["resumed"] == found["out_of_memory"] == []
     assert found["verified"] is None
     assert len(found["data_fingerprint"]) == 16
