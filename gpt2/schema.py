@@ -415,11 +415,19 @@ def settings_from(config: Config) -> Settings:
 
 
 def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """The inverse of ``Settings.to_dict``; strict about names and types."""
+    """The inverse of ``Settings.to_dict``; strict about places, names and types.
+
+    Raises ValueError, also for what is no mapping of mappings.
+    """
+    if not isinstance(data, Mapping) or set(data) != set(PARTS):
+        raise ValueError(f"settings of another version: not {', '.join(PARTS)}")
+    if not all(isinstance(part, Mapping) for part in data.values()):
+        raise ValueError("settings of another version: a part is no mapping")
+    found = {(part, name) for part, values in data.items() for name in values}
+    if odd := found ^ {(part, name) for name, part in PART_OF.items()}:
+        names = ", ".join(sorted(f"{part}.{name}" for part, name in odd))
+        raise ValueError(f"settings of another version: {names} differ")
     given = {name: value for part in data.values() for name, value in part.items()}
-    if set(data) != set(PARTS) or set(given) != set(FIELDS):
-        odd = sorted(set(data) ^ set(PARTS)) + sorted(set(given) ^ set(FIELDS))
-        raise ValueError(f"settings of another version: {', '.join(odd)} differ")
     settings = _assemble({n: _convert(n, v) for n, v in given.items()})
     check(settings)
     return settings
@@ -459,6 +467,12 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         x.latent == "per_head_scalar" and x.latent_dim < m.n_head,
         f"per_head_scalar cuts RA_MLA_LATENT_DIM={x.latent_dim} into one chunk "
         f"a head, and there are {m.n_head} heads: widen the latent",
+    )
+    yield (
+        x.latent == "per_head_scalar" and 0 < m.mlp_width < x.latent_dim,
+        f"per_head_scalar projects an MLP of width {m.mlp_width} on orthonormal "
+        f"directions, of which RA_MLA_LATENT_DIM={x.latent_dim} are too many: "
+        "narrow the latent or widen the MLP",
     )
     yield (
         x.attention == "mla_rope" and x.rope_dim % 2 != 0,

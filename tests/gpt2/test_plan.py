@@ -278,6 +278,8 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("settings.optim.learning_rate", float("nan"), "not finite|nan"),
         ("settings.mechanisms.attention", "gqa", "none of mha, mla, mla_rope"),
         ("settings.model", None, "model"),
+        ("settings.model", 5, "a part is no mapping"),
+        ("settings", [], "settings of another version"),
     ],
 )
 def test_a_job_that_was_tampered_with_is_refused(

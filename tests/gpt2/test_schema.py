@@ -343,6 +343,10 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
         {"latent": "per_head_scalar", "attention": "mla", "latent_dim": 3},
         "RA_MLA_LATENT_DIM=3 into one chunk a head, and there are 4 heads",
     ),
+    (
+        {"latent": "per_head_scalar", "attention": "mla", "mlp_width": 5},
+        "an MLP of width 5 .* RA_MLA_LATENT_DIM=6 are too many",
+    ),
     ({"attention": "mla_rope", "rope_dim": 5}, "RA_MLA_ROPE_DIM=5 must be even"),
     ({"mechanism_share": 0.2}, "RA_MLA_MECHANISM_SHARE=0.2 has no mechanism"),
     ({"mlp_gate": True}, "RA_MLA_MLP_GATE_DIM=0 takes its width from"),
@@ -394,12 +398,16 @@ def test_both_modes_at_once_are_refused() -> None:
 
 def test_settings_of_another_version_are_refused() -> None:
     data = tiny().to_dict()
-    for damage in (
+    damaged: list[Any] = [
         {**data, "extra": {}},
         {k: v for k, v in data.items() if k != "optim"},
         {**data, "optim": {**data["optim"], "new": 1}},
         {**data, "optim": {k: v for k, v in data["optim"].items() if k != "eps"}},
-    ):
+        {**data, "optim": {**data["optim"], "n_layer": 3}},
+        {**data, "optim": 5},
+        [],
+    ]
+    for damage in damaged:
         with pytest.raises(ValueError, match="settings of another version"):
             settings_from_dict(damage)
 
