@@ -108,7 +108,8 @@ def _with_lock(
             if ranks.is_first:
                 _announce(job, run_dir, environ)
             result = _train(job, recorder, stop, micro_batch, environ, ranks)
-            recorder.status(status="done", step=max_steps, result=result)
+            last = recorder.last_step()  # by the clock, if that was the budget
+            recorder.status(status="done", step=last, max_steps=last, result=result)
         except Exception as error:
             recorder.close_bar()
             return _tell_end(run_dir, error, ranks)

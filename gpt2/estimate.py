@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.budget import budget
+from gpt2.lengths import seconds_of
 from gpt2.listing import cells, table
 from gpt2.plan import Job, Plan
 from lib import rundir
@@ -39,6 +40,7 @@ def probe_job(job: Job) -> Job:
     left out: its schedule does not fit so few steps."""
     short = job.settings.replace(
         max_iters=STEPS,
+        time_budget="",
         warmup_steps=0,
         eval_interval=STEPS,
         log_interval=1,
@@ -96,6 +98,8 @@ def _whole(job: Job, step: float, evaluation: float, save: float) -> float:
     """Seconds in the loop of the whole job, without start-up."""
     s = job.settings
     n = s.optim.max_iters
+    if s.optim.time_budget:
+        n = max(1, int(seconds_of(s.optim.time_budget) / step))
     evaluations = 2 + (n - 1) // s.data.eval_interval
     saves = 1 + (n - 1) // s.resources.checkpoint_interval
     return n * step + evaluations * evaluation + saves * save

@@ -101,10 +101,13 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
     groups = cells(plan.jobs)
     kind = {"ablation": "step", "matrix": "cell"}.get(settings.matrix.mode, "model")
     total = sum(tokens_of(job.settings) for job in plan.jobs)
+    work = f"{total:,} tokens in all"
+    if settings.optim.time_budget:
+        work = f"{settings.optim.time_budget} of training each"
     seeds = len({job.seed for job in plan.jobs})
     yield (
         f"{_plural(len(groups), kind)} x {_plural(seeds, 'seed')} = "
-        f"{_plural(len(plan.jobs), 'job')}, {total:,} tokens in all"
+        f"{_plural(len(plan.jobs), 'job')}, {work}"
     )
     yield f"results in {plan.output_dir}"
 
@@ -141,8 +144,8 @@ def _costs(job: Job, reference: Settings) -> str:
     if reference.model.head_dim:  # widths are resolved: it is a model
         share = b.parameters / budget(reference).parameters - 1
         more = f" ({100 * share:+.2f}%)"
-    tokens = tokens_of(job.settings)
-    return f"{partner}, {b.parameters:,} parameters{more}, {tokens:,} tokens"
+    work = job.settings.optim.time_budget or f"{tokens_of(job.settings):,} tokens"
+    return f"{partner}, {b.parameters:,} parameters{more}, {work}"
 
 
 def _field_line(field: str, value: str, origin: str) -> str:

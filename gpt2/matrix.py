@@ -252,7 +252,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         run_dir=run_dir,
         env={"KABLATE_VERIFIED": verified},
         files={rundir.JOB_FILE: text + "\n"},
-        max_steps=job.settings.optim.max_iters,
+        max_steps=0 if job.settings.optim.time_budget else job.settings.optim.max_iters,
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
 

@@ -21,6 +21,7 @@ from gpt2.cells import (
     partner_of,
     require_effect,
 )
+from gpt2.lengths import resolve
 from gpt2.schema import (
     IDENTITY_PARTS,
     LARGEST_ARM,
@@ -105,7 +106,7 @@ def make_plan(config: Config) -> Plan:
         field: config.origins.get(symbol, "default")
         for field, symbol in SYMBOL_OF.items()
     }
-    plan = plan_settings(settings_from(config), origins)
+    plan = plan_settings(*resolve(settings_from(config), origins))
     for job in plan.jobs:
         try:
             require_effect(job.settings)

@@ -64,6 +64,10 @@ class Clock:
     def __init__(self) -> None:
         self._last = time.perf_counter()
 
+    def peek(self) -> float:
+        """Seconds since the last lap, which goes on."""
+        return time.perf_counter() - self._last
+
     def lap(self) -> float:
         now = time.perf_counter()
         spent, self._last = now - self._last, now

@@ -130,6 +130,7 @@ class Optim:
     min_lr: float = setting("GPT2_MIN_LR", low=0.0, high=10.0)
     warmup_steps: int = setting("GPT2_WARMUP_STEPS")
     max_iters: int = setting("GPT2_MAX_ITERS")
+    time_budget: str = setting("TIME_BUDGET")
     weight_decay: float = setting("WEIGHT_DECAY", low=0.0, high=10.0)
     beta1: float = setting("ADAM_BETA1", low=0.0, high=0.9999)
     beta2: float = setting("ADAM_BETA2", low=0.0, high=0.99999)
@@ -207,6 +208,8 @@ class Matrix:
     mode: str = setting("KABLATE_MODE", allowed=("ablation", "matrix", "single"))
     steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
     seeds: tuple[int, ...] = setting("SEEDS")
+    train_tokens: int = setting("GPT2_MAX_TOKENS")
+    train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
     # The sets of the test matrix, and learning rates (None: LEARNING_RATE).
     with_sgd: bool = setting("TEST_MATRIX_SGD")
     with_adam: bool = setting("TEST_MATRIX_ADAM")
@@ -557,6 +560,7 @@ ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
     "SPARSITIES": "TEST_MATRIX_SPARSITIES",
     "JOBS": "PARALLEL_JOBS",
+    "TIME": "TIME_BUDGET",
     "LR": "LEARNING_RATE",
     "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",
     "MODEL": lambda value: {f"GPT2_MODEL_{value.upper()}": "y"},

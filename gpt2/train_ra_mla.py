@@ -23,6 +23,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
+from gpt2.lengths import resolve
 from gpt2.plan import Job, job_from_json, make_plan, step_job
 from gpt2.schema import SYMBOL_OF, settings_from
 from lib.rundir import read_json
@@ -87,7 +88,7 @@ def configured_job(options: argparse.Namespace) -> Job:
     step, mode = options.ra_mla_ablation_step, config.values.get("KABLATE_MODE")
     if step is not None:
         origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}
-        job = step_job(settings_from(config), origins, step)
+        job = step_job(*resolve(settings_from(config), origins), step)
     elif mode == "single":
         job = make_plan(config).jobs[0]
     else:

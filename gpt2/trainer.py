@@ -21,6 +21,7 @@ from gpt2.budget import budget
 from gpt2.data import Batch, BatchPlan, TokenSplit, batches
 from gpt2.evaluate import Evaluator, Scorer
 from gpt2.failures import Interrupted, NonFinite
+from gpt2.lengths import seconds_of
 from gpt2.optimize import make_optimizer, make_pruner
 from gpt2.outcome import held, scored, trained, utilisation
 from gpt2.plan import Job, identity_of
@@ -93,6 +94,9 @@ class Trainer:
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._on)
         self._norm = torch.zeros((), device=self._on)
         self._saved_step: int | None = None
+        self._time_budget = seconds_of(self.optim.time_budget)
+        self._rate = 0.0
+        self._is_over = False
 
     def _peak(self) -> float | None:
         """FLOP/s of all ranks' devices, taken to be alike; None: not known."""
@@ -114,12 +118,13 @@ class Trainer:
         """
         self.model.train()
         self._clock.lap()
+        self._is_over = self._has_ended()
         known = self.recorder.has_evaluation(self.progress.step)
         if self._is_eval_step() and not self.ranks.from_first(known):
             self._evaluate()
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
-        while self.progress.step < self.optim.max_iters:
+        while not self._is_over:
             self._stop_if_asked()
             self.update(data)
             self._after_update()
@@ -165,14 +170,29 @@ class Trainer:
         """One optimizer update over the effective batch."""
         update = self.progress.step + 1
         fake_nan = self._planned_faults(update)
-        set_learning_rate(self.optimizer, learning_rate(update, self.optim))
+        self._rate = learning_rate(update, self.optim, self._time_share())
+        set_learning_rate(self.optimizer, self._rate)
         loss = self.accumulate(data)
         if fake_nan:
             loss = loss * math.nan
         self._norm = self._apply(update)
         self._sums += torch.stack([loss, self._norm])
         self.progress.count(self.tokens_per_update)
+        self._is_over = self._has_ended()
         self.recorder.advance()
+
+    def _has_ended(self) -> bool:
+        share = self._time_share()
+        is_late = share is not None and share >= 1.0
+        return is_late or self.progress.step >= self.optim.max_iters
+
+    def _time_share(self) -> float | None:
+        """Of a time budget, what is spent on updates; every rank sees the same."""
+        if not self._time_budget:
+            return None
+        spent = self.progress.train_seconds + self._clock.peek()
+        share = torch.tensor(spent / self._time_budget, device=self._on)
+        return self.ranks.mean(share).item()
 
     def _planned_faults(self, update: int) -> bool:
         """Let the faults of tests happen; whether the loss is to be NaN."""
@@ -221,7 +241,7 @@ class Trainer:
         step = self.progress.step
         if not self.device.is_gpu:  # where reading costs nothing: at once
             self.check_finite()
-        if step % self.resources.log_interval == 0 or step == self.optim.max_iters:
+        if step % self.resources.log_interval == 0 or self._is_over:
             self._log()
         if self._is_eval_step():
             self._evaluate()
@@ -268,7 +288,7 @@ class Trainer:
                 "step": p.step,
                 "tokens": p.tokens,
                 "loss": p.train_loss,
-                "lr": learning_rate(p.step, self.optim),
+                "lr": self._rate,
                 "grad_norm": self._norm.item(),
                 "tokens_per_s": rate,
                 **utilisation(self._flops_per_token, rate, self._peak_flops),
@@ -280,9 +300,7 @@ class Trainer:
 
     def _is_eval_step(self) -> bool:
         step = self.progress.step
-        return step % self.settings.data.eval_interval == 0 or (
-            step == self.optim.max_iters
-        )
+        return step % self.settings.data.eval_interval == 0 or self._is_over
 
     def _evaluate(self) -> None:
         record = self._score()

@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt2 import estimate, listing, matrix, proofs
 from gpt2.configuration import KCONFIG, load
 from gpt2.plan import Plan, make_plan
-from gpt2.schema import Resources, settings_from, symbol_types
+from gpt2.schema import Resources, symbol_types
 from lib import rundir
 from lib.generated import Config, render_config
 from lib.process import Patience
@@ -113,7 +113,7 @@ def show_status(plan: Plan) -> int:
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     from lib.progress import make_view
 
-    settings = settings_from(config)
+    settings = plan.base
     asked = options(settings.resources, plan.output_dir)
     check_data(plan)
     files = copies(given.config, config)

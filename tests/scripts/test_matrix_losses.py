@@ -1,0 +1,317 @@
+"""What may happen to a matrix overnight, with the real trainer: nothing is lost."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lib import rundir
+from tests.gpt2.tinydata import prepare_texts
+from tests.scripts.test_run_test_matrix import (
+    TINY_RUNS,
+    attempts,
+    losses,
+    start,
+    summary,
+    until,
+    weights,
+)
+from tests.tinymatrix import run_matrix, write_config
+
+ONE_SEED = "SEEDS=1"
+TWO = "SEEDS=1 JOBS=2"
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("prepared")
+    here = Path.cwd()
+    os.chdir(folder)  # the data set remembers the path of its texts as given
+    try:
+        prepare_texts(Path("."))
+    finally:
+        os.chdir(here)
+    write_config(folder)
+    return folder
+
+
+@pytest.fixture
+def folder(prepared: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(prepared, tmp_path / "here"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("undisturbed") / "here"
+    shutil.copytree(prepared, place)
+    done = run_matrix(place, "--overrides", TWO)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+def manifest(folder: Path, run: str) -> dict[str, object]:
+    return dict(rundir.read_json(folder / "results" / run / "manifest.json"))
+
+
+def status(folder: Path, run: str) -> dict[str, object]:
+    return rundir.read_status(folder / "results" / run)
+
+
+# ---- failures of a run ----------------------------------------------------------
+
+
+def test_each_kind_of_failure_is_told_and_stops_nobody(
+    undisturbed: Path, folder: Path
+) -> None:
+    """Memory at update 3 of one run, NaN at 4 of the next, a crash at 6 of a third."""
+    faults = "oom@3@baseline,nan@5@ra,crash@6@r25"
+    words = ("--overrides", "SEEDS=1 STEPS=0,5,2 JOBS=2")
+    done = run_matrix(folder, *words, KABLATE_TEST_FAULTS=faults)
+    assert done.returncode == 1, done.stdout + done.stderr
+
+    first, second, third = (*TINY_RUNS, "step02-r25/seed1")
+    assert status(folder, first)["status"] == "done"
+    assert manifest(folder, first)["micro_batch"] == 1
+    pairs = zip(losses(folder, first), losses(undisturbed, first), strict=True)
+    for mine, theirs in pairs:
+        assert mine[:3] == theirs[:3]
+        for a, b in zip(mine[3:], theirs[3:], strict=True):
+            assert a == b or a == pytest.approx(b, rel=1e-5)
+
+    assert "step05-ra/seed1: FAILED (nan)" in done.stdout
+    assert (status(folder, second)["failure"], attempts(folder, second)) == ("nan", 1)
+    assert "last good checkpoint: step 4" in str(status(folder, second)["message"])
+
+    assert "FAILED (crash)" in done.stdout and "will be tried again" in done.stdout
+    assert (status(folder, third)["failure"], attempts(folder, third)) == ("crash", 2)
+    kept = folder / "results" / third
+    assert "injected" in (kept / "train.1.log").read_text()
+    assert [run["status"] for run in summary(folder).values()] == [
+        "done",
+        "failed",
+        "failed",
+    ]
+    done = run_matrix(folder, *words)  # without the faults
+    assert done.returncode == 0, done.stdout
+    assert losses(folder, second) == losses(undisturbed, second)
+
+
+def test_fail_fast_starts_nothing_after_the_first_failure(folder: Path) -> None:
+    words = ("--overrides", "SEEDS=1 FAIL_FAST=1")
+    done = run_matrix(folder, *words, KABLATE_TEST_FAULTS="crash@1@baseline")
+    assert done.returncode == 1 and "step05-ra/seed1: started" not in done.stdout
+    assert not (folder / "results" / TINY_RUNS[1]).exists()
+
+
+@pytest.mark.slow
+def test_a_hang_is_ended_with_its_stacks_and_tried_again(folder: Path) -> None:
+    words = ("--overrides", "SEEDS=1 STEPS=0 HANG_TIMEOUT=45")
+    done = run_matrix(folder, *words, KABLATE_TEST_FAULTS="hang@5")
+    assert done.returncode == 1 and "FAILED (hang)" in done.stdout
+    run = TINY_RUNS[0]
+    assert (status(folder, run)["failure"], attempts(folder, run)) == ("hang", 2)
+    log = (folder / "results" / run / "train.log").read_text()
+    assert "most recent call first" in log and "faults.py" in log
+
+
+# ---- kill -9 --------------------------------------------------------------------
+
+
+def processes_of(runner: subprocess.Popen[str]) -> list[psutil.Process]:
+    try:
+        return psutil.Process(runner.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+
+
+def strike(runner: subprocess.Popen[str], target: str) -> None:
+    """Kill the runner, all trainers of the moment, or both, without warning."""
+    victims = processes_of(runner)
+    if target != "trainer":
+        runner.kill()
+    if target != "runner":
+        for victim in victims:
+            try:
+                victim.kill()
+            except psutil.NoSuchProcess:
+                pass
+
+
+def finished(folder: Path) -> dict[str, int]:
+    """Attempts of the runs that are done."""
+    return {
+        run: attempts(folder, run)
+        for run in TINY_RUNS
+        if status(folder, run)["status"] == "done"
+    }
+
+
+def until_any_moved(
+    folder: Path, runner: subprocess.Popen[str], dice: random.Random
+) -> None:
+    """Wait for a random moment after some trainer has begun to write."""
+    before = stamps(folder)
+    until(lambda: runner.poll() is not None or stamps(folder) != before)
+    time.sleep(dice.uniform(0.0, 1.5))
+
+
+def stamps(folder: Path) -> list[int]:
+    paths = [folder / "results" / run / "metrics.jsonl" for run in TINY_RUNS]
+    return [path.stat().st_mtime_ns for path in paths if path.exists()]
+
+
+def survive(undisturbed: Path, folder: Path, kills: int, seed: int) -> None:
+    dice = random.Random(seed)
+    done: dict[str, int] = {}
+    slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.15"}  # most kills strike in a write
+    for number in range(kills):
+        runner = start(folder, "--overrides", TWO, **slow)
+        until_any_moved(folder, runner, dice)
+        strike(runner, ("trainer", "runner", "both")[number % 3])
+        runner.communicate(timeout=300)
+        for run, count in finished(folder).items():
+            assert done.setdefault(run, count) == count, f"{run} was done again"
+        if len(done) == len(TINY_RUNS):
+            check_equal(undisturbed, folder)
+            shutil.rmtree(folder / "results")
+            done = {}
+    last = run_matrix(folder, "--overrides", TWO)
+    assert last.returncode == 0, last.stdout + last.stderr
+    for run, count in done.items():
+        assert attempts(folder, run) == count
+    check_equal(undisturbed, folder)
+
+
+def check_equal(undisturbed: Path, folder: Path) -> None:
+    for run in TINY_RUNS:
+        assert losses(folder, run) == losses(undisturbed, run)
+        mine, theirs = (weights(d / "results" / run) for d in (folder, undisturbed))
+        assert mine == theirs
+
+
+def test_four_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
+    survive(undisturbed, folder, kills=4, seed=4)
+
+
+@pytest.mark.slow
+def test_twenty_random_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
+    survive(undisturbed, folder, kills=20, seed=20)
+
+
+# ---- others on the same folder, and the disk ------------------------------------
+
+
+def test_of_two_runners_started_at_once_one_works(
+    undisturbed: Path, folder: Path
+) -> None:
+    both = [start(folder, "--overrides", ONE_SEED) for _ in range(2)]
+    said = [runner.communicate(timeout=300)[0] for runner in both]
+    codes = sorted(runner.returncode for runner in both)
+    assert codes == [0, 2], said
+    assert sum("in use by pid" in text for text in said) == 1
+    assert [attempts(folder, run) for run in TINY_RUNS] == [1, 1]
+    check_equal(undisturbed, folder)
+
+
+@pytest.fixture
+def small_disk(folder: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a tmpfs of some KiB as the results folder."""
+    place = folder / "results"
+
+    def mount(kib: int) -> Path:
+        place.mkdir()
+        options = ["-t", "tmpfs", "-o", f"size={kib}k", "tmpfs", str(place)]
+        try:
+            done = subprocess.run(["mount", *options], capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command here")
+        if done.returncode:
+            pytest.skip(f"a tmpfs cannot be mounted here: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    subprocess.run(["umount", "-l", str(place)], capture_output=True)
+
+
+def test_a_disk_that_is_too_small_is_told_at_the_start(
+    folder: Path, small_disk: Callable[[int], Path]
+) -> None:
+    place = small_disk(600)
+    done = run_matrix(folder, "--overrides", ONE_SEED)
+    assert done.returncode == 2 and "nothing was started" in done.stderr
+    assert not (place / "step00-baseline").exists()
+
+
+def test_a_disk_that_fills_up_loses_nothing(
+    undisturbed: Path, folder: Path, small_disk: Callable[[int], Path]
+) -> None:
+    place = small_disk(66 * 1024)
+    ballast = place / "ballast"
+    environ = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.3"}
+    process = start(folder, "--overrides", ONE_SEED, **environ)
+    until(lambda: any((place / TINY_RUNS[0] / "ckpt").glob("step-*")))
+    fill(ballast)
+    said, _ = process.communicate(timeout=300)
+    assert process.returncode in (1, 6), said
+    assert "no space left" in said.lower(), said
+    assert rundir.read_status(place / TINY_RUNS[0])["status"] != "done"
+    ballast.unlink()
+    done = run_matrix(folder, "--overrides", ONE_SEED)
+    assert done.returncode == 0, done.stdout + done.stderr
+    check_equal(undisturbed, folder)
+
+
+def fill(path: Path) -> None:
+    """Write until the disk is full, to the last byte."""
+    with open(path, "wb", buffering=0) as file:
+        for block in (1 << 16, 512, 1):
+            while True:
+                try:
+                    if file.write(b"x" * block) < block:
+                        break
+                except OSError:
+                    break
+
+
+# ---- estimates ------------------------------------------------------------------
+
+
+def test_an_estimate_is_made_used_and_scored(folder: Path) -> None:
+    words = ("--overrides", f"{TWO} MAX_ITERS=20")
+    done = run_matrix(folder, "--estimate", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "2 runs, 2 at a time: about" in done.stdout
+    path = folder / "results" / "estimates.json"
+    estimate = rundir.read_json(path)
+    assert [cell["name"] for cell in estimate["cells"]] == [
+        "step00-baseline",
+        "step05-ra",
+    ]
+    for cell in estimate["cells"]:
+        assert cell["seconds"] > 20 * cell["seconds_per_step"] > 0
+        assert cell["disk_bytes"] > 0 and cell["peak_memory_bytes"] > 0
+    assert estimate["seconds"] > max(cell["seconds"] for cell in estimate["cells"])
+    assert sorted(p.name for p in (folder / "results").iterdir() if p.is_dir()) == []
+
+    done = run_matrix(folder, *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    score = rundir.read_json(path)["score"]
+    assert [run["run_dir"] for run in score["runs"]] == list(TINY_RUNS)
+    for run in score["runs"]:
+        assert run["error"] == pytest.approx(run["actual"] / run["estimated"] - 1)
+    assert abs(score["worst_error"]) >= abs(score["median_error"])
+
+
+def test_a_cell_that_cannot_run_is_told_by_its_probe(folder: Path) -> None:
+    words = ("--overrides", "SEEDS=1 STEPS=0")
+    fault = {"KABLATE_TEST_FAULTS": "crash@2"}
+    done = run_matrix(folder, "--estimate", *words, **fault)
+    assert done.returncode == 1 and "the probe failed (crash" in done.stdout
