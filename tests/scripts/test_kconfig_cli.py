@@ -1,9 +1,11 @@
 """scripts/kconfig.py as a user meets it: real processes in a copy of the tree."""
 
+import contextlib
 import os
 import pty
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -269,7 +271,8 @@ def type_keys(tree: Path, script: list[tuple[str, str]]) -> tuple[int, str]:
         seen += read_until(master, None)
         return process.wait(30), seen
     finally:
-        process.kill()
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # menuconfig is its child
         process.wait()
         os.close(master)
 
