@@ -60,8 +60,13 @@ def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:
         "val_perplexity": progress.last["val_perplexity"],
         "val_accuracy": progress.last["val_accuracy"],
         "best_val_loss": progress.best_val_loss,
-        "bits_per_byte": loss / math.log(2.0) / bytes_per_token,
+        "bits_per_byte": bits_per_byte(loss, bytes_per_token),
     }
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Of a loss in nats a token: comparable across tokenizers."""
+    return loss / math.log(2.0) / bytes_per_token
 
 
 def held(optimizer: OptimizerLike, pruner: Pruner) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from gpt2.evaluate import Evaluator, Scorer
 from gpt2.failures import Interrupted, NonFinite
 from gpt2.lengths import seconds_of
 from gpt2.optimize import make_optimizer, make_pruner
-from gpt2.outcome import held, scored, trained, utilisation
+from gpt2.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.plan import Job, identity_of
 from gpt2.progress import Clock, Progress
 from gpt2.ranks import Ranks
@@ -321,6 +321,7 @@ class Trainer:
             "val_loss": found.loss,
             "val_perplexity": found.perplexity,
             "val_accuracy": found.accuracy,
+            "bits_per_byte": bits_per_byte(found.loss, self.val_split.bytes_per_token),
             "seconds": self.progress.seconds,
             **found.attention,
         }
