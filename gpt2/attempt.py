@@ -38,6 +38,7 @@ from gpt2.model import GPT
 from gpt2.plan import Job
 from gpt2.ranks import Ranks
 from gpt2.record import Follower, Recorder
+from gpt2.sanity import watch_losses
 from gpt2.schema import IDENTITY_PARTS, Settings
 from gpt2.stopping import StopRequest
 from gpt2.tokenfiles import MissingData
@@ -392,6 +393,7 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             resumed_at=resumed_at,
             environ=environ,
         )
+        watch_losses(trainer.recorder, trainer.settings, material.val.bytes_per_token)
     trainer.recorder.say(_introduction(trainer, material, parameters, resumed_at))
     trainer.recorder.status(step=trainer.progress.step)
 

@@ -5,13 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from lib.rundir import METRICS_FILE, append_jsonl, read_jsonl, write_status
 
 STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
+ALARM = "alarm"  # kind of a record that warns of a loss
+
+# Is told of each record, by kind, once it is written; must not raise or wait.
+Listener = Callable[[str, Mapping[str, Any]], None]
 
 
 class Recorder:
@@ -20,6 +24,7 @@ class Recorder:
     def __init__(self, run_dir: Path, max_steps: int) -> None:
         self.run_dir, self.max_steps = run_dir, max_steps
         self.metrics = run_dir / METRICS_FILE
+        self.listeners: dict[str, Listener] = {}
         self._bar: Any = None
         self._last_status = 0.0
 
@@ -66,6 +71,7 @@ class Recorder:
             )
         if time.monotonic() - self._last_status > STATUS_SECONDS:
             self.status(step=record["step"])
+        self._tell("train", record)
 
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None:
         """A record of kind "eval" or "epoch"; raises lib.rundir.DiskFull."""
@@ -76,6 +82,16 @@ class Recorder:
             + (f", epoch {record['epoch']} ended" if kind == "epoch" else "")
         )
         self.status(step=record["step"])
+        self._tell(kind, record)
+
+    def alarm(self, record: Mapping[str, Any]) -> None:
+        """A record with a "message" to look at; raises lib.rundir.DiskFull."""
+        append_jsonl(self.metrics, {"kind": ALARM, **record})
+        self.say(f"ALARM at step {record['step']}: {record['message']}")
+
+    def _tell(self, kind: str, record: Mapping[str, Any]) -> None:
+        for listener in self.listeners.values():
+            listener(kind, record)
 
     def has_evaluation(self, step: int) -> bool:
         """Whether metrics.jsonl holds the evaluation of this step."""
@@ -108,6 +124,8 @@ class Follower(Recorder):
     def train(self, record: Mapping[str, Any]) -> None: ...
 
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None: ...
+
+    def alarm(self, record: Mapping[str, Any]) -> None: ...
 
     def flush(self) -> None: ...
 

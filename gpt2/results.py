@@ -86,6 +86,7 @@ COLUMNS = (
 )
 EXTRA_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,47}")
 MAX_EXTRA_COLUMNS = 64
+MAX_ALARMS = 10  # of a run; a trainer raises each kind once
 
 Row = dict[str, Any]
 
@@ -107,6 +108,7 @@ class Run:
     manifest: dict[str, Any] = field(default_factory=dict)
     evals: list[dict[str, float]] = field(default_factory=list)
     trains: list[dict[str, float]] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
     on_disk: bool = True
 
     @property
@@ -400,6 +402,8 @@ def _read_curves(matrix: Matrix, path: Path, run: Run) -> None:
         curve = {"eval": evals, "train": trains}.get(str(kind))
         if curve is not None and step is not None:
             curve[step] = {k: v for k, v in record.items() if number(v) is not None}
+        elif kind == "alarm" and len(run.alarms) < MAX_ALARMS:
+            run.alarms.append(f"step {step}: {text(record.get('message'))}")
     run.evals.extend(evals[step] for step in sorted(evals))
     run.trains.extend(trains[step] for step in sorted(trains))
 

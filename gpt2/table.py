@@ -339,6 +339,12 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
         if doubt := _bootstrap_doubt(comparison.at_steps):
             found.append((label, doubt))
     found.extend(judged.notes.items())
+    found.extend(
+        (arm.label, f"alarm of seed {run.row['seed']} at {alarm}")
+        for arm in judged.arms
+        for run in arm.runs
+        for alarm in run.alarms
+    )
     return found
 
 
