@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from gpt2.block import RA_MLA_Block
 from gpt2.context import BlockContext, DecodeCache
+from gpt2.loss import linear_cross_entropy, summed_score
 from gpt2.schema import Settings
 
 
@@ -54,12 +55,18 @@ class GPT(nn.Module):
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats over all targets [B, T], in fp32."""
+        if tokens.is_cuda:  # a GPU's memory is not spent on all logits
+            hidden = self.hidden(self.embed(tokens))
+            return linear_cross_entropy(hidden, self.wte.weight, targets)
         logits = self.logits(tokens)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats and the count of right predictions."""
+        if tokens.is_cuda:
+            hidden = self.hidden(self.embed(tokens))
+            return summed_score(hidden, self.wte.weight, targets)
         logits = self.logits(tokens).float().flatten(0, 1)
         flat = targets.flatten()
         loss = F.cross_entropy(logits, flat, reduction="sum")

@@ -269,6 +269,8 @@ def test_kernels_in_the_interpreter_equal_the_reference() -> None:
         capture_output=True,
         text=True,
     )
+    if "only 0-dimensional arrays" in result.stderr:
+        pytest.skip("Triton's interpreter does not know this numpy; 2.3 will do")
     assert result.returncode == 0, result.stderr
     found = dict(line.split() for line in result.stdout.splitlines())
     assert set(found) == set(KERNELS)

@@ -1,0 +1,92 @@
+"""gpt2/loss.py against torch's cross-entropy of all logits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gpt2.loss import linear_cross_entropy, summed_score
+from tests.gpt2.helpers import deviation, generic, normal, tiny_model, tokens_of
+
+WORDS = 131  # padded to 256
+
+
+def problem(dtype: torch.dtype, rows: int = 23) -> tuple[Tensor, Tensor, Tensor]:
+    x = normal(1, rows, 7, seed=1, dtype=dtype)
+    weight = normal(WORDS, 7, seed=2, dtype=dtype)
+    generator = torch.Generator().manual_seed(3)
+    return x, weight, torch.randint(WORDS, (1, rows), generator=generator)
+
+
+@pytest.mark.parametrize("chunk", [1, 5, 23, 100])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-13), (torch.float32, 1e-5)]
+)
+def test_loss_and_gradients_equal_torchs(
+    chunk: int, dtype: torch.dtype, tolerance: float
+) -> None:
+    x, weight, targets = problem(dtype)
+    ours = linear_cross_entropy(x, weight, targets, chunk)
+    theirs = F.cross_entropy((x @ weight.t()).flatten(0, 1), targets.flatten())
+    assert deviation(ours, theirs) <= tolerance
+    scaled = 3.5  # as a loss scale or a share of the accumulation
+    for a, b in zip(
+        torch.autograd.grad(ours * scaled, (x, weight)),
+        torch.autograd.grad(theirs * scaled, (x, weight)),
+        strict=True,
+    ):
+        assert b.abs().max() > 0
+        assert a.dtype == b.dtype
+        assert deviation(a, b) <= tolerance
+
+
+def test_loss_under_autocast_is_that_of_rounded_products() -> None:
+    x, weight, targets = problem(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = linear_cross_entropy(x, weight, targets)
+    exact = F.cross_entropy((x @ weight.t()).flatten(0, 1), targets.flatten())
+    assert loss.dtype == torch.float32
+    assert 0 < deviation(loss, exact) < 2e-2
+    slope, true = (torch.autograd.grad(y, weight)[0] for y in (loss, exact))
+    assert slope.dtype == torch.float32
+    assert (slope - true).norm() / true.norm() < 2e-2
+
+
+@pytest.mark.parametrize("chunk", [5, 100])
+def test_scores_equal_torchs(chunk: int) -> None:
+    x, weight, targets = problem(torch.float64)
+    logits = (x @ weight.t()).flatten(0, 1)
+    loss, right = summed_score(x, weight, targets, chunk)
+    expected = F.cross_entropy(logits, targets.flatten(), reduction="sum")
+    assert deviation(loss, expected) < 1e-12
+    assert right.item() == (logits.argmax(-1) == targets.flatten()).sum().item()
+
+
+def test_the_tied_embedding_gets_both_gradients() -> None:
+    settings = tiny_model()
+    model, tokens = generic(settings), tokens_of(settings, 2, 9)
+    hidden = model.hidden(model.embed(tokens))
+    weight = model.wte.weight
+    ours = linear_cross_entropy(hidden, weight, tokens.roll(-1, 1), chunk=4)
+    theirs = model(tokens, tokens.roll(-1, 1))
+    assert deviation(ours, theirs) < 1e-6
+    a, b = (
+        torch.autograd.grad(x, weight, retain_graph=True)[0] for x in (ours, theirs)
+    )
+    assert deviation(a, b) < 1e-6
+
+
+@pytest.mark.gpu
+def test_a_gpu_trains_on_the_same_loss() -> None:
+    settings = tiny_model()
+    model, tokens = generic(settings, dtype=torch.float32), tokens_of(settings, 2, 9)
+    expected = model(tokens, tokens.roll(-1, 1))
+    (slope,) = torch.autograd.grad(expected, model.wte.weight)
+    model.cuda()
+    there = tokens.cuda()
+    loss = model(there, there.roll(-1, 1))
+    assert deviation(loss.cpu(), expected) < 1e-4
+    (found,) = torch.autograd.grad(loss, model.wte.weight)
+    assert deviation(found.cpu(), slope) < 1e-4
