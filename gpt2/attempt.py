@@ -39,12 +39,13 @@ from gpt2.plan import Job
 from gpt2.ranks import Ranks
 from gpt2.record import Follower, Recorder
 from gpt2.sanity import watch_losses
-from gpt2.schema import IDENTITY_PARTS, Settings
+from gpt2.schema import IDENTITY_PARTS, Resources, Settings
 from gpt2.stopping import StopRequest
 from gpt2.tokenfiles import MissingData
 from gpt2.trainer import Material, Trainer
 from gpt2.watch import energy_used, watching
 from lib import device as devices
+from lib import startup
 from lib.process import EXIT_DONE
 from lib.rundir import (
     JOB_FILE,
@@ -307,7 +308,7 @@ def _material(
         train, val = load_data(settings)
     except (ValueError, MissingData) as error:
         raise Refused(str(error)) from error
-    _set_up_torch(device, resources.threads)
+    _set_up_torch(device, resources)
     return Material(device=device, split=split, train=train, val=val, ranks=ranks)
 
 
@@ -330,11 +331,11 @@ def _device(name: str, environ: Mapping[str, str], ranks: Ranks) -> devices.Devi
     return device
 
 
-def _set_up_torch(device: devices.DeviceInfo, threads: int) -> None:
+def _set_up_torch(device: devices.DeviceInfo, resources: Resources) -> None:
     """Arithmetic for the device: on a CPU runs have to agree bit for bit."""
-    if threads:
-        torch.set_num_threads(threads)
-    devices.set_math(device)
+    if resources.threads:
+        torch.set_num_threads(resources.threads)
+    devices.set_math(device, tf32=resources.tf32, benchmark=resources.cudnn_benchmark)
     devices.reset_peak_memory(device)
     if not device.is_gpu:
         # As use_deterministic_algorithms, which imports the compiler: 2 s more.
@@ -382,6 +383,13 @@ def _attention_of(trainer: Trainer) -> str:
 def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:
     """Resume, write the manifest, introduce the run."""
     resumed_at = trainer.resume()
+    settings = trainer.settings
+    found = startup.look(
+        material.device,
+        settings.optim.mixed_precision,
+        settings.model.head_dim,
+        environ,
+    )
     parameters = sum(p.numel() for p in trainer.parameters)
     if material.ranks.is_first:
         manifest.write(
@@ -392,9 +400,13 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             attention=_attention_of(trainer),
             resumed_at=resumed_at,
             environ=environ,
+            startup=found,
         )
         watch_losses(trainer.recorder, trainer.settings, material.val.bytes_per_token)
-    trainer.recorder.say(_introduction(trainer, material, parameters, resumed_at))
+    told = _introduction(trainer, material, parameters, resumed_at, found)
+    trainer.recorder.say(told)
+    if found.warning:
+        trainer.recorder.say(f"warning: {found.warning}")
     trainer.recorder.status(step=trainer.progress.step)
 
 
@@ -402,12 +414,17 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
 
 
 def _introduction(
-    trainer: Trainer, material: Material, parameters: int, resumed_at: int | None
+    trainer: Trainer,
+    material: Material,
+    parameters: int,
+    resumed_at: int | None,
+    found: startup.Startup,
 ) -> str:
     job, split, settings = trainer.job, material.split, trainer.settings
     step = "" if job.step is None else f"step {job.step} "
     rows = {
         "attention": _attention_of(trainer),
+        **found.rows(),
         "precision": settings.optim.mixed_precision
         + (", compiled" if settings.resources.compile_model else ""),
         "data": f"{material.train.path.parent}, {material.train.tokens.size:,} "

@@ -13,6 +13,7 @@ from gpt2.plan import Job
 from gpt2.trainer import Material
 from lib import provenance
 from lib.rundir import atomic_write_json, now, read_json
+from lib.startup import Startup
 
 FILE = "manifest.json"
 ROOT = Path(__file__).resolve().parents[1]
@@ -44,6 +45,7 @@ def write(
     attention: str,
     resumed_at: int | None,
     environ: Mapping[str, str],
+    startup: Startup,
 ) -> dict[str, Any]:
     """Write the manifest of this attempt and return it.
 
@@ -57,7 +59,7 @@ def write(
     manifest = {
         "schema": 1,
         "provenance": kept.get("provenance", here),
-        "device": asdict(material.device),
+        "device": asdict(material.device) | asdict(startup),
         "settings": job.settings.to_dict(),
         "origins": dict(job.origins),
         "hash": job.hash,

@@ -34,6 +34,7 @@ def trained(
         "tokens_per_s": rate,
         **utilisation(costs.flops_training, rate, peak),
         "seconds": progress.seconds,
+        "data_wait_share": progress.wait_seconds / progress.train_seconds,
         "step_seconds": progress.train_seconds / progress.step,
         "epochs": epochs,
         "mean_epoch_seconds": progress.seconds / epochs,

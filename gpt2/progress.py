@@ -20,6 +20,7 @@ class Progress:
     train_seconds: float = 0.0  # in updates alone
     epoch_began: float = 0.0  # ``seconds`` when the present epoch began
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
+    wait_seconds: float = 0.0  # of those, waiting for data
     updates_summed: int = 0  # since the last record of the training loss
     timed_tokens: int = 0  # since then, and the seconds they took
     timed_seconds: float = 0.0

@@ -26,6 +26,7 @@ from gpt2.configuration import load
 from gpt2.lengths import resolve
 from gpt2.plan import Job, job_from_json, make_plan, step_job
 from gpt2.schema import SYMBOL_OF, settings_from
+from lib.gpu_env import child_environment
 from lib.rundir import read_json
 
 EXIT_USAGE = 2
@@ -41,9 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_USAGE
     except KeyboardInterrupt:
         return 130
+    prepare_environment(job)
     from gpt2.attempt import carry_out  # torch takes a second to import
 
     return carry_out(job, options.run_dir, options.micro_batch, os.environ)
+
+
+def prepare_environment(job: Job) -> None:
+    """What torch reads only once, when it is imported."""
+    resources = job.settings.resources
+    if resources.device != "cpu":
+        added = child_environment(os.environ, resources.alloc_conf)
+        os.environ.update(added)
 
 
 def parser() -> argparse.ArgumentParser:

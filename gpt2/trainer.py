@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from gpt2 import checkpoint, faults
 from gpt2.batch_split import BatchSplit
 from gpt2.budget import budget
-from gpt2.data import Batch, BatchPlan, TokenSplit, batches
+from gpt2.data import (
+    Batch,
+    Batches,
+    BatchPlan,
+    TokenSplit,
+    batches,
+    eval_windows,
+    gather,
+)
 from gpt2.evaluate import Evaluator, Scorer
 from gpt2.failures import Interrupted, NonFinite
 from gpt2.lengths import seconds_of
@@ -88,7 +96,10 @@ class Trainer:
         )
         self._shared = self.ranks.wrap(model, self._on)
         compiled = self.resources.compile_model
-        self._forward = torch.compile(self._shared) if compiled else self._shared
+        mode = self.resources.compile_mode
+        self._forward = (
+            torch.compile(self._shared, mode=mode) if compiled else self._shared
+        )
         self.progress, self._clock = Progress(), Clock()
         # Loss and gradient norm, summed since the last record, on the device.
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._on)
@@ -97,6 +108,8 @@ class Trainer:
         self._time_budget = seconds_of(self.optim.time_budget)
         self._rate = 0.0
         self._is_over = False
+        self._loader: Batches | None = None
+        self._waited = 0.0  # of the loader's waiting, what is booked
 
     def _peak(self) -> float | None:
         """FLOP/s of all ranks' devices, taken to be alike; None: not known."""
@@ -117,6 +130,8 @@ class Trainer:
         errors, lib.rundir.DiskFull.
         """
         self.model.train()
+        if self.device.is_gpu and self.progress.step < self.optim.max_iters:
+            self.warm_up(self.resources.gpu_warmup)
         self._clock.lap()
         self._is_over = self._has_ended()
         known = self.recorder.has_evaluation(self.progress.step)
@@ -144,7 +159,8 @@ class Trainer:
             rank=self.split.rank,
             seed=self.job.seed,
         )
-        loader = batches(
+        self._waited = 0.0
+        self._loader = batches(
             self.train_split,
             plan,
             self.progress.step,
@@ -155,7 +171,29 @@ class Trainer:
             prefetch_factor=self.resources.prefetch_factor,
             persistent_workers=self.resources.persistent_workers,
         )
-        return iter(loader)
+        return iter(self._loader)
+
+    def warm_up(self, times: int) -> None:
+        """Forward and backward so many times, leaving no trace but compiled code,
+        tuned kernels and a warm GPU: weights and random numbers stay."""
+        windows = eval_windows(
+            self.train_split.tokens.size,
+            self.settings.model.block_size,
+            self.split.micro_batch,
+        )
+        pair = gather(self.train_split.tokens, windows, self.settings.model.block_size)
+        tokens, targets = (one.to(self._on) for one in pair)
+        random = self._random_state()
+
+        def once() -> None:
+            with self.ranks.alone(self._shared, last=False):
+                with devices.autocast(self.device, self.precision):
+                    loss = self._forward(tokens, targets)
+                loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        devices.warm_up(once, self.device, times)
+        self._set_random_state(random)
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()
@@ -275,6 +313,10 @@ class Trainer:
     def _book(self, *, training: bool) -> None:
         """Book the time since the last call. The device has been waited for."""
         self.progress.book(self._clock.lap(), training=training)
+        if training and self._loader is not None:
+            waited = self._loader.wait_seconds
+            self.progress.wait_seconds += waited - self._waited
+            self._waited = waited
 
     def _log(self) -> None:
         """Record the mean loss of the updates since the last record."""
@@ -405,6 +447,12 @@ class Trainer:
         gpu = torch.cuda.get_rng_state(self._on) if self.device.is_gpu else None
         return {"cpu": torch.get_rng_state(), "gpu": gpu}
 
+    def _set_random_state(self, random: dict[str, Tensor | None]) -> None:
+        assert random["cpu"] is not None
+        torch.set_rng_state(random["cpu"])
+        if self.device.is_gpu and random["gpu"] is not None:
+            torch.cuda.set_rng_state(random["gpu"], self._on)
+
     def resume(self) -> int | None:
         """Go on from the newest whole checkpoint; its step, or None: a fresh run.
 
@@ -437,10 +485,7 @@ class Trainer:
         self._saved_step = self.progress.step
         generators = state["rng"]
         if len(generators) == self.ranks.world_size:  # else they start anew
-            random = generators[self.ranks.rank]
-            torch.set_rng_state(random["cpu"])
-            if self.device.is_gpu and random["gpu"] is not None:
-                torch.cuda.set_rng_state(random["gpu"], self._on)
+            self._set_random_state(generators[self.ranks.rank])
 
     # ---- the end ----------------------------------------------------------------
 

@@ -214,7 +214,7 @@ def test_signal_to_the_group_does_not_disturb_the_trainers_last_work(data_dir, n
     assert "Traceback" not in err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("pin", [False, True])
 def test_batches_on_the_gpu_are_those_of_the_cpu(train, workers, pin):
