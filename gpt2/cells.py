@@ -223,6 +223,11 @@ def require_effect(settings: Settings) -> None:
         )
     if pruning.prune_method == "none":
         return
+    if optim.time_budget:
+        raise ValueError(
+            f"TIME_BUDGET={optim.time_budget}: the schedule of {pruning.prune_method} "
+            "pruning needs to know the updates; give GPT2_MAX_ITERS instead"
+        )
     try:
         ramp(
             sparsity=pruning.prune_sparsity,

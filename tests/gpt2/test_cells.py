@@ -240,6 +240,10 @@ def test_a_job_survives_its_file(everything):
             ["adamw-magnitude-50", "PRUNING_WARMUP_STEPS=200", "no mask update"],
         ),
         (
+            {"TEST_MATRIX_PRUNING_MAGNITUDE": "y", "TIME_BUDGET": "1h"},
+            ["adamw-magnitude-50", "TIME_BUDGET=1h", "magnitude pruning"],
+        ),
+        (
             {"TEST_MATRIX_ADAMWSPAM": "y", "SPAM_WARMUP": "500"},
             ["SPAM_WARMUP=500", "SPAM_INTERVAL=500"],
         ),
