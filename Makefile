@@ -7,8 +7,8 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
-OWN := PYTHON EXTRAS NAME SYMBOL RESULTS SKIP_VERIFY PYTEST_ARGS A B DELTA POWER ARMS \
-	SD MARGIN
+OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
+	ARMS SD MARGIN
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate status stop data verify
@@ -36,7 +36,7 @@ SETUP = PYTHON=$(call quote,$(PYTHON)) $(BOOT) scripts/setup_env.py
 PY = $(eval PY := "$(shell $(SETUP) --print-python)")$(PY)
 
 MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(if \
-	$(filter-out 0 n,$(SKIP_VERIFY)),--skip-verify)
+	$(filter-out 0 n,$(SKIP_VERIFY)),--skip-verify) $(call option,ONLY)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 
 .PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -52,7 +52,7 @@ quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
 run: config.py | setup ## prove, then run what is missing (JOBS=2: two at a time)
 	$(MATRIX)
 continue: run ## the same: go on where it stopped
-rerun: config.py | setup ## run all jobs anew; what was there is kept aside
+rerun: config.py | setup ## run jobs anew (STEPS=5 SEEDS=1, ONLY='adamw-*'), keep the old
 	$(MATRIX) --rerun
 status: config.py | setup ## how far everything is, also while it runs
 	$(MATRIX) --status
@@ -104,6 +104,8 @@ setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
 	$(SETUP) --extras $(call quote,$(EXTRAS)) $(if $(filter setup,$(MAKECMDGOALS)),--say)
 test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
 	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 $(PYTEST_ARGS)
+bench: | setup ## measure speed; a table, and bench_results/bench.json
+	$(PY) scripts/bench.py
 check: | setup ## formatting, house rules, types and the fast tests
 	$(PY) scripts/check.py
 format: | setup ## mend what can be mended

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2.schema import ALIASES, PREFIXES, symbol_types
-from lib.generated import Config, read_config
+from lib.generated import Config, read_config, render_config
 
 ROOT = Path(__file__).resolve().parents[1]
 KCONFIG = ROOT / "Kconfig"
@@ -37,6 +37,17 @@ def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
     return override(
         load_strict(KCONFIG, [], types=types, aliases=ALIASES), overrides, first
     )
+
+
+def copies(config: Config) -> dict[str, str]:
+    """config.py and .config as they stand, overrides included, to keep with results."""
+    from lib.kconfig import render_dotconfig
+
+    types = symbol_types()
+    return {
+        "config.py": render_config(config, types),
+        ".config": render_dotconfig(KCONFIG, config, types=types),
+    }
 
 
 def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Config:

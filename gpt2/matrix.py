@@ -287,11 +287,7 @@ def run(
     with rundir.lock(matrix_lock(root)):
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
-        check(root, plan, settings)
-        kept = kept_jobs(root, plan.jobs)
-        text = render_matrix_file(plan, settings, kept)
-        for name, content in {**copies, MATRIX_FILE: text}.items():
-            rundir.atomic_write_text(root / name, content)
+        _write_files(plan, settings, copies)
         stop_file = root / STOP_FILE
         stop_file.unlink(missing_ok=True)
         estimate.require_space(plan, missing(plan))
@@ -306,6 +302,30 @@ def run(
         stop_file.unlink(missing_ok=True)
         estimate.score(root)
         return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+def _write_files(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
+    """Bring the folder's own files up to the plan, if its runs fit it."""
+    root = plan.output_dir
+    check(root, plan, settings)
+    text = render_matrix_file(plan, settings, kept_jobs(root, plan.jobs))
+    for name, content in {**copies, MATRIX_FILE: text}.items():
+        rundir.atomic_write_text(root / name, content)
+
+
+def prepare(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
+    """A folder with a job.json for each missing run, for others to carry out.
+
+    Raises as run().
+    """
+    root = plan.output_dir
+    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
+    with rundir.lock(matrix_lock(root)):
+        _write_files(plan, settings, copies)
+        for job in missing(plan):
+            path = rundir.safe_join(root, job.run_dir) / rundir.JOB_FILE
+            rundir.atomic_write_json(path, job.to_json())
+        _summarise(root)
 
 
 def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:

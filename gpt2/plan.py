@@ -5,10 +5,12 @@ Torch-free, so that listing a matrix starts at once.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +115,30 @@ def make_plan(config: Config) -> Plan:
         except ValueError as error:
             raise ValueError(f"{job.run_dir}: {error}") from error
     return plan
+
+
+def only(plan: Plan, patterns: str) -> Plan:
+    """The jobs whose run directory, or the start of it, matches one of the patterns,
+    as in "adamw-*,*/seed1"; all of them if there is no pattern.
+
+    Raises ValueError if none does.
+    """
+    wanted = [text for text in map(str.strip, patterns.split(",")) if text]
+    if not wanted:
+        return plan
+    jobs = tuple(
+        job
+        for job in plan.jobs
+        if any(
+            fnmatchcase(job.run_dir, end)
+            for text in wanted
+            for end in (text, f"{text}/*")
+        )
+    )
+    if not jobs:
+        some = ", ".join(job.run_dir for job in plan.jobs[:3])
+        raise ValueError(f"ONLY={patterns!r} matches no job; they are {some}, ...")
+    return dataclasses.replace(plan, jobs=jobs)
 
 
 def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
@@ -231,13 +257,20 @@ def step_settings(settings: Settings, step_id: int) -> Settings:
 def parameters_of(settings: Settings, which: str) -> int:
     """Parameters of step ``which`` over base settings, or of the largest arm."""
     if which == LARGEST_ARM:
-        arms = [s.id for s in STEPS.values() if not _matches(s.id, LARGEST_ARM)]
-        return max(parameters_of(settings, str(arm)) for arm in arms)
+        return max(_arm_sizes(settings))
     if not which.isdecimal() or int(which) not in STEPS:
         raise ValueError(
             f"CONFIG_RA_MLA_MATCH_STEP={which!r} is no step and not {LARGEST_ARM!r}"
         )
     return budget(step_settings(settings, int(which))).parameters
+
+
+def _arm_sizes(settings: Settings) -> Iterator[int]:
+    """Parameters of the arms that the base settings allow; the control is none."""
+    for arm in STEPS:
+        if not _matches(arm, LARGEST_ARM):
+            with contextlib.suppress(ValueError):
+                yield parameters_of(settings, str(arm))
 
 
 def _matches(step_id: int, which: str) -> bool:

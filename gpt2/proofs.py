@@ -36,14 +36,15 @@ class Proofs:
         return SKIPPED if self.table is None else PASSED
 
 
-def prove(config: Path, overrides: str) -> Proofs:
+def prove(config: Path, overrides: str, only: str) -> Proofs:
     """Prove the cells at hand, the table going to stdout.
 
     Raises RuntimeError if the proof itself could not be carried out.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "certificates.json"
-        words = ["--config", str(config), "--overrides", overrides, "--at-hand"]
+        words = ["--config", str(config), "--overrides", overrides]
+        words += ["--at-hand", f"--only={only}"]
         command = [sys.executable, str(VERIFY), *words, "--json", str(out)]
         code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
         if code not in (0, 1) or not out.exists():

@@ -14,13 +14,14 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import estimate, listing, matrix, proofs
-from gpt2.configuration import KCONFIG, load
-from gpt2.plan import Plan, make_plan
-from gpt2.schema import Resources, symbol_types
+from gpt2.configuration import copies, load
+from gpt2.plan import Plan, make_plan, only
+from gpt2.schema import Resources
 from lib import rundir
-from lib.generated import Config, render_config
+from lib.generated import Config
 from lib.process import Patience
 from lib.scheduler import Options
+from lib.trackers import check_installed
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 6
 ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that leave the choice to us
@@ -33,6 +34,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
     add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
+    add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
     add("--skip-verify", action="store_true", help="run steps without proving them")
     what = parser.add_mutually_exclusive_group()
     for name, text in (
@@ -53,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     try:
         config = load(given.config, given.overrides)
-        plan = make_plan(config)
+        plan = only(make_plan(config), given.only)
         return act(given, config, plan)
     except rundir.DiskFull as error:
         print(error, file=sys.stderr)
@@ -69,6 +71,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
+    if not (given.budget or given.status or given.stop):
+        check_installed(plan.base.resources.trackers)
     if given.list or given.dry_run:
         print(listing.listing(plan, config), end="", flush=True)
         return dry_run(given) if given.dry_run else 0
@@ -96,7 +100,7 @@ def prove(given: argparse.Namespace) -> proofs.Proofs:
     if given.skip_verify:
         return proofs.Proofs()
     print("\nproving each step at tiny size", flush=True)
-    found = proofs.prove(given.config, given.overrides)
+    found = proofs.prove(given.config, given.overrides, given.only)
     print(flush=True)
     return found
 
@@ -116,7 +120,7 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     settings = plan.base
     asked = options(settings.resources, plan.output_dir)
     check_data(plan)
-    files = copies(given.config, config)
+    files = copies(config)
     with make_view() as view:
         if given.estimate:
             found = matrix.make_estimate(plan, settings, files, asked, view)
@@ -173,17 +177,6 @@ def check_data(plan: Plan) -> None:
     settings = plan.jobs[0].settings
     place, data = settings.resources.data_dir, settings.data
     check_request(read_meta(place, data.dataset, data.tokenizer), request_of(settings))
-
-
-def copies(path: Path, config: Config) -> dict[str, str]:
-    """config.py and .config as they stand, overrides included."""
-    from lib.kconfig import render_dotconfig
-
-    types = symbol_types()
-    return {
-        "config.py": render_config(config, types),
-        ".config": render_dotconfig(KCONFIG, config, types=types),
-    }
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import configuration
 from gpt2.ablation import STEPS
-from gpt2.plan import Plan, make_plan, plan_settings
+from gpt2.plan import Plan, make_plan, only, plan_settings
 from lib.dotconfig import split_overrides
 from lib.generated import Config
 from lib.rundir import atomic_write_json
@@ -35,6 +35,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--config", type=Path, help="default: Kconfig's defaults")
     add("--overrides", default="", help="assignments, as in 'STEPS=0,5'")
     add("--at-hand", action="store_true", help="the configured jobs only")
+    add("--only", default="", help="of these, the jobs that match a pattern")
     add("--json", type=Path, help="write the table as data too")
     add("--fresh", action="store_true", help="prove again what is proven already")
     return parser.parse_args(arguments)
@@ -45,7 +46,11 @@ def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
     try:
         config = load(given.config, given.overrides)
-        plans = [make_plan(config)] if given.at_hand else list(all_plans(config))
+        plans = (
+            [only(make_plan(config), given.only)]
+            if given.at_hand
+            else list(all_plans(config))
+        )
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE

@@ -126,6 +126,14 @@ def test_list_shows_each_job_with_what_differs_and_why(folder: Path) -> None:
     assert not (folder / "results").exists()
 
 
+def test_only_the_jobs_that_match_are_listed(folder: Path) -> None:
+    done = run_matrix(folder, "--list", "--only", "*/seed2,step05*")
+    found = re.findall(r"results/(\S+)", done.stdout)
+    assert found == ["step00-baseline/seed2", "step05-ra/seed1", "step05-ra/seed2"]
+    done = run_matrix(folder, "--list", "--only", "step9*")
+    assert done.returncode == 2 and "matches no job" in done.stderr
+
+
 @pytest.mark.parametrize("what", ["--list", "--budget"])
 def test_listing_never_imports_torch(folder: Path, what: str) -> None:
     code = (

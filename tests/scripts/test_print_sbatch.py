@@ -1,0 +1,62 @@
+"""scripts/print_sbatch.py: its script is run by bash as Slurm would run each task."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from lib import rundir
+from tests.gpt2.tinydata import prepare_texts
+from tests.scratch import ROOT, write
+from tests.tinymatrix import run_matrix, write_config
+
+SCRIPT = ROOT / "scripts" / "print_sbatch.py"
+
+
+def print_sbatch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(SCRIPT), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
+
+
+def run_task(folder: Path, script: str, task: int, **environ: str) -> int:
+    """As one task of the array; `scontrol` notes what it is asked for."""
+    tool = write(folder, "bin/scontrol", '#!/bin/sh\necho "$@" >> requeued\n')
+    tool.chmod(0o755)
+    slurm = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "7"}
+    path = f"{tool.parent}:{os.environ['PATH']}"
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env={**os.environ, **slurm, "PATH": path, "OMP_NUM_THREADS": "1", **environ},
+        capture_output=True,
+        timeout=300,
+    ).returncode
+
+
+def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prepare_texts(Path("."))
+    write_config(tmp_path)
+    words = ("--overrides", "SEEDS=1 JOBS=3", "--sbatch=--partition=gpu --gres=gpu:1")
+    done = print_sbatch(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    for line in ("--array=0-1%3", "--partition=gpu", "--gres=gpu:1", "--requeue"):
+        assert f"#SBATCH {line}\n" in done.stdout
+    run = tmp_path / "results" / "step05-ra" / "seed1"
+    assert run_task(tmp_path, done.stdout, 1) == 0
+    assert rundir.read_status(run)["status"] == "done"
+    assert not (tmp_path / "requeued").exists()
+
+    again = print_sbatch(tmp_path, *words)  # what is left
+    assert "--array=0-0%3" in again.stdout and "step05" not in again.stdout
+    shown = run_matrix(tmp_path, "--status")
+    assert "step05-ra/seed1" in shown.stdout and "done" in shown.stdout
+
+
+def test_a_finished_matrix_or_a_wrong_setting_is_told(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    done = print_sbatch(tmp_path, "--only", "nothing")
+    assert done.returncode == 2 and "matches no job" in done.stderr
+    assert not (tmp_path / "results").exists()
