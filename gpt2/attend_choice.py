@@ -149,6 +149,33 @@ def _project(x: Tensor) -> Tensor:
 
 def _time(weigh: Weigh, settings: Settings, device: torch.device, batch: int) -> float:
     """Seconds of forward and backward at the size of the run."""
+    step = _step(weigh, settings, device, batch)
+    start = time.perf_counter()
+    for _ in range(REPEATS):
+        step()
+    _wait(device)
+    return (time.perf_counter() - start) / REPEATS
+
+
+def kernel_seconds(
+    path: str, settings: Settings, device: torch.device, batch: int
+) -> float:
+    """Summed time of the GPU's kernels in a forward and a backward pass; gaps
+    between them, in which the host launches, are not part of it."""
+    step = _step(_weigher(path, settings, device), settings, device, batch)
+    kinds = [torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(REPEATS):
+            step()
+        _wait(device)
+    total = sum(event.self_device_time_total for event in profile.key_averages())
+    return total / REPEATS / 1e6
+
+
+def _step(
+    weigh: Weigh, settings: Settings, device: torch.device, batch: int
+) -> Callable[[], None]:
+    """A warm forward and backward pass."""
     heads, leaves = inputs(settings, device, batch, settings.model.block_size)
     slopes = [torch.randn_like(x) for x in weigh(heads)]
 
@@ -158,11 +185,7 @@ def _time(weigh: Weigh, settings: Settings, device: torch.device, batch: int) ->
     for _ in range(3):
         step()
     _wait(device)
-    start = time.perf_counter()
-    for _ in range(REPEATS):
-        step()
-    _wait(device)
-    return (time.perf_counter() - start) / REPEATS
+    return step
 
 
 def _wait(device: torch.device) -> None:

@@ -256,10 +256,12 @@ sys.path.insert(0, sys.argv[1])
 import torch
 from tests.gpt2.test_attend import KERNELS, kernel_case
 for name in KERNELS:
-    print(name, max(kernel_case(name, 37, torch.float32, "cpu", "triton")))
+    print(name, max(kernel_case(name, 21, torch.float32, "cpu", "triton")))
 """
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_in_the_interpreter_equal_the_reference() -> None:
     # In a process of its own: what Triton compiles to is settled at its import.

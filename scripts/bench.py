@@ -1,0 +1,375 @@
+"""Measure: training steps, attention alone, and what a CPU shows; one table.
+
+On a GPU every step's training speed, beside HF transformers' GPT-2 and the eager
+reference; everywhere speed on the CPU beside transformers, the start of a listing
+and the time of the certificates. Without a GPU its rows are left out, and it says so.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2 import configuration
+from gpt2.ablation import STEPS
+from gpt2.budget import budget
+from gpt2.plan import step_settings
+from gpt2.schema import Settings, settings_from
+from lib.peaks import peak_flops
+from lib.rundir import atomic_write_json, now
+
+if TYPE_CHECKING:
+    import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+Row = dict[str, Any]
+# What a CPU trains in seconds; the other sizes are GPT-2's own.
+SMALL = (
+    "RA_MLA_ABLATION_MODE=y MODEL=CUSTOM N_LAYER=4 N_HEAD=4 N_EMBD=128 "
+    "BLOCK_SIZE=256 TOKENIZER=BYTES"
+)
+ON_CPU = "DEVICE=cpu MIXED_PRECISION=n"
+ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
+PEER = "HF transformers GPT-2"
+
+
+def parse(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    add = parser.add_argument
+    add("--json", type=Path, default=ROOT / "bench_results" / "bench.json")
+    add("--steps", default=",".join(map(str, STEPS)), help="such as 0,5,16")
+    add("--micro-batches", default="8,32", help="on the GPU")
+    add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
+    add("--parts", default="gpu,attention,cpu,start,certificates")
+    add("--settings", default="", help="assignments such as BLOCK_SIZE=4096")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    given = parse(arguments)
+    parts = given.parts.split(",")
+    try:
+        steps = [int(number) for number in given.steps.split(",")]
+        settings_of(given.settings)
+    except ValueError as error:
+        print(error, file=sys.stderr)
+        return 2
+    import torch
+
+    rows: list[Row] = []
+    told = machine()
+    print("  ".join(f"{key}: {value}" for key, value in told.items()))
+    if torch.cuda.is_available():
+        if "gpu" in parts:
+            rows += gpu_rows(given, steps)
+        if "attention" in parts:
+            rows += attention_rows(given, steps)
+    elif {"gpu", "attention"} & set(parts):
+        print("torch sees no GPU here: its rows are left out")
+    if "cpu" in parts:
+        rows += cpu_rows(given)
+    if "start" in parts:
+        rows.append(start_row())
+    if "certificates" in parts:
+        rows.append(certificates_row(steps))
+    for row in rows:
+        print(line_of(row))
+    atomic_write_json(given.json, {"schema": 1, "machine": told, "rows": rows})
+    print(f"written: {given.json}")
+    return 0
+
+
+def machine() -> dict[str, str]:
+    """What was measured on."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return {
+        "date": now(),
+        "gpu": torch.cuda.get_device_name() if gpu else "none",
+        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "threads": str(torch.get_num_threads()),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def settings_of(overrides: str) -> Settings:
+    """Kconfig's defaults with assignments. Raises ValueError for a wrong one."""
+    return settings_from(configuration.load_defaults(overrides))
+
+
+def line_of(row: Row) -> str:
+    """A row of the table: its name, then each number with its name."""
+    shown = [f"{row['part']:<12} {row['what']:<34}"]
+    for key, value in row.items():
+        if key not in ("part", "what"):
+            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+            shown.append(f"{key} {text}")
+    return "  ".join(shown)
+
+
+# ---- one training step ------------------------------------------------------------
+
+
+def seconds_of(update: Callable[[], object], repeats: int) -> float:
+    """Mean time of an update, on whatever device; waits for a GPU."""
+    import torch
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    for _ in range(max(3, repeats // 4)):
+        update()
+    wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        update()
+    wait()
+    return (time.perf_counter() - start) / repeats
+
+
+def our_update(settings: Settings, device: torch.device, batch: int) -> Any:
+    """Forward, backward, clip and optimizer step of our model on random tokens."""
+    import torch
+
+    from gpt2.init import init_parameters
+    from gpt2.model import GPT
+    from gpt2.optimize import make_optimizer
+
+    model = GPT(settings)
+    init_parameters(model, 1)
+    model.to(device).train()
+    run = torch.compile(model) if settings.resources.compile_model else model
+    optimizer = make_optimizer(model, settings.optim)
+    return update_of(
+        lambda x: run(x, x.roll(-1, 1)), optimizer, settings, device, batch
+    )
+
+
+def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
+    """The same with transformers' GPT-2, which gets torch's AdamW."""
+    import torch
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    m = settings.model
+    model = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=settings.vocab_size,
+            n_positions=m.block_size,
+            n_embd=m.n_embd,
+            n_layer=m.n_layer,
+            n_head=m.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+            attn_implementation="sdpa",
+        )
+    )
+    model.to(device).train()
+    run = torch.compile(model) if settings.resources.compile_model else model
+    fused = {"fused": True} if device.type == "cuda" else {}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **fused)
+    return update_of(
+        lambda x: run(input_ids=x, labels=x).loss, optimizer, settings, device, batch
+    )
+
+
+def update_of(
+    loss: Callable[[Any], Any],
+    optimizer: Any,
+    settings: Settings,
+    device: torch.device,
+    batch: int,
+) -> Callable[[], None]:
+    import torch
+
+    shape = (batch, settings.model.block_size)
+    tokens = torch.randint(settings.vocab_size, shape, device=device)
+    parameters = [p for g in optimizer.param_groups for p in g["params"]]
+    bf16 = settings.optim.mixed_precision == "bf16"
+
+    def update() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+            value = loss(tokens)
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    return update
+
+
+# ---- on a GPU ---------------------------------------------------------------------
+
+
+def gpu_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
+    """Each step at each micro batch, with ratios to step 0 and the peers."""
+    import torch
+
+    from gpt2.attend_choice import choose
+    from gpt2.attend_path import place_of, served_by
+
+    device, rows = torch.device("cuda"), []
+    base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {given.settings}")
+    torch.set_float32_matmul_precision("high")
+    for batch in map(int, given.micro_batches.split(",")):
+        first: Row | None = None
+        for number in sorted(set(steps) | {0}):
+            settings = step_settings(base, number)
+            path, _ = choose(settings, device, batch)
+            settings = settings.replace(attention_backend=path)
+            row = gpu_row(our_update, settings, batch, given.repeats)
+            row["what"] = f"step {number}, micro batch {batch}"
+            row["attention"] = served_by(settings, place_of("cuda", True))
+            first = first or row
+            row |= ratios(row, first)
+            rows.append(row)
+            print(line_of(row), flush=True)
+        plain = step_settings(base, 0)
+        eager = plain.replace(attention_backend="reference", compile_model=False)
+        for what, make, settings in (
+            (PEER, peer_update, plain),
+            ("eager reference", our_update, eager),
+        ):
+            row = gpu_row(make, settings, batch, given.repeats)
+            row["what"] = f"{what}, micro batch {batch}"
+            rows.append(row | ratios(row, first or row))
+    return rows
+
+
+def gpu_row(make: Any, settings: Settings, batch: int, repeats: int) -> Row:
+    """Tokens/s, MFU and peak memory; or why there are none."""
+    import torch
+
+    torch.compiler.reset()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        seconds = seconds_of(make(settings, torch.device("cuda"), batch), repeats)
+    except (torch.OutOfMemoryError, ImportError) as error:
+        return {"part": "gpu", "what": "", "failed": str(error).splitlines()[0]}
+    rate = batch * settings.model.block_size / seconds
+    flops = budget(settings).flops_training
+    props = torch.cuda.get_device_properties(0)
+    peak = peak_flops(props.name, props.multi_processor_count, "bf16")
+    return {
+        "part": "gpu",
+        "what": "",
+        "ms": seconds * 1e3,
+        "tokens/s": rate,
+        "flops/token": float(flops),
+        "MFU": rate * flops / peak if peak else "unknown",
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def ratios(row: Row, first: Row) -> Row:
+    """Speed per equal FLOPs and memory, relative to step 0."""
+    if "tokens/s" not in row or "tokens/s" not in first:
+        return {}
+    work = [r["tokens/s"] * r["flops/token"] for r in (row, first)]
+    return {
+        "of step 0, equal FLOPs": work[0] / work[1],
+        "of step 0, memory": row["peak GiB"] / first["peak GiB"],
+    }
+
+
+def attention_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
+    """Summed kernel time of attention alone, forward and backward, each path."""
+    import torch
+
+    from gpt2.attend_choice import attempt, candidates, kernel_seconds
+    from gpt2.attend_path import place_of
+
+    device, rows = torch.device("cuda"), []
+    base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {given.settings}")
+    for number in steps:
+        settings = step_settings(base, number)
+        for path in candidates(settings, place_of("cuda", True)):
+            trial = attempt(path, settings, device, 8)
+            row: Row = {"part": "attention", "what": f"step {number}, {path}"}
+            if trial.problem:
+                row["failed"] = trial.problem
+            else:
+                row["kernel ms"] = kernel_seconds(path, settings, device, 8) * 1e3
+            rows.append(row)
+    return rows
+
+
+# ---- on a CPU ---------------------------------------------------------------------
+
+
+def cpu_rows(given: argparse.Namespace) -> list[Row]:
+    """Step 0 and transformers' GPT-2 at equal size, in turns, the best of each."""
+    import torch
+
+    device, batch = torch.device("cpu"), 4
+    settings = step_settings(settings_of(f"{SMALL} {ON_CPU}"), 0)
+    makers = {"step 0": our_update}
+    try:
+        import transformers  # noqa: F401
+
+        makers[PEER] = peer_update
+    except ImportError:
+        print("transformers is not installed: its row is left out")
+    best = dict.fromkeys(makers, float("inf"))
+    updates = {name: make(settings, device, batch) for name, make in makers.items()}
+    for _ in range(3):
+        for name, update in updates.items():
+            best[name] = min(best[name], seconds_of(update, given.repeats))
+    tokens = batch * settings.model.block_size
+    rows: list[Row] = [
+        {"part": "cpu", "what": name, "tokens/s": tokens / seconds}
+        for name, seconds in best.items()
+    ]
+    if PEER in best:
+        rows[0]["of transformers"] = best[PEER] / best["step 0"]
+    return rows
+
+
+def start_row() -> Row:
+    """The shortest of five starts of a listing."""
+    config = configuration.load_defaults("RA_MLA_ABLATION_MODE=y")
+    script = str(ROOT / "scripts" / "run_test_matrix.py")
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "config.py"
+        path.write_text(configuration.copies(config)["config.py"])
+        command = [sys.executable, script, "--list", "--config", str(path)]
+        seconds = min(command_seconds(command) for _ in range(5))
+    return {"part": "start", "what": "run_test_matrix.py --list", "seconds": seconds}
+
+
+def certificates_row(steps: list[int]) -> Row:
+    """The time to prove the steps anew."""
+    wanted = "STEPS=" + ",".join(map(str, steps))
+    command = [sys.executable, str(ROOT / "scripts" / "verify.py"), "--fresh"]
+    overrides = f"RA_MLA_ABLATION_MODE=y {wanted}"
+    seconds = command_seconds([*command, "--at-hand", "--overrides", overrides])
+    what = f"certificates of {len(steps)} steps"
+    return {"part": "certificates", "what": what, "seconds": seconds}
+
+
+def command_seconds(command: list[str]) -> float:
+    """Wall time of a command. Raises CalledProcessError if it fails."""
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    sys.exit(main())
