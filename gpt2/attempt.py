@@ -22,6 +22,7 @@ import torch
 from gpt2 import manifest
 from gpt2.attend_choice import choose
 from gpt2.attend_path import place_of, served_by
+from gpt2.auto_batch import largest, within_margin
 from gpt2.batch_split import BatchSplit, split_batch
 from gpt2.data import load_data
 from gpt2.failures import (
@@ -220,6 +221,8 @@ def _train(
     checkpoint. Raises OutOfMemory when there is nothing left to halve, and
     LessMemory where all ranks have to begin anew for that."""
     material = _material(job, recorder.run_dir, micro_batch, environ, ranks)
+    if job.settings.resources.auto_batch and micro_batch is None:
+        material = _fit(job, recorder, material)
     if environ.get("KABLATE_LAST_END") == KILLED_FOR_MEMORY:
         material = _shrink(job, recorder, material, recorder.last_step(), None)
     while True:
@@ -240,6 +243,56 @@ def _train(
             material = _shrink(job, recorder, material, step, error)
         del trainer
         _free_memory(material)
+
+
+def _fit(job: Job, recorder: Recorder, material: Material) -> Material:
+    """The material with the micro batch that fits: an earlier attempt's, or the
+    largest that one update on throwaway weights does not run out of memory with."""
+    split, ranks = material.split, material.ranks
+    known = manifest.settled_micro_batch(manifest.read(recorder.run_dir, job.hash))
+    known = ranks.from_first(known)
+    if known and split.effective_batch % (known * split.world_size) == 0:
+        return _with_micro_batch(material, known)
+    if not material.device.is_gpu:
+        recorder.say(f"AUTO_BATCH is for GPUs: the micro batch is {split.micro_batch}")
+        return material
+    tried: list[str] = []
+
+    def fits(split: BatchSplit) -> bool:
+        good = _fits(job, recorder, replace(material, split=split))
+        tried.append(f"{split.micro_batch} {'fits' if good else 'does not'}")
+        return good
+
+    found = min(ranks.gather(largest(split, fits).micro_batch))
+    recorder.say(f"AUTO_BATCH: micro batch {found} ({', '.join(tried)})")
+    return _with_micro_batch(material, found)
+
+
+def _with_micro_batch(material: Material, micro_batch: int) -> Material:
+    old = material.split
+    split = split_batch(old.effective_batch, micro_batch, old.world_size, old.rank)
+    return replace(material, split=split)
+
+
+def _fits(job: Job, recorder: Recorder, material: Material) -> bool:
+    """Whether one update fits, with room to spare; nothing of it is left."""
+    alone = replace(job, settings=job.settings.replace(num_workers=0))
+    quiet = Follower(recorder.run_dir, recorder.max_steps)
+
+    def one_update() -> None:
+        single = replace(material, ranks=Ranks())
+        trainer = _build(alone, single, quiet, StopRequest())
+        trainer.update(trainer.micro_batches())
+
+    try:
+        return within_margin(material.device, one_update)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        return False
+    finally:
+        _free_memory(material)
+        devices.reset_peak_memory(material.device)
 
 
 def _shrink(

@@ -36,6 +36,12 @@ def allowed_micro_batch(manifest: Mapping[str, Any], otherwise: int) -> int:
     return min(otherwise, int(manifest.get("micro_batch", otherwise)))
 
 
+def settled_micro_batch(manifest: Mapping[str, Any]) -> int | None:
+    """The micro batch that an earlier attempt trained with; None: there was none."""
+    found = manifest.get("micro_batch")
+    return found if isinstance(found, int) and found > 0 else None
+
+
 def write(
     run_dir: Path,
     job: Job,

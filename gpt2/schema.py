@@ -183,6 +183,7 @@ class Resources:
     attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
     compile_model: bool = setting("COMPILE_MODEL")
     compile_mode: str = setting("COMPILE_MODE")
+    auto_batch: bool = setting("AUTO_BATCH")
     tf32: bool = setting("TF32")
     cudnn_benchmark: bool = setting("CUDNN_BENCHMARK")
     gpu_warmup: int = setting("GPU_WARMUP")
