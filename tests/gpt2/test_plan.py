@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpt2.budget import budget
 from gpt2.plan import Job, Plan, job_from_json, make_plan, step_settings
 from gpt2.schema import (
     FIELDS,
@@ -100,6 +101,20 @@ def test_a_step_to_match_must_exist(value: str) -> None:
     assert single(RA_MLA_MATCH_STEP="largest").jobs
     with pytest.raises(ValueError, match=f"RA_MLA_MATCH_STEP='{value}' is no step"):
         single(RA_MLA_MATCH_STEP=value)
+
+
+def test_an_arm_that_is_impossible_here_does_not_stop_the_largest_arms_control() -> (
+    None
+):
+    narrow = {"RA_MLA_LATENT_DIM": "60"}  # wider than the MLP: no step 27
+    with pytest.raises(ValueError, match="step 27: per_head_scalar"):
+        plan(STEPS="20,27", SEEDS="1", **narrow)
+    control, *others = plan(STEPS="20,0-19,21-26,28-33", SEEDS="1", **narrow).jobs
+    sizes = [budget(each.settings).parameters for each in others]
+    assert budget(control.settings).parameters > max(sizes)
+    with pytest.raises(ValueError, match="step 3: MLP gate"):
+        plan(STEPS="3", SEEDS="1", GPT2_N_LAYER="1")
+    assert plan(STEPS="20", SEEDS="1", GPT2_N_LAYER="1").jobs
 
 
 def test_an_unknown_step_is_refused_by_name() -> None:
