@@ -43,6 +43,7 @@ from gpt2.sanity import watch_losses
 from gpt2.schema import IDENTITY_PARTS, Resources, Settings
 from gpt2.stopping import StopRequest
 from gpt2.tokenfiles import MissingData
+from gpt2.tracking import tracking
 from gpt2.trainer import Material, Trainer
 from gpt2.watch import energy_used, watching
 from lib import device as devices
@@ -106,13 +107,15 @@ def _with_lock(
         recorder = Recorder(run_dir, max_steps)
     if not ranks.is_single:
         stop = StopRequest(os.getppid())  # torchrun, which the runner started
-    with stop.listening():
+    telling = tracking(job, recorder) if ranks.is_first else nullcontext({})
+    with stop.listening(), telling as summary:
         try:
             if ranks.is_first:
                 _announce(job, run_dir, environ)
             result = _train(job, recorder, stop, micro_batch, environ, ranks)
             last = recorder.last_step()  # by the clock, if that was the budget
             recorder.status(status="done", step=last, max_steps=last, result=result)
+            summary.update(result)
         except Exception as error:
             recorder.close_bar()
             return _tell_end(run_dir, error, ranks)

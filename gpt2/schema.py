@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
-from lib.generated import Config
+from lib.generated import Config, ConfigError
+from lib.trackers import BACKENDS, parse_trackers
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
@@ -205,6 +206,16 @@ class Resources:
     ddp_backend: str = setting("DDP_BACKEND", allowed=("auto", "nccl", "gloo"))
     data_dir: str = setting("DATA_DIR")
     output_dir: str = setting("OUTPUT_DIR")
+    with_trackio: bool = setting("ENABLE_TRACKIO")
+    with_wandb: bool = setting("ENABLE_WANDB")
+    with_tensorboard: bool = setting("ENABLE_TENSORBOARD")
+    tracker_project: str = setting("TRACKER_PROJECT")
+    wandb_online: bool = setting("TRACKER_WANDB_ONLINE")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that are told of a run."""
+        return tuple(name for name in BACKENDS if getattr(self, f"with_{name}"))
 
 
 @part
@@ -561,6 +572,18 @@ def latent_on(settings: Settings) -> bool:
 # Symbols may be named without these on the command line.
 PREFIXES = ("GPT2_", "RA_MLA_")
 
+
+def _tracker_symbols(value: str) -> dict[str, str]:
+    """TRACKER=trackio,wandb: these and no others."""
+    try:
+        wanted = parse_trackers(value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {
+        f"ENABLE_{name.upper()}": "y" if name in wanted else "n" for name in BACKENDS
+    }
+
+
 # Short names for overrides on the command line, besides those.
 ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
@@ -572,4 +595,5 @@ ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "MODEL": lambda value: {f"GPT2_MODEL_{value.upper()}": "y"},
     "DATASET": lambda value: {f"GPT2_DATASET_{value.upper()}": "y"},
     "TOKENIZER": lambda value: {f"GPT2_TOKENIZER_{value.upper()}": "y"},
+    "TRACKER": _tracker_symbols,
 }
