@@ -1,0 +1,131 @@
+"""A test matrix of tiny cells, from the listing through the runs to the table."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.gpt2.tinydata import prepare_texts
+from tests.scratch import ROOT
+from tests.tinymatrix import TINY, run_command, run_matrix, write_config
+
+CELLS = (
+    "adamw-none",
+    "adamw-magnitude-50",
+    "sgd-none",
+    "sgd-magnitude-50",
+    "adamwprune-bitter7-state-50",
+)
+SETS = """\
+CONFIG_TEST_MATRIX_MODE=y
+CONFIG_TEST_MATRIX_SGD=y
+CONFIG_TEST_MATRIX_SGD_LEARNING_RATE="0.05"
+CONFIG_TEST_MATRIX_ADAMWPRUNE=y
+CONFIG_TEST_MATRIX_PRUNING_MAGNITUDE=y
+# CONFIG_TEST_MATRIX_BITTER0 is not set
+CONFIG_TEST_MATRIX_BITTER7=y
+CONFIG_PRUNING_WARMUP_STEPS=2
+CONFIG_PRUNING_INTERVAL=2
+"""
+OF_AN_ABLATION = ("RA_MLA_ABLATION", "RA_MLA_LATENT_DIM", "RA_MLA_RA_WINDOW")
+
+
+def preset() -> str:
+    lines = TINY.splitlines(keepends=True)
+    kept = [line for line in lines if not any(word in line for word in OF_AN_ABLATION)]
+    return SETS + "".join(kept).replace('SEEDS="1,2"', 'SEEDS="1"')
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where a user stands after `make`: all cells are done."""
+    folder = tmp_path_factory.mktemp("cells")
+    here = Path.cwd()
+    os.chdir(folder)
+    try:
+        prepare_texts(Path("."))
+    finally:
+        os.chdir(here)
+    write_config(folder, preset())
+    done = run_matrix(folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
+
+
+def report(folder: Path) -> subprocess.CompletedProcess[str]:
+    script = ROOT / "scripts" / "report.py"
+    words = [sys.executable, str(script), "results", "--no-plots", "--no-html"]
+    return run_command(folder, words, COLUMNS="160")
+
+
+def test_the_listing_names_cells_partners_and_what_is_left_out(folder):
+    listed = run_matrix(folder, "--list").stdout
+    assert "5 cells x 1 seed = 5 jobs" in listed
+    for name in CELLS:
+        assert f"\n{name}\n" in listed
+    assert "cell sgd-none" in listed
+    assert "left out: sgd-state: state pruning scores by adamwprune" in listed
+    assert "left out: adamwprune-none: adamwprune without state" in listed
+
+
+def test_every_cell_is_done_and_has_its_columns(folder):
+    with (folder / "results" / "results.csv").open() as file:
+        rows = {row["run_dir"]: row for row in csv.DictReader(file)}
+    assert set(rows) == {f"{name}/seed1" for name in CELLS}
+    for run_dir, row in rows.items():
+        assert row["status"] == "done", run_dir
+        assert float(row["optimizer_state_bytes"]) > 0
+        assert float(row["step_seconds"]) > 0
+        pruned = run_dir.split("/")[0].endswith("-50")
+        assert (float(row["sparsity"]) == 0.5) if pruned else not row["sparsity"]
+    state = {n: float(rows[f"{n}/seed1"]["optimizer_state_bytes"]) for n in CELLS}
+    assert state["adamw-none"] > 1.9 * state["sgd-none"]
+
+
+def test_runs_of_one_seed_start_alike_and_end_apart(folder):
+    curves = {}
+    for name in CELLS:
+        path = folder / "results" / name / "seed1" / "metrics.jsonl"
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        evaluations = [r["val_loss"] for r in records if r["kind"] == "eval"]
+        curves[name] = evaluations
+    assert len({curve[0] for curve in curves.values()}) == 1
+    assert len({curve[-1] for curve in curves.values()}) == len(CELLS)
+
+
+def test_nothing_is_run_twice(folder):
+    again = run_matrix(folder)
+    assert again.returncode == 0
+    status = json.loads(
+        (folder / "results" / "sgd-none" / "seed1" / "status.json").read_text()
+    )
+    assert status["attempt"] == 1
+
+
+def test_the_report_compares_the_cells_and_says_what_zeros_bring(folder):
+    shown = report(folder)
+    assert shown.returncode == 0, shown.stderr
+    for name in CELLS:
+        assert name in shown.stdout
+    assert shown.stdout.count("50.0%") == 3
+    assert "bring no speed" in shown.stdout
+    text = (folder / "results" / "REPORT.md").read_text()
+    assert "bring no speed" in text and " ms |" in text
+    summary = json.loads((folder / "results" / "summary.json").read_text())
+    partners = {
+        c["name"]: c["partner"]["name"] for c in summary["verdicts"]["comparisons"]
+    }
+    assert partners == {
+        "adamw-magnitude-50": "adamw-none",
+        "sgd-none": "adamw-none",
+        "sgd-magnitude-50": "sgd-none",
+        "adamwprune-bitter7-state-50": "adamw-magnitude-50",
+    }
+    left_out = {item["path"] for item in summary["left_out"]}
+    assert {"sgd-state", "adamw-state", "adamwprune-none"} <= left_out
