@@ -11,7 +11,7 @@ OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA 
 	ARMS SD MARGIN
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate status stop data verify
+	estimate status stop data verify overfit
 
 quote = '$(subst ','\'',$1)'
 settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
@@ -76,6 +76,8 @@ budget: config.py | setup ## parameters, FLOPs and cache of each step
 	$(MATRIX) --budget
 verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry
 	$(PY) scripts/verify.py --config config.py $(WITH)
+overfit: $(if $(wildcard .config),config.py) | setup ## let each step learn one batch by heart (STEPS=0,5)
+	$(PY) scripts/overfit.py --config config.py $(WITH)
 data: config.py | setup ## prepare the configured text
 	$(PY) scripts/prepare_data.py --config config.py $(WITH)
 

@@ -1,0 +1,70 @@
+"""Let each step learn one batch of text by heart, at a tiny size on the CPU.
+
+Exit codes: 0 all reached a loss near zero; 1 one did not; 2 the configuration makes
+no sense.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2 import configuration
+from gpt2.ablation import STEPS
+from gpt2.plan import Plan, make_plan, plan_settings
+from lib.generated import Config
+
+EXIT_FAILED, EXIT_USAGE = 1, 2
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, help="default: Kconfig's defaults")
+    parser.add_argument("--overrides", default="", help="such as 'STEPS=0,5'")
+    given = parser.parse_args(arguments)
+    try:
+        plan = steps_of(load(given.config, given.overrides))
+    except (ValueError, OSError) as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
+    return overfit(plan)
+
+
+def load(path: Path | None, overrides: str) -> Config:
+    """config.py or Kconfig's defaults as an ablation, with assignments applied."""
+    first = ["RA_MLA_ABLATION_MODE=y"]
+    if path is not None and path.exists():
+        return configuration.load(path, overrides, first)
+    return configuration.load_defaults(overrides, first)
+
+
+def steps_of(config: Config) -> Plan:
+    """The steps asked for on the command line, else all of the registry."""
+    plan = make_plan(config)
+    asked = config.origins.get("RA_MLA_ABLATION_STEPS") == "command line"
+    steps = plan.base.matrix.steps if asked else tuple(STEPS)
+    return plan_settings(plan.base.replace(mode="ablation", steps=steps), {})
+
+
+def overfit(plan: Plan) -> int:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
+    from gpt2 import overfit
+    from gpt2.verify import subjects
+
+    print(f"{'step':<34} {'updates':>7} {'first loss':>10} {'last loss':>9}")
+    failed = 0
+    for cell, subject in subjects(plan, n_layer=2).items():
+        found = overfit.learn_by_heart(subject)
+        failed += not found.ok
+        mark = "" if found.ok else f"  above {overfit.ENOUGH}: it does not learn"
+        numbers = f"{found.updates:>7} {found.first:>10.3f} {found.last:>9.3f}"
+        print(f"{cell:<34} {numbers}{mark}", flush=True)
+    return EXIT_FAILED if failed else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
