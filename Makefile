@@ -11,7 +11,7 @@ OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA 
 	ARMS SD MARGIN
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate status stop data verify overfit
+	estimate status stop data verify overfit track
 
 quote = '$(subst ','\'',$1)'
 settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
@@ -61,6 +61,8 @@ stop: config.py | setup ## ask the runner to write checkpoints and stop
 report: $(if $(RESULTS),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \
 		$(if $(RESULTS),$(call quote,$(RESULTS)))
+track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
+	$(PY) scripts/track.py --config config.py $(WITH)
 compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)
 	$(PY) scripts/compare.py --config config.py -- $(call quote,$(A)) $(call quote,$(B))
 
