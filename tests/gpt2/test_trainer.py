@@ -190,7 +190,7 @@ def test_epochs_shorter_than_the_evaluation_interval_are_not_scored_anew(
 
 
 def test_kv_bytes_follow_the_precision(job):
-    progress = Progress(tokens=10, seconds=1.0, train_seconds=1.0)
+    progress = Progress(step=1, tokens=10, seconds=1.0, train_seconds=1.0)
     half = job.settings.replace(mixed_precision="bf16")
     assert trained(half, progress, 10)["kv_bytes_per_token"] == 2 * 32 * 2 * 2
 
