@@ -20,6 +20,7 @@ from typing import Any, cast
 import torch
 
 from gpt2 import manifest
+from gpt2.alignment import unaligned
 from gpt2.attend_choice import choose
 from gpt2.attend_path import place_of, served_by
 from gpt2.auto_batch import largest, within_margin
@@ -493,6 +494,9 @@ def _introduction(
         "threads": f"{torch.get_num_threads()}",
         "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
     }
+    odd = unaligned(settings)
+    if material.device.is_gpu and odd:
+        rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
     title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
     table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
     return f"{title}\n{devices.describe(material.device)}\n{table}"
