@@ -109,7 +109,7 @@ class Mechanisms:
     cross_mix: float = setting("RA_MLA_CROSS_MIX", low=0.0, high=1.0)
     cross_select: str = setting("RA_MLA_CROSS_SELECT", allowed=("topk", "rms", "none"))
     cross_topk: int = setting("RA_MLA_CROSS_TOPK")
-    cross_tau: float = setting("RA_MLA_CROSS_TAU", above=0.0, high=100.0)
+    cross_tau: float = setting("RA_MLA_CROSS_TAU", above=0.0, high=1.0)
     cross_renorm: bool = setting("RA_MLA_CROSS_RENORM")
     latent: str = setting(
         "RA_MLA_LATENT_RECIPROCITY",
