@@ -1,4 +1,4 @@
-"""scripts/bench.py: the rows that a CPU gives, and the ratios of those it does not."""
+"""scripts/bench.py: the rows that a CPU gives, and what it refuses."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from scripts.bench import line_of, ratios
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -34,7 +32,7 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
     assert parts in (["cpu", "cpu", "start"], ["cpu", "start"])
     for row in found["rows"]:
         assert (row.get("tokens/s") or row["seconds"]) > 0
-        assert line_of(row) in result.stdout
+        assert row["what"] in result.stdout
 
 
 def test_nonsense_is_refused() -> None:
@@ -42,12 +40,3 @@ def test_nonsense_is_refused() -> None:
     assert result.returncode == 2
     assert "BLOCK_SIZ" in result.stderr
     assert "Traceback" not in result.stderr
-
-
-def test_ratios_are_per_equal_flops() -> None:
-    first = {"tokens/s": 100.0, "flops/token": 6.0, "peak GiB": 2.0}
-    row = {"tokens/s": 80.0, "flops/token": 9.0, "peak GiB": 3.0}
-    found = ratios(row, first)
-    assert found["of step 0, equal FLOPs"] == pytest.approx(1.2)
-    assert found["of step 0, memory"] == 1.5
-    assert ratios({"failed": "out of memory"}, first) == {}
