@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2.budget import Budget, budget
+from gpt2.budget import Budget, budget, derive_widths
 from gpt2.plan import Job, Plan, step_settings
 from gpt2.schema import SYMBOL_OF, Settings, remarks, settings_from
 from lib.generated import DEFAULT, Config
@@ -36,7 +36,7 @@ def baseline_of(settings: Settings) -> Settings:
     """What jobs are shown against: step 0, or without steps the configuration."""
     if settings.matrix.mode == "ablation":
         return step_settings(settings, 0)
-    return settings
+    return derive_widths(settings)
 
 
 def cells(jobs: Sequence[Job]) -> list[list[Job]]:
@@ -140,10 +140,10 @@ def _costs(job: Job, reference: Settings) -> str:
     partner = "compared with nothing"
     if job.parent is not None:
         partner = f"compared with step {job.parent} ({job.parent_name})"
-    more = ""
-    if reference.model.head_dim:  # widths are resolved: it is a model
-        share = b.parameters / budget(reference).parameters - 1
-        more = f" ({100 * share:+.2f}%)"
+    elif job.parent_name is not None:
+        partner = f"compared with {job.parent_name}"
+    share = b.parameters / budget(reference).parameters - 1
+    more = f" ({100 * share:+.2f}%)"
     work = job.settings.optim.time_budget or f"{tokens_of(job.settings):,} tokens"
     return f"{partner}, {b.parameters:,} parameters{more}, {work}"
 

@@ -159,7 +159,9 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
     listed, proofs = done.stdout.split("proving each step")
     assert "results/step05-ra/seed2" in listed
     rows = re.findall(r"^ *(step\d\d-\S+)", proofs, re.MULTILINE)
-    assert rows == ["step00-baseline", "step05-ra"] and "2 of 2 proven" in proofs
+    assert rows == ["step00-baseline", "step05-ra"]
+    assert re.search(r"^ *adamw\b", proofs, re.MULTILINE), proofs
+    assert "3 of 3 proven" in proofs
     assert not (folder / "results").exists()
 
 
