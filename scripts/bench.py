@@ -164,7 +164,7 @@ def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     m = settings.model
-    model = GPT2LMHeadModel(
+    model: Any = GPT2LMHeadModel(
         GPT2Config(
             vocab_size=settings.vocab_size,
             n_positions=m.block_size,
@@ -177,13 +177,13 @@ def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
             bos_token_id=None,
             eos_token_id=None,
             use_cache=False,
-            attn_implementation="sdpa",
         )
     )
+    model.set_attn_implementation("sdpa")
     model.to(device).train()
     run = torch.compile(model) if settings.resources.compile_model else model
-    fused = {"fused": True} if device.type == "cuda" else {}
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, **fused)
+    fused = device.type == "cuda" or None
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
     return update_of(
         lambda x: run(input_ids=x, labels=x).loss, optimizer, settings, device, batch
     )

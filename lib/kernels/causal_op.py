@@ -166,9 +166,7 @@ def causal_op(
 
 
 @causal_op.register_fake
-def _(
-    q, k, v, factor, alphas, scale, alpha, window, statistic, topk, values, mean
-):  # type: ignore[no-untyped-def]
+def _(q, k, v, factor, alphas, scale, alpha, window, statistic, topk, values, mean):
     x = Problem(scale, alpha, window, statistic, topk, values, mean)
     return _empty_results(q, v, x)
 
@@ -248,7 +246,7 @@ def backward_op(
 def _(
     do, dstat, dmean, q, k, v, o, lse, stat, threshold, factor, alphas,
     scale, alpha, window, statistic, values, mean,
-):  # type: ignore[no-untyped-def] # fmt: skip
+):  # fmt: skip
     x = Problem(scale, alpha, window, statistic, 0, values, mean)
     return _empty_gradients(q, k, v, x, factor is not None, alphas is not None)
 
