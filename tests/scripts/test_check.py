@@ -24,7 +24,8 @@ FEW = ["Makefile", "pyproject.toml", "README.md", ".gitignore", "scripts/setup_e
 FEW += ["scripts/constraints.txt", "scripts/fix_whitespace_issues.py", CHECK]
 FEW += ["scripts/generate_docs.py", "lib/__init__.py", "lib/house_rules.py"]
 FEW += ["lib/rundir.py", "lib/generated.py", "gpt2/__init__.py", "gpt2/ablation.py"]
-FEW += ["gpt2/schema.py", "gpt2/Kconfig.ablation"]
+FEW += ["gpt2/schema.py", "gpt2/Kconfig.ablation", "lib/trackers.py"]
+FEW += ["lib/untrusted.py"]
 
 
 @pytest.fixture(scope="module")
