@@ -12,7 +12,7 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from contextlib import nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -108,7 +108,9 @@ def _with_lock(
         recorder = Recorder(run_dir, max_steps)
     if not ranks.is_single:
         stop = StopRequest(os.getppid())  # torchrun, which the runner started
-    telling = tracking(job, recorder) if ranks.is_first else nullcontext({})
+    telling: AbstractContextManager[dict[str, Any]] = (
+        tracking(job, recorder) if ranks.is_first else nullcontext({})
+    )
     with stop.listening(), telling as summary:
         try:
             if ranks.is_first:

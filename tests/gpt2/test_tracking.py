@@ -140,8 +140,8 @@ def from_trackio(folder):
     """Step to training loss, of the only run of the only project."""
     (path,) = folder.glob("*.db")
     with sqlite3.connect(path) as database:
-        rows = database.execute("select run_name, step, metrics from metrics")
-        rows = [(name, step, json.loads(text)) for name, step, text in rows]
+        found = database.execute("select run_name, step, metrics from metrics")
+        rows = [(name, step, json.loads(text)) for name, step, text in found]
     assert len({name for name, _, _ in rows}) == 1
     losses = [(s, m["train/loss"]) for _, s, m in rows if "train/loss" in m]
     assert len(losses) == len(dict(losses)), "a step was told twice"
@@ -162,7 +162,7 @@ def from_tensorboard(folder):
 def _without_trackers():
     """As if the packages had gone after the plan was made."""
     for name in (*BACKENDS, "torch.utils.tensorboard"):
-        sys.modules[name] = None
+        sys.modules[name] = None  # type: ignore[assignment]
 
 
 def test_trackers_that_fail_change_nothing_and_are_told_once(data_dir, tmp_path):

@@ -20,7 +20,7 @@ def test_warming_up_changes_neither_weights_nor_random_numbers(tmp_path):
         trainer = make_trainer(job, model)
         model.train()
         before = [p.detach().clone() for p in model.parameters()]
-        passes = []
+        passes: list[int] = []
         model.register_forward_hook(lambda *_, seen=passes: seen.append(1))
         trainer.warm_up(times)
         assert len(passes) == times

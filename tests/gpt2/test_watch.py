@@ -4,6 +4,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -39,7 +40,8 @@ def test_on_a_cpu_there_is_nothing_to_watch(tmp_path: Path) -> None:
 def test_what_cannot_be_watched_is_said_once_and_fails_nothing(tmp_path: Path) -> None:
     cpu = devices.select_device("cpu")
     gpu = replace(cpu, backend="rocm", device="cuda:0", name="AMD Radeon PRO W7900")
-    said, inside = [], []
+    said: list[str] = []
+    inside: list[Any] = []
     with watching(material(gpu), tmp_path, said.append):
         inside.append("trained")
     assert inside and len(said) == 1 and "not watched" in said[0]

@@ -198,7 +198,8 @@ def wait_for(holds) -> None:
 
 def test_monitor_writes_while_it_runs_and_goes_on_after_a_restart(tmp_path) -> None:
     card(tmp_path, 0, "0000:c3:00.0", **W7900)
-    path, said = tmp_path / "gpu.jsonl", []
+    path = tmp_path / "gpu.jsonl"
+    said: list[str] = []
     for _ in range(2):
         before = len(read_jsonl(path))
         with Monitor(Sysfs(None, tmp_path), path, said.append, interval=0.01):
@@ -222,7 +223,8 @@ def test_short_runs_have_a_record_at_each_end(tmp_path: Path) -> None:
 
 def test_a_card_that_goes_away_is_said_once(tmp_path: Path) -> None:
     device = card(tmp_path, 0, "0000:c3:00.0", **W7900)
-    source, said = Sysfs(None, tmp_path), []
+    source = Sysfs(None, tmp_path)
+    said: list[str] = []
     device.rename(tmp_path / "elsewhere")
     with Monitor(source, tmp_path / "gpu.jsonl", said.append, interval=0.001):
         wait_for(lambda: said)
@@ -231,7 +233,8 @@ def test_a_card_that_goes_away_is_said_once(tmp_path: Path) -> None:
 
 def test_a_full_disk_or_missing_folder_fails_nothing(tmp_path: Path) -> None:
     card(tmp_path, 0, "0000:c3:00.0", **W7900)
-    path, said = tmp_path / "no" / "gpu.jsonl", []
+    path = tmp_path / "no" / "gpu.jsonl"
+    said: list[str] = []
     with Monitor(Sysfs(None, tmp_path), path, said.append, interval=0.001):
         wait_for(lambda: said)
 
