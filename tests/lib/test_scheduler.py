@@ -325,6 +325,8 @@ def test_an_orphan_that_ends_is_waited_for(
 
 RUNNER = """
 import signal, sys
+for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, signal.default_int_handler)  # nohup's are inherited
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from lib.process import Patience
