@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.plan import step_settings
-from gpt2.schema import ALIASES, Settings, settings_from, symbol_types
+from gpt2.schema import ALIASES, PREFIXES, Settings, settings_from, symbol_types
 from lib.generated import Config
 from lib.kconfig import load_strict
 from tests import reference as naive
 
 KCONFIG = Path(__file__).resolve().parents[2] / "Kconfig"
-PREFIXES = ("GPT2_", "RA_MLA_")
 
 # Small, odd, and with an attention width (4 x 3) that is not the embedding's, so
 # that a transposed or confused dimension cannot go unnoticed.
