@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gpt2.attend import Attended, attend, statistic_of
+from gpt2.attend.call import Attended, attend, statistic_of
 from gpt2.context import BlockContext, LayerCache
 from gpt2.gating import OutputGate, StatisticGate, mixed
 from gpt2.reciprocal import Reciprocity

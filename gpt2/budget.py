@@ -1,7 +1,7 @@
 """Parameters, FLOPs and cache of a model, analytic, and the width solver.
 
 Torch-free: listing a matrix and solving its widths must not import torch.
-gpt2/verify.py holds these formulas against the model that is really built.
+gpt2/proofs/verify.py holds these formulas against the model that is really built.
 """
 
 from __future__ import annotations

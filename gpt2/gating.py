@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpt2.attend_path import Statistic
+from gpt2.attend.request import Statistic
 from gpt2.context import LayerCache
 from gpt2.schema import Settings
 

@@ -9,8 +9,8 @@ import math
 import re
 from collections.abc import Mapping
 
+from gpt2.corpora.tokenfiles import DataError, MissingData, read_meta
 from gpt2.schema import SYMBOL_OF, Settings
-from gpt2.tokenfiles import DataError, MissingData, read_meta
 
 NO_END = 100_000_000  # updates of a run that ends by the clock; as in Kconfig
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")

@@ -22,7 +22,7 @@ from gpt2 import estimate
 from gpt2.budget import budget
 from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan, identity_of
-from gpt2.proofs import Proofs
+from gpt2.proofs.stage import Proofs
 from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
 from lib.process import Task
@@ -396,7 +396,7 @@ def _cell_of(job: Job) -> str:
 
 
 def _summarise(output_dir: Path) -> None:
-    from gpt2.results import write_summary
+    from gpt2.report.results import write_summary
 
     write_summary(output_dir)
 

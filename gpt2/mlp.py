@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.attend import row_positions
+from gpt2.attend.call import row_positions
 from gpt2.attention import AttentionSide
 from gpt2.context import BlockContext, LayerCache
 from gpt2.gating import MlpGate

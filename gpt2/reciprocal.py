@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpt2.attend_path import Transposed
+from gpt2.attend.request import Transposed
 from gpt2.context import LayerCache
 from gpt2.schema import WHOLE_CONTEXT, Settings
 

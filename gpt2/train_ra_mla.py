@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     prepare_environment(job)
-    from gpt2.attempt import carry_out  # torch takes a second to import
+    from gpt2.training.attempt import carry_out  # torch takes a second to import
 
     return carry_out(job, options.run_dir, options.micro_batch, os.environ)
 

@@ -146,7 +146,7 @@ def our_update(settings: Settings, device: torch.device, batch: int) -> Any:
 
     from gpt2.init import init_parameters
     from gpt2.model import GPT
-    from gpt2.optimize import make_optimizer
+    from gpt2.training.optimize import make_optimizer
 
     model = GPT(settings)
     init_parameters(model, 1)
@@ -221,8 +221,8 @@ def gpu_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
     """Each step at each micro batch, with ratios to step 0 and the peers."""
     import torch
 
-    from gpt2.attend_choice import choose
-    from gpt2.attend_path import place_of, served_by
+    from gpt2.attend.choice import choose
+    from gpt2.attend.request import place_of, served_by
 
     device, rows = torch.device("cuda"), []
     base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {given.settings}")
@@ -293,8 +293,8 @@ def attention_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
     """Summed kernel time of attention alone, forward and backward, each path."""
     import torch
 
-    from gpt2.attend_choice import attempt, candidates, kernel_seconds
-    from gpt2.attend_path import place_of
+    from gpt2.attend.choice import attempt, candidates, kernel_seconds
+    from gpt2.attend.request import place_of
 
     device, rows = torch.device("cuda"), []
     base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {given.settings}")

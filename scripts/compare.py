@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2.arms import Change
-from gpt2.compare import (
+from gpt2.report.arms import Change
+from gpt2.report.compare import (
     Pair,
     SideBySide,
     Subject,
@@ -28,9 +28,9 @@ from gpt2.compare import (
     shown,
     side_by_side,
 )
-from gpt2.evidence import Rules
-from gpt2.table import difference_text, grade_text
-from gpt2.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
+from gpt2.report.evidence import Rules
+from gpt2.report.table import difference_text, grade_text
+from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
 from lib.generated import read_config
 from lib.terminal import report_console

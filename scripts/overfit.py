@@ -52,8 +52,8 @@ def steps_of(config: Config) -> Plan:
 
 def overfit(plan: Plan) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
-    from gpt2 import overfit
-    from gpt2.verify import subjects
+    from gpt2.proofs import overfit
+    from gpt2.proofs.verify import subjects
 
     print(f"{'step':<34} {'updates':>7} {'first loss':>10} {'last loss':>9}")
     failed = 0

@@ -14,9 +14,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.evidence import Rules
-from gpt2.results import read_matrix
-from gpt2.seeds import (
+from gpt2.report.evidence import Rules
+from gpt2.report.results import read_matrix
+from gpt2.report.seeds import (
     Spread,
     answer,
     comparisons_of,
@@ -24,7 +24,7 @@ from gpt2.seeds import (
     measured_spread,
     of_runs,
 )
-from gpt2.verdicts import Judgement, judge
+from gpt2.report.verdicts import Judgement, judge
 from lib import stats
 from lib.generated import read_config
 from lib.terminal import report_console

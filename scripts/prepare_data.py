@@ -13,17 +13,17 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
-from gpt2.corpus import CorpusError, open_corpus
-from gpt2.prepare import existing, prepare, summary
-from gpt2.schema import Settings, settings_from
-from gpt2.tokenfiles import (
+from gpt2.corpora.corpus import CorpusError, open_corpus
+from gpt2.corpora.prepare import existing, prepare, summary
+from gpt2.corpora.tokenfiles import (
     DataError,
     Request,
     dataset_folder,
     fingerprint,
     request_of,
 )
-from gpt2.tokenizer import TokenizerUnavailable, get_encoding
+from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
+from gpt2.schema import Settings, settings_from
 from lib.rundir import DiskFull
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.evidence import Rules
-from gpt2.results import Matrix, read_matrix, write_summary
-from gpt2.verdicts import Judgement, judge
+from gpt2.report.evidence import Rules
+from gpt2.report.results import Matrix, read_matrix, write_summary
+from gpt2.report.verdicts import Judgement, judge
 from lib.generated import read_config
 from lib.rundir import DiskFull, atomic_write_text
 from lib.terminal import report_console
@@ -77,7 +77,7 @@ def results_directory(results: str | None, config: str) -> Path:
 
 def show(matrix: Matrix, judged: Judgement) -> None:
     """The table and its remarks, on the terminal."""
-    from gpt2.report_text import terminal_report
+    from gpt2.report.text import terminal_report
 
     console = report_console()
     for part in terminal_report(matrix, judged, console.width):
@@ -86,12 +86,12 @@ def show(matrix: Matrix, judged: Judgement) -> None:
 
 def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> list[Path]:
     """Every file of the report; the paths written."""
-    from gpt2.report_text import markdown_report
+    from gpt2.report.text import markdown_report
 
     root, name = matrix.root, matrix.root.resolve().name
     written: list[Path] = []
     if plots:
-        from gpt2.report_plots import write_plots
+        from gpt2.report.plots import write_plots
 
         written += write_plots(judged, root / "plots")
     if html:
@@ -103,7 +103,7 @@ def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> lis
 
 def write_page(matrix: Matrix, judged: Judgement, name: str) -> list[Path]:
     """report.html, or a word on standard error why there is none."""
-    from gpt2.report_html import PlotlyMissing, html_report
+    from gpt2.report.html import PlotlyMissing, html_report
 
     path = matrix.root / "report.html"
     try:

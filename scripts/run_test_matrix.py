@@ -13,9 +13,10 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import estimate, listing, matrix, proofs
+from gpt2 import estimate, listing, matrix
 from gpt2.configuration import copies, load
 from gpt2.plan import Plan, make_plan, only
+from gpt2.proofs import stage
 from gpt2.schema import Resources
 from lib import rundir
 from lib.generated import Config
@@ -95,12 +96,12 @@ def dry_run(given: argparse.Namespace) -> int:
     return matrix.EXIT_FAILED if failed else matrix.EXIT_OK
 
 
-def prove(given: argparse.Namespace) -> proofs.Proofs:
+def prove(given: argparse.Namespace) -> stage.Proofs:
     """The first stage of every run, unless it is to be skipped."""
     if given.skip_verify:
-        return proofs.Proofs()
+        return stage.Proofs()
     print("\nproving each step at tiny size", flush=True)
-    found = proofs.prove(given.config, given.overrides, given.only)
+    found = stage.prove(given.config, given.overrides, given.only)
     print(flush=True)
     return found
 
@@ -172,7 +173,7 @@ def slots(asked: Resources) -> list[dict[str, str]]:
 
 def check_data(plan: Plan) -> None:
     """Missing or unfit data is one error here, not one for each job."""
-    from gpt2.tokenfiles import check_request, read_meta, request_of
+    from gpt2.corpora.tokenfiles import check_request, read_meta, request_of
 
     settings = plan.jobs[0].settings
     place, data = settings.resources.data_dir, settings.data

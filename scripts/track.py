@@ -18,7 +18,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
 from gpt2.schema import settings_from
-from gpt2.tracking import project_of
+from gpt2.training.tracking import project_of
 from lib.trackers import check_installed
 
 DASHBOARDS = ("trackio", "tensorboard")  # wandb has none on this machine

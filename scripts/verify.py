@@ -22,7 +22,7 @@ from lib.generated import Config
 from lib.rundir import atomic_write_json
 
 if TYPE_CHECKING:
-    from gpt2.verify import Proof
+    from gpt2.proofs.verify import Proof
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
@@ -79,8 +79,8 @@ def all_plans(config: Config) -> Iterator[Plan]:
 def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
-    from gpt2 import verify
-    from gpt2.verify_training import hold_to_account
+    from gpt2.proofs import verify
+    from gpt2.proofs.verify_training import hold_to_account
 
     cache = None if given.fresh else CACHE
     proofs = []
@@ -103,7 +103,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
 
 def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Proof]:
     """The optimizers and pruning methods: all of them, or those of the plans only."""
-    from gpt2 import verify, verify_training
+    from gpt2.proofs import verify, verify_training
 
     subjects = verify_training.at_hand(plans) if only else verify_training.everything()
     proofs: list[Proof] = []

@@ -23,8 +23,13 @@ TORCH_FREE = {
     *("lib.rundir", "lib.provenance", "lib.scheduler", "lib.process", "lib.progress"),
     *("lib.runlog", "lib.stats", "lib.gpu_monitor", "lib.house_rules", "lib.untrusted"),
     *("gpt2.schema", "gpt2.ablation", "gpt2.plan", "gpt2.budget", "gpt2.matrix"),
-    *("gpt2.listing", "gpt2.results", "gpt2.verdicts", "gpt2.tokenfiles"),
-    *("gpt2.proofs", "gpt2.estimate", "gpt2.lengths", "gpt2.configuration"),
+    *(
+        "gpt2.listing",
+        "gpt2.report.results",
+        "gpt2.report.verdicts",
+        "gpt2.corpora.tokenfiles",
+    ),
+    *("gpt2.proofs.stage", "gpt2.estimate", "gpt2.lengths", "gpt2.configuration"),
     *("lib.kernel", "lib.slots", "scripts.print_sbatch"),
     *("scripts.kconfig", "scripts.run_test_matrix", "scripts.report"),
 }

@@ -1,4 +1,4 @@
-"""gpt2/attend.py and gpt2/attention.py against loops, on every path."""
+"""gpt2/attend/call.py and gpt2/attention.py against loops, on every path."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt2.attend import attend, row_statistic
-from gpt2.attend_path import BACKENDS, Statistic, Transposed
+from gpt2.attend.call import attend, row_statistic
+from gpt2.attend.request import BACKENDS, Statistic, Transposed
 from gpt2.context import BlockContext
 from gpt2.model import GPT
 from gpt2.schema import WHOLE_CONTEXT

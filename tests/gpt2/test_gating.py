@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2.attend import row_statistic
+from gpt2.attend.call import row_statistic
 from gpt2.context import LayerCache
 from gpt2.gating import MlpGate, OutputGate, StatisticGate, mixed
 from tests import reference as naive

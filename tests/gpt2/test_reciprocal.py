@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2.attend import attend
+from gpt2.attend.call import attend
 from gpt2.context import LayerCache
 from gpt2.reciprocal import Reciprocity
 from gpt2.schema import WHOLE_CONTEXT

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.corpus import open_corpus
-from gpt2.prepare import prepare
-from gpt2.tokenfiles import Request
-from gpt2.tokenizer import get_encoding
+from gpt2.corpora.corpus import open_corpus
+from gpt2.corpora.prepare import prepare
+from gpt2.corpora.tokenfiles import Request
+from gpt2.corpora.tokenizer import get_encoding
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -116,8 +116,8 @@ def _child(
     environ: Mapping[str, str],
     setup: Callable[[], object] | None,
 ) -> None:
-    from gpt2.attempt import carry_out
     from gpt2.plan import job_from_json
+    from gpt2.training.attempt import carry_out
 
     os.environ.update(environ)
     log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)

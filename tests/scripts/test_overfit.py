@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gpt2.model import GPT
-from gpt2.overfit import ENOUGH, learn_by_heart, one_batch
 from gpt2.plan import plan_settings
-from gpt2.verify import subjects
+from gpt2.proofs.overfit import ENOUGH, learn_by_heart, one_batch
+from gpt2.proofs.verify import subjects
 from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import tiny_job
 

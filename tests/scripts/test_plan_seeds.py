@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2.results import read_matrix
-from gpt2.seeds import measured_spread
-from gpt2.verdicts import judge
+from gpt2.report.results import read_matrix
+from gpt2.report.seeds import measured_spread
+from gpt2.report.verdicts import judge
 from lib import stats
 from tests.results_factory import write_matrix
 

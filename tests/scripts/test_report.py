@@ -76,7 +76,7 @@ def test_terminal_names_the_files_written(results):
 def test_summary_has_the_verdicts_and_fits_its_schema(results):
     root, _ = results
     summary = json.loads((root / "summary.json").read_text())
-    schema = json.loads((ROOT / "gpt2" / "summary.schema.json").read_text())
+    schema = json.loads((ROOT / "gpt2" / "report" / "summary.schema.json").read_text())
     jsonschema.validate(summary, schema)
     grades = {
         c["step"]: c["at_equal_steps"]["grade"]

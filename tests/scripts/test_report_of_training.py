@@ -13,8 +13,8 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from gpt2.results import read_matrix
-from gpt2.verdicts import HARMFUL, INCONCLUSIVE, NEUTRAL, judge
+from gpt2.report.results import read_matrix
+from gpt2.report.verdicts import HARMFUL, INCONCLUSIVE, NEUTRAL, judge
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import finish, tiny_job
 from tests.results_factory import relabel
@@ -68,7 +68,7 @@ def test_what_the_trainer_writes_fills_the_report(results):
     assert done.returncode == 0, done.stderr
     assert "left out" not in done.stdout
     summary = json.loads((results / "summary.json").read_text())
-    schema = json.loads((ROOT / "gpt2" / "summary.schema.json").read_text())
+    schema = json.loads((ROOT / "gpt2" / "report" / "summary.schema.json").read_text())
     jsonschema.validate(summary, schema)
     for row in summary["runs"]:
         for name in (

@@ -1,0 +1,1 @@
+"""Causal attention by exchangeable paths, and which of them serves a request."""

@@ -1,0 +1,1 @@
+"""From documents to token files: sources, tokenizers, preparation."""

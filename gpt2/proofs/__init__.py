@@ -1,0 +1,1 @@
+"""What is proven of each step before it may spend GPU time."""

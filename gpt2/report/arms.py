@@ -1,0 +1,173 @@
+"""Arms: the runs of one cell of a matrix over its seeds, and what each is held to.
+
+The comparison partner comes from the runs' own job.json, so that a results
+directory explains itself. Where that partner was not run, the next of its own
+ancestors that was is taken, and the report says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+
+from gpt2.ablation import STEPS
+from gpt2.report.results import Matrix, Row, Run
+from lib.rundir import diff_fields, finite
+from lib.untrusted import clean, number
+
+NOT_A_CHANGE = ("resources.", "matrix.")  # how and where, not what
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """One cell: its runs, one a seed, in the order of the seeds."""
+
+    step: int | None
+    name: str
+    title: str
+    runs: tuple[Run, ...]
+
+    @property
+    def label(self) -> str:
+        """Short and unique within a matrix."""
+        return self.name if self.step is None else f"{self.step} {self.name}"
+
+    @property
+    def done(self) -> tuple[Run, ...]:
+        return tuple(run for run in self.runs if is_done(run))
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(run.row["seed"] for run in self.runs)
+
+    def values(self, column: str) -> list[float]:
+        """The numbers of a column over the finished runs, absent ones left out."""
+        found = (number(run.row.get(column)) for run in self.done)
+        return [value for value in found if value is not None]
+
+    def mean(self, column: str) -> float | None:
+        values = self.values(column)
+        return math.fsum(values) / len(values) if values else None
+
+    def by_seed(self, column: str) -> dict[int, float]:
+        pairs = ((r.row["seed"], number(r.row.get(column))) for r in self.done)
+        return {seed: value for seed, value in pairs if value is not None}
+
+
+def is_done(run: Run) -> bool:
+    """Finished, with a loss that is a number."""
+    return run.row["status"] == "done" and run.row["val_loss"] is not None
+
+
+def group_arms(matrix: Matrix) -> list[Arm]:
+    """Runs by step and name, in the order of the matrix."""
+    groups: dict[tuple[int | None, str], list[Run]] = {}
+    for run in matrix.runs:
+        groups.setdefault((run.row["step"], run.row["name"]), []).append(run)
+    arms = []
+    for (step, name), runs in groups.items():
+        runs.sort(key=lambda run: _seed(run.row))
+        title = next((r.row["title"] for r in runs if r.row["title"]), name)
+        arms.append(Arm(step, name, title, tuple(runs)))
+    return arms
+
+
+def _seed(row: Row) -> int:
+    return -1 if row["seed"] is None else int(row["seed"])
+
+
+def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
+    """What the arm is compared with, and a note if that is not its own partner.
+
+    A cell of a test matrix names its partner; where no cell names one, all are held
+    to the first. None
+    for a baseline, and where nothing of the lineage was run (the note says so).
+    """
+    others = [other for other in arms if other is not arm]
+    parent, name = _asked_for(arm)
+    if arm.step is None:
+        return _cell_partner(arm, list(arms), name)
+    if parent is None:
+        return None, ""
+    wanted: int | None = parent
+    while wanted is not None:
+        match = next((other for other in others if other.step == wanted), None)
+        if match is not None:
+            note = "" if wanted == parent else f"step {parent} was not run"
+            return match, note
+        wanted = STEPS[wanted].parent if wanted in STEPS else None
+    return None, f"step {parent}, its comparison partner, was not run"
+
+
+def _cell_partner(
+    arm: Arm, arms: list[Arm], name: str | None
+) -> tuple[Arm | None, str]:
+    if name is not None and name != arm.name:
+        match = next((other for other in arms if other.name == name), None)
+        if match is None:
+            return None, f"{name}, its comparison partner, was not run"
+        return match, ""
+    if any(_asked_for(other)[1] for other in arms):
+        return None, ""  # the others name theirs, so this one is a baseline
+    first = next(other for other in arms if other.step is None)
+    return (None, "") if first is arm else (first, "")
+
+
+def _asked_for(arm: Arm) -> tuple[int | None, str | None]:
+    """Step id and name of the partner as the arm's jobs have them."""
+    parents = [run.row["parent"] for run in arm.runs]
+    names = [run.job.get("parent_name") for run in arm.runs]
+    name = next((clean(x) for x in names if isinstance(x, str) and x), None)
+    return next((x for x in parents if x is not None), None), name
+
+
+# ---- configurations -------------------------------------------------------------
+
+Change = tuple[str, object, object]
+
+
+def config_changes(old: Mapping, new: Mapping) -> list[Change]:
+    """Differing settings as (dotted name, old, new); [] if they cannot be read."""
+    try:
+        return diff_fields(finite(old), finite(new))
+    except (TypeError, ValueError, RecursionError):
+        return [("settings", "unreadable", "unreadable")]
+
+
+def changes_between(old: Arm, new: Arm) -> list[Change]:
+    """What distinguishes two arms, without what only says how they were run."""
+    if not (old.runs and new.runs):
+        return []
+    found = config_changes(old.runs[0].settings, new.runs[0].settings)
+    return [change for change in found if not change[0].startswith(NOT_A_CHANGE)]
+
+
+# ---- curves ---------------------------------------------------------------------
+
+
+def loss_at(run: Run, seconds: float) -> float | None:
+    """Validation loss at a time of training, linear between evaluations.
+
+    None before the first evaluation and after the last.
+    """
+    points = [
+        (r["seconds"], r["val_loss"])
+        for r in run.evals
+        if "seconds" in r and "val_loss" in r
+    ]
+    points.sort()
+    if not points or not points[0][0] <= seconds <= points[-1][0]:
+        return None
+    for (start, before), (end, after) in pairwise(points):
+        if start <= seconds <= end:
+            share = (seconds - start) / (end - start) if end > start else 1.0
+            return before + share * (after - before)
+    return points[-1][1]
+
+
+def last_eval_seconds(run: Run) -> float | None:
+    """When the last evaluation was made, in seconds of training."""
+    times = [record["seconds"] for record in run.evals if "seconds" in record]
+    return max(times) if times else None

@@ -1,0 +1,209 @@
+"""The publishing checklist: what a reader needs to believe and repeat a number.
+
+An item is in order when every finished run tells it and, where all runs must agree,
+they do. All of it comes from the manifests the trainer wrote.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from gpt2.report.arms import is_done
+from gpt2.report.results import Matrix, Run
+from lib.untrusted import as_dict, clean, number
+
+NOT_RECORDED = "not recorded"
+MAX_SHOWN = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One line of the list; ``remark`` says why it is not in order."""
+
+    name: str
+    value: str
+    remark: str = ""
+
+    @property
+    def ok(self) -> bool:
+        return not self.remark
+
+
+def checklist(matrix: Matrix) -> list[Item]:
+    """All items, over the finished runs."""
+    runs = [run for run in matrix.runs if is_done(run)]
+    if not runs:
+        return [Item("runs", "none is finished", "nothing to publish yet")]
+    return [
+        _completeness(matrix, runs),
+        *(_item(name, runs, tell) for name, tell in CIRCUMSTANCES.items()),
+        _work_tree(runs),
+        _seeds(matrix),
+        _certificates(runs),
+    ]
+
+
+def _completeness(matrix: Matrix, done: list[Run]) -> Item:
+    value = f"{len(done)} of {len(matrix.runs)} finished"
+    missing = len(matrix.runs) - len(done)
+    return Item("runs", value, f"{missing} missing" if missing else "")
+
+
+def _item(name: str, runs: list[Run], tell: Callable[[Run], str | None]) -> Item:
+    told = Counter(tell(run) for run in runs)
+    silent = told.pop(None, 0)
+    if not told:
+        return Item(name, NOT_RECORDED, "no manifest tells it")
+    remark = ""
+    if silent:
+        remark = f"{silent} of {len(runs)} runs do not tell it"
+    elif name not in MAY_DIFFER and len(told) > 1:
+        remark = "the runs differ"
+    return Item(name, _listing(told, len(runs)), remark)
+
+
+def _listing(told: Counter[Any], total: int, noun: str = "run") -> str:
+    parts = [
+        str(value) if count == total else f"{value} ({count} {noun}{'s' * (count > 1)})"
+        for value, count in told.most_common(MAX_SHOWN)
+    ]
+    more = len(told) - MAX_SHOWN
+    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+
+
+# ---- what one run tells; None where it does not ---------------------------------
+
+
+def _provenance(run: Run) -> dict[str, Any]:
+    return as_dict(run.manifest.get("provenance"))
+
+
+def _git(run: Run) -> dict[str, Any]:
+    return as_dict(_provenance(run).get("git"))
+
+
+def _field(data: dict[str, Any], name: str) -> str | None:
+    value = data.get(name)
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return (
+        clean(value) if isinstance(value, str | int | float) and value != "" else None
+    )
+
+
+def _commit(run: Run) -> str | None:
+    """The commit, or all of them if the run was resumed under another."""
+    resumed = run.manifest.get("resumed")
+    attempts = resumed if isinstance(resumed, list) else []
+    later = [as_dict(as_dict(attempt).get("git")) for attempt in attempts]
+    told = [_field(git, "sha") for git in (_git(run), *later)]
+    return ", then ".join(dict.fromkeys(x for x in told if x)) or None
+
+
+def _hardware(run: Run) -> str | None:
+    name = _field(as_dict(run.manifest.get("device")), "name")
+    ranks = number(run.manifest.get("world_size")) or 1
+    return None if name is None else f"{ranks} x {name}"
+
+
+def _runtime(run: Run) -> str | None:
+    device = as_dict(run.manifest.get("device"))
+    told = [_field(device, name) for name in ("backend", "runtime", "driver")]
+    return " ".join(x for x in told if x) or None
+
+
+def _versions(run: Run) -> str | None:
+    packages = as_dict(_provenance(run).get("packages"))
+    versions = {"python": _field(_provenance(run), "python")}
+    versions |= {clean(k): _field(packages, k) for k in ("torch", "triton", "numpy")}
+    return ", ".join(f"{k} {v}" for k, v in versions.items() if v) or None
+
+
+def _effective_batch(run: Run) -> str | None:
+    return _field(run.manifest, "effective_batch")
+
+
+def _split(run: Run) -> str | None:
+    names = ("micro_batch", "accumulation", "world_size")
+    told = [_field(run.manifest, name) for name in names]
+    return None if told[0] is None else " x ".join(x or "?" for x in told)
+
+
+def _precision(run: Run) -> str | None:
+    return _field(as_dict(run.settings.get("optim")), "mixed_precision")
+
+
+def _compile(run: Run) -> str | None:
+    return _field(run.manifest, "compile")
+
+
+def _attention(run: Run) -> str | None:
+    return _field(run.manifest, "attention_backend")
+
+
+def _data(run: Run) -> str | None:
+    settings = as_dict(run.settings.get("data"))
+    told = _field(run.manifest, "data_fingerprint")
+    if told is None:
+        return None
+    names = [_field(settings, "dataset"), _field(settings, "tokenizer")]
+    return " ".join([*(x for x in names if x), f"({told})"])
+
+
+def _tokens(run: Run) -> str | None:
+    return _field(run.row, "tokens")
+
+
+CIRCUMSTANCES: dict[str, Callable[[Run], str | None]] = {
+    "commit": _commit,
+    "hardware": _hardware,
+    "driver and runtime": _runtime,
+    "versions": _versions,
+    "effective batch": _effective_batch,
+    "micro batch x accumulation x ranks": _split,
+    "precision": _precision,
+    "torch.compile": _compile,
+    "attention backend": _attention,
+    "data": _data,
+    "training tokens": _tokens,
+}
+MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend")
+
+
+# ---- items of their own kind ----------------------------------------------------
+
+
+def _work_tree(runs: list[Run]) -> Item:
+    states = [_git(run).get("dirty") for run in runs]
+    sums = {clean(_git(run).get("diff_sha256") or "")[:12] for run in runs} - {""}
+    if all(state is False for state in states):
+        return Item("uncommitted changes", "none")
+    if not any(states):
+        return Item("uncommitted changes", NOT_RECORDED, "no manifest tells it")
+    dirty = f"in {sum(state is True for state in states)} runs"
+    named = f", diff sha256 {', '.join(sorted(sums)[:MAX_SHOWN])}" if sums else ""
+    return Item(
+        "uncommitted changes", dirty + named, "the commit alone does not tell the code"
+    )
+
+
+def _seeds(matrix: Matrix) -> Item:
+    arms: dict[tuple[Any, str], list[Any]] = {}
+    for run in matrix.runs:
+        if is_done(run):
+            key = (run.row["step"], run.row["name"])
+            arms.setdefault(key, []).append(run.row["seed"])
+    told = Counter(", ".join(map(str, sorted(seeds))) for seeds in arms.values())
+    fewest = min(len(seeds) for seeds in arms.values())
+    remark = "one seed shows nothing" if fewest < 2 else ""
+    return Item("seeds", _listing(told, len(arms), "arm"), remark)
+
+
+def _certificates(runs: list[Run]) -> Item:
+    told = Counter(run.row["verified"] or NOT_RECORDED for run in runs)
+    fine = set(told) == {"passed"}
+    remark = "" if fine else "not proven that every switch acts: run `make verify`"
+    return Item("certificates", _listing(told, len(runs)), remark)

@@ -1,0 +1,162 @@
+"""Two runs, arms or matrices side by side: configuration, circumstances, results.
+
+A subject is named by a directory (a matrix, an arm, a run), or within a results
+directory by a step ("5", or "5:1337" for one seed) or a name ("ra"). Differences are
+B minus A.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2.report.arms import Arm, Change, config_changes, group_arms
+from gpt2.report.checklist import CIRCUMSTANCES
+from gpt2.report.evidence import Rules
+from gpt2.report.results import NUMBERS, LeftOut, Run, read_matrix
+from gpt2.report.verdicts import Comparison, compare
+from lib import human
+from lib.untrusted import clean
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """What A or B stands for: the arms it has, often a single one."""
+
+    label: str
+    arms: list[Arm]
+    left_out: list[LeftOut]
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """An arm of A and its counterpart in B, with all that differs."""
+
+    a: Arm
+    b: Arm
+    comparison: Comparison
+    settings: list[Change]
+    circumstances: list[Change]
+    results: list[tuple[str, float | None, float | None]]
+
+    @property
+    def is_same(self) -> bool:
+        """Whether both were told to train the very same runs."""
+        return [r.row["hash"] for r in self.a.runs] == [
+            r.row["hash"] for r in self.b.runs
+        ] and self.a.runs[0].row["hash"] is not None
+
+
+@dataclass(frozen=True, slots=True)
+class SideBySide:
+    """Matched arms, and those that only one side has."""
+
+    pairs: list[Pair]
+    only_a: list[Arm]
+    only_b: list[Arm]
+
+
+def find_subject(name: str, results: Path | None) -> Subject:
+    """The subject of that name; ValueError says what there is instead.
+
+    results: the results directory in which steps and names are looked up.
+    """
+    if not name:
+        raise ValueError("name both sides: make compare A=FOLDER_OR_STEP B=...")
+    if Path(name).is_dir():
+        matrix = read_matrix(name)
+        if not matrix.runs:
+            raise ValueError(f"{name} holds no run")
+        return Subject(name, group_arms(matrix), matrix.left_out)
+    if results is None or not results.is_dir():
+        raise ValueError(
+            f"{name!r} is no directory, and there are no results to look it up in"
+        )
+    matrix = read_matrix(results)
+    arms = group_arms(matrix)
+    which, _, seed = name.partition(":")
+    chosen = [arm for arm in arms if which in (str(arm.step), arm.name, arm.label)]
+    if not chosen:
+        known = ", ".join(arm.label for arm in arms) or "nothing"
+        raise ValueError(f"{name!r} is no directory and no arm of {results}: {known}")
+    if seed:
+        chosen = [_one_seed(chosen[0], seed)]
+    return Subject(f"{results}: {name}", chosen[:1], matrix.left_out)
+
+
+def _one_seed(arm: Arm, seed: str) -> Arm:
+    runs = tuple(run for run in arm.runs if str(run.row["seed"]) == seed)
+    if not runs:
+        seeds = ", ".join(str(s) for s in arm.seeds)
+        raise ValueError(f"{arm.label} has no seed {seed}; it has {seeds}")
+    return dataclasses.replace(arm, runs=runs)
+
+
+def side_by_side(a: Subject, b: Subject, rules: Rules | None = None) -> SideBySide:
+    """Single arms are compared with each other whatever they are; of matrices
+    those of the same step and name."""
+    if len(a.arms) == len(b.arms) == 1:
+        matched = [(a.arms[0], b.arms[0])]
+    else:
+        others = {(arm.step, arm.name): arm for arm in b.arms}
+        keys = [(arm, others.get((arm.step, arm.name))) for arm in a.arms]
+        matched = [(arm, other) for arm, other in keys if other is not None]
+    graded = compare([(y, x, "") for x, y in matched], rules or Rules())
+    pairs = [_pair(x, y, c) for (x, y), c in zip(matched, graded, strict=True)]
+    mine, theirs = {id(x) for x, _ in matched}, {id(y) for _, y in matched}
+    return SideBySide(
+        pairs,
+        [arm for arm in a.arms if id(arm) not in mine],
+        [arm for arm in b.arms if id(arm) not in theirs],
+    )
+
+
+def _pair(a: Arm, b: Arm, comparison: Comparison) -> Pair:
+    first, second = a.runs[0], b.runs[0]
+    results = [(name, a.mean(name), b.mean(name)) for name in NUMBERS]
+    return Pair(
+        a,
+        b,
+        comparison,
+        config_changes(first.settings, second.settings),
+        [(name, x, y) for name, x, y in _circumstances(a, b) if x != y],
+        [row for row in results if row[1] is not None or row[2] is not None],
+    )
+
+
+def _circumstances(a: Arm, b: Arm) -> list[Change]:
+    """Each item of the checklist as the two sides tell it."""
+    return [
+        (name, _told(a, tell), _told(b, tell)) for name, tell in CIRCUMSTANCES.items()
+    ]
+
+
+def _told(arm: Arm, tell: Callable[[Run], str | None]) -> str:
+    told = dict.fromkeys(tell(run) for run in arm.runs)
+    return "; ".join(x for x in told if x) or human.NONE
+
+
+def shown(value: object) -> str:
+    """A setting's value as text; absent ones are a dash."""
+    return human.NONE if value is None else clean(value)
+
+
+def shared_changes(pairs: list[Pair]) -> list[Change]:
+    """Settings that differ in the same way in every pair."""
+    if not pairs:
+        return []
+    rest = [{_key(change) for change in pair.settings} for pair in pairs[1:]]
+    return [c for c in pairs[0].settings if all(_key(c) in keys for keys in rest)]
+
+
+def own_changes(pair: Pair, shared: list[Change]) -> list[Change]:
+    """Settings of a pair that differ beyond those that do everywhere."""
+    known = {_key(change) for change in shared}
+    return [change for change in pair.settings if _key(change) not in known]
+
+
+def _key(change: Change) -> tuple[str, str, str]:
+    name, old, new = change
+    return name, repr(old), repr(new)

@@ -1,0 +1,76 @@
+"""Curves of an arm over its seeds, for the plots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2.report.arms import Arm
+from lib.untrusted import number
+
+AXES = ("step", "tokens", "seconds")
+MAX_POINTS = 240
+Points = list[tuple[float, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Mean, least and greatest value over ``seeds`` runs, at each x."""
+
+    x: list[float]
+    mean: list[float]
+    low: list[float]
+    high: list[float]
+    seeds: int
+
+
+def band(arm: Arm, axis: str, kind: str = "eval") -> Band | None:
+    """Validation (or training) loss of an arm over updates, tokens or seconds.
+
+    Over the finished runs, or where none is finished over those begun. The seeds
+    are brought to common x, linearly, where all of them have values. None where
+    there is nothing to draw.
+    """
+    curves = [
+        _points(run.evals if kind == "eval" else run.trains, axis, kind)
+        for run in arm.done or arm.runs
+    ]
+    curves = [points for points in curves if points]
+    if not curves:
+        return None
+    first = max(points[0][0] for points in curves)
+    last = min(points[-1][0] for points in curves)
+    grid = sorted({x for points in curves for x, _ in points if first <= x <= last})
+    if not grid:
+        return None
+    values = np.array(
+        [np.interp(grid, [x for x, _ in ps], [y for _, y in ps]) for ps in curves]
+    )
+    rows = (grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
+    x, mean, low, high = (_thin(list(row), kind == "train") for row in rows)
+    return Band(x, mean, low, high, len(curves))
+
+
+def _points(records: Sequence[dict[str, float]], axis: str, kind: str) -> Points:
+    """(x, loss) with rising x; training loss only where it is a number."""
+    key = "val_loss" if kind == "eval" else "loss"
+    points: Points = []
+    for record in records:
+        x, y = number(record.get(axis)), number(record.get(key))
+        if x is not None and y is not None and (not points or x > points[-1][0]):
+            points.append((float(x), float(y)))
+    return points
+
+
+def _thin(values: Sequence[float], average: bool) -> list[float]:
+    """At most MAX_POINTS of them: noisy ones averaged, others picked, ends kept."""
+    data = np.asarray(values, dtype=float)
+    if len(data) <= MAX_POINTS:
+        kept = data
+    elif average:
+        kept = np.array([part.mean() for part in np.array_split(data, MAX_POINTS)])
+    else:
+        kept = data[np.linspace(0, len(data) - 1, MAX_POINTS).round().astype(int)]
+    return [float(f"{value:.7g}") for value in kept]

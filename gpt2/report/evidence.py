@@ -1,0 +1,190 @@
+"""Evidence: whether two arms may be compared, and their differences by seed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from gpt2.report.arms import Arm, changes_between, is_done, last_eval_seconds, loss_at
+from gpt2.report.results import Run
+from lib.alarms import are_identical
+from lib.rundir import finite, identity
+from lib.untrusted import as_dict, clean, number
+
+ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # settings that must tell
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the grades are decided by; recorded with them."""
+
+    alpha: float = 0.05  # family-wise error over the comparisons of a matrix
+    margin: float = 0.003  # nats: a smaller difference does not matter
+    power: float = 0.8  # for the number of seeds that would decide
+    tolerance: float = 0.01  # relative difference of budgets that passes as equal
+
+    def __post_init__(self) -> None:
+        for name in ("alpha", "power", "tolerance"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1)")
+        if not (self.margin > 0 and math.isfinite(self.margin)):
+            raise ValueError(f"margin={self.margin} must be a positive loss in nats")
+
+
+Losses = tuple[dict[int, float], dict[int, float]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Evidence:
+    """Reasons against a verdict, strongest first, and arm minus partner by seed."""
+
+    invalid: tuple[str, ...] = ()
+    unmatched: tuple[str, ...] = ()
+    unverified: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    differences: tuple[float, ...] = ()
+    seconds: float | None = None
+
+
+def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
+    """The final losses, after the same number of updates on the same tokens."""
+    losses = arm.by_seed("val_loss"), partner.by_seed("val_loss")
+    unmatched = _unlike_budgets(arm, partner, rules, ("parameters", "tokens"))
+    batch = _unlike(arm, partner, "effective_batch", 0.0)
+    return _evidence(arm, partner, losses, unmatched + batch, None)
+
+
+def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
+    """The losses when the first of all these runs ended, between evaluations.
+
+    The slower arm is read before its schedule ended, with the learning rate still
+    high, so this measure is hard on it.
+    """
+    shared = set(arm.by_seed("val_loss")) & set(partner.by_seed("val_loss"))
+    runs = [r for a in (arm, partner) for r in a.done if r.row["seed"] in shared]
+    ends = [last_eval_seconds(run) for run in runs]
+    known = [end for end in ends if end is not None]
+    if not runs or len(known) < len(runs):
+        lost = "no evaluations over time" if runs else "no seed in common is finished"
+        return _evidence(arm, partner, ({}, {}), (), None, lost)
+    budget = min(known)
+    losses = _losses_at(arm, budget), _losses_at(partner, budget)
+    unmatched = _unlike_budgets(arm, partner, rules, ("parameters",))
+    if len({_machine(run) for run in runs}) > 1:
+        unmatched += ("run on different hardware",)
+    return _evidence(arm, partner, losses, unmatched, budget)
+
+
+def _losses_at(arm: Arm, seconds: float) -> dict[int, float]:
+    found = {run.row["seed"]: loss_at(run, seconds) for run in arm.done}
+    return {seed: loss for seed, loss in found.items() if loss is not None}
+
+
+def _evidence(
+    arm: Arm,
+    partner: Arm,
+    losses: Losses,
+    unmatched: tuple[str, ...],
+    seconds: float | None,
+    lost: str = "no seed in common is finished",
+) -> Evidence:
+    invalid = _faults(arm, "") + _faults(partner, f"{partner.label}: ")
+    seeds = tuple(sorted(losses[0].keys() & losses[1].keys()))
+    if not seeds and not invalid:
+        invalid = (lost,)
+    invalid += _does_nothing(arm, partner)
+    return Evidence(
+        invalid=invalid,
+        unmatched=unmatched + _unlike_data(arm, partner),
+        unverified=_unverified(arm) + _unverified(partner),
+        seeds=seeds,
+        differences=tuple(losses[0][s] - losses[1][s] for s in seeds),
+        seconds=seconds,
+    )
+
+
+def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:
+    """Why the runs of an arm say nothing; in words, with the seeds."""
+    found = []
+    if missing := [run for run in arm.runs if not is_done(run)]:
+        states = ", ".join(f"seed {r.row['seed']} {_state(r)}" for r in missing)
+        whole = f"{len(arm.done)} of {len(arm.runs)} seeds finished"
+        found.append(f"{prefix}{whole} ({states})")
+    if any(run.row["verified"] == "failed" for run in arm.runs):
+        found.append(f"{prefix}a certificate failed")
+    losses = arm.values("val_loss")
+    if len(losses) > 1 and min(losses) == max(losses):
+        found.append(f"{prefix}all seeds gave the very same loss: no replicas")
+    return tuple(found)
+
+
+def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
+    """A reason if the arm is set otherwise than its partner and trained the same."""
+    if not any(name.startswith(ACTING) for name, _, _ in changes_between(partner, arm)):
+        return ()
+    theirs = {run.row["seed"]: _curve(run) for run in partner.done}
+    pairs = [(_curve(r), theirs.get(r.row["seed"], [])) for r in arm.done]
+    if not pairs or not all(are_identical(a, b) for a, b in pairs):
+        return ()
+    return (
+        "its losses are its partner's in every digit: what it changes does not act",
+    )
+
+
+def _curve(run: Run) -> list[tuple[int, float]]:
+    """Every loss that was evaluated, the one in the result among them."""
+    records = (r for r in run.evals if "val_loss" in r)
+    found = {int(r["step"]): r["val_loss"] for r in records}
+    return [*found.items(), (1 + max(found, default=0), run.row["val_loss"])]
+
+
+def _state(run: Run) -> str:
+    status, failure = run.row["status"], run.row["failure"]
+    if failure == "nan" or (status == "done" and run.row["val_loss"] is None):
+        return "diverged or without a loss"
+    return f"{status}: {failure}" if failure and failure != status else str(status)
+
+
+def _unverified(arm: Arm) -> tuple[str, ...]:
+    if all(run.row["verified"] in ("passed", "failed") for run in arm.done):
+        return ()
+    return (f"{arm.label}: certificates were not run",)
+
+
+def _unlike_budgets(
+    arm: Arm, partner: Arm, rules: Rules, columns: Sequence[str]
+) -> tuple[str, ...]:
+    found: tuple[str, ...] = ()
+    for column in columns:
+        found += _unlike(arm, partner, column, rules.tolerance)
+    return found
+
+
+def _unlike(arm: Arm, partner: Arm, column: str, tolerance: float) -> tuple[str, ...]:
+    """A reason if the means of a column differ by more than a share; () if unknown."""
+    mine, theirs = arm.mean(column), partner.mean(column)
+    if mine is None or theirs is None:
+        return ()
+    if abs(mine - theirs) <= tolerance * max(abs(mine), abs(theirs)):
+        return ()
+    name = column.replace("_", " ")
+    if theirs == 0:
+        return (f"{name} differ",)
+    return (f"{name} differ by {100 * (mine / theirs - 1):+.1f}%",)
+
+
+def _unlike_data(arm: Arm, partner: Arm) -> tuple[str, ...]:
+    prints = {
+        identity(finite(run.manifest["data_fingerprint"]))
+        for run in (*arm.done, *partner.done)
+        if run.manifest.get("data_fingerprint") is not None
+    }
+    return ("trained on different data",) if len(prints) > 1 else ()
+
+
+def _machine(run: Run) -> str:
+    device = as_dict(run.manifest.get("device"))
+    name = device.get("name") or as_dict(run.manifest.get("device_info")).get("name")
+    world = number(run.manifest.get("world_size"))
+    return f"{clean(name or 'unknown')} x {world or 1}"

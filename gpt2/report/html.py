@@ -1,0 +1,346 @@
+"""report.html: one file, from disk, without a network; tables also without script.
+
+The charts are plotly.js, embedded from the plotly package. Everything that comes from
+the results goes through Jinja's escaping or as JSON data, and a content security
+policy lets only the scripts written here run and no request leave the page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from gpt2.report.arms import Arm
+from gpt2.report.checklist import checklist
+from gpt2.report.curves import AXES, band
+from gpt2.report.gpu_use import PANELS, gpu_use
+from gpt2.report.plots import places, spread
+from gpt2.report.results import Matrix, Run
+from gpt2.report.table import (
+    MARKS,
+    Column,
+    Line,
+    difference_text,
+    interval_text,
+    lines_of,
+    remarks,
+    shown_columns,
+)
+from gpt2.report.text import headline, method, noise_lines
+from gpt2.report.verdicts import Comparison, Judgement, Verdict
+from lib import human
+from lib.rundir import finite
+from lib.untrusted import clean
+
+PAGE = Path(__file__).resolve().parent / "page"
+COSTS = (
+    ("parameters", "parameters"),
+    ("seconds", "training time (s)"),
+    ("peak_memory_bytes", "peak memory (bytes)"),
+    ("flops_per_token", "FLOPs a token"),
+    ("kv_bytes_per_token", "decode cache (bytes a token)"),
+)
+FIRST = ("step", "title", "grade", "difference", "val_loss", "seeds")
+RESULTS = {"val_loss", "difference", "interval", "difference_time"}
+RUN_FILES = (
+    ("manifest", "manifest.json"),
+    ("job", "job.json"),
+    ("metrics", "metrics.jsonl"),
+    ("log", "train.log"),
+)
+RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
+    ("val_loss", "val loss", lambda v: human.fixed(v, 6)),
+    ("val_perplexity", "ppl", lambda v: human.fixed(v, 3)),
+    ("val_accuracy", "accuracy", human.percent),
+    ("parameters", "params", human.count),
+    ("tokens", "tokens", human.count),
+    ("tokens_per_s", "tokens/s", human.count),
+    ("peak_memory_bytes", "memory", human.size),
+    ("seconds", "time", human.duration),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One table cell; ``sort`` is empty where the value is not known."""
+
+    key: str
+    text: str
+    sort: str
+    css: str = ""
+    grade: str = ""
+    is_result: bool = False
+
+
+class PlotlyMissing(RuntimeError):
+    """The plotly package is not installed."""
+
+
+def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
+    """The page. Raises PlotlyMissing without the plotly package."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined
+    )
+    lines = lines_of(judged)
+    columns = sorted(shown_columns(lines), key=_reading_order)
+    gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
+    scripts = [_script(plotly_source()), _script((PAGE / "script.js").read_text())]
+    return environment.get_template("page.html").render(
+        name=name,
+        policy=_policy(scripts),
+        style=Markup((PAGE / "style.css").read_text()),  # ours, not the results'
+        headline=headline(matrix),
+        noise=noise_lines(judged),
+        method=method(judged),
+        columns=columns,
+        lines=[_line(line, columns, judged) for line in lines],
+        costs=_costs(judged),
+        has_gpu=bool(gpu),
+        picture=lambda chart: _picture(matrix, chart, Markup),
+        run_heads=_run_heads(),
+        runs=list(_runs(matrix, judged)),
+        checklist=checklist(matrix),
+        left_out=matrix.left_out,
+        data=Markup(as_json(_data(matrix, judged, gpu))),
+        scripts=[Markup(script) for script in scripts],
+        plotly_version=importlib.metadata.version("plotly"),
+    )
+
+
+def plotly_source() -> str:
+    """plotly.js as the plotly package ships it; nothing of the package is run."""
+    found = importlib.util.find_spec("plotly")
+    if found is None or not found.submodule_search_locations:
+        raise PlotlyMissing(
+            "report.html needs the plotly package: pip install plotly, or make the "
+            "report without it (--no-html)"
+        )
+    folder = Path(next(iter(found.submodule_search_locations)))
+    return (folder / "package_data" / "plotly.min.js").read_text(encoding="utf-8")
+
+
+def as_json(value: object) -> str:
+    """JSON that can stand inside a script element."""
+    found = json.dumps(finite(value), separators=(",", ":"), allow_nan=False)
+    for character in "<>&":
+        found = found.replace(character, f"\\u{ord(character):04x}")
+    return found
+
+
+def _script(source: str) -> str:
+    """A script as an HTML parser will hand it on, so that its sum is right."""
+    return source.replace("\r\n", "\n").replace("</script", "<\\/script")
+
+
+def _policy(scripts: list[str]) -> str:
+    """Only these scripts run, and nothing is fetched from anywhere."""
+    sums = (hashlib.sha256(script.encode("utf-8")).digest() for script in scripts)
+    allowed = " ".join(f"'sha256-{base64.b64encode(s).decode()}'" for s in sums)
+    return (
+        f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
+        "img-src 'self' data: blob:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def _reading_order(column: Column) -> int:
+    """What a phone shows without scrolling comes first; sorting is stable."""
+    return FIRST.index(column.key) if column.key in FIRST else len(FIRST)
+
+
+# ---- tables ---------------------------------------------------------------------
+
+
+def _line(line: Line, columns: list[Column], judged: Judgement) -> dict[str, Any]:
+    comparison = line.comparison
+    changes = comparison.changes if comparison else []
+    return {
+        "cells": [_cell(column, line) for column in columns],
+        "anchor": _anchor(line.arm),
+        "partner": comparison.partner.label if comparison else "",
+        "remarks": [what for label, what in remarks(judged) if label == line.arm.label],
+        "changes": [(clean(f), _plain(old), _plain(new)) for f, old, new in changes],
+    }
+
+
+def _cell(column: Column, line: Line) -> Cell:
+    value, css = column.value(line), ["number" if column.is_number else ""]
+    is_grade = column.key.startswith("grade")
+    if column.key == "title":
+        css.append("text")
+    if not column.is_main:
+        css.append("more")
+    return Cell(
+        column.key,
+        column.show(line),
+        "" if value is None else str(value),
+        " ".join(x for x in css if x),
+        grade=str(value).replace(" ", "-") if is_grade else "",
+        is_result=column.key in RESULTS,
+    )
+
+
+def _anchor(arm: Arm) -> str:
+    """A name for the arm's first row in the table of runs."""
+    return f"arm-{quote(arm.label, safe='')}"
+
+
+def _plain(value: object) -> str:
+    return human.NONE if value is None else clean(value)
+
+
+def _run_heads() -> list[tuple[str, bool]]:
+    first = [("arm", False), ("seed", True), ("status", False)]
+    last = [("hash", False), ("files", False)]
+    return [*first, *((head, True) for _, head, _ in RUN_COLUMNS), *last]
+
+
+def _runs(matrix: Matrix, judged: Judgement) -> Iterator[dict[str, Any]]:
+    for arm in judged.arms:
+        for place, run in enumerate(arm.runs):
+            links = [
+                (label, f"{quote(run.run_dir)}/{name}")
+                for label, name in RUN_FILES
+                if (matrix.root / run.run_dir / name).is_file()
+            ]
+            yield {
+                "anchor": _anchor(arm) if place == 0 else "",
+                "cells": _run_cells(arm, run),
+                "links": links,
+                "manifest": dict(links).get("manifest"),
+            }
+
+
+def _run_cells(arm: Arm, run: Run) -> list[Cell]:
+    row = run.row
+    why = row["failure"] or row["message"]
+    state = (
+        f"{row['status']}: {why}" if why and row["status"] != "done" else row["status"]
+    )
+    seed = _plain(row["seed"])
+    cells = [
+        Cell("arm", arm.label, arm.label, "text"),
+        Cell("seed", seed, seed, "number"),
+        Cell("status", state, state, "text" if len(state) > 20 else ""),
+    ]
+    for key, _, show in RUN_COLUMNS:
+        value = row[key]
+        shown = "" if value is None else str(value)
+        cells.append(Cell(key, show(value), shown, "number", is_result=True))
+    return [*cells, Cell("hash", row["hash"] or human.NONE, row["hash"] or "")]
+
+
+def _costs(judged: Judgement) -> list[tuple[str, str]]:
+    return [
+        (key, label)
+        for key, label in COSTS
+        if any(arm.mean(key) is not None for arm in judged.arms)
+    ]
+
+
+def _picture(matrix: Matrix, chart: str, markup: Any) -> Any:
+    path = f"plots/{chart}.png"
+    if not (matrix.root / path).is_file():
+        return "no picture was written"
+    return markup(f'<img src="{path}" alt="" style="max-width:100%">')
+
+
+# ---- data of the charts ---------------------------------------------------------
+
+
+def _data(matrix: Matrix, judged: Judgement, gpu: list) -> dict[str, Any]:
+    place = places(judged)
+    ordered = sorted(judged.arms, key=lambda arm: place[arm.label])
+    base, runs = _settings(judged)
+    return {
+        "margin": judged.rules.margin,
+        "arms": [_arm(arm, place[arm.label]) for arm in ordered],
+        "effects": [_effect(c) for c in judged.comparisons],
+        "base_settings": base,
+        "runs": runs,
+        "gpu": [{"label": run.run_dir, "gpus": use} for run, use in gpu],
+        "gpu_panels": [[key, title] for key, title, _ in PANELS],
+    }
+
+
+def _arm(arm: Arm, place: int) -> dict[str, Any]:
+    curves: dict[str, dict[str, Any]] = {}
+    for kind in ("eval", "train"):
+        found = {axis: band(arm, axis, kind) for axis in AXES}
+        curves[kind] = {
+            axis: (
+                None if b is None else {name: getattr(b, name) for name in b.__slots__}
+            )
+            for axis, b in found.items()
+        }
+    values = {key: arm.mean(key) for key, _ in COSTS}
+    values |= {"val_loss": arm.mean("val_loss"), "sd": spread(arm)}
+    return {"label": arm.label, "place": place, "curves": curves, "values": values}
+
+
+def _effect(comparison: Comparison) -> dict[str, Any]:
+    return {
+        "label": f"{comparison.arm.label} vs {comparison.partner.label}",
+        "steps": _measure(comparison.at_steps),
+        "time": _measure(comparison.at_time),
+    }
+
+
+def _measure(verdict: Verdict) -> dict[str, Any]:
+    inner, outer = verdict.interval, verdict.family_interval
+    told = f"{verdict.grade}: {difference_text(verdict)}, {interval_text(verdict)}"
+    return {
+        "mean": verdict.mean,
+        "inner": None if inner is None else [inner.low, inner.high],
+        "outer": None if outer is None else [outer.low, outer.high],
+        "mark": MARKS[verdict.grade],
+        "text": "; ".join([told, *verdict.reasons]),
+    }
+
+
+FACTS = (
+    "micro_batch",
+    "accumulation",
+    "world_size",
+    "compile",
+    "attention_backend",
+    "data_fingerprint",
+)
+
+
+def _settings(judged: Judgement) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The first run's settings whole, and of each run what differs from them."""
+    runs = [(arm, run, _flat(run)) for arm in judged.arms for run in arm.runs]
+    base = runs[0][2] if runs else {}
+    return base, [
+        {
+            "label": f"{arm.label}, seed {_plain(run.row['seed'])}",
+            "arm": arm.label,
+            "settings": {
+                **{k: v for k, v in flat.items() if base.get(k) != v},
+                **{k: human.NONE for k in base if k not in flat},
+            },
+        }
+        for arm, run, flat in runs
+    ]
+
+
+def _flat(run: Run) -> dict[str, str]:
+    found = {"seed": _plain(run.row["seed"])}
+    for part, fields in run.settings.items():
+        if not isinstance(fields, dict):
+            found[clean(part)] = _plain(fields)
+            continue
+        found |= {f"{clean(part)}.{clean(k)}": _plain(v) for k, v in fields.items()}
+    told = {name: run.manifest.get(name) for name in FACTS}
+    return found | {f"run.{k}": _plain(v) for k, v in told.items() if v is not None}

@@ -1,0 +1,108 @@
+"""The charts of a matrix as PNG: loss curves, differences, loss against cost."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from gpt2.report.arms import Arm
+from gpt2.report.curves import band
+from gpt2.report.verdicts import Comparison, Judgement
+from lib import plots, stats
+
+COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
+    ("parameters", "parameters (millions)", 1e6),
+    ("seconds", "training time (minutes)", 60.0),
+    ("peak_memory_bytes", "peak memory (GiB)", float(1 << 30)),
+)
+LOSS = "validation loss (nats a token)"
+
+
+def write_plots(judged: Judgement, directory: Path) -> list[Path]:
+    """Write what there is data for; the paths written. Stale ones are removed."""
+    makers: dict[str, Callable[[Judgement, Path], bool]] = {
+        "loss.png": _loss,
+        "forest.png": _forest,
+        "pareto.png": _pareto,
+    }
+    written = []
+    for name, make in makers.items():
+        path = directory / name
+        if make(judged, path):
+            written.append(path)
+        else:
+            path.unlink(missing_ok=True)
+    return written
+
+
+def places(judged: Judgement) -> dict[str, int]:
+    """Label of each arm to its place in the palette; 0 is the first baseline."""
+    first = judged.noise[0].arm if judged.noise else None
+    compared = {c.arm.label for c in judged.comparisons}
+    bases = [arm for arm in judged.arms if arm.label not in compared]
+    base = first or (bases[0] if bases else judged.arms[0] if judged.arms else None)
+    ordered = sorted(judged.arms, key=lambda arm: arm is not base)
+    return {arm.label: place for place, arm in enumerate(ordered)}
+
+
+def _loss(judged: Judgement, path: Path) -> bool:
+    place, lines = places(judged), []
+    for arm in judged.arms:
+        found = band(arm, "step")
+        if found is not None:
+            title = (
+                f"{arm.label} ({found.seeds} seeds)" if found.seeds > 1 else arm.label
+            )
+            curve = (found.x, found.mean, found.low, found.high)
+            lines.append(plots.Curve(title, place[arm.label], *curve))
+    if lines:
+        title = "Mean over the seeds, band from least to greatest"
+        plots.curves(path, lines, "optimizer updates", LOSS, title)
+    return bool(lines)
+
+
+def _forest(judged: Judgement, path: Path) -> bool:
+    rows = [row for c in judged.comparisons if (row := _effect(c)) is not None]
+    if rows:
+        xlabel = "difference in validation loss (nats a token), negative is better"
+        title = "Thick: 95% interval; thin: 95% for all arms together; grey: margin"
+        plots.forest(path, rows, judged.rules.margin, xlabel, title)
+    return bool(rows)
+
+
+def _effect(comparison: Comparison) -> plots.Effect | None:
+    verdict = comparison.at_steps
+    if verdict.mean is None:
+        return None
+    label = f"{comparison.arm.label} vs {comparison.partner.label}"
+    ends = _ends(verdict.interval), _ends(verdict.family_interval)
+    return plots.Effect(label, verdict.mean, *ends, remark=verdict.grade)
+
+
+def _ends(interval: stats.Interval | None) -> tuple[float, float] | None:
+    return None if interval is None else (interval.low, interval.high)
+
+
+def _pareto(judged: Judgement, path: Path) -> bool:
+    place, panels = places(judged), []
+    for column, label, unit in COSTS:
+        points = [
+            plots.Point(arm.label, place[arm.label], x / unit, y, spread(arm))
+            for arm in judged.arms
+            if (x := arm.mean(column)) is not None
+            and (y := arm.mean("val_loss")) is not None
+        ]
+        if points:
+            panels.append(plots.Panel(label, points))
+    if panels:
+        plots.scatter(path, panels, LOSS, "Loss and cost; bars: sd over the seeds")
+    return bool(panels)
+
+
+def spread(arm: Arm) -> float:
+    """Standard deviation of the loss over the seeds; 0 for one seed."""
+    losses = arm.values("val_loss")
+    found = statistics.stdev(losses) if len(losses) > 1 else 0.0
+    return found if math.isfinite(found) else 0.0

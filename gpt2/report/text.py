@@ -1,0 +1,309 @@
+"""The report as text: a table for the terminal, and REPORT.md to paste."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from gpt2.report.checklist import checklist
+from gpt2.report.results import Matrix, Run
+from gpt2.report.table import (
+    COLUMN,
+    Line,
+    difference_text,
+    grade_text,
+    has_zeros,
+    lines_of,
+    p_text,
+    remarks,
+    shown_columns,
+)
+from gpt2.report.verdicts import KNOWN_NOISE, Judgement
+from lib import human
+from lib.untrusted import clean
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+    from rich.table import Table
+
+STYLES = {
+    "SUPPORTED": "bold green",
+    "HARMFUL": "bold red",
+    "INVALID": "red",
+    "UNMATCHED": "yellow",
+    "UNVERIFIED": "yellow",
+}
+TERMINAL = (  # heading, column, justification
+    ("step", "step", "right"),
+    ("what changed", "title", "left"),
+    ("seeds", "seeds", "right"),
+    ("val loss", "val_loss", "right"),
+    ("difference", "difference", "right"),
+    ("ppl", "val_perplexity", "right"),
+    ("acc", "val_accuracy", "right"),
+    ("params", "parameters", "right"),
+    ("zeros", "sparsity", "right"),
+    ("tok/s", "tokens_per_s", "right"),
+    ("time", "seconds", "right"),
+    ("verdict", "grade", "left"),
+)
+NARROW = {  # below this width, these are left out
+    112: ("val_accuracy", "seconds"),
+    96: ("val_perplexity", "parameters"),
+    84: ("tokens_per_s",),
+    76: ("val_loss",),
+}
+
+
+def headline(matrix: Matrix) -> str:
+    """ "9 of 12 runs finished, 1 failed, 2 planned"."""
+    counts: dict[str, int] = {}
+    for run in matrix.runs:
+        counts[run.row["status"]] = counts.get(run.row["status"], 0) + 1
+    done = counts.pop("done", 0)
+    rest = "".join(f", {n} {status}" for status, n in sorted(counts.items()))
+    return f"{done} of {len(matrix.runs)} runs finished{rest}"
+
+
+def noise_lines(judged: Judgement) -> list[str]:
+    """The noise floor in words, one sentence a baseline."""
+    if not judged.noise:
+        low, high = KNOWN_NOISE
+        return [
+            "Noise floor: not measured, it takes a baseline with two or more seeds "
+            f"(sd at 124M in the literature: {low} to {high})."
+        ]
+    return [
+        f"Noise floor: {noise.arm.label} has sd {noise.sample.sd:.4f} over "
+        f"{noise.sample.n} seeds (95%: {noise.interval.low:.4f} to "
+        f"{noise.interval.high:.4f})."
+        for noise in judged.noise
+    ]
+
+
+# ---- terminal -------------------------------------------------------------------
+
+
+def terminal_report(
+    matrix: Matrix, judged: Judgement, width: int = 120
+) -> list[RenderableType]:
+    """What `make` and `make report` print, as things for rich to print.
+
+    Columns that a narrow terminal has no room for are left out.
+    """
+    from rich.text import Text
+
+    parts: list[RenderableType] = [_terminal_table(judged, width)]
+    parts.append(Text(headline(matrix)))
+    parts.extend(Text(line) for line in noise_lines(judged))
+    if has_zeros(lines_of(judged)):
+        parts.append(Text("Zeros: single weights anywhere, which bring no speed."))
+    parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
+    if failed := [run for run in matrix.runs if _is_fault(run)]:
+        parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
+    parts.extend(
+        Text(f"  left out: {item.path}: {item.reason}", style="yellow")
+        for item in matrix.left_out
+    )
+    return parts
+
+
+def _terminal_table(judged: Judgement, width: int) -> Table:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = lines_of(judged)
+    absent = {key for limit, keys in NARROW.items() if width < limit for key in keys}
+    if not _has_steps(lines):
+        absent.add("step")
+    if not has_zeros(lines):
+        absent.add("sparsity")
+    chosen = [entry for entry in TERMINAL if entry[1] not in absent]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, key, justify in chosen:
+        wide = key == "title"
+        table.add_column(
+            heading,
+            justify=justify,  # type: ignore[arg-type]
+            no_wrap=not wide,
+            overflow="fold",
+            min_width=16 if wide else None,
+        )
+    for line in lines:
+        cells = (COLUMN[key].show(line) for _, key, _ in chosen)
+        style = STYLES.get(line.grade, "")
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    return table
+
+
+def _has_steps(lines: list[Line]) -> bool:
+    return any(line.arm.step is not None for line in lines)
+
+
+def _is_fault(run: Run) -> bool:
+    return run.row["status"] in ("failed", "oom", "unreadable")
+
+
+def _fault(run: Run) -> str:
+    row = run.row
+    why = row["failure"] or row["status"]
+    return f"{row['run_dir']}: {why}: {row['message'] or 'see its train.log'}"
+
+
+# ---- Markdown -------------------------------------------------------------------
+
+METHOD = """\
+Arms are paired by seed with the arm they are compared with; a difference is the arm's
+validation loss minus its partner's, in nats a token, and a negative one is better.
+Intervals are 95% by Student's t on the paired differences. Verdicts are
+Holm-corrected over all arms at a family-wise error of {alpha:.0%}: SUPPORTED and
+HARMFUL need a difference that is not 0, NEUTRAL one that lies within ±{margin:g} nats
+(two one-sided t tests), INCONCLUSIVE more seeds. UNMATCHED arms differ from their
+partner in parameters or tokens by more than {tolerance:.0%}, or in data, so that
+nothing follows for the architecture. At equal time, losses are read, between
+evaluations, when the first of the compared runs ended; the slower arm is then still
+in the middle of its learning-rate schedule, so this reading is hard on it."""
+
+
+ZEROS = """\
+Zeros are counted among the weights of linear layers, embeddings and a head tied to
+them excluded; they are single weights anywhere, which bring no speed and no memory on
+common hardware: a pruned arm costs what the same arm costs unpruned."""
+
+
+def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
+    """REPORT.md. Everything from the results is escaped."""
+    parts = [
+        f"# {escape(name)}",
+        f"{headline(matrix)}. {' '.join(map(escape, noise_lines(judged)))}",
+        "## Verdicts",
+        _main_table(judged),
+        _remarks(judged),
+        _chart_links(matrix),
+        "## At equal steps and at equal time",
+        _both_table(judged),
+        "## Cost",
+        _cost_table(judged),
+        "## How to read this",
+        method(judged),
+        "## Publishing checklist",
+        _checklist(matrix),
+        "## Runs",
+        _runs(matrix),
+        _left_out(matrix),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def method(judged: Judgement) -> str:
+    """How the verdicts came about, in words."""
+    rules = judged.rules
+    text = METHOD.format(
+        alpha=rules.alpha, margin=rules.margin, tolerance=rules.tolerance
+    )
+    return f"{text} {ZEROS}" if has_zeros(lines_of(judged)) else text
+
+
+def escape(text: str) -> str:
+    """A text from the results as plain Markdown, also inside a table."""
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in clean(text))
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _grid(heads: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
+    rule = ["--:" if is_number else "---" for is_number in numeric]
+    lines = [heads, rule, *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _columns_table(judged: Judgement, keys: list[str]) -> str:
+    lines = lines_of(judged)
+    shown = {column.key for column in shown_columns(lines)}
+    columns = [COLUMN[key] for key in keys if key in shown]
+    rows = [[escape(column.show(line)) for column in columns] for line in lines]
+    heads = [column.heading for column in columns]
+    return _grid(heads, rows, [column.is_number for column in columns])
+
+
+def _main_table(judged: Judgement) -> str:
+    keys = "step title seeds val_loss difference interval p_holm val_perplexity"
+    return _columns_table(judged, [*keys.split(), "val_accuracy", "grade"])
+
+
+def _cost_table(judged: Judgement) -> str:
+    keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
+    more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
+    cells = "bits_per_byte step_seconds optimizer_state_bytes sparsity zeros"
+    return _columns_table(judged, [*keys.split(), *more.split(), *cells.split()])
+
+
+def _both_table(judged: Judgement) -> str:
+    heads = ["arm", "compared with", "equal steps", "verdict", "time budget"]
+    heads += ["equal time", "p (Holm)", "verdict"]
+    rows = []
+    for c in judged.comparisons:
+        steps, time = c.at_steps, c.at_time
+        cells = [c.arm.label, c.partner.label, difference_text(steps)]
+        cells += [grade_text(steps.grade), human.duration(time.seconds)]
+        cells += [difference_text(time), p_text(time.p_holm), grade_text(time.grade)]
+        rows.append([escape(cell) for cell in cells])
+    if not rows:
+        return "There is nothing to compare yet."
+    is_number = [False, False, True, False, True, True, True, False]
+    return _grid(heads, rows, is_number)
+
+
+def _remarks(judged: Judgement) -> str:
+    return "\n".join(
+        f"- **{escape(label)}**: {escape(what)}" for label, what in remarks(judged)
+    )
+
+
+def _chart_links(matrix: Matrix) -> str:
+    names = {"loss": "Loss curves", "forest": "Differences", "pareto": "Loss and cost"}
+    return "\n".join(
+        f"![{text}](plots/{name}.png)"
+        for name, text in names.items()
+        if (matrix.root / "plots" / f"{name}.png").is_file()
+    )
+
+
+def _checklist(matrix: Matrix) -> str:
+    lines = []
+    for item in checklist(matrix):
+        remark = f" ({escape(item.remark)})" if item.remark else ""
+        mark = "x" if item.ok else " "
+        lines.append(f"- [{mark}] {item.name}: {escape(item.value)}{remark}")
+    return "\n".join(lines)
+
+
+def _runs(matrix: Matrix) -> str:
+    rows = []
+    for run in matrix.runs:
+        row = run.row
+        label = row["name"] if row["step"] is None else f"{row['step']} {row['name']}"
+        state = (
+            row["status"]
+            if not row["failure"]
+            else f"{row['status']}: {row['failure']}"
+        )
+        loss = human.fixed(row["val_loss"], 6)
+        cells = [escape(str(cell)) for cell in (label, row["seed"], state, loss)]
+        rows.append([*cells, _manifest_link(matrix, run), escape(row["hash"] or "")])
+    heads = ["arm", "seed", "status", "val loss", "manifest", "hash"]
+    return _grid(heads, rows, [False, True, False, True, False, False])
+
+
+def _manifest_link(matrix: Matrix, run: Run) -> str:
+    path = f"{run.run_dir}/manifest.json"
+    if not (matrix.root / path).is_file():
+        return human.NONE
+    return f"[{escape(run.run_dir)}]({quote(path)})"
+
+
+def _left_out(matrix: Matrix) -> str:
+    if not matrix.left_out:
+        return ""
+    lines = [f"- {escape(x.path)}: {escape(x.reason)}" for x in matrix.left_out]
+    return "\n".join(["## Left out", "", *lines])

@@ -1,0 +1,1 @@
+"""One run: batches, updates, evaluations, checkpoints, and how it ended."""

@@ -1,0 +1,303 @@
+"""Checkpoints: folders ckpt/step-000123/ that are whole or not there.
+
+    model.safetensors   weights
+    state.pt            everything else, loadable with weights_only
+    checkpoint.json     what it is a checkpoint of, and the sums of the two
+
+A folder is written under another name, flushed to disk and renamed. Nothing in
+it is ever executed when read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gpt2.training import faults
+from gpt2.training.failures import Refused, is_disk_full
+from lib.rundir import (
+    DiskFull,
+    atomic_write_json,
+    diff_fields,
+    fsync_directory,
+    identity,
+    read_json,
+)
+
+SCHEMA = 1
+KEPT = 2
+FOLDER = "ckpt"
+WEIGHTS_FILE = "model.safetensors"
+STATE_FILE = "state.pt"
+INDEX_FILE = "checkpoint.json"
+_NAME = re.compile(r"step-(\d{6,})")
+_ASIDE = "damaged-"
+
+Weights = dict[str, Tensor]
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that is not, byte for byte, what was written."""
+
+
+class CheckpointMismatch(Refused):
+    """A whole checkpoint, but of another run; the message has the differences."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stamp:
+    """What a checkpoint is of. ``identity``: the plain data behind ``hash``."""
+
+    step: int
+    hash: str
+    identity: Mapping[str, Any]
+    data_fingerprint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint in memory, on the CPU."""
+
+    stamp: Stamp
+    weights: Weights
+    state: dict[str, Any]
+
+
+# ---- weights of a model ---------------------------------------------------------
+
+
+def weights_of(model: nn.Module) -> Weights:
+    """Parameters and persistent buffers by name, a tied tensor once."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if id(tensor) not in seen:
+            seen.add(id(tensor))
+            found[name] = tensor.detach()
+    return found
+
+
+@torch.no_grad()
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Copy weights into the model; ValueError unless names and shapes agree."""
+    own = weights_of(model)
+    theirs = {name: tensor.shape for name, tensor in weights.items()}
+    if {name: tensor.shape for name, tensor in own.items()} != theirs:
+        odd = sorted(set(own) ^ set(weights)) or ["shapes"]
+        raise ValueError(f"weights of another model: {', '.join(odd[:8])} differ")
+    for name, tensor in own.items():
+        tensor.copy_(weights[name])
+
+
+def export(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
+    """Write the model's weights to one safetensors file, atomically.
+
+    Raises DiskFull.
+    """
+    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        _write_weights(partial, weights_of(model), dict(metadata))
+        os.replace(partial, path)
+        fsync_directory(path.parent)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        raise _clear(error, path) from error
+
+
+# ---- writing --------------------------------------------------------------------
+
+
+def save(
+    folder: Path, stamp: Stamp, weights: Weights, state: Mapping[str, Any]
+) -> Path:
+    """Write the checkpoint of stamp.step and drop all but the newest two.
+
+    Raises DiskFull; older checkpoints then still stand.
+    """
+    target = folder / f"step-{stamp.step:06d}"
+    partial = folder / f".{target.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        partial.mkdir(parents=True)
+        _write_files(partial, stamp, weights, state)
+        _put_in_place(partial, target)
+    except BaseException as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise _clear(error, target) from error
+    _drop_old(folder)
+    return target
+
+
+def _write_files(
+    partial: Path, stamp: Stamp, weights: Weights, state: Mapping[str, Any]
+) -> None:
+    faults.linger_in_checkpoint()
+    _write_weights(partial / WEIGHTS_FILE, weights, {"hash": stamp.hash})
+    faults.linger_in_checkpoint()
+    with open(partial / STATE_FILE, "wb") as file:
+        torch.save(dict(state), file)
+        file.flush()
+        os.fsync(file.fileno())
+    faults.linger_in_checkpoint()
+    index = {
+        "schema": SCHEMA,
+        "stamp": asdict(stamp),
+        "sha256": {n: _sha256(partial / n) for n in (WEIGHTS_FILE, STATE_FILE)},
+    }
+    atomic_write_json(partial / INDEX_FILE, {**index, "sum": identity(index)})
+
+
+def _write_weights(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
+    whole = {name: tensor.contiguous() for name, tensor in weights.items()}
+    path.touch()
+    mode = path.stat().st_mode  # as the user's umask has it; safetensors writes 0600
+    save_file(whole, path, metadata={"format": "pt", **metadata})
+    path.chmod(mode)
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _put_in_place(partial: Path, target: Path) -> None:
+    """Rename; a damaged or repeated checkpoint of the same step makes way."""
+    if target.exists():
+        shutil.rmtree(_hide(target))
+    os.rename(partial, target)
+    fsync_directory(target.parent)
+
+
+def _hide(path: Path) -> Path:
+    """Rename to a name that no reader looks at, so that removal cannot be seen."""
+    hidden = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    path.rename(hidden)
+    return hidden
+
+
+def _drop_old(folder: Path) -> None:
+    aside = [path for path in folder.iterdir() if path.name.startswith(_ASIDE)]
+    for path in finished(folder)[:-KEPT] + aside:
+        shutil.rmtree(_hide(path), ignore_errors=True)
+
+
+def _clear(error: BaseException, path: Path) -> BaseException:
+    """A full disk as DiskFull with a message that helps; anything else as it is."""
+    if not is_disk_full(error):
+        return error
+    return DiskFull(
+        28,
+        f"no space left while writing {path}; older checkpoints still stand. "
+        "Free some space and start again",
+    )
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- reading --------------------------------------------------------------------
+
+
+def finished(folder: Path) -> list[Path]:
+    """The checkpoints that were put in place, oldest first."""
+    if not folder.is_dir():
+        return []
+    named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
+    steps = [(int(match[1]), path) for match, path in named if match]
+    return [path for _, path in sorted(steps)]
+
+
+def newest_step(folder: Path) -> int | None:
+    """The step of the last checkpoint that was put in place, whole or not."""
+    names = [path.name for path in finished(folder)]
+    return int(names[-1].partition("-")[2]) if names else None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete half-written checkpoints; hold the run's lock for this."""
+    if folder.is_dir():
+        for path in folder.glob(".*.tmp"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def load_newest(
+    folder: Path, expected: Stamp, report: Callable[[str], object]
+) -> Checkpoint | None:
+    """The newest whole checkpoint; None if there is none.
+
+    Damaged ones are reported, put aside, and make way to the one before.
+    ``expected``: this run's stamp, of any step. Raises CheckpointMismatch if the
+    checkpoint is of another run or other data.
+    """
+    for path in reversed(finished(folder)):
+        try:
+            checkpoint = load(path)
+        except DamagedCheckpoint as error:
+            report(f"skipped a damaged checkpoint: {error}")
+            _put_aside(path)
+            continue
+        check_stamp(path, checkpoint.stamp, expected)
+        return checkpoint
+    return None
+
+
+def _put_aside(path: Path) -> None:
+    aside = path.with_name(_ASIDE + path.name)
+    shutil.rmtree(aside, ignore_errors=True)
+    path.rename(aside)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read one checkpoint; DamagedCheckpoint, naming the file, if it is not whole."""
+    stamp = _read_index(path)
+    try:
+        weights = load_file(path / WEIGHTS_FILE, device="cpu")
+        state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise DamagedCheckpoint(f"{path}: unreadable ({error})") from error
+    return Checkpoint(stamp, weights, state)
+
+
+def _read_index(path: Path) -> Stamp:
+    """The stamp of a checkpoint whose sums are all right."""
+    try:
+        index = read_json(path / INDEX_FILE)
+        wrong = index.pop("sum") != identity(index)
+        if wrong or index["schema"] != SCHEMA:
+            raise DamagedCheckpoint(f"{path / INDEX_FILE}: its sum is wrong")
+        for name in (WEIGHTS_FILE, STATE_FILE):
+            if _sha256(path / name) != index["sha256"][name]:
+                raise DamagedCheckpoint(f"{path / name}: its sha256 is wrong")
+        return Stamp(**index["stamp"])
+    except DamagedCheckpoint:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{path}: {error}") from error
+
+
+def check_stamp(path: Path, found: Stamp, expected: Stamp) -> None:
+    """CheckpointMismatch, field by field, unless both are of one run and data."""
+    if found.hash != expected.hash:
+        differences = "\n".join(
+            f"  {name}: {old!r} in the checkpoint, {new!r} asked for"
+            for name, old, new in diff_fields(found.identity, expected.identity)
+        )
+        raise CheckpointMismatch(
+            f"{path} is of another run (hash {found.hash}, not {expected.hash}):\n"
+            f"{differences}\nSet these back, or use another run directory"
+        )
+    if found.data_fingerprint != expected.data_fingerprint:
+        raise CheckpointMismatch(
+            f"{path} was trained on other data (fingerprint "
+            f"{found.data_fingerprint}, now {expected.data_fingerprint}): the data "
+            "set was prepared anew since. Restore it, or use another run directory"
+        )

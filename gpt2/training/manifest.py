@@ -1,0 +1,125 @@
+"""manifest.json: what a run directory's numbers came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2.plan import Job
+from gpt2.training.trainer import Material
+from lib import provenance
+from lib.rundir import atomic_write_json, now, read_json
+from lib.startup import Startup
+
+FILE = "manifest.json"
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(run_dir: Path, run_hash: str) -> dict[str, Any]:
+    """The manifest of earlier attempts at the same run; {} if there is none."""
+    try:
+        found = read_json(run_dir / FILE)
+    except (OSError, ValueError):
+        return {}
+    same = isinstance(found, dict) and found.get("hash") == run_hash
+    return found if same else {}
+
+
+def allowed_micro_batch(manifest: Mapping[str, Any], otherwise: int) -> int:
+    """The micro batch to begin with: the reduced one, if memory once ran out."""
+    if not manifest.get("out_of_memory"):
+        return otherwise
+    return min(otherwise, int(manifest.get("micro_batch", otherwise)))
+
+
+def settled_micro_batch(manifest: Mapping[str, Any]) -> int | None:
+    """The micro batch that an earlier attempt trained with; None: there was none."""
+    found = manifest.get("micro_batch")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def write(
+    run_dir: Path,
+    job: Job,
+    material: Material,
+    *,
+    parameters: int,
+    attention: str,
+    resumed_at: int | None,
+    environ: Mapping[str, str],
+    startup: Startup,
+) -> dict[str, Any]:
+    """Write the manifest of this attempt and return it.
+
+    ``attention`` names the paths that serve the model. A fresh run gets a new
+    manifest; one that is resumed keeps where it began and adds to ``resumed``.
+    Raises lib.rundir.DiskFull.
+    """
+    before = read(run_dir, job.hash)
+    here = provenance.collect(ROOT, environ)
+    kept = before if resumed_at is not None else {}
+    manifest = {
+        "schema": 1,
+        "provenance": kept.get("provenance", here),
+        "device": asdict(material.device) | asdict(startup),
+        "settings": job.settings.to_dict(),
+        "origins": dict(job.origins),
+        "hash": job.hash,
+        "seed": job.seed,
+        "data_fingerprint": material.train.fingerprint,
+        "effective_batch": job.settings.effective_batch,
+        **_resources(job, material),
+        "attention_backend": attention,
+        "verified": environ.get("KABLATE_VERIFIED") or before.get("verified"),
+        "parameters": parameters,
+        "started": kept.get("started", now()),
+        "resumed": [*kept.get("resumed", [])],
+        "out_of_memory": before.get("out_of_memory", []),
+    }
+    if resumed_at is not None:
+        manifest["resumed"].append(_resumption(resumed_at, here, material))
+    atomic_write_json(run_dir / FILE, manifest)
+    return manifest
+
+
+def _resources(job: Job, material: Material) -> dict[str, Any]:
+    resources, split = job.settings.resources, material.split
+    return {
+        "micro_batch": split.micro_batch,
+        "accumulation": split.accumulation,
+        "world_size": split.world_size,
+        "compile": resources.compile_model,
+        "precision": job.settings.optim.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _resumption(
+    step: int, here: Mapping[str, Any], material: Material
+) -> dict[str, Any]:
+    """Enough to see whether code, machine or split changed between attempts."""
+    return {
+        "step": step,
+        "date": here["date"],
+        "host": here["host"],
+        "git": {k: here["git"].get(k) for k in ("sha", "dirty", "diff_sha256")},
+        "device": material.device.name,
+        "micro_batch": material.split.micro_batch,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def note_out_of_memory(
+    run_dir: Path, job: Job, material: Material, *, step: int, micro_batch: int
+) -> None:
+    """Record that memory ran out, and the micro batch to go on with."""
+    manifest = read(run_dir, job.hash) or {"schema": 1, "hash": job.hash}
+    entry = {"date": now(), "step": step, "micro_batch": material.split.micro_batch}
+    manifest["out_of_memory"] = [*manifest.get("out_of_memory", []), entry]
+    manifest["micro_batch"] = micro_batch
+    atomic_write_json(run_dir / FILE, manifest)

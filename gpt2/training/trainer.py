@@ -1,0 +1,515 @@
+"""The training loop: updates, evaluations, checkpoints, and where it resumes.
+
+Step n means n optimizer updates done. On a GPU losses are read at log, evaluation
+and checkpoint steps only; a sum that is not finite then tells of any update since.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.budget import budget
+from gpt2.lengths import seconds_of
+from gpt2.plan import Job, identity_of
+from gpt2.training import checkpoint, faults
+from gpt2.training.batch_split import BatchSplit
+from gpt2.training.data import (
+    Batch,
+    Batches,
+    BatchPlan,
+    TokenSplit,
+    batches,
+    eval_windows,
+    gather,
+)
+from gpt2.training.evaluate import Evaluator, Scorer
+from gpt2.training.failures import Interrupted, NonFinite
+from gpt2.training.optimize import make_optimizer, make_pruner
+from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
+from gpt2.training.progress import Clock, Progress
+from gpt2.training.ranks import Ranks
+from gpt2.training.record import Recorder
+from gpt2.training.schedule import learning_rate
+from gpt2.training.stopping import StopRequest
+from lib import device as devices
+from lib.device import DeviceInfo
+from lib.optim.groups import set_learning_rate
+from lib.peaks import peak_flops
+from lib.rundir import canonical_json, truncate_metrics
+
+EXPORT_FILE = "model.safetensors"
+ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
+LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the loss
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Material:
+    """What an attempt computes on and with, besides its job."""
+
+    device: DeviceInfo
+    split: BatchSplit
+    train: TokenSplit
+    val: TokenSplit
+    ranks: Ranks = Ranks()
+
+
+class Trainer:
+    """One attempt of one run: construct, resume(), run()."""
+
+    def __init__(
+        self,
+        job: Job,
+        model: nn.Module,
+        material: Material,
+        recorder: Recorder,
+        stop: StopRequest,
+    ) -> None:
+        """model: initialised, on the device; its parameters are trained.
+
+        Raises ValueError for what optimizer, pruner or evaluation cannot honour.
+        """
+        self.job, self.settings, self.model = job, job.settings, model
+        self.device, self.split = material.device, material.split
+        self.ranks = material.ranks
+        self.train_split, self.val_split = material.train, material.val
+        self.recorder, self.stop = recorder, stop
+        self.optim, self.resources = self.settings.optim, self.settings.resources
+        self.precision = self.optim.mixed_precision
+        self._flops_per_token = budget(self.settings).flops_training
+        self._peak_flops = self._peak()
+        self.tokens_per_update = (
+            self.settings.effective_batch * self.settings.model.block_size
+        )
+        self.parameters = list(model.parameters())
+        self.optimizer = make_optimizer(model, self.optim)
+        self.pruner = make_pruner(model, self.optimizer, self.settings)
+        self.scaler = devices.grad_scaler(self.device, self.precision)
+        self.evaluator = Evaluator(
+            self.val_split, self.settings, self.device, self.split.micro_batch
+        )
+        self._shared = self.ranks.wrap(model, self._on)
+        compiled = self.resources.compile_model
+        mode = self.resources.compile_mode
+        self._forward = (
+            torch.compile(self._shared, mode=mode) if compiled else self._shared
+        )
+        self.progress, self._clock = Progress(), Clock()
+        # Loss and gradient norm, summed since the last record, on the device.
+        self._sums = torch.zeros(2, dtype=torch.float64, device=self._on)
+        self._norm = torch.zeros((), device=self._on)
+        self._saved_step: int | None = None
+        self._time_budget = seconds_of(self.optim.time_budget)
+        self._rate = 0.0
+        self._is_over = False
+        self._loader: Batches | None = None
+        self._waited = 0.0  # of the loader's waiting, what is booked
+
+    def _peak(self) -> float | None:
+        """FLOP/s of all ranks' devices, taken to be alike; None: not known."""
+        device = self.device
+        one = peak_flops(device.name, device.compute_units, self.precision)
+        return None if one is None else one * self.split.world_size
+
+    @property
+    def _on(self) -> torch.device:
+        return self.device.torch_device
+
+    # ---- the loop ---------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the last update; the result for status.json.
+
+        Raises Interrupted (after a checkpoint), NonFinite, torch's out-of-memory
+        errors, lib.rundir.DiskFull.
+        """
+        self.model.train()
+        if self.device.is_gpu and self.progress.step < self.optim.max_iters:
+            self.warm_up(self.resources.gpu_warmup)
+        self._clock.lap()
+        self._is_over = self._has_ended()
+        known = self.recorder.has_evaluation(self.progress.step)
+        if self._is_eval_step() and not self.ranks.from_first(known):
+            self._evaluate()
+        data = self.micro_batches()
+        self.recorder.start_bar(self.progress.step)
+        while not self._is_over:
+            self._stop_if_asked()
+            self.update(data)
+            self._after_update()
+        self.save()
+        self._export()
+        return self.result()
+
+    def micro_batches(self) -> Iterator[Batch]:
+        """All micro batches from the present step to the last."""
+        plan = BatchPlan(
+            n_tokens=self.train_split.tokens.size,
+            block_size=self.settings.model.block_size,
+            effective_batch=self.settings.effective_batch,
+            micro_batch=self.split.micro_batch,
+            accumulation=self.split.accumulation,
+            world_size=self.split.world_size,
+            rank=self.split.rank,
+            seed=self.job.seed,
+        )
+        self._waited = 0.0
+        self._loader = batches(
+            self.train_split,
+            plan,
+            self.progress.step,
+            self.optim.max_iters,
+            device=self._on,
+            num_workers=self.resources.num_workers,
+            pin_memory=self.resources.pin_memory,
+            prefetch_factor=self.resources.prefetch_factor,
+            persistent_workers=self.resources.persistent_workers,
+        )
+        return iter(self._loader)
+
+    def warm_up(self, times: int) -> None:
+        """Forward and backward so many times, leaving no trace but compiled code,
+        tuned kernels and a warm GPU: weights and random numbers stay."""
+        windows = eval_windows(
+            self.train_split.tokens.size,
+            self.settings.model.block_size,
+            self.split.micro_batch,
+        )
+        pair = gather(self.train_split.tokens, windows, self.settings.model.block_size)
+        tokens, targets = (one.to(self._on) for one in pair)
+        random = self._random_state()
+
+        def once() -> None:
+            with self.ranks.alone(self._shared, last=False):
+                with devices.autocast(self.device, self.precision):
+                    loss = self._forward(tokens, targets)
+                loss.backward()
+            self.optimizer.zero_grad(set_to_none=True)
+
+        devices.warm_up(once, self.device, times)
+        self._set_random_state(random)
+
+    def _stop_if_asked(self) -> None:
+        step, reason = self.progress.step, self.stop.reason()
+        # Asking the others makes a GPU wait, so not before each update.
+        if self.device.is_gpu and not self.ranks.is_single and step % ASK_INTERVAL:
+            return
+        if self.ranks.any(reason is not None, self._on):
+            self.save()
+            raise Interrupted(f"{reason or 'another rank'}: checkpoint at step {step}")
+
+    def update(self, data: Iterator[Batch]) -> None:
+        """One optimizer update over the effective batch."""
+        update = self.progress.step + 1
+        fake_nan = self._planned_faults(update)
+        self._rate = learning_rate(update, self.optim, self._time_share())
+        set_learning_rate(self.optimizer, self._rate)
+        loss = self.accumulate(data)
+        if fake_nan:
+            loss = loss * math.nan
+        self._norm = self._apply(update)
+        self._sums += torch.stack([loss, self._norm])
+        self.progress.count(self.tokens_per_update)
+        self._is_over = self._has_ended()
+        self.recorder.advance()
+
+    def _has_ended(self) -> bool:
+        share = self._time_share()
+        is_late = share is not None and share >= 1.0
+        return is_late or self.progress.step >= self.optim.max_iters
+
+    def _time_share(self) -> float | None:
+        """Of a time budget, what is spent on updates; every rank sees the same."""
+        if not self._time_budget:
+            return None
+        spent = self.progress.train_seconds + self._clock.peek()
+        share = torch.tensor(spent / self._time_budget, device=self._on)
+        return self.ranks.mean(share).item()
+
+    def _planned_faults(self, update: int) -> bool:
+        """Let the faults of tests happen; whether the loss is to be NaN."""
+        kinds = faults.wanted(update, self.job.name)
+        if self.split.micro_batch != self.resources.batch_size:
+            kinds -= {"oom"}
+        faults.commit(kinds)
+        return "nan" in kinds
+
+    def accumulate(self, data: Iterator[Batch]) -> Tensor:
+        """Gradients of the mean loss over all tokens of the update; that loss."""
+        total = torch.zeros((), device=self._on)
+        for left in reversed(range(self.split.accumulation)):
+            tokens, targets = next(data)
+            share = targets.numel() * self.split.world_size / self.tokens_per_update
+            with self.ranks.alone(self._shared, last=not left):
+                with devices.autocast(self.device, self.precision):
+                    loss = self._forward(tokens, targets)
+                self.scaler.scale(loss * share).backward()
+            total += loss.detach() * share
+        return self.ranks.mean(total)
+
+    def _apply(self, update: int) -> Tensor:
+        """Prune, clip, step; the gradient's norm before the clip."""
+        optimizer = cast(torch.optim.Optimizer, self.optimizer)
+        self.scaler.unscale_(optimizer)
+        if self.scaler.is_enabled():
+            self._drop_overflow()
+        self.pruner.before_step(update)
+        limit = self.optim.grad_clip or math.inf
+        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
+        self.scaler.step(optimizer)
+        self.scaler.update()
+        self.pruner.after_step(update)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _drop_overflow(self) -> None:
+        """fp16: the scaler has noted an overflow and will leave this update out;
+        scores of pruning and sums of norms must not see it either."""
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def _after_update(self) -> None:
+        step = self.progress.step
+        if not self.device.is_gpu:  # where reading costs nothing: at once
+            self.check_finite()
+        if step % self.resources.log_interval == 0 or self._is_over:
+            self._log()
+        if self._is_eval_step():
+            self._evaluate()
+        if self.progress.ended_epochs(self.tokens_per_update, self._epoch_tokens):
+            self._record_epoch()
+        if step % self.resources.checkpoint_interval == 0:
+            self.save()
+
+    def check_finite(self) -> float:
+        """Sum of the losses since the last record; waits for the device.
+
+        Raises NonFinite if a loss or a gradient norm was not finite.
+        """
+        loss, norm = self._sums.tolist()
+        for what, value in (("training loss", loss), ("gradient norm", norm)):
+            if not math.isfinite(value):
+                self._fail(f"the {what} became {value}")
+        if self.scaler.is_enabled() and self.scaler.get_scale() < LOWEST_SCALE:
+            self._fail("fp16 overflows at every loss scale (use bf16 or fp32)")
+        return float(loss)
+
+    def _fail(self, what: str) -> None:
+        step = checkpoint.newest_step(self._folder)
+        kept = "there is none" if step is None else f"step {step}"
+        raise NonFinite(
+            f"{what} by update {self.progress.step}; last good checkpoint: {kept}"
+        )
+
+    # ---- records ----------------------------------------------------------------
+
+    def _book(self, *, training: bool) -> None:
+        """Book the time since the last call. The device has been waited for."""
+        self.progress.book(self._clock.lap(), training=training)
+        if training and self._loader is not None:
+            waited = self._loader.wait_seconds
+            self.progress.wait_seconds += waited - self._waited
+            self._waited = waited
+
+    def _log(self) -> None:
+        """Record the mean loss of the updates since the last record."""
+        loss = self.check_finite()
+        self._book(training=True)
+        p = self.progress
+        p.train_loss = loss / p.updates_summed
+        rate = p.timed_tokens / p.timed_seconds
+        self.recorder.train(
+            {
+                "step": p.step,
+                "tokens": p.tokens,
+                "loss": p.train_loss,
+                "lr": self._rate,
+                "grad_norm": self._norm.item(),
+                "tokens_per_s": rate,
+                **utilisation(self._flops_per_token, rate, self._peak_flops),
+                "seconds": p.seconds,
+            }
+        )
+        self._sums.zero_()
+        p.start_interval()
+
+    def _is_eval_step(self) -> bool:
+        step = self.progress.step
+        return step % self.settings.data.eval_interval == 0 or self._is_over
+
+    def _evaluate(self) -> None:
+        record = self._score()
+        self.progress.note_evaluation(record)
+        self.recorder.evaluation("eval", record)
+
+    def _score(self) -> dict[str, Any]:
+        """A record of the model's validation at this step."""
+        self.check_finite()
+        self._book(training=True)
+        found = self.evaluator(cast(Scorer, self.model))
+        self._book(training=False)
+        if not math.isfinite(found.loss):
+            self._fail(f"the validation loss became {found.loss}")
+        return {
+            "step": self.progress.step,
+            "tokens": self.progress.tokens,
+            "val_loss": found.loss,
+            "val_perplexity": found.perplexity,
+            "val_accuracy": found.accuracy,
+            "bits_per_byte": bits_per_byte(found.loss, self.val_split.bytes_per_token),
+            "seconds": self.progress.seconds,
+            **found.attention,
+        }
+
+    @property
+    def _epoch_tokens(self) -> int:
+        return int(self.train_split.tokens.size)
+
+    def _record_epoch(self) -> None:
+        """Time of the epoch and validation at its end. One that is shorter than
+        the evaluation interval gets the last evaluation, not one more."""
+        p = self.progress
+        assert p.last is not None, "there is an evaluation at step 0"
+        interval = self.settings.data.eval_interval * self.tokens_per_update
+        found = p.last
+        if self._epoch_tokens >= interval and found["step"] != p.step:
+            found = self._score()
+        self.check_finite()
+        self._book(training=True)
+        epoch = {
+            "step": p.step,
+            "tokens": p.tokens,
+            "epoch": p.tokens // self._epoch_tokens,
+            "epoch_seconds": p.seconds - p.epoch_began,
+            "seconds": p.seconds,
+            "val_step": found["step"],
+        }
+        self.recorder.evaluation("epoch", {**found, **epoch})
+        p.epoch_began = p.seconds
+
+    # ---- checkpoints ------------------------------------------------------------
+
+    @property
+    def _folder(self) -> Path:
+        return self.recorder.run_dir / checkpoint.FOLDER
+
+    def _stamp(self) -> checkpoint.Stamp:
+        return checkpoint.Stamp(
+            step=self.progress.step,
+            hash=self.job.hash,
+            identity=identity_of(self.settings, self.job.seed),
+            data_fingerprint=self.train_split.fingerprint,
+        )
+
+    def save(self) -> None:
+        """Write a checkpoint of this step, unless it is there.
+
+        Raises NonFinite rather than keep one that is of no use, and DiskFull.
+        """
+        if self._saved_step == self.progress.step:
+            return
+        self.check_finite()
+        self._check_weights()
+        self._book(training=True)
+        self.progress.sums = self._sums.tolist()
+        self.recorder.flush()
+        state = self._state()
+        if self.ranks.is_first:
+            weights = checkpoint.weights_of(self.model)
+            checkpoint.save(self._folder, self._stamp(), weights, state)
+        self._saved_step = self.progress.step
+        self._book(training=False)
+        self.recorder.status(step=self.progress.step)
+
+    def _check_weights(self) -> None:
+        finite = [torch.isfinite(p.detach()).all() for p in self.parameters]
+        if not bool(torch.stack(finite).all()):
+            self._fail("a weight became NaN or infinite")
+
+    def _state(self) -> dict[str, Any]:
+        """Everything but the weights: plain data and tensors."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "pruner": self.pruner.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "rng": self.ranks.gather(self._random_state()),
+            "progress": asdict(self.progress),
+        }
+
+    def _random_state(self) -> dict[str, Tensor | None]:
+        gpu = torch.cuda.get_rng_state(self._on) if self.device.is_gpu else None
+        return {"cpu": torch.get_rng_state(), "gpu": gpu}
+
+    def _set_random_state(self, random: dict[str, Tensor | None]) -> None:
+        assert random["cpu"] is not None
+        torch.set_rng_state(random["cpu"])
+        if self.device.is_gpu and random["gpu"] is not None:
+            torch.cuda.set_rng_state(random["gpu"], self._on)
+
+    def resume(self) -> int | None:
+        """Go on from the newest whole checkpoint; its step, or None: a fresh run.
+
+        Records of later steps are dropped, since they will be written again.
+        Raises CheckpointMismatch if the directory holds another run's.
+        """
+        if self.ranks.is_first:
+            checkpoint.remove_leftovers(self._folder)
+        self.ranks.from_first(None)  # what is half written is gone now
+        found = checkpoint.load_newest(self._folder, self._stamp(), self.recorder.say)
+        steps = self.ranks.gather(found.stamp.step if found else -1)
+        if len(set(steps)) > 1:
+            raise RuntimeError(f"the ranks found different checkpoints: steps {steps}")
+        if found is not None:
+            self._restore(found)
+        if self.ranks.is_first:
+            truncate_metrics(self.recorder.metrics, steps[0])
+        self.ranks.from_first(None)
+        return None if found is None else self.progress.step
+
+    def _restore(self, found: checkpoint.Checkpoint) -> None:
+        checkpoint.load_weights(self.model, found.weights)
+        state = found.state
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.pruner.load_state_dict(state["pruner"])
+        if state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.progress = Progress(**state["progress"])
+        self._sums.copy_(torch.tensor(self.progress.sums, dtype=torch.float64))
+        self._saved_step = self.progress.step
+        generators = state["rng"]
+        if len(generators) == self.ranks.world_size:  # else they start anew
+            self._set_random_state(generators[self.ranks.rank])
+
+    # ---- the end ----------------------------------------------------------------
+
+    def _export(self) -> None:
+        """The trained model; pruned weights are exact zeros in it."""
+        if not self.ranks.is_first:
+            return
+        metadata = {
+            "hash": self.job.hash,
+            "step": str(self.progress.step),
+            "seed": str(self.job.seed),
+            "settings": canonical_json(self.settings.to_dict()),
+        }
+        checkpoint.export(self.recorder.run_dir / EXPORT_FILE, self.model, metadata)
+
+    def result(self) -> dict[str, Any]:
+        """The numbers of a finished run, as status.json and the tables have them."""
+        costs = trained(
+            self.settings, self.progress, self._epoch_tokens, self._peak_flops
+        )
+        return {
+            **costs,
+            **scored(self.progress, self.val_split.bytes_per_token),
+            **held(self.optimizer, self.pruner),
+            "parameters": sum(p.numel() for p in self.parameters),
+            "peak_memory_bytes": devices.peak_memory(self.device)[0],
+        }

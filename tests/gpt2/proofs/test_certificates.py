@@ -1,0 +1,306 @@
+"""Planted faults: each certificate catches what it is there for, and only that.
+
+A fault is planted by patching the real code and building a real model with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt2 import block, gating, mlp, model, reciprocal
+from gpt2.ablation import STEPS
+from gpt2.attend import call
+from gpt2.context import BlockContext
+from gpt2.plan import Plan, plan_settings
+from gpt2.proofs.certificates import CERTIFICATES, Subject, certify
+from gpt2.proofs.verify import distinct, prove, shrink, subjects, undeclared
+from gpt2.schema import Settings
+from gpt2.training import optimize
+from tests.gpt2.helpers import full_size
+
+ALL = tuple(STEPS)
+
+
+def plan_of(base: Settings, *steps: int) -> Plan:
+    return plan_settings(base.replace(mode="ablation", steps=steps, seeds=(1,)), {})
+
+
+@pytest.fixture(scope="module")
+def base() -> Settings:
+    """Kconfig's defaults: the 124M model."""
+    return full_size()
+
+
+def subject_of(base: Settings, step: int, **size: int) -> Subject:
+    (subject,) = subjects(plan_of(base, step), **size).values()
+    return subject
+
+
+def failures(subject: Subject) -> dict[str, str]:
+    return {n: f.detail for n, f in certify(subject).items() if not f.passed}
+
+
+def mean_over_all(self, hidden, cache=None, position=0):
+    low = self.down(hidden).mean(1, keepdim=True).expand(-1, hidden.shape[1], -1)
+    return torch.sigmoid(self.up(low) + self.bias)
+
+
+def test_gate_averaging_over_all_tokens_is_not_causal(base, monkeypatch):
+    monkeypatch.setattr(gating.MlpGate, "forward", mean_over_all)
+    found = failures(subject_of(base, 3))
+    assert "moves earlier logits" in found["causal"]
+
+
+def test_rms_over_the_whole_length_is_not_causal(base, monkeypatch):
+    true = call.row_statistic
+
+    def over_total(weights, statistic):
+        visible = torch.arange(1, weights.shape[-2] + 1, dtype=weights.dtype)
+        right = true(weights, statistic)
+        return right * (visible / weights.shape[-1]).sqrt()
+
+    monkeypatch.setattr(call, "row_statistic", over_total)
+    found = failures(subject_of(base, 24))
+    assert "cutting after" in found["causal"]
+    assert "the statistic" in found["formula"]
+
+
+def mask(shift: int = 0, inverted: bool = False):
+    def weights(q, k, scale, transposed, row_scale):
+        rows, columns = q.shape[2], k.shape[2]
+        distance = call.row_positions(rows, columns, q.device) - torch.arange(columns)
+        hidden = distance > 0 if inverted else distance < shift
+        scores = q @ k.transpose(-1, -2) * scale
+        return scores.masked_fill(hidden, -1e9).softmax(-1)
+
+    return weights
+
+
+@pytest.mark.parametrize("fault", [mask(inverted=True), mask(shift=-1)])
+def test_wrong_masks_are_not_causal(base, monkeypatch, fault):
+    monkeypatch.setattr(call, "_weights", fault)
+    found = failures(subject_of(base, 13))
+    assert "causal" in found and "formula" in found
+
+
+def test_mask_that_hides_the_present_token_is_no_attention(base, monkeypatch):
+    monkeypatch.setattr(call, "_weights", mask(shift=1))
+    assert "formula" in failures(subject_of(base, 13))
+
+
+def test_context_kept_on_the_module_is_state(base, monkeypatch):
+    true = block.RA_MLA_Block.forward
+
+    def stale(self, x, *, ctx, cache=None, position=0):
+        """Reads what its predecessor left in the batch before."""
+        kept = getattr(self, "kept", None)
+        self.kept = ctx
+        fits = kept is not None and kept.mlp_gate is not None
+        if fits and kept.mlp_gate.shape[:2] == x.shape[:2]:
+            ctx = kept
+        return true(self, x, ctx=ctx, cache=cache, position=position)
+
+    monkeypatch.setattr(block.RA_MLA_Block, "forward", stale)
+    found = failures(subject_of(base, 3))
+    assert "stateless" in found
+
+
+def test_context_never_passed_names_the_producer(base, monkeypatch):
+    def forgetful(self, x, cache=None):
+        for each in self.blocks:
+            x, _ = each(x, ctx=BlockContext())
+        return self.ln_f(x)
+
+    monkeypatch.setattr(model.GPT, "hidden", forgetful)
+    found = failures(subject_of(base, 3))
+    assert "block 1 reads mlp_gate, which block 0 did not produce" in found["causal"]
+
+
+def test_context_accepted_but_not_read_does_not_act(base, monkeypatch):
+    def ones(self, ctx):
+        return torch.ones(())
+
+    monkeypatch.setattr("gpt2.attention.CausalAttention._mlp_gate", ones)
+    found = failures(subject_of(base, 3))
+    assert "mlp_gate changes nothing" in found["acting"]
+    assert "does not reach block 1" in found["acting"]
+    assert "had no gradient" in found["alive"]
+
+
+def test_dead_parameter_is_found(base):
+    class WithDead(model.GPT):
+        def __init__(self, settings):
+            super().__init__(settings)
+            self.unused = torch.nn.Parameter(torch.ones(3))
+
+    subject = dataclasses.replace(subject_of(base, 0), build=WithDead)
+    found = failures(subject)
+    assert "unused had no gradient" in found["alive"]
+    assert "parameters, expected" in found["budget"]
+
+
+def test_producer_in_the_last_block_is_a_dead_parameter(base, monkeypatch):
+    true = mlp.MLP.__init__
+    monkeypatch.setattr(
+        mlp.MLP, "__init__", lambda self, settings, produces: true(self, settings, True)
+    )
+    assert "had no gradient" in failures(subject_of(base, 3))["alive"]
+
+
+def test_detached_path_has_no_gradient(base, monkeypatch):
+    true = gating.MlpGate.forward
+
+    def detached(self, hidden, cache=None, position=0):
+        return true(self, hidden, cache, position).detach()
+
+    monkeypatch.setattr(gating.MlpGate, "forward", detached)
+    assert "gate.down.weight had no gradient" in failures(subject_of(base, 3))["alive"]
+
+
+def test_detached_statistic_has_the_wrong_gradient(base, monkeypatch):
+    true = call.row_statistic
+    monkeypatch.setattr(call, "row_statistic", lambda w, s: true(w, s).detach())
+    found = failures(subject_of(base, 13))
+    assert "the gradient of" in found["formula"]
+
+
+def test_parameter_in_two_groups_or_none_is_found(base):
+    def doubled(net, optim):
+        optimizer = optimize.make_optimizer(net, optim)
+        optimizer.param_groups[1]["params"].append(
+            optimizer.param_groups[0]["params"][0]
+        )
+        return optimizer
+
+    def forgotten(net, optim):
+        optimizer = optimize.make_optimizer(net, optim)
+        optimizer.param_groups[0]["params"].pop(0)
+        return optimizer
+
+    subject = subject_of(base, 0)
+    for fault, text in ((doubled, "in 2 optimizer"), (forgotten, "in 0 optimizer")):
+        found = failures(dataclasses.replace(subject, optimizer=fault))
+        assert text in found["alive"]
+
+
+def test_weight_decay_that_was_not_asked_for_is_found(base):
+    def without(net, optim):
+        return optimize.make_optimizer(
+            net, dataclasses.replace(optim, weight_decay=0.0)
+        )
+
+    found = failures(dataclasses.replace(subject_of(base, 0), optimizer=without))
+    assert "has weight decay 0.0, not 0.1" in found["alive"]
+
+
+def test_einsum_with_a_wrong_letter_is_not_the_formula(base, monkeypatch):
+    def rank_one(t, distance, columns):
+        scores = torch.einsum("bhid,bhje->bhij", t.keys, t.queries)
+        return t.alpha_per_head * scores.masked_fill(distance > t.window, 0.0)
+
+    monkeypatch.setattr(call, "_transposed_scores", rank_one)
+    found = failures(subject_of(base, 5))
+    assert "the output of block" in found["formula"]
+    assert "acting" not in found and "alive" not in found  # they cannot tell
+
+
+def test_transposed_score_untransposed_is_not_the_formula(base, monkeypatch):
+    true = reciprocal.Reciprocity.forward
+
+    def swapped(self, q, k, cache=None):
+        return true(self, k, q, cache)
+
+    monkeypatch.setattr(reciprocal.Reciprocity, "forward", swapped)
+    assert "formula" in failures(subject_of(base, 5))
+
+
+def test_feature_that_is_not_neutral_at_zero_is_found(base, monkeypatch):
+    monkeypatch.setattr(gating, "mixed", lambda gate, mix: 1.0 - mix / 2 + mix * gate)
+    monkeypatch.setattr("gpt2.attention.mixed", lambda gate, mix: 0.9 + mix * gate)
+    assert "neutral mlp_gate deviates" in failures(subject_of(base, 3))["identity"]
+
+
+def test_cache_that_forgets_the_window_is_found(base, monkeypatch):
+    true = reciprocal.Reciprocity.__init__
+
+    def short(self, settings):
+        true(self, settings)
+        self.keep = 1
+
+    monkeypatch.setattr(reciprocal.Reciprocity, "__init__", short)
+    found = failures(subject_of(base, 5))
+    assert "decoding deviates" in found["decode"]
+    assert "the cache holds" in found["budget"]
+
+
+def test_extra_matrix_product_breaks_the_flop_budget(base, monkeypatch):
+    true = mlp.MLP.forward
+
+    def twice(self, x, *, side, cache=None, position=0):
+        F.linear(x, self.fc.weight)
+        return true(self, x, side=side, cache=cache, position=position)
+
+    monkeypatch.setattr(mlp.MLP, "forward", twice)
+    assert "FLOPs are" in failures(subject_of(base, 0))["budget"]
+
+
+def test_two_steps_that_build_the_same_are_not_distinct(base):
+    plan = plan_of(base, 5)
+    signatures = {0: "a", 5: "b", 6: "b"}
+    finding = distinct(plan.jobs[0], plan, signatures)
+    assert not finding.passed and "same as step 6" in finding.detail
+
+
+def test_undeclared_difference_is_found(base, monkeypatch):
+    silent = dataclasses.replace(STEPS[6], changes={**STEPS[6].changes, "bias": False})
+    monkeypatch.setitem(STEPS, 6, silent)
+    honest = dataclasses.replace(STEPS[6], changes={"mlp_ratio": 2.5})
+    assert undeclared(honest, base) == [
+        "bias differs from step 5 without being declared"
+    ]
+
+
+def test_no_false_alarm_on_the_shipped_steps(base):
+    proofs = list(prove(plan_of(base, *ALL)))
+    assert {p.cell: p.message for p in proofs if not p.ok} == {}
+    assert len(proofs) == len(STEPS)
+    assert set(proofs[0].findings) == {*CERTIFICATES, "distinct"}
+
+
+ODD_SIZES = [
+    {"seed": 2, "batch": 3, "n_head": 1, "n_layer": 2, "block_size": 17},
+]
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=["one-head"])
+def test_no_false_alarm_at_odd_sizes(base, size):
+    assert odd_failures(base, dict(size)) == {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_no_false_alarm_at_length_63(base, seed, heads, layers):
+    size = {"seed": seed, "batch": 3, "n_head": heads, "n_layer": layers}
+    assert odd_failures(base, {**size, "n_embd": 48, "block_size": 63}) == {}
+
+
+def odd_failures(base: Settings, size: dict[str, int]) -> dict[str, dict[str, str]]:
+    seed, batch = size.pop("seed"), size.pop("batch")
+    found = subjects(plan_of(base, *ALL), **size)
+    odd = {n: dataclasses.replace(s, seed=seed, batch=batch) for n, s in found.items()}
+    return {name: failures(s) for name, s in odd.items() if failures(s)}
+
+
+def test_shrink_keeps_what_is_proven_comparable(base):
+    small = shrink(base)
+    assert small.mechanisms.ra_window < small.model.block_size - 1
+    assert small.mechanisms.ract_topk < small.model.block_size
+    assert small.optim.optimizer == base.optim.optimizer
+    whole = shrink(base.replace(ra_window=0))
+    assert whole.mechanisms.ra_window == 0

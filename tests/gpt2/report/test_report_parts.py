@@ -1,0 +1,202 @@
+"""Curves, checklist, table and GPU use: the parts of the report."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gpt2.budget import budget
+from gpt2.plan import make_plan
+from gpt2.report.arms import Arm, group_arms
+from gpt2.report.checklist import checklist
+from gpt2.report.curves import MAX_POINTS, band
+from gpt2.report.gpu_use import gpu_use
+from gpt2.report.html import as_json
+from gpt2.report.plots import places
+from gpt2.report.results import Run, read_matrix
+from gpt2.report.table import difference_text, p_text, ratio_of, remarks
+from gpt2.report.text import NARROW, escape, terminal_report
+from gpt2.report.verdicts import Verdict, judge
+from gpt2.schema import ALIASES, symbol_types
+from lib import stats
+from lib.kconfig import load_strict
+from tests.results_factory import write_matrix, write_run
+
+ROOT = Path(__file__).resolve().parents[3]
+KCONFIG, PRESET = ROOT / "Kconfig", ROOT / "defconfigs" / "gpt2-quickstart"
+
+
+def test_band_is_mean_least_and_greatest_where_all_seeds_have_values(tmp_path):
+    write_matrix(tmp_path, (0,), (1, 2, 3), noise=0.1)
+    arm = group_arms(read_matrix(tmp_path))[0]
+    found = band(arm, "tokens")
+    losses = [[r["val_loss"] for r in run.evals] for run in arm.runs]
+    assert found.seeds == 3 and found.x == [r["tokens"] for r in arm.runs[0].evals]
+    assert found.mean == pytest.approx(np.mean(losses, axis=0), rel=1e-6)
+    assert found.low == pytest.approx(np.min(losses, axis=0), rel=1e-6)
+    assert found.high == pytest.approx(np.max(losses, axis=0), rel=1e-6)
+
+
+def run_with(points):
+    evals = [{"step": x, "val_loss": y} for x, y in points]
+    row = {"status": "running", "val_loss": None, "seed": 1, "step": 0, "name": "a"}
+    return Run({**row, "title": None}, evals=evals)
+
+
+def arm_with(*curves):
+    return Arm(0, "a", "a", tuple(run_with(points) for points in curves))
+
+
+def test_seeds_evaluated_at_other_steps_meet_in_between():
+    found = band(
+        arm_with([(0, 4.0), (10, 2.0)], [(0, 4.0), (5, 2.0), (20, 1.0)]), "step"
+    )
+    assert found.x == [0, 5, 10]
+    assert found.mean == pytest.approx([4.0, 2.5, (2 + 5 / 3) / 2])
+
+
+def test_band_of_nothing_is_none():
+    assert band(arm_with([]), "step") is None
+    assert band(arm_with([(0, 1.0)], [(5, 1.0)]), "step") is None
+    assert band(arm_with([(0, 1.0)]), "seconds") is None
+
+
+def test_long_curves_are_thinned_and_keep_their_ends():
+    long = [(x, float(x)) for x in range(10_000)]
+    found = band(arm_with(long), "step")
+    assert len(found.x) == MAX_POINTS
+    assert (found.x[0], found.x[-1]) == (0, 9999) and found.mean == found.x
+
+
+def items(root):
+    return {item.name: item for item in checklist(read_matrix(root))}
+
+
+def test_checklist_of_a_clean_matrix_is_all_in_order(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    assert [item for item in items(tmp_path).values() if not item.ok] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("commit", {"provenance": {"git": {"sha": "other"}}}),
+        ("commit", {"resumed": [{"git": {"sha": "later"}}]}),
+        ("uncommitted changes", {"provenance": {"git": {"sha": "a", "dirty": True}}}),
+        ("hardware", {"device": {"name": "other"}}),
+        ("hardware", {"world_size": 4}),
+        ("versions", {"provenance": {"packages": {"torch": "1.0"}}}),
+        ("effective batch", {"effective_batch": 1}),
+        ("torch.compile", {"compile": False}),
+        ("data", {"data_fingerprint": "other"}),
+        ("data", {"data_fingerprint": None}),
+        ("certificates", {"verified": "skipped"}),
+    ],
+)
+def test_checklist_finds_what_is_out_of_order(tmp_path, name, change):
+    write_matrix(tmp_path, (0,), (1, 2))
+    write_matrix(tmp_path, (5,), (1, 2), manifest=change)
+    if "verified" in change:
+        for path in tmp_path.glob("step05*/seed*/manifest.json"):
+            path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    found = items(tmp_path)[name]
+    assert not found.ok and found.remark
+
+
+def test_checklist_ticks_nothing_without_manifests(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    for path in tmp_path.glob("*/*/manifest.json"):
+        path.unlink()
+    ticked = {name for name, item in items(tmp_path).items() if item.ok}
+    assert ticked == {"runs", "seeds", "precision", "training tokens"}
+
+
+def test_ratio_is_that_of_the_settings():
+    settings = load_strict(KCONFIG, [PRESET], types=symbol_types(), aliases=ALIASES)
+    job = make_plan(settings).jobs[0]
+    assert ratio_of(Run({}, job.to_json())) == pytest.approx(budget(job.settings).ratio)
+
+
+@pytest.mark.parametrize(
+    "settings", [None, 7, {"model": 7}, {"model": {"n_layer": []}}]
+)
+def test_ratio_of_foreign_settings_is_unknown(settings):
+    assert ratio_of(Run({}, {"settings": settings})) is None
+
+
+def test_differences_and_p_values_as_text():
+    verdict = Verdict(mean=-0.01234, interval=stats.Interval(-0.02, -0.005))
+    assert difference_text(verdict) == "−0.0123 ± 0.0075"
+    assert difference_text(Verdict(mean=0.5)) == "+0.5000 (1 seed)"
+    assert difference_text(Verdict()) == "–" and difference_text(None) == "–"
+    assert [p_text(p) for p in (None, 0.0, 0.0123, 1.0)] == [
+        "–", "<0.001", "0.012", "1.000",
+    ]  # fmt: skip
+
+
+def test_a_bootstrap_that_disagrees_is_remarked(tmp_path):
+    write_matrix(tmp_path, (0, 5), range(5), noise=1e-9)
+    judged = judge(read_matrix(tmp_path))
+    (comparison,) = judged.comparisons
+    t, other = stats.Interval(-2.0, -1.0), stats.Interval(-2.0, 0.5)
+    for bootstrap, expected in ((other, 1), (t, 0), (None, 0)):
+        verdict = Verdict(mean=-1.5, interval=t, bootstrap=bootstrap)
+        changed = replace(comparison, at_steps=verdict)
+        found = remarks(replace(judged, comparisons=[changed]))
+        assert ["bootstrap" in what for _, what in found] == [True] * expected
+
+
+@pytest.mark.parametrize("width", [72, 80, 100, 120])
+def test_terminal_table_fits_and_keeps_the_verdict_whole(tmp_path, width):
+    from rich.console import Console
+
+    write_matrix(tmp_path, (0, 5, 8), (1,))
+    matrix = read_matrix(tmp_path)
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    for part in terminal_report(matrix, judge(matrix), width):
+        console.print(part)
+    lines = console.export_text().splitlines()
+    assert max(map(len, lines)) <= width
+    rows = [line for line in lines if "INCONCLUSIVE" in line]
+    assert len(rows) == 2
+    assert ("params" in lines[1]) == (width >= max(k for k in NARROW if k < 112))
+
+
+def test_the_first_baseline_has_the_first_place_in_the_palette(tmp_path):
+    write_matrix(tmp_path, (5, 0, 8), (1, 2))
+    assert places(judge(read_matrix(tmp_path))) == {
+        "0 baseline": 0,
+        "5 ra": 1,
+        "8 mla": 2,
+    }
+
+
+def test_gpu_use_is_thinned_and_tolerates_what_it_does_not_know(tmp_path):
+    directory = write_run(tmp_path, 0, 1)
+    gpu = {"index": 1, "name": "X", "utilisation": 50.0, "power_w": None}
+    lines = [{"seconds": 60.0 * n, "gpus": [gpu, "junk"]} for n in range(1000)]
+    odd = [{"seconds": "x", "gpus": []}, {"gpus": 7}]
+    text = "".join(json.dumps(line) + "\n" for line in odd + lines)
+    (directory / "gpu.jsonl").write_text(text)
+    matrix = read_matrix(tmp_path)
+    (found,) = gpu_use(matrix, matrix.runs[0])
+    assert found["name"] == "1: X" and len(found["minutes"]) <= 300
+    assert set(found["utilisation"]) == {50.0} and set(found["power_w"]) == {None}
+
+
+def test_json_in_a_page_cannot_leave_its_element():
+    value = {"</script>": "<!--&\u2028", "nan": float("nan")}
+    found = as_json(value)
+    assert not set("<>&\u2028") & set(found)
+    assert json.loads(found) == {"</script>": "<!--&\u2028", "nan": None}
+
+
+@pytest.mark.parametrize(
+    "text", ["a|b", "<b>", "`x`", "[a](b)", "**b**", "~~s~~", "&lt;"]
+)
+def test_markdown_escapes(text):
+    found = escape(text)
+    assert "|" not in found.replace("\\|", "") and "<" not in found
+    assert "&lt;" not in found or text != "&lt;"

@@ -1,0 +1,181 @@
+"""Trackers beside real trainings: trackio and tensorboard, and ones that fail."""
+
+import importlib.util
+import json
+import os
+import sqlite3
+import sys
+from dataclasses import replace
+
+import pytest
+
+from gpt2.schema import settings_from
+from gpt2.training.record import Recorder
+from gpt2.training.tracking import project_of, tracked_run, tracking
+from lib.trackers import BACKENDS, STATE_FILE
+from tests.gpt2.helpers import make_config
+from tests.gpt2.tinydata import prepare_texts, texts
+from tests.gpt2.tinytraining import (
+    STEPS,
+    finish,
+    records,
+    running,
+    tiny_job,
+    train,
+)
+from tests.tinymatrix import TINY, run_matrix, write_config
+
+EXTRA = "the extra is not installed: make setup EXTRAS=trackers"
+
+
+def needs(name):
+    return pytest.mark.skipif(importlib.util.find_spec(name) is None, reason=EXTRA)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    return prepare_texts(tmp_path_factory.mktemp("corpus"), texts(30))
+
+
+def places(root):
+    """Where trackers may write: nowhere but here."""
+    return {
+        "TRACKIO_DIR": str(root / "trackio"),
+        "HF_HOME": str(root / "hf"),
+        "HF_HUB_OFFLINE": "1",
+    }
+
+
+def told(run_dir):
+    return json.loads((run_dir / STATE_FILE).read_text())
+
+
+# ---- configuration --------------------------------------------------------------
+
+
+def test_tracker_names_become_symbols_and_the_others_are_off():
+    def chosen(text):
+        return settings_from(make_config(TRACKER=text)).resources
+
+    assert chosen("trackio,wandb").trackers == ("trackio", "wandb")
+    assert chosen("tensorboard").trackers == ("tensorboard",)
+    assert chosen("none").trackers == ()
+    assert settings_from(make_config()).resources.trackers == ()
+    with pytest.raises(ValueError, match="did you mean wandb"):
+        chosen("trackio,wandbb")
+
+
+def test_trackers_are_no_part_of_the_identity(data_dir):
+    plain = tiny_job(data_dir)
+    tracked = tiny_job(data_dir, with_trackio=True, tracker_project="x")
+    assert plain.hash == tracked.hash
+
+
+@pytest.mark.parametrize(
+    ("folder", "project"),
+    [
+        ("test_matrix_results", "kablate"),
+        ("test_matrix_results_quickstart", "kablate-quickstart"),
+        ("out/my results, old", "kablate-my-results-old"),
+    ],
+)
+def test_the_project_is_named_after_the_results_folder(data_dir, folder, project):
+    resources = tiny_job(data_dir, output_dir=folder).settings.resources
+    assert project_of(resources) == project
+    assert project_of(replace(resources, tracker_project="mine")) == "mine"
+
+
+@pytest.mark.parametrize("words", [("--list",), ()])
+def test_a_missing_package_is_told_at_planning_time(tmp_path, words):
+    missing = [n for n in BACKENDS if importlib.util.find_spec(n) is None]
+    if not missing:
+        pytest.skip("every tracker is installed")
+    (tmp_path / "texts").mkdir()
+    write_config(tmp_path, TINY + f"CONFIG_ENABLE_{missing[0].upper()}=y\n")
+    done = run_matrix(tmp_path, *words)
+    assert done.returncode == 2
+    assert f"{missing[0]} is not installed" in done.stderr
+    assert "make setup EXTRAS=trackers" in done.stderr
+    assert not (tmp_path / "results").exists()
+    assert run_matrix(tmp_path, "--budget").returncode == 0
+
+
+# ---- one tracker run, however often the run is taken up ---------------------------
+
+
+def test_a_directory_keeps_its_tracker_run_and_a_new_one_gets_another(
+    data_dir, tmp_path
+):
+    job = tiny_job(data_dir, tracker_project="first")
+    one = tracked_run(job, tmp_path / "a")
+    later = tiny_job(data_dir, tracker_project="second")
+    again = tracked_run(later, tmp_path / "a")
+    assert (again.run_id, again.project) == (one.run_id, "first")
+    assert tracked_run(job, tmp_path / "b").run_id != one.run_id
+    (tmp_path / "a" / "tracker_run.json").write_text("[1")
+    assert tracked_run(job, tmp_path / "a").project == "first"
+
+
+@needs("trackio")
+@needs("tensorboard")
+def test_trackio_and_tensorboard_have_what_the_metrics_have(data_dir, tmp_path):
+    job = tiny_job(data_dir, with_trackio=True, with_tensorboard=True)
+    run_dir = tmp_path / "run"
+    with running(job, run_dir, **places(tmp_path)) as training:
+        training.wait_until(lambda: len(records(run_dir, "train")) >= 2)
+        os.kill(training.pid, 15)
+        assert training.wait() == 3, training.log
+    finish(job, run_dir, **places(tmp_path))
+    assert told(run_dir) == {
+        name: {"train": STEPS, "eval": STEPS} for name in ("trackio", "tensorboard")
+    }
+    expected = {r["step"]: r["loss"] for r in records(run_dir, "train")}
+    assert from_trackio(tmp_path / "trackio") == expected
+    found = from_tensorboard(run_dir / "tensorboard")
+    assert found.keys() == expected.keys()
+    assert list(found.values()) == pytest.approx(list(expected.values()))
+
+
+def from_trackio(folder):
+    """Step to training loss, of the only run of the only project."""
+    (path,) = folder.glob("*.db")
+    with sqlite3.connect(path) as database:
+        found = database.execute("select run_name, step, metrics from metrics")
+        rows = [(name, step, json.loads(text)) for name, step, text in found]
+    assert len({name for name, _, _ in rows}) == 1
+    losses = [(s, m["train/loss"]) for _, s, m in rows if "train/loss" in m]
+    assert len(losses) == len(dict(losses)), "a step was told twice"
+    return dict(losses)
+
+
+def from_tensorboard(folder):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    return {event.step: event.value for event in events.Scalars("train/loss")}
+
+
+# ---- trackers that fail -----------------------------------------------------------
+
+
+def _without_trackers():
+    """As if the packages had gone after the plan was made."""
+    for name in (*BACKENDS, "torch.utils.tensorboard"):
+        sys.modules[name] = None  # type: ignore[assignment]
+
+
+def test_trackers_that_fail_change_nothing_and_are_told_once(data_dir, tmp_path):
+    finish(tiny_job(data_dir), tmp_path / "plain")
+    job = tiny_job(data_dir, with_trackio=True, with_wandb=True, with_tensorboard=True)
+    run = train(job, tmp_path / "run", setup=_without_trackers)
+    for name in BACKENDS:
+        assert run.log.count(f"{name} failed and is off") == 1, run.log
+    assert records(tmp_path / "run") == records(tmp_path / "plain")
+
+
+def test_listening_ends_with_the_training(data_dir, tmp_path):
+    recorder = Recorder(tmp_path, max_steps=2)
+    with tracking(tiny_job(data_dir), recorder) as result:
+        assert result == {} and not recorder.listeners
+    assert list(tmp_path.iterdir()) == []
