@@ -254,7 +254,7 @@ INTERPRETED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 import torch
-from tests.gpt2.test_attend import KERNELS, kernel_case
+from tests.gpt2.attend.test_attend import KERNELS, kernel_case
 for name in KERNELS:
     print(name, max(kernel_case(name, 21, torch.float32, "cpu", "triton")))
 """
