@@ -12,6 +12,7 @@ from gpt2.block import RA_MLA_Block
 from gpt2.context import BlockContext, DecodeCache
 from gpt2.loss import linear_cross_entropy, summed_score
 from gpt2.schema import Settings
+from lib.device import to_autocast_type
 
 
 class GPT(nn.Module):
@@ -21,6 +22,7 @@ class GPT(nn.Module):
         super().__init__()
         m = settings.model
         self.block_size = m.block_size
+        self.residual_fp32 = settings.optim.residual_fp32
         self.wte = nn.Embedding(settings.vocab_size, m.n_embd)
         self.wpe = nn.Embedding(m.block_size, m.n_embd)
         self.dropout = nn.Dropout(m.dropout)
@@ -32,13 +34,17 @@ class GPT(nn.Module):
         return [cast(RA_MLA_Block, block) for block in self.blocks]
 
     def embed(self, tokens: Tensor, position: int = 0) -> Tensor:
-        """Token plus position embeddings, [B, S] -> [B, S, E]."""
+        """Token plus position embeddings, [B, S] -> [B, S, E].
+
+        Under autocast in its type, which the residual stream then keeps.
+        """
         length = tokens.shape[1]
         assert (
             position + length <= self.block_size
         ), f"{position + length} tokens do not fit GPT2_BLOCK_SIZE={self.block_size}"
         where = torch.arange(position, position + length, device=tokens.device)
-        return self.dropout(self.wte(tokens) + self.wpe(where))
+        x = self.dropout(self.wte(tokens) + self.wpe(where))
+        return x if self.residual_fp32 else to_autocast_type(x)
 
     def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
         """Embeddings [B, S, E] through all blocks and the last norm."""

@@ -141,6 +141,7 @@ class Optim:
     mixed_precision: str = setting(
         "MIXED_PRECISION_DTYPE", allowed=("fp32", "bf16", "fp16")
     )
+    residual_fp32: bool = setting("RESIDUAL_FP32")
     spam_threshold: float = setting("SPAM_THRESHOLD", above=0.0, high=1e9)
     spam_interval: int = setting("SPAM_INTERVAL")
     spam_warmup: int = setting("SPAM_WARMUP")
@@ -184,6 +185,7 @@ class Resources:
     attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
     compile_model: bool = setting("COMPILE_MODEL")
     compile_mode: str = setting("COMPILE_MODE")
+    cuda_graphs: bool = setting("CUDA_GRAPHS")
     auto_batch: bool = setting("AUTO_BATCH")
     tf32: bool = setting("TF32")
     cudnn_benchmark: bool = setting("CUDNN_BENCHMARK")

@@ -280,6 +280,14 @@ def autocast(info: DeviceInfo, precision: str) -> AbstractContextManager[Any]:
     return torch.autocast(info.torch_device.type, dtype=DTYPES[precision])
 
 
+def to_autocast_type(x: torch.Tensor) -> torch.Tensor:
+    """x in the type that matrix products have here; as it is without autocast."""
+    kind = x.device.type
+    if not torch.is_autocast_enabled(kind):
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
 def grad_scaler(info: DeviceInfo, precision: str) -> torch.amp.GradScaler:
     """A loss scaler, active for fp16 alone: bf16 has the range of fp32."""
     return torch.amp.GradScaler(info.torch_device.type, enabled=precision == "fp16")

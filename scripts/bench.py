@@ -41,6 +41,7 @@ SMALL = (
 ON_CPU = "DEVICE=cpu MIXED_PRECISION=n"
 ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
 PEER = "HF transformers GPT-2"
+PLAIN = "plain GPT-2, all logits"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -141,26 +142,39 @@ def seconds_of(update: Callable[[], object], repeats: int) -> float:
 
 
 def our_update(settings: Settings, device: torch.device, batch: int) -> Any:
-    """Forward, backward, clip and optimizer step of our model on random tokens."""
-    import torch
+    """Forward, backward, clip and optimizer step as the trainer does them."""
+    model = our_model(settings, device)
+    return update_of(model, model, settings, device, batch)
 
+
+def our_model(settings: Settings, device: torch.device) -> Any:
     from gpt2.init import init_parameters
     from gpt2.model import GPT
-    from gpt2.training.optimize import make_optimizer
 
     model = GPT(settings)
     init_parameters(model, 1)
-    model.to(device).train()
-    run = torch.compile(model) if settings.resources.compile_model else model
-    optimizer = make_optimizer(model, settings.optim)
-    return update_of(
-        lambda x: run(x, x.roll(-1, 1)), optimizer, settings, device, batch
-    )
+    return model.to(device).train()
+
+
+def plain_update(settings: Settings, device: torch.device, batch: int) -> Any:
+    """GPT-2 as nanoGPT computes it: all logits at once, in fp32 for the loss, a
+    residual stream in fp32, the padded vocabulary, no recording."""
+    import torch.nn.functional as F
+
+    settings = settings.replace(residual_fp32=True, cuda_graphs=False)
+    model = our_model(settings, device)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = model.wte.weight
+        wide = F.pad(weight, (0, 0, 0, -weight.shape[0] % 64))
+        logits = F.linear(model.hidden(model.embed(tokens)), wide)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    return update_of(loss, model, settings, device, batch)
 
 
 def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
-    """The same with transformers' GPT-2, which gets torch's AdamW."""
-    import torch
+    """The same with transformers' GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     m = settings.model
@@ -181,32 +195,45 @@ def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
     )
     model.set_attn_implementation("sdpa")
     model.to(device).train()
-    run = torch.compile(model) if settings.resources.compile_model else model
-    fused = device.type == "cuda" or None
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=fused)
-    return update_of(
-        lambda x: run(input_ids=x, labels=x).loss, optimizer, settings, device, batch
-    )
+    settings = settings.replace(cuda_graphs=False)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
+        return model(input_ids=tokens, labels=tokens).loss
+
+    return update_of(loss, model, settings, device, batch)
 
 
 def update_of(
-    loss: Callable[[Any], Any],
-    optimizer: Any,
+    loss: Callable[[Any, Any], Any],
+    model: Any,
     settings: Settings,
     device: torch.device,
     batch: int,
 ) -> Callable[[], None]:
+    """One update with the settings' optimizer, compilation and precision."""
     import torch
+
+    from gpt2.training.micro_step import MicroStep, record
+    from gpt2.training.optimize import make_optimizer
+    from lib.device import select_device
 
     shape = (batch, settings.model.block_size)
     tokens = torch.randint(settings.vocab_size, shape, device=device)
-    parameters = [p for g in optimizer.param_groups for p in g["params"]]
-    bf16 = settings.optim.mixed_precision == "bf16"
+    pair, parameters = (tokens, tokens.roll(-1, 1)), list(model.parameters())
+    optimizer: Any = make_optimizer(model, settings.optim)
+    run = torch.compile(loss) if settings.resources.compile_model else loss
+    plain = MicroStep(
+        run,
+        select_device("cpu" if device.type == "cpu" else "auto"),
+        settings.optim.mixed_precision,
+    )
+    step: Any = plain
+    if device.type == "cuda" and settings.resources.cuda_graphs:
+        step, why = record(plain, parameters, *pair, repeats=False)
+        print(f"not recorded as a graph: {why}" if why else "", end="")
 
     def update() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            value = loss(tokens)
-        value.backward()
+        step(*pair)
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -244,6 +271,7 @@ def gpu_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
         eager = plain.replace(attention_backend="reference", compile_model=False)
         for what, make, settings in (
             (PEER, peer_update, plain),
+            (PLAIN, plain_update, plain),
             ("eager reference", our_update, eager),
         ):
             row = gpu_row(make, settings, batch, given.repeats)

@@ -2,6 +2,7 @@
 
 import os
 
+import hypothesis
 import pytest
 
 # Settings of a `make` that started the tests must not reach those that they start.
@@ -9,6 +10,9 @@ FROM_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "KABLATE_SETTI
 
 
 def pytest_configure() -> None:
+    # How long an example takes says how busy the machine is, and nothing else.
+    hypothesis.settings.register_profile("untimed", deadline=None)
+    hypothesis.settings.load_profile("untimed")
     for name in FROM_MAKE:
         os.environ.pop(name, None)
 

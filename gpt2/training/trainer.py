@@ -31,6 +31,7 @@ from gpt2.training.data import (
 )
 from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.failures import Interrupted, NonFinite
+from gpt2.training.micro_step import MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer, make_pruner
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
@@ -97,8 +98,12 @@ class Trainer:
         self._shared = self.ranks.wrap(model, self._on)
         compiled = self.resources.compile_model
         mode = self.resources.compile_mode
-        self._forward = (
-            torch.compile(self._shared, mode=mode) if compiled else self._shared
+        self._step: MicroStep | Recorded = MicroStep(
+            torch.compile(self._shared, mode=mode) if compiled else self._shared,
+            self.device,
+            self.precision,
+            share=1 / self.split.accumulation,
+            scale=lambda loss: self.scaler.scale(loss),
         )
         self.progress, self._clock = Progress(), Clock()
         # Loss and gradient norm, summed since the last record, on the device.
@@ -187,13 +192,23 @@ class Trainer:
 
         def once() -> None:
             with self.ranks.alone(self._shared, last=False):
-                with devices.autocast(self.device, self.precision):
-                    loss = self._forward(tokens, targets)
-                loss.backward()
+                self._step(tokens, targets)
             self.optimizer.zero_grad(set_to_none=True)
 
         devices.warm_up(once, self.device, times)
+        if self.device.is_gpu and self.ranks.is_single and self.resources.cuda_graphs:
+            self._record(tokens, targets)
         self._set_random_state(random)
+
+    def _record(self, tokens: Tensor, targets: Tensor) -> None:
+        """Replay recorded micro steps from now on, if they can be recorded."""
+        assert isinstance(self._step, MicroStep), "recorded twice"
+        repeats = self.split.accumulation > 1
+        self._step, why = record(
+            self._step, self.parameters, tokens, targets, repeats=repeats
+        )
+        told = f"not recorded: {why}" if why else "recorded"
+        self.recorder.say(f"CUDA graph of a micro step: {told}")
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()
@@ -245,12 +260,8 @@ class Trainer:
         total = torch.zeros((), device=self._on)
         for left in reversed(range(self.split.accumulation)):
             tokens, targets = next(data)
-            share = targets.numel() * self.split.world_size / self.tokens_per_update
             with self.ranks.alone(self._shared, last=not left):
-                with devices.autocast(self.device, self.precision):
-                    loss = self._forward(tokens, targets)
-                self.scaler.scale(loss * share).backward()
-            total += loss.detach() * share
+                total += self._step(tokens, targets)
         return self.ranks.mean(total)
 
     def _apply(self, update: int) -> Tensor:

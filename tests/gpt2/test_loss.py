@@ -54,6 +54,33 @@ def test_loss_under_autocast_is_that_of_rounded_products() -> None:
     assert (slope - true).norm() / true.norm() < 2e-2
 
 
+@pytest.mark.parametrize("gap", [60.0, 1e4])
+def test_a_hopeless_goal_gives_finite_numbers(gap: float) -> None:
+    """Up to 75 nats the loss is exact; beyond that it only stays finite."""
+    x, weight = torch.ones(1, 1, 1), torch.zeros(WORDS, 1)
+    weight[5] = gap
+    weight.requires_grad_()
+    targets = torch.zeros(1, 1, dtype=torch.int64)
+    loss = linear_cross_entropy(x, weight, targets)
+    exact = F.cross_entropy((x @ weight.t())[0], targets[0])
+    (slope,) = torch.autograd.grad(loss, weight)
+    assert torch.isfinite(slope).all()
+    assert slope[5].item() == pytest.approx(1.0) and slope[0] < 0
+    assert loss.item() == pytest.approx(min(exact.item(), 75.0), rel=1e-6)
+
+
+def test_a_certain_word_keeps_its_small_gradient_in_bf16() -> None:
+    """p - 1 is no difference of rounded numbers."""
+    x, weight = torch.ones(1, 1, 1), torch.zeros(WORDS, 1)
+    weight[0] = 16.0
+    weight.requires_grad_()
+    targets = torch.zeros(1, 1, dtype=torch.int64)
+    with torch.autocast("cpu", torch.bfloat16):
+        (slope,) = torch.autograd.grad(linear_cross_entropy(x, weight, targets), weight)
+    missed = (WORDS - 1) * torch.tensor(-16.0).exp()
+    assert slope[0].item() == pytest.approx(-missed.item(), rel=1e-2)
+
+
 @pytest.mark.parametrize("chunk", [5, 100])
 def test_scores_equal_torchs(chunk: int) -> None:
     x, weight, targets = problem(torch.float64)

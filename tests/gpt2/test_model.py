@@ -324,3 +324,17 @@ def hugging_face_names(model: GPT) -> dict[str, Tensor]:
         linear = value.ndim == 2 and ".h." in their
         found[their] = value.T.contiguous() if linear else value
     return {**found, "lm_head.weight": model.wte.weight}
+
+
+@pytest.mark.parametrize("fp32", [False, True])
+def test_the_residual_stream_has_the_type_asked_for(fp32: bool) -> None:
+    settings = tiny_model().replace(mixed_precision="bf16", residual_fp32=fp32)
+    model = generic(settings, dtype=torch.float32)
+    seen = []
+    model.ln_f.register_forward_pre_hook(lambda module, x: seen.append(x[0].dtype))
+    tokens = tokens_of(settings, 2, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        model(tokens, tokens.roll(-1, 1))
+    model(tokens, tokens.roll(-1, 1))
+    kept = torch.float32 if fp32 else torch.bfloat16
+    assert seen == [kept, torch.float32]

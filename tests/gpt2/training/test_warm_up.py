@@ -5,9 +5,9 @@ import torch
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from lib.device import seed_everything
-from tests.gpt2.training.test_trainer import make_trainer
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import finish, manifest, tiny_job
+from tests.gpt2.training.test_trainer import make_trainer
 
 
 def test_warming_up_changes_neither_weights_nor_random_numbers(tmp_path):
