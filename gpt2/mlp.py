@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.attend.call import row_positions
+from gpt2.attend.request import place_of_tensor
 from gpt2.attention import AttentionSide
 from gpt2.context import BlockContext, LayerCache
 from gpt2.gating import MlpGate
@@ -43,13 +44,13 @@ def keep_weights(
     """Keep the k largest of each row, or those of at least tau times its rms.
 
     weights [B, S, N] with zeros where j > i; gradients flow through what is
-    kept. The rms is over the visible part of the row.
+    kept. All that equal the k-th largest stay, so that no path has to choose
+    among equals. The rms is over the visible part of the row.
     """
     rows, columns = weights.shape[-2:]
     if select == "topk" and topk < columns:
-        places = weights.topk(topk, dim=-1).indices
-        mask = torch.zeros_like(weights).scatter(-1, places, 1.0)
-        weights = weights * mask
+        least = _kth_largest(weights.detach(), topk)
+        weights = weights.masked_fill(weights < least, 0.0)
     elif select == "rms":
         visible = row_positions(rows, columns, weights.device) + 1
         rms = (weights.square().sum(-1, keepdim=True) / visible).sqrt()
@@ -57,6 +58,16 @@ def keep_weights(
     if renorm:
         weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
     return weights
+
+
+def _kth_largest(weights: Tensor, k: int) -> Tensor:
+    """[B, S, N] -> [B, S, 1]; by a kernel where there is one."""
+    if place_of_tensor(weights).triton and weights.dtype == torch.float32:
+        from lib.kernels.select import kth_largest
+
+        found: Tensor = kth_largest(weights, k)
+        return found
+    return weights.topk(k, dim=-1).values[..., -1:]
 
 
 class LatentExchange(nn.Module):

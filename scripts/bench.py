@@ -8,6 +8,7 @@ and the time of the certificates. Without a GPU its rows are left out, and it sa
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import subprocess
@@ -29,6 +30,8 @@ from lib.peaks import peak_flops
 from lib.rundir import atomic_write_json, now
 
 if TYPE_CHECKING:
+    from multiprocessing.connection import Connection
+
     import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -42,6 +45,7 @@ ON_CPU = "DEVICE=cpu MIXED_PRECISION=n"
 ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
 PEER = "HF transformers GPT-2"
 PLAIN = "plain GPT-2, all logits"
+EAGER = "eager reference"
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -50,6 +54,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--json", type=Path, default=ROOT / "bench_results" / "bench.json")
     add("--steps", default=",".join(map(str, STEPS)), help="such as 0,5,16")
     add("--micro-batches", default="8,32", help="on the GPU")
+    add("--at-once", type=int, default=1, help="rows that prepare at the same time")
     add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
     add("--parts", default="gpu,attention,cpu,start,certificates")
     add("--settings", default="", help="assignments such as BLOCK_SIZE=4096")
@@ -221,7 +226,8 @@ def update_of(
     tokens = torch.randint(settings.vocab_size, shape, device=device)
     pair, parameters = (tokens, tokens.roll(-1, 1)), list(model.parameters())
     optimizer: Any = make_optimizer(model, settings.optim)
-    run = torch.compile(loss) if settings.resources.compile_model else loss
+    compiled = settings.resources.compile_model
+    run = torch.compile(loss, dynamic=False) if compiled else loss
     plain = MicroStep(
         run,
         select_device("cpu" if device.type == "cpu" else "auto"),
@@ -246,58 +252,109 @@ def update_of(
 
 def gpu_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
     """Each step at each micro batch, with ratios to step 0 and the peers."""
-    import torch
-
-    from gpt2.attend.choice import choose
-    from gpt2.attend.request import place_of, served_by
-
-    device, rows = torch.device("cuda"), []
-    base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {given.settings}")
-    torch.set_float32_matmul_precision("high")
+    rows: list[Row] = []
+    # 0 first, and the peers beside it.
+    subjects: list[int | str] = [0, PLAIN, PEER, EAGER, *sorted(set(steps) - {0})]
     for batch in map(int, given.micro_batches.split(",")):
         first: Row | None = None
-        for number in sorted(set(steps) | {0}):
-            settings = step_settings(base, number)
-            path, _ = choose(settings, device, batch)
-            settings = settings.replace(attention_backend=path)
-            row = gpu_row(our_update, settings, batch, given.repeats)
-            row["what"] = f"step {number}, micro batch {batch}"
-            row["attention"] = served_by(settings, place_of("cuda", True))
-            first = first or row
-            row |= ratios(row, first)
-            rows.append(row)
-            print(line_of(row), flush=True)
-        plain = step_settings(base, 0)
-        eager = plain.replace(attention_backend="reference", compile_model=False)
-        for what, make, settings in (
-            (PEER, peer_update, plain),
-            (PLAIN, plain_update, plain),
-            ("eager reference", our_update, eager),
-        ):
-            row = gpu_row(make, settings, batch, given.repeats)
-            row["what"] = f"{what}, micro batch {batch}"
-            rows.append(row | ratios(row, first or row))
+        for start in range(0, len(subjects), given.at_once):
+            group = subjects[start : start + given.at_once]
+            for row in measure_together(given, group, batch):
+                first = first or row
+                rows.append(row | ratios(row, first))
+                print(line_of(rows[-1]), flush=True)
     return rows
 
 
-def gpu_row(make: Any, settings: Settings, batch: int, repeats: int) -> Row:
-    """Tokens/s, MFU and peak memory; or why there are none."""
+def measure_together(
+    given: argparse.Namespace, group: list[int | str], batch: int
+) -> list[Row]:
+    """Let each prepare in a process of its own, all at once; then time them one
+    after the other, while the rest wait."""
+    fresh = multiprocessing.get_context("spawn")
+    running = []
+    for subject in group:
+        here, there = fresh.Pipe()
+        arguments = (there, subject, batch, given.settings, given.repeats)
+        process = fresh.Process(target=measure, args=arguments, daemon=True)
+        process.start()
+        there.close()  # so that the death of the process shows
+        running.append((subject, process, here))
+    for _, _, pipe in running:
+        pipe.poll(None)  # prepared, or dead
+    rows = []
+    for subject, process, pipe in running:
+        try:
+            pipe.recv()
+            pipe.send("your turn")
+            rows.append(pipe.recv())
+        except (EOFError, OSError):
+            row = named(subject, batch)
+            rows.append(row | {"failed": f"the process ended, {process.exitcode}"})
+        process.join()
+    return rows
+
+
+def named(subject: int | str, batch: int) -> Row:
+    name = f"step {subject}" if isinstance(subject, int) else subject
+    return {"part": "gpu", "what": f"{name}, micro batch {batch}"}
+
+
+def measure(
+    pipe: Connection, subject: int | str, batch: int, overrides: str, repeats: int
+) -> None:
+    """Send one row: tokens/s, MFU and peak memory, or why there are none."""
+    row, device, timed = named(subject, batch), torch_device(), None
+    try:
+        settings, row["attention"] = subject_settings(subject, overrides, device, batch)
+        makers = {PLAIN: plain_update, PEER: peer_update}
+        update = makers.get(str(subject), our_update)(settings, device, batch)
+        seconds_of(update, 1)
+        timed = settings, update
+    except Exception as error:  # a row that failed must not end the table
+        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+    pipe.send("prepared")
+    pipe.recv()
+    if timed:
+        row |= speed(timed[0], batch, seconds_of(timed[1], repeats))
+    pipe.send(row)
+
+
+def torch_device() -> torch.device:
+    """The GPU, with the trainer's precision of what stays in fp32."""
     import torch
 
-    torch.compiler.reset()
-    torch.cuda.empty_cache()
-    torch.cuda.reset_peak_memory_stats()
-    try:
-        seconds = seconds_of(make(settings, torch.device("cuda"), batch), repeats)
-    except (torch.OutOfMemoryError, ImportError) as error:
-        return {"part": "gpu", "what": "", "failed": str(error).splitlines()[0]}
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
+
+
+def subject_settings(
+    subject: int | str, overrides: str, device: torch.device, batch: int
+) -> tuple[Settings, str]:
+    """The settings of a step or a peer, and the path of its attention."""
+    from gpt2.attend.choice import choose
+    from gpt2.attend.request import place_of, served_by
+
+    base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {overrides}")
+    if subject == EAGER:
+        base = base.replace(attention_backend="reference", compile_model=False)
+    settings = step_settings(base, subject if isinstance(subject, int) else 0)
+    if subject in (PLAIN, PEER):
+        return settings.replace(attention_backend="sdpa"), "sdpa"
+    path, _ = choose(settings, device, batch)
+    settings = settings.replace(attention_backend=path)
+    compiled = settings.resources.compile_model
+    return settings, served_by(settings, place_of("cuda", compiled))
+
+
+def speed(settings: Settings, batch: int, seconds: float) -> Row:
+    import torch
+
     rate = batch * settings.model.block_size / seconds
     flops = budget(settings).flops_training
     props = torch.cuda.get_device_properties(0)
     peak = peak_flops(props.name, props.multi_processor_count, "bf16")
     return {
-        "part": "gpu",
-        "what": "",
         "ms": seconds * 1e3,
         "tokens/s": rate,
         "flops/token": float(flops),
@@ -312,6 +369,7 @@ def ratios(row: Row, first: Row) -> Row:
         return {}
     work = [r["tokens/s"] * r["flops/token"] for r in (row, first)]
     return {
+        "of step 0": row["tokens/s"] / first["tokens/s"],
         "of step 0, equal FLOPs": work[0] / work[1],
         "of step 0, memory": row["peak GiB"] / first["peak GiB"],
     }
@@ -321,7 +379,7 @@ def attention_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
     """Summed kernel time of attention alone, forward and backward, each path."""
     import torch
 
-    from gpt2.attend.choice import attempt, candidates, kernel_seconds
+    from gpt2.attend.choice import attempt, candidates
     from gpt2.attend.request import place_of
 
     device, rows = torch.device("cuda"), []
@@ -334,7 +392,7 @@ def attention_rows(given: argparse.Namespace, steps: list[int]) -> list[Row]:
             if trial.problem:
                 row["failed"] = trial.problem
             else:
-                row["kernel ms"] = kernel_seconds(path, settings, device, 8) * 1e3
+                row["kernel ms"] = trial.seconds * 1e3
             rows.append(row)
     return rows
 

@@ -7,7 +7,6 @@ that a device miscompiles nor one that is slow there is ever trained with.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,7 +18,9 @@ from gpt2.attention import CausalAttention, Heads
 from gpt2.block import RA_MLA_Block
 from gpt2.schema import Settings
 
-CANDIDATES = ("sdpa", "flex", "triton")
+# In this order. Wherever triton serves too, flex took twice its time (H100, torch
+# 2.11) and compiles for long: it is tried where no other path is right.
+CANDIDATES = ("sdpa", "triton", "flex")
 CHECKED_LENGTH = 277  # odd, and more than two tiles
 # Relative to the norm; the products are in these types, fp32 ones perhaps in TF32.
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
@@ -51,9 +52,12 @@ def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, s
     if backend != "auto" or not device.type == "cuda":
         return backend, "\n".join(fallbacks(settings, place))
     able = candidates(settings, place)
-    if not able or (able[0] == "sdpa" and not settings.mechanisms.ra):
-        return (able or ["reference"])[0], ""
-    trials = [attempt(path, settings, device, batch) for path in able]
+    if not able:
+        return "reference", ""
+    trials: list[Trial] = []
+    for path in able:
+        if path != "flex" or fastest(trials) == "reference":
+            trials.append(attempt(path, settings, device, batch))
     return fastest(trials), "attention: " + ", ".join(map(str, trials))
 
 
@@ -74,13 +78,15 @@ def fastest(trials: list[Trial]) -> str:
 
 
 def attempt(path: str, settings: Settings, device: torch.device, batch: int) -> Trial:
-    """Compare a path with the reference, then time it."""
+    """Time a path, then compare it with the reference.
+
+    In this order, so that kernels are tuned for the size of the run.
+    """
     try:
         ours = _weigher(path, settings, device)
         truth = _weigher("reference", settings, device)
-        problem = compare(ours, truth, settings, device)
-        seconds = 0.0 if problem else _time(ours, settings, device, batch)
-        return Trial(path, seconds, problem)
+        seconds = kernel_seconds(ours, settings, device, batch)
+        return Trial(path, seconds, compare(ours, truth, settings, device))
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # whatever a compiler throws: another path will do
@@ -102,7 +108,7 @@ def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
         return tuple(x for x in found if x is not None)
 
     compiled = settings.resources.compile_model and path != "reference"
-    return torch.compile(weigh) if compiled else weigh
+    return torch.compile(weigh, dynamic=False) if compiled else weigh
 
 
 def inputs(
@@ -147,28 +153,21 @@ def _project(x: Tensor) -> Tensor:
     return (x.float() * weights.view_as(x)).sum()
 
 
-def _time(weigh: Weigh, settings: Settings, device: torch.device, batch: int) -> float:
-    """Seconds of forward and backward at the size of the run."""
-    step = _step(weigh, settings, device, batch)
-    start = time.perf_counter()
-    for _ in range(REPEATS):
-        step()
-    _wait(device)
-    return (time.perf_counter() - start) / REPEATS
-
-
 def kernel_seconds(
-    path: str, settings: Settings, device: torch.device, batch: int
+    weigh: Weigh, settings: Settings, device: torch.device, batch: int
 ) -> float:
-    """Summed time of the GPU's kernels in a forward and a backward pass; gaps
-    between them, in which the host launches, are not part of it."""
-    step = _step(_weigher(path, settings, device), settings, device, batch)
-    kinds = [torch.profiler.ProfilerActivity.CUDA]
+    """Summed time of the GPU's kernels in a forward and a backward pass at the size
+    of the run; gaps in which the host launches are not part of it."""
+    step = _step(weigh, settings, device, batch)
+    on_gpu = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CUDA if on_gpu else activity.CPU]
     with torch.profiler.profile(activities=kinds) as profile:
         for _ in range(REPEATS):
             step()
         _wait(device)
-    total = sum(event.self_device_time_total for event in profile.key_averages())
+    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    total = sum(getattr(event, spent) for event in profile.key_averages())
     return total / REPEATS / 1e6
 
 

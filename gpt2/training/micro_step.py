@@ -7,6 +7,7 @@ kernels. Recorded as a CUDA (or HIP) graph they are launched at once.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -98,7 +99,7 @@ class Recorded:
 
 
 def _record(
-    work: Callable[[], Tensor], pool: object = None
+    work: Callable[[], Tensor], pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):

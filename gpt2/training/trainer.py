@@ -31,7 +31,7 @@ from gpt2.training.data import (
 )
 from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.failures import Interrupted, NonFinite
-from gpt2.training.micro_step import MicroStep, Recorded, record
+from gpt2.training.micro_step import Forward, MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer, make_pruner
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
@@ -98,8 +98,11 @@ class Trainer:
         self._shared = self.ranks.wrap(model, self._on)
         compiled = self.resources.compile_model
         mode = self.resources.compile_mode
+        forward: Forward = self._shared
+        if compiled:
+            forward = torch.compile(forward, mode=mode, dynamic=False)
         self._step: MicroStep | Recorded = MicroStep(
-            torch.compile(self._shared, mode=mode) if compiled else self._shared,
+            forward,
             self.device,
             self.precision,
             share=1 / self.split.accumulation,
