@@ -40,12 +40,13 @@ from gpt2.training.failures import (
     end_of,
     is_out_of_memory,
 )
+from gpt2.training.material import Material
 from gpt2.training.ranks import Ranks
 from gpt2.training.record import Follower, Recorder
 from gpt2.training.sanity import watch_losses
 from gpt2.training.stopping import StopRequest
 from gpt2.training.tracking import tracking
-from gpt2.training.trainer import Material, Trainer
+from gpt2.training.trainer import Trainer
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib import startup

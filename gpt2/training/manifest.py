@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from gpt2.plan import Job
-from gpt2.training.trainer import Material
+from gpt2.training.material import Material
 from lib import provenance
 from lib.rundir import atomic_write_json, now, read_json
 from lib.startup import Startup
@@ -123,3 +123,9 @@ def note_out_of_memory(
     manifest["out_of_memory"] = [*manifest.get("out_of_memory", []), entry]
     manifest["micro_batch"] = micro_batch
     atomic_write_json(run_dir / FILE, manifest)
+
+
+def note_graph(run_dir: Path, job: Job, state: str) -> None:
+    """Record whether micro steps are replayed as a CUDA graph."""
+    manifest = read(run_dir, job.hash)
+    atomic_write_json(run_dir / FILE, manifest | {"cuda_graph": state})

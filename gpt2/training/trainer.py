@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,29 +18,26 @@ from torch import Tensor, nn
 from gpt2.budget import budget
 from gpt2.lengths import seconds_of
 from gpt2.plan import Job, identity_of
-from gpt2.training import checkpoint, faults
-from gpt2.training.batch_split import BatchSplit
+from gpt2.training import checkpoint, faults, manifest
 from gpt2.training.data import (
     Batch,
     Batches,
     BatchPlan,
-    TokenSplit,
     batches,
     eval_windows,
     gather,
 )
 from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.failures import Interrupted, NonFinite
+from gpt2.training.material import Material
 from gpt2.training.micro_step import Forward, MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer, make_pruner
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
-from gpt2.training.ranks import Ranks
 from gpt2.training.record import Recorder
 from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from lib import device as devices
-from lib.device import DeviceInfo
 from lib.optim.groups import set_learning_rate
 from lib.peaks import peak_flops
 from lib.rundir import canonical_json, truncate_metrics
@@ -48,17 +45,6 @@ from lib.rundir import canonical_json, truncate_metrics
 EXPORT_FILE = "model.safetensors"
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
 LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the loss
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Material:
-    """What an attempt computes on and with, besides its job."""
-
-    device: DeviceInfo
-    split: BatchSplit
-    train: TokenSplit
-    val: TokenSplit
-    ranks: Ranks = Ranks()
 
 
 class Trainer:
@@ -211,6 +197,7 @@ class Trainer:
             self._step, self.parameters, tokens, targets, repeats=repeats
         )
         told = f"not recorded: {why}" if why else "recorded"
+        manifest.note_graph(self.recorder.run_dir, self.job, told)
         self.recorder.say(f"CUDA graph of a micro step: {told}")
 
     def _stop_if_asked(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from gpt2.training.trainer import Material
+from gpt2.training.material import Material
 from lib import gpu_monitor
 from lib.device import pci_addresses
 from lib.gpu_monitor import Monitor, Source

@@ -265,7 +265,7 @@ def _backward(ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any) -> 
     dq, dk, dv, dfactor, dalpha = backward_op(
         _packed(do).to(v.dtype) if values else None,
         dstat.float().contiguous() if statistic else None,
-        dmean.contiguous() if mean else None,
+        _narrow(dmean, q) if mean else None,
         q, k, v, o, lse, stat, threshold, factor, alphas,
         scale, alpha, window, statistic, values, mean,
     )  # fmt: skip
@@ -277,6 +277,14 @@ def _backward(ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any) -> 
         None if alphas is None else dalpha,
         *[None] * 7,
     )
+
+
+def _narrow(dmean: Tensor, q: Tensor) -> Tensor:
+    """In bf16 if q is: each head of each tile reads it, and adds a share of it to
+    what is rounded to bf16 next."""
+    if q.dtype == torch.bfloat16:
+        dmean = dmean.to(torch.bfloat16)
+    return dmean.contiguous()
 
 
 causal_op.register_autograd(_backward, setup_context=_save)

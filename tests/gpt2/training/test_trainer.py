@@ -11,13 +11,14 @@ from gpt2.plan import identity_of
 from gpt2.training.batch_split import BatchSplit, split_batch
 from gpt2.training.data import load_data
 from gpt2.training.failures import NonFinite
+from gpt2.training.material import Material
 from gpt2.training.optimize import make_optimizer, prunable
 from gpt2.training.outcome import trained
 from gpt2.training.progress import Progress
 from gpt2.training.record import Recorder
 from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
-from gpt2.training.trainer import Material, Trainer
+from gpt2.training.trainer import Trainer
 from lib.device import select_device
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import (

@@ -12,9 +12,9 @@ import torch
 from gpt2.budget import budget
 from gpt2.plan import make_plan
 from gpt2.training.batch_split import BatchSplit
+from gpt2.training.material import Material
 from gpt2.training.outcome import trained
 from gpt2.training.progress import Progress
-from gpt2.training.trainer import Material
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib.peaks import peak_flops
