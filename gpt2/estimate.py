@@ -46,6 +46,7 @@ def probe_job(job: Job) -> Job:
         log_interval=1,
         checkpoint_interval=STEPS,
         prune_method="none",
+        profile=False,
         **dict.fromkeys(("with_trackio", "with_wandb", "with_tensorboard"), False),
     )
     return dataclasses.replace(job, settings=short)

@@ -199,6 +199,8 @@ class Resources:
     attention_metrics_rows: int = setting("RA_MLA_METRICS_ROWS")
     log_interval: int = setting("GPT2_LOG_INTERVAL")
     checkpoint_interval: int = setting("CHECKPOINT_INTERVAL")
+    profile: bool = setting("PROFILE")
+    profile_steps: tuple[int, ...] = setting("PROFILE_STEPS")
     threads: int = setting("CPU_THREADS")
     parallel_jobs: int = setting("PARALLEL_JOBS")
     fail_fast: bool = setting("FAIL_FAST")
@@ -535,6 +537,12 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
     )
+    first, last = r.profile_steps[0], r.profile_steps[-1]
+    yield (
+        first < 1 or r.profile_steps != tuple(range(first, last + 1)),
+        f"PROFILE_STEPS={','.join(map(str, r.profile_steps))} must be one update, "
+        "counted from 1, or a range like 10-12",
+    )
     yield (
         r.gradient_accumulation % r.ddp_gpus_per_job != 0,
         f"DDP_GPUS_PER_JOB={r.ddp_gpus_per_job} ranks share "
@@ -549,8 +557,13 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
 
 def remarks(settings: Settings) -> list[str]:
     """What is allowed but worth a word before a run."""
-    o, matrix = settings.optim, settings.matrix
+    o, r, matrix = settings.optim, settings.resources, settings.matrix
     found = []
+    if r.profile and r.profile_steps[0] > o.max_iters:
+        found.append(
+            f"PROFILE_STEPS begins at update {r.profile_steps[0]}, and a run has "
+            f"{o.max_iters}: nothing is profiled"
+        )
     if o.warmup_steps >= o.max_iters:
         peak = o.learning_rate * o.max_iters / o.warmup_steps
         found.append(

@@ -40,6 +40,8 @@ from gpt2.training.stopping import StopRequest
 from lib import device as devices
 from lib.optim.groups import set_learning_rate
 from lib.peaks import peak_flops
+from lib.profiling import FOLDER as PROFILE_FOLDER
+from lib.profiling import StepProfiler
 from lib.rundir import canonical_json, truncate_metrics
 
 EXPORT_FILE = "model.safetensors"
@@ -133,13 +135,23 @@ class Trainer:
             self._evaluate()
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
-        while not self._is_over:
-            self._stop_if_asked()
-            self.update(data)
-            self._after_update()
+        with self._profiler() as profiler:
+            while not self._is_over:
+                self._stop_if_asked()
+                with profiler.update(self.progress.step + 1):
+                    self.update(data)
+                self._after_update()
         self.save()
         self._export()
         return self.result()
+
+    def _profiler(self) -> StepProfiler:
+        """The first rank profiles the updates that PROFILE_STEPS names."""
+        wanted = self.resources.profile_steps
+        is_on = self.resources.profile and self.ranks.is_first
+        updates = range(wanted[0], wanted[-1] + 1) if is_on else range(0)
+        folder = self.recorder.run_dir / PROFILE_FOLDER
+        return StepProfiler(folder, updates, self.device, self.recorder.say)
 
     def micro_batches(self) -> Iterator[Batch]:
         """All micro batches from the present step to the last."""
