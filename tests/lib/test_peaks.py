@@ -16,7 +16,9 @@ from lib.peaks import PEAKS, peak_flops, peak_of
         ("AMD Instinct MI250X / MI250", 104, 181.05),
         ("AMD Instinct MI250X / MI250", 110, 191.5),
         ("AMD Instinct MI300X", 304, 1307.4),
+        ("AMD Instinct MI210", 104, 181.0),
         ("NVIDIA A10G", 80, 70.0),
+        ("NVIDIA A10", 72, 125.0),
         ("NVIDIA L4", 58, 121.0),
         ("NVIDIA A100-SXM4-80GB", 108, 312.0),
         ("NVIDIA A100 80GB PCIe", 108, 312.0),
@@ -34,7 +36,7 @@ def test_listed_cards(name: str, units: int, tflops: float) -> None:
     "name",
     [
         "NVIDIA L40S",  # begins like the L4
-        "NVIDIA A10",
+        "NVIDIA A100",
         "NVIDIA H100 NVL",
         "NVIDIA H200 NVL",
         "NVIDIA GeForce RTX 4090",
