@@ -79,6 +79,19 @@ def attention_weights(s: Settings) -> int:
     return 2 * e * inner + rope + x.joint_latent_dim * (e + 2 * inner)
 
 
+def linear_weights(s: Settings) -> int:
+    """Weights of all linear layers: what is cast under autocast, and may be pruned."""
+    m, x = s.model, s.mechanisms
+    block = attention_weights(s) + 2 * m.n_embd * m.mlp_width
+    block += m.n_embd * m.n_head * m.head_dim if x.output_gate else 0
+    block += 2 * m.mlp_width * x.cross_rank if x.cross_token else 0
+    exchange = m.mlp_width * x.latent_dim
+    block += exchange if x.latent in ("tied_transpose", "untied") else 0
+    producer = x.mlp_gate_dim * (m.mlp_width + m.n_head) if x.mlp_gate else 0
+    producer += exchange if x.latent == "untied" else 0
+    return m.n_layer * block + (m.n_layer - 1) * producer
+
+
 def _attention_biases(s: Settings) -> int:
     m, x = s.model, s.mechanisms
     norm = x.joint_latent_dim if x.attention == "mla_rope" else 0

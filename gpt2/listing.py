@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.budget import Budget, budget, derive_widths
+from gpt2.memory import memory, misfit
 from gpt2.plan import Job, Plan, step_settings
 from gpt2.schema import SYMBOL_OF, Settings, remarks, settings_from
 from lib.generated import DEFAULT, Config
+from lib.human import size
 from lib.rundir import effective_status
 
 WIDTH = 100
@@ -28,8 +30,15 @@ def listing(plan: Plan, config: Config) -> str:
     for jobs in cells(plan.jobs):
         lines += [*_cell(jobs, reference, plan.output_dir), ""]
     lines += [f"note: {remark}" for remark in remarks(settings)]
+    lines += [f"note: {problem}" for problem in too_large(plan)]
     lines += [f"left out: {cell.name}: {cell.reason}" for cell in plan.left_out]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def too_large(plan: Plan) -> list[str]:
+    """One line for each cell that will hardly fit the GPU the plan is made for."""
+    found = ((jobs[0], misfit(jobs[0].settings)) for jobs in cells(plan.jobs))
+    return [f"{job.name}: {problem}" for job, problem in found if problem]
 
 
 def baseline_of(settings: Settings) -> Settings:
@@ -66,6 +75,7 @@ def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]
 def budget_table(plan: Plan) -> str:
     """Analytic costs of each cell: `--budget`."""
     head = ("step", "name", "parameters", "vs first", "r", "FLOPs/token", "KV numbers")
+    head += ("GPU memory",)
     rows = []
     first: Budget | None = None
     for jobs in cells(plan.jobs):
@@ -74,10 +84,12 @@ def budget_table(plan: Plan) -> str:
         step = "-" if jobs[0].step is None else str(jobs[0].step)
         share = f"{100 * (b.parameters / first.parameters - 1):+.2f}%"
         cost = (f"{b.ratio:.2f}", f"{b.flops_training:,}", f"{b.cache_per_token:,}")
+        cost += (_memory(jobs[0].settings),)
         rows.append((step, jobs[0].name, f"{b.parameters:,}", share, *cost))
     notes = (
         "FLOPs of training, forward and backward; KV numbers: what the decode cache\n"
-        "holds for each token over all layers; r: MLP weights over attention weights.\n"
+        "holds for each token over all layers; r: MLP weights over attention weights;\n"
+        "GPU memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
     )
     return table(head, rows, left=(1,)) + notes
 
@@ -145,7 +157,17 @@ def _costs(job: Job, reference: Settings) -> str:
     share = b.parameters / budget(reference).parameters - 1
     more = f" ({100 * share:+.2f}%)"
     work = job.settings.optim.time_budget or f"{tokens_of(job.settings):,} tokens"
-    return f"{partner}, {b.parameters:,} parameters{more}, {work}"
+    needs = f", about {_memory(job.settings)}" if _on_gpu(job.settings) else ""
+    return f"{partner}, {b.parameters:,} parameters{more}, {work}{needs}"
+
+
+def _on_gpu(settings: Settings) -> bool:
+    """Whether it may be trained on one, as far as the settings tell."""
+    return settings.resources.device != "cpu"
+
+
+def _memory(settings: Settings) -> str:
+    return size(memory(settings).total) if _on_gpu(settings) else "-"
 
 
 def _field_line(field: str, value: str, origin: str) -> str:

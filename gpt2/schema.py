@@ -187,6 +187,7 @@ class Resources:
     compile_mode: str = setting("COMPILE_MODE")
     cuda_graphs: bool = setting("CUDA_GRAPHS")
     auto_batch: bool = setting("AUTO_BATCH")
+    gpu_memory: int = setting("GPU_MEMORY_GB")
     tf32: bool = setting("TF32")
     cudnn_benchmark: bool = setting("CUDNN_BENCHMARK")
     gpu_warmup: int = setting("GPU_WARMUP")

@@ -1,10 +1,11 @@
-"""Load every preset strictly, and see that it is minimal, explained and can be planned.
+"""Load every preset strictly: is it minimal, explained, and will it fit its GPU?
 
 Every fault of every preset is named with file and line. Exit status: 0 all well, 1
 some are not.
 """
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -12,10 +13,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.plan import make_plan
+from gpt2.listing import too_large
+from gpt2.plan import Plan, make_plan
 from gpt2.schema import ALIASES, PREFIXES, symbol_types
 from lib.house_rules import Finding
 from lib.kconfig import open_strict
+from lib.peaks import PEAKS
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -43,7 +46,7 @@ def faults_of(preset: Path) -> Iterator[str]:
             aliases=ALIASES,
             prefixes=PREFIXES,
         )
-        make_plan(tree.config())
+        plan = make_plan(tree.config())
         minimal = tree.minimal().split("\n")
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():
@@ -55,6 +58,25 @@ def faults_of(preset: Path) -> Iterator[str]:
         said = "must begin with a comment: what it is for; hardware; expected hours"
         yield str(Finding(name, 1, said))
     yield from differences(name, comments, lines[comments:], minimal)
+    for problem in hardware_faults(lines[:comments], plan):
+        yield str(Finding(name, 1, problem))
+
+
+def hardware_faults(comment: Sequence[str], plan: Plan) -> Iterator[str]:
+    """What the comment says of the GPU against GPU_MEMORY_GB, the table of cards and
+    the estimated memory of every cell."""
+    resources = plan.base.resources
+    if resources.device == "cpu":
+        return
+    told = next((line for line in comment if line.startswith("# Hardware:")), "")
+    told = told.partition("Time:")[0]
+    memory = resources.gpu_memory
+    if not re.search(rf"\b{memory} GB\b", told):
+        yield f"GPU_MEMORY_GB={memory}, but '# Hardware:' does not say '{memory} GB'"
+    for peak in PEAKS:
+        if re.search(rf"\b{peak.card}\b", told) and peak.memory_gb != memory:
+            yield f"{peak.card}: {peak.memory_gb} GB, not GPU_MEMORY_GB={memory}"
+    yield from too_large(plan)
 
 
 def count_comments(lines: Sequence[str]) -> int:

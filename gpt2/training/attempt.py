@@ -23,6 +23,7 @@ from gpt2.attend.choice import choose
 from gpt2.attend.request import place_of, served_by
 from gpt2.corpora.tokenfiles import MissingData
 from gpt2.init import init_parameters
+from gpt2.memory import memory
 from gpt2.model import GPT
 from gpt2.plan import Job
 from gpt2.schema import IDENTITY_PARTS, Resources, Settings
@@ -50,6 +51,7 @@ from gpt2.training.trainer import Trainer
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib import startup
+from lib.human import size
 from lib.process import EXIT_DONE
 from lib.rundir import (
     JOB_FILE,
@@ -430,14 +432,17 @@ def _choose_attention(job: Job, material: Material, recorder: Recorder) -> Setti
     return job.settings.replace(attention_backend=name)
 
 
+def _built_with(trainer: Trainer) -> Settings:
+    """The settings with the path of attention that was chosen."""
+    backend = cast(GPT, trainer.model).layers()[0].attn.backend
+    return trainer.settings.replace(attention_backend=backend)
+
+
 def _attention_of(trainer: Trainer) -> str:
     """The paths that serve this model in training."""
-    resources = trainer.settings.resources
-    backend = cast(GPT, trainer.model).layers()[0].attn.backend
-    return served_by(
-        trainer.settings.replace(attention_backend=backend),
-        place_of(trainer.device.torch_device.type, resources.compile_model),
-    )
+    compiled = trainer.settings.resources.compile_model
+    place = place_of(trainer.device.torch_device.type, compiled)
+    return served_by(_built_with(trainer), place)
 
 
 def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:
@@ -497,6 +502,9 @@ def _introduction(
         "threads": f"{torch.get_num_threads()}",
         "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
     }
+    if material.device.is_gpu:
+        expected = memory(_built_with(trainer), split.micro_batch).total
+        rows["memory"] = f"about {size(expected)} by estimate"
     odd = unaligned(settings)
     if material.device.is_gpu and odd:
         rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
