@@ -70,11 +70,13 @@ def memory(settings: Settings, micro_batch: int | None = None) -> Memory:
     batch = micro_batch or r.batch_size
     tokens = batch * s.model.block_size
     n = budget(s).parameters
-    # Between micro steps the gradients are there; otherwise the peak finds none.
+    # Between micro steps the gradients are there, and in a recorded one always;
+    # otherwise the peak finds none.
+    several = r.ddp_gpus_per_job > 1
     accumulates = s.effective_batch > batch * r.ddp_gpus_per_job
     in_loss = Memory(
         weights=FLOAT * n,
-        gradients=FLOAT * n if accumulates or r.ddp_gpus_per_job > 1 else 0,
+        gradients=FLOAT * n if accumulates or several or r.cuda_graphs else 0,
         optimizer=optimizer_bytes(s),
         pruning=pruning_bytes(s),
         casts=_casts(s),
@@ -131,6 +133,13 @@ def _casts(s: Settings) -> int:
     return 2 * (linear_weights(s) + again * exchange)
 
 
+def _normed(s: Settings) -> int:
+    """Bytes of a number that a norm keeps: without a compiler autocast gives it a
+    copy in fp32, whatever the residual stream is kept in."""
+    narrow = s.resources.compile_model and not s.optim.residual_fp32
+    return _compute(s) if narrow else FLOAT
+
+
 def optimizer_bytes(s: Settings) -> int:
     """What the optimizer keeps between updates; counters are not worth counting."""
     name, n = s.optim.optimizer, budget(s).parameters
@@ -171,7 +180,7 @@ def activations_per_token(s: Settings) -> int:
     blocks += (m.n_layer - 1) * sum(kept_by_producer(s).values())
     blocks -= sum(kept_of_context(s).values())  # block 0 reads none
     dropped = BOOL * m.n_embd if m.dropout else 0
-    last = FLOAT * m.n_embd + 2 * FLOAT + _compute(s) * m.n_embd
+    last = (_normed(s) + _compute(s)) * m.n_embd + 2 * FLOAT
     return blocks + dropped + last + 2 * INT64
 
 
@@ -182,7 +191,7 @@ def kept_by_block(s: Settings) -> dict[str, int]:
     """
     m, x, c = s.model, s.mechanisms, _compute(s)
     kept = {
-        "norms": 2 * (FLOAT * m.n_embd + 2 * FLOAT),
+        "norms": 2 * (_normed(s) * m.n_embd + 2 * FLOAT),
         "their outputs": (_copies(s) + 1) * c * m.n_embd,
         "gelu": 2 * c * m.mlp_width,
         **_kept_by_attention(s),
