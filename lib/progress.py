@@ -111,6 +111,9 @@ def live_table(board: Scheduler) -> Table:
     table.add_column("", width=14)
     for name in ("step", "loss", "val loss", "tokens/s", "left"):
         table.add_column(name, justify="right", no_wrap=True)
+    watched = any(cell.attempt and cell.attempt.progress.gpu for cell in board.running)
+    if watched:
+        table.add_column("GPU", no_wrap=True)
     for cell in board.running:
         assert cell.attempt is not None
         p = cell.attempt.progress
@@ -123,6 +126,7 @@ def live_table(board: Scheduler) -> Table:
             number(p.val_loss),
             rate(p.tokens_per_s),
             clock(p.seconds_left),
+            *([p.gpu] if watched else []),
         )
     return table
 
@@ -147,7 +151,7 @@ def progress_line(cell: Cell) -> str:
     return (
         f"step {p.step}/{p.max_steps or '?'} loss {number(p.loss)} "
         f"val {number(p.val_loss)} {rate(p.tokens_per_s)} tok/s, "
-        f"{clock(p.seconds_left)} left"
+        f"{clock(p.seconds_left)} left" + (f", GPU {p.gpu}" if p.gpu else "")
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import rundir
+from lib import gpu_monitor, rundir
+from lib.human import size
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -33,12 +34,7 @@ def rotate_log(run_dir: Path) -> None:
 def log_tail(path: Path, lines: int = 15) -> tuple[str, ...]:
     """The last lines of a log, as a terminal would have left them: of a progress
     bar its last state, no escape sequences, no control characters."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
-            text = file.read().decode("utf-8", errors="replace")
-    except OSError:
-        return ()
+    text = _last_bytes(path, 65536).decode("utf-8", errors="replace")
     shown = []
     for line in _ANSI.sub("", text).split("\n"):
         last = line.rstrip("\r").rpartition("\r")[2]
@@ -73,6 +69,7 @@ class Progress:
         self.val_loss: float | None = None
         self.val_step: int | None = None
         self.tokens_per_s: float | None = None
+        self.gpu = ""  # what its GPUs did a moment ago; empty: nobody watches one
         self._path = run_dir / rundir.METRICS_FILE
         self._inode = self._offset = self._from = 0
         self._first: tuple[int, float] | None = None
@@ -106,6 +103,7 @@ class Progress:
     def read(self) -> None:
         """Take in the records that were appended since the last call."""
         before = self.step
+        self.gpu = gpu_line(self._path.with_name(gpu_monitor.FILE))
         for record in self._new_records():
             self._take(record)
         if self.step != before:
@@ -136,6 +134,40 @@ class Progress:
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
         return [r for line in whole.splitlines() if (r := _record(line)) is not None]
+
+
+def gpu_line(path: Path) -> str:
+    """ "97% 31.2 GiB 410 W 61 °C" of the newest record that gpu_monitor wrote: GPUs
+    together, but the mean of how busy they are and the hottest one."""
+    for line in reversed(_last_bytes(path, 65536).splitlines()):
+        record = _record(line)
+        gpus = record.get("gpus") if record else None
+        if isinstance(gpus, list):
+            return _gpu_words([gpu for gpu in gpus if isinstance(gpu, dict)])
+    return ""
+
+
+def _gpu_words(gpus: list[dict[str, Any]]) -> str:
+    def told(key: str) -> list[float]:
+        found = (gpu.get(key) for gpu in gpus)
+        return [x for x in found if isinstance(x, int | float)]
+
+    busy, power = told("utilisation"), told("power_w")
+    used, heat = told("memory_used_bytes"), told("temperature_c")
+    words = [f"{sum(busy) / len(busy):.0f}%"] if busy else []
+    words += [size(sum(used))] if used else []
+    words += [f"{sum(power):.0f} W"] if power else []
+    words += [f"{max(heat):.0f} °C"] if heat else []
+    return " ".join(words)
+
+
+def _last_bytes(path: Path, count: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+            return file.read()
+    except OSError:
+        return b""
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
