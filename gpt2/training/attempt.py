@@ -47,7 +47,7 @@ from gpt2.training.record import Follower, Recorder
 from gpt2.training.sanity import watch_losses
 from gpt2.training.stopping import StopRequest
 from gpt2.training.tracking import tracking
-from gpt2.training.trainer import Trainer
+from gpt2.training.trainer import EXPORT_FILE, Trainer
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib import startup
@@ -504,7 +504,7 @@ def _introduction(
     }
     if material.device.is_gpu:
         expected = memory(_built_with(trainer), split.micro_batch).total
-        rows["memory"] = f"about {size(expected)} by estimate"
+        rows["peak memory"] = f"about {size(expected)} by estimate"
     odd = unaligned(settings)
     if material.device.is_gpu and odd:
         rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
@@ -518,5 +518,5 @@ def _closing(result: Mapping[str, Any]) -> str:
         f"done: validation loss {result['val_loss']:.4f} (best "
         f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "
         f"{result['seconds']:.1f} s in all, "
-        f"{result['mean_epoch_seconds']:.1f} s an epoch"
+        f"{result['mean_epoch_seconds']:.1f} s an epoch; the model is in {EXPORT_FILE}"
     )
