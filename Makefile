@@ -74,7 +74,7 @@ plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA
 		o,DELTA POWER ARMS SD MARGIN,$(call option,$o))
 estimate: config.py | setup ## time a few steps of each cell: hours, memory, disk
 	$(MATRIX) --estimate
-budget: config.py | setup ## parameters, FLOPs and cache of each step
+budget: config.py | setup ## parameters, FLOPs, cache and GPU memory of each step
 	$(MATRIX) --budget
 verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry
 	$(PY) scripts/verify.py --config config.py $(WITH)

@@ -22,10 +22,10 @@ CHUNK, MULTIPLE = 8192, 128  # as in gpt2/loss.py
 
 class Tuned(NamedTuple):
     """Temporaries. logit: bytes for each logit of a chunk; head: bytes for each
-    weight of the tied head inside the loss; backward: numbers of the compute type
-    for each token and unit of width in one block's backward pass; scores: fp32
-    matrices T x T a head at the same time in that of the reference; workspace:
-    bytes that matrix products and the rest take at all times."""
+    weight of the tied head inside the loss; backward: 16-bit numbers for each token
+    and unit of width in one block's backward pass; scores: fp32 matrices T x T a
+    head at the same time in that of the reference; workspace: bytes that matrix
+    products and the rest take at all times."""
 
     logit: float
     head: float
@@ -37,8 +37,8 @@ class Tuned(NamedTuple):
 # By whether the model is compiled. Not measured on a GPU yet: logit and head of the
 # eager loss are counted by tests, the compiled ones are what its fused kernels write.
 TUNED = {
-    False: Tuned(logit=17, head=6, backward=10, scores=3, workspace=64 << 20),
-    True: Tuned(logit=4, head=8, backward=8, scores=2, workspace=64 << 20),
+    False: Tuned(logit=17, head=6, backward=5, scores=3, workspace=64 << 20),
+    True: Tuned(logit=4, head=8, backward=4, scores=2, workspace=64 << 20),
 }
 USABLE = 0.9  # of a card's memory: the driver, the display, fragments take the rest
 # Optimizer state, bytes a parameter.
@@ -164,7 +164,7 @@ def _temporaries(s: Settings, tokens: int) -> int:
     wide = -(-s.vocab_size // MULTIPLE) * MULTIPLE
     loss = tuned.logit * min(tokens, CHUNK) * wide + tuned.head * wide * m.n_embd
     width = max(m.mlp_width, m.n_head * m.head_dim, m.n_embd)
-    backward = tuned.backward * _compute(s) * tokens * width / 2
+    backward = tuned.backward * _compute(s) * tokens * width
     if path_of(s) == "reference":
         backward += tuned.scores * FLOAT * tokens * m.block_size * m.n_head
     return int(max(loss, backward)) + tuned.workspace

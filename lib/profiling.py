@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -77,11 +77,17 @@ def kind_of(name: str) -> str:
 
 def shares(operators: Iterable[Operator]) -> dict[str, float]:
     """Kind to its share of all time, the largest first; {} where there is none."""
-    spent: Counter[str] = Counter()
-    for one in operators:
-        spent[kind_of(one.name)] += one.own  # type: ignore[assignment]
+    spent = _spent((kind_of(one.name), one.own) for one in operators)
     total = sum(spent.values())
-    return {kind: own / total for kind, own in spent.most_common() if own}
+    return {kind: own / total for kind, own in spent.items() if own}
+
+
+def _spent(parts: Iterable[tuple[str, float]]) -> dict[str, float]:
+    """Sums by name, the largest first."""
+    sums: defaultdict[str, float] = defaultdict(float)
+    for name, time_ in parts:
+        sums[name] += time_
+    return dict(sorted(sums.items(), key=lambda item: -item[1]))
 
 
 def busy(operators: Iterable[Operator]) -> float:
@@ -124,11 +130,11 @@ class StepProfiler:
     @contextmanager
     def update(self, number: int) -> Iterator[None]:
         """Around each update; nothing happens at those that were not chosen."""
-        if number not in self._updates:
+        if number in self._updates and self._running is None:
+            self._start()
+        if self._running is None:
             yield
             return
-        if self._running is None:
-            self._start()
         with record_function(f"update {number}"):
             yield
         self._done.append(number)
@@ -141,11 +147,20 @@ class StepProfiler:
             kinds.append(ProfilerActivity.CUDA)
             with suppress(Exception):  # not every build of torch records memory
                 torch.cuda.memory._record_memory_history(max_entries=SNAPSHOT_ENTRIES)
-        self._done = []
-        self._running = torch.profiler.profile(activities=kinds)
-        self._running.start()
+        running = torch.profiler.profile(activities=kinds)
+        try:
+            running.start()
+        except Exception as error:  # a profiler of somebody else's is at work
+            self._give_up(error)
+            return
+        self._done, self._running = [], running
         synchronize(self._device)
         self._began = time.perf_counter()
+
+    def _give_up(self, error: Exception) -> None:
+        self._updates = range(0)
+        text = str(error).splitlines() or [""]
+        self._say(f"no profile: {type(error).__name__}: {text[0][:200]}")
 
     def _finish(self) -> None:
         """Write what was profiled, if anything is under way."""
@@ -158,8 +173,7 @@ class StepProfiler:
             running.stop()
             self._write(running, seconds)
         except Exception as error:  # a full disk, a profiler that is not there
-            text = str(error).splitlines() or [""]
-            self._say(f"no profile: {type(error).__name__}: {text[0][:200]}")
+            self._give_up(error)
         self._drop()
 
     def _drop(self) -> None:
@@ -231,11 +245,9 @@ def summary(
 
 
 def _top(operators: list[Operator]) -> Iterator[str]:
-    spent: Counter[str] = Counter()
     calls = Counter(one.name for one in operators)
-    for one in operators:
-        spent[one.name] += one.own  # type: ignore[assignment]
+    spent = _spent((one.name, one.own) for one in operators)
     total = sum(spent.values()) or 1.0
-    for name, own in spent.most_common(TOP):
+    for name, own in list(spent.items())[:TOP]:
         shown = f"{kind_of(name)}, {name}"[:100]
         yield f"{own / 1e3:10.2f} {own / total:6.1%} {calls[name]:7}  {shown}"

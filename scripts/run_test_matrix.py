@@ -42,7 +42,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         ("list", "list the jobs and stop"),
         ("dry-run", "list the jobs, then prove each step at tiny size"),
         ("estimate", "time a few steps of each cell and tell what all will take"),
-        ("budget", "print parameters, FLOPs and cache of each step"),
+        ("budget", "print parameters, FLOPs, cache and memory of each step"),
         ("status", "say how far everything is, also while it runs"),
         ("stop", "ask the runner at work to write checkpoints and stop"),
         ("rerun", "run the jobs anew; what was there is kept aside"),
