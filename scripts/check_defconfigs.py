@@ -71,6 +71,9 @@ def hardware_faults(comment: Sequence[str], plan: Plan) -> Iterator[str]:
     told = next((line for line in comment if line.startswith("# Hardware:")), "")
     told = told.partition("Time:")[0]
     memory = resources.gpu_memory
+    if not memory:
+        yield "GPU_MEMORY_GB tells what it is for; it is not set, nor is DEVICE='cpu'"
+        return
     if not re.search(rf"\b{memory} GB\b", told):
         yield f"GPU_MEMORY_GB={memory}, but '# Hardware:' does not say '{memory} GB'"
     for peak in PEAKS:

@@ -25,6 +25,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ("one L4 (24 GB)", 24, 8, ""),
         ("any GPU of 16 GB or more", 16, 8, ""),
         ("one L4", 24, 8, "does not say '24 GB'"),
+        ("any GPU", 0, 8, "GPU_MEMORY_GB tells what it is for"),
         ("one H100 (24 GB)", 24, 8, "H100: 80 GB, not GPU_MEMORY_GB=24"),
         ("one H100 (80 GB)", 80, 1024, "by estimate, and GPU_MEMORY_GB=80"),
     ],
@@ -37,7 +38,8 @@ def test_hardware_of_a_preset(
     preset.write_text(
         f"# Mine.\n# Hardware: {hardware}. Time: minutes on an H200.\n"
         + (f"CONFIG_BATCH_SIZE={batch}\n" if batch != 8 else "")
-        + f"CONFIG_COMPILE_MODEL=y\nCONFIG_GPU_MEMORY_GB={memory}\n"
+        + "CONFIG_COMPILE_MODEL=y\n"
+        + (f"CONFIG_GPU_MEMORY_GB={memory}\n" if memory else "")
     )
     done = python(tree, CHECK)
     assert (done.returncode == 0) == (not said), done.stdout + done.stderr
