@@ -315,9 +315,11 @@ def _kept_by_cross_token(s: Settings) -> int:
     """Hidden states before and after, the chosen weights [T, T] and their sums."""
     m, x, c = s.model, s.mechanisms, _compute(s)
     matrices, row = c, 0
-    if x.cross_select != "none":
-        matrices += FLOAT
-        row += INT64 * x.cross_topk if x.cross_select == "topk" else FLOAT
+    if x.cross_select == "topk" and x.cross_topk < m.block_size:
+        matrices += BOOL
+    elif x.cross_select == "rms":
+        matrices += 2 * FLOAT
+        row += FLOAT
     if x.cross_renorm:
         matrices += FLOAT
         row += 2 * FLOAT
