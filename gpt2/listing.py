@@ -74,8 +74,9 @@ def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]
 
 def budget_table(plan: Plan) -> str:
     """Analytic costs of each cell: `--budget`."""
-    head = ("step", "name", "parameters", "vs first", "r", "FLOPs/token", "KV numbers")
-    head += ("GPU memory",)
+    head = "step,name,parameters,vs first,r,FLOPs/token,KV numbers,GPU memory".split(
+        ","
+    )
     rows = []
     first: Budget | None = None
     for jobs in cells(plan.jobs):
@@ -83,8 +84,12 @@ def budget_table(plan: Plan) -> str:
         first = first or b
         step = "-" if jobs[0].step is None else str(jobs[0].step)
         share = f"{100 * (b.parameters / first.parameters - 1):+.2f}%"
-        cost = (f"{b.ratio:.2f}", f"{b.flops_training:,}", f"{b.cache_per_token:,}")
-        cost += (_memory(jobs[0].settings),)
+        cost = (
+            f"{b.ratio:.2f}",
+            f"{b.flops_training:,}",
+            f"{b.cache_per_token:,}",
+            _memory(jobs[0].settings),
+        )
         rows.append((step, jobs[0].name, f"{b.parameters:,}", share, *cost))
     notes = (
         "FLOPs of training, forward and backward; KV numbers: what the decode cache\n"
