@@ -29,6 +29,15 @@ ROOT = Path(__file__).resolve().parents[1]
 KCONFIG, DEFCONFIGS = ROOT / "Kconfig", ROOT / "defconfigs"
 DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+# A tool of kconfiglib by name; oldconfig has no word for a user who stops answering.
+RUN_TOOL = """
+import runpy, sys
+tool = sys.argv.pop()
+try:
+    runpy.run_module(tool, run_name="__main__", alter_sys=True)
+except (EOFError, KeyboardInterrupt):
+    sys.exit("\\n" + tool + ": not all questions were answered, so nothing was saved")
+"""
 UNCONFIGURED = (
     "nothing is configured yet: make list-defconfigs names the presets, make "
     "defconfig-NAME loads one, and make menuconfig starts without"
@@ -194,7 +203,8 @@ def edit(tool: str) -> None:
         "MENUCONFIG_STYLE": os.environ.get("MENUCONFIG_STYLE", "default"),
     }
     # -P: no module of the working directory may stand in for kconfiglib's
-    done = subprocess.run([sys.executable, "-P", "-m", tool], cwd=ROOT, env=environment)
+    command = [sys.executable, "-P", "-c", RUN_TOOL, tool]
+    done = subprocess.run(command, cwd=ROOT, env=environment)
     if done.returncode:
         raise ConfigError(f"{tool} ended with status {done.returncode}")
     if not DOTCONFIG.is_file():

@@ -203,6 +203,16 @@ def test_oldconfig_asks_about_new_symbols_only(tree: Path) -> None:
     assert config(tree).origin("GPT2_MAX_ITERS") == "defconfigs/one:3"
 
 
+def test_oldconfig_that_gets_no_answer_saves_nothing(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    before = (tree / ".config").read_text(), (tree / "config.py").read_text()
+    with open(tree / "Kconfig", "a") as file:
+        file.write('\nconfig NEW_ONE\n\tint "A new one"\n\tdefault 3\n')
+    said = refused(tree, "oldconfig")
+    assert "not all questions were answered, so nothing was saved" in said
+    assert before == ((tree / ".config").read_text(), (tree / "config.py").read_text())
+
+
 def test_explain_finds_symbols_as_overrides_do(tree: Path) -> None:
     done(tree, "defconfig", "one")
     for name in ("GPT2_MAX_ITERS", "CONFIG_GPT2_MAX_ITERS", "MAX_ITERS"):
