@@ -391,7 +391,7 @@ def _convert(name: str, value: Any) -> Any:
         value = tuple(value)
     expected = tuple if isinstance(hint, types.GenericAlias) else hint
     if type(value) is not expected:
-        raise ValueError(f"{value!r} is no {expected.__name__}")
+        raise ValueError(f"{value!r} is no {_KINDS[expected]}")
     if bounds["allowed"] and value not in bounds["allowed"]:
         raise ValueError(f"{value!r} is none of {', '.join(bounds['allowed'])}")
     for number in value if expected is tuple else ():
@@ -403,6 +403,13 @@ def _convert(name: str, value: Any) -> Any:
     return value
 
 
+_KINDS = {
+    bool: "y or n",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    tuple: "list such as '1,2'",
+}
 _PARSERS: dict[Any, Callable[[str], tuple[Any, ...]]] = {
     tuple[int, ...]: parse_int_list,
     tuple[float, ...]: _parse_floats,
@@ -423,15 +430,19 @@ def settings_from(config: Config) -> Settings:
     Raises ValueError naming the symbol, its value, its origin and what is
     allowed; every wrong symbol is named, not only the first.
     """
-    values, problems = {}, []
+    values, problems, missing = {}, [], []
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol, "default")
         try:
             values[name] = _convert(name, config.values[symbol])
         except KeyError:
-            problems.append(f"CONFIG_{symbol} is missing: run `make olddefconfig`")
+            missing.append(f"CONFIG_{symbol}")
         except ValueError as error:
             problems.append(f"{origin}: CONFIG_{symbol}: {error}")
+    if missing:
+        more = f" and {len(missing) - 3} more" * (len(missing) > 3)
+        names = ", ".join(missing[:3])
+        problems.append(f"missing: {names}{more}; run `make olddefconfig`")
     if problems:
         raise ValueError("\n".join(problems))
     settings = _assemble(values)
@@ -551,8 +562,11 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         "does not come out even: choose a multiple (and a smaller BATCH_SIZE)",
     )
     yield (
-        not r.output_dir or ".." in PurePath(r.output_dir).parts,
-        f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '..'",
+        not r.output_dir
+        or not r.output_dir.isprintable()
+        or ".." in PurePath(r.output_dir).parts,
+        f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '..' and control "
+        "characters",
     )
 
 

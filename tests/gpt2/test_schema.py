@@ -313,7 +313,15 @@ def test_every_wrong_symbol_is_named_at_once() -> None:
     assert any("LEARNING_RATE" in s and "above 0 to 10" in s for s in said)
     assert any(".config:7" in s and "none of mha, mla, mla_rope" in s for s in said)
     assert any("SEEDS" in s and "'one' is no number" in s for s in said)
-    assert "CONFIG_BATCH_SIZE is missing: run `make olddefconfig`" in said
+    assert "missing: CONFIG_BATCH_SIZE; run `make olddefconfig`" in said
+
+
+def test_a_file_that_is_no_configuration_is_told_in_a_line() -> None:
+    with pytest.raises(
+        ValueError, match=r"^missing: CONFIG_.* more; run `make"
+    ) as error:
+        settings_from(Config({}, {}))
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -372,6 +380,7 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"dataset": "text", "text_path": ""}, "GPT2_DATASET_TEXT_PATH is empty"),
     ({"output_dir": "../x"}, r"OUTPUT_DIR='\.\./x' must name a folder"),
     ({"output_dir": ""}, "OUTPUT_DIR='' must name a folder"),
+    ({"output_dir": "a\0b"}, r"OUTPUT_DIR='a\\x00b' must name a folder"),
 ]
 
 
