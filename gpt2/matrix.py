@@ -33,6 +33,7 @@ TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
 MATRIX_FILE = "matrix.json"
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
+MOST_LINES = 40  # of what differs between a folder and a plan
 CERTIFICATES_FILE = "certificates.json"
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
 
@@ -183,7 +184,7 @@ def check(output_dir: Path, plan: Plan, settings: Settings) -> None:
     Raises MatrixError with the field-by-field difference and the ways out.
     """
     found = conflicts(output_dir, plan.jobs)
-    lines = [line for conflict in found for line in _explain(conflict)]
+    lines = _explain(found)
     if not found and kept_jobs(output_dir, plan.jobs):
         base = read_matrix_file(output_dir).get("base") or {}
         changed = rundir.diff_fields(base, identity_of(settings, 0))
@@ -193,20 +194,28 @@ def check(output_dir: Path, plan: Plan, settings: Settings) -> None:
                 *_rows(changed),
             ]
     if lines:
-        more = len(found) - 1
-        count = f" ({more} more differ likewise)" if more > 0 else ""
-        shown = "\n".join(lines[:40])
+        shown = "\n".join(lines[:MOST_LINES])
+        if len(lines) > MOST_LINES:
+            shown += f"\n    and {len(lines) - MOST_LINES} lines more"
         raise MatrixError(
             f"{output_dir} holds runs of other settings; nothing was started.\n"
             f"{shown}\n"
-            f"Ways out{count}: set the fields back, choose another folder with "
+            "Ways out: set the fields back, choose another folder with "
             "OUTPUT_DIR=..., or replace these runs with `make rerun` (which keeps "
             "the old ones aside)"
         )
 
 
-def _explain(conflict: Conflict) -> list[str]:
-    return [f"{conflict.run_dir}: {conflict.reason}", *_rows(conflict.fields)]
+def _explain(found: Iterable[Conflict]) -> list[str]:
+    """Each difference once, under the first of the runs that have it."""
+    alike: dict[str, list[Conflict]] = {}
+    for conflict in found:
+        alike.setdefault(f"{conflict.reason}{conflict.fields}", []).append(conflict)
+    lines = []
+    for first, *others in alike.values():
+        more = f" and {len(others)} more" if others else ""
+        lines += [f"{first.run_dir}{more}: {first.reason}", *_rows(first.fields)]
+    return lines
 
 
 def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
