@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
-import os
+import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.gpt2.tinydata import prepare_texts
-from tests.scratch import ROOT
-from tests.tinymatrix import TINY, run_command, run_matrix, write_config
+from tests.scripts.inprocess import run_script
+from tests.tinymatrix import TINY, run_matrix, write_config
 
 CELLS = (
     "adamw-none",
@@ -43,15 +41,10 @@ def preset() -> str:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where a user stands after `make`: all cells are done."""
-    folder = tmp_path_factory.mktemp("cells")
-    here = Path.cwd()
-    os.chdir(folder)
-    try:
-        prepare_texts(Path("."))
-    finally:
-        os.chdir(here)
+    folder = tmp_path_factory.mktemp("cells") / "here"
+    shutil.copytree(prepared, folder)
     write_config(folder, preset())
     done = run_matrix(folder)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -59,13 +52,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def report(folder: Path) -> subprocess.CompletedProcess[str]:
-    script = ROOT / "scripts" / "report.py"
-    words = [sys.executable, str(script), "results", "--no-plots", "--no-html"]
-    return run_command(folder, words, COLUMNS="160")
+    return run_script("report.py", "results", "--no-plots", "--no-html", cwd=folder)
 
 
 def test_the_listing_names_cells_partners_and_what_is_left_out(folder):
-    listed = run_matrix(folder, "--list").stdout
+    listed = run_script("run_test_matrix.py", "--list", cwd=folder).stdout
     assert "5 cells x 1 seed = 5 jobs" in listed
     for name in CELLS:
         assert f"\n{name}\n" in listed
@@ -108,7 +99,8 @@ def test_nothing_is_run_twice(folder):
     assert status["attempt"] == 1
 
 
-def test_the_report_compares_the_cells_and_says_what_zeros_bring(folder):
+def test_the_report_compares_the_cells_and_says_what_zeros_bring(folder, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "160")
     shown = report(folder)
     assert shown.returncode == 0, shown.stderr
     for name in CELLS:

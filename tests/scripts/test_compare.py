@@ -1,27 +1,16 @@
 """scripts/compare.py on runs, arms and matrices."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from tests.results_factory import write_matrix, write_run
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts.inprocess import run_script
 
 
 def compare(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "compare.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return run_script("compare.py", *arguments, cwd=cwd)
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import subprocess
@@ -14,7 +13,6 @@ import psutil
 import pytest
 
 from lib import rundir
-from tests.gpt2.tinydata import prepare_texts
 from tests.scripts.test_run_test_matrix import (
     TINY_RUNS,
     attempts,
@@ -24,37 +22,10 @@ from tests.scripts.test_run_test_matrix import (
     until,
     weights,
 )
-from tests.tinymatrix import run_matrix, write_config
+from tests.tinymatrix import run_matrix
 
 ONE_SEED = "SEEDS=1"
 TWO = "SEEDS=1 JOBS=2"
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    here = Path.cwd()
-    os.chdir(folder)  # the data set remembers the path of its texts as given
-    try:
-        prepare_texts(Path("."))
-    finally:
-        os.chdir(here)
-    write_config(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(prepared, tmp_path / "here"))
-
-
-@pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("undisturbed") / "here"
-    shutil.copytree(prepared, place)
-    done = run_matrix(place, "--overrides", TWO)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return place
 
 
 def manifest(folder: Path, run: str) -> dict[str, object]:

@@ -1,10 +1,6 @@
 """scripts/plan_seeds.py: what it answers and from what."""
 
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,18 +10,11 @@ from gpt2.report.seeds import measured_spread
 from gpt2.report.verdicts import judge
 from lib import stats
 from tests.results_factory import write_matrix
-
-ROOT = Path(__file__).resolve().parents[2]
+from tests.scripts.inprocess import run_script
 
 
 def plan(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "plan_seeds.py"), *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
+    return run_script("plan_seeds.py", *arguments, cwd=cwd)
 
 
 def answers(printed):

@@ -13,18 +13,22 @@ import jsonschema
 import pytest
 
 from tests.results_factory import write_matrix, write_run
+from tests.scratch import ROOT
+from tests.scripts.inprocess import run_script
 
-ROOT = Path(__file__).resolve().parents[2]
 PNG = b"\x89PNG\r\n\x1a\n"
 HOSTILE = "<script>alert(1)</script>|[x](javascript:x)|`$\\frac`&\"'<b>_*# [red]x[/]"
 
 
-def report(*arguments, cwd=None):
+def report(*arguments, cwd=ROOT):
+    return run_script("report.py", *arguments, cwd=cwd)
+
+
+def report_process(*arguments):
     return subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "report.py"), *map(str, arguments)],
         capture_output=True,
         text=True,
-        cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
 
@@ -40,7 +44,7 @@ def results(tmp_path_factory):
     write_run(root, 29, 3, status="planned")
     (root / "stray").mkdir()
     (root / "stray" / "metrics.jsonl").write_text("what\n")
-    done = report(root)
+    done = report_process(root)
     assert done.returncode == 0, done.stderr
     return root, done.stdout
 
@@ -226,7 +230,7 @@ def test_matrices_with_nothing_finished_are_reported(tmp_path):
 def test_a_terminal_without_unicode_is_no_reason_to_crash(tmp_path, monkeypatch):
     write_matrix(tmp_path, (0, 5), (1, 2))
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = report(tmp_path, "--no-html", "--no-plots")
+    done = report_process(tmp_path, "--no-html", "--no-plots")
     assert done.returncode == 0, done.stderr
     assert "baseline" in done.stdout
 

@@ -21,37 +21,17 @@ import pytest
 from safetensors.numpy import load_file
 
 from lib import rundir
-from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import copy_tree
+from tests.scripts.inprocess import run_script
 from tests.tinymatrix import (
     SCRIPT,
     command,
     prove_and_run,
     run_matrix,
-    write_config,
 )
 
 ONE_SEED = "SEEDS=1"
 TINY_RUNS = ("step00-baseline/seed1", "step05-ra/seed1")
-
-
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("prepared")
-    here = Path.cwd()
-    os.chdir(folder)  # the data set remembers the path of its texts as given
-    try:
-        prepare_texts(Path("."))
-    finally:
-        os.chdir(here)
-    write_config(folder)
-    return folder
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> Path:
-    """Where a user stands: config.py, texts and prepared data."""
-    return Path(shutil.copytree(prepared, tmp_path / "here"))
 
 
 def until(true: Callable[[], object], seconds: float = 120.0) -> None:
@@ -70,6 +50,11 @@ def start(folder: Path, *words: str, **environ: str) -> subprocess.Popen[str]:
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def look(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """The script where it starts nothing."""
+    return run_script(SCRIPT.name, *words, cwd=folder)
 
 
 def summary(folder: Path) -> dict[str, dict[str, Any]]:
@@ -95,22 +80,11 @@ def weights(run_dir: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:
     return {name: (array.shape, array.tobytes()) for name, array in found.items()}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder after a run of step 0 and 5, one seed, that nobody disturbed."""
-    place = tmp_path_factory.mktemp("undisturbed") / "here"
-    shutil.copytree(prepared, place)
-    done = run_matrix(place, "--overrides", ONE_SEED)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "2 of 2 jobs are done; results in results" in done.stdout
-    return place
-
-
 # ---- listing --------------------------------------------------------------------
 
 
 def test_list_shows_each_job_with_what_differs_and_why(folder: Path) -> None:
-    done = run_matrix(folder, "--list", "--overrides", "MAX_ITERS=100 STEPS=0,5-6")
+    done = look(folder, "--list", "--overrides", "MAX_ITERS=100 STEPS=0,5-6")
     assert done.returncode == 0, done.stderr
     text = done.stdout
     assert "3 steps x 2 seeds = 6 jobs, 19,200 tokens in all" in text
@@ -127,10 +101,10 @@ def test_list_shows_each_job_with_what_differs_and_why(folder: Path) -> None:
 
 
 def test_only_the_jobs_that_match_are_listed(folder: Path) -> None:
-    done = run_matrix(folder, "--list", "--only", "*/seed2,step05*")
+    done = look(folder, "--list", "--only", "*/seed2,step05*")
     found = re.findall(r"results/(\S+)", done.stdout)
     assert found == ["step00-baseline/seed2", "step05-ra/seed1", "step05-ra/seed2"]
-    done = run_matrix(folder, "--list", "--only", "step9*")
+    done = look(folder, "--list", "--only", "step9*")
     assert done.returncode == 2 and "matches no job" in done.stderr
 
 
@@ -178,7 +152,7 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
 def test_what_cannot_start_says_why(
     folder: Path, words: tuple[str, ...], says: str
 ) -> None:
-    done = run_matrix(folder, *words)
+    done = look(folder, "--skip-verify", *words)
     assert done.returncode == 2 and says in done.stderr
     assert "Traceback" not in done.stderr and not (folder / "results").exists()
 
@@ -357,19 +331,19 @@ def test_a_killed_trainer_is_resumed_exactly(undisturbed: Path, folder: Path) ->
 
 def test_while_one_runner_works(folder: Path) -> None:
     """A second is told who holds the matrix; status works; --stop stops the first."""
-    process = start(folder, **SLOW)
+    process = start(folder, KABLATE_TEST_CHECKPOINT_SECONDS="3")
     until(reached(folder, TINY_RUNS[0], 2))
-    second = run_matrix(folder)
+    second = look(folder, "--skip-verify")
     assert second.returncode == 2 and f"in use by pid {process.pid} on" in second.stderr
-    status = run_matrix(folder, "--status")
+    status = look(folder, "--status")
     assert status.returncode == 0 and f"pid {process.pid}" in status.stdout
     assert re.search(r"step00-baseline/seed1 +running +1 +\d+/10 ", status.stdout)
     assert re.search(r"step05-ra/seed2 +planned", status.stdout)
-    stop = run_matrix(folder, "--stop")
+    stop = look(folder, "--stop")
     assert stop.returncode == 0 and f"asked pid {process.pid}" in stop.stdout
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 3 and "asked to stop" in said
-    assert "no runner is at work" in run_matrix(folder, "--status").stdout
+    assert "no runner is at work" in look(folder, "--status").stdout
 
 
 def test_on_a_terminal_there_is_a_live_table(folder: Path) -> None:
