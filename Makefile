@@ -107,7 +107,7 @@ explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
 setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
 	$(SETUP) --extras $(call quote,$(EXTRAS)) $(if $(filter setup,$(MAKECMDGOALS)),--say)
 test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
-	OMP_NUM_THREADS=1 $(PY) -m pytest -q -n 2 $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
 bench: | setup ## measure speed; a table, and bench_results/bench.json
 	$(PY) scripts/bench.py
 check: | setup ## formatting, house rules, types and the fast tests

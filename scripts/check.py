@@ -100,7 +100,10 @@ CHECKS = (
     Check("types", ("-m", "mypy"), "as said above", quick=False),
     Check(
         "fast tests",
-        ("-m", "pytest", "-q", "-x", "-n", "2", "-m", "not slow and not gpu"),
+        (
+            *("-m", "pytest", "-q", "-x", "-n", "2", "--dist", "worksteal"),
+            *("-m", "not slow and not gpu"),
+        ),
         "as said above; one alone: python -m pytest PATH::NAME",
         quick=False,
     ),

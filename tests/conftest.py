@@ -1,9 +1,11 @@
 """What holds for every test: a clean environment, and GPU tests only on a GPU."""
 
 import os
+import signal
 
 import hypothesis
 import pytest
+from hypothesis import settings
 
 # Settings of a `make` that started the tests must not reach those that they start.
 FROM_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "KABLATE_SETTINGS")
@@ -15,6 +17,11 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("untimed")
     for name in FROM_MAKE:
         os.environ.pop(name, None)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
+    # Started in the background of a script, we ignore Ctrl-C and so would our children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
+    settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -63,7 +63,7 @@ def test_round_trip(name, text, gpt2):
 
 
 @given(st.text(max_size=300))
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_bytes_are_the_utf8_bytes(text):
     assert bytes(bytes_encoding().encode_ordinary(text)) == text.encode()
 

@@ -235,7 +235,7 @@ def test_batches_on_the_gpu_are_those_of_the_cpu(train, workers, pin):
 
 
 @given(st.integers(2, 5000), st.integers(1, 64), st.integers(1, 100))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_eval_windows_are_inside_spread_and_apart_if_they_fit(n, block, samples):
     last = n - block - 1
     if samples > last + 1:

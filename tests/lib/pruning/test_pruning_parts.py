@@ -61,7 +61,7 @@ def test_a_ramp_that_would_do_nothing_is_refused(change, word):
 numbers = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.lists(numbers, min_size=1, max_size=6), min_size=1), st.data())
 def test_kth_lowest_is_the_kth_of_the_sorted(lists, data):
     scores = [torch.tensor(values, dtype=torch.float32) for values in lists]
