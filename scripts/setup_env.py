@@ -104,7 +104,7 @@ def probe(python: Path) -> tuple[tuple[int, ...], dict[str, str]]:
 def _said(python: Path, code: str) -> str:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise SetupError(f"{python} does not run:\n{done.stderr.strip()}")
+        raise SetupError(f"{python} is no Python that works:\n{done.stderr.strip()}")
     return done.stdout
 
 
@@ -348,6 +348,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{_shown(ROOT, env.python)} is up to date ({env.why})")
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:  # a full disk, a folder that is read-only
+        print(f"setup: {error.filename or ROOT}: {error.strerror}", file=sys.stderr)
         return 1
     return 0
 

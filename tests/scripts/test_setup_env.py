@@ -203,6 +203,9 @@ def test_which_interpreter_is_chosen(tree: Path, wheels: Path, tmp_path: Path) -
     assert unknown.returncode == 1
     assert "PYTHON=python-of-nobody: there is no such program" in unknown.stderr
 
+    odd = setup(tree, wheels, PYTHON="/bin/ls")
+    assert odd.returncode == 1 and "/bin/ls is no Python that works" in odd.stderr
+
     # An interpreter once given is used until PYTHON=.venv.
     site = next(bare.glob("lib/python3*/site-packages"))
     for file in wheels.glob("*-1.0-*.whl"):
@@ -221,6 +224,13 @@ def test_a_venv_that_was_not_made_here_is_never_removed(
     assert broken.returncode == 1 and "remove it" in broken.stderr
     assert "kept .venv" in done(tree, wheels, "--remove")
     assert (tree / ".venv/bin/python").exists()
+
+
+def test_where_nothing_can_be_written_it_says_so(tree: Path, wheels: Path) -> None:
+    (tree / ".kablate").write_text("in the way")
+    ended = setup(tree, wheels)
+    assert ended.returncode == 1
+    assert ended.stderr == f"setup: {tree}/.kablate: File exists\n"
 
 
 @pytest.mark.slow
