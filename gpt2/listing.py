@@ -74,29 +74,40 @@ def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]
 
 def budget_table(plan: Plan) -> str:
     """Analytic costs of each cell: `--budget`."""
-    head = "step,name,parameters,vs first,r,FLOPs/token,KV numbers,GPU memory".split(
-        ","
-    )
+    shares = ("vs first", "vs partner", "partner")
+    costs = ("r", "FLOPs/token", "KV numbers", "GPU memory")
+    head = ("step", "name", "parameters", *shares, *costs)
     rows = []
     first: Budget | None = None
     for jobs in cells(plan.jobs):
         b = budget(jobs[0].settings)
         first = first or b
         step = "-" if jobs[0].step is None else str(jobs[0].step)
-        share = f"{100 * (b.parameters / first.parameters - 1):+.2f}%"
-        cost = (
-            f"{b.ratio:.2f}",
-            f"{b.flops_training:,}",
-            f"{b.cache_per_token:,}",
-            _memory(jobs[0].settings),
-        )
-        rows.append((step, jobs[0].name, f"{b.parameters:,}", share, *cost))
+        partner, name = _partner(jobs[0], plan)
+        share = (_share(b, first), _share(b, partner) if partner else "-", name)
+        flops, cache = f"{b.flops_training:,}", f"{b.cache_per_token:,}"
+        cost = (f"{b.ratio:.2f}", flops, cache, _memory(jobs[0].settings))
+        rows.append((step, jobs[0].name, f"{b.parameters:,}", *share, *cost))
     notes = (
         "FLOPs of training, forward and backward; KV numbers: what the decode cache\n"
         "holds for each token over all layers; r: MLP weights over attention weights;\n"
         "GPU memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
     )
     return table(head, rows, left=(1,)) + notes
+
+
+def _partner(job: Job, plan: Plan) -> tuple[Budget | None, str]:
+    """Costs and name of what a job is compared with, planned or not."""
+    if job.parent is not None:
+        return budget(step_settings(plan.base, job.parent)), str(job.parent)
+    for other in plan.jobs:
+        if other.name == job.parent_name:
+            return budget(other.settings), other.name
+    return None, "-"
+
+
+def _share(mine: Budget, other: Budget) -> str:
+    return f"{100 * (mine.parameters / other.parameters - 1):+.2f}%"
 
 
 def table(

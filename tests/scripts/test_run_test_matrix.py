@@ -108,6 +108,18 @@ def test_only_the_jobs_that_match_are_listed(folder: Path) -> None:
     assert done.returncode == 2 and "matches no job" in done.stderr
 
 
+def test_the_budget_names_each_partner_planned_or_not(folder: Path) -> None:
+    done = look(folder, "--budget", "--overrides", "STEPS=0,29,9 SEEDS=1")
+    assert done.returncode == 0, done.stderr
+    rows = {line.split()[1]: line.split()[2:6] for line in done.stdout.splitlines()}
+    _, *of_the_first = rows["baseline"]
+    assert of_the_first == ["+0.00%", "-", "-"]
+    _, *equal = rows["ra-whole"]
+    assert equal == ["+0.00%", "+0.00%", "5"]
+    _, first, partner, name = rows["mla-r25"]
+    assert name == "8" and first != partner != "+0.00%"
+
+
 @pytest.mark.parametrize("what", ["--list", "--budget"])
 def test_listing_never_imports_torch(folder: Path, what: str) -> None:
     code = (
