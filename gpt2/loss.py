@@ -37,6 +37,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         slope_w = torch.zeros(wide.shape, dtype=high, device=x.device)
         slopes_x, at_goals = [], []
         for rows, goals in zip(x.split(chunk), targets.split(chunk), strict=True):
+            rows = _not_before(slope_w, rows)
             odds, missed = _odds(rows @ wide.t(), goals, words)
             total = total + missed.log1p().sum()
             chance = 1 / (1 + missed)
@@ -64,6 +65,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _not_before(done: Tensor, x: Tensor) -> Tensor:
+    """x as it is, but a compiler cannot begin with it before ``done`` is there: it
+    would make the logits of all chunks first, and keep them."""
+    there = done[:1, :1].isnan()
+    return x.masked_fill(there & ~there, 0.0)
 
 
 def _odds(logits: Tensor, goals: Tensor, words: int) -> tuple[Tensor, Tensor]:

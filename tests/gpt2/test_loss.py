@@ -105,6 +105,26 @@ def test_the_tied_embedding_gets_both_gradients() -> None:
     assert deviation(a, b) < 1e-6
 
 
+@pytest.mark.slow  # compiles
+def test_a_compiler_keeps_the_logits_of_one_chunk_at_a_time() -> None:
+    rows, words, chunk = 4096, 8192, 256
+    x = normal(rows, 8, seed=1, dtype=torch.float32)
+    weight = normal(words, 8, seed=2, dtype=torch.float32)
+    targets = torch.arange(rows)
+    compiled = torch.compile(linear_cross_entropy, dynamic=False)
+    compiled(x, weight, targets, chunk)
+    with torch.profiler.profile(profile_memory=True) as profile:
+        compiled(x, weight, targets, chunk)
+    events = profile.profiler.kineto_results.events()
+    taken = [event for event in events if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(taken, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    one = 4 * words * chunk
+    assert one < peak < 4 * one  # of 16 chunks
+
+
 @pytest.mark.gpu
 def test_a_gpu_trains_on_the_same_loss() -> None:
     settings = tiny_model()

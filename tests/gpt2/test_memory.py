@@ -202,7 +202,9 @@ def test_gpt2_124m_by_hand() -> None:
     assert found.weights == 4 * 124_439_808
     assert found.optimizer == 2 * found.weights
     assert found.gradients == found.weights  # kept between micro steps
-    assert found.casts == 2 * 12 * 12 * 768**2
+    assert found.casts == 0  # made again in the backward pass
+    eager = memory(settings.replace(compile_model=False), 8)
+    assert eager.casts == 2 * 12 * 12 * 768**2
     block = 2 * (2 * 768 + 8) + 2 * 2 * 768 + 2 * 2 * 3072 + 4 * 2 * 768 + 4 * 12
     assert abs(found.activations - 8192 * 12 * block) < 8192 * 16_000
     logits = 8192 * 50_304
