@@ -4,9 +4,10 @@ Each runs in a thread of its own behind a bounded queue. So a tracker that is sl
 loses records, one that fails is switched off with one message, and training never
 waits for either. What a tracker has is a copy: metrics.jsonl stays the record.
 
-A run that is resumed continues the same tracker run: its id is fixed, and a file
-beside it keeps how far each tracker got, so that steps trained again are not told
-twice. wandb stays offline unless told otherwise.
+A run that is resumed continues the same tracker run, whole and without repetition:
+its id is fixed, and a tracker is first told what the record holds and it has not. A
+killed process takes with it what a tracker had been told and not yet written, so the
+tracker itself is asked how far it got. wandb stays offline unless told otherwise.
 """
 
 from __future__ import annotations
@@ -23,15 +24,13 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib.rundir import atomic_write_json
-from lib.untrusted import Unusable, as_dict, read_json
-
 NONE = "none"
-STATE_FILE = "trackers.json"
 QUEUE_SIZE = 1000
 CLOSE_SECONDS = 20.0
 
 Values = Mapping[str, float]
+Record = tuple[str, int, Mapping[str, Any]]  # kind, step, values
+History = Callable[[], Iterable[Record]]  # all records so far, in their order
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,11 +47,15 @@ class TrackedRun:
 
 
 class Backend(Protocol):
-    """One tracker; all calls come from one thread and may raise whatever they like."""
+    """One tracker; all calls come from one thread and may raise whatever they like.
+
+    ``start`` returns the last step of each kind of record that the tracker has, from
+    earlier attempts at the run. Values are named kind/name.
+    """
 
     name: str
 
-    def start(self, run: TrackedRun) -> None: ...
+    def start(self, run: TrackedRun) -> Mapping[str, int]: ...
 
     def log(self, step: int, values: Values) -> None: ...
 
@@ -62,12 +65,15 @@ class Backend(Protocol):
 class Trackio:
     name = "trackio"
 
-    def start(self, run: TrackedRun) -> None:
+    def start(self, run: TrackedRun) -> Mapping[str, int]:
         import trackio
+        from trackio.sqlite_storage import SQLiteStorage
 
+        name = f"{run.name} {run.run_id[:6]}"
+        logs = SQLiteStorage.get_logs(run.project, name)
         self._run = trackio.init(
             project=run.project,
-            name=f"{run.name} {run.run_id[:6]}",
+            name=name,
             group=run.group,
             config=dict(run.config),
             resume="allow",
@@ -75,6 +81,7 @@ class Trackio:
             auto_log_gpu=False,
             auto_log_cpu=False,
         )
+        return _last_steps((key, log["step"]) for log in logs for key in log)
 
     def log(self, step: int, values: Values) -> None:
         self._run.log(dict(values), step=step)
@@ -86,9 +93,15 @@ class Trackio:
 
 
 class Wandb:
+    """Offline, each attempt is a folder of its own, all of one id; the last is whole.
+
+    What an attempt before has is not asked for, so everything is told again: online,
+    wandb leaves out steps that are not above the last one it has.
+    """
+
     name = "wandb"
 
-    def start(self, run: TrackedRun) -> None:
+    def start(self, run: TrackedRun) -> Mapping[str, int]:
         import wandb
 
         self._run = wandb.init(
@@ -102,6 +115,7 @@ class Wandb:
             mode="online" if run.online else "offline",
             settings=wandb.Settings(silent=True, console="off"),
         )
+        return {}
 
     def log(self, step: int, values: Values) -> None:
         self._run.log(dict(values), step=step)
@@ -114,12 +128,19 @@ class Wandb:
 class TensorBoard:
     name = "tensorboard"
 
-    def start(self, run: TrackedRun) -> None:
+    def start(self, run: TrackedRun) -> Mapping[str, int]:
+        from tensorboard.backend.event_processing.event_accumulator import (
+            EventAccumulator,
+        )
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(log_dir=str(run.directory / "tensorboard"))
+        folder = str(run.directory / "tensorboard")
+        self._writer = SummaryWriter(log_dir=folder, flush_secs=10)
         config = json.dumps(dict(run.config), indent=1, default=str)
         self._writer.add_text("config", f"```\n{config}\n```")
+        events = EventAccumulator(folder, size_guidance={"scalars": 1})  # the last
+        keys = events.Reload().Tags()["scalars"]
+        return _last_steps((k, e.step) for k in keys for e in events.Scalars(k))
 
     def log(self, step: int, values: Values) -> None:
         for name, value in values.items():
@@ -129,6 +150,16 @@ class TensorBoard:
         for name, value in summary.items():
             self._writer.add_scalar(f"final/{name}", value, 0)
         self._writer.close()
+
+
+def _last_steps(found: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The last step by kind, from (kind/name, step) of everything a tracker has."""
+    last: dict[str, int] = {}
+    for key, step in found:
+        kind, slash, _ = key.partition("/")
+        if slash:
+            last[kind] = max(step, last.get(kind, step))
+    return last
 
 
 BACKENDS: dict[str, Callable[[], Backend]] = {
@@ -172,21 +203,16 @@ class Trackers:
         self,
         backends: Iterable[Backend],
         run: TrackedRun,
+        history: History = tuple,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        state = _State(run.directory / STATE_FILE)
         tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
-        self._workers = [_Worker(backend, run, state, tell) for backend in backends]
+        self._workers = [_Worker(backend, run, history, tell) for backend in backends]
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Tell ``kind/name`` for every number among the values."""
-        numbers = {
-            f"{kind}/{name}": value
-            for name, value in values.items()
-            if isinstance(value, int | float) and not isinstance(value, bool)
-        }
         for worker in self._workers:
-            worker.put((kind, step, numbers))
+            worker.put((kind, step, values))
 
     def finish(self, summary: Values, timeout: float = CLOSE_SECONDS) -> None:
         """Hand over what is left; a tracker that takes longer is abandoned."""
@@ -197,30 +223,16 @@ class Trackers:
 
 
 def open_trackers(
-    names: Iterable[str], run: TrackedRun, say: Callable[[str], None] | None = None
+    names: Iterable[str],
+    run: TrackedRun,
+    history: History = tuple,
+    say: Callable[[str], None] | None = None,
 ) -> Trackers:
-    """Start the named trackers; nothing has happened yet when this returns."""
-    return Trackers([BACKENDS[name]() for name in names], run, say)
+    """Start the named trackers; nothing has happened yet when this returns.
 
-
-class _State:
-    """How far each tracker got, by kind of record; survives the process."""
-
-    def __init__(self, path: Path) -> None:
-        self._path, self._lock = path, threading.Lock()
-        self._told: dict[str, dict[str, int]] = {}
-        with suppress(Unusable):
-            found = as_dict(read_json(path))
-            self._told = {name: as_dict(told) for name, told in found.items()}
-
-    def is_news(self, backend: str, kind: str, step: int) -> bool:
-        told = self._told.get(backend, {}).get(kind)
-        return not isinstance(told, int) or step > told
-
-    def told(self, backend: str, kind: str, step: int) -> None:
-        with self._lock:
-            self._told.setdefault(backend, {})[kind] = step
-            atomic_write_json(self._path, self._told)
+    ``history`` is asked, in threads of theirs, once the first record has come.
+    """
+    return Trackers([BACKENDS[name]() for name in names], run, history, say)
 
 
 class _Worker:
@@ -230,19 +242,20 @@ class _Worker:
         self,
         backend: Backend,
         run: TrackedRun,
-        state: _State,
+        history: History,
         say: Callable[[str], None],
     ) -> None:
-        self._backend, self._run, self._state, self._say = backend, run, state, say
-        self._queue: queue.Queue[Any] = queue.Queue(QUEUE_SIZE)
+        self._backend, self._run, self._history, self._say = backend, run, history, say
+        self._queue: queue.Queue[Record | None] = queue.Queue(QUEUE_SIZE)
         self._lost = 0
         self._ended = threading.Event()
         self._summary: Values = {}
+        self._told: dict[str, int] = {}
         name = f"tracker-{backend.name}"
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
-    def put(self, record: tuple[str, int, Values]) -> None:
+    def put(self, record: Record) -> None:
         if self._ended.is_set():
             return
         try:
@@ -264,19 +277,29 @@ class _Worker:
 
     def _work(self) -> None:
         try:
-            self._backend.start(self._run)
-            while (record := self._queue.get()) is not None:
+            self._told.update(self._backend.start(self._run))
+            record = self._queue.get()
+            for earlier in self._history() if record else ():
+                self._tell(*earlier)
+            while record is not None:
                 self._tell(*record)
+                record = self._queue.get()
             self._backend.finish(self._summary)
         except BaseException as error:  # a tracker may even call sys.exit
             self._warn(f"failed and is off: {type(error).__name__}: {error}")
         finally:
             self._ended.set()
 
-    def _tell(self, kind: str, step: int, values: Values) -> None:
-        if self._state.is_news(self._backend.name, kind, step):
-            self._backend.log(step, values)
-            self._state.told(self._backend.name, kind, step)
+    def _tell(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if step <= self._told.get(kind, -1):
+            return
+        numbers = {
+            f"{kind}/{name}": value
+            for name, value in values.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        }
+        self._backend.log(step, numbers)
+        self._told[kind] = step
 
     def _warn(self, text: str) -> None:
         with suppress(Exception):

@@ -14,9 +14,9 @@ from typing import Any
 
 from gpt2.plan import Job
 from gpt2.schema import Resources
-from gpt2.training.record import Recorder
-from lib.rundir import atomic_write_json, identity
-from lib.trackers import CLOSE_SECONDS, TrackedRun, open_trackers
+from gpt2.training.record import ALARM, Recorder
+from lib.rundir import atomic_write_json, identity, read_jsonl
+from lib.trackers import CLOSE_SECONDS, Record, TrackedRun, open_trackers
 from lib.untrusted import Unusable, as_dict, read_json
 
 NAME = "trackers"
@@ -43,11 +43,11 @@ def tracking(job: Job, recorder: Recorder) -> Iterator[dict[str, Any]]:
     if not names:
         yield result
         return
-    trackers = open_trackers(names, tracked_run(job, recorder.run_dir), recorder.say)
+    run = tracked_run(job, recorder.run_dir)
+    trackers = open_trackers(names, run, lambda: _told(recorder), recorder.say)
 
     def listen(kind: str, record: Mapping[str, Any]) -> None:
-        values = {name: value for name, value in record.items() if name != "step"}
-        trackers.log(kind, record["step"], values)
+        trackers.log(*_as_told(kind, record))
 
     recorder.listeners[NAME] = listen
     try:
@@ -56,6 +56,17 @@ def tracking(job: Job, recorder: Recorder) -> Iterator[dict[str, Any]]:
         del recorder.listeners[NAME]
         numbers = {k: v for k, v in result.items() if isinstance(v, int | float)}
         trackers.finish(numbers, CLOSE_SECONDS if result else CUT_SHORT_SECONDS)
+
+
+def _told(recorder: Recorder) -> list[Record]:
+    """All that listeners were told, in this attempt and before."""
+    found = read_jsonl(recorder.metrics)
+    return [_as_told(r["kind"], r) for r in found if r["kind"] != ALARM]
+
+
+def _as_told(kind: str, record: Mapping[str, Any]) -> Record:
+    values = {name: value for name, value in record.items() if name != "step"}
+    return kind, record["step"], values
 
 
 def tracked_run(job: Job, run_dir: Path) -> TrackedRun:

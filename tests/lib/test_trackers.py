@@ -18,6 +18,7 @@ from lib.trackers import (
     check_installed,
     parse_trackers,
 )
+from tests.wandb_files import from_wandb
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -30,13 +31,14 @@ def tracked(directory, **fields):
 class Recorder:
     """A tracker that keeps what it is told, with faults on request."""
 
-    def __init__(self, name="recorder", fail_at=None, hold=None):
+    def __init__(self, name="recorder", fail_at=None, hold=None, has=()):
         self.name, self.fail_at, self.hold = name, fail_at, hold
-        self.seen, self.summary = [], None
+        self.has, self.seen, self.summary = dict(has), [], None
 
     def start(self, run):
         if self.fail_at == "start":
             raise SystemExit("no network")
+        return self.has
 
     def log(self, step, values):
         if self.hold is not None:
@@ -64,28 +66,26 @@ def test_records_arrive_in_order_with_their_kind(tmp_path):
     assert recorder.summary == {"val_loss": 3.0}
 
 
-def test_a_resumed_run_does_not_tell_a_step_twice(tmp_path):
-    first, second = Recorder(), Recorder()
-    one = Trackers([first], tracked(tmp_path))
-    for step in (1, 2, 3):
-        one.log("train", step, {"loss": float(step)})
-    one.finish({})
-    two = Trackers([second], tracked(tmp_path))
-    two.log("eval", 2, {"val_loss": 1.0})
-    for step in (2, 3, 4):
-        two.log("train", step, {"loss": float(step)})
-    two.finish({})
-    assert second.seen == [(2, {"eval/val_loss": 1.0}), (4, {"train/loss": 4.0})]
+def test_what_the_record_has_and_the_tracker_has_not_is_told_first(tmp_path):
+    """The last of it is in the queue as well, and is told once."""
+    recorder = Recorder(has={"train": 2})
+    earlier = [("train", step, {"loss": float(step)}) for step in (1, 2, 3, 4)]
+    earlier.insert(2, ("eval", 2, {"val_loss": 1.0}))
+    trackers = Trackers([recorder], tracked(tmp_path), lambda: earlier)
+    for step in (4, 5):
+        trackers.log("train", step, {"loss": float(step)})
+    trackers.finish({})
+    assert recorder.seen == [
+        (2, {"eval/val_loss": 1.0}),
+        *((step, {"train/loss": float(step)}) for step in (3, 4, 5)),
+    ]
 
 
-def test_a_damaged_state_is_no_reason_to_stop(tmp_path):
-    for text in ("{", "[1]", '{"recorder": {"train": "x"}}', '{"recorder": 7}'):
-        (tmp_path / "trackers.json").write_text(text)
-        recorder = Recorder()
-        trackers = Trackers([recorder], tracked(tmp_path))
-        trackers.log("train", 1, {"loss": 1.0})
-        trackers.finish({})
-        assert recorder.seen == [(1, {"train/loss": 1.0})]
+def test_without_a_record_of_its_own_an_attempt_tells_nothing(tmp_path):
+    recorder = Recorder()
+    history = [("train", 1, {"loss": 1.0})]
+    Trackers([recorder], tracked(tmp_path), lambda: history).finish({})
+    assert recorder.seen == [] and recorder.summary == {}
 
 
 @pytest.mark.parametrize("fail_at", ["start", 2])
@@ -94,7 +94,7 @@ def test_a_tracker_that_fails_is_off_with_one_message_and_the_others_go_on(
 ):
     bad, good = Recorder("bad", fail_at), Recorder("good")
     said: list[str] = []
-    trackers = Trackers([bad, good], tracked(tmp_path), said.append)
+    trackers = Trackers([bad, good], tracked(tmp_path), say=said.append)
     for step in range(1, 50):
         trackers.log("train", step, {"loss": 1.0})
     trackers.finish({})
@@ -107,7 +107,7 @@ def test_a_tracker_that_hangs_neither_blocks_nor_holds_up_the_end(tmp_path):
     release = threading.Event()
     hung = Recorder("hung", hold=release)
     said: list[str] = []
-    trackers = Trackers([hung], tracked(tmp_path), said.append)
+    trackers = Trackers([hung], tracked(tmp_path), say=said.append)
     try:
         for step in range(QUEUE_SIZE + 500):
             trackers.log("train", step + 1, {"loss": 1.0})
@@ -122,7 +122,7 @@ def test_a_tracker_that_was_too_slow_says_what_it_lost(tmp_path):
     release = threading.Event()
     slow = Recorder("slow", hold=release)
     said: list[str] = []
-    trackers = Trackers([slow], tracked(tmp_path), said.append)
+    trackers = Trackers([slow], tracked(tmp_path), say=said.append)
     for step in range(QUEUE_SIZE + 500):
         trackers.log("train", step + 1, {"loss": 1.0})
     release.set()
@@ -158,7 +158,8 @@ from lib.trackers import TrackedRun, open_trackers
 name, where, first, last = sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:])
 run = TrackedRun(project="kablate-test", name="step05-ra/seed1", run_id="ab12cd34",
                  directory=where, config={"model": {"n_layer": 2}})
-trackers = open_trackers([name], run)
+earlier = [("train", step, {"loss": 10.0 / step}) for step in range(1, last)]
+trackers = open_trackers([name], run, lambda: earlier)
 for step in range(first, last):
     trackers.log("train", step, {"loss": 10.0 / step})
 trackers.finish({"val_loss": 1.5}, timeout=120)
@@ -219,11 +220,11 @@ def test_trackio_has_each_step_once_in_one_run_after_a_resumption(tmp_path):
 
 
 @needs("wandb")
-def test_wandb_stays_offline_and_keeps_its_id(tmp_path):
+def test_wandb_stays_offline_keeps_its_id_and_is_whole_in_its_last_folder(tmp_path):
     use("wandb", tmp_path, 1, 6)
     use("wandb", tmp_path, 4, 9)
-    found = sorted((tmp_path / "wandb").glob("offline-run-*"))
-    assert found and all(path.name.endswith("-ab12cd34") for path in found)
-    assert not list((tmp_path / "wandb").glob("run-*"))
-    data = b"".join(p.read_bytes() for f in found for p in f.glob("*.wandb"))
-    assert b"train/loss" in data
+    folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
+    assert len(folders) == 2 and not list((tmp_path / "wandb").glob("run-*"))
+    assert all(folder.name.endswith("-ab12cd34") for folder in folders)
+    told = from_wandb(folders[-1])
+    assert told == {step: pytest.approx(10.0 / step) for step in range(1, 9)}
