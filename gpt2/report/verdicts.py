@@ -6,16 +6,20 @@ negative d is better. Over the comparisons of a matrix, in this order:
 INVALID       a run is missing, failed or diverged, or a certificate failed
 UNMATCHED     budget or data differ: no verdict on the architecture
 UNVERIFIED    the certificates were not run
-INCONCLUSIVE  one seed, or neither test below is decided; says how many would do
+INCONCLUSIVE  one seed, or no test below is decided; says how many seeds would do
+NEUTRAL       d lies within the margin (two one-sided t tests)
 SUPPORTED     d is below 0 (t test on the paired differences)
 HARMFUL       d is above 0
-NEUTRAL       d lies within the margin (two one-sided t tests)
 
 p values are Holm-corrected over all comparisons that could get a grade from them,
 those still to be run included, so that no grade falls when another arm finishes.
-Where d is both surely not 0 and surely within the margin, SUPPORTED and HARMFUL say
-so in their reason: otherwise the number of seeds planned for an effect would not
-find it as often as promised.
+
+With many seeds d can be surely not 0 and surely within the margin at once: a trivial
+difference (one of the four outcomes in Lakens 2017, "Equivalence Tests"). It is
+NEUTRAL, and the reason says that it is real. The margin is what was declared not to
+matter, so to call such a difference SUPPORTED would let enough seeds turn anything
+into a finding. Both kinds of claims keep their family-wise error, and an effect of
+the margin's size or more is found as often as planned (the tests simulate both).
 """
 
 from __future__ import annotations
@@ -250,14 +254,12 @@ def _grade(verdict: Verdict, rules: Rules) -> str:
         return INVALID
     if verdict.p_holm is None:
         return INCONCLUSIVE
+    assert verdict.p_equivalent_holm is not None
+    if verdict.p_equivalent_holm < rules.alpha:
+        return NEUTRAL
     if verdict.p_holm < rules.alpha:
         return SUPPORTED if verdict.mean < 0 else HARMFUL
-    return NEUTRAL if _is_small(verdict, rules) else INCONCLUSIVE
-
-
-def _is_small(verdict: Verdict, rules: Rules) -> bool:
-    q = verdict.p_equivalent_holm
-    return q is not None and q < rules.alpha
+    return INCONCLUSIVE
 
 
 def _finish(
@@ -277,9 +279,8 @@ def _finish(
     ):
         if reasons:
             return dataclasses.replace(verdict, grade=grade, reasons=reasons)
-    if verdict.grade in (SUPPORTED, HARMFUL) and _is_small(verdict, rules):
-        small = f"by less than the margin of {rules.margin:g}"
-        return dataclasses.replace(verdict, reasons=(small,))
+    if verdict.grade == NEUTRAL:
+        return dataclasses.replace(verdict, reasons=_trivial(verdict, rules))
     if verdict.grade != INCONCLUSIVE:
         return verdict
     seeds, basis = seeds_to_decide(verdict.differences, rules, noise, max(family, 1))
@@ -288,6 +289,15 @@ def _finish(
     if len(verdict.differences) == 1:
         text = f"one seed decides nothing; {text}"
     return dataclasses.replace(verdict, reasons=(text,), seeds_needed=seeds)
+
+
+def _trivial(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
+    """A reason if a NEUTRAL difference is nevertheless one."""
+    assert verdict.mean is not None and verdict.p_holm is not None
+    if verdict.p_holm >= rules.alpha:
+        return ()
+    way = "better" if verdict.mean < 0 else "worse"
+    return (f"surely {way}, and surely by less than the margin of {rules.margin:g}",)
 
 
 def seeds_to_decide(

@@ -83,12 +83,20 @@ def test_many_seeds_decide_that_an_arm_is_neutral(tmp_path):
     assert small.grade != NEUTRAL
 
 
-def test_a_sure_but_tiny_gain_is_called_tiny(tmp_path):
-    write_matrix(tmp_path, (0, 5), range(4), noise=1e-5, effects={5: -0.001})
+@pytest.mark.parametrize(
+    ("effect", "way", "beyond"),
+    [(-0.001, "better", SUPPORTED), (0.001, "worse", HARMFUL)],
+)
+def test_a_sure_difference_within_the_margin_is_neutral_and_told(
+    tmp_path, effect, way, beyond
+):
+    write_matrix(tmp_path, (0, 5), range(4), noise=1e-5, effects={5: effect})
     found = verdicts(tmp_path)[5]
-    assert found.grade == SUPPORTED
-    assert found.reasons == ("by less than the margin of 0.003",)
-    assert verdicts(tmp_path, Rules(margin=0.0005))[5].reasons == ()
+    assert found.grade == NEUTRAL and found.p_holm < 0.05
+    told = f"surely {way}, and surely by less than the margin of 0.003"
+    assert found.reasons == (told,)
+    strict = verdicts(tmp_path, Rules(margin=0.0005))[5]
+    assert (strict.grade, strict.reasons) == (beyond, ())
 
 
 def test_runs_that_agree_bit_for_bit_are_neutral(tmp_path):
