@@ -64,7 +64,8 @@ report: $(if $(RESULTS),,config.py) | setup ## tables, plots and verdicts (RESUL
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
 compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)
-	$(PY) scripts/compare.py --config config.py -- $(call quote,$(A)) $(call quote,$(B))
+	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) \
+		-- $(call quote,$(A)) $(call quote,$(B))
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, prove each step

@@ -225,11 +225,12 @@ class Resources:
 
 @part
 class Matrix:
-    """Which runs a plan consists of."""
+    """Which runs a plan consists of, and what they are judged by."""
 
     mode: str = setting("KABLATE_MODE", allowed=("ablation", "matrix", "single"))
     steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
     seeds: tuple[int, ...] = setting("SEEDS")
+    report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
     # The sets of the test matrix, and learning rates (None: LEARNING_RATE).

@@ -29,6 +29,7 @@ from gpt2.report.compare import (
     side_by_side,
 )
 from gpt2.report.evidence import Rules
+from gpt2.report.margin import margin_for
 from gpt2.report.table import difference_text, grade_text
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
@@ -51,7 +52,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         results = configured(Path(options.config))
         a, b = (find_subject(name, results) for name in (options.a, options.b))
-        rules = Rules(margin=options.margin)
+        runs = [run for arm in (*a.arms, *b.arms) for run in arm.runs]
+        rules = Rules(margin=margin_for(options.margin, Path(options.config), runs))
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
@@ -66,7 +68,8 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--config", default="config.py", help="where steps are looked up"
     )
-    found.add_argument("--margin", type=float, default=Rules().margin)
+    margin = "difference in nats that does not matter; default: as was configured"
+    found.add_argument("--margin", type=float, help=margin)
     return found
 
 

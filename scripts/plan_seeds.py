@@ -15,6 +15,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.report.evidence import Rules
+from gpt2.report.margin import margin_for
 from gpt2.report.results import read_matrix
 from gpt2.report.seeds import (
     Spread,
@@ -35,14 +36,16 @@ SHOWN_SEEDS = (2, 3, 4, 5, 6, 8, 10, 15, 20)
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        rules = Rules(alpha=options.alpha, margin=options.margin, power=options.power)
+        margin = margin_for(options.margin, Path(options.config))
+        rules = Rules(alpha=options.alpha, margin=margin, power=options.power)
         check(options)
         judged = results_of(options.results, Path(options.config))
     except (ValueError, OSError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
     arms = options.arms or (comparisons_of(judged) if judged else 0) or 1
-    show(spreads(options.sd, judged), options.delta, arms, rules)
+    delta = rules.margin if options.delta is None else options.delta
+    show(spreads(options.sd, judged), delta, arms, rules)
     return 0
 
 
@@ -50,10 +53,12 @@ def parser() -> argparse.ArgumentParser:
     rules = Rules()
     found = argparse.ArgumentParser(prog="plan_seeds.py", description=__doc__)
     add = found.add_argument
-    add("--delta", type=float, default=rules.margin, help="difference to find, nats")
+    delta = "difference to find, nats; default: the margin"
+    add("--delta", type=float, help=delta)
     add("--power", type=float, default=rules.power, help="chance to find it")
     add("--alpha", type=float, default=rules.alpha, help="family-wise error")
-    add("--margin", type=float, default=rules.margin, help="for NEUTRAL, nats")
+    margin = "for NEUTRAL, nats; default: as is configured"
+    add("--margin", type=float, help=margin)
     add("--arms", type=int, help="comparisons; default: those of the results, or 1")
     add("--sd", type=float, help="standard deviation of a run over seeds, nats")
     add("--results", help="results directory to measure the noise in")
@@ -109,6 +114,11 @@ def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
         shown = [f">{stats.MAX_SEEDS}" if n is None else str(n) for n in numbers]
         table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *shown)
     console.print(table)
+    if delta < rules.margin:
+        console.print(
+            f"Within the margin of ±{rules.margin:g}: with more seeds a difference of "
+            f"{delta:g} is graded NEUTRAL. If it matters, lower REPORT_MARGIN."
+        )
     console.print("The smallest difference that so many seeds find:")
     small = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     small.add_column("seeds", justify="right")

@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.report.evidence import Rules
+from gpt2.report.margin import margin_for
 from gpt2.report.results import Matrix, read_matrix, write_summary
 from gpt2.report.verdicts import Judgement, judge
 from lib.generated import read_config
@@ -24,8 +25,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
         root = results_directory(options.results, options.config)
-        rules = Rules(alpha=options.alpha, margin=options.margin)
         matrix = read_matrix(root)
+        config = None if options.results else Path(options.config)
+        margin = margin_for(options.margin, config, matrix.runs)
+        rules = Rules(alpha=options.alpha, margin=margin)
         if not matrix.runs:
             raise ValueError(f"no run is in {root}: `make` writes its results there")
     except (ValueError, OSError) as error:
@@ -52,8 +55,8 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("results", nargs="?", help="results directory; default: that of --config")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
-    margin = "difference in nats that does not matter (default %(default)s)"
-    add("--margin", type=float, default=rules.margin, help=margin)
+    margin = "difference in nats that does not matter; default: as was configured"
+    add("--margin", type=float, help=margin)
     alpha = "family-wise error of the verdicts (default %(default)s)"
     add("--alpha", type=float, default=rules.alpha, help=alpha)
     add("--no-plots", dest="plots", action="store_false", help="write no PNG")

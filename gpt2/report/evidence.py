@@ -20,7 +20,7 @@ class Rules:
     """What the grades are decided by; recorded with them."""
 
     alpha: float = 0.05  # family-wise error over the comparisons of a matrix
-    margin: float = 0.003  # nats: a smaller difference does not matter
+    margin: float = 0.003  # nats; as Kconfig has it, for results that record none
     power: float = 0.8  # for the number of seeds that would decide
     tolerance: float = 0.01  # relative difference of budgets that passes as equal
 

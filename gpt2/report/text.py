@@ -156,14 +156,16 @@ def _fault(run: Run) -> str:
 METHOD = """\
 Arms are paired by seed with the arm they are compared with; a difference is the arm's
 validation loss minus its partner's, in nats a token, and a negative one is better.
-Intervals are 95% by Student's t on the paired differences. Verdicts are
-Holm-corrected over all arms at a family-wise error of {alpha:.0%}: SUPPORTED and
-HARMFUL need a difference that is not 0, NEUTRAL one that lies within ±{margin:g} nats
-(two one-sided t tests), INCONCLUSIVE more seeds. UNMATCHED arms differ from their
+Intervals are 95% by Student's t on the paired differences. Verdicts are Holm-corrected
+over all arms at a family-wise error of {alpha:.0%}. The margin of ±{margin:g} nats
+(REPORT_MARGIN, to be chosen before the results are seen) is what was declared too small
+to matter: NEUTRAL is a difference that lies within it (two one-sided t tests), be it 0
+or not; SUPPORTED and HARMFUL are differences that are not 0 (t test) and not surely
+within the margin; INCONCLUSIVE needs more seeds. UNMATCHED arms differ from their
 partner in parameters or tokens by more than {tolerance:.0%}, or in data, so that
 nothing follows for the architecture. At equal time, losses are read, between
-evaluations, when the first of the compared runs ended; the slower arm is then still
-in the middle of its learning-rate schedule, so this reading is hard on it."""
+evaluations, when the first of the compared runs ended; the slower arm is then still in
+the middle of its learning-rate schedule, so this reading is hard on it."""
 
 
 ZEROS = """\

@@ -63,6 +63,11 @@ def test_what_no_number_of_seeds_finds_is_said(tmp_path):
     assert answers(done.stdout)[0][1] == ">1000"
 
 
+def test_a_difference_within_the_margin_is_said_to_be_graded_neutral(tmp_path):
+    assert "graded NEUTRAL" not in plan("--delta", "0.003", cwd=tmp_path).stdout
+    assert "graded NEUTRAL" in plan("--delta", "0.002", cwd=tmp_path).stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -12,7 +12,9 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from tests.results_factory import write_matrix, write_run
+from gpt2.report.evidence import Rules
+from tests.gpt2.helpers import make_config
+from tests.results_factory import settings, write_matrix, write_run
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
 
@@ -215,6 +217,36 @@ def test_the_configured_directory_is_the_default(tmp_path):
     assert (tmp_path / "out" / "summary.json").is_file()
     assert not (tmp_path / "out" / "report.html").exists()
     assert not (tmp_path / "out" / "plots").exists()
+
+
+def test_the_margin_is_the_one_asked_for_configured_or_recorded(tmp_path):
+    """In this order; results of others are judged by what they were made with."""
+    job = {"settings": settings(0) | {"matrix": {"report_margin": 0.01}}}
+    out = write_matrix(tmp_path / "out", (0, 5), (1, 2), job=job)
+
+    def margin(*arguments):
+        done = report(*arguments, "--no-html", "--no-plots", "--quiet", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        rules = json.loads((out / "summary.json").read_text())["verdicts"]["rules"]
+        assert f"margin of ±{rules['margin']:g} nats" in flowing(out / "REPORT.md")
+        return rules["margin"]
+
+    assert margin(out) == 0.01
+    lines = "CONFIG_OUTPUT_DIR = 'out'\nCONFIG_REPORT_MARGIN = 0.02\nORIGINS = {}\n"
+    (tmp_path / "config.py").write_text(lines)
+    assert (margin(), margin(out)) == (0.02, 0.01)
+    assert margin("--margin", "0.002") == 0.002
+    job["settings"]["matrix"]["report_margin"] = "often"
+    write_matrix(tmp_path / "out", (8,), (1, 2), job=job)
+    assert margin(out) == Rules().margin
+
+
+def flowing(path):
+    return path.read_text().replace("\n", " ")
+
+
+def test_the_default_margin_is_kconfigs():
+    assert make_config().values["REPORT_MARGIN"] == Rules().margin
 
 
 def test_matrices_with_nothing_finished_are_reported(tmp_path):
