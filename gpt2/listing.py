@@ -15,7 +15,7 @@ from gpt2.plan import Job, Plan, step_settings
 from gpt2.schema import SYMBOL_OF, Settings, remarks, settings_from
 from lib.generated import DEFAULT, Config
 from lib.human import size
-from lib.rundir import effective_status
+from lib.rundir import effective_status, read_status
 
 WIDTH = 100
 # Never shown as a difference of a job: where and on what it runs.
@@ -211,7 +211,7 @@ def _plural(n: int, what: str) -> str:
 
 
 def status_table(output_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
-    """How far each job of a matrix is, from its files alone: `--status`."""
+    """How far each job of a matrix is, and its alarms, from its files alone."""
     from lib.runlog import Progress
 
     head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
@@ -219,12 +219,21 @@ def status_table(output_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
     for job in jobs:
         run_dir = output_dir / job["run_dir"]
         rows.append((job["run_dir"], *_status_cells(run_dir, Progress(run_dir, 0))))
-    return table(head, rows, left=(0, 1))
+    alarms = [line for job in jobs for line in _alarms(output_dir, job["run_dir"])]
+    return table(head, rows, left=(0, 1)) + "".join(alarms)
+
+
+def _alarms(output_dir: Path, run: str) -> Iterator[str]:
+    try:
+        status = read_status(output_dir / run)
+    except (OSError, ValueError):
+        return
+    for alarm in status["alarms"]:
+        yield f"ALARM {run} at step {alarm['step']}: {alarm['message']}\n"
 
 
 def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
     from lib.progress import number, rate
-    from lib.rundir import read_status
 
     try:
         status = read_status(run_dir)

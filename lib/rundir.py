@@ -44,6 +44,7 @@ _NEW_STATUS: dict[str, Any] = {
     "started": None,
     "updated": None,
     "result": None,
+    "alarms": [],  # what was odd about the losses so far: step, alarm, message
 }
 
 

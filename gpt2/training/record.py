@@ -88,6 +88,12 @@ class Recorder:
         """A record with a "message" to look at; raises lib.rundir.DiskFull."""
         append_jsonl(self.metrics, {"kind": ALARM, **record})
         self.say(f"ALARM at step {record['step']}: {record['message']}")
+        self.tell_alarms()
+
+    def tell_alarms(self) -> None:
+        """Bring the alarms on record into status.json."""
+        found = [r for r in read_jsonl(self.metrics) if r.get("kind") == ALARM]
+        self.status(alarms=[{k: v for k, v in r.items() if k != "kind"} for r in found])
 
     def _tell(self, kind: str, record: Mapping[str, Any]) -> None:
         for listener in self.listeners.values():
@@ -126,6 +132,8 @@ class Follower(Recorder):
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None: ...
 
     def alarm(self, record: Mapping[str, Any]) -> None: ...
+
+    def tell_alarms(self) -> None: ...
 
     def flush(self) -> None: ...
 

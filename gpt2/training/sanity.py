@@ -1,4 +1,4 @@
-"""Sanity alarms of a run while it trains: into its log, its metrics, the report."""
+"""Sanity alarms of a run while it trains: into log, metrics, status and report."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def watch_losses(
     are kept are looked at again, in silence. bytes_per_token: of the validation
     text.
     """
+    recorder.tell_alarms()  # those after the checkpoint are taken back
     watch = LossWatch(settings.vocab_size, bytes_per_token)
     for record in read_jsonl(recorder.metrics):
         _look(watch, str(record.get("kind")), record)

@@ -4,14 +4,16 @@ import math
 
 import pytest
 
+from gpt2.listing import status_table
 from gpt2.report.results import read_matrix
 from gpt2.report.table import remarks
 from gpt2.report.verdicts import judge
 from gpt2.training.record import Recorder
 from gpt2.training.sanity import watch_losses
+from lib.rundir import truncate_metrics
 from tests.gpt2.helpers import tiny
 from tests.gpt2.tinydata import prepare_texts, texts
-from tests.gpt2.tinytraining import finish, records, tiny_job, train
+from tests.gpt2.tinytraining import finish, records, status, tiny_job, train
 
 UPDATES = 40
 ABSURD = {
@@ -39,6 +41,11 @@ def test_a_training_that_falls_apart_raises_one_alarm(data_dir, tmp_path):
     (alarm,) = records(run_dir, "alarm")
     assert alarm["alarm"] == "diverging" and 1 < alarm["step"] <= UPDATES
     assert f"ALARM at step {alarm['step']}: {alarm['message']}" in done.log
+    (shown,) = status(run_dir)["alarms"]
+    assert shown == {k: v for k, v in alarm.items() if k != "kind"}
+    table = status_table(tmp_path / "results", [{"run_dir": "single/seed1337"}])
+    line = f"ALARM single/seed1337 at step {alarm['step']}: {alarm['message']}"
+    assert table.splitlines()[-1] == line
     told = [text for _, text in remarks(judge(read_matrix(tmp_path / "results")))]
     expected = f"alarm of seed 1337 at step {alarm['step']}: {alarm['message']}"
     assert told == [expected]
@@ -92,6 +99,9 @@ def test_a_resumed_run_goes_on_where_its_watch_was(tmp_path):
     again = watched(tmp_path)
     again.train({**low, "loss": 9.0, "step": 31})
     assert alarms(tmp_path) == found
+    truncate_metrics(tmp_path / "metrics.jsonl", 9)  # back to an early checkpoint
+    watched(tmp_path)
+    assert [alarm["alarm"] for alarm in status(tmp_path)["alarms"]] == ["first"]
 
 
 def test_evaluations_tell_bits_per_byte(data_dir, tmp_path):
