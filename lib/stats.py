@@ -148,15 +148,25 @@ def sd_interval(sample: Sample, alpha: float = 0.05) -> Interval | None:
 # ---- planning -------------------------------------------------------------------
 
 
-def power_of_difference(delta: float, sd: float, n: int, alpha: float) -> float:
-    """Chance that a two-sided t test at alpha finds a true mean of delta, right way.
+def power_of_difference(
+    delta: float, sd: float, n: int, alpha: float, margin: float = 0.0
+) -> float:
+    """Chance that a two-sided t test at alpha finds a true mean of delta, right way,
+    while equivalence_test at alpha does not put it inside the margin (0: no such test).
 
-    ``sd`` is that of the paired differences. Noncentral t.
+    ``sd`` is that of the paired differences. Noncentral t; with a margin as in
+    power_of_equivalence.
     """
     if n < 2:
         return 0.0
     if sd == 0:
-        return float(delta != 0)
+        return float(delta != 0 and abs(delta) >= margin)
+    if margin > 0:
+        spread = _spreads_of_mean(sd, n)
+        found = t_quantile(1 - alpha / 2, n - 1) * spread
+        not_small = margin - t_quantile(1 - alpha, n - 1) * spread
+        beyond = np.maximum(found, not_small) - abs(delta)
+        return float(special.ndtr(-beyond / (sd / math.sqrt(n))).mean())
     noncentrality = abs(delta) / sd * math.sqrt(n)
     return float(
         1 - special.nctdtr(n - 1, noncentrality, t_quantile(1 - alpha / 2, n - 1))
@@ -175,9 +185,7 @@ def power_of_equivalence(
         return 0.0
     if sd == 0:
         return float(abs(delta) < margin)
-    upper = 1 - (np.arange(_GRID) + 0.5) / _GRID
-    spread = sd * np.sqrt(special.chdtri(n - 1, upper) / (n - 1)) / math.sqrt(n)
-    room = margin - t_quantile(1 - alpha, n - 1) * spread
+    room = margin - t_quantile(1 - alpha, n - 1) * _spreads_of_mean(sd, n)
     error = sd / math.sqrt(n)
     inside = special.ndtr((room - delta) / error) - special.ndtr(
         (-room - delta) / error
@@ -185,10 +193,17 @@ def power_of_equivalence(
     return float(np.where(room > 0, inside, 0.0).mean())
 
 
+def _spreads_of_mean(sd: float, n: int) -> np.ndarray:
+    """Quantiles of a sample's standard error, all equally likely."""
+    upper = 1 - (np.arange(_GRID) + 0.5) / _GRID
+    spread: np.ndarray = np.sqrt(special.chdtri(n - 1, upper) / (n - 1))
+    return sd * spread / math.sqrt(n)
+
+
 def seeds_needed(power_with: Callable[[int], float], power: float) -> int | None:
     """Smallest number of pairs, from 2, that reaches the power; None over MAX_SEEDS.
 
-    ``power_with(n)`` must rise with n.
+    ``power_with(n)`` must rise with n, up to where it is enough.
     """
     low, high = 1, 2
     while power_with(high) < power:
@@ -202,10 +217,19 @@ def seeds_needed(power_with: Callable[[int], float], power: float) -> int | None
 
 
 def seeds_for_difference(
-    delta: float, sd: float, alpha: float = 0.05, power: float = 0.8
+    delta: float,
+    sd: float,
+    alpha: float = 0.05,
+    power: float = 0.8,
+    margin: float = 0.0,
 ) -> int | None:
-    """Pairs for a t test at alpha to find a mean of delta with this power."""
-    return seeds_needed(lambda n: power_of_difference(delta, sd, n, alpha), power)
+    """Pairs for a t test at alpha to find a mean of delta with this power.
+
+    margin: as for power_of_difference.
+    """
+    return seeds_needed(
+        lambda n: power_of_difference(delta, sd, n, alpha, margin), power
+    )
 
 
 def seeds_for_equivalence(
@@ -218,15 +242,18 @@ def seeds_for_equivalence(
 
 
 def detectable_difference(
-    sd: float, n: int, alpha: float = 0.05, power: float = 0.8
+    sd: float, n: int, alpha: float = 0.05, power: float = 0.8, margin: float = 0.0
 ) -> float:
-    """The smallest true mean that a t test at alpha finds with this power."""
+    """The smallest true mean that a t test at alpha finds with this power.
+
+    margin: as for power_of_difference.
+    """
     low, high = 0.0, sd
-    while power_of_difference(high, sd, n, alpha) < power:
+    while power_of_difference(high, sd, n, alpha, margin) < power:
         low, high = high, 2 * high
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        enough = power_of_difference(middle, sd, n, alpha) >= power
+        enough = power_of_difference(middle, sd, n, alpha, margin) >= power
         low, high = (low, middle) if enough else (middle, high)
     return high
 

@@ -126,7 +126,10 @@ def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
         small.add_column(Text(f"sd {spread.sd:.4f}"), justify="right")
     for n in SHOWN_SEEDS:
         alpha, power = rules.alpha / arms, rules.power
-        row = (stats.detectable_difference(s.sd, n, alpha, power) for s in found)
+        row = (
+            stats.detectable_difference(s.sd, n, alpha, power, rules.margin)
+            for s in found
+        )
         small.add_row(str(n), *(f"{value:.4f}" for value in row))
     console.print(small)
 

@@ -23,7 +23,7 @@ class Answer:
     """Seeds an arm for one spread; None: more than stats.MAX_SEEDS."""
 
     spread: Spread
-    find: int | None  # a difference of delta
+    find: int | None  # a difference of delta, as SUPPORTED or HARMFUL
     exclude: int | None  # that it reaches the margin, if there is none
 
 
@@ -62,9 +62,9 @@ def comparisons_of(judged: Judgement) -> int:
 
 def answer(spread: Spread, delta: float, arms: int, rules: Rules) -> Answer:
     """With the strictest step of Holm's correction, so never too few."""
-    alpha = rules.alpha / arms
+    alpha, margin = rules.alpha / arms, rules.margin
     return Answer(
         spread,
-        stats.seeds_for_difference(delta, spread.sd, alpha, rules.power),
-        stats.seeds_for_equivalence(0.0, rules.margin, spread.sd, alpha, rules.power),
+        stats.seeds_for_difference(delta, spread.sd, alpha, rules.power, margin),
+        stats.seeds_for_equivalence(0.0, margin, spread.sd, alpha, rules.power),
     )

@@ -18,8 +18,8 @@ With many seeds d can be surely not 0 and surely within the margin at once: a tr
 difference (one of the four outcomes in Lakens 2017, "Equivalence Tests"). It is
 NEUTRAL, and the reason says that it is real. The margin is what was declared not to
 matter, so to call such a difference SUPPORTED would let enough seeds turn anything
-into a finding. Both kinds of claims keep their family-wise error, and an effect of
-the margin's size or more is found as often as planned (the tests simulate both).
+into a finding. Both kinds of claims keep their family-wise error, and the number of
+seeds planned for an effect reckons with it (the tests simulate both).
 """
 
 from __future__ import annotations

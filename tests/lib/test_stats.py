@@ -122,6 +122,25 @@ def test_power_is_that_of_simulated_t_tests(delta, sd, n):
     )
 
 
+@pytest.mark.parametrize(("delta", "n"), [(0.003, 6), (0.004, 5), (0.002, 40)])
+def test_power_beyond_a_margin_is_that_of_simulated_tests(delta, n):
+    """Near the margin it is less than that of the t test alone, within it none."""
+    random = np.random.default_rng(5)
+    samples = random.normal(delta, 0.0019, size=(4_000, n)).tolist()
+    found = [sum(s) > 0 and stats.t_test(s) < 0.05 for s in samples]
+    small = [stats.equivalence_test(s, 0.003) < 0.05 for s in samples]
+    hits = np.mean([f and not s for f, s in zip(found, small, strict=True)])
+    power = stats.power_of_difference(delta, 0.0019, n, 0.05, 0.003)
+    assert power == pytest.approx(hits, abs=0.03)
+    assert power <= stats.power_of_difference(delta, 0.0019, n, 0.05)
+
+
+def test_without_a_margin_the_integral_is_the_noncentral_t():
+    plain = stats.power_of_difference(0.003, 0.0019, 6, 0.05)
+    tiny = stats.power_of_difference(0.003, 0.0019, 6, 0.05, 1e-12)
+    assert tiny == pytest.approx(plain, abs=0.002)
+
+
 @pytest.mark.parametrize(("delta", "n"), [(0.0, 5), (0.001, 12), (0.0025, 20)])
 def test_power_of_equivalence_is_that_of_simulated_tests(delta, n):
     random = np.random.default_rng(4)

@@ -31,7 +31,7 @@ def test_without_results_the_noise_known_at_124m_is_taken(tmp_path):
 def test_more_comparisons_take_more_seeds(tmp_path):
     done = plan("--sd", "0.0016", "--arms", "11", cwd=tmp_path)
     sd = 2**0.5 * 0.0016
-    want = stats.seeds_for_difference(0.003, sd, 0.05 / 11, 0.8)
+    want = stats.seeds_for_difference(0.003, sd, 0.05 / 11, 0.8, 0.003)
     assert answers(done.stdout)[0][1] == str(want)
     assert "over 11 comparisons" in done.stdout
 

@@ -345,10 +345,11 @@ def planned_power(matrices, arms, delta):
     """(share of planted effects found, power promised) with the planned seeds."""
     sd = SD * math.sqrt(2 * 0.7)
     alpha = 0.05 / arms
-    seeds = stats.seeds_for_difference(delta, sd, alpha, 0.8)
+    margin = Rules().margin
+    seeds = stats.seeds_for_difference(delta, sd, alpha, 0.8, margin)
     rounds = simulate(matrices, arms, seeds, effects=[-delta])
     hits = sum(grades[0] == SUPPORTED for grades in rounds) / matrices
-    return hits, stats.power_of_difference(delta, sd, seeds, alpha)
+    return hits, stats.power_of_difference(delta, sd, seeds, alpha, margin)
 
 
 def test_planted_effect_is_found_about_as_often_as_planned():
