@@ -48,7 +48,10 @@ COSTS = (
     ("flops_per_token", "FLOPs a token"),
     ("kv_bytes_per_token", "decode cache (bytes a token)"),
 )
-FIRST = ("step", "title", "grade", "difference", "val_loss", "seeds")
+FIRST = (
+    *("step", "title", "grade", "difference", "grade_time", "difference_time"),
+    *("val_loss", "seeds"),
+)
 RESULTS = {"val_loss", "difference", "interval", "difference_time"}
 RUN_FILES = (
     ("manifest", "manifest.json"),
@@ -237,7 +240,7 @@ def _run_cells(arm: Arm, run: Run) -> list[Cell]:
         value = row[key]
         shown = "" if value is None else str(value)
         cells.append(Cell(key, show(value), shown, "number", is_result=True))
-    return [*cells, Cell("hash", row["hash"] or human.NONE, row["hash"] or "")]
+    return [*cells, Cell("hash", (row["hash"] or human.NONE)[:8], row["hash"] or "")]
 
 
 def _costs(judged: Judgement) -> list[tuple[str, str]]:

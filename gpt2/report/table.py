@@ -50,7 +50,7 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``value`` sorts, ``show`` is read; group "main" is shown on small screens."""
+    """``value`` sorts, ``show`` is read; the HTML page shows others on demand."""
 
     key: str
     heading: str
@@ -284,18 +284,20 @@ COLUMNS: tuple[Column, ...] = (
     ),
     Column(
         "difference_time",
-        "difference at equal time",
+        "difference, equal time",
         "Losses when the first of both arms' runs ended",
         lambda line: v.mean if (v := _time(line)) else None,
         lambda line: difference_text(_time(line)),
+        is_main=True,
     ),
     Column(
         "grade_time",
-        "verdict at equal time",
+        "verdict, equal time",
         "At equal wall-clock time",
         lambda line: line.grade_at_time,
         lambda line: grade_text(line.grade_at_time),
         is_number=False,
+        is_main=True,
     ),
 )
 COLUMN = {column.key: column for column in COLUMNS}

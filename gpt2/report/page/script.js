@@ -145,7 +145,8 @@
     const label = (row) => shorten(row.label, isNarrow() ? 16 : 44)
       + ` <b>${of(row).mark}</b>`;
     Object.assign(shape.yaxis, {
-      tickvals: names, ticktext: rows.map(label), autorange: "reversed", type: "category",
+      tickvals: names, ticktext: rows.map(label), type: "category",
+      range: [rows.length - 0.5, -0.5],
     });
     shape.xaxis.range = [low - room, high + room];
     shape.xaxis.zerolinecolor = css("--ink");
