@@ -120,7 +120,7 @@ class Tree:
         if not prompts(symbol):
             return (
                 f"{name} has no prompt: it is derived and now {symbol.str_value!r}; "
-                "set what it follows from instead"
+                f"set what it follows from instead: {_followed(symbol)}"
             )
         if not symbol.visibility:
             return f"{name} depends on {self._unmet(symbol)}"
@@ -369,6 +369,12 @@ def text_of(symbol: Symbol, value: Literal) -> str:
     if symbol.orig_type is HEX and isinstance(value, int):
         return hex(value)
     return str(value)
+
+
+def _followed(symbol: Symbol) -> str:
+    """The symbols that decide one without a prompt."""
+    found = [s.name for _, when in symbol.defaults for s in items(when)]
+    return ", ".join(dict.fromkeys(found)) or "nothing does"
 
 
 def _parse(kconfig: Path) -> kconfiglib.Kconfig:

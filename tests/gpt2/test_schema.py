@@ -35,8 +35,6 @@ from tests.scratch import ROOT
 
 # Read from config.values by name, not through the settings of a run.
 READ_ELSEWHERE: dict[str, str] = {}
-# Shown in the menu, but decided by another symbol that selects it.
-SELECTED = {"TEST_MATRIX_PRUNING_STATE": "TEST_MATRIX_ADAMWPRUNE"}
 # Presets under which, between them, every symbol shows in the menu.
 PRESETS = {
     "defaults": "",
@@ -128,7 +126,7 @@ def test_a_symbol_that_can_be_set_changes_the_settings(
         before = load(preset)
         for value in values_for(symbol):
             try:
-                after = load(preset, f"{SELECTED.get(symbol, symbol)}={value}")
+                after = load(preset, f"{symbol}={value}")
                 after_settings = settings_from(after)
             except ValueError as error:
                 refused.append(f"{preset}, {value}: {error}")
