@@ -307,7 +307,7 @@ def run(
             return EXIT_FAILED
         jobs = [job for job in plan.jobs if job not in refused]
         tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
-        code = Scheduler(tasks, options, view, lambda cell: _summarise(root)).run()
+        code = Scheduler(tasks, options, view, Watch(root, view)).run()
         stop_file.unlink(missing_ok=True)
         estimate.score(root)
         return code or (EXIT_FAILED if refused else EXIT_OK)
@@ -402,6 +402,29 @@ def refuse(plan: Plan, proofs: Proofs, view: View) -> list[Job]:
 
 def _cell_of(job: Job) -> str:
     return job.run_dir.rpartition("/")[0]
+
+
+class Watch:
+    """Whenever a run has ended: the summary, and runs that turned out the same."""
+
+    def __init__(self, root: Path, view: View) -> None:
+        self.root, self.view = root, view
+        self._told: set[str] = set()
+
+    def __call__(self, cell: object) -> None:
+        _summarise(self.root)
+        for alarm in alarms(self.root):
+            if alarm not in self._told:
+                self._told.add(alarm)
+                self.view.note(alarm)
+
+
+def alarms(output_dir: Path) -> list[str]:
+    """What looks wrong between the finished runs of a folder."""
+    from gpt2.report.results import read_matrix
+    from gpt2.report.twins import twin_alarms
+
+    return twin_alarms(read_matrix(output_dir).runs) if output_dir.is_dir() else []
 
 
 def _summarise(output_dir: Path) -> None:

@@ -11,9 +11,10 @@ import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import combinations
 from statistics import fmean
 
-FIRST, LEAK, FLAT, DIVERGING, SAME = "first", "leak", "flat", "diverging", "same"
+FIRST, LEAK, FLAT, DIVERGING = "first", "leak", "flat", "diverging"
 SAME_POINTS = 3  # evaluations that must agree before two curves are called one
 
 
@@ -136,18 +137,10 @@ def are_identical(a: Curve, b: Curve, points: int = SAME_POINTS) -> bool:
 
 def identical_curves(
     curves: Mapping[str, Curve], points: int = SAME_POINTS
-) -> list[Alarm]:
-    """One alarm for each pair of differently named runs with the same curve.
-
-    Give it runs of one seed that ought to differ.
-    """
-    names = list(curves)
+) -> list[tuple[str, str]]:
+    """Each pair of names with the same curve. Give it runs that ought to differ."""
     return [
-        Alarm(SAME, max(step for step, _ in curves[one]), f"{one} and {two} {_SAME}")
-        for place, one in enumerate(names)
-        for two in names[place + 1 :]
+        (one, two)
+        for one, two in combinations(curves, 2)
         if are_identical(curves[one], curves[two], points)
     ]
-
-
-_SAME = "have the same loss in every digit: does what differs between them act?"

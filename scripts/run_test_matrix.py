@@ -109,6 +109,8 @@ def prove(given: argparse.Namespace) -> stage.Proofs:
 def show_status(plan: Plan) -> int:
     found = matrix.read_matrix_file(plan.output_dir)
     print(listing.status_table(plan.output_dir, found["jobs"]), end="")
+    for alarm in matrix.alarms(plan.output_dir):
+        print(alarm)
     lock = matrix.matrix_lock(plan.output_dir)
     running = rundir.is_locked(lock)
     print(str(rundir.lock_held(lock)) if running else "no runner is at work here")

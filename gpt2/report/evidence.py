@@ -123,8 +123,8 @@ def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
     """A reason if the arm is set otherwise than its partner and trained the same."""
     if not any(name.startswith(ACTING) for name, _, _ in changes_between(partner, arm)):
         return ()
-    theirs = {run.row["seed"]: _curve(run) for run in partner.done}
-    pairs = [(_curve(r), theirs.get(r.row["seed"], [])) for r in arm.done]
+    theirs = {run.row["seed"]: curve_of(run) for run in partner.done}
+    pairs = [(curve_of(r), theirs.get(r.row["seed"], [])) for r in arm.done]
     if not pairs or not all(are_identical(a, b) for a, b in pairs):
         return ()
     return (
@@ -132,7 +132,7 @@ def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
     )
 
 
-def _curve(run: Run) -> list[tuple[int, float]]:
+def curve_of(run: Run) -> list[tuple[int, float]]:
     """Every loss that was evaluated, the one in the result among them."""
     records = (r for r in run.evals if "val_loss" in r)
     found = {int(r["step"]): r["val_loss"] for r in records}

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gpt2.budget import budget
 from gpt2.report.arms import Arm
 from gpt2.report.results import Run
+from gpt2.report.twins import twin_arms
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from gpt2.schema import settings_from_dict
 from lib import human
@@ -169,7 +170,8 @@ def _what(line: Line) -> str:
     return line.arm.title if line.arm.step is not None else line.arm.name
 
 
-def _milliseconds(seconds: float | None) -> str:
+def milliseconds(seconds: float | None) -> str:
+    """ "102.7 ms"."""
     return human.NONE if seconds is None else f"{1000 * seconds:.1f} ms"
 
 
@@ -271,7 +273,7 @@ COLUMNS: tuple[Column, ...] = (
     _measure("seconds", "time", "Of training, h:mm:ss", human.duration),
     _measure("sparsity", "zeros", "True zeros of the linear weights", human.percent),
     _measure("zeros", "zero weights", "True zeros, their number", human.count),
-    _measure("step_seconds", "update", "Time of one optimizer update", _milliseconds),
+    _measure("step_seconds", "update", "Time of one optimizer update", milliseconds),
     _measure("optimizer_state_bytes", "optimizer", "Its state, bytes", human.size),
     Column(
         "grade",
@@ -347,7 +349,19 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
         for run in arm.runs
         for alarm in run.alarms
     )
+    found.extend(_twins(judged))
     return found
+
+
+def _twins(judged: Judgement) -> list[tuple[str, str]]:
+    """Arms that trained alike though they are not compared, where the grade tells."""
+    compared = {frozenset((c.arm.label, c.partner.label)) for c in judged.comparisons}
+    return [
+        (b.label, f"its losses are those of {a.label} in every digit (seeds {seeds})")
+        for a, b, numbers in twin_arms(judged.arms)
+        if frozenset((a.label, b.label)) not in compared
+        for seeds in [", ".join(map(str, numbers))]
+    ]
 
 
 def _bootstrap_doubt(verdict: Verdict) -> str:

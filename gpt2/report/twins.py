@@ -1,0 +1,50 @@
+"""Runs that were set otherwise and trained the same: what differs does not act.
+
+Finished runs only: cells of a test matrix are the same until pruning begins.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from gpt2.report.arms import Arm, is_done
+from gpt2.report.evidence import ACTING, curve_of
+from gpt2.report.results import Run
+from lib.alarms import identical_curves
+from lib.rundir import finite, identity
+
+
+def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
+    """Pairs of finished runs of one seed with unlike settings and equal losses."""
+    by_seed: dict[int | None, dict[str, Run]] = {}
+    for run in filter(is_done, runs):  # one stands for all that were set alike
+        by_seed.setdefault(run.row["seed"], {}).setdefault(_acting(run), run)
+    found = []
+    for group in by_seed.values():
+        curves = {key: curve_of(run) for key, run in group.items()}
+        found += [(group[a], group[b]) for a, b in identical_curves(curves)]
+    return found
+
+
+def _acting(run: Run) -> str:
+    parts = {part: run.settings.get(part.rstrip(".")) for part in ACTING}
+    return identity(finite(parts))
+
+
+def twin_alarms(runs: Iterable[Run]) -> list[str]:
+    """In words, while a matrix is at work."""
+    return [
+        f"ALARM {one.run_dir} and {other.run_dir} have the same losses in every "
+        "digit: does what differs between them act?"
+        for one, other in twins(runs)
+    ]
+
+
+def twin_arms(arms: Iterable[Arm]) -> list[tuple[Arm, Arm, list[int]]]:
+    """Pairs of arms with runs that are twins, and the seeds of these."""
+    runs = {run.run_dir: (arm, run) for arm in arms for run in arm.runs}
+    found: dict[tuple[str, str], tuple[Arm, Arm, list[int]]] = {}
+    for one, other in twins(run for _, run in runs.values()):
+        a, b = runs[one.run_dir][0], runs[other.run_dir][0]
+        found.setdefault((a.label, b.label), (a, b, []))[2].append(one.row["seed"])
+    return list(found.values())
