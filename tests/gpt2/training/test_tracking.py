@@ -7,6 +7,7 @@ import sqlite3
 import sys
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from gpt2.schema import settings_from
@@ -26,6 +27,7 @@ from tests.gpt2.tinytraining import (
 from tests.tinymatrix import TINY, run_matrix, write_config
 from tests.wandb_files import from_wandb
 
+ALL = {f"with_{name}": True for name in BACKENDS}
 EXTRA = "the extra is not installed: make setup EXTRAS=trackers"
 
 
@@ -122,16 +124,8 @@ KILLED = {"KABLATE_TEST_FAULTS": "kill@200"}
 @needs("wandb")
 @needs("tensorboard")
 def test_after_a_kill_the_same_tracker_run_goes_on_and_is_whole(data_dir, tmp_path):
-    job = tiny_job(
-        data_dir,
-        max_iters=250,
-        log_interval=1,
-        eval_interval=100,
-        checkpoint_interval=30,
-        with_trackio=True,
-        with_wandb=True,
-        with_tensorboard=True,
-    )
+    often = {"log_interval": 1, "eval_interval": 100, "checkpoint_interval": 30}
+    job = tiny_job(data_dir, max_iters=250, **often, **ALL)
     run_dir = tmp_path / "run"
     training = Training(job, run_dir, **KILLED, **places(tmp_path))
     assert training.wait() == -9, training.log
@@ -205,11 +199,60 @@ def _without_trackers():
 
 def test_trackers_that_fail_change_nothing_and_are_told_once(data_dir, tmp_path):
     finish(tiny_job(data_dir), tmp_path / "plain")
-    job = tiny_job(data_dir, with_trackio=True, with_wandb=True, with_tensorboard=True)
-    run = train(job, tmp_path / "run", setup=_without_trackers)
+    run = train(tiny_job(data_dir, **ALL), tmp_path / "run", setup=_without_trackers)
     for name in BACKENDS:
         assert run.log.count(f"{name} failed and is off") == 1, run.log
     assert records(tmp_path / "run") == records(tmp_path / "plain")
+
+
+@pytest.mark.slow
+@needs("trackio")
+@needs("wandb")
+@needs("tensorboard")
+def test_trackers_that_cannot_write_change_nothing(data_dir, tmp_path):
+    """A file stands where each of them wants a folder; root may write anywhere."""
+    finish(tiny_job(data_dir), tmp_path / "plain")
+    run_dir = tmp_path / "run"
+    run_dir.mkdir()
+    for path in (run_dir / "wandb", run_dir / "tensorboard", tmp_path / "trackio"):
+        path.write_text("in the way\n")
+    finish(tiny_job(data_dir, **ALL), run_dir, **places(tmp_path))
+    assert records(run_dir) == records(tmp_path / "plain")
+
+
+@pytest.mark.slow
+@needs("trackio")
+def test_a_database_locked_in_mid_run_changes_nothing(data_dir, tmp_path):
+    job = tiny_job(data_dir, max_iters=60, log_interval=1)
+    finish(job, tmp_path / "plain")
+    tracked = tiny_job(data_dir, max_iters=60, log_interval=1, with_trackio=True)
+    run_dir = tmp_path / "run"
+    with running(tracked, run_dir, **places(tmp_path)) as training:
+        training.wait_until(lambda: any((tmp_path / "trackio").glob("*.db")))
+        (path,) = (tmp_path / "trackio").glob("*.db")
+        with sqlite3.connect(path, isolation_level=None, timeout=60) as database:
+            database.execute("begin exclusive")
+            assert training.wait() == 0, training.log
+    assert records(run_dir) == records(tmp_path / "plain")
+
+
+@pytest.mark.slow
+@needs("wandb")
+def test_a_tracker_process_that_dies_in_mid_run_changes_nothing(data_dir, tmp_path):
+    job = tiny_job(data_dir, max_iters=60, log_interval=1)
+    finish(job, tmp_path / "plain")
+    tracked = tiny_job(data_dir, max_iters=60, log_interval=1, with_wandb=True)
+    run_dir = tmp_path / "run"
+    with running(tracked, run_dir, **places(tmp_path)) as training:
+        training.wait_until(lambda: helpers_of(training.pid))
+        for helper in helpers_of(training.pid):
+            helper.kill()
+        assert training.wait() == 0, training.log
+    assert records(run_dir) == records(tmp_path / "plain")
+
+
+def helpers_of(pid):
+    return psutil.Process(pid).children(recursive=True)
 
 
 def test_listening_ends_with_the_training(data_dir, tmp_path):
