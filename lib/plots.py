@@ -80,49 +80,41 @@ def dash(place: int) -> Any:
 
 
 def curves(
-    path: Path, lines: Sequence[Curve], xlabel: str, ylabel: str, title: str
+    path: Path,
+    lines: Sequence[Curve],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+    differences: Sequence[Curve] = (),
+    versus: str = "",
 ) -> None:
-    """Lines with bands; beside them, where there are several, what each differs by.
+    """Lines with bands; beside them, if there are any, the differences to one.
 
     The y axis leaves out the steep start, if there is one.
     """
-    base = next((line for line in lines if line.place == 0), None)
+    panels = [(lines, ylabel, title)]
+    if differences:
+        panels.append((differences, "", versus))
     with _plain_text():
-        figure = _figure(10.4 if base and len(lines) > 1 else 6.4, 4.4)
-        panels = figure.subplots(1, 2 if base and len(lines) > 1 else 1, squeeze=False)
-        for line in lines:
-            _line(panels[0][0], line, [0.0] * len(line.x))
-        _set_texts(panels[0][0], xlabel, ylabel, title)
-        _leave_out_start(panels[0][0], [line.y for line in lines])
-        panels[0][0].legend(fontsize=7, frameon=False, ncols=1 + len(lines) // 12)
-        if base and len(lines) > 1:
-            _differences(panels[0][1], lines, base)
-            _set_texts(panels[0][1], xlabel, "", f"Minus {base.label}")
+        figure = _figure(10.4 if differences else 6.4, 4.4)
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (shown, label, heading) in zip(grid, panels, strict=True):
+            for line in shown:
+                _line(axes, line)
+            _set_texts(axes, xlabel, label, heading)
+        _leave_out_start(grid[0], [line.y for line in lines])
+        grid[0].legend(fontsize=7, frameon=False, ncols=1 + len(lines) // 12)
+        if differences:
+            ends = [end for line in differences for end in (line.low, line.high)]
+            _leave_out_start(grid[1], ends)
         _save(figure, path)
 
 
-def _line(axes: Any, line: Curve, less: Sequence[float]) -> None:
+def _line(axes: Any, line: Curve) -> None:
     tint = colour(line.place)
-    low, y, high = (
-        [value - by for value, by in zip(values, less, strict=True)]
-        for values in (line.low, line.y, line.high)
-    )
-    axes.fill_between(line.x, low, high, color=tint, alpha=0.18, lw=0)
+    axes.fill_between(line.x, line.low, line.high, color=tint, alpha=0.18, lw=0)
     style = {"linestyle": dash(line.place), "label": _label(line.label)}
-    axes.plot(line.x, y, color=tint, lw=1.6, **style)
-
-
-def _differences(axes: Any, lines: Sequence[Curve], base: Curve) -> None:
-    """Each line minus the baseline's mean, where the baseline has values."""
-    import numpy as np
-
-    spans: list[list[float]] = []
-    for line in lines:
-        less = np.interp(line.x, base.x, base.y, left=np.nan, right=np.nan)
-        _line(axes, line, [float(value) for value in less])
-        ends = (line.low, line.high)
-        spans.extend([a - b for a, b in zip(e, less, strict=True)] for e in ends)
-    _leave_out_start(axes, spans)
+    axes.plot(line.x, line.y, color=tint, lw=1.6, **style)
 
 
 def _leave_out_start(axes: Any, curves: Sequence[Sequence[float]]) -> None:

@@ -26,18 +26,21 @@ class Band:
     seeds: int
 
 
-def band(arm: Arm, axis: str, kind: str = "eval") -> Band | None:
+def band(
+    arm: Arm, axis: str, kind: str = "eval", base: Arm | None = None
+) -> Band | None:
     """Validation (or training) loss of an arm over updates, tokens or seconds.
 
     Over the finished runs, or where none is finished over those begun. The seeds
     are brought to common x, linearly, where all of them have values. None where
     there is nothing to draw.
+    base: draw the difference to this arm, each seed minus its own counterpart.
     """
-    curves = [
-        _points(run.evals if kind == "eval" else run.trains, axis, kind)
-        for run in arm.done or arm.runs
-    ]
-    curves = [points for points in curves if points]
+    by_seed = _by_seed(arm, axis, kind)
+    if base is not None:
+        theirs = _by_seed(base, axis, kind)
+        by_seed = [(s, _minus(ps, o)) for s, ps in by_seed for t, o in theirs if s == t]
+    curves = [points for _, points in by_seed if points]
     if not curves:
         return None
     first = max(points[0][0] for points in curves)
@@ -51,6 +54,21 @@ def band(arm: Arm, axis: str, kind: str = "eval") -> Band | None:
     rows = (grid, values.mean(axis=0), values.min(axis=0), values.max(axis=0))
     x, mean, low, high = (_thin(list(row), kind == "train") for row in rows)
     return Band(x, mean, low, high, len(curves))
+
+
+def _by_seed(arm: Arm, axis: str, kind: str) -> list[tuple[object, Points]]:
+    runs = arm.done or arm.runs
+    found = [(run, run.evals if kind == "eval" else run.trains) for run in runs]
+    return [(run.row["seed"], _points(records, axis, kind)) for run, records in found]
+
+
+def _minus(points: Points, base: Points) -> Points:
+    """Each y minus the base's, linearly in between, where the base has values."""
+    inside = [(x, y) for x, y in points if base and base[0][0] <= x <= base[-1][0]]
+    at = np.interp(
+        [x for x, _ in inside], [x for x, _ in base] or [0], [y for _, y in base] or [0]
+    )
+    return [(x, y - float(less)) for (x, y), less in zip(inside, at, strict=True)]
 
 
 def _points(records: Sequence[dict[str, float]], axis: str, kind: str) -> Points:

@@ -13,7 +13,7 @@ import importlib.metadata
 import importlib.util
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -267,7 +267,7 @@ def _data(matrix: Matrix, judged: Judgement, gpu: list) -> dict[str, Any]:
     base, runs = _settings(judged)
     return {
         "margin": judged.rules.margin,
-        "arms": [_arm(arm, place[arm.label]) for arm in ordered],
+        "arms": [_arm(arm, place[arm.label], ordered[0]) for arm in ordered],
         "effects": [_effect(c) for c in judged.comparisons],
         "base_settings": base,
         "runs": runs,
@@ -276,19 +276,20 @@ def _data(matrix: Matrix, judged: Judgement, gpu: list) -> dict[str, Any]:
     }
 
 
-def _arm(arm: Arm, place: int) -> dict[str, Any]:
-    curves: dict[str, dict[str, Any]] = {}
-    for kind in ("eval", "train"):
-        found = {axis: band(arm, axis, kind) for axis in AXES}
-        curves[kind] = {
-            axis: (
-                None if b is None else {name: getattr(b, name) for name in b.__slots__}
-            )
-            for axis, b in found.items()
-        }
+def _arm(arm: Arm, place: int, base: Arm) -> dict[str, Any]:
+    curves, less = (
+        {kind: {a: _band(arm, a, kind, b) for a in AXES} for kind in ("eval", "train")}
+        for b in (None, base)
+    )
     values = {key: arm.mean(key) for key, _ in COSTS}
     values |= {"val_loss": arm.mean("val_loss"), "sd": spread(arm)}
-    return {"label": arm.label, "place": place, "curves": curves, "values": values}
+    found = {"curves": curves, "differences": less, "values": values}
+    return {"label": arm.label, "place": place, **found}
+
+
+def _band(arm: Arm, axis: str, kind: str, base: Arm | None) -> dict[str, Any] | None:
+    found = band(arm, axis, kind, base)
+    return None if found is None else asdict(found)
 
 
 def _effect(comparison: Comparison) -> dict[str, Any]:

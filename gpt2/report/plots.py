@@ -48,19 +48,30 @@ def places(judged: Judgement) -> dict[str, int]:
 
 
 def _loss(judged: Judgement, path: Path) -> bool:
-    place, lines = places(judged), []
+    place = places(judged)
+    lines = _curves(judged, place, None)
+    base = next((arm for arm in judged.arms if place[arm.label] == 0), None)
+    less = _curves(judged, place, base) if len(lines) > 1 and base else []
+    if lines:
+        title = "Mean over the seeds, band from least to greatest"
+        versus = f"Minus {base.label}, seed by seed" if base else ""
+        plots.curves(path, lines, "optimizer updates", LOSS, title, less, versus)
+    return bool(lines)
+
+
+def _curves(
+    judged: Judgement, place: dict[str, int], base: Arm | None
+) -> list[plots.Curve]:
+    lines = []
     for arm in judged.arms:
-        found = band(arm, "step")
+        found = band(arm, "step", base=base)
         if found is not None:
             title = (
                 f"{arm.label} ({found.seeds} seeds)" if found.seeds > 1 else arm.label
             )
             curve = (found.x, found.mean, found.low, found.high)
             lines.append(plots.Curve(title, place[arm.label], *curve))
-    if lines:
-        title = "Mean over the seeds, band from least to greatest"
-        plots.curves(path, lines, "optimizer updates", LOSS, title)
-    return bool(lines)
+    return lines
 
 
 def _forest(judged: Judgement, path: Path) -> bool:

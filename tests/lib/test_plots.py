@@ -29,9 +29,10 @@ def test_curves_of_any_labels(tmp_path):
     assert pixels.shape[0] > 400 and np.ptp(pixels[..., :3]) > 0.9
 
 
-def test_one_curve_has_one_panel_several_have_two(tmp_path):
+def test_differences_have_a_panel_of_their_own(tmp_path):
     plots.curves(tmp_path / "a.png", lines_of(["a"]), "x", "y", "t")
-    plots.curves(tmp_path / "b.png", lines_of(["a", "b"]), "x", "y", "t")
+    two = lines_of(["a", "b"])
+    plots.curves(tmp_path / "b.png", two, "x", "y", "t", two, "minus a")
     widths = [picture(tmp_path / f"{name}.png").shape[1] for name in "ab"]
     assert widths[1] > 1.4 * widths[0]
 

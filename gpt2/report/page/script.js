@@ -154,29 +154,17 @@
     draw("forest", rows.length ? [bar("outer", 1.5), bar("inner", 5), marks] : [], shape);
   }
 
-  function interpolate(xs, ys, x) {
-    if (!xs.length || x < xs[0] || x > xs[xs.length - 1]) return null;
-    let i = 0;
-    while (i < xs.length - 1 && xs[i + 1] < x) i += 1;
-    if (i === xs.length - 1) return ys[i];
-    const share = (x - xs[i]) / (xs[i + 1] - xs[i]);
-    return ys[i] + share * (ys[i + 1] - ys[i]);
-  }
   const hidden = new Set(data.arms.slice(8).map((arm) => arm.label));
   function drawLoss() {
     const axis = picked("axis"), kind = picked("kind");
-    const base = data.arms[0] && data.arms[0].curves[kind][axis];
-    const relative = $("relative").checked && Boolean(base);
+    const relative = $("relative").checked;
     const unit = axis === "seconds" ? 60 : 1;
     const traces = [];
     let late = [];
     for (const arm of data.arms) {
-      const curve = arm.curves[kind][axis];
+      const curve = (relative ? arm.differences : arm.curves)[kind][axis];
       if (!curve) continue;
       const style = look(arm.place);
-      const less = relative
-        ? curve.x.map((x) => interpolate(base.x, base.mean, x)) : curve.x.map(() => 0);
-      const minus = (ys) => ys.map((y, i) => (less[i] === null ? null : y - less[i]));
       const x = curve.x.map((value) => value / unit);
       const common = {
         type: "scatter", x, legendgroup: arm.label, hoverinfo: "skip",
@@ -185,12 +173,12 @@
       const edge = { mode: "lines", line: { width: 0 }, showlegend: false };
       if (curve.seeds > 1) {
         const fill = { fill: "tonexty", fillcolor: faded(style.colour) };
-        traces.push({ ...common, ...edge, y: minus(curve.low) });
-        traces.push({ ...common, ...edge, ...fill, y: minus(curve.high) });
+        traces.push({ ...common, ...edge, y: curve.low });
+        traces.push({ ...common, ...edge, ...fill, y: curve.high });
       }
-      const y = minus(curve.mean);
+      const y = curve.mean;
       if (!hidden.has(arm.label)) {
-        const ends = [...minus(curve.low), ...minus(curve.high)];
+        const ends = [...curve.low, ...curve.high];
         late = late.concat(ends.filter((_, i) => i % y.length >= Math.floor(y.length / 4)));
       }
       traces.push({
@@ -198,11 +186,10 @@
         line: { color: style.colour, dash: style.dash, width: 2 },
       });
     }
-    late = late.filter((value) => value !== null);
     const low = Math.min(...late), high = Math.max(...late);
     const room = 0.05 * (high - low) || 0.05;
     const names = { step: "optimizer updates", tokens: "tokens", seconds: "minutes of training" };
-    const title = relative ? `${LOSS}, minus the baseline` : LOSS;
+    const title = relative ? `${LOSS}, minus the baseline's seed by seed` : LOSS;
     const shape = layout(names[axis], title, { hovermode: "closest" });
     if (late.length) shape.yaxis.range = [low - room, high + room];
     shape.uirevision = `${axis} ${kind} ${relative} ${theme} ${[...hidden].length}`;

@@ -57,6 +57,25 @@ def test_seeds_evaluated_at_other_steps_meet_in_between():
     assert found.mean == pytest.approx([4.0, 2.5, (2 + 5 / 3) / 2])
 
 
+def test_differences_are_taken_seed_by_seed(tmp_path):
+    """What the seeds share cancels; a seed without a counterpart is left out."""
+    write_matrix(tmp_path, (0,), (1, 2, 3), noise=0.1)
+    write_matrix(tmp_path, (5,), (2, 3, 4), noise=0.1)
+    base, arm = group_arms(read_matrix(tmp_path))
+    found = band(arm, "step", base=base)
+    losses = {
+        (a.step, run.row["seed"]): np.array([r["val_loss"] for r in run.evals])
+        for a in (base, arm)
+        for run in a.runs
+    }
+    pairs = [losses[5, seed] - losses[0, seed] for seed in (2, 3)]
+    assert found.seeds == 2
+    assert found.low == pytest.approx(np.min(pairs, axis=0), abs=1e-6)
+    assert found.mean == pytest.approx(np.mean(pairs, axis=0), abs=1e-6)
+    assert set(band(base, "step", base=base).high) == {0.0}
+    assert band(arm, "tokens", base=arm_with([(0, 1.0)])) is None
+
+
 def test_band_of_nothing_is_none():
     assert band(arm_with([]), "step") is None
     assert band(arm_with([(0, 1.0)], [(5, 1.0)]), "step") is None
