@@ -30,6 +30,7 @@ from lib.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
+LAUNCHER = ROOT / "lib" / "launcher.py"
 MATRIX_FILE = "matrix.json"
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
@@ -271,8 +272,7 @@ def _launcher(settings: Settings) -> tuple[str, ...]:
     ranks = settings.resources.ddp_gpus_per_job
     if ranks == 1:
         return ()
-    run = ("-m", "torch.distributed.run", "--standalone")
-    return (*run, "--nproc-per-node", str(ranks))
+    return (str(LAUNCHER), str(ranks))
 
 
 def run(

@@ -246,16 +246,19 @@ def classify(
         return "failed", "crash", "it ended with exit code 0 without being done"
     if reason == "hang":
         return "failed", "hang", said
-    if code in _BY_EXIT_CODE:
-        return (*_BY_EXIT_CODE[code], said)
     own = left.get("attempt") == attempt and left.get("status") != "running"
     cause = left.get("failure") if own else None
+    if code in _BY_EXIT_CODE:
+        status, failure = _BY_EXIT_CODE[code]
+        if own and cause == failure:  # of several ranks: it may go on with less
+            status = str(left["status"])
+        return status, failure, said
     unclear = code == -signal.SIGKILL or cause in (None, "crash")
     if starved and reason is None and unclear:
         return "failed", "oom", "killed by the kernel for want of memory"
     if code < 0:
         return _by_signal(-code, reason)
-    # a launcher in between hides the exit code
+    # a launcher in between may hide the exit code
     if own and (cause or left.get("status") == "interrupted"):
         return str(left["status"]), cause, said
     return "failed", "crash", said

@@ -434,6 +434,13 @@ def test_classify_tells_the_kernels_kills_from_others() -> None:
     assert classify(-11, at_work, 1, None)[:2] == ("failed", "crash")
 
 
+def test_classify_lets_a_rank_that_ran_out_of_memory_try_again() -> None:
+    less = {"status": "failed", "failure": "oom", "attempt": 1}
+    assert classify(4, less, 1, None)[:2] == ("failed", "oom")
+    assert classify(4, {**less, "status": "oom"}, 1, None)[:2] == ("oom", "oom")
+    assert classify(4, less, 2, None)[:2] == ("oom", "oom")
+
+
 def test_log_tail_is_what_a_terminal_would_show(tmp_path: Path) -> None:
     log = tmp_path / "train.log"
     log.write_bytes(b"x\n" * 90_000 + b"10%\r50%\r100%\n\x1b[31mred\x1b[0m\x07\n\n")

@@ -115,7 +115,8 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     pids = first.ranks()
     os.kill(pids[1], signal.SIGKILL)
     outcome = first.wait()
-    assert (outcome.status, outcome.failure) == ("failed", "crash"), first.log
+    assert (outcome.status, outcome.failure) == ("failed", "killed"), first.log
+    assert "SIGKILL" in str(status(first.run_dir)["message"])
     assert is_gone(list(pids.values()))
 
     second = Ranked(job, tmp_path / "torn", **slow)  # stopped, as by `make stop`
