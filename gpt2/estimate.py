@@ -74,7 +74,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
     Seconds: start-up and import, each update, each evaluation, each checkpoint.
     """
     status = rundir.read_status(run_dir)
-    record: dict[str, Any] = {"name": cell_of(job), "hash": _hash(job)}
+    record: dict[str, Any] = {"name": cell_of(job), "hash": hash_of(job)}
     if status["status"] != "done":
         why = f"{status['failure'] or status['status']}: {status['message']}"
         return {**record, "seconds": None, "message": why}
@@ -91,6 +91,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
         "seconds_per_checkpoint": save,
         "seconds_to_start": max(0.0, wall - result["seconds"]),
         "peak_memory_bytes": result["peak_memory_bytes"],
+        **_gpu(run_dir, result),
         "disk_bytes": _disk(run_dir),
         "seconds": _whole(job, step, evaluation, save),
     }
@@ -105,6 +106,16 @@ def _whole(job: Job, step: float, evaluation: float, save: float) -> float:
     evaluations = 2 + (n - 1) // s.data.eval_interval
     saves = 1 + (n - 1) // s.resources.checkpoint_interval
     return n * step + evaluations * evaluation + saves * save
+
+
+def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
+    """What torch held of the GPU at most, and what there was; {} on a CPU."""
+    reserved = result.get("reserved_memory_bytes")
+    if reserved is None:
+        return {}
+    device = rundir.read_json(run_dir / "manifest.json")["device"]
+    total = device["memory_bytes"]
+    return {"gpu_reserved_bytes": reserved, "gpu_memory_bytes": total}
 
 
 def _disk(run_dir: Path) -> int:
@@ -123,7 +134,7 @@ def cell_of(job: Job) -> str:
     return job.run_dir.rpartition("/")[0]
 
 
-def _hash(job: Job) -> str:
+def hash_of(job: Job) -> str:
     """Of all that decides how long it takes, on what it runs included."""
     settings = job.settings.replace(steps=(), seeds=(), output_dir="", data_dir="")
     return rundir.identity(settings.to_dict())
@@ -179,7 +190,7 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
 def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
     """The record of this very job's cell, if it was probed."""
     for record in read(output_dir).get("cells", []):
-        if record.get("hash") == _hash(job) and record.get("seconds") is not None:
+        if record.get("hash") == hash_of(job) and record.get("seconds") is not None:
             return dict(record)
     return None
 

@@ -24,6 +24,7 @@ from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan, identity_of
 from gpt2.proofs.stage import Proofs
 from gpt2.schema import IDENTITY_PARTS, Settings
+from gpt2.sharing import at_once, share
 from lib import provenance, rundir
 from lib.process import Task
 from lib.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
@@ -307,6 +308,7 @@ def run(
             return EXIT_FAILED
         jobs = [job for job in plan.jobs if job not in refused]
         tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
+        tasks, options = share(tasks, jobs, root, options, view)
         code = Scheduler(tasks, options, view, Watch(root, view)).run()
         stop_file.unlink(missing_ok=True)
         estimate.score(root)
@@ -365,8 +367,9 @@ def make_estimate(
         folder = Path(name)
         firsts = [group[0] for group in cells(plan.jobs)]
         tasks = [task_of(estimate.probe_job(job), folder, "skipped") for job in firsts]
+        tasks, options = share(tasks, firsts, root, options, view)
         records = estimate.probe(plan, tasks, options, view, folder)
-        return estimate.write(root, plan, records, len(options.slots))
+        return estimate.write(root, plan, records, at_once(records, options.slots))
 
 
 def missing(plan: Plan) -> list[Job]:

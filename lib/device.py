@@ -327,6 +327,13 @@ def peak_memory(info: DeviceInfo) -> tuple[int, str]:
     return peak, "max RSS of the process"
 
 
+def reserved_memory(info: DeviceInfo) -> dict[str, int]:
+    """What torch's allocator took of a GPU at most, as a result has it."""
+    if not info.is_gpu:
+        return {}
+    return {"reserved_memory_bytes": torch.cuda.max_memory_reserved(info.torch_device)}
+
+
 def warm_up(step: Callable[[], object], info: DeviceInfo, times: int = 3) -> None:
     """Call step a few times and wait: clocks rise, kernels get compiled and tuned."""
     for _ in range(times):

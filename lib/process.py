@@ -42,6 +42,7 @@ class Task:
 
     files: written into run_dir before each attempt (name -> text).
     cost: work relative to other tasks; for the order and for the time left.
+    memory: bytes that it takes of its GPU, as far as that is to count.
     """
 
     name: str
@@ -51,6 +52,7 @@ class Task:
     files: Mapping[str, str] = field(default_factory=dict)
     max_steps: int = 0
     cost: float = 1.0
+    memory: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,7 @@ from typing import Protocol
 from lib import rundir
 from lib.process import Attempt, Outcome, Patience, Task
 from lib.runlog import Pace
+from lib.slots import place_of
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
 # Attempts beyond the first, by class of failure, within one call. A NaN comes again
@@ -37,12 +38,14 @@ class Options:
     """How to carry the tasks out.
 
     slots: one environment for each task that may run at a time.
+    memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
     lock_wait: seconds to wait for the lock of a run that somebody else still holds,
     such as a trainer whose runner was killed and which is writing its checkpoint.
     stop_file: a file whose appearance asks for a graceful stop.
     """
 
     slots: Sequence[Mapping[str, str]] = ({},)
+    memory: float = 0.0
     retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
     patience: Patience = field(default_factory=Patience)
     fail_fast: bool = False
@@ -226,10 +229,26 @@ class Scheduler:
         for cell in list(self._queue):
             if not self._free or self._stopping:
                 return
-            if time.monotonic() >= cell.look_again:
-                self._consider(cell)
+            slot = self._place(cell)
+            if slot is not None and time.monotonic() >= cell.look_again:
+                self._consider(cell, slot)
 
-    def _consider(self, cell: Cell) -> None:
+    def _place(self, cell: Cell) -> int | None:
+        """A free slot where the task's memory fits beside that of those at work."""
+        slots = self.options.slots
+        taken: dict[str, list[float]] = {}
+        for other in self.running:
+            place = place_of(slots[self._slot_of[id(other)]])
+            taken.setdefault(place, []).append(other.task.memory)
+        for slot in sorted(
+            self._free, key=lambda i: len(taken.get(place_of(slots[i]), ()))
+        ):
+            there = taken.get(place_of(slots[slot]), [])
+            if not there or sum(there) + cell.task.memory <= self.options.memory:
+                return slot
+        return None
+
+    def _consider(self, cell: Cell, slot: int) -> None:
         """Start a queued task, or find that it is done or somebody else's."""
         run_dir = cell.task.run_dir
         try:
@@ -240,19 +259,18 @@ class Scheduler:
                 self._queue.remove(cell)
                 cell.state = "skipped"
                 return
-            self._start(cell)
+            self._start(cell, slot)
         except rundir.DiskFull as error:
             self._never_started(cell, "disk", str(error))
         except (OSError, ValueError) as error:
             self._never_started(cell, "crash", str(error))
 
-    def _start(self, cell: Cell) -> None:
+    def _start(self, cell: Cell, slot: int) -> None:
         rundir.remove_leftovers(cell.task.run_dir)
-        slot = self._free[0]
         options = self.options
         cell.attempt = Attempt(cell.task, options.slots[slot], options.patience)
         self._queue.remove(cell)
-        self._free.pop(0)
+        self._free.remove(slot)
         self._slot_of[id(cell)] = slot
         cell.state = "running"
         self.view.started(cell)

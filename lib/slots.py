@@ -16,6 +16,7 @@ from pathlib import Path
 ROOT = Path("/")
 AMD_VENDOR = "0x1002"
 # Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
+GPUS = "KABLATE_GPUS"  # tells a task what the runner has set aside for it
 VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -84,11 +85,14 @@ def choose(gpus: Gpus, wanted: str) -> Gpus:
     return Gpus(gpus.backend, tuple(names))
 
 
-def gpu_slots(gpus: Gpus, jobs: int, per_job: int) -> list[dict[str, str]]:
+def gpu_slots(
+    gpus: Gpus, jobs: int, per_job: int, per_gpu: int = 0
+) -> list[dict[str, str]]:
     """One environment for each of ``jobs`` tasks of ``per_job`` GPUs.
 
     More tasks than GPUs share them evenly. Raises ValueError if there are fewer
-    GPUs than one task needs.
+    GPUs than one task needs, or than so many tasks need at ``per_gpu`` on each
+    (0: no limit).
     """
     sets = [
         gpus.names[i : i + per_job]
@@ -98,12 +102,29 @@ def gpu_slots(gpus: Gpus, jobs: int, per_job: int) -> list[dict[str, str]]:
         raise ValueError(
             f"DDP_GPUS_PER_JOB={per_job}, but only {len(gpus.names)} GPUs can be used"
         )
+    if per_gpu and jobs > per_gpu * len(sets):
+        raise ValueError(
+            f"PARALLEL_JOBS={jobs} (JOBS), but at JOBS_PER_GPU={per_gpu} and "
+            f"DDP_GPUS_PER_JOB={per_job} only {per_gpu * len(sets)} jobs have a place: "
+            "raise JOBS_PER_GPU (0: as memory allows), or run fewer jobs at a time"
+        )
     return [_environment(gpus.backend, sets[i % len(sets)]) for i in range(jobs)]
 
 
 def _environment(backend: str, names: Sequence[str]) -> dict[str, str]:
     listed = ",".join(names)
-    return {VISIBLE[backend]: listed, "KABLATE_GPUS": listed}
+    return {VISIBLE[backend]: listed, GPUS: listed}
+
+
+def place_of(slot: Mapping[str, str]) -> str:
+    """Its GPUs; slots of equal places share them. "" without any."""
+    return slot.get(GPUS, "")
+
+
+def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
+    """Whether some GPU serves more than one slot."""
+    places = [place_of(slot) for slot in slots if place_of(slot)]
+    return len(set(places)) < len(places)
 
 
 def share_cores(

@@ -163,7 +163,9 @@ def slots(asked: Resources) -> list[dict[str, str]]:
     found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs)]
     if gpus is not None:
         gpus = places.choose(gpus, asked.gpus)
-        found = places.gpu_slots(gpus, asked.parallel_jobs, asked.ddp_gpus_per_job)
+        found = places.gpu_slots(
+            gpus, asked.parallel_jobs, asked.ddp_gpus_per_job, asked.jobs_per_gpu
+        )
     elif asked.gpus:
         raise ValueError(
             f"GPUS={asked.gpus!r}, but with DEVICE={asked.device!r} no GPU can be used"

@@ -525,4 +525,5 @@ class Trainer:
             **held(self.optimizer, self.pruner),
             "parameters": sum(p.numel() for p in self.parameters),
             "peak_memory_bytes": devices.peak_memory(self.device)[0],
+            **devices.reserved_memory(self.device),
         }

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from lib.slots import Gpus, choose, find_gpus, gpu_slots, share_cores
+from lib.slots import (
+    Gpus,
+    are_shared,
+    choose,
+    find_gpus,
+    gpu_slots,
+    place_of,
+    share_cores,
+)
 from tests.scratch import write
 
 
@@ -61,6 +69,16 @@ def test_tasks_are_dealt_out_over_the_gpus() -> None:
     assert pairs[1]["KABLATE_GPUS"] == "2,3"
     with pytest.raises(ValueError, match="only 3 GPUs"):
         gpu_slots(gpus, 1, 4)
+
+
+def test_no_more_tasks_on_a_gpu_than_asked_for() -> None:
+    gpus = Gpus("cuda", ("0", "1"))
+    slots = gpu_slots(gpus, 4, 1, per_gpu=2)
+    assert [place_of(slot) for slot in slots] == ["0", "1", "0", "1"]
+    assert are_shared(slots) and not are_shared(slots[:2])
+    assert not are_shared([{}, {}])  # no GPU at all
+    with pytest.raises(ValueError, match="only 4 jobs have a place.*JOBS_PER_GPU"):
+        gpu_slots(gpus, 5, 1, per_gpu=2)
 
 
 def test_cores_are_shared_by_all_processes() -> None:
