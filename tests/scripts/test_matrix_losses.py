@@ -173,6 +173,7 @@ def test_four_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_twenty_random_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
     survive(undisturbed, folder, kills=20, seed=20)
 
