@@ -25,7 +25,7 @@ from lib.process import Task
 from lib.scheduler import Options, Scheduler, View
 
 FILE = "estimates.json"
-SCHEMA = 1
+SCHEMA = 2
 STEPS = 8  # of a probe
 COLD = 3  # of these, how many are not counted: allocation, autotuning
 CHECKPOINTS_KEPT = 2
@@ -45,6 +45,7 @@ def probe_job(job: Job) -> Job:
         eval_interval=STEPS,
         log_interval=1,
         checkpoint_interval=STEPS,
+        keep_checkpoints=True,
         prune_method="none",
         profile=False,
         **dict.fromkeys(("with_trackio", "with_wandb", "with_tensorboard"), False),
@@ -92,7 +93,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
         "seconds_to_start": max(0.0, wall - result["seconds"]),
         "peak_memory_bytes": result["peak_memory_bytes"],
         **_gpu(run_dir, result),
-        "disk_bytes": _disk(run_dir),
+        **_disk(job, run_dir),
         "seconds": _whole(job, step, evaluation, save),
     }
 
@@ -118,15 +119,17 @@ def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
     return {"gpu_reserved_bytes": reserved, "gpu_memory_bytes": total}
 
 
-def _disk(run_dir: Path) -> int:
-    """Bytes of a finished run: as many checkpoints as are kept, and the rest."""
+def _disk(job: Job, run_dir: Path) -> dict[str, int]:
+    """Bytes of a checkpoint, and of all that stays of a finished run."""
     sizes = {
         path.relative_to(run_dir): path.stat().st_size
         for path in run_dir.rglob("*")
         if path.is_file()
     }
     saved = sum(n for path, n in sizes.items() if path.parts[0] == "ckpt")
-    return sum(sizes.values()) + (CHECKPOINTS_KEPT - 1) * saved
+    kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
+    stays = sum(sizes.values()) + (kept - 1) * saved
+    return {"checkpoint_bytes": saved, "disk_bytes": stays}
 
 
 def cell_of(job: Job) -> str:
@@ -248,19 +251,24 @@ def _compare(
 # ---- the disk -------------------------------------------------------------------
 
 
-def disk_needed(plan: Plan, missing: Iterable[Job]) -> int:
-    """Bytes that the missing runs will take: as probed, else the least they can."""
-    total = SPARE
+def disk_needed(output_dir: Path, missing: Iterable[Job], slots: int) -> int:
+    """Bytes that the missing runs will take, so many of them at a time: as probed,
+    else the least they can."""
+    stays, passes = 0, []
     for job in missing:
-        record = known(plan.output_dir, job)
-        least = 4 * budget(job.settings).parameters * (CHECKPOINTS_KEPT + 1)
-        total += record["disk_bytes"] if record else least
-    return total
+        kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
+        weights = 4 * budget(job.settings).parameters
+        least = {"checkpoint_bytes": weights, "disk_bytes": (1 + kept) * weights}
+        record = known(output_dir, job) or least
+        stays += record["disk_bytes"]
+        # while one more is written, the older ones still stand
+        passes.append((CHECKPOINTS_KEPT + 1 - kept) * record["checkpoint_bytes"])
+    return SPARE + stays + sum(heapq.nlargest(slots, passes))
 
 
-def require_space(plan: Plan, missing: Sequence[Job]) -> None:
+def require_space(plan: Plan, missing: Sequence[Job], slots: int) -> None:
     """Raise ValueError if the disk of the results cannot hold what is missing."""
-    needed = disk_needed(plan, missing)
+    needed = disk_needed(plan.output_dir, missing, slots)
     free = shutil.disk_usage(plan.output_dir).free
     if missing and free < needed:
         raise ValueError(
@@ -275,7 +283,16 @@ def require_space(plan: Plan, missing: Sequence[Job]) -> None:
 
 def render(estimate: Mapping[str, Any]) -> str:
     """The table of an estimate, and the total."""
-    head = ("cell", "a step", "an evaluation", "start", "memory", "disk", "a run")
+    head = (
+        "cell",
+        "a step",
+        "an evaluation",
+        "start",
+        "memory",
+        "a checkpoint",
+        "disk",
+        "a run",
+    )
     rows = [_row(record) for record in estimate["cells"]]
     text = table(head, rows, left=(0,))
     jobs, slots = len(estimate["jobs"]), estimate["slots"]
@@ -291,7 +308,7 @@ def render(estimate: Mapping[str, Any]) -> str:
 
 def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
     if record["seconds"] is None:
-        return (record["name"], *["-"] * 6)
+        return (record["name"], *["-"] * 7)
     memory = record["peak_memory_bytes"]
     return (
         record["name"],
@@ -299,6 +316,7 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         f"{record['seconds_per_evaluation']:.2f} s",
         f"{record['seconds_to_start']:.1f} s",
         size(memory) if memory else "-",
+        size(record["checkpoint_bytes"]),
         size(record["disk_bytes"]),
         duration(record["seconds"] + record["seconds_to_start"]),
     )

@@ -300,7 +300,7 @@ def run(
         _write_files(plan, settings, copies)
         stop_file = root / STOP_FILE
         stop_file.unlink(missing_ok=True)
-        estimate.require_space(plan, missing(plan))
+        estimate.require_space(plan, missing(plan), len(options.slots))
         proofs = prove() if missing(plan) else Proofs()
         refused = refuse(plan, proofs, view)
         _summarise(root)

@@ -202,6 +202,7 @@ class Resources:
     checkpoint_interval: int = setting("CHECKPOINT_INTERVAL")
     profile: bool = setting("PROFILE")
     profile_steps: tuple[int, ...] = setting("PROFILE_STEPS")
+    keep_checkpoints: bool = setting("KEEP_CHECKPOINTS")
     threads: int = setting("CPU_THREADS")
     parallel_jobs: int = setting("PARALLEL_JOBS")
     fail_fast: bool = setting("FAIL_FAST")

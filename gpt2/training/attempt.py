@@ -27,7 +27,7 @@ from gpt2.memory import memory
 from gpt2.model import GPT
 from gpt2.plan import Job
 from gpt2.schema import IDENTITY_PARTS, Resources, Settings
-from gpt2.training import manifest
+from gpt2.training import checkpoint, manifest
 from gpt2.training.alignment import unaligned
 from gpt2.training.auto_batch import largest, within_margin
 from gpt2.training.batch_split import BatchSplit, split_batch
@@ -108,6 +108,9 @@ def _with_lock(
     stop = StopRequest.from_environment(environ)
     if ranks.is_first:
         claim(job, run_dir)
+    if read_status(run_dir)["status"] == "done":  # its checkpoints may be gone
+        return _complain(f"{run_dir} is done already", EXIT_DONE)
+    if ranks.is_first:
         recorder = Recorder(run_dir, max_steps)
     if not ranks.is_single:
         stop = StopRequest(os.getppid())  # torchrun, which the runner started
@@ -126,6 +129,8 @@ def _with_lock(
             recorder.close_bar()
             return _tell_end(run_dir, error, ranks)
     ranks.leave()
+    if ranks.is_first and not job.settings.resources.keep_checkpoints:
+        checkpoint.drop_all(run_dir / checkpoint.FOLDER)
     recorder.close_bar()
     recorder.say(_closing(result))
     return EXIT_DONE

@@ -16,6 +16,7 @@ import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,14 @@ def _hide(path: Path) -> Path:
     hidden = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
     path.rename(hidden)
     return hidden
+
+
+def drop_all(folder: Path) -> None:
+    """Remove every checkpoint; what cannot be removed stays."""
+    with suppress(OSError):
+        for path in folder.iterdir():
+            shutil.rmtree(_hide(path), ignore_errors=True)
+        folder.rmdir()
 
 
 def _drop_old(folder: Path) -> None:

@@ -5,8 +5,10 @@ import random
 import signal
 import subprocess
 import time
+from dataclasses import replace
 
 import pytest
+import torch
 
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS
@@ -15,6 +17,7 @@ from tests.gpt2.tinytraining import (
     STEPS,
     assert_same_run,
     checkpoints,
+    exported,
     finish,
     manifest,
     records,
@@ -53,6 +56,24 @@ def test_a_kill_before_any_update_changes_nothing(job, undisturbed, tmp_path, up
     resumed = manifest(run_dir)["resumed"]
     last = (update - 1) // 3 * 3
     assert [entry["step"] for entry in resumed] == ([last] if last else [])
+
+
+def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
+    job, undisturbed, tmp_path
+):
+    run_dir = tmp_path / "run"
+    tidy = replace(job, settings=job.settings.replace(keep_checkpoints=False))
+    train(tidy, run_dir, KABLATE_TEST_FAULTS=f"kill@{STEPS}")
+    assert checkpoints(run_dir)  # not done, so it may be gone on with
+    finish(tidy, run_dir)
+    assert not (run_dir / "ckpt").exists()
+    assert records(run_dir) == records(undisturbed)
+    weights, expected = exported(run_dir)[1], exported(undisturbed)[1]
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+    before = {p: p.stat().st_mtime_ns for p in run_dir.iterdir() if p.name[0] != "."}
+    again = train(tidy, run_dir)
+    assert again.process.exitcode == 0 and "is done already" in again.log
+    assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
 def kill_when_written(job, run_dir, name):
