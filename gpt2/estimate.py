@@ -1,7 +1,8 @@
 """How long a matrix takes and how much it needs, from a few real steps of each cell.
 
 A probe is the trainer itself on a cut-down job, as many at a time as later run, so
-that they crowd each other as the real ones will. Torch-free.
+that they crowd each other as the real ones will. Torch-free. gpt2/report/estimates.py
+tells how far it was off.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import shutil
-import statistics
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -152,7 +152,11 @@ def write(
     """estimates.json from the records of ``probe``; its content."""
     by_cell = {record["name"]: record for record in records}
     jobs = [
-        {"run_dir": job.run_dir, "seconds": by_cell[cell_of(job)]["seconds"]}
+        {
+            "run_dir": job.run_dir,
+            "hash": job.hash,
+            "seconds": by_cell[cell_of(job)]["seconds"],
+        }
         for job in plan.jobs
     ]
     whole = [
@@ -196,56 +200,6 @@ def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
         if record.get("hash") == hash_of(job) and record.get("seconds") is not None:
             return dict(record)
     return None
-
-
-# ---- what became of it ----------------------------------------------------------
-
-
-def score(output_dir: Path) -> dict[str, Any] | None:
-    """Hold the estimate to the runs that are done, and note that in the file.
-
-    error: actual over estimated seconds in the loop, less 1; likewise of memory.
-    None if nothing that was estimated is done.
-    """
-    estimate = read(output_dir)
-    by_cell = {record["name"]: record for record in estimate.get("cells", [])}
-    scores = []
-    for job in estimate.get("jobs", []):
-        cell = by_cell.get(job["run_dir"].rpartition("/")[0], {})
-        result = _result(rundir.safe_join(output_dir, job["run_dir"]))
-        if result is not None and job["seconds"]:
-            scores.append(_compare(job["run_dir"], cell, result))
-    if not scores:
-        return None
-    errors = [s["error"] for s in scores]
-    summary = {
-        "runs": scores,
-        "median_error": statistics.median(errors),
-        "worst_error": max(errors, key=abs),
-    }
-    rundir.atomic_write_json(output_dir / FILE, {**estimate, "score": summary})
-    return summary
-
-
-def _result(run_dir: Path) -> dict[str, Any] | None:
-    try:
-        status = rundir.read_status(run_dir)
-    except (OSError, ValueError):
-        return None
-    return status["result"] if status["status"] == "done" else None
-
-
-def _compare(
-    run_dir: str, cell: Mapping[str, Any], result: Mapping[str, Any]
-) -> dict[str, Any]:
-    pairs = {"": "seconds", "memory_": "peak_memory_bytes"}
-    found: dict[str, Any] = {"run_dir": run_dir}
-    for prefix, name in pairs.items():
-        expected, actual = cell.get(name), result.get(name)
-        found[f"{prefix}estimated"], found[f"{prefix}actual"] = expected, actual
-        if expected and actual is not None:
-            found[f"{prefix}error"] = actual / expected - 1
-    return found
 
 
 # ---- the disk -------------------------------------------------------------------

@@ -311,7 +311,6 @@ def run(
         tasks, options = share(tasks, jobs, root, options, view)
         code = Scheduler(tasks, options, view, Watch(root, view)).run()
         stop_file.unlink(missing_ok=True)
-        estimate.score(root)
         return code or (EXIT_FAILED if refused else EXIT_OK)
 
 

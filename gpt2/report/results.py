@@ -18,10 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2.report.estimates import Scores, score
 from lib.rundir import (
     JOB_FILE,
     METRICS_FILE,
-    SCHEMA,
     STATUS_FILE,
     STATUSES,
     atomic_write_json,
@@ -42,6 +42,8 @@ from lib.untrusted import (
 MANIFEST_FILE = "manifest.json"
 MATRIX_FILE = "matrix.json"
 GPU_FILE = "gpu.jsonl"
+ESTIMATES_FILE = "estimates.json"
+SUMMARY_SCHEMA = 2  # rises with every change of fields: readers refuse what is new
 UNREADABLE = "unreadable"
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
 MAX_DEPTH = 3  # run directories lie at most this deep below the matrix
@@ -127,6 +129,7 @@ class Matrix:
     root: Path
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
+    estimates: Scores = field(default_factory=dict)
 
     @property
     def rows(self) -> list[Row]:
@@ -168,6 +171,8 @@ def read_matrix(
     _drop_copies(matrix, found)
     order = {run_dir: place for place, run_dir in enumerate(planned)}
     matrix.runs = sorted(found.values(), key=lambda run: _place(run, order))
+    estimate = _load(matrix, root / ESTIMATES_FILE, missing_ok=True)
+    matrix.estimates = score(as_dict(estimate), matrix.rows)
     return matrix
 
 
@@ -186,9 +191,10 @@ def write_summary(
     if matrix is None:
         matrix = read_matrix(output_dir, jobs, curves=False)
     summary = {
-        "schema": SCHEMA,
+        "schema": SUMMARY_SCHEMA,
         "runs": matrix.rows,
         "left_out": [{"path": x.path, "reason": x.reason} for x in matrix.left_out],
+        "estimates": matrix.estimates or None,
         "verdicts": verdicts,
     }
     atomic_write_json(output_dir / "summary.json", finite(summary))

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
+from gpt2.report.estimates import score_lines
 from gpt2.report.results import Matrix, Run
 from gpt2.report.table import (
     COLUMN,
@@ -96,6 +97,7 @@ def terminal_report(
     parts: list[RenderableType] = [_terminal_table(judged, width)]
     parts.append(Text(headline(matrix)))
     parts.extend(Text(line) for line in noise_lines(judged))
+    parts.extend(Text(line) for line in score_lines(matrix.estimates))
     if has_zeros(lines_of(judged)):
         parts.append(Text("Zeros: single weights anywhere, which bring no speed."))
     parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
@@ -187,6 +189,7 @@ def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         _both_table(judged),
         "## Cost",
         _cost_table(judged),
+        " ".join(map(escape, score_lines(matrix.estimates))),
         "## How to read this",
         method(judged),
         "## Publishing checklist",

@@ -33,7 +33,7 @@ def reasons(matrix):
 def test_a_finished_matrix_has_a_row_a_run(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2))
     summary = summary_of(tmp_path)
-    assert summary["schema"] == 1 and summary["left_out"] == []
+    assert summary["schema"] == 2 and summary["left_out"] == []
     found = [(r["step"], r["name"], r["seed"], r["status"]) for r in summary["runs"]]
     assert found == [
         (0, "baseline", 1, "done"),
@@ -68,7 +68,7 @@ def test_summary_with_verdicts_fits_the_schema(tmp_path):
 
 @pytest.mark.parametrize(
     ("place", "value"),
-    [(("schema",), 2), (("runs", 0, "status"), "finished"), (("runs", 0, "seed"), "1")],
+    [(("schema",), 1), (("runs", 0, "status"), "finished"), (("runs", 0, "seed"), "1")],
 )
 def test_the_schema_refuses_what_is_wrong(tmp_path, place, value):
     write_matrix(tmp_path, (0,), (1,))

@@ -1,0 +1,70 @@
+"""What `make estimate` said, held to what happened.
+
+An error is the actual value over the estimated one, less 1: +10% took longer.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from lib.human import fixed
+from lib.untrusted import as_dict, number
+
+MEASURES = {"time": "seconds", "memory": "peak_memory_bytes"}
+
+Scores = dict[str, dict[str, Any]]
+
+
+def score(estimate: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Scores:
+    """The errors of each measure over the runs that are done, as summary.json has
+    them; a measure that was not estimated is left out.
+
+    estimate: estimates.json, from wherever. Runs of other settings do not count.
+    """
+    jobs, cells = _by(estimate.get("jobs"), "hash"), _by(estimate.get("cells"), "name")
+    errors: dict[str, list[tuple[float, str]]] = {name: [] for name in MEASURES}
+    for row in rows:
+        if row["status"] != "done" or row["hash"] not in jobs:
+            continue
+        cell = cells.get(str(row["run_dir"]).rpartition("/")[0], {})
+        for name, measure in MEASURES.items():
+            expected, actual = number(cell.get(measure)), number(row[measure])
+            if not expected or expected < 0 or actual is None:
+                continue
+            error = number(actual / expected - 1)
+            if error is not None:
+                errors[name].append((error, row["run_dir"]))
+    return {name: _summary(found) for name, found in errors.items() if found}
+
+
+def _by(records: Any, key: str) -> dict[str, dict[str, Any]]:
+    found = records if isinstance(records, list) else []
+    return {str(r[key]): r for r in map(as_dict, found) if r.get(key) is not None}
+
+
+def _summary(found: list[tuple[float, str]]) -> dict[str, Any]:
+    worst, run = max(found, key=lambda one: abs(one[0]))
+    errors = sorted(error for error, _ in found)
+    return {
+        "runs": len(errors),
+        "median": statistics.median(errors),
+        "worst": worst,
+        "worst_run": run,
+        "errors": errors,
+    }
+
+
+def score_lines(scores: Scores) -> list[str]:
+    """The errors in words, one sentence a measure."""
+    return [
+        f"Estimated {name} against actual, {one['runs']} runs: "
+        f"{_percent(one['median'])} in the median, {_percent(one['worst'])} at worst "
+        f"({one['worst_run']})."
+        for name, one in scores.items()
+    ]
+
+
+def _percent(error: float) -> str:
+    return fixed(100 * error, 1, sign=True) + "%"
