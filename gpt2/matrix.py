@@ -28,6 +28,7 @@ from gpt2.sharing import at_once, share
 from lib import provenance, rundir
 from lib.process import Task
 from lib.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
+from lib.slots import find_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
@@ -263,9 +264,19 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         run_dir=run_dir,
         env={"KABLATE_VERIFIED": verified},
         files={rundir.JOB_FILE: text + "\n"},
+        preloads=_preloads(job.settings),
         max_steps=0 if job.settings.optim.time_budget else job.settings.optim.max_iters,
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
+
+
+def _preloads(settings: Settings) -> bool:
+    """Whether a run may be forked from a process that has imported torch. Not where
+    there are GPUs: what touches one can never be forked, and seconds are nothing
+    beside the time that a GPU takes to start."""
+    resources = settings.resources
+    on_cpu = resources.device == "cpu" or find_gpus(os.environ) is None
+    return on_cpu and resources.preload and resources.ddp_gpus_per_job == 1
 
 
 def _launcher(settings: Settings) -> tuple[str, ...]:

@@ -205,6 +205,7 @@ class Resources:
     keep_checkpoints: bool = setting("KEEP_CHECKPOINTS")
     threads: int = setting("CPU_THREADS")
     parallel_jobs: int = setting("PARALLEL_JOBS")
+    preload: bool = setting("PRELOAD")
     fail_fast: bool = setting("FAIL_FAST")
     hang_timeout: int = setting("HANG_TIMEOUT")
     gpus: str = setting("GPUS")

@@ -27,9 +27,19 @@ from gpt2.lengths import resolve
 from gpt2.plan import Job, job_from_json, make_plan, step_job
 from gpt2.schema import SYMBOL_OF, settings_from
 from lib.gpu_env import child_environment
+from lib.preload import FLAG, serve
 from lib.rundir import read_json
 
 EXIT_USAGE = 2
+
+
+def preload(channel: int) -> int:
+    """Be the template of many runs (lib/preload.py)."""
+    import torch._dynamo  # noqa: F401  # which the first optimizer needs
+
+    import gpt2.training.attempt  # noqa: F401
+
+    return serve(channel, main, Path(sys.path[0]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -110,4 +120,5 @@ def configured_job(options: argparse.Namespace) -> Job:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    is_template = sys.argv[1:2] == [FLAG]
+    sys.exit(preload(int(sys.argv[2])) if is_template else main())

@@ -34,6 +34,24 @@ def marked(name: str, value: str, proc: Path = PROC) -> list[int]:
     return found
 
 
+def session(leader: int, proc: Path = PROC) -> list[int]:
+    """Processes of the session that this process leads."""
+    found = []
+    for pid in processes(proc):
+        with suppress(OSError):
+            if os.getsid(pid) == leader:
+                found.append(pid)
+    return found
+
+
+def reap_group(group: int) -> None:
+    """Take note of the ends of those children of ours that were in this group:
+    helpers whose parent is gone, if we are their subreaper."""
+    with suppress(ChildProcessError):
+        while os.waitpid(-group, os.WNOHANG)[0]:
+            pass
+
+
 def catches(pid: int, number: int, proc: Path = PROC) -> bool:
     """Whether a process has a handler for a signal."""
     with suppress(OSError, IndexError, ValueError):

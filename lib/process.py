@@ -7,21 +7,20 @@ runner, which then asks its children to stop one by one.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import secrets
 import signal
 import socket
 import subprocess
-import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lib import kernel, rundir
+from lib.preload import Forked, Template, die_with
 from lib.runlog import Pace, Progress, log_tail, rotate_log
 
 EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
@@ -32,7 +31,6 @@ _BY_EXIT_CODE = {
     EXIT_DISK: ("failed", "disk"),
 }
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-_PR_SET_PDEATHSIG = 1
 MARK = "KABLATE_MARK"  # in the environment of an attempt and all its helpers
 
 
@@ -43,6 +41,7 @@ class Task:
     files: written into run_dir before each attempt (name -> text).
     cost: work relative to other tasks; for the order and for the time left.
     memory: bytes that it takes of its GPU, as far as that is to count.
+    preloads: whether the command's script takes part in lib/preload.py.
     """
 
     name: str
@@ -53,6 +52,7 @@ class Task:
     max_steps: int = 0
     cost: float = 1.0
     memory: float = 0.0
+    preloads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,16 @@ class Patience:
 class Attempt:
     """A running child. poll() until it gives the Outcome; then nothing is left."""
 
-    def __init__(self, task: Task, slot: Mapping[str, str], patience: Patience) -> None:
+    def __init__(
+        self,
+        task: Task,
+        slot: Mapping[str, str],
+        patience: Patience,
+        template: Template | None = None,
+    ) -> None:
         """Start the process; `slot` names its device and threads by environment.
 
+        template: one that is ready, to fork the process from if it can.
         Raises OSError if it cannot be started, lib.rundir.DiskFull on a full disk.
         """
         self.task, self.patience = task, patience
@@ -118,7 +125,7 @@ class Attempt:
             "KABLATE_LAST_END": f"{before['status']}/{before['failure']}",
         }
         try:
-            self._process = _start(task, slot, told)
+            self._process = _start(task, slot, told, template)
         except OSError as error:
             _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
             raise
@@ -178,11 +185,11 @@ class Attempt:
         sessions of their own. SIGTERM goes to the child alone: it has to end its
         helpers itself, in order, to write a checkpoint. SIGUSR1 goes to those who
         catch it, because it would end the others."""
-        pids = [self.pid]
-        if number != signal.SIGTERM:
-            pids = kernel.marked(MARK, self._mark) or pids
+        pids = {self.pid}
+        if number != signal.SIGTERM:  # a forked process bears no mark that shows
+            pids |= {*kernel.marked(MARK, self._mark), *kernel.session(self.pid)}
         if number == signal.SIGUSR1:
-            pids = [pid for pid in pids if kernel.catches(pid, number)] or [self.pid]
+            pids = {pid for pid in pids if kernel.catches(pid, number)} or {self.pid}
         for pid in pids:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
@@ -199,6 +206,7 @@ class Attempt:
     def _end(self) -> Outcome:
         self._signal(signal.SIGKILL)  # helpers that outlived their leader
         code = self._process.wait()
+        kernel.reap_group(self.pid)
         run_dir = self.task.run_dir
         left = _status_or_nothing(run_dir)
         starved = kernel.oom_kills() > self._oom_kills
@@ -279,19 +287,31 @@ def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
     return "failed", "crash", f"ended by {name}"
 
 
-def _start(
-    task: Task, slot: Mapping[str, str], told: Mapping[str, str]
-) -> subprocess.Popen[bytes]:
-    environ = {
+def environment(task: Task, slot: Mapping[str, str]) -> dict[str, str]:
+    """Of a task's process, but for what each attempt is told."""
+    return {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         **slot,
         **task.env,
         "KABLATE_PARENT_PID": str(os.getpid()),
-        **told,
     }
-    with open(task.run_dir / rundir.LOG_FILE, "ab") as log:
+
+
+def _start(
+    task: Task,
+    slot: Mapping[str, str],
+    told: Mapping[str, str],
+    template: Template | None,
+) -> subprocess.Popen[bytes] | Forked:
+    environ = {**environment(task, slot), **told}
+    path = task.run_dir / rundir.LOG_FILE
+    if template is not None:
+        with suppress(OSError, ValueError):
+            return template.fork(task.command[2:], environ, path)
+    parent = os.getpid()
+    with open(path, "ab") as log:
         return subprocess.Popen(
             task.command,
             stdin=subprocess.DEVNULL,
@@ -299,23 +319,8 @@ def _start(
             stderr=subprocess.STDOUT,
             env=environ,
             start_new_session=True,
-            preexec_fn=_die_with_parent(os.getpid()),
+            preexec_fn=lambda: die_with(parent),  # the runner has one thread
         )
-
-
-def _die_with_parent(parent: int) -> Callable[[], None] | None:
-    """What a child does before exec so that SIGTERM reaches it when the runner dies,
-    however it dies. The runner has one thread, so forking is safe."""
-    if not sys.platform.startswith("linux"):
-        return None  # the trainer watches KABLATE_PARENT_PID too
-    prctl = ctypes.CDLL(None, use_errno=True).prctl
-
-    def in_child() -> None:
-        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(EXIT_INTERRUPTED)
-
-    return in_child
 
 
 def _mark(path: Path) -> tuple[int, int]:

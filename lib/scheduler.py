@@ -19,7 +19,8 @@ from types import FrameType
 from typing import Protocol
 
 from lib import rundir
-from lib.process import Attempt, Outcome, Patience, Task
+from lib.preload import Preload, Template
+from lib.process import Attempt, Outcome, Patience, Task, environment
 from lib.runlog import Pace
 from lib.slots import place_of
 
@@ -117,6 +118,7 @@ class Scheduler:
         self._free = list(range(len(options.slots)))
         self._slot_of: dict[int, int] = {}
         self._signals: list[tuple[float, int]] = []
+        self._preload: Preload | None = None
         self._stopping = False
         self._killed = False
 
@@ -175,6 +177,8 @@ class Scheduler:
         """
         self.began = time.monotonic()
         self._look()
+        if sum(cell.task.preloads for cell in self._queue) > 1:
+            self._preload = Preload()
         with self._listening():
             try:
                 while self._turn():
@@ -182,6 +186,9 @@ class Scheduler:
             except BaseException:
                 self._abandon()
                 raise
+            finally:
+                if self._preload is not None:
+                    self._preload.close()
         if self.count("failed", "locked"):
             return EXIT_FAILED
         return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
@@ -230,8 +237,23 @@ class Scheduler:
             if not self._free or self._stopping:
                 return
             slot = self._place(cell)
-            if slot is not None and time.monotonic() >= cell.look_again:
+            if slot is None or time.monotonic() < cell.look_again:
+                continue
+            if self._is_preloaded(cell, slot):
                 self._consider(cell, slot)
+
+    def _is_preloaded(self, cell: Cell, slot: int) -> bool:
+        """False while a template is importing what the task needs."""
+        task = cell.task
+        if not task.preloads or self._preload is None:
+            return True
+        environ = environment(task, self.options.slots[slot])
+        return self._preload.is_ready(task.command, environ)
+
+    def _template(self, task: Task, slot: Mapping[str, str]) -> Template | None:
+        if not task.preloads or self._preload is None:
+            return None
+        return self._preload.template(task.command, environment(task, slot))
 
     def _place(self, cell: Cell) -> int | None:
         """A free slot where the task's memory fits beside that of those at work."""
@@ -268,7 +290,9 @@ class Scheduler:
     def _start(self, cell: Cell, slot: int) -> None:
         rundir.remove_leftovers(cell.task.run_dir)
         options = self.options
-        cell.attempt = Attempt(cell.task, options.slots[slot], options.patience)
+        place = options.slots[slot]
+        template = self._template(cell.task, place)
+        cell.attempt = Attempt(cell.task, place, options.patience, template)
         self._queue.remove(cell)
         self._free.remove(slot)
         self._slot_of[id(cell)] = slot

@@ -14,8 +14,9 @@ import sys
 import time
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[2])
-from lib import rundir  # noqa: E402
+ROOT = Path(__file__).resolve().parents[2]
+sys.path[0] = str(ROOT)
+from lib import preload, rundir  # noqa: E402
 
 stop = False
 
@@ -77,6 +78,9 @@ def main() -> int:
         rundir.truncate_metrics(metrics, done)
         rundir.write_status(run_dir, pid=os.getpid(), max_steps=steps)
         print(f"attempt {attempt} from {done} in slot {os.environ.get('SLOT')}")
+        print(f"parent {os.getppid()} session {os.getsid(0)} pid {os.getpid()}")
+        forked = preload.FLAG in Path("/proc/self/cmdline").read_text().split("\0")
+        print("forked" if forked else "executed", flush=True)
         print(f"after {os.environ.get('KABLATE_LAST_END')}")
         if given.get("child"):
             child = subprocess.Popen(
@@ -104,4 +108,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == [preload.FLAG]:
+        raise SystemExit(preload.serve(int(sys.argv[2]), lambda words: main(), ROOT))
     raise SystemExit(main())

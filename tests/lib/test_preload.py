@@ -1,0 +1,174 @@
+"""lib/preload.py: what is forked from a template is a task like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lib import rundir
+from lib.process import Task
+from tests.lib.test_scheduler import (
+    QUICK,
+    ROOT,
+    is_alive,
+    run,
+    status_of,
+    steps_of,
+    task,
+    until,
+)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs subreapers")
+
+
+def preloaded(root: Path, name: str, **what: object) -> Task:
+    return dataclasses.replace(task(root, name, **what), preloads=True)
+
+
+def log_of(root: Path, name: str, attempt: str = "") -> str:
+    return (root / name / f"train{attempt}.log").read_text()
+
+
+def test_it_is_a_child_of_the_runner_in_a_session_of_its_own(tmp_path: Path) -> None:
+    tasks = [preloaded(tmp_path, name) for name in "abc"]
+    code, _, _ = run(tasks, slots=({"SLOT": "x"}, {"SLOT": "y"}))
+    assert code == 0
+    logs = [log_of(tmp_path, name) for name in "abc"]
+    for log in logs:
+        if "forked" in log:
+            words = log.partition("parent ")[2].split()
+            assert int(words[0]) == os.getpid()
+            assert words[2] == words[4]  # session and pid
+    # a slot of another environment is served as ever
+    assert {"forked" in log for log in logs if "slot x" in log} == {True}
+    assert {"forked" in log for log in logs if "slot y" in log} == {False}
+
+
+def test_a_single_task_makes_no_template(tmp_path: Path) -> None:
+    assert run([preloaded(tmp_path, "a")])[0] == 0
+    assert "executed" in log_of(tmp_path, "a")
+
+
+def test_a_killed_one_is_killed_with_its_helpers_and_resumed(tmp_path: Path) -> None:
+    bad = preloaded(tmp_path, "a", steps=7, fail="kill", at=6, first=1, child=1)
+    code, said, _ = run([bad, preloaded(tmp_path, "b")])
+    assert code == 0 and said.count("killed by SIGKILL") == 1
+    assert status_of(tmp_path, "a") == ("done", None, 2)
+    assert steps_of(tmp_path, "a") == [1, 2, 3, 4, 5, 6, 7]
+    assert "forked" in log_of(tmp_path, "a", ".1") and "forked" in log_of(tmp_path, "a")
+    until(lambda: not is_alive(int((tmp_path / "a" / "child").read_text())))
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [("crash", "crash"), ("nan", "nan"), ("oom", "oom"), ("segfault", "crash")],
+)
+def test_exit_codes_are_its_own(tmp_path: Path, fail: str, expected: str) -> None:
+    run([preloaded(tmp_path, "a", fail=fail), preloaded(tmp_path, "b")])
+    assert status_of(tmp_path, "a")[1] == expected
+    assert "forked" in log_of(tmp_path, "a")
+    assert status_of(tmp_path, "b")[0] == "done"
+
+
+def test_a_hang_leaves_its_stacks(tmp_path: Path) -> None:
+    hung = preloaded(tmp_path, "a", steps=4, fail="hang", at=3, first=1)
+    patience = dataclasses.replace(QUICK, hang=2.0)
+    code, said, _ = run([hung, preloaded(tmp_path, "b")], patience=patience)
+    assert code == 0 and "FAILED (hang)" in said
+    log = log_of(tmp_path, "a", ".1")
+    assert "forked" in log and "in wait_for_ever" in log
+
+
+RUNNER = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from lib.progress import PlainView
+from lib.scheduler import Options, Scheduler
+from tests.lib.test_preload import preloaded
+place = Path({place!r})
+tasks = [preloaded(place, name, steps=100_000, sleep=0.02) for name in "ab"]
+raise SystemExit(Scheduler(tasks, Options(), PlainView(sys.stdout)).run())
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_outlives_the_runner(tmp_path: Path, number: signal.Signals) -> None:
+    code = RUNNER.format(root=str(ROOT), place=str(tmp_path))
+    runner = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
+    metrics = tmp_path / "a" / "metrics.jsonl"
+    until(lambda: metrics.exists() and len(steps_of(tmp_path, "a")) > 2)
+    children = [p.pid for p in psutil.Process(runner.pid).children(recursive=True)]
+    assert len(children) == 2  # the task and the template
+    runner.send_signal(number)
+    runner.wait()
+    until(lambda: not any(map(is_alive, children)))
+    assert "forked" in log_of(tmp_path, "a")
+    assert status_of(tmp_path, "a")[0] == "interrupted"  # it wrote its checkpoint
+    assert rundir.read_json(tmp_path / "a" / "ckpt.json")["step"] > 2
+
+
+SCRIPT = """
+import sys
+sys.path[0] = {root!r}
+from pathlib import Path
+from lib import preload, rundir
+import said
+def main(words):
+    print(said.TEXT)
+    (said.HERE / "said.py").write_text(said.SOURCE.replace("old", "new"))
+    rundir.write_status(words[0], status="done")
+    return 0
+{more}
+if sys.argv[1:2] == [preload.FLAG]:
+    sys.exit(preload.serve(int(sys.argv[2]), main, said.HERE))
+sys.exit(main(sys.argv[1:]))
+"""
+SAID = """
+from pathlib import Path
+HERE = Path(__file__).parent
+SOURCE = Path(__file__).read_text()
+TEXT = "old"
+"""
+
+
+def scripted(root: Path, more: str = "") -> list[Task]:
+    """Three tasks of a script, the first of which changes what the others import."""
+    (root / "said.py").write_text(SAID)
+    script = root / "script.py"
+    script.write_text(SCRIPT.format(root=str(ROOT), more=more))
+    return [
+        Task(
+            name=name,
+            command=(sys.executable, str(script), str(root / name)),
+            run_dir=root / name,
+            env={"PYTHONPATH": str(root)},
+            preloads=True,
+        )
+        for name in "abc"
+    ]
+
+
+def test_changed_sources_are_imported_anew(tmp_path: Path) -> None:
+    assert run(scripted(tmp_path))[0] == 0
+    said = [log_of(tmp_path, name).strip() for name in "abc"]
+    assert said == ["old", "new", "new"]
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        "assert preload.FLAG not in sys.argv",
+        "from threading import Timer; Timer(0.5, print).start()  # a second thread",
+    ],
+)
+def test_without_a_sound_template_all_is_as_ever(tmp_path: Path, more: str) -> None:
+    assert run(scripted(tmp_path, more))[0] == 0
+    assert log_of(tmp_path, "a").strip() == "old"
