@@ -1,8 +1,9 @@
 """Measure: training steps, attention alone, and what a CPU shows; one table.
 
 On a GPU every step's training speed, beside HF transformers' GPT-2 and the eager
-reference; everywhere speed on the CPU beside transformers, the start of a listing
-and the time of the certificates. Without a GPU its rows are left out, and it says so.
+reference; everywhere speed on the CPU beside transformers, the start of a listing,
+the time of the certificates, and how much of its slots' time a matrix trains. Without
+a GPU its rows are left out, and it says so.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from gpt2.budget import budget
 from gpt2.plan import step_settings
 from gpt2.schema import Settings, settings_from
 from lib.peaks import peak_flops
-from lib.rundir import atomic_write_json, now
+from lib.rundir import atomic_write_json, now, read_status
 
 if TYPE_CHECKING:
     from multiprocessing.connection import Connection
@@ -43,6 +44,14 @@ SMALL = (
 )
 ON_CPU = "DEVICE=cpu MIXED_PRECISION=n"
 ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
+# Twelve runs as the quickstart has them, of a quarter of a minute on an idle core.
+MATRIX = (
+    "RA_MLA_ABLATION_MODE=y STEPS=0,2,5,8 SEEDS=1,2,3 JOBS=2 CPU_THREADS=1 "
+    "MODEL=CUSTOM N_LAYER=4 N_HEAD=4 N_EMBD=128 BLOCK_SIZE=128 RA_MLA_LATENT_DIM=24 "
+    "RA_MLA_RA_WINDOW=16 TOKENIZER=BYTES DATASET=TEXT BATCH_SIZE=16 ACCUMULATION=1 "
+    "MAX_ITERS=100 WARMUP_STEPS=10 EVAL_INTERVAL=50 EVAL_SAMPLES=64 "
+    "CHECKPOINT_INTERVAL=50"
+)
 PEER = "HF transformers GPT-2"
 PLAIN = "plain GPT-2, all logits"
 EAGER = "eager reference"
@@ -56,7 +65,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add("--micro-batches", default="8,32", help="on the GPU")
     add("--at-once", type=int, default=1, help="rows that prepare at the same time")
     add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
-    add("--parts", default="gpu,attention,cpu,start,certificates")
+    add("--parts", default="gpu,attention,cpu,start,certificates,matrix")
     add("--settings", default="", help="assignments such as BLOCK_SIZE=4096")
     return parser.parse_args(arguments)
 
@@ -88,6 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         rows.append(start_row())
     if "certificates" in parts:
         rows.append(certificates_row(steps))
+    if "matrix" in parts:
+        rows.append(matrix_row(given.settings))
     for row in rows:
         print(line_of(row))
     atomic_write_json(given.json, {"schema": 1, "machine": told, "rows": rows})
@@ -448,6 +459,36 @@ def certificates_row(steps: list[int]) -> Row:
     seconds = command_seconds([*command, "--at-hand", "--overrides", overrides])
     what = f"certificates of {len(steps)} steps"
     return {"part": "certificates", "what": what, "seconds": seconds}
+
+
+def matrix_row(more: str) -> Row:
+    """What of the slots' time the training loops had, evaluations and checkpoints
+    included; the rest is start-up, of the runner too. Our sources are the text."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        places = f"DATASET_TEXT_PATH={ROOT / 'gpt2'} OUTPUT_DIR={folder / 'results'}"
+        config = configuration.load_defaults(
+            f"{MATRIX} {ON_CPU} {places} DATA_DIR={folder / 'data'}"
+        )
+        path = folder / "config.py"
+        path.write_text(configuration.copies(config)["config.py"])
+        scripts = [
+            str(ROOT / "scripts" / f"{n}.py")
+            for n in ("prepare_data", "run_test_matrix")
+        ]
+        prepare, run = ([sys.executable, s, "--config", str(path)] for s in scripts)
+        command_seconds(prepare)
+        seconds = command_seconds([*run, "--skip-verify", "--overrides", more])
+        runs = [read_status(p.parent) for p in folder.glob("results/*/*/status.json")]
+    slots = settings_from(config).resources.parallel_jobs
+    training = sum(run["result"]["seconds"] for run in runs)
+    return {
+        "part": "matrix",
+        "what": f"{len(runs)} runs on {slots} slots",
+        "seconds": seconds,
+        "seconds a run": training / len(runs),
+        "share training": training / (slots * seconds),
+    }
 
 
 def command_seconds(command: list[str]) -> float:
