@@ -20,6 +20,7 @@ from typing import Any
 
 from gpt2 import estimate
 from gpt2.budget import budget
+from gpt2.lengths import seconds_of
 from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan, identity_of
 from gpt2.proofs.stage import Proofs
@@ -265,6 +266,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         env={"KABLATE_VERIFIED": verified},
         files={rundir.JOB_FILE: text + "\n"},
         preloads=_preloads(job.settings),
+        seconds=seconds_of(job.settings.optim.time_budget),
         max_steps=0 if job.settings.optim.time_budget else job.settings.optim.max_iters,
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )

@@ -40,6 +40,7 @@ class Task:
 
     files: written into run_dir before each attempt (name -> text).
     cost: work relative to other tasks; for the order and for the time left.
+    seconds: of training after which it ends, instead of max_steps.
     memory: bytes that it takes of its GPU, as far as that is to count.
     preloads: whether the command's script takes part in lib/preload.py.
     """
@@ -51,6 +52,7 @@ class Task:
     files: Mapping[str, str] = field(default_factory=dict)
     max_steps: int = 0
     cost: float = 1.0
+    seconds: float = 0.0
     memory: float = 0.0
     preloads: bool = False
 
@@ -116,7 +118,7 @@ class Attempt:
             result=None,
         )
         self.started = time.monotonic()
-        self.progress = Progress(task.run_dir, task.max_steps)
+        self.progress = Progress(task.run_dir, task.max_steps, task.seconds)
         self._oom_kills = kernel.oom_kills()
         self._mark = secrets.token_hex(8)
         told = {

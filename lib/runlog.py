@@ -60,10 +60,12 @@ class Progress:
     """What a run's own files say about how far it is; read() looks for news.
 
     Times are measured from outside and over this attempt alone.
+    budget: seconds of training after which the run ends, instead of steps.
     """
 
-    def __init__(self, run_dir: Path, max_steps: int) -> None:
-        self.max_steps = max_steps
+    def __init__(self, run_dir: Path, max_steps: int, budget: float = 0.0) -> None:
+        self.max_steps, self._budget = max_steps, budget
+        self._spent: float | None = None
         self.step = 0
         self.loss: float | None = None
         self.val_loss: float | None = None
@@ -94,6 +96,9 @@ class Progress:
     @property
     def seconds_left(self) -> float | None:
         """Until the last step, None while unknown."""
+        if self._budget and self._spent is not None and self._first is not None:
+            since = time.monotonic() - self._last_move
+            return max(0.0, self._budget - self._spent - since)
         pace = self.pace
         if pace is None or not self.max_steps:
             return None
@@ -115,6 +120,8 @@ class Progress:
     def _take(self, record: Mapping[str, Any]) -> None:
         if isinstance(record.get("step"), int):
             self.step = record["step"]
+        if isinstance(record.get("seconds"), int | float):
+            self._spent = record["seconds"]
         if record.get("kind") == "train":
             self.loss = record.get("loss")
             self.tokens_per_s = record.get("tokens_per_s")

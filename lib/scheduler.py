@@ -147,18 +147,23 @@ class Scheduler:
         return max(ends)
 
     def _seen(self) -> tuple[float, float] | None:
-        """(seconds of start-up, seconds per unit of cost), means over this call."""
+        """(seconds of start-up, seconds per unit of cost), means over this call; the
+        latter is of no meaning where all tasks have a time of their own."""
         starts, seconds, cost = [], 0.0, 0.0
         for cell in self.cells:
             pace = cell.pace
-            if pace is not None and cell.task.max_steps:
+            if pace is not None:
                 starts.append(pace.start_up)
+            if pace is not None and cell.task.max_steps:
                 seconds += pace.per_step * cell.task.max_steps
                 cost += cell.task.cost
-        return (sum(starts) / len(starts), seconds / cost) if cost else None
+        if not cost and not all(cell.task.seconds for cell in self.cells):
+            return None
+        return (sum(starts) / len(starts), seconds / (cost or 1.0)) if starts else None
 
     def _whole(self, cell: Cell, start_up: float, per_cost: float) -> float:
-        return start_up + cell.task.cost * (1 - cell.share_done) * per_cost
+        length = cell.task.seconds or cell.task.cost * per_cost
+        return start_up + length * (1 - cell.share_done)
 
     def _left(self, cell: Cell, start_up: float, per_cost: float) -> float:
         assert cell.attempt is not None

@@ -18,7 +18,7 @@ import pytest
 from lib import rundir
 from lib.process import Patience, Task, classify
 from lib.progress import PlainView
-from lib.runlog import log_tail
+from lib.runlog import Progress, log_tail
 from lib.scheduler import Cell, Options, Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -459,3 +459,36 @@ def test_children_know_their_runner(tmp_path: Path) -> None:
     run([Task(name="a", command=(sys.executable, "-c", shows), run_dir=tmp_path)])
     parent, group = (tmp_path / "train.log").read_text().split()
     assert int(parent) == os.getpid() and int(group) != os.getpgid(0)
+
+
+def test_a_time_budget_tells_the_time_left(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    progress = Progress(tmp_path, 0, budget=100.0)
+    assert progress.seconds_left is None
+    for step, spent in ((1, 10.0), (2, 40.0)):
+        record = {"kind": "train", "step": step, "loss": 1.0, "seconds": spent}
+        rundir.append_jsonl(metrics, record)
+        progress.read()
+    left = progress.seconds_left
+    assert left is not None and 50.0 < left <= 60.0
+    assert Progress(tmp_path, 0).seconds_left is None
+
+
+def test_the_queue_of_a_time_budget_counts_too(tmp_path: Path) -> None:
+    left: list[float] = []
+
+    class Asking(PlainView):
+        def refresh(self, board: Scheduler) -> None:
+            for cell in board.running:
+                assert cell.attempt is not None
+                cell.attempt.progress.read()
+            if board.seconds_left is not None:
+                left.append(board.seconds_left)
+
+    tasks = [
+        dataclasses.replace(task(tmp_path, n, sleep=0.2), max_steps=0, seconds=500.0)
+        for n in "abc"
+    ]
+    options = Options(patience=QUICK)
+    assert Scheduler(tasks, options, Asking(io.StringIO())).run() == 0
+    assert max(left) > 1000.0  # two wait
