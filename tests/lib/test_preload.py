@@ -48,6 +48,8 @@ def test_it_is_a_child_of_the_runner_in_a_session_of_its_own(tmp_path: Path) -> 
             assert words[2] == words[4]  # session and pid
     # a slot of another environment is served as ever
     assert {"forked" in log for log in logs if "slot x" in log} == {True}
+    modes = {(tmp_path / name / "train.log").stat().st_mode for name in "abc"}
+    assert len(modes) == 1  # as the user's umask has it
     assert {"forked" in log for log in logs if "slot y" in log} == {False}
 
 
