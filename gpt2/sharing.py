@@ -19,8 +19,8 @@ from lib.process import Task
 from lib.scheduler import Options, View
 from lib.slots import are_shared, place_of
 
-CONTEXT = 2**30  # bytes a process; about half of it was seen on an H100
-USABLE = 0.95  # of a GPU's memory: fragments, and what later evaluations take more
+CONTEXT = 2**30  # bytes a process, to be on the safe side; not measured
+USABLE = 0.95  # of a GPU's memory: fragments, and what a long run takes more
 
 Records = Sequence[Mapping[str, Any] | None]
 

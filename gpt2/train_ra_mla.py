@@ -4,7 +4,8 @@ r"""Train one run: a job of the matrix, or one step of a configuration by hand.
     python gpt2/train_ra_mla.py --config config.py --ra-mla-ablation-step 5 \
         --run-dir DIR
 
-Called again on the same directory it goes on from the last checkpoint. Exit codes:
+Called again on the same directory it goes on from the last checkpoint; a run that is
+done is left alone. Exit codes:
 0 done; 1 crashed; 2 refused before it began; 3 interrupted, with a checkpoint;
 4 out of memory; 5 not finite; 6 disk full. SIGUSR1 prints all stacks to stderr.
 """

@@ -29,6 +29,7 @@ FLAG = "--preload"
 EXIT_NO_RUNNER = 3  # as of a run that was interrupted
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PATIENCE = 30.0  # seconds for a fork, on a machine however busy
+_IMPORT_PATIENCE = 300.0  # seconds for all imports
 _OWN = "KABLATE_"  # variables that nothing reads while it is imported
 
 Stamps = dict[str, tuple[int, int]]
@@ -151,6 +152,7 @@ class Template:
         self._line, theirs = socket.socketpair()
         self._answers = self._line.makefile("r")
         self._stamps: Stamps | None = None
+        self._began = time.monotonic()
         parent = os.getpid()
         with theirs:
             self._process = subprocess.Popen(
@@ -179,6 +181,8 @@ class Template:
         if self._stamps is None and select.select([self._line], [], [], 0)[0]:
             self._stamps = {k: tuple(v) for k, v in self._answer().items()}
         if self._stamps is None:
+            if time.monotonic() - self._began > _IMPORT_PATIENCE:
+                raise OSError("the template does not come to an end of importing")
             return False
         if any(_stamp(name) != seen for name, seen in self._stamps.items()):
             self.close()
