@@ -168,6 +168,7 @@ def check_equal(undisturbed: Path, folder: Path) -> None:
         assert mine == theirs
 
 
+@pytest.mark.timeout(900)
 def test_four_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
     survive(undisturbed, folder, kills=4, seed=4)
 
