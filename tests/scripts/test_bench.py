@@ -40,3 +40,16 @@ def test_nonsense_is_refused() -> None:
     assert result.returncode == 2
     assert "BLOCK_SIZ" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_the_share_of_slot_time_that_a_matrix_trains(tmp_path: Path) -> None:
+    path = tmp_path / "bench.json"
+    words = ("--settings", "MAX_ITERS=1 EVAL_SAMPLES=4", "--json", str(path))
+    result = bench("--parts", "matrix", *words)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["what"] == "12 runs on 2 slots"
+    assert 0 < row["share training"] < 1
+    training = 12 * row["seconds a run"]
+    assert row["share training"] == pytest.approx(training / (2 * row["seconds"]))
