@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -277,8 +278,15 @@ def _preloads(settings: Settings) -> bool:
     there are GPUs: what touches one can never be forked, and seconds are nothing
     beside the time that a GPU takes to start."""
     resources = settings.resources
-    on_cpu = resources.device == "cpu" or find_gpus(os.environ) is None
-    return on_cpu and resources.preload and resources.ddp_gpus_per_job == 1
+    if not resources.preload or resources.ddp_gpus_per_job > 1:
+        return False
+    return resources.device == "cpu" or not _has_gpus()
+
+
+@cache
+def _has_gpus() -> bool:
+    """Asked for each job; some drivers take half a second to answer."""
+    return find_gpus(os.environ) is not None
 
 
 def _launcher(settings: Settings) -> tuple[str, ...]:
