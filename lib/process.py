@@ -86,6 +86,8 @@ class Patience:
 class Attempt:
     """A running child. poll() until it gives the Outcome; then nothing is left."""
 
+    begun = "started"
+
     def __init__(
         self,
         task: Task,
@@ -207,33 +209,66 @@ class Attempt:
 
     def _end(self) -> Outcome:
         self._signal(signal.SIGKILL)  # helpers that outlived their leader
-        code = self._process.wait()
-        kernel.reap_group(self.pid)
-        run_dir = self.task.run_dir
-        left = _status_or_nothing(run_dir)
-        starved = kernel.oom_kills() > self._oom_kills
-        status, failure, message = classify(
-            code, left, self.number, self._reason, starved
-        )
-        if self._reason == "hang" and failure == "hang":
-            message = f"no progress for {self.patience.hang:g} s; stacks in its log"
-        tail = log_tail(run_dir / rundir.LOG_FILE)
-        if failure and not message:
-            message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
-        self.progress.read()
-        said = tuple(left.get(name) for name in ("status", "failure", "message"))
-        if said != (status, failure, message):
-            _repair_status(run_dir, self.number, status, failure, message)
-        return Outcome(
-            status=status,
-            failure=failure,
-            message=message,
-            exit_code=code,
+        return settle(
+            self.task.run_dir,
+            self.number,
+            self.progress,
+            code=self._process.wait(),
+            reason=self._reason,
+            starved=kernel.oom_kills() > self._oom_kills,
             seconds=time.monotonic() - self.started,
-            steps=self.progress.own_steps,
-            pace=self.progress.pace,
-            log_tail=tail,
+            why=self._why(),
         )
+
+    def _why(self) -> str:
+        if self._reason != "hang":
+            return ""
+        return f"no progress for {self.patience.hang:g} s; stacks in its log"
+
+
+def settle(
+    run_dir: Path,
+    attempt: int,
+    progress: Progress,
+    *,
+    code: int,
+    reason: str | None,
+    starved: bool,
+    seconds: float,
+    why: str = "",
+) -> Outcome:
+    """The Outcome of an attempt that has ended, with status.json telling the same.
+
+    code, reason, starved: as for classify. why: what to say of a failure instead of
+    what the process said itself.
+    """
+    left = _status_or_nothing(run_dir)
+    status, failure, message = classify(code, left, attempt, reason, starved)
+    tail = log_tail(run_dir / rundir.LOG_FILE)
+    if failure and why:
+        message = why
+    elif failure and not message:
+        message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
+    progress.read()
+    said = tuple(left.get(name) for name in ("status", "failure", "message"))
+    if said != (status, failure, message):
+        _repair_status(run_dir, attempt, status, failure, message)
+    return Outcome(
+        status=status,
+        failure=failure,
+        message=message,
+        exit_code=code,
+        seconds=seconds,
+        steps=progress.own_steps,
+        pace=progress.pace,
+        log_tail=tail,
+    )
+
+
+def never_started(error: OSError | ValueError) -> Outcome:
+    """The Outcome of an attempt that could not be made."""
+    failure = "disk" if isinstance(error, rundir.DiskFull) else "crash"
+    return Outcome(status="failed", failure=failure, message=str(error))
 
 
 def classify(

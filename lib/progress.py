@@ -160,7 +160,7 @@ def start_line(cell: Cell) -> str:
     assert cell.attempt is not None
     attempt, step = cell.attempt.number, cell.attempt.progress.step
     again = f" (attempt {attempt}, had come to step {step})" if attempt > 1 else ""
-    return f"{cell.task.name}: started{again}"
+    return f"{cell.task.name}: {cell.attempt.begun}{again}"
 
 
 def end_lines(cell: Cell, retried: bool) -> list[str]:

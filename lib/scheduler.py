@@ -1,8 +1,9 @@
 """Many tasks over a few slots: skip the done, resume, retry, report, never lose.
 
 The truth about every task is in its run directory; this loop only looks there,
-starts processes (lib/process.py) and reacts. It has one thread, so that children
-can be told to die with it.
+starts attempts and reacts. An attempt is a process of its own (lib/process.py) or a
+task of a Ray cluster (lib/engine_ray.py), which makes no difference here. There is one
+thread, so that children can be told to die with it.
 """
 
 from __future__ import annotations
@@ -14,14 +15,15 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from lib import rundir
 from lib.preload import Preload, Template
-from lib.process import Attempt, Outcome, Patience, Task, environment
-from lib.runlog import Pace
+from lib.process import Attempt, Outcome, Patience, Task, environment, never_started
+from lib.runlog import Pace, Progress
 from lib.slots import place_of
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
@@ -34,12 +36,29 @@ RETRIES = {"crash": 1, "killed": 2, "hang": 1, "oom": 16, "nan": 0, "disk": 0}
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
 
 
+class Running(Protocol):
+    """An attempt under way. begun: the word for what was done to get it going."""
+
+    begun: str
+    number: int
+    started: float
+    progress: Progress
+
+    def poll(self) -> Outcome | None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+Launch = Callable[[Task, Mapping[str, str], Patience], Running]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Options:
     """How to carry the tasks out.
 
     slots: one environment for each task that may run at a time.
     memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
+    launch: makes an attempt of a task in a slot; raises as lib.process.Attempt.
     lock_wait: seconds to wait for the lock of a run that somebody else still holds,
     such as a trainer whose runner was killed and which is writing its checkpoint.
     stop_file: a file whose appearance asks for a graceful stop.
@@ -47,6 +66,7 @@ class Options:
 
     slots: Sequence[Mapping[str, str]] = ({},)
     memory: float = 0.0
+    launch: Launch = Attempt
     retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
     patience: Patience = field(default_factory=Patience)
     fail_fast: bool = False
@@ -66,7 +86,7 @@ class Cell:
 
     task: Task
     state: str = "queued"
-    attempt: Attempt | None = None
+    attempt: Running | None = None
     outcome: Outcome | None = None
     failures: Counter[str] = field(default_factory=Counter)
     share_done: float = 0.0  # of its steps, before this call
@@ -182,7 +202,8 @@ class Scheduler:
         """
         self.began = time.monotonic()
         self._look()
-        if sum(cell.task.preloads for cell in self._queue) > 1:
+        preloads = sum(cell.task.preloads for cell in self._queue)
+        if preloads > 1 and self.options.launch is Attempt:
             self._preload = Preload()
         with self._listening():
             try:
@@ -287,17 +308,18 @@ class Scheduler:
                 cell.state = "skipped"
                 return
             self._start(cell, slot)
-        except rundir.DiskFull as error:
-            self._never_started(cell, "disk", str(error))
         except (OSError, ValueError) as error:
-            self._never_started(cell, "crash", str(error))
+            self._queue.remove(cell)
+            self._conclude(cell, "failed", never_started(error))
 
     def _start(self, cell: Cell, slot: int) -> None:
         rundir.remove_leftovers(cell.task.run_dir)
         options = self.options
-        place = options.slots[slot]
+        place, launch = options.slots[slot], options.launch
         template = self._template(cell.task, place)
-        cell.attempt = Attempt(cell.task, place, options.patience, template)
+        if template is not None:
+            launch = partial(Attempt, template=template)
+        cell.attempt = launch(cell.task, place, options.patience)
         self._queue.remove(cell)
         self._free.remove(slot)
         self._slot_of[id(cell)] = slot
@@ -314,11 +336,6 @@ class Scheduler:
         elif now >= cell.lock_deadline:
             self._queue.remove(cell)
             self._conclude(cell, "locked", Outcome(status="failed", message=str(held)))
-
-    def _never_started(self, cell: Cell, failure: str, message: str) -> None:
-        self._queue.remove(cell)
-        outcome = Outcome(status="failed", failure=failure, message=message)
-        self._conclude(cell, "failed", outcome)
 
     # ---- ending -----------------------------------------------------------------
 
