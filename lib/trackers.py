@@ -12,7 +12,6 @@ tracker itself is asked how far it got. wandb stays offline unless told otherwis
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import queue
 import sys
@@ -23,6 +22,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
+
+from lib import extras
 
 NONE = "none"
 QUEUE_SIZE = 1000
@@ -184,16 +185,8 @@ def parse_trackers(text: str) -> tuple[str, ...]:
 
 
 def check_installed(names: Iterable[str]) -> None:
-    """ValueError, naming what to install, if a tracker's package is not there.
-
-    Imports nothing, so planning a matrix may call it.
-    """
-    missing = [name for name in names if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"TRACKER: {', '.join(missing)} is not installed; run "
-            "`make setup EXTRAS=trackers` or leave it out"
-        )
+    """ValueError, naming what to install, if a tracker's package is not there."""
+    extras.check_installed("TRACKER", names, "trackers")
 
 
 class Trackers:
