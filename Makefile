@@ -8,10 +8,10 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN
+	ARMS SD MARGIN SBATCH
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate status stop data verify overfit track
+	estimate status stop data verify overfit track sbatch
 
 quote = '$(subst ','\'',$1)'
 settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
@@ -58,6 +58,9 @@ status: config.py | setup ## how far everything is, also while it runs
 	$(MATRIX) --status
 stop: config.py | setup ## ask the runner to write checkpoints and stop
 	$(MATRIX) --stop
+sbatch: config.py | setup ## print a Slurm array of what is missing (SBATCH='--partition=gpu')
+	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(foreach \
+		o,ONLY SBATCH,$(call option,$o))
 report: $(if $(RESULTS),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \
 		$(if $(RESULTS),$(call quote,$(RESULTS)))

@@ -1,7 +1,7 @@
 """Print a Slurm array job that carries out the configured matrix, a run each task.
 
-    python scripts/print_sbatch.py --sbatch='--partition=gpu --gres=gpu:1' > job.sh
-    sbatch job.sh
+    make sbatch SBATCH='--partition=gpu --gres=gpu:1' > runs.sh
+    sbatch runs.sh
 
 The results folder must be one that all machines share. Each task trains one run and
 holds its lock; one that Slurm ends early has written a checkpoint and is queued again.

@@ -140,6 +140,17 @@ def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:
     assert "SYMBOL=" in refused(tree, "explain")
 
 
+def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
+    done(tree, "defconfig-one")
+    words = ("SEEDS=1,2,3", "ONLY=*/seed[23]", "SBATCH=--partition=gpu --time=9")
+    said = done(tree, "sbatch", *words, "JOBS=2")
+    assert said.startswith("#!/bin/bash\n") and "#SBATCH --array=0-1%2\n" in said
+    assert "#SBATCH --partition=gpu\n#SBATCH --time=9\n" in said
+    runs = re.findall(r"^    (\S+)/single/seed(\d)$", said, re.M)
+    assert runs == [(str(tree / "test_matrix_results"), n) for n in "23"]
+    assert not (tree / "test_matrix_results/single/seed1").exists()
+
+
 def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
     done(tree, "defconfig-one")
     kept = ("test_matrix_results/run/metrics.jsonl", "data/x/train.bin", ".venv/mine")
