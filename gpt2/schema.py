@@ -204,6 +204,8 @@ class Resources:
     profile_steps: tuple[int, ...] = setting("PROFILE_STEPS")
     keep_checkpoints: bool = setting("KEEP_CHECKPOINTS")
     threads: int = setting("CPU_THREADS")
+    engine: str = setting("RUN_ENGINE", allowed=("local", "ray"))
+    ray_address: str = setting("RAY_ADDRESS")
     parallel_jobs: int = setting("PARALLEL_JOBS")
     preload: bool = setting("PRELOAD")
     fail_fast: bool = setting("FAIL_FAST")
@@ -566,6 +568,11 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         "does not come out even: choose a multiple (and a smaller BATCH_SIZE)",
     )
     yield (
+        r.engine == "ray" and bool(r.gpus or ":" in r.device),
+        f"GPUS={r.gpus!r}, DEVICE={r.device!r}: with ENGINE=ray no GPU can be named: "
+        "Ray deals them out; leave GPUS empty and DEVICE auto, cpu, cuda or rocm",
+    )
+    yield (
         not r.output_dir
         or not r.output_dir.isprintable()
         or ".." in PurePath(r.output_dir).parts,
@@ -623,6 +630,7 @@ ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
     "SPARSITIES": "TEST_MATRIX_SPARSITIES",
     "JOBS": "PARALLEL_JOBS",
+    "ENGINE": lambda value: {f"ENGINE_{value.upper()}": "y"},
     "TIME": "TIME_BUDGET",
     "LR": "LEARNING_RATE",
     "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",

@@ -242,7 +242,7 @@ def settle(
     code, reason, starved: as for classify. why: what to say of a failure instead of
     what the process said itself.
     """
-    left = _status_or_nothing(run_dir)
+    left = status_or_nothing(run_dir)
     status, failure, message = classify(code, left, attempt, reason, starved)
     tail = log_tail(run_dir / rundir.LOG_FILE)
     if failure and why:
@@ -368,7 +368,8 @@ def _mark(path: Path) -> tuple[int, int]:
         return 0, 0
 
 
-def _status_or_nothing(run_dir: Path) -> dict[str, Any]:
+def status_or_nothing(run_dir: Path) -> dict[str, Any]:
+    """status.json as rundir.read_status gives it; {} if it cannot be read."""
     try:
         return rundir.read_status(run_dir)
     except (OSError, ValueError):
@@ -379,7 +380,7 @@ def _repair_status(
     run_dir: Path, attempt: int, status: str, failure: str | None, message: str
 ) -> None:
     """Say in status.json what the child could not say itself."""
-    if not _status_or_nothing(run_dir):
+    if not status_or_nothing(run_dir):
         (run_dir / rundir.STATUS_FILE).unlink(missing_ok=True)
     said = {"status": status, "failure": failure, "message": message}
     rundir.write_status(run_dir, attempt=attempt, **said)

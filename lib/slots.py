@@ -16,7 +16,7 @@ from pathlib import Path
 ROOT = Path("/")
 AMD_VENDOR = "0x1002"
 # Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
-GPUS = "KABLATE_GPUS"  # tells a task what the runner has set aside for it
+GPUS = "KABLATE_GPUS"  # what is set aside for a task; it compares what torch sees
 VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -125,6 +125,17 @@ def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
     """Whether some GPU serves more than one slot."""
     places = [place_of(slot) for slot in slots if place_of(slot)]
     return len(set(places)) < len(places)
+
+
+def promised(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a run is to find of the GPUs that the environment leaves it."""
+    listed = [environ[name] for name in VISIBLE.values() if environ.get(name)]
+    return {GPUS: listed[0]} if listed else {}
+
+
+def no_gpu() -> dict[str, str]:
+    """A slot that hides every GPU."""
+    return dict.fromkeys(VISIBLE.values(), "")
 
 
 def share_cores(

@@ -9,6 +9,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -18,13 +21,15 @@ from gpt2.configuration import copies, load
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
 from gpt2.schema import Resources
-from lib import rundir
+from lib import engine_ray, rundir
+from lib import slots as places
 from lib.generated import Config
-from lib.process import Patience
-from lib.scheduler import Options
+from lib.process import Attempt, Patience
+from lib.scheduler import Launch, Options
 from lib.trackers import check_installed
 
 EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 6
+WATCH = 10.0  # seconds between looks at somebody else's work
 ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that leave the choice to us
 
 
@@ -74,6 +79,8 @@ def main(arguments: list[str] | None = None) -> int:
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if not (given.budget or given.status or given.stop):
         check_installed(plan.base.resources.trackers)
+        if plan.base.resources.engine == "ray":
+            engine_ray.check_installed()
     if given.list or given.dry_run:
         print(listing.listing(plan, config), end="", flush=True)
         return dry_run(given) if given.dry_run else 0
@@ -107,8 +114,7 @@ def prove(given: argparse.Namespace) -> stage.Proofs:
 
 
 def show_status(plan: Plan) -> int:
-    found = matrix.read_matrix_file(plan.output_dir)
-    print(listing.status_table(plan.output_dir, found["jobs"]), end="")
+    print(status_table(plan), end="")
     for alarm in matrix.alarms(plan.output_dir):
         print(alarm)
     lock = matrix.matrix_lock(plan.output_dir)
@@ -117,12 +123,52 @@ def show_status(plan: Plan) -> int:
     return 0
 
 
+def status_table(plan: Plan) -> str:
+    """How far all runs of the results folder are."""
+    found = matrix.read_matrix_file(plan.output_dir)
+    return listing.status_table(plan.output_dir, found["jobs"])
+
+
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
+    """Run what is missing; with Ray, watch a runner that is at work already."""
+    try:
+        return carry_out(given, config, plan)
+    except rundir.LockHeld as held:
+        if plan.base.resources.engine != "ray" or given.rerun or given.estimate:
+            raise
+        print(f"{held}\nwatching it, which can be ended by Ctrl-C", flush=True)
+        return watch(plan)
+
+
+def watch(plan: Plan) -> int:
+    """Show how far everything is until the runner ends; an exit code like its own."""
+    working, shown = True, ""
+    while working:
+        working = rundir.is_locked(matrix.matrix_lock(plan.output_dir))
+        table = status_table(plan)
+        if table != shown:
+            print(f"\n{table}", end="", flush=True)
+        shown = table
+        time.sleep(WATCH if working else 0)
+    found = statuses(plan)
+    if found["failed"] or found["oom"]:
+        return matrix.EXIT_FAILED
+    return matrix.EXIT_OK if set(found) == {"done"} else EXIT_INTERRUPTED
+
+
+def statuses(plan: Plan) -> Counter[str]:
+    """How many jobs of a plan are in each status."""
+    return Counter(
+        rundir.effective_status(plan.output_dir / job.run_dir) for job in plan.jobs
+    )
+
+
+def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     from lib.progress import make_view
 
     settings = plan.base
-    asked = options(settings.resources, plan.output_dir)
     check_data(plan)
+    asked = options(settings.resources, plan.output_dir)
     files = copies(config)
     with make_view() as view:
         if given.estimate:
@@ -134,10 +180,7 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.estimate:
         print(estimate.render(found), end="")
         return matrix.EXIT_OK if found["seconds"] else matrix.EXIT_FAILED
-    done = sum(
-        rundir.effective_status(plan.output_dir / job.run_dir) == "done"
-        for job in plan.jobs
-    )
+    done = statuses(plan)["done"]
     print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
     if code:
         print("type `make` again to go on with what is missing", file=sys.stderr)
@@ -145,8 +188,11 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 
 
 def options(asked: Resources, output_dir: Path) -> Options:
+    on_ray = asked.engine == "ray"
+    slots, launch = ray_places(asked) if on_ray else (local_slots(asked), Attempt)
     return Options(
-        slots=slots(asked),
+        slots=slots,
+        launch=launch,
         patience=Patience(hang=asked.hang_timeout),
         fail_fast=asked.fail_fast,
         longest_first=asked.parallel_jobs > 1,
@@ -154,9 +200,27 @@ def options(asked: Resources, output_dir: Path) -> Options:
     )
 
 
-def slots(asked: Resources) -> list[dict[str, str]]:
+def ray_places(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
+    """As many places as runs at a time, and how Ray launches a run in one.
+
+    Raises ValueError if no cluster can be reached, or none of its machines is enough.
+    """
+    cluster = engine_ray.Cluster(asked.ray_address)
+    ranks, threads = asked.ddp_gpus_per_job, asked.threads or 1
+    on_gpu = asked.device in ANY_GPU
+    if asked.device == "auto":
+        on_gpu = any("GPU" in machine for machine in cluster.machines())
+    cluster.require(
+        cpus=ranks * (threads + asked.num_workers), gpus=ranks if on_gpu else 0
+    )
+    print(f"the Ray cluster has {cluster.describe()}", flush=True)
+    hidden = {} if on_gpu else places.no_gpu()
+    slot = {"OMP_NUM_THREADS": str(threads), **hidden}
+    return [slot] * asked.parallel_jobs, cluster.launch
+
+
+def local_slots(asked: Resources) -> list[dict[str, str]]:
     """One environment for each run at a time: its GPUs, its share of the cores."""
-    from lib import slots as places
     from lib.provenance import usable_cores
 
     gpus = places.find_gpus(os.environ) if asked.device in ANY_GPU else None

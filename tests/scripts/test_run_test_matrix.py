@@ -21,6 +21,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from lib import rundir
+from tests.lib.test_engine_ray import HAS_RAY
 from tests.scratch import copy_tree
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import (
@@ -159,6 +160,12 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
         (("--overrides", "DATA_DIR=nowhere"), "prepare_data.py"),
         (("--config", "none.py"), "make defconfig-"),
         (("--overrides", "JOBS=0"), "PARALLEL_JOBS"),
+        (("--overrides", "ENGINE=ray GPUS=0"), "Ray deals them out"),
+        pytest.param(
+            ("--list", "--overrides", "ENGINE=ray"),
+            "make setup EXTRAS=ray",
+            marks=pytest.mark.skipif(HAS_RAY, reason="ray is installed"),
+        ),
     ],
 )
 def test_what_cannot_start_says_why(

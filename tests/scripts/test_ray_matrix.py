@@ -1,0 +1,134 @@
+"""A matrix on a Ray cluster of two nodes, both on this machine: nothing is lost."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lib import rundir
+from tests.lib.test_engine_ray import needs_ray
+from tests.scripts.test_run_test_matrix import (
+    ONE_SEED,
+    TINY_RUNS,
+    assert_equal_to,
+    attempts,
+    reached,
+    start,
+    until,
+)
+from tests.tinymatrix import run_matrix
+
+pytestmark = [needs_ray, pytest.mark.slow, pytest.mark.timeout(900)]
+
+ENVIRONMENT = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # all addresses are 127.0.0.1
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "KABLATE_TEST_CHECKPOINT_SECONDS": "1.0",
+}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Any]:
+    """One node with one CPU; tests add and remove others."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in ENVIRONMENT.items():
+            patch.setenv(name, value)
+        from ray.cluster_utils import Cluster
+
+        head = {"num_cpus": 1, "include_dashboard": False}
+        made = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
+        yield made
+        made.shutdown()
+
+
+def patiently(start: Callable[[], Any]) -> Any:
+    """Ray gives a node 30 s to start, which a busy machine may need more than once."""
+    for _ in range(4):
+        try:
+            return start()
+        except Exception as error:
+            if "timed out during startup" not in str(error):
+                raise
+    return start()
+
+
+@pytest.fixture
+def words(cluster: Any) -> Callable[..., tuple[str, str]]:
+    def options(more: str = "") -> tuple[str, str]:
+        place = f"ENGINE=ray RAY_ADDRESS={cluster.address} JOBS=2"
+        return "--overrides", f"{ONE_SEED} {place} {more}".strip()
+
+    return options
+
+
+Words = Callable[..., tuple[str, str]]
+LAST, FIRST = TINY_RUNS  # the longest is started first
+
+
+def both_begun(folder: Path) -> bool:
+    return all(reached(folder, run, 3)() for run in TINY_RUNS)
+
+
+def end_of(process: subprocess.Popen[str]) -> str:
+    return process.communicate(timeout=600)[0]
+
+
+def test_a_node_that_goes_takes_nothing_along(
+    undisturbed: Path, folder: Path, cluster: Any, words: Words
+) -> None:
+    node = patiently(lambda: cluster.add_node(num_cpus=1))
+    process = start(folder, *words())
+    until(lambda: both_begun(folder), 300)
+    cluster.remove_node(node, allow_graceful=False)
+    said = end_of(process)
+    assert process.returncode == 0, said
+    assert said.count("its machine or worker was lost") == 1, said
+    assert "FAILED (killed)" in said and "will be tried again" in said
+    assert sorted(attempts(folder, run) for run in TINY_RUNS) == [1, 2]
+    assert_equal_to(undisturbed, folder)
+
+
+def test_a_killed_driver_leaves_what_the_next_goes_on_with(
+    undisturbed: Path, folder: Path, words: Words
+) -> None:
+    process = start(folder, *words())
+    until(rundir.holder_file(folder / "results" / ".lock").exists)
+    second = start(folder, *words())
+    assert any(FIRST in line for line in second.stdout)
+    until(reached(folder, FIRST, 4), 300)
+    process.kill()
+    end_of(process)
+    watched = end_of(second)  # joined as a mere onlooker
+    assert second.returncode == 3 and LAST in watched
+    done = run_matrix(folder, *words())
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (attempts(folder, FIRST), attempts(folder, LAST)) == (2, 1)
+    assert_equal_to(undisturbed, folder)
+
+
+def test_a_stop_reaches_runs_and_what_still_waits(folder: Path, words: Words) -> None:
+    process = start(folder, *words())
+    until(reached(folder, FIRST, 2), 300)
+    process.send_signal(signal.SIGTERM)
+    said = end_of(process)
+    assert process.returncode == 3, said
+    status = rundir.read_status(folder / "results" / FIRST)
+    assert status["status"] == "interrupted" and status["step"] >= 2
+    assert f"{LAST}: interrupted (it had not begun)" in said
+    waiting = rundir.read_status(folder / "results" / LAST)
+    assert (waiting["status"], waiting["attempt"]) == ("planned", 0)
+
+
+def test_what_no_machine_can_give_is_refused_at_once(
+    folder: Path, words: Words
+) -> None:
+    for asked in ("CPU_THREADS=4", "DEVICE=cuda"):
+        done = run_matrix(folder, *words(asked))
+        assert done.returncode == 2 and "no machine has them" in done.stderr
+        assert "The cluster: 1 CPU, 0 GPU" in done.stderr
+    assert not (folder / "results").exists()
