@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -234,9 +235,20 @@ def local_slots(asked: Resources) -> list[dict[str, str]]:
         raise ValueError(
             f"GPUS={asked.gpus!r}, but with DEVICE={asked.device!r} no GPU can be used"
         )
+    elif asked.device not in ("auto", "cpu") and not torch_sees_a_gpu():
+        raise ValueError(
+            f"DEVICE={asked.device!r}, but torch sees no GPU here: use DEVICE=auto or "
+            "DEVICE=cpu, or install the torch that fits your card and its driver"
+        )
     if asked.threads or "OMP_NUM_THREADS" in os.environ:
         return found
     return places.share_cores(found, usable_cores(), asked.ddp_gpus_per_job)
+
+
+def torch_sees_a_gpu() -> bool:
+    """Asked of a process of its own: the runner itself imports no torch."""
+    program = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def check_data(plan: Plan) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 from lib import rundir
@@ -174,6 +175,14 @@ def test_what_cannot_start_says_why(
     done = look(folder, "--skip-verify", *words)
     assert done.returncode == 2 and says in done.stderr
     assert "Traceback" not in done.stderr and not (folder / "results").exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "rocm", "cuda:0"])
+def test_a_gpu_that_is_not_there_is_told_once(folder: Path, device: str) -> None:
+    done = look(folder, "--skip-verify", "--overrides", f"DEVICE={device}")
+    assert done.returncode == 2 and "torch sees no GPU here" in done.stderr
+    assert not (folder / "results").exists()
 
 
 def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
