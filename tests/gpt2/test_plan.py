@@ -289,7 +289,7 @@ def edited(path: str, value: Any) -> dict[str, Any]:
         ("schema", None, "schema None"),
         ("settings.optim.learning_rate", None, "learning_rate"),
         ("settings.optim.extra", 1, "extra"),
-        ("settings.optim.max_iters", True, "True is no int"),
+        ("settings.optim.max_iters", True, "True is no whole number"),
         ("settings.optim.learning_rate", float("nan"), "not finite|nan"),
         ("settings.mechanisms.attention", "gqa", "none of mha, mla, mla_rope"),
         ("settings.model", None, "model"),

@@ -80,7 +80,7 @@ def test_all_done_then_nothing_to_do(tmp_path: Path) -> None:
     ended: list[str] = []
     code, said, _ = run(tasks, lambda cell: ended.append(cell.task.name))
     assert code == 0 and ended == ["a", "b", "c"]
-    assert "a: done in 0:00:0" in said and "val 0.4000" in said
+    assert "a: done in 0:0" in said and "val 0.4000" in said
     for name in "abc":
         assert status_of(tmp_path, name) == ("done", None, 1)
         assert steps_of(tmp_path, name) == [1, 2, 3, 4, 5]
