@@ -12,7 +12,6 @@ import torch
 
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS
-from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import (
     STEPS,
     assert_same_run,
@@ -28,38 +27,21 @@ from tests.gpt2.tinytraining import (
 )
 
 
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return prepare_texts(tmp_path_factory.mktemp("corpus"), texts(30))
-
-
-@pytest.fixture(scope="module")
-def job(data_dir):
-    return tiny_job(data_dir)
-
-
-@pytest.fixture(scope="module")
-def undisturbed(job, tmp_path_factory):
-    run_dir = tmp_path_factory.mktemp("undisturbed") / "run"
-    finish(job, run_dir)
-    return run_dir
-
-
 @pytest.mark.parametrize("update", [1, 3, 4, 6, 8, STEPS])
-def test_a_kill_before_any_update_changes_nothing(job, undisturbed, tmp_path, update):
+def test_a_kill_before_any_update_changes_nothing(job, done, tmp_path, update):
     run_dir = tmp_path / "run"
     killed = train(job, run_dir, KABLATE_TEST_FAULTS=f"kill@{update}")
     assert killed.process.exitcode == -signal.SIGKILL
     assert status(run_dir)["status"] == "running"
     finish(job, run_dir)
-    assert_same_run(run_dir, undisturbed)
+    assert_same_run(run_dir, done)
     resumed = manifest(run_dir)["resumed"]
     last = (update - 1) // 3 * 3
     assert [entry["step"] for entry in resumed] == ([last] if last else [])
 
 
 def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
-    job, undisturbed, tmp_path
+    job, done, tmp_path
 ):
     run_dir = tmp_path / "run"
     tidy = replace(job, settings=job.settings.replace(keep_checkpoints=False))
@@ -67,8 +49,8 @@ def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
     assert checkpoints(run_dir)  # not done, so it may be gone on with
     finish(tidy, run_dir)
     assert not (run_dir / "ckpt").exists()
-    assert records(run_dir) == records(undisturbed)
-    weights, expected = exported(run_dir)[1], exported(undisturbed)[1]
+    assert records(run_dir) == records(done)
+    weights, expected = exported(run_dir)[1], exported(done)[1]
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
     before = {p: p.stat().st_mtime_ns for p in run_dir.iterdir() if p.name[0] != "."}
     again = train(tidy, run_dir)
@@ -86,18 +68,16 @@ def kill_when_written(job, run_dir, name):
     assert list(folder.glob(".step-*.tmp"))
 
 
-def test_a_kill_while_a_checkpoint_is_written_changes_nothing(
-    job, undisturbed, tmp_path
-):
+def test_a_kill_while_a_checkpoint_is_written_changes_nothing(job, done, tmp_path):
     run_dir = tmp_path / "run"
     kill_when_written(job, run_dir, "model.safetensors")
     kill_when_written(job, run_dir, "state.pt")
     finish(job, run_dir)
     assert not list((run_dir / "ckpt").glob(".*"))
-    assert_same_run(run_dir, undisturbed)
+    assert_same_run(run_dir, done)
 
 
-def test_kills_at_random_moments_change_nothing(job, undisturbed, tmp_path):
+def test_kills_at_random_moments_change_nothing(job, done, tmp_path):
     chance = random.Random(7)
     for trial in range(3):
         run_dir = tmp_path / f"run{trial}"
@@ -105,13 +85,11 @@ def test_kills_at_random_moments_change_nothing(job, undisturbed, tmp_path):
             with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.01"):
                 time.sleep(chance.uniform(0.05, 0.5))
         finish(job, run_dir)
-        assert_same_run(run_dir, undisturbed)
+        assert_same_run(run_dir, done)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(
-    job, undisturbed, tmp_path, number
-):
+def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(job, done, tmp_path, number):
     run_dir = tmp_path / "run"
     with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.02") as training:
         training.wait_until(lambda: records(run_dir, "train") != [])
@@ -124,10 +102,10 @@ def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(
     assert checkpoints(run_dir)[-1] == f"step-{found['step']:06d}"
     assert found["result"] is None
     finish(job, run_dir)
-    assert_same_run(run_dir, undisturbed)
+    assert_same_run(run_dir, done)
 
 
-def test_a_run_whose_parent_is_gone_ends_with_a_checkpoint(job, undisturbed, tmp_path):
+def test_a_run_whose_parent_is_gone_ends_with_a_checkpoint(job, done, tmp_path):
     run_dir = tmp_path / "run"
     with subprocess.Popen(["sleep", "300"]) as parent:
         with running(
@@ -141,7 +119,7 @@ def test_a_run_whose_parent_is_gone_ends_with_a_checkpoint(job, undisturbed, tmp
             assert training.wait() == 3
     assert f"pid {parent.pid}" in status(run_dir)["message"]
     finish(job, run_dir)
-    assert_same_run(run_dir, undisturbed)
+    assert_same_run(run_dir, done)
 
 
 def test_records_of_lost_updates_are_written_once(job, tmp_path):
@@ -153,13 +131,13 @@ def test_records_of_lost_updates_are_written_once(job, tmp_path):
     assert steps == [2, 4, 6, 8, 10, 12]
 
 
-def test_a_finished_run_started_again_stays_as_it_is(job, undisturbed, tmp_path):
+def test_a_finished_run_started_again_stays_as_it_is(job, done, tmp_path):
     run_dir = tmp_path / "run"
     first = finish(job, run_dir)
     again = finish(job, run_dir)
     same = ("val_loss", "tokens", "train_loss", "best_val_loss")
     assert {k: first[k] for k in same} == {k: again[k] for k in same}
-    assert_same_run(run_dir, undisturbed)
+    assert_same_run(run_dir, done)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

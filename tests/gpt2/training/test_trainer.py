@@ -20,7 +20,7 @@ from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from gpt2.training.trainer import Trainer
 from lib.device import select_device
-from tests.gpt2.tinydata import ROOT, prepare_texts, texts
+from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import (
     STEPS,
     checkpoints,
@@ -33,25 +33,6 @@ from tests.gpt2.tinytraining import (
     tiny_job,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return prepare_texts(tmp_path_factory.mktemp("corpus"), texts(30))
-
-
-@pytest.fixture(scope="module")
-def job(data_dir):
-    return tiny_job(data_dir)
-
-
-@pytest.fixture(scope="module")
-def done(job, tmp_path_factory):
-    """The directory of a run that nothing disturbed."""
-    run_dir = tmp_path_factory.mktemp("done") / "run"
-    finish(job, run_dir)
-    return run_dir
-
 
 # ---- what a run leaves ----------------------------------------------------------
 

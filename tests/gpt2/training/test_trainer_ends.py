@@ -2,6 +2,7 @@
 
 import os
 import resource
+import shutil
 import signal
 from dataclasses import replace
 
@@ -20,25 +21,6 @@ from tests.gpt2.tinytraining import (
     tiny_job,
     train,
 )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    return prepare_texts(tmp_path_factory.mktemp("corpus"), texts(30))
-
-
-@pytest.fixture(scope="module")
-def job(data_dir):
-    return tiny_job(data_dir)
-
-
-@pytest.fixture(scope="module")
-def done(job, tmp_path_factory):
-    """The directory of a run that nothing disturbed."""
-    run_dir = tmp_path_factory.mktemp("done") / "run"
-    finish(job, run_dir)
-    return run_dir
-
 
 # ---- how it ends ----------------------------------------------------------------
 
@@ -154,14 +136,15 @@ def test_missing_data_name_the_command_to_run(job, tmp_path):
 
 
 def test_a_directory_of_another_run_is_refused_and_left_alone(data_dir, done, tmp_path):
-    before = status(done)
+    run_dir = shutil.copytree(done, tmp_path / "run")
+    before = status(run_dir)
     other = tiny_job(data_dir, learning_rate=1e-3, batch_size=8)
-    training = train(other, done)
+    training = train(other, run_dir)
     assert training.process.exitcode == 2
     text = training.log
     assert "optim.learning_rate: 0.0006 there, 0.001 asked for" in text
     assert "effective batch: '4 x 2' there, '8 x 2' asked for" in text
-    assert status(done) == before
+    assert status(run_dir) == before
 
 
 def test_data_that_were_prepared_anew_are_refused(job, data_dir, tmp_path):
