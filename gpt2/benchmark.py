@@ -293,7 +293,6 @@ def ratios(row: Row, first: Row) -> Row:
 
 def attention_rows(order: Order) -> Iterator[Row]:
     """Summed kernel time of attention alone, forward and backward, each path."""
-
     device = torch.device("cuda")
     base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {order.settings}")
     for number in order.steps:

@@ -1,14 +1,11 @@
 """lib/kernels/select.py against sorting."""
 
-import os
-import subprocess
-import sys
 from importlib.util import find_spec
 
 import pytest
 import torch
 
-from tests.scratch import ROOT
+from tests.interpreted import interpreted
 
 
 def differences(device: str) -> list[int]:
@@ -34,17 +31,7 @@ def test_thresholds_on_a_gpu() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_thresholds_in_the_interpreter() -> None:
-    # In a process of its own: what Triton compiles to is settled at its import.
     program = (
         "from tests.lib.test_kernels_select import differences as d; print(d('cpu'))"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
-    if "only 0-dimensional arrays" in done.stderr:
-        pytest.skip("Triton's interpreter does not know this numpy; 2.3 will do")
-    assert done.stdout == "[0, 0, 0, 0]\n", done.stderr
+    assert interpreted(program) == "[0, 0, 0, 0]\n"

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
@@ -32,8 +29,8 @@ from gpt2.attend.request import (
 from gpt2.attention import Heads
 from gpt2.schema import WHOLE_CONTEXT
 from tests.gpt2.helpers import generic, normal, tiny_step, tokens_of
+from tests.interpreted import interpreted
 
-ROOT = Path(__file__).resolve().parents[3]
 CPU = Place("cpu", triton=False, compiled=False)
 GPU = Place("cuda", triton=True, compiled=True)
 PLAIN = Request(rows=100, columns=100, widths=(64, 64), dtype=torch.bfloat16)
@@ -253,8 +250,6 @@ def kernel_case(
 
 
 INTERPRETED = """
-import sys
-sys.path.insert(0, sys.argv[1])
 import torch
 from tests.gpt2.attend.test_attend import KERNELS, kernel_case
 for name in KERNELS:
@@ -266,17 +261,7 @@ for name in KERNELS:
 @pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_kernels_in_the_interpreter_equal_the_reference() -> None:
-    # In a process of its own: what Triton compiles to is settled at its import.
-    result = subprocess.run(
-        [sys.executable, "-c", INTERPRETED, str(ROOT)],
-        env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-    )
-    if "only 0-dimensional arrays" in result.stderr:
-        pytest.skip("Triton's interpreter does not know this numpy; 2.3 will do")
-    assert result.returncode == 0, result.stderr
-    found = dict(line.split() for line in result.stdout.splitlines())
+    found = dict(line.split() for line in interpreted(INTERPRETED).splitlines())
     assert set(found) == set(KERNELS)
     wrong = {name: x for name, x in found.items() if not float(x) < 1e-5}
     assert not wrong
