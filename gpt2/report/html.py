@@ -21,6 +21,7 @@ from urllib.parse import quote
 from gpt2.report.arms import Arm
 from gpt2.report.checklist import checklist
 from gpt2.report.curves import AXES, band
+from gpt2.report.estimates import score_lines
 from gpt2.report.gpu_use import PANELS, gpu_use
 from gpt2.report.plots import places, spread
 from gpt2.report.results import Matrix, Run
@@ -109,6 +110,7 @@ def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         columns=columns,
         lines=[_line(line, columns, judged) for line in lines],
         costs=_costs(judged),
+        estimates=score_lines(matrix.estimates),
         has_gpu=bool(gpu),
         picture=lambda chart: _picture(matrix, chart, Markup),
         run_heads=_run_heads(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ import jsonschema
 import pytest
 from rich.console import Console
 
+from gpt2.report.estimates import score_lines
+from gpt2.report.html import html_report
 from gpt2.report.results import Matrix, read_matrix, write_summary
 from gpt2.report.text import markdown_report, terminal_report
 from gpt2.report.verdicts import judge
@@ -72,6 +75,21 @@ def test_terminal_and_markdown_tell_them(results: Path) -> None:
     assert f"{line} (step05-ra/seed1)." in said(matrix)
     assert "Estimated memory against actual, 2 runs: −10.0%" in said(matrix)
     assert line in markdown_report(matrix, judge(matrix), "x")
+
+
+def cost_on_page(matrix: Matrix) -> str:
+    """The section on cost of report.html."""
+    page = html_report(matrix, judge(matrix), "x")
+    return page.partition('id="cost"')[2].partition("</section>")[0]
+
+
+def test_the_page_tells_them_where_it_tells_the_cost(results: Path) -> None:
+    matrix = read_matrix(results)
+    lines = score_lines(matrix.estimates)
+    assert len(lines) == 2
+    assert re.findall(r"Estimated [^<]*", cost_on_page(matrix)) == lines
+    estimate(results, {})
+    assert "Estimated" not in cost_on_page(read_matrix(results))
 
 
 def test_runs_of_other_settings_do_not_count(results: Path) -> None:
