@@ -33,7 +33,8 @@ PEAKS = (
         r"(AMD )?Radeon Pro W7900( Dual Slot)?",
         122.6,
         48,
-        "AMD data sheet: 122.64 TFLOP/s half precision; 96 CU x 512 x 2.495 GHz",
+        "AMD data sheet: 122.64 TFLOP/s half precision; 96 CU x 512 x 2.495 GHz, "
+        "and AMD GPUOpen on the matrix cores of RDNA 4: 512 for RDNA 3 in bf16 too",
     ),
     Peak(
         "RX 7900 XTX",
@@ -118,8 +119,9 @@ PEAKS = (
         "B200",
         r"(NVIDIA )?B200",
         2250.0,
-        180,
-        "NVIDIA DGX B200 data sheet: 36 PFLOP/s sparse and 1440 GB for 8",
+        180,  # 192 are on the package; what is for sale and what a driver shows is less
+        "NVIDIA DGX B200 data sheet: 72 PFLOP/s in FP8, sparse, for 8, so 2250 in "
+        "bf16, dense; DGX B200 user guide: 1440 GB for 8",
     ),
 )
 
