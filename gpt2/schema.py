@@ -573,6 +573,10 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         "Ray deals them out; leave GPUS empty and DEVICE auto, cpu, cuda or rocm",
     )
     yield (
+        r.engine == "ray" and r.jobs_per_gpu > 0,
+        f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray no GPU is shared: leave it 0",
+    )
+    yield (
         not r.output_dir
         or not r.output_dir.isprintable()
         or ".." in PurePath(r.output_dir).parts,

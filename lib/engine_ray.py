@@ -66,7 +66,7 @@ class Cluster:
             ) from error
         self._ray = ray
         self._need: dict[str, float] = {}
-        self._task = ray.remote(_remote_function())
+        self._attend = self._task = ray.remote(_remote_function())
 
     def machines(self) -> list[dict[str, float]]:
         """The resources of each machine that is up, by Ray's names: CPU, GPU."""
@@ -76,7 +76,7 @@ class Cluster:
         """What each run is given. Raises ValueError if no machine has as much, for
         which Ray would wait for ever."""
         self._need = {"CPU": float(cpus), "GPU": float(gpus)}
-        self._task = self._task.options(
+        self._task = self._attend.options(
             num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
         )
         if not self.can_hold():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,9 +19,12 @@ from tests.scripts.test_run_test_matrix import (
     TINY_RUNS,
     assert_equal_to,
     attempts,
+    losses,
     reached,
     start,
+    summary,
     until,
+    weights,
 )
 from tests.tinymatrix import run_matrix
 
@@ -66,6 +71,11 @@ def words(cluster: Any) -> Callable[..., tuple[str, str]]:
     return options
 
 
+# What a run took, which differs from one to the next.
+COSTS = {
+    *("seconds", "mean_epoch_seconds", "step_seconds", "data_wait_share"),
+    *("tokens_per_s", "peak_memory_bytes"),
+}
 Words = Callable[..., tuple[str, str]]
 LAST, FIRST = TINY_RUNS  # the longest is started first
 
@@ -122,6 +132,38 @@ def test_a_stop_reaches_runs_and_what_still_waits(folder: Path, words: Words) ->
     assert f"{LAST}: interrupted (it had not begun)" in said
     waiting = rundir.read_status(folder / "results" / LAST)
     assert (waiting["status"], waiting["attempt"]) == ("planned", 0)
+
+
+def test_ranks_share_a_node_and_train_as_they_do_here(
+    folder: Path, cluster: Any, words: Words, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("KABLATE_TEST_CHECKPOINT_SECONDS")
+    there = Path(shutil.copytree(folder, folder.parent / "there"))
+    asked = "STEPS=5 DDP_GPUS_PER_JOB=2 BATCH_SIZE=1 ACCUMULATION=2"
+    nodes = [patiently(lambda: cluster.add_node(num_cpus=1))]
+    try:  # two CPUs, but not on one machine
+        done = run_matrix(there, *words(asked))
+        assert done.returncode == 2 and "needs 2 CPU, 0 GPU on one" in done.stderr
+        assert "1 CPU, 0 GPU; 1 CPU, 0 GPU" in done.stderr
+        assert not (there / "results").exists()
+        nodes.append(patiently(lambda: cluster.add_node(num_cpus=2)))
+        done = run_matrix(there, *words(asked))
+        assert done.returncode == 0, done.stdout + done.stderr
+    finally:
+        for node in nodes:
+            cluster.remove_node(node, allow_graceful=False)
+    done = run_matrix(folder, "--overrides", f"{ONE_SEED} {asked}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert losses(there, FIRST) == losses(folder, FIRST) != []
+    assert weights(there / "results" / FIRST) == weights(folder / "results" / FIRST)
+    rows, seen = [], []
+    for place in (there, folder):
+        rows.append({k: v for k, v in summary(place)[FIRST].items() if k not in COSTS})
+        found = rundir.read_json(place / "results" / FIRST / "manifest.json")
+        assert (found["world_size"], found["accumulation"]) == (2, 1)
+        told = run_matrix(place, "--status", "--overrides", f"{ONE_SEED} {asked}")
+        seen.append(re.sub(r" +[\d.,]+k?\n", " SPEED\n", told.stdout))
+    assert rows[0] == rows[1] and seen[0] == seen[1] and FIRST in seen[0]
 
 
 def test_what_no_machine_can_give_is_refused_at_once(
