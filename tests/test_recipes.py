@@ -160,7 +160,8 @@ def test_adding_an_optimizer(tree: Path) -> None:
         "from lib.optim.adagrad import adagrad\nfrom lib.optim.adam import",
     )
     menu = "gpt2/Kconfig.training"
-    entry = 'config OPTIMIZER_ADAGRAD\n\tbool "Adagrad"\n\nconfig OPTIMIZER_SGD\n'
+    adagrad = 'config OPTIMIZER_ADAGRAD\n\tbool "Adagrad"\n\thelp\n\t  Its help.\n'
+    entry = f"{adagrad}\nconfig OPTIMIZER_SGD\n"
     replace_once(tree, menu, "config OPTIMIZER_SGD\n", entry)
     value = '\tdefault "adagrad" if OPTIMIZER_ADAGRAD\n\tdefault "sgd" if'
     replace_once(tree, menu, '\tdefault "sgd" if', value)

@@ -11,6 +11,7 @@ import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from kconfiglib import Choice, Symbol
 
 from gpt2.schema import (
     ALIASES,
@@ -109,6 +110,19 @@ def test_every_field_has_a_symbol_of_its_own() -> None:
     assert set(SYMBOL_OF.values()) <= set(tree().symbols)
     assert len(FIELD_OF) == len(SYMBOL_OF) == len(FIELDS)
     assert set(FIELDS) == set(FIELD_TYPES) == set(PART_OF)
+
+
+def test_every_prompt_has_help() -> None:
+    """Members of a choice too: what a menu explains is what the cursor is on."""
+    asked = [node for node in tree().kconf.node_iter() if node.prompt]
+    asked = [node for node in asked if isinstance(node.item, Symbol | Choice)]
+    assert {n.item.name for n in asked} >= {*settable(), "ADAMWPRUNE_BITTER9"}
+    silent = [
+        f"{node.filename}:{node.linenr}: {node.prompt[0]}"
+        for node in asked
+        if len((node.help or "").split()) < 3
+    ]
+    assert not silent
 
 
 def test_kinds_fit_the_types() -> None:
