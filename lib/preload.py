@@ -60,7 +60,9 @@ def serve(channel: int, main: Callable[[Sequence[str]], int], root: Path) -> int
     """
     runner = os.getppid()
     with socket.socket(fileno=channel) as line, line.makefile("r") as requests:
-        if not _is_alone():
+        threads = _threads()
+        if threads > 1:
+            _send(line, f"it has {threads} threads, and no fork would be safe")
             return 1
         _send(line, loaded(root))
         for text in requests:
@@ -79,9 +81,17 @@ def serve(channel: int, main: Callable[[Sequence[str]], int], root: Path) -> int
     return main(request["words"])
 
 
-def _is_alone() -> bool:
-    """Whether this process has one thread, as one that forks must."""
-    return len(os.listdir("/proc/self/task")) == 1
+def _threads() -> int:
+    """Threads of this process that a fork would lose, and itself.
+
+    The pool that OpenBLAS starts when numpy is imported is none of them: before a
+    fork it ends by itself, and comes back where it is used.
+    """
+    child = os.fork()
+    if not child:
+        os._exit(0)
+    os.waitpid(child, 0)
+    return len(os.listdir("/proc/self/task"))
 
 
 def _become(request: Mapping[str, Any], runner: int) -> None:
@@ -179,7 +189,10 @@ class Template:
         if self._line.fileno() < 0:
             raise OSError("the template is closed")
         if self._stamps is None and select.select([self._line], [], [], 0)[0]:
-            self._stamps = {k: tuple(v) for k, v in self._answer().items()}
+            said = self._answer()
+            if isinstance(said, str):
+                raise OSError(said)
+            self._stamps = {k: tuple(v) for k, v in said.items()}
         if self._stamps is None:
             if time.monotonic() - self._began > _IMPORT_PATIENCE:
                 raise OSError("the template does not come to an end of importing")
@@ -222,7 +235,9 @@ class Template:
 class Preload:
     """The template of a runner, made for the first task that can use one."""
 
-    def __init__(self) -> None:
+    def __init__(self, say: Callable[[str], None]) -> None:
+        """say: is told once if there can be none."""
+        self._say = say
         self._template: Template | None = None
         self._has_failed = False
 
@@ -233,8 +248,10 @@ class Preload:
                 self._template = Template(command[:2], environ)
             template = self.template(command, environ)
             return template is None or template.is_ready()
-        except OSError:
+        except OSError as error:
             self.close()
+            if not self._has_failed:
+                self._say(f"each run imports for itself: {error}")
             self._has_failed = True
             return True
 

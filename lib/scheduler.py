@@ -204,7 +204,7 @@ class Scheduler:
         self._look()
         preloads = sum(cell.task.preloads for cell in self._queue)
         if preloads > 1 and self.options.launch is Attempt:
-            self._preload = Preload()
+            self._preload = Preload(self.view.note)
         with self._listening():
             try:
                 while self._turn():

@@ -141,7 +141,7 @@ TEXT = "old"
 """
 
 
-def scripted(root: Path, more: str = "") -> list[Task]:
+def scripted(root: Path, more: str = "", **environ: str) -> list[Task]:
     """Three tasks of a script, the first of which changes what the others import."""
     (root / "said.py").write_text(SAID)
     script = root / "script.py"
@@ -151,7 +151,7 @@ def scripted(root: Path, more: str = "") -> list[Task]:
             name=name,
             command=(sys.executable, str(script), str(root / name)),
             run_dir=root / name,
-            env={"PYTHONPATH": str(root)},
+            env={"PYTHONPATH": str(root), **environ},
             preloads=True,
         )
         for name in "abc"
@@ -165,12 +165,27 @@ def test_changed_sources_are_imported_anew(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "more",
+    ("more", "why"),
     [
-        "assert preload.FLAG not in sys.argv",
-        "from threading import Timer; Timer(0.5, print).start()  # a second thread",
+        ("assert preload.FLAG not in sys.argv", "the template has ended"),
+        (
+            "from threading import Timer; Timer(0.5, print).start()",
+            "it has 2 threads, and no fork would be safe",
+        ),
     ],
 )
-def test_without_a_sound_template_all_is_as_ever(tmp_path: Path, more: str) -> None:
-    assert run(scripted(tmp_path, more))[0] == 0
+def test_without_a_sound_template_all_is_as_ever(
+    tmp_path: Path, more: str, why: str
+) -> None:
+    code, said, _ = run(scripted(tmp_path, more))
+    assert code == 0
     assert log_of(tmp_path, "a").strip() == "old"
+    assert said.count("each run imports for itself") == said.count(why) == 1
+
+
+def test_threads_that_end_at_a_fork_do_not_hinder(tmp_path: Path) -> None:
+    """numpy's import starts a pool of as many threads as OpenBLAS may have."""
+    more = "import numpy; said.TEXT += ' forked' * (preload.FLAG in sys.argv)"
+    tasks = scripted(tmp_path, more, OPENBLAS_NUM_THREADS="2", OMP_NUM_THREADS="2")
+    assert run(tasks)[0] == 0
+    assert log_of(tmp_path, "a").strip() == "old forked"
