@@ -36,8 +36,6 @@ EXIT_USAGE = 2
 
 def preload(channel: int) -> int:
     """Be the template of many runs (lib/preload.py)."""
-    import torch._dynamo  # noqa: F401  # which the first optimizer needs
-
     import gpt2.training.attempt  # noqa: F401
 
     return serve(channel, main, Path(sys.path[0]))

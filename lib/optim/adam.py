@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import torch
-
 from lib.optim.config import OptimConfig
+from lib.optim.eager import Adam, AdamW
 from lib.optim.groups import Group, fused_options
 
 
-def adam(groups: list[Group], config: OptimConfig) -> torch.optim.Adam:
+def adam(groups: list[Group], config: OptimConfig) -> Adam:
     """Adam (Kingma & Ba); its decay is an L2 penalty, g <- g + decay w.
 
     Adam divides that penalty by its own sqrt(v) like any gradient, so the same
     number decays otherwise than in AdamW. That difference is what sets "adam"
     apart from "adamw"; without decay the two are one.
     """
-    return torch.optim.Adam(
+    return Adam(
         groups,
         lr=config.learning_rate,
         betas=config.betas,
@@ -24,12 +23,12 @@ def adam(groups: list[Group], config: OptimConfig) -> torch.optim.Adam:
     )
 
 
-def adamw(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
+def adamw(groups: list[Group], config: OptimConfig) -> AdamW:
     """AdamW (Loshchilov & Hutter): w <- w (1 - lr decay), then Adam's update.
 
     Also AdamWPrune: its update is AdamW's; lib.pruning reads the moments.
     """
-    return torch.optim.AdamW(
+    return AdamW(
         groups,
         lr=config.learning_rate,
         betas=config.betas,
@@ -38,13 +37,13 @@ def adamw(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
     )
 
 
-def adamwadv(groups: list[Group], config: OptimConfig) -> torch.optim.AdamW:
+def adamwadv(groups: list[Group], config: OptimConfig) -> AdamW:
     """AdamW with AMSGrad (Reddi et al.): the denominator never shrinks.
 
     The cosine schedule and the clip at 1.0 that belong to it are the
     trainer's, and every arm has them.
     """
-    return torch.optim.AdamW(
+    return AdamW(
         groups,
         lr=config.learning_rate,
         betas=config.betas,

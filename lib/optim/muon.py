@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lib.optim.config import OptimConfig
+from lib.optim.eager import AdamW, Muon
 from lib.optim.groups import Group, fused_options
 
 
@@ -26,7 +26,7 @@ class MuonAdamW:
     seen by both; `state` is the union of both.
     """
 
-    def __init__(self, muon: torch.optim.Muon, adamw: torch.optim.AdamW) -> None:
+    def __init__(self, muon: Muon, adamw: AdamW) -> None:
         self.muon = muon
         self.adamw = adamw
 
@@ -95,13 +95,13 @@ def muon(
     """Muon (Nesterov, five Newton-Schulz steps in bfloat16) with AdamW beside it."""
     hidden, rest = split_matrices(groups, embeddings)
     return MuonAdamW(
-        torch.optim.Muon(
+        Muon(
             hidden,
             lr=config.learning_rate,
             momentum=config.momentum,
             adjust_lr_fn="match_rms_adamw",
         ),
-        torch.optim.AdamW(
+        AdamW(
             rest,
             lr=config.learning_rate,
             betas=config.betas,

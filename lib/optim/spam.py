@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from lib.optim.config import OptimConfig
+from lib.optim.eager import AdamW
 from lib.optim.groups import Group, fused_options
 
 CLIP_AFTER = 20  # updates of history before a ratio g^2 / v means anything
@@ -46,7 +47,7 @@ def warmup_scale(update: int, interval: int, warmup: int) -> float:
     return 1.0 - WARMUP_DEPTH * (1.0 + cosine) / 2.0
 
 
-class AdamWSPAM(torch.optim.AdamW):
+class AdamWSPAM(AdamW):
     """AdamW that clips spikes and forgets its moments now and then.
 
     Gradients are clipped in place. State per parameter is AdamW's; the phase

@@ -106,7 +106,7 @@ def run_command(
 @cache
 def _server() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.gpt2.tinytraining", "torch._dynamo"])
+    context.set_forkserver_preload(["tests.gpt2.tinytraining"])
     return context
 
 

@@ -1,0 +1,58 @@
+"""torch's optimizers without its compiler: the same updates, and a shorter start."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from lib.optim import eager
+
+KINDS = ["SGD", "Adam", "AdamW", "Muon"]
+
+
+def train(kind: Any, resumed: bool = False) -> tuple[Tensor, dict[str, Any]]:
+    """A matrix after ten updates, of which a second optimizer may do the latter."""
+    start = torch.linspace(-1, 1, 12).reshape(3, 4)
+    weight = start.clone().requires_grad_()
+    optimizer = kind([weight], lr=0.1, weight_decay=0.1)
+    for number in range(10):
+        if resumed and number == 5:
+            state = optimizer.state_dict()
+            optimizer = kind([weight], lr=0.3)
+            optimizer.load_state_dict(state)
+        (weight.exp() @ start.T).sum().backward()
+        optimizer.step()
+        assert weight.requires_grad and weight.grad is not None
+        optimizer.zero_grad()
+        assert weight.grad is None
+    return weight.detach(), optimizer.state_dict()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_bits_are_those_of_torchs_own(name: str) -> None:
+    theirs, state = train(getattr(torch.optim, name))
+    for resumed in (False, True):
+        ours, mine = train(getattr(eager, name), resumed)
+        assert torch.equal(ours, theirs)
+        assert mine.keys() == state.keys()
+        assert mine["param_groups"] == state["param_groups"]
+        for key, value in state["state"].get(0, {}).items():
+            assert torch.equal(torch.as_tensor(mine["state"][0][key]), value)
+
+
+PROGRAM = """
+import sys
+from tests.lib.optim.test_optim_eager import KINDS, eager, train
+for name in KINDS:
+    train(getattr(eager, name), resumed=True)
+raise SystemExit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_the_compiler_is_not_imported() -> None:
+    assert subprocess.run([sys.executable, "-c", PROGRAM]).returncode == 0
