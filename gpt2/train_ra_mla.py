@@ -27,6 +27,7 @@ from gpt2.configuration import load
 from gpt2.lengths import resolve
 from gpt2.plan import Job, job_from_json, make_plan, step_job
 from gpt2.schema import SYMBOL_OF, settings_from
+from lib.ending import run_to_end
 from lib.gpu_env import child_environment
 from lib.preload import FLAG, serve
 from lib.rundir import read_json
@@ -120,4 +121,4 @@ def configured_job(options: argparse.Namespace) -> Job:
 
 if __name__ == "__main__":
     is_template = sys.argv[1:2] == [FLAG]
-    sys.exit(preload(int(sys.argv[2])) if is_template else main())
+    run_to_end(lambda: preload(int(sys.argv[2])) if is_template else main())

@@ -16,6 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt2 import configuration
 from gpt2.ablation import STEPS
 from gpt2.plan import Plan, make_plan, plan_settings
+from lib.ending import run_to_end
 from lib.generated import Config
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -67,4 +68,4 @@ def overfit(plan: Plan) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_to_end(main)

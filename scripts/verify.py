@@ -18,6 +18,7 @@ from gpt2 import configuration
 from gpt2.ablation import STEPS
 from gpt2.plan import Plan, make_plan, only, plan_settings
 from lib.dotconfig import split_overrides
+from lib.ending import run_to_end
 from lib.generated import Config
 from lib.rundir import atomic_write_json
 
@@ -120,4 +121,4 @@ def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Pr
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    run_to_end(main)

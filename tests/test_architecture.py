@@ -33,7 +33,7 @@ TORCH_FREE = {
     *("gpt2.proofs.stage", "gpt2.estimate", "gpt2.lengths", "gpt2.configuration"),
     *("lib.kernel", "lib.slots", "lib.preload", "scripts.print_sbatch"),
     *("gpt2.sharing", "gpt2.report.estimates"),
-    *("lib.attendant", "lib.engine_ray", "lib.extras"),
+    *("lib.attendant", "lib.ending", "lib.engine_ray", "lib.extras"),
     *("scripts.kconfig", "scripts.run_test_matrix", "scripts.report"),
 }
 # Lower layers first: a module imports from its own layer or from those before it.
