@@ -1,33 +1,29 @@
-"""A matrix on disk: its folder, its jobs as tasks, and the run of all of them.
+"""A matrix carried out: its jobs as tasks, proven, shared out, run and summed up.
 
-Torch-free. The folder is the truth: a runner can die at any moment, and the next
-one reads from the folder what is done, what goes on and what comes next.
+Torch-free. What is done and what comes next stands in the folder (gpt2/folder.py).
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import os
-import secrets
-import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from gpt2 import estimate
 from gpt2.budget import budget
+from gpt2.folder import STOP_FILE, check, held, missing, set_aside, update
 from gpt2.lengths import seconds_of
 from gpt2.listing import cells, tokens_of
-from gpt2.plan import Job, Plan, identity_of
+from gpt2.plan import Job, Plan
 from gpt2.proofs.stage import Proofs
-from gpt2.schema import IDENTITY_PARTS, Settings
+from gpt2.schema import Settings
 from gpt2.sharing import at_once, share
-from lib import provenance, rundir
+from lib import rundir
 from lib.process import Task
 from lib.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
 from lib.slots import find_gpus
@@ -35,220 +31,10 @@ from lib.slots import find_gpus
 ROOT = Path(__file__).resolve().parents[1]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
 LAUNCHER = ROOT / "lib" / "launcher.py"
-MATRIX_FILE = "matrix.json"
-MATRIX_LOCK = ".lock"
-STOP_FILE = ".stop"
-MOST_LINES = 40  # of what differs between a folder and a plan
 CERTIFICATES_FILE = "certificates.json"
-REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
 
 
-class MatrixError(ValueError):
-    """The matrix cannot be run as asked; the message says why and the ways out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """A run on disk that is not the run planned for its place."""
-
-    run_dir: str
-    reason: str
-    fields: tuple[tuple[str, Any, Any], ...] = ()
-
-
-# ---- the folder -----------------------------------------------------------------
-
-
-def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
-    """Create the results folder with these files at once, unless it is there.
-
-    Raises MatrixError if something else has its name.
-    """
-    if (output_dir / MATRIX_FILE).is_file():
-        return
-    if output_dir.exists():
-        if not output_dir.is_dir() or not _is_empty(output_dir):
-            raise MatrixError(
-                f"{output_dir} is there and is no results folder (it has no "
-                f"{MATRIX_FILE}); nothing in it was touched. Choose another OUTPUT_DIR"
-            )
-        # perhaps a link or a mounted disk, which nothing can be renamed onto
-        rundir.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
-        return
-    new = output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
-    try:
-        for name, text in files.items():
-            rundir.atomic_write_text(new / name, text)
-        os.rename(new, output_dir)
-        rundir.fsync_directory(output_dir.parent)
-    except OSError as error:
-        shutil.rmtree(new, ignore_errors=True)
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise  # else another runner was quicker, and its lock will say so
-
-
-def _is_empty(folder: Path) -> bool:
-    """But for what a killed writer of MATRIX_FILE left, or a new file system."""
-    return all(
-        path.match(f".{MATRIX_FILE}.*.tmp") or path.name == "lost+found"
-        for path in folder.iterdir()
-    )
-
-
-def matrix_lock(output_dir: Path) -> Path:
-    """The lock that a runner holds."""
-    return output_dir / MATRIX_LOCK
-
-
-def read_matrix_file(output_dir: Path) -> dict[str, Any]:
-    """matrix.json; MatrixError if there is none or it is damaged."""
-    path = output_dir / MATRIX_FILE
-    try:
-        found = rundir.read_json(path)
-    except FileNotFoundError:
-        raise MatrixError(f"nothing was run yet: there is no {path}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("jobs"), list):
-        raise MatrixError(f"{path} is no list of jobs; it was written by no runner")
-    return found
-
-
-def render_matrix_file(
-    plan: Plan, settings: Settings, kept: Sequence[Mapping[str, Any]] = ()
-) -> str:
-    """The text of matrix.json: planned jobs, then those kept from before."""
-    base = identity_of(settings, 0)
-    record = {
-        "schema": rundir.SCHEMA,
-        "updated": rundir.now(),
-        "base": base,
-        "jobs": [job.to_json() for job in plan.jobs] + [dict(job) for job in kept],
-        "left_out": [{"name": x.name, "reason": x.reason} for x in plan.left_out],
-        "provenance": provenance.collect(ROOT),
-    }
-    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-# ---- what is already there ------------------------------------------------------
-
-
-def conflicts(output_dir: Path, jobs: Iterable[Job]) -> list[Conflict]:
-    """Runs on disk that were begun with other settings than are planned now."""
-    found = (_conflict(output_dir / job.run_dir, job) for job in jobs)
-    return [conflict for conflict in found if conflict is not None]
-
-
-def _conflict(run_dir: Path, job: Job) -> Conflict | None:
-    path = run_dir / rundir.JOB_FILE
-    if not path.exists():
-        begun = (run_dir / rundir.STATUS_FILE).exists()
-        reason = f"it was begun, but its {path.name} is missing"
-        return Conflict(job.run_dir, reason) if begun else None
-    try:
-        old = rundir.read_json(path)
-        if old["hash"] == job.hash:
-            return None
-        before = identity_of_json(old)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
-    changed = rundir.diff_fields(before, identity_of(job.settings, job.seed))
-    return Conflict(job.run_dir, "its settings were different", tuple(changed))
-
-
-def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
-    """gpt2.plan.identity_of for a job.json, also one of an older version."""
-    settings = job["settings"]
-    parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
-    place = settings["resources"]
-    effective = place["batch_size"] * place["gradient_accumulation"]
-    return {**parts, "seed": job["seed"], "effective_batch": effective}
-
-
-def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """Jobs of matrix.json that were begun and are not planned now: a run with
-    STEPS=5 does not make the other steps' results disappear."""
-    planned = {job.run_dir for job in jobs}
-    return [
-        old
-        for old in read_matrix_file(output_dir)["jobs"]
-        if isinstance(old, dict)
-        and old.get("run_dir") not in planned
-        and _begun(output_dir, old)
-    ]
-
-
-def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
-    with suppress(ValueError, KeyError, TypeError):
-        run_dir = rundir.safe_join(output_dir, job["run_dir"])
-        return (run_dir / rundir.JOB_FILE).exists()
-    return False
-
-
-def check(output_dir: Path, plan: Plan, settings: Settings) -> None:
-    """Stop before anything starts if old runs do not fit what is planned.
-
-    Raises MatrixError with the field-by-field difference and the ways out.
-    """
-    found = conflicts(output_dir, plan.jobs)
-    lines = _explain(found)
-    if not found and kept_jobs(output_dir, plan.jobs):
-        base = read_matrix_file(output_dir).get("base") or {}
-        changed = rundir.diff_fields(base, identity_of(settings, 0))
-        if changed:
-            lines = [
-                "the other runs in this folder had other settings",
-                *_rows(changed),
-            ]
-    if lines:
-        shown = "\n".join(lines[:MOST_LINES])
-        if len(lines) > MOST_LINES:
-            shown += f"\n    and {len(lines) - MOST_LINES} lines more"
-        raise MatrixError(
-            f"{output_dir} holds runs of other settings; nothing was started.\n"
-            f"{shown}\n"
-            "Ways out: set the fields back, choose another folder with "
-            "OUTPUT_DIR=..., or replace these runs with `make rerun` (which keeps "
-            "the old ones aside)"
-        )
-
-
-def _explain(found: Iterable[Conflict]) -> list[str]:
-    """Each difference once, under the first of the runs that have it."""
-    alike: dict[str, list[Conflict]] = {}
-    for conflict in found:
-        alike.setdefault(f"{conflict.reason}{conflict.fields}", []).append(conflict)
-    lines = []
-    for first, *others in alike.values():
-        more = f" and {len(others)} more" if others else ""
-        lines += [f"{first.run_dir}{more}: {first.reason}", *_rows(first.fields)]
-    return lines
-
-
-def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
-    return [f"    {name:<32} was {old!r}, is now {new!r}" for name, old, new in fields]
-
-
-def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
-    """Move the jobs' run directories away, so that they start anew; (run, new place).
-
-    Nothing is deleted or overwritten. Raises LockHeld if one is running.
-    """
-    moved = []
-    for job in jobs:
-        run_dir = rundir.safe_join(output_dir, job.run_dir)
-        if not run_dir.exists():
-            continue
-        if rundir.is_locked(rundir.run_lock(run_dir)):
-            raise rundir.lock_held(rundir.run_lock(run_dir))
-        number = 1
-        while (place := output_dir / REPLACED / f"{job.run_dir}.{number}").exists():
-            number += 1
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(run_dir, place)
-        moved.append((job.run_dir, place))
-    return moved
-
-
-# ---- running --------------------------------------------------------------------
+# ---- a job as a task ------------------------------------------------------------
 
 
 def task_of(job: Job, output_dir: Path, verified: str) -> Task:
@@ -297,6 +83,9 @@ def _launcher(settings: Settings) -> tuple[str, ...]:
     return (str(LAUNCHER), str(ranks))
 
 
+# ---- running --------------------------------------------------------------------
+
+
 def run(
     plan: Plan,
     settings: Settings,
@@ -313,12 +102,10 @@ def run(
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """
-    root = plan.output_dir
-    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
-    with rundir.lock(matrix_lock(root)):
+    with held(plan, settings, copies) as root:
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
-        _write_files(plan, settings, copies)
+        update(plan, settings, copies)
         stop_file = root / STOP_FILE
         stop_file.unlink(missing_ok=True)
         estimate.require_space(plan, missing(plan), len(options.slots))
@@ -335,24 +122,13 @@ def run(
         return code or (EXIT_FAILED if refused else EXIT_OK)
 
 
-def _write_files(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
-    """Bring the folder's own files up to the plan, if its runs fit it."""
-    root = plan.output_dir
-    check(root, plan, settings)
-    text = render_matrix_file(plan, settings, kept_jobs(root, plan.jobs))
-    for name, content in {**copies, MATRIX_FILE: text}.items():
-        rundir.atomic_write_text(root / name, content)
-
-
 def prepare(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
     """A folder with a job.json for each missing run, for others to carry out.
 
     Raises as run().
     """
-    root = plan.output_dir
-    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
-    with rundir.lock(matrix_lock(root)):
-        _write_files(plan, settings, copies)
+    with held(plan, settings, copies) as root:
+        update(plan, settings, copies)
         for job in missing(plan):
             path = rundir.safe_join(root, job.run_dir) / rundir.JOB_FILE
             rundir.atomic_write_json(path, job.to_json())
@@ -380,9 +156,7 @@ def make_estimate(
 
     Raises as run().
     """
-    root = plan.output_dir
-    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
-    with rundir.lock(matrix_lock(root)), estimate.scratch(root) as name:
+    with held(plan, settings, copies) as root, estimate.scratch(root) as name:
         check(root, plan, settings)
         folder = Path(name)
         firsts = [group[0] for group in cells(plan.jobs)]
@@ -390,17 +164,6 @@ def make_estimate(
         tasks, options = share(tasks, firsts, root, options, view)
         records = estimate.probe(plan, tasks, options, view, folder)
         return estimate.write(root, plan, records, at_once(records, options.slots))
-
-
-def missing(plan: Plan) -> list[Job]:
-    """The jobs of a plan that are not done."""
-    return [job for job in plan.jobs if not _is_done(plan.output_dir / job.run_dir)]
-
-
-def _is_done(run_dir: Path) -> bool:
-    with suppress(OSError, ValueError):
-        return bool(rundir.read_status(run_dir)["status"] == "done")
-    return False
 
 
 def refuse(plan: Plan, proofs: Proofs, view: View) -> list[Job]:
@@ -454,14 +217,3 @@ def _summarise(output_dir: Path) -> None:
     from gpt2.report.results import write_summary
 
     write_summary(output_dir)
-
-
-def ask_to_stop(output_dir: Path) -> str:
-    """Ask the runner of this folder, wherever it runs, to end gracefully; what to
-    tell the user."""
-    path = matrix_lock(output_dir)
-    if not rundir.is_locked(path):
-        return f"no runner is at work in {output_dir}"
-    rundir.atomic_write_text(output_dir / STOP_FILE, "")
-    held = rundir.lock_held(path)
-    return f"asked pid {held.pid} on {held.host} to write checkpoints and stop"

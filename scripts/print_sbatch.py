@@ -20,6 +20,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import matrix
 from gpt2.configuration import copies, load
+from gpt2.folder import missing
 from gpt2.plan import Plan, make_plan, only
 from lib import rundir
 
@@ -79,7 +80,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def render(plan: Plan, options: list[str]) -> str:
     """The batch script over the runs of a plan that are not done."""
-    jobs = matrix.missing(plan)
+    jobs = missing(plan)
     if not jobs:
         raise ValueError(f"{plan.output_dir}: every run is done; nothing to submit")
     task = matrix.task_of(jobs[0], plan.output_dir, "skipped")

@@ -17,7 +17,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import estimate, listing, matrix
+from gpt2 import estimate, folder, listing, matrix
 from gpt2.configuration import copies, load
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
@@ -91,7 +91,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.status:
         return show_status(plan)
     if given.stop:
-        print(matrix.ask_to_stop(plan.output_dir))
+        print(folder.ask_to_stop(plan.output_dir))
         return 0
     return run(given, config, plan)
 
@@ -118,7 +118,7 @@ def show_status(plan: Plan) -> int:
     print(status_table(plan), end="")
     for alarm in matrix.alarms(plan.output_dir):
         print(alarm)
-    lock = matrix.matrix_lock(plan.output_dir)
+    lock = folder.matrix_lock(plan.output_dir)
     running = rundir.is_locked(lock)
     print(str(rundir.lock_held(lock)) if running else "no runner is at work here")
     return 0
@@ -126,7 +126,7 @@ def show_status(plan: Plan) -> int:
 
 def status_table(plan: Plan) -> str:
     """How far all runs of the results folder are."""
-    found = matrix.read_matrix_file(plan.output_dir)
+    found = folder.read_matrix_file(plan.output_dir)
     return listing.status_table(plan.output_dir, found["jobs"])
 
 
@@ -145,7 +145,7 @@ def watch(plan: Plan) -> int:
     """Show how far everything is until the runner ends; an exit code like its own."""
     working, shown = True, ""
     while working:
-        working = rundir.is_locked(matrix.matrix_lock(plan.output_dir))
+        working = rundir.is_locked(folder.matrix_lock(plan.output_dir))
         table = status_table(plan)
         if table != shown:
             print(f"\n{table}", end="", flush=True)
@@ -197,7 +197,7 @@ def options(asked: Resources, output_dir: Path) -> Options:
         patience=Patience(hang=asked.hang_timeout),
         fail_fast=asked.fail_fast,
         longest_first=asked.parallel_jobs > 1,
-        stop_file=output_dir / matrix.STOP_FILE,
+        stop_file=output_dir / folder.STOP_FILE,
     )
 
 

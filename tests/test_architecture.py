@@ -23,7 +23,7 @@ TORCH_FREE = {
     *("lib.rundir", "lib.provenance", "lib.scheduler", "lib.process", "lib.progress"),
     *("lib.runlog", "lib.stats", "lib.gpu_monitor", "lib.house_rules", "lib.untrusted"),
     *("gpt2.schema", "gpt2.ablation", "gpt2.plan", "gpt2.budget", "gpt2.matrix"),
-    "gpt2.memory",
+    *("gpt2.memory", "gpt2.folder"),
     *(
         "gpt2.listing",
         "gpt2.report.results",

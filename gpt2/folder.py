@@ -1,0 +1,282 @@
+"""The results folder of a matrix: what it is to hold, what it holds already, who is
+at work in it.
+
+Torch-free. The folder is the truth: a runner can die at any moment, and the next
+one reads from the folder what is done, what goes on and what comes next.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan import Job, Plan, identity_of
+from gpt2.schema import IDENTITY_PARTS, Settings
+from lib import provenance, rundir
+
+ROOT = Path(__file__).resolve().parents[1]
+MATRIX_FILE = "matrix.json"
+MATRIX_LOCK = ".lock"
+STOP_FILE = ".stop"
+MOST_LINES = 40  # of what differs between a folder and a plan
+REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
+
+
+class MatrixError(ValueError):
+    """The matrix cannot be run as asked; the message says why and the ways out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A run on disk that is not the run planned for its place."""
+
+    run_dir: str
+    reason: str
+    fields: tuple[tuple[str, Any, Any], ...] = ()
+
+
+# ---- the folder -----------------------------------------------------------------
+
+
+def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
+    """Create the results folder with these files at once, unless it is there.
+
+    Raises MatrixError if something else has its name.
+    """
+    if (output_dir / MATRIX_FILE).is_file():
+        return
+    if output_dir.exists():
+        if not output_dir.is_dir() or not _is_empty(output_dir):
+            raise MatrixError(
+                f"{output_dir} is there and is no results folder (it has no "
+                f"{MATRIX_FILE}); nothing in it was touched. Choose another OUTPUT_DIR"
+            )
+        # perhaps a link or a mounted disk, which nothing can be renamed onto
+        rundir.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
+        return
+    new = output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        for name, text in files.items():
+            rundir.atomic_write_text(new / name, text)
+        os.rename(new, output_dir)
+        rundir.fsync_directory(output_dir.parent)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise  # else another runner was quicker, and its lock will say so
+
+
+def _is_empty(folder: Path) -> bool:
+    """But for what a killed writer of MATRIX_FILE left, or a new file system."""
+    return all(
+        path.match(f".{MATRIX_FILE}.*.tmp") or path.name == "lost+found"
+        for path in folder.iterdir()
+    )
+
+
+def matrix_lock(output_dir: Path) -> Path:
+    """The lock that a runner holds."""
+    return output_dir / MATRIX_LOCK
+
+
+@contextmanager
+def held(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> Iterator[Path]:
+    """The folder of a plan, created unless it is there, under its runner's lock.
+
+    copies: files to put beside matrix.json (config.py, .config), name -> text.
+    Raises MatrixError, and LockHeld if another runner is at work here.
+    """
+    root = plan.output_dir
+    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
+    with rundir.lock(matrix_lock(root)):
+        yield root
+
+
+def read_matrix_file(output_dir: Path) -> dict[str, Any]:
+    """matrix.json; MatrixError if there is none or it is damaged."""
+    path = output_dir / MATRIX_FILE
+    try:
+        found = rundir.read_json(path)
+    except FileNotFoundError:
+        raise MatrixError(f"nothing was run yet: there is no {path}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("jobs"), list):
+        raise MatrixError(f"{path} is no list of jobs; it was written by no runner")
+    return found
+
+
+def render_matrix_file(
+    plan: Plan, settings: Settings, kept: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The text of matrix.json: planned jobs, then those kept from before."""
+    base = identity_of(settings, 0)
+    record = {
+        "schema": rundir.SCHEMA,
+        "updated": rundir.now(),
+        "base": base,
+        "jobs": [job.to_json() for job in plan.jobs] + [dict(job) for job in kept],
+        "left_out": [{"name": x.name, "reason": x.reason} for x in plan.left_out],
+        "provenance": provenance.collect(ROOT),
+    }
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# ---- what is already there ------------------------------------------------------
+
+
+def conflicts(output_dir: Path, jobs: Iterable[Job]) -> list[Conflict]:
+    """Runs on disk that were begun with other settings than are planned now."""
+    found = (_conflict(output_dir / job.run_dir, job) for job in jobs)
+    return [conflict for conflict in found if conflict is not None]
+
+
+def _conflict(run_dir: Path, job: Job) -> Conflict | None:
+    path = run_dir / rundir.JOB_FILE
+    if not path.exists():
+        begun = (run_dir / rundir.STATUS_FILE).exists()
+        reason = f"it was begun, but its {path.name} is missing"
+        return Conflict(job.run_dir, reason) if begun else None
+    try:
+        old = rundir.read_json(path)
+        if old["hash"] == job.hash:
+            return None
+        before = identity_of_json(old)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
+    changed = rundir.diff_fields(before, identity_of(job.settings, job.seed))
+    return Conflict(job.run_dir, "its settings were different", tuple(changed))
+
+
+def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
+    """gpt2.plan.identity_of for a job.json, also one of an older version."""
+    settings = job["settings"]
+    parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
+    place = settings["resources"]
+    effective = place["batch_size"] * place["gradient_accumulation"]
+    return {**parts, "seed": job["seed"], "effective_batch": effective}
+
+
+def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """Jobs of matrix.json that were begun and are not planned now: a run with
+    STEPS=5 does not make the other steps' results disappear."""
+    planned = {job.run_dir for job in jobs}
+    return [
+        old
+        for old in read_matrix_file(output_dir)["jobs"]
+        if isinstance(old, dict)
+        and old.get("run_dir") not in planned
+        and _begun(output_dir, old)
+    ]
+
+
+def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
+    with suppress(ValueError, KeyError, TypeError):
+        run_dir = rundir.safe_join(output_dir, job["run_dir"])
+        return (run_dir / rundir.JOB_FILE).exists()
+    return False
+
+
+def check(output_dir: Path, plan: Plan, settings: Settings) -> None:
+    """Stop before anything starts if old runs do not fit what is planned.
+
+    Raises MatrixError with the field-by-field difference and the ways out.
+    """
+    found = conflicts(output_dir, plan.jobs)
+    lines = _explain(found)
+    if not found and kept_jobs(output_dir, plan.jobs):
+        base = read_matrix_file(output_dir).get("base") or {}
+        changed = rundir.diff_fields(base, identity_of(settings, 0))
+        if changed:
+            lines = [
+                "the other runs in this folder had other settings",
+                *_rows(changed),
+            ]
+    if lines:
+        shown = "\n".join(lines[:MOST_LINES])
+        if len(lines) > MOST_LINES:
+            shown += f"\n    and {len(lines) - MOST_LINES} lines more"
+        raise MatrixError(
+            f"{output_dir} holds runs of other settings; nothing was started.\n"
+            f"{shown}\n"
+            "Ways out: set the fields back, choose another folder with "
+            "OUTPUT_DIR=..., or replace these runs with `make rerun` (which keeps "
+            "the old ones aside)"
+        )
+
+
+def _explain(found: Iterable[Conflict]) -> list[str]:
+    """Each difference once, under the first of the runs that have it."""
+    alike: dict[str, list[Conflict]] = {}
+    for conflict in found:
+        alike.setdefault(f"{conflict.reason}{conflict.fields}", []).append(conflict)
+    lines = []
+    for first, *others in alike.values():
+        more = f" and {len(others)} more" if others else ""
+        lines += [f"{first.run_dir}{more}: {first.reason}", *_rows(first.fields)]
+    return lines
+
+
+def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return [f"    {name:<32} was {old!r}, is now {new!r}" for name, old, new in fields]
+
+
+def update(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
+    """Bring the folder's own files up to the plan, if its runs fit it."""
+    root = plan.output_dir
+    check(root, plan, settings)
+    text = render_matrix_file(plan, settings, kept_jobs(root, plan.jobs))
+    for name, content in {**copies, MATRIX_FILE: text}.items():
+        rundir.atomic_write_text(root / name, content)
+
+
+def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
+    """Move the jobs' run directories away, so that they start anew; (run, new place).
+
+    Nothing is deleted or overwritten. Raises LockHeld if one is running.
+    """
+    moved = []
+    for job in jobs:
+        run_dir = rundir.safe_join(output_dir, job.run_dir)
+        if not run_dir.exists():
+            continue
+        if rundir.is_locked(rundir.run_lock(run_dir)):
+            raise rundir.lock_held(rundir.run_lock(run_dir))
+        number = 1
+        while (place := output_dir / REPLACED / f"{job.run_dir}.{number}").exists():
+            number += 1
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.rename(run_dir, place)
+        moved.append((job.run_dir, place))
+    return moved
+
+
+def missing(plan: Plan) -> list[Job]:
+    """The jobs of a plan that are not done."""
+    return [job for job in plan.jobs if not _is_done(plan.output_dir / job.run_dir)]
+
+
+def _is_done(run_dir: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(rundir.read_status(run_dir)["status"] == "done")
+    return False
+
+
+# ---- who is at work -------------------------------------------------------------
+
+
+def ask_to_stop(output_dir: Path) -> str:
+    """Ask the runner of this folder, wherever it runs, to end gracefully; what to
+    tell the user."""
+    path = matrix_lock(output_dir)
+    if not rundir.is_locked(path):
+        return f"no runner is at work in {output_dir}"
+    rundir.atomic_write_text(output_dir / STOP_FILE, "")
+    runner = rundir.lock_held(path)
+    return f"asked pid {runner.pid} on {runner.host} to write checkpoints and stop"

@@ -1,0 +1,266 @@
+"""gpt2/folder.py: the results folder, what is already there, and what stays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2.folder import (
+    MATRIX_FILE,
+    STOP_FILE,
+    MatrixError,
+    ask_to_stop,
+    check,
+    kept_jobs,
+    matrix_lock,
+    open_folder,
+    read_matrix_file,
+    render_matrix_file,
+    set_aside,
+)
+from gpt2.matrix import task_of
+from gpt2.plan import Plan, make_plan
+from gpt2.schema import Settings, settings_from
+from lib import rundir
+from tests.tinymatrix import TINY, write_config
+
+Make = Callable[..., tuple[Plan, Settings]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Plan and settings of TINY with lines replaced; paths are in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def plan(**lines: str) -> tuple[Plan, Settings]:
+        text = "".join(
+            next(
+                (f"CONFIG_{k}={v}" for k, v in lines.items() if f"_{k}=" in line), line
+            )
+            + "\n"
+            for line in TINY.splitlines()
+        )
+        config = write_config(tmp_path, text)
+        return make_plan(config), settings_from(config)
+
+    return plan
+
+
+def create(plan: Plan, settings: Settings) -> None:
+    files = {
+        "config.py": "",
+        MATRIX_FILE: render_matrix_file(plan, settings),
+    }
+    open_folder(plan.output_dir, files)
+
+
+def begin(plan: Plan, *which: int) -> None:
+    """As if these jobs had been started."""
+    for number in which:
+        task = task_of(plan.jobs[number], plan.output_dir, "passed")
+        for name, text in task.files.items():
+            rundir.atomic_write_text(task.run_dir / name, text)
+        rundir.write_status(task.run_dir, status="interrupted")
+
+
+# ---- the folder -----------------------------------------------------------------
+
+
+def test_the_folder_appears_whole(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    names = sorted(p.name for p in plan.output_dir.iterdir())
+    assert names == ["config.py", "matrix.json"]
+    found = read_matrix_file(plan.output_dir)
+    assert [job["run_dir"] for job in found["jobs"]] == [
+        "step00-baseline/seed1",
+        "step00-baseline/seed2",
+        "step05-ra/seed1",
+        "step05-ra/seed2",
+    ]
+    assert found["provenance"]["packages"]["torch"]
+    assert not list(plan.output_dir.parent.glob(".results*"))
+
+
+def test_an_existing_matrix_is_not_touched(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    before = (plan.output_dir / MATRIX_FILE).read_bytes()
+    open_folder(plan.output_dir, {MATRIX_FILE: "other"})
+    assert (plan.output_dir / MATRIX_FILE).read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_refused(make: Make) -> None:
+    plan, settings = make()
+    plan.output_dir.mkdir()
+    (plan.output_dir / "thesis.tex").write_text("years of work")
+    with pytest.raises(MatrixError, match="no results folder.*OUTPUT_DIR"):
+        create(plan, settings)
+    assert [p.name for p in plan.output_dir.iterdir()] == ["thesis.tex"]
+
+
+def test_an_empty_folder_is_used_be_it_a_link(make: Make, tmp_path: Path) -> None:
+    plan, settings = make()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".matrix.json.0123.tmp").touch()  # a killed writer's
+    plan.output_dir.symlink_to(tmp_path / "elsewhere")
+    create(plan, settings)
+    assert (tmp_path / "elsewhere" / MATRIX_FILE).exists()
+    assert plan.output_dir.is_symlink()
+
+
+def test_of_many_at_once_one_makes_the_folder(tmp_path: Path) -> None:
+    folder, barrier = tmp_path / "results", threading.Barrier(8)
+
+    def create_it(n: int) -> None:
+        barrier.wait()
+        open_folder(folder, {MATRIX_FILE: str(n), "config.py": str(n)})
+
+    threads = [threading.Thread(target=create_it, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    texts = {(folder / name).read_text() for name in (MATRIX_FILE, "config.py")}
+    assert len(texts) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
+# ---- what is already there ------------------------------------------------------
+
+
+def test_the_same_plan_does_not_conflict(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0, 3)
+    check(plan.output_dir, plan, settings)
+    other, other_settings = make(BATCH_SIZE="1", GPT2_GRADIENT_ACCUMULATION="2")
+    check(other.output_dir, other, other_settings)  # the same effective batch
+
+
+def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0, 1)
+    changed = {"GPT2_MAX_ITERS": "20", "GPT2_N_EMBD": "32", "BATCH_SIZE": "4"}
+    plan, settings = make(**changed)
+    with pytest.raises(MatrixError) as caught:
+        check(plan.output_dir, plan, settings)
+    said = str(caught.value)
+    for part in (
+        "nothing was started",
+        "step00-baseline/seed1",
+        "optim.max_iters                  was 10, is now 20",
+        "model.n_embd                     was 16, is now 32",
+        "effective_batch                  was 2, is now 4",
+        "OUTPUT_DIR=",
+        "make rerun",
+    ):
+        assert part in said
+    assert "step00-baseline/seed1 and 1 more: " in said, "alike, so told once"
+    assert said.count("optim.max_iters") == 1
+    assert "step05-ra" not in said  # never begun, so nothing to lose
+
+
+def test_runs_outside_the_plan_count_too(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 3)
+    only, only_settings = make(RA_MLA_ABLATION_STEPS='"0"')
+    check(only.output_dir, only, only_settings)
+    changed, changed_settings = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
+    with pytest.raises(MatrixError, match="other runs.*\n.*max_iters.*was 10"):
+        check(changed.output_dir, changed, changed_settings)
+
+
+def test_a_smaller_plan_keeps_what_was_begun(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 1, 3)
+    only, _ = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
+    kept = kept_jobs(only.output_dir, only.jobs)
+    assert [job["run_dir"] for job in kept] == [
+        "step00-baseline/seed2",
+        "step05-ra/seed2",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"hash": "x"}'])
+def test_a_damaged_job_file_stops(make: Make, text: str) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    (plan.output_dir / plan.jobs[0].run_dir / "job.json").write_text(text)
+    with pytest.raises(MatrixError, match="seed1: its job.json is damaged"):
+        check(plan.output_dir, plan, settings)
+
+
+def test_a_run_without_its_job_file_stops(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    (plan.output_dir / plan.jobs[0].run_dir / "job.json").unlink()
+    with pytest.raises(MatrixError, match="its job.json is missing"):
+        check(plan.output_dir, plan, settings)
+
+
+def test_hostile_paths_in_matrix_json_are_not_followed(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    outside = plan.output_dir.parent / "outside"
+    rundir.atomic_write_json(outside / "job.json", {})
+    found: dict[str, Any] = read_matrix_file(plan.output_dir)
+    found["jobs"] = [{"run_dir": "../outside"}, {"run_dir": str(outside)}, {}, 7]
+    rundir.atomic_write_json(plan.output_dir / MATRIX_FILE, found)
+    assert kept_jobs(plan.output_dir, plan.jobs) == []
+
+
+# ---- set aside and stop ---------------------------------------------------------
+
+
+def test_set_aside_overwrites_nothing(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    places = []
+    for _ in range(2):
+        begin(plan, 0)
+        places += set_aside(plan.output_dir, plan.jobs)
+    aside = plan.output_dir / ".replaced" / "step00-baseline"
+    assert [place for _, place in places] == [aside / "seed1.1", aside / "seed1.2"]
+    assert all((place / "job.json").exists() for _, place in places)
+    assert not (plan.output_dir / plan.jobs[0].run_dir).exists()
+    check(plan.output_dir, plan, settings)
+
+
+def test_a_running_job_is_not_set_aside(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    run_dir = plan.output_dir / plan.jobs[0].run_dir
+    with rundir.lock(rundir.run_lock(run_dir)), pytest.raises(rundir.LockHeld):
+        set_aside(plan.output_dir, plan.jobs)
+    assert (run_dir / "job.json").exists()
+
+
+def test_asking_to_stop_needs_a_runner(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    stop = plan.output_dir / STOP_FILE
+    assert "no runner is at work" in ask_to_stop(plan.output_dir)
+    assert not stop.exists()
+    with rundir.lock(matrix_lock(plan.output_dir)):
+        assert "asked pid" in ask_to_stop(plan.output_dir)
+    assert stop.exists()
+
+
+def test_a_matrix_file_that_is_none(make: Make) -> None:
+    plan, _ = make()
+    with pytest.raises(MatrixError, match="nothing was run yet"):
+        read_matrix_file(plan.output_dir)
+    rundir.atomic_write_text(plan.output_dir / MATRIX_FILE, "[]")
+    with pytest.raises(MatrixError, match="no list of jobs"):
+        read_matrix_file(plan.output_dir)
