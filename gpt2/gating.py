@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gpt2.attend.request import Statistic
 from gpt2.context import LayerCache
+from gpt2.hidden import Hidden, read
 from gpt2.schema import Settings
 
 OPEN = 2.0  # initial gate bias: sigmoid(2) = 0.88, nearly open
@@ -52,10 +53,10 @@ class MlpGate(nn.Module):
         self.bias = nn.Parameter(torch.full((m.n_head,), OPEN))
 
     def forward(
-        self, hidden: Tensor, cache: LayerCache | None = None, position: int = 0
+        self, hidden: Hidden, cache: LayerCache | None = None, position: int = 0
     ) -> Tensor:
         """Gates [B, S, H] from hidden states [B, S, M]."""
-        low = self.down(hidden)
+        low = read(hidden, "gate", self.down.weight)
         if self.pooled:
             low = self._prefix_mean(low, cache, position)
         return torch.sigmoid(self.up(low) + self.bias)

@@ -13,7 +13,10 @@ from gpt2.attend.request import place_of_tensor
 from gpt2.attention import AttentionSide
 from gpt2.context import BlockContext, LayerCache
 from gpt2.gating import MlpGate
+from gpt2.hidden import Factored, Hidden, added, read
 from gpt2.schema import Settings
+
+SMALLEST_SUM = 1e-12  # of kept weights, to divide by
 
 
 class CrossToken(nn.Module):
@@ -28,14 +31,15 @@ class CrossToken(nn.Module):
         self.up = nn.Linear(x.cross_rank, m.mlp_width, bias=False)
 
     def forward(
-        self, hidden: Tensor, weights: Tensor, cache: LayerCache | None = None
-    ) -> Tensor:
+        self, hidden: Hidden, weights: Tensor, cache: LayerCache | None = None
+    ) -> Hidden:
         """hidden [B, S, M], weights [B, S, N] -> [B, S, M]."""
-        low = self.down(hidden)  # V commutes with the sum: rank R is summed, not M
+        low = read(hidden, "cross", self.down.weight)  # summed at rank R, not M
         if cache is not None:
             low = cache.extend("cross", low, 1)
         kept = keep_weights(weights, self.select, self.topk, self.tau, self.renorm)
-        return hidden + self.mix * self.up(kept.to(low.dtype) @ low)
+        summed = kept.to(low.dtype) @ low
+        return added(hidden, summed, self.up.weight, self.mix)
 
 
 def keep_weights(
@@ -45,29 +49,28 @@ def keep_weights(
 
     weights [B, S, N] with zeros where j > i; gradients flow through what is
     kept. All that equal the k-th largest stay, so that no path has to choose
-    among equals. The rms is over the visible part of the row.
+    among equals. The rms is over the visible part of the row. The kernel gives
+    the type of autocast's products, everything else that of the weights.
     """
+    if place_of_tensor(weights).triton and weights.dtype == torch.float32:
+        from lib.kernels.select import keep
+
+        kind = torch.get_autocast_dtype(weights.device.type)
+        mixed = torch.is_autocast_enabled(weights.device.type)
+        dtype = kind if mixed else torch.float32
+        least = topk if select == "topk" else 0
+        return keep(weights, least, tau if select == "rms" else 0.0, renorm, dtype)
     rows, columns = weights.shape[-2:]
     if select == "topk" and topk < columns:
-        least = _kth_largest(weights.detach(), topk)
-        weights = weights.masked_fill(weights < least, 0.0)
+        least_kept = weights.detach().topk(topk, dim=-1).values[..., -1:]
+        weights = weights.masked_fill(weights < least_kept, 0.0)
     elif select == "rms":
         visible = row_positions(rows, columns, weights.device) + 1
         rms = (weights.square().sum(-1, keepdim=True) / visible).sqrt()
         weights = weights * (weights >= tau * rms).to(weights.dtype)
     if renorm:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(1e-12)
+        weights = weights / weights.sum(-1, keepdim=True).clamp_min(SMALLEST_SUM)
     return weights
-
-
-def _kth_largest(weights: Tensor, k: int) -> Tensor:
-    """[B, S, N] -> [B, S, 1]; by a kernel where there is one."""
-    if place_of_tensor(weights).triton and weights.dtype == torch.float32:
-        from lib.kernels.select import kth_largest
-
-        found: Tensor = kth_largest(weights, k)
-        return found
-    return weights.topk(k, dim=-1).values[..., -1:]
 
 
 class LatentExchange(nn.Module):
@@ -95,24 +98,28 @@ class LatentExchange(nn.Module):
         down = nn.Linear(m.mlp_width, x.latent_dim, bias=False) if owns_down else None
         self.down = down
 
-    def add(self, hidden: Tensor, key_latent: Tensor) -> Tensor:
+    def add(self, hidden: Hidden, key_latent: Tensor) -> Hidden:
         """hidden [B, S, M] with this block's key latent [B, S, L] added."""
         if self.kind == "per_head_scalar":
             scaled = key_latent * self.up_scale[self._chunk(key_latent)]
-            return hidden + self.mix * F.linear(scaled, self.basis)
-        return hidden + self.mix * self.up(key_latent)
+            return added(hidden, scaled, self.basis, self.mix)
+        return added(hidden, key_latent, self.up.weight, self.mix)
 
-    def give(self, hidden: Tensor) -> Tensor | None:
+    def reader(self) -> Tensor:
+        """What ``give`` reads with, [L, M]."""
+        if self.kind == "per_head_scalar":
+            return self.basis.T
+        return self.up.weight.T if self.down is None else self.down.weight
+
+    def give(self, hidden: Hidden) -> Tensor | None:
         """[B, S, M] -> [B, S, L] for the next block; None from the last."""
         if not self.produces:
             return None
+        low = read(hidden, "latent", self.reader())
         if self.kind == "per_head_scalar":
             assert self.down_scale is not None, "a producer without its scalars"
-            low = F.linear(hidden, self.basis.T)
-            return low * self.down_scale[self._chunk(low)]
-        if self.down is not None:
-            return self.down(hidden)
-        return F.linear(hidden, self.up.weight.T)
+            low = low * self.down_scale[self._chunk(low)]
+        return low
 
     def _chunk(self, like: Tensor) -> Tensor:
         return torch.as_tensor(self.chunks, device=like.device)
@@ -144,6 +151,9 @@ class MLP(nn.Module):
         self.gate = MlpGate(settings) if x.mlp_gate and produces else None
         self.proj = nn.Linear(m.mlp_width, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
+        literal = settings.resources.attention_backend == "reference"
+        mechanisms = (self.exchange, self.cross, self.gate)
+        self.factors = not literal and any(x is not None for x in mechanisms)
 
     def forward(
         self,
@@ -154,7 +164,7 @@ class MLP(nn.Module):
         position: int = 0,
     ) -> MlpResult:
         """x [B, S, E], normed; ``side`` from this block's attention."""
-        hidden = F.gelu(self.fc(x), approximate="tanh")
+        hidden = self._hidden(x, cache)
         if self.exchange is not None:
             assert side.key_latent is not None, (
                 "latent reciprocity reads the key latent, which this block's "
@@ -171,4 +181,25 @@ class MLP(nn.Module):
             mlp_gate=None if self.gate is None else self.gate(hidden, cache, position),
             mlp_latent=None if self.exchange is None else self.exchange.give(hidden),
         )
-        return MlpResult(self.dropout(self.proj(hidden)), ctx)
+        return MlpResult(self.dropout(self._project(hidden)), ctx)
+
+    def _hidden(self, x: Tensor, cache: LayerCache | None) -> Hidden:
+        """The hidden state; on a GPU factored if mechanisms read it or add to it."""
+        hidden = F.gelu(self.fc(x), approximate="tanh")
+        few = cache is not None  # tokens: products of matrices would not pay
+        if not self.factors or few or not place_of_tensor(x).triton:
+            return hidden
+        readers = {}  # in the order in which they read
+        if self.cross is not None:
+            readers["cross"] = self.cross.down.weight
+        if self.gate is not None:
+            readers["gate"] = self.gate.down.weight
+        if self.exchange is not None and self.exchange.produces:
+            readers["latent"] = self.exchange.reader()
+        return Factored(hidden, {**readers, "proj": self.proj.weight})
+
+    def _project(self, hidden: Hidden) -> Tensor:
+        if isinstance(hidden, Tensor):
+            return self.proj(hidden)
+        out, bias = hidden.read("proj"), self.proj.bias
+        return out if bias is None else out + bias.to(out.dtype)

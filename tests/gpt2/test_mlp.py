@@ -138,6 +138,7 @@ def test_latent_exchange_equals_the_loops(kind: str, heads: int) -> None:
     exchange = exchange_of(kind, n_head=heads)
     hidden, latent = normal(3, 7, 11), normal(3, 7, 6, seed=1)
     ours = exchange.add(hidden, latent)
+    assert isinstance(ours, Tensor)
     up, down = naive_pair(exchange, kind)
     read = naive.each(naive.vectors_of(latent), up)
     theirs = naive.added(naive.vectors_of(hidden), read, 0.3)

@@ -1,0 +1,59 @@
+"""What reads the MLP's hidden state and what is added to it, without making it anew.
+
+All that reads h is linear, and what the mechanisms add to it has a small rank:
+R (h + c U^T) = R h + (R U) c. One product over all rows of all readers takes the place
+of one a reader, and of sums as wide as the MLP.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class Factored:
+    """h [B, S, M] and what was added to it, as those see it who have yet to read.
+
+    ``readers``: matrices [rows, M] by name, in the order in which they will read.
+    """
+
+    def __init__(self, base: Tensor, readers: Mapping[str, Tensor]) -> None:
+        self.matrix = torch.cat(list(readers.values()))
+        self.rows = {name: matrix.shape[0] for name, matrix in readers.items()}
+        self.seen = F.linear(base, self.matrix)
+
+    def add(self, low: Tensor, up: Tensor, mix: float) -> None:
+        """mix low up^T; low [B, S, r], up [M, r]."""
+        self.seen = self.seen + mix * F.linear(low, self.matrix @ up)
+
+    def read(self, name: str) -> Tensor:
+        """The sum so far through the next reader's matrix, [B, S, rows]."""
+        first, *rest = self.rows
+        assert name == first, f"{first} reads before {name}"
+        rows = self.rows.pop(name)
+        if not rest:
+            return self.seen
+        mine, self.seen = self.seen.tensor_split([rows], -1)
+        self.matrix = self.matrix[rows:]
+        return mine
+
+
+Hidden = Tensor | Factored
+
+
+def added(hidden: Hidden, low: Tensor, up: Tensor, mix: float) -> Hidden:
+    """hidden + mix low up^T; low [B, S, r], up [M, r]."""
+    if isinstance(hidden, Tensor):
+        return hidden + mix * F.linear(low, up)
+    hidden.add(low, up, mix)
+    return hidden
+
+
+def read(hidden: Hidden, name: str, matrix: Tensor) -> Tensor:
+    """hidden through the matrix [rows, M] of a reader, [B, S, rows]."""
+    if isinstance(hidden, Tensor):
+        return F.linear(hidden, matrix)
+    return hidden.read(name)
