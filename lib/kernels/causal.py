@@ -50,6 +50,13 @@ def _in_band(i, j, W):
 
 
 @triton.jit
+def _inside(i, j, T):
+    """[BM, BN] of a T x T matrix. What is not causal has p = 0, and a mask that
+    knows it would split a load of eight numbers into eight loads."""
+    return (i[:, None] < T) & (j[None, :] < T)
+
+
+@triton.jit
 def _logits(q, k, rk, cq, i, j, a, c, W, BAND: tl.constexpr, P: tl.constexpr):
     """c (q_i.k_j + a [in band] k_i.q_j) [BM, BN]; c a number or [BM, 1]."""
     s = tl.dot(q, tl.trans(k), input_precision=P)
@@ -72,6 +79,99 @@ def _keep_largest(top, s, K: tl.constexpr, BN: tl.constexpr):
         least, place = tl.min(top, 1, return_indices=True)
         best, at = tl.max(s, 1, return_indices=True)
     return top
+
+
+@triton.jit
+def _pair(a, b):
+    return tl.maximum(a, b), tl.minimum(a, b)
+
+
+@triton.jit
+def _eight(x, BM: tl.constexpr, LANES: tl.constexpr):
+    """[BM, LANES, 8] as eight tensors [BM, LANES]."""
+    even, odd = tl.split(tl.reshape(x, [BM, LANES, 2, 2, 2]))
+    x04, x26 = tl.split(even)
+    x15, x37 = tl.split(odd)
+    x0, x4 = tl.split(x04)
+    x2, x6 = tl.split(x26)
+    x1, x5 = tl.split(x15)
+    x3, x7 = tl.split(x37)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _falling(x, BM: tl.constexpr, LANES: tl.constexpr):
+    """[BM, LANES, 8] as eight tensors in falling order; Batcher's network."""
+    x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x, BM, LANES)
+    x0, x1 = _pair(x0, x1)
+    x2, x3 = _pair(x2, x3)
+    x4, x5 = _pair(x4, x5)
+    x6, x7 = _pair(x6, x7)
+    x0, x2 = _pair(x0, x2)
+    x1, x3 = _pair(x1, x3)
+    x4, x6 = _pair(x4, x6)
+    x5, x7 = _pair(x5, x7)
+    x1, x2 = _pair(x1, x2)
+    x5, x6 = _pair(x5, x6)
+    x0, x4 = _pair(x0, x4)
+    x1, x5 = _pair(x1, x5)
+    x2, x6 = _pair(x2, x6)
+    x3, x7 = _pair(x3, x7)
+    x2, x4 = _pair(x2, x4)
+    x3, x5 = _pair(x3, x5)
+    x1, x2 = _pair(x1, x2)
+    x3, x4 = _pair(x3, x4)
+    x5, x6 = _pair(x5, x6)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _merged(a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7):
+    """The eight largest of two falling eights, falling; a bitonic merge."""
+    x0 = tl.maximum(a0, b7)
+    x1 = tl.maximum(a1, b6)
+    x2 = tl.maximum(a2, b5)
+    x3 = tl.maximum(a3, b4)
+    x4 = tl.maximum(a4, b3)
+    x5 = tl.maximum(a5, b2)
+    x6 = tl.maximum(a6, b1)
+    x7 = tl.maximum(a7, b0)
+    x0, x4 = _pair(x0, x4)
+    x1, x5 = _pair(x1, x5)
+    x2, x6 = _pair(x2, x6)
+    x3, x7 = _pair(x3, x7)
+    x0, x2 = _pair(x0, x2)
+    x1, x3 = _pair(x1, x3)
+    x4, x6 = _pair(x4, x6)
+    x5, x7 = _pair(x5, x7)
+    x0, x1 = _pair(x0, x1)
+    x2, x3 = _pair(x2, x3)
+    x4, x5 = _pair(x4, x5)
+    x6, x7 = _pair(x6, x7)
+    return x0, x1, x2, x3, x4, x5, x6, x7
+
+
+@triton.jit
+def _keep_eights(top, s, BM: tl.constexpr):
+    """``top`` [BM, 4, 8], the eight largest so far of each of four lanes in falling
+    order, with the rows of s [BM, 64] taken in.
+
+    A matrix unit's accumulator gives a thread two neighbours of every eight columns of
+    a row; four such threads are the lanes, so that nothing crosses threads.
+    """
+    even, odd = tl.split(tl.permute(tl.reshape(s, [BM, 8, 4, 2]), (0, 2, 1, 3)))
+    a0, a1, a2, a3, a4, a5, a6, a7 = _falling(even, BM, 4)
+    b0, b1, b2, b3, b4, b5, b6, b7 = _falling(odd, BM, 4)
+    a0, a1, a2, a3, a4, a5, a6, a7 = _merged(
+        a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
+    )  # fmt: skip
+    b0, b1, b2, b3, b4, b5, b6, b7 = _eight(top, BM, 4)
+    a0, a1, a2, a3, a4, a5, a6, a7 = _merged(
+        a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
+    )  # fmt: skip
+    even = tl.join(tl.join(a0, a4), tl.join(a2, a6))
+    odd = tl.join(tl.join(a1, a5), tl.join(a3, a7))
+    return tl.reshape(tl.join(even, odd), [BM, 4, 8])
 
 
 @triton.jit
@@ -125,10 +225,11 @@ def forward_kernel(
     total = tl.zeros([BM], tl.float32)
     extra = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BDV], tl.float32)
-    top = tl.zeros([BM, K], tl.float32)
-    if STAT == TOPK:
-        unused = tl.arange(0, K)[None, :] >= topk
-        top += tl.where(unused, float("inf"), float("-inf"))
+    # Up to eight are kept by a network, more by putting one after the other in place.
+    NETWORK: tl.constexpr = K <= 8 and BN == 64
+    unused = tl.arange(0, K)[None, :] >= topk
+    top = tl.zeros([BM, K], tl.float32) + tl.where(unused, float("inf"), float("-inf"))
+    eights = tl.full([BM, 4, 8], float("-inf"), tl.float32)
     near = tl.maximum(first - W, 0) // BN * BN
     end = tl.minimum(first + BM, T)
     for part in tl.static_range(2):
@@ -156,7 +257,10 @@ def forward_kernel(
             if STAT == RMS:
                 extra = extra * shrink * shrink + tl.sum(p * p, 1)
             if STAT == TOPK:
-                top = _keep_largest(top, s, K, BN)
+                if NETWORK:
+                    eights = _keep_eights(eights, s, BM)
+                else:
+                    top = _keep_largest(top, s, K, BN)
             if VALUES:
                 v = _load(v_base, j, vt, T, DV, BDV)
                 acc = tl.dot(p.to(v.dtype), v, acc * shrink[:, None], input_precision=P)
@@ -168,6 +272,8 @@ def forward_kernel(
         _store(o_base, acc / total[:, None], i, ot, T, DV, BDV)
     visible = (i + 1).to(tl.float32)
     if STAT == TOPK:
+        if NETWORK:
+            top = _keep_largest(top, tl.reshape(eights, [BM, 32]), K, 32)
         used = tl.arange(0, K)[None, :] < topk
         kept = tl.where(used, tl.exp2(top - lse[:, None]), 0.0)
         tl.store(stat_ptr + row, tl.sum(kept, 1), mask=i < T)
@@ -233,23 +339,15 @@ def rows_kernel(
     near = tl.maximum(first - W, 0) // BN * BN
     end = tl.minimum(first + BM, T)
     mean_rows = b * T * T + i[:, None].to(tl.int64) * T
-    if MEAN:
-        for n in range(0, end, BN):
-            j = n + tl.arange(0, BN)
-            k = _load(k_base, j, kt, T, D, BD)
-            seen = i[:, None] >= j[None, :]
-            cq = k
-            if BAND:
-                cq = _load(q_base, j, qt, T, D, BD)
-            s = _logits(q, k, rk, cq, i, j, alpha, c * factor, W, BAND, P)
-            p = tl.where(seen, tl.exp2(s - lse), 0.0)
-            inside = seen & (i[:, None] < T)
-            dm = tl.load(dm_ptr + mean_rows + j[None, :], mask=inside, other=0.0)
-            delta += tl.sum(p * dm.to(tl.float32), 1) / H
-    tl.store(delta_ptr + row, delta, mask=i < T)
     dq = tl.zeros([BM, BD], tl.float32)
     drk = tl.zeros([BM, BD], tl.float32)
     dfactor = tl.zeros([BM], tl.float32)
+    # What dM adds to D_i is known at the end of the row alone: sums of p_ij k_j and
+    # of what else ds_ij is multiplied by take it off then, without a second pass.
+    shared = tl.zeros([BM], tl.float32)
+    k_mean = tl.zeros([BM, BD], tl.float32)
+    cq_mean = tl.zeros([BM, BD], tl.float32)
+    raw_mean = tl.zeros([BM], tl.float32)
     for part in tl.static_range(2):
         low = 0 if part == 0 else near
         high = near if part == 0 else end
@@ -275,9 +373,18 @@ def rows_kernel(
             if STAT != NONE:
                 ds += a[:, None] * _slope(s, p, lse, threshold[:, None], STAT)
             if MEAN:
-                inside = (i[:, None] >= j[None, :]) & (i[:, None] < T)
+                inside = _inside(i, j, T)
                 dm = tl.load(dm_ptr + mean_rows + j[None, :], mask=inside, other=0.0)
-                ds += dm.to(tl.float32) / H
+                dm = dm.to(tl.float32) / H
+                ds += dm
+                shared += tl.sum(p * dm, 1)
+                weights = p.to(k.dtype)
+                k_mean = tl.dot(weights, k, k_mean, input_precision=P)
+                if BAND and part == 1:
+                    weights = tl.where(_in_band(i, j, W), weights, 0.0)
+                    cq_mean = tl.dot(weights, cq, cq_mean, input_precision=P)
+                if FACTOR:
+                    raw_mean += tl.sum(tl.where(p > 0, p * raw, 0.0), 1)
             ds = p * ds
             if STAT == ENTROPY and part == 1:  # 0 times an infinite slope
                 ds = tl.where(p > 0, ds, 0.0)
@@ -288,6 +395,12 @@ def rows_kernel(
             if BAND and part == 1:
                 ds = tl.where(_in_band(i, j, W), ds, 0.0)
                 drk = tl.dot(ds, cq, drk, input_precision=P)
+    if MEAN:
+        taken = shared[:, None] * factor
+        dq -= taken * k_mean
+        drk -= taken * cq_mean
+        dfactor -= shared * raw_mean
+    tl.store(delta_ptr + row, delta + shared, mask=i < T)
     _store(dq_ptr + b * xb + h * xh, dq * scale, i, xt, T, D, BD)
     if BAND:
         drk *= scale
@@ -366,8 +479,7 @@ def columns_kernel(
                 ds += a * _slope(s, p, lse, threshold, STAT)
             if MEAN:
                 at = b * T * T + i[:, None].to(tl.int64) * T + j[None, :]
-                inside = (i[:, None] >= j[None, :]) & (i[:, None] < T)
-                dm = tl.load(dm_ptr + at, mask=inside, other=0.0)
+                dm = tl.load(dm_ptr + at, mask=_inside(i, j, T), other=0.0)
                 ds += dm.to(tl.float32) / H
             ds = p * ds
             if STAT == ENTROPY:  # 0 times an infinite slope
