@@ -23,6 +23,7 @@ class Heads:
     latent space while decoding; then ``value_up`` [H, D, Dv] leads back.
     ``row_q`` and ``row_k`` [B, H, S, D] are the rows' own, per head, for the
     transposed score. ``key_latent`` [B, S, L] is MLA's, for the MLP to read.
+    ``qkv`` [B, S, 3, H, D] is there if q, k and v are views of it.
     """
 
     q: Tensor
@@ -32,6 +33,7 @@ class Heads:
     row_k: Tensor
     value_up: Tensor | None = None
     key_latent: Tensor | None = None
+    qkv: Tensor | None = None
 
     def expand(self, output: Tensor) -> Tensor:
         """Attention output in head space, [B, H, S, D]."""
@@ -80,9 +82,10 @@ class MultiHead(Projection):
         position: int = 0,
     ) -> Heads:
         assert latent is None, "multi-head attention has no latent to add to"
-        q, k, v = (split_heads(part, self.heads) for part in self.qkv(x).chunk(3, -1))
+        qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
         if cache is None:
-            return Heads(q, k, v, q, k)
+            return Heads(q, k, v, q, k, qkv=qkv)
         return Heads(q, cache.extend("k", k, 2), cache.extend("v", v, 2), q, k)
 
 
@@ -186,4 +189,5 @@ class CausalAttention(nn.Module):
             mean=self.wants_mean,
             dropout=self.dropout_p if self.training else 0.0,
             backend=self.backend,
+            qkv=heads.qkv,
         )

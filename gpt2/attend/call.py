@@ -43,13 +43,15 @@ def attend(
     mean: bool = False,
     dropout: float = 0.0,
     backend: str = "auto",
+    qkv: Tensor | None = None,
 ) -> Attended:
     """softmax over j <= i of scale * row_scale_i * (q_i.k_j + transposed) times v.
 
     q [B, H, S, D], k [B, H or 1, N, D], v [B, H or 1, N, Dv], row_scale
     [B, H, S] on the logits of a row. ``backend`` is one of BACKENDS: where it
     cannot serve, sdpa does, or else the reference (``path_of`` tells which).
-    Paths agree up to rounding.
+    Paths agree up to rounding. ``qkv`` [B, S, 3, H, D], if q, k and v are views of
+    it, spares the kernels' gradients being put together.
     """
     request = Request.of(q, k, v, transposed, statistic, mean, dropout)
     match path_of(request, backend, place_of_tensor(q)):
@@ -58,7 +60,9 @@ def attend(
         case "flex":
             return _flex(q, k, v, scale, transposed, statistic, row_scale)
         case "triton":
-            return _triton(q, k, v, scale, transposed, statistic, row_scale, mean)
+            return _triton(
+                q, k, v, scale, transposed, statistic, row_scale, mean, qkv=qkv
+            )
     return reference(
         q,
         k,
@@ -146,6 +150,7 @@ def _triton(
     row_scale: Tensor | None,
     mean: bool,
     values: bool = True,
+    qkv: Tensor | None = None,
 ) -> Attended:
     """The kernels of lib/kernels/causal.py. A statistic of the heads' mean weights
     is taken from these."""
@@ -170,6 +175,7 @@ def _triton(
         row_factor=row_scale,
         values=values,
         mean=mean or averaged,
+        qkv=qkv,
     )
     found = None if statistic is None else stat
     if statistic is not None and averaged:

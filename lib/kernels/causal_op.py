@@ -39,7 +39,7 @@ _forward = triton.autotune(
     key=SIZES,
 )(causal.forward_kernel)
 _rows = triton.autotune(
-    configs((128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
+    configs((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
     key=[*SIZES, "MEAN"],
 )(causal.rows_kernel)
 _columns = triton.autotune(
@@ -103,6 +103,13 @@ def _flags(x: Problem, q: Tensor, v: Tensor, factor: Any, alpha: Any) -> dict[st
     }
 
 
+def _apart(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
+    """q, k, v [B, H, T, D] of themselves, or views of one [B, T, 3, H, D]."""
+    if len(inputs) == 3:
+        return inputs
+    return [part.transpose(1, 2) for part in inputs[0].unbind(2)]
+
+
 def _tokens_first(like: Tensor, width: int) -> Tensor:
     """Empty [B, H, T, width] that lies as [B, T, H, width]."""
     b, h, t, _ = like.shape
@@ -129,9 +136,7 @@ def _empty_results(
 
 @torch.library.custom_op("kablate::causal", mutates_args=())
 def causal_op(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    inputs: Sequence[Tensor],
     factor: Tensor | None,
     alphas: Tensor | None,
     scale: float,
@@ -143,6 +148,7 @@ def causal_op(
     mean: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Output, base-2 lse, statistic, threshold and mean weights (see attention)."""
+    q, k, v = _apart(inputs)
     x = Problem(scale, alpha, window, statistic, topk, values, mean)
     out, lse, stat, threshold, means = results = _empty_results(q, v, x)
     b, h, t, _ = q.shape
@@ -167,22 +173,24 @@ def causal_op(
 
 
 @causal_op.register_fake
-def _(q, k, v, factor, alphas, scale, alpha, window, statistic, topk, values, mean):
+def _(inputs, factor, alphas, scale, alpha, window, statistic, topk, values, mean):
     x = Problem(scale, alpha, window, statistic, topk, values, mean)
+    q, _, v = _apart(inputs)
     return _empty_results(q, v, x)
 
 
 def _empty_gradients(
-    q: Tensor, k: Tensor, v: Tensor, x: Problem, factor: bool, learned: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    none = q.new_empty(0)
-    return (
-        _tokens_first(q, q.shape[3]),
-        _tokens_first(q, k.shape[3]),
-        _tokens_first(q, v.shape[3]) if x.values else none,
-        _per_row(q, factor),
-        q.new_empty(q.shape[1] if learned else 0, dtype=torch.float32),
-    )
+    inputs: Sequence[Tensor], x: Problem, factor: bool, learned: bool
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Of the inputs, the row factor and alpha per head."""
+    q, k, v = _apart(inputs)
+    if len(inputs) == 1:
+        slopes = [torch.empty_like(inputs[0])]
+    else:
+        slopes = [_tokens_first(q, part.shape[3]) for part in (q, k)]
+        slopes.append(_tokens_first(q, v.shape[3]) if x.values else q.new_empty(0))
+    heads = q.shape[1] if learned else 0
+    return slopes, _per_row(q, factor), q.new_empty(heads, dtype=torch.float32)
 
 
 @torch.library.custom_op("kablate::causal_backward", mutates_args=())
@@ -190,9 +198,7 @@ def backward_op(
     do: Tensor | None,
     dstat: Tensor | None,
     dmean: Tensor | None,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    inputs: Sequence[Tensor],
     o: Tensor,
     lse: Tensor,
     stat: Tensor,
@@ -205,12 +211,14 @@ def backward_op(
     statistic: int,
     values: bool,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of q, k, v, the row factor and alpha per head."""
+) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Gradients of the inputs, the row factor and alpha per head."""
     x = Problem(scale, alpha, window, statistic, 0, values, mean)
-    dq, dk, dv, dfactor, dalpha = _empty_gradients(
-        q, k, v, x, factor is not None, alphas is not None
+    q, k, v = _apart(inputs)
+    slopes, dfactor, dalpha = _empty_gradients(
+        inputs, x, factor is not None, alphas is not None
     )
+    dq, dk, dv = _apart(slopes)
     b, h, t, _ = q.shape
     flags = {**_flags(x, q, v, factor, alphas), "MEAN": mean}
     o, do, out = (o, do, dv) if x.values else (q, q, q)
@@ -240,39 +248,39 @@ def backward_op(
     if alphas is not None:
         whole = parts.view(-1)[: b * h * used["tiles"]].view(b, h, -1)
         dalpha = whole.sum((0, 2))
-    return dq, dk, dv, dfactor, dalpha
+    return slopes, dfactor, dalpha
 
 
 @backward_op.register_fake
 def _(
-    do, dstat, dmean, q, k, v, o, lse, stat, threshold, factor, alphas,
+    do, dstat, dmean, inputs, o, lse, stat, threshold, factor, alphas,
     scale, alpha, window, statistic, values, mean,
 ):  # fmt: skip
     x = Problem(scale, alpha, window, statistic, 0, values, mean)
-    return _empty_gradients(q, k, v, x, factor is not None, alphas is not None)
+    return _empty_gradients(inputs, x, factor is not None, alphas is not None)
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    q, k, v, factor, alphas, *numbers = inputs
+    parts, factor, alphas, *numbers = inputs
     o, lse, stat, threshold, _ = output
-    ctx.save_for_backward(q, k, v, factor, alphas, o, lse, stat, threshold)
+    ctx.save_for_backward(factor, alphas, o, lse, stat, threshold, *parts)
     ctx.numbers = numbers
 
 
 def _backward(ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any) -> Any:
-    q, k, v, factor, alphas, o, lse, stat, threshold = ctx.saved_tensors
+    factor, alphas, o, lse, stat, threshold, *inputs = ctx.saved_tensors
     scale, alpha, window, statistic, _, values, mean = ctx.numbers
-    dq, dk, dv, dfactor, dalpha = backward_op(
-        _packed(do).to(v.dtype) if values else None,
+    slopes, dfactor, dalpha = backward_op(
+        _packed(do).to(inputs[-1].dtype) if values else None,
         dstat.float().contiguous() if statistic else None,
-        _narrow(dmean, q) if mean else None,
-        q, k, v, o, lse, stat, threshold, factor, alphas,
+        _narrow(dmean, inputs[0]) if mean else None,
+        inputs, o, lse, stat, threshold, factor, alphas,
         scale, alpha, window, statistic, values, mean,
     )  # fmt: skip
+    if not values:
+        slopes = [*slopes[:2], None]
     return (
-        dq,
-        dk,
-        dv if values else None,
+        slopes,
         None if factor is None else dfactor,
         None if alphas is None else dalpha,
         *[None] * 7,
@@ -308,18 +316,23 @@ def attention(
     row_factor: Tensor | None = None,
     values: bool = True,
     mean: bool = False,
+    qkv: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(output [B, H, T, Dv], statistic [B, H, T], mean weights [B, T, T]), causal.
 
     q, k [B, H, T, D], v [B, H, T, Dv] of one type; window < 0: no transposed
     band; alpha: a number or one a head [H]; topk <= WIDEST_TOPK; row_factor
-    [B, H, T] on a row's logits. What is not asked for comes back empty.
+    [B, H, T] on a row's logits. What is not asked for comes back empty. ``qkv``
+    [B, T, 3, H, D]: what q, k and v are views of; their gradients then are written
+    into one tensor, as the projection's backward pass reads them.
     """
     number = alpha if isinstance(alpha, float) else 0.0
     alphas = None if isinstance(alpha, float) else alpha.float().contiguous()
     factor = None if row_factor is None else row_factor.float().contiguous()
+    apart = [_packed(q), _packed(k), _packed(v)]
+    inputs = apart if qkv is None or not values else [qkv.contiguous()]
     out, _, stat, _, means = causal_op(
-        _packed(q), _packed(k), _packed(v), factor, alphas, scale, number, window,
+        inputs, factor, alphas, scale, number, window,
         STATISTICS.index(statistic), topk if statistic == "topk" else 1, values, mean,
     )  # fmt: skip
     return out, stat, means
