@@ -5,14 +5,15 @@ import torch
 
 from tests.interpreted import interpreted
 
-triton = pytest.importorskip("triton")
-tl = triton.language
+pytest.importorskip("triton")
+import triton
+import triton.language as tl
+
+from lib.kernels import causal
 
 
 @triton.jit
 def _largest(x_ptr, out_ptr, N, BM: tl.constexpr):
-    from lib.kernels import causal
-
     rows, slots = tl.arange(0, BM)[:, None], tl.arange(0, 8)[None, :]
     eights = tl.full([BM, 4, 8], float("-inf"), tl.float32)
     for n in range(0, N, 64):
