@@ -15,10 +15,13 @@ class RA_MLA_Block(nn.Module):  # the name its users know
     """One pre-norm transformer block.
 
     Block 0 consumes no context and the last produces none, by construction: a
-    producer that nobody reads would be a dead parameter.
+    producer that nobody reads would be a dead parameter. ``after``: the settings of
+    the next block, for whose heads this one makes gates; by default its own.
     """
 
-    def __init__(self, settings: Settings, layer: int) -> None:
+    def __init__(
+        self, settings: Settings, layer: int, after: Settings | None = None
+    ) -> None:
         super().__init__()
         m = settings.model
         plain = settings.mechanisms.attention == "mha"
@@ -26,7 +29,7 @@ class RA_MLA_Block(nn.Module):  # the name its users know
         self.ln_1 = nn.LayerNorm(m.n_embd, bias=m.bias)
         self.attn = CausalAttention(settings, projection, layer)
         self.ln_2 = nn.LayerNorm(m.n_embd, bias=m.bias)
-        self.mlp = MLP(settings, produces=layer < m.n_layer - 1)
+        self.mlp = MLP(after or settings, produces=layer < m.n_layer - 1)
 
     def forward(
         self,

@@ -6,7 +6,8 @@ gpt2/proofs/verify.py holds these formulas against the model that is really buil
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gpt2.schema import LARGEST_ARM, WHOLE_CONTEXT, Settings, latent_on
@@ -43,21 +44,35 @@ class Budget:
         return 3 * self.flops_forward - self.flops_not_backward
 
 
-def budget(settings: Settings) -> Budget:
-    """Costs of a model whose widths are resolved (see ``resolve_widths``)."""
+def budget(settings: Settings, heads: Sequence[int] | None = None) -> Budget:
+    """Costs of a model whose widths are resolved (see ``resolve_widths``).
+
+    heads: how many each layer has, where heads were removed from the model.
+    """
     m = settings.model
+    own = [m.n_head] * m.n_layer if heads is None else list(heads)
+
+    def over(cost: Callable[[Settings], int], numbers: Sequence[int]) -> int:
+        """The sum of a layer's cost over layers with these numbers of heads."""
+        return sum(
+            count * cost(settings.replace(n_head=number))
+            for number, count in Counter(numbers).items()
+        )
+
     embeddings = (settings.vocab_size + m.block_size) * m.n_embd
-    body = m.n_layer * _block_parameters(settings) + _norm(settings)
-    body += (m.n_layer - 1) * _producer_parameters(settings)
+    body = over(_block_parameters, own) + _norm(settings)
+    body += over(_producer_parameters, own[1:])  # gates are of the next block's heads
+    forward = over(_block_flops, own) + over(_producer_flops, own[1:])
+    forward += settings.vocab_size * m.n_embd
     return Budget(
         parameters=embeddings + body,
         parameters_without_embeddings=body,
-        attention=m.n_layer * attention_weights(settings),
+        attention=over(attention_weights, own),
         mlp=m.n_layer * 2 * m.n_embd * m.mlp_width,
-        flops_forward=_flops(settings),
+        flops_forward=2 * forward,
         flops_not_backward=_flops_not_backward(settings),
-        cache_per_token=m.n_layer * _cache_per_token(settings),
-        cache_constant=_cache_constant(settings),
+        cache_per_token=over(_cache_per_token, own),
+        cache_constant=over(_band_cache, own) + _gate_cache(settings),
     )
 
 
@@ -128,7 +143,8 @@ def _producer_parameters(s: Settings) -> int:
     return gate + down.get(x.latent, 0)
 
 
-def _flops(s: Settings) -> int:
+def _block_flops(s: Settings) -> int:
+    """Multiply-adds a token of one layer, without what it hands to the next."""
     m, x = s.model, s.mechanisms
     inner, t, width = m.n_head * m.head_dim, m.block_size, m.mlp_width
     key_dim = inner + (m.n_head * x.rope_dim if x.attention == "mla_rope" else 0)
@@ -137,11 +153,14 @@ def _flops(s: Settings) -> int:
     block += _second_scores(s)
     block += m.n_embd * inner if x.output_gate else 0
     block += x.cross_rank * (2 * width + t) if x.cross_token else 0
-    block += width * x.latent_dim if latent_on(s) else 0
-    producer = x.mlp_gate_dim * (width + m.n_head) if x.mlp_gate else 0
-    producer += width * x.latent_dim if latent_on(s) else 0
-    head = s.vocab_size * m.n_embd
-    return 2 * (m.n_layer * block + (m.n_layer - 1) * producer + head)
+    return block + (width * x.latent_dim if latent_on(s) else 0)
+
+
+def _producer_flops(s: Settings) -> int:
+    """Multiply-adds of what every block but the last hands to its successor."""
+    m, x = s.model, s.mechanisms
+    producer = x.mlp_gate_dim * (m.mlp_width + m.n_head) if x.mlp_gate else 0
+    return producer + (m.mlp_width * x.latent_dim if latent_on(s) else 0)
 
 
 def _second_scores(s: Settings) -> int:
@@ -184,12 +203,17 @@ def _query(s: Settings) -> int:
     return s.model.n_head * (s.model.head_dim + extra)
 
 
-def _cache_constant(s: Settings) -> int:
+def _band_cache(s: Settings) -> int:
+    """Of one layer: the queries that a band still reaches."""
+    window = s.mechanisms.ra and s.mechanisms.ra_window != WHOLE_CONTEXT
+    return min(s.mechanisms.ra_window, s.model.block_size) * _query(s) if window else 0
+
+
+def _gate_cache(s: Settings) -> int:
+    """Of all layers: running sums of pooled gates."""
     m, x = s.model, s.mechanisms
-    window = x.ra and x.ra_window != WHOLE_CONTEXT
-    numbers = m.n_layer * min(x.ra_window, m.block_size) * _query(s) if window else 0
     pooled = x.mlp_gate and x.mlp_gate_pool == "prefix_mean"
-    return numbers + ((m.n_layer - 1) * x.mlp_gate_dim if pooled else 0)
+    return (m.n_layer - 1) * x.mlp_gate_dim if pooled else 0
 
 
 def _granule(n_embd: int, finest: int, share: int) -> int:

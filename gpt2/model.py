@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -11,14 +12,36 @@ from torch import Tensor, nn
 from gpt2.block import RA_MLA_Block
 from gpt2.context import BlockContext, DecodeCache
 from gpt2.loss import linear_cross_entropy, summed_score
-from gpt2.schema import Settings
+from gpt2.schema import Settings, heads_refusal
 from lib.device import to_autocast_type
 
 
-class GPT(nn.Module):
-    """GPT-2 (Radford et al. 2019) whose blocks carry the settings' mechanisms."""
+def settings_of_layers(
+    settings: Settings, heads: Sequence[int] | None
+) -> list[Settings]:
+    """One a layer, each with its number of heads.
 
-    def __init__(self, settings: Settings) -> None:
+    Raises ValueError if the numbers cannot be those of such a model.
+    """
+    layers, most = settings.model.n_layer, settings.model.n_head
+    if heads is None:
+        return [settings] * layers
+    if len(heads) != layers or not all(1 <= number <= most for number in heads):
+        raise ValueError(
+            f"heads {list(heads)}: there must be {layers} numbers from 1 to {most}"
+        )
+    if problem := heads_refusal(settings.mechanisms):
+        raise ValueError(problem)
+    return [settings.replace(n_head=number) for number in heads]
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019) whose blocks carry the settings' mechanisms.
+
+    heads: how many each block has, where heads were removed; else all have n_head.
+    """
+
+    def __init__(self, settings: Settings, heads: Sequence[int] | None = None) -> None:
         super().__init__()
         m = settings.model
         self.block_size = m.block_size
@@ -26,7 +49,12 @@ class GPT(nn.Module):
         self.wte = nn.Embedding(settings.vocab_size, m.n_embd)
         self.wpe = nn.Embedding(m.block_size, m.n_embd)
         self.dropout = nn.Dropout(m.dropout)
-        self.blocks = nn.ModuleList(RA_MLA_Block(settings, i) for i in range(m.n_layer))
+        own = settings_of_layers(settings, heads)
+        pairs = zip(own, [*own[1:], own[-1]], strict=True)
+        self.blocks = nn.ModuleList(
+            RA_MLA_Block(mine, layer, after)
+            for layer, (mine, after) in enumerate(pairs)
+        )
         self.ln_f = nn.LayerNorm(m.n_embd, bias=m.bias)
 
     def layers(self) -> list[RA_MLA_Block]:

@@ -614,6 +614,24 @@ def latent_on(settings: Settings) -> bool:
     return settings.mechanisms.latent != "none"
 
 
+def heads_refusal(x: Mechanisms) -> str:
+    """Why single heads cannot be removed from a model; empty if they can.
+
+    Each head must own its weights, and no other part of the model may read all heads.
+    """
+    reasons = {
+        f"RA_MLA_ATTENTION is {x.attention!r}, whose heads share a latent: it needs "
+        "RA_MLA_ATTENTION_MHA=y": x.attention != "mha",
+        "RA_MLA_CROSS_TOKEN=y reads the mean over all heads' weights, removed ones "
+        "too": x.cross_token,
+        "RA_MLA_RACT_HEAD_AVERAGE=y gates by the mean over all heads' weights, "
+        "removed ones too": x.ract
+        and x.ract_head_average,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    return f"heads cannot be removed: {'; '.join(found)}" if found else ""
+
+
 # Symbols may be named without these on the command line.
 PREFIXES = ("GPT2_", "RA_MLA_")
 

@@ -1,1 +1,1 @@
-"""Unstructured pruning; names.py needs no torch, pruner.py does the work."""
+"""Pruning; names.py needs no torch, pruner.py prunes weights, heads.py heads."""

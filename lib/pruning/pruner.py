@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
+from lib.pruning.base import PrunerBase
 from lib.pruning.masks import keep_masks
 from lib.pruning.names import SCOPES, VARIANTS, method_kind
 from lib.pruning.schedules import CubicSchedule
@@ -47,7 +48,7 @@ from lib.pruning.scores import (
 Tensors = dict[str, Tensor]
 
 
-class Pruner:
+class Pruner(PrunerBase):
     """Prunes `weights` by `method` along `schedule`.
 
     weights: what may be pruned, by name; leave out embeddings and a head tied
@@ -69,14 +70,12 @@ class Pruner:
         variant: str | None = None,
         depth_of: Mapping[str, float] | None = None,
     ) -> None:
+        super().__init__(weights, None if method == "none" else schedule)
         self.kind = method_kind(method)
-        self.weights = dict(weights)
         self.optimizer = optimizer
-        self.schedule = None if method == "none" else schedule
         self.scope = scope
         self.variant = variant
         self.depth_of = depth_of
-        self.step = 0
         self._check_arguments()
         self.masks: Tensors = {}
         self.scores: Tensors = {}
@@ -114,11 +113,6 @@ class Pruner:
     def _by_depth(self) -> bool:
         return self.kind.needs_state and self.variant == "bitter4"
 
-    @property
-    def _started(self) -> bool:
-        """Whether a mask update has been; before it there is nothing to mask."""
-        return self.schedule is not None and self.step >= self.schedule.start
-
     def targets(self, step: int) -> list[tuple[tuple[str, ...], int]]:
         """(names, how many of their weights are to be zero) after `step` updates.
 
@@ -142,10 +136,7 @@ class Pruner:
     @torch.no_grad()
     def before_step(self, step: int) -> None:
         """With this update's whole gradient, unscaled and not yet clipped."""
-        if step != self.step + 1:
-            raise ValueError(
-                f"pruner: update {step} follows {self.step}; each update must come once"
-            )
+        self._require_next(step)
         if self.kind.regrows:
             self._accumulate()
         if self._started:
@@ -156,10 +147,7 @@ class Pruner:
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """After optimizer.step(): new masks if due, then exact zeros."""
-        if step != self.step + 1:
-            raise ValueError(
-                f"pruner: update {step} follows {self.step}; each update must come once"
-            )
+        self._require_next(step)
         self.step = step
         if not self.masks or self.schedule is None:
             return
@@ -229,19 +217,6 @@ class Pruner:
     def pruned(self) -> int:
         """How many weights the masks drop."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
-
-    def zeros(self) -> tuple[int, int]:
-        """(weights that are exactly zero now, all weights), counted anew.
-
-        A weight that happens to be 0 counts too, so this may exceed pruned().
-        """
-        counts = [int((weight == 0).sum()) for weight in self.weights.values()]
-        return sum(counts), sum(weight.numel() for weight in self.weights.values())
-
-    def sparsity(self) -> float:
-        """The share of true zeros among the weights, 0.0 to 1.0."""
-        zeros, total = self.zeros()
-        return zeros / total if total else 0.0
 
     def state_bytes(self) -> int:
         """Bytes of masks, scores and shadow."""

@@ -49,3 +49,46 @@ def keep_masks(scores: list[Array], pruned: int) -> list[Array]:
         part.reshape(s.shape)
         for part, s in zip(np.split(keep, cuts), scores, strict=True)
     ]
+
+
+def head_scores(
+    qkv: tuple[Array, Array], proj: tuple[Array, Array], heads: int, t: int, beta: tuple
+) -> list[float]:
+    """Mean |m_hat| / (sqrt(v_hat) + eps) of each head, weight by weight.
+
+    qkv: (m, v) of the fused projection [3 H D, E], the queries' H D rows first, then
+    the keys', then the values'; proj: (m, v) of the output projection [E, H D].
+    """
+    width, columns = proj[0].shape[1] // heads, qkv[0].shape[1]
+    found = []
+    for head in range(heads):
+        ratios = []
+        own = range(head * width, (head + 1) * width)
+        entries = [
+            (qkv, part * heads * width + i, j)
+            for part in range(3)
+            for i in own
+            for j in range(columns)
+        ]
+        entries += [(proj, i, j) for i in range(columns) for j in own]
+        for (m, v), i, j in entries:
+            m_hat = m[i, j] / (1 - beta[0] ** t)
+            v_hat = v[i, j] / (1 - beta[1] ** t)
+            ratios.append(abs(m_hat) / (v_hat**0.5 + 1e-8))
+        found.append(float(sum(ratios) / len(ratios)))
+    return found
+
+
+def keep_heads(scores: list[list[float]], pruned: int) -> list[list[bool]]:
+    """Drop the lowest head that is not its layer's last, `pruned` times over."""
+    keep = [[True for _ in layer] for layer in scores]
+    for _ in range(pruned):
+        lowest = None
+        for i, layer in enumerate(scores):
+            for h, score in enumerate(layer):
+                free = keep[i][h] and sum(keep[i]) > 1
+                if free and (lowest is None or score < scores[lowest[0]][lowest[1]]):
+                    lowest = (i, h)
+        if lowest is not None:
+            keep[lowest[0]][lowest[1]] = False
+    return keep

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 
@@ -70,3 +71,13 @@ def ramp(
     return CubicSchedule(
         final=sparsity, start=warmup_steps, interval=interval, updates=updates
     )
+
+
+def head_target(sparsity: float, heads: Sequence[int]) -> tuple[int, int]:
+    """(whole heads nearest to a share of all, those of them that can go).
+
+    heads: how many each layer has. One a layer always stays, so at high sparsity
+    fewer can go than were asked for.
+    """
+    wanted = round(sparsity * sum(heads))
+    return wanted, min(wanted, sum(heads) - len(heads))

@@ -50,9 +50,14 @@ def counted(settings: Settings) -> int:
         return sum(p.numel() for p in GPT(settings).parameters())
 
 
-def flops(settings: Settings, tokens: Tensor, backward: bool = False) -> float:
+def flops(
+    settings: Settings,
+    tokens: Tensor,
+    backward: bool = False,
+    heads: list[int] | None = None,
+) -> float:
     """Of the reference path, a token, as torch counts them."""
-    model = GPT(settings.replace(attention_backend="reference"))
+    model = GPT(settings.replace(attention_backend="reference"), heads)
     with FlopCounterMode(display=False) as counter:
         logits = model.logits(tokens)
         if backward:

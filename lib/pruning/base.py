@@ -1,0 +1,44 @@
+"""What all pruners share: the order of calls, and the count of true zeros."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from lib.pruning.schedules import CubicSchedule
+
+
+class PrunerBase:
+    """A schedule, followed update by update, and the weights that zeros are of."""
+
+    def __init__(
+        self, weights: Mapping[str, nn.Parameter], schedule: CubicSchedule | None
+    ) -> None:
+        self.weights = dict(weights)
+        self.schedule = schedule
+        self.step = 0
+
+    @property
+    def _started(self) -> bool:
+        """Whether a mask update has been; before it there is nothing to mask."""
+        return self.schedule is not None and self.step >= self.schedule.start
+
+    def _require_next(self, step: int) -> None:
+        if step != self.step + 1:
+            raise ValueError(
+                f"pruner: update {step} follows {self.step}; each update must come once"
+            )
+
+    def zeros(self) -> tuple[int, int]:
+        """(weights that are exactly zero now, all weights), counted anew.
+
+        A weight that happens to be 0 counts too, so this may exceed what is pruned.
+        """
+        counts = [int((weight == 0).sum()) for weight in self.weights.values()]
+        return sum(counts), sum(weight.numel() for weight in self.weights.values())
+
+    def sparsity(self) -> float:
+        """The share of true zeros among the weights, 0.0 to 1.0."""
+        zeros, total = self.zeros()
+        return zeros / total if total else 0.0

@@ -1,0 +1,245 @@
+"""Pruning of whole attention heads, chosen by Adam's signal-to-noise ratio.
+
+What a head owns is a slice of several parameters: rows of the query, key and value
+projections, columns of the output projection, perhaps weights of gates. All of it is
+pruned together, so that the head can be cut out of the trained model, which then is
+smaller and faster, unlike one with single zeros anywhere.
+
+Between updates pruned heads are exact zeros, and so are their gradients and the
+optimizer's state of them, as with the other methods (lib/pruning/pruner.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lib.optim.groups import OptimizerLike
+from lib.pruning.base import PrunerBase
+from lib.pruning.names import SCOPES
+from lib.pruning.schedules import CubicSchedule, head_target
+from lib.pruning.scores import EPS
+
+METHOD = "heads"
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """The heads' share of one parameter: seen as [lead, heads, rest], head h owns
+    [:, h]. lead is 3 of a fused projection, the rows of the output projection, and
+    else 1. is_scored: its weights make the head's score.
+    """
+
+    parameter: Tensor
+    lead: int = 1
+    is_scored: bool = False
+
+    def of(self, tensor: Tensor, heads: int) -> Tensor:
+        """A view, never a copy, of a tensor shaped like the parameter."""
+        return tensor.view(self.lead, heads, -1)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadLayer:
+    """One attention layer: how many heads it has, and what they own, by name."""
+
+    heads: int
+    slices: Mapping[str, Slice]
+
+
+def head_scores(layer: HeadLayer, optimizer: OptimizerLike) -> list[float]:
+    """Mean of |m_hat| / (sqrt(v_hat) + eps) over the weights of each head.
+
+    m_hat and v_hat are Adam's moments with bias correction. Kingma & Ba (arXiv
+    1412.6980, section 2.1) call their ratio the signal-to-noise ratio: where it is
+    small, it is uncertain whether m_hat points along the true gradient. eps is
+    1e-8, to the side of the root, as in all scores here.
+    """
+    total, count = torch.zeros(layer.heads, dtype=torch.float64), 0
+    for part in layer.slices.values():
+        if part.is_scored:
+            ratio = part.of(_signal_to_noise(part.parameter, optimizer), layer.heads)
+            total += ratio.sum((0, 2), dtype=torch.float64).cpu()
+            count += part.parameter.numel() // layer.heads
+    return (total / count).tolist()
+
+
+def _signal_to_noise(weight: Tensor, optimizer: OptimizerLike) -> Tensor:
+    state, step = optimizer.state[weight], float(optimizer.state[weight]["step"])
+    beta1, beta2 = next(
+        group["betas"]
+        for group in optimizer.param_groups
+        if any(weight is member for member in group["params"])
+    )
+    first = state["exp_avg"].float().abs() / (1.0 - beta1**step)
+    second = state["exp_avg_sq"].float() / (1.0 - beta2**step)
+    return first / (second.sqrt() + EPS)
+
+
+def keep_heads(scores: Sequence[Sequence[float]], pruned: int) -> list[list[bool]]:
+    """Masks over the heads of each layer that drop the `pruned` of lowest score.
+
+    The last head of a layer always stays, so that there may be fewer. Of equal
+    scores those that come first, by layer and then by head, are dropped.
+    """
+    keep = [[True] * len(layer) for layer in scores]
+    order = sorted(
+        (s, i, h) for i, layer in enumerate(scores) for h, s in enumerate(layer)
+    )
+    for _, layer, head in order:
+        if pruned > 0 and sum(keep[layer]) > 1:
+            keep[layer][head] = False
+            pruned -= 1
+    return keep
+
+
+class HeadPruner(PrunerBase):
+    """Prunes the heads of `layers` along `schedule`; used as Pruner is.
+
+    weights: what true zeros are counted among, as for the other methods.
+    scope: "global" (one order of all heads) or "layer" (one a layer).
+    `masks` hold a bool [heads] for each layer, False: pruned. ValueError: layers
+    in which no head could go.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[str, nn.Parameter],
+        layers: Mapping[str, HeadLayer],
+        optimizer: OptimizerLike,
+        *,
+        schedule: CubicSchedule,
+        scope: str = "global",
+    ) -> None:
+        if not any(layer.heads > 1 for layer in layers.values()):
+            raise ValueError("pruning heads: every layer has one head, which stays")
+        if scope not in SCOPES:
+            raise ValueError(f"pruning scope: {scope!r} is unknown; allowed: {SCOPES}")
+        super().__init__(weights, schedule)
+        self.layers = dict(layers)
+        self.optimizer = optimizer
+        self.scope = scope
+        self.masks = {
+            name: torch.ones(layer.heads, dtype=torch.bool, device=_device(layer))
+            for name, layer in self.layers.items()
+        }
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """The layers that share one order of their heads."""
+        if self.scope == "global":
+            return [tuple(self.layers)]
+        return [(name,) for name in self.layers]
+
+    def targets(self, step: int) -> list[tuple[tuple[str, ...], int]]:
+        """(layers, how many of their heads are to be pruned) after `step` updates."""
+        assert self.schedule is not None, "heads are pruned on a schedule"
+        sparsity = self.schedule.sparsity(step)
+        return [
+            (names, head_target(sparsity, [self.layers[n].heads for n in names])[1])
+            for names in self.groups()
+        ]
+
+    @torch.no_grad()
+    def before_step(self, step: int) -> None:
+        """With this update's whole gradient, unscaled and not yet clipped."""
+        self._require_next(step)
+        if self._started:
+            for part, heads, mask in self._slices():
+                if part.parameter.grad is not None:
+                    _zero(part.of(part.parameter.grad, heads), mask)
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """After optimizer.step(): new masks if due, then exact zeros."""
+        self._require_next(step)
+        self.step = step
+        assert self.schedule is not None, "heads are pruned on a schedule"
+        if self.schedule.is_update(step):
+            self._update_masks(step)
+        if self._started:
+            self._zero_weights()
+
+    def _slices(self) -> Iterator[tuple[Slice, int, Tensor]]:
+        """Every slice with its layer's heads and mask."""
+        for name, layer in self.layers.items():
+            for part in layer.slices.values():
+                yield part, layer.heads, self.masks[name]
+
+    def _zero_weights(self) -> None:
+        for part, heads, mask in self._slices():
+            _zero(part.of(part.parameter, heads), mask)
+
+    def _zero_state(self) -> None:
+        for part, heads, mask in self._slices():
+            for value in self.optimizer.state.get(part.parameter, {}).values():
+                if isinstance(value, Tensor) and value.shape == part.parameter.shape:
+                    _zero(part.of(value, heads), mask)
+
+    def _update_masks(self, step: int) -> None:
+        for names, pruned in self.targets(step):
+            if not pruned:  # as at the start of a ramp
+                continue
+            masks = keep_heads([self._ranked(name) for name in names], pruned)
+            for name, mask in zip(names, masks, strict=True):
+                self.masks[name].copy_(torch.tensor(mask))
+        self._zero_state()
+
+    def _ranked(self, name: str) -> list[float]:
+        """Scores for the selection; -inf where pruned, which is for good."""
+        scores = self._scores(name)
+        if any(math.isnan(score) for score in scores):
+            raise FloatingPointError(f"pruning: score of {name} is not a number")
+        kept = self.masks[name].tolist()
+        return [s if k else -math.inf for s, k in zip(scores, kept, strict=True)]
+
+    def _scores(self, name: str) -> list[float]:
+        return head_scores(self.layers[name], self.optimizer)
+
+    def kept(self) -> list[list[bool]]:
+        """The masks as plain data, by layer."""
+        return [mask.tolist() for mask in self.masks.values()]
+
+    def pruned(self) -> int:
+        """How many heads the masks drop."""
+        return sum(mask.count(False) for mask in self.kept())
+
+    def state_bytes(self) -> int:
+        """Bytes of the masks."""
+        return sum(mask.numel() * mask.element_size() for mask in self.masks.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; loadable with weights_only."""
+        return {"method": METHOD, "step": self.step, "masks": dict(self.masks)}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; ValueError if it is of other layers or method."""
+        if state["method"] != METHOD:
+            raise ValueError(
+                f"pruner: checkpoint of method {state['method']!r}, "
+                f"this run's is {METHOD!r}"
+            )
+        saved = state["masks"]
+        if {k: v.shape for k, v in self.masks.items()} != {
+            k: v.shape for k, v in saved.items()
+        }:
+            raise ValueError("pruner: the checkpoint's masks are of other heads")
+        for name, mask in self.masks.items():
+            mask.copy_(saved[name])
+        self.step = state["step"]
+        if self._started:
+            self._zero_weights()
+
+
+def _zero(view: Tensor, mask: Tensor) -> None:
+    """Zeros in [lead, heads, rest] where the mask over the heads is False."""
+    view.masked_fill_(~mask[None, :, None], 0.0)
+
+
+def _device(layer: HeadLayer) -> torch.device:
+    return next(iter(layer.slices.values())).parameter.device
