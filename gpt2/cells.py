@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2.schema import Matrix, Settings
+from gpt2.schema import Matrix, Settings, heads_pruned
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS, SAME_RANKING, VARIANTS, why_not
 from lib.pruning.schedules import ramp
@@ -192,6 +192,7 @@ def partner_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 
     - unpruned: adamw unpruned;
     - magnitude: the same optimizer unpruned, for the price of the zeros;
+    - heads: as magnitude, for the price of the heads;
     - movement, state: magnitude of the same optimizer (adamw for adamwprune) at
       the same sparsity, for what the better score is worth; else as magnitude;
     - where none of these is in the matrix: the first cell.
@@ -202,7 +203,7 @@ def partner_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
     wanted = [BASELINE]
     if cell.method != "none":
         wanted.insert(0, cell_name(own, "none", None, None))
-    if cell.method not in ("none", "magnitude"):
+    if cell.method in ("movement", "state"):
         wanted.insert(0, cell_name(own, "magnitude", cell.sparsity, None))
     there = {other.name: other for other in cells}
     return next((there[name] for name in wanted if name in there), cells[0])
@@ -212,8 +213,8 @@ def partner_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 
 
 def require_effect(settings: Settings) -> None:
-    """Refuse pruning for which no mask update fits into the run, and a warm-up of
-    SPAM that never ends. Raises ValueError, naming the symbols.
+    """Refuse pruning for which no mask update fits into the run or no head goes, and
+    a warm-up of SPAM that never ends. Raises ValueError, naming the symbols.
     """
     optim, pruning = settings.optim, settings.pruning
     if optim.optimizer == "adamwspam" and optim.spam_warmup >= optim.spam_interval:
@@ -243,3 +244,16 @@ def require_effect(settings: Settings) -> None:
             f"PRUNING_INTERVAL={pruning.prune_interval}, "
             f"GPT2_MAX_ITERS={optim.max_iters}: {error}"
         ) from error
+    _require_heads(settings)
+
+
+def _require_heads(settings: Settings) -> None:
+    """Refuse to prune no head at all."""
+    m, sparsity = settings.model, settings.pruning.prune_sparsity
+    if settings.pruning.prune_method != "heads" or heads_pruned(settings, sparsity)[1]:
+        return
+    raise ValueError(
+        f"PRUNING_SPARSITY={sparsity:g}, PRUNING_SCOPE={settings.pruning.prune_scope}: "
+        f"of GPT2_N_HEAD={m.n_head} heads in {m.n_layer} layers, of which each keeps "
+        "one, none would be pruned"
+    )

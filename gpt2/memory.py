@@ -155,8 +155,10 @@ def pruning_bytes(s: Settings) -> int:
     """Masks; of methods that bring weights back also scores and the weights."""
     if s.pruning.prune_method == "none":
         return 0
-    regrows = method_kind(s.pruning.prune_method).regrows
-    return (BOOL + (2 * FLOAT if regrows else 0)) * linear_weights(s)
+    kind = method_kind(s.pruning.prune_method)
+    if kind.is_structured:
+        return BOOL * s.model.n_layer * s.model.n_head
+    return (BOOL + (2 * FLOAT if kind.regrows else 0)) * linear_weights(s)
 
 
 def _temporaries(s: Settings, tokens: int) -> int:

@@ -17,6 +17,8 @@ from pathlib import PurePath
 from typing import Any
 
 from lib.generated import Config, ConfigError
+from lib.pruning.names import why_not
+from lib.pruning.schedules import head_target
 from lib.trackers import BACKENDS, parse_trackers
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
@@ -151,10 +153,10 @@ class Optim:
 
 @part
 class Pruning:
-    """Unstructured pruning of the linear weights; cadence in updates."""
+    """Pruning of single linear weights, or of heads; cadence in updates."""
 
     prune_method: str = setting(
-        "PRUNING_METHOD", allowed=("none", "magnitude", "movement", "state")
+        "PRUNING_METHOD", allowed=("none", "magnitude", "movement", "state", "heads")
     )
     prune_sparsity: float = setting("PRUNING_SPARSITY", low=0.0, high=0.99)
     prune_interval: int = setting("PRUNING_INTERVAL")
@@ -250,6 +252,7 @@ class Matrix:
     with_magnitude: bool = setting("TEST_MATRIX_PRUNING_MAGNITUDE")
     with_movement: bool = setting("TEST_MATRIX_PRUNING_MOVEMENT")
     with_state: bool = setting("TEST_MATRIX_PRUNING_STATE")
+    with_heads: bool = setting("TEST_MATRIX_PRUNING_HEADS")
     sparsities: tuple[float, ...] = setting(
         "TEST_MATRIX_SPARSITIES", above=0.0, high=0.99
     )
@@ -551,6 +554,8 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         "PRUNING_METHOD 'state' prunes by AdamWPrune's state: it needs "
         f"OPTIMIZER_ADAMWPRUNE=y, but the optimizer is {o.optimizer!r}",
     )
+    if s.pruning.prune_method == "heads":
+        yield from _head_rules(s)
     yield (
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
@@ -585,6 +590,13 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     )
 
 
+def _head_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    refusal = heads_refusal(s.mechanisms)
+    yield bool(refusal), f"PRUNING_METHOD 'heads': {refusal}"
+    why = why_not(s.optim.optimizer, "heads")
+    yield why is not None, f"PRUNING_METHOD 'heads': {why}"
+
+
 def remarks(settings: Settings) -> list[str]:
     """What is allowed but worth a word before a run."""
     o, r, matrix = settings.optim, settings.resources, settings.matrix
@@ -606,7 +618,24 @@ def remarks(settings: Settings) -> list[str]:
             f"adamwspam resets its moments every {o.spam_interval} updates, and a run "
             f"has {o.max_iters}: it never does"
         )
-    return found
+    return found + list(_head_remarks(settings))
+
+
+def _head_remarks(s: Settings) -> Iterator[str]:
+    """Where the last head of a layer keeps a run from what was asked of it."""
+    if s.matrix.mode == "matrix":
+        asked = s.matrix.sparsities if s.matrix.with_heads else ()
+    else:
+        is_asked = s.pruning.prune_method == "heads"
+        asked = (s.pruning.prune_sparsity,) if is_asked else ()
+    for sparsity in asked:
+        wanted, possible = heads_pruned(s, sparsity)
+        if possible < wanted:
+            yield (
+                f"heads pruned to {100 * sparsity:g}% would be {wanted} of "
+                f"{s.model.n_layer * s.model.n_head}; {possible} go, since each layer "
+                "keeps one"
+            )
 
 
 def latent_on(settings: Settings) -> bool:
@@ -630,6 +659,15 @@ def heads_refusal(x: Mechanisms) -> str:
     }
     found = [reason for reason, holds in reasons.items() if holds]
     return f"heads cannot be removed: {'; '.join(found)}" if found else ""
+
+
+def heads_pruned(settings: Settings, sparsity: float) -> tuple[int, int]:
+    """(heads that a final sparsity asks to prune, those that go): one a layer stays."""
+    m = settings.model
+    if settings.pruning.prune_scope == "global":
+        return head_target(sparsity, [m.n_head] * m.n_layer)
+    wanted, possible = head_target(sparsity, [m.n_head])
+    return m.n_layer * wanted, m.n_layer * possible
 
 
 # Symbols may be named without these on the command line.

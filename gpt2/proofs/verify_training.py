@@ -10,12 +10,13 @@ from typing import Any
 
 from gpt2.plan import Plan
 from gpt2.proofs.certificates import Finding
+from gpt2.proofs.heads import certify_heads
 from gpt2.proofs.verify import Proof, cell_of, code_hash, read_cache, write_cache
 from gpt2.schema import Settings
 from lib.optim.certify import Row, certify_optimizer
 from lib.optim.names import OPTIMIZERS
-from lib.pruning.certify import ANY_SCORE, certify_pruning, pairs
-from lib.pruning.names import METHODS, VARIANTS
+from lib.pruning.certify import ANY_SCORE, certify_pruning
+from lib.pruning.names import METHODS, VARIANTS, pairs
 from lib.rundir import identity
 
 OPTIMIZER_COLUMNS = (
@@ -25,6 +26,7 @@ OPTIMIZER_COLUMNS = (
 PRUNING_COLUMNS = (
     *("schedule", "gradients", "for good", "resume", "selection", "scores"),
 )
+HEAD_COLUMNS = (*PRUNING_COLUMNS, "export")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +48,15 @@ class Trained:
 
     @property
     def columns(self) -> tuple[str, ...]:
+        if METHODS[self.method].is_structured:
+            return HEAD_COLUMNS
         return OPTIMIZER_COLUMNS if self.method == "none" else PRUNING_COLUMNS
 
     def certify(self) -> dict[str, Row]:
         if self.method == "none":
             return certify_optimizer(self.optimizer)
+        if METHODS[self.method].is_structured:
+            return certify_heads(self.optimizer)
         return certify_pruning(self.optimizer, self.method, self.variant or ANY_SCORE)
 
 
@@ -72,7 +78,7 @@ def at_hand(plans: Iterable[Plan]) -> list[Trained]:
         for job in plan.jobs
         for subject in trained_by(job.settings)
     }
-    return sorted(found, key=lambda subject: subject.method != "none")
+    return sorted(found, key=_table)
 
 
 def everything() -> list[Trained]:
@@ -81,7 +87,14 @@ def everything() -> list[Trained]:
     for optimizer, method in pairs():
         scores = VARIANTS if METHODS[method].needs_state else ("",)
         found += [Trained(optimizer, method, score) for score in scores]
-    return found
+    return sorted(found, key=_table)
+
+
+def _table(subject: Trained) -> int:
+    """Which of the tables, one after the other, it stands in."""
+    if subject.method == "none":
+        return 0
+    return 2 if METHODS[subject.method].is_structured else 1
 
 
 def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Proof]:

@@ -6,10 +6,13 @@ import re
 
 from torch import nn
 
+from gpt2.heads import head_layers
+from gpt2.model import GPT
 from gpt2.schema import Optim, Settings
 from lib.optim.config import OptimConfig
 from lib.optim.groups import OptimizerLike, decay_groups
 from lib.optim.registry import build
+from lib.pruning.heads import HeadPruner
 from lib.pruning.pruner import Pruner
 from lib.pruning.schedules import ramp
 
@@ -70,10 +73,11 @@ def depths(names: list[str], layers: int) -> dict[str, float]:
 
 def make_pruner(
     model: nn.Module, optimizer: OptimizerLike, settings: Settings
-) -> Pruner:
+) -> Pruner | HeadPruner:
     """The pruner that the settings ask for (method "none" does nothing).
 
-    ValueError: sparsity 0, or a schedule without room for one mask update.
+    ValueError: sparsity 0, a schedule without room for one mask update, or no head
+    that could go.
     """
     pruning, optim = settings.pruning, settings.optim
     weights = prunable(model)
@@ -86,6 +90,11 @@ def make_pruner(
             ramp_end=pruning.prune_ramp_end,
             steps=optim.max_iters,
         )
+    if pruning.prune_method == "heads":
+        assert isinstance(model, GPT), "heads are pruned of a GPT"
+        assert schedule is not None
+        scope, layers = pruning.prune_scope, head_layers(model)
+        return HeadPruner(weights, layers, optimizer, schedule=schedule, scope=scope)
     return Pruner(
         weights,
         optimizer,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from gpt2.budget import budget
 from gpt2.schema import Settings
 from gpt2.training.progress import Progress
 from lib.optim.groups import OptimizerLike, state_bytes
+from lib.pruning.heads import HeadPruner
 from lib.pruning.pruner import Pruner
 
 
@@ -18,18 +20,15 @@ def trained(
     epoch_tokens: int,
     peak: float | None = None,
 ) -> dict[str, Any]:
-    """Time and costs. kv_bytes_per_token: of the decode cache in the precision
-    of training, a cache of fixed size spread over the whole context. peak: FLOP/s
-    of all devices together; without it there is no mfu."""
+    """Time and costs. peak: FLOP/s of all devices together; without it there is no
+    mfu."""
     costs = budget(settings)
-    context = settings.model.block_size
-    cached = costs.cache_per_token + costs.cache_constant / context
     epochs = progress.tokens / epoch_tokens
     rate = progress.tokens / progress.train_seconds
     return {
         "train_loss": progress.train_loss,
         "flops_per_token": costs.flops_training,
-        "kv_bytes_per_token": cached * bytes_per_number(settings),
+        "kv_bytes_per_token": kv_bytes(settings),
         "tokens": progress.tokens,
         "tokens_per_s": rate,
         **utilisation(costs.flops_training, rate, peak),
@@ -39,6 +38,14 @@ def trained(
         "epochs": epochs,
         "mean_epoch_seconds": progress.seconds / epochs,
     }
+
+
+def kv_bytes(settings: Settings, heads: Sequence[int] | None = None) -> float:
+    """Of the decode cache, a token, in the precision of training; a cache of fixed
+    size is spread over the whole context. heads: what is left of each layer's."""
+    costs = budget(settings, heads)
+    cached = costs.cache_per_token + costs.cache_constant / settings.model.block_size
+    return cached * bytes_per_number(settings)
 
 
 def utilisation(flops: float, rate: float, peak: float | None) -> dict[str, float]:
@@ -70,7 +77,7 @@ def bits_per_byte(loss: float, bytes_per_token: float) -> float:
     return loss / math.log(2.0) / bytes_per_token
 
 
-def held(optimizer: OptimizerLike, pruner: Pruner) -> dict[str, Any]:
+def held(optimizer: OptimizerLike, pruner: Pruner | HeadPruner) -> dict[str, Any]:
     """What the optimizer keeps, and of pruned models the true zeros among the
     weights that may be pruned: their share and their number."""
     found: dict[str, Any] = {"optimizer_state_bytes": state_bytes(optimizer)}

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gpt2.budget import budget
 from gpt2.lengths import seconds_of
+from gpt2.model import GPT
 from gpt2.plan import Job, identity_of
 from gpt2.training import checkpoint, faults, manifest
 from gpt2.training.data import (
@@ -28,6 +29,7 @@ from gpt2.training.data import (
     gather,
 )
 from gpt2.training.evaluate import Evaluator, Scorer
+from gpt2.training.export import HEADS
 from gpt2.training.failures import Interrupted, NonFinite
 from gpt2.training.material import Material
 from gpt2.training.micro_step import Forward, MicroStep, Recorded, record
@@ -35,6 +37,7 @@ from gpt2.training.optimize import make_optimizer, make_pruner
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
 from gpt2.training.record import Recorder
+from gpt2.training.removal import TIMED_WINDOWS, Removal, remove_heads, told_of
 from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from lib import device as devices
@@ -42,6 +45,7 @@ from lib.optim.groups import set_learning_rate
 from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
+from lib.pruning.heads import HeadPruner
 from lib.rundir import canonical_json, truncate_metrics
 
 EXPORT_FILE = "model.safetensors"
@@ -142,8 +146,7 @@ class Trainer:
                     self.update(data)
                 self._after_update()
         self.save()
-        self._export()
-        return self.result()
+        return self.result() | self._export()
 
     def _profiler(self) -> StepProfiler:
         """The first rank profiles the updates that PROFILE_STEPS names."""
@@ -502,17 +505,31 @@ class Trainer:
 
     # ---- the end ----------------------------------------------------------------
 
-    def _export(self) -> None:
-        """The trained model; pruned weights are exact zeros in it."""
+    def _export(self) -> dict[str, Any]:
+        """Write the trained model: pruned weights are exact zeros in it, pruned heads
+        are not in it. What their removal brought, for the result."""
         if not self.ranks.is_first:
-            return
+            return {}
         metadata = {
             "hash": self.job.hash,
             "step": str(self.progress.step),
             "seed": str(self.job.seed),
             "settings": canonical_json(self.settings.to_dict()),
         }
-        checkpoint.export(self.recorder.run_dir / EXPORT_FILE, self.model, metadata)
+        model, found = self.model, {}
+        if isinstance(self.pruner, HeadPruner):
+            removal = self._removal(self.pruner)
+            model, found = removal.model, removal.result
+            metadata[HEADS] = canonical_json(list(removal.heads))
+            self.recorder.say(told_of(removal))
+        checkpoint.export(self.recorder.run_dir / EXPORT_FILE, model, metadata)
+        return found
+
+    def _removal(self, pruner: HeadPruner) -> Removal:
+        offsets = self.evaluator.offsets[:TIMED_WINDOWS]
+        windows = gather(self.val_split.tokens, offsets, self.settings.model.block_size)
+        model = cast(GPT, self.model)
+        return remove_heads(model, self.settings, pruner, *windows, self.device)
 
     def result(self) -> dict[str, Any]:
         """The numbers of a finished run, as status.json and the tables have them."""

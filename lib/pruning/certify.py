@@ -1,4 +1,6 @@
-"""Certificates of the pruner: a tiny model is pruned and watched.
+"""Certificates of the unstructured pruner: a tiny model is pruned and watched.
+
+Those of pruned heads are in gpt2/proofs/heads.py, since a head is part of a model.
 
 As in lib.optim.certify, every check takes what it checks (`make`, a function
 or class with Pruner's signature), so that a faulty one can take its place.
@@ -7,18 +9,17 @@ or class with Pruner's signature), so that a faulty one can take its place.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
 
 from lib.optim.certify import CONFIG, Row
 from lib.optim.groups import OptimizerLike, decay_groups, set_learning_rate
-from lib.optim.names import OPTIMIZERS
 from lib.optim.registry import build
 from lib.pruning import reference
 from lib.pruning.masks import keep_masks
-from lib.pruning.names import METHODS, SCOPES, VARIANTS, why_not
+from lib.pruning.names import METHODS, SCOPES, VARIANTS
 from lib.pruning.pruner import Pruner
 from lib.pruning.schedules import ramp
 from lib.pruning.scores import LAYER_CAP, Moments, state_score
@@ -122,14 +123,6 @@ def certify_pruning(
     if METHODS[method].regrows:
         rows["scores"] = check_movement(make, optimizer, device)
     return rows
-
-
-def pairs() -> Iterator[tuple[str, str]]:
-    """The (optimizer, method) pairs that can be run, without method none."""
-    for optimizer in OPTIMIZERS:
-        for method in METHODS:
-            if method != "none" and why_not(optimizer, method) is None:
-                yield optimizer, method
 
 
 def _by_depth(method: str, variant: str) -> bool:

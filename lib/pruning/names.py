@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lib.optim.names import optimizer_kind
+from lib.optim.names import OPTIMIZERS, optimizer_kind
 
 SCOPES = ("global", "layer")
 
@@ -15,12 +16,15 @@ class MethodKind:
 
     needs_state: scores come from the optimizer's moments.
     regrows: a pruned weight may come back at a later mask update.
+    is_structured: prunes whole attention heads by Adam's moments; they are removed
+        from the exported model.
     """
 
     name: str
     summary: str
     needs_state: bool = False
     regrows: bool = False
+    is_structured: bool = False
 
 
 METHODS: dict[str, MethodKind] = {
@@ -35,6 +39,11 @@ METHODS: dict[str, MethodKind] = {
         ),
         MethodKind(
             name="state", summary="the lowest score of Adam's state", needs_state=True
+        ),
+        MethodKind(
+            name="heads",
+            summary="whole heads, those of the lowest |m| / sqrt(v)",
+            is_structured=True,
         ),
     )
 }
@@ -76,4 +85,15 @@ def why_not(optimizer: str, method: str) -> str | None:
         return f"{method} pruning scores by adamwprune's state; {optimizer} has none"
     if kind.scores_pruning and not METHODS[method].needs_state:
         return f"{optimizer} without state pruning is adamw; use adamw"
+    if METHODS[method].is_structured and kind.lacks_moments:
+        lacks = f"{optimizer} {kind.lacks_moments}"
+        return f"{method} are scored by Adam's two moments; {lacks}"
     return None
+
+
+def pairs() -> Iterator[tuple[str, str]]:
+    """The (optimizer, method) pairs that can be run, without method none."""
+    for optimizer in OPTIMIZERS:
+        for method in METHODS:
+            if method != "none" and why_not(optimizer, method) is None:
+                yield optimizer, method

@@ -97,6 +97,8 @@ class Pruner(PrunerBase):
             )
         if self.kind.name == "none":
             return
+        if self.kind.is_structured:
+            raise ValueError(f"pruning method {self.kind.name!r} is HeadPruner's")
         if self.schedule is None or not self.weights:
             raise ValueError(
                 f"pruning method {self.kind.name!r} needs a schedule and weights"

@@ -24,6 +24,7 @@ ALL = {
     **{f"TEST_MATRIX_{name.upper()}": "y" for name in OPTIMIZERS},
     "TEST_MATRIX_PRUNING_MAGNITUDE": "y",
     "TEST_MATRIX_PRUNING_MOVEMENT": "y",
+    "TEST_MATRIX_PRUNING_HEADS": "y",
     **{f"TEST_MATRIX_{name.upper()}": "y" for name in VARIANTS},
 }
 
@@ -86,9 +87,11 @@ def test_all_cells_are_runs_of_their_own(everything):
 def test_every_possible_cell_is_there_or_left_out_with_a_reason(everything):
     pairs = 6 * (1 + 2 * 2)  # optimizers but adamwprune: none, two methods, sparsities
     state = (10 - 3) * 2  # scores but those that repeat others
-    assert len(names(everything)) == pairs + state
+    heads = 3 * 2  # adam, adamw, adamwadv
+    assert len(names(everything)) == pairs + state + heads
     left_out = reasons(everything)
     impossible = {f"{name}-state" for name in OPTIMIZERS if name != "adamwprune"}
+    impossible |= {f"{name}-heads" for name in ("sgd", "adamwspam", "muon")}
     impossible |= {f"adamwprune-{name}" for name in METHODS if name != "state"}
     repeated = {
         f"adamwprune-{score}-state-{share}"
@@ -98,6 +101,9 @@ def test_every_possible_cell_is_there_or_left_out_with_a_reason(everything):
     assert set(left_out) == impossible | repeated
     assert "adamwprune's state; sgd has none" in left_out["sgd-state"]
     assert "is adamw" in left_out["adamwprune-magnitude"]
+    assert "moments; sgd does not keep them" in left_out["sgd-heads"]
+    assert "of hidden matrices" in left_out["muon-heads"]
+    assert "adamwspam resets them" in left_out["adamwspam-heads"]
     same = left_out["adamwprune-bitter2-state-50"]
     assert "adamw-magnitude-50" in same
     assert "bitter3" in left_out["adamwprune-bitter8-state-50"]
@@ -166,6 +172,8 @@ PARTNERS = {
     "adamwspam-magnitude-50": "adamwspam-none",
     "adamwspam-movement-87.5": "adamwspam-magnitude-87.5",
     "adamwprune-bitter7-state-50": "adamw-magnitude-50",
+    "adamw-heads-50": BASELINE,
+    "adam-heads-87.5": "adam-none",
 }
 
 
@@ -242,6 +250,14 @@ def test_a_job_survives_its_file(everything):
         (
             {"TEST_MATRIX_PRUNING_MAGNITUDE": "y", "TIME_BUDGET": "1h"},
             ["adamw-magnitude-50", "TIME_BUDGET=1h", "magnitude pruning"],
+        ),
+        (
+            {"TEST_MATRIX_PRUNING_HEADS": "y", "SPARSITIES": "0.001"},
+            ["adamw-heads-0.1", "GPT2_N_HEAD=12 heads in 12 layers", "none would be"],
+        ),
+        (
+            {"TEST_MATRIX_PRUNING_HEADS": "y", "RA_MLA_ATTENTION_MLA": "y"},
+            ["TEST_MATRIX_PRUNING_HEADS", "command line", "HEADS_ARE_SEPARATE"],
         ),
         (
             {"TEST_MATRIX_ADAMWSPAM": "y", "SPAM_WARMUP": "500"},

@@ -159,7 +159,7 @@ def test_linear_weights_are_those_that_may_be_pruned(step: int) -> None:
 @pytest.mark.parametrize(
     "name", ["sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune", "muon"]
 )
-@pytest.mark.parametrize("method", ["none", "magnitude", "movement"])
+@pytest.mark.parametrize("method", ["none", "magnitude", "movement", "heads"])
 def test_state_of_optimizers_and_pruning(name: str, method: str) -> None:
     settings = tiny(mlp_width=40, optimizer=name, prune_method=method)
     model = GPT(settings)

@@ -24,6 +24,7 @@ from gpt2.schema import (
     Settings,
     check,
     parse_int_list,
+    remarks,
     settings_from,
     settings_from_dict,
     symbol_types,
@@ -168,7 +169,7 @@ def choices() -> list[list[str]]:
 def test_members_of_a_choice_differ_in_the_settings(
     members: list[str], load: Callable[..., Config]
 ) -> None:
-    best: set[str] = set()
+    possible: set[str] = set()  # some members exclude each other's preset
     for preset in PRESETS:
         seen = {}
         for member in members:
@@ -179,10 +180,9 @@ def test_members_of_a_choice_differ_in_the_settings(
                     assert member == "GPT2_DATASET_TEXT"  # of no use without a path
                 elif member == members[0]:
                     break  # the whole choice is hidden in this preset
-        if len(seen) > len(best):
-            best = set(seen)
-            assert len(set(seen.values())) == len(seen), f"{preset}: two are the same"
-    assert best == set(members)
+        possible |= set(seen)
+        assert len(set(seen.values())) == len(seen), f"{preset}: two are the same"
+    assert possible == set(members)
 
 
 def test_symbols_read_elsewhere_are_really_read_there() -> None:
@@ -390,6 +390,16 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"min_lr": 1.0}, "GPT2_MIN_LR=1 is above LEARNING_RATE=0.0006"),
     ({"prune_method": "state"}, "needs OPTIMIZER_ADAMWPRUNE=y"),
+    ({"prune_method": "heads", "attention": "mla"}, "'heads': .* is 'mla', whose"),
+    (
+        {"prune_method": "heads", "cross_token": True, "cross_rank": 2},
+        "RA_MLA_CROSS_TOKEN=y reads the mean over all heads",
+    ),
+    (
+        {"prune_method": "heads", "ract": True, "ract_head_average": True},
+        "RA_MLA_RACT_HEAD_AVERAGE=y gates by the mean over all heads",
+    ),
+    ({"prune_method": "heads", "optimizer": "muon"}, "muon keeps no second moment"),
     ({"dataset": "text", "text_path": ""}, "GPT2_DATASET_TEXT_PATH is empty"),
     ({"engine": "ray", "gpus": "0"}, "GPUS='0'.* Ray deals them out"),
     ({"engine": "ray", "device": "cuda:1"}, "DEVICE='cuda:1'.* Ray deals them out"),
@@ -415,6 +425,22 @@ def test_senseless_combinations_are_refused_with_the_reason(
 def test_latent_reciprocity_without_mla_is_refused_by_kconfig_too() -> None:
     with pytest.raises(ConfigError, match="RA_MLA_ATTENTION_MLA"):
         make_config(RA_MLA_LATENT_RECIPROCITY_TIED="y")
+
+
+def test_pruned_heads_without_moments_are_refused_with_the_line(tmp_path) -> None:
+    preset = tmp_path / "preset"
+    for first in ("CONFIG_OPTIMIZER_MUON=y", "CONFIG_RA_MLA_ATTENTION_MLA=y"):
+        preset.write_text(f"{first}\nCONFIG_PRUNING_HEADS=y\n")
+        with pytest.raises(ConfigError, match=r"preset:2.*PRUNING_HEADS.*depends on"):
+            load_strict(KCONFIG, [preset], types=symbol_types())
+
+
+def test_it_is_said_where_the_last_head_of_a_layer_stays() -> None:
+    found = remarks(tiny(prune_method="heads", prune_sparsity=0.9))
+    assert found == [
+        "heads pruned to 90% would be 11 of 12; 9 go, since each layer keeps one"
+    ]
+    assert not remarks(tiny(prune_method="heads", prune_sparsity=0.5))
     settings = settings_from(
         make_config(RA_MLA_ATTENTION_MLA="y", RA_MLA_LATENT_RECIPROCITY_TIED="y")
     )

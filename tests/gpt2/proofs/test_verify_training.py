@@ -49,7 +49,7 @@ def test_everything_is_every_optimizer_and_every_possible_pair():
     alone = [s.optimizer for s in found if s.method == "none"]
     assert alone == list(OPTIMIZERS)
     assert {s.variant for s in found if s.method == "state"} == set(VARIANTS)
-    assert len(found) == len(set(found)) == 7 + 6 * 2 + 10
+    assert len(found) == len(set(found)) == 7 + 6 * 2 + 10 + 3
 
 
 def test_a_proof_is_kept_until_it_fails(tmp_path):

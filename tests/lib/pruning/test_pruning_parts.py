@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from lib.pruning import reference
 from lib.pruning.masks import keep_masks, kth_lowest
 from lib.pruning.names import SAME_RANKING, VARIANTS, why_not
-from lib.pruning.schedules import ramp
+from lib.pruning.schedules import head_target, ramp
 from lib.pruning.scores import Moments, state_score
 
 RAMP = {"sparsity": 0.5, "warmup_steps": 200, "interval": 50, "ramp_end": 0.75}
@@ -56,6 +56,12 @@ def test_the_last_update_comes_before_the_end_of_the_ramp():
 def test_a_ramp_that_would_do_nothing_is_refused(change, word):
     with pytest.raises(ValueError, match=word):
         ramp(**{**RAMP, "steps": 1000, **change})
+
+
+def test_whole_heads_are_pruned_and_one_a_layer_stays():
+    assert head_target(0.5, [4, 4]) == (4, 4)
+    assert head_target(0.9, [4, 4]) == (7, 6)
+    assert head_target(0.1, [4]) == (0, 0)
 
 
 numbers = st.floats(width=32, allow_nan=False) | st.sampled_from([0.0, -0.0, 1.0])
@@ -109,5 +115,7 @@ def test_impossible_pairs_have_a_reason():
     assert why_not("muon", "movement") is None
     assert "adamwprune" in why_not("adamw", "state")
     assert "adamw" in why_not("adamwprune", "magnitude")
+    assert why_not("adamwadv", "heads") is None
+    assert "second moment" in why_not("muon", "heads")
     with pytest.raises(ValueError, match="wanda"):
         why_not("adamw", "wanda")

@@ -136,6 +136,7 @@ def test_unknown_names_are_refused():
         ({"method": "magnitude", "scope": "block"}, "block"),
         ({"method": "state", "variant": "bitter10"}, "bitter10"),
         ({"method": "magnitude", "schedule": None}, "schedule"),
+        ({"method": "heads"}, "HeadPruner"),
     ):
         with pytest.raises(ValueError, match=word):
             Pruner(run.prunable, run.optimizer, **{"schedule": SCHEDULE, **options})

@@ -1,0 +1,141 @@
+"""Head pruning passes its certificates; planted faults do not."""
+
+import pytest
+
+from gpt2.heads import without_heads
+from gpt2.model import GPT
+from gpt2.proofs import heads as certify
+from gpt2.proofs.verify_training import HEAD_COLUMNS
+from lib.pruning.heads import HeadLayer, HeadPruner
+
+
+def test_all_certificates_are_passed():
+    rows = certify.certify_heads("adamw")
+    assert all(row.passed for row in rows.values()), rows
+    assert tuple(rows) == HEAD_COLUMNS
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamwadv"])
+def test_heads_are_on_schedule_beside_other_optimizers(optimizer):
+    row = certify.check_schedule(optimizer)
+    assert row.passed, row
+
+
+class ComputedNotApplied(HeadPruner):
+    def _zero_weights(self):
+        pass
+
+
+class OneShort(HeadPruner):
+    def targets(self, step):
+        return [(names, max(0, count - 1)) for names, count in super().targets(step)]
+
+
+class TakesTheLast(HeadPruner):
+    """All heads of a layer, where the schedule asks for as many."""
+
+    def _update_masks(self, step):
+        super()._update_masks(step)
+        if self.pruned() == 6:
+            next(iter(self.masks.values())).fill_(False)
+
+
+def forgets_biases(weights, layers, optimizer, **options):
+    """A pruner told of no bias."""
+    told = {
+        name: HeadLayer(
+            layer.heads, {k: s for k, s in layer.slices.items() if "bias" not in k}
+        )
+        for name, layer in layers.items()
+    }
+    return HeadPruner(weights, told, optimizer, **options)
+
+
+class GradientsLeft(HeadPruner):
+    def before_step(self, step):
+        pass
+
+
+class StateLeft(HeadPruner):
+    def _zero_state(self):
+        pass
+
+
+class Revives(HeadPruner):
+    """What was pruned counts as the best."""
+
+    def _ranked(self, name):
+        kept = self.masks[name].tolist()
+        return [s if k else 9.0 for s, k in zip(self._scores(name), kept, strict=True)]
+
+
+class DroppedOnResume(HeadPruner):
+    def load_state_dict(self, state):
+        self.step = state["step"]
+
+
+class BestFirst(HeadPruner):
+    def _scores(self, name):
+        return [-score for score in super()._scores(name)]
+
+
+FAULTS = [
+    (ComputedNotApplied, certify.check_schedule, {}),
+    (OneShort, certify.check_schedule, {}),
+    (TakesTheLast, certify.check_schedule, {"sparsity": certify.HIGH}),
+    (forgets_biases, certify.check_schedule, {}),
+    (GradientsLeft, certify.check_gradients, {}),
+    (StateLeft, certify.check_gradients, {}),
+    (Revives, certify.check_permanence, {}),
+    (DroppedOnResume, certify.check_resume, {}),
+    (BestFirst, certify.check_scores, {}),
+    (ComputedNotApplied, certify.check_export, {}),
+]
+
+
+@pytest.mark.parametrize(("make", "check", "options"), FAULTS)
+def test_a_fault_of_the_pruner_is_caught(make, check, options):
+    assert not check("adamw", make, **options).passed
+
+
+def another_head(model, settings, kept):
+    """As many heads are cut out as should be, but not those."""
+    return without_heads(model, settings, [[*k[1:], k[0]] for k in kept])
+
+
+def one_more(model, settings, kept):
+    """Of the first layer a pruned head stays, of the second a kept one goes."""
+    first, second = (list(layer) for layer in kept)
+    first[first.index(False)], second[second.index(True)] = True, False
+    return without_heads(model, settings, [first, second])
+
+
+def nothing(model, settings, kept):
+    return model
+
+
+def new_gates(model, settings, kept):
+    """The block before makes the gates of other heads than are left."""
+    small = without_heads(model, settings, kept)
+    small.blocks[0].mlp.gate.bias.data.add_(0.1)
+    return small
+
+
+@pytest.mark.parametrize("cut", [another_head, one_more, nothing, new_gates])
+def test_a_wrong_cut_is_caught(cut):
+    assert not certify.check_export("adamw", cut=cut).passed
+
+
+def test_ties_and_last_heads_chosen_otherwise_are_caught():
+    def last_of_equals(scores, pruned):
+        turned = [layer[::-1] for layer in scores]
+        return [layer[::-1] for layer in certify.keep_heads(turned, pruned)]
+
+    assert not certify.check_selection(last_of_equals).passed
+
+
+def test_a_pruner_of_layers_without_a_head_to_spare_is_refused():
+    settings = certify.tiny("adamw").replace(n_head=1)
+    model = GPT(settings)
+    with pytest.raises(ValueError, match="every layer has one head"):
+        HeadPruner({}, certify.head_layers(model), None, schedule=None)
