@@ -49,3 +49,8 @@ def duration(seconds: float | None) -> str:
     hours, minutes = total // 3600, total // 60 % 60
     tail = f"{total % 60:02d}"
     return f"{hours}:{minutes:02d}:{tail}" if hours else f"{minutes}:{tail}"
+
+
+def milliseconds(seconds: float | None, digits: int = 1) -> str:
+    """0.1027 -> "102.7 ms"."""
+    return NONE if seconds is None else f"{1000 * seconds:.{digits}f} ms"

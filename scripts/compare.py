@@ -30,7 +30,7 @@ from gpt2.report.compare import (
 )
 from gpt2.report.evidence import Rules
 from gpt2.report.margin import margin_for
-from gpt2.report.table import difference_text, grade_text, milliseconds
+from gpt2.report.table import difference_text, grade_text
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
 from lib.generated import read_config
@@ -44,7 +44,7 @@ FORMS = {
     "peak_memory_bytes": human.size,
     "kv_bytes_per_token": human.size,
     "optimizer_state_bytes": human.size,
-    "step_seconds": milliseconds,
+    "step_seconds": human.milliseconds,
     "sparsity": human.percent,
 }
 COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s", "zeros")

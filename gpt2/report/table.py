@@ -11,6 +11,13 @@ from dataclasses import dataclass
 
 from gpt2.budget import budget
 from gpt2.report.arms import Arm
+from gpt2.report.removed import (
+    change_text,
+    has_removed,
+    heads_text,
+    removal_remark,
+    short_time,
+)
 from gpt2.report.results import Run
 from gpt2.report.twins import twin_arms
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
@@ -170,9 +177,17 @@ def _what(line: Line) -> str:
     return line.arm.title if line.arm.step is not None else line.arm.name
 
 
-def milliseconds(seconds: float | None) -> str:
-    """ "102.7 ms"."""
-    return human.NONE if seconds is None else f"{1000 * seconds:.1f} ms"
+def _before_after(
+    key: str, name: str, heading: str, help: str, form: Callable[[float | None], str]
+) -> Column:
+    """A column of what the removal of heads changed; sorted by what is left."""
+    return Column(
+        key,
+        heading,
+        f"{help}, before and after pruned heads were cut out",
+        lambda line: line.arm.mean(name) if has_removed(line.arm) else None,
+        lambda line: change_text(line.arm, name, form),
+    )
 
 
 def _change_text(line: Line) -> str:
@@ -273,7 +288,28 @@ COLUMNS: tuple[Column, ...] = (
     _measure("seconds", "time", "Of training, h:mm:ss", human.duration),
     _measure("sparsity", "zeros", "True zeros of the linear weights", human.percent),
     _measure("zeros", "zero weights", "True zeros, their number", human.count),
-    _measure("step_seconds", "update", "Time of one optimizer update", milliseconds),
+    Column(
+        "heads_left",
+        "heads",
+        "Attention heads of the exported model, and of the trained one",
+        lambda line: line.arm.mean("heads_left"),
+        lambda line: heads_text(line.arm),
+    ),
+    _before_after(
+        *("kv_change", "kv_bytes_per_token", "KV/token, cut"),
+        *("Decode cache, bytes", human.size),
+    ),
+    _before_after(
+        *("decode_change", "decode_seconds", "decoding, cut"),
+        *("Measured time of a token", short_time),
+    ),
+    _before_after(
+        *("forward_change", "forward_seconds", "forward, cut"),
+        *("Measured time of a pass", short_time),
+    ),
+    _measure(
+        "step_seconds", "update", "Time of one optimizer update", human.milliseconds
+    ),
     _measure("optimizer_state_bytes", "optimizer", "Its state, bytes", human.size),
     Column(
         "grade",
@@ -306,6 +342,7 @@ COLUMN = {column.key: column for column in COLUMNS}
 BY_DEFAULT_ABSENT = (
     *("bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
     *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes"),
+    *("heads_left", "kv_change", "decode_change", "forward_change"),
     "energy_j_per_mtoken",
 )
 OF_CELLS = ("step_seconds", "optimizer_state_bytes")  # one for all steps of an ablation
@@ -327,8 +364,16 @@ def shown_columns(lines: list[Line]) -> list[Column]:
 
 
 def has_zeros(lines: list[Line]) -> bool:
-    """Whether some arm was pruned."""
-    return any(line.arm.mean("sparsity") is not None for line in lines)
+    """Whether single weights of some arm were pruned, which stay as zeros."""
+    return any(
+        line.arm.mean("sparsity") is not None and not has_removed(line.arm)
+        for line in lines
+    )
+
+
+def has_cuts(lines: list[Line]) -> bool:
+    """Whether heads of some arm were cut out."""
+    return any(has_removed(line.arm) for line in lines)
 
 
 def remarks(judged: Judgement) -> list[tuple[str, str]]:
@@ -343,6 +388,9 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
         if doubt := _bootstrap_doubt(comparison.at_steps):
             found.append((label, doubt))
     found.extend(judged.notes.items())
+    found.extend(
+        (arm.label, removal_remark(arm)) for arm in judged.arms if has_removed(arm)
+    )
     found.extend(
         (arm.label, f"alarm of seed {run.row['seed']} at {alarm}")
         for arm in judged.arms

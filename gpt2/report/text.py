@@ -13,6 +13,7 @@ from gpt2.report.table import (
     Line,
     difference_text,
     grade_text,
+    has_cuts,
     has_zeros,
     lines_of,
     p_text,
@@ -44,6 +45,7 @@ TERMINAL = (  # heading, column, justification
     ("acc", "val_accuracy", "right"),
     ("params", "parameters", "right"),
     ("zeros", "sparsity", "right"),
+    ("heads", "heads_left", "right"),
     ("tok/s", "tokens_per_s", "right"),
     ("time", "seconds", "right"),
     ("verdict", "grade", "left"),
@@ -54,6 +56,7 @@ NARROW = {  # below this width, these are left out
     84: ("tokens_per_s",),
     76: ("val_loss",),
 }
+HEADS_WIDTH = 9  # of the column that few tables have
 
 
 def headline(matrix: Matrix) -> str:
@@ -100,6 +103,9 @@ def terminal_report(
     parts.extend(Text(line) for line in score_lines(matrix.estimates))
     if has_zeros(lines_of(judged)):
         parts.append(Text("Zeros: single weights anywhere, which bring no speed."))
+    if has_cuts(lines_of(judged)):
+        told = "Heads: cut out of the exported models; all else is of the masked ones."
+        parts.append(Text(told))
     parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
     if failed := [run for run in matrix.runs if _is_fault(run)]:
         parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
@@ -116,11 +122,13 @@ def _terminal_table(judged: Judgement, width: int) -> Table:
     from rich.text import Text
 
     lines = lines_of(judged)
-    absent = {key for limit, keys in NARROW.items() if width < limit for key in keys}
+    room = width - HEADS_WIDTH if has_cuts(lines) else width
+    absent = {key for limit, keys in NARROW.items() if room < limit for key in keys}
     if not _has_steps(lines):
         absent.add("step")
-    if not has_zeros(lines):
-        absent.add("sparsity")
+    absent |= {"sparsity", "heads_left"} - {
+        column.key for column in shown_columns(lines)
+    }
     chosen = [entry for entry in TERMINAL if entry[1] not in absent]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, key, justify in chosen:
@@ -176,6 +184,14 @@ them excluded; they are single weights anywhere, which bring no speed and no mem
 common hardware: a pruned arm costs what the same arm costs unpruned."""
 
 
+CUTS = """\
+Pruned heads are zeros during training and are cut out of the exported model, whose
+logits were compared with the masked one's. Decode cache, time of decoding a token and
+time of a forward pass are given before and after the cut; the times were measured at
+the end of each run on its device, not compiled. KV/token is the exported model's; all
+else in the tables (loss, parameters, zeros, speed of training) is the masked one's."""
+
+
 def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
     """REPORT.md. Everything from the results is escaped."""
     parts = [
@@ -207,7 +223,9 @@ def method(judged: Judgement) -> str:
     text = METHOD.format(
         alpha=rules.alpha, margin=rules.margin, tolerance=rules.tolerance
     )
-    return f"{text} {ZEROS}" if has_zeros(lines_of(judged)) else text
+    lines = lines_of(judged)
+    told = [text, *[ZEROS] * has_zeros(lines), *[CUTS] * has_cuts(lines)]
+    return " ".join(told)
 
 
 def escape(text: str) -> str:
@@ -240,7 +258,9 @@ def _cost_table(judged: Judgement) -> str:
     keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
     more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
     cells = "bits_per_byte step_seconds optimizer_state_bytes sparsity zeros"
-    return _columns_table(judged, [*keys.split(), *more.split(), *cells.split()])
+    cuts = "heads_left kv_change decode_change forward_change"
+    wanted = " ".join((keys, more, cells, cuts)).split()
+    return _columns_table(judged, wanted)
 
 
 def _both_table(judged: Judgement) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -16,6 +17,7 @@ from tests.tinymatrix import TINY, run_matrix, write_config
 CELLS = (
     "adamw-none",
     "adamw-magnitude-50",
+    "adamw-heads-50",
     "sgd-none",
     "sgd-magnitude-50",
     "adamwprune-bitter7-state-50",
@@ -26,6 +28,7 @@ CONFIG_TEST_MATRIX_SGD=y
 CONFIG_TEST_MATRIX_SGD_LEARNING_RATE="0.05"
 CONFIG_TEST_MATRIX_ADAMWPRUNE=y
 CONFIG_TEST_MATRIX_PRUNING_MAGNITUDE=y
+CONFIG_TEST_MATRIX_PRUNING_HEADS=y
 # CONFIG_TEST_MATRIX_BITTER0 is not set
 CONFIG_TEST_MATRIX_BITTER7=y
 CONFIG_PRUNING_WARMUP_STEPS=2
@@ -57,12 +60,13 @@ def report(folder: Path) -> subprocess.CompletedProcess[str]:
 
 def test_the_listing_names_cells_partners_and_what_is_left_out(folder):
     listed = run_script("run_test_matrix.py", "--list", cwd=folder).stdout
-    assert "5 cells x 1 seed = 5 jobs" in listed
+    assert "6 cells x 1 seed = 6 jobs" in listed
     for name in CELLS:
         assert f"\n{name}\n" in listed
     assert "cell sgd-none" in listed
     assert "left out: sgd-state: state pruning scores by adamwprune" in listed
     assert "left out: adamwprune-none: adamwprune without state" in listed
+    assert "left out: sgd-heads: heads are scored by Adam's two moments" in listed
 
 
 def test_every_cell_is_done_and_has_its_columns(folder):
@@ -74,7 +78,9 @@ def test_every_cell_is_done_and_has_its_columns(folder):
         assert float(row["optimizer_state_bytes"]) > 0
         assert float(row["step_seconds"]) > 0
         pruned = run_dir.split("/")[0].endswith("-50")
-        assert (float(row["sparsity"]) == 0.5) if pruned else not row["sparsity"]
+        share = 1 / 6 if "heads" in run_dir else 0.5  # attention has a third
+        assert float(row["sparsity"] or 0) == pytest.approx(share if pruned else 0)
+        assert row["heads_left"] == ("4" if "heads" in run_dir else "")
     state = {n: float(rows[f"{n}/seed1"]["optimizer_state_bytes"]) for n in CELLS}
     assert state["adamw-none"] > 1.9 * state["sgd-none"]
 
@@ -106,15 +112,21 @@ def test_the_report_compares_the_cells_and_says_what_zeros_bring(folder, monkeyp
     for name in CELLS:
         assert name in shown.stdout
     assert shown.stdout.count("50.0%") == 3
+    assert "4 of 8 heads left (by layer, seed 1: " in shown.stdout
+    assert "decode cache 256 B → 128 B a token" in shown.stdout
     assert "bring no speed" in shown.stdout
     text = (folder / "results" / "REPORT.md").read_text()
     assert "bring no speed" in text and " ms |" in text
+    (row,) = (line for line in text.splitlines() if "4 of 8 |" in line)
+    assert re.search(r"256 B → 128 B \| [\d.]+ ms → [\d.]+ ms \| [\d.]+ ms → ", row)
+    assert "cut out of the exported model" in text
     summary = json.loads((folder / "results" / "summary.json").read_text())
     partners = {
         c["name"]: c["partner"]["name"] for c in summary["verdicts"]["comparisons"]
     }
     assert partners == {
         "adamw-magnitude-50": "adamw-none",
+        "adamw-heads-50": "adamw-none",
         "sgd-none": "adamw-none",
         "sgd-magnitude-50": "sgd-none",
         "adamwprune-bitter7-state-50": "adamw-magnitude-50",
