@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2.attention import CausalAttention, Heads
@@ -341,12 +343,25 @@ def _zero_learned_alpha(model: GPT) -> None:
 # ---- 7 budget ---------------------------------------------------------------------
 
 
+class _NothingDrawn(TorchFunctionMode):
+    """Modules keep what memory holds. To draw on the meta device torch imports its
+    compiler, which takes longer than all other certificates of a step."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 @torch.no_grad()
 def budgets(subject: Subject) -> Finding:
     """Analytic parameters, FLOPs and cache equal what is built and run."""
     problems = []
     for settings in (subject.settings, subject.full):
-        with torch.device("meta"):
+        with torch.device("meta"), _NothingDrawn():
             counted = sum(p.numel() for p in subject.build(settings).parameters())
         if counted != budget(settings).parameters:
             expected = budget(settings).parameters
@@ -372,6 +387,8 @@ def _flop_ratio(subject: Subject) -> float:
     )
     tokens = subject.tokens("flops")
     with FlopCounterMode(display=False) as counter:
+        mode: Any = counter.mode  # as it is inside what keeps torch's compiler out
+        mode.__torch_dispatch__ = unwrap(type(mode).__torch_dispatch__).__get__(mode)
         subject.model(whole).logits(tokens)
     return counter.get_total_flops() / (budget(whole).flops_forward * tokens.numel())
 
