@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,16 @@ from gpt2.proofs.stage import Proofs
 from gpt2.schema import Settings
 from gpt2.sharing import at_once, share
 from lib import rundir
-from lib.process import Task
-from lib.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
+from lib.preload import Preload
+from lib.process import Task, environment
+from lib.scheduler import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Options,
+    Scheduler,
+    View,
+    is_preloading,
+)
 from lib.slots import find_gpus
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -109,17 +118,33 @@ def run(
         stop_file = root / STOP_FILE
         stop_file.unlink(missing_ok=True)
         estimate.require_space(plan, missing(plan), len(options.slots))
-        proofs = prove() if missing(plan) else Proofs()
-        refused = refuse(plan, proofs, view)
-        _summarise(root)
-        if refused and options.fail_fast:
-            return EXIT_FAILED
-        jobs = [job for job in plan.jobs if job not in refused]
-        tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
-        tasks, options = share(tasks, jobs, root, options, view)
-        code = Scheduler(tasks, options, view, Watch(root, view)).run()
+        with _preloading(missing(plan), root, options, view) as preload:
+            proofs = prove() if missing(plan) else Proofs()
+            refused = refuse(plan, proofs, view)
+            _summarise(root)
+            if refused and options.fail_fast:
+                return EXIT_FAILED
+            jobs = [job for job in plan.jobs if job not in refused]
+            tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
+            tasks, options = share(tasks, jobs, root, options, view)
+            after = Watch(root, view)
+            code = Scheduler(tasks, options, view, after, preload).run()
         stop_file.unlink(missing_ok=True)
         return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+@contextmanager
+def _preloading(
+    jobs: Sequence[Job], root: Path, options: Options, view: View
+) -> Iterator[Preload | None]:
+    """What the runs are forked from, which imports while the steps are proven."""
+    tasks = [task_of(job, root, "") for job in jobs if _preloads(job.settings)]
+    if not is_preloading(tasks, options):
+        yield None
+        return
+    with Preload(view.note) as preload:
+        preload.begin(tasks[0].command, environment(tasks[0], options.slots[0]))
+        yield preload
 
 
 def prepare(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:

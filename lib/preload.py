@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 FLAG = "--preload"
 EXIT_NO_RUNNER = 3  # as of a run that was interrupted
@@ -241,19 +241,35 @@ class Preload:
         self._template: Template | None = None
         self._has_failed = False
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def begin(self, command: Sequence[str], environ: Mapping[str, str]) -> None:
+        """Let the template import what such a task needs, unless there is one."""
+        if self._template is not None or self._has_failed:
+            return
+        try:
+            self._template = Template(command[:2], environ)
+        except OSError as error:
+            self._fail(error)
+
     def is_ready(self, command: Sequence[str], environ: Mapping[str, str]) -> bool:
         """False while such a task had better wait for the template."""
+        self.begin(command, environ)
         try:
-            if self._template is None and not self._has_failed:
-                self._template = Template(command[:2], environ)
             template = self.template(command, environ)
             return template is None or template.is_ready()
         except OSError as error:
-            self.close()
-            if not self._has_failed:
-                self._say(f"each run imports for itself: {error}")
-            self._has_failed = True
+            self._fail(error)
             return True
+
+    def _fail(self, error: OSError) -> None:
+        self.close()
+        self._has_failed = True
+        self._say(f"each run imports for itself: {error}")
 
     def template(
         self, command: Sequence[str], environ: Mapping[str, str]

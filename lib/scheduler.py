@@ -76,6 +76,11 @@ class Options:
     poll: float = 0.05
 
 
+def is_preloading(tasks: Sequence[Task], options: Options) -> bool:
+    """Whether it pays to import once for these tasks, and can be done."""
+    return sum(task.preloads for task in tasks) > 1 and options.launch is Attempt
+
+
 @dataclass(kw_only=True)
 class Cell:
     """A task and where it stands in this call.
@@ -123,8 +128,10 @@ class Scheduler:
         options: Options,
         view: View,
         after: Callable[[Cell], None] = lambda cell: None,
+        preload: Preload | None = None,
     ) -> None:
-        """after: called whenever a task has ended for good, to write a summary."""
+        """after: called whenever a task has ended for good, to write a summary.
+        preload: one that was begun before; closed by whoever did."""
         if not options.slots:
             raise ValueError("no slot to run anything in; give at least one")
         if len({task.run_dir for task in tasks}) != len(tasks):
@@ -138,7 +145,7 @@ class Scheduler:
         self._free = list(range(len(options.slots)))
         self._slot_of: dict[int, int] = {}
         self._signals: list[tuple[float, int]] = []
-        self._preload: Preload | None = None
+        self._preload = preload
         self._stopping = False
         self._killed = False
 
@@ -202,9 +209,7 @@ class Scheduler:
         """
         self.began = time.monotonic()
         self._look()
-        preloads = sum(cell.task.preloads for cell in self._queue)
-        if preloads > 1 and self.options.launch is Attempt:
-            self._preload = Preload(self.view.note)
+        own = self._own_preload()
         with self._listening():
             try:
                 while self._turn():
@@ -213,11 +218,18 @@ class Scheduler:
                 self._abandon()
                 raise
             finally:
-                if self._preload is not None:
-                    self._preload.close()
+                if own is not None:
+                    own.close()
         if self.count("failed", "locked"):
             return EXIT_FAILED
         return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
+
+    def _own_preload(self) -> Preload | None:
+        tasks = [cell.task for cell in self._queue]
+        if self._preload is not None or not is_preloading(tasks, self.options):
+            return None
+        self._preload = Preload(self.view.note)
+        return self._preload
 
     def _look(self) -> None:
         """See which tasks are done, and how far the others are."""

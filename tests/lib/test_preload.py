@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import signal
 import subprocess
@@ -13,7 +14,10 @@ import psutil
 import pytest
 
 from lib import rundir
-from lib.process import Task
+from lib.preload import Preload
+from lib.process import Task, environment
+from lib.progress import PlainView
+from lib.scheduler import Options, Scheduler
 from tests.lib.test_scheduler import (
     QUICK,
     ROOT,
@@ -56,6 +60,15 @@ def test_it_is_a_child_of_the_runner_in_a_session_of_its_own(tmp_path: Path) -> 
 def test_a_single_task_makes_no_template(tmp_path: Path) -> None:
     assert run([preloaded(tmp_path, "a")])[0] == 0
     assert "executed" in log_of(tmp_path, "a")
+
+
+def test_one_begun_before_serves_even_a_single_task(tmp_path: Path) -> None:
+    single = preloaded(tmp_path, "a")
+    view = PlainView(io.StringIO())
+    with Preload(view.note) as preload:
+        preload.begin(single.command, environment(single, {}))
+        assert Scheduler([single], Options(), view, preload=preload).run() == 0
+    assert "forked" in log_of(tmp_path, "a")
 
 
 def test_a_killed_one_is_killed_with_its_helpers_and_resumed(tmp_path: Path) -> None:
