@@ -15,6 +15,7 @@ from typing import Protocol
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from lib.ending import run_to_end
 from lib.process import EXIT_INTERRUPTED
 
 CRASH = 1
@@ -61,4 +62,4 @@ def end(code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_to_end(lambda: main(sys.argv[1:]))
