@@ -38,7 +38,7 @@ class Factored:
             return self.seen
         mine, self.seen = self.seen.tensor_split([rows], -1)
         self.matrix = self.matrix[rows:]
-        return mine
+        return mine.contiguous()  # a view would keep the whole for the backward pass
 
 
 Hidden = Tensor | Factored

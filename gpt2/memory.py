@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from gpt2.budget import budget, linear_weights
-from gpt2.schema import WHOLE_CONTEXT, Settings, latent_on
+from gpt2.schema import WHOLE_CONTEXT, Settings
 from lib.pruning.names import method_kind
 
 FLOAT, BOOL, INT64 = 4, 1, 8
@@ -206,6 +206,8 @@ def kept_by_block(s: Settings) -> dict[str, int]:
         kept["output gate"] = 2 * c * m.n_head * m.head_dim
     if x.cross_token:
         kept["cross-token"] = _kept_by_cross_token(s)
+    if x.latent == "per_head_scalar" and path_of(s) == "triton":
+        kept["scaled key latent"] = c * x.latent_dim  # what reads it is trained
     return kept
 
 
@@ -228,23 +230,7 @@ def kept_by_producer(s: Settings) -> dict[str, int]:
         kept["gate"] = c * x.mlp_gate_dim + FLOAT * m.n_head
     if x.latent == "per_head_scalar":
         kept["latent down"] = c * x.latent_dim
-    if _is_factored(s) and kept:  # parts of one matrix, which is kept whole
-        others = x.cross_rank * x.cross_token + x.mlp_gate_dim * x.mlp_gate
-        kept["gate and latent"] = c * (_readers(s) - others)
     return kept
-
-
-def _is_factored(s: Settings) -> bool:
-    """Whether the MLP's hidden state is (gpt2/hidden.py). With SDPA on a GPU it is as
-    well, and what its gate keeps is then too low by a matrix as wide as the model."""
-    return path_of(s) == "triton"
-
-
-def _readers(s: Settings) -> int:
-    """Rows of all that reads a factored hidden state, in a block with a successor."""
-    m, x = s.model, s.mechanisms
-    rows = m.n_embd + x.cross_rank * x.cross_token + x.mlp_gate_dim * x.mlp_gate
-    return rows + (x.latent_dim if latent_on(s) else 0)
 
 
 def _copies(s: Settings) -> int:
@@ -331,12 +317,12 @@ def _kept_by_reference(s: Settings) -> int:
 
 
 def _kept_by_cross_token(s: Settings) -> int:
-    """Hidden states before and after, or what readers see of one; the chosen weights
-    [T, T] and their sums."""
+    """Hidden states before and after, which the kernels' path does without; the chosen
+    weights [T, T] and their sums."""
     m, x, c = s.model, s.mechanisms, _compute(s)
-    if _is_factored(s):
+    if path_of(s) == "triton":
         row = FLOAT if x.cross_renorm else 0
-        return c * (_readers(s) + x.cross_rank + m.block_size) + row
+        return c * (2 * x.cross_rank + m.block_size) + row
     matrices, row = c, 0
     if x.cross_select == "topk" and x.cross_topk < m.block_size:
         matrices += BOOL
