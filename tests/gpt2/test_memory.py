@@ -131,7 +131,7 @@ print(json.dumps(found))
 
 @pytest.mark.slow
 def test_what_a_block_keeps_with_the_kernels() -> None:
-    steps = ("5", "13", "16", "17", "28")
+    steps = ("4", "5", "13", "16", "17", "27", "28")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", KERNELS, str(ROOT), *steps],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
