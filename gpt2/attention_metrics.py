@@ -19,7 +19,8 @@ from gpt2.schema import WHOLE_CONTEXT
 def attention_metrics(
     model: GPT, tokens: Tensor, rows: int, window: int
 ) -> dict[str, list[float]]:
-    """For each layer, means over batch and heads of tokens [B, T].
+    """For each layer, means over batch and heads of tokens [B, T]. Pruned heads, whose
+    queries are all zero, are not counted.
 
     ``attention_entropy``: entropy of the weights over ln(visible keys), of
     ``rows`` evenly spaced rows. ``reciprocity``: correlation over the band's
@@ -62,7 +63,10 @@ def _measure(
     mirrored = k.expand_as(q)[:, :, chosen] @ q.transpose(-1, -2)
     reach = length if window == WHOLE_CONTEXT else window
     band = (distance > 0) & (distance <= reach)
-    correlation = _correlation(scores[..., band], mirrored[..., band])
+    alive = (q != 0).any(-1).any(-1).any(0)
+    correlation = _correlation(
+        scores[:, alive][..., band], mirrored[:, alive][..., band]
+    )
     if layer.reciprocity is not None:
         term = layer.reciprocity(heads.row_q.float(), heads.row_k.float())
         own = (distance >= 0) & (distance <= reach)
@@ -70,7 +74,7 @@ def _measure(
     logits = (scores * layer.projection.scale).masked_fill(distance < 0, float("-inf"))
     weights = logits.softmax(-1)
     entropy = torch.special.entr(weights).sum(-1) / (chosen + 1).log()
-    return entropy.mean().item(), correlation
+    return entropy[:, alive].mean().item(), correlation
 
 
 def _correlation(a: Tensor, b: Tensor) -> float:

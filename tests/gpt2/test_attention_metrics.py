@@ -10,8 +10,10 @@ import torch
 
 from gpt2.attention import Heads
 from gpt2.attention_metrics import attention_metrics
+from gpt2.heads import without_heads
 from gpt2.model import GPT
-from tests.gpt2.helpers import generic, tiny_step, tokens_of
+from tests.gpt2.helpers import generic, tiny_model, tiny_step, tokens_of
+from tests.gpt2.test_heads import KEPT, masked
 
 
 def captured(model: GPT, tokens: torch.Tensor) -> list[Heads]:
@@ -87,3 +89,18 @@ def test_no_gradient_is_left_and_sampling_is_close():
     for name in few:
         assert few[name] != all_rows[name]
         assert few[name] == pytest.approx(all_rows[name], abs=0.3)
+
+
+def test_pruned_heads_are_not_counted():
+    settings = tiny_model(ra=True)
+    model = generic(settings)
+    before = attention_metrics(model, tokens_of(settings, 2, 9), 100, 2)
+    masked(model)
+    small = without_heads(model, settings, KEPT)
+    found, wanted = (
+        attention_metrics(one, tokens_of(settings, 2, 9), 100, 2)
+        for one in (model, small)
+    )
+    for name, layers in wanted.items():
+        assert found[name] == pytest.approx(layers, rel=1e-6)
+        assert found[name] != pytest.approx(before[name], rel=1e-3)
