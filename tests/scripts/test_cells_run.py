@@ -10,7 +10,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt2.training.export import load_export
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import TINY, run_matrix, write_config
 
@@ -83,6 +85,17 @@ def test_every_cell_is_done_and_has_its_columns(folder):
         assert row["heads_left"] == ("4" if "heads" in run_dir else "")
     state = {n: float(rows[f"{n}/seed1"]["optimizer_state_bytes"]) for n in CELLS}
     assert state["adamw-none"] > 1.9 * state["sgd-none"]
+
+
+def test_the_exported_model_has_the_heads_that_the_results_tell(folder):
+    run_dir = folder / "results" / "adamw-heads-50" / "seed1"
+    result = json.loads((run_dir / "status.json").read_text())["result"]
+    found = load_export(run_dir / "model.safetensors")
+    assert " ".join(map(str, found.heads)) == result["heads_by_layer"]
+    counted = sum(p.numel() for p in found.model.parameters())
+    assert counted == result["parameters_exported"] < result["parameters"]
+    assert result["export_deviation"] <= 1e-5
+    assert found.model.generate(torch.tensor([[1, 2]]), 9).shape == (1, 11)
 
 
 def test_runs_of_one_seed_start_alike_and_end_apart(folder):

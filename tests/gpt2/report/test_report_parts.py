@@ -183,6 +183,39 @@ def test_terminal_table_fits_and_keeps_the_verdict_whole(tmp_path, width):
     assert ("params" in lines[1]) == (width >= max(k for k in NARROW if k < 112))
 
 
+CUT = {
+    **{"heads": 16, "heads_left": 6, "heads_by_layer": "4 1 1", "heads_spared": 2},
+    **{"kv_bytes_per_token": 768.0, "kv_bytes_per_token_before": 2048.0},
+    **{"decode_seconds": 0.0009, "decode_seconds_before": 0.00123},
+    **{"forward_seconds": 0.0301, "forward_seconds_before": 0.04},
+    "sparsity": 0.2,
+}
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_removed_heads_are_told_with_what_they_brought(tmp_path, width):
+    from rich.console import Console
+
+    write_matrix(tmp_path, steps=(0,), seeds=(1, 2))
+    for seed in (1, 2):
+        write_run(tmp_path, 5, seed, result=CUT)
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    (told,) = (what for label, what in remarks(judged) if "heads left" in what)
+    assert told == (
+        "6 of 16 heads left (by layer, seed 1: 4 1 1; seed 2: 4 1 1), 2 more were "
+        "asked for, but each layer keeps one; decode cache 2.0 KiB → 768 B a token, "
+        "decoding 1.23 ms → 0.90 ms a token, forward 40.00 ms → 30.10 ms a pass"
+    )
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))
+    for part in terminal_report(matrix, judged, width):
+        console.print(part)
+    text = console.export_text()
+    assert "6 of 16" in text and "cut out of the exported models" in text
+    assert "INCONCLUSIVE" in text or "NEUTRAL" in text, "the verdict is whole"
+    assert "bring no speed" not in text  # it is what zeros that stay bring
+
+
 def test_the_first_baseline_has_the_first_place_in_the_palette(tmp_path):
     write_matrix(tmp_path, (5, 0, 8), (1, 2))
     assert places(judge(read_matrix(tmp_path))) == {
