@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from gpt2.training.export import load_export
 from lib import profiling
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import (
@@ -81,3 +82,12 @@ def test_an_absurd_micro_batch_is_halved_until_it_fits(tmp_path):
     assert told["micro_batch"] < 4096
     assert told["micro_batch"] * told["accumulation"] == 4096
     assert len(losses(tmp_path / "run")) == 2
+
+
+def test_pruned_heads_are_cut_out_of_what_a_gpu_trained(tmp_path):
+    ramp = {"prune_warmup": 2, "prune_interval": 2, "prune_ramp_end": 0.9}
+    log = run_on_gpu(tmp_path, **WIDE, **ramp, prune_method="heads")
+    result = status(tmp_path / "run")["result"]
+    assert "24 of 48 heads left" in log and result["export_deviation"] <= 1e-5
+    assert sum(load_export(tmp_path / "run" / "model.safetensors").heads) == 24
+    assert result["decode_seconds"] > 0 and result["forward_seconds"] > 0
