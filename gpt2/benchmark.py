@@ -34,13 +34,16 @@ ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
 PEER = "HF transformers GPT-2"
 PLAIN = "plain GPT-2, all logits"
 EAGER = "eager reference"
+PEERS = {"plain": PLAIN, "transformers": PEER, "eager": EAGER}
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the table of a GPU is to hold; settings: assignments for all rows."""
+    """What the table of a GPU is to hold; peers: names of PEERS' values; settings:
+    assignments for all rows."""
 
     steps: Sequence[int]
+    peers: Sequence[str]
     micro_batches: Sequence[int]
     at_once: int
     repeats: int
@@ -179,7 +182,7 @@ def update_of(
 def gpu_rows(order: Order) -> Iterator[Row]:
     """Each step at each micro batch, with ratios to step 0 and the peers."""
     # 0 first, and the peers beside it.
-    subjects: list[int | str] = [0, PLAIN, PEER, EAGER, *sorted(set(order.steps) - {0})]
+    subjects: list[int | str] = [0, *order.peers, *sorted(set(order.steps) - {0})]
     for batch in order.micro_batches:
         first: Row | None = None
         for start in range(0, len(subjects), order.at_once):

@@ -14,7 +14,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -26,6 +26,7 @@ from gpt2 import configuration
 from gpt2.ablation import STEPS
 from gpt2.benchmark import (
     PEER,
+    PEERS,
     Order,
     Row,
     attention_rows,
@@ -63,6 +64,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--json", type=Path, default=ROOT / "bench_results" / "bench.json")
     add("--steps", default=",".join(map(str, STEPS)), help="such as 0,5,16")
+    add("--peers", default=",".join(PEERS), help="on the GPU; none: --peers=")
     add("--micro-batches", default="8,32", help="on the GPU")
     add("--at-once", type=int, default=1, help="rows that prepare at the same time")
     add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
@@ -73,18 +75,16 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def main(arguments: list[str] | None = None) -> int:
     given = parse(arguments)
-    parts = given.parts.split(",")
     try:
-        unknown = set(parts) - set(PARTS)
-        if unknown:
-            raise ValueError(f"--parts: {', '.join(sorted(unknown))}: not of {PARTS}")
+        parts = names("--parts", given.parts, PARTS)
+        peers = [PEERS[name] for name in names("--peers", given.peers, PEERS)]
         steps = [int(number) for number in given.steps.split(",")]
         batches = [int(number) for number in given.micro_batches.split(",")]
         settings_of(given.settings)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    order = Order(steps, batches, given.at_once, given.repeats, given.settings)
+    order = Order(steps, peers, batches, given.at_once, given.repeats, given.settings)
     rows: list[Row] = []
     told = machine()
     print("  ".join(f"{key}: {value}" for key, value in told.items()))
@@ -107,6 +107,15 @@ def main(arguments: list[str] | None = None) -> int:
             atomic_write_json(given.json, {"schema": 1, "machine": told, "rows": rows})
     print(f"written: {given.json}")
     return 0
+
+
+def names(option: str, text: str, known: Collection[str]) -> list[str]:
+    """Names with commas between. Raises ValueError for one that is not known."""
+    found = [name for name in text.split(",") if name]
+    unknown = [name for name in found if name not in known]
+    if unknown:
+        raise ValueError(f"{option}: {', '.join(unknown)}: not of {', '.join(known)}")
+    return found
 
 
 def machine() -> dict[str, str]:

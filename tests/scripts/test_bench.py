@@ -35,10 +35,14 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
         assert row["what"] in result.stdout
 
 
-def test_nonsense_is_refused() -> None:
-    result = bench("--settings", "BLOCK_SIZ=4")
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [("--settings", "BLOCK_SIZ=4"), ("--peers", "eagre"), ("--parts", "gpus")],
+)
+def test_nonsense_is_refused(option: str, text: str) -> None:
+    result = bench(option, text)
     assert result.returncode == 2
-    assert "BLOCK_SIZ" in result.stderr
+    assert text.split("=")[0] in result.stderr
     assert "Traceback" not in result.stderr
 
 
