@@ -2,13 +2,13 @@
 
 Each certificate takes a Subject, whose ``build`` makes the model, so that a
 planted fault can take its place. It returns a Finding: passed or not, the
-figure behind it, and what went wrong. gpt2/proofs/verify.py runs them all.
+figure behind it, and what went wrong. Those on features stand in features.py;
+verify.py runs them all.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from inspect import unwrap
 from typing import Any
 
@@ -19,94 +19,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2.attention import CausalAttention, Heads
 from gpt2.budget import budget
-from gpt2.context import BlockContext, DecodeCache
-from gpt2.init import generator_for, init_parameters
+from gpt2.context import DecodeCache
 from gpt2.model import GPT
+from gpt2.proofs.features import acting, identity
 from gpt2.proofs.naive import naive_attend
+from gpt2.proofs.subject import EXACT, ROUNDING, Finding, Subject, deviation
 from gpt2.schema import WHOLE_CONTEXT, Optim, Settings
-from gpt2.training.optimize import make_optimizer
 from lib.optim.groups import OptimizerLike
 
-EXACT = 1e-9  # float64 against float64
-ROUNDING = 1e-5  # fp32 against fp32, relative to the largest logit
 FLOP_TOLERANCE = 0.01
-
-# How each feature is switched off, and the value at which it does nothing.
-FEATURES: dict[str, dict[str, Any]] = {
-    "ra": {"ra": False},
-    "ract": {"ract": False},
-    "mlp_gate": {"mlp_gate": False},
-    "cross_token": {"cross_token": False},
-    "latent": {"latent": "none"},
-    "output_gate": {"output_gate": False},
-}
-NEUTRAL: dict[str, dict[str, Any]] = {
-    "ra": {"ra_alpha": 0.0},
-    "ract": {"ract_mix": 0.0},
-    "mlp_gate": {"mlp_gate_mix": 0.0},
-    "cross_token": {"cross_mix": 0.0},
-    "latent": {"latent_mix": 0.0},
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One cell of the table."""
-
-    passed: bool
-    figure: str
-    detail: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Subject:
-    """A step at certificate size. ``full`` are its settings at real size."""
-
-    settings: Settings
-    full: Settings
-    build: Callable[[Settings], GPT] = GPT
-    optimizer: Callable[[nn.Module, Optim], OptimizerLike] = make_optimizer
-    seed: int = 1
-    batch: int = 3
-
-    def model(self, settings: Settings | None = None, generic: bool = True) -> GPT:
-        """A model in evaluation mode, at a generic point or as initialised."""
-        model = self.build(settings or self.settings)
-        init_parameters(model, self.seed)
-        if generic:
-            scramble(model, self.seed)
-        return model.eval()
-
-    def tokens(self, tag: str, batch: int | None = None) -> Tensor:
-        """Random tokens [B, T] that fill the context."""
-        shape = (batch or self.batch, self.settings.model.block_size)
-        generator = generator_for(self.seed, f"tokens {tag}")
-        return torch.randint(self.settings.vocab_size, shape, generator=generator)
-
-
-@torch.no_grad()
-def scramble(model: nn.Module, seed: int) -> None:
-    """Move every parameter to a generic point, where no two effects cancel."""
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator_for(seed, f"+{name}"))
-        if parameter.ndim >= 2:
-            parameter.copy_(noise / parameter.shape[-1] ** 0.5)
-        else:
-            parameter.add_(0.3 * noise)
-
-
-def features_of(settings: Settings) -> list[str]:
-    """The features that are switched on."""
-    flat = settings.flat()
-    return [
-        n for n, off in FEATURES.items() if any(flat[f] != v for f, v in off.items())
-    ]
-
-
-def deviation(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference; infinite for anything not finite."""
-    worst = (a - b).abs().max().item() if a.numel() else 0.0
-    return worst if worst == worst else float("inf")
 
 
 # ---- 1 causal ---------------------------------------------------------------------
@@ -225,119 +146,6 @@ def _group_problems(
             yield f"{name} has weight decay {found[0]}, not {wanted}"
     if decay:
         yield f"{len(decay)} tensors of the optimizer are no parameters of the model"
-
-
-# ---- 4 acting ---------------------------------------------------------------------
-
-
-@torch.no_grad()
-def acting(subject: Subject) -> Finding:
-    """Each feature changes the logits, and context changes what is downstream."""
-    model, tokens = subject.model(), subject.tokens("acting")
-    with_all = model.logits(tokens)
-    effects = {
-        name: deviation(with_all, _without(subject, model, name).logits(tokens))
-        for name in features_of(subject.settings)
-    }
-    problems = [
-        f"{name} changes nothing" for name, e in effects.items() if e < ROUNDING
-    ]
-    problems += _context_problems(model, tokens)
-    if not effects:
-        return Finding(not problems, "-", "; ".join(problems))
-    return Finding(not problems, f"{min(effects.values()):.1e}", "; ".join(problems))
-
-
-def _without(subject: Subject, model: GPT, feature: str) -> GPT:
-    """The same weights in a model without one feature."""
-    changed = subject.settings.replace(**FEATURES[feature])
-    return _with_weights_of(model, subject.model(changed))
-
-
-def _with_weights_of(model: GPT, other: GPT) -> GPT:
-    weights = model.state_dict()
-    kept = {name: weights[name] for name in other.state_dict()}
-    other.load_state_dict(kept)
-    return other
-
-
-def _context_problems(model: GPT, tokens: Tensor) -> Iterator[str]:
-    """Knock out what each block hands on; see where the outputs change."""
-    base = _block_outputs(model, tokens)
-    for layer in range(len(model.blocks) - 1):
-        if not any(_context(base[layer])):
-            continue
-        knocked = _block_outputs(model, tokens, knock_out=layer)
-        for index, (a, b) in enumerate(zip(base, knocked, strict=True)):
-            changed = deviation(a[0], b[0]) > 0
-            if changed and index <= layer:
-                yield f"context from block {layer} changes block {index}"
-            if not changed and index > layer:
-                yield f"context from block {layer} does not reach block {index}"
-
-
-def _context(output: tuple[Tensor, BlockContext]) -> tuple[bool, bool]:
-    ctx = output[1]
-    return ctx.mlp_gate is not None, ctx.mlp_latent is not None
-
-
-def _block_outputs(
-    model: GPT, tokens: Tensor, knock_out: int | None = None
-) -> list[tuple[Tensor, BlockContext]]:
-    """What each block returned; the context out of one block may be zeroed."""
-    outputs: list[tuple[Tensor, BlockContext]] = []
-
-    def watch(_: nn.Module, __: Any, output: tuple[Tensor, BlockContext]) -> Any:
-        outputs.append(output)
-        if len(outputs) - 1 != knock_out:
-            return output
-        gate, latent = output[1].mlp_gate, output[1].mlp_latent
-        none = BlockContext(
-            None if gate is None else torch.zeros_like(gate),
-            None if latent is None else torch.zeros_like(latent),
-        )
-        return output[0], none
-
-    hooks = [block.register_forward_hook(watch) for block in model.blocks]
-    try:
-        model.logits(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return outputs
-
-
-# ---- 5 identity -------------------------------------------------------------------
-
-
-@torch.no_grad()
-def identity(subject: Subject) -> Finding:
-    """At its neutral value a feature leaves the model without it, bit for bit."""
-    plain = subject.settings.replace(attention_backend="reference")
-    at_reference = Subject(plain, subject.full, subject.build, seed=subject.seed)
-    tokens, problems = subject.tokens("identity"), []
-    for name in features_of(plain):
-        if name not in NEUTRAL:
-            continue
-        model = at_reference.model(plain.replace(**NEUTRAL[name]))
-        if name == "ra":
-            _zero_learned_alpha(model)
-        off = _without(at_reference, model, name)
-        distance = deviation(model.logits(tokens), off.logits(tokens))
-        if distance != 0:
-            problems.append(f"neutral {name} deviates by {distance:.2g}")
-    start = subject.model(generic=False)
-    off_changes = {k: v for f in features_of(plain) for k, v in FEATURES[f].items()}
-    bare = subject.model(subject.settings.replace(**off_changes), generic=False)
-    shipped = deviation(start.logits(tokens), bare.logits(tokens))
-    return Finding(not problems, f"~{shipped:.1e}", "; ".join(problems))
-
-
-def _zero_learned_alpha(model: GPT) -> None:
-    for block in model.layers():
-        reciprocity = block.attn.reciprocity
-        if reciprocity is not None and reciprocity.alpha is not None:
-            reciprocity.alpha.zero_()
 
 
 # ---- 7 budget ---------------------------------------------------------------------

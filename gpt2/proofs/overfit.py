@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.model import GPT
-from gpt2.proofs.certificates import Subject
+from gpt2.proofs.subject import Subject
 from gpt2.training.optimize import make_optimizer
 
 TEXT = Path(__file__).resolve()

@@ -12,7 +12,8 @@ from typing import Any
 
 from gpt2.ablation import STEPS, Step, Times
 from gpt2.plan import SOLVED_FIELDS, Job, Plan, plan_settings, step_settings
-from gpt2.proofs.certificates import CERTIFICATES, Finding, Subject, certify
+from gpt2.proofs.certificates import CERTIFICATES, certify
+from gpt2.proofs.subject import Finding, Subject
 from gpt2.schema import IDENTITY_PARTS, WHOLE_CONTEXT, Settings
 from lib.rundir import atomic_write_json, identity, read_json
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.plan import Plan
-from gpt2.proofs.certificates import Finding
 from gpt2.proofs.heads import certify_heads
+from gpt2.proofs.subject import Finding
 from gpt2.proofs.verify import Proof, cell_of, code_hash, read_cache, write_cache
 from gpt2.schema import Settings
 from lib.optim.certify import Row, certify_optimizer

@@ -16,7 +16,8 @@ from gpt2.ablation import STEPS
 from gpt2.attend import call
 from gpt2.context import BlockContext
 from gpt2.plan import Plan, plan_settings
-from gpt2.proofs.certificates import CERTIFICATES, Subject, certify
+from gpt2.proofs.certificates import CERTIFICATES, certify
+from gpt2.proofs.subject import Subject
 from gpt2.proofs.verify import distinct, prove, shrink, subjects, undeclared
 from gpt2.schema import Settings
 from gpt2.training import optimize

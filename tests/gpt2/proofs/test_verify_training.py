@@ -8,7 +8,7 @@ import pytest
 
 from gpt2.plan import Plan, make_plan
 from gpt2.proofs import verify_training
-from gpt2.proofs.certificates import Finding
+from gpt2.proofs.subject import Finding
 from gpt2.proofs.verify import Proof, cell_of
 from gpt2.proofs.verify_training import Trained, at_hand, everything, prove, trained_by
 from lib.optim.names import OPTIMIZERS
