@@ -6,7 +6,6 @@ those two alone.
 
 from __future__ import annotations
 
-import gc
 import os
 import socket
 import sys
@@ -14,58 +13,44 @@ import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from gpt2.attend.choice import choose
-from gpt2.attend.request import place_of, served_by
 from gpt2.corpora.tokenfiles import MissingData
 from gpt2.init import init_parameters
-from gpt2.memory import memory
 from gpt2.model import GPT
 from gpt2.plan import Job
-from gpt2.schema import IDENTITY_PARTS, Resources, Settings
+from gpt2.schema import Resources, Settings
 from gpt2.training import checkpoint, manifest
-from gpt2.training.alignment import unaligned
-from gpt2.training.auto_batch import largest, within_margin
-from gpt2.training.batch_split import BatchSplit, split_batch
+from gpt2.training.batch_split import split_batch
+from gpt2.training.claim import claim
 from gpt2.training.data import load_data
 from gpt2.training.failures import (
     EXIT_CRASH,
     EXIT_USAGE,
     LessMemory,
-    OutOfMemory,
     Refused,
     end_of,
     is_out_of_memory,
 )
+from gpt2.training.fitting import fit, free_memory, less_memory, shrink
+from gpt2.training.introduction import attention_of, closing, introduction
 from gpt2.training.material import Material
 from gpt2.training.ranks import Ranks
 from gpt2.training.record import Follower, Recorder
 from gpt2.training.sanity import watch_losses
 from gpt2.training.stopping import StopRequest
 from gpt2.training.tracking import tracking
-from gpt2.training.trainer import EXPORT_FILE, Trainer
+from gpt2.training.trainer import Trainer
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib import startup
-from lib.human import size
 from lib.process import EXIT_DONE
-from lib.rundir import (
-    JOB_FILE,
-    LockHeld,
-    atomic_write_json,
-    diff_fields,
-    lock,
-    now,
-    read_json,
-    read_status,
-    remove_leftovers,
-    run_lock,
-    write_status,
-)
+from lib.rundir import LockHeld, lock, now, read_status, run_lock, write_status
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
 # status/failure of an attempt that the kernel killed for want of memory.
@@ -132,7 +117,7 @@ def _with_lock(
     if ranks.is_first and not job.settings.resources.keep_checkpoints:
         checkpoint.drop_all(run_dir / checkpoint.FOLDER)
     recorder.close_bar()
-    recorder.say(_closing(result))
+    recorder.say(closing(result))
     return EXIT_DONE
 
 
@@ -157,49 +142,6 @@ def _tell_end(run_dir: Path, error: Exception, ranks: Ranks) -> int:
 
 
 # ---- the run directory ----------------------------------------------------------
-
-
-def claim(job: Job, run_dir: Path) -> None:
-    """Write job.json and clear half-written files away; hold the lock for this.
-
-    Raises Refused, field by field, if the directory is another run's.
-    """
-    path, mine = run_dir / JOB_FILE, job.to_json()
-    theirs = _read_job(path)
-    if theirs and theirs.get("hash") != job.hash:
-        differences = "\n".join(
-            f"  {name}: {old!r} there, {new!r} asked for"
-            for name, old, new in diff_fields(_comparable(theirs), _comparable(mine))
-        )
-        raise Refused(
-            f"{run_dir} holds another run (hash {theirs.get('hash')}, not "
-            f"{job.hash}):\n{differences}\nSet these back, or use another run directory"
-        )
-    remove_leftovers(run_dir)
-    if theirs != mine:
-        atomic_write_json(path, mine)
-
-
-def _read_job(path: Path) -> dict[str, Any]:
-    """job.json as it stands; {} if there is none or it is damaged (the stamps of
-    the checkpoints still tell whose they are)."""
-    try:
-        found = read_json(path)
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _comparable(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What the hash is of, from the JSON of a job."""
-    settings = job.get("settings", {})
-    resources = settings.get("resources", {})
-    names = ("batch_size", "gradient_accumulation")
-    return {
-        **{part: settings.get(part) for part in IDENTITY_PARTS},
-        "seed": job.get("seed"),
-        "effective batch": " x ".join(str(resources.get(name)) for name in names),
-    }
 
 
 def _announce(job: Job, run_dir: Path, environ: Mapping[str, str]) -> None:
@@ -236,9 +178,9 @@ def _train(
     LessMemory where all ranks have to begin anew for that."""
     material = _material(job, recorder.run_dir, micro_batch, environ, ranks)
     if job.settings.resources.auto_batch and micro_batch is None:
-        material = _fit(job, recorder, material)
+        material = fit(job, recorder, material, partial(_one_update, job, recorder))
     if environ.get("KABLATE_LAST_END") == KILLED_FOR_MEMORY:
-        material = _shrink(job, recorder, material, recorder.last_step(), None)
+        material = shrink(job, recorder, material, recorder.last_step(), None)
     while True:
         trainer = None
         try:
@@ -252,102 +194,20 @@ def _train(
                 raise
             step = trainer.progress.step if trainer else 0
             if not ranks.is_single:
-                _less_memory(material.split, error)
+                less_memory(material.split, error)
                 raise LessMemory(f"out of memory on rank {ranks.rank}") from error
-            material = _shrink(job, recorder, material, step, error)
+            material = shrink(job, recorder, material, step, error)
         del trainer
-        _free_memory(material)
+        free_memory(material)
 
 
-def _fit(job: Job, recorder: Recorder, material: Material) -> Material:
-    """The material with the micro batch that fits: an earlier attempt's, or the
-    largest that one update on throwaway weights does not run out of memory with."""
-    split, ranks = material.split, material.ranks
-    known = manifest.settled_micro_batch(manifest.read(recorder.run_dir, job.hash))
-    known = ranks.from_first(known)
-    if known and split.effective_batch % (known * split.world_size) == 0:
-        return _with_micro_batch(material, known)
-    if not material.device.is_gpu:
-        recorder.say(f"AUTO_BATCH is for GPUs: the micro batch is {split.micro_batch}")
-        return material
-    tried: list[str] = []
-
-    def fits(split: BatchSplit) -> bool:
-        good = _fits(job, recorder, replace(material, split=split))
-        tried.append(f"{split.micro_batch} {'fits' if good else 'does not'}")
-        return good
-
-    found = min(ranks.gather(largest(split, fits).micro_batch))
-    recorder.say(f"AUTO_BATCH: micro batch {found} ({', '.join(tried)})")
-    return _with_micro_batch(material, found)
-
-
-def _with_micro_batch(material: Material, micro_batch: int) -> Material:
-    old = material.split
-    split = split_batch(old.effective_batch, micro_batch, old.world_size, old.rank)
-    return replace(material, split=split)
-
-
-def _fits(job: Job, recorder: Recorder, material: Material) -> bool:
-    """Whether one update fits, with room to spare; nothing of it is left."""
+def _one_update(job: Job, recorder: Recorder, material: Material) -> None:
+    """An update of weights that are thrown away, by this rank alone."""
     alone = replace(job, settings=job.settings.replace(num_workers=0))
     quiet = Follower(recorder.run_dir, recorder.max_steps)
-
-    def one_update() -> None:
-        single = replace(material, ranks=Ranks())
-        trainer = _build(alone, single, quiet, StopRequest())
-        trainer.update(trainer.micro_batches())
-
-    try:
-        return within_margin(material.device, one_update)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        return False
-    finally:
-        _free_memory(material)
-        devices.reset_peak_memory(material.device)
-
-
-def _shrink(
-    job: Job,
-    recorder: Recorder,
-    material: Material,
-    step: int,
-    error: Exception | None,
-) -> Material:
-    """The material with half the micro batch, said and recorded."""
-    split = _less_memory(material.split, error)
-    recorder.close_bar()
-    recorder.say(
-        f"out of memory after step {step} with micro batch "
-        f"{material.split.micro_batch}: going on from the last checkpoint with "
-        f"{split.micro_batch} and {split.accumulation} micro steps"
-    )
-    if material.ranks.is_first:
-        manifest.note_out_of_memory(
-            recorder.run_dir, job, material, step=step, micro_batch=split.micro_batch
-        )
-    return replace(material, split=split)
-
-
-def _less_memory(split: BatchSplit, error: Exception | None) -> BatchSplit:
-    smaller = split.smaller()
-    if smaller is None:
-        raise OutOfMemory(
-            "out of memory with a micro batch of one sequence: lower "
-            "GPT2_BLOCK_SIZE or the model's size, use bf16, another attention "
-            "kernel, or a device with more memory"
-        ) from error
-    return smaller
-
-
-def _free_memory(material: Material) -> None:
-    """Give back what the failed attempt held, compiled code included."""
-    gc.collect()
-    torch.compiler.reset()
-    if material.device.is_gpu:
-        torch.cuda.empty_cache()
+    single = replace(material, ranks=Ranks())
+    trainer = _build(alone, single, quiet, StopRequest())
+    trainer.update(trainer.micro_batches())
 
 
 def _material(
@@ -437,19 +297,6 @@ def _choose_attention(job: Job, material: Material, recorder: Recorder) -> Setti
     return job.settings.replace(attention_backend=name)
 
 
-def _built_with(trainer: Trainer) -> Settings:
-    """The settings with the path of attention that was chosen."""
-    backend = cast(GPT, trainer.model).layers()[0].attn.backend
-    return trainer.settings.replace(attention_backend=backend)
-
-
-def _attention_of(trainer: Trainer) -> str:
-    """The paths that serve this model in training."""
-    compiled = trainer.settings.resources.compile_model
-    place = place_of(trainer.device.torch_device.type, compiled)
-    return served_by(_built_with(trainer), place)
-
-
 def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:
     """Resume, write the manifest, introduce the run."""
     resumed_at = trainer.resume()
@@ -467,61 +314,14 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             trainer.job,
             material,
             parameters=parameters,
-            attention=_attention_of(trainer),
+            attention=attention_of(trainer),
             resumed_at=resumed_at,
             environ=environ,
             startup=found,
         )
         watch_losses(trainer.recorder, trainer.settings, material.val.bytes_per_token)
-    told = _introduction(trainer, material, parameters, resumed_at, found)
+    told = introduction(trainer, material, parameters, resumed_at, found)
     trainer.recorder.say(told)
     if found.warning:
         trainer.recorder.say(f"warning: {found.warning}")
     trainer.recorder.status(step=trainer.progress.step)
-
-
-# ---- what a reader is told ------------------------------------------------------
-
-
-def _introduction(
-    trainer: Trainer,
-    material: Material,
-    parameters: int,
-    resumed_at: int | None,
-    found: startup.Startup,
-) -> str:
-    job, split, settings = trainer.job, material.split, trainer.settings
-    step = "" if job.step is None else f"step {job.step} "
-    rows = {
-        "attention": _attention_of(trainer),
-        **found.rows(),
-        "precision": settings.optim.mixed_precision
-        + (", compiled" if settings.resources.compile_model else ""),
-        "data": f"{material.train.path.parent}, {material.train.tokens.size:,} "
-        f"training and {material.val.tokens.size:,} validation tokens",
-        "parameters": f"{parameters:,}",
-        "batch": f"{settings.effective_batch} sequences of "
-        f"{settings.model.block_size} tokens: micro batch {split.micro_batch} x "
-        f"accumulation {split.accumulation}"
-        + (f" x {split.world_size} ranks" if split.world_size > 1 else ""),
-        "threads": f"{torch.get_num_threads()}",
-        "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
-    }
-    if material.device.is_gpu:
-        expected = memory(_built_with(trainer), split.micro_batch).total
-        rows["peak memory"] = f"about {size(expected)} by estimate"
-    odd = unaligned(settings)
-    if material.device.is_gpu and odd:
-        rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
-    title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
-    table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
-    return f"{title}\n{devices.describe(material.device)}\n{table}"
-
-
-def _closing(result: Mapping[str, Any]) -> str:
-    return (
-        f"done: validation loss {result['val_loss']:.4f} (best "
-        f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "
-        f"{result['seconds']:.1f} s in all, "
-        f"{result['mean_epoch_seconds']:.1f} s an epoch; the model is in {EXPORT_FILE}"
-    )

@@ -1,0 +1,61 @@
+"""Whose a run directory is: the job that stands in it, and no other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan import Job
+from gpt2.schema import IDENTITY_PARTS
+from gpt2.training.failures import Refused
+from lib.rundir import (
+    JOB_FILE,
+    atomic_write_json,
+    diff_fields,
+    read_json,
+    remove_leftovers,
+)
+
+
+def claim(job: Job, run_dir: Path) -> None:
+    """Write job.json and clear half-written files away; hold the lock for this.
+
+    Raises Refused, field by field, if the directory is another run's.
+    """
+    path, mine = run_dir / JOB_FILE, job.to_json()
+    theirs = _read_job(path)
+    if theirs and theirs.get("hash") != job.hash:
+        differences = "\n".join(
+            f"  {name}: {old!r} there, {new!r} asked for"
+            for name, old, new in diff_fields(_comparable(theirs), _comparable(mine))
+        )
+        raise Refused(
+            f"{run_dir} holds another run (hash {theirs.get('hash')}, not "
+            f"{job.hash}):\n{differences}\nSet these back, or use another run directory"
+        )
+    remove_leftovers(run_dir)
+    if theirs != mine:
+        atomic_write_json(path, mine)
+
+
+def _read_job(path: Path) -> dict[str, Any]:
+    """job.json as it stands; {} if there is none or it is damaged (the stamps of
+    the checkpoints still tell whose they are)."""
+    try:
+        found = read_json(path)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _comparable(job: Mapping[str, Any]) -> dict[str, Any]:
+    """What the hash is of, from the JSON of a job."""
+    settings = job.get("settings", {})
+    resources = settings.get("resources", {})
+    names = ("batch_size", "gradient_accumulation")
+    return {
+        **{part: settings.get(part) for part in IDENTITY_PARTS},
+        "seed": job.get("seed"),
+        "effective batch": " x ".join(str(resources.get(name)) for name in names),
+    }

@@ -1,0 +1,76 @@
+"""What the log says of an attempt: what it is at its start, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+import torch
+
+from gpt2.attend.request import place_of, served_by
+from gpt2.memory import memory
+from gpt2.model import GPT
+from gpt2.schema import Settings
+from gpt2.training.alignment import unaligned
+from gpt2.training.material import Material
+from gpt2.training.trainer import EXPORT_FILE, Trainer
+from lib import device as devices
+from lib import startup
+from lib.human import size
+
+
+def introduction(
+    trainer: Trainer,
+    material: Material,
+    parameters: int,
+    resumed_at: int | None,
+    found: startup.Startup,
+) -> str:
+    job, split, settings = trainer.job, material.split, trainer.settings
+    step = "" if job.step is None else f"step {job.step} "
+    rows = {
+        "attention": attention_of(trainer),
+        **found.rows(),
+        "precision": settings.optim.mixed_precision
+        + (", compiled" if settings.resources.compile_model else ""),
+        "data": f"{material.train.path.parent}, {material.train.tokens.size:,} "
+        f"training and {material.val.tokens.size:,} validation tokens",
+        "parameters": f"{parameters:,}",
+        "batch": f"{settings.effective_batch} sequences of "
+        f"{settings.model.block_size} tokens: micro batch {split.micro_batch} x "
+        f"accumulation {split.accumulation}"
+        + (f" x {split.world_size} ranks" if split.world_size > 1 else ""),
+        "threads": f"{torch.get_num_threads()}",
+        "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
+    }
+    if material.device.is_gpu:
+        expected = memory(_built_with(trainer), split.micro_batch).total
+        rows["peak memory"] = f"about {size(expected)} by estimate"
+    odd = unaligned(settings)
+    if material.device.is_gpu and odd:
+        rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
+    title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
+    table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
+    return f"{title}\n{devices.describe(material.device)}\n{table}"
+
+
+def closing(result: Mapping[str, Any]) -> str:
+    return (
+        f"done: validation loss {result['val_loss']:.4f} (best "
+        f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "
+        f"{result['seconds']:.1f} s in all, "
+        f"{result['mean_epoch_seconds']:.1f} s an epoch; the model is in {EXPORT_FILE}"
+    )
+
+
+def _built_with(trainer: Trainer) -> Settings:
+    """The settings with the path of attention that was chosen."""
+    backend = cast(GPT, trainer.model).layers()[0].attn.backend
+    return trainer.settings.replace(attention_backend=backend)
+
+
+def attention_of(trainer: Trainer) -> str:
+    """The paths that serve this model in training."""
+    compiled = trainer.settings.resources.compile_model
+    place = place_of(trainer.device.torch_device.type, compiled)
+    return served_by(_built_with(trainer), place)
