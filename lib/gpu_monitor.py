@@ -113,7 +113,20 @@ def _chosen(found: Mapping[str, Any], pci: Sequence[str] | None) -> dict[str, An
 # ---- sources --------------------------------------------------------------------
 
 
-class Nvml:
+class OneByOne:
+    """A source that reads each GPU by whatever stands for it."""
+
+    _gpus: dict[str, Any]  # by address
+
+    def read(self) -> list[Gpu]:
+        """Of each GPU, in order; raises what reading one does."""
+        return [self._one(n, *gpu) for n, gpu in enumerate(self._gpus.items())]
+
+    def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
+        raise NotImplementedError
+
+
+class Nvml(OneByOne):
     """NVIDIA, by the package nvidia-ml-py (library: pynvml, or one like it)."""
 
     name = "nvml"
@@ -126,13 +139,7 @@ class Nvml:
             handle = self._lib.nvmlDeviceGetHandleByIndex(index)
             bus = _text(self._lib.nvmlDeviceGetPciInfo(handle).busId)
             found[pci_address(bus)] = handle
-        self._handles = _chosen(found, pci)
-
-    def read(self) -> list[Gpu]:
-        return [
-            self._one(index, pci, handle)
-            for index, (pci, handle) in enumerate(self._handles.items())
-        ]
+        self._gpus = _chosen(found, pci)
 
     def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
         n = self._lib
@@ -159,7 +166,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-class AmdSmi:
+class AmdSmi(OneByOne):
     """AMD, by the package amdsmi that comes with ROCm."""
 
     name = "amdsmi"
@@ -173,13 +180,7 @@ class AmdSmi:
                 pci_address(self._lib.amdsmi_get_gpu_device_bdf(handle)): handle
                 for handle in handles
             }
-        self._handles = _chosen(found, pci)
-
-    def read(self) -> list[Gpu]:
-        return [
-            self._one(index, pci, handle)
-            for index, (pci, handle) in enumerate(self._handles.items())
-        ]
+        self._gpus = _chosen(found, pci)
 
     def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
         a, mib = self._lib, float(1 << 20)
@@ -244,7 +245,7 @@ def _first(numbers: Iterable[float | None]) -> float | None:
     return next((number for number in told if number), told[0] if told else None)
 
 
-class Sysfs:
+class Sysfs(OneByOne):
     """AMD, by the files of the amdgpu driver; root is where sys/ lies."""
 
     name = "sysfs"
@@ -259,15 +260,10 @@ class Sysfs:
                 found[_slot(device) or f"{_card_number(card):04x}:00:00.0"] = device
         if not found:
             raise NoSource(f"no AMD card in {Path(root) / 'sys/class/drm'}")
-        self._devices: dict[str, Path] = _chosen(found, pci)
+        self._gpus = _chosen(found, pci)
 
-    def read(self) -> list[Gpu]:
-        return [
-            self._one(index, pci, device)
-            for index, (pci, device) in enumerate(self._devices.items())
-        ]
-
-    def _one(self, index: int, pci: str, device: Path) -> Gpu:
+    def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
+        device: Path = gpu
         if not device.exists():
             raise NoSource(f"{device} is gone")
         sensors = next(iter(sorted(device.glob("hwmon/hwmon*"))), device / "hwmon")
