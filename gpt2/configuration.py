@@ -5,6 +5,7 @@ Torch-free, and without assignments also without kconfiglib.
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,14 @@ from lib.generated import Config, read_config, render_config
 
 ROOT = Path(__file__).resolve().parents[1]
 KCONFIG = ROOT / "Kconfig"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--config, --overrides and --only, by which a command knows its jobs."""
+    add = parser.add_argument
+    add("--config", type=Path, default=Path("config.py"), help="default: config.py")
+    add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
+    add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:

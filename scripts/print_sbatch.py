@@ -19,7 +19,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import matrix
-from gpt2.configuration import copies, load
+from gpt2.configuration import add_options, copies, load
 from gpt2.folder import missing
 from gpt2.plan import Plan, make_plan, only
 from lib import rundir
@@ -56,11 +56,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    add = parser.add_argument
-    add("--config", type=Path, default=Path("config.py"), help="default: config.py")
-    add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
-    add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
-    add("--sbatch", default="", help="more options, as in '--partition=gpu'")
+    add_options(parser)
+    more = "more options, as in '--partition=gpu'"
+    parser.add_argument("--sbatch", default="", help=more)
     return parser.parse_args(arguments)
 
 

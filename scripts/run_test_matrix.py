@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import estimate, folder, listing, matrix
-from gpt2.configuration import copies, load
+from gpt2.configuration import add_options, copies, load
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
 from gpt2.schema import Resources
@@ -38,11 +38,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Run the configured matrix; type it again to go on."
     )
-    add = parser.add_argument
-    add("--config", type=Path, default=Path("config.py"), help="default: config.py")
-    add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
-    add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
-    add("--skip-verify", action="store_true", help="run steps without proving them")
+    add_options(parser)
+    skip = "run steps without proving them"
+    parser.add_argument("--skip-verify", action="store_true", help=skip)
     what = parser.add_mutually_exclusive_group()
     for name, text in (
         ("list", "list the jobs and stop"),
