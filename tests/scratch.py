@@ -82,12 +82,18 @@ def project_files(under: Sequence[str] = ()) -> list[str]:
     )
 
 
-def copy_tree(folder: Path, under: Sequence[str] = ()) -> Path:
-    """Copy the project, or only the paths `under`, into a new repository, committed."""
+def copy_files(folder: Path, under: Sequence[str] = ()) -> Path:
+    """Copy the project, or only the paths `under`."""
     for name in project_files(under):
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, target)
+    return folder
+
+
+def copy_tree(folder: Path, under: Sequence[str] = ()) -> Path:
+    """As copy_files, into a new repository, committed."""
+    copy_files(folder, under)
     git(folder, "init", "--quiet", "--initial-branch=main")
     commit_all(folder, "scripts: copy the tree\n\nTests plant their faults in it.\n")
     return folder

@@ -1,7 +1,6 @@
 """The Makefile as a user types it, in a copy of the tree."""
 
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib.generated import read_config
-from tests.scratch import ROOT, clean_environment, project_files
+from tests.scratch import ROOT, copy_files, run
 
 PARTS = (
     *("Makefile", "Kconfig", "pyproject.toml", ".gitignore", "tests/__init__.py"),
@@ -19,23 +18,14 @@ PARTS = (
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "tree"
-    for name in project_files(PARTS):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
+    root = copy_files(tmp_path / "tree", PARTS)
     (root / "defconfigs/one").write_text("# One\nCONFIG_GPT2_MAX_ITERS=700\n")
     return root
 
 
 def make(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """make, with this interpreter's environment: nothing is installed."""
-    return subprocess.run(
-        ["make", *words],
-        cwd=tree,
-        env=clean_environment(PYTHON=sys.executable),
-        capture_output=True,
-        text=True,
-    )
+    return run(tree, "make", *words, PYTHON=sys.executable)
 
 
 def done(tree: Path, *words: str) -> str:

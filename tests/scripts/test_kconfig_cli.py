@@ -4,7 +4,6 @@ import contextlib
 import os
 import pty
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +13,15 @@ from pathlib import Path
 import pytest
 
 from lib.generated import Config, read_config
-from tests.scratch import ROOT, project_files, run
+from tests.scratch import copy_files, run
 
 PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")
 
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "a tree"  # with a blank: nothing may break on it
-    for name in project_files(PARTS):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, root / name)
+    # With a blank: nothing may break on it.
+    root = copy_files(tmp_path / "a tree", PARTS)
     (root / "defconfigs/one").write_text(
         "# One: a first line\n# and a second\nCONFIG_GPT2_MAX_ITERS=700\n"
     )
