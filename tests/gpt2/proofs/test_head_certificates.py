@@ -6,6 +6,8 @@ from gpt2.heads import without_heads
 from gpt2.model import GPT
 from gpt2.proofs import heads as certify
 from gpt2.proofs.verify_training import HEAD_COLUMNS
+from gpt2.training.removal import RemovalDiffers, remove_heads
+from lib.device import select_device
 from lib.pruning.heads import HeadLayer, HeadPruner
 
 
@@ -124,6 +126,33 @@ def new_gates(model, settings, kept):
 @pytest.mark.parametrize("cut", [another_head, one_more, nothing, new_gates])
 def test_a_wrong_cut_is_caught(cut):
     assert not certify.check_export("adamw", cut=cut).passed
+
+
+def end_of_run(cut):
+    """What a run does with the model that it has trained."""
+    run = certify.Run("adamw").finished()
+    tokens = run.tokens[0]
+    return remove_heads(
+        *(run.model, run.settings, run.pruner, tokens, tokens.roll(-1, 1)),
+        select_device("cpu"),
+        cut,
+    )
+
+
+def test_a_run_does_not_end_with_a_wrong_cut():
+    with pytest.raises(RemovalDiffers, match="logits differ by"):
+        end_of_run(another_head)
+
+
+def test_a_run_tells_what_the_cut_brought():
+    removal = end_of_run(without_heads)
+    result, heads = removal.result, removal.heads
+    assert sum(heads) == result["heads_left"] == 4 and result["heads"] == 8
+    assert result["heads_by_layer"] == " ".join(map(str, heads))
+    # Keys and values, and RA's queries within the band, in fp32.
+    cached = 4 * 8 * (2 + 4 / 8) * 4
+    assert result["kv_bytes_per_token"] == cached
+    assert result["kv_bytes_per_token_before"] == 2 * cached
 
 
 def test_ties_and_last_heads_chosen_otherwise_are_caught():
