@@ -257,7 +257,7 @@ def test_a_job_survives_its_file(everything):
         ),
         (
             {"TEST_MATRIX_PRUNING_HEADS": "y", "RA_MLA_ATTENTION_MLA": "y"},
-            ["TEST_MATRIX_PRUNING_HEADS", "command line", "HEADS_ARE_SEPARATE"],
+            ["TEST_MATRIX_PRUNING_HEADS", "command line", "RA_MLA_ATTENTION_MLA is y"],
         ),
         (
             {"TEST_MATRIX_ADAMWSPAM": "y", "SPAM_WARMUP": "500"},

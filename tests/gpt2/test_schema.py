@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kconfiglib import Choice, Symbol
 
+from gpt2.plan import make_plan
 from gpt2.schema import (
     ALIASES,
     FIELD_OF,
@@ -427,12 +428,24 @@ def test_latent_reciprocity_without_mla_is_refused_by_kconfig_too() -> None:
         make_config(RA_MLA_LATENT_RECIPROCITY_TIED="y")
 
 
-def test_pruned_heads_without_moments_are_refused_with_the_line(tmp_path) -> None:
+@pytest.mark.parametrize(
+    "first",
+    ["OPTIMIZER_MUON", "RA_MLA_ATTENTION_MLA", "RA_MLA_CROSS_TOKEN"],
+)
+def test_heads_that_cannot_be_pruned_are_refused_with_the_line(tmp_path, first) -> None:
     preset = tmp_path / "preset"
-    for first in ("CONFIG_OPTIMIZER_MUON=y", "CONFIG_RA_MLA_ATTENTION_MLA=y"):
-        preset.write_text(f"{first}\nCONFIG_PRUNING_HEADS=y\n")
-        with pytest.raises(ConfigError, match=r"preset:2.*PRUNING_HEADS.*depends on"):
-            load_strict(KCONFIG, [preset], types=symbol_types())
+    preset.write_text(f"CONFIG_{first}=y\nCONFIG_PRUNING_HEADS=y\n")
+    with pytest.raises(ConfigError, match=r"preset:2: CONFIG_PRUNING_HEADS depends"):
+        load_strict(KCONFIG, [preset], types=symbol_types())
+
+
+def test_an_ablation_may_prune_heads_in_steps_that_own_them() -> None:
+    config = make_config(RA_MLA_ABLATION_MODE="y", PRUNING_HEADS="y", STEPS="0,5,13")
+    methods = {job.settings.pruning.prune_method for job in make_plan(config).jobs}
+    assert methods == {"heads"}
+    config = make_config(RA_MLA_ABLATION_MODE="y", PRUNING_HEADS="y", STEPS="0,8")
+    with pytest.raises(ValueError, match="step 8: .*'heads': .* is 'mla'"):
+        make_plan(config)
 
 
 def test_it_is_said_where_the_last_head_of_a_layer_stays() -> None:
