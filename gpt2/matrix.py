@@ -239,6 +239,6 @@ def alarms(output_dir: Path) -> list[str]:
 
 
 def _summarise(output_dir: Path) -> None:
-    from gpt2.report.results import write_summary
+    from gpt2.report.summary import write_summary
 
     write_summary(output_dir)

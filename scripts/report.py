@@ -14,7 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.report.evidence import Rules
 from gpt2.report.margin import margin_for
-from gpt2.report.results import Matrix, read_matrix, write_summary
+from gpt2.report.results import Matrix, read_matrix
+from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
 from lib.generated import read_config
 from lib.rundir import DiskFull, atomic_write_text

@@ -27,6 +27,7 @@ TORCH_FREE = {
     *(
         "gpt2.listing",
         "gpt2.report.results",
+        "gpt2.report.summary",
         "gpt2.report.verdicts",
         "gpt2.corpora.tokenfiles",
     ),

@@ -9,8 +9,6 @@ matrix, so a copied directory reads the same.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -24,9 +22,6 @@ from lib.rundir import (
     METRICS_FILE,
     STATUS_FILE,
     STATUSES,
-    atomic_write_json,
-    atomic_write_text,
-    finite,
 )
 from lib.untrusted import (
     Unusable,
@@ -43,7 +38,6 @@ MANIFEST_FILE = "manifest.json"
 MATRIX_FILE = "matrix.json"
 GPU_FILE = "gpu.jsonl"
 ESTIMATES_FILE = "estimates.json"
-SUMMARY_SCHEMA = 2  # rises with every change of fields: readers refuse what is new
 UNREADABLE = "unreadable"
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
 MAX_DEPTH = 3  # run directories lie at most this deep below the matrix
@@ -174,49 +168,6 @@ def read_matrix(
     estimate = _load(matrix, root / ESTIMATES_FILE, missing_ok=True)
     matrix.estimates = score(as_dict(estimate), matrix.rows)
     return matrix
-
-
-def write_summary(
-    output_dir: str | Path,
-    jobs: Iterable[Any] | None = None,
-    verdicts: Mapping[str, Any] | None = None,
-    matrix: Matrix | None = None,
-) -> Matrix:
-    """Write summary.json and results.csv of a results directory, atomically.
-
-    One entry per job, whatever its status. ``verdicts`` is what the report adds;
-    without it the field is null, so that no verdict outlives the runs it was about.
-    """
-    output_dir = Path(output_dir)
-    if matrix is None:
-        matrix = read_matrix(output_dir, jobs, curves=False)
-    summary = {
-        "schema": SUMMARY_SCHEMA,
-        "runs": matrix.rows,
-        "left_out": [{"path": x.path, "reason": x.reason} for x in matrix.left_out],
-        "estimates": matrix.estimates or None,
-        "verdicts": verdicts,
-    }
-    atomic_write_json(output_dir / "summary.json", finite(summary))
-    atomic_write_text(output_dir / "results.csv", to_csv(matrix.rows))
-    return matrix
-
-
-def to_csv(rows: list[Row]) -> str:
-    """The rows as CSV; absent values are empty, texts no spreadsheet formula."""
-    names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(names)
-    for row in rows:
-        writer.writerow([_csv_cell(row.get(name)) for name in names])
-    return out.getvalue()
-
-
-def _csv_cell(value: Any) -> Any:
-    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
-        return "'" + value
-    return "" if value is None else value
 
 
 # ---- finding and reading --------------------------------------------------------

@@ -13,7 +13,8 @@ from rich.console import Console
 
 from gpt2.report.estimates import score_lines
 from gpt2.report.html import html_report
-from gpt2.report.results import Matrix, read_matrix, write_summary
+from gpt2.report.results import Matrix, read_matrix
+from gpt2.report.summary import write_summary
 from gpt2.report.text import markdown_report, terminal_report
 from gpt2.report.verdicts import judge
 from tests.results_factory import write_matrix, write_run

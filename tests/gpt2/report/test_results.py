@@ -11,7 +11,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gpt2.report.results import COLUMNS, read_matrix, write_summary
+from gpt2.report.results import COLUMNS, read_matrix
+from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import judge
 from tests.results_factory import UPDATES, settings, write_matrix, write_run
 

@@ -1,0 +1,57 @@
+"""summary.json and results.csv: what is known of a results directory, as data."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2.report.results import COLUMNS, Matrix, Row, read_matrix
+from lib.rundir import atomic_write_json, atomic_write_text, finite
+
+SCHEMA = 2  # rises with every change of fields: readers refuse what is new
+
+
+def write_summary(
+    output_dir: str | Path,
+    jobs: Iterable[Any] | None = None,
+    verdicts: Mapping[str, Any] | None = None,
+    matrix: Matrix | None = None,
+) -> Matrix:
+    """Write summary.json and results.csv of a results directory, atomically.
+
+    One entry per job, whatever its status. ``verdicts`` is what the report adds;
+    without it the field is null, so that no verdict outlives the runs it was about.
+    """
+    output_dir = Path(output_dir)
+    if matrix is None:
+        matrix = read_matrix(output_dir, jobs, curves=False)
+    summary = {
+        "schema": SCHEMA,
+        "runs": matrix.rows,
+        "left_out": [{"path": x.path, "reason": x.reason} for x in matrix.left_out],
+        "estimates": matrix.estimates or None,
+        "verdicts": verdicts,
+    }
+    atomic_write_json(output_dir / "summary.json", finite(summary))
+    atomic_write_text(output_dir / "results.csv", to_csv(matrix.rows))
+    return matrix
+
+
+def to_csv(rows: list[Row]) -> str:
+    """The rows as CSV; absent values are empty, texts no spreadsheet formula."""
+    names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(names)
+    for row in rows:
+        writer.writerow([_csv_cell(row.get(name)) for name in names])
+    return out.getvalue()
+
+
+def _csv_cell(value: Any) -> Any:
+    if isinstance(value, str) and value[:1] in ("=", "+", "-", "@"):
+        return "'" + value
+    return "" if value is None else value
