@@ -284,8 +284,8 @@ def test_kernels_on_a_gpu_equal_the_reference(
     name: str, dtype: torch.dtype, length: int
 ) -> None:
     # Slopes of a learned alpha and of row factors are sums of both signs: on an H100
-    # up to 0.005 in fp16 and 0.038 in bf16.
-    wider = 2.5 if name == "whole-factor" and dtype != torch.float32 else 1.0
+    # up to 0.005 in fp16 and 0.038 in bf16, on an H200 1.2e-5 in fp32.
+    wider = 2.5 if name == "whole-factor" else 1.0
     for distance in kernel_case(name, length, dtype, "cuda", "triton"):
         assert distance <= wider * TOLERANCES[dtype]
 
@@ -307,11 +307,11 @@ def test_flex_on_a_gpu_equals_the_reference(name: str) -> None:
         backend = "flex" if path is compiled else "reference"
         try:
             out = path(q, k, v, scale=0.125, transposed=term, backend=backend).output
+            slopes = torch.autograd.grad(out.float().square().sum(), (q, k, v))
         except torch._inductor.exc.InductorError as error:
             if "No valid triton configs" not in str(error):
                 raise
             pytest.skip("this torch has no tile of FlexAttention for such widths here")
-        slopes = torch.autograd.grad(out.float().square().sum(), (q, k, v))
         results.append([out, *slopes])
     for a, b in zip(*results, strict=True):
         assert (a - b).float().norm() / b.float().norm() < 2e-2
