@@ -1,4 +1,4 @@
-"""The network of lib/kernels/causal.py that keeps a row's eight largest scores."""
+"""lib/kernels/largest.py against sorting."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 import triton
 import triton.language as tl
 
-from lib.kernels import causal
+from lib.kernels.largest import keep_eights, keep_largest
 
 
 @triton.jit
@@ -18,9 +18,9 @@ def _largest(x_ptr, out_ptr, N, BM: tl.constexpr):
     eights = tl.full([BM, 4, 8], float("-inf"), tl.float32)
     for n in range(0, N, 64):
         s = tl.load(x_ptr + rows * N + n + tl.arange(0, 64)[None, :])
-        eights = causal._keep_eights(eights, s, BM)
+        eights = keep_eights(eights, s, BM)
     top = tl.full([BM, 8], float("-inf"), tl.float32)
-    top = causal._keep_largest(top, tl.reshape(eights, [BM, 32]), 8, 32)
+    top = keep_largest(top, tl.reshape(eights, [BM, 32]), 8, 32)
     tl.store(out_ptr + rows * 8 + slots, top)
 
 
@@ -35,5 +35,5 @@ def is_sorting() -> bool:
 
 
 def test_the_eight_largest_are_those_of_sorting() -> None:
-    program = "from tests.lib.test_kernels_causal import is_sorting as s; print(s())"
+    program = "from tests.lib.test_kernels_largest import is_sorting as s; print(s())"
     assert interpreted(program) == "True\n"
