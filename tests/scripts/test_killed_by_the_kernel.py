@@ -1,4 +1,4 @@
-"""A run that the kernel kills for want of memory, in a control group that is too small."""
+"""A run that the kernel kills for want of memory, in too small a control group."""
 
 from __future__ import annotations
 
