@@ -1,12 +1,24 @@
-"""What all pruners share: the order of calls, and the count of true zeros."""
+"""What all pruners share: the order of calls, what follows an update, true zeros."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from lib.optim.groups import OptimizerLike
 from lib.pruning.schedules import CubicSchedule
+
+
+def betas_of(optimizer: OptimizerLike, weight: Tensor) -> tuple[float, float]:
+    """Adam's beta1 and beta2 of the group that a weight is in."""
+    beta1, beta2 = next(
+        group["betas"]
+        for group in optimizer.param_groups
+        if any(weight is member for member in group["params"])
+    )
+    return beta1, beta2
 
 
 class PrunerBase:
@@ -29,6 +41,24 @@ class PrunerBase:
             raise ValueError(
                 f"pruner: update {step} follows {self.step}; each update must come once"
             )
+
+    @torch.no_grad()
+    def after_step(self, step: int) -> None:
+        """After optimizer.step(): new masks if due, then exact zeros."""
+        self._require_next(step)
+        self.step = step
+        if self.schedule is None:
+            return
+        if self.schedule.is_update(step):
+            self._update_masks(step)
+        if self._started:
+            self._zero_weights()
+
+    def _update_masks(self, step: int) -> None:
+        raise NotImplementedError
+
+    def _zero_weights(self) -> None:
+        raise NotImplementedError
 
     def zeros(self) -> tuple[int, int]:
         """(weights that are exactly zero now, all weights), counted anew.

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
-from lib.pruning.base import PrunerBase
+from lib.pruning.base import PrunerBase, betas_of
 from lib.pruning.names import SCOPES
 from lib.pruning.schedules import CubicSchedule, head_target
 from lib.pruning.scores import EPS
@@ -71,11 +71,7 @@ def head_scores(layer: HeadLayer, optimizer: OptimizerLike) -> list[float]:
 
 def _signal_to_noise(weight: Tensor, optimizer: OptimizerLike) -> Tensor:
     state, step = optimizer.state[weight], float(optimizer.state[weight]["step"])
-    beta1, beta2 = next(
-        group["betas"]
-        for group in optimizer.param_groups
-        if any(weight is member for member in group["params"])
-    )
+    beta1, beta2 = betas_of(optimizer, weight)
     first = state["exp_avg"].float().abs() / (1.0 - beta1**step)
     second = state["exp_avg_sq"].float() / (1.0 - beta2**step)
     return first / (second.sqrt() + EPS)
@@ -152,17 +148,6 @@ class HeadPruner(PrunerBase):
             for part, heads, mask in self._slices():
                 if part.parameter.grad is not None:
                     _zero(part.of(part.parameter.grad, heads), mask)
-
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """After optimizer.step(): new masks if due, then exact zeros."""
-        self._require_next(step)
-        self.step = step
-        assert self.schedule is not None, "heads are pruned on a schedule"
-        if self.schedule.is_update(step):
-            self._update_masks(step)
-        if self._started:
-            self._zero_weights()
 
     def _slices(self) -> Iterator[tuple[Slice, int, Tensor]]:
         """Every slice with its layer's heads and mask."""

@@ -32,7 +32,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
-from lib.pruning.base import PrunerBase
+from lib.pruning.base import PrunerBase, betas_of
 from lib.pruning.masks import keep_masks
 from lib.pruning.names import SCOPES, VARIANTS, method_kind
 from lib.pruning.schedules import CubicSchedule
@@ -146,18 +146,6 @@ class Pruner(PrunerBase):
                 if weight.grad is not None:
                     weight.grad.masked_fill_(~self.masks[name], 0.0)
 
-    @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """After optimizer.step(): new masks if due, then exact zeros."""
-        self._require_next(step)
-        self.step = step
-        if not self.masks or self.schedule is None:
-            return
-        if self.schedule.is_update(step):
-            self._update_masks(step)
-        if self._started:
-            self._zero_weights()
-
     def _accumulate(self) -> None:
         for name, weight in self.weights.items():
             if weight.grad is not None:
@@ -194,11 +182,7 @@ class Pruner(PrunerBase):
 
     def _moments(self, weight: nn.Parameter) -> Moments:
         state = self.optimizer.state[weight]
-        beta1 = next(
-            group["betas"][0]
-            for group in self.optimizer.param_groups
-            if any(weight is member for member in group["params"])
-        )
+        beta1, _ = betas_of(self.optimizer, weight)
         return Moments(
             state["exp_avg"], state["exp_avg_sq"], float(state["step"]), beta1
         )
