@@ -32,9 +32,9 @@ def _pair(a, b):
 
 
 @triton.jit
-def _eight(x, BM: tl.constexpr, LANES: tl.constexpr):
-    """[BM, LANES, 8] as eight tensors [BM, LANES]."""
-    even, odd = tl.split(tl.reshape(x, [BM, LANES, 2, 2, 2]))
+def _eight(x, BM: tl.constexpr):
+    """[BM, 4, 8] as eight tensors [BM, 4]."""
+    even, odd = tl.split(tl.reshape(x, [BM, 4, 2, 2, 2]))
     x04, x26 = tl.split(even)
     x15, x37 = tl.split(odd)
     x0, x4 = tl.split(x04)
@@ -45,9 +45,9 @@ def _eight(x, BM: tl.constexpr, LANES: tl.constexpr):
 
 
 @triton.jit
-def _falling(x, BM: tl.constexpr, LANES: tl.constexpr):
-    """[BM, LANES, 8] as eight tensors in falling order; Batcher's network."""
-    x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x, BM, LANES)
+def _falling(x, BM: tl.constexpr):
+    """[BM, 4, 8] as eight tensors in falling order; Batcher's network."""
+    x0, x1, x2, x3, x4, x5, x6, x7 = _eight(x, BM)
     x0, x1 = _pair(x0, x1)
     x2, x3 = _pair(x2, x3)
     x4, x5 = _pair(x4, x5)
@@ -105,12 +105,12 @@ def keep_eights(top, s, BM: tl.constexpr):
     a row; four such threads are the lanes, so that nothing crosses threads.
     """
     even, odd = tl.split(tl.permute(tl.reshape(s, [BM, 8, 4, 2]), (0, 2, 1, 3)))
-    a0, a1, a2, a3, a4, a5, a6, a7 = _falling(even, BM, 4)
-    b0, b1, b2, b3, b4, b5, b6, b7 = _falling(odd, BM, 4)
+    a0, a1, a2, a3, a4, a5, a6, a7 = _falling(even, BM)
+    b0, b1, b2, b3, b4, b5, b6, b7 = _falling(odd, BM)
     a0, a1, a2, a3, a4, a5, a6, a7 = _merged(
         a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
     )  # fmt: skip
-    b0, b1, b2, b3, b4, b5, b6, b7 = _eight(top, BM, 4)
+    b0, b1, b2, b3, b4, b5, b6, b7 = _eight(top, BM)
     a0, a1, a2, a3, a4, a5, a6, a7 = _merged(
         a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7
     )  # fmt: skip

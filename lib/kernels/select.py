@@ -15,14 +15,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-FEW = 16  # 31 bits are looked at in the time that this many maxima take
+MOST_ROUNDS = 16  # 31 bits are looked at in the time that this many maxima take
 SMALLEST_SUM = tl.constexpr(1e-12)  # to divide by, as in gpt2/mlp.py
 
 
 @triton.jit
 def _keep_kernel(
     x_ptr, kept_ptr, total_ptr, S, N, k, tau,
-    TOPK: tl.constexpr, FEW: tl.constexpr, RMS: tl.constexpr, RENORM: tl.constexpr,
+    TOPK: tl.constexpr, ROUNDS: tl.constexpr, RMS: tl.constexpr, RENORM: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row; it sees as many columns as come before it and itself."""
@@ -34,7 +34,7 @@ def _keep_kernel(
     x = tl.where(at < visible, x, 0.0)
     least = 0.0
     if TOPK:
-        if FEW:
+        if ROUNDS:
             taken, least = 0, float("inf")
             while (taken < k) & (least >= 0):
                 least = tl.max(tl.where(x < least, x, -1.0), 0)
@@ -68,8 +68,8 @@ def keep_op(
     block = triton.next_power_of_2(columns)
     _keep_kernel[(weights.numel() // columns,)](
         weights, kept, total, rows, columns, topk, tau,
-        TOPK=topk > 0, FEW=topk <= FEW, RMS=tau > 0.0, RENORM=renorm, BLOCK=block,
-        num_warps=min(16, max(1, block // 1024)),
+        TOPK=topk > 0, ROUNDS=topk <= MOST_ROUNDS, RMS=tau > 0.0, RENORM=renorm,
+        BLOCK=block, num_warps=min(16, max(1, block // 1024)),
     )  # fmt: skip
     return results
 
