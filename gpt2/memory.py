@@ -217,6 +217,8 @@ def kept_of_context(s: Settings) -> dict[str, int]:
     kept = {}
     if x.mlp_gate:
         kept["gated by the MLP"] = c * m.n_head * (m.head_dim + 1)
+    if x.latent != "none" and s.resources.attention_backend != "reference":
+        kept["key latent alone"] = c * x.latent_dim  # lies beside queries and values
     if x.latent == "per_head_scalar" and _is_mixed(s):  # scaled by fp32 numbers
         kept["key latent"] = FLOAT * x.latent_dim
     return kept
@@ -235,11 +237,13 @@ def kept_by_producer(s: Settings) -> dict[str, int]:
 
 def _copies(s: Settings) -> int:
     """How often the attention's input is kept: without a compiler autocast makes a
-    copy for each matrix that reads it."""
+    copy for each product that reads it."""
     x = s.mechanisms
     if s.resources.compile_model or not _is_mixed(s):
         return 1
-    return {"mha": 1, "mla": 3, "mla_rope": 4}[x.attention] + x.output_gate
+    apart = s.resources.attention_backend == "reference"
+    products = {"mha": 1, "mla": 3, "mla_rope": 4}[x.attention] if apart else 1
+    return products + x.output_gate
 
 
 def _kept_by_attention(s: Settings) -> dict[str, int]:

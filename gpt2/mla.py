@@ -8,11 +8,32 @@ sum, so that only the latents are cached (DeepSeek-V2, arXiv 2405.04434).
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.attention import Heads, Projection, split_heads
 from gpt2.context import LayerCache
 from gpt2.schema import Settings
+
+
+def apart(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """What each layer makes of x [B, S, E]."""
+    return tuple(layer(x) for layer in layers)
+
+
+def at_once(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """The same by one product over all their rows, and one for the slope of x.
+
+    The results are views of it: who keeps one for the backward pass keeps all.
+    """
+    widths = [layer.out_features for layer in layers]
+    weight = torch.cat([layer.weight for layer in layers])
+    biases: list[Tensor] = [
+        weight.new_zeros(width) if layer.bias is None else layer.bias
+        for layer, width in zip(layers, widths, strict=True)
+    ]
+    some = any(layer.bias is not None for layer in layers)
+    return F.linear(x, weight, torch.cat(biases) if some else None).split(widths, -1)
 
 
 class Up(nn.Module):
@@ -47,6 +68,7 @@ class Latent(Projection):
         m, x = settings.model, settings.mechanisms
         self.heads, self.scale = m.n_head, m.head_dim**-0.5
         self.latent_mix = x.latent_mix
+        self.literal = settings.resources.attention_backend == "reference"
         self.q = nn.Linear(m.n_embd, m.n_head * m.head_dim, bias=m.bias)
         self.down_k = nn.Linear(m.n_embd, x.latent_dim, bias=False)
         self.down_v = nn.Linear(m.n_embd, x.latent_dim, bias=False)
@@ -61,8 +83,9 @@ class Latent(Projection):
         cache: LayerCache | None = None,
         position: int = 0,
     ) -> Heads:
-        q = split_heads(self.q(x), self.heads)
-        c_k, c_v = self.down_k(x), self.down_v(x)
+        through = apart if self.literal or cache is not None else at_once
+        q, c_k, c_v = through(x, self.q, self.down_k, self.down_v)
+        q = split_heads(q, self.heads)
         if latent is not None:
             c_k = c_k + self.latent_mix * latent
         k = self.up_k(c_k)
@@ -95,6 +118,7 @@ class RopeLatent(Projection):
         m, x = settings.model, settings.mechanisms
         self.heads, self.head_dim, self.rope_dim = m.n_head, m.head_dim, x.rope_dim
         self.scale = (m.head_dim + x.rope_dim) ** -0.5
+        self.literal = settings.resources.attention_backend == "reference"
         self.q = nn.Linear(m.n_embd, m.n_head * m.head_dim, bias=m.bias)
         self.q_rope = nn.Linear(m.n_embd, m.n_head * x.rope_dim, bias=m.bias)
         self.k_rope = nn.Linear(m.n_embd, x.rope_dim, bias=False)
@@ -115,10 +139,12 @@ class RopeLatent(Projection):
         position: int = 0,
     ) -> Heads:
         assert latent is None, "latent reciprocity is defined for plain MLA"
-        c = self.norm(self.down(x))
-        q_c = split_heads(self.q(x), self.heads)
-        q_r = self._rotate(split_heads(self.q_rope(x), self.heads), position)
-        k_r = self._rotate(self.k_rope(x).unsqueeze(1), position)
+        through = apart if self.literal or cache is not None else at_once
+        q_c, q_r, k_r, c = through(x, self.q, self.q_rope, self.k_rope, self.down)
+        c = self.norm(c.contiguous())  # a copy: the norm keeps what it reads
+        q_c = split_heads(q_c, self.heads)
+        q_r = self._rotate(split_heads(q_r, self.heads), position)
+        k_r = self._rotate(k_r.unsqueeze(1), position)
         k_c = self.up_k(c)
         row_q = torch.cat([q_c, q_r], -1)
         row_k = torch.cat([k_c, k_r.expand(-1, self.heads, -1, -1)], -1)

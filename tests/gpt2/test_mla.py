@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2.attention import Heads, Projection
 from gpt2.block import RA_MLA_Block
@@ -19,6 +20,7 @@ from tests.gpt2.helpers import (
     assert_agree,
     deviation,
     generic,
+    gradients_of,
     leaves_of,
     normal,
     randomize,
@@ -159,6 +161,42 @@ def test_the_latent_of_the_mlp_is_added_to_the_keys_alone() -> None:
     assert torch.equal(with_it.v, without.v)
     assert torch.equal(with_it.q, without.q)
     assert not torch.equal(with_it.k, without.k)
+
+
+class Products(TorchDispatchMode):
+    """Counts the products of matrices that have so many columns in or out."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width, self.count = width, 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm):
+            self.count += any(self.width in x.shape[-2:] for x in args)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize(("attention", "layers"), [("mla", 3), ("mla_rope", 4)])
+def test_one_product_makes_what_a_product_for_each_layer_makes(
+    attention: str, layers: int, bias: bool
+) -> None:
+    fields = {"attention": attention, "bias": bias, "n_embd": 31}
+    made, counts = [], []
+    for backend in ("auto", "reference"):
+        module = random_projection(mla(**fields, attention_backend=backend))
+        x = normal(3, 7, 31)
+        leaves = [x, *module.parameters()]
+        with Products(31) as products:
+            heads = module(x)
+            outputs = [heads.q, heads.k, heads.v]
+            slopes = gradients_of(outputs, leaves)
+        counts.append(products.count)
+        made.append([*outputs, *slopes])
+    assert counts == [3, 3 * layers], "forward, slope of x, slope of the weights"
+    assert all(x.abs().max() > 0 for x in made[0])
+    for n, (ours, theirs) in enumerate(zip(*made, strict=True)):
+        assert deviation(ours, theirs) < 1e-13, n
 
 
 # ---- DeepSeek-V2's form ------------------------------------------------------------
