@@ -1,44 +1,28 @@
-"""`auto` on a GPU: try the paths that could serve, keep the fastest right one.
-
-Each is compared with the reference (output, statistic, mean weights and the
-gradients of q, k and v) and timed at the size of the run, so that neither a kernel
-that a device miscompiles nor one that is slow there is ever trained with.
+"""`auto` for attention on a GPU: try the paths that could serve, keep the fastest
+right one (gpt2/trials.py), by output, statistic, mean weights and the gradients of q,
+k and v.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from gpt2 import trials
 from gpt2.attend.request import Place, fallbacks, place_of, refusal, requests_of
 from gpt2.attention import CausalAttention, Heads
 from gpt2.block import RA_MLA_Block
 from gpt2.schema import Settings
+from gpt2.trials import Trial
 
 # In this order. Wherever triton serves too, flex took twice its time (H100, torch
 # 2.11) and compiles for long: it is tried where no other path is right.
 CANDIDATES = ("sdpa", "triton", "flex")
 CHECKED_LENGTH = 277  # odd, and more than two tiles
-# Relative to the norm; the products are in these types, fp32 ones perhaps in TF32.
-TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-REPEATS = 10
 
 Weigh = Callable[[Heads], tuple[Tensor, ...]]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One path: seconds of forward and backward, or why it was dropped."""
-
-    path: str
-    seconds: float
-    problem: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.path} " + (self.problem or f"{self.seconds * 1e3:.2f} ms")
 
 
 def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, str]:
@@ -54,11 +38,11 @@ def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, s
     able = candidates(settings, place)
     if not able:
         return "reference", ""
-    trials: list[Trial] = []
+    tried: list[Trial] = []
     for path in able:
-        if path != "flex" or fastest(trials) == "reference":
-            trials.append(attempt(path, settings, device, batch))
-    return fastest(trials), "attention: " + ", ".join(map(str, trials))
+        if path != "flex" or trials.fastest(tried, "") == "":
+            tried.append(attempt(path, settings, device, batch))
+    return trials.fastest(tried, "reference"), trials.told("attention", tried)
 
 
 def candidates(settings: Settings, place: Place) -> list[str]:
@@ -71,27 +55,22 @@ def candidates(settings: Settings, place: Place) -> list[str]:
     ]
 
 
-def fastest(trials: list[Trial]) -> str:
-    """The fastest path without a problem; the reference if there is none."""
-    right = [trial for trial in trials if not trial.problem]
-    return min(right, key=lambda t: t.seconds).path if right else "reference"
-
-
 def attempt(path: str, settings: Settings, device: torch.device, batch: int) -> Trial:
-    """Time a path, then compare it with the reference.
+    """Time a path, then compare it with the reference."""
 
-    In this order, so that kernels are tuned for the size of the run.
-    """
-    try:
+    def seconds() -> float:
+        weigh = _weigher(path, settings, device)
+        heads, leaves = inputs(settings, device, batch, settings.model.block_size)
+        slopes = [torch.randn_like(x) for x in weigh(heads)]
+        return trials.kernel_seconds(
+            lambda: torch.autograd.grad(weigh(heads), leaves, slopes), device
+        )
+
+    def check() -> str:
         ours = _weigher(path, settings, device)
-        truth = _weigher("reference", settings, device)
-        seconds = kernel_seconds(ours, settings, device, batch)
-        return Trial(path, seconds, compare(ours, truth, settings, device))
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:  # whatever a compiler throws: another path will do
-        text = str(error).splitlines() or [""]
-        return Trial(path, 0.0, f"failed ({type(error).__name__}: {text[0][:120]})")
+        return compare(ours, _weigher("reference", settings, device), settings, device)
+
+    return trials.attempt(path, seconds, check)
 
 
 def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
@@ -114,16 +93,21 @@ def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
 def inputs(
     settings: Settings, device: torch.device, batch: int, length: int
 ) -> tuple[Heads, list[Tensor]]:
-    """Random heads, laid out as a projection leaves them, and their leaves."""
+    """Random heads, laid out as a projection leaves them, and their leaves: of GPT-2's
+    one tensor, so that putting its gradient together counts."""
     request, heads = requests_of(settings)[-1], settings.model.n_head
     generator = torch.Generator(device).manual_seed(1)
 
-    def draw(width: int) -> Tensor:
-        shape = (batch, length, heads, width)
+    def draw(*last: int) -> Tensor:
+        shape = (batch, length, *last)
         numbers = torch.randn(shape, generator=generator, device=device)
         return numbers.to(request.dtype).requires_grad_()
 
-    leaves = [draw(width) for width in (request.widths[0], *request.widths)]
+    if settings.mechanisms.attention == "mha":
+        qkv = draw(3, heads, request.widths[0])
+        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+        return Heads(q, k, v, q, k, qkv=qkv), [qkv]
+    leaves = [draw(heads, width) for width in (request.widths[0], *request.widths)]
     q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
     return Heads(q, k, v, q, k), leaves
 
@@ -133,60 +117,10 @@ def compare(
 ) -> str:
     """What differs from the reference by more than rounding; empty: nothing."""
     length = min(CHECKED_LENGTH, settings.model.block_size)
-    tolerance = TOLERANCE[requests_of(settings)[-1].dtype]
-    found = []
-    for weigh in (ours, theirs):
+
+    def results(weigh: Weigh) -> list[Tensor]:
         heads, leaves = inputs(settings, device, 2, length)
-        outputs = weigh(heads)
-        total = sum((_project(x) for x in outputs), torch.zeros((), device=device))
-        found.append([*outputs, *torch.autograd.grad(total, leaves)])
-    for number, (a, b) in enumerate(zip(*found, strict=True)):
-        distance = ((a - b).float().norm() / b.float().norm()).item()
-        if not distance <= tolerance:
-            return f"differs from the reference by {distance:.1e} (result {number})"
-    return ""
+        return trials.with_gradients(weigh(heads), leaves)
 
-
-def _project(x: Tensor) -> Tensor:
-    """A generic linear function of a tensor."""
-    weights = torch.linspace(-1.0, 1.3, x.numel(), device=x.device)
-    return (x.float() * weights.view_as(x)).sum()
-
-
-def kernel_seconds(
-    weigh: Weigh, settings: Settings, device: torch.device, batch: int
-) -> float:
-    """Summed time of the GPU's kernels in a forward and a backward pass at the size
-    of the run; gaps in which the host launches are not part of it."""
-    step = _step(weigh, settings, device, batch)
-    on_gpu = device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity
-    kinds = [activity.CUDA if on_gpu else activity.CPU]
-    with torch.profiler.profile(activities=kinds) as profile:
-        for _ in range(REPEATS):
-            step()
-        _wait(device)
-    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    total = sum(getattr(event, spent) for event in profile.key_averages())
-    return total / REPEATS / 1e6
-
-
-def _step(
-    weigh: Weigh, settings: Settings, device: torch.device, batch: int
-) -> Callable[[], None]:
-    """A warm forward and backward pass."""
-    heads, leaves = inputs(settings, device, batch, settings.model.block_size)
-    slopes = [torch.randn_like(x) for x in weigh(heads)]
-
-    def step() -> None:
-        torch.autograd.grad(weigh(heads), leaves, slopes)
-
-    for _ in range(3):
-        step()
-    _wait(device)
-    return step
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+    kind = requests_of(settings)[-1].dtype
+    return trials.difference(results(ours), results(theirs), kind)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from gpt2.ablation import STEPS
 from gpt2.attend.call import Attended, attend, statistic_of
-from gpt2.attend.choice import Trial, attempt, candidates, compare, fastest
+from gpt2.attend.choice import attempt, candidates, compare
 from gpt2.attend.flex import merge
 from gpt2.attend.request import (
     Place,
@@ -145,13 +145,6 @@ def test_a_wrong_path_is_found_out() -> None:
     for wrong in (detached, shifted, unwritten):
         problem = compare(wrong, right, settings, device)
         assert "differs from the reference" in problem, wrong
-
-
-def test_the_fastest_right_path_is_kept() -> None:
-    slow, fast = Trial("flex", 2.0), Trial("triton", 1.0)
-    assert fastest([slow, fast]) == "triton"
-    assert fastest([slow, replace(fast, problem="differs")]) == "flex"
-    assert fastest([replace(fast, problem="failed")]) == "reference"
 
 
 def test_a_path_is_compared_and_timed() -> None:
