@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpt2 import configuration
-from gpt2.attend.choice import attempt, candidates, choose
-from gpt2.attend.request import place_of, served_by
+from gpt2 import configuration, paths
+from gpt2.attend.choice import attempt, candidates
+from gpt2.attend.request import place_of
 from gpt2.budget import budget
 from gpt2.init import init_parameters
 from gpt2.model import GPT
@@ -254,17 +254,17 @@ def torch_device() -> torch.device:
 def subject_settings(
     subject: int | str, overrides: str, device: torch.device, batch: int
 ) -> tuple[Settings, str]:
-    """The settings of a step or a peer, and the path of its attention."""
+    """The settings of a step or a peer, and the paths of its attention and MLP."""
     base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {overrides}")
     if subject == EAGER:
-        base = base.replace(attention_backend="reference", compile_model=False)
+        base = base.replace(
+            attention_backend="reference", mlp_backend="torch", compile_model=False
+        )
     settings = step_settings(base, subject if isinstance(subject, int) else 0)
     if subject in (PLAIN, PEER):
         return settings.replace(attention_backend="sdpa"), "sdpa"
-    path, _ = choose(settings, device, batch)
-    settings = settings.replace(attention_backend=path)
-    compiled = settings.resources.compile_model
-    return settings, served_by(settings, place_of("cuda", compiled))
+    settings, _ = paths.choose(settings, device, batch)
+    return settings, ", ".join(paths.serving(settings, "cuda").values())
 
 
 def speed(settings: Settings, batch: int, seconds: float) -> Row:

@@ -7,7 +7,7 @@ of one a reader, and of sums as wide as the MLP.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,16 @@ class Factored:
     """h [B, S, M] and what was added to it, as those see it who have yet to read.
 
     ``readers``: matrices [rows, M] by name, in the order in which they will read.
+    ``through``: from all their rows [R, M] to h R^T, [B, S, R].
     """
 
-    def __init__(self, base: Tensor, readers: Mapping[str, Tensor]) -> None:
-        self.matrix = torch.cat(list(readers.values()))
+    def __init__(
+        self, readers: Mapping[str, Tensor], through: Callable[[Tensor], Tensor]
+    ) -> None:
+        matrices = list(readers.values())
+        self.matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
         self.rows = {name: matrix.shape[0] for name, matrix in readers.items()}
-        self.seen = F.linear(base, self.matrix)
+        self.seen = through(self.matrix)
 
     def add(self, low: Tensor, up: Tensor, mix: float) -> None:
         """mix low up^T; low [B, S, r], up [M, r]."""

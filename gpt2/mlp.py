@@ -130,6 +130,17 @@ def chunk_of(width: int, heads: int) -> list[int]:
     return [index * heads // width for index in range(width)]
 
 
+def through_gelu(
+    x: Tensor, into: Tensor, bias: Tensor | None, outof: Tensor, backend: str
+) -> Tensor:
+    """gelu(x into^T + bias) outof^T; x [..., E], into [M, E], outof [R, M]."""
+    if backend == "cublaslt":
+        from lib.kernels import gelu_op
+
+        return gelu_op.through_gelu(x, into, bias, outof)
+    return F.linear(F.gelu(F.linear(x, into, bias), approximate="tanh"), outof)
+
+
 class MlpResult(NamedTuple):
     """Output [B, S, E] and what the next block reads."""
 
@@ -151,6 +162,7 @@ class MLP(nn.Module):
         self.gate = MlpGate(settings) if x.mlp_gate and produces else None
         self.proj = nn.Linear(m.mlp_width, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
+        self.backend = settings.resources.mlp_backend
         literal = settings.resources.attention_backend == "reference"
         mechanisms = (self.exchange, self.cross, self.gate)
         self.factors = not literal and any(x is not None for x in mechanisms)
@@ -184,11 +196,12 @@ class MLP(nn.Module):
         return MlpResult(self.dropout(self._project(hidden)), ctx)
 
     def _hidden(self, x: Tensor, cache: LayerCache | None) -> Hidden:
-        """The hidden state; on a GPU factored if mechanisms read it or add to it."""
-        hidden = F.gelu(self.fc(x), approximate="tanh")
+        """The hidden state, or what is read of it where that is faster: by cuBLASLt,
+        and on a GPU wherever mechanisms read it or add to it."""
         few = cache is not None  # tokens: products of matrices would not pay
-        if not self.factors or few or not place_of_tensor(x).triton:
-            return hidden
+        factors = self.factors and place_of_tensor(x).triton
+        if few or not (factors or self.backend == "cublaslt"):
+            return F.gelu(self.fc(x), approximate="tanh")
         readers = {}  # in the order in which they read
         if self.cross is not None:
             readers["cross"] = self.cross.down.weight
@@ -196,7 +209,11 @@ class MLP(nn.Module):
             readers["gate"] = self.gate.down.weight
         if self.exchange is not None and self.exchange.produces:
             readers["latent"] = self.exchange.reader()
-        return Factored(hidden, {**readers, "proj": self.proj.weight})
+        readers["proj"] = self.proj.weight
+        fc, backend = self.fc, self.backend
+        return Factored(
+            readers, lambda rows: through_gelu(x, fc.weight, fc.bias, rows, backend)
+        )
 
     def _project(self, hidden: Hidden) -> Tensor:
         if isinstance(hidden, Tensor):

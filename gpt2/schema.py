@@ -185,6 +185,7 @@ class Resources:
     gradient_accumulation: int = setting("GPT2_GRADIENT_ACCUMULATION")
     device: str = setting("DEVICE")
     attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
+    mlp_backend: str = setting("MLP_BACKEND")
     compile_model: bool = setting("COMPILE_MODEL")
     compile_mode: str = setting("COMPILE_MODE")
     cuda_graphs: bool = setting("CUDA_GRAPHS")

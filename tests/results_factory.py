@@ -213,6 +213,7 @@ def _manifest(
         "world_size": 1,
         "compile": True,
         "attention_backend": "sdpa:flash",
+        "mlp_backend": "torch",
         "verified": verified,
         "parameters": STEPS[job["step"]][3] if job["step"] in STEPS else 1000,
         "started": "2026-01-01T00:00:00+00:00",

@@ -144,6 +144,10 @@ def _attention(run: Run) -> str | None:
     return _field(run.manifest, "attention_backend")
 
 
+def _mlp(run: Run) -> str | None:
+    return _field(run.manifest, "mlp_backend")
+
+
 def _data(run: Run) -> str | None:
     settings = as_dict(run.settings.get("data"))
     told = _field(run.manifest, "data_fingerprint")
@@ -167,10 +171,11 @@ CIRCUMSTANCES: dict[str, Callable[[Run], str | None]] = {
     "precision": _precision,
     "torch.compile": _compile,
     "attention backend": _attention,
+    "MLP backend": _mlp,
     "data": _data,
     "training tokens": _tokens,
 }
-MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend")
+MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend", "MLP backend")
 
 
 # ---- items of their own kind ----------------------------------------------------

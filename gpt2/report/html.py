@@ -320,6 +320,7 @@ FACTS = (
     "world_size",
     "compile",
     "attention_backend",
+    "mlp_backend",
     "data_fingerprint",
 )
 

@@ -19,12 +19,12 @@ from typing import Any
 
 import torch
 
-from gpt2.attend.choice import choose
+from gpt2 import paths
 from gpt2.corpora.tokenfiles import MissingData
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.plan import Job
-from gpt2.schema import Resources, Settings
+from gpt2.schema import Resources
 from gpt2.training import checkpoint, manifest
 from gpt2.training.batch_split import split_batch
 from gpt2.training.claim import claim
@@ -38,7 +38,7 @@ from gpt2.training.failures import (
     is_out_of_memory,
 )
 from gpt2.training.fitting import fit, free_memory, less_memory, shrink
-from gpt2.training.introduction import attention_of, closing, introduction
+from gpt2.training.introduction import closing, introduction, serving
 from gpt2.training.material import Material
 from gpt2.training.ranks import Ranks
 from gpt2.training.record import Follower, Recorder
@@ -277,7 +277,11 @@ def _build(
 ) -> Trainer:
     """A trainer over the initial weights. Raises Refused as _material."""
     try:
-        chosen = _choose_attention(job, material, recorder)
+        chosen, told = paths.choose(
+            job.settings, material.device.torch_device, material.split.micro_batch
+        )
+        for line in told:
+            recorder.say(line)
         devices.seed_everything(job.seed + material.ranks.rank * RANK_STRIDE)
         model = GPT(chosen)
         init_parameters(model, job.seed)
@@ -285,16 +289,6 @@ def _build(
         return Trainer(job, model, material, recorder, stop)
     except ValueError as error:
         raise Refused(str(error)) from error
-
-
-def _choose_attention(job: Job, material: Material, recorder: Recorder) -> Settings:
-    """The settings to build the model with: `auto` on a GPU becomes a path."""
-    name, told = choose(
-        job.settings, material.device.torch_device, material.split.micro_batch
-    )
-    if told:
-        recorder.say(told)
-    return job.settings.replace(attention_backend=name)
 
 
 def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:
@@ -314,7 +308,7 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             trainer.job,
             material,
             parameters=parameters,
-            attention=attention_of(trainer),
+            serving=serving(trainer),
             resumed_at=resumed_at,
             environ=environ,
             startup=found,

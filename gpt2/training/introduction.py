@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import torch
 
-from gpt2.attend.request import place_of, served_by
+from gpt2 import paths
 from gpt2.memory import memory
 from gpt2.model import GPT
 from gpt2.schema import Settings
@@ -28,8 +28,10 @@ def introduction(
 ) -> str:
     job, split, settings = trainer.job, material.split, trainer.settings
     step = "" if job.step is None else f"step {job.step} "
+    served = serving(trainer)
     rows = {
-        "attention": attention_of(trainer),
+        "attention": served["attention_backend"],
+        "MLP": served["mlp_backend"],
         **found.rows(),
         "precision": settings.optim.mixed_precision
         + (", compiled" if settings.resources.compile_model else ""),
@@ -64,13 +66,9 @@ def closing(result: Mapping[str, Any]) -> str:
 
 
 def _built_with(trainer: Trainer) -> Settings:
-    """The settings with the path of attention that was chosen."""
-    backend = cast(GPT, trainer.model).layers()[0].attn.backend
-    return trainer.settings.replace(attention_backend=backend)
+    return paths.built_with(cast(GPT, trainer.model), trainer.settings)
 
 
-def attention_of(trainer: Trainer) -> str:
+def serving(trainer: Trainer) -> dict[str, str]:
     """The paths that serve this model in training."""
-    compiled = trainer.settings.resources.compile_model
-    place = place_of(trainer.device.torch_device.type, compiled)
-    return served_by(_built_with(trainer), place)
+    return paths.serving(_built_with(trainer), trainer.device.torch_device.type)

@@ -48,15 +48,16 @@ def write(
     material: Material,
     *,
     parameters: int,
-    attention: str,
+    serving: Mapping[str, str],
     resumed_at: int | None,
     environ: Mapping[str, str],
     startup: Startup,
 ) -> dict[str, Any]:
     """Write the manifest of this attempt and return it.
 
-    ``attention`` names the paths that serve the model. A fresh run gets a new
-    manifest; one that is resumed keeps where it began and adds to ``resumed``.
+    ``serving`` names the paths that serve the model (gpt2/paths.py). A fresh run
+    gets a new manifest; one that is resumed keeps where it began and adds to
+    ``resumed``.
     Raises lib.rundir.DiskFull.
     """
     before = read(run_dir, job.hash)
@@ -73,7 +74,7 @@ def write(
         "data_fingerprint": material.train.fingerprint,
         "effective_batch": job.settings.effective_batch,
         **_resources(job, material),
-        "attention_backend": attention,
+        **serving,
         "verified": environ.get("KABLATE_VERIFIED") or before.get("verified"),
         "parameters": parameters,
         "started": kept.get("started", now()),

@@ -14,6 +14,7 @@ from gpt2.budget import budget
 from gpt2.context import DecodeCache
 from gpt2.heads import without_heads
 from gpt2.model import GPT
+from gpt2.paths import built_with
 from gpt2.schema import Settings
 from gpt2.training.outcome import kv_bytes
 from lib import device as devices
@@ -55,8 +56,7 @@ def remove_heads(
     tokens, targets: validation windows [B, T] on the CPU; T is the context. Raises
     RemovalDiffers if outputs or cache are not what they should be.
     """
-    backend = model.layers()[0].attn.backend
-    settings = settings.replace(attention_backend=backend)  # as chosen for the device
+    settings = built_with(model, settings)
     kept = pruner.kept()
     heads = tuple(sum(layer) for layer in kept)
     small = cut(model, settings, kept)

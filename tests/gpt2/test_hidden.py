@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch.nn.functional as F
 from torch import Tensor
 
 from gpt2.hidden import Factored, Hidden, added, read
@@ -33,11 +34,12 @@ def test_readers_see_what_was_added_before_they_read() -> None:
         normal(11, 3, seed=6),
     ]
     leaves = [base, *readers.values(), *terms]
-    ours = seen(Factored(base, readers), readers, terms)
+    factored = Factored(readers, lambda rows: F.linear(base, rows))
+    ours = seen(factored, readers, terms)
     assert_agree(ours, leaves, seen(base, readers, terms), leaves, 1e-12)
 
 
 def test_a_reader_out_of_turn_is_refused() -> None:
     readers = {name: normal(2, 4) for name in ("cross", "proj")}
     with pytest.raises(AssertionError, match="cross reads before proj"):
-        Factored(normal(1, 2, 4), readers).read("proj")
+        Factored(readers, lambda rows: normal(1, 2, len(rows))).read("proj")

@@ -17,10 +17,13 @@ from tests import reference as naive
 from tests.gpt2.helpers import (
     assert_agree,
     deviation,
+    generic,
     normal,
     randomize,
     tiny,
     tiny_model,
+    tiny_step,
+    tokens_of,
 )
 from tests.gpt2.test_gating import causal_weights, rows_of
 
@@ -226,3 +229,19 @@ def test_mix_zero_is_the_plain_mlp_bit_for_bit(fields: dict[str, Any]) -> None:
 
 def test_the_width_is_the_settings() -> None:
     assert MLP(tiny(mlp_width=13), produces=True).fc.out_features == 13
+
+
+# ---- by the operators with GELU inside ----------------------------------------------
+
+
+@pytest.mark.parametrize("number", [0, 3, 4, 15, 16])
+def test_a_model_by_either_path_is_the_same(number: int) -> None:
+    settings = tiny_step(number)
+    tokens, targets = (tokens_of(settings, 2, 9, seed=n) for n in range(2))
+    found = []
+    for backend in ("torch", "cublaslt"):
+        model = generic(settings.replace(mlp_backend=backend))
+        loss = model(tokens, targets)
+        found.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
+    for a, b in zip(*found, strict=True):
+        assert deviation(a, b) < 1e-10

@@ -1,0 +1,107 @@
+"""What computes the MLP: torch's products with GELU between them, or cuBLASLt's with
+GELU inside (lib/kernels/gelu_op.py).
+
+`auto` on an NVIDIA GPU tries both and keeps the faster right one (gpt2/trials.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gpt2 import trials
+from gpt2.attend.request import DTYPES
+from gpt2.mlp import through_gelu
+from gpt2.schema import Model, Settings
+
+PATHS = ("torch", "cublaslt")
+CHECKED_ROWS = 277  # odd
+
+
+def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, str]:
+    """The value of mlp_backend to build the model with, and what to tell of it
+    (empty: nothing)."""
+    backend = settings.resources.mlp_backend
+    if backend == "torch":
+        return "torch", ""
+    why = refusal(settings, device)
+    if backend == "cublaslt":
+        if not why:
+            return backend, ""
+        return "torch", f"MLP by 'cublaslt': {why}; torch serves instead"
+    if why or settings.resources.attention_backend == "reference":
+        return "torch", ""
+    tried = [attempt(path, settings, device, batch) for path in PATHS]
+    return trials.fastest(tried, "torch"), trials.told("MLP", tried)
+
+
+def refusal(settings: Settings, device: torch.device) -> str:
+    """Why cuBLASLt cannot compute the MLP; empty if it can."""
+    return next((why for bad, why in _checks(settings, device) if bad), "")
+
+
+def _checks(settings: Settings, device: torch.device) -> Iterator[tuple[bool, str]]:
+    from lib.kernels.cublaslt import missing
+    from lib.kernels.gelu_op import MULTIPLE
+
+    m = settings.model
+    yield device.type != "cuda", "needs an NVIDIA GPU"
+    why = missing()
+    yield bool(why), why
+    mixed = settings.optim.mixed_precision != "fp32"
+    yield not mixed, "16-bit products alone (MIXED_PRECISION)"
+    for width in (m.n_embd, m.mlp_width):
+        yield bool(width % MULTIPLE), f"width {width} is no multiple of {MULTIPLE}"
+
+
+def attempt(
+    path: str, settings: Settings, device: torch.device, batch: int
+) -> trials.Trial:
+    """Time a layer's MLP without mechanisms, then compare it with formulas in fp32."""
+    m, kind = settings.model, DTYPES[settings.optim.mixed_precision]
+
+    def call(
+        x: Tensor, into: Tensor, outof: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        return through_gelu(x, into, bias, outof, path)
+
+    compiles = settings.resources.compile_model
+    run = torch.compile(call, dynamic=False) if compiles else call
+
+    def seconds() -> float:
+        leaves = _leaves(m, device, kind, batch * m.block_size)
+        slopes = torch.randn_like(run(*leaves))
+        return trials.kernel_seconds(
+            lambda: torch.autograd.grad(run(*leaves), leaves, slopes), device
+        )
+
+    def check() -> str:
+        ours = _leaves(m, device, kind, CHECKED_ROWS)
+        exact = [x.detach().float().requires_grad_() for x in ours]
+        x, into, outof, *bias = exact
+        truth = through_gelu(x, into, bias[0] if bias else None, outof, "torch")
+        return trials.difference(
+            trials.with_gradients([run(*ours)], ours),
+            trials.with_gradients([truth], exact),
+            kind,
+        )
+
+    return trials.attempt(path, seconds, check)
+
+
+def _leaves(
+    m: Model, device: torch.device, kind: torch.dtype, rows: int
+) -> list[Tensor]:
+    """Input, both weights and, where there is one, the bias."""
+    generator = torch.Generator(device).manual_seed(1)
+
+    def draw(scale: float, *shape: int) -> Tensor:
+        numbers = torch.randn(shape, generator=generator, device=device) * scale
+        return numbers.to(kind).requires_grad_()
+
+    width, inner = m.n_embd, m.mlp_width
+    leaves = [draw(1.0, rows, width)]
+    leaves += [draw(width**-0.5, inner, width), draw(inner**-0.5, width, inner)]
+    return [*leaves, draw(1.0, inner)] if m.bias else leaves
