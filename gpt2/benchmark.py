@@ -262,7 +262,8 @@ def subject_settings(
         )
     settings = step_settings(base, subject if isinstance(subject, int) else 0)
     if subject in (PLAIN, PEER):
-        return settings.replace(attention_backend="sdpa"), "sdpa"
+        named = {"attention_backend": "sdpa", "mlp_backend": "torch"}
+        return settings.replace(**named), "sdpa, torch"
     settings, _ = paths.choose(settings, device, batch)
     return settings, ", ".join(paths.serving(settings, "cuda").values())
 
