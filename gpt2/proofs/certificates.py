@@ -24,6 +24,7 @@ from gpt2.model import GPT
 from gpt2.proofs.features import acting, identity
 from gpt2.proofs.naive import naive_attend
 from gpt2.proofs.subject import EXACT, ROUNDING, Finding, Subject, deviation
+from gpt2.proofs.whole import whole_deviations
 from gpt2.schema import WHOLE_CONTEXT, Optim, Settings
 from lib.optim.groups import OptimizerLike
 
@@ -222,7 +223,8 @@ def decode(subject: Subject) -> Finding:
 
 
 def formula(subject: Subject) -> Finding:
-    """Attention of each layer equals loops over rows and keys, with gradients."""
+    """Attention of each layer equals loops over rows and keys, and each part of the
+    whole step its formula, with gradients. Named is the first part that does not."""
     x, length = subject.settings.mechanisms, min(9, subject.settings.model.block_size)
     short = subject.settings.replace(
         block_size=length,
@@ -231,15 +233,17 @@ def formula(subject: Subject) -> Finding:
     )
     model = subject.model(short).double()
     tokens = subject.tokens("formula", 1)[:, : short.model.block_size]
-    worst, where = 0.0, ""
-    for layer, heads in enumerate(_projected(model, tokens)):
+    found = {
+        f"{name} of block {layer}": distance
+        for layer, heads in enumerate(_projected(model, tokens))
         for name, distance in _compare_attention(
             model.layers()[layer].attn, heads, short
-        ).items():
-            if distance >= worst:
-                worst, where = distance, f"{name} of block {layer}"
-    detail = "" if worst <= EXACT else f"{where} deviates by {worst:.2g}"
-    return Finding(worst <= EXACT, f"{worst:.1e}", detail)
+        ).items()
+    }
+    found |= whole_deviations(model, short, tokens[0])
+    wrong = (f"{n} deviates by {d:.2g}" for n, d in found.items() if d > EXACT)
+    detail = next(wrong, "")
+    return Finding(not detail, f"{max(found.values()):.1e}", detail)
 
 
 def _projected(model: GPT, tokens: Tensor) -> list[Heads]:

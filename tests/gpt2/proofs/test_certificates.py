@@ -11,12 +11,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from gpt2 import block, gating, mlp, model, reciprocal
+from gpt2 import attention, block, gating, mla, mlp, model, reciprocal
 from gpt2.ablation import STEPS
 from gpt2.attend import call
 from gpt2.context import BlockContext
 from gpt2.plan import Plan, plan_settings
-from gpt2.proofs.certificates import CERTIFICATES, certify
+from gpt2.proofs.certificates import CERTIFICATES, certify, formula
 from gpt2.proofs.subject import Subject
 from gpt2.proofs.verify import distinct, prove, shrink, subjects, undeclared
 from gpt2.schema import Settings
@@ -217,6 +217,64 @@ def test_transposed_score_untransposed_is_not_the_formula(base, monkeypatch):
 
     monkeypatch.setattr(reciprocal.Reciprocity, "forward", swapped)
     assert "formula" in failures(subject_of(base, 5))
+
+
+def one_more_kept(weights, select, topk, tau, renorm):
+    return KEEP(weights, select, topk + 1, tau, renorm)
+
+
+KEEP = mlp.keep_weights
+GATE = attention.CausalAttention._mlp_gate
+ROPE_ANGLES = mla.rope_angles
+READER = mlp.LatentExchange.reader
+# What attention itself gives is right, and something around it is not.
+WIRED_WRONGLY = [
+    (22, "mlp.keep_weights", one_more_kept, "the MLP of block 0"),
+    (27, "mlp.chunk_of", lambda width, n: [i % n for i in range(width)], "the MLP of"),
+    (
+        19,
+        "gating.OutputGate.forward",
+        lambda self, x: torch.tanh(self.gate(x)),
+        "the attention of block 0",
+    ),
+    (
+        3,
+        "attention.CausalAttention._mlp_gate",
+        lambda self, ctx: GATE(self, ctx).flip(1),
+        "the attention of block 1",
+    ),
+    (
+        28,
+        "mla.rope_angles",
+        lambda length, width: 2 * ROPE_ANGLES(length, width),
+        "the attention of block 0",
+    ),
+    (
+        26,
+        "mlp.LatentExchange.reader",
+        lambda self: 2 * READER(self),
+        "the latent from block 0",
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", WIRED_WRONGLY, ids=lambda fault: fault[1])
+def test_part_that_is_wired_wrongly_is_named(base, monkeypatch, fault):
+    step, place, wrong, where = fault
+    monkeypatch.setattr(f"gpt2.{place}", wrong)
+    finding = formula(subject_of(base, step))
+    assert not finding.passed and finding.detail.startswith(where), finding
+
+
+def test_gradient_that_a_part_loses_is_named(base, monkeypatch):
+    true = mlp.LatentExchange.add
+
+    def detached(self, hidden, key_latent):
+        return true(self, hidden, key_latent.detach())
+
+    monkeypatch.setattr(mlp.LatentExchange, "add", detached)
+    finding = formula(subject_of(base, 25))
+    assert "the gradient of wte.weight deviates" in finding.detail
 
 
 def test_feature_that_is_not_neutral_at_zero_is_found(base, monkeypatch):
