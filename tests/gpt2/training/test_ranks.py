@@ -27,6 +27,7 @@ from tests.gpt2.tinytraining import (
     tiny_job,
 )
 
+Losses = list[tuple[int, float]]
 PATIENCE = Patience(hang=0, dump=0.5, hung_end=1.0, stop=120)
 
 
@@ -85,21 +86,45 @@ def is_gone(pids: Iterable[int]) -> bool:
     return all(map(gone, pids))
 
 
-def test_two_ranks_train_the_same_as_one_process(job: Job, tmp_path: Path) -> None:
+def test_two_ranks_out_of_memory_go_on_with_half_as_one_process_trains(
+    job: Job, tmp_path: Path
+) -> None:
     job = replace(job, settings=job.settings.replace(dropout=0.0))
     finish(job, tmp_path / "alone")
-    ranked = Ranked(job, tmp_path / "both")
+    ranked = Ranked(job, tmp_path / "both", KABLATE_TEST_FAULTS="oom@5")
+    outcome = ranked.wait()
+    assert (outcome.status, outcome.failure) == ("failed", "oom"), ranked.log
+    assert split(ranked.run_dir) == (2, 2, 2)
+    assert_losses(losses(ranked.run_dir), losses(tmp_path / "alone")[:2])
+
+    ranked = Ranked(
+        job, tmp_path / "both", KABLATE_TEST_FAULTS="oom@6"
+    )  # of whole ones
     assert ranked.wait().status == "done", ranked.log
-    pairs = list(zip(losses(ranked.run_dir), losses(tmp_path / "alone"), strict=True))
-    assert len(pairs) == 6
-    for (step, mine), (same, theirs) in pairs:
-        assert step == same and mine == pytest.approx(theirs, rel=1e-5)
-    mine, theirs = (status(d)["result"] for d in (ranked.run_dir, tmp_path / "alone"))
+    assert "going on from the last checkpoint with 1 and 4 micro steps" in ranked.log
+    assert split(ranked.run_dir) == (2, 1, 4)
+    assert_about_equal(ranked.run_dir, tmp_path / "alone")
+
+
+def split(run_dir: Path) -> tuple[int, int, int]:
+    """Ranks, micro batch and micro steps as the run recorded them."""
+    found = manifest(run_dir)
+    return found["world_size"], found["micro_batch"], found["accumulation"]
+
+
+def assert_losses(found: Losses, expected: Losses) -> None:
+    assert [step for step, _ in found] == [step for step, _ in expected]
+    assert dict(found) == pytest.approx(dict(expected), rel=1e-5)
+
+
+def assert_about_equal(run_dir: Path, other: Path) -> None:
+    """The same run but for the order in which numbers were added."""
+    assert len(losses(run_dir)) == 6
+    assert_losses(losses(run_dir), losses(other))
+    mine, theirs = (status(d)["result"] for d in (run_dir, other))
     assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
     assert mine["tokens"] == theirs["tokens"]
-    found = manifest(ranked.run_dir)
-    assert (found["world_size"], found["accumulation"]) == (2, 2)
-    weights, expected = exported(ranked.run_dir)[1], exported(tmp_path / "alone")[1]
+    weights, expected = exported(run_dir)[1], exported(other)[1]
     for name, tensor in weights.items():
         assert (tensor - expected[name]).abs().max() < 1e-5, name
 
@@ -131,18 +156,6 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert read_status(third.run_dir)["attempt"] == 3
     assert manifest(third.run_dir)["resumed"]
     assert_same_run(third.run_dir, whole.run_dir)
-
-
-def test_out_of_memory_on_ranks_is_tried_again_with_half(
-    job: Job, tmp_path: Path
-) -> None:
-    ranked = Ranked(job, tmp_path, KABLATE_TEST_FAULTS="oom@5")
-    outcome = ranked.wait()
-    assert (outcome.status, outcome.failure) == ("failed", "oom"), ranked.log
-    ranked = Ranked(job, tmp_path, KABLATE_TEST_FAULTS="oom@6")  # at the old size only
-    assert ranked.wait().status == "done", ranked.log
-    assert "going on from the last checkpoint with 1 and 4 micro steps" in ranked.log
-    assert manifest(ranked.run_dir)["micro_batch"] == 1
 
 
 def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:
