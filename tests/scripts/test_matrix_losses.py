@@ -6,7 +6,7 @@ import random
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
@@ -72,6 +72,8 @@ def test_each_kind_of_failure_is_told_and_stops_nobody(
     ]
     done = run_matrix(folder, *words)  # without the faults
     assert done.returncode == 0, done.stdout
+    assert first not in done.stdout
+    assert [attempts(folder, run) for run in (second, third)] == [2, 3]
     assert losses(folder, second) == losses(undisturbed, second)
 
 
@@ -79,6 +81,10 @@ def test_fail_fast_starts_nothing_after_the_first_failure(folder: Path) -> None:
     words = ("--overrides", "SEEDS=1 FAIL_FAST=1")
     done = run_matrix(folder, *words, KABLATE_TEST_FAULTS="crash@1@baseline")
     assert done.returncode == 1 and "step05-ra/seed1: started" not in done.stdout
+    assert f"{TINY_RUNS[0]}: FAILED (crash)" in done.stdout
+    assert "    | RuntimeError: crash (injected)" in done.stdout
+    assert "0 of 2 jobs are done" in done.stdout
+    assert attempts(folder, TINY_RUNS[0]) == 1  # no update: hopeless, not tried again
     assert not (folder / "results" / TINY_RUNS[1]).exists()
 
 
@@ -139,14 +145,16 @@ def stamps(folder: Path) -> list[int]:
     return [path.stat().st_mtime_ns for path in paths if path.exists()]
 
 
-def survive(undisturbed: Path, folder: Path, kills: int, seed: int) -> None:
+def survive(
+    undisturbed: Path, folder: Path, kills: int, seed: int, targets: Sequence[str]
+) -> None:
     dice = random.Random(seed)
     done: dict[str, int] = {}
     slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.15"}  # most kills strike in a write
     for number in range(kills):
         runner = start(folder, "--overrides", TWO, **slow)
         until_any_moved(folder, runner, dice)
-        strike(runner, ("trainer", "runner", "both")[number % 3])
+        strike(runner, targets[number % len(targets)])
         runner.communicate(timeout=300)
         for run, count in finished(folder).items():
             assert done.setdefault(run, count) == count, f"{run} was done again"
@@ -169,14 +177,18 @@ def check_equal(undisturbed: Path, folder: Path) -> None:
 
 
 @pytest.mark.timeout(900)
-def test_three_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
-    survive(undisturbed, folder, kills=3, seed=4)
+def test_runner_and_trainers_killed_at_once_go_on(
+    undisturbed: Path, folder: Path
+) -> None:
+    """The one or the other alone: in test_run_test_matrix.py."""
+    survive(undisturbed, folder, kills=1, seed=4, targets=["both"])
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 def test_twenty_random_kills_change_nothing(undisturbed: Path, folder: Path) -> None:
-    survive(undisturbed, folder, kills=20, seed=20)
+    targets = ("trainer", "runner", "both")
+    survive(undisturbed, folder, kills=20, seed=20, targets=targets)
 
 
 # ---- others on the same folder, and the disk ------------------------------------

@@ -271,21 +271,6 @@ def test_again_runs_only_what_is_missing(undisturbed: Path, folder: Path) -> Non
     assert {run["status"] for run in runs.values()} == {"done"}
 
 
-def test_a_crash_is_reported_and_the_next_call_retries_it_alone(folder: Path) -> None:
-    fault = "crash@1@baseline"
-    done = run_matrix(folder, "--overrides", ONE_SEED, KABLATE_TEST_FAULTS=fault)
-    assert done.returncode == 1
-    assert "step00-baseline/seed1: FAILED (crash)" in done.stdout
-    assert "    | RuntimeError: crash (injected)" in done.stdout
-    assert "1 of 2 jobs are done" in done.stdout
-    runs = summary(folder)
-    assert [runs[name]["status"] for name in TINY_RUNS] == ["failed", "done"]
-    done = run_matrix(folder, "--overrides", ONE_SEED)
-    assert done.returncode == 0 and "step05" not in done.stdout
-    assert [attempts(folder, name) for name in TINY_RUNS] == [2, 1]
-    assert "injected" in (folder / "results" / TINY_RUNS[0] / "train.1.log").read_text()
-
-
 def test_other_settings_stop_before_anything_starts(
     undisturbed: Path, folder: Path
 ) -> None:
