@@ -24,7 +24,7 @@ from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.plan import step_settings
 from gpt2.schema import Settings, settings_from
-from gpt2.training.micro_step import MicroStep, record
+from gpt2.training.micro_step import MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer
 from lib.device import select_device
 from lib.peaks import peak_flops
@@ -85,10 +85,10 @@ def seconds_of(update: Callable[[], object], repeats: int) -> float:
     return (time.perf_counter() - start) / repeats
 
 
-def our_update(settings: Settings, device: torch.device, batch: int) -> Any:
+def our_update(settings: Settings, device: torch.device, batch: int) -> Update:
     """Forward, backward, clip and optimizer step as the trainer does them."""
     model = our_model(settings, device)
-    return update_of(model, model, settings, device, batch)
+    return Update(model, model, settings, device, batch)
 
 
 def our_model(settings: Settings, device: torch.device) -> Any:
@@ -97,7 +97,7 @@ def our_model(settings: Settings, device: torch.device) -> Any:
     return model.to(device).train()
 
 
-def plain_update(settings: Settings, device: torch.device, batch: int) -> Any:
+def plain_update(settings: Settings, device: torch.device, batch: int) -> Update:
     """GPT-2 as nanoGPT computes it: all logits at once, in fp32 for the loss, a
     residual stream in fp32, the padded vocabulary, no recording."""
     settings = settings.replace(residual_fp32=True, cuda_graphs=False)
@@ -109,10 +109,10 @@ def plain_update(settings: Settings, device: torch.device, batch: int) -> Any:
         logits = F.linear(model.hidden(model.embed(tokens)), wide)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    return update_of(loss, model, settings, device, batch)
+    return Update(loss, model, settings, device, batch)
 
 
-def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
+def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
     """The same with transformers' GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -139,41 +139,47 @@ def peer_update(settings: Settings, device: torch.device, batch: int) -> Any:
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
         return model(input_ids=tokens, labels=tokens).loss
 
-    return update_of(loss, model, settings, device, batch)
+    return Update(loss, model, settings, device, batch)
 
 
-def update_of(
-    loss: Callable[[Any, Any], Any],
-    model: Any,
-    settings: Settings,
-    device: torch.device,
-    batch: int,
-) -> Callable[[], None]:
+class Update:
     """One update with the settings' optimizer, compilation and precision."""
 
-    shape = (batch, settings.model.block_size)
-    tokens = torch.randint(settings.vocab_size, shape, device=device)
-    pair, parameters = (tokens, tokens.roll(-1, 1)), list(model.parameters())
-    optimizer: Any = make_optimizer(model, settings.optim)
-    compiled = settings.resources.compile_model
-    run = torch.compile(loss, dynamic=False) if compiled else loss
-    plain = MicroStep(
-        run,
-        select_device("cpu" if device.type == "cpu" else "auto"),
-        settings.optim.mixed_precision,
-    )
-    step: Any = plain
-    if device.type == "cuda" and settings.resources.cuda_graphs:
-        step, why = record(plain, parameters, *pair, repeats=False)
-        print(f"not recorded as a graph: {why}" if why else "", end="")
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Any],
+        model: Any,
+        settings: Settings,
+        device: torch.device,
+        batch: int,
+    ) -> None:
+        """Compile and run once, so that what is left to do is short."""
+        shape = (batch, settings.model.block_size)
+        tokens = torch.randint(settings.vocab_size, shape, device=device)
+        self.pair, self.parameters = (tokens, tokens.roll(-1, 1)), [*model.parameters()]
+        self.optimizer: Any = make_optimizer(model, settings.optim)
+        compiled = settings.resources.compile_model
+        self.step: MicroStep | Recorded = MicroStep(
+            torch.compile(loss, dynamic=False) if compiled else loss,
+            select_device("cpu" if device.type == "cpu" else "auto"),
+            settings.optim.mixed_precision,
+        )
+        self.records = device.type == "cuda" and settings.resources.cuda_graphs
+        self()
 
-    def update() -> None:
-        step(*pair)
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    def record(self) -> None:
+        """As a graph, if the settings ask for it."""
+        if self.records and isinstance(self.step, MicroStep):
+            self.step, why = record(
+                self.step, self.parameters, *self.pair, repeats=False
+            )
+            print(f"not recorded as a graph: {why}" if why else "", end="")
 
-    return update
+    def __call__(self) -> None:
+        self.step(*self.pair)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
 
 
 # ---- on a GPU ---------------------------------------------------------------------
@@ -233,15 +239,26 @@ def measure(
         settings, row["attention"] = subject_settings(subject, overrides, device, batch)
         makers = {PLAIN: plain_update, PEER: peer_update}
         update = makers.get(str(subject), our_update)(settings, device, batch)
-        seconds_of(update, 1)
         timed = settings, update
     except Exception as error:  # a row that failed must not end the table
         row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
     pipe.send("prepared")
     pipe.recv()
     if timed:
-        row |= speed(timed[0], batch, seconds_of(timed[1], repeats))
+        settings, update = timed
+        forget_tuning()  # done while others used the GPU, too
+        update.record()
+        row |= speed(settings, batch, seconds_of(update, repeats))
     pipe.send(row)
+
+
+def forget_tuning() -> None:
+    """Let this process choose tiles and algorithms anew."""
+    from lib.kernels import causal_op, cublaslt
+
+    for kernel in causal_op.TUNED:
+        kernel.cache.clear()
+    cublaslt.forget()
 
 
 def torch_device() -> torch.device:

@@ -203,6 +203,11 @@ def _layout(matrix: Tensor) -> c_void_p:
 _plans: dict[Hashable, _Plan] = {}
 
 
+def forget() -> None:
+    """Choose algorithms anew."""
+    _plans.clear()
+
+
 def product(
     x: Tensor,
     weight: Tensor,
