@@ -16,12 +16,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from gpt2 import configuration, paths
-from gpt2.attend.choice import attempt, candidates
+from gpt2 import configuration
 from gpt2.attend.request import place_of
 from gpt2.budget import budget
 from gpt2.init import init_parameters
 from gpt2.model import GPT
+from gpt2.paths import chosen
+from gpt2.paths.attention import attempt, candidates
 from gpt2.plan import step_settings
 from gpt2.schema import Settings, settings_from
 from gpt2.training.micro_step import MicroStep, Recorded, record
@@ -281,8 +282,8 @@ def subject_settings(
     if subject in (PLAIN, PEER):
         named = {"attention_backend": "sdpa", "mlp_backend": "torch"}
         return settings.replace(**named), "sdpa, torch"
-    settings, _ = paths.choose(settings, device, batch)
-    return settings, ", ".join(paths.serving(settings, "cuda").values())
+    settings, _ = chosen.choose(settings, device, batch)
+    return settings, ", ".join(chosen.serving(settings, "cuda").values())
 
 
 def speed(settings: Settings, batch: int, seconds: float) -> Row:

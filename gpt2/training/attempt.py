@@ -19,10 +19,10 @@ from typing import Any
 
 import torch
 
-from gpt2 import paths
 from gpt2.corpora.tokenfiles import MissingData
 from gpt2.init import init_parameters
 from gpt2.model import GPT
+from gpt2.paths.chosen import choose
 from gpt2.plan import Job
 from gpt2.schema import Resources
 from gpt2.training import checkpoint, manifest
@@ -277,7 +277,7 @@ def _build(
 ) -> Trainer:
     """A trainer over the initial weights. Raises Refused as _material."""
     try:
-        chosen, told = paths.choose(
+        chosen, told = choose(
             job.settings, material.device.torch_device, material.split.micro_batch
         )
         for line in told:

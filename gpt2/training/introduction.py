@@ -7,9 +7,9 @@ from typing import Any, cast
 
 import torch
 
-from gpt2 import paths
 from gpt2.memory import memory
 from gpt2.model import GPT
+from gpt2.paths import chosen
 from gpt2.schema import Settings
 from gpt2.training.alignment import unaligned
 from gpt2.training.material import Material
@@ -66,9 +66,9 @@ def closing(result: Mapping[str, Any]) -> str:
 
 
 def _built_with(trainer: Trainer) -> Settings:
-    return paths.built_with(cast(GPT, trainer.model), trainer.settings)
+    return chosen.built_with(cast(GPT, trainer.model), trainer.settings)
 
 
 def serving(trainer: Trainer) -> dict[str, str]:
     """The paths that serve this model in training."""
-    return paths.serving(_built_with(trainer), trainer.device.torch_device.type)
+    return chosen.serving(_built_with(trainer), trainer.device.torch_device.type)

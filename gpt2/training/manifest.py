@@ -55,7 +55,7 @@ def write(
 ) -> dict[str, Any]:
     """Write the manifest of this attempt and return it.
 
-    ``serving`` names the paths that serve the model (gpt2/paths.py). A fresh run
+    ``serving`` names the paths that serve the model (gpt2/paths). A fresh run
     gets a new manifest; one that is resumed keeps where it began and adds to
     ``resumed``.
     Raises lib.rundir.DiskFull.

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from gpt2.ablation import STEPS
 from gpt2.attend.call import Attended, attend, statistic_of
-from gpt2.attend.choice import attempt, candidates, compare
 from gpt2.attend.flex import merge
 from gpt2.attend.request import (
     Place,
@@ -27,6 +26,7 @@ from gpt2.attend.request import (
     served_by,
 )
 from gpt2.attention import Heads
+from gpt2.paths.attention import attempt, candidates, compare
 from gpt2.schema import WHOLE_CONTEXT
 from tests.gpt2.helpers import generic, normal, tiny_step, tokens_of
 from tests.interpreted import interpreted

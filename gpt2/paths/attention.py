@@ -1,5 +1,5 @@
 """`auto` for attention on a GPU: try the paths that could serve, keep the fastest
-right one (gpt2/trials.py), by output, statistic, mean weights and the gradients of q,
+right one (trials.py), by output, statistic, mean weights and the gradients of q,
 k and v.
 """
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt2 import trials
 from gpt2.attend.request import Place, fallbacks, place_of, refusal, requests_of
 from gpt2.attention import CausalAttention, Heads
 from gpt2.block import RA_MLA_Block
+from gpt2.paths import trials
+from gpt2.paths.trials import Trial
 from gpt2.schema import Settings
-from gpt2.trials import Trial
 
 # In this order. Wherever triton serves too, flex took twice its time (H100, torch
 # 2.11) and compiles for long: it is tried where no other path is right.

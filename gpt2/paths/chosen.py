@@ -1,13 +1,12 @@
-"""Which kernels a run trains with: `auto` becomes a name before the model is built."""
+"""`auto` becomes a name before a model is built; which one, and what then serves."""
 
 from __future__ import annotations
 
 import torch
 
-from gpt2 import mlp_path
-from gpt2.attend import choice
 from gpt2.attend.request import place_of, served_by
 from gpt2.model import GPT
+from gpt2.paths import attention, mlp
 from gpt2.schema import Settings
 
 
@@ -18,10 +17,10 @@ def choose(
 
     ``batch``: sequences in a micro batch, at which paths are timed.
     """
-    attention, of_attention = choice.choose(settings, device, batch)
-    mlp, of_mlp = mlp_path.choose(settings, device, batch)
-    told = [line for line in (of_attention, of_mlp) if line]
-    return settings.replace(attention_backend=attention, mlp_backend=mlp), told
+    of_attention, about_attention = attention.choose(settings, device, batch)
+    of_mlp, about_mlp = mlp.choose(settings, device, batch)
+    told = [line for line in (about_attention, about_mlp) if line]
+    return settings.replace(attention_backend=of_attention, mlp_backend=of_mlp), told
 
 
 def built_with(model: GPT, settings: Settings) -> Settings:
@@ -36,8 +35,8 @@ def serving(settings: Settings, device: str) -> dict[str, str]:
     """The paths that serve a model of these settings in training, as a manifest
     tells them; device: torch's name of its kind."""
     place = place_of(device, settings.resources.compile_model)
-    mlp = settings.resources.mlp_backend
+    named = settings.resources.mlp_backend
     return {
         "attention_backend": served_by(settings, place),
-        "mlp_backend": "torch" if mlp == "auto" else mlp,
+        "mlp_backend": "torch" if named == "auto" else named,
     }

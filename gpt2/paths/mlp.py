@@ -1,7 +1,7 @@
 """What computes the MLP: torch's products with GELU between them, or cuBLASLt's with
 GELU inside (lib/kernels/gelu_op.py).
 
-`auto` on an NVIDIA GPU tries both and keeps the faster right one (gpt2/trials.py).
+`auto` on an NVIDIA GPU tries both and keeps the faster right one (trials.py).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from gpt2 import trials
 from gpt2.attend.request import DTYPES
 from gpt2.mlp import through_gelu
+from gpt2.paths import trials
 from gpt2.schema import Model, Settings
 
 PATHS = ("torch", "cublaslt")

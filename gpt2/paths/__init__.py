@@ -1,0 +1,1 @@
+"""Several kernels compute the same: which of them a run trains with."""
