@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import heapq
 import shutil
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from gpt2.plan import Job, Plan
 from lib import rundir
 from lib.human import duration, size
 from lib.process import Task
-from lib.scheduler import Options, Scheduler, View
+from lib.scheduler import EXIT_INTERRUPTED, Options, Scheduler, View
 
 FILE = "estimates.json"
 SCHEMA = 2
@@ -56,12 +55,13 @@ def probe_job(job: Job) -> Job:
 def probe(
     plan: Plan, tasks: Sequence[Task], options: Options, view: View, folder: Path
 ) -> list[dict[str, Any]]:
-    """A record for each cell of the plan.
+    """A record for each cell of the plan; none if it was stopped before the end.
 
     tasks: one of ``probe_job`` for each cell, with its run in ``folder``.
     """
     scheduler = Scheduler(tasks, options, view)
-    scheduler.run()
+    if scheduler.run() == EXIT_INTERRUPTED:
+        return []
     wall = {c.task.name: c.outcome.seconds for c in scheduler.cells if c.outcome}
     return [
         measure(group[0], folder / group[0].run_dir, wall.get(group[0].run_dir, 0.0))
@@ -274,8 +274,3 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         size(record["disk_bytes"]),
         duration(record["seconds"] + record["seconds_to_start"]),
     )
-
-
-def scratch(output_dir: Path) -> tempfile.TemporaryDirectory[str]:
-    """Where probes run: on the disk of the results, and gone afterwards."""
-    return tempfile.TemporaryDirectory(prefix=".probe-", dir=output_dir)

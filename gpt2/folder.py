@@ -12,6 +12,7 @@ import json
 import os
 import secrets
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MATRIX_FILE = "matrix.json"
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
+PROBES = ".probe-"  # begins the names of folders that probes run in
 MOST_LINES = 40  # of what differs between a folder and a plan
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
 
@@ -97,7 +99,23 @@ def held(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> Iterator[
     root = plan.output_dir
     open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
     with rundir.lock(matrix_lock(root)):
-        yield root
+        _clear(root)
+        try:
+            yield root
+        finally:
+            (root / STOP_FILE).unlink(missing_ok=True)
+
+
+def _clear(root: Path) -> None:
+    """Take away what an earlier runner was asked, and what one that was killed left."""
+    (root / STOP_FILE).unlink(missing_ok=True)
+    for probes in root.glob(f"{PROBES}*"):
+        shutil.rmtree(probes, ignore_errors=True)
+
+
+def scratch(root: Path) -> tempfile.TemporaryDirectory[str]:
+    """Where probes run: on the disk of the results, and gone afterwards."""
+    return tempfile.TemporaryDirectory(prefix=PROBES, dir=root)
 
 
 def read_matrix_file(output_dir: Path) -> dict[str, Any]:

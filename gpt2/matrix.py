@@ -17,7 +17,7 @@ from typing import Any
 
 from gpt2 import estimate
 from gpt2.budget import budget
-from gpt2.folder import STOP_FILE, check, held, missing, set_aside, update
+from gpt2.folder import check, held, missing, scratch, set_aside, update
 from gpt2.lengths import seconds_of
 from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan
@@ -115,8 +115,6 @@ def run(
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, settings, copies)
-        stop_file = root / STOP_FILE
-        stop_file.unlink(missing_ok=True)
         estimate.require_space(plan, missing(plan), len(options.slots))
         with _preloading(missing(plan), root, options, view) as preload:
             proofs = prove() if missing(plan) else Proofs()
@@ -129,7 +127,6 @@ def run(
             tasks, options = share(tasks, jobs, root, options, view)
             after = Watch(root, view)
             code = Scheduler(tasks, options, view, after, preload).run()
-        stop_file.unlink(missing_ok=True)
         return code or (EXIT_FAILED if refused else EXIT_OK)
 
 
@@ -177,17 +174,20 @@ def make_estimate(
     options: Options,
     view: View,
 ) -> dict[str, Any]:
-    """Probe each cell of a plan and write down what the whole will take.
+    """Probe each cell of a plan and write down what the whole will take; {}, and what
+    was known stands, if it was stopped before the end.
 
     Raises as run().
     """
-    with held(plan, settings, copies) as root, estimate.scratch(root) as name:
+    with held(plan, settings, copies) as root, scratch(root) as name:
         check(root, plan, settings)
         folder = Path(name)
         firsts = [group[0] for group in cells(plan.jobs)]
         tasks = [task_of(estimate.probe_job(job), folder, "skipped") for job in firsts]
         tasks, options = share(tasks, firsts, root, options, view)
         records = estimate.probe(plan, tasks, options, view, folder)
+        if not records:
+            return {}
         return estimate.write(root, plan, records, at_once(records, options.slots))
 
 

@@ -176,6 +176,9 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
             code = matrix.run(
                 plan, settings, files, asked, view, lambda: prove(given), given.rerun
             )
+    if given.estimate and not found:
+        print("stopped before every cell was probed; nothing was noted")
+        return EXIT_INTERRUPTED
     if given.estimate:
         print(estimate.render(found), end="")
         return matrix.EXIT_OK if found["seconds"] else matrix.EXIT_FAILED

@@ -1,15 +1,21 @@
-"""gpt2/estimate.py: what the disk has to hold, from recorded probes."""
+"""gpt2/estimate.py: what the disk has to hold, and what stays of a stopped estimate."""
 
 from __future__ import annotations
 
+import dataclasses
+import io
 from pathlib import Path
 
 import pytest
 
 from gpt2 import estimate
 from gpt2.budget import budget
+from gpt2.folder import PROBES, STOP_FILE, ask_to_stop
+from gpt2.matrix import make_estimate
 from gpt2.plan import Plan, make_plan
 from lib import rundir
+from lib.progress import PlainView
+from lib.scheduler import Options, Scheduler
 from tests.tinymatrix import TINY, write_config
 
 MIB = 2**20
@@ -55,3 +61,30 @@ def test_without_a_probe_the_weights_alone_count(
     weights = 4 * budget(jobs[0].settings).parameters
     needed = estimate.disk_needed(tmp_path, jobs, 1)
     assert needed - estimate.SPARE == copies * weights
+
+
+class Stopping(PlainView):
+    """`make stop` from another terminal, before the first probe has begun."""
+
+    folder: Path
+
+    def refresh(self, board: Scheduler) -> None:
+        ask_to_stop(self.folder)
+
+
+def test_a_stopped_estimate_leaves_the_one_before_and_no_request(
+    tmp_path: Path,
+) -> None:
+    plan = dataclasses.replace(planned(tmp_path), output_dir=tmp_path / "results")
+    view = Stopping(io.StringIO())
+    root = view.folder = plan.output_dir
+    options = Options(stop_file=root / STOP_FILE)
+    assert make_estimate(plan, plan.base, {}, options, view) == {}
+    probed(plan)
+    before = (root / estimate.FILE).read_bytes()
+
+    (root / STOP_FILE).touch()  # a runner that was killed left these
+    rundir.atomic_write_text(root / f"{PROBES}old" / "weights", "")
+    assert make_estimate(plan, plan.base, {}, options, view) == {}
+    assert (root / estimate.FILE).read_bytes() == before
+    assert not list(root.glob(f"{PROBES}*")) and not (root / STOP_FILE).exists()
