@@ -25,6 +25,7 @@ from gpt2.schema import Resources
 from lib import engine_ray, rundir
 from lib import slots as places
 from lib.generated import Config
+from lib.output import lasting_output
 from lib.process import Attempt, Patience
 from lib.scheduler import Launch, Options
 from lib.trackers import check_installed
@@ -131,7 +132,8 @@ def status_table(plan: Plan) -> str:
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
-        return carry_out(given, config, plan)
+        with lasting_output():
+            return carry_out(given, config, plan)
     except rundir.LockHeld as held:
         if plan.base.resources.engine != "ray" or given.rerun or given.estimate:
             raise

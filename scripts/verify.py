@@ -20,6 +20,7 @@ from gpt2.plan import Plan, make_plan, only, plan_settings
 from lib.dotconfig import split_overrides
 from lib.ending import run_to_end
 from lib.generated import Config
+from lib.output import lasting_output
 from lib.rundir import atomic_write_json
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    return prove(plans, given)
+    with lasting_output():
+        return prove(plans, given)
 
 
 def load(path: Path | None, overrides: str) -> Config:

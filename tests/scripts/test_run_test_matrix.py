@@ -382,3 +382,19 @@ def test_on_a_terminal_there_is_a_live_table(folder: Path) -> None:
         assert part in text
     assert "step00-baseline/seed1: done in" in text
     assert "1 of 1 jobs are done" in text
+
+
+def test_a_matrix_goes_on_when_its_terminal_has_gone(folder: Path) -> None:
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        command("--overrides", "STEPS=0 SEEDS=1 MAX_ITERS=2"),
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "xterm"},
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    os.read(ours, 1)  # the table is there
+    os.close(ours)
+    assert process.wait(timeout=120) == 0
+    assert summary(folder)[TINY_RUNS[0]]["status"] == "done"
