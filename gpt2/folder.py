@@ -201,12 +201,15 @@ def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
     return False
 
 
-def check(output_dir: Path, plan: Plan, settings: Settings) -> None:
+def check(
+    output_dir: Path, plan: Plan, settings: Settings, *, replaced: bool = False
+) -> None:
     """Stop before anything starts if old runs do not fit what is planned.
 
-    Raises MatrixError with the field-by-field difference and the ways out.
+    replaced: the planned runs begin anew, and only the others have to fit. Raises
+    MatrixError with the field-by-field difference and the ways out.
     """
-    found = conflicts(output_dir, plan.jobs)
+    found = [] if replaced else conflicts(output_dir, plan.jobs)
     lines = _explain(found)
     if not found and kept_jobs(output_dir, plan.jobs):
         base = read_matrix_file(output_dir).get("base") or {}
@@ -224,8 +227,8 @@ def check(output_dir: Path, plan: Plan, settings: Settings) -> None:
             f"{output_dir} holds runs of other settings; nothing was started.\n"
             f"{shown}\n"
             "Ways out: set the fields back, choose another folder with "
-            "OUTPUT_DIR=..., or replace these runs with `make rerun` (which keeps "
-            "the old ones aside)"
+            "OUTPUT_DIR=..., or replace these runs, all in one call, with `make "
+            "rerun` (which keeps the old ones aside)"
         )
 
 
@@ -246,9 +249,8 @@ def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
 
 
 def update(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
-    """Bring the folder's own files up to the plan, if its runs fit it."""
+    """Bring the folder's own files up to the plan, which check() has let pass."""
     root = plan.output_dir
-    check(root, plan, settings)
     text = render_matrix_file(plan, settings, kept_jobs(root, plan.jobs))
     for name, content in {**copies, MATRIX_FILE: text}.items():
         rundir.atomic_write_text(root / name, content)
@@ -257,22 +259,24 @@ def update(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
 def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
     """Move the jobs' run directories away, so that they start anew; (run, new place).
 
-    Nothing is deleted or overwritten. Raises LockHeld if one is running.
+    Nothing is deleted or overwritten. Raises LockHeld, and moves none, if one is
+    running.
     """
-    moved = []
-    for job in jobs:
-        run_dir = rundir.safe_join(output_dir, job.run_dir)
-        if not run_dir.exists():
-            continue
-        if rundir.is_locked(rundir.run_lock(run_dir)):
-            raise rundir.lock_held(rundir.run_lock(run_dir))
-        number = 1
-        while (place := output_dir / REPLACED / f"{job.run_dir}.{number}").exists():
-            number += 1
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.rename(run_dir, place)
-        moved.append((job.run_dir, place))
-    return moved
+    there = [job.run_dir for job in jobs if (output_dir / job.run_dir).exists()]
+    for run in there:
+        lock = rundir.run_lock(rundir.safe_join(output_dir, run))
+        if rundir.is_locked(lock):
+            raise rundir.lock_held(lock)
+    return [(run, _set_aside(output_dir, run)) for run in there]
+
+
+def _set_aside(output_dir: Path, run: str) -> Path:
+    number = 1
+    while (place := output_dir / REPLACED / f"{run}.{number}").exists():
+        number += 1
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(output_dir / run, place)
+    return place
 
 
 def missing(plan: Plan) -> list[Job]:

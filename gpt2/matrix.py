@@ -112,10 +112,12 @@ def run(
     another runner is at work here.
     """
     with held(plan, settings, copies) as root:
+        check(root, plan, settings, replaced=rerun)
+        asked = plan.jobs if rerun else missing(plan)
+        estimate.require_space(plan, asked, len(options.slots))
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, settings, copies)
-        estimate.require_space(plan, missing(plan), len(options.slots))
         with _preloading(missing(plan), root, options, view) as preload:
             proofs = prove() if missing(plan) else Proofs()
             refused = refuse(plan, proofs, view)
@@ -150,6 +152,7 @@ def prepare(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
     Raises as run().
     """
     with held(plan, settings, copies) as root:
+        check(root, plan, settings)
         update(plan, settings, copies)
         for job in missing(plan):
             path = rundir.safe_join(root, job.run_dir) / rundir.JOB_FILE

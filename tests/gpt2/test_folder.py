@@ -239,11 +239,11 @@ def test_set_aside_overwrites_nothing(make: Make) -> None:
 def test_a_running_job_is_not_set_aside(make: Make) -> None:
     plan, settings = make()
     create(plan, settings)
-    begin(plan, 0)
-    run_dir = plan.output_dir / plan.jobs[0].run_dir
-    with rundir.lock(rundir.run_lock(run_dir)), pytest.raises(rundir.LockHeld):
+    begin(plan, 0, 1)
+    first, second = (plan.output_dir / job.run_dir for job in plan.jobs[:2])
+    with rundir.lock(rundir.run_lock(second)), pytest.raises(rundir.LockHeld):
         set_aside(plan.output_dir, plan.jobs)
-    assert (run_dir / "job.json").exists()
+    assert (first / "job.json").exists() and (second / "job.json").exists()
 
 
 def test_asking_to_stop_needs_a_runner(make: Make) -> None:

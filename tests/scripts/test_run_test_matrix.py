@@ -287,6 +287,10 @@ def test_other_settings_stop_before_anything_starts(
 
 def test_rerun_keeps_what_was_there(undisturbed: Path, folder: Path) -> None:
     shutil.copytree(undisturbed / "results", folder / "results")
+    words = ("--skip-verify", "--rerun", "--overrides", "STEPS=5 SEEDS=1 MAX_ITERS=12")
+    refused = look(folder, *words)  # would not be comparable with step 0
+    assert refused.returncode == 2 and "nothing was started" in refused.stderr
+    assert not (folder / "results" / ".replaced").exists()
     done = run_matrix(folder, "--rerun", "--overrides", "STEPS=5 SEEDS=1")
     assert done.returncode == 0, done.stderr
     assert "the old run is kept in" in done.stdout
