@@ -9,6 +9,7 @@ may have left its last line torn.
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import math
@@ -329,17 +330,22 @@ def lock(path: str | Path, timeout: float = 1.0) -> Iterator[None]:
 
 
 def is_locked(path: str | Path) -> bool:
-    """Whether a living process holds the lock at this moment."""
-    from filelock import FileLock, Timeout
+    """Whether a living process holds the lock at this moment.
 
-    path = Path(path)
-    if not path.exists():
+    A shared lock is tried on a file open for reading: whoever looks sees no other who
+    looks, and somebody else's folder, or one that cannot be written, can be looked at.
+    """
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
         return False
     try:
-        with FileLock(path, blocking=False):
-            return False
-    except Timeout:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
         return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def lock_held(path: str | Path) -> LockHeld:

@@ -312,7 +312,13 @@ def test_looking_at_a_lock_does_not_make_a_starter_fail(tmp_path: Path) -> None:
     for _ in range(20):
         with rundir.lock(path, timeout=20):
             pass
+    assert not any(rundir.is_locked(path) for _ in range(5000))
     end(watcher)
+
+
+def test_a_lock_that_cannot_be_written_can_be_looked_at() -> None:
+    busy = Path(sys.executable).resolve()  # not even by root, while it runs
+    assert not rundir.is_locked(busy)
 
 
 # ---- status ---------------------------------------------------------------------
