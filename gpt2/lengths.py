@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from gpt2.corpora.tokenfiles import DataError, MissingData, read_meta
 from gpt2.schema import SYMBOL_OF, Settings
+from lib.dotconfig import COMMAND_LINE
 
 NO_END = 100_000_000  # updates of a run that ends by the clock; as in Kconfig
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -40,8 +41,9 @@ def resolve(
     origins with it.
 
     Tokens and epochs are rounded up to whole updates; an epoch has as many tokens
-    as the training split. Raises ValueError for two budgets at once or a time that
-    is none, or epochs of data that are not prepared.
+    as the training split. Raises ValueError for two budgets at once, a number of
+    updates typed beside one included, a time that is none, or epochs of data that are
+    not prepared.
     """
     budgets = {
         "train_tokens": settings.matrix.train_tokens,
@@ -55,6 +57,12 @@ def resolve(
         symbols = " and ".join(SYMBOL_OF[field] for field in asked)
         raise ValueError(f"{symbols} are both set: a run has one budget; empty one")
     (field,) = asked
+    if origins.get("max_iters") == COMMAND_LINE:
+        raise ValueError(
+            f"GPT2_MAX_ITERS={settings.optim.max_iters} was typed, but "
+            f"{SYMBOL_OF[field]} ({origins.get(field, 'default')}) says how long a run "
+            "trains: leave one out, or empty it, as in TIME= or MAX_TOKENS=0"
+        )
     updates = _updates(settings, field, budgets[field])
     origin = f"{SYMBOL_OF[field]} ({origins.get(field, 'default')})"
     return settings.replace(max_iters=updates), {**origins, "max_iters": origin}

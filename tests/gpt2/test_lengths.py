@@ -21,8 +21,10 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_texts(tmp_path_factory.mktemp("corpus"))
 
 
-def plan_of(*overrides: str):
-    return make_plan(tiny_config(*overrides))
+def plan_of(*overrides: str, max_iters_from: str = "preset:1"):
+    config = tiny_config(*overrides)
+    origins = {**config.origins, "GPT2_MAX_ITERS": max_iters_from}
+    return make_plan(replace(config, origins=origins))
 
 
 def test_times_are_read() -> None:
@@ -55,6 +57,12 @@ def test_epochs_are_of_the_training_split(data_dir: Path) -> None:
 def test_two_budgets_are_one_too_many() -> None:
     with pytest.raises(ValueError, match="GPT2_MAX_TOKENS and TIME_BUDGET"):
         plan_of("MAX_TOKENS=100", "TIME=1m")
+
+
+@pytest.mark.parametrize("budget", ["TIME=1m", "MAX_TOKENS=100"])
+def test_updates_typed_beside_another_budget_are_not_dropped(budget: str) -> None:
+    with pytest.raises(ValueError, match="GPT2_MAX_ITERS=.* was typed.*leave one out"):
+        plan_of(budget, max_iters_from="command line")
 
 
 def test_a_time_has_no_last_update_and_no_pruning() -> None:
