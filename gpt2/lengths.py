@@ -34,6 +34,11 @@ def seconds_of(time: str) -> float:
     return total
 
 
+def last_update(settings: Settings) -> int:
+    """The update that ends a run; 0 where the clock does."""
+    return 0 if settings.optim.time_budget else settings.optim.max_iters
+
+
 def resolve(
     settings: Settings, origins: Mapping[str, str]
 ) -> tuple[Settings, dict[str, str]]:

@@ -193,11 +193,16 @@ def _field_line(field: str, value: str, origin: str) -> str:
 
 
 def _status(run_dir: Path) -> str:
-    try:
-        status = effective_status(run_dir)
-    except (OSError, ValueError):
-        status = "unreadable"
+    status = status_word(run_dir)
     return "" if status == "planned" else f"  [{status}]"
+
+
+def status_word(run_dir: Path) -> str:
+    """As lib.rundir.effective_status; "unreadable" where that cannot be told."""
+    try:
+        return effective_status(run_dir)
+    except (OSError, ValueError):
+        return "unreadable"
 
 
 def _short(value: object) -> str:
@@ -211,7 +216,7 @@ def _plural(n: int, what: str) -> str:
 
 
 def status_table(output_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
-    """How far each job of a matrix is, and its alarms, from its files alone."""
+    """How far each job of a matrix is, and what is wrong, from its files alone."""
     from lib.runlog import Progress
 
     head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
@@ -219,15 +224,18 @@ def status_table(output_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
     for job in jobs:
         run_dir = output_dir / job["run_dir"]
         rows.append((job["run_dir"], *_status_cells(run_dir, Progress(run_dir, 0))))
-    alarms = [line for job in jobs for line in _alarms(output_dir, job["run_dir"])]
-    return table(head, rows, left=(0, 1)) + "".join(alarms)
+    wrong = [line for job in jobs for line in _wrong(output_dir, job["run_dir"])]
+    return table(head, rows, left=(0, 1)) + "".join(wrong)
 
 
-def _alarms(output_dir: Path, run: str) -> Iterator[str]:
+def _wrong(output_dir: Path, run: str) -> Iterator[str]:
     try:
         status = read_status(output_dir / run)
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        yield f"{run}: {error}\n"
         return
+    if status["failure"]:
+        yield f"{run}: {status['message']}\n"
     for alarm in status["alarms"]:
         yield f"ALARM {run} at step {alarm['step']}: {alarm['message']}\n"
 
@@ -245,7 +253,7 @@ def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
     return (
         word,
         str(status["attempt"] or "-"),
-        f"{progress.step}/{status['max_steps'] or '?'}",
+        f"{max(progress.step, status['step'])}/{status['max_steps'] or '?'}",
         number(progress.loss),
         number(progress.val_loss),
         rate(progress.tokens_per_s),

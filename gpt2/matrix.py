@@ -18,7 +18,7 @@ from typing import Any
 from gpt2 import estimate
 from gpt2.budget import budget
 from gpt2.folder import check, held, missing, scratch, set_aside, update
-from gpt2.lengths import seconds_of
+from gpt2.lengths import last_update, seconds_of
 from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan
 from gpt2.proofs.stage import Proofs
@@ -63,7 +63,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         files={rundir.JOB_FILE: text + "\n"},
         preloads=_preloads(job.settings),
         seconds=seconds_of(job.settings.optim.time_budget),
-        max_steps=0 if job.settings.optim.time_budget else job.settings.optim.max_iters,
+        max_steps=last_update(job.settings),
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
 
@@ -209,7 +209,7 @@ def refuse(plan: Plan, proofs: Proofs, view: View) -> list[Job]:
             status="failed",
             failure="certificate",
             message=why,
-            max_steps=job.settings.optim.max_iters,
+            max_steps=last_update(job.settings),
         )
     return refused
 

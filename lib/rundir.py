@@ -376,9 +376,13 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
     path = Path(run_dir) / STATUS_FILE
     if not path.exists():
         return dict(_NEW_STATUS)
-    found = read_json(path)
-    if not isinstance(found, dict) or found.get("status") not in STATUSES:
-        raise DamagedFile(f"{path}: not a status file (no known status in it)")
+    try:
+        found = read_json(path)
+        if not isinstance(found, dict) or found.get("status") not in STATUSES:
+            raise DamagedFile(f"{path}: not a status file (no known status in it)")
+    except DamagedFile as error:
+        way_out = "`make rerun` of this run keeps it aside and begins anew"
+        raise DamagedFile(f"{error}; {way_out}") from None
     return {**_NEW_STATUS, **found}
 
 

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -88,7 +88,9 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         print(listing.budget_table(plan), end="")
         return 0
     if given.status:
-        return show_status(plan)
+        return show_status(plan, given.only)
+    if given.stop and given.only:
+        raise ValueError("ONLY: a runner is stopped as a whole; leave it out")
     if given.stop:
         print(folder.ask_to_stop(plan.output_dir))
         return 0
@@ -113,8 +115,10 @@ def prove(given: argparse.Namespace) -> stage.Proofs:
     return found
 
 
-def show_status(plan: Plan) -> int:
-    print(status_table(plan), end="")
+def show_status(plan: Plan, only: str) -> int:
+    """How far the runs of the results folder are, or those that were asked for."""
+    asked = {job.run_dir for job in plan.jobs} if only else None
+    print(status_table(plan, asked), end="")
     for alarm in matrix.alarms(plan.output_dir):
         print(alarm)
     lock = folder.matrix_lock(plan.output_dir)
@@ -123,10 +127,11 @@ def show_status(plan: Plan) -> int:
     return 0
 
 
-def status_table(plan: Plan) -> str:
-    """How far all runs of the results folder are."""
-    found = folder.read_matrix_file(plan.output_dir)
-    return listing.status_table(plan.output_dir, found["jobs"])
+def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
+    """How far the runs of the results folder are, these or all."""
+    jobs = folder.read_matrix_file(plan.output_dir)["jobs"]
+    shown = [job for job in jobs if asked is None or job["run_dir"] in asked]
+    return listing.status_table(plan.output_dir, shown)
 
 
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
@@ -159,9 +164,7 @@ def watch(plan: Plan) -> int:
 
 def statuses(plan: Plan) -> Counter[str]:
     """How many jobs of a plan are in each status."""
-    return Counter(
-        rundir.effective_status(plan.output_dir / job.run_dir) for job in plan.jobs
-    )
+    return Counter(listing.status_word(plan.output_dir / j.run_dir) for j in plan.jobs)
 
 
 def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:

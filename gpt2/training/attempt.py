@@ -21,6 +21,7 @@ import torch
 
 from gpt2.corpora.tokenfiles import MissingData
 from gpt2.init import init_parameters
+from gpt2.lengths import last_update
 from gpt2.model import GPT
 from gpt2.paths.chosen import choose
 from gpt2.plan import Job
@@ -88,7 +89,7 @@ def _with_lock(
     ranks: Ranks,
 ) -> int:
     """With the lock, or as a rank that follows the one that holds it."""
-    max_steps = job.settings.optim.max_iters
+    max_steps = last_update(job.settings)
     recorder: Recorder = Follower(run_dir, max_steps)
     stop = StopRequest.from_environment(environ)
     if ranks.is_first:
@@ -153,7 +154,7 @@ def _announce(job: Job, run_dir: Path, environ: Mapping[str, str]) -> None:
         status="running",
         failure=None,
         message="",
-        max_steps=job.settings.optim.max_iters,
+        max_steps=last_update(job.settings),
         attempt=attempt,
         pid=os.getpid(),
         host=socket.gethostname(),

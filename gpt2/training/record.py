@@ -22,6 +22,7 @@ class Recorder:
     """Writes to a run directory and to stdout; the bar is for terminals alone."""
 
     def __init__(self, run_dir: Path, max_steps: int) -> None:
+        """max_steps: 0 where the clock ends the run."""
         self.run_dir, self.max_steps = run_dir, max_steps
         self.metrics = run_dir / METRICS_FILE
         self.listeners: dict[str, Listener] = {}
@@ -42,7 +43,7 @@ class Recorder:
             # Without a size of its own (a bare pseudo-terminal) tqdm draws nothing.
             has_width = os.get_terminal_size(sys.stdout.fileno()).columns > 0
             self._bar = tqdm(
-                total=self.max_steps,
+                total=self.max_steps or None,
                 initial=step,
                 unit="step",
                 dynamic_ncols=has_width,

@@ -16,6 +16,7 @@ from lib import rundir
 from tests.scripts.test_run_test_matrix import (
     TINY_RUNS,
     attempts,
+    look,
     losses,
     start,
     summary,
@@ -70,6 +71,8 @@ def test_each_kind_of_failure_is_told_and_stops_nobody(
         "failed",
         "failed",
     ]
+    shown = look(folder, "--status", "--only", "step05*").stdout
+    assert "last good checkpoint: step 4" in shown and "step00" not in shown
     done = run_matrix(folder, *words)  # without the faults
     assert done.returncode == 0, done.stdout
     assert first not in done.stdout
@@ -86,6 +89,18 @@ def test_fail_fast_starts_nothing_after_the_first_failure(folder: Path) -> None:
     assert "0 of 2 jobs are done" in done.stdout
     assert attempts(folder, TINY_RUNS[0]) == 1  # no update: hopeless, not tried again
     assert not (folder / "results" / TINY_RUNS[1]).exists()
+
+
+def test_a_damaged_status_is_told_with_the_way_out(
+    undisturbed: Path, folder: Path
+) -> None:
+    shutil.copytree(undisturbed / "results", folder / "results")
+    (folder / "results" / TINY_RUNS[1] / "status.json").write_text("")
+    done = look(folder, "--skip-verify", "--overrides", ONE_SEED)
+    assert done.returncode == 1 and "1 of 2 jobs are done" in done.stdout
+    shown = look(folder, "--status").stdout
+    for said in (done.stdout, shown):
+        assert "status.json: not JSON" in said and "make rerun" in said
 
 
 @pytest.mark.slow
