@@ -35,8 +35,9 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 SETUP = PYTHON=$(call quote,$(PYTHON)) $(BOOT) scripts/setup_env.py
 PY = $(eval PY := "$(shell $(SETUP) --print-python)")$(PY)
 
-MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(if \
-	$(filter-out 0 n,$(SKIP_VERIFY)),--skip-verify) $(call option,ONLY)
+SKIP = $(if $(filter-out 0 n,$(SKIP_VERIFY)),--skip-verify)
+MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(call \
+	option,ONLY)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 
 .PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -59,7 +60,7 @@ status: config.py | setup ## how far everything is, also while it runs
 stop: config.py | setup ## ask the runner to write checkpoints and stop
 	$(MATRIX) --stop
 sbatch: config.py | setup ## print a Slurm array of what is missing (SBATCH='--partition=gpu')
-	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
 report: $(if $(RESULTS),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \

@@ -146,18 +146,29 @@ def _preloading(
         yield preload
 
 
-def prepare(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
-    """A folder with a job.json for each missing run, for others to carry out.
+def prepare(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    view: View,
+    prove: Callable[[], Proofs],
+) -> list[Task]:
+    """A folder with a job.json for each missing run, for others to carry out; these
+    runs as tasks.
 
-    Raises as run().
+    prove: as for run(). Raises as run().
     """
     with held(plan, settings, copies) as root:
         check(root, plan, settings)
         update(plan, settings, copies)
-        for job in missing(plan):
+        proofs = prove() if missing(plan) else Proofs()
+        refused = refuse(plan, proofs, view)
+        jobs = [job for job in missing(plan) if job not in refused]
+        for job in jobs:
             path = rundir.safe_join(root, job.run_dir) / rundir.JOB_FILE
             rundir.atomic_write_json(path, job.to_json())
         _summarise(root)
+    return [task_of(job, root, proofs.word) for job in jobs]
 
 
 def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:

@@ -5,8 +5,8 @@
 
 The results folder must be one that all machines share. Each task trains one run and
 holds its lock; one that Slurm ends early has written a checkpoint and is queued again.
-`make status`, `make report` and `make` know no difference. Prove the steps before, with
-`make dry-run`. Exit codes: 0 printed; 2 the configuration is wrong.
+`make status`, `make report` and `make` know no difference. The steps are proven first,
+which is told on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
 """
 
 from __future__ import annotations
@@ -14,15 +14,17 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import matrix
 from gpt2.configuration import add_options, copies, load
-from gpt2.folder import missing
 from gpt2.plan import Plan, make_plan, only
-from lib import rundir
+from gpt2.proofs import stage
+from lib.process import Task
+from lib.progress import PlainView
 
 EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
@@ -39,7 +41,7 @@ RUNS=(
 {runs}
 )
 RUN="${{RUNS[$SLURM_ARRAY_TASK_ID]}}"
-export KABLATE_VERIFIED=skipped
+export KABLATE_VERIFIED={verified}
 {command} --job "$RUN/job.json" --run-dir "$RUN" &
 TRAINER=$!
 trap 'kill -TERM $TRAINER' TERM
@@ -59,6 +61,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_options(parser)
     more = "more options, as in '--partition=gpu'"
     parser.add_argument("--sbatch", default="", help=more)
+    skip = "print steps without proving them"
+    parser.add_argument("--skip-verify", action="store_true", help=skip)
     return parser.parse_args(arguments)
 
 
@@ -68,31 +72,47 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
-        matrix.prepare(plan, plan.base, copies(config))
-        print(render(plan, shlex.split(given.sbatch)), end="")
-    except (ValueError, OSError, rundir.LockHeld) as error:
+        options = split(given.sbatch)
+        tasks = matrix.prepare(
+            plan, plan.base, copies(config), PlainView(sys.stderr), lambda: prove(given)
+        )
+        print(render(plan, tasks, options), end="")
+    except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     return 0
 
 
-def render(plan: Plan, options: list[str]) -> str:
-    """The batch script over the runs of a plan that are not done."""
-    jobs = missing(plan)
-    if not jobs:
-        raise ValueError(f"{plan.output_dir}: every run is done; nothing to submit")
-    task = matrix.task_of(jobs[0], plan.output_dir, "skipped")
-    command = task.command[: task.command.index("--job")]
-    folders = [str((plan.output_dir / job.run_dir).absolute()) for job in jobs]
+def split(options: str) -> list[str]:
+    """As a shell would; ValueError, naming the setting, for an open quotation."""
+    try:
+        return shlex.split(options)
+    except ValueError as error:
+        raise ValueError(f"SBATCH={options!r}: {error}") from None
+
+
+def prove(given: argparse.Namespace) -> stage.Proofs:
+    """The certificates of what is missing, unless they are to be skipped."""
+    if given.skip_verify:
+        return stage.Proofs()
+    return stage.prove(given.config, given.overrides, given.only, sys.stderr)
+
+
+def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
+    """The batch script over these runs of a plan."""
+    if not tasks:
+        raise ValueError(f"{plan.output_dir}: there is no run left to submit")
+    first = tasks[0]
     return SCRIPT.format(
         name=shlex.quote(plan.output_dir.name),
-        last=len(jobs) - 1,
+        last=len(tasks) - 1,
         at_once=plan.base.resources.parallel_jobs,
         warning=WARNING_SECONDS,
         output=shlex.quote(str(plan.output_dir.absolute())),
         options="".join(f"#SBATCH {option}\n" for option in options),
-        runs="\n".join(f"    {shlex.quote(folder)}" for folder in folders),
-        command=shlex.join(command),
+        runs="\n".join(f"    {shlex.quote(str(task.run_dir))}" for task in tasks),
+        verified=first.env["KABLATE_VERIFIED"],
+        command=shlex.join(first.command[: first.command.index("--job")]),
     )
 
 

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lib.rundir import read_json
 
@@ -36,8 +36,8 @@ class Proofs:
         return SKIPPED if self.table is None else PASSED
 
 
-def prove(config: Path, overrides: str, only: str) -> Proofs:
-    """Prove the cells at hand, the table going to stdout.
+def prove(config: Path, overrides: str, only: str, to: TextIO | None = None) -> Proofs:
+    """Prove the cells at hand, the table going to a stream (default: stdout).
 
     Raises RuntimeError if the proof itself could not be carried out.
     """
@@ -46,7 +46,8 @@ def prove(config: Path, overrides: str, only: str) -> Proofs:
         words = ["--config", str(config), "--overrides", overrides]
         words += ["--at-hand", f"--only={only}"]
         command = [sys.executable, str(VERIFY), *words, "--json", str(out)]
-        code = subprocess.run(command, stdin=subprocess.DEVNULL).returncode
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=to)
+        code = done.returncode
         if code not in (0, 1) or not out.exists():
             raise RuntimeError(
                 f"the steps could not be proven (exit code {code}, told above); "

@@ -40,19 +40,28 @@ def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
     prepare_texts(Path("."))
     write_config(tmp_path)
     words = ("--overrides", "SEEDS=1 JOBS=3", "--sbatch=--partition=gpu --gres=gpu:1")
-    done = print_sbatch(tmp_path, *words)
+    done = print_sbatch(tmp_path, "--skip-verify", *words)
     assert done.returncode == 0, done.stderr
     for line in ("--array=0-1%3", "--partition=gpu", "--gres=gpu:1", "--requeue"):
         assert f"#SBATCH {line}\n" in done.stdout
     run = tmp_path / "results" / "step05-ra" / "seed1"
     assert run_task(tmp_path, done.stdout, 1) == 0
     assert rundir.read_status(run)["status"] == "done"
+    assert rundir.read_json(run / "manifest.json")["verified"] == "skipped"
     assert not (tmp_path / "requeued").exists()
 
-    again = print_sbatch(tmp_path, *words)  # what is left
+    again = print_sbatch(tmp_path, "--skip-verify", *words)  # what is left
     assert "--array=0-0%3" in again.stdout and "step05" not in again.stdout
     shown = run_matrix(tmp_path, "--status")
     assert "step05-ra/seed1" in shown.stdout and "done" in shown.stdout
+
+
+def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
+    write_config(tmp_path)
+    done = print_sbatch(tmp_path, "--overrides", "SEEDS=1 STEPS=0")
+    assert "2 of 2 proven" in done.stderr
+    assert done.stdout.startswith("#!/bin/bash\n")
+    assert "export KABLATE_VERIFIED=passed\n" in done.stdout
 
 
 def test_a_finished_matrix_or_a_wrong_setting_is_told(tmp_path: Path) -> None:
