@@ -246,10 +246,9 @@ class Watch:
 
 def alarms(output_dir: Path) -> list[str]:
     """What looks wrong between the finished runs of a folder."""
-    from gpt2.report.results import read_matrix
     from gpt2.report.twins import twin_alarms
 
-    return twin_alarms(read_matrix(output_dir).runs) if output_dir.is_dir() else []
+    return twin_alarms(output_dir) if output_dir.is_dir() else []
 
 
 def _summarise(output_dir: Path) -> None:

@@ -240,7 +240,7 @@ def _read_run(
         status, manifest = {"status": UNREADABLE, "message": "manifest differs"}, {}
     run = Run(_row(job, status, manifest, run_dir), job, manifest)
     if curves:
-        _read_curves(matrix, directory / METRICS_FILE, run)
+        read_curves(matrix, run)
     return run
 
 
@@ -350,11 +350,11 @@ def _place(run: Run, order: Mapping[str, int]) -> tuple:
 # ---- records, one a line --------------------------------------------------------
 
 
-def _read_curves(matrix: Matrix, path: Path, run: Run) -> None:
+def read_curves(matrix: Matrix, run: Run) -> None:
     """Evaluations and training records by step; a step written again counts last."""
     evals: dict[int, dict[str, float]] = {}
     trains: dict[int, dict[str, float]] = {}
-    for record in records_of(matrix, path):
+    for record in records_of(matrix, matrix.root / run.run_dir / METRICS_FILE):
         step, kind = whole(record.get("step")), record.get("kind")
         curve = {"eval": evals, "train": trains}.get(str(kind))
         if curve is not None and step is not None:

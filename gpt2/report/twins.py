@@ -5,11 +5,14 @@ Finished runs only: cells of a test matrix are the same until pruning begins.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from gpt2.report.arms import Arm, is_done
 from gpt2.report.evidence import ACTING, curve_of
-from gpt2.report.results import Run
+from gpt2.report.results import Run, read_curves, read_matrix
 from lib.alarms import identical_curves
 from lib.rundir import finite, identity
 
@@ -31,13 +34,23 @@ def _acting(run: Run) -> str:
     return identity(finite(parts))
 
 
-def twin_alarms(runs: Iterable[Run]) -> list[str]:
-    """In words, while a matrix is at work."""
+def twin_alarms(root: Path) -> list[str]:
+    """In words, while a matrix is at work. Of all the curves, which take seconds to
+    read, only those that end at the same loss are."""
+    matrix = read_matrix(root, curves=False)
+    ends = Counter(map(_end, filter(is_done, matrix.runs)))
+    alike = [run for run in matrix.runs if ends[_end(run)] > 1]
+    for run in alike:
+        read_curves(matrix, run)
     return [
         f"ALARM {one.run_dir} and {other.run_dir} have the same losses in every "
         "digit: does what differs between them act?"
-        for one, other in twins(runs)
+        for one, other in twins(alike)
     ]
+
+
+def _end(run: Run) -> tuple[Any, Any]:
+    return run.row["seed"], run.row["val_loss"]
 
 
 def twin_arms(arms: Iterable[Arm]) -> list[tuple[Arm, Arm, list[int]]]:
