@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt2.attention import AttentionSide
 from gpt2.block import RA_MLA_Block
 from gpt2.context import BlockContext
 from gpt2.init import init_parameters
@@ -203,3 +204,24 @@ def test_names_of_the_parts_stay() -> None:
         "mlp.fc",
         "mlp.proj",
     ]
+
+
+PARTS = {
+    "embedding": lambda model, x: model.embed(torch.zeros(4, 16, dtype=torch.long)),
+    "attention": lambda model, x: model.layers()[0].attn(x, ctx=BlockContext())[0],
+    "mlp": lambda model, x: model.layers()[0].mlp(x, side=AttentionSide(None, None))[0],
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_dropout_zeroes_its_share_of_what_each_part_adds(name: str) -> None:
+    model, x = generic(tiny_model(dropout=0.25)), normal(4, 16, 10).detach()
+    whole = PARTS[name](model, x)
+    assert (whole != 0).all()
+    torch.manual_seed(0)
+    dropped = PARTS[name](model.train(), x)
+    share = (dropped == 0).double().mean()
+    assert 0.18 < share < 0.32, share  # of 640 numbers; sd 0.017
+    if name != "attention":  # whose weights are dropped as well
+        left = dropped != 0
+        assert torch.allclose(dropped[left], whole[left] / 0.75)

@@ -80,6 +80,7 @@ def test_a_detached_statistic_trains_the_gate_alone() -> None:
 def test_gates_start_nearly_open() -> None:
     gate = StatisticGate(tiny_model(ract=True))
     assert torch.equal(gate.bias, torch.full((4,), 2.0))
+    assert torch.equal(gate.scale, torch.ones(4))  # at 0 it would ignore its rows
     closed = gate(torch.zeros(1, 4, 1))
     assert torch.allclose(closed, 1 - 0.2 + 0.2 * torch.tensor(2.0).sigmoid())
     mlp = MlpGate(tiny_model(mlp_gate=True))
