@@ -9,6 +9,22 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 # Variables that this file consumes itself; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
 	ARMS SD MARGIN SBATCH
+# The targets that read them; PYTHON and EXTRAS are read by all.
+RUNS := all quickstart run continue rerun dry-run estimate budget status stop
+READ_NAME := savedefconfig
+READ_SYMBOL := explain
+READ_RESULTS := report
+READ_ONLY := $(RUNS) sbatch
+READ_SKIP_VERIFY := $(RUNS)
+READ_PYTEST_ARGS := test
+READ_A := compare
+READ_B := compare
+READ_DELTA := plan
+READ_POWER := plan
+READ_ARMS := plan
+READ_SD := plan
+READ_MARGIN := quickstart report compare plan
+READ_SBATCH := sbatch
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate status stop data verify overfit track sbatch
@@ -25,6 +41,11 @@ ifeq ($(filter $(TAKE_SETTINGS),$(or $(MAKECMDGOALS),all)),)
 $(error make $(MAKECMDGOALS) takes no settings, but there is $(KABLATE_SETTINGS))
 endif
 endif
+$(foreach v,$(filter-out PYTHON EXTRAS,$(OWN)),$(if \
+	$(filter command,$(firstword $(origin $v))),$(if \
+	$(filter $(READ_$v),$(or $(MAKECMDGOALS),all)),,$(error \
+	make $(or $(MAKECMDGOALS),all) takes no $v, but there is $v=$(value $v): it is \
+	for make $(READ_$v)))))
 endif
 
 # The interpreter that makes the environment, and the one in it; looked for once.

@@ -121,6 +121,22 @@ def test_a_target_that_would_ignore_settings_refuses_them(
     assert f"make {target} takes no settings, but there is 'MAX_ITERS=5'" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "for_whom"),
+    [
+        (("dry-run", "MARGIN=0.1"), "MARGIN=0.1: it is for make .* report compare"),
+        (("NAME=mine",), "make all takes no NAME, .* for make savedefconfig"),
+        (("report", "ONLY=x*"), r"ONLY=x\*: it is for make all quickstart run"),
+        (("help", "DELTA=0.003"), "make help takes no DELTA"),
+    ],
+)
+def test_a_variable_of_other_targets_is_refused(
+    tree: Path, words: tuple[str, ...], for_whom: str
+) -> None:
+    said = refused(tree, *words)
+    assert re.search(for_whom, " ".join(said.split())), said
+
+
 def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:
     done(tree, "defconfig-one")
     done(tree, "savedefconfig", "NAME=mine")
