@@ -1,6 +1,6 @@
 """The configuration that a command works on: config.py and what was typed after it.
 
-Torch-free, and without assignments also without kconfiglib.
+Torch-free.
 """
 
 from __future__ import annotations
@@ -28,14 +28,21 @@ def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Co
     """config.py with the assignments of the command line applied.
 
     overrides: as in "MAX_ITERS=100 STEPS=0,5". first: assignments to make before
-    them. Raises FileNotFoundError with the way out, lib.generated.ConfigError.
+    them. Raises FileNotFoundError with the way out, lib.generated.ConfigError, also
+    for values that Kconfig would not have written: config.py was edited by hand.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
             f"there is no {path}: load a preset with `make defconfig-<name>` "
             "(`make list-defconfigs` names them)"
         )
-    return override(read_config(path), overrides, first)
+    config = read_config(path)
+    if overrides.strip() or first:
+        return override(config, overrides, first)
+    from lib.kconfig import require_possible
+
+    require_possible(KCONFIG, config, types=symbol_types())
+    return config
 
 
 def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:

@@ -102,8 +102,15 @@ def make_plan(config: Config) -> Plan:
     """Jobs of the configured mode x seeds.
 
     Raises ValueError for settings that make no sense or steps that do not
-    exist, naming symbol, value and what is allowed.
+    exist, naming symbol, value, where it was set and what is allowed.
     """
+    try:
+        return _plan(config)
+    except ValueError as error:
+        raise ValueError(config.located(str(error))) from error
+
+
+def _plan(config: Config) -> Plan:
     origins = {
         field: config.origins.get(symbol, "default")
         for field, symbol in SYMBOL_OF.items()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
@@ -24,6 +25,7 @@ from lib.trackers import BACKENDS, parse_trackers
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
 LARGEST_ARM = "largest"
+LARGEST_SEED = 2**32 - 1  # of numpy's generators
 T = typing.TypeVar("T")
 
 
@@ -363,6 +365,8 @@ def parse_int_list(text: str) -> tuple[int, ...]:
 
 
 def _parse_float(text: str) -> float:
+    if "_" in text:  # which Python reads over: 1_0 is more likely 1.0 than 10
+        raise ValueError(f"{text!r} is no number")
     value = float(text)
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is not finite")
@@ -583,11 +587,21 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray no GPU is shared: leave it 0",
     )
     yield (
+        re.fullmatch(r"auto|cpu|(cuda|rocm)(:[0-9]+)?", r.device) is None,
+        f"DEVICE={r.device!r} is none of auto, cpu, cuda, rocm, nor one GPU such as "
+        "cuda:1",
+    )
+    yield (
+        max(s.matrix.seeds, default=0) > LARGEST_SEED,
+        f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
+    )
+    yield (
         not r.output_dir
         or not r.output_dir.isprintable()
+        or r.output_dir.startswith("~")  # which would be a folder of that name
         or ".." in PurePath(r.output_dir).parts,
-        f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '..' and control "
-        "characters",
+        f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
+        "control characters",
     )
 
 

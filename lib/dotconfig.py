@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
 
-from lib.generated import ConfigError
+from lib.generated import ConfigError, not_text
 
 Kinds = Mapping[str, str]
 Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
@@ -69,12 +69,13 @@ def fail_on(problems: Iterable[Problem]) -> None:
         raise ConfigError(*dict.fromkeys(map(str, found)))
 
 
-def read_lines(file: str | Path) -> list[str]:
-    """The lines of a file; ConfigError if it is no text, OSError if unreadable."""
+def read_lines(file: str | Path, label: str) -> list[str]:
+    """The lines of a file, in messages ``label``; ConfigError if it is no text,
+    OSError if unreadable."""
     try:
         return Path(file).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{file}: not UTF-8 text ({error.reason})") from error
+        raise not_text(label, error) from error
 
 
 def parse_line(line: str, kinds: Kinds) -> tuple[str, str] | None:

@@ -36,14 +36,31 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Config:
-    """Values by symbol (without CONFIG_), and the origin of those not default."""
+    """Values by symbol (without CONFIG_), and the origin of those not default.
+
+    places: the line of config.py that holds a value, if it was read from there.
+    """
 
     values: dict[str, Literal]
     origins: dict[str, str] = field(default_factory=dict)
+    places: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def origin(self, symbol: str) -> str:
         """Where the value of ``symbol`` comes from: "defconfigs/x:12", "default"..."""
         return self.origins.get(symbol, DEFAULT)
+
+    def located(self, text: str) -> str:
+        """``text`` and where the symbols that it names were set, unless it says so."""
+        named = dict.fromkeys(re.findall(r"[A-Z][A-Z0-9_]+", text))
+        found = {name: self.origins[name] for name in named if name in self.origins}
+        told = [f"{name}: {o}" for name, o in found.items() if o not in text]
+        return f"{text}\n({'; '.join(told)})" if told else text
+
+
+def not_text(file: str, error: UnicodeDecodeError) -> ConfigError:
+    """For a file whose bytes are no UTF-8, with the line of the first that is none."""
+    line = error.object[: error.start].count(b"\n") + 1
+    return ConfigError(f"{file}:{line}: not UTF-8 text ({error.reason})")
 
 
 def is_enabled(value: object) -> bool:
@@ -98,7 +115,7 @@ def read_config(path: str | Path) -> Config:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason})") from error
+        raise not_text(str(path), error) from error
     return parse_config(text, str(path))
 
 
@@ -116,7 +133,8 @@ def parse_config(text: str, name: str) -> Config:
         target.removeprefix("CONFIG_"): _checked_value(value, f"{name}:{at}: {target}")
         for target, (at, value) in found.items()
     }
-    return Config(values, _checked_origins(origins, f"{name}:{line}"))
+    places = {n.removeprefix("CONFIG_"): f"{name}:{at}" for n, (at, _) in found.items()}
+    return Config(values, _checked_origins(origins, f"{name}:{line}"), places)
 
 
 def _assignments(text: str, name: str) -> Iterator[tuple[int, str, object]]:

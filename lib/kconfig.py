@@ -83,6 +83,13 @@ def apply_overrides(
     return tree.config()
 
 
+def require_possible(
+    kconfig: str | Path, config: Config, *, types: Types | None = None
+) -> None:
+    """Raise ConfigError for values of a config.py that no .config leads to."""
+    Tree(kconfig, types).replay(config)
+
+
 def refresh(
     kconfig: str | Path,
     dotconfig: str | Path,

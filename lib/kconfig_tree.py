@@ -50,7 +50,7 @@ class Tree:
         """Take every assignment of a file; what is wrong with its lines themselves."""
         source = self.label(file)
         problems, found = [], []
-        for number, line in enumerate(read_lines(file), 1):
+        for number, line in enumerate(read_lines(file, source), 1):
             origin = f"{source}:{number}"
             try:
                 parsed = None if number in skip else parse_line(line, self.kinds)
@@ -190,7 +190,7 @@ class Tree:
         these have changed since. Raises ConfigError if the tree cannot get there.
         """
         fail_on(
-            Problem("config.py", f"CONFIG_{n} is no symbol of this Kconfig")
+            Problem(_place(config, n), f"CONFIG_{n} is no symbol of this Kconfig")
             for n in config.values
             if n not in self.symbols
         )
@@ -201,9 +201,10 @@ class Tree:
         now = self.values()
         fail_on(
             Problem(
-                "config.py",
-                f"CONFIG_{n} was {v!r} and is {now.get(n)!r} under this Kconfig: "
-                "run `make olddefconfig`",
+                _place(config, n),
+                f"CONFIG_{n} is {v!r}, but {now.get(n)!r} by this Kconfig and the "
+                "lines around: change .config, not config.py, and run "
+                "`make olddefconfig`",
             )
             for n, v in config.values.items()
             if now.get(n) != v
@@ -284,6 +285,10 @@ class Tree:
     def place(self, symbol: Symbol) -> str:
         """``file:line`` of a symbol's definition."""
         return f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
+
+
+def _place(config: Config, name: str) -> str:
+    return config.places.get(name, "config.py")
 
 
 def _at(a: Assignment) -> str:

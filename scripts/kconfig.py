@@ -159,10 +159,7 @@ def check_settings(config: Config) -> None:
     try:
         settings_from(config)
     except ValueError as error:
-        named = dict.fromkeys(re.findall(r"[A-Z][A-Z0-9_]+", str(error)))
-        places = [f"{n}: {config.origins[n]}" for n in named if n in config.origins]
-        where = f"\n({'; '.join(places)})" if places else ""
-        raise ConfigError(f"{error}{where}") from error
+        raise ConfigError(config.located(str(error))) from error
 
 
 def previous() -> Config | None:
@@ -222,6 +219,14 @@ def olddefconfig() -> None:
     atomic_write_text(DOTCONFIG, strict(KCONFIG, [DOTCONFIG]).dotconfig())
     regenerate()
     print(".config and config.py are up to date. Next: make dry-run, then make")
+
+
+def is_droppable() -> bool:
+    """Whether .config has lines that olddefconfig would drop."""
+    try:
+        return bool(kconfig.unusable_lines(KCONFIG, DOTCONFIG))
+    except (ConfigError, OSError):
+        return False
 
 
 def drop_unusable() -> None:
@@ -318,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except ValueError as error:  # ConfigError and what settings_from refuses
         print(error, file=sys.stderr)
-        if f"{DOTCONFIG.name}:" in str(error):
+        if f"{DOTCONFIG.name}:" in str(error) and is_droppable():
             print("(make olddefconfig drops such lines)", file=sys.stderr)
         return 2
     return 0

@@ -147,6 +147,23 @@ def test_lists_that_make_no_sense_are_refused(
 # ---- identity ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("symbols", "said"),
+    [
+        ({"TIME": "banana"}, "TIME_BUDGET='banana' is no time"),
+        ({"GPT2_MIN_LR": "1"}, "GPT2_MIN_LR=1 is above LEARNING_RATE"),
+        ({"STEPS": "0,99"}, "command line: CONFIG_RA_MLA_ABLATION_STEPS: there is no"),
+    ],
+)
+def test_a_refusal_says_once_where_the_setting_is_from(
+    symbols: dict[str, str], said: str
+) -> None:
+    with pytest.raises(ValueError) as error:
+        plan(**symbols)
+    assert str(error.value).startswith(said)
+    assert str(error.value).count("command line") == 1
+
+
 def test_all_steps_have_hashes_of_their_own() -> None:
     hashes = [each.hash for each in plan(STEPS="0-33", SEEDS="1,2").jobs]
     assert len(set(hashes)) == 68

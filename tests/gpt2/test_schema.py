@@ -158,7 +158,8 @@ def test_a_symbol_that_can_be_set_changes_the_settings(
 
 def values_for(symbol: str) -> tuple[str, ...]:
     field = FIELDS[FIELD_OF[symbol]].metadata if symbol in FIELD_OF else {}
-    return field.get("allowed") or VALUES[tree().kinds[symbol]]
+    of_kind = VALUES[tree().kinds[symbol]]
+    return {"DEVICE": ("cpu", "auto")}.get(symbol) or field.get("allowed") or of_kind
 
 
 def choices() -> list[list[str]]:
@@ -330,6 +331,12 @@ def test_every_wrong_symbol_is_named_at_once() -> None:
     assert "missing: CONFIG_BATCH_SIZE; run `make olddefconfig`" in said
 
 
+@pytest.mark.parametrize("text", ["1_0", "nan", "inf", "1e400", "0x1", "1,5", ""])
+def test_a_string_that_is_no_number_is_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="command line: .*(LEARNING_RATE|LR=)"):
+        make_config(LR=text)
+
+
 def test_a_file_that_is_no_configuration_is_told_in_a_line() -> None:
     with pytest.raises(
         ValueError, match=r"^missing: CONFIG_.* more; run `make"
@@ -407,6 +414,10 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"engine": "ray", "jobs_per_gpu": 2}, "JOBS_PER_GPU=2: with ENGINE=ray"),
     ({"output_dir": "../x"}, r"OUTPUT_DIR='\.\./x' must name a folder"),
     ({"output_dir": ""}, "OUTPUT_DIR='' must name a folder"),
+    ({"output_dir": "~/x"}, "OUTPUT_DIR='~/x' must name a folder"),
+    ({"device": "gpu"}, "DEVICE='gpu' is none of auto, cpu, cuda"),
+    ({"device": "cpu:1"}, "DEVICE='cpu:1' is none of"),
+    ({"seeds": (1, 2**32)}, "SEEDS: 4294967296 is above 4294967295"),
     ({"output_dir": "a\0b"}, r"OUTPUT_DIR='a\\x00b' must name a folder"),
 ]
 

@@ -115,8 +115,8 @@ def test_anything_else_is_refused_with_its_line(text: str, said: str) -> None:
 
 def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "config.py"
-    path.write_bytes(b"CONFIG_A = '\xff'\n")
-    with pytest.raises(ConfigError, match="not UTF-8"):
+    path.write_bytes(b"CONFIG_A = 1\r\nCONFIG_B = '\xff'\n")
+    with pytest.raises(ConfigError, match=r"config\.py:2: not UTF-8"):
         read_config(path)
 
 

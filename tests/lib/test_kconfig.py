@@ -471,7 +471,7 @@ def test_a_config_py_of_another_kconfig_is_refused(root: Path) -> None:
     with pytest.raises(ConfigError, match="CONFIG_GONE is no symbol"):
         override(root, gone, "BIAS=n")
     changed = Config(config.values | {"MODE": "other"}, config.origins)
-    with pytest.raises(ConfigError, match="CONFIG_MODE was 'other' and is 'single'"):
+    with pytest.raises(ConfigError, match="CONFIG_MODE is 'other', but 'single'"):
         override(root, changed, "BIAS=n")
 
 

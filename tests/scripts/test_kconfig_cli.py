@@ -185,6 +185,19 @@ def test_a_fault_in_dotconfig_is_refused_and_olddefconfig_drops_it(tree: Path) -
     assert "dropped" not in done(tree, "olddefconfig")
 
 
+def test_a_fault_that_olddefconfig_cannot_mend_is_told_without_it(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    good = (tree / ".config").read_text()
+    edit(tree, good.replace('_DEVICE="auto"', '_DEVICE="gpu"'))
+    said = refused(tree, "generate")
+    assert said.startswith("DEVICE='gpu' is none of") and "(DEVICE: .config:" in said
+    assert "olddefconfig" not in said
+    (tree / ".config").write_bytes(b"# a comment\n\xff" + good.encode())
+    assert (
+        refused(tree, "generate") == ".config:2: not UTF-8 text (invalid start byte)\n"
+    )
+
+
 def test_oldconfig_asks_about_new_symbols_only(tree: Path) -> None:
     done(tree, "defconfig", "one")
     with open(tree / "Kconfig", "a") as file:

@@ -1,0 +1,34 @@
+"""gpt2/configuration.py: config.py as a command takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gpt2.configuration import load
+from lib.generated import ConfigError
+from tests.tinymatrix import write_config
+
+BY_HAND = {
+    "out of range": ("CONFIG_GPT2_MAX_ITERS = 10", "CONFIG_GPT2_MAX_ITERS = -5"),
+    "another mode": ("CONFIG_KABLATE_MODE = 'ablation'", "CONFIG_KABLATE_MODE = 'x'"),
+    "what is derived": ("CONFIG_OPTIMIZER = 'adamw'", "CONFIG_OPTIMIZER = 'sgd'"),
+    "of no symbol": ("\nORIGINS", "CONFIG_MAX_ITRES = 3\n\nORIGINS"),
+}
+
+
+@pytest.mark.parametrize("overrides", ["", "SEEDS=7"])
+@pytest.mark.parametrize("edit", BY_HAND)
+def test_a_config_py_edited_by_hand_is_refused_with_its_line(
+    tmp_path: Path, edit: str, overrides: str
+) -> None:
+    write_config(tmp_path)
+    path, (old, new) = tmp_path / "config.py", BY_HAND[edit]
+    assert load(path, overrides).values["GPT2_MAX_ITERS"] == 10
+    text = path.read_text().replace(old, new)
+    path.write_text(text)
+    line = text[: text.index(new)].count("\n") + 1
+    symbol = new.split()[0]
+    with pytest.raises(ConfigError, match=rf"config\.py:{line}: {symbol} is "):
+        load(path, overrides)
