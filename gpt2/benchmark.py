@@ -24,7 +24,8 @@ from gpt2.model import GPT
 from gpt2.paths import chosen
 from gpt2.paths.attention import attempt, candidates
 from gpt2.plan import step_settings
-from gpt2.schema import Settings, settings_from
+from gpt2.reading import settings_from
+from gpt2.schema import Settings
 from gpt2.training.micro_step import MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer
 from lib.device import select_device

@@ -11,7 +11,8 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2.schema import Matrix, Settings, heads_pruned
+from gpt2.rules import heads_pruned
+from gpt2.schema import Matrix, Settings
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS, SAME_RANKING, VARIANTS, why_not
 from lib.pruning.schedules import ramp

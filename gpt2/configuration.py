@@ -9,7 +9,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2.schema import ALIASES, PREFIXES, symbol_types
+from gpt2.reading import ALIASES, PREFIXES, symbol_types
 from lib.generated import Config, read_config, render_config
 
 ROOT = Path(__file__).resolve().parents[1]

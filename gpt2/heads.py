@@ -18,7 +18,7 @@ def head_layers(model: GPT) -> dict[str, HeadLayer]:
     A head is scored by its rows of queries, keys and values and its columns of the
     output projection. Biases, RA's alphas, RA-CT's gates, the output gate and the
     rows of the block before that make its MLP gate go with it. Only for models that
-    ``schema.heads_refusal`` does not refuse.
+    ``rules.heads_refusal`` does not refuse.
     """
     names = {id(p): name for name, p in model.named_parameters()}
     found = {}

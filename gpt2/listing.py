@@ -12,7 +12,9 @@ from typing import Any
 from gpt2.budget import Budget, budget, derive_widths
 from gpt2.memory import memory, misfit
 from gpt2.plan import Job, Plan, step_settings
-from gpt2.schema import SYMBOL_OF, Settings, remarks, settings_from
+from gpt2.reading import settings_from
+from gpt2.rules import remarks
+from gpt2.schema import SYMBOL_OF, Settings
 from lib.generated import DEFAULT, Config
 from lib.human import size
 from lib.rundir import effective_status, read_status

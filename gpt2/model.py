@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gpt2.block import RA_MLA_Block
 from gpt2.context import BlockContext, DecodeCache
 from gpt2.loss import linear_cross_entropy, summed_score
-from gpt2.schema import Settings, heads_refusal
+from gpt2.rules import heads_refusal
+from gpt2.schema import Settings
 from lib.device import to_autocast_type
 
 

@@ -24,15 +24,9 @@ from gpt2.cells import (
     require_effect,
 )
 from gpt2.lengths import resolve
-from gpt2.schema import (
-    IDENTITY_PARTS,
-    LARGEST_ARM,
-    SYMBOL_OF,
-    Settings,
-    check,
-    settings_from,
-    settings_from_dict,
-)
+from gpt2.reading import settings_from, settings_from_dict
+from gpt2.rules import check
+from gpt2.schema import IDENTITY_PARTS, LARGEST_ARM, SYMBOL_OF, Settings
 from lib.generated import Config
 from lib.rundir import identity
 

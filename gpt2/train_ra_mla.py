@@ -26,7 +26,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt2.configuration import load
 from gpt2.lengths import resolve
 from gpt2.plan import Job, job_from_json, make_plan, step_job
-from gpt2.schema import SYMBOL_OF, settings_from
+from gpt2.reading import settings_from
+from gpt2.schema import SYMBOL_OF
 from lib.ending import run_to_end
 from lib.gpu_env import child_environment
 from lib.preload import FLAG, serve

@@ -38,7 +38,7 @@ from gpt2.benchmark import (
     settings_of,
 )
 from gpt2.plan import step_settings
-from gpt2.schema import settings_from
+from gpt2.reading import settings_from
 from lib.rundir import atomic_write_json, now, read_status
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -15,7 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.listing import too_large
 from gpt2.plan import Plan, make_plan
-from gpt2.schema import ALIASES, PREFIXES, symbol_types
+from gpt2.reading import ALIASES, PREFIXES, symbol_types
 from lib.house_rules import Finding
 from lib.kconfig import open_strict
 from lib.peaks import PEAKS

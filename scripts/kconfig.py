@@ -19,7 +19,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.schema import ALIASES, PREFIXES, settings_from, symbol_types
+from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
 from lib import kconfig
 from lib.dotconfig import COMMAND_LINE, nearest, split_overrides, symbol_for
 from lib.generated import Config, ConfigError, read_config, render_config

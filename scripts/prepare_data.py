@@ -23,7 +23,8 @@ from gpt2.corpora.tokenfiles import (
     request_of,
 )
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
-from gpt2.schema import Settings, settings_from
+from gpt2.reading import settings_from
+from gpt2.schema import Settings
 from lib.rundir import DiskFull
 
 

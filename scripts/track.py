@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
-from gpt2.schema import settings_from
+from gpt2.reading import settings_from
 from gpt2.training.tracking import project_of
 from lib.trackers import check_installed
 

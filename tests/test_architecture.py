@@ -22,7 +22,8 @@ TORCH_FREE = {
     *("lib.kconfig", "lib.kconfig_tree", "lib.dotconfig", "lib.generated"),
     *("lib.rundir", "lib.provenance", "lib.scheduler", "lib.process", "lib.progress"),
     *("lib.runlog", "lib.stats", "lib.gpu_monitor", "lib.house_rules", "lib.untrusted"),
-    *("gpt2.schema", "gpt2.ablation", "gpt2.plan", "gpt2.budget", "gpt2.matrix"),
+    *("gpt2.schema", "gpt2.rules", "gpt2.reading"),
+    *("gpt2.ablation", "gpt2.plan", "gpt2.budget", "gpt2.matrix"),
     *("gpt2.memory", "gpt2.folder"),
     *(
         "gpt2.listing",
@@ -39,7 +40,12 @@ TORCH_FREE = {
 }
 # Lower layers first: a module imports from its own layer or from those before it.
 LAYERS = (
-    (("gpt2.schema",), ("gpt2.ablation",), ("gpt2.plan",)),
+    (
+        ("gpt2.schema",),
+        ("gpt2.rules", "gpt2.ablation"),
+        ("gpt2.reading",),
+        ("gpt2.plan",),
+    ),
     (
         ("gpt2.context", "gpt2.gating", "gpt2.reciprocal"),
         ("gpt2.attention", "gpt2.mla", "gpt2.mlp"),

@@ -121,7 +121,7 @@ def adagrad(groups: list[Group], config: OptimConfig) -> torch.optim.Adagrad:
 
 TRY_ADAGRAD = """
 import torch
-from gpt2.schema import settings_from, symbol_types
+from gpt2.reading import settings_from, symbol_types
 from lib.kconfig import load_strict
 from lib.optim.config import OptimConfig
 from lib.optim.registry import build

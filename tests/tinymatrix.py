@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpt2.schema import ALIASES, symbol_types
+from gpt2.reading import ALIASES, symbol_types
 from lib.generated import Config, render_config
 from lib.kconfig import load_strict
 from tests.scratch import ROOT

@@ -21,7 +21,8 @@ from gpt2.budget import budget
 from gpt2.heads import head_layers, without_heads
 from gpt2.init import init_parameters
 from gpt2.model import GPT
-from gpt2.schema import Settings, settings_from
+from gpt2.reading import settings_from
+from gpt2.schema import Settings
 from gpt2.training import checkpoint
 from gpt2.training.export import HEADS, load_export
 from gpt2.training.optimize import make_optimizer, prunable

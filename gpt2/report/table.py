@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpt2.budget import budget
+from gpt2.reading import settings_from_dict
 from gpt2.report.arms import Arm
 from gpt2.report.removed import (
     change_text,
@@ -21,7 +22,6 @@ from gpt2.report.removed import (
 from gpt2.report.results import Run
 from gpt2.report.twins import twin_arms
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
-from gpt2.schema import settings_from_dict
 from lib import human
 
 Value = float | str | None

@@ -10,7 +10,8 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from gpt2.model import GPT
-from gpt2.schema import Settings, settings_from_dict
+from gpt2.reading import settings_from_dict
+from gpt2.schema import Settings
 from gpt2.training.checkpoint import load_weights
 
 HEADS = "heads"  # of the metadata: numbers of heads by layer, where some were removed

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.plan import step_settings
-from gpt2.schema import ALIASES, PREFIXES, Settings, settings_from, symbol_types
+from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
+from gpt2.schema import Settings
 from lib.generated import Config
 from lib.kconfig import load_strict
 from tests import reference as naive

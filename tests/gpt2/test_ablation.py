@@ -10,7 +10,8 @@ import pytest
 
 from gpt2.ablation import PLAIN, STEPS, Times, changes_of, lineage
 from gpt2.plan import SOLVED_FIELDS, step_settings
-from gpt2.schema import FIELDS, PART_OF, check
+from gpt2.rules import check
+from gpt2.schema import FIELDS, PART_OF
 from tests.gpt2.helpers import full_size, tiny, tiny_step
 
 # Comparison partners of steps 1 to 33, from the table of the design.

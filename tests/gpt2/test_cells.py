@@ -11,7 +11,8 @@ import pytest
 
 from gpt2.cells import BASELINE
 from gpt2.plan import Job, Plan, job_from_json, make_plan
-from gpt2.schema import ALIASES, Matrix, symbol_types
+from gpt2.reading import ALIASES, symbol_types
+from gpt2.schema import Matrix
 from lib.generated import ConfigError
 from lib.kconfig import load_strict
 from lib.optim.names import OPTIMIZERS

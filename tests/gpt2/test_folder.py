@@ -24,7 +24,8 @@ from gpt2.folder import (
 )
 from gpt2.matrix import task_of
 from gpt2.plan import Plan, make_plan
-from gpt2.schema import Settings, settings_from
+from gpt2.reading import settings_from
+from gpt2.schema import Settings
 from lib import rundir
 from tests.tinymatrix import TINY, write_config
 

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2.lengths import NO_END, last_update, resolve, seconds_of
 from gpt2.plan import make_plan
-from gpt2.schema import settings_from
+from gpt2.reading import settings_from
 from gpt2.training.schedule import learning_rate
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import finish, records, status, tiny_config, tiny_job

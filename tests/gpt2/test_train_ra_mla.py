@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from gpt2.schema import symbol_types
+from gpt2.reading import symbol_types
 from lib.generated import render_config
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import (

@@ -24,7 +24,8 @@ import torch
 from safetensors import safe_open
 
 from gpt2.plan import Job, make_plan, step_job
-from gpt2.schema import ALIASES, SYMBOL_OF, settings_from, symbol_types
+from gpt2.reading import ALIASES, settings_from, symbol_types
+from gpt2.schema import SYMBOL_OF
 from lib.generated import Config
 from lib.kconfig import load_strict
 from lib.rundir import atomic_write_json, read_json, read_jsonl

@@ -21,7 +21,7 @@ from gpt2.corpora.tokenfiles import (
     read_meta,
 )
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
-from gpt2.schema import symbol_types
+from gpt2.reading import symbol_types
 from lib.generated import render_config
 from lib.kconfig import load_strict
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts, write_texts

@@ -9,6 +9,7 @@ import pytest
 
 from gpt2.budget import budget
 from gpt2.plan import make_plan
+from gpt2.reading import ALIASES, symbol_types
 from gpt2.report.arms import Arm, group_arms
 from gpt2.report.checklist import checklist
 from gpt2.report.curves import MAX_POINTS, band
@@ -19,7 +20,6 @@ from gpt2.report.results import Run, read_matrix
 from gpt2.report.table import difference_text, p_text, ratio_of, remarks
 from gpt2.report.text import NARROW, escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
-from gpt2.schema import ALIASES, symbol_types
 from lib import stats
 from lib.kconfig import load_strict
 from tests.results_factory import write_matrix, write_run

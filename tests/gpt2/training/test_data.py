@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gpt2.corpora.tokenfiles import DataError, MissingData, fingerprint, prepared
-from gpt2.schema import settings_from, symbol_types
+from gpt2.reading import settings_from, symbol_types
 from gpt2.training.data import (
     BatchPlan,
     batches,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gpt2.estimate import probe_job
-from gpt2.schema import check, remarks
+from gpt2.rules import check, remarks
 from lib.profiling import FOLDER, SUMMARY_FILE, TRACE_FILE
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (

@@ -159,7 +159,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
 
 
 def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:
-    from gpt2.schema import check
+    from gpt2.rules import check
 
     with pytest.raises(ValueError, match="DDP_GPUS_PER_JOB=2"):
         check(job.settings.replace(gradient_accumulation=3))

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gpt2.schema import settings_from
+from gpt2.reading import settings_from
 from gpt2.training.schedule import learning_rate
 from tests.gpt2.tinytraining import tiny_config
 

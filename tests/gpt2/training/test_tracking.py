@@ -10,7 +10,7 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from gpt2.schema import settings_from
+from gpt2.reading import settings_from
 from gpt2.training.record import Recorder
 from gpt2.training.tracking import project_of, tracked_run, tracking
 from lib.trackers import BACKENDS
