@@ -6,8 +6,9 @@ import sys
 import time
 from typing import TYPE_CHECKING, Self, TextIO
 
+from lib.cells import Cell
 from lib.process import Outcome
-from lib.scheduler import Cell, Scheduler
+from lib.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from rich.table import Table

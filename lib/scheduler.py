@@ -8,10 +8,8 @@ thread, so that children can be told to die with it.
 
 from __future__ import annotations
 
-import heapq
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +19,9 @@ from types import FrameType
 from typing import Protocol
 
 from lib import rundir
+from lib.cells import Cell, Running, seconds_left
 from lib.preload import Preload, Template
 from lib.process import Attempt, Outcome, Patience, Task, environment, never_started
-from lib.runlog import Pace, Progress
 from lib.slots import place_of
 
 EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
@@ -34,19 +32,6 @@ EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
 # status "oom", which is not tried again.
 RETRIES = {"crash": 1, "killed": 2, "hang": 1, "oom": 16, "nan": 0, "disk": 0}
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
-
-
-class Running(Protocol):
-    """An attempt under way. begun: the word for what was done to get it going."""
-
-    begun: str
-    number: int
-    started: float
-    progress: Progress
-
-    def poll(self) -> Outcome | None: ...
-    def stop(self) -> None: ...
-    def kill(self) -> None: ...
 
 
 Launch = Callable[[Task, Mapping[str, str], Patience], Running]
@@ -79,35 +64,6 @@ class Options:
 def is_preloading(tasks: Sequence[Task], options: Options) -> bool:
     """Whether it pays to import once for these tasks, and can be done."""
     return sum(task.preloads for task in tasks) > 1 and options.launch is Attempt
-
-
-@dataclass(kw_only=True)
-class Cell:
-    """A task and where it stands in this call.
-
-    state: queued, running, or at the end skipped (was done), done, failed,
-    interrupted (may go on later), locked (somebody else holds it).
-    """
-
-    task: Task
-    state: str = "queued"
-    attempt: Running | None = None
-    outcome: Outcome | None = None
-    failures: Counter[str] = field(default_factory=Counter)
-    share_done: float = 0.0  # of its steps, before this call
-    lock_deadline: float = 0.0
-    look_again: float = 0.0
-
-    @property
-    def pace(self) -> Pace | None:
-        """Of the present attempt, or of the one that has ended; None: not seen."""
-        if self.attempt is not None:
-            return self.attempt.progress.pace
-        return self.outcome.pace if self.outcome is not None else None
-
-    @property
-    def is_over(self) -> bool:
-        return self.state not in ("queued", "running")
 
 
 class View(Protocol):
@@ -160,45 +116,13 @@ class Scheduler:
         return [cell for cell in self.cells if cell.state == "running"]
 
     @property
+    def _attempts(self) -> list[Running]:
+        return [cell.attempt for cell in self.running if cell.attempt is not None]
+
+    @property
     def seconds_left(self) -> float | None:
-        """Time left for all tasks, None while unknown: the queue dealt out over the
-        slots, each task at the start-up time and the pace seen so far."""
-        seen = self._seen()
-        if seen is None:
-            return None
-        ends = [self._left(cell, *seen) for cell in self.running]
-        ends += [0.0] * (len(self.options.slots) - len(ends))
-        heapq.heapify(ends)
-        for cell in self._queue:
-            heapq.heapreplace(ends, ends[0] + self._whole(cell, *seen))
-        return max(ends)
-
-    def _seen(self) -> tuple[float, float] | None:
-        """(seconds of start-up, seconds per unit of cost), means over this call; the
-        latter is of no meaning where all tasks have a time of their own."""
-        starts, seconds, cost = [], 0.0, 0.0
-        for cell in self.cells:
-            pace = cell.pace
-            if pace is not None:
-                starts.append(pace.start_up)
-            if pace is not None and cell.task.max_steps:
-                seconds += pace.per_step * cell.task.max_steps
-                cost += cell.task.cost
-        if not cost and not all(cell.task.seconds for cell in self.cells):
-            return None
-        return (sum(starts) / len(starts), seconds / (cost or 1.0)) if starts else None
-
-    def _whole(self, cell: Cell, start_up: float, per_cost: float) -> float:
-        length = cell.task.seconds or cell.task.cost * per_cost
-        return start_up + length * (1 - cell.share_done)
-
-    def _left(self, cell: Cell, start_up: float, per_cost: float) -> float:
-        assert cell.attempt is not None
-        known = cell.attempt.progress.seconds_left
-        if known is not None:
-            return known
-        whole = self._whole(cell, start_up, per_cost)
-        return max(0.0, whole - (time.monotonic() - cell.attempt.started))
+        """Time left for all tasks, None while unknown."""
+        return seconds_left(self.cells, self._queue, len(self.options.slots))
 
     # ---- running ----------------------------------------------------------------
 
@@ -264,9 +188,8 @@ class Scheduler:
         self._stopping = True
         names = ", ".join(cell.task.name for cell in self.running)
         self.view.note(f"{why}: " + (f"waiting for {names}" if names else "stopping"))
-        for cell in self.running:
-            assert cell.attempt is not None
-            cell.attempt.stop()
+        for attempt in self._attempts:
+            attempt.stop()
 
     # ---- starting ---------------------------------------------------------------
 
@@ -366,11 +289,9 @@ class Scheduler:
         self._conclude(cell, state, outcome)
 
     def _may_retry(self, cell: Cell, outcome: Outcome) -> bool:
-        if outcome.failure is None or self._stopping:
+        if outcome.failure is None or self._stopping or outcome.status == "oom":
             return False
         if outcome.failure == "crash" and not outcome.steps:
-            return False
-        if outcome.status == "oom":
             return False
         allowed = self.options.retries.get(outcome.failure, 0)
         return cell.failures[outcome.failure] < allowed
@@ -387,9 +308,8 @@ class Scheduler:
     def _abandon(self) -> None:
         """We are going down by an exception: stop the children, however long."""
         self._stopping = True
-        for cell in self.running:
-            assert cell.attempt is not None
-            cell.attempt.stop()
+        for attempt in self._attempts:
+            attempt.stop()
         while self.running:
             for cell in self.running:
                 assert cell.attempt is not None
@@ -434,6 +354,5 @@ class Scheduler:
         if late and not self._killed:
             self._killed = True
             self.view.note("killing what still runs")
-            for cell in self.running:
-                assert cell.attempt is not None
-                cell.attempt.kill()
+            for attempt in self._attempts:
+                attempt.kill()

@@ -20,7 +20,14 @@ from tests.scratch import ROOT, project_files
 # Planning, listing and reporting start without torch, also indirectly.
 TORCH_FREE = {
     *("lib.kconfig", "lib.kconfig_tree", "lib.dotconfig", "lib.generated"),
-    *("lib.rundir", "lib.provenance", "lib.scheduler", "lib.process", "lib.progress"),
+    *(
+        "lib.rundir",
+        "lib.provenance",
+        "lib.scheduler",
+        "lib.cells",
+        "lib.process",
+        "lib.progress",
+    ),
     *("lib.runlog", "lib.stats", "lib.gpu_monitor", "lib.house_rules", "lib.untrusted"),
     *("gpt2.schema", "gpt2.rules", "gpt2.reading"),
     *("gpt2.ablation", "gpt2.plan", "gpt2.budget", "gpt2.matrix"),

@@ -16,10 +16,11 @@ import psutil
 import pytest
 
 from lib import rundir
+from lib.cells import Cell
 from lib.process import Patience, Task, classify
 from lib.progress import PlainView
 from lib.runlog import Progress, log_tail
-from lib.scheduler import Cell, Options, Scheduler
+from lib.scheduler import Options, Scheduler
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKER = ROOT / "tests" / "lib" / "worker.py"
