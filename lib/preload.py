@@ -29,6 +29,7 @@ FLAG = "--preload"
 EXIT_NO_RUNNER = 3  # as of a run that was interrupted
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
 _PATIENCE = 30.0  # seconds for a fork, on a machine however busy
+_THREAD_ENDS = 0.1  # seconds
 _IMPORT_PATIENCE = 300.0  # seconds for all imports
 _OWN = "KABLATE_"  # variables that nothing reads while it is imported
 
@@ -85,13 +86,17 @@ def _threads() -> int:
     """Threads of this process that a fork would lose, and itself.
 
     The pool that OpenBLAS starts when numpy is imported is none of them: before a
-    fork it ends by itself, and comes back where it is used.
+    fork it ends by itself, and comes back where it is used. On a busy machine the
+    kernel lists an ended thread for a while.
     """
     child = os.fork()
     if not child:
         os._exit(0)
     os.waitpid(child, 0)
-    return len(os.listdir("/proc/self/task"))
+    end = time.monotonic() + _THREAD_ENDS
+    while (found := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < end:
+        time.sleep(0.001)
+    return found
 
 
 def _become(request: Mapping[str, Any], runner: int) -> None:
