@@ -69,7 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the output went into `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USAGE
-    except KeyboardInterrupt:  # before a job was started
+    except KeyboardInterrupt:
+        print("stopped before a job was started", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)

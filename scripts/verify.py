@@ -1,6 +1,7 @@
 """Prove the steps, the optimizers and the pruning methods: tables of certificates.
 
-Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense.
+Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense;
+3 stopped by Ctrl-C.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
-EXIT_FAILED, EXIT_USAGE = 1, 2
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 3
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -56,8 +57,12 @@ def main(arguments: list[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
-    with lasting_output():
-        return prove(plans, given)
+    try:
+        with lasting_output():
+            return prove(plans, given)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return EXIT_INTERRUPTED
 
 
 def load(path: Path | None, overrides: str) -> Config:

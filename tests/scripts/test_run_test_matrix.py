@@ -239,6 +239,24 @@ def test_a_proof_that_cannot_be_carried_out_starts_nothing(folder: Path) -> None
     assert not (folder / "results" / "step00-baseline").exists()
 
 
+def test_proofs_end_at_a_ctrl_c_without_a_traceback(folder: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "--dry-run"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    assert process.stdout is not None
+    while "causal" not in process.stdout.readline():
+        pass
+    os.killpg(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 3 and "stopped before a job was started" in said
+    assert "Traceback" not in said
+
+
 # ---- running --------------------------------------------------------------------
 
 
