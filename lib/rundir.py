@@ -52,6 +52,9 @@ _NEW_STATUS: dict[str, Any] = {
 class DiskFull(OSError):
     """No space (or quota) left; the file that was being replaced is untouched."""
 
+    def __str__(self) -> str:
+        return str(self.strerror)
+
 
 class DamagedFile(ValueError):
     """A file that is not what this project writes; the message names the place."""

@@ -106,7 +106,7 @@ def small_disk(tmp_path: Path):
 def test_a_full_disk_is_said_and_damages_nothing(small_disk: Path) -> None:
     path = small_disk / "model.bin"
     rundir.atomic_write_bytes(path, b"old" * 100)
-    with pytest.raises(rundir.DiskFull, match="no space left.*model.bin") as caught:
+    with pytest.raises(rundir.DiskFull, match="^no space left.*model.bin") as caught:
         rundir.atomic_write_bytes(path, b"new" * 100_000)
     assert caught.value.errno == errno.ENOSPC
     assert path.read_bytes() == b"old" * 100
