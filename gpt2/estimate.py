@@ -20,6 +20,7 @@ from gpt2.listing import cells, table
 from gpt2.plan import Job, Plan
 from lib import rundir
 from lib.human import duration, size
+from lib.identity import identity
 from lib.process import Task
 from lib.scheduler import EXIT_INTERRUPTED, Options, Scheduler, View
 
@@ -140,7 +141,7 @@ def cell_of(job: Job) -> str:
 def hash_of(job: Job) -> str:
     """Of all that decides how long it takes, on what it runs included."""
     settings = job.settings.replace(steps=(), seeds=(), output_dir="", data_dir="")
-    return rundir.identity(settings.to_dict())
+    return identity(settings.to_dict())
 
 
 # ---- the file -------------------------------------------------------------------

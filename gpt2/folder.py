@@ -22,6 +22,7 @@ from typing import Any
 from gpt2.plan import Job, Plan, identity_of
 from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
+from lib.identity import diff_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX_FILE = "matrix.json"
@@ -168,7 +169,7 @@ def _conflict(run_dir: Path, job: Job) -> Conflict | None:
         before = identity_of_json(old)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
-    changed = rundir.diff_fields(before, identity_of(job.settings, job.seed))
+    changed = diff_fields(before, identity_of(job.settings, job.seed))
     return Conflict(job.run_dir, "its settings were different", tuple(changed))
 
 
@@ -213,7 +214,7 @@ def check(
     lines = _explain(found)
     if not found and kept_jobs(output_dir, plan.jobs):
         base = read_matrix_file(output_dir).get("base") or {}
-        changed = rundir.diff_fields(base, identity_of(settings, 0))
+        changed = diff_fields(base, identity_of(settings, 0))
         if changed:
             lines = [
                 "the other runs in this folder had other settings",

@@ -28,7 +28,7 @@ from gpt2.reading import settings_from, settings_from_dict
 from gpt2.rules import check
 from gpt2.schema import IDENTITY_PARTS, LARGEST_ARM, SYMBOL_OF, Settings
 from lib.generated import Config
-from lib.rundir import identity
+from lib.identity import identity
 
 JOB_SCHEMA = 1
 SOLVED_FIELDS = ("head_dim", "mlp_width", "mlp_gate_dim", "cross_rank")

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from lib.rundir import identity
+from lib.identity import identity
 
 # step: name, title, parent, parameters, tokens/s
 STEPS: dict[int, tuple[str, str, int | None, int, float]] = {

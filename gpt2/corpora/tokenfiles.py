@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.schema import VOCAB_SIZES, Settings
-from lib.rundir import DamagedFile, identity, read_json
+from lib.identity import identity
+from lib.rundir import DamagedFile, read_json
 
 SCHEMA = 1
 DATASETS = (

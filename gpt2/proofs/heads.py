@@ -27,13 +27,13 @@ from gpt2.training import checkpoint
 from gpt2.training.export import HEADS, load_export
 from gpt2.training.optimize import make_optimizer, prunable
 from gpt2.training.removal import TOLERANCE, Cut, RemovalDiffers, compare
+from lib.identity import canonical_json
 from lib.optim.certify import Row
 from lib.optim.groups import set_learning_rate
 from lib.pruning import reference
 from lib.pruning.heads import HeadPruner, head_scores, keep_heads
 from lib.pruning.names import SCOPES
 from lib.pruning.schedules import ramp
-from lib.rundir import canonical_json
 
 UPDATES = 10
 NOISE = 1e-4  # in the place of a gradient

@@ -15,7 +15,8 @@ from gpt2.plan import SOLVED_FIELDS, Job, Plan, plan_settings, step_settings
 from gpt2.proofs.certificates import CERTIFICATES, certify
 from gpt2.proofs.subject import Finding, Subject
 from gpt2.schema import IDENTITY_PARTS, WHOLE_CONTEXT, Settings
-from lib.rundir import atomic_write_json, identity, read_json
+from lib.identity import identity
+from lib.rundir import atomic_write_json, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE_SCHEMA = 1

@@ -13,11 +13,11 @@ from gpt2.proofs.heads import certify_heads
 from gpt2.proofs.subject import Finding
 from gpt2.proofs.verify import Proof, cell_of, code_hash, read_cache, write_cache
 from gpt2.schema import Settings
+from lib.identity import identity
 from lib.optim.certify import Row, certify_optimizer
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.certify import ANY_SCORE, certify_pruning
 from lib.pruning.names import METHODS, VARIANTS, pairs
-from lib.rundir import identity
 
 OPTIMIZER_COLUMNS = (
     *("groups", "reference", "decay", "resume"),

@@ -14,7 +14,8 @@ from itertools import pairwise
 
 from gpt2.ablation import STEPS
 from gpt2.report.results import Matrix, Row, Run
-from lib.rundir import diff_fields, finite
+from lib.identity import diff_fields
+from lib.rundir import finite
 from lib.untrusted import clean, number
 
 NOT_A_CHANGE = ("resources.", "matrix.")  # how and where, not what

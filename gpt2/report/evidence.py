@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from gpt2.report.arms import Arm, changes_between, is_done, last_eval_seconds, loss_at
 from gpt2.report.results import Run
 from lib.alarms import are_identical
-from lib.rundir import finite, identity
+from lib.identity import identity
+from lib.rundir import finite
 from lib.untrusted import as_dict, clean, number
 
 ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # settings that must tell

@@ -14,7 +14,8 @@ from gpt2.report.arms import Arm, is_done
 from gpt2.report.evidence import ACTING, curve_of
 from gpt2.report.results import Run, read_curves, read_matrix
 from lib.alarms import identical_curves
-from lib.rundir import finite, identity
+from lib.identity import identity
+from lib.rundir import finite
 
 
 def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:

@@ -27,14 +27,8 @@ from torch import Tensor, nn
 
 from gpt2.training import faults
 from gpt2.training.failures import Refused, is_disk_full
-from lib.rundir import (
-    DiskFull,
-    atomic_write_json,
-    diff_fields,
-    fsync_directory,
-    identity,
-    read_json,
-)
+from lib.identity import diff_fields, identity
+from lib.rundir import DiskFull, atomic_write_json, fsync_directory, read_json
 
 SCHEMA = 1
 KEPT = 2

@@ -9,13 +9,8 @@ from typing import Any
 from gpt2.plan import Job
 from gpt2.schema import IDENTITY_PARTS
 from gpt2.training.failures import Refused
-from lib.rundir import (
-    JOB_FILE,
-    atomic_write_json,
-    diff_fields,
-    read_json,
-    remove_leftovers,
-)
+from lib.identity import diff_fields
+from lib.rundir import JOB_FILE, atomic_write_json, read_json, remove_leftovers
 
 
 def claim(job: Job, run_dir: Path) -> None:

@@ -15,7 +15,8 @@ from typing import Any
 from gpt2.plan import Job
 from gpt2.schema import Resources
 from gpt2.training.record import ALARM, Recorder
-from lib.rundir import atomic_write_json, identity, read_jsonl
+from lib.identity import identity
+from lib.rundir import atomic_write_json, read_jsonl
 from lib.trackers import CLOSE_SECONDS, Record, TrackedRun, open_trackers
 from lib.untrusted import Unusable, as_dict, read_json
 

@@ -41,12 +41,13 @@ from gpt2.training.removal import TIMED_WINDOWS, Removal, remove_heads, told_of
 from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from lib import device as devices
+from lib.identity import canonical_json
 from lib.optim.groups import set_learning_rate
 from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
 from lib.pruning.heads import HeadPruner
-from lib.rundir import canonical_json, truncate_metrics
+from lib.rundir import truncate_metrics
 
 EXPORT_FILE = "model.safetensors"
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop

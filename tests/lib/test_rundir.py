@@ -1,4 +1,4 @@
-"""lib/rundir.py: atomic files, records, identity, locks, status; real processes."""
+"""lib/rundir.py: atomic files, records, locks, status; real processes."""
 
 from __future__ import annotations
 
@@ -205,39 +205,6 @@ def test_truncate_metrics_drops_what_comes_after_the_step(tmp_path: Path) -> Non
     assert [r.get("step") for r in records] == [None, 1, 2, 3]
     assert path.read_bytes() == b"".join(before.splitlines(True)[:4])
     assert rundir.truncate_metrics(tmp_path / "none.jsonl", 3) == 0
-
-
-# ---- identity -------------------------------------------------------------------
-
-
-def test_identity_ignores_order_and_sees_values_and_types() -> None:
-    one = {"a": 1, "b": {"c": [1, 2]}}
-    same = json.loads('{"b": {"c": [1, 2]}, "a": 1}')
-    assert rundir.identity(one) == rundir.identity(same)
-    assert len(rundir.identity(one)) == 16
-    others = [{**one, "a": 2}, {**one, "a": 1.0}, {**one, "a": True}, {"a": 1}]
-    assert len({rundir.identity(x) for x in [one, *others]}) == 5
-    with pytest.raises(ValueError):
-        rundir.identity({"a": float("nan")})
-
-
-def test_identity_is_the_same_in_another_process() -> None:
-    code = "from lib.rundir import identity; print(identity({'x': 'é'}))"
-    process = start(code)
-    assert first_line(process) == rundir.identity({"x": "é"})
-    process.communicate()
-
-
-def test_diff_fields_names_each_difference() -> None:
-    old = {"model": {"width": 8, "bias": True}, "lr": 1e-3, "gone": 1, "same": [1]}
-    new = {"model": {"width": 9, "bias": 1}, "lr": 1e-3, "new": "x", "same": [1]}
-    assert rundir.diff_fields(old, new) == [
-        ("gone", 1, None),
-        ("model.bias", True, 1),
-        ("model.width", 8, 9),
-        ("new", None, "x"),
-    ]
-    assert rundir.diff_fields(old, json.loads(json.dumps(old))) == []
 
 
 # ---- paths ----------------------------------------------------------------------

@@ -19,7 +19,8 @@ from gpt2.training.checkpoint import (
     DamagedCheckpoint,
     Stamp,
 )
-from lib.rundir import DiskFull, identity
+from lib.identity import identity
+from lib.rundir import DiskFull
 
 STAMP = Stamp(
     step=3,

@@ -1,0 +1,43 @@
+"""What is the same: one spelling for a value, a hash of it, and how two differ."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+
+def canonical_json(value: object) -> str:
+    """JSON with one spelling per value: sorted keys, no blanks, no NaN."""
+    return json.dumps(
+        value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True
+    )
+
+
+def identity(value: object) -> str:
+    """The first 16 hex digits of the sha256 of the canonical JSON."""
+    return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()[:16]
+
+
+def diff_fields(
+    old: Mapping[str, Any], new: Mapping[str, Any]
+) -> list[tuple[str, Any, Any]]:
+    """Each differing field as (dotted name, old, new); None where it is absent.
+
+    Types count: 1, 1.0 and True are three values, as they are in the identity.
+    """
+    before, after = _flat(old), _flat(new)
+    names = sorted(before.keys() | after.keys())
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return [p for p in pairs if canonical_json(p[1]) != canonical_json(p[2])]
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping) and item:
+            flat.update(_flat(item, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
