@@ -206,19 +206,7 @@ def test_twenty_random_kills_change_nothing(undisturbed: Path, folder: Path) -> 
     survive(undisturbed, folder, kills=20, seed=20, targets=targets)
 
 
-# ---- others on the same folder, and the disk ------------------------------------
-
-
-def test_of_two_runners_started_at_once_one_works(
-    undisturbed: Path, folder: Path
-) -> None:
-    both = [start(folder, "--overrides", ONE_SEED) for _ in range(2)]
-    said = [runner.communicate(timeout=300)[0] for runner in both]
-    codes = sorted(runner.returncode for runner in both)
-    assert codes == [0, 2], said
-    assert sum("in use by pid" in text for text in said) == 1
-    assert [attempts(folder, run) for run in TINY_RUNS] == [1, 1]
-    check_equal(undisturbed, folder)
+# ---- the disk -------------------------------------------------------------------
 
 
 @pytest.fixture

@@ -276,20 +276,6 @@ def test_a_finished_matrix(undisturbed: Path) -> None:
     assert job["origins"]["seeds"] == "command line"
 
 
-def test_again_runs_only_what_is_missing(undisturbed: Path, folder: Path) -> None:
-    shutil.copytree(undisturbed / "results", folder / "results")
-    before = weights(folder / "results" / TINY_RUNS[0])
-    done = run_matrix(folder, "--overrides", "STEPS=0 SEEDS=1,2")
-    assert done.returncode == 0, done.stderr
-    assert "step00-baseline/seed2: done" in done.stdout
-    assert "seed1: started" not in done.stdout
-    assert attempts(folder, TINY_RUNS[0]) == 1
-    assert weights(folder / "results" / TINY_RUNS[0]) == before
-    runs = summary(folder)
-    assert set(runs) == {*TINY_RUNS, "step00-baseline/seed2"}
-    assert {run["status"] for run in runs.values()} == {"done"}
-
-
 def test_other_settings_stop_before_anything_starts(
     undisturbed: Path, folder: Path
 ) -> None:
@@ -354,14 +340,19 @@ def test_a_runner_that_is_ended_goes_on_exactly(
     assert_equal_to(undisturbed, folder)
 
 
-def test_a_killed_trainer_is_resumed_exactly(undisturbed: Path, folder: Path) -> None:
-    process = start(folder, "--overrides", ONE_SEED, **SLOW)
+def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
+    undisturbed: Path, folder: Path
+) -> None:
+    both = [start(folder, "--overrides", ONE_SEED, **SLOW) for _ in range(2)]
     until(reached(folder, TINY_RUNS[0], 5))
     status = rundir.read_status(folder / "results" / TINY_RUNS[0])
     os.kill(status["pid"], signal.SIGKILL)
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and "FAILED (killed)" in said
-    assert attempts(folder, TINY_RUNS[0]) == 2
+    said = {runner: runner.communicate(timeout=120)[0] for runner in both}
+    worker, refused = sorted(both, key=lambda runner: runner.returncode)
+    assert (worker.returncode, refused.returncode) == (0, 2), said
+    assert f"in use by pid {worker.pid}" in said[refused]
+    assert "in use by" not in said[worker] and "FAILED (killed)" in said[worker]
+    assert [attempts(folder, run) for run in TINY_RUNS] == [2, 1]
     assert_equal_to(undisturbed, folder)
 
 
@@ -382,11 +373,33 @@ def test_while_one_runner_works(folder: Path) -> None:
     assert "no runner is at work" in look(folder, "--status").stdout
 
 
-def test_on_a_terminal_there_is_a_live_table(folder: Path) -> None:
+def test_again_runs_only_what_is_missing_and_a_terminal_shows_it_live(
+    undisturbed: Path, folder: Path
+) -> None:
+    shutil.copytree(undisturbed / "results", folder / "results")
+    before = weights(folder / "results" / TINY_RUNS[0])
+    code, text = on_a_terminal(folder, "--overrides", "STEPS=0 SEEDS=1,2")
+    assert code == 0, text
+    assert "step00-baseline/seed2: done" in text
+    assert "seed1: started" not in text
+    assert attempts(folder, TINY_RUNS[0]) == 1
+    assert weights(folder / "results" / TINY_RUNS[0]) == before
+    runs = summary(folder)
+    assert set(runs) == {*TINY_RUNS, "step00-baseline/seed2"}
+    assert {run["status"] for run in runs.values()} == {"done"}
+
+    for part in ("running", "val loss", "tokens/s", "1 of 2 done, 1 running", "/10"):
+        assert part in text
+    assert "step00-baseline/seed2: done in" in text
+    assert "2 of 2 jobs are done" in text
+
+
+def on_a_terminal(folder: Path, *words: str) -> tuple[int, str]:
+    """The exit code, and all that was shown, without colours and movements."""
     ours, theirs = pty.openpty()
     environ = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "100", "TERM": "xterm"}
     process = subprocess.Popen(
-        command("--overrides", "STEPS=0 SEEDS=1"),
+        command(*words),
         cwd=folder,
         env={**environ, **SLOW},
         stdout=theirs,
@@ -399,12 +412,8 @@ def test_on_a_terminal_there_is_a_live_table(folder: Path) -> None:
             shown += os.read(ours, 65536)
         except OSError:  # the terminal's other end is closed
             break
-    assert process.wait(timeout=60) == 0
-    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
-    for part in ("running", "val loss", "tokens/s", "0 of 1 done, 1 running", "/10"):
-        assert part in text
-    assert "step00-baseline/seed1: done in" in text
-    assert "1 of 1 jobs are done" in text
+    code = process.wait(timeout=60)
+    return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 def test_a_matrix_goes_on_when_its_terminal_has_gone(folder: Path) -> None:
