@@ -348,6 +348,16 @@ def test_dropout_acts_on_the_weights_in_training_alone(backend: str) -> None:
     assert not torch.equal(first, second)
 
 
+def test_statistic_and_mean_weights_are_those_before_dropout() -> None:
+    q, k, v = (normal(2, 3, 9, 4, seed=seed).detach() for seed in range(3))
+    asked: dict[str, Any] = {"statistic": Statistic("topk", 3, False), "mean": True}
+    whole = attend(q, k, v, scale=0.5, **asked)
+    dropped = attend(q, k, v, scale=0.5, dropout=0.5, **asked)
+    assert not torch.equal(whole.output, dropped.output)
+    assert torch.equal(whole.statistic, dropped.statistic)
+    assert torch.equal(whole.mean, dropped.mean)
+
+
 def test_the_scale_is_the_root_of_the_head_width() -> None:
     for heads in (1, 2, 3):
         model = generic(tiny_model(n_head=heads, head_dim=5))
