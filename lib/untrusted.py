@@ -8,7 +8,6 @@ is None instead of an exception somewhere in a report.
 from __future__ import annotations
 
 import json
-import math
 import stat
 import unicodedata
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 MAX_JSON_BYTES = 32 << 20
 MAX_RECORDS_BYTES = 512 << 20
 MAX_TEXT = 300
+LARGEST = 1e100
 
 
 class Unusable(ValueError):
@@ -85,12 +85,15 @@ def as_dict(value: object) -> dict[str, Any]:
 
 
 def number(value: object) -> float | int | None:
-    """A finite number, or None for anything else (a bool is none)."""
+    """A finite number, or None for anything else (a bool is none).
+
+    None too for what no run can have measured, and whose sums and squares overflow.
+    """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     if isinstance(value, int):
         return value if abs(value) < 2**63 else None
-    return value if math.isfinite(value) else None
+    return value if abs(value) <= LARGEST else None
 
 
 def whole(value: object) -> int | None:

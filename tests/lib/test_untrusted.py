@@ -56,6 +56,7 @@ def test_numbers_are_finite_and_no_bools():
     assert [number(x) for x in (1, 2.5, True, "1", None, math.nan, math.inf)] == [
         1, 2.5, None, None, None, None, None,
     ]  # fmt: skip
+    assert [number(x) for x in (1e101, -1.8e308, -1e100)] == [None, None, -1e100]
     assert number(10**30) is None and whole(2.0) is None and whole(3) == 3
 
 

@@ -231,7 +231,10 @@ def test_links_and_special_files_are_not_followed(tmp_path):
 
 def test_values_that_are_no_numbers_are_absent_not_a_crash(tmp_path):
     bad = {"val_loss": "low", "tokens": True, "seconds": [1], "mfu": float("inf")}
-    write_run(tmp_path, 0, 1, result={**bad, "parameters": 10**400})
+    huge = {"peak_memory_bytes": 1.7e308, "parameters": 10**400}
+    write_run(tmp_path, 0, 1, result={**bad, **huge})
+    write_run(tmp_path, 0, 2, result=huge)  # whose sum would overflow
+    judge(read_matrix(tmp_path)).arms[0].mean("peak_memory_bytes")
     row = summary_of(tmp_path)["runs"][0]
     assert row["status"] == "done"
     assert all(row[name] is None for name in bad)
