@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -18,6 +19,7 @@ from lib.process import Attempt, Outcome, Patience
 from lib.rundir import read_jsonl, read_status
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (
+    Training,
     assert_same_run,
     exported,
     finish,
@@ -129,11 +131,22 @@ def assert_about_equal(run_dir: Path, other: Path) -> None:
         assert (tensor - expected[name]).abs().max() < 1e-5, name
 
 
+def train_without_torchrun(job: Job, run_dir: Path) -> None:
+    """Both ranks forked, with torch imported already, and told what torchrun tells."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    ranks = [
+        Training(job, run_dir, RANK=rank, LOCAL_RANK=rank, **told) for rank in "01"
+    ]
+    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log
+
+
 def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     job: Job, tmp_path: Path
 ) -> None:
-    whole = Ranked(job, tmp_path / "whole")
-    assert whole.wait().status == "done", whole.log
+    train_without_torchrun(job, tmp_path / "whole")
     slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.4"}
     first = Ranked(job, tmp_path / "torn", **slow)
     first.wait_for_step(4)
@@ -155,7 +168,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert third.wait().status == "done", third.log
     assert read_status(third.run_dir)["attempt"] == 3
     assert manifest(third.run_dir)["resumed"]
-    assert_same_run(third.run_dir, whole.run_dir)
+    assert_same_run(third.run_dir, tmp_path / "whole")
 
 
 def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:
