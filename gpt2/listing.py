@@ -5,7 +5,7 @@ Torch-free: a listing has to be there at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -217,16 +217,16 @@ def _plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def status_table(output_dir: Path, jobs: Sequence[Mapping[str, Any]]) -> str:
-    """How far each job of a matrix is, and what is wrong, from its files alone."""
+def status_table(output_dir: Path, runs: Sequence[str]) -> str:
+    """How far each run of a matrix is, and what is wrong, from its files alone."""
     from lib.runlog import Progress
 
     head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
     rows = []
-    for job in jobs:
-        run_dir = output_dir / job["run_dir"]
-        rows.append((job["run_dir"], *_status_cells(run_dir, Progress(run_dir, 0))))
-    wrong = [line for job in jobs for line in _wrong(output_dir, job["run_dir"])]
+    for run in runs:
+        run_dir = output_dir / run
+        rows.append((run, *_status_cells(run_dir, Progress(run_dir, 0))))
+    wrong = [line for run in runs for line in _wrong(output_dir, run)]
     return table(head, rows, left=(0, 1)) + "".join(wrong)
 
 

@@ -129,9 +129,11 @@ def show_status(plan: Plan, only: str) -> int:
 
 
 def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
-    """How far the runs of the results folder are, these or all."""
-    jobs = folder.read_matrix_file(plan.output_dir)["jobs"]
-    shown = [job for job in jobs if asked is None or job["run_dir"] in asked]
+    """How far these runs are; by default all that are planned now or were begun, as
+    the last call of the runner may have been for a few of them."""
+    begun = folder.read_matrix_file(plan.output_dir)["jobs"]
+    runs = [job.run_dir for job in plan.jobs] + [job["run_dir"] for job in begun]
+    shown = [run for run in dict.fromkeys(runs) if asked is None or run in asked]
     return listing.status_table(plan.output_dir, shown)
 
 

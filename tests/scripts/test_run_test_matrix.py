@@ -304,6 +304,8 @@ def test_rerun_keeps_what_was_there(undisturbed: Path, folder: Path) -> None:
     assert weights(old) == weights(new)
     assert attempts(folder, TINY_RUNS[1]) == 1
     assert [run["status"] for run in summary(folder).values()] == ["done", "done"]
+    shown = look(folder, "--status").stdout  # by the configuration, with two seeds
+    assert re.findall(r"seed\d +(\w+)", shown) == ["done", "planned", "done", "planned"]
 
 
 # ---- interruptions --------------------------------------------------------------
