@@ -183,7 +183,7 @@ class RemoteAttempt:
         """Raises OSError if nothing can be written, lib.rundir.DiskFull on a full
         disk."""
         self._cluster, self._run_dir, self._patience = cluster, task.run_dir, patience
-        self._max_steps = task.max_steps
+        self._max_steps, self._seconds = task.max_steps, task.seconds
         self.number = int(rundir.read_status(task.run_dir)["attempt"]) + 1
         token = task.run_dir.absolute() / f".token.{secrets.token_hex(6)}.tmp"
         rundir.atomic_write_text(token, "")
@@ -196,7 +196,7 @@ class RemoteAttempt:
     def _enter(self) -> None:
         self.started = self._since = time.monotonic()
         self._look_again = self.started + LOOK
-        self.progress = Progress(self._run_dir, self._max_steps)
+        self.progress = Progress(self._run_dir, self._max_steps, self._seconds)
 
     def poll(self) -> Outcome | None:
         """Its Outcome once it has ended, with status.json telling the same."""
