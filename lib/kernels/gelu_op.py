@@ -15,9 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.device import to_autocast_type
-from lib.kernels.cublaslt import Epilogue, product
+from lib.kernels.cublaslt import KINDS, Epilogue, product
 
 MULTIPLE = 8  # of widths, which the library asks of what it leaves beside
+
+
+def _serves(x: Tensor) -> bool:
+    """Whether cuBLASLt computes it; elsewhere, and outside autocast, torch does."""
+    return x.device.type == "cuda" and x.dtype in KINDS
 
 
 @torch.library.custom_op("kablate::linear_gelu", mutates_args=())
@@ -25,7 +30,7 @@ def linear_gelu(
     x: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     """gelu(s) and s = x W^T + b, both [M, N]; x [M, K], weight [N, K], bias [N]."""
-    if x.device.type != "cuda":
+    if not _serves(x):
         sums = F.linear(x, weight, bias)
         return F.gelu(sums, approximate="tanh"), sums
     out, sums = linear_gelu_shape(x, weight, bias)
@@ -47,7 +52,7 @@ def linear_gelu_shape(
 @torch.library.custom_op("kablate::gelu_slopes", mutates_args=())
 def gelu_slopes(slopes: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
     """(slopes V) gelu'(sums), [M, N]; slopes [M, K], weight V [K, N], sums [M, N]."""
-    if slopes.device.type != "cuda":
+    if not _serves(slopes):
         backward = torch.ops.aten.gelu_backward
         return backward(slopes @ weight, sums, approximate="tanh")
     out = torch.empty_like(sums)
@@ -64,7 +69,7 @@ def _(slopes: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
 def weight_slopes(slopes: Tensor, x: Tensor) -> Tensor:
     """slopes^T x in fp32 or more, [N, K], as the sums leave the product; slopes
     [M, N], x [M, K]."""
-    if x.device.type != "cuda":
+    if not _serves(x):
         return weight_slopes_shape(slopes, x).copy_(slopes.t() @ x)
     return torch.mm(slopes.t(), x, out_dtype=torch.float32)
 
