@@ -17,7 +17,16 @@ from typing import Any
 
 from gpt2 import estimate
 from gpt2.budget import budget
-from gpt2.folder import check, held, missing, scratch, set_aside, update
+from gpt2.folder import (
+    MATRIX_FILE,
+    MatrixError,
+    check,
+    held,
+    missing,
+    scratch,
+    set_aside,
+    update,
+)
 from gpt2.lengths import last_update, seconds_of
 from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan
@@ -237,6 +246,12 @@ class Watch:
         self._told: set[str] = set()
 
     def __call__(self, cell: object) -> None:
+        """Raises MatrixError, which ends the matrix, if its folder has gone."""
+        if not (self.root / MATRIX_FILE).exists():
+            raise MatrixError(
+                f"{self.root} was moved or removed while its runs were at work: they "
+                "are stopped. Put it back and start again"
+            )
         _summarise(self.root)
         for alarm in alarms(self.root):
             if alarm not in self._told:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
-from gpt2.matrix import task_of
+import pytest
+
+from gpt2.folder import MatrixError
+from gpt2.matrix import Watch, task_of
 from gpt2.plan import make_plan
+from lib.progress import PlainView
+from tests.results_factory import write_matrix
 from tests.tinymatrix import write_config
 
 
@@ -20,3 +26,14 @@ def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
     assert json.loads(task.files["job.json"]) == plan.jobs[3].to_json()
     assert task.max_steps == 10 and task.cost > 0
     assert task.env["KABLATE_VERIFIED"] == "passed"
+
+
+def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:
+    results = write_matrix(tmp_path / "out", (0,), (1,))
+    (results / "matrix.json").write_text('{"jobs": []}')
+    watch = Watch(results, PlainView(io.StringIO()))
+    watch(None)
+    results.rename(tmp_path / "elsewhere")
+    with pytest.raises(MatrixError, match="was moved or removed"):
+        watch(None)
+    assert not results.exists()

@@ -41,6 +41,7 @@ def test_steps_that_trained_alike_are_found_and_reported(results):
 
 
 def test_the_runner_tells_it_once(results):
+    (results / "matrix.json").write_text('{"jobs": []}')
     said = io.StringIO()
     watch = Watch(results, PlainView(said))
     watch(None)
