@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from textwrap import TextWrapper
 from typing import Any
 
 from gpt2.budget import Budget, budget, derive_widths
+from gpt2.idle import idle
 from gpt2.memory import memory, misfit
 from gpt2.plan import Job, Plan, step_settings
 from gpt2.reading import settings_from
@@ -31,10 +33,18 @@ def listing(plan: Plan, config: Config) -> str:
     lines = [*_head(plan, settings), "", *_asked(config), ""]
     for jobs in cells(plan.jobs):
         lines += [*_cell(jobs, reference, plan.output_dir), ""]
-    lines += [f"note: {remark}" for remark in remarks(settings)]
-    lines += [f"note: {problem}" for problem in too_large(plan)]
+    lines += notes(plan, config)
     lines += [f"left out: {cell.name}: {cell.reason}" for cell in plan.left_out]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def notes(plan: Plan, config: Config) -> list[str]:
+    """What is allowed but worth a word before the jobs of a plan are run."""
+    found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
+    wrap = TextWrapper(
+        WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [wrap.fill(f"note: {text}") for text in found]
 
 
 def too_large(plan: Plan) -> list[str]:

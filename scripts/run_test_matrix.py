@@ -95,6 +95,8 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.stop:
         print(folder.ask_to_stop(plan.output_dir))
         return 0
+    for note in listing.notes(plan, config):
+        print(note, flush=True)
     return run(given, config, plan)
 
 
