@@ -229,6 +229,25 @@ def test_gradients_do_not_depend_on_the_cut(data_dir, micro_batch):
         assert (cut[name] - gradient).abs().max() <= 1e-5 * scale, name
 
 
+@pytest.mark.parametrize("clip", [0.05, 0.0])
+def test_an_update_is_clipped_at_the_norm_asked_for(data_dir, clip):
+    """SGD moves by the rate times the gradient, of norm ``clip``; 0 clips nothing."""
+    plain = {"optimizer": "sgd", "momentum": 0.0, "weight_decay": 0.0}
+    plain |= {"learning_rate": 1.0, "warmup_steps": 0}  # moves far above rounding
+    job = tiny_job(data_dir, dropout=0.0, grad_clip=clip, **plain)
+    model = GPT(job.settings)
+    init_parameters(model, job.seed)
+    with torch.no_grad():
+        model.wte.weight.mul_(50.0)  # gradients far above 1, the usual limit
+    trainer = make_trainer(job, model)
+    before = [p.detach().clone() for p in model.parameters()]
+    trainer.update(trainer.micro_batches())
+    moves = zip(model.parameters(), before, strict=True)
+    moved = torch.cat([(p.detach() - old).flatten() for p, old in moves]).norm().item()
+    norm = moved / learning_rate(1, job.settings.optim)
+    assert norm == pytest.approx(clip, rel=1e-3) if clip else norm > 1.5
+
+
 def test_a_cut_that_does_not_come_out_even_is_refused(job, tmp_path):
     training = train(job, tmp_path / "run", micro_batch=3)
     assert training.process.exitcode == 2
