@@ -28,8 +28,9 @@ def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Co
     """config.py with the assignments of the command line applied.
 
     overrides: as in "MAX_ITERS=100 STEPS=0,5". first: assignments to make before
-    them. Raises FileNotFoundError with the way out, lib.generated.ConfigError, also
-    for values that Kconfig would not have written: config.py was edited by hand.
+    them, unless they are among them. Raises FileNotFoundError with the way out,
+    lib.generated.ConfigError, also for values that Kconfig would not have written:
+    config.py was edited by hand.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
@@ -73,10 +74,11 @@ def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Confi
     from lib.dotconfig import split_overrides
     from lib.kconfig import apply_overrides
 
+    words = split_overrides(overrides)
     return apply_overrides(
         KCONFIG,
         config,
-        [*first, *split_overrides(overrides)],
+        [*(word for word in first if word not in words), *words],
         types=symbol_types(),
         aliases=ALIASES,
         prefixes=PREFIXES,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.configuration import load
+from gpt2.configuration import load, load_defaults
 from lib.generated import ConfigError
 from tests.tinymatrix import write_config
 
@@ -32,3 +32,11 @@ def test_a_config_py_edited_by_hand_is_refused_with_its_line(
     symbol = new.split()[0]
     with pytest.raises(ConfigError, match=rf"config\.py:{line}: {symbol} is "):
         load(path, overrides)
+
+
+def test_what_a_command_sets_may_be_said_once_more() -> None:
+    word = "RA_MLA_ABLATION_MODE=y"
+    config = load_defaults(f"{word} STEPS=5", [word])
+    assert config.values["RA_MLA_ABLATION_STEPS"] == "5"
+    with pytest.raises(ConfigError, match="STEPS is set twice"):
+        load_defaults("STEPS=5 STEPS=5", [word])
