@@ -95,8 +95,6 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.stop:
         print(folder.ask_to_stop(plan.output_dir))
         return 0
-    for note in listing.notes(plan, config):
-        print(note, flush=True)
     return run(given, config, plan)
 
 
@@ -143,6 +141,8 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
         with lasting_output():
+            for note in listing.notes(plan, config):
+                print(note, flush=True)
             return carry_out(given, config, plan)
     except rundir.LockHeld as held:
         if plan.base.resources.engine != "ray" or given.rerun or given.estimate:
