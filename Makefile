@@ -132,8 +132,9 @@ explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
 ##@ Develop
 setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
 	$(SETUP) --extras $(call quote,$(EXTRAS)) $(if $(filter setup,$(MAKECMDGOALS)),--say)
+# Three workers for two cores: a third of their time they wait for processes.
 test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
-	$(PY) -m pytest -q -n 2 --dist worksteal $(PYTEST_ARGS)
+	$(PY) -m pytest -q -n 3 --dist worksteal $(PYTEST_ARGS)
 bench: | setup ## measure speed; a table, and bench_results/bench.json
 	$(PY) scripts/bench.py
 check: | setup ## formatting, house rules, types and the fast tests

@@ -101,7 +101,7 @@ CHECKS = (
     Check(
         "fast tests",
         (
-            *("-m", "pytest", "-q", "-x", "-n", "2", "--dist", "worksteal"),
+            *("-m", "pytest", "-q", "-x", "-n", "3", "--dist", "worksteal"),
             *("-m", "not slow and not gpu"),
         ),
         "as said above; one alone: python -m pytest PATH::NAME",

@@ -361,7 +361,7 @@ def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
 def test_while_one_runner_works(folder: Path) -> None:
     """A second is told who holds the matrix; status works; --stop stops the first."""
     # Four checkpoints are left for three looks, on a machine however busy.
-    process = start(folder, KABLATE_TEST_CHECKPOINT_SECONDS="5")
+    process = start(folder, KABLATE_TEST_CHECKPOINT_SECONDS="4")
     until(reached(folder, TINY_RUNS[0], 2))
     second = look(folder, "--skip-verify")
     assert second.returncode == 2 and f"in use by pid {process.pid} on" in second.stderr
