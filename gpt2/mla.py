@@ -7,6 +7,8 @@ sum, so that only the latents are cached (DeepSeek-V2, arXiv 2405.04434).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,13 +18,9 @@ from gpt2.context import LayerCache
 from gpt2.schema import Settings
 
 
-def apart(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """What each layer makes of x [B, S, E]."""
-    return tuple(layer(x) for layer in layers)
-
-
-def at_once(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
-    """The same by one product over all their rows, and one for the slope of x.
+def at_once(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+    """What each layer makes of x [B, S, E], by one product over all their rows, and
+    one for the slope of x.
 
     The results are views of it: who keeps one for the backward pass keeps all.
     """
@@ -34,6 +32,22 @@ def at_once(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     ]
     some = any(layer.bias is not None for layer in layers)
     return F.linear(x, weight, torch.cat(biases) if some else None).split(widths, -1)
+
+
+class LatentProjection(Projection):
+    """Base of projections whose input several layers read."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.literal = settings.resources.attention_backend == "reference"
+
+    def _read(
+        self, x: Tensor, cache: LayerCache | None, *layers: nn.Linear
+    ) -> tuple[Tensor, ...]:
+        """What each layer makes of x [B, S, E]; in training at once."""
+        if self.literal or cache is not None:
+            return tuple(layer(x) for layer in layers)
+        return at_once(x, layers)
 
 
 class Up(nn.Module):
@@ -60,15 +74,14 @@ class Up(nn.Module):
         return torch.einsum("bhsd,hdl->bhsl", q, self.per_head().to(q.dtype))
 
 
-class Latent(Projection):
+class Latent(LatentProjection):
     """One latent for keys and one for values; positions as in GPT-2."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
+        super().__init__(settings)
         m, x = settings.model, settings.mechanisms
         self.heads, self.scale = m.n_head, m.head_dim**-0.5
         self.latent_mix = x.latent_mix
-        self.literal = settings.resources.attention_backend == "reference"
         self.q = nn.Linear(m.n_embd, m.n_head * m.head_dim, bias=m.bias)
         self.down_k = nn.Linear(m.n_embd, x.latent_dim, bias=False)
         self.down_v = nn.Linear(m.n_embd, x.latent_dim, bias=False)
@@ -83,8 +96,7 @@ class Latent(Projection):
         cache: LayerCache | None = None,
         position: int = 0,
     ) -> Heads:
-        through = apart if self.literal or cache is not None else at_once
-        q, c_k, c_v = through(x, self.q, self.down_k, self.down_v)
+        q, c_k, c_v = self._read(x, cache, self.q, self.down_k, self.down_v)
         q = split_heads(q, self.heads)
         if latent is not None:
             c_k = c_k + self.latent_mix * latent
@@ -102,7 +114,7 @@ class Latent(Projection):
         )
 
 
-class RopeLatent(Projection):
+class RopeLatent(LatentProjection):
     """DeepSeek-V2's form: a joint normed latent and a decoupled rotary key.
 
     q = [q^C, q^R], k = [k^C, k^R] with k^R shared by the heads, scale
@@ -114,11 +126,10 @@ class RopeLatent(Projection):
     sine: Tensor
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
+        super().__init__(settings)
         m, x = settings.model, settings.mechanisms
         self.heads, self.head_dim, self.rope_dim = m.n_head, m.head_dim, x.rope_dim
         self.scale = (m.head_dim + x.rope_dim) ** -0.5
-        self.literal = settings.resources.attention_backend == "reference"
         self.q = nn.Linear(m.n_embd, m.n_head * m.head_dim, bias=m.bias)
         self.q_rope = nn.Linear(m.n_embd, m.n_head * x.rope_dim, bias=m.bias)
         self.k_rope = nn.Linear(m.n_embd, x.rope_dim, bias=False)
@@ -139,8 +150,8 @@ class RopeLatent(Projection):
         position: int = 0,
     ) -> Heads:
         assert latent is None, "latent reciprocity is defined for plain MLA"
-        through = apart if self.literal or cache is not None else at_once
-        q_c, q_r, k_r, c = through(x, self.q, self.q_rope, self.k_rope, self.down)
+        layers = self.q, self.q_rope, self.k_rope, self.down
+        q_c, q_r, k_r, c = self._read(x, cache, *layers)
         c = self.norm(c.contiguous())  # a copy: the norm keeps what it reads
         q_c = split_heads(q_c, self.heads)
         q_r = self._rotate(split_heads(q_r, self.heads), position)
