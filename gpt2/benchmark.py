@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
@@ -236,31 +237,43 @@ def measure(
     pipe: Connection, subject: int | str, batch: int, overrides: str, repeats: int
 ) -> None:
     """Send one row: tokens/s, MFU and peak memory, or why there are none."""
-    row, device, timed = named(subject, batch), torch_device(), None
-    try:
+    row, device = named(subject, batch), torch_device()
+    timed: tuple[Settings, Update] | None = None
+    with failure_in(row):
         settings, row["attention"] = subject_settings(subject, overrides, device, batch)
         makers = {PLAIN: plain_update, PEER: peer_update}
         update = makers.get(str(subject), our_update)(settings, device, batch)
         timed = settings, update
-    except Exception as error:  # a row that failed must not end the table
-        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
     pipe.send("prepared")
     pipe.recv()
-    if timed:
-        settings, update = timed
-        forget_tuning()  # done while others used the GPU, too
-        update.record()
-        row |= speed(settings, batch, seconds_of(update, repeats))
+    with failure_in(row):
+        if timed is not None:
+            settings, update = timed
+            forget_tuning()  # done while others used the GPU, too
+            update.record()
+            row |= speed(settings, batch, seconds_of(update, repeats))
     pipe.send(row)
+
+
+@contextmanager
+def failure_in(row: Row) -> Iterator[None]:
+    """Note in the row what went wrong: one that failed must not end the table."""
+    try:
+        yield
+    except Exception as error:
+        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def forget_tuning() -> None:
     """Let this process choose tiles and algorithms anew."""
-    from lib.kernels import causal_op, cublaslt
+    from lib.kernels import cublaslt
 
-    for kernel in causal_op.TUNED:
-        kernel.cache.clear()
     cublaslt.forget()
+    if place_of("cuda", compiled=True).triton:
+        from lib.kernels import causal_op
+
+        for kernel in causal_op.TUNED:
+            kernel.cache.clear()
 
 
 def torch_device() -> torch.device:
