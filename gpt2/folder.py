@@ -280,9 +280,9 @@ def _set_aside(output_dir: Path, run: str) -> Path:
     return place
 
 
-def missing(plan: Plan) -> list[Job]:
-    """The jobs of a plan that are not done."""
-    return [job for job in plan.jobs if not _is_done(plan.output_dir / job.run_dir)]
+def missing(output_dir: Path, jobs: Iterable[Job]) -> list[Job]:
+    """Those of the jobs that are not done, as their folders have it now."""
+    return [job for job in jobs if not _is_done(output_dir / job.run_dir)]
 
 
 def _is_done(run_dir: Path) -> bool:

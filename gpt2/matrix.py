@@ -122,14 +122,14 @@ def run(
     """
     with held(plan, settings, copies) as root:
         check(root, plan, settings, replaced=rerun)
-        asked = plan.jobs if rerun else missing(plan)
-        estimate.require_space(plan, asked, len(options.slots))
+        todo = list(plan.jobs) if rerun else missing(root, plan.jobs)
+        estimate.require_space(plan, todo, len(options.slots))
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, settings, copies)
-        with _preloading(missing(plan), root, options, view) as preload:
-            proofs = prove() if missing(plan) else Proofs()
-            refused = refuse(plan, proofs, view)
+        with _preloading(todo, root, options, view) as preload:
+            proofs = prove() if todo else Proofs()
+            refused = refuse(root, todo, proofs, view)
             _summarise(root)
             if refused and options.fail_fast:
                 return EXIT_FAILED
@@ -170,9 +170,11 @@ def prepare(
     with held(plan, settings, copies) as root:
         check(root, plan, settings)
         update(plan, settings, copies)
-        proofs = prove() if missing(plan) else Proofs()
-        refused = refuse(plan, proofs, view)
-        jobs = [job for job in missing(plan) if job not in refused]
+        todo = missing(root, plan.jobs)
+        proofs = prove() if todo else Proofs()
+        refused = refuse(root, todo, proofs, view)
+        # again: while steps are proven, tasks of an earlier array may come to an end
+        jobs = missing(root, [job for job in todo if job not in refused])
         for job in jobs:
             path = rundir.safe_join(root, job.run_dir) / rundir.JOB_FILE
             rundir.atomic_write_json(path, job.to_json())
@@ -214,15 +216,20 @@ def make_estimate(
         return estimate.write(root, plan, records, at_once(records, options.slots))
 
 
-def refuse(plan: Plan, proofs: Proofs, view: View) -> list[Job]:
-    """Note as failed the missing jobs whose proof failed; those jobs."""
+def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[Job]:
+    """Note as failed the jobs whose proof failed; those jobs.
+
+    todo: the jobs that were missing before the proofs, which take their time: what
+    others, as tasks of Slurm, have finished meanwhile stays as it is.
+    """
     if proofs.table is not None:
-        rundir.atomic_write_json(plan.output_dir / CERTIFICATES_FILE, proofs.table)
-    refused = [job for job in missing(plan) if _cell_of(job) in proofs.failed]
+        rundir.atomic_write_json(root / CERTIFICATES_FILE, proofs.table)
+    unproven = [job for job in todo if _cell_of(job) in proofs.failed]
+    refused = missing(root, unproven)
     for job in refused:
         why = proofs.failed[_cell_of(job)]
         view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
-        run_dir = rundir.safe_join(plan.output_dir, job.run_dir)
+        run_dir = rundir.safe_join(root, job.run_dir)
         rundir.atomic_write_json(run_dir / rundir.JOB_FILE, job.to_json())
         rundir.write_status(
             run_dir,

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import io
 import json
+import sys
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from gpt2.folder import MatrixError
-from gpt2.matrix import Watch, task_of
-from gpt2.plan import make_plan
+from gpt2.matrix import Watch, prepare, run, task_of
+from gpt2.plan import Plan, make_plan
+from gpt2.proofs.stage import Proofs
+from lib import rundir
 from lib.progress import PlainView
+from lib.scheduler import EXIT_FAILED, Options
 from tests.results_factory import write_matrix
-from tests.tinymatrix import write_config
+from tests.tinymatrix import TINY, write_config
 
 
 def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
@@ -37,3 +44,59 @@ def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:
     with pytest.raises(MatrixError, match="was moved or removed"):
         watch(None)
     assert not results.exists()
+
+
+# ---- what is missing --------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """Steps 0 and 5, seeds 1 and 2, of which step 0, seed 1 is done."""
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(write_config(tmp_path, f"{TINY}# CONFIG_PRELOAD is not set\n"))
+    done = plan.output_dir / plan.jobs[0].run_dir
+    rundir.atomic_write_json(plan.output_dir / "matrix.json", {"jobs": []})
+    rundir.atomic_write_json(done / "job.json", plan.jobs[0].to_json())
+    rundir.write_status(done, status="done")
+    return plan
+
+
+def reads_of(name: str) -> Callable[[], Counter[str]]:
+    """How often each file of this name was opened since then."""
+    found: Counter[str] = Counter()
+
+    def note(event: str, given: tuple[Any, ...]) -> None:
+        if event == "open" and str(given[0]).endswith(f"/{name}"):
+            found[str(given[0])] += 1
+
+    sys.addaudithook(note)
+    return found.copy
+
+
+def meanwhile(plan: Plan, run_dir: str) -> Proofs:
+    """A proof, failed for step 5, during which somebody else has finished a run."""
+    rundir.write_status(plan.output_dir / run_dir, status="done")
+    return Proofs(failed={"step05-ra": "acting"}, table={"cells": []})
+
+
+def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
+    reads, before = reads_of(rundir.STATUS_FILE), []
+
+    def prove() -> Proofs:
+        before.append(reads())
+        return meanwhile(plan, "step05-ra/seed1")
+
+    view, options = PlainView(io.StringIO()), Options(fail_fast=True)
+    assert run(plan, plan.base, {}, options, view, prove) == EXIT_FAILED
+    assert before == [{"results/step00-baseline/seed1/status.json": 1}]
+    ends = [rundir.read_status(plan.output_dir / job.run_dir) for job in plan.jobs]
+    found = [(status["status"], status["failure"]) for status in ends]
+    done, planned, failed = ("done", None), ("planned", None), "certificate"
+    assert found == [done, planned, done, ("failed", failed)]
+
+
+def test_what_ended_during_the_proofs_is_not_submitted(plan: Plan) -> None:
+    view = PlainView(io.StringIO())
+    ended = "step00-baseline/seed2"
+    found = prepare(plan, plan.base, {}, view, lambda: meanwhile(plan, ended))
+    assert found == []
