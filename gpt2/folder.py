@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan import Job, Plan, identity_of
+from gpt2.plan import Job, Plan, identity_of, make_plan
 from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
+from lib.generated import read_config
 from lib.identity import diff_fields
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,6 +32,8 @@ STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in
 MOST_LINES = 40  # of what differs between a folder and a plan
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
+CONFIG_FILE = "config.py"  # the configuration of the last call
+_ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
 
 
 class MatrixError(ValueError):
@@ -54,7 +57,7 @@ def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
 
     Raises MatrixError if something else has its name.
     """
-    if (output_dir / MATRIX_FILE).is_file():
+    if (output_dir / MATRIX_FILE).is_file() or _begun_in(output_dir):
         return
     if output_dir.exists():
         if not output_dir.is_dir() or not _is_empty(output_dir):
@@ -120,15 +123,71 @@ def scratch(root: Path) -> tempfile.TemporaryDirectory[str]:
 
 
 def read_matrix_file(output_dir: Path) -> dict[str, Any]:
-    """matrix.json; MatrixError if there is none or it is damaged."""
+    """matrix.json; where somebody has removed it, what can be told without it.
+
+    Raises MatrixError if nothing was run, or, with the way out, if it is damaged.
+    """
     path = output_dir / MATRIX_FILE
     try:
         found = rundir.read_json(path)
     except FileNotFoundError:
+        if _begun_in(output_dir):
+            return _without_matrix_file(output_dir)
         raise MatrixError(f"nothing was run yet: there is no {path}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("jobs"), list):
-        raise MatrixError(f"{path} is no list of jobs; it was written by no runner")
-    return found
+    except rundir.DamagedFile as error:
+        raise MatrixError(f"{error}. {_way_out(output_dir)}") from None
+    if not _lists_jobs(found):
+        why = "is no list of jobs; it was written by no runner"
+        raise MatrixError(f"{path} {why}. {_way_out(output_dir)}")
+    return dict(found)
+
+
+def _lists_jobs(found: Any) -> bool:
+    jobs = found.get("jobs") if isinstance(found, dict) else None
+    return isinstance(jobs, list) and all(
+        isinstance(job, dict) and isinstance(job.get("run_dir"), str) for job in jobs
+    )
+
+
+def _begun_in(output_dir: Path) -> list[Path]:
+    """The job.json of each run that was begun there, known to matrix.json or not."""
+    return sorted(output_dir.glob(f"*/seed*/{rundir.JOB_FILE}"))
+
+
+def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
+    """What matrix.json would say of the runs that were begun, from their own files
+    and the configuration beside them.
+
+    Raises MatrixError if that configuration cannot be read.
+    """
+    path = output_dir / CONFIG_FILE
+    try:
+        base = make_plan(read_config(path)).base
+    except (OSError, ValueError) as error:
+        raise MatrixError(
+            f"{output_dir} has no {MATRIX_FILE}, and {path.name} does not tell what "
+            f"its runs are: {error}. {_ANOTHER}"
+        ) from None
+    jobs = []
+    for path in _begun_in(output_dir):
+        with suppress(OSError, ValueError, TypeError):
+            run_dir = path.parent.relative_to(output_dir).as_posix()
+            jobs.append({**rundir.read_json(path), "run_dir": run_dir})
+    return {"base": identity_of(base, 0), "jobs": jobs}
+
+
+def _way_out(output_dir: Path) -> str:
+    """Of a damaged matrix.json, what the user can do."""
+    if not _begun_in(output_dir):
+        return f"No run was begun there: move {output_dir} away and type `make` again"
+    try:
+        _without_matrix_file(output_dir)
+    except MatrixError:
+        return _ANOTHER
+    return (
+        f"Remove it and type `make`, which writes it anew from {CONFIG_FILE} and the "
+        "runs beside it: no run is lost"
+    )
 
 
 def render_matrix_file(
@@ -189,14 +248,12 @@ def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
     return [
         old
         for old in read_matrix_file(output_dir)["jobs"]
-        if isinstance(old, dict)
-        and old.get("run_dir") not in planned
-        and _begun(output_dir, old)
+        if old["run_dir"] not in planned and _begun(output_dir, old)
     ]
 
 
 def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
-    with suppress(ValueError, KeyError, TypeError):
+    with suppress(ValueError):
         run_dir = rundir.safe_join(output_dir, job["run_dir"])
         return (run_dir / rundir.JOB_FILE).exists()
     return False

@@ -21,6 +21,7 @@ from gpt2.folder import (
     read_matrix_file,
     render_matrix_file,
     set_aside,
+    update,
 )
 from gpt2.matrix import task_of
 from gpt2.plan import Plan, make_plan
@@ -215,7 +216,7 @@ def test_hostile_paths_in_matrix_json_are_not_followed(make: Make) -> None:
     outside = plan.output_dir.parent / "outside"
     rundir.atomic_write_json(outside / "job.json", {})
     found: dict[str, Any] = read_matrix_file(plan.output_dir)
-    found["jobs"] = [{"run_dir": "../outside"}, {"run_dir": str(outside)}, {}, 7]
+    found["jobs"] = [{"run_dir": "../outside"}, {"run_dir": str(outside)}]
     rundir.atomic_write_json(plan.output_dir / MATRIX_FILE, found)
     assert kept_jobs(plan.output_dir, plan.jobs) == []
 
@@ -259,9 +260,48 @@ def test_asking_to_stop_needs_a_runner(make: Make) -> None:
 
 
 def test_a_matrix_file_that_is_none(make: Make) -> None:
-    plan, _ = make()
+    plan, settings = make()
     with pytest.raises(MatrixError, match="nothing was run yet"):
         read_matrix_file(plan.output_dir)
-    rundir.atomic_write_text(plan.output_dir / MATRIX_FILE, "[]")
-    with pytest.raises(MatrixError, match="no list of jobs"):
-        read_matrix_file(plan.output_dir)
+    for text, what in (
+        ("[]", "no list of jobs"),
+        ('{"jobs": [{}]}', "no list of jobs"),
+        ("{", "not JSON"),
+    ):
+        rundir.atomic_write_text(plan.output_dir / MATRIX_FILE, text)
+        with pytest.raises(MatrixError, match=f"{what}.* move .*results away"):
+            read_matrix_file(plan.output_dir)
+    plan.output_dir.rename("elsewhere")  # as it says
+    create(plan, settings)
+    check(plan.output_dir, plan, settings)
+
+
+def test_a_matrix_file_is_written_anew_by_the_runs_and_their_config(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 1, 3)
+    path, config = (plan.output_dir / name for name in (MATRIX_FILE, "config.py"))
+    config.write_bytes(Path("config.py").read_bytes())
+    path.write_text("{")
+    with pytest.raises(MatrixError, match="Remove it and type `make`"):
+        check(plan.output_dir, plan, settings)
+    path.unlink()  # as it says
+
+    only, only_settings = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
+    create(only, only_settings)
+    check(only.output_dir, only, only_settings)
+    update(only, only_settings, {})
+    found = [job["run_dir"] for job in read_matrix_file(plan.output_dir)["jobs"]]
+    first, second, _, last = (job.run_dir for job in plan.jobs)
+    assert found == [first, second, last]
+
+    path.unlink()
+    other, other_settings = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
+    with pytest.raises(MatrixError, match=r"max_iters +was 10, is now 20"):
+        check(other.output_dir, other, other_settings)
+
+    config.write_text("CONFIG_SEEDS = 1\n")  # nothing tells what the runs were
+    for text in ("{", None):
+        path.write_text(text) if text else path.unlink()
+        with pytest.raises(MatrixError, match="choose another OUTPUT_DIR"):
+            check(plan.output_dir, plan, settings)

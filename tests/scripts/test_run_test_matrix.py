@@ -290,6 +290,21 @@ def test_other_settings_stop_before_anything_starts(
     assert "CONFIG_GPT2_MAX_ITERS = 10" in (folder / "results/config.py").read_text()
 
 
+def test_the_way_out_of_a_damaged_matrix_file(undisturbed: Path, folder: Path) -> None:
+    shutil.copytree(undisturbed / "results", folder / "results")
+    path = folder / "results" / "matrix.json"
+    path.write_bytes(path.read_bytes()[:1000])
+    words = ("--skip-verify", "--overrides", "STEPS=0 SEEDS=1")
+    for asked in (("--status",), words):
+        done = look(folder, *asked)
+        assert done.returncode == 2 and "Remove it and type `make`" in done.stderr
+    path.unlink()
+    done = look(folder, *words)
+    assert done.returncode == 0 and "1 of 1 jobs are done" in done.stdout, done.stderr
+    assert [job["name"] for job in rundir.read_json(path)["jobs"]] == ["baseline", "ra"]
+    assert list(summary(folder)) == list(TINY_RUNS)
+
+
 def test_rerun_keeps_what_was_there(undisturbed: Path, folder: Path) -> None:
     shutil.copytree(undisturbed / "results", folder / "results")
     words = ("--skip-verify", "--rerun", "--overrides", "STEPS=5 SEEDS=1 MAX_ITERS=12")
