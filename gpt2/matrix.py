@@ -19,6 +19,7 @@ from gpt2 import estimate
 from gpt2.budget import budget
 from gpt2.folder import (
     MATRIX_FILE,
+    STOP_FILE,
     MatrixError,
     check,
     held,
@@ -110,13 +111,14 @@ def run(
     copies: Mapping[str, str],
     options: Options,
     view: View,
-    prove: Callable[[], Proofs],
+    prove: Callable[[Path], Proofs],
     rerun: bool = False,
 ) -> int:
     """Run what is missing of a plan; the runner's exit code (lib/scheduler.py).
 
     copies: files to put beside matrix.json (config.py, .config), name -> text.
-    prove: asked once if anything is missing; jobs whose proof fails are not run.
+    prove: asked once if anything is missing, with the file whose appearance is to
+    stop it; jobs whose proof fails are not run.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """
@@ -128,7 +130,7 @@ def run(
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, settings, copies)
         with _preloading(todo, root, options, view) as preload:
-            proofs = prove() if todo else Proofs()
+            proofs = prove(root / STOP_FILE) if todo else Proofs()
             refused = refuse(root, todo, proofs, view)
             _summarise(root)
             if refused and options.fail_fast:
@@ -160,7 +162,7 @@ def prepare(
     settings: Settings,
     copies: Mapping[str, str],
     view: View,
-    prove: Callable[[], Proofs],
+    prove: Callable[[Path], Proofs],
 ) -> list[Task]:
     """A folder with a job.json for each missing run, for others to carry out; these
     runs as tasks.
@@ -171,7 +173,7 @@ def prepare(
         check(root, plan, settings)
         update(plan, settings, copies)
         todo = missing(root, plan.jobs)
-        proofs = prove() if todo else Proofs()
+        proofs = prove(root / STOP_FILE) if todo else Proofs()
         refused = refuse(root, todo, proofs, view)
         # again: while steps are proven, tasks of an earlier array may come to an end
         jobs = missing(root, [job for job in todo if job not in refused])

@@ -15,6 +15,7 @@ import argparse
 import shlex
 import sys
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -74,7 +75,11 @@ def main(arguments: list[str] | None = None) -> int:
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
         tasks = matrix.prepare(
-            plan, plan.base, copies(config), PlainView(sys.stderr), lambda: prove(given)
+            plan,
+            plan.base,
+            copies(config),
+            PlainView(sys.stderr),
+            partial(prove, given),
         )
         print(render(plan, tasks, options), end="")
     except (ValueError, OSError, RuntimeError) as error:
@@ -91,11 +96,12 @@ def split(options: str) -> list[str]:
         raise ValueError(f"SBATCH={options!r}: {error}") from None
 
 
-def prove(given: argparse.Namespace) -> stage.Proofs:
+def prove(given: argparse.Namespace, stop_file: Path) -> stage.Proofs:
     """The certificates of what is missing, unless they are to be skipped."""
     if given.skip_verify:
         return stage.Proofs()
-    return stage.prove(given.config, given.overrides, given.only, sys.stderr)
+    words = given.config, given.overrides, given.only
+    return stage.prove(*words, sys.stderr, stop_file)
 
 
 def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:

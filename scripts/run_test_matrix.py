@@ -13,6 +13,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
+from functools import partial
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -69,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:  # the output went into `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USAGE
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, stage.Stopped):
         print("stopped before a job was started", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
@@ -106,12 +107,13 @@ def dry_run(given: argparse.Namespace) -> int:
     return matrix.EXIT_FAILED if failed else matrix.EXIT_OK
 
 
-def prove(given: argparse.Namespace) -> stage.Proofs:
+def prove(given: argparse.Namespace, stop_file: Path | None = None) -> stage.Proofs:
     """The first stage of every run, unless it is to be skipped."""
     if given.skip_verify:
         return stage.Proofs()
     print("\nproving each step at tiny size", flush=True)
-    found = stage.prove(given.config, given.overrides, given.only)
+    words = given.config, given.overrides, given.only
+    found = stage.prove(*words, stop_file=stop_file)
     print(flush=True)
     return found
 
@@ -183,9 +185,8 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         if given.estimate:
             found = matrix.make_estimate(plan, settings, files, asked, view)
         else:
-            code = matrix.run(
-                plan, settings, files, asked, view, lambda: prove(given), given.rerun
-            )
+            proofs = partial(prove, given)
+            code = matrix.run(plan, settings, files, asked, view, proofs, given.rerun)
     if given.estimate and not found:
         print("stopped before every cell was probed; nothing was noted")
         return EXIT_INTERRUPTED

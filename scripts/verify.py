@@ -1,13 +1,14 @@
 """Prove the steps, the optimizers and the pruning methods: tables of certificates.
 
 Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense;
-3 stopped by Ctrl-C.
+3 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,4 +129,5 @@ def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Pr
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     run_to_end(main)

@@ -82,7 +82,7 @@ def meanwhile(plan: Plan, run_dir: str) -> Proofs:
 def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
     reads, before = reads_of(rundir.STATUS_FILE), []
 
-    def prove() -> Proofs:
+    def prove(stop_file: Path) -> Proofs:
         before.append(reads())
         return meanwhile(plan, "step05-ra/seed1")
 
@@ -98,5 +98,5 @@ def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
 def test_what_ended_during_the_proofs_is_not_submitted(plan: Plan) -> None:
     view = PlainView(io.StringIO())
     ended = "step00-baseline/seed2"
-    found = prepare(plan, plan.base, {}, view, lambda: meanwhile(plan, ended))
+    found = prepare(plan, plan.base, {}, view, lambda stop: meanwhile(plan, ended))
     assert found == []

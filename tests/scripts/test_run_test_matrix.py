@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lib import rundir
+from lib import kernel, rundir
 from tests.lib.test_engine_ray import HAS_RAY
 from tests.scratch import copy_tree
 from tests.scripts.inprocess import run_script
@@ -255,6 +255,30 @@ def test_proofs_end_at_a_ctrl_c_without_a_traceback(folder: Path) -> None:
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 3 and "stopped before a job was started" in said
     assert "Traceback" not in said
+
+
+def test_proofs_end_when_the_runner_is_asked_to_stop(
+    folder: Path, tmp_path: Path
+) -> None:
+    tree = copy_tree(tmp_path / "tree", PRODUCT)  # where nothing is proven yet
+    runner = subprocess.Popen(
+        [sys.executable, str(tree / "scripts" / SCRIPT.name)],
+        cwd=folder,
+        env={**os.environ, "KABLATE_TEST_PLACE": str(folder)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert runner.stdout is not None
+    while "proving each step" not in runner.stdout.readline():
+        pass
+    assert f"asked pid {runner.pid}" in look(folder, "--stop").stdout
+    said, _ = runner.communicate(timeout=60)
+    assert runner.returncode == 3 and "stopped before a job was started" in said
+    assert " proven" not in said and "Traceback" not in said
+    assert kernel.marked("KABLATE_TEST_PLACE", str(folder)) == []
+    assert not (folder / "results" / ".stop").exists()
+    assert not (folder / "results" / "certificates.json").exists()
 
 
 # ---- running --------------------------------------------------------------------
