@@ -29,6 +29,16 @@ from lib.progress import PlainView
 
 EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
+# What SCRIPT sets: long name, short name, what it is for or decided by.
+OWN_OPTIONS = (
+    ("--array", "-a", "STEPS, SEEDS and ONLY choose its runs, JOBS how many at a time"),
+    ("--job-name", "-J", "it is the name of OUTPUT_DIR"),
+    ("--output", "-o", "the logs are in OUTPUT_DIR"),
+    ("--open-mode", None, "a task that is queued again goes on in its log"),
+    ("--signal", None, "it lets a run write its checkpoint before its time is up"),
+    ("--requeue", None, "a run that was cut off goes on in the same task"),
+    ("--no-requeue", None, "a run that was cut off goes on in the same task"),
+)
 SCRIPT = """\
 #!/bin/bash
 #SBATCH --job-name={name}
@@ -89,11 +99,43 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def split(options: str) -> list[str]:
-    """As a shell would; ValueError, naming the setting, for an open quotation."""
+    """The options as a shell would take them apart, each with its value.
+
+    Raises ValueError, naming the setting, for what is no option of sbatch and for
+    what the script sets itself.
+    """
+    found: list[list[str]] = []
     try:
-        return shlex.split(options)
+        for word in shlex.split(options):
+            if not word.isprintable():
+                raise ValueError(f"{word!r} does not fit on a line")
+            if word.startswith("-"):
+                found.append([word])
+            elif found and len(found[-1]) == 1:
+                found[-1].append(word)
+            else:
+                raise ValueError(f"{word!r} is no option")
+        joined = [shlex.join(words) for words in found]
+        for option in joined:
+            refuse_own(option)
     except ValueError as error:
         raise ValueError(f"SBATCH={options!r}: {error}") from None
+    return joined
+
+
+def refuse_own(option: str) -> None:
+    """Raise ValueError, with how to get it, for an option that the script sets.
+
+    sbatch takes long names shortened, and the value of a short one right behind it.
+    """
+    name = option.split()[0].partition("=")[0]
+    for long, short, what in OWN_OPTIONS:
+        shortened = len(name) > len("--a") and long.startswith(name)
+        if shortened or (short and name.startswith(short)):
+            raise ValueError(
+                f"{long} is set by the script ({what}); for one submission "
+                f"`sbatch {option} runs.sh` overrules it"
+            )
 
 
 def prove(given: argparse.Namespace, stop_file: Path) -> stage.Proofs:

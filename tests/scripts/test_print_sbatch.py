@@ -7,9 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from lib import rundir
 from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import ROOT, write
+from tests.scripts.inprocess import run_script
 from tests.tinymatrix import run_matrix, write_config
 
 SCRIPT = ROOT / "scripts" / "print_sbatch.py"
@@ -39,10 +42,10 @@ def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(tmp_path)
     prepare_texts(Path("."))
     write_config(tmp_path)
-    words = ("--overrides", "SEEDS=1 JOBS=3", "--sbatch=--partition=gpu --gres=gpu:1")
+    words = ("--overrides", "SEEDS=1 JOBS=3", "--sbatch=--partition gpu --gres=gpu:1")
     done = print_sbatch(tmp_path, "--skip-verify", *words)
     assert done.returncode == 0, done.stderr
-    for line in ("--array=0-1%3", "--partition=gpu", "--gres=gpu:1", "--requeue"):
+    for line in ("--array=0-1%3", "--partition gpu", "--gres=gpu:1", "--requeue"):
         assert f"#SBATCH {line}\n" in done.stdout
     run = tmp_path / "results" / "step05-ra" / "seed1"
     assert run_task(tmp_path, done.stdout, 1) == 0
@@ -62,6 +65,30 @@ def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
     assert "2 of 2 proven" in done.stderr
     assert done.stdout.startswith("#!/bin/bash\n")
     assert "export KABLATE_VERIFIED=passed\n" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("--array=0-3", "--array is set by the script (STEPS, SEEDS and ONLY"),
+        ("--mem=4G -a 0-3", "`sbatch -a 0-3 runs.sh` overrules it"),
+        ("-a0-3", "--array is set"),
+        ("--sig=USR1", "--signal is set"),
+        ("-J mine", "--job-name is set by the script (it is the name of OUTPUT_DIR)"),
+        ("--no-requeue", "goes on in the same task"),
+        ("gpu", "'gpu' is no option"),
+        ("--mem 4G 8G", "'8G' is no option"),
+        ("'--comment=a\nrm -r x'", "does not fit on a line"),
+        ("--comment='a", "No closing quotation"),
+    ],
+)
+def test_options_that_are_not_the_users_are_refused(
+    tmp_path: Path, asked: str, says: str
+) -> None:
+    write_config(tmp_path)
+    done = run_script(SCRIPT.name, f"--sbatch={asked}", cwd=tmp_path)
+    assert done.returncode == 2 and "SBATCH=" in done.stderr
+    assert says in done.stderr and not (tmp_path / "results").exists()
 
 
 def test_a_finished_matrix_or_a_wrong_setting_is_told(tmp_path: Path) -> None:
