@@ -203,7 +203,11 @@ TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 def kernel_case(
     name: str, length: int, dtype: torch.dtype, device: str, backend: str
 ) -> list[float]:
-    """Relative distances of results and gradients from the float64 reference."""
+    """Relative distances of results and gradients from the float64 reference.
+
+    The slope of alpha [H] is a sum over rows of terms of both signs, and can be much
+    smaller than they are (a quarter at 63 tokens): rounding is relative to the terms.
+    """
     d, dv, window, learned, kind, factor, mean = KERNELS[name]
     shapes = [(2, length, 3, d), (2, length, 3, d), (2, length, 3, dv)]
     leaves = [normal(*s, seed=n).detach() for n, s in enumerate(shapes)]
@@ -215,8 +219,9 @@ def kernel_case(
         alpha, rows = (x.to(device, high).requires_grad_() for x in extra)
         q, k, v = (x.transpose(1, 2) for x in mine)  # not contiguous
         term = None
+        keys = k * 1 if path == "reference" else k  # * 1: with a slope of its own
         if window is not None:
-            term = Transposed(k, q, alpha if learned else 0.3, window)
+            term = Transposed(keys, q, alpha if learned else 0.3, window)
         got: Attended = attend(
             q,
             k,
@@ -229,16 +234,20 @@ def kernel_case(
             backend=path,
         )
         outputs = [x for x in got if x is not None]
-        used = [*mine, *([alpha] if learned else []), *([rows] if factor else [])]
+        used = [*mine, *([rows] if factor else []), *([alpha, keys] if learned else [])]
         total = torch.zeros((), device=device, dtype=torch.float64)
         for n, x in enumerate(outputs):
             weights = normal(*x.shape, seed=20 + n).detach().to(device)
             total = total + (x.double() * weights).sum()
         found.append([*outputs, *torch.autograd.grad(total, used)])
+    sizes = [b.norm() for b in found[1]]
+    if learned:
+        *_, slopes = (results.pop() for results in found)  # of the term's own keys
+        sizes[-2:] = [((keys * slopes).sum(-1) / alpha[:, None]).norm()]
     return [
         # With one token the weights are constant: gradients of nothing.
-        ((a.double() - b).norm() / b.norm().clamp_min(1.0)).item()
-        for a, b in zip(*found, strict=True)
+        ((a.double() - b).norm() / size.clamp_min(1.0)).item()
+        for a, b, size in zip(*found, sizes, strict=True)
     ]
 
 
@@ -246,7 +255,8 @@ INTERPRETED = """
 import torch
 from tests.gpt2.attend.test_attend import KERNELS, kernel_case
 for name in KERNELS:
-    print(name, max(kernel_case(name, 21, torch.float32, "cpu", "triton")))
+    found = kernel_case(name, 21, torch.float32, "cpu", "triton")
+    print(name, torch.tensor(found).max().item())  # unlike max(), not deaf to NaN
 """
 
 
@@ -276,11 +286,8 @@ def poisoned_memory():
 def test_kernels_on_a_gpu_equal_the_reference(
     name: str, dtype: torch.dtype, length: int
 ) -> None:
-    # Slopes of a learned alpha and of row factors are sums of both signs: on an H100
-    # up to 0.005 in fp16 and 0.038 in bf16, on an H200 1.2e-5 in fp32.
-    wider = 2.5 if name == "whole-factor" else 1.0
     for distance in kernel_case(name, length, dtype, "cuda", "triton"):
-        assert distance <= wider * TOLERANCES[dtype]
+        assert distance <= TOLERANCES[dtype]  # and is a number
 
 
 @pytest.mark.gpu
