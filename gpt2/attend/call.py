@@ -119,19 +119,19 @@ def _flex(
     columns_k, columns_q = k, q
     factor = 1.0 if row_scale is None else row_scale.unsqueeze(-1).to(q.dtype)
     rows_q = q * factor
-    if transposed is None:
-        out, entropy = flex.with_entropy(rows_q, columns_k, v, scale=scale)
-        return Attended(out, None if statistic is None else entropy)
-    weighted = (transposed.alpha_per_head * k * factor).to(q.dtype)
-    doubled = torch.cat([columns_k, columns_q], -1)
-    if transposed.is_whole(k.shape[2]):
+    rows, columns = rows_q, columns_k
+    if transposed is not None:
+        weighted = (transposed.alpha_per_head * k * factor).to(q.dtype)
+        columns = torch.cat([columns_k, columns_q], -1)
+        window = transposed.window
+        if not transposed.is_whole(k.shape[2]):
+            return Attended(
+                flex.banded(rows_q, columns, v, weighted, scale=scale, window=window)
+            )
         rows = torch.cat([rows_q, weighted], -1)
-        out, entropy = flex.with_entropy(rows, doubled, v, scale=scale)
-        return Attended(out, None if statistic is None else entropy)
-    window = transposed.window
-    return Attended(
-        flex.banded(rows_q, doubled, v, weighted, scale=scale, window=window)
-    )
+    if statistic is None:
+        return Attended(flex.causal(rows, columns, v, scale=scale))
+    return Attended(*flex.with_entropy(rows, columns, v, scale=scale))
 
 
 def _alike(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:

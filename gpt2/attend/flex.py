@@ -44,6 +44,11 @@ def merge(one: Tensor, one_lse: Tensor, two: Tensor, two_lse: Tensor) -> Tensor:
     return (first + second).to(one.dtype)
 
 
+def causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
+    """Output [B, H, T, Dv]."""
+    return _flex(q, k, v, scale, _causal, q.shape[2])[0]
+
+
 def with_entropy(
     q: Tensor, k: Tensor, v: Tensor, *, scale: float
 ) -> tuple[Tensor, Tensor]:

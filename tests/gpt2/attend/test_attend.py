@@ -291,8 +291,18 @@ def test_kernels_on_a_gpu_equal_the_reference(
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("name", ["plain", "learned-band", "whole-factor"])
-def test_flex_on_a_gpu_equals_the_reference(name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "statistic"),
+    [
+        ("plain", None),
+        ("plain", ENTROPY),
+        ("learned-band", None),
+        ("whole-factor", None),
+    ],
+)
+def test_flex_on_a_gpu_equals_the_reference(
+    name: str, statistic: Statistic | None
+) -> None:
     torch.compiler.reset()
     compiled = torch.compile(attend)
     d, dv, window, learned, *_ = KERNELS[name]
@@ -306,13 +316,15 @@ def test_flex_on_a_gpu_equals_the_reference(name: str) -> None:
         term = None if window is None else Transposed(k, q, alpha, window)
         backend = "flex" if path is compiled else "reference"
         try:
-            out = path(q, k, v, scale=0.125, transposed=term, backend=backend).output
-            slopes = torch.autograd.grad(out.float().square().sum(), (q, k, v))
+            fields = {"transposed": term, "statistic": statistic, "backend": backend}
+            found = [x for x in path(q, k, v, scale=0.125, **fields) if x is not None]
+            total = sum(x.float().square().sum() for x in found)
+            slopes = torch.autograd.grad(total, (q, k, v))
         except torch._inductor.exc.InductorError as error:
             if "No valid triton configs" not in str(error):
                 raise
             pytest.skip("this torch has no tile of FlexAttention for such widths here")
-        results.append([out, *slopes])
+        results.append([*found, *slopes])
     for a, b in zip(*results, strict=True):
         assert (a - b).float().norm() / b.float().norm() < 2e-2
 
