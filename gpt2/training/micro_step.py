@@ -6,7 +6,9 @@ kernels. Recorded as a CUDA (or HIP) graph they are launched at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -68,7 +70,9 @@ class Recorded:
         side = torch.cuda.Stream(tokens.device)
         side.wait_stream(torch.cuda.current_stream(tokens.device))
         with torch.cuda.stream(side):
-            for _ in range(WARM):
+            for _ in range(WARM - 1):
+                step(*self.pair)
+            with _waiting_is_an_error():
                 step(*self.pair)
         torch.cuda.current_stream(tokens.device).wait_stream(side)
         self._drop()
@@ -98,6 +102,24 @@ class Recorded:
             parameter.grad = None
 
 
+@contextmanager
+def _waiting_is_an_error() -> Iterator[None]:
+    """Raise RuntimeError where the host waits for the GPU, before a recording does.
+
+    A recording that breaks off leaves torch 2.11 as if it went on: its stream is the
+    current one, its memory and that of batches copied ahead is kept for good, and
+    emptying the cache or drawing a random number is an error.
+    """
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings():  # that this does not see all that waits
+        warnings.simplefilter("ignore")
+        torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+
+
 def _record(
     work: Callable[[], Tensor], pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
@@ -116,6 +138,7 @@ def record(
     repeats: bool,
 ) -> tuple[MicroStep | Recorded, str]:
     """The step recorded, or as it is where that fails, with the reason."""
+    stream = torch.cuda.current_stream(tokens.device)
     try:
         return Recorded(step, parameters, tokens, targets, repeats=repeats), ""
     except RuntimeError as error:
@@ -123,4 +146,9 @@ def record(
             raise
         for parameter in parameters:
             parameter.grad = None
-        return step, str(error).splitlines()[0]
+        reason = str(error).splitlines()[0]
+    # Some recordings break off nevertheless. Training can go on from there.
+    torch.cuda.set_stream(stream)
+    generator = torch.cuda.default_generators[stream.device_index]
+    generator.graphsafe_set_state(generator.clone_state())
+    return step, reason

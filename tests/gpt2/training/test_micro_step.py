@@ -1,5 +1,8 @@
 """A recorded micro step does what an unrecorded one does."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -8,6 +11,7 @@ from gpt2.model import GPT
 from gpt2.training.micro_step import MicroStep, Recorded, record
 from lib.device import select_device
 from tests.gpt2.helpers import deviation, tiny_model, tokens_of
+from tests.gpt2.tinydata import ROOT
 
 
 def pairs(count: int, device: str) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -58,19 +62,54 @@ def test_a_graph_leaves_the_gradients_of_the_step_itself(repeats):
         assert all(deviation(a, b) < 1e-4 for a, b in zip(again, slopes, strict=True))
 
 
-@pytest.mark.gpu
-def test_what_cannot_be_recorded_goes_on_unrecorded():
+def waits(loss):
+    assert loss.item() > 0
+
+
+def waits_while_recorded(loss):
+    """What no pass before the recording can show."""
+    if torch.cuda.is_current_stream_capturing():
+        waits(loss)
+
+
+def goes_on_unrecorded(spoil):
     model, step = build("cuda")
     true = step.forward
 
-    def syncs(tokens, targets):
+    def spoilt(tokens, targets):
         loss = true(tokens, targets)
-        assert loss.item() > 0
+        spoil(loss)
         return loss
 
-    step.forward = syncs
+    step.forward = spoilt
     (pair,) = pairs(1, "cuda")
+    stream = torch.cuda.current_stream()
+    torch.cuda.manual_seed(5)
+    expected = torch.rand(3, device="cuda")
+    torch.cuda.manual_seed(5)
     found, why = record(step, list(model.parameters()), *pair, repeats=False)
     assert found is step and why
+    assert torch.cuda.current_stream() == stream
+    assert torch.equal(torch.rand(3, device="cuda"), expected)
     assert step(*pair).item() > 0
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
+
+
+@pytest.mark.gpu
+def test_a_step_that_waits_goes_on_unrecorded():
+    goes_on_unrecorded(waits)
+    torch.cuda.empty_cache()  # an error after a recording that broke off
+
+
+@pytest.mark.gpu
+def test_a_recording_that_breaks_off_goes_on_unrecorded():
+    name = "goes_on_unrecorded(waits_while_recorded)"
+    # A process of its own: what it leaves of torch is not fit for other tests.
+    done = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import *; {name}"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
