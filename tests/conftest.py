@@ -2,10 +2,13 @@
 
 import os
 import signal
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 from hypothesis import settings
+
+from tests import card
 
 # Settings of a `make` that started the tests must not reach those that they start.
 FROM_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "KABLATE_SETTINGS")
@@ -29,6 +32,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if gpu and not gpu_is_there():
         for item in gpu:
             item.add_marker(pytest.mark.skip(reason="torch sees no GPU here"))
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit begins
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    marks = list(item.iter_markers("gpu"))
+    if not marks or not gpu_is_there():
+        return (yield)
+    gib = max(mark.kwargs.get("gib", card.USUAL) for mark in marks)
+    with card.held(card.shares_for(gib, card.size())):
+        return (yield)
+
+
+@pytest.hookimpl(trylast=True)  # after fixtures have let go of their tensors
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and gpu_is_there():
+        import torch
+
+        torch.cuda.empty_cache()  # what is kept there no other process can have
 
 
 def gpu_is_there() -> bool:

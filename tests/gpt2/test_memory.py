@@ -1,13 +1,14 @@
 """The memory estimate, term by term against what torch really keeps.
 
 On a GPU: the whole estimate against the measured peak, a line for each step (without
-"and not slow" for all steps, compiled, in a quarter of an hour):
+"and not slow" for all steps, each of them compiled; several at once by -n 8 -rP):
 
     python -m pytest -m "gpu and not slow" -s tests/gpt2/test_memory.py
 """
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import subprocess
@@ -48,6 +49,7 @@ from gpt2.plan import make_plan, step_settings
 from gpt2.schema import Settings
 from gpt2.training.optimize import make_optimizer, make_pruner, prunable
 from lib.optim.groups import state_bytes
+from tests import card
 from tests.gpt2.helpers import full_size, make_config, tiny, tiny_step
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -314,9 +316,9 @@ def test_a_listing_shows_and_warns_of_it() -> None:
 
 
 def measured(settings: Settings, batch: int) -> int:
-    """Peak bytes that torch allocates in three updates."""
+    """Peak bytes that torch allocates in this process in three updates."""
     torch.compiler.reset()
-    torch.cuda.empty_cache()
+    before = torch.cuda.memory_allocated()  # of other tests, for cuBLAS say
     torch.cuda.reset_peak_memory_stats()
     device = torch.device("cuda")
     model = GPT(settings).to(device).train()
@@ -333,7 +335,7 @@ def measured(settings: Settings, batch: int) -> int:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-    return torch.cuda.max_memory_allocated()
+    return torch.cuda.max_memory_allocated() - before
 
 
 def compared(step: int, batch: int, compiled: bool) -> SimpleNamespace:
@@ -341,9 +343,14 @@ def compared(step: int, batch: int, compiled: bool) -> SimpleNamespace:
     settings = step_settings(full_size(), step)
     settings = settings.replace(compile_model=compiled, mixed_precision="bf16")
     settings = settings.replace(attention_backend=path_of(settings))
-    found = SimpleNamespace(
-        estimate=memory(settings, batch).total, measured=measured(settings, batch)
-    )
+    found = SimpleNamespace(estimate=memory(settings, batch).total)
+    if found.estimate / GIB > 0.9 * card.size():
+        pytest.skip(f"needs {found.estimate / GIB:.1f} of {card.size():.1f} GiB")
+    try:
+        found.measured = measured(settings, batch)
+    finally:  # nothing of it is left to the next test
+        torch.compiler.reset()
+        gc.collect()
     found.error = found.estimate / found.measured - 1
     how = f"{'compiled' if compiled else 'eager':8} {path_of(settings):6}"
     sizes = f"{found.estimate / GIB:6.2f} measured {found.measured / GIB:6.2f} GiB"
@@ -356,21 +363,20 @@ def compared(step: int, batch: int, compiled: bool) -> SimpleNamespace:
     return found
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("batch", [8, 32])
-@pytest.mark.parametrize("step", [0, 5, 8, 13, 16])
+FEW = (0, 5, 8, 13, 16)
+COMPILED = [
+    *(pytest.param(n, 8, marks=() if n in FEW else pytest.mark.slow) for n in STEPS),
+    *(pytest.param(n, 32, marks=pytest.mark.gpu(gib=15)) for n in FEW),
+]
+
+
+@pytest.mark.gpu(gib=8)
+@pytest.mark.parametrize(("step", "batch"), COMPILED)
 def test_the_estimate_holds_compiled_on_a_gpu(step: int, batch: int) -> None:
     assert abs(compared(step, batch, True).error) < 0.15
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(gib=8)
 @pytest.mark.parametrize("step", [0, 8, 16])
 def test_the_estimate_holds_without_a_compiler_on_a_gpu(step: int) -> None:
     assert abs(compared(step, 8, False).error) < 0.15
-
-
-@pytest.mark.gpu
-@pytest.mark.slow
-@pytest.mark.parametrize("step", list(STEPS))
-def test_the_estimate_holds_for_every_step_on_a_gpu(step: int) -> None:
-    assert abs(compared(step, 8, True).error) < 0.15

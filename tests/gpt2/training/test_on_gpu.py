@@ -5,6 +5,7 @@ What a card shows, with the tables on the screen:
     python -m pytest -m gpu -rP tests/lib tests/gpt2/training
 """
 
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,7 @@ def test_a_profile_of_a_run_has_kernels_and_memory(tmp_path):
     print((folder / profiling.SUMMARY_FILE).read_text())
 
 
+@pytest.mark.gpu(gib=inf)  # fills the card
 def test_an_absurd_micro_batch_is_halved_until_it_fits(tmp_path):
     fields = {"batch_size": 4096, "gradient_accumulation": 1, "max_iters": 2}
     steps = {"eval_interval": 2, "checkpoint_interval": 2, "log_interval": 1}
