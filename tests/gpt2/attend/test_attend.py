@@ -280,14 +280,13 @@ def poisoned_memory():
 
 @pytest.mark.gpu
 @pytest.mark.usefixtures("poisoned_memory")
-@pytest.mark.parametrize("length", [1, 63, 64, 129, 300])
-@pytest.mark.parametrize("dtype", TOLERANCES)
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
 @pytest.mark.parametrize("name", KERNELS)
-def test_kernels_on_a_gpu_equal_the_reference(
-    name: str, dtype: torch.dtype, length: int
-) -> None:
-    for distance in kernel_case(name, length, dtype, "cuda", "triton"):
-        assert distance <= TOLERANCES[dtype]  # and is a number
+def test_kernels_on_a_gpu_equal_the_reference(name: str, dtype: torch.dtype) -> None:
+    # All lengths in one process, which compiles and tunes but once, at the first.
+    for length in (300, 1, 63, 64, 129):
+        found = kernel_case(name, length, dtype, "cuda", "triton")
+        assert all(x <= TOLERANCES[dtype] for x in found), (length, found)  # none NaN
 
 
 @pytest.mark.gpu
