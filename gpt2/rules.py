@@ -6,12 +6,14 @@ What a symbol may be by itself is Kconfig's and gpt2/schema.py's. Torch-free.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
 from gpt2.schema import Mechanisms, Settings, latent_on
+from lib.gpu_env import check_allocator
 from lib.pruning.names import why_not
 from lib.pruning.schedules import head_target
+from lib.slots import gpu_names
 
 LARGEST_SEED = 2**32 - 1  # of numpy's generators
 
@@ -116,6 +118,12 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"DEVICE={r.device!r} is none of auto, cpu, cuda, rocm, nor one GPU such as "
         "cuda:1",
     )
+    for symbol, text, read in (
+        ("GPUS", r.gpus, gpu_names),
+        ("PYTORCH_CUDA_ALLOC_CONF", r.alloc_conf, check_allocator),
+    ):
+        why = _why_unreadable(text, read)
+        yield bool(why), f"{symbol}={text!r}: {why}"
     yield (
         max(s.matrix.seeds, default=0) > LARGEST_SEED,
         f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
@@ -128,6 +136,14 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
         "control characters",
     )
+
+
+def _why_unreadable(text: str, read: Callable[[str], object]) -> str:
+    try:
+        read(text)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def _head_rules(s: Settings) -> Iterator[tuple[bool, str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,53 @@ ALLOCATOR_NAMES = (ALLOCATOR, "PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF
 AOTRITON = "TORCH_ROCM_AOTRITON_ENABLE_EXPERIMENTAL"
 EXPANDABLE = "expandable_segments:True"
 AUTO = "auto"
+_NUMBER, _SHARE, _SWITCH = r"\d+", r"0?\.\d+|1(\.0*)?", "True|False"
+_FROM_20 = r"[2-9]\d|[1-9]\d{2,}"
+# Names and values that torch 2.13's allocator reads, of NVIDIA and AMD cards.
+ALLOCATOR_OPTIONS = {
+    "backend": "native|cudaMallocAsync|hipMallocAsync",
+    "expandable_segments": _SWITCH,
+    "garbage_collection_threshold": _SHARE,
+    "graph_capture_record_stream_reuse": _SWITCH,
+    "large_segment_size_mb": _NUMBER,
+    "max_non_split_rounding_mb": _NUMBER,
+    "max_split_size_mb": _FROM_20,
+    "per_process_memory_fraction": _SHARE,
+    "pinned_max_cached_size_mb": _NUMBER,
+    "pinned_max_round_threshold_mb": _NUMBER,
+    "pinned_num_register_threads": _NUMBER,
+    "pinned_reserve_segment_size_mb": _NUMBER,
+    "pinned_use_background_threads": _SWITCH,
+    "pinned_use_cuda_host_register": _SWITCH,
+    "pinned_use_hip_host_register": _SWITCH,
+    "release_lock_on_cudamalloc": _SWITCH,
+    "release_lock_on_hipmalloc": _SWITCH,
+    "roundup_power2_divisions": r"\d+|\[(\d+:\d+,)*(\d+|>):\d+\]",
+}
+
+
+def check_allocator(text: str) -> None:
+    """Raise ValueError for what torch's allocator would not read.
+
+    It is a list like "expandable_segments:True,max_split_size_mb:128"; "auto" or "".
+    """
+    if text in ("", AUTO):
+        return
+    for option in re.split(r",(?![^\[]*\])", "".join(text.split())):
+        name, colon, value = option.partition(":")
+        if not colon:
+            raise ValueError(
+                f"{option!r} is no option with its value, such as {EXPANDABLE}"
+            )
+        if name not in ALLOCATOR_OPTIONS:
+            near = difflib.get_close_matches(name, ALLOCATOR_OPTIONS, 1)
+            told = f"; nearest: {near[0]}" if near else ""
+            raise ValueError(
+                f"no option of torch's allocator is called {name!r}{told}. One of a "
+                f"later torch can be set in the environment, by {ALLOCATOR}"
+            )
+        if not re.fullmatch(ALLOCATOR_OPTIONS[name], value):
+            raise ValueError(f"{name} cannot be {value!r}")
 
 
 def child_environment(

@@ -17,6 +17,7 @@ ROOT = Path("/")
 AMD_VENDOR = "0x1002"
 # Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
 GPUS = "KABLATE_GPUS"  # what is set aside for a task; it compares what torch sees
+_NAME = re.compile(r"[0-9]+|(GPU|MIG)-[\w/-]+")
 VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -71,18 +72,29 @@ def _amd(root: Path) -> int:
     return found
 
 
+def gpu_names(wanted: str) -> tuple[str, ...]:
+    """Those of the list "0,2"; ValueError for what can be no such list anywhere."""
+    if not wanted.strip():
+        return ()
+    names = tuple(word.strip() for word in wanted.split(","))
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is neither a number nor a UUID of a GPU")
+        if names.count(name) > 1:
+            raise ValueError(f"it names GPU {name} twice")
+    return names
+
+
 def choose(gpus: Gpus, wanted: str) -> Gpus:
     """Those of the list "0,2" (empty: all); ValueError if one is not there."""
-    if not wanted.strip():
-        return gpus
-    names = [word.strip() for word in wanted.split(",")]
+    names = gpu_names(wanted)
     missing = [name for name in names if name not in gpus.names]
-    if missing or len(set(names)) != len(names):
+    if missing:
         raise ValueError(
-            f"GPUS={wanted!r}: there is no GPU {', '.join(missing) or 'twice'}; "
+            f"GPUS={wanted!r}: there is no GPU {', '.join(missing)}; "
             f"those visible are {','.join(gpus.names)}"
         )
-    return Gpus(gpus.backend, tuple(names))
+    return Gpus(gpus.backend, names or gpus.names)
 
 
 def gpu_slots(

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.gpu_env import child_environment, gfx_versions
+from lib.gpu_env import check_allocator, child_environment, gfx_versions
 
 NVIDIA = "proc/driver/nvidia/gpus/0000:1b:00.0/information"
 
@@ -62,3 +62,26 @@ def test_segments_grow_on_nvidia_unless_told_otherwise(tmp_path: Path) -> None:
     assert asked == {"PYTORCH_ALLOC_CONF": "max_split_size_mb:128"}
     own = {"PYTORCH_CUDA_ALLOC_CONF": "backend:cudaMallocAsync"}
     assert child_environment(own, "max_split_size_mb:128", root=tmp_path) == {}
+
+
+def test_the_allocator_is_told_only_what_torch_reads() -> None:
+    for text in (
+        "",
+        "auto",
+        "expandable_segments:True",
+        "garbage_collection_threshold:0.8, max_split_size_mb:128",
+        "roundup_power2_divisions:[256:1,512:2,>:4],backend:native",
+        "per_process_memory_fraction:.5",
+    ):
+        check_allocator(text)
+    for text, says in (
+        ("yes", "'yes' is no option with its value"),
+        ("max_split_size_mb:128,", "'' is no option"),
+        ("banana:1", "is called 'banana'.*PYTORCH_ALLOC_CONF"),
+        ("expandable_segment:True", "nearest: expandable_segments"),
+        ("expandable_segments:true", "expandable_segments cannot be 'true'"),
+        ("max_split_size_mb:5", "max_split_size_mb cannot be '5'"),
+        ("garbage_collection_threshold:1.5", "cannot be '1.5'"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            check_allocator(text)

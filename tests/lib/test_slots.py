@@ -55,9 +55,15 @@ def test_a_list_of_gpus_chooses_among_those_visible() -> None:
     gpus = Gpus("cuda", ("2", "3", "5"))
     assert choose(gpus, "") == gpus
     assert choose(gpus, "5, 2").names == ("5", "2")
-    for wrong in ("0", "2,2", "2,,3"):
-        with pytest.raises(ValueError, match="visible are 2,3,5"):
+    for wrong, says in (
+        ("0", "there is no GPU 0; those visible are 2,3,5"),
+        ("2,2", "names GPU 2 twice"),
+        ("2,,3", "'' is neither a number nor a UUID"),
+    ):
+        with pytest.raises(ValueError, match=says):
             choose(gpus, wrong)
+    named = Gpus("cuda", ("GPU-1f", "MIG-8c2b/1/0"))
+    assert choose(named, "MIG-8c2b/1/0").names == ("MIG-8c2b/1/0",)
 
 
 def test_tasks_are_dealt_out_over_the_gpus() -> None:

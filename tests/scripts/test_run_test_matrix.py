@@ -161,6 +161,7 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
         (("--overrides", "DATA_DIR=nowhere"), "prepare_data.py"),
         (("--config", "none.py"), "make defconfig-"),
         (("--overrides", "JOBS=0"), "PARALLEL_JOBS"),
+        (("--dry-run", "--overrides", "GPUS=a"), "UUID of a GPU\n(GPUS: command"),
         (("--stop", "--only", "*/seed1"), "stopped as a whole"),
         (("--overrides", "ENGINE=ray GPUS=0"), "Ray deals them out"),
         pytest.param(
