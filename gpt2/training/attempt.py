@@ -302,7 +302,7 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
         settings.model.head_dim,
         environ,
     )
-    parameters = sum(p.numel() for p in trainer.parameters)
+    parameters = sum(p.numel() for p in trainer.updater.parameters)
     if material.ranks.is_first:
         manifest.write(
             trainer.recorder.run_dir,

@@ -32,17 +32,15 @@ from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.export import HEADS
 from gpt2.training.failures import Interrupted, NonFinite
 from gpt2.training.material import Material
-from gpt2.training.micro_step import Forward, MicroStep, Recorded, record
-from gpt2.training.optimize import make_optimizer, make_pruner
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
 from gpt2.training.record import Recorder
 from gpt2.training.removal import TIMED_WINDOWS, Removal, remove_heads, told_of
 from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
+from gpt2.training.update import Updater
 from lib import device as devices
 from lib.identity import canonical_json
-from lib.optim.groups import set_learning_rate
 from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
@@ -51,7 +49,6 @@ from lib.rundir import truncate_metrics
 
 EXPORT_FILE = "model.safetensors"
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
-LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the loss
 
 
 class Trainer:
@@ -81,25 +78,9 @@ class Trainer:
         self.tokens_per_update = (
             self.settings.effective_batch * self.settings.model.block_size
         )
-        self.parameters = list(model.parameters())
-        self.optimizer = make_optimizer(model, self.optim)
-        self.pruner = make_pruner(model, self.optimizer, self.settings)
-        self.scaler = devices.grad_scaler(self.device, self.precision)
+        self.updater = Updater(model, self.settings, material)
         self.evaluator = Evaluator(
             self.val_split, self.settings, self.device, self.split.micro_batch
-        )
-        self._shared = self.ranks.wrap(model, self._on)
-        compiled = self.resources.compile_model
-        mode = self.resources.compile_mode
-        forward: Forward = self._shared
-        if compiled:
-            forward = torch.compile(forward, mode=mode, dynamic=False)
-        self._step: MicroStep | Recorded = MicroStep(
-            forward,
-            self.device,
-            self.precision,
-            share=1 / self.split.accumulation,
-            scale=lambda loss: self.scaler.scale(loss),
         )
         self.progress, self._clock = Progress(), Clock()
         # Loss and gradient norm, summed since the last record, on the device.
@@ -194,27 +175,12 @@ class Trainer:
         pair = gather(self.train_split.tokens, windows, self.settings.model.block_size)
         tokens, targets = (one.to(self._on) for one in pair)
         random = self._random_state()
-
-        def once() -> None:
-            with self.ranks.alone(self._shared, last=False):
-                self._step(tokens, targets)
-            self.optimizer.zero_grad(set_to_none=True)
-
-        devices.warm_up(once, self.device, times)
+        self.updater.warm_up(tokens, targets, times)
         if self.device.is_gpu and self.ranks.is_single and self.resources.cuda_graphs:
-            self._record(tokens, targets)
+            told = self.updater.record(tokens, targets)
+            manifest.note_graph(self.recorder.run_dir, self.job, told)
+            self.recorder.say(f"CUDA graph of a micro step: {told}")
         self._set_random_state(random)
-
-    def _record(self, tokens: Tensor, targets: Tensor) -> None:
-        """Replay recorded micro steps from now on, if they can be recorded."""
-        assert isinstance(self._step, MicroStep), "recorded twice"
-        repeats = self.split.accumulation > 1
-        self._step, why = record(
-            self._step, self.parameters, tokens, targets, repeats=repeats
-        )
-        told = f"not recorded: {why}" if why else "recorded"
-        manifest.note_graph(self.recorder.run_dir, self.job, told)
-        self.recorder.say(f"CUDA graph of a micro step: {told}")
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()
@@ -230,11 +196,9 @@ class Trainer:
         update = self.progress.step + 1
         fake_nan = self._planned_faults(update)
         self._rate = learning_rate(update, self.optim, self._time_share())
-        set_learning_rate(self.optimizer, self._rate)
-        loss = self.accumulate(data)
+        loss, self._norm = self.updater(data, update, self._rate)
         if fake_nan:
             loss = loss * math.nan
-        self._norm = self._apply(update)
         self._sums += torch.stack([loss, self._norm])
         self.progress.count(self.tokens_per_update)
         self._is_over = self._has_ended()
@@ -261,37 +225,6 @@ class Trainer:
         faults.commit(kinds)
         return "nan" in kinds
 
-    def accumulate(self, data: Iterator[Batch]) -> Tensor:
-        """Gradients of the mean loss over all tokens of the update; that loss."""
-        total = torch.zeros((), device=self._on)
-        for left in reversed(range(self.split.accumulation)):
-            tokens, targets = next(data)
-            with self.ranks.alone(self._shared, last=not left):
-                total += self._step(tokens, targets)
-        return self.ranks.mean(total)
-
-    def _apply(self, update: int) -> Tensor:
-        """Prune, clip, step; the gradient's norm before the clip."""
-        optimizer = cast(torch.optim.Optimizer, self.optimizer)
-        self.scaler.unscale_(optimizer)
-        if self.scaler.is_enabled():
-            self._drop_overflow()
-        self.pruner.before_step(update)
-        limit = self.optim.grad_clip or math.inf
-        norm = nn.utils.clip_grad_norm_(self.parameters, limit)
-        self.scaler.step(optimizer)
-        self.scaler.update()
-        self.pruner.after_step(update)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _drop_overflow(self) -> None:
-        """fp16: the scaler has noted an overflow and will leave this update out;
-        scores of pruning and sums of norms must not see it either."""
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
-
     def _after_update(self) -> None:
         step = self.progress.step
         if not self.device.is_gpu:  # where reading costs nothing: at once
@@ -314,7 +247,7 @@ class Trainer:
         for what, value in (("training loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 self._fail(f"the {what} became {value}")
-        if self.scaler.is_enabled() and self.scaler.get_scale() < LOWEST_SCALE:
+        if self.updater.always_overflows():
             self._fail("fp16 overflows at every loss scale (use bf16 or fp32)")
         return float(loss)
 
@@ -446,16 +379,14 @@ class Trainer:
         self.recorder.status(step=self.progress.step)
 
     def _check_weights(self) -> None:
-        finite = [torch.isfinite(p.detach()).all() for p in self.parameters]
+        finite = [torch.isfinite(p.detach()).all() for p in self.updater.parameters]
         if not bool(torch.stack(finite).all()):
             self._fail("a weight became NaN or infinite")
 
     def _state(self) -> dict[str, Any]:
         """Everything but the weights: plain data and tensors."""
         return {
-            "optimizer": self.optimizer.state_dict(),
-            "pruner": self.pruner.state_dict(),
-            "scaler": self.scaler.state_dict(),
+            **self.updater.state_dict(),
             "rng": self.ranks.gather(self._random_state()),
             "progress": asdict(self.progress),
         }
@@ -493,10 +424,7 @@ class Trainer:
     def _restore(self, found: checkpoint.Checkpoint) -> None:
         checkpoint.load_weights(self.model, found.weights)
         state = found.state
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.pruner.load_state_dict(state["pruner"])
-        if state["scaler"]:
-            self.scaler.load_state_dict(state["scaler"])
+        self.updater.load_state_dict(state)
         self.progress = Progress(**state["progress"])
         self._sums.copy_(torch.tensor(self.progress.sums, dtype=torch.float64))
         self._saved_step = self.progress.step
@@ -518,8 +446,8 @@ class Trainer:
             "settings": canonical_json(self.settings.to_dict()),
         }
         model, found = self.model, {}
-        if isinstance(self.pruner, HeadPruner):
-            removal = self._removal(self.pruner)
+        if isinstance(self.updater.pruner, HeadPruner):
+            removal = self._removal(self.updater.pruner)
             model, found = removal.model, removal.result
             metadata[HEADS] = canonical_json(list(removal.heads))
             self.recorder.say(told_of(removal))
@@ -540,8 +468,8 @@ class Trainer:
         return {
             **costs,
             **scored(self.progress, self.val_split.bytes_per_token),
-            **held(self.optimizer, self.pruner),
-            "parameters": sum(p.numel() for p in self.parameters),
+            **held(self.updater.optimizer, self.updater.pruner),
+            "parameters": sum(p.numel() for p in self.updater.parameters),
             "peak_memory_bytes": devices.peak_memory(self.device)[0],
             **devices.reserved_memory(self.device),
         }

@@ -213,7 +213,7 @@ def gradients(job, micro_batch):
     init_parameters(model, job.seed)
     model.train()
     trainer = make_trainer(job, model, micro_batch)
-    loss = trainer.accumulate(trainer.micro_batches())
+    loss = trainer.updater.accumulate(trainer.micro_batches())
     return loss, {name: p.grad for name, p in model.named_parameters()}
 
 
@@ -340,16 +340,16 @@ def test_an_overflow_of_scaled_gradients_skips_the_update_and_goes_on(data_dir):
     trainer = make_trainer(job, model)
     with torch.no_grad():
         model.wte.weight.mul_(1e3)  # gradients far above 1
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
     data, weight = trainer.micro_batches(), model.wte.weight.detach().clone()
     scales = []
     while torch.equal(model.wte.weight, weight) and trainer.progress.step < STEPS:
         trainer.update(data)
-        scales.append(trainer.scaler.get_scale())
+        scales.append(trainer.updater.scaler.get_scale())
     assert scales[0] == 2.0**126 and trainer.progress.step == len(scales) > 1
     assert all(torch.isfinite(p).all() for p in model.parameters())
     trainer.check_finite()  # skipped updates are no failure
-    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=1e-6)
+    trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=1e-6)
     with pytest.raises(NonFinite, match="every loss scale"):
         trainer.update(data)
         trainer.check_finite()

@@ -28,7 +28,7 @@ def test_warming_up_changes_neither_weights_nor_random_numbers(tmp_path):
         after = list(model.parameters())
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
         data = trainer.micro_batches()
-        losses.append([trainer.accumulate(data).item() for _ in range(2)])
+        losses.append([trainer.updater.accumulate(data).item() for _ in range(2)])
     assert losses[0] == losses[1]
 
 
