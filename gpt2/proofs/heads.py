@@ -23,11 +23,9 @@ from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.reading import settings_from
 from gpt2.schema import Settings
-from gpt2.training import checkpoint
-from gpt2.training.export import HEADS, load_export
+from gpt2.training.export import EXPORT_FILE, load_export, write_export
 from gpt2.training.optimize import make_optimizer, prunable
 from gpt2.training.removal import TOLERANCE, Cut, RemovalDiffers, compare
-from lib.identity import canonical_json
 from lib.optim.certify import Row
 from lib.optim.groups import set_learning_rate
 from lib.pruning import reference
@@ -361,14 +359,11 @@ def check_export(
     difference of logits relative to the largest, over a context and decoding."""
     run, label = Run(optimizer, make).finished(), "heads: export = masked model"
     tokens, settings, kept = run.tokens[0][:1], run.settings, run.pruner.kept()
-    metadata = {
-        "settings": canonical_json(settings.to_dict()),
-        HEADS: canonical_json([sum(layer) for layer in kept]),
-    }
+    heads = [sum(layer) for layer in kept]
     try:
         with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "model.safetensors"
-            checkpoint.export(path, cut(run.model, settings, kept), metadata)
+            path = Path(folder) / EXPORT_FILE
+            write_export(path, cut(run.model, settings, kept), settings, heads)
             found = load_export(path)
         assert found.heads is not None
         figure = compare(run.model, found.model, settings, found.heads, tokens)

@@ -1,19 +1,22 @@
-"""The exported model of a run, read back as data."""
+"""The exported model of a run: written, and read back as data."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from gpt2.model import GPT
 from gpt2.reading import settings_from_dict
 from gpt2.schema import Settings
-from gpt2.training.checkpoint import load_weights
+from gpt2.training.checkpoint import export, load_weights
+from lib.identity import canonical_json
 
+EXPORT_FILE = "model.safetensors"
 HEADS = "heads"  # of the metadata: numbers of heads by layer, where some were removed
 
 
@@ -28,6 +31,24 @@ class Exported:
     model: GPT
     settings: Settings
     heads: tuple[int, ...] | None
+
+
+def write_export(
+    path: Path,
+    model: nn.Module,
+    settings: Settings,
+    heads: Sequence[int] | None = None,
+    **origin: str,
+) -> None:
+    """Write a trained model as load_export reads it, atomically.
+
+    settings, heads: as in Exported. origin: what the file is to say besides of the
+    run it comes from. Raises DiskFull.
+    """
+    metadata = {**origin, "settings": canonical_json(settings.to_dict())}
+    if heads is not None:
+        metadata[HEADS] = canonical_json(list(heads))
+    export(path, model, metadata)
 
 
 def load_export(path: Path) -> Exported:

@@ -12,8 +12,9 @@ from gpt2.model import GPT
 from gpt2.paths import chosen
 from gpt2.schema import Settings
 from gpt2.training.alignment import unaligned
+from gpt2.training.export import EXPORT_FILE
 from gpt2.training.material import Material
-from gpt2.training.trainer import EXPORT_FILE, Trainer
+from gpt2.training.trainer import Trainer
 from lib import device as devices
 from lib import startup
 from lib.human import size

@@ -29,7 +29,7 @@ from gpt2.training.data import (
     gather,
 )
 from gpt2.training.evaluate import Evaluator, Scorer
-from gpt2.training.export import HEADS
+from gpt2.training.export import EXPORT_FILE, write_export
 from gpt2.training.failures import Interrupted, NonFinite
 from gpt2.training.material import Material
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
@@ -40,14 +40,12 @@ from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from gpt2.training.update import Updater
 from lib import device as devices
-from lib.identity import canonical_json
 from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
 from lib.pruning.heads import HeadPruner
 from lib.rundir import truncate_metrics
 
-EXPORT_FILE = "model.safetensors"
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
 
 
@@ -439,19 +437,19 @@ class Trainer:
         are not in it. What their removal brought, for the result."""
         if not self.ranks.is_first:
             return {}
-        metadata = {
+        model, found = self.model, {}
+        heads: tuple[int, ...] | None = None
+        if isinstance(self.updater.pruner, HeadPruner):
+            removal = self._removal(self.updater.pruner)
+            model, heads, found = removal.model, removal.heads, removal.result
+            self.recorder.say(told_of(removal))
+        origin = {
             "hash": self.job.hash,
             "step": str(self.progress.step),
             "seed": str(self.job.seed),
-            "settings": canonical_json(self.settings.to_dict()),
         }
-        model, found = self.model, {}
-        if isinstance(self.updater.pruner, HeadPruner):
-            removal = self._removal(self.updater.pruner)
-            model, found = removal.model, removal.result
-            metadata[HEADS] = canonical_json(list(removal.heads))
-            self.recorder.say(told_of(removal))
-        checkpoint.export(self.recorder.run_dir / EXPORT_FILE, model, metadata)
+        path = self.recorder.run_dir / EXPORT_FILE
+        write_export(path, model, self.settings, heads, **origin)
         return found
 
     def _removal(self, pruner: HeadPruner) -> Removal:
