@@ -13,7 +13,7 @@ import random
 import re
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -300,6 +300,22 @@ def seed_everything(seed: int) -> None:
     random.seed(seed)
     numpy.random.seed(seed)
     torch.manual_seed(seed)
+
+
+def random_state(info: DeviceInfo) -> dict[str, torch.Tensor | None]:
+    """State of torch's generators, of the CPU and of this GPU (None without one)."""
+    gpu = torch.cuda.get_rng_state(info.torch_device) if info.is_gpu else None
+    return {"cpu": torch.get_rng_state(), "gpu": gpu}
+
+
+def set_random_state(
+    info: DeviceInfo, random: Mapping[str, torch.Tensor | None]
+) -> None:
+    """What random_state gave, be it of another kind of device."""
+    assert random["cpu"] is not None
+    torch.set_rng_state(random["cpu"])
+    if info.is_gpu and random["gpu"] is not None:
+        torch.cuda.set_rng_state(random["gpu"], info.torch_device)
 
 
 # ---- time and memory ------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The training loop: updates, evaluations, checkpoints, and where it resumes.
+"""The training loop: updates, evaluations, records, and when to write a checkpoint.
 
 Step n means n optimizer updates done. On a GPU losses are read at log, evaluation
 and checkpoint steps only; a sum that is not finite then tells of any update since.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpt2.budget import budget
 from gpt2.lengths import seconds_of
 from gpt2.model import GPT
-from gpt2.plan import Job, identity_of
-from gpt2.training import checkpoint, faults, manifest
+from gpt2.plan import Job
+from gpt2.training import faults, manifest
 from gpt2.training.data import (
     Batch,
     Batches,
@@ -36,6 +34,7 @@ from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisat
 from gpt2.training.progress import Clock, Progress
 from gpt2.training.record import Recorder
 from gpt2.training.removal import TIMED_WINDOWS, Removal, remove_heads, told_of
+from gpt2.training.resume import Checkpoints
 from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from gpt2.training.update import Updater
@@ -44,7 +43,6 @@ from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
 from lib.pruning.heads import HeadPruner
-from lib.rundir import truncate_metrics
 
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
 
@@ -77,6 +75,7 @@ class Trainer:
             self.settings.effective_batch * self.settings.model.block_size
         )
         self.updater = Updater(model, self.settings, material)
+        self.checkpoints = Checkpoints(job, model, self.updater, material, recorder)
         self.evaluator = Evaluator(
             self.val_split, self.settings, self.device, self.split.micro_batch
         )
@@ -84,7 +83,6 @@ class Trainer:
         # Loss and gradient norm, summed since the last record, on the device.
         self._sums = torch.zeros(2, dtype=torch.float64, device=self._on)
         self._norm = torch.zeros((), device=self._on)
-        self._saved_step: int | None = None
         self._time_budget = seconds_of(self.optim.time_budget)
         self._rate = 0.0
         self._is_over = False
@@ -172,13 +170,13 @@ class Trainer:
         )
         pair = gather(self.train_split.tokens, windows, self.settings.model.block_size)
         tokens, targets = (one.to(self._on) for one in pair)
-        random = self._random_state()
+        random = devices.random_state(self.device)
         self.updater.warm_up(tokens, targets, times)
         if self.device.is_gpu and self.ranks.is_single and self.resources.cuda_graphs:
             told = self.updater.record(tokens, targets)
             manifest.note_graph(self.recorder.run_dir, self.job, told)
             self.recorder.say(f"CUDA graph of a micro step: {told}")
-        self._set_random_state(random)
+        devices.set_random_state(self.device, random)
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()
@@ -250,7 +248,7 @@ class Trainer:
         return float(loss)
 
     def _fail(self, what: str) -> None:
-        step = checkpoint.newest_step(self._folder)
+        step = self.checkpoints.newest_step()
         kept = "there is none" if step is None else f"step {step}"
         raise NonFinite(
             f"{what} by update {self.progress.step}; last good checkpoint: {kept}"
@@ -344,35 +342,19 @@ class Trainer:
 
     # ---- checkpoints ------------------------------------------------------------
 
-    @property
-    def _folder(self) -> Path:
-        return self.recorder.run_dir / checkpoint.FOLDER
-
-    def _stamp(self) -> checkpoint.Stamp:
-        return checkpoint.Stamp(
-            step=self.progress.step,
-            hash=self.job.hash,
-            identity=identity_of(self.settings, self.job.seed),
-            data_fingerprint=self.train_split.fingerprint,
-        )
-
     def save(self) -> None:
         """Write a checkpoint of this step, unless it is there.
 
         Raises NonFinite rather than keep one that is of no use, and DiskFull.
         """
-        if self._saved_step == self.progress.step:
+        if self.checkpoints.step == self.progress.step:
             return
         self.check_finite()
         self._check_weights()
         self._book(training=True)
         self.progress.sums = self._sums.tolist()
         self.recorder.flush()
-        state = self._state()
-        if self.ranks.is_first:
-            weights = checkpoint.weights_of(self.model)
-            checkpoint.save(self._folder, self._stamp(), weights, state)
-        self._saved_step = self.progress.step
+        self.checkpoints.save(self.progress)
         self._book(training=False)
         self.recorder.status(step=self.progress.step)
 
@@ -381,54 +363,17 @@ class Trainer:
         if not bool(torch.stack(finite).all()):
             self._fail("a weight became NaN or infinite")
 
-    def _state(self) -> dict[str, Any]:
-        """Everything but the weights: plain data and tensors."""
-        return {
-            **self.updater.state_dict(),
-            "rng": self.ranks.gather(self._random_state()),
-            "progress": asdict(self.progress),
-        }
-
-    def _random_state(self) -> dict[str, Tensor | None]:
-        gpu = torch.cuda.get_rng_state(self._on) if self.device.is_gpu else None
-        return {"cpu": torch.get_rng_state(), "gpu": gpu}
-
-    def _set_random_state(self, random: dict[str, Tensor | None]) -> None:
-        assert random["cpu"] is not None
-        torch.set_rng_state(random["cpu"])
-        if self.device.is_gpu and random["gpu"] is not None:
-            torch.cuda.set_rng_state(random["gpu"], self._on)
-
     def resume(self) -> int | None:
         """Go on from the newest whole checkpoint; its step, or None: a fresh run.
 
-        Records of later steps are dropped, since they will be written again.
         Raises CheckpointMismatch if the directory holds another run's.
         """
-        if self.ranks.is_first:
-            checkpoint.remove_leftovers(self._folder)
-        self.ranks.from_first(None)  # what is half written is gone now
-        found = checkpoint.load_newest(self._folder, self._stamp(), self.recorder.say)
-        steps = self.ranks.gather(found.stamp.step if found else -1)
-        if len(set(steps)) > 1:
-            raise RuntimeError(f"the ranks found different checkpoints: steps {steps}")
-        if found is not None:
-            self._restore(found)
-        if self.ranks.is_first:
-            truncate_metrics(self.recorder.metrics, steps[0])
-        self.ranks.from_first(None)
-        return None if found is None else self.progress.step
-
-    def _restore(self, found: checkpoint.Checkpoint) -> None:
-        checkpoint.load_weights(self.model, found.weights)
-        state = found.state
-        self.updater.load_state_dict(state)
-        self.progress = Progress(**state["progress"])
-        self._sums.copy_(torch.tensor(self.progress.sums, dtype=torch.float64))
-        self._saved_step = self.progress.step
-        generators = state["rng"]
-        if len(generators) == self.ranks.world_size:  # else they start anew
-            self._set_random_state(generators[self.ranks.rank])
+        found = self.checkpoints.resume()
+        if found is None:
+            return None
+        self.progress = found
+        self._sums.copy_(torch.tensor(found.sums, dtype=torch.float64))
+        return found.step
 
     # ---- the end ----------------------------------------------------------------
 
