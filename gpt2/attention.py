@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gpt2.attend.call import Attended, attend, statistic_of
+from gpt2.attend.call import Attended, Largest, attend, statistic_of
 from gpt2.context import BlockContext, LayerCache
 from gpt2.gating import OutputGate, StatisticGate, mixed
 from gpt2.reciprocal import Reciprocity
@@ -93,7 +93,7 @@ class AttentionSide(NamedTuple):
     """What the MLP of the same block may read besides its input."""
 
     key_latent: Tensor | None
-    mean_weights: Tensor | None
+    mean_weights: Tensor | Largest | None
 
 
 class CausalAttention(nn.Module):
@@ -112,6 +112,7 @@ class CausalAttention(nn.Module):
         self.reads_latent = x.latent != "none" and layer > 0
         self.output_gate = OutputGate(settings) if x.output_gate else None
         self.wants_mean = x.cross_token
+        self.kept = x.cross_topk if x.cross_select == "topk" else 0
         self.proj = nn.Linear(m.n_head * m.head_dim, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
 
@@ -187,6 +188,7 @@ class CausalAttention(nn.Module):
             statistic=statistic,
             row_scale=rows,
             mean=self.wants_mean,
+            kept=self.kept,
             dropout=self.dropout_p if self.training else 0.0,
             backend=self.backend,
             qkv=heads.qkv,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.attend.call import row_positions
+from gpt2.attend.call import Largest, row_positions
 from gpt2.attend.request import place_of_tensor
 from gpt2.attention import AttentionSide
 from gpt2.context import BlockContext, LayerCache
@@ -31,15 +31,31 @@ class CrossToken(nn.Module):
         self.up = nn.Linear(x.cross_rank, m.mlp_width, bias=False)
 
     def forward(
-        self, hidden: Hidden, weights: Tensor, cache: LayerCache | None = None
+        self, hidden: Hidden, weights: Tensor | Largest, cache: LayerCache | None = None
     ) -> Hidden:
-        """hidden [B, S, M], weights [B, S, N] -> [B, S, M]."""
+        """hidden [B, S, M], weights [B, S, N] or their topk largest -> [B, S, M]."""
         low = read(hidden, "cross", self.down.weight)  # summed at rank R, not M
         if cache is not None:
             low = cache.extend("cross", low, 1)
-        kept = keep_weights(weights, self.select, self.topk, self.tau, self.renorm)
-        summed = kept.to(low.dtype) @ low
+        if isinstance(weights, Largest):
+            summed = sum_largest(weights, low, self.renorm)
+        else:
+            kept = keep_weights(weights, self.select, self.topk, self.tau, self.renorm)
+            summed = kept.to(low.dtype) @ low
         return added(hidden, summed, self.up.weight, self.mix)
+
+
+def sum_largest(weights: Largest, low: Tensor, renorm: bool) -> Tensor:
+    """sum_j w_ij low_j over the largest weights; low [B, N, R] -> [B, S, R]."""
+    from lib.kernels.kept import sum_kept
+
+    values = normalised(weights.values) if renorm else weights.values
+    return sum_kept(values, weights.columns, low)
+
+
+def normalised(weights: Tensor) -> Tensor:
+    """Non-negative numbers [..., N] divided by their sum."""
+    return weights / weights.sum(-1, keepdim=True).clamp_min(SMALLEST_SUM)
 
 
 def keep_weights(
@@ -48,8 +64,8 @@ def keep_weights(
     """Keep the k largest of each row, or those of at least tau times its rms.
 
     weights [B, S, N] with zeros where j > i; gradients flow through what is
-    kept. All that equal the k-th largest stay, so that no path has to choose
-    among equals. The rms is over the visible part of the row. The kernel gives
+    kept. Of those that equal the k-th largest the first stay, so that every path
+    chooses the same. The rms is over the visible part of the row. The kernel gives
     the type of autocast's products, everything else that of the weights.
     """
     if place_of_tensor(weights).triton and weights.dtype == torch.float32:
@@ -62,15 +78,16 @@ def keep_weights(
         return keep(weights, least, tau if select == "rms" else 0.0, renorm, dtype)
     rows, columns = weights.shape[-2:]
     if select == "topk" and topk < columns:
-        least_kept = weights.detach().topk(topk, dim=-1).values[..., -1:]
-        weights = weights.masked_fill(weights < least_kept, 0.0)
+        seen = weights.detach()
+        last = seen.topk(topk, dim=-1).values[..., -1:]
+        above, equal = seen > last, seen == last
+        room = topk - above.sum(-1, keepdim=True)
+        weights = weights * (above | (equal & (equal.cumsum(-1) <= room)))
     elif select == "rms":
         visible = row_positions(rows, columns, weights.device) + 1
         rms = (weights.square().sum(-1, keepdim=True) / visible).sqrt()
         weights = weights * (weights >= tau * rms).to(weights.dtype)
-    if renorm:
-        weights = weights / weights.sum(-1, keepdim=True).clamp_min(SMALLEST_SUM)
-    return weights
+    return normalised(weights) if renorm else weights
 
 
 class LatentExchange(nn.Module):

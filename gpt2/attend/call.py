@@ -22,13 +22,26 @@ from gpt2.attend.request import (
 )
 
 
+class Largest(NamedTuple):
+    """The K largest of each row of a matrix [B, S, N], as values and columns [B, S, K];
+    value 0 and column -1 where fewer are positive."""
+
+    values: Tensor
+    columns: Tensor
+
+    def matrix(self, columns: int) -> Tensor:
+        """[B, S, N] with zeros for all others."""
+        zeros = self.values.new_zeros(*self.values.shape[:2], columns)
+        return zeros.scatter_add(-1, self.columns.clamp_min(0).long(), self.values)
+
+
 class Attended(NamedTuple):
     """Output [B, H, S, Dv]; if asked for, statistic [B, H or 1, S] and the
     weights' mean over heads [B, S, N], before dropout."""
 
     output: Tensor
     statistic: Tensor | None = None
-    mean: Tensor | None = None
+    mean: Tensor | Largest | None = None
 
 
 def attend(
@@ -41,6 +54,7 @@ def attend(
     statistic: Statistic | None = None,
     row_scale: Tensor | None = None,
     mean: bool = False,
+    kept: int = 0,
     dropout: float = 0.0,
     backend: str = "auto",
     qkv: Tensor | None = None,
@@ -50,8 +64,9 @@ def attend(
     q [B, H, S, D], k [B, H or 1, N, D], v [B, H or 1, N, Dv], row_scale
     [B, H, S] on the logits of a row. ``backend`` is one of BACKENDS: where it
     cannot serve, sdpa does, or else the reference (``path_of`` tells which).
-    Paths agree up to rounding. ``qkv`` [B, S, 3, H, D], if q, k and v are views of
-    it, spares the kernels' gradients being put together.
+    Paths agree up to rounding. ``kept``: so many of a row's mean weights are read (0:
+    all), for paths that then give those alone. ``qkv`` [B, S, 3, H, D], if q, k and v
+    are views of it, spares the kernels' gradients being put together.
     """
     request = Request.of(q, k, v, transposed, statistic, mean, dropout)
     match path_of(request, backend, place_of_tensor(q)):
@@ -61,7 +76,7 @@ def attend(
             return _flex(q, k, v, scale, transposed, statistic, row_scale)
         case "triton":
             return _triton(
-                q, k, v, scale, transposed, statistic, row_scale, mean, qkv=qkv
+                q, k, v, scale, transposed, statistic, row_scale, mean, kept, qkv=qkv
             )
     return reference(
         q,
@@ -149,21 +164,24 @@ def _triton(
     statistic: Statistic | None,
     row_scale: Tensor | None,
     mean: bool,
+    kept: int = 0,
     values: bool = True,
     qkv: Tensor | None = None,
 ) -> Attended:
     """The kernels of lib/kernels/causal.py. A statistic of the heads' mean weights
     is taken from these."""
     from lib.kernels.causal_op import attention
+    from lib.kernels.kept import MOST
 
     q, k, v = _alike(q, k, v)
     averaged = statistic is not None and statistic.head_average
     kind = "none" if statistic is None or averaged else statistic.kind
+    few = min(kept, k.shape[2]) if mean and not averaged and kept <= MOST else 0
     window, alpha = -1, 0.0 if transposed is None else transposed.alpha
     if transposed is not None:
         whole = transposed.is_whole(k.shape[2])
         window = k.shape[2] if whole else transposed.window
-    out, stat, means = attention(
+    out, stat, means, columns = attention(
         q,
         k,
         v,
@@ -175,11 +193,14 @@ def _triton(
         row_factor=row_scale,
         values=values,
         mean=mean or averaged,
+        kept=few,
         qkv=qkv,
     )
     found = None if statistic is None else stat
     if statistic is not None and averaged:
         found = row_statistic(means.unsqueeze(1), statistic)
+    if few:
+        return Attended(out, found, Largest(means, columns))
     return Attended(out, found, means if mean else None)
 
 
@@ -217,7 +238,9 @@ def statistic_of(
     """The statistic [B, H or 1, S] of the rows ``attend`` would weigh with."""
     request = Request.of(q, k, q, transposed, statistic, values=False)
     if path_of(request, backend, place_of_tensor(q)) == "triton":
-        found = _triton(q, k, q, scale, transposed, statistic, None, False, False)
+        found = _triton(
+            q, k, q, scale, transposed, statistic, None, mean=False, values=False
+        )
         assert found.statistic is not None, "a statistic was asked for"
         return found.statistic
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32

@@ -10,9 +10,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gpt2.attend.call import Attended, Largest
 from gpt2.attend.request import Place, fallbacks, place_of, refusal, requests_of
 from gpt2.attention import CausalAttention, Heads
 from gpt2.block import RA_MLA_Block
+from gpt2.mlp import keep_weights
 from gpt2.paths import trials
 from gpt2.paths.trials import Trial
 from gpt2.schema import Settings
@@ -22,7 +24,7 @@ from gpt2.schema import Settings
 CANDIDATES = ("sdpa", "triton", "flex")
 CHECKED_LENGTH = 277  # odd, and more than two tiles
 
-Weigh = Callable[[Heads], tuple[Tensor, ...]]
+Weigh = Callable[[Heads], Attended]
 
 
 def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, str]:
@@ -61,9 +63,9 @@ def attempt(path: str, settings: Settings, device: torch.device, batch: int) -> 
     def seconds() -> float:
         weigh = _weigher(path, settings, device)
         heads, leaves = inputs(settings, device, batch, settings.model.block_size)
-        slopes = [torch.randn_like(x) for x in weigh(heads)]
+        slopes = [torch.randn_like(x) for x in _numbers(weigh(heads))]
         return trials.kernel_seconds(
-            lambda: torch.autograd.grad(weigh(heads), leaves, slopes), device
+            lambda: torch.autograd.grad(_numbers(weigh(heads)), leaves, slopes), device
         )
 
     def check() -> str:
@@ -82,12 +84,28 @@ def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
         with torch.no_grad():  # learned weights start at 0, where nothing shows
             layer.reciprocity.alpha.fill_(0.3)
 
-    def weigh(heads: Heads) -> tuple[Tensor, ...]:
-        found = layer.weigh(heads)
-        return tuple(x for x in found if x is not None)
+    def weigh(heads: Heads) -> Attended:
+        return layer.weigh(heads)
 
     compiled = settings.resources.compile_model and path != "reference"
     return torch.compile(weigh, dynamic=False) if compiled else weigh
+
+
+def _numbers(attended: Attended) -> list[Tensor]:
+    """What there is of output, statistic and mean weights."""
+    mean = attended.mean
+    given = mean.values if isinstance(mean, Largest) else mean
+    return [x for x in (*attended[:2], given) if x is not None]
+
+
+def _comparable(attended: Attended, settings: Settings) -> Attended:
+    """With the mean weights as a matrix of those that are read."""
+    x, mean = settings.mechanisms, attended.mean
+    if isinstance(mean, Largest):
+        return attended._replace(mean=mean.matrix(mean.columns.shape[1]))
+    if mean is None or x.cross_select != "topk":
+        return attended
+    return attended._replace(mean=keep_weights(mean, "topk", x.cross_topk, 0.0, False))
 
 
 def inputs(
@@ -120,7 +138,8 @@ def compare(
 
     def results(weigh: Weigh) -> list[Tensor]:
         heads, leaves = inputs(settings, device, 2, length)
-        return trials.with_gradients(weigh(heads), leaves)
+        found = _comparable(weigh(heads), settings)
+        return trials.with_gradients(_numbers(found), leaves)
 
     kind = requests_of(settings)[-1].dtype
     return trials.difference(results(ours), results(theirs), kind)

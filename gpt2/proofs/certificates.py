@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt2.attend.call import Largest
 from gpt2.attention import CausalAttention, Heads
 from gpt2.budget import budget
 from gpt2.context import DecodeCache
@@ -281,7 +282,11 @@ def _compare_attention(
     if attended.statistic is not None:
         ours = attended.statistic.expand_as(statistic)
         pairs["the statistic"] = (ours, statistic)
-    if attended.mean is not None:
+    if isinstance(attended.mean, Largest):
+        ours, k = attended.mean.matrix(mean.shape[-1]), attended.mean.columns.shape[-1]
+        least = mean.sort(descending=True).values[..., k - 1 : k]
+        pairs["the mean weights"] = (ours, mean * (mean >= least))
+    elif attended.mean is not None:
         pairs["the mean weights"] = (attended.mean, mean)
     found = {name: deviation(a, b) for name, (a, b) in pairs.items()}
     leaves = (heads.q, heads.k, heads.v)

@@ -15,7 +15,8 @@ import torch
 import triton
 from torch import Tensor
 
-from lib.kernels import causal
+from lib.kernels import causal, causal_backward
+from lib.kernels.kept import spread, write_largest
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
 WIDEST_TOPK = 32
@@ -40,19 +41,23 @@ _forward = triton.autotune(
 )(causal.forward_kernel)
 _rows = triton.autotune(
     configs((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
-    key=[*SIZES, "MEAN"],
-)(causal.rows_kernel)
+    key=[*SIZES, "MEAN", "KEPT"],
+)(causal_backward.rows_kernel)
 _columns = triton.autotune(
     configs((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
     key=[*SIZES, "MEAN"],
     restore_value=["dq_ptr", "dk_ptr"],
-)(causal.columns_kernel)
+)(causal_backward.columns_kernel)
 _mean = triton.autotune(
     configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)),
     key=["D", "BAND"],
 )(causal.mean_kernel)
 
 TUNED = (_forward, _rows, _columns, _mean)
+
+
+# Output, base-2 lse, statistic, threshold, mean weights and their columns.
+Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +71,7 @@ class Problem:
     topk: int
     values: bool
     mean: bool
+    kept: int  # how many mean weights of a row; 0: all
 
     @property
     def band(self) -> bool:
@@ -123,16 +129,16 @@ def _per_row(q: Tensor, there: bool) -> Tensor:
     return q.new_empty(shape, dtype=torch.float32)
 
 
-def _empty_results(
-    q: Tensor, v: Tensor, x: Problem
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _empty_results(q: Tensor, v: Tensor, x: Problem) -> Results:
     b, _, t, _ = q.shape
+    width = x.kept or t
     return (
         _tokens_first(q, v.shape[3]) if x.values else q.new_empty(0),
         _per_row(q, True),
         _per_row(q, x.statistic != 0),
         _per_row(q, STATISTICS[x.statistic] in ("topk", "max")),
-        q.new_empty((b, t, t) if x.mean else (0,), dtype=torch.float32),
+        q.new_empty((b, t, width) if x.mean else (0,), dtype=torch.float32),
+        q.new_empty((b, t, x.kept) if x.kept else (0,), dtype=torch.int32),
     )
 
 
@@ -148,11 +154,13 @@ def causal_op(
     topk: int,
     values: bool,
     mean: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Output, base-2 lse, statistic, threshold and mean weights (see attention)."""
+    kept: int,
+) -> Results:
+    """What ``attention`` gives, and what its gradients need."""
     q, k, v = _apart(inputs)
-    x = Problem(scale, alpha, window, statistic, topk, values, mean)
-    out, lse, stat, threshold, means = results = _empty_results(q, v, x)
+    x = Problem(scale, alpha, window, statistic, topk, values, mean, kept)
+    results = _empty_results(q, v, x)
+    out, lse, stat, threshold, means, columns = results
     b, h, t, _ = q.shape
     o = out if x.values else q
     flags = _flags(x, q, v, factor, alphas)
@@ -163,20 +171,26 @@ def causal_op(
         K=max(2, triton.next_power_of_2(topk)), **flags,
     )  # fmt: skip
     if x.mean:
-        kept = ("D", "BD", "BAND", "FACTOR", "LEARNED", "P")
+        whole = means.new_empty(b, t, t) if x.kept else means
+        read = ("D", "BD", "BAND", "FACTOR", "LEARNED", "P")
         _mean[
             lambda meta: (triton.cdiv(t, meta["BM"]), triton.cdiv(t, meta["BN"]), b)
         ](
-            q, k, lse, factor, alphas, means,
+            q, k, lse, factor, alphas, whole,
             *_strides(q, k), c, alpha, h, t, x.reach,
-            **{name: flags[name] for name in kept},
+            WHOLE=not x.kept, **{name: flags[name] for name in read},
         )  # fmt: skip
+        if x.kept:
+            write_largest(whole, columns, means)
     return results
 
 
 @causal_op.register_fake
-def _(inputs, factor, alphas, scale, alpha, window, statistic, topk, values, mean):
-    x = Problem(scale, alpha, window, statistic, topk, values, mean)
+def _(
+    inputs, factor, alphas,
+    scale, alpha, window, statistic, topk, values, mean, kept,
+):  # fmt: skip
+    x = Problem(scale, alpha, window, statistic, topk, values, mean, kept)
     q, _, v = _apart(inputs)
     return _empty_results(q, v, x)
 
@@ -205,6 +219,7 @@ def backward_op(
     lse: Tensor,
     stat: Tensor,
     threshold: Tensor,
+    columns: Tensor,
     factor: Tensor | None,
     alphas: Tensor | None,
     scale: float,
@@ -213,16 +228,18 @@ def backward_op(
     statistic: int,
     values: bool,
     mean: bool,
+    kept: int,
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Gradients of the inputs, the row factor and alpha per head."""
-    x = Problem(scale, alpha, window, statistic, 0, values, mean)
+    """Gradients of the inputs, the row factor and alpha per head; dmean [B, T, K]
+    for the K kept."""
+    x = Problem(scale, alpha, window, statistic, 0, values, mean, kept)
     q, k, v = _apart(inputs)
     slopes, dfactor, dalpha = _empty_gradients(
         inputs, x, factor is not None, alphas is not None
     )
     dq, dk, dv = _apart(slopes)
     b, h, t, _ = q.shape
-    flags = {**_flags(x, q, v, factor, alphas), "MEAN": mean}
+    flags = _flags(x, q, v, factor, alphas)
     o, do, out = (o, do, dv) if x.values else (q, q, q)
     assert do is not None, "an output without its gradient"
     delta = torch.empty_like(lse)
@@ -238,14 +255,17 @@ def backward_op(
         return b * h, used["tiles"]
 
     _rows[rows](
-        q, k, v, o, do, dq, dk, lse, stat, threshold, dstat, dmean, factor, alphas,
-        delta, dfactor, parts, *_strides(q, k, v, o, do, dq, dk),
-        c, scale, alpha, h, t, x.reach, **flags,
+        q, k, v, o, do, dq, dk, lse, stat, threshold, dstat, dmean, columns, factor,
+        alphas, delta, dfactor, parts, *_strides(q, k, v, o, do, dq, dk),
+        c, scale, alpha, h, t, x.reach, MEAN=mean and not kept, KEPT=kept, **flags,
     )  # fmt: skip
+    if kept:
+        assert dmean is not None, "mean weights without their gradient"
+        dmean = spread(columns, dmean, t, _narrow_type(q), whole=False)
     _columns[lambda meta: (b * h, triton.cdiv(t, meta["BN"]))](
         q, k, v, do, dq, dk, out, lse, stat, threshold, dstat, dmean, factor, alphas,
         delta, *_strides(q, k, v, do, dq, dk, out),
-        c, scale, alpha, h, t, x.reach, **flags,
+        c, scale, alpha, h, t, x.reach, MEAN=mean, **flags,
     )  # fmt: skip
     if alphas is not None:
         whole = parts.view(-1)[: b * h * used["tiles"]].view(b, h, -1)
@@ -255,29 +275,34 @@ def backward_op(
 
 @backward_op.register_fake
 def _(
-    do, dstat, dmean, inputs, o, lse, stat, threshold, factor, alphas,
-    scale, alpha, window, statistic, values, mean,
+    do, dstat, dmean, inputs, o, lse, stat, threshold, columns, factor, alphas,
+    scale, alpha, window, statistic, values, mean, kept,
 ):  # fmt: skip
-    x = Problem(scale, alpha, window, statistic, 0, values, mean)
+    x = Problem(scale, alpha, window, statistic, 0, values, mean, kept)
     return _empty_gradients(inputs, x, factor is not None, alphas is not None)
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     parts, factor, alphas, *numbers = inputs
-    o, lse, stat, threshold, _ = output
-    ctx.save_for_backward(factor, alphas, o, lse, stat, threshold, *parts)
+    o, lse, stat, threshold, _, columns = output
+    ctx.save_for_backward(factor, alphas, o, lse, stat, threshold, columns, *parts)
     ctx.numbers = numbers
 
 
-def _backward(ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any) -> Any:
-    factor, alphas, o, lse, stat, threshold, *inputs = ctx.saved_tensors
-    scale, alpha, window, statistic, _, values, mean = ctx.numbers
+def _backward(
+    ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any, _c: Any
+) -> Any:
+    factor, alphas, o, lse, stat, threshold, columns, *inputs = ctx.saved_tensors
+    scale, alpha, window, statistic, _, values, mean, kept = ctx.numbers
+    if mean:
+        kind = torch.float32 if kept else _narrow_type(inputs[0])
+        dmean = dmean.to(kind).contiguous()
     slopes, dfactor, dalpha = backward_op(
         _packed(do).to(inputs[-1].dtype) if values else None,
         dstat.float().contiguous() if statistic else None,
-        _narrow(dmean, inputs[0]) if mean else None,
-        inputs, o, lse, stat, threshold, factor, alphas,
-        scale, alpha, window, statistic, values, mean,
+        dmean if mean else None,
+        inputs, o, lse, stat, threshold, columns, factor, alphas,
+        scale, alpha, window, statistic, values, mean, kept,
     )  # fmt: skip
     if not values:
         slopes = [*slopes[:2], None]
@@ -285,16 +310,14 @@ def _backward(ctx: Any, do: Any, _lse: Any, dstat: Any, _t: Any, dmean: Any) -> 
         slopes,
         None if factor is None else dfactor,
         None if alphas is None else dalpha,
-        *[None] * 7,
+        *[None] * 8,
     )
 
 
-def _narrow(dmean: Tensor, q: Tensor) -> Tensor:
-    """In bf16 if q is: each head of each tile reads it, and adds a share of it to
-    what is rounded to bf16 next."""
-    if q.dtype == torch.bfloat16:
-        dmean = dmean.to(torch.bfloat16)
-    return dmean.contiguous()
+def _narrow_type(q: Tensor) -> torch.dtype:
+    """Of a whole dM: bf16 if q is. Each head of each tile reads it, and adds a share
+    of it to what is rounded to bf16 next."""
+    return torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
 
 
 causal_op.register_autograd(_backward, setup_context=_save)
@@ -318,23 +341,26 @@ def attention(
     row_factor: Tensor | None = None,
     values: bool = True,
     mean: bool = False,
+    kept: int = 0,
     qkv: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(output [B, H, T, Dv], statistic [B, H, T], mean weights [B, T, T]), causal.
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(output [B, H, T, Dv], statistic [B, H, T], mean weights [B, T, T], columns).
 
-    q, k [B, H, T, D], v [B, H, T, Dv] of one type; window < 0: no transposed
+    Causal. q, k [B, H, T, D], v [B, H, T, Dv] of one type; window < 0: no transposed
     band; alpha: a number or one a head [H]; topk <= WIDEST_TOPK; row_factor
-    [B, H, T] on a row's logits. What is not asked for comes back empty. ``qkv``
-    [B, T, 3, H, D]: what q, k and v are views of; their gradients then are written
-    into one tensor, as the projection's backward pass reads them.
+    [B, H, T] on a row's logits. kept: of each row's mean weights only that many,
+    [B, T, kept] with their columns (lib/kernels/kept.py). What is not asked for comes
+    back empty. ``qkv`` [B, T, 3, H, D]: what q, k and v are views of; their gradients
+    then are written into one tensor, as the projection's backward pass reads them.
     """
     number = alpha if isinstance(alpha, float) else 0.0
     alphas = None if isinstance(alpha, float) else alpha.float().contiguous()
     factor = None if row_factor is None else row_factor.float().contiguous()
     apart = [_packed(q), _packed(k), _packed(v)]
     inputs = apart if qkv is None or not values else [qkv.contiguous()]
-    out, _, stat, _, means = causal_op(
+    out, _, stat, _, means, columns = causal_op(
         inputs, factor, alphas, scale, number, window,
         STATISTICS.index(statistic), topk if statistic == "topk" else 1, values, mean,
+        kept,
     )  # fmt: skip
-    return out, stat, means
+    return out, stat, means, columns

@@ -1,9 +1,8 @@
 """Which of a row's weights are kept: the k largest, or those of a share of the rms.
 
-The k-th largest is found exactly by one read of the row, without sorting: a small k by
-taking the largest that is left again and again; any other by bits, for those of
+The k-th largest is found exactly by one read of the row, without sorting: bits of
 non-negative floats are ordered as the floats are, and the largest pattern that k of the
-row reach is found bit by bit.
+row reach is found bit by bit. Rows of which few weights are kept: kept.py.
 """
 
 from __future__ import annotations
@@ -15,15 +14,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST_ROUNDS = 16  # 31 bits are looked at in the time that this many maxima take
 SMALLEST_SUM = tl.constexpr(1e-12)  # to divide by, as in gpt2/mlp.py
 
 
 @triton.jit
 def _keep_kernel(
     x_ptr, kept_ptr, total_ptr, S, N, k, tau,
-    TOPK: tl.constexpr, ROUNDS: tl.constexpr, RMS: tl.constexpr, RENORM: tl.constexpr,
-    BLOCK: tl.constexpr,
+    TOPK: tl.constexpr, RMS: tl.constexpr, RENORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row; it sees as many columns as come before it and itself."""
     row = tl.program_id(0).to(tl.int64)
@@ -34,19 +31,16 @@ def _keep_kernel(
     x = tl.where(at < visible, x, 0.0)
     least = 0.0
     if TOPK:
-        if ROUNDS:
-            taken, least = 0, float("inf")
-            while (taken < k) & (least >= 0):
-                least = tl.max(tl.where(x < least, x, -1.0), 0)
-                taken += tl.sum((x == least).to(tl.int32), 0)
-        else:
-            bits = x.to(tl.int32, bitcast=True)
-            kth = tl.full([], 0, tl.int32)
-            for n in tl.static_range(31):
-                more = kth | (1 << (30 - n))
-                reach = tl.sum((bits >= more).to(tl.int32), 0)
-                kth = tl.where(reach >= k, more, kth)
-            least = kth.to(tl.float32, bitcast=True)
+        bits = x.to(tl.int32, bitcast=True)
+        kth = tl.full([], 0, tl.int32)
+        for n in tl.static_range(31):
+            more = kth | (1 << (30 - n))
+            reach = tl.sum((bits >= more).to(tl.int32), 0)
+            kth = tl.where(reach >= k, more, kth)
+        least = kth.to(tl.float32, bitcast=True)
+        equal = (x == least).to(tl.int32)
+        room = k - tl.sum((x > least).to(tl.int32), 0)
+        x = tl.where((equal == 1) & (tl.cumsum(equal, 0) > room), 0.0, x)
     if RMS:
         least = tau * tl.sqrt(tl.sum(x * x, 0) / visible)
     x = tl.where(x >= least, x, 0.0)
@@ -68,8 +62,8 @@ def keep_op(
     block = triton.next_power_of_2(columns)
     _keep_kernel[(weights.numel() // columns,)](
         weights, kept, total, rows, columns, topk, tau,
-        TOPK=topk > 0, ROUNDS=topk <= MOST_ROUNDS, RMS=tau > 0.0, RENORM=renorm,
-        BLOCK=block, num_warps=min(16, max(1, block // 1024)),
+        TOPK=topk > 0, RMS=tau > 0.0, RENORM=renorm, BLOCK=block,
+        num_warps=min(16, max(1, block // 1024)),
     )  # fmt: skip
     return results
 
@@ -109,9 +103,9 @@ def keep(
     """Keep the ``topk`` largest of a row, or what reaches ``tau`` times its rms.
 
     weights [B, S, N] in fp32, non-negative; of row i only the first N - S + i + 1
-    columns are looked at, and zeros are written behind them. topk 0, tau 0.0: all
-    stay. renorm: what stays is divided by its sum. The result is in ``dtype``; no
-    weight that is 0 in it has a gradient.
+    columns are looked at, and zeros are written behind them. Of equal weights the
+    first are kept. topk 0, tau 0.0: all stay. renorm: what stays is divided by its
+    sum. The result is in ``dtype``; no weight that is 0 in it has a gradient.
     """
     kept: Tensor = keep_op(weights, topk, tau, renorm, dtype)[0]
     return kept

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gpt2.ablation import STEPS
-from gpt2.attend.call import Attended, attend, statistic_of
+from gpt2.attend.call import Attended, Largest, attend, statistic_of
 from gpt2.attend.flex import merge
 from gpt2.attend.request import (
     Place,
@@ -26,6 +26,7 @@ from gpt2.attend.request import (
     served_by,
 )
 from gpt2.attention import Heads
+from gpt2.mlp import keep_weights
 from gpt2.paths.attention import attempt, candidates, compare
 from gpt2.schema import WHOLE_CONTEXT
 from tests.gpt2.helpers import generic, normal, tiny_step, tokens_of
@@ -127,18 +128,18 @@ def test_settings_foretell_what_a_layer_asks_for(
 def test_a_wrong_path_is_found_out() -> None:
     settings = tiny_step(29)
 
-    def right(heads: Heads) -> tuple[Tensor, ...]:
-        return (attend(heads.q, heads.k, heads.v, scale=0.5).output,)
+    def right(heads: Heads) -> Attended:
+        return attend(heads.q, heads.k, heads.v, scale=0.5)
 
-    def detached(heads: Heads) -> tuple[Tensor, ...]:
+    def detached(heads: Heads) -> Attended:
         frozen = heads.q.detach() + 0 * heads.q
-        return (attend(frozen, heads.k, heads.v, scale=0.5).output,)
+        return attend(frozen, heads.k, heads.v, scale=0.5)
 
-    def shifted(heads: Heads) -> tuple[Tensor, ...]:
-        return (right(heads)[0].roll(1, 2),)
+    def shifted(heads: Heads) -> Attended:
+        return Attended(right(heads).output.roll(1, 2))
 
-    def unwritten(heads: Heads) -> tuple[Tensor, ...]:
-        return (right(heads)[0] * torch.tensor(float("nan")),)
+    def unwritten(heads: Heads) -> Attended:
+        return Attended(right(heads).output * torch.tensor(float("nan")))
 
     device = torch.device("cpu")
     assert compare(right, right, settings, device) == ""
@@ -184,7 +185,8 @@ def test_merging_two_parts_of_the_keys_is_attention_over_all() -> None:
 
 # ---- fused kernels against the reference ------------------------------------------
 
-# name: D, Dv, window (None: no term), learned alpha, statistic, rows, mean, values
+# name: D, Dv, window (None: no term), learned alpha, statistic, row factor, mean
+# weights (a number: so many of each row)
 KERNELS: dict[str, tuple] = {
     "plain": (16, 16, None, False, None, False, False),
     "widths": (24, 40, 5, False, None, False, False),
@@ -195,6 +197,9 @@ KERNELS: dict[str, tuple] = {
     "max": (16, 16, None, False, "max", False, False),
     "entropy-band": (16, 16, 7, False, "entropy", False, False),
     "rms": (16, 16, None, False, "rms", False, False),
+    "kept": (16, 16, None, False, None, False, 3),
+    "kept-band": (24, 40, 7, True, "topk", False, 8),
+    "kept-whole-factor": (16, 16, WHOLE_CONTEXT, True, None, True, 8),
 }
 # Relative to the norm of the reference on the same rounded inputs.
 TOLERANCES = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -209,6 +214,7 @@ def kernel_case(
     smaller than they are (a quarter at 63 tokens): rounding is relative to the terms.
     """
     d, dv, window, learned, kind, factor, mean = KERNELS[name]
+    kept = 0 if isinstance(mean, bool) else mean
     shapes = [(2, length, 3, d), (2, length, 3, d), (2, length, 3, dv)]
     leaves = [normal(*s, seed=n).detach() for n, s in enumerate(shapes)]
     extra = [normal(3, seed=7).detach(), normal(2, 3, length, seed=8).detach().exp()]
@@ -230,10 +236,16 @@ def kernel_case(
             transposed=term,
             statistic=None if kind is None else Statistic(kind, 5, False),
             row_scale=rows if factor else None,
-            mean=mean,
+            mean=bool(mean),
+            kept=kept,
             backend=path,
         )
-        outputs = [x for x in got if x is not None]
+        means = got.mean
+        if isinstance(means, Largest):
+            means = means.matrix(length)
+        elif kept:
+            means = keep_weights(means, "topk", kept, 0.0, False)
+        outputs = [x for x in (*got[:2], means) if x is not None]
         used = [*mine, *([rows] if factor else []), *([alpha, keys] if learned else [])]
         total = torch.zeros((), device=device, dtype=torch.float64)
         for n, x in enumerate(outputs):

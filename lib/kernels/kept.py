@@ -1,0 +1,230 @@
+"""The k largest of each row's weights, as columns and values; sums over what they name.
+
+[.., K] instead of [.., N]: memory is linear in the length. They stand in falling order,
+equal ones by column; where fewer than K weights are positive, column -1 and value 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+MOST = 16  # above, a matrix is no more to read and to write than they are
+
+
+@triton.jit
+def _first(value, column, other, beside):
+    """The larger of two; of equal ones that of the smaller column."""
+    mine = (value > other) | ((value == other) & (column < beside))
+    return tl.where(mine, value, other), tl.where(mine, column, beside)
+
+
+@triton.jit
+def _largest_kernel(
+    x_ptr, column_ptr, value_ptr, N, K, SLOTS: tl.constexpr, GROUPS: tl.constexpr,
+    EACH: tl.constexpr,
+):  # fmt: skip
+    """One row; it sees the columns up to its own place in the square.
+
+    Columns that are equal modulo GROUPS are a group. The K largest are members of the K
+    groups whose largest are the largest, so that a row is looked at once.
+    """
+    row = tl.program_id(0).to(tl.int64)
+    visible = row % N + 1
+    place = tl.arange(0, EACH)[:, None] * GROUPS
+    at = place + tl.arange(0, GROUPS)[None, :]
+    # A mask of any length would read number by number.
+    end = tl.minimum(tl.cdiv(visible, 16) * 16, N)
+    x = tl.load(x_ptr + row * N + at, mask=at < end, other=0.0)
+    x = tl.where(at < visible, x, 0.0)
+    best, column = tl.reduce((x, at), 0, _first)
+    slots = tl.arange(0, SLOTS)[None, :]
+    groups = tl.full([1, SLOTS], GROUPS * EACH, tl.int32)
+    for n in range(K):
+        _, most = tl.reduce((best, column), 0, _first)
+        groups = tl.where(slots == n, most % GROUPS, groups)
+        best = tl.where(column == most, -1.0, best)
+    at = place + groups
+    x = tl.load(x_ptr + row * N + at, mask=at < visible, other=0.0)
+    x, at = tl.reshape(x, [EACH * SLOTS]), tl.reshape(at, [EACH * SLOTS])
+    for n in range(K):
+        value, most = tl.reduce((x, at), 0, _first)
+        tl.store(column_ptr + row * K + n, tl.where(value > 0, most, -1))
+        tl.store(value_ptr + row * K + n, value)
+        x = tl.where(at == most, -1.0, x)
+
+
+def write_largest(weights: Tensor, columns: Tensor, values: Tensor) -> None:
+    """The largest of each row into columns [B, T, K] (int32) and values (fp32).
+
+    weights [B, T, T] in fp32, non-negative and contiguous; of row i columns up to i
+    are looked at.
+    """
+    b, rows, k = columns.shape
+    block = triton.next_power_of_2(rows)
+    groups = min(block, max(128, triton.next_power_of_2(k)))
+    _largest_kernel[(b * rows,)](
+        weights, columns, values, rows, k,
+        SLOTS=triton.next_power_of_2(k), GROUPS=groups, EACH=block // groups,
+        num_warps=_warps(block),
+    )  # fmt: skip
+
+
+def _warps(block: int) -> int:
+    """For a row of that many numbers."""
+    return min(16, max(1, block // 1024))
+
+
+@triton.jit
+def _spread_kernel(
+    column_ptr, value_ptr, out_ptr, T, N, K, WHOLE: tl.constexpr, SLOTS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64)
+    slot, at = tl.arange(0, SLOTS), tl.arange(0, BLOCK)
+    column = tl.load(column_ptr + row * K + slot, mask=slot < K, other=-1)
+    value = tl.load(value_ptr + row * K + slot, mask=slot < K, other=0.0)
+    end = N
+    if not WHOLE:
+        end = tl.minimum(N, (row % T // 128 + 1) * 128)
+    out = out_ptr + row * N
+    tl.store(out + at, tl.zeros([BLOCK], out_ptr.dtype.element_ty), mask=at < end)
+    tl.debug_barrier()  # zeros first
+    tl.store(out + column, value.to(out_ptr.dtype.element_ty), mask=column >= 0)
+
+
+def spread(
+    columns: Tensor, values: Tensor, n: int, dtype: torch.dtype, whole: bool = True
+) -> Tensor:
+    """The matrix [B, S, N] of values [B, S, K] at their columns, zeros elsewhere.
+
+    whole=False, for a square: squares of 128 beyond the diagonal are left unwritten.
+    """
+    b, rows, k = columns.shape
+    out = values.new_empty((b, rows, n), dtype=dtype)
+    block = triton.next_power_of_2(n)
+    _spread_kernel[(b * rows,)](
+        columns, values, out, rows, n, k,
+        WHOLE=whole, SLOTS=triton.next_power_of_2(k), BLOCK=block,
+        num_warps=_warps(block),
+    )  # fmt: skip
+    return out
+
+
+@triton.jit
+def _gather(low_ptr, column, b, lb, ln, R, BR: tl.constexpr):
+    """Rows of low [N, R] in fp32, zeros where a column is negative."""
+    at = tl.arange(0, BR)[None, :]
+    there = (column[:, None] >= 0) & (at < R)
+    x = tl.load(low_ptr + b * lb + column[:, None] * ln + at, mask=there, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
+def _sum_kernel(
+    column_ptr, value_ptr, low_ptr, out_ptr, lb, ln, S, R,
+    K: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """Sum of value low[column] for some rows; grid [row tiles, B]."""
+    b = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = b * S + i
+    total = tl.zeros([BM, BR], tl.float32)
+    for n in tl.static_range(K):
+        column = tl.load(column_ptr + row * K + n, mask=i < S, other=-1)
+        value = tl.load(value_ptr + row * K + n, mask=i < S, other=0.0)
+        total += value[:, None] * _gather(low_ptr, column, b, lb, ln, R, BR)
+    at = tl.arange(0, BR)[None, :]
+    total = total.to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + row[:, None] * R + at, total, mask=(i[:, None] < S) & (at < R))
+
+
+@triton.jit
+def _slope_kernel(
+    column_ptr, dout_ptr, low_ptr, dvalue_ptr, lb, ln, S, R,
+    K: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """What each value gets of the sum's gradient: dout_i . low[column]."""
+    b = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BM + tl.arange(0, BM)
+    row = b * S + i
+    at = tl.arange(0, BR)[None, :]
+    there = (i[:, None] < S) & (at < R)
+    dout = tl.load(dout_ptr + row[:, None] * R + at, mask=there, other=0.0)
+    for n in tl.static_range(K):
+        column = tl.load(column_ptr + row * K + n, mask=i < S, other=-1)
+        low = _gather(low_ptr, column, b, lb, ln, R, BR)
+        slope = tl.sum(dout.to(tl.float32) * low, 1)
+        tl.store(dvalue_ptr + row * K + n, slope, mask=i < S)
+
+
+def _tiles(columns: Tensor, low: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
+    """The grid of the kernels by rows, and their tile."""
+    b, rows, k = columns.shape
+    width = triton.next_power_of_2(low.shape[2])
+    height = max(1, 1024 // width)
+    return (triton.cdiv(rows, height), b), {"K": k, "BM": height, "BR": width}
+
+
+@torch.library.custom_op("kablate::sum_kept", mutates_args=())
+def sum_op(values: Tensor, columns: Tensor, low: Tensor) -> Tensor:
+    """See sum_kept."""
+    low = low if low.stride(2) == 1 else low.contiguous()
+    (b, rows, _), width = columns.shape, low.shape[2]
+    out = low.new_empty(b, rows, width)
+    grid, tile = _tiles(columns, low)
+    _sum_kernel[grid](columns, values, low, out, *low.stride()[:2], rows, width, **tile)
+    return out
+
+
+@sum_op.register_fake
+def _(values: Tensor, columns: Tensor, low: Tensor) -> Tensor:
+    return low.new_empty(*columns.shape[:2], low.shape[2])
+
+
+@torch.library.custom_op("kablate::sum_kept_backward", mutates_args=())
+def sum_backward_op(
+    dout: Tensor, values: Tensor, columns: Tensor, low: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of values and low. Low's is a product with the spread matrix: adding
+    row by row would depend on the order in which programs run."""
+    low = low if low.stride(2) == 1 else low.contiguous()
+    (_, rows, _), (_, n, width) = columns.shape, low.shape
+    dout, dvalues = dout.contiguous(), torch.empty_like(values)
+    grid, tile = _tiles(columns, low)
+    _slope_kernel[grid](
+        columns, dout, low, dvalues, *low.stride()[:2], rows, width, **tile
+    )
+    matrix = spread(columns, values.contiguous(), n, dout.dtype)
+    return dvalues, torch.bmm(matrix.mT, dout)
+
+
+@sum_backward_op.register_fake
+def _(
+    dout: Tensor, values: Tensor, columns: Tensor, low: Tensor
+) -> tuple[Tensor, Tensor]:
+    return values.new_empty(values.shape), low.new_empty(low.shape)
+
+
+def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor, None, Tensor]:
+    values, columns, low = ctx.saved_tensors
+    dvalues, dlow = sum_backward_op(dout.to(low.dtype), values, columns, low)
+    return dvalues, None, dlow
+
+
+sum_op.register_autograd(_backward, setup_context=_save)
+
+
+def sum_kept(values: Tensor, columns: Tensor, low: Tensor) -> Tensor:
+    """sum_k values_ik low[columns_ik]; values [B, S, K] in fp32, columns [B, S, K],
+    low [B, N, R] -> [B, S, R] in low's type."""
+    total: Tensor = sum_op(values, columns, low)
+    return total
