@@ -71,7 +71,11 @@ def weight_slopes(slopes: Tensor, x: Tensor) -> Tensor:
     [M, N], x [M, K]."""
     if not _serves(x):
         return weight_slopes_shape(slopes, x).copy_(slopes.t() @ x)
-    return torch.mm(slopes.t(), x, out_dtype=torch.float32)
+    if slopes.shape[1] % MULTIPLE or x.shape[1] % MULTIPLE:
+        return torch.mm(slopes.t(), x, out_dtype=torch.float32)
+    out = weight_slopes_shape(slopes, x)
+    product(_rows(slopes), _rows(x), Epilogue.NONE, out=out)
+    return out
 
 
 @weight_slopes.register_fake

@@ -8,7 +8,6 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from torch import Tensor
 
 from gpt2.ablation import STEPS
 from gpt2.attend.call import Attended, Largest, attend, statistic_of
