@@ -76,7 +76,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
     Seconds: start-up and import, each update, each evaluation, each checkpoint.
     """
     status = rundir.read_status(run_dir)
-    record: dict[str, Any] = {"name": cell_of(job), "hash": hash_of(job)}
+    record: dict[str, Any] = {"name": job.cell, "hash": hash_of(job)}
     if status["status"] != "done":
         why = f"{status['failure'] or status['status']}: {status['message']}"
         return {**record, "seconds": None, "message": why}
@@ -133,11 +133,6 @@ def _disk(job: Job, run_dir: Path) -> dict[str, int]:
     return {"checkpoint_bytes": saved, "disk_bytes": stays}
 
 
-def cell_of(job: Job) -> str:
-    """What a job shares with its other seeds."""
-    return job.run_dir.rpartition("/")[0]
-
-
 def hash_of(job: Job) -> str:
     """Of all that decides how long it takes, on what it runs included."""
     settings = job.settings.replace(steps=(), seeds=(), output_dir="", data_dir="")
@@ -152,18 +147,15 @@ def write(
 ) -> dict[str, Any]:
     """estimates.json from the records of ``probe``; its content."""
     by_cell = {record["name"]: record for record in records}
+    found = [by_cell[job.cell] for job in plan.jobs]
     jobs = [
-        {
-            "run_dir": job.run_dir,
-            "hash": job.hash,
-            "seconds": by_cell[cell_of(job)]["seconds"],
-        }
-        for job in plan.jobs
+        {"run_dir": job.run_dir, "hash": job.hash, "seconds": record["seconds"]}
+        for job, record in zip(plan.jobs, found, strict=True)
     ]
     whole = [
-        job["seconds"] + by_cell[job["run_dir"].rpartition("/")[0]]["seconds_to_start"]
-        for job in jobs
-        if job["seconds"] is not None
+        record["seconds"] + record["seconds_to_start"]
+        for record in found
+        if record["seconds"] is not None
     ]
     estimate = {
         "schema": SCHEMA,

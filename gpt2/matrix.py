@@ -226,10 +226,10 @@ def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[
     """
     if proofs.table is not None:
         rundir.atomic_write_json(root / CERTIFICATES_FILE, proofs.table)
-    unproven = [job for job in todo if _cell_of(job) in proofs.failed]
+    unproven = [job for job in todo if job.cell in proofs.failed]
     refused = missing(root, unproven)
     for job in refused:
-        why = proofs.failed[_cell_of(job)]
+        why = proofs.failed[job.cell]
         view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
         run_dir = rundir.safe_join(root, job.run_dir)
         rundir.atomic_write_json(run_dir / rundir.JOB_FILE, job.to_json())
@@ -241,10 +241,6 @@ def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[
             max_steps=last_update(job.settings),
         )
     return refused
-
-
-def _cell_of(job: Job) -> str:
-    return job.run_dir.rpartition("/")[0]
 
 
 class Watch:

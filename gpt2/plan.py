@@ -53,6 +53,11 @@ class Job:
         """Identity of the run: what it trains, not on what it trains."""
         return identity(identity_of(self.settings, self.seed))
 
+    @property
+    def cell(self) -> str:
+        """What it shares with the other seeds: its folder without the seed."""
+        return self.run_dir.rpartition("/")[0]
+
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["settings"] = self.settings.to_dict()

@@ -128,13 +128,8 @@ def subjects(plan: Plan, **size: int) -> dict[str, Subject]:
     found: dict[str, Subject] = {}
     for job in plan.jobs:
         subject = Subject(tiny[job.run_dir], job.settings)
-        found.setdefault(cell_of(job), subject)
+        found.setdefault(job.cell, subject)
     return found
-
-
-def cell_of(job: Job) -> str:
-    """What a job shares with its other seeds."""
-    return job.run_dir.rpartition("/")[0]
 
 
 def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
@@ -151,7 +146,7 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
         findings = _from_cache(known.get(key)) or certify(subject)
         known[key] = {name: dataclasses.asdict(f) for name, f in findings.items()}
         write_cache(cache, known)
-        job = next(j for j in plan.jobs if cell_of(j) == cell)
+        job = next(j for j in plan.jobs if j.cell == cell)
         findings = {**findings, "distinct": distinct(job, plan, signatures)}
         yield Proof(cell, findings)
 

@@ -11,7 +11,7 @@ from typing import Any
 from gpt2.plan import Plan
 from gpt2.proofs.heads import certify_heads
 from gpt2.proofs.subject import Finding
-from gpt2.proofs.verify import Proof, cell_of, code_hash, read_cache, write_cache
+from gpt2.proofs.verify import Proof, code_hash, read_cache, write_cache
 from gpt2.schema import Settings
 from lib.identity import identity
 from lib.optim.certify import Row, certify_optimizer
@@ -131,7 +131,7 @@ def hold_to_account(
     """The proofs of steps, each with what became of the training it is given."""
     failed = {proof.cell: proof for proof in trained if not proof.ok}
     settings: Mapping[str, Settings] = {
-        cell_of(job): job.settings for plan in plans for job in plan.jobs
+        job.cell: job.settings for plan in plans for job in plan.jobs
     }
     found = []
     for step in steps:

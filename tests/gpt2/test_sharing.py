@@ -45,7 +45,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
 def record(job: Job, gib: float) -> dict[str, object]:
     """As estimate.measure writes it, of a probe on a GPU."""
     return {
-        "name": estimate.cell_of(job),
+        "name": job.cell,
         "hash": estimate.hash_of(job),
         "seconds": 9.0,
         "gpu_reserved_bytes": round(gib * GIB) - sharing.CONTEXT,

@@ -9,7 +9,7 @@ import pytest
 from gpt2.plan import Plan, make_plan
 from gpt2.proofs import verify_training
 from gpt2.proofs.subject import Finding
-from gpt2.proofs.verify import Proof, cell_of
+from gpt2.proofs.verify import Proof
 from gpt2.proofs.verify_training import Trained, at_hand, everything, prove, trained_by
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import VARIANTS
@@ -72,7 +72,7 @@ def test_a_proof_is_kept_until_it_fails(tmp_path):
 def test_cells_are_held_to_the_training_they_are_given(plan):
     steps = [
         Proof(cell, {"causal": Finding(True, "0")})
-        for cell in dict.fromkeys(map(cell_of, plan.jobs))
+        for cell in dict.fromkeys(job.cell for job in plan.jobs)
     ]
     bad = Finding(False, "3", "3 weights too many")
     trained = [
