@@ -5,6 +5,7 @@ Memory is B x H x rows x T, never T x T.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -27,17 +28,12 @@ def attention_metrics(
     pairs j < i of the scores q_i.k_j with their transposed counterparts q_j.k_i.
     """
     found: list[tuple[float, float]] = []
-    hooks = [
-        block.attn.projection.register_forward_hook(
-            _watch(block.attn, rows, window, found)
-        )
-        for block in model.layers()
-    ]
-    try:
+    with ExitStack() as hooks:
+        for block in model.layers():
+            watch = _watch(block.attn, rows, window, found)
+            projection = block.attn.projection
+            hooks.enter_context(projection.register_forward_hook(watch))
         model.hidden(model.embed(tokens))
-    finally:
-        for hook in hooks:
-            hook.remove()
     entropies, correlations = zip(*found, strict=True)
     return {"attention_entropy": list(entropies), "reciprocity": list(correlations)}
 

@@ -9,6 +9,7 @@ verify.py runs them all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from inspect import unwrap
 from typing import Any
 
@@ -257,12 +258,11 @@ def _projected(model: GPT, tokens: Tensor) -> list[Heads]:
         )
         found.append(Heads(q, k, v, row_q=q, row_k=k))
 
-    hooks = [b.attn.projection.register_forward_hook(watch) for b in model.layers()]
-    try:
+    with ExitStack() as hooks:
+        for block in model.layers():
+            projection = block.attn.projection
+            hooks.enter_context(projection.register_forward_hook(watch))
         model.logits(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -110,12 +111,10 @@ def _block_outputs(
         )
         return output[0], none
 
-    hooks = [block.register_forward_hook(watch) for block in model.blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in model.blocks:
+            hooks.enter_context(block.register_forward_hook(watch))
         model.logits(tokens)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return outputs
 
 

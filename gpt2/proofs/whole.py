@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -74,16 +75,11 @@ def _watched(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
         is_mlp = part is model.layers()[number].mlp
         return part.register_forward_hook(mlp if is_mlp else attention)
 
-    hooks = [
-        watch(number, part)
-        for number, block in enumerate(model.layers())
-        for part in (block.attn, block.mlp)
-    ]
-    try:
+    with ExitStack() as hooks:
+        for number, block in enumerate(model.layers()):
+            for part in (block.attn, block.mlp):
+                hooks.enter_context(watch(number, part))
         logits = model.logits(tokens[None])[0]
-    finally:
-        for hook in hooks:
-            hook.remove()
     return {**trace, "the logits": logits}
 
 
