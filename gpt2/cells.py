@@ -15,7 +15,7 @@ from gpt2.rules import heads_pruned
 from gpt2.schema import Matrix, Settings
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS, SAME_RANKING, VARIANTS, why_not
-from lib.pruning.schedules import ramp
+from lib.pruning.schedules import CubicSchedule, ramp
 
 BASELINE = "adamw-none"
 STATE_OF = "adamw"  # what adamwprune is but for its pruning
@@ -213,6 +213,18 @@ def partner_of(cell: Cell, cells: Sequence[Cell]) -> Cell | None:
 # ---- what cannot work ------------------------------------------------------------
 
 
+def pruning_schedule(settings: Settings) -> CubicSchedule:
+    """When how much is pruned. ValueError where no mask update fits into the run."""
+    pruning = settings.pruning
+    return ramp(
+        sparsity=pruning.prune_sparsity,
+        warmup_steps=pruning.prune_warmup,
+        interval=pruning.prune_interval,
+        ramp_end=pruning.prune_ramp_end,
+        steps=settings.optim.max_iters,
+    )
+
+
 def require_effect(settings: Settings) -> None:
     """Refuse pruning for which no mask update fits into the run or no head goes, and
     a warm-up of SPAM that never ends. Raises ValueError, naming the symbols.
@@ -231,13 +243,7 @@ def require_effect(settings: Settings) -> None:
             "pruning needs to know the updates; give GPT2_MAX_ITERS instead"
         )
     try:
-        ramp(
-            sparsity=pruning.prune_sparsity,
-            warmup_steps=pruning.prune_warmup,
-            interval=pruning.prune_interval,
-            ramp_end=pruning.prune_ramp_end,
-            steps=optim.max_iters,
-        )
+        pruning_schedule(settings)
     except ValueError as error:
         raise ValueError(
             f"PRUNING_SPARSITY={pruning.prune_sparsity:g}, "

@@ -6,6 +6,7 @@ import re
 
 from torch import nn
 
+from gpt2.cells import pruning_schedule
 from gpt2.heads import head_layers
 from gpt2.model import GPT
 from gpt2.schema import Optim, Settings
@@ -14,7 +15,6 @@ from lib.optim.groups import OptimizerLike, decay_groups
 from lib.optim.registry import build
 from lib.pruning.heads import HeadPruner
 from lib.pruning.pruner import Pruner
-from lib.pruning.schedules import ramp
 
 
 def optim_config(optim: Optim) -> OptimConfig:
@@ -83,13 +83,7 @@ def make_pruner(
     weights = prunable(model)
     schedule = None
     if pruning.prune_method != "none":
-        schedule = ramp(
-            sparsity=pruning.prune_sparsity,
-            warmup_steps=pruning.prune_warmup,
-            interval=pruning.prune_interval,
-            ramp_end=pruning.prune_ramp_end,
-            steps=optim.max_iters,
-        )
+        schedule = pruning_schedule(settings)
     if pruning.prune_method == "heads":
         assert isinstance(model, GPT), "heads are pruned of a GPT"
         assert schedule is not None
