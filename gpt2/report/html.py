@@ -24,6 +24,7 @@ from gpt2.report.curves import AXES, band
 from gpt2.report.estimates import score_lines
 from gpt2.report.gpu_use import PANELS, gpu_use
 from gpt2.report.plots import places, spread
+from gpt2.report.remarks import remarks
 from gpt2.report.results import Matrix, Run
 from gpt2.report.table import (
     MARKS,
@@ -32,7 +33,6 @@ from gpt2.report.table import (
     difference_text,
     interval_text,
     lines_of,
-    remarks,
     shown_columns,
 )
 from gpt2.report.text import headline, method, noise_lines

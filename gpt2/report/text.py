@@ -7,6 +7,7 @@ from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
 from gpt2.report.estimates import score_lines
+from gpt2.report.remarks import remarks
 from gpt2.report.results import Matrix, Run
 from gpt2.report.table import (
     COLUMN,
@@ -17,7 +18,6 @@ from gpt2.report.table import (
     has_zeros,
     lines_of,
     p_text,
-    remarks,
     shown_columns,
 )
 from gpt2.report.verdicts import KNOWN_NOISE, Judgement

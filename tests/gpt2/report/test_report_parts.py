@@ -16,8 +16,9 @@ from gpt2.report.curves import MAX_POINTS, band
 from gpt2.report.gpu_use import gpu_use
 from gpt2.report.html import as_json
 from gpt2.report.plots import places
+from gpt2.report.remarks import remarks
 from gpt2.report.results import Run, read_matrix
-from gpt2.report.table import difference_text, p_text, ratio_of, remarks
+from gpt2.report.table import difference_text, p_text, ratio_of
 from gpt2.report.text import NARROW, escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
 from lib import stats

@@ -6,8 +6,8 @@ import json
 import pytest
 
 from gpt2.matrix import Watch
+from gpt2.report.remarks import remarks
 from gpt2.report.results import read_matrix
-from gpt2.report.table import remarks
 from gpt2.report.twins import twins
 from gpt2.report.verdicts import judge
 from lib.progress import PlainView

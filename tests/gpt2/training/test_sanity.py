@@ -5,8 +5,8 @@ import math
 import pytest
 
 from gpt2.listing import status_table
+from gpt2.report.remarks import remarks
 from gpt2.report.results import read_matrix
-from gpt2.report.table import remarks
 from gpt2.report.verdicts import judge
 from gpt2.training.record import Recorder
 from gpt2.training.sanity import watch_losses
