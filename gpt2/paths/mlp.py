@@ -43,11 +43,12 @@ def refusal(settings: Settings, device: torch.device) -> str:
 
 
 def _checks(settings: Settings, device: torch.device) -> Iterator[tuple[bool, str]]:
+    m = settings.model
+    yield device.type != "cuda", "needs an NVIDIA GPU"
+    # Only now: to declare the operator takes torch a while.
     from lib.kernels.cublaslt import missing
     from lib.kernels.gelu_op import MULTIPLE
 
-    m = settings.model
-    yield device.type != "cuda", "needs an NVIDIA GPU"
     why = missing()
     yield bool(why), why
     mixed = settings.optim.mixed_precision != "fp32"

@@ -1,8 +1,8 @@
 """Real trainings of a moment: one process each, on a small real corpus.
 
-Processes are forked from a server that has torch imported already, which saves
-seconds for each; they are killed and signalled like any other. What the command
-line itself does is tested with a whole interpreter.
+Processes are forked from a server that has torch and the trainer imported already, as a
+runner's are, which saves seconds for each; they are killed and signalled like any
+other. What the command line itself does is tested with a whole interpreter.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def run_command(
 @cache
 def _server() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.gpt2.tinytraining"])
+    context.set_forkserver_preload([__name__, "gpt2.training.attempt"])
     return context
 
 
