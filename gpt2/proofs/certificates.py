@@ -155,8 +155,9 @@ def _group_problems(
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Modules keep what memory holds. To draw on the meta device torch imports its
-    compiler, which takes longer than all other certificates of a step."""
+    """Modules keep what memory holds, and tables are made in memory. To draw or count
+    on the meta device torch imports its compiler, which takes longer than all other
+    certificates of a step."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -164,6 +165,8 @@ class _NothingDrawn(TorchFunctionMode):
         kwargs = kwargs or {}
         if getattr(func, "__module__", "") == nn.init.__name__:
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        if func in (torch.arange, torch.eye):
+            kwargs = {"device": "cpu", **kwargs}
         return func(*args, **kwargs)
 
 

@@ -105,7 +105,8 @@ def run_command(
 
 
 @cache
-def _server() -> Any:
+def server() -> Any:
+    """The context of multiprocessing that forks from such a server."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__, "gpt2.training.attempt"])
     return context
@@ -146,7 +147,7 @@ class Training:
     ) -> None:
         self.run_dir = run_dir
         words = (job.to_json(), str(run_dir), micro_batch, environ, setup)
-        self.process = _server().Process(target=_child, args=words)
+        self.process = server().Process(target=_child, args=words)
         self.process.start()
 
     @property

@@ -6,6 +6,7 @@ A fault is planted by patching the real code and building a real model with it.
 from __future__ import annotations
 
 import dataclasses
+import sys
 
 import pytest
 import torch
@@ -16,12 +17,13 @@ from gpt2.ablation import STEPS
 from gpt2.attend import call
 from gpt2.context import BlockContext
 from gpt2.plan import Plan, plan_settings
-from gpt2.proofs.certificates import CERTIFICATES, certify, formula
+from gpt2.proofs.certificates import CERTIFICATES, budgets, certify, formula
 from gpt2.proofs.subject import Subject
 from gpt2.proofs.verify import distinct, prove, shrink, subjects, undeclared
 from gpt2.schema import WHOLE_CONTEXT, Settings
 from gpt2.training import optimize
 from tests.gpt2.helpers import full_size
+from tests.gpt2.tinytraining import server
 
 ALL = tuple(STEPS)
 
@@ -305,6 +307,20 @@ def test_extra_matrix_product_breaks_the_flop_budget(base, monkeypatch):
 
     monkeypatch.setattr(mlp.MLP, "forward", twice)
     assert "FLOPs are" in failures(subject_of(base, 0))["budget"]
+
+
+def count(base: Settings, *steps: int) -> None:
+    """Ends its process with 1 if torch's compiler was imported."""
+    for step in steps:
+        assert budgets(subject_of(base, step)).passed
+    sys.exit("torch._dynamo" in sys.modules)
+
+
+def test_models_with_tables_are_counted_without_the_compiler(base):
+    process = server().Process(target=count, args=(base, 27, 28))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_two_steps_that_build_the_same_are_not_distinct(base):
