@@ -112,18 +112,19 @@ def server() -> Any:
     return context
 
 
-def _child(
+def train_here(
     job: Mapping[str, Any],
     run_dir: str,
     micro_batch: int | None,
     environ: Mapping[str, str],
     setup: Callable[[], object] | None,
 ) -> None:
+    """The training, in this process, which ends with it."""
     from gpt2.plan import job_from_json
     from gpt2.training.attempt import carry_out
 
     os.environ.update(environ)
-    log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
     if setup is not None:
@@ -146,8 +147,9 @@ class Training:
         **environ: str,
     ) -> None:
         self.run_dir = run_dir
+        Path(f"{run_dir}.log").unlink(missing_ok=True)
         words = (job.to_json(), str(run_dir), micro_batch, environ, setup)
-        self.process = server().Process(target=_child, args=words)
+        self.process = server().Process(target=train_here, args=words)
         self.process.start()
 
     @property

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,17 +18,18 @@ import pytest
 from gpt2.matrix import task_of
 from gpt2.plan import Job
 from lib.process import Attempt, Outcome, Patience
-from lib.rundir import read_jsonl, read_status
+from lib.rundir import read_jsonl
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (
-    Training,
     assert_same_run,
     exported,
     finish,
     losses,
     manifest,
+    server,
     status,
     tiny_job,
+    train_here,
 )
 
 Losses = list[tuple[int, float]]
@@ -99,11 +102,10 @@ def test_two_ranks_out_of_memory_go_on_with_half_as_one_process_trains(
     assert split(ranked.run_dir) == (2, 2, 2)
     assert_losses(losses(ranked.run_dir), losses(tmp_path / "alone")[:2])
 
-    ranked = Ranked(
-        job, tmp_path / "both", KABLATE_TEST_FAULTS="oom@6"
-    )  # of whole ones
-    assert ranked.wait().status == "done", ranked.log
-    assert "going on from the last checkpoint with 1 and 4 micro steps" in ranked.log
+    again = {"KABLATE_ATTEMPT": "2", "KABLATE_LAST_END": "failed/oom"}
+    faults = {"KABLATE_TEST_FAULTS": "oom@6"}  # of whole ones
+    log = train_without_torchrun(job, ranked.run_dir, **again, **faults)
+    assert "going on from the last checkpoint with 1 and 4 micro steps" in log
     assert split(ranked.run_dir) == (2, 1, 4)
     assert_about_equal(ranked.run_dir, tmp_path / "alone")
 
@@ -131,16 +133,34 @@ def assert_about_equal(run_dir: Path, other: Path) -> None:
         assert (tensor - expected[name]).abs().max() < 1e-5, name
 
 
-def train_without_torchrun(job: Job, run_dir: Path) -> None:
-    """Both ranks forked, with torch imported already, and told what torchrun tells."""
+def train_without_torchrun(job: Job, run_dir: Path, **environ: str) -> str:
+    """Both ranks forked, and told what torchrun and the runner tell; the log."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
     told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    ranks = [
-        Training(job, run_dir, RANK=rank, LOCAL_RANK=rank, **told) for rank in "01"
-    ]
-    assert [rank.wait() for rank in ranks] == [0, 0], ranks[0].log
+    given = (job.to_json(), str(run_dir), {**told, **environ})
+    process = server().Process(target=_fork_both, args=given)
+    process.start()
+    process.join(120)
+    log = Path(f"{run_dir}.log").read_text()
+    assert process.exitcode == 0, log
+    return log
+
+
+def _fork_both(
+    job: Mapping[str, Any], run_dir: str, environ: Mapping[str, str]
+) -> None:
+    import torch._dynamo  # noqa: F401  DDP does, for two seconds; here once for both
+
+    ranks = []
+    for rank in "01":
+        ranks.append(os.fork())
+        if not ranks[-1]:
+            theirs = {**environ, "RANK": rank, "LOCAL_RANK": rank}
+            train_here(job, run_dir, None, theirs, None)
+    codes = [os.waitpid(rank, 0)[1] for rank in ranks]
+    sys.exit(any(codes))
 
 
 def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
@@ -164,11 +184,9 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert second.wait().status == "interrupted", second.log
     assert is_gone(list(pids.values()))
 
-    third = Ranked(job, tmp_path / "torn")
-    assert third.wait().status == "done", third.log
-    assert read_status(third.run_dir)["attempt"] == 3
-    assert manifest(third.run_dir)["resumed"]
-    assert_same_run(third.run_dir, tmp_path / "whole")
+    train_without_torchrun(job, second.run_dir, KABLATE_ATTEMPT="3")
+    assert manifest(second.run_dir)["resumed"]
+    assert_same_run(second.run_dir, tmp_path / "whole")
 
 
 def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:
