@@ -7,7 +7,7 @@ defconfigs are searched whole, Python files in their docstrings only. Exit statu
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -49,25 +49,19 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def search(path: Path, words: Sequence[str]) -> list[Finding]:
-    """Findings of one file; none in files that hold no docs."""
-    return [
-        Finding(shown(path), number, f"banned word '{word}'; say it otherwise")
-        for number, word in banned_in(documentation(path), words)
-    ]
-
-
-def documentation(path: Path) -> Iterator[tuple[int, str]]:
-    """The numbered lines of a file that people read as documentation."""
+    """Findings in what people read as documentation of a file."""
     python = path.suffix in (".py", ".pyi")
     if not python and not is_prose(path):
-        return
+        return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    lines = list(enumerate(text.split("\n"), 1))
-    if not python:
-        yield from lines
-        return
-    for first, last in docstring_spans(text):
-        yield from lines[first - 1 : last]
+    found = banned_in(enumerate(text.split("\n"), 1), words)
+    if python and found:  # else it need not be parsed, which takes by far the longest
+        spans = list(docstring_spans(text))
+        found = [(n, word) for n, word in found if any(i <= n <= j for i, j in spans)]
+    return [
+        Finding(shown(path), number, f"banned word '{word}'; say it otherwise")
+        for number, word in found
+    ]
 
 
 def is_prose(path: Path) -> bool:
