@@ -28,13 +28,15 @@ def results(tmp_path_factory):
     """Directory of the four arms; the first cell is the comparison partner."""
     data_dir = prepare_texts(tmp_path_factory.mktemp("corpus"), texts(30))
     root = tmp_path_factory.mktemp("results")
-    job = tiny_job(data_dir, max_iters=40, eval_interval=10)
+    short = {"max_iters": 40, "eval_interval": 10, "checkpoint_interval": 40}
+    short |= {"batch_size": 8, "gradient_accumulation": 1}
+    job = tiny_job(data_dir, **short)
     slow = job.settings.optim.learning_rate / 50
     arms = {
         "base": (job, 0),
         "same": (job, 0),
         "again": (job, OTHER),
-        "slow": (tiny_job(data_dir, max_iters=40, learning_rate=slow, min_lr=0.0), 0),
+        "slow": (tiny_job(data_dir, learning_rate=slow, min_lr=0.0, **short), 0),
     }
     for name, (cell, shift) in arms.items():
         parent = None if name == "base" else "base"
