@@ -259,7 +259,7 @@ def local_slots(asked: Resources) -> list[dict[str, str]]:
 
 def torch_sees_a_gpu() -> bool:
     """Asked of a process of its own: the runner itself imports no torch."""
-    program = "import torch; raise SystemExit(not torch.cuda.is_available())"
+    program = "import os, torch; os._exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 

@@ -233,10 +233,12 @@ def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_proof_that_cannot_be_carried_out_starts_nothing(folder: Path) -> None:
+    (folder / "broken").mkdir()
+    (folder / "broken" / "torch.py").write_text("raise ImportError('no torch')")
     words = ("--overrides", "SEEDS=1 STEPS=0")
-    broken = {"PYTHONWARNINGS": "error", "TORCH_LOGS": "no-such-log"}
-    done = prove_and_run(folder, *words, **broken)
+    done = prove_and_run(folder, *words, PYTHONPATH="broken")
     assert done.returncode == 2 and "SKIP_VERIFY=1" in done.stderr
+    assert "ImportError: no torch" in done.stderr
     assert not (folder / "results" / "step00-baseline").exists()
 
 
