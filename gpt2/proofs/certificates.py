@@ -67,11 +67,12 @@ def causal(subject: Subject) -> Finding:
 def _future_gradient(model: GPT, tokens: Tensor, cuts: list[int]) -> float:
     """Largest derivative of a logit by the embedding of a later token."""
     worst = 0.0
+    x = model.embed(tokens).detach().requires_grad_()
+    hidden = model.hidden(x)
+    weights = torch.linspace(-1.0, 1.0, hidden.shape[-1], dtype=hidden.dtype)
     for cut in cuts:
-        x = model.embed(tokens).detach().requires_grad_()
-        row = model.hidden(x)[:, cut - 1]
-        weights = torch.linspace(-1.0, 1.0, row.shape[-1], dtype=row.dtype)
-        (gradient,) = torch.autograd.grad((row * weights).sum(), x)
+        row = hidden[:, cut - 1]
+        (gradient,) = torch.autograd.grad((row * weights).sum(), x, retain_graph=True)
         worst = max(worst, deviation(gradient[:, cut:], torch.zeros(())))
     return worst
 
@@ -199,11 +200,11 @@ def _flop_ratio(subject: Subject) -> float:
     whole = subject.settings.replace(
         ra_window=WHOLE_CONTEXT, attention_backend="reference"
     )
-    tokens = subject.tokens("flops")
+    model, tokens = subject.model(whole), subject.tokens("flops")
     with FlopCounterMode(display=False) as counter:
         mode: Any = counter.mode  # as it is inside what keeps torch's compiler out
         mode.__torch_dispatch__ = unwrap(type(mode).__torch_dispatch__).__get__(mode)
-        subject.model(whole).logits(tokens)
+        model.logits(tokens)
     return counter.get_total_flops() / (budget(whole).flops_forward * tokens.numel())
 
 
