@@ -30,6 +30,7 @@ from gpt2.reading import settings_from
 from gpt2.schema import SYMBOL_OF
 from lib.ending import run_to_end
 from lib.gpu_env import child_environment
+from lib.importing import collector_at_rest
 from lib.preload import FLAG, serve
 from lib.rundir import read_json
 
@@ -38,7 +39,8 @@ EXIT_USAGE = 2
 
 def preload(channel: int) -> int:
     """Be the template of many runs (lib/preload.py)."""
-    import gpt2.training.attempt  # noqa: F401
+    with collector_at_rest():
+        import gpt2.training.attempt  # noqa: F401
 
     return serve(channel, main, Path(sys.path[0]))
 
@@ -54,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     prepare_environment(job)
-    from gpt2.training.attempt import carry_out  # torch takes a second to import
+    with collector_at_rest():  # torch takes seconds to import
+        from gpt2.training.attempt import carry_out
 
     return carry_out(job, options.run_dir, options.micro_batch, os.environ)
 

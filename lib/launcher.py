@@ -16,6 +16,7 @@ from typing import Protocol
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.ending import run_to_end
+from lib.importing import collector_at_rest
 from lib.process import EXIT_INTERRUPTED
 
 CRASH = 1
@@ -33,8 +34,9 @@ class Failure(Protocol):
 
 def main(words: list[str]) -> int:
     """Run N ranks of a script on this machine; does not return if one was killed."""
-    from torch.distributed import run
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    with collector_at_rest():
+        from torch.distributed import run
+        from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     try:
         run.main(["--standalone", "--nproc-per-node", *words])

@@ -18,6 +18,7 @@ from gpt2.ablation import STEPS
 from gpt2.plan import Plan, make_plan, plan_settings
 from lib.ending import run_to_end
 from lib.generated import Config
+from lib.importing import collector_at_rest
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -53,8 +54,9 @@ def steps_of(config: Config) -> Plan:
 
 def overfit(plan: Plan) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
-    from gpt2.proofs import overfit
-    from gpt2.proofs.verify import subjects
+    with collector_at_rest():
+        from gpt2.proofs import overfit
+        from gpt2.proofs.verify import subjects
 
     print(f"{'step':<34} {'updates':>7} {'first loss':>10} {'last loss':>9}")
     failed = 0

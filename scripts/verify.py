@@ -22,6 +22,7 @@ from gpt2.plan import Plan, make_plan, only, plan_settings
 from lib.dotconfig import split_overrides
 from lib.ending import run_to_end
 from lib.generated import Config
+from lib.importing import collector_at_rest
 from lib.output import lasting_output
 from lib.rundir import atomic_write_json
 
@@ -88,8 +89,9 @@ def all_plans(config: Config) -> Iterator[Plan]:
 def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
-    from gpt2.proofs import verify
-    from gpt2.proofs.verify_training import hold_to_account
+    with collector_at_rest():
+        from gpt2.proofs import verify
+        from gpt2.proofs.verify_training import hold_to_account
 
     cache = None if given.fresh else CACHE
     proofs = []
