@@ -152,7 +152,11 @@ def test_a_symbol_that_can_be_set_changes_the_settings(
 def values_for(symbol: str) -> tuple[str, ...]:
     field = FIELDS[FIELD_OF[symbol]].metadata if symbol in FIELD_OF else {}
     of_kind = VALUES[tree().kinds[symbol]]
-    return {"DEVICE": ("cpu", "auto")}.get(symbol) or field.get("allowed") or of_kind
+    special = {
+        "DEVICE": ("cpu", "auto"),
+        "PYTORCH_CUDA_ALLOC_CONF": ("expandable_segments:False",),
+    }
+    return special.get(symbol) or field.get("allowed") or of_kind
 
 
 def choices() -> list[list[str]]:
