@@ -175,8 +175,14 @@ def mean_kernel(
     first_i, first_j = tl.program_id(0) * BM, tl.program_id(1) * BN
     i, j = first_i + tl.arange(0, BM), first_j + tl.arange(0, BN)
     acc = tl.zeros([BM, BN], tl.float32)
-    if first_j < first_i + BM:
-        for h in range(0, H):
+    # Heads of a tile off the band and of one that meets it: a branch within the loop
+    # would keep its loads from running ahead.
+    off = tl.where(first_j < first_i + BM, H, 0)
+    on = off * 0
+    if BAND:
+        on = tl.where(first_i - first_j - BN < W, off, 0)
+    for part in tl.static_range(1 + BAND):
+        for h in range(0, off - on if part == 0 else on):
             q_base, k_base = q_ptr + b * qb + h * qh, k_ptr + b * kb + h * kh
             q = load(q_base, i, qt, T, D, BD)
             k = load(k_base, j, kt, T, D, BD)
@@ -185,18 +191,17 @@ def mean_kernel(
             scale = tl.zeros([BM, 1], tl.float32) + c
             if FACTOR:
                 scale *= tl.load(factor_ptr + row, mask=i < T, other=0.0)[:, None]
-            s = tl.dot(q, tl.trans(k), input_precision=P)
-            if BAND:
+            if part == 1:
+                rk = load(k_base, i, kt, T, D, BD)
+                cq = load(q_base, j, qt, T, D, BD)
                 weight = alpha
                 if LEARNED:
                     weight = tl.load(alpha_ptr + h)
-                if first_i - first_j - BN < W:
-                    rk = load(k_base, i, kt, T, D, BD)
-                    cq = load(q_base, j, qt, T, D, BD)
-                    t = tl.dot(rk, tl.trans(cq), input_precision=P)
-                    s += tl.where(in_band(i, j, W), weight * t, 0.0)
-            acc += tl.exp2(s * scale - lse)
-        acc = tl.where(i[:, None] >= j[None, :], acc / H, 0.0)
+                s = logits(q, k, rk, cq, i, j, weight, scale, W, True, P)
+            else:
+                s = logits(q, k, q, q, i, j, 0.0, scale, W, False, P)
+            acc += tl.exp2(s - lse)
+    acc = tl.where(i[:, None] >= j[None, :], acc / H, 0.0)
     if WHOLE or first_j < first_i + BM:
         at = b * T * T + i[:, None].to(tl.int64) * T + j[None, :]
         tl.store(mean_ptr + at, acc, mask=in_square(i, j, T))

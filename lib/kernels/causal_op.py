@@ -49,7 +49,7 @@ _columns = triton.autotune(
     restore_value=["dq_ptr", "dk_ptr"],
 )(causal_backward.columns_kernel)
 _mean = triton.autotune(
-    configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 64, 4, 2)),
+    configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)),
     key=["D", "BAND"],
 )(causal.mean_kernel)
 

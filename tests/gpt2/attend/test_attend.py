@@ -185,7 +185,8 @@ def test_merging_two_parts_of_the_keys_is_attention_over_all() -> None:
 # ---- fused kernels against the reference ------------------------------------------
 
 # name: D, Dv, window (None: no term), learned alpha, statistic, row factor, mean
-# weights (a number: so many of each row)
+# weights (a number: so many of each row). At no length a row's fifth and sixth scores
+# are so near that the kernels' SLACK counts both.
 KERNELS: dict[str, tuple] = {
     "plain": (16, 16, None, False, None, False, False),
     "widths": (24, 40, 5, False, None, False, False),
@@ -197,7 +198,7 @@ KERNELS: dict[str, tuple] = {
     "entropy-band": (16, 16, 7, False, "entropy", False, False),
     "rms": (16, 16, None, False, "rms", False, False),
     "kept": (16, 16, None, False, None, False, 3),
-    "kept-band": (24, 40, 7, True, "topk", False, 8),
+    "kept-band": (24, 40, 9, True, "topk", False, 8),
     "kept-whole-factor": (16, 16, WHOLE_CONTEXT, True, None, True, 8),
 }
 # Relative to the norm of the reference on the same rounded inputs.
