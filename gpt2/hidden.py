@@ -31,7 +31,7 @@ class Factored:
 
     def add(self, low: Tensor, up: Tensor, mix: float) -> None:
         """mix low up^T; low [B, S, r], up [M, r]."""
-        self.seen = self.seen + mix * F.linear(low, self.matrix @ up)
+        self.seen = self.seen + F.linear(low, self.matrix @ (mix * up))
 
     def read(self, name: str) -> Tensor:
         """The sum so far through the next reader's matrix, [B, S, rows]."""
@@ -40,7 +40,7 @@ class Factored:
         rows = self.rows.pop(name)
         if not rest:
             return self.seen
-        mine, self.seen = self.seen.tensor_split([rows], -1)
+        mine, self.seen = self.seen.split([rows, self.seen.shape[-1] - rows], -1)
         self.matrix = self.matrix[rows:]
         return mine.contiguous()  # a view would keep the whole for the backward pass
 
@@ -51,7 +51,7 @@ Hidden = Tensor | Factored
 def added(hidden: Hidden, low: Tensor, up: Tensor, mix: float) -> Hidden:
     """hidden + mix low up^T; low [B, S, r], up [M, r]."""
     if isinstance(hidden, Tensor):
-        return hidden + mix * F.linear(low, up)
+        return hidden + F.linear(low, mix * up)
     hidden.add(low, up, mix)
     return hidden
 
