@@ -66,6 +66,7 @@ def test_a_training_that_does_not_learn_is_flat(data_dir, tmp_path):
         learning_rate=1e-9,
         min_lr=0.0,
         checkpoint_interval=1000,
+        gradient_accumulation=1,
     )
     finish(job, tmp_path / "run")
     assert [kind for kind, _ in alarms(tmp_path / "run")] == ["flat"]
