@@ -1,5 +1,6 @@
 """What holds for every test: a clean environment, and GPU tests only on a GPU."""
 
+import gc
 import os
 import signal
 from collections.abc import Iterator
@@ -50,6 +51,11 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
         import torch
 
         torch.cuda.empty_cache()  # what is kept there no other process can have
+
+
+def pytest_collection_finish() -> None:
+    gc.collect()
+    gc.freeze()  # what is imported stays: the collector need not look through it again
 
 
 def gpu_is_there() -> bool:
