@@ -13,10 +13,10 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from gpt2.budget import budget, linear_weights
-from gpt2.schema import WHOLE_CONTEXT, Settings
+from gpt2.schema import MOST_KEPT, WHOLE_CONTEXT, Settings
 from lib.pruning.names import method_kind
 
-FLOAT, BOOL, INT64 = 4, 1, 8
+FLOAT, BOOL, INT32, INT64 = 4, 1, 4, 8
 CHUNK, MULTIPLE = 8192, 128  # as in gpt2/loss.py
 
 
@@ -322,11 +322,16 @@ def _kept_by_reference(s: Settings) -> int:
 
 def _kept_by_cross_token(s: Settings) -> int:
     """Hidden states before and after, which the kernels' path does without; the chosen
-    weights [T, T] and their sums."""
+    weights [T, T], of which those kernels keep a few of each row; and their sums."""
     m, x, c = s.model, s.mechanisms, _compute(s)
     if path_of(s) == "triton":
+        averaged = x.ract and x.ract_head_average and x.ract_placement == "output"
+        apart = x.cross_select == "topk" and x.cross_topk <= MOST_KEPT and not averaged
+        few = min(x.cross_topk, m.block_size) if apart else 0
         row = FLOAT if x.cross_renorm else 0
-        return c * (2 * x.cross_rank + m.block_size) + row
+        if few:  # columns and values, and these once more divided by their sum
+            row += few * (INT32 + FLOAT + (FLOAT if x.cross_renorm else 0))
+        return c * (2 * x.cross_rank + (0 if few else m.block_size)) + row
     matrices, row = c, 0
     if x.cross_select == "topk" and x.cross_topk < m.block_size:
         matrices += BOOL

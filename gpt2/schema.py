@@ -19,6 +19,7 @@ from lib.trackers import BACKENDS
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
+MOST_KEPT = 16  # mean weights of a row that kernels give as numbers, not a matrix
 LARGEST_ARM = "largest"
 T = typing.TypeVar("T")
 

@@ -17,6 +17,7 @@ from gpt2.attend.request import (
     Request,
     Statistic,
     Transposed,
+    few_kept,
     path_of,
     place_of_tensor,
 )
@@ -171,12 +172,11 @@ def _triton(
     """The kernels of lib/kernels/causal.py. A statistic of the heads' mean weights
     is taken from these."""
     from lib.kernels.causal_op import attention
-    from lib.kernels.kept import MOST
 
     q, k, v = _alike(q, k, v)
     averaged = statistic is not None and statistic.head_average
     kind = "none" if statistic is None or averaged else statistic.kind
-    few = min(kept, k.shape[2]) if mean and not averaged and kept <= MOST else 0
+    few = few_kept(kept, k.shape[2], statistic) if mean else 0
     window, alpha = -1, 0.0 if transposed is None else transposed.alpha
     if transposed is not None:
         whole = transposed.is_whole(k.shape[2])

@@ -13,8 +13,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MOST = 16  # above, a matrix is no more to read and to write than they are
-
 
 @triton.jit
 def _first(value, column, other, beside):
