@@ -194,14 +194,19 @@ class Scheduler:
     # ---- starting ---------------------------------------------------------------
 
     def _fill(self) -> None:
+        importing = False  # a template that ends it meanwhile serves the first first
         for cell in list(self._queue):
             if not self._free or self._stopping:
                 return
             slot = self._place(cell)
             if slot is None or time.monotonic() < cell.look_again:
                 continue
+            if importing and self._template(cell.task, self.options.slots[slot]):
+                continue
             if self._is_preloaded(cell, slot):
                 self._consider(cell, slot)
+            else:
+                importing = True
 
     def _is_preloaded(self, cell: Cell, slot: int) -> bool:
         """False while a template is importing what the task needs."""

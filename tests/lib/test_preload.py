@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
@@ -175,6 +176,27 @@ def test_changed_sources_are_imported_anew(tmp_path: Path) -> None:
     assert run(scripted(tmp_path))[0] == 0
     said = [log_of(tmp_path, name).strip() for name in "abc"]
     assert said == ["old", "new", "new"]
+
+
+class JustTooLate(Preload):
+    """Ready between two questions: the first is still told no."""
+
+    asked = False
+
+    def is_ready(self, command: Sequence[str], environ: Mapping[str, str]) -> bool:
+        if self.asked:
+            return super().is_ready(command, environ)
+        self.asked = True
+        until(lambda: super(JustTooLate, self).is_ready(command, environ))
+        return False
+
+
+def test_nobody_overtakes_who_waits_for_it(tmp_path: Path) -> None:
+    view = PlainView(io.StringIO())
+    with JustTooLate(view.note) as preload:
+        scheduler = Scheduler(scripted(tmp_path), Options(), view, preload=preload)
+        assert scheduler.run() == 0
+    assert [log_of(tmp_path, name).strip() for name in "abc"] == ["old", "new", "new"]
 
 
 @pytest.mark.parametrize(
