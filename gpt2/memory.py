@@ -330,7 +330,7 @@ def _kept_by_cross_token(s: Settings) -> int:
         few = min(x.cross_topk, m.block_size) if apart else 0
         row = FLOAT if x.cross_renorm else 0
         if few:  # columns and values, and these once more divided by their sum
-            row += few * (INT32 + FLOAT + (FLOAT if x.cross_renorm else 0))
+            row += row + few * (INT32 + FLOAT + row)
         return c * (2 * x.cross_rank + (0 if few else m.block_size)) + row
     matrices, row = c, 0
     if x.cross_select == "topk" and x.cross_topk < m.block_size:
