@@ -1,13 +1,13 @@
 """What holds for every test: a clean environment, and GPU tests only on a GPU."""
 
 import gc
+import math
 import os
 import signal
 from collections.abc import Iterator
 
 import hypothesis
 import pytest
-from hypothesis import settings
 
 from tests import card
 
@@ -24,11 +24,11 @@ def pytest_configure() -> None:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
     # Started in the background of a script, we ignore Ctrl-C and so would our children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    settings.register_profile("untimed", deadline=None)  # a busy machine is no fault
-    settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # Last, for all that are begun after one that wants the whole card wait behind it.
+    items.sort(key=lambda item: gib_of(item) == math.inf)
     gpu = [item for item in items if item.get_closest_marker("gpu")]
     if gpu and not gpu_is_there():
         for item in gpu:
@@ -37,12 +37,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)  # before the time limit begins
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
-    marks = list(item.iter_markers("gpu"))
-    if not marks or not gpu_is_there():
+    gib = gib_of(item)
+    if not gib or not gpu_is_there():
         return (yield)
-    gib = max(mark.kwargs.get("gib", card.USUAL) for mark in marks)
     with card.held(card.shares_for(gib, card.size())):
         return (yield)
+
+
+def gib_of(item: pytest.Item) -> float:
+    """What a test needs of a GPU's memory; 0 without one."""
+    marks = item.iter_markers("gpu")
+    return max((mark.kwargs.get("gib", card.USUAL) for mark in marks), default=0.0)
 
 
 @pytest.hookimpl(trylast=True)  # after fixtures have let go of their tensors

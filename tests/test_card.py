@@ -54,3 +54,13 @@ def test_no_share_is_given_to_two(tmp_path: Path) -> None:
 )
 def test_shares_of_a_card(gib: float, card: float, shares: int) -> None:
     assert shares_for(gib, card) == shares
+
+
+def test_who_wants_the_whole_card_comes_last() -> None:
+    files = ("tests/gpt2/training/test_on_gpu.py", "tests/lib/test_startup.py")
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-m", "gpu"]
+    done = subprocess.run(
+        [*command, *files], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
+    found = [line for line in done.stdout.splitlines() if "::" in line]
+    assert len(found) > 3 and "absurd" in found[-1]
