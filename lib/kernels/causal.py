@@ -34,6 +34,17 @@ def load(base, rows, stride, length, D: tl.constexpr, BD: tl.constexpr):
 
 
 @triton.jit
+def gather(base, rows, stride, D: tl.constexpr, BD: tl.constexpr):
+    """Rows of a [T, D] matrix in fp32, zeros where a row is negative."""
+    columns = tl.arange(0, BD)[None, :]
+    there = rows[:, None] >= 0
+    if BD != D:
+        there = there & (columns < D)
+    x = tl.load(base + rows[:, None] * stride + columns, mask=there, other=0.0)
+    return x.to(tl.float32)
+
+
+@triton.jit
 def store(base, x, rows, stride, length, D: tl.constexpr, BD: tl.constexpr):
     at = rows[:, None] * stride + tl.arange(0, BD)[None, :]
     inside = rows[:, None] < length

@@ -23,6 +23,7 @@ from lib.kernels.causal import (
     NONE,
     RMS,
     TOPK,
+    gather,
     in_band,
     in_square,
     load,
@@ -49,17 +50,6 @@ def _slope_factor(g, stat, visible, STAT: tl.constexpr):
     if STAT == RMS:
         return g / (stat * visible)
     return g
-
-
-@triton.jit
-def _gather(base, rows, stride, D: tl.constexpr, BD: tl.constexpr):
-    """Rows of a [T, D] matrix in fp32, zeros where a row is negative."""
-    columns = tl.arange(0, BD)[None, :]
-    there = rows[:, None] >= 0
-    if BD != D:
-        there = there & (columns < D)
-    x = tl.load(base + rows[:, None] * stride + columns, mask=there, other=0.0)
-    return x.to(tl.float32)
 
 
 @triton.jit
@@ -121,11 +111,11 @@ def rows_kernel(
             at = (b * T + i) * KEPT + n
             column = tl.load(column_ptr + at, mask=i < T, other=-1)
             slope = tl.load(dm_ptr + at, mask=i < T, other=0.0) / H
-            key = _gather(k_base, column, kt, D, BD)
+            key = gather(k_base, column, kt, D, BD)
             score = tl.sum(wide_q * key, 1)
             if BAND:
                 within = tl.where(i - column <= W, column, -1)
-                query = _gather(q_base, within, qt, D, BD)
+                query = gather(q_base, within, qt, D, BD)
                 score += alpha * tl.sum(wide_rk * query, 1)
             score *= c
             weight = tl.exp2(score * factor_i - lse_i)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lib.kernels import causal, causal_backward
 from lib.kernels.kept import spread, write_largest
+from lib.kernels.rows import packed
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
 WIDEST_TOPK = 32
@@ -298,7 +299,7 @@ def _backward(
         kind = torch.float32 if kept else _narrow_type(inputs[0])
         dmean = dmean.to(kind).contiguous()
     slopes, dfactor, dalpha = backward_op(
-        _packed(do).to(inputs[-1].dtype) if values else None,
+        packed(do).to(inputs[-1].dtype) if values else None,
         dstat.float().contiguous() if statistic else None,
         dmean if mean else None,
         inputs, o, lse, stat, threshold, columns, factor, alphas,
@@ -321,11 +322,6 @@ def _narrow_type(q: Tensor) -> torch.dtype:
 
 
 causal_op.register_autograd(_backward, setup_context=_save)
-
-
-def _packed(x: Tensor) -> Tensor:
-    """With neighbouring numbers in the last dimension, as the kernels read them."""
-    return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def attention(
@@ -356,7 +352,7 @@ def attention(
     number = alpha if isinstance(alpha, float) else 0.0
     alphas = None if isinstance(alpha, float) else alpha.float().contiguous()
     factor = None if row_factor is None else row_factor.float().contiguous()
-    apart = [_packed(q), _packed(k), _packed(v)]
+    apart = [packed(q), packed(k), packed(v)]
     inputs = apart if qkv is None or not values else [qkv.contiguous()]
     out, _, stat, _, means, columns = causal_op(
         inputs, factor, alphas, scale, number, window,

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lib.device import to_autocast_type
 from lib.kernels.cublaslt import KINDS, Epilogue, product
+from lib.kernels.rows import packed
 
 MULTIPLE = 8  # of widths, which the library asks of what it leaves beside
 
@@ -35,7 +36,7 @@ def linear_gelu(
         return F.gelu(sums, approximate="tanh"), sums
     out, sums = linear_gelu_shape(x, weight, bias)
     kind = Epilogue.GELU_AUX if bias is None else Epilogue.GELU_AUX_BIAS
-    x, weight = _rows(x), _rows(weight)
+    x, weight = packed(x), packed(weight)
     product(x, weight, kind, aux=sums, out=out, bias=bias)
     return out, sums
 
@@ -56,7 +57,7 @@ def gelu_slopes(slopes: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
         backward = torch.ops.aten.gelu_backward
         return backward(slopes @ weight, sums, approximate="tanh")
     out = torch.empty_like(sums)
-    product(_rows(slopes), _rows(weight), Epilogue.DGELU, aux=sums, out=out)
+    product(packed(slopes), packed(weight), Epilogue.DGELU, aux=sums, out=out)
     return out
 
 
@@ -74,7 +75,7 @@ def weight_slopes(slopes: Tensor, x: Tensor) -> Tensor:
     if slopes.shape[1] % MULTIPLE or x.shape[1] % MULTIPLE:
         return torch.mm(slopes.t(), x, out_dtype=torch.float32)
     out = weight_slopes_shape(slopes, x)
-    product(_rows(slopes), _rows(x), Epilogue.NONE, out=out)
+    product(packed(slopes), packed(x), Epilogue.NONE, out=out)
     return out
 
 
@@ -83,11 +84,6 @@ def weight_slopes_shape(slopes: Tensor, x: Tensor) -> Tensor:
     """What weight_slopes returns, unwritten."""
     kind = torch.promote_types(x.dtype, torch.float32)
     return x.new_empty((slopes.shape[1], x.shape[1]), dtype=kind)
-
-
-def _rows(matrix: Tensor) -> Tensor:
-    """The matrix with rows that are contiguous."""
-    return matrix if matrix.stride(-1) == 1 else matrix.contiguous()
 
 
 class _ThroughGelu(torch.autograd.Function):

@@ -13,6 +13,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lib.kernels.causal import gather
+from lib.kernels.rows import packed, warps_for
+
 
 @triton.jit
 def _first(value, column, other, beside):
@@ -68,13 +71,8 @@ def write_largest(weights: Tensor, columns: Tensor, values: Tensor) -> None:
     _largest_kernel[(b * rows,)](
         weights, columns, values, rows, k,
         SLOTS=triton.next_power_of_2(k), GROUPS=groups, EACH=block // groups,
-        num_warps=_warps(block),
+        num_warps=warps_for(block),
     )  # fmt: skip
-
-
-def _warps(block: int) -> int:
-    """For a row of that many numbers."""
-    return min(16, max(1, block // 1024))
 
 
 @triton.jit
@@ -108,21 +106,9 @@ def spread(
     _spread_kernel[(b * rows,)](
         columns, values, out, rows, n, k,
         WHOLE=whole, SLOTS=triton.next_power_of_2(k), BLOCK=block,
-        num_warps=_warps(block),
+        num_warps=warps_for(block),
     )  # fmt: skip
     return out
-
-
-@triton.jit
-def _gather(
-    low_ptr, column, b, lb, ln: tl.constexpr, R: tl.constexpr, BR: tl.constexpr
-):  # fmt: skip
-    """Rows of low [N, R] in fp32, zeros where a column is negative. Known when it is
-    compiled, a stride of 88 is read eight numbers at a time."""
-    at = tl.arange(0, BR)[None, :]
-    there = (column[:, None] >= 0) & (at < R)
-    x = tl.load(low_ptr + b * lb + column[:, None] * ln + at, mask=there, other=0.0)
-    return x.to(tl.float32)
 
 
 @triton.jit
@@ -130,7 +116,8 @@ def _sum_kernel(
     column_ptr, value_ptr, low_ptr, out_ptr, lb, S, ln: tl.constexpr, R: tl.constexpr,
     K: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Sum of value low[column] for some rows; grid [row tiles, B]."""
+    """Sum of value low[column] for some rows; grid [row tiles, B]. Known when it is
+    compiled, a stride of 88 is read eight numbers at a time."""
     b = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     row = b * S + i
@@ -138,7 +125,7 @@ def _sum_kernel(
     for n in tl.static_range(K):
         column = tl.load(column_ptr + row * K + n, mask=i < S, other=-1)
         value = tl.load(value_ptr + row * K + n, mask=i < S, other=0.0)
-        total += value[:, None] * _gather(low_ptr, column, b, lb, ln, R, BR)
+        total += value[:, None] * gather(low_ptr + b * lb, column, ln, R, BR)
     at = tl.arange(0, BR)[None, :]
     total = total.to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row[:, None] * R + at, total, mask=(i[:, None] < S) & (at < R))
@@ -158,7 +145,7 @@ def _slope_kernel(
     dout = tl.load(dout_ptr + row[:, None] * R + at, mask=there, other=0.0)
     for n in tl.static_range(K):
         column = tl.load(column_ptr + row * K + n, mask=i < S, other=-1)
-        low = _gather(low_ptr, column, b, lb, ln, R, BR)
+        low = gather(low_ptr + b * lb, column, ln, R, BR)
         slope = tl.sum(dout.to(tl.float32) * low, 1)
         tl.store(dvalue_ptr + row * K + n, slope, mask=i < S)
 
@@ -175,7 +162,7 @@ def _tiles(columns: Tensor, low: Tensor) -> tuple[tuple[int, int], dict[str, int
 @torch.library.custom_op("kablate::sum_kept", mutates_args=())
 def sum_op(values: Tensor, columns: Tensor, low: Tensor) -> Tensor:
     """See sum_kept."""
-    low = low if low.stride(2) == 1 else low.contiguous()
+    low = packed(low)
     (b, rows, _), width = columns.shape, low.shape[2]
     out = low.new_empty(b, rows, width)
     grid, tile = _tiles(columns, low)
@@ -195,7 +182,7 @@ def sum_backward_op(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of values and low. Low's is a product with the spread matrix: adding
     row by row would depend on the order in which programs run."""
-    low = low if low.stride(2) == 1 else low.contiguous()
+    low = packed(low)
     (_, rows, _), n = columns.shape, low.shape[1]
     dout, dvalues = dout.contiguous(), torch.empty_like(values)
     grid, tile = _tiles(columns, low)

@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lib.kernels.rows import warps_for
+
 SMALLEST_SUM = tl.constexpr(1e-12)  # to divide by, as in gpt2/mlp.py
 
 
@@ -63,7 +65,7 @@ def keep_op(
     _keep_kernel[(weights.numel() // columns,)](
         weights, kept, total, rows, columns, topk, tau,
         TOPK=topk > 0, RMS=tau > 0.0, RENORM=renorm, BLOCK=block,
-        num_warps=min(16, max(1, block // 1024)),
+        num_warps=warps_for(block),
     )  # fmt: skip
     return results
 

@@ -7,18 +7,11 @@ import torch
 from torch import Tensor
 
 from tests.interpreted import interpreted
+from tests.lib.test_kernels_select import weights
 
 # rows, kept, width
 SIZES = ((1, 1, 1), (5, 5, 6), (20, 3, 9), (150, 8, 33), (700, 16, 40), (1024, 8, 96))
 FEW = SIZES[:3]  # the interpreter takes its time for each row
-
-
-def weights(rows: int) -> Tensor:
-    """[2, T, T], causal, with ties, zeros and a row of them."""
-    x = torch.rand(2, rows, rows, generator=torch.Generator().manual_seed(rows))
-    x[0, rows // 2], x[0, -1, : rows // 2] = 0.25, 0.0
-    x[1, -1] = 0.0
-    return x.tril()
 
 
 def unwritten(x: Tensor) -> Tensor:
@@ -34,7 +27,7 @@ def deviation(device: str, sizes: tuple[tuple[int, int, int], ...]) -> float:
 
     worst = 0.0
     for rows, k, width in sizes:
-        x = weights(rows)
+        x = weights(rows, rows)
         values = torch.empty(2, rows, k, device=device)
         columns = torch.empty(2, rows, k, dtype=torch.int32, device=device)
         write_largest(unwritten(x).to(device), columns, values)
