@@ -112,7 +112,7 @@ class CausalAttention(nn.Module):
         self.reads_latent = x.latent != "none" and layer > 0
         self.output_gate = OutputGate(settings) if x.output_gate else None
         self.wants_mean = x.cross_token
-        self.kept = x.cross_topk if x.cross_select == "topk" else 0
+        self.kept = x.cross_read
         self.proj = nn.Linear(m.n_head * m.head_dim, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
 

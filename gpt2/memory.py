@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 from gpt2.budget import budget, linear_weights
-from gpt2.schema import MOST_KEPT, WHOLE_CONTEXT, Settings
+from gpt2.schema import WHOLE_CONTEXT, Settings, few_kept
 from lib.pruning.names import method_kind
 
 FLOAT, BOOL, INT32, INT64 = 4, 1, 4, 8
@@ -326,8 +326,7 @@ def _kept_by_cross_token(s: Settings) -> int:
     m, x, c = s.model, s.mechanisms, _compute(s)
     if path_of(s) == "triton":
         averaged = x.ract and x.ract_head_average and x.ract_placement == "output"
-        apart = x.cross_select == "topk" and x.cross_topk <= MOST_KEPT and not averaged
-        few = min(x.cross_topk, m.block_size) if apart else 0
+        few = few_kept(x.cross_read, m.block_size, averaged)
         row = FLOAT if x.cross_renorm else 0
         if few:  # columns and values, and these once more divided by their sum
             row += row + few * (INT32 + FLOAT + row)

@@ -120,6 +120,17 @@ class Mechanisms:
     mechanism_share: float = setting("RA_MLA_MECHANISM_SHARE", low=0.0, high=0.5)
     match_step: str = setting("RA_MLA_MATCH_STEP")
 
+    @property
+    def cross_read(self) -> int:
+        """How many weights of a row the cross-token MLP reads; 0: any number."""
+        return self.cross_topk if self.cross_select == "topk" else 0
+
+
+def few_kept(read: int, columns: int, averaged: bool) -> int:
+    """How many mean weights of a row the kernels give as numbers, if so many are read
+    (0: all); 0: they give the matrix, which a statistic of the heads' average needs."""
+    return 0 if averaged or read > MOST_KEPT else min(read, columns)
+
 
 @part
 class Optim:

@@ -17,10 +17,10 @@ from gpt2.attend.request import (
     Request,
     Statistic,
     Transposed,
-    few_kept,
     path_of,
     place_of_tensor,
 )
+from gpt2.schema import few_kept
 
 
 class Largest(NamedTuple):
@@ -176,7 +176,7 @@ def _triton(
     q, k, v = _alike(q, k, v)
     averaged = statistic is not None and statistic.head_average
     kind = "none" if statistic is None or averaged else statistic.kind
-    few = few_kept(kept, k.shape[2], statistic) if mean else 0
+    few = few_kept(kept, k.shape[2], averaged) if mean else 0
     window, alpha = -1, 0.0 if transposed is None else transposed.alpha
     if transposed is not None:
         whole = transposed.is_whole(k.shape[2])

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-from gpt2.schema import MOST_KEPT, WHOLE_CONTEXT, Settings
+from gpt2.schema import WHOLE_CONTEXT, Settings
 
 BACKENDS = ("auto", "reference", "sdpa", "flex", "triton")
 WIDEST_HEAD = 128  # of the kernels in lib/kernels
@@ -174,13 +174,6 @@ def _not_triton(r: Request, place: Place) -> Iterator[tuple[bool, str]]:
     kept = s is not None and s.kind == "topk" and not s.head_average
     yield kept and s is not None and s.topk > WIDEST_TOPK, f"k above {WIDEST_TOPK}"
     yield r.dtype == torch.float64, "no float64"
-
-
-def few_kept(kept: int, columns: int, statistic: Statistic | None) -> int:
-    """How many mean weights of a row the kernels give, if so many are read (0: all);
-    0: they give all, as the heads' average needs, whose statistic is asked for."""
-    averaged = statistic is not None and statistic.head_average
-    return 0 if averaged or kept > MOST_KEPT else min(kept, columns)
 
 
 def path_of(request: Request, backend: str, place: Place) -> str:

@@ -84,11 +84,8 @@ def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
         with torch.no_grad():  # learned weights start at 0, where nothing shows
             layer.reciprocity.alpha.fill_(0.3)
 
-    def weigh(heads: Heads) -> Attended:
-        return layer.weigh(heads)
-
     compiled = settings.resources.compile_model and path != "reference"
-    return torch.compile(weigh, dynamic=False) if compiled else weigh
+    return torch.compile(layer.weigh, dynamic=False) if compiled else layer.weigh
 
 
 def _numbers(attended: Attended) -> list[Tensor]:
@@ -103,9 +100,9 @@ def _comparable(attended: Attended, settings: Settings) -> Attended:
     x, mean = settings.mechanisms, attended.mean
     if isinstance(mean, Largest):
         return attended._replace(mean=mean.matrix(mean.columns.shape[1]))
-    if mean is None or x.cross_select != "topk":
+    if mean is None or not x.cross_read:
         return attended
-    return attended._replace(mean=keep_weights(mean, "topk", x.cross_topk, 0.0, False))
+    return attended._replace(mean=keep_weights(mean, "topk", x.cross_read, 0.0, False))
 
 
 def inputs(
