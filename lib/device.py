@@ -309,13 +309,13 @@ def random_state(info: DeviceInfo) -> dict[str, torch.Tensor | None]:
 
 
 def set_random_state(
-    info: DeviceInfo, random: Mapping[str, torch.Tensor | None]
+    info: DeviceInfo, state: Mapping[str, torch.Tensor | None]
 ) -> None:
     """What random_state gave, be it of another kind of device."""
-    assert random["cpu"] is not None
-    torch.set_rng_state(random["cpu"])
-    if info.is_gpu and random["gpu"] is not None:
-        torch.cuda.set_rng_state(random["gpu"], info.torch_device)
+    assert state["cpu"] is not None
+    torch.set_rng_state(state["cpu"])
+    if info.is_gpu and state["gpu"] is not None:
+        torch.cuda.set_rng_state(state["gpu"], info.torch_device)
 
 
 # ---- time and memory ------------------------------------------------------------
