@@ -56,7 +56,8 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 SETUP = PYTHON=$(call quote,$(PYTHON)) $(BOOT) scripts/setup_env.py
 PY = $(eval PY := "$(shell $(SETUP) --print-python)")$(PY)
 
-SKIP = $(if $(filter-out 0 n,$(SKIP_VERIFY)),--skip-verify)
+SKIP = $(if $(filter-out 0 1 n y,$(SKIP_VERIFY)),$(error SKIP_VERIFY=$(SKIP_VERIFY) is \
+	neither 1 nor 0))$(if $(filter 1 y,$(SKIP_VERIFY)),--skip-verify)
 MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(call \
 	option,ONLY)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))

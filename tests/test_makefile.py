@@ -155,6 +155,8 @@ def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
     runs = re.findall(r"^    (\S+)/single/seed(\d)$", said, re.M)
     assert runs == [(str(tree / "test_matrix_results"), n) for n in "23"]
     assert not (tree / "test_matrix_results/single/seed1").exists()
+    said = refused(tree, "sbatch", *words, "SKIP_VERIFY=no")
+    assert "SKIP_VERIFY=no is neither 1 nor 0" in said
 
 
 def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
