@@ -106,6 +106,26 @@ READERS = (
         ("prefetch_factor", "persistent_workers"),
         lambda s: s.resources.num_workers > 0,
     ),
+    Reader(
+        "runs on a GPU",
+        (
+            "cuda_graphs",
+            "auto_batch",
+            "gpu_memory",
+            "tf32",
+            "cudnn_benchmark",
+            "gpu_warmup",
+            "alloc_conf",
+            "pin_memory",
+            "jobs_per_gpu",
+        ),
+        lambda s: s.resources.device != "cpu",
+    ),
+    Reader(
+        "is trained by several ranks",
+        ("ddp_backend",),
+        lambda s: s.resources.ddp_gpus_per_job > 1,
+    ),
 )
 
 

@@ -44,6 +44,9 @@ def test_no_preset_asks_for_what_nothing_reads(name: str) -> None:
         ("RA_ALPHA=0.4", ""),
         ("ROPE_DIM=16", "ROPE_DIM=16 .*no job has MLA with a rotary key"),
         ("CROSS_TAU=0.4 STEPS=5,8,22", "CROSS_TAU=0.4 .*keeps weights by their rms"),
+        ("TF32=n", "TF32=False .*no job runs on a GPU"),
+        ("PIN_MEMORY=n DEVICE=auto", ""),
+        ("DDP_BACKEND=gloo", "DDP_BACKEND=gloo .*no job is trained by several ranks"),
         ("MAX_TOKENS=100000", "GPT2_MAX_ITERS=120 .*from GPT2_MAX_TOKENS"),
     ],
 )
