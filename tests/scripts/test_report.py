@@ -260,11 +260,12 @@ def test_matrices_with_nothing_finished_are_reported(tmp_path):
 
 
 def test_a_terminal_without_unicode_is_no_reason_to_crash(tmp_path, monkeypatch):
-    write_matrix(tmp_path, (0, 5), (1, 2))
+    write_matrix(tmp_path, (0, 5), (1, 2), effects={5: -0.02})
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")
     done = report_process(tmp_path, "--no-html", "--no-plots")
     assert done.returncode == 0, done.stderr
     assert "baseline" in done.stdout
+    assert re.search(r"-0\.0\d+ \+- \d", done.stdout), "a sign is no question mark"
 
 
 def test_stale_charts_go(tmp_path):
