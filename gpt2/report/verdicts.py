@@ -157,9 +157,14 @@ def judge(matrix: Matrix, rules: Rules | None = None) -> Judgement:
 
 
 def compare(
-    pairs: Sequence[tuple[Arm, Arm, str]], rules: Rules, noise: Sequence[Noise] = ()
+    pairs: Sequence[tuple[Arm, Arm, str]],
+    rules: Rules,
+    noise: Sequence[Noise] | None = None,
 ) -> list[Comparison]:
-    """Grade (arm, partner, note) triples as one family."""
+    """Grade (arm, partner, note) triples as one family. noise: of a baseline; by
+    default of the partners."""
+    if noise is None:
+        noise = _noise([partner for _, partner, _ in pairs])
     paired = [(arm, partner) for arm, partner, _ in pairs]
     at_steps = _grade_all(paired, at_equal_steps, rules, noise)
     at_time = _grade_all(paired, at_equal_time, rules, noise)
@@ -313,9 +318,9 @@ def seeds_to_decide(
     sample = stats.describe(differences)
     floor = max((n.sample.sd for n in noise), default=KNOWN_NOISE[1])
     sd, basis = sample.sd, "by the spread of its own differences"
-    if sample.n < 3:
-        sd = math.sqrt(2) * floor
-        sd = sd if sample.n < 2 else max(sd, sample.sd)
+    of_runs = math.sqrt(2) * floor
+    if sample.n < 2 or (sample.n == 2 and sd < of_runs):
+        sd = of_runs
         basis = "by the noise floor" if noise else "by the noise known at 124M"
     alpha = rules.alpha / family
     ways = (

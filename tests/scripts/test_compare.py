@@ -53,6 +53,17 @@ def test_single_runs_show_their_difference_and_decide_nothing(matrix, names):
     assert "INCONCLUSIVE" in done.stdout and "one seed decides nothing" in done.stdout
 
 
+def test_seeds_are_planned_by_the_noise_of_what_is_compared(matrix):
+    write_matrix(matrix / "two", (0, 5), (1, 2), noise=0.0)
+    for name, more in (("step00-baseline", 0.2), ("step05-ra", 0.201)):
+        path = matrix / "two" / name / "seed1/status.json"
+        status = json.loads(path.read_text())
+        status["result"]["val_loss"] += more
+        path.write_text(json.dumps(status))
+    done = compare("two/step05-ra", "two/step00-baseline", cwd=matrix)
+    assert "seeds would decide, by the noise floor" in done.stdout
+
+
 def test_matrices_are_matched_by_arm(matrix):
     shutil.copytree(matrix / "out", matrix / "again")
     shutil.rmtree(matrix / "again" / "step02-r25")

@@ -75,6 +75,14 @@ def test_inconclusive_says_how_many_seeds_would_decide():
     assert seeds == stats.seeds_for_difference(sample.mean, sample.sd, 0.05 / 3, 0.8)
 
 
+@pytest.mark.parametrize(
+    ("differences", "basis"),
+    [([0.001, 0.0011], "known at 124M"), ([0.001, 0.1], "its own differences")],
+)
+def test_two_seeds_are_planned_for_by_the_larger_of_two_spreads(differences, basis):
+    assert basis in seeds_to_decide(differences, Rules(), [], family=1)[1]
+
+
 def test_many_seeds_decide_that_an_arm_is_neutral(tmp_path):
     write_matrix(tmp_path, (0, 5), range(20), noise=0.001)
     found = verdicts(tmp_path)[5]
