@@ -1,6 +1,7 @@
 """The trainer as a process: what it writes, how it ends, what changes nothing."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -215,6 +216,21 @@ def gradients(job, micro_batch):
     trainer = make_trainer(job, model, micro_batch)
     loss = trainer.updater.accumulate(trainer.micro_batches())
     return loss, {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_a_seed_decides_weights_batches_and_dropout(data_dir, tmp_path):
+    """Each by itself: replicas that share one of them vary less than they should."""
+    found = []
+    for seed in (1, 2):
+        job = replace(tiny_job(data_dir, max_iters=1, warmup_steps=1), seed=seed)
+        run_dir = tmp_path / f"run{seed}"
+        finish(job, run_dir)
+        state = torch.load(run_dir / "ckpt/step-000001/state.pt", weights_only=True)
+        batch = next(make_trainer(job, GPT(job.settings)).micro_batches())[0]
+        untrained = records(run_dir, "eval")[0]["val_loss"]
+        found.append((untrained, batch.tolist(), state["rng"][0]["cpu"].tolist()))
+    for what, one, other in zip(("weights", "batches", "dropout"), *found, strict=True):
+        assert one != other, what
 
 
 @pytest.mark.parametrize("micro_batch", [1, 2, 4])
