@@ -8,6 +8,7 @@ of one a reader, and of sums as wide as the MLP.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,21 +29,40 @@ class Factored:
         self.matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
         self.rows = {name: matrix.shape[0] for name, matrix in readers.items()}
         self.seen = through(self.matrix)
+        self.start = 0  # columns of ``seen`` before it have been read
 
     def add(self, low: Tensor, up: Tensor, mix: float) -> None:
         """mix low up^T; low [B, S, r], up [M, r]."""
+        # Changes what has been read too: nobody looks there again.
         self.seen = self.seen + F.linear(low, self.matrix @ (mix * up))
 
     def read(self, name: str) -> Tensor:
         """The sum so far through the next reader's matrix, [B, S, rows]."""
         first, *rest = self.rows
         assert name == first, f"{first} reads before {name}"
-        rows = self.rows.pop(name)
+        start, self.start = self.start, self.start + self.rows.pop(name)
         if not rest:
-            return self.seen
-        mine, self.seen = self.seen.split([rows, self.seen.shape[-1] - rows], -1)
-        self.matrix = self.matrix[rows:]
-        return mine.contiguous()  # a view would keep the whole for the backward pass
+            return self.seen[..., start:]
+        mine, self.seen = _Columns.apply(self.seen, start, self.start)
+        return mine
+
+
+class _Columns(torch.autograd.Function):
+    """A copy of x[..., start:end], and x for those who read other columns of it.
+
+    autograd's own way adds two gradients as wide as x. Here one is written into the
+    other, which is zero there; torch.compile does it in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, start: int, end: int) -> tuple[Tensor, Tensor]:
+        ctx.span = start, end
+        return x[..., start:end].contiguous(), x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor, None, None]:
+        mine, rest = slopes
+        return rest.slice_scatter(mine, -1, *ctx.span), None, None
 
 
 Hidden = Tensor | Factored

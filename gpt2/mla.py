@@ -13,25 +13,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.attend.request import place_of_tensor
 from gpt2.attention import Heads, Projection, split_heads
 from gpt2.context import LayerCache
 from gpt2.schema import Settings
 
+# Rows of other widths torch.compile writes with gaps on a GPU, and then a bias is
+# copied to each of them before the product. 128 bytes of a 16-bit type.
+EVEN = 64
 
-def at_once(x: Tensor, layers: Sequence[nn.Linear]) -> tuple[Tensor, ...]:
+
+def at_once(
+    x: Tensor, layers: Sequence[nn.Linear], even: int = 1
+) -> tuple[Tensor, ...]:
     """What each layer makes of x [B, S, E], by one product over all their rows, and
-    one for the slope of x.
+    one for the slope of x; rows of zeros make its width a multiple of ``even``.
 
     The results are views of it: who keeps one for the backward pass keeps all.
     """
     widths = [layer.out_features for layer in layers]
-    weight = torch.cat([layer.weight for layer in layers])
+    rows: list[Tensor] = [layer.weight for layer in layers]
     biases: list[Tensor] = [
-        weight.new_zeros(width) if layer.bias is None else layer.bias
-        for layer, width in zip(layers, widths, strict=True)
+        weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+        for layer, weight in zip(layers, rows, strict=True)
     ]
     some = any(layer.bias is not None for layer in layers)
-    return F.linear(x, weight, torch.cat(biases) if some else None).split(widths, -1)
+    if spare := -sum(widths) % even:
+        rows.append(x.new_zeros(spare, x.shape[-1], dtype=rows[0].dtype))
+        biases.append(x.new_zeros(spare, dtype=rows[0].dtype))
+    out = F.linear(x, torch.cat(rows), torch.cat(biases) if some else None)
+    return out.split([*widths, spare], -1)[: len(widths)]
 
 
 class LatentProjection(Projection):
@@ -47,7 +58,7 @@ class LatentProjection(Projection):
         """What each layer makes of x [B, S, E]; in training at once."""
         if self.literal or cache is not None:
             return tuple(layer(x) for layer in layers)
-        return at_once(x, layers)
+        return at_once(x, layers, EVEN if place_of_tensor(x).triton else 1)
 
 
 class Up(nn.Module):

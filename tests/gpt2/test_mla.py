@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from gpt2.attention import Heads, Projection
 from gpt2.block import RA_MLA_Block
 from gpt2.context import BlockContext, LayerCache
-from gpt2.mla import Up, projection, rope_angles
+from gpt2.mla import Up, at_once, projection, rope_angles
 from gpt2.schema import Settings
 from tests import reference as naive
 from tests.gpt2.helpers import (
@@ -197,6 +197,22 @@ def test_one_product_makes_what_a_product_for_each_layer_makes(
     assert all(x.abs().max() > 0 for x in made[0])
     for n, (ours, theirs) in enumerate(zip(*made, strict=True)):
         assert deviation(ours, theirs) < 1e-13, n
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_spare_rows_of_one_product_change_nothing(bias: bool) -> None:
+    layers = [nn.Linear(7, 5, bias).double(), nn.Linear(7, 4, False).double()]
+    x = normal(2, 3, 7)
+    leaves = [x, *(p for layer in layers for p in layer.parameters())]
+    with Products(16) as products:
+        ours = list(at_once(x, layers, even=16))
+        slopes = gradients_of(ours, leaves)
+    assert products.count == 3
+    theirs = [layer(x) for layer in layers]
+    for got, wanted in zip(ours, theirs, strict=True):
+        assert deviation(got, wanted) < 1e-13
+    for got, wanted in zip(slopes, gradients_of(theirs, leaves), strict=True):
+        assert deviation(got, wanted) < 1e-13
 
 
 # ---- DeepSeek-V2's form ------------------------------------------------------------
