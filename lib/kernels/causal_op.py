@@ -24,35 +24,52 @@ WIDEST_TOPK = 32
 LOG2E = 1.0 / math.log(2.0)
 # Tiles are tuned anew for each; the first length seen decides for all lengths.
 SIZES = ["D", "DV", "BAND", "STAT", "VALUES"]
+# Of fp32 products that no tensor core computes: they are unrolled, and a tile of 64 by
+# 64 takes a compiler a minute.
+EXACT = (32, 32, 4, 2)
 
 
-def configs(*choices: tuple[int, int, int, int]) -> list[triton.Config]:
-    """Tiles to try: (BM, BN, warps, stages). The interpreter takes small ones."""
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return [triton.Config({"BM": 16, "BN": 16})]
-    return [
+def tuned(
+    kernel: Any, key: Sequence[str], *tiles: tuple[int, int, int, int], **options: Any
+) -> Any:
+    """The kernel in the fastest of tiles (BM, BN, warps, stages), found anew for each
+    value of ``key``. The interpreter takes small ones."""
+    choices = [
         triton.Config({"BM": m, "BN": n}, num_warps=warps, num_stages=stages)
-        for m, n, warps, stages in choices
+        for m, n, warps, stages in (*tiles, EXACT)
     ]
+    if os.environ.get("TRITON_INTERPRET") == "1":
+        choices = [triton.Config({"BM": 16, "BN": 16})]
+    pruned = {"early_config_prune": _fitting}
+    tuner = triton.autotune(choices, [*key, "P"], prune_configs_by=pruned, **options)
+    return tuner(kernel)
 
 
-_forward = triton.autotune(
-    configs((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
-    key=SIZES,
-)(causal.forward_kernel)
-_rows = triton.autotune(
-    configs((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
-    key=[*SIZES, "MEAN", "KEPT"],
-)(causal_backward.rows_kernel)
-_columns = triton.autotune(
-    configs((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
-    key=[*SIZES, "MEAN"],
+def _fitting(choices: list[triton.Config], _: Any, **flags: Any) -> list[triton.Config]:
+    return choices[-1:] if flags["P"] == "ieee" else choices[:-1]
+
+
+_forward = tuned(
+    causal.forward_kernel,
+    SIZES,
+    *((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
+)
+_rows = tuned(
+    causal_backward.rows_kernel,
+    [*SIZES, "MEAN", "KEPT"],
+    *((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
+)
+_columns = tuned(
+    causal_backward.columns_kernel,
+    [*SIZES, "MEAN"],
+    *((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
     restore_value=["dq_ptr", "dk_ptr"],
-)(causal_backward.columns_kernel)
-_mean = triton.autotune(
-    configs((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)),
-    key=["D", "BAND"],
-)(causal.mean_kernel)
+)
+_mean = tuned(
+    causal.mean_kernel,
+    ["D", "BAND"],
+    *((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)),
+)
 
 TUNED = (_forward, _rows, _columns, _mean)
 
