@@ -10,7 +10,7 @@ from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.plan import identity_of
 from gpt2.training.batch_split import BatchSplit, split_batch
-from gpt2.training.data import load_data
+from gpt2.training.data import eval_windows, gather, load_data
 from gpt2.training.failures import NonFinite
 from gpt2.training.material import Material
 from gpt2.training.optimize import make_optimizer, prunable
@@ -115,6 +115,16 @@ def test_the_exported_model_scores_as_the_run_said(job, done):
     model.load_state_dict(weights)
     trainer = make_trainer(job, model)
     assert trainer.evaluator(model).loss == status(done)["result"]["val_loss"]
+
+
+def test_the_loss_is_of_windows_of_the_validation_text(job, done):
+    model = GPT(job.settings)
+    model.load_state_dict(exported(done)[1])
+    tokens = load_data(job.settings)[1].tokens
+    windows = eval_windows(tokens.size, 32, job.settings.data.eval_samples)
+    pair = gather(tokens, windows, 32)
+    found = status(done)["result"]["val_loss"]
+    assert model.eval()(*pair).item() == pytest.approx(found, rel=1e-5)
 
 
 def test_the_log_introduces_the_run(job, done):
@@ -243,6 +253,23 @@ def test_gradients_do_not_depend_on_the_cut(data_dir, micro_batch):
         scale = gradient.abs().max()
         assert scale > 0, name
         assert (cut[name] - gradient).abs().max() <= 1e-5 * scale, name
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"), [("bf16", torch.bfloat16), ("fp32", torch.float32)]
+)
+def test_training_and_validation_multiply_in_the_precision_asked_for(
+    data_dir, precision, dtype
+):
+    job = tiny_job(data_dir, mixed_precision=precision)
+    model = GPT(job.settings)
+    trainer, seen = make_trainer(job, model), []
+    model.layers()[0].attn.proj.register_forward_hook(
+        lambda *x: seen.append(x[2].dtype)
+    )
+    trainer.updater.accumulate(trainer.micro_batches())
+    trainer.evaluator(model)
+    assert seen == 4 * [dtype]  # two micro steps, two batches of windows
 
 
 @pytest.mark.parametrize("clip", [0.05, 0.0])
