@@ -107,7 +107,8 @@ def export(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
         fsync_directory(path.parent)
     except Exception as error:
         partial.unlink(missing_ok=True)
-        raise _clear(error, path) from error
+        _help_if_full(error, path)
+        raise
 
 
 # ---- writing --------------------------------------------------------------------
@@ -128,7 +129,8 @@ def save(
         _put_in_place(partial, target)
     except BaseException as error:
         shutil.rmtree(partial, ignore_errors=True)
-        raise _clear(error, target) from error
+        _help_if_full(error, target)
+        raise
     _drop_old(folder)
     return target
 
@@ -191,15 +193,14 @@ def _drop_old(folder: Path) -> None:
         shutil.rmtree(_hide(path), ignore_errors=True)
 
 
-def _clear(error: BaseException, path: Path) -> BaseException:
-    """A full disk as DiskFull with a message that helps; anything else as it is."""
-    if not is_disk_full(error):
-        return error
-    return DiskFull(
-        28,
-        f"no space left while writing {path}; older checkpoints still stand. "
-        "Free some space and start again",
-    )
+def _help_if_full(error: BaseException, path: Path) -> None:
+    """Raise DiskFull, with a message that helps, if that is what happened."""
+    if is_disk_full(error):
+        raise DiskFull(
+            28,
+            f"no space left while writing {path}; older checkpoints still stand. "
+            "Free some space and start again",
+        ) from error
 
 
 def _sha256(path: Path) -> str:
@@ -280,7 +281,10 @@ def _read_index(path: Path) -> Stamp:
         for name in (WEIGHTS_FILE, STATE_FILE):
             if _sha256(path / name) != index["sha256"][name]:
                 raise DamagedCheckpoint(f"{path / name}: its sha256 is wrong")
-        return Stamp(**index["stamp"])
+        stamp = Stamp(**index["stamp"])
+        if (name := f"step-{stamp.step:06d}") != path.name:
+            raise DamagedCheckpoint(f"{path}: was written as {name}")
+        return stamp
     except DamagedCheckpoint:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:

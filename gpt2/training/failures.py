@@ -93,11 +93,13 @@ def is_disk_full(error: BaseException) -> bool:
     it has not written while handling the true error.
     """
     seen: BaseException | None = error
-    while seen is not None:
+    passed: list[BaseException] = []  # a chain may lead back to itself
+    while seen is not None and seen not in passed:
         if isinstance(seen, OSError) and seen.errno in _FULL:
             return True
         if any(f"(os error {number})" in str(seen) for number in _FULL):
             return True
+        passed.append(seen)
         seen = seen.__cause__ or seen.__context__
     return False
 

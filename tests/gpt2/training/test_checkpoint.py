@@ -3,6 +3,7 @@
 import json
 import os
 import resource
+import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gpt2.training.checkpoint import (
     DamagedCheckpoint,
     Stamp,
 )
+from gpt2.training.failures import end_of
 from lib.identity import identity
 from lib.rundir import DiskFull
 
@@ -122,6 +124,13 @@ def test_a_changed_stamp_counts_as_damage(tmp_path):
     assert load_newest(tmp_path)[0] is None
 
 
+def test_a_copy_under_another_number_counts_as_damage(tmp_path):
+    """As the newest for ever it would take every later one's place."""
+    shutil.copytree(save(tmp_path, 3), tmp_path / "step-000900")
+    found, said = load_newest(tmp_path)
+    assert found.stamp.step == 3 and "was written as step-000003" in said[0]
+
+
 def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path):
     """It must not count among the last two, or the good one before would go."""
     save(tmp_path, 3)
@@ -210,6 +219,19 @@ def test_a_full_disk_leaves_what_was_there(tmp_path, big):
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert names(tmp_path) == ["step-000003"]
     assert load_newest(tmp_path)[0].stamp.step == 3
+
+
+def test_a_folder_that_cannot_be_written_ends_the_run_as_a_crash(tmp_path):
+    """Once the error became its own cause, and its causes were followed for ever."""
+    (tmp_path / "file").write_text("")
+    for write in (
+        lambda: save(tmp_path / "file", 3),
+        lambda: checkpoint.export(tmp_path / "none" / "x.safetensors", Tied(), {}),
+    ):
+        with pytest.raises(OSError) as caught:
+            write()
+        assert caught.value.__cause__ is not caught.value
+        assert end_of(caught.value).failure == "crash"
 
 
 # ---- weights of a model ---------------------------------------------------------
