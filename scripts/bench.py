@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -64,12 +65,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("--json", type=Path, default=ROOT / "bench_results" / "bench.json")
     add("--steps", default=",".join(map(str, STEPS)), help="such as 0,5,16")
-    add("--peers", default=",".join(PEERS), help="on the GPU; none: --peers=")
+    peers = "beside step 0, of which a CPU has transformers; none: --peers="
+    add("--peers", default=",".join(PEERS), help=peers)
     add("--micro-batches", default="8,32", help="on the GPU")
     add("--at-once", type=int, default=1, help="rows that prepare at the same time")
     add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
     add("--parts", default=",".join(PARTS))
-    add("--settings", default="", help="assignments such as BLOCK_SIZE=4096")
+    add("--settings", default="", help="of all that trains, as BLOCK_SIZE=4096")
     return parser.parse_args(arguments)
 
 
@@ -94,8 +96,8 @@ def main(arguments: list[str] | None = None) -> int:
     measures: dict[str, Callable[[], Iterable[Row]]] = {
         "gpu": lambda: gpu_rows(order),
         "attention": lambda: attention_rows(order),
-        "cpu": lambda: cpu_rows(given.repeats),
-        "start": lambda: [start_row()],
+        "cpu": lambda: cpu_rows(order),
+        "start": lambda: [start_row(given.repeats)],
         "certificates": lambda: [certificates_row(steps)],
         "matrix": lambda: [matrix_row(given.settings)],
     }
@@ -134,22 +136,23 @@ def machine() -> dict[str, str]:
 # ---- on a CPU ---------------------------------------------------------------------
 
 
-def cpu_rows(repeats: int) -> list[Row]:
+def cpu_rows(order: Order) -> list[Row]:
     """Step 0 and transformers' GPT-2 at equal size, in turns, the best of each."""
     device, batch = torch.device("cpu"), 4
-    settings = step_settings(settings_of(f"{SMALL} {ON_CPU}"), 0)
+    with TemporaryDirectory() as folder:
+        path = write_config(Path(folder), f"{SMALL} {ON_CPU}")
+        config = configuration.load(path, order.settings)
+    settings = step_settings(settings_from(config), 0)
     makers = {"step 0": our_update}
-    try:
-        import transformers  # noqa: F401
-
-        makers[PEER] = peer_update
-    except ImportError:
+    if PEER in order.peers and find_spec("transformers") is None:
         print("transformers is not installed: its row is left out")
+    elif PEER in order.peers:
+        makers[PEER] = peer_update
     best = dict.fromkeys(makers, float("inf"))
     updates = {name: make(settings, device, batch) for name, make in makers.items()}
     for _ in range(3):
         for name, update in updates.items():
-            best[name] = min(best[name], seconds_of(update, repeats))
+            best[name] = min(best[name], seconds_of(update, order.repeats))
     tokens = batch * settings.model.block_size
     rows: list[Row] = [
         {"part": "cpu", "what": name, "tokens/s": tokens / seconds}
@@ -160,15 +163,13 @@ def cpu_rows(repeats: int) -> list[Row]:
     return rows
 
 
-def start_row() -> Row:
-    """The shortest of five starts of a listing."""
-    config = configuration.load_defaults("RA_MLA_ABLATION_MODE=y")
+def start_row(repeats: int) -> Row:
+    """The shortest of up to five starts of a listing."""
     script = str(ROOT / "scripts" / "run_test_matrix.py")
     with TemporaryDirectory() as folder:
-        path = Path(folder) / "config.py"
-        path.write_text(configuration.copies(config)["config.py"])
+        path = write_config(Path(folder), "RA_MLA_ABLATION_MODE=y")
         command = [sys.executable, script, "--list", "--config", str(path)]
-        seconds = min(command_seconds(command) for _ in range(5))
+        seconds = min(command_seconds(command) for _ in range(min(repeats, 5)))
     return {"part": "start", "what": "run_test_matrix.py --list", "seconds": seconds}
 
 
@@ -187,11 +188,8 @@ def matrix_row(more: str) -> Row:
     with TemporaryDirectory() as name:
         folder = Path(name)
         places = f"DATASET_TEXT_PATH={ROOT / 'gpt2'} OUTPUT_DIR={folder / 'results'}"
-        config = configuration.load_defaults(
-            f"{MATRIX} {ON_CPU} {places} DATA_DIR={folder / 'data'}"
-        )
-        path = folder / "config.py"
-        path.write_text(configuration.copies(config)["config.py"])
+        words = f"{MATRIX} {ON_CPU} {places} DATA_DIR={folder / 'data'}"
+        path = write_config(folder, words)
         scripts = [
             str(ROOT / "scripts" / f"{n}.py")
             for n in ("prepare_data", "run_test_matrix")
@@ -200,7 +198,7 @@ def matrix_row(more: str) -> Row:
         command_seconds(prepare)
         seconds = command_seconds([*run, "--skip-verify", "--overrides", more])
         runs = [read_status(p.parent) for p in folder.glob("results/*/*/status.json")]
-    slots = settings_from(config).resources.parallel_jobs
+        slots = settings_from(configuration.load(path, more)).resources.parallel_jobs
     training = sum(run["result"]["seconds"] for run in runs)
     return {
         "part": "matrix",
@@ -209,6 +207,14 @@ def matrix_row(more: str) -> Row:
         "seconds a run": training / len(runs),
         "share training": training / (slots * seconds),
     }
+
+
+def write_config(folder: Path, assignments: str) -> Path:
+    """A config.py in a folder: Kconfig's defaults with assignments."""
+    path = folder / "config.py"
+    config = configuration.load_defaults(assignments)
+    path.write_text(configuration.copies(config)["config.py"])
+    return path
 
 
 def command_seconds(command: list[str]) -> float:

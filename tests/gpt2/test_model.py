@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +28,7 @@ from tests.gpt2.helpers import (
     tokens_of,
 )
 from tests.gpt2.test_block import COMBINATIONS
+from tests.scripts.inprocess import run_script
 
 ALL = [pytest.param(n, id=f"step{n}") for n in STEPS]
 
@@ -306,6 +309,19 @@ def test_step_0_equals_the_gpt2_of_transformers() -> None:
         assert float(ours(tokens[:, :-1], tokens[:, 1:])) == pytest.approx(
             float(loss), abs=1e-4
         )
+
+
+def test_it_is_timed_beside_step_0(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    path = tmp_path / "bench.json"
+    small = "MODEL=CUSTOM N_LAYER=1 N_EMBD=24 BLOCK_SIZE=16"
+    words = ("--parts", "cpu", "--repeats", "1", "--settings", small, "--json", path)
+    result = run_script("bench.py", *words, cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    ours, theirs = json.loads(path.read_text())["rows"]
+    assert theirs["what"] == "HF transformers GPT-2"
+    ratio = ours["tokens/s"] / theirs["tokens/s"]
+    assert ours["of transformers"] == pytest.approx(ratio)
 
 
 def hugging_face_names(model: GPT) -> dict[str, Tensor]:
