@@ -51,6 +51,10 @@ def deviation(device: str, sizes: tuple[tuple[int, int, int], ...]) -> float:
     return worst
 
 
+def deviation_of_few() -> float:
+    return deviation("cpu", FEW)
+
+
 @pytest.mark.gpu
 def test_kept_rows_on_a_gpu() -> None:
     assert deviation("cuda", SIZES) < 1e-4
@@ -58,8 +62,4 @@ def test_kept_rows_on_a_gpu() -> None:
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 def test_kept_rows_in_the_interpreter() -> None:
-    program = (
-        "from tests.lib.test_kernels_kept import FEW, deviation\n"
-        "print(deviation('cpu', FEW))"
-    )
-    assert float(interpreted(program)) < 1e-4
+    assert interpreted(deviation_of_few) < 1e-4

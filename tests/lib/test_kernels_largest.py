@@ -35,5 +35,4 @@ def is_sorting() -> bool:
 
 
 def test_the_eight_largest_are_those_of_sorting() -> None:
-    program = "from tests.lib.test_kernels_largest import is_sorting as s; print(s())"
-    assert interpreted(program) == "True\n"
+    assert interpreted(is_sorting)
