@@ -23,8 +23,8 @@ from gpt2.schema import (
     SYMBOL_OF,
     Settings,
 )
+from lib.dotconfig import fail_on
 from lib.generated import Config
-from lib.kconfig import load_strict
 from lib.kconfig_tree import Tree, prompts
 from tests.gpt2.helpers import KCONFIG, tiny
 from tests.scratch import ROOT
@@ -86,14 +86,20 @@ def alone() -> list[str]:
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """A preset by name, with overrides."""
+    """A preset by name, with overrides, as load_strict, the tree being parsed once."""
     folder = tmp_path_factory.mktemp("presets")
     for name, text in PRESETS.items():
         (folder / name).write_text(text)
+    shared = Tree(KCONFIG, symbol_types())
 
     @cache
     def loaded(preset: str, *overrides: str) -> Config:
-        return load_strict(KCONFIG, [folder / preset], overrides, types=symbol_types())
+        shared.kconf.unset_values()
+        shared.kconf.warnings.clear()
+        shared.asked.clear()
+        fail_on(shared.read(folder / preset) + shared.check())
+        shared.override(overrides, {}, ())
+        return shared.config()
 
     return loaded
 
