@@ -4,10 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+STATE = ".kablate/setup.json"
+SETUP = (sys.executable, "scripts/setup_env.py")
 
 
 def without_git() -> dict[str, str]:
@@ -25,7 +29,10 @@ def clean_environment(**extra: str) -> dict[str, str]:
         f"GIT_{r}_{k}": v for r in ("AUTHOR", "COMMITTER") for k, v in person.items()
     }
     alone = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
-    return {**without_git(), **who, **alone, "PYTHONDONTWRITEBYTECODE": "1", **extra}
+    # Found by make as python3, where a shim would look for one each time.
+    places = [str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]
+    tools = {"PATH": os.pathsep.join(places), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**without_git(), **who, **alone, **tools, **extra}
 
 
 def run(
@@ -43,14 +50,28 @@ def run(
 
 
 def make(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run make in a copy of the tree with this interpreter, as far as it is set up.
-
-    What `make setup` noted here holds for the copy too: same requirements, same Python.
-    """
-    noted = ROOT / ".kablate/setup.json"
-    if noted.is_file() and not (folder / ".kablate").exists():
-        write(folder, ".kablate/setup.json", noted.read_bytes())
+    """Run make in a copy of the tree with this interpreter, as far as it is set up."""
+    if not (folder / ".kablate").exists():
+        note_setup(folder)
     return run(folder, "make", *arguments, f"PYTHON={sys.executable}")
+
+
+def note_setup(folder: Path) -> None:
+    """Let a copy of the tree know what `make setup` found out: its requirements and
+    Python are the same, and to look at each package takes a second."""
+    write(folder, STATE, _setup_record())
+
+
+@cache
+def _setup_record() -> bytes:
+    noted = ROOT / STATE
+    if noted.is_file():
+        return noted.read_bytes()
+    with tempfile.TemporaryDirectory() as name:
+        folder = copy_files(Path(name), ["pyproject.toml", "scripts"])
+        done = run(folder, *SETUP, PYTHON=sys.executable)
+        assert done.returncode == 0, done.stderr
+        return (folder / STATE).read_bytes()
 
 
 def python(folder: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,7 @@
 """The Makefile as a user types it, in a copy of the tree."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lib.generated import read_config
-from tests.scratch import ROOT, copy_files, run
+from tests.scratch import ROOT, copy_files, note_setup, run
 
 PARTS = (
     *("Makefile", "Kconfig", "pyproject.toml", ".gitignore", "tests/__init__.py"),
@@ -20,6 +21,7 @@ PARTS = (
 def tree(tmp_path: Path) -> Path:
     root = copy_files(tmp_path / "tree", PARTS)
     (root / "defconfigs/one").write_text("# One\nCONFIG_GPT2_MAX_ITERS=700\n")
+    note_setup(root)
     return root
 
 
@@ -160,7 +162,8 @@ def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
 
 
 def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
-    done(tree, "defconfig-one")
+    shutil.rmtree(tree / ".kablate")  # make sets up what nobody has
+    assert "Setting up" in done(tree, "defconfig-one")
     kept = ("test_matrix_results/run/metrics.jsonl", "data/x/train.bin", ".venv/mine")
     made = ("lib/__pycache__/x.pyc", ".pytest_cache/x", ".ruff_cache/x")
     for name in kept + made:
