@@ -42,16 +42,14 @@ def _row(
     alpha: Tensor | float,
 ) -> Tensor:
     """Logits of row i over its visible keys."""
-    weight = alpha if isinstance(alpha, float) else alpha[h]
-    logits = []
-    for j in range(i + 1):
-        score = torch.dot(heads.q[b, h, i], heads.k[b, h, j])
-        if x.ra and (x.ra_window == 0 or i - j <= x.ra_window):
-            score = score + weight * torch.dot(
-                heads.row_q[b, h, j], heads.row_k[b, h, i]
-            )
-        logits.append(score * scale)
-    return torch.stack(logits)
+    seen = slice(i + 1)
+    logits = heads.k[b, h, seen] @ heads.q[b, h, i]
+    if x.ra:
+        weight = alpha if isinstance(alpha, float) else alpha[h]
+        first = max(0, i - x.ra_window) if x.ra_window else 0
+        near = heads.row_q[b, h, first : i + 1] @ heads.row_k[b, h, i]
+        logits = logits + weight * torch.cat([near.new_zeros(first), near])
+    return logits * scale
 
 
 def naive_statistic(row: Tensor, kind: str, topk: int) -> Tensor:
