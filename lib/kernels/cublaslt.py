@@ -32,6 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lib.kernels.timing import seconds
+
 KINDS = {torch.float16: 2, torch.bfloat16: 14}  # cudaDataType of operands
 FP32, COMPUTE_32F = 0, 68
 TRANSA, TRANSB, EPILOGUE, BIAS_POINTER, AUX_POINTER, AUX_LD = 3, 4, 7, 8, 11, 12
@@ -39,7 +41,6 @@ MAX_WORKSPACE_BYTES, MIN_ALIGNMENT_BYTES = 1, (5, 6, 7, 8)  # of A, B, C, D
 WORKSPACE = 32 << 20  # bytes, as torch gives its own products on Hopper
 ALIGNMENT = 256  # bytes; more is never asked for
 ALGORITHMS = 8  # tried, of those that the library thinks best
-REPEATS = 3
 
 
 class Epilogue(IntEnum):
@@ -191,17 +192,10 @@ class _Plan:
         return self.best
 
     def _seconds(self, number: int, operands: list[c_void_p]) -> float:
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         try:
-            self._launch(number, operands)
-            start.record()
-            for _ in range(REPEATS):
-                self._launch(number, operands)
-            end.record()
+            return seconds(lambda: self._launch(number, operands))
         except RuntimeError:  # the heuristics may promise too much
             return float("inf")
-        end.synchronize()
-        return start.elapsed_time(end)
 
 
 def _layout(matrix: Tensor) -> c_void_p:
