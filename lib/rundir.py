@@ -30,6 +30,7 @@ METRICS_FILE = "metrics.jsonl"
 JOB_FILE = "job.json"
 LOG_FILE = "train.log"
 RUN_LOCK = ".lock"
+BAD_JSON = (ValueError, RecursionError)  # the latter: nested too deeply
 
 _NEW_STATUS: dict[str, Any] = {
     "schema": SCHEMA,
@@ -135,7 +136,7 @@ def read_json(path: str | Path) -> Any:
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except BAD_JSON as error:
         raise DamagedFile(f"{path}: not JSON ({error})") from error
 
 
@@ -190,7 +191,7 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             records.append(json.loads(line))
-        except ValueError as error:
+        except BAD_JSON as error:
             if number == len(lines):
                 break  # a page of zeros after a power failure ends like this
             raise DamagedFile(f"{path}:{number}: not a JSON record") from error

@@ -180,6 +180,6 @@ def _last_bytes(path: Path, count: int) -> bytes:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except ValueError:
+    except rundir.BAD_JSON:
         return None
     return value if isinstance(value, dict) else None

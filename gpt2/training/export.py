@@ -15,6 +15,7 @@ from gpt2.reading import settings_from_dict
 from gpt2.schema import Settings
 from gpt2.training.checkpoint import export, load_weights
 from lib.identity import canonical_json
+from lib.rundir import BAD_JSON
 
 EXPORT_FILE = "model.safetensors"
 HEADS = "heads"  # of the metadata: numbers of heads by layer, where some were removed
@@ -66,7 +67,7 @@ def load_export(path: Path) -> Exported:
         load_weights(model, weights)
     except KeyError as error:
         raise ValueError(f"{path} is no exported model: it lacks {error}") from error
-    except (SafetensorError, ValueError) as error:
+    except (SafetensorError, *BAD_JSON) as error:
         raise ValueError(f"{path} is no exported model: {error}") from error
     return Exported(model.eval(), settings, heads)
 

@@ -104,6 +104,7 @@ BAD = {
     "3 numbers from 1 to 4": {"heads": "[4,4]"},
     "of another model": {"heads": "[4,4,2]"},
     "another version": {"settings": "[]"},
+    "recursion": {"settings": 9_000 * "["},
     "Expecting value": {"heads": "four"},
 }
 

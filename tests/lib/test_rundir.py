@@ -157,9 +157,18 @@ def test_a_torn_only_line_is_ignored_and_then_overwritten(tmp_path: Path) -> Non
 
 def test_a_damaged_line_in_the_middle_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_bytes(b'{"step": 1}\n{"st\n{"step": 3}\n')
-    with pytest.raises(rundir.DamagedFile, match="metrics.jsonl:2"):
-        rundir.read_jsonl(path)
+    for line in (b'{"st', 100_000 * b"["):
+        path.write_bytes(b'{"step": 1}\n' + line + b'\n{"step": 3}\n')
+        with pytest.raises(rundir.DamagedFile, match="metrics.jsonl:2"):
+            rundir.read_jsonl(path)
+
+
+@pytest.mark.parametrize("text", ["", "{", 100_000 * "[", 5_000 * "9"])
+def test_what_is_no_json_is_told_with_its_file(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "status.json"
+    path.write_text(text)
+    with pytest.raises(rundir.DamagedFile, match="status.json: not JSON"):
+        rundir.read_json(path)
 
 
 def test_records_to_an_open_file_and_nan_as_null(tmp_path: Path) -> None:
