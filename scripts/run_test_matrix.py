@@ -265,11 +265,12 @@ def torch_sees_a_gpu() -> bool:
 
 def check_data(plan: Plan) -> None:
     """Missing or unfit data is one error here, not one for each job."""
-    from gpt2.corpora.tokenfiles import check_request, read_meta, request_of
+    from gpt2.corpora.tokenfiles import check_untouched, dataset_folder, prepared
 
     settings = plan.jobs[0].settings
     place, data = settings.resources.data_dir, settings.data
-    check_request(read_meta(place, data.dataset, data.tokenizer), request_of(settings))
+    meta = prepared(settings)
+    check_untouched(dataset_folder(place, data.dataset, data.tokenizer), meta)
 
 
 if __name__ == "__main__":

@@ -31,6 +31,7 @@ from gpt2.corpora.tokenfiles import (
     Request,
     check_hashes,
     check_request,
+    check_untouched,
     dataset_folder,
     read_meta,
     split_file,
@@ -267,16 +268,15 @@ def existing(
 ) -> dict[str, Any] | None:
     """meta.json of the data set if it is there, as asked for; None if it is not.
 
-    verify: compare the sha256 sums too. Raises DataError if it is damaged or was
-    prepared to another request.
+    verify: compare the sha256 sums even if nothing was written since. Raises
+    DataError if it is damaged or was prepared to another request.
     """
     folder = dataset_folder(data_dir, request.dataset, request.tokenizer)
     if not folder.exists():
         return None
     meta = read_meta(data_dir, request.dataset, request.tokenizer)
     check_request(meta, request)
-    if verify:
-        check_hashes(folder, meta)
+    (check_hashes if verify else check_untouched)(folder, meta)
     return meta
 
 

@@ -327,14 +327,19 @@ def test_command_refuses_data_prepared_to_another_request(project):
     assert meta["request"]["max_tokens"] == 15000
 
 
-def test_verify_finds_a_changed_token(project):
+def test_a_changed_token_is_found_by_its_time_or_on_demand(project):
     assert run(project)[0] == 0
-    with open(project / "data" / "text-bytes" / "train.bin", "r+b") as file:
+    tokens = project / "data" / "text-bytes" / "train.bin"
+    before = tokens.stat().st_mtime_ns
+    with open(tokens, "r+b") as file:
         file.write(b"\1")
-    assert run(project)[0] == 0
-    code, _, err = run(project, "--verify")
-    assert code == 1 and "sha256 of train.bin is wrong" in err
-    assert "Traceback" not in err
+    for as_it_was, words in ((False, ()), (True, ("--verify",))):
+        if as_it_was:
+            os.utime(tokens, ns=(before, before))
+            assert run(project)[0] == 0
+        code, _, err = run(project, *words)
+        assert code == 1 and "sha256 of train.bin is wrong" in err
+        assert "Traceback" not in err
 
 
 def test_missing_config_and_missing_text_are_plain_errors(project):
