@@ -117,6 +117,21 @@ def masks(**fields: object) -> list[tuple[Tensor, ...]]:
     return found
 
 
+def test_the_variant_that_scores_is_the_one_asked_for() -> None:
+    asked = {"prune_method": "state", "optimizer": "adamwprune"}
+    one, other = (
+        masks(**asked, adamwprune_variant=variant) for variant in ("bitter1", "bitter7")
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(one[-1], other[-1], strict=True))
+
+
+def test_heads_are_chosen_in_the_scope_asked_for() -> None:
+    one, other = (
+        masks(prune_method="heads", prune_scope=scope) for scope in ("global", "layer")
+    )
+    assert any(not torch.equal(a, b) for a, b in zip(one[-1], other[-1], strict=True))
+
+
 def test_every_setting_of_pruning_acts() -> None:
     before = masks()
     idle = [

@@ -14,9 +14,11 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 
 from gpt2.matrix import task_of
 from gpt2.plan import Job
+from gpt2.training import checkpoint
 from lib.process import Attempt, Outcome, Patience
 from lib.rundir import read_jsonl
 from tests.gpt2.tinydata import prepare_texts
@@ -167,6 +169,9 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     job: Job, tmp_path: Path
 ) -> None:
     train_without_torchrun(job, tmp_path / "whole")
+    last = checkpoint.finished(tmp_path / "whole" / checkpoint.FOLDER)[-1]
+    one, other = checkpoint.load(last).state["rng"]
+    assert not torch.equal(one["cpu"], other["cpu"])  # each its own dropout
     slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.4"}
     first = Ranked(job, tmp_path / "torn", **slow)
     first.wait_for_step(4)

@@ -99,10 +99,11 @@ def test_the_manifest_tells_where_the_numbers_come_from(job, done):
     assert found["parameters"] == sum(p.numel() for p in model.parameters())
 
 
-def test_what_the_runner_proved_is_noted(data_dir, tmp_path):
-    job = tiny_job(data_dir, max_iters=1, warmup_steps=1)
+def test_what_the_runner_proved_and_the_threads_asked_for_are_noted(data_dir, tmp_path):
+    job = tiny_job(data_dir, max_iters=1, warmup_steps=1, threads=3)
     finish(job, tmp_path / "run", KABLATE_VERIFIED="all", KABLATE_ATTEMPT="7")
     assert manifest(tmp_path / "run")["verified"] == "all"
+    assert manifest(tmp_path / "run")["threads"] == 3
     assert status(tmp_path / "run")["attempt"] == 7
 
 
@@ -270,6 +271,38 @@ def test_training_and_validation_multiply_in_the_precision_asked_for(
     trainer.updater.accumulate(trainer.micro_batches())
     trainer.evaluator(model)
     assert seen == 4 * [dtype]  # two micro steps, two batches of windows
+
+
+def test_what_is_pruned_is_no_part_of_the_gradient_that_is_clipped(data_dir):
+    """And movement is scored by the gradient before the clip."""
+    ramp = {"prune_method": "movement", "prune_warmup": 1, "prune_interval": 1}
+    job = tiny_job(data_dir, dropout=0.0, grad_clip=1e-3, **ramp)
+    model = GPT(job.settings)
+    init_parameters(model, job.seed)
+    trainer = make_trainer(job, model)
+    pruner, data = trainer.updater.pruner, trainer.micro_batches()
+    trainer.update(data)
+    trainer.update(data)
+    assert 0 < pruner.sparsity() < 1
+    name, weight = next(iter(pruner.weights.items()))
+    score, dense = pruner.scores[name].clone(), weight + pruner.shadow[name]
+    trainer.updater.accumulate(data)
+    moved = -weight.grad * dense
+    masks = {id(w): pruner.masks[n] for n, w in pruner.weights.items()}
+    kept = [(p.grad * masks.get(id(p), 1.0)).flatten() for p in model.parameters()]
+    wanted = torch.cat(kept).norm().item()
+    assert trainer.updater._apply(3).item() == pytest.approx(wanted, rel=1e-5)
+    assert torch.allclose(pruner.scores[name] - score, moved, rtol=1e-4, atol=1e-9)
+
+
+def test_batches_are_loaded_by_as_many_workers_as_asked_for(data_dir):
+    asked = {"num_workers": 2, "prefetch_factor": 5, "persistent_workers": True}
+    trainer = make_trainer(
+        tiny_job(data_dir, **asked), GPT(tiny_job(data_dir).settings)
+    )
+    trainer.micro_batches()
+    loader = trainer._loader._loader
+    assert {name: getattr(loader, name) for name in asked} == asked
 
 
 @pytest.mark.parametrize("clip", [0.05, 0.0])
