@@ -66,7 +66,7 @@ def _milliseconds(call: Callable[[], object], quantiles: Sequence[float]) -> Any
 _forward = tuned(
     causal.forward_kernel,
     SIZES,
-    *((128, 64, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 2)),
+    *((128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
 )
 _rows = tuned(
     causal_backward.rows_kernel,

@@ -47,7 +47,7 @@ def deviation(device: str, sizes: tuple[tuple[int, int, int], ...]) -> float:
         slopes = torch.autograd.grad(true, exact, slope.double())
         wanted = [true, torch.where(columns >= 0, slopes[0], 0.0), slopes[1]]
         for a, b in zip(found, wanted, strict=True):
-            worst = max(worst, float((a - b).abs().max()))
+            worst = max(worst, float((a - b).detach().abs().max()))
     return worst
 
 

@@ -50,7 +50,7 @@ def deviation(device: str, cases: tuple[Case, ...]) -> float:
         (found * slope.to(device)).sum().backward()
         expected = exact.grad * (kept > 0)  # a kept zero passes nothing on
         for got, wanted in ((found, kept), (ours.grad, expected)):
-            worst = max(worst, float((got.cpu() - wanted).abs().max()))
+            worst = max(worst, float((got.cpu() - wanted).detach().abs().max()))
     return worst
 
 
