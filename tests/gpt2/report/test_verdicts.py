@@ -145,6 +145,12 @@ def test_without_certificates_there_is_no_verdict(tmp_path, verified):
     assert verdicts(tmp_path)[5].grade == UNVERIFIED
 
 
+def test_one_seed_without_certificates_is_enough_for_none(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), effects={5: -1.0})
+    write_run(tmp_path, 5, 4, effect=-1.0, verified="skipped")
+    assert verdicts(tmp_path)[5].grade == UNVERIFIED
+
+
 def test_a_failed_certificate_is_invalid(tmp_path):
     write_matrix(tmp_path, (0,), (1, 2, 3))
     write_matrix(tmp_path, (5,), (1, 2, 3), verified="failed")
@@ -173,6 +179,16 @@ def test_an_incomplete_arm_or_partner_is_invalid(tmp_path, state, words, broken)
     assert found.grade == INVALID
     assert "2 of 3 seeds finished" in found.reasons[0] and words in found.reasons[0]
     assert found.seeds == (1, 2) and found.mean < 0  # shown all the same
+
+
+def test_an_arm_still_to_come_is_corrected_for_and_eases_no_other(tmp_path):
+    """Nor would a grade fall when it comes, whatever its first seeds say."""
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), effects={5: 0.01})
+    write_matrix(tmp_path, (8,), (1, 2), effects={8: -2.0})
+    write_run(tmp_path, 8, 3, status="running")
+    found = verdicts(tmp_path)
+    assert found[8].grade == INVALID
+    assert 0 < found[5].p_holm == 2 * found[5].p < 1
 
 
 def test_no_seed_in_common_is_invalid(tmp_path):
