@@ -159,7 +159,9 @@ help: ## this list
 	echo
 	echo "KEY=VALUE overrides a setting: make MAX_ITERS=100 SEEDS=1,2 STEPS=0,5,8-9"
 
-config.py: .config Kconfig $(wildcard gpt2/Kconfig*) | setup
+# A .config that was put back may be older than config.py, so contents count.
+IS_OTHER := $(shell cmp .config .kablate/made.config 2>&1)
+config.py: .config Kconfig $(wildcard gpt2/Kconfig*) $(if $(IS_OTHER),FORCE) | setup
 	$(PY) scripts/kconfig.py generate
 
 .config:

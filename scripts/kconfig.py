@@ -7,6 +7,7 @@ configuration or the command line is wrong (`file:line: reason` on stderr).
 from __future__ import annotations
 
 import argparse
+import filecmp
 import importlib.util
 import os
 import re
@@ -28,6 +29,7 @@ from lib.rundir import atomic_write_text
 ROOT = Path(__file__).resolve().parents[1]
 KCONFIG, DEFCONFIGS = ROOT / "Kconfig", ROOT / "defconfigs"
 DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
+MADE_FROM = ROOT / ".kablate" / "made.config"  # the .config that config.py is of
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # A tool of kconfiglib by name; oldconfig has no word for a user who stops answering.
 RUN_TOOL = """
@@ -138,10 +140,13 @@ def configured() -> Path:
 
 
 def generate() -> None:
-    """Make config.py from .config, unless it is up to date."""
+    """Make config.py from .config, unless it is up to date. By its contents: one
+    that is put back with mv or cp -p is older than config.py."""
     sources = [configured(), KCONFIG, *ROOT.glob("gpt2/Kconfig*")]
     newest = max(source.stat().st_mtime_ns for source in sources)
-    if not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest:
+    is_late = not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest
+    is_other = not MADE_FROM.is_file() or not filecmp.cmp(DOTCONFIG, MADE_FROM, False)
+    if is_late or is_other:
         regenerate()
 
 
@@ -172,6 +177,8 @@ def previous() -> Config | None:
 
 def write_config(config: Config) -> None:
     atomic_write_text(CONFIG, render_config(config, symbol_types()))
+    MADE_FROM.parent.mkdir(exist_ok=True)
+    shutil.copyfile(DOTCONFIG, MADE_FROM)
 
 
 def keep_old() -> None:
@@ -281,7 +288,7 @@ def parser() -> argparse.ArgumentParser:
         ("savedefconfig", "write .config to defconfigs/NAME, without defaults"),
         ("list-defconfigs", "list the presets"),
         ("explain", "print value, origin, range and conditions of a symbol"),
-        ("generate", "make config.py from .config, if that is newer"),
+        ("generate", "make config.py from .config, if that has changed"),
         ("help", "print this"),
     ):
         command = commands.add_parser(name, help=text, description=text)

@@ -1,5 +1,6 @@
 """The Makefile as a user types it, in a copy of the tree."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -78,6 +79,14 @@ def test_a_preset_is_loaded_and_config_py_follows_dotconfig(tree: Path) -> None:
     (tree / ".config").write_text(text)
     done(tree, "config.py")
     assert read_config(tree / "config.py").values["BATCH_SIZE"] == 4
+
+    (tree / ".config").write_text(text.replace("BATCH_SIZE=4", "BATCH_SIZE=2"))
+    os.utime(tree / ".config", (0, 0))  # as one that is put back with mv
+    done(tree, "config.py")
+    assert read_config(tree / "config.py").values["BATCH_SIZE"] == 2
+    written = (tree / "config.py").stat().st_mtime_ns
+    done(tree, "config.py")
+    assert (tree / "config.py").stat().st_mtime_ns == written
 
 
 def test_presets_merge_and_unknown_ones_are_refused(tree: Path) -> None:
