@@ -363,3 +363,11 @@ def test_the_scale_is_the_root_of_the_head_width() -> None:
         model = generic(tiny_model(n_head=heads, head_dim=5))
         projection = model.get_submodule("blocks.0.attn.projection")
         assert projection.scale == pytest.approx(5**-0.5)
+
+
+@pytest.mark.parametrize(("backend", "per_layer"), [("reference", 0), ("sdpa", 1)])
+def test_a_model_attends_by_the_backend_asked_for(backend: str, per_layer: int) -> None:
+    settings = tiny_model(attention_backend=backend)
+    with Calls() as calls:
+        generic(settings, dtype=torch.float32).logits(tokens_of(settings, 1, 9))
+    assert calls.fused == per_layer * settings.model.n_layer
