@@ -12,7 +12,16 @@ if TYPE_CHECKING:
 WIDTH = 118  # where there is no terminal, as in a log or a pipe
 
 # Signs that carry a meaning, where the terminal's encoding has none for them.
-PLAIN = {"−": "-", "±": "+-", "–": "-", "≠": "!", "▲": "^", "▼": "v", "✕": "x"}
+PLAIN = {
+    "−": "-",
+    "±": "+-",
+    "–": "-",
+    "≠": "!",
+    "▲": "^",
+    "▼": "v",
+    "✕": "x",
+    "…": "~",
+}
 
 
 def _plainly(error: UnicodeError) -> tuple[str, int]:

@@ -137,7 +137,7 @@ def _terminal_table(judged: Judgement, width: int) -> Table:
             heading,
             justify=justify,  # type: ignore[arg-type]
             no_wrap=not wide,
-            overflow="fold",
+            overflow="fold" if wide else "ellipsis",  # no other number of its head
             min_width=16 if wide else None,
         )
     for line in lines:

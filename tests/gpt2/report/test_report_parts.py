@@ -1,6 +1,7 @@
 """Curves, checklist, table and GPU use: the parts of the report."""
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -166,6 +167,17 @@ def test_a_bootstrap_that_disagrees_is_remarked(tmp_path):
         changed = replace(comparison, at_steps=verdict)
         found = remarks(replace(judged, comparisons=[changed]))
         assert ["bootstrap" in what for _, what in found] == [True] * expected
+
+
+def test_where_there_is_no_room_a_number_shows_that_it_is_cut(tmp_path):
+    from rich.console import Console
+
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), effects={5: 0.5})
+    matrix = read_matrix(tmp_path)
+    console = Console(width=40, record=True, file=open("/dev/null", "w"))
+    console.print(terminal_report(matrix, judge(matrix), 40)[0])
+    (row,) = (x for x in console.export_text().splitlines() if "+0." in x)
+    assert re.search(r"\+0\.\d* ?±? ?[\d.]*…", row), row
 
 
 @pytest.mark.parametrize("width", [72, 80, 100, 120])
