@@ -1,10 +1,13 @@
 """What holds for every test: a clean environment, and GPU tests only on a GPU."""
 
+import fcntl
 import gc
 import math
 import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Generator, Iterator
+from contextlib import suppress
 
 import hypothesis
 import pytest
@@ -22,8 +25,25 @@ def pytest_configure() -> None:
     for name in FROM_MAKE:
         os.environ.pop(name, None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
+    # Hundreds of processes would compile our modules, each worker rewrite all tests.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     # Started in the background of a script, we ignore Ctrl-C and so would our children.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Workers, who all collect the same, wait for the first to compile a module."""
+    alone = "PYTEST_XDIST_WORKER" not in os.environ
+    if alone or not isinstance(collector, pytest.Module):
+        return (yield)
+    with collector.path.open() as file:
+        with suppress(OSError):  # on some network disks, where each compiles for itself
+            fcntl.flock(file, fcntl.LOCK_EX)
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
