@@ -4,8 +4,7 @@ import copy
 import os
 import pickle
 import signal
-import subprocess
-import sys
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -27,6 +26,7 @@ from gpt2.training.data import (
 )
 from lib.kconfig import load_strict
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
+from tests.gpt2.tinytraining import server
 
 T = 16
 PLAN = BatchPlan(
@@ -176,42 +176,43 @@ def test_loader_pickles_without_the_tokens(train):
     assert torch.equal(copy.copy(dataset)[0], first)  # by the same state
 
 
-WAITS = """
-import os, signal, sys, time
-from pathlib import Path
-from gpt2.training.data import BatchPlan, batches, load_split
-told = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: told.append(number))
-train = load_split(sys.argv[1], "text", "bytes", "train", 16)
-plan = BatchPlan(train.tokens.size, 16, 4, 4, 1, 1, 0, 1)
-for step, batch in enumerate(batches(train, plan, 0, 10**6, num_workers=2)):
-    if step == 2:
-        print("ready", flush=True)
-        while not told:
-            time.sleep(0.01)
-        break
-for _ in range(30):  # a checkpoint is being written meanwhile
-    time.sleep(0.01)
-print("saved", flush=True)
-"""
+def wait(data_dir, log):
+    """A trainer that is told to end in its third step, and then takes its time."""
+    os.setsid()
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(file, 1)
+    os.dup2(file, 2)
+    told = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: told.append(number))
+    train = load_split(data_dir, "text", "bytes", "train", 16)
+    plan = BatchPlan(train.tokens.size, 16, 4, 4, 1, 1, 0, 1)
+    for step, _ in enumerate(batches(train, plan, 0, 10**6, num_workers=2)):
+        if step == 2:
+            print("ready", flush=True)
+            while not told:
+                time.sleep(0.01)
+            break
+    for _ in range(30):  # a checkpoint is being written meanwhile
+        time.sleep(0.01)
+    print("saved", flush=True)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_to_the_group_does_not_disturb_the_trainers_last_work(data_dir, number):
-    process = subprocess.Popen(
-        [sys.executable, "-c", WAITS, str(data_dir)],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    assert process.stdout and process.stdout.readline() == "ready\n"
+def test_signal_to_the_group_does_not_disturb_the_trainers_last_work(
+    data_dir, tmp_path, number
+):
+    log = tmp_path / "log"
+    log.touch()
+    process = server().Process(target=wait, args=(data_dir, log))
+    process.start()
+    end = time.monotonic() + 60
+    while log.read_text() != "ready\n":
+        assert process.is_alive() and time.monotonic() < end, log.read_text()
+        time.sleep(0.01)
     os.killpg(process.pid, number)
-    out, err = process.communicate(timeout=60)
-    assert (process.returncode, out) == (0, "saved\n"), err
-    assert "Traceback" not in err
+    process.join(60)
+    assert (process.exitcode, log.read_text()) == (0, "ready\nsaved\n")
 
 
 @pytest.mark.gpu

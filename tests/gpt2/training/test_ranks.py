@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, suppress
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +95,7 @@ def is_gone(pids: Iterable[int]) -> bool:
 
 
 def test_two_ranks_out_of_memory_go_on_with_half_as_one_process_trains(
-    job: Job, tmp_path: Path
+    job: Job, tmp_path: Path, forker: Forker
 ) -> None:
     job = replace(job, settings=job.settings.replace(dropout=0.0))
     finish(job, tmp_path / "alone")
@@ -106,7 +107,7 @@ def test_two_ranks_out_of_memory_go_on_with_half_as_one_process_trains(
 
     again = {"KABLATE_ATTEMPT": "2", "KABLATE_LAST_END": "failed/oom"}
     faults = {"KABLATE_TEST_FAULTS": "oom@6"}  # of whole ones
-    log = train_without_torchrun(job, ranked.run_dir, **again, **faults)
+    log = forker.train(job, ranked.run_dir, **again, **faults)
     assert "going on from the last checkpoint with 1 and 4 micro steps" in log
     assert split(ranked.run_dir) == (2, 1, 4)
     assert_about_equal(ranked.run_dir, tmp_path / "alone")
@@ -135,40 +136,65 @@ def assert_about_equal(run_dir: Path, other: Path) -> None:
         assert (tensor - expected[name]).abs().max() < 1e-5, name
 
 
-def train_without_torchrun(job: Job, run_dir: Path, **environ: str) -> str:
-    """Both ranks forked, and told what torchrun and the runner tell; the log."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    given = (job.to_json(), str(run_dir), {**told, **environ})
-    process = server().Process(target=_fork_both, args=given)
-    process.start()
-    process.join(120)
-    log = Path(f"{run_dir}.log").read_text()
-    assert process.exitcode == 0, log
-    return log
+class Forker:
+    """A process that has imported what DDP wants, torch's compiler, and forks both
+    ranks of a job; they are told what torchrun and the runner tell."""
+
+    def __init__(self) -> None:
+        self.pipe, theirs = server().Pipe()
+        self.process = server().Process(target=_fork_on_demand, args=(theirs,))
+        self.process.start()
+        theirs.close()
+
+    def train(self, job: Job, run_dir: Path, **environ: str) -> str:
+        """The log of a training that is done."""
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = str(free.getsockname()[1])
+        told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.pipe.send((job.to_json(), str(run_dir), {**told, **environ}))
+        assert self.pipe.poll(120), "it hangs"
+        codes = self.pipe.recv()
+        log = Path(f"{run_dir}.log").read_text()
+        assert codes == [0, 0], log
+        return log
+
+    def close(self) -> None:
+        self.pipe.close()
+        self.process.join(60)
+
+
+@pytest.fixture(scope="module")
+def forker() -> Iterator[Forker]:
+    with closing(Forker()) as made:
+        yield made
+
+
+def _fork_on_demand(pipe: Connection) -> None:
+    import torch._dynamo  # noqa: F401
+
+    with suppress(EOFError):
+        while True:
+            pipe.send(_fork_both(*pipe.recv()))
 
 
 def _fork_both(
     job: Mapping[str, Any], run_dir: str, environ: Mapping[str, str]
-) -> None:
-    import torch._dynamo  # noqa: F401  DDP does, for two seconds; here once for both
-
+) -> list[int]:
+    """The exit statuses of both ranks."""
     ranks = []
     for rank in "01":
         ranks.append(os.fork())
         if not ranks[-1]:
             theirs = {**environ, "RANK": rank, "LOCAL_RANK": rank}
             train_here(job, run_dir, None, theirs, None)
-    codes = [os.waitpid(rank, 0)[1] for rank in ranks]
-    sys.exit(any(codes))
+    return [os.waitpid(rank, 0)[1] for rank in ranks]
 
 
 def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
-    job: Job, tmp_path: Path
+    job: Job, tmp_path: Path, forker: Forker
 ) -> None:
-    train_without_torchrun(job, tmp_path / "whole")
+    forker.train(job, tmp_path / "whole")
     last = checkpoint.finished(tmp_path / "whole" / checkpoint.FOLDER)[-1]
     one, other = checkpoint.load(last).state["rng"]
     assert not torch.equal(one["cpu"], other["cpu"])  # each its own dropout
@@ -189,7 +215,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert second.wait().status == "interrupted", second.log
     assert is_gone(list(pids.values()))
 
-    train_without_torchrun(job, second.run_dir, KABLATE_ATTEMPT="3")
+    forker.train(job, second.run_dir, KABLATE_ATTEMPT="3")
     assert manifest(second.run_dir)["resumed"]
     assert_same_run(second.run_dir, tmp_path / "whole")
 
