@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import random
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -191,12 +193,39 @@ def check_equal(undisturbed: Path, folder: Path) -> None:
         assert mine == theirs
 
 
-@pytest.mark.timeout(900)
-def test_runner_and_trainers_killed_at_once_go_on(
+def test_a_runner_that_is_ended_in_each_way_goes_on_exactly(
     undisturbed: Path, folder: Path
 ) -> None:
-    """The one or the other alone: in test_run_test_matrix.py."""
-    survive(undisturbed, folder, kills=1, seed=4, targets=["both"])
+    """It is asked to end, killed, and killed with its trainers at the same moment; the
+    trainers alone: in test_run_test_matrix.py."""
+    first = TINY_RUNS[0]
+    slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.5"}
+    for number, way in enumerate(("asked", "runner", "both"), 1):
+        before = last_step(folder, first)
+        runner = start(folder, "--overrides", TWO, **slow)
+        until(partial(has_passed, folder, first, before + 1))
+        if way == "asked":
+            runner.send_signal(signal.SIGTERM)
+        else:
+            strike(runner, way)
+        said, _ = runner.communicate(timeout=120)
+        assert attempts(folder, first) == number, said
+        if way == "asked":
+            assert runner.returncode == 3 and "waiting for step00" in said
+            assert summary(folder)[first]["status"] == "interrupted"
+    last = run_matrix(folder, "--overrides", TWO)
+    assert last.returncode == 0, last.stdout + last.stderr
+    assert attempts(folder, first) == 4
+    check_equal(undisturbed, folder)
+
+
+def has_passed(folder: Path, run: str, step: int) -> bool:
+    return last_step(folder, run) > step
+
+
+def last_step(folder: Path, run: str) -> int:
+    records = rundir.read_jsonl(folder / "results" / run / "metrics.jsonl")
+    return max((record.get("step", 0) for record in records), default=0)
 
 
 @pytest.mark.slow

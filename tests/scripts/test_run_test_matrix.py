@@ -367,23 +367,6 @@ def assert_equal_to(undisturbed: Path, folder: Path) -> None:
         assert len({repr(sorted(weights(place).items())) for place in places}) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_runner_that_is_ended_goes_on_exactly(
-    undisturbed: Path, folder: Path, number: int
-) -> None:
-    process = start(folder, "--overrides", ONE_SEED, **SLOW)
-    until(reached(folder, TINY_RUNS[0], 4))
-    process.send_signal(number)
-    said, _ = process.communicate(timeout=120)
-    if number == signal.SIGTERM:
-        assert process.returncode == 3 and "waiting for step00" in said
-        assert summary(folder)[TINY_RUNS[0]]["status"] == "interrupted"
-    done = run_matrix(folder, "--overrides", ONE_SEED)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert attempts(folder, TINY_RUNS[0]) == 2
-    assert_equal_to(undisturbed, folder)
-
-
 def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
     undisturbed: Path, folder: Path
 ) -> None:
