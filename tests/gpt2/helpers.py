@@ -149,16 +149,18 @@ def assert_agree(
     theirs: Sequence[Tensor],
     their_leaves: Sequence[Tensor],
     tolerance: float,
+    their_gradients: Sequence[Tensor] | None = None,
 ) -> None:
-    """Outputs and the gradients of all leaves are equal, and none of them is zero."""
+    """Outputs and the gradients of all leaves are equal, and none of them is zero.
+
+    their_gradients: gradients_of theirs, where several are held to the same loops.
+    """
     assert len(ours) == len(theirs)
     for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert deviation(a, b) <= tolerance, f"output {n}: {deviation(a, b):.1e}"
-    pairs = zip(
-        gradients_of(ours, our_leaves),
-        gradients_of(theirs, their_leaves),
-        strict=True,
-    )
+    if their_gradients is None:
+        their_gradients = gradients_of(theirs, their_leaves)
+    pairs = zip(gradients_of(ours, our_leaves), their_gradients, strict=True)
     for n, (a, b) in enumerate(pairs):
         assert b.abs().max() > 0, f"gradient {n} is zero: nothing is compared"
         assert deviation(a, b) <= tolerance, f"gradient {n}: {deviation(a, b):.1e}"

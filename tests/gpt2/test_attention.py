@@ -22,6 +22,7 @@ from tests.gpt2.helpers import (
     assert_agree,
     deviation,
     generic,
+    gradients_of,
     normal,
     square,
     tiny_model,
@@ -97,17 +98,15 @@ def test_attention_equals_the_loops_on_every_backend(
     ra: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype, tolerance: float
 ) -> None:
     x, scale = Inputs.make(size, dtype), 0.37
-    expected = naive.outputs(
-        naive.weights(x.scores(scale=scale, **ra)), naive.heads_of(x.v)
-    )
+    weights = naive.weights(x.scores(scale=scale, **ra))
+    expected = [naive.tensor_of(naive.outputs(weights, naive.heads_of(x.v)))]
     leaves = x.leaves(ra["alpha"] == "learned")
+    slopes = gradients_of(expected, leaves)
     for backend in BACKENDS:
         got = attend(
             x.q, x.k, x.v, scale=scale, transposed=x.transposed(**ra), backend=backend
         )
-        assert_agree(
-            [got.output], leaves, [naive.tensor_of(expected)], leaves, tolerance
-        )
+        assert_agree([got.output], leaves, expected, leaves, tolerance, slopes)
 
 
 @pytest.mark.parametrize("ra", RA)
@@ -120,6 +119,7 @@ def test_row_factors_act_on_the_logits(ra: dict[str, Any]) -> None:
         naive.outputs(naive.weights(scaled), naive.heads_of(x.v))
     )
     leaves = [*x.leaves(ra["alpha"] == "learned"), factors]
+    slopes = gradients_of([expected], leaves)
     for backend in BACKENDS:
         got = attend(
             x.q,
@@ -130,7 +130,7 @@ def test_row_factors_act_on_the_logits(ra: dict[str, Any]) -> None:
             row_scale=factors,
             backend=backend,
         )
-        assert_agree([got.output], leaves, [expected], leaves, 1e-10)
+        assert_agree([got.output], leaves, [expected], leaves, 1e-10, slopes)
 
 
 @pytest.mark.parametrize("head_average", [False, True])
@@ -161,6 +161,7 @@ def test_statistic_and_mean_weights_come_with_the_output(
         means,
     ]
     leaves = x.leaves(False)
+    slopes = gradients_of(theirs, leaves)
     for backend in BACKENDS:
         got = attend(
             x.q,
@@ -172,7 +173,7 @@ def test_statistic_and_mean_weights_come_with_the_output(
             mean=True,
             backend=backend,
         )
-        assert_agree(list(got), leaves, theirs, leaves, 1e-10)
+        assert_agree(list(got), leaves, theirs, leaves, 1e-10, slopes)
 
 
 def test_reciprocal_scores_are_no_product_of_sums() -> None:

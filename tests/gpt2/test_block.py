@@ -18,6 +18,7 @@ from tests import reference as naive
 from tests.gpt2.helpers import (
     assert_agree,
     generic,
+    gradients_of,
     normal,
     randomize,
     tiny_model,
@@ -128,17 +129,14 @@ def test_a_block_equals_the_loops(name: str, size: tuple[Any, ...]) -> None:
     if "rope" in name:
         tolerance = 1e-5  # its tables are fp32
     leaves = [x, *given.values(), *block.parameters()]
+    theirs = [naive.tensor_of(y) for y in expected if y is not None]
+    slopes = gradients_of(theirs, leaves)
     for block.attn.backend in ("auto", "reference"):
         out, ctx = block(x, ctx=BlockContext(**given))
         got = (out, ctx.mlp_gate, ctx.mlp_latent)
         assert [y is None for y in got] == [y is None for y in expected]
-        assert_agree(
-            [y for y in got if y is not None],
-            leaves,
-            [naive.tensor_of(y) for y in expected if y is not None],
-            leaves,
-            tolerance,
-        )
+        ours = [y for y in got if y is not None]
+        assert_agree(ours, leaves, theirs, leaves, tolerance, slopes)
 
 
 def naive_state(block: RA_MLA_Block) -> dict[str, Tensor]:

@@ -21,6 +21,7 @@ from tests.gpt2.helpers import (
     assert_agree,
     deviation,
     generic,
+    gradients_of,
     leaves_of,
     tiny,
     tiny_model,
@@ -53,10 +54,11 @@ def assert_equals_the_loops(settings: Settings, batch: int, length: int) -> None
     theirs = [leaves[name] for name, _ in model.named_parameters()]
     # The rotary tables are fp32, whatever the model's weights are.
     tolerance = 1e-5 if settings.mechanisms.attention == "mla_rope" else 1e-10
+    slopes = gradients_of([expected], theirs)
     for backend in ("auto", "reference"):
         served = with_backend(model, settings, backend)
-        ours = list(served.parameters())
-        assert_agree([served.logits(tokens)], ours, [expected], theirs, tolerance)
+        logits, ours = served.logits(tokens), list(served.parameters())
+        assert_agree([logits], ours, [expected], theirs, tolerance, slopes)
 
 
 @pytest.mark.parametrize("number", ALL)
