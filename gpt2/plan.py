@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -179,13 +179,15 @@ def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:
     return [job], []
 
 
+def no_steps(wanted: Iterable[int]) -> str:
+    """Which of these are no steps, in words; empty if all are."""
+    unknown = ", ".join(str(step) for step in sorted(set(wanted) - set(STEPS)))
+    return unknown and f"there is no step {unknown}; steps are 0 to {max(STEPS)}"
+
+
 def _ablation(settings: Settings, origins: Mapping[str, str]) -> Cells:
-    unknown = sorted(set(settings.matrix.steps) - set(STEPS))
-    if unknown:
-        raise ValueError(
-            f"{origins['steps']}: CONFIG_RA_MLA_ABLATION_STEPS: there is no step "
-            f"{', '.join(map(str, unknown))}; steps are 0 to {max(STEPS)}"
-        )
+    if why := no_steps(settings.matrix.steps):
+        raise ValueError(f"{origins['steps']}: CONFIG_RA_MLA_ABLATION_STEPS: {why}")
     return [step_job(settings, origins, step) for step in settings.matrix.steps], []
 
 

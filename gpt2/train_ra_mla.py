@@ -25,7 +25,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
 from gpt2.lengths import resolve
-from gpt2.plan import Job, job_from_json, make_plan, step_job
+from gpt2.plan import Job, job_from_json, make_plan, no_steps, step_job
 from gpt2.reading import settings_from
 from gpt2.schema import SYMBOL_OF
 from lib.ending import run_to_end
@@ -111,6 +111,8 @@ def configured_job(options: argparse.Namespace) -> Job:
     config = load(options.config, options.overrides)
     step, mode = options.ra_mla_ablation_step, config.values.get("KABLATE_MODE")
     if step is not None:
+        if why := no_steps([step]):
+            raise ValueError(f"--ra-mla-ablation-step: {why}")
         origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}
         job = step_job(*resolve(settings_from(config), origins), step)
     elif mode == "single":

@@ -63,6 +63,10 @@ def test_a_step_by_hand_equals_the_job_of_the_matrix(data_dir, tmp_path):
             + ("MAX_ITER=4",),
             "MAX_ITERS",
         ),
+        (
+            ("--config", "config.py", "--ra-mla-ablation-step", "99"),
+            "--ra-mla-ablation-step: there is no step 99; steps are 0 to",
+        ),
         (("--job", "job.json", "--seed", "3"), "--seed goes with --config"),
         (("--job", "tampered.json"), "hash does not fit"),
     ],
