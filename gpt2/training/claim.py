@@ -8,17 +8,32 @@ from typing import Any
 
 from gpt2.plan import Job
 from gpt2.schema import IDENTITY_PARTS
+from gpt2.training.checkpoint import FOLDER
 from gpt2.training.failures import Refused
 from lib.identity import diff_fields
-from lib.rundir import JOB_FILE, atomic_write_json, read_json, remove_leftovers
+from lib.rundir import (
+    JOB_FILE,
+    LOG_FILE,
+    METRICS_FILE,
+    STATUS_FILE,
+    atomic_write_json,
+    read_json,
+    remove_leftovers,
+)
 
 
 def claim(job: Job, run_dir: Path) -> None:
     """Write job.json and clear half-written files away; hold the lock for this.
 
-    Raises Refused, field by field, if the directory is another run's.
+    Raises Refused, field by field, if the directory is another run's, and if it is
+    none of a run's.
     """
     path, mine = run_dir / JOB_FILE, job.to_json()
+    if strangers := _strangers(run_dir):
+        raise Refused(
+            f"{run_dir} is no run directory: it holds {strangers[0]}, for one, and no "
+            f"{JOB_FILE}. Nothing in it was touched; use another"
+        )
     theirs = _read_job(path)
     if theirs and theirs.get("hash") != job.hash:
         differences = "\n".join(
@@ -32,6 +47,13 @@ def claim(job: Job, run_dir: Path) -> None:
     remove_leftovers(run_dir)
     if theirs != mine:
         atomic_write_json(path, mine)
+
+
+def _strangers(run_dir: Path) -> list[str]:
+    """What a directory holds that no run has; [] if there is anything that one has."""
+    names = sorted(path.name for path in run_dir.iterdir())
+    ours = {JOB_FILE, STATUS_FILE, METRICS_FILE, LOG_FILE, FOLDER}
+    return [] if ours & set(names) else [n for n in names if n[:1] != "."]
 
 
 def _read_job(path: Path) -> dict[str, Any]:

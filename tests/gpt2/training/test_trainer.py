@@ -330,6 +330,16 @@ def test_a_cut_that_does_not_come_out_even_is_refused(job, tmp_path):
     assert "micro batch 3" in training.log and "effective batch of 8" in training.log
 
 
+def test_a_folder_of_something_else_is_left_alone(job, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    training = train(job, tmp_path / "mine")
+    assert training.process.exitcode == 2
+    assert "it holds notes.txt, for one, and no job.json" in training.log
+    left = {path.name for path in (tmp_path / "mine").iterdir()}
+    assert {name for name in left if name[0] != "."} == {"notes.txt"}
+
+
 def test_cuts_are_halved_down_to_one():
     split: BatchSplit | None = split_batch(24, 12)
     seen = []
