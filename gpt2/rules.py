@@ -118,6 +118,14 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"DEVICE={r.device!r} is none of auto, cpu, cuda, rocm, nor one GPU such as "
         "cuda:1",
     )
+    yield (
+        r.device == "cpu" and o.mixed_precision == "fp16",
+        "DEVICE='cpu' with MIXED_PRECISION_FP16=y: a CPU trains in bf16 or fp32",
+    )
+    yield (
+        r.device == "cpu" and r.ddp_backend == "nccl",
+        "DEVICE='cpu' with DDP_BACKEND='nccl': CPUs communicate by gloo",
+    )
     for symbol, text, read in (
         ("GPUS", r.gpus, gpu_names),
         ("PYTORCH_CUDA_ALLOC_CONF", r.alloc_conf, check_allocator),

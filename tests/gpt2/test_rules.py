@@ -65,6 +65,8 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"output_dir": "~/x"}, "OUTPUT_DIR='~/x' must name a folder"),
     ({"device": "gpu"}, "DEVICE='gpu' is none of auto, cpu, cuda"),
     ({"device": "cpu:1"}, "DEVICE='cpu:1' is none of"),
+    ({"device": "cpu", "mixed_precision": "fp16"}, "a CPU trains in bf16 or fp32"),
+    ({"device": "cpu", "ddp_backend": "nccl"}, "CPUs communicate by gloo"),
     ({"seeds": (1, 2**32)}, "SEEDS: 4294967296 is above 4294967295"),
     ({"output_dir": "a\0b"}, r"OUTPUT_DIR='a\\x00b' must name a folder"),
 ]
