@@ -331,6 +331,5 @@ def certify(subject: Subject) -> dict[str, Finding]:
         try:
             found[name] = certificate(subject)
         except Exception as error:  # a step that crashes is what this is for
-            text = f"{type(error).__name__}: {error}".splitlines()[0]
-            found[name] = Finding(False, "crashed", text)
+            found[name] = Finding.of_crash(error)
     return found

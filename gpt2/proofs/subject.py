@@ -26,6 +26,12 @@ class Finding:
     figure: str
     detail: str = ""
 
+    @classmethod
+    def of_crash(cls, error: Exception) -> Finding:
+        """What could not be brought to its end has failed."""
+        text = f"{type(error).__name__}: {error}".splitlines()[0]
+        return cls(False, "crashed", text)
+
 
 @dataclass(frozen=True, slots=True)
 class Subject:

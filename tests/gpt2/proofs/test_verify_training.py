@@ -69,6 +69,12 @@ def test_a_proof_is_kept_until_it_fails(tmp_path):
     assert anew.findings == first.findings
 
 
+def test_a_proof_that_crashes_has_failed_and_others_are_made():
+    crashed, other = prove([Trained("nothing"), Trained("sgd")])
+    assert other.ok and not crashed.ok
+    assert "nothing" in crashed.message and "groups: " in crashed.message
+
+
 def test_cells_are_held_to_the_training_they_are_given(plan):
     steps = [
         Proof(cell, {"causal": Finding(True, "0")})
