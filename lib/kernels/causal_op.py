@@ -44,13 +44,14 @@ def tuned(
     return triton.autotune(
         choices,
         [*key, "P"],
-        prune_configs_by={"early_config_prune": _fitting},
+        prune_configs_by={"early_config_prune": fitting},
         do_bench=_milliseconds,
         **options,
     )(kernel)
 
 
-def _fitting(choices: list[triton.Config], _: Any, **flags: Any) -> list[triton.Config]:
+def fitting(choices: list[triton.Config], _: Any, **flags: Any) -> list[triton.Config]:
+    """Those to try of a kernel's: the last for exact fp32, the rest for all else."""
     *others, smallest, exact = choices
     if flags["P"] == "ieee":
         return [exact]
