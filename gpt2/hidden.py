@@ -51,7 +51,8 @@ class _Columns(torch.autograd.Function):
     """A copy of x[..., start:end], and x for those who read other columns of it.
 
     autograd's own way adds two gradients as wide as x. Here one is written into the
-    other, which is zero there; torch.compile does it in place.
+    other, which is zero there: torch.compile can do that in place, or along with what
+    makes the other.
     """
 
     @staticmethod
