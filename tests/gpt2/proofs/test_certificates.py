@@ -112,6 +112,20 @@ def test_context_kept_on_the_module_is_state(base, monkeypatch):
     assert "stateless" in found
 
 
+def test_a_mechanism_that_is_off_while_training_is_found(base, monkeypatch):
+    """With a fixed alpha there is no parameter that would miss its gradient."""
+    whole = reciprocal.Reciprocity.forward
+
+    def idle(self, q, k, cache=None):
+        found = whole(self, q, k, cache)
+        return dataclasses.replace(found, alpha=0.0) if self.training else found
+
+    monkeypatch.setattr(reciprocal.Reciprocity, "forward", idle)
+    found = failures(subject_of(base, 5))
+    assert list(found) == ["stateless"]
+    assert "in training are" in found["stateless"]
+
+
 def test_context_never_passed_names_the_producer(base, monkeypatch):
     def forgetful(self, x, cache=None):
         for each in self.blocks:
