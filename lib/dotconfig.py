@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 
 from lib.generated import ConfigError, not_text
+from lib.spelling import hint
 
 Kinds = Mapping[str, str]
 Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
@@ -117,21 +117,9 @@ def _malformed(line: str, kinds: Kinds) -> str:
 def kind_of(name: str, kinds: Kinds) -> str:
     """The kind of a symbol; ConfigError with the nearest names if there is none."""
     if name not in kinds:
-        near = [f"CONFIG_{n}" for n in nearest(name, kinds)]
-        raise ConfigError(f"unknown symbol CONFIG_{name}{_hint(near)}")
+        told = hint(name, kinds, "CONFIG_")
+        raise ConfigError(f"unknown symbol CONFIG_{name}{told}")
     return kinds[name]
-
-
-def nearest(name: str, known: Iterable[str]) -> list[str]:
-    """What ``name`` may be a misspelling of, best first: near ones, or the best."""
-    choices = list(known)
-    return get_close_matches(name, choices, n=3, cutoff=0.85) or get_close_matches(
-        name, choices, n=1, cutoff=0.5
-    )
-
-
-def _hint(near: Collection[str]) -> str:
-    return f"; nearest: {', '.join(near)}" if near else ""
 
 
 def literal_of(name: str, text: str, kinds: Kinds, *, quoted: bool = True) -> str:
@@ -200,5 +188,5 @@ def symbol_for(
     if found:
         raise ConfigError(f"{key} is ambiguous: write {' or '.join(found)}")
     short = [n.removeprefix(p) for n in kinds for p in prefixes if n.startswith(p)]
-    near = nearest(name.upper(), dict.fromkeys([*aliases, *short, *kinds]))
-    raise ConfigError(f"there is no setting {key}{_hint(near)}")
+    told = hint(name.upper(), dict.fromkeys([*aliases, *short, *kinds]))
+    raise ConfigError(f"there is no setting {key}{told}")

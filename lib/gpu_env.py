@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from lib.slots import find_gpus
+from lib.spelling import hint
 
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
 # Names of the same setting in older versions of torch, which still reads them.
@@ -54,8 +54,7 @@ def check_allocator(text: str) -> None:
                 f"{option!r} is no option with its value, such as {EXPANDABLE}"
             )
         if name not in ALLOCATOR_OPTIONS:
-            near = difflib.get_close_matches(name, ALLOCATOR_OPTIONS, 1)
-            told = f"; nearest: {near[0]}" if near else ""
+            told = hint(name, ALLOCATOR_OPTIONS)
             raise ValueError(
                 f"no option of torch's allocator is called {name!r}{told}. One of a "
                 f"later torch can be set in the environment, by {ALLOCATOR}"

@@ -19,11 +19,11 @@ import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Protocol
 
 from lib import extras
+from lib.spelling import hint
 
 NONE = "none"
 QUEUE_SIZE = 1000
@@ -177,10 +177,8 @@ def parse_trackers(text: str) -> tuple[str, ...]:
         return ()
     for name in names:
         if name not in BACKENDS:
-            near = get_close_matches(name, BACKENDS, n=1)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            known = ", ".join(BACKENDS)
-            raise ValueError(f"TRACKER: {name!r} is none of {known}, {NONE}{hint}")
+            known, told = ", ".join(BACKENDS), hint(name, BACKENDS)
+            raise ValueError(f"TRACKER: {name!r} is none of {known}, {NONE}{told}")
     return tuple(dict.fromkeys(names))
 
 

@@ -6,7 +6,6 @@ says why. Trailers, forbidden patterns and banned words come from pyproject.toml
 """
 
 import argparse
-import difflib
 import re
 import sys
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +22,7 @@ from lib.house_rules import (
     git,
     read_rules,
 )
+from lib.spelling import hint
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 72
@@ -213,14 +213,9 @@ def subject_findings(message: Message) -> list[Finding]:
     for path in match["paths"].split(","):
         if path.strip().rstrip("/") not in message.names:
             said = f"'{path.strip()}' is no path and no name in the tree"
-            said += nearest(path.strip(), message.names)
+            said += hint(path.strip(), message.names)
             findings.append(Finding(message.source, number, said))
     return findings
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, sorted(names), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def body_findings(message: Message, rules: CommitRules) -> list[Finding]:

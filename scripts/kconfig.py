@@ -22,9 +22,10 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
 from lib import kconfig
-from lib.dotconfig import COMMAND_LINE, nearest, split_overrides, symbol_for
+from lib.dotconfig import COMMAND_LINE, split_overrides, symbol_for
 from lib.generated import Config, ConfigError, read_config, render_config
 from lib.rundir import atomic_write_text
+from lib.spelling import hint
 
 ROOT = Path(__file__).resolve().parents[1]
 KCONFIG, DEFCONFIGS = ROOT / "Kconfig", ROOT / "defconfigs"
@@ -69,10 +70,9 @@ def preset(name: str) -> Path:
     """The file of a preset; ConfigError, with the nearest, if there is none."""
     known = preset_names()
     if name not in known:
-        near = nearest(name, known)
-        hint = f"; nearest: {', '.join(near)}" if near else ""
+        told = hint(name, known)
         raise ConfigError(
-            f"there is no preset {name!r}{hint} (make list-defconfigs shows all)"
+            f"there is no preset {name!r}{told} (make list-defconfigs shows all)"
         )
     return DEFCONFIGS / name
 

@@ -139,7 +139,7 @@ def test_a_tracker_that_was_too_slow_says_what_it_lost(tmp_path):
 def test_names():
     assert parse_trackers("trackio, wandb,trackio") == ("trackio", "wandb")
     assert parse_trackers("") == parse_trackers("none") == ()
-    with pytest.raises(ValueError, match="did you mean wandb"):
+    with pytest.raises(ValueError, match="nearest: wandb"):
         parse_trackers("trackio,wandbb")
 
 

@@ -11,7 +11,7 @@ from tests.scratch import ROOT, commit_all, copy_tree, git, python, write
 TOOL = "scripts/check_commit.py"
 PARTS = [
     *(TOOL, "scripts/__init__.py", "lib/__init__.py", "lib/house_rules.py"),
-    *("pyproject.toml", "gpt2/__init__.py", "gpt2/schema.py"),
+    *("lib/spelling.py", "pyproject.toml", "gpt2/__init__.py", "gpt2/schema.py"),
 ]
 BANNED = "compre" + "hensive"  # in two parts: this file is searched for it as well
 
@@ -68,7 +68,7 @@ REFUSED = {
     "no such path": (
         "gpt2/shema.py: mend it" + BODY,
         1,
-        "did you mean 'gpt2/schema.py'",
+        "nearest: gpt2/schema.py",
     ),
     "a kind of change": ("fix: mend it" + BODY, 1, "'fix' is no path"),
     "one of two paths": ("gpt2, nowhere: mend" + BODY, 1, "'nowhere' is no path"),

@@ -60,7 +60,7 @@ def test_tracker_names_become_symbols_and_the_others_are_off():
     assert chosen("tensorboard").trackers == ("tensorboard",)
     assert chosen("none").trackers == ()
     assert settings_from(make_config()).resources.trackers == ()
-    with pytest.raises(ValueError, match="did you mean wandb"):
+    with pytest.raises(ValueError, match="nearest: wandb"):
         chosen("trackio,wandbb")
 
 
