@@ -29,24 +29,25 @@ from lib.progress import PlainView
 
 EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
-# What SCRIPT sets: long name, short name, what it is for or decided by.
+# What the script sets: the option, another name or its opposite, what decides it.
 OWN_OPTIONS = (
-    ("--array", "-a", "STEPS, SEEDS and ONLY choose its runs, JOBS how many at a time"),
-    ("--job-name", "-J", "it is the name of OUTPUT_DIR"),
-    ("--output", "-o", "the logs are in OUTPUT_DIR"),
-    ("--open-mode", None, "a task that is queued again goes on in its log"),
-    ("--signal", None, "it lets a run write its checkpoint before its time is up"),
-    ("--requeue", None, "a run that was cut off goes on in the same task"),
-    ("--no-requeue", None, "a run that was cut off goes on in the same task"),
+    ("--job-name={name}", "-J", "it is the name of OUTPUT_DIR"),
+    (
+        "--array=0-{last}%{at_once}",
+        "-a",
+        "STEPS, SEEDS and ONLY choose its runs, JOBS how many at a time",
+    ),
+    (
+        "--signal=B:TERM@{warning}",
+        "",
+        "it lets a run write its checkpoint before its time is up",
+    ),
+    ("--requeue", "--no-requeue", "a run that was cut off goes on in the same task"),
+    ("--open-mode=append", "", "a task that is queued again goes on in its log"),
+    ("--output={output}/slurm-%A_%a.log", "-o", "the logs are in OUTPUT_DIR"),
 )
-SCRIPT = """\
-#!/bin/bash
-#SBATCH --job-name={name}
-#SBATCH --array=0-{last}%{at_once}
-#SBATCH --signal=B:TERM@{warning}
-#SBATCH --requeue
-#SBATCH --open-mode=append
-#SBATCH --output={output}/slurm-%A_%a.log
+SCRIPT = "".join(("#!/bin/bash\n", *(f"#SBATCH {own}\n" for own, _, _ in OWN_OPTIONS)))
+SCRIPT += """\
 {options}
 RUNS=(
 {runs}
@@ -124,18 +125,25 @@ def split(options: str) -> list[str]:
 
 
 def refuse_own(option: str) -> None:
-    """Raise ValueError, with how to get it, for an option that the script sets.
-
-    sbatch takes long names shortened, and the value of a short one right behind it.
-    """
+    """Raise ValueError, with how to get it, for an option that the script sets."""
     name = option.split()[0].partition("=")[0]
-    for long, short, what in OWN_OPTIONS:
-        shortened = len(name) > len("--a") and long.startswith(name)
-        if shortened or (short and name.startswith(short)):
+    for own, other, what in OWN_OPTIONS:
+        long = own.partition("=")[0]
+        if means(name, long) or means(name, other):
             raise ValueError(
                 f"{long} is set by the script ({what}); for one submission "
                 f"`sbatch {option} runs.sh` overrules it"
             )
+
+
+def means(given: str, name: str) -> bool:
+    """Whether sbatch takes ``given`` for the option of that name.
+
+    It takes long names shortened, and the value of a short one right behind it.
+    """
+    if name.startswith("--"):
+        return len(given) > len("--a") and name.startswith(given)
+    return name != "" and given.startswith(name)
 
 
 def prove(given: argparse.Namespace, stop_file: Path) -> stage.Proofs:
