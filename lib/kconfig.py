@@ -12,15 +12,16 @@ from pathlib import Path
 
 from lib.dotconfig import Aliases, fail_on, kind_of, parse_line
 from lib.generated import DEFAULT, Config, Types
-from lib.kconfig_tree import (
-    Tree,
+from lib.kconfig_symbols import (
     active_range,
     conditions,
     deciding,
     help_of,
     menu_of,
+    place_of,
     prompt_of,
 )
+from lib.kconfig_tree import Tree
 
 
 def open_strict(
@@ -146,11 +147,6 @@ def render_dotconfig(
     return tree.dotconfig()
 
 
-def render_minimal(kconfig: str | Path, files: Iterable[str | Path]) -> str:
-    """What savedefconfig writes for ``files``: only what differs from the defaults."""
-    return open_strict(kconfig, files).minimal()
-
-
 def explain(
     kconfig: str | Path, config: Config, name: str, *, types: Types | None = None
 ) -> str:
@@ -169,7 +165,7 @@ def explain(
     )
     follows = dict.fromkeys(s.name for s in deciding(symbol))
     facts = {
-        "origin": f"{DEFAULT} ({tree.place(symbol)})" if origin == DEFAULT else origin,
+        "origin": f"{DEFAULT} ({place_of(symbol)})" if origin == DEFAULT else origin,
         "prompt": prompt_of(symbol) or "none: derived, it cannot be set",
         "menu": menu_of(symbol),
         "choice": prompt_of(symbol.choice) if symbol.choice else "",
@@ -178,7 +174,7 @@ def explain(
         "range": f"{bounds[0]} to {bounds[1]}" if bounds else "",
         "follows": ", ".join(follows),
         "depends on": "; and on ".join(map(tree.clause, conditions(symbol))),
-        "defined in": tree.place(symbol),
+        "defined in": place_of(symbol),
         "default": tree.default(symbol) or "empty",
         "help": help_of(symbol).replace("\n", "\n" + 14 * " "),
     }

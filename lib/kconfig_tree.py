@@ -1,4 +1,4 @@
-"""A parsed Kconfig tree and what was asked of it; the only user of kconfiglib.
+"""A parsed Kconfig tree and what was asked of it.
 
 kconfiglib, like the C tools, drops what it cannot use with a warning or without
 one. Here an assignment either takes effect exactly as written or is a Problem with
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import kconfiglib
-from kconfiglib import BOOL, HEX, INT, STRING, Choice, Symbol, expr_value
+from kconfiglib import BOOL, HEX, INT, Choice, Symbol, expr_value
 
 from lib.dotconfig import (
     COMMAND_LINE,
@@ -28,8 +28,18 @@ from lib.dotconfig import (
     read_lines,
 )
 from lib.generated import DEFAULT, Config, ConfigError, Literal, Types, convert
-
-KINDS = {BOOL: "bool", INT: "int", HEX: "hex", STRING: "string"}
+from lib.kconfig_symbols import (
+    active_range,
+    conditions,
+    deciding,
+    followed,
+    items,
+    kind_of_symbol,
+    place_of,
+    prompt_of,
+    prompts,
+    text_of,
+)
 
 
 class Tree:
@@ -120,7 +130,7 @@ class Tree:
         if not prompts(symbol):
             return (
                 f"{name} has no prompt: it is derived and now {symbol.str_value!r}; "
-                f"set what it follows from instead: {_followed(symbol)}"
+                f"set what it follows from instead: {followed(symbol)}"
             )
         if not symbol.visibility:
             return f"{name} depends on {self._unmet(symbol)}"
@@ -232,7 +242,7 @@ class Tree:
                 raw[name] = symbol.str_value
             elif symbol.visibility:
                 asked = self.asked.get(name)
-                where = asked.origin if asked else self.place(symbol)
+                where = asked.origin if asked else place_of(symbol)
                 raise ConfigError(f"{where}: CONFIG_{name} has no value")
         return convert(Config(raw, self.origins()), self.types).values
 
@@ -282,10 +292,6 @@ class Tree:
         symbol.unset_value()
         return str(symbol.str_value)
 
-    def place(self, symbol: Symbol) -> str:
-        """``file:line`` of a symbol's definition."""
-        return f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
-
 
 def _place(config: Config, name: str) -> str:
     return config.places.get(name, "config.py")
@@ -293,93 +299,6 @@ def _place(config: Config, name: str) -> str:
 
 def _at(a: Assignment) -> str:
     return f" (first in line {a.line})" if a.line else ""
-
-
-def prompts(item: Symbol | Choice) -> list[Any]:
-    """The menu nodes that offer a symbol or choice to the user."""
-    return [node for node in item.nodes if node.prompt]
-
-
-def prompt_of(item: Symbol | Choice) -> str:
-    """What the menu calls a symbol or choice; empty where it does not show it."""
-    return next((node.prompt[0] for node in prompts(item)), "")
-
-
-def help_of(item: Symbol | Choice) -> str:
-    """The help text; a member of a choice that has none shows its choice's."""
-    texts = [node.help.strip() for node in item.nodes if node.help]
-    choice = item.choice if isinstance(item, Symbol) else None
-    return texts[0] if texts else help_of(choice) if choice else ""
-
-
-def menu_of(symbol: Symbol) -> str:
-    """The menus that lead to a symbol, outermost first."""
-    names, node = [], symbol.nodes[0].parent
-    while node.parent:
-        if node.item == kconfiglib.MENU:
-            names.append(node.prompt[0])
-        node = node.parent
-    return " > ".join(reversed(names))
-
-
-def kind_of_symbol(symbol: Symbol) -> str:
-    """ "bool", "int", "hex" or "string"; ConfigError for what we do not use."""
-    if symbol.orig_type not in KINDS:
-        place = f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
-        raise ConfigError(f"{place}: {symbol.name} has no type, or is a tristate")
-    return KINDS[symbol.orig_type]
-
-
-def conditions(item: Symbol | Choice) -> list[Any]:
-    """The conditions under which a symbol's prompt shows, its choice's included."""
-    found: list[Any] = []
-    for node in prompts(item):
-        for clause in kconfiglib.split_expr(node.prompt[1], kconfiglib.AND):
-            if isinstance(clause, Choice):
-                found += conditions(clause)
-            elif items(clause):
-                found.append(clause)
-    return list(dict.fromkeys(found))
-
-
-def deciding(symbol: Symbol) -> list[Symbol]:
-    """The symbols that a derived value follows, what decided it first."""
-    groups = [items(symbol.rev_dep)]
-    for value, condition in symbol.defaults:
-        groups.append(items(condition) + items(value))
-        if expr_value(condition):
-            break
-    return [found for group in reversed(groups) for found in group]
-
-
-def active_range(symbol: Symbol) -> tuple[str, str] | None:
-    """The bounds that hold now, or None."""
-    for low, high, condition in symbol.ranges:
-        if expr_value(condition):
-            return low.str_value, high.str_value
-    return None
-
-
-def items(expression: Any) -> list[Symbol]:
-    """The defined symbols in an expression, in the order of their names."""
-    found = kconfiglib.expr_items(expression)
-    symbols = [s for s in found if isinstance(s, Symbol) and s.nodes]
-    return sorted(symbols, key=lambda s: s.name)
-
-
-def text_of(symbol: Symbol, value: Literal) -> str:
-    """A typed value as Kconfig's text."""
-    if isinstance(value, bool):
-        return "y" if value else "n"
-    if symbol.orig_type is HEX and isinstance(value, int):
-        return hex(value)
-    return str(value)
-
-
-def _followed(symbol: Symbol) -> str:
-    """The symbols that decide one without a prompt."""
-    found = [s.name for _, when in symbol.defaults for s in items(when)]
-    return ", ".join(dict.fromkeys(found)) or "nothing does"
 
 
 def _parse(kconfig: Path) -> kconfiglib.Kconfig:

@@ -25,7 +25,8 @@ from gpt2.schema import (
 )
 from lib.dotconfig import fail_on
 from lib.generated import Config
-from lib.kconfig_tree import Tree, prompts
+from lib.kconfig_symbols import prompts
+from lib.kconfig_tree import Tree
 from tests.gpt2.helpers import KCONFIG, tiny
 from tests.scratch import ROOT
 

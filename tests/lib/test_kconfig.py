@@ -14,7 +14,6 @@ from lib.kconfig import (
     open_strict,
     refresh,
     render_dotconfig,
-    render_minimal,
     unusable_lines,
 )
 
@@ -533,7 +532,7 @@ def test_lines_without_effect_are_found_with_their_reasons(root: Path) -> None:
 
 def test_minimal_keeps_only_what_differs_from_the_defaults(root: Path) -> None:
     path = preset(root, "CONFIG_SINGLE=y\nCONFIG_GPT2_BIAS=y\nCONFIG_MLA=y\n")
-    assert render_minimal(root / "Kconfig", [path]) == "CONFIG_MLA=y\n"
+    assert open_strict(root / "Kconfig", [path]).minimal() == "CONFIG_MLA=y\n"
 
 
 # ---- explain --------------------------------------------------------------------
