@@ -9,7 +9,8 @@ from pathlib import Path
 from gpt2.training.material import Material
 from lib import gpu_monitor
 from lib.device import pci_addresses
-from lib.gpu_monitor import Monitor, Source
+from lib.gpu_monitor import Monitor
+from lib.gpu_sources import open_source
 from lib.rundir import read_jsonl
 
 Say = Callable[[str], None]
@@ -28,7 +29,7 @@ def watching(material: Material, run_dir: Path, say: Say) -> Iterator[None]:
         return
     try:
         pci = pci_addresses(device, split.world_size)
-        source: Source = gpu_monitor.open_source(device.backend, pci)
+        source = open_source(device.backend, pci)
     except Exception as error:  # whatever it is, it must not end the training
         say(f"the GPU is not watched: {error}")
         yield

@@ -1,4 +1,4 @@
-"""The GPU monitor on recorded outputs of nvml and amdsmi and a fake sysfs tree."""
+"""GPU readings and their monitor: recorded outputs of nvml and amdsmi, fake sysfs."""
 
 import subprocess
 import sys
@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 
 from lib import gpu_monitor
-from lib.gpu_monitor import AmdSmi, Monitor, NoSource, Nvml, Sysfs, open_source
+from lib.gpu_monitor import Monitor
+from lib.gpu_sources import AmdSmi, NoSource, Nvml, Sysfs, open_source, pci_address
 from lib.rundir import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -184,9 +185,9 @@ def test_no_gpu_is_told_with_every_reason(tmp_path: Path) -> None:
 
 def test_addresses_of_any_spelling() -> None:
     for text in ("00000000:1B:00.0", "0000:1b:00.0", "1b:00.0", "1b:00"):
-        assert gpu_monitor.pci_address(text) == "0000:1b:00.0"
+        assert pci_address(text) == "0000:1b:00.0"
     with pytest.raises(ValueError, match="'GPU-0' is no PCI address"):
-        gpu_monitor.pci_address("GPU-0")
+        pci_address("GPU-0")
 
 
 def wait_for(holds) -> None:
