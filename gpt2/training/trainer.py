@@ -18,14 +18,7 @@ from gpt2.lengths import seconds_of
 from gpt2.model import GPT
 from gpt2.plan import Job
 from gpt2.training import faults, manifest
-from gpt2.training.data import (
-    Batch,
-    Batches,
-    BatchPlan,
-    batches,
-    eval_windows,
-    gather,
-)
+from gpt2.training.data import Batch, Batches, eval_windows, gather
 from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.export import EXPORT_FILE, write_export
 from gpt2.training.failures import Interrupted, NonFinite
@@ -63,6 +56,7 @@ class Trainer:
         Raises ValueError for what optimizer, pruner or evaluation cannot honour.
         """
         self.job, self.settings, self.model = job, job.settings, model
+        self._material = material
         self.device, self.split = material.device, material.split
         self.ranks = material.ranks
         self.train_split, self.val_split = material.train, material.val
@@ -136,28 +130,8 @@ class Trainer:
 
     def micro_batches(self) -> Iterator[Batch]:
         """All micro batches from the present step to the last."""
-        plan = BatchPlan(
-            n_tokens=self.train_split.tokens.size,
-            block_size=self.settings.model.block_size,
-            effective_batch=self.settings.effective_batch,
-            micro_batch=self.split.micro_batch,
-            accumulation=self.split.accumulation,
-            world_size=self.split.world_size,
-            rank=self.split.rank,
-            seed=self.job.seed,
-        )
         self._waited = 0.0
-        self._loader = batches(
-            self.train_split,
-            plan,
-            self.progress.step,
-            self.optim.max_iters,
-            device=self._on,
-            num_workers=self.resources.num_workers,
-            pin_memory=self.resources.pin_memory,
-            prefetch_factor=self.resources.prefetch_factor,
-            persistent_workers=self.resources.persistent_workers,
-        )
+        self._loader = self._material.batches(self.job, self.progress.step)
         return iter(self._loader)
 
     def warm_up(self, times: int) -> None:
