@@ -350,7 +350,6 @@ FIELD_TYPES: dict[str, Any] = {
     for name, hint in typing.get_type_hints(cls).items()
 }
 SYMBOL_OF: dict[str, str] = {n: f.metadata["symbol"] for n, f in FIELDS.items()}
-FIELD_OF: dict[str, str] = {s: n for n, s in SYMBOL_OF.items()}
 IDENTITY_PARTS = ("model", "mechanisms", "optim", "pruning", "data")
 
 

@@ -135,12 +135,10 @@ def are_identical(a: Curve, b: Curve, points: int = SAME_POINTS) -> bool:
     return len(shared) >= points and all(mine[s] == theirs[s] for s in shared)
 
 
-def identical_curves(
-    curves: Mapping[str, Curve], points: int = SAME_POINTS
-) -> list[tuple[str, str]]:
+def identical_curves(curves: Mapping[str, Curve]) -> list[tuple[str, str]]:
     """Each pair of names with the same curve. Give it runs that ought to differ."""
     return [
         (one, two)
         for one, two in combinations(curves, 2)
-        if are_identical(curves[one], curves[two], points)
+        if are_identical(curves[one], curves[two])
     ]

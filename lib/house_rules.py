@@ -53,9 +53,9 @@ def git(root: Path, *arguments: str) -> str:
     return os.fsdecode(done.stdout)
 
 
-def tracked_files(root: Path, under: Sequence[str] = ()) -> list[str]:
+def tracked_files(root: Path) -> list[str]:
     """Tracked regular files below `root`, without symbolic links and missing ones."""
-    listed = git(root, "ls-files", "-z", "--", *under).split("\0")
+    listed = git(root, "ls-files", "-z").split("\0")
     return sorted({name for name in listed if name and _is_regular(root / name)})
 
 

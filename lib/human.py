@@ -34,9 +34,9 @@ def size(value: float | None) -> str:
     return f"{value / 1024:.1f} KiB" if abs(value) >= 1024 else f"{value:.0f} B"
 
 
-def percent(value: float | None, digits: int = 1) -> str:
+def percent(value: float | None) -> str:
     """A share: 0.352 -> "35.2%"."""
-    return NONE if value is None else f"{100 * value:.{digits}f}%"
+    return NONE if value is None else f"{100 * value:.1f}%"
 
 
 def duration(seconds: float | None) -> str:

@@ -14,48 +14,40 @@ PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 
 
-def processes(proc: Path = PROC) -> list[int]:
+def processes() -> list[int]:
     """Ids of all processes that can be seen."""
     with suppress(OSError):
-        return [int(entry.name) for entry in proc.iterdir() if entry.name.isdecimal()]
+        return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
     return []
 
 
-def marked(name: str, value: str, proc: Path = PROC) -> list[int]:
+def marked(name: str, value: str) -> list[int]:
     """Processes that inherited this environment variable, whatever became of their
     parents and sessions. Our own process is not among them."""
     wanted = f"{name}={value}".encode()
     found = []
-    for pid in processes(proc):
+    for pid in processes():
         with suppress(OSError):
-            environ = (proc / str(pid) / "environ").read_bytes().split(b"\0")
+            environ = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
             if wanted in environ and pid != os.getpid():
                 found.append(pid)
     return found
 
 
-def session(leader: int, proc: Path = PROC) -> list[int]:
+def session(leader: int) -> list[int]:
     """Processes of the session that this process leads."""
     found = []
-    for pid in processes(proc):
+    for pid in processes():
         with suppress(OSError):
             if os.getsid(pid) == leader:
                 found.append(pid)
     return found
 
 
-def reap_group(group: int) -> None:
-    """Take note of the ends of those children of ours that were in this group:
-    helpers whose parent is gone, if we are their subreaper."""
-    with suppress(ChildProcessError):
-        while os.waitpid(-group, os.WNOHANG)[0]:
-            pass
-
-
-def catches(pid: int, number: int, proc: Path = PROC) -> bool:
+def catches(pid: int, number: int) -> bool:
     """Whether a process has a handler for a signal."""
     with suppress(OSError, IndexError, ValueError):
-        text = (proc / str(pid) / "status").read_text()
+        text = (PROC / str(pid) / "status").read_text()
         mask = int(re.findall(r"^SigCgt:\s*(\w+)", text, re.MULTILINE)[0], 16)
         return bool(mask >> (number - 1) & 1)
     return False

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 UNKNOWN = "-"
+REDRAW_SECONDS = 0.25  # between two drawings of the live table
 
 
-def make_view(out: TextIO | None = None) -> PlainView | LiveView:
-    """A live table where `out` (default: stdout) is a terminal, else plain lines."""
-    out = out or sys.stdout
+def make_view() -> PlainView | LiveView:
+    """A live table where stdout is a terminal, else plain lines."""
+    out = sys.stdout
     return LiveView(out) if out.isatty() else PlainView(out)
 
 
@@ -62,14 +63,14 @@ class PlainView:
 class LiveView:
     """A table of what runs, redrawn in place; what ends scrolls by above it."""
 
-    def __init__(self, out: TextIO, every: float = 0.25) -> None:
+    def __init__(self, out: TextIO) -> None:
         from rich.console import Console
         from rich.live import Live
 
         self.console = Console(file=out, highlight=False)
         # no thread of its own: the runner forks
         self._live = Live(console=self.console, auto_refresh=False, transient=True)
-        self._every, self._drawn = every, 0.0
+        self._drawn = 0.0
 
     def __enter__(self) -> Self:
         self._live.__enter__()
@@ -91,7 +92,7 @@ class LiveView:
 
     def refresh(self, board: Scheduler) -> None:
         now = time.monotonic()
-        if now - self._drawn < self._every:
+        if now - self._drawn < REDRAW_SECONDS:
             return
         self._drawn = now
         for cell in board.running:

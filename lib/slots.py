@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-AMD_VENDOR = "0x1002"
 # Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
 GPUS = "KABLATE_GPUS"  # what is set aside for a task; it compares what torch sees
 _NAME = re.compile(r"[0-9]+|(GPU|MIG)-[\w/-]+")

@@ -34,14 +34,12 @@ def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
         raise Unusable("not JSON") from None
 
 
-def read_records(
-    path: str | Path, limit: int = MAX_RECORDS_BYTES
-) -> tuple[list[dict[str, Any]], list[int]]:
+def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
     """The JSON objects of a file with one a line, and the numbers of bad lines.
 
     A torn last line is no fault: a killed writer leaves one. Raises Unusable.
     """
-    lines = _read_plain(Path(path), limit).split(b"\n")
+    lines = _read_plain(Path(path), MAX_RECORDS_BYTES).split(b"\n")
     records, bad = [], []
     for place, line in enumerate(lines, 1):
         if not line.strip():

@@ -210,11 +210,7 @@ def _reason(error: Exception) -> str:
 # ---- one long text --------------------------------------------------------------
 
 
-def one_text_corpus(
-    read: Callable[[], str],
-    source: Mapping[str, Any],
-    val_share: float = ONE_TEXT_SHARE,
-) -> Corpus:
+def one_text_corpus(read: Callable[[], str], source: Mapping[str, Any]) -> Corpus:
     """One text cut at its blank lines into passages, which are the documents.
 
     The validation split is the end of the text, as is usual for tiny
@@ -225,7 +221,7 @@ def one_text_corpus(
         for number, passage in enumerate(passages(read())):
             yield Document(f"passage {number}", passage)
 
-    return Corpus(documents, dict(source), val_share, held_out="tail")
+    return Corpus(documents, dict(source), ONE_TEXT_SHARE, held_out="tail")
 
 
 def passages(text: str, size: int = PASSAGE) -> list[str]:

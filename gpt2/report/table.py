@@ -24,6 +24,7 @@ from lib import human
 
 Value = float | str | None
 BASELINE, NO_PARTNER = "baseline", "no partner"
+DIGITS = 4  # of losses and their differences, nats
 MARKS = {  # beside a grade, so that it never rests on colour alone
     "SUPPORTED": "▲",
     "NEUTRAL": "=",
@@ -84,23 +85,23 @@ def seeds_text(line: Line) -> str:
     return str(done) if done == planned else f"{done}/{planned}"
 
 
-def difference_text(verdict: Verdict | None, digits: int = 4) -> str:
+def difference_text(verdict: Verdict | None) -> str:
     """Mean and half width of its interval: "−0.0182 ± 0.0041"."""
     if verdict is None or verdict.mean is None:
         return human.NONE
-    mean = human.fixed(verdict.mean, digits, sign=True)
+    mean = human.fixed(verdict.mean, DIGITS, sign=True)
     if verdict.interval is None:
         return f"{mean} (1 seed)"
     half = (verdict.interval.high - verdict.interval.low) / 2
-    return f"{mean} ± {human.fixed(half, digits)}"
+    return f"{mean} ± {human.fixed(half, DIGITS)}"
 
 
-def interval_text(verdict: Verdict | None, digits: int = 4) -> str:
+def interval_text(verdict: Verdict | None) -> str:
     """ "[−0.0223, −0.0141]" """
     if verdict is None or verdict.interval is None:
         return human.NONE
     low, high = verdict.interval.low, verdict.interval.high
-    ends = human.fixed(low, digits, True), human.fixed(high, digits, True)
+    ends = human.fixed(low, DIGITS, True), human.fixed(high, DIGITS, True)
     return f"[{ends[0]}, {ends[1]}]"
 
 
@@ -231,7 +232,9 @@ COLUMNS: tuple[Column, ...] = (
         seeds_text,
         is_main=True,
     ),
-    _measure("val_loss", "val loss", "Validation loss, nats a token", _fixed(4), True),
+    _measure(
+        "val_loss", "val loss", "Validation loss, nats a token", _fixed(DIGITS), True
+    ),
     Column(
         "difference",
         "difference",

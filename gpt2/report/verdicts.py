@@ -38,15 +38,6 @@ from lib import stats
 SUPPORTED, NEUTRAL, HARMFUL = "SUPPORTED", "NEUTRAL", "HARMFUL"
 INCONCLUSIVE, UNMATCHED = "INCONCLUSIVE", "UNMATCHED"
 INVALID, UNVERIFIED = "INVALID", "UNVERIFIED"
-GRADES = (
-    SUPPORTED,
-    NEUTRAL,
-    HARMFUL,
-    INCONCLUSIVE,
-    UNMATCHED,
-    UNVERIFIED,
-    INVALID,
-)
 # Standard deviation over seeds of a 124M model's validation loss, nats: the range
 # found in the literature. Used for planning only, where replicas are missing.
 KNOWN_NOISE = (0.0013, 0.0019)

@@ -15,7 +15,6 @@ from gpt2.reading import (
     symbol_types,
 )
 from gpt2.schema import (
-    FIELD_OF,
     FIELD_TYPES,
     FIELDS,
     PART_OF,
@@ -30,6 +29,7 @@ from lib.kconfig_tree import Tree
 from tests.gpt2.helpers import KCONFIG, tiny
 from tests.scratch import ROOT
 
+FIELD_OF = {symbol: name for name, symbol in SYMBOL_OF.items()}
 # Read from config.values by name, not through the settings of a run.
 READ_ELSEWHERE: dict[str, str] = {}
 # Presets under which, between them, every symbol shows in the menu.
