@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.budget import budget
+from gpt2.folder import ESTIMATES_FILE
 from gpt2.lengths import seconds_of
 from gpt2.listing import cells, table
 from gpt2.plan import Job, Plan
@@ -24,7 +25,6 @@ from lib.identity import identity
 from lib.process import Task
 from lib.scheduler import EXIT_INTERRUPTED, Options, Scheduler, View
 
-FILE = "estimates.json"
 SCHEMA = 2
 STEPS = 8  # of a probe
 COLD = 3  # of these, how many are not counted: allocation, autotuning
@@ -115,7 +115,7 @@ def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
     reserved = result.get("reserved_memory_bytes")
     if reserved is None:
         return {}
-    device = rundir.read_json(run_dir / "manifest.json")["device"]
+    device = rundir.read_json(run_dir / rundir.MANIFEST_FILE)["device"]
     total = device["memory_bytes"]
     return {"gpu_reserved_bytes": reserved, "gpu_memory_bytes": total}
 
@@ -166,14 +166,14 @@ def write(
         "jobs": jobs,
         "seconds": makespan(whole, slots) if len(whole) == len(jobs) else None,
     }
-    rundir.atomic_write_json(output_dir / FILE, estimate)
+    rundir.atomic_write_json(output_dir / ESTIMATES_FILE, estimate)
     return estimate
 
 
 def read(output_dir: Path) -> dict[str, Any]:
     """estimates.json; {} if there is none or it is damaged."""
     try:
-        found = rundir.read_json(output_dir / FILE)
+        found = rundir.read_json(output_dir / ESTIMATES_FILE)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}

@@ -27,6 +27,7 @@ from lib.identity import diff_fields
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX_FILE = "matrix.json"
+ESTIMATES_FILE = "estimates.json"
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in

@@ -1,4 +1,4 @@
-"""What GPUs are doing, once a second, to gpu.jsonl.
+"""What GPUs are doing, once a second, to a run's gpu.jsonl.
 
 Watching never blocks, slows or fails what is watched: whatever a GPU does not tell
 is null.
@@ -16,7 +16,6 @@ from typing import Any
 from lib.gpu_sources import Source, short
 from lib.rundir import append_jsonl, read_jsonl
 
-FILE = "gpu.jsonl"
 TRIES = 3  # failing reads in a row, after which a source counts as gone
 LONGEST_GAP = 10.0  # seconds between records that energy is summed over
 

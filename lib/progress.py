@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self, TextIO
 
 from lib.cells import Cell
 from lib.process import Outcome
+from lib.rundir import LOG_FILE
 from lib.scheduler import Scheduler
 
 if TYPE_CHECKING:
@@ -187,7 +188,7 @@ def _failure(name: str, outcome: Outcome, retried: bool) -> str:
 def _log(cell: Cell, outcome: Outcome) -> list[str]:
     if not outcome.log_tail:
         return []
-    where = cell.task.run_dir / "train.log"
+    where = cell.task.run_dir / LOG_FILE
     lines = [f"    | {line}" for line in outcome.log_tail]
     return [f"  the last lines of {where}:", *lines]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import gpu_monitor, rundir
+from lib import rundir
 from lib.human import size
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -108,7 +108,7 @@ class Progress:
     def read(self) -> None:
         """Take in the records that were appended since the last call."""
         before = self.step
-        self.gpu = gpu_line(self._path.with_name(gpu_monitor.FILE))
+        self.gpu = gpu_line(self._path.with_name(rundir.GPU_FILE))
         for record in self._new_records():
             self._take(record)
         if self.step != before:

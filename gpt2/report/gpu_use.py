@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2.report.results import GPU_FILE, Matrix, Run, records_of
+from gpt2.report.results import Matrix, Run, records_of
+from lib.rundir import GPU_FILE
 from lib.untrusted import clean, number, whole
 
 PANELS = (  # key, title, unit of the record

@@ -38,7 +38,7 @@ from gpt2.report.table import (
 from gpt2.report.text import headline, method, noise_lines
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from lib import human
-from lib.rundir import finite
+from lib.rundir import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
 from lib.untrusted import clean
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -54,11 +54,11 @@ FIRST = (
     *("val_loss", "seeds"),
 )
 RESULTS = {"val_loss", "difference", "interval", "difference_time"}
-RUN_FILES = (
-    ("manifest", "manifest.json"),
-    ("job", "job.json"),
-    ("metrics", "metrics.jsonl"),
-    ("log", "train.log"),
+LINKED_FILES = (
+    ("manifest", MANIFEST_FILE),
+    ("job", JOB_FILE),
+    ("metrics", METRICS_FILE),
+    ("log", LOG_FILE),
 )
 RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("val_loss", "val loss", lambda v: human.fixed(v, 6)),
@@ -215,7 +215,7 @@ def _runs(matrix: Matrix, judged: Judgement) -> Iterator[dict[str, Any]]:
         for place, run in enumerate(arm.runs):
             links = [
                 (label, f"{quote(run.run_dir)}/{name}")
-                for label, name in RUN_FILES
+                for label, name in LINKED_FILES
                 if (matrix.root / run.run_dir / name).is_file()
             ]
             yield {

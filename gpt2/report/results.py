@@ -16,9 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from gpt2.folder import ESTIMATES_FILE, MATRIX_FILE
 from gpt2.report.estimates import Scores, score
 from lib.rundir import (
     JOB_FILE,
+    MANIFEST_FILE,
     METRICS_FILE,
     STATUS_FILE,
     STATUSES,
@@ -34,10 +36,6 @@ from lib.untrusted import (
     whole,
 )
 
-MANIFEST_FILE = "manifest.json"
-MATRIX_FILE = "matrix.json"
-GPU_FILE = "gpu.jsonl"
-ESTIMATES_FILE = "estimates.json"
 UNREADABLE = "unreadable"
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
 MAX_DEPTH = 3  # run directories lie at most this deep below the matrix

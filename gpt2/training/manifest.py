@@ -12,17 +12,16 @@ import torch
 from gpt2.plan import Job
 from gpt2.training.material import Material
 from lib import provenance
-from lib.rundir import atomic_write_json, now, read_json
+from lib.rundir import MANIFEST_FILE, atomic_write_json, now, read_json
 from lib.startup import Startup
 
-FILE = "manifest.json"
 ROOT = Path(__file__).resolve().parents[2]
 
 
 def read(run_dir: Path, run_hash: str) -> dict[str, Any]:
     """The manifest of earlier attempts at the same run; {} if there is none."""
     try:
-        found = read_json(run_dir / FILE)
+        found = read_json(run_dir / MANIFEST_FILE)
     except (OSError, ValueError):
         return {}
     same = isinstance(found, dict) and found.get("hash") == run_hash
@@ -83,7 +82,7 @@ def write(
     }
     if resumed_at is not None:
         manifest["resumed"].append(_resumption(resumed_at, here, material))
-    atomic_write_json(run_dir / FILE, manifest)
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
     return manifest
 
 
@@ -123,10 +122,10 @@ def note_out_of_memory(
     entry = {"date": now(), "step": step, "micro_batch": material.split.micro_batch}
     manifest["out_of_memory"] = [*manifest.get("out_of_memory", []), entry]
     manifest["micro_batch"] = micro_batch
-    atomic_write_json(run_dir / FILE, manifest)
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
 
 
 def note_graph(run_dir: Path, job: Job, state: str) -> None:
     """Record whether micro steps are replayed as a CUDA graph."""
     manifest = read(run_dir, job.hash)
-    atomic_write_json(run_dir / FILE, manifest | {"cuda_graph": state})
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest | {"cuda_graph": state})

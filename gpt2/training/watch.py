@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt2.training.material import Material
-from lib import gpu_monitor
 from lib.device import pci_addresses
-from lib.gpu_monitor import Monitor
+from lib.gpu_monitor import Monitor, energy
 from lib.gpu_sources import open_source
-from lib.rundir import read_jsonl
+from lib.rundir import GPU_FILE, read_jsonl
 
 Say = Callable[[str], None]
 
@@ -34,7 +33,7 @@ def watching(material: Material, run_dir: Path, say: Say) -> Iterator[None]:
         say(f"the GPU is not watched: {error}")
         yield
         return
-    with Monitor(source, run_dir / gpu_monitor.FILE, say):
+    with Monitor(source, run_dir / GPU_FILE, say):
         yield
 
 
@@ -45,7 +44,7 @@ def energy_used(run_dir: Path, tokens: int) -> dict[str, float]:
     in it: it is what the run took.
     """
     try:
-        joules = gpu_monitor.energy(read_jsonl(run_dir / gpu_monitor.FILE))
+        joules = energy(read_jsonl(run_dir / GPU_FILE))
     except (OSError, ValueError, KeyError, TypeError):
         return {}
     if joules is None:

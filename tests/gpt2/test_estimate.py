@@ -10,7 +10,7 @@ import pytest
 
 from gpt2 import estimate
 from gpt2.budget import budget
-from gpt2.folder import PROBES, STOP_FILE, ask_to_stop
+from gpt2.folder import ESTIMATES_FILE, PROBES, STOP_FILE, ask_to_stop
 from gpt2.matrix import make_estimate
 from gpt2.plan import Plan, make_plan
 from lib import rundir
@@ -32,7 +32,7 @@ def probed(plan: Plan) -> None:
     sizes = {"checkpoint_bytes": 5 * MIB, "disk_bytes": 2 * MIB, "seconds": 1.0}
     cells = [{"hash": estimate.hash_of(job), **sizes} for job in plan.jobs[::2]]
     file = {"schema": estimate.SCHEMA, "cells": cells}
-    rundir.atomic_write_json(plan.output_dir / estimate.FILE, file)
+    rundir.atomic_write_json(plan.output_dir / ESTIMATES_FILE, file)
 
 
 def test_the_disk_holds_what_stays_and_the_checkpoints_of_the_running(
@@ -81,10 +81,10 @@ def test_a_stopped_estimate_leaves_the_one_before_and_no_request(
     options = Options(stop_file=root / STOP_FILE)
     assert make_estimate(plan, plan.base, {}, options, view) == {}
     probed(plan)
-    before = (root / estimate.FILE).read_bytes()
+    before = (root / ESTIMATES_FILE).read_bytes()
 
     (root / STOP_FILE).touch()  # a runner that was killed left these
     rundir.atomic_write_text(root / f"{PROBES}old" / "weights", "")
     assert make_estimate(plan, plan.base, {}, options, view) == {}
-    assert (root / estimate.FILE).read_bytes() == before
+    assert (root / ESTIMATES_FILE).read_bytes() == before
     assert not list(root.glob(f"{PROBES}*")) and not (root / STOP_FILE).exists()

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2 import estimate, sharing
+from gpt2.folder import ESTIMATES_FILE
 from gpt2.plan import Job, Plan, make_plan
 from lib.process import Task
 from lib.progress import PlainView
@@ -36,7 +37,7 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             record(job, taken[job.name]) for job in found.jobs if job.name in taken
         ]
         estimates = {"schema": estimate.SCHEMA, "cells": records}
-        estimate.rundir.atomic_write_json(found.output_dir / estimate.FILE, estimates)
+        estimate.rundir.atomic_write_json(found.output_dir / ESTIMATES_FILE, estimates)
         return found
 
     return plan

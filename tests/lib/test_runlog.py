@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.gpu_monitor import FILE
+from lib.rundir import GPU_FILE
 from lib.runlog import Progress, gpu_line
 
 H100 = {
@@ -24,7 +24,7 @@ def write(path: Path, *records: object) -> Path:
 
 def test_the_newest_whole_record_is_told(tmp_path: Path) -> None:
     old = {"seconds": 1, "gpus": [{**H100, "power_w": 100}]}
-    path = write(tmp_path / FILE, old, {"seconds": 2, "gpus": [H100]})
+    path = write(tmp_path / GPU_FILE, old, {"seconds": 2, "gpus": [H100]})
     assert gpu_line(path) == "96% 20.0 GiB 410 W 61 °C"
     with open(path, "a") as file:
         file.write('{"seconds": 3, "gpus": [')  # a killed writer
@@ -34,17 +34,17 @@ def test_the_newest_whole_record_is_told(tmp_path: Path) -> None:
 
 def test_several_gpus_are_taken_together(tmp_path: Path) -> None:
     other = {**H100, "utilisation": 50, "power_w": 90, "temperature_c": 70}
-    path = write(tmp_path / FILE, {"seconds": 1, "gpus": [H100, other]})
+    path = write(tmp_path / GPU_FILE, {"seconds": 1, "gpus": [H100, other]})
     assert gpu_line(path) == "73% 40.0 GiB 500 W 70 °C"
 
 
 @pytest.mark.parametrize("record", [[], {"gpus": 3}, {"gpus": [1]}, {"gpus": [{}]}])
 def test_what_is_not_told_is_left_out(tmp_path: Path, record: object) -> None:
-    assert gpu_line(write(tmp_path / FILE, record)) == ""
+    assert gpu_line(write(tmp_path / GPU_FILE, record)) == ""
     assert gpu_line(tmp_path / "missing") == ""
 
 
 def test_what_a_gpu_does_not_tell_is_left_out(tmp_path: Path) -> None:
     gpu = {**H100, "utilisation": None, "temperature_c": None}
-    path = write(tmp_path / FILE, {"seconds": 1, "gpus": [gpu]})
+    path = write(tmp_path / GPU_FILE, {"seconds": 1, "gpus": [gpu]})
     assert gpu_line(path) == "20.0 GiB 410 W"
