@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
+from lib.pruning.names import SCOPES
 from lib.pruning.schedules import CubicSchedule
 
 
@@ -25,16 +27,33 @@ class PrunerBase:
     """A schedule, followed update by update, and the weights that zeros are of."""
 
     def __init__(
-        self, weights: Mapping[str, nn.Parameter], schedule: CubicSchedule | None
+        self,
+        weights: Mapping[str, nn.Parameter],
+        optimizer: OptimizerLike,
+        schedule: CubicSchedule | None,
+        scope: str,
     ) -> None:
+        """Raises ValueError for a scope that is none of names.SCOPES."""
+        if scope not in SCOPES:
+            raise ValueError(f"pruning scope: {scope!r} is unknown; allowed: {SCOPES}")
         self.weights = dict(weights)
+        self.optimizer = optimizer
         self.schedule = schedule
+        self.scope = scope
         self.step = 0
 
     @property
     def _started(self) -> bool:
         """Whether a mask update has been; before it there is nothing to mask."""
         return self.schedule is not None and self.step >= self.schedule.start
+
+    def _require_same(self, state: Mapping[str, Any], method: str) -> None:
+        """ValueError for the saved state of another method."""
+        if state["method"] != method:
+            raise ValueError(
+                f"pruner: checkpoint of method {state['method']!r}, "
+                f"this run's is {method!r}"
+            )
 
     def _require_next(self, step: int) -> None:
         if step != self.step + 1:

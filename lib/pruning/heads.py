@@ -21,7 +21,6 @@ from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
 from lib.pruning.base import PrunerBase, betas_of
-from lib.pruning.names import SCOPES
 from lib.pruning.schedules import CubicSchedule, head_target
 from lib.pruning.scores import EPS
 
@@ -114,12 +113,8 @@ class HeadPruner(PrunerBase):
     ) -> None:
         if not any(layer.heads > 1 for layer in layers.values()):
             raise ValueError("pruning heads: every layer has one head, which stays")
-        if scope not in SCOPES:
-            raise ValueError(f"pruning scope: {scope!r} is unknown; allowed: {SCOPES}")
-        super().__init__(weights, schedule)
+        super().__init__(weights, optimizer, schedule, scope)
         self.layers = dict(layers)
-        self.optimizer = optimizer
-        self.scope = scope
         self.masks = {
             name: torch.ones(layer.heads, dtype=torch.bool, device=_device(layer))
             for name, layer in self.layers.items()
@@ -204,11 +199,7 @@ class HeadPruner(PrunerBase):
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; ValueError if it is of other layers or method."""
-        if state["method"] != METHOD:
-            raise ValueError(
-                f"pruner: checkpoint of method {state['method']!r}, "
-                f"this run's is {METHOD!r}"
-            )
+        self._require_same(state, METHOD)
         saved = state["masks"]
         if {k: v.shape for k, v in self.masks.items()} != {
             k: v.shape for k, v in saved.items()

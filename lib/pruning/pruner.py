@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from lib.optim.groups import OptimizerLike
 from lib.pruning.base import PrunerBase, betas_of
 from lib.pruning.masks import keep_masks
-from lib.pruning.names import SCOPES, VARIANTS, method_kind
+from lib.pruning.names import VARIANTS, method_kind
 from lib.pruning.schedules import CubicSchedule
 from lib.pruning.scores import (
     Moments,
@@ -70,10 +70,9 @@ class Pruner(PrunerBase):
         variant: str | None = None,
         depth_of: Mapping[str, float] | None = None,
     ) -> None:
-        super().__init__(weights, None if method == "none" else schedule)
+        schedule = None if method == "none" else schedule
+        super().__init__(weights, optimizer, schedule, scope)
         self.kind = method_kind(method)
-        self.optimizer = optimizer
-        self.scope = scope
         self.variant = variant
         self.depth_of = depth_of
         self._check_arguments()
@@ -91,10 +90,6 @@ class Pruner(PrunerBase):
                 self.shadow[name] = torch.zeros_like(weight)
 
     def _check_arguments(self) -> None:
-        if self.scope not in SCOPES:
-            raise ValueError(
-                f"pruning scope: {self.scope!r} is unknown; allowed: {SCOPES}"
-            )
         if self.kind.name == "none":
             return
         if self.kind.is_structured:
@@ -222,11 +217,7 @@ class Pruner(PrunerBase):
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over a saved state; ValueError if it is of other weights or method."""
-        if state["method"] != self.kind.name:
-            raise ValueError(
-                f"pruner: checkpoint of method {state['method']!r}, "
-                f"this run's is {self.kind.name!r}"
-            )
+        self._require_same(state, self.kind.name)
         for kind in ("masks", "scores", "shadow"):
             held: Tensors = getattr(self, kind)
             saved = state[kind]
