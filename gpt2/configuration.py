@@ -56,6 +56,24 @@ def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
     )
 
 
+def results_of(path: str | Path) -> Path | None:
+    """OUTPUT_DIR of a config.py, as seen from beside it; None if there is no such
+    file. Raises lib.generated.ConfigError for one that cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    return path.parent / str(read_config(path).values["OUTPUT_DIR"])
+
+
+def load_or_defaults(
+    path: Path | None, overrides: str, first: Sequence[str] = ()
+) -> Config:
+    """As load where config.py exists, else as load_defaults."""
+    if path is not None and path.exists():
+        return load(path, overrides, first)
+    return load_defaults(overrides, first)
+
+
 def copies(config: Config) -> dict[str, str]:
     """config.py and .config as they stand, overrides included, to keep with results."""
     from lib.kconfig import render_dotconfig

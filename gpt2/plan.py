@@ -27,6 +27,7 @@ from gpt2.lengths import resolve
 from gpt2.reading import settings_from, settings_from_dict
 from gpt2.rules import check
 from gpt2.schema import IDENTITY_PARTS, LARGEST_ARM, SYMBOL_OF, Settings
+from lib.dotconfig import COMMAND_LINE
 from lib.generated import Config
 from lib.identity import identity
 
@@ -158,6 +159,15 @@ def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
     if not jobs:
         raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")
     return Plan(jobs, tuple(left_out), Path(settings.resources.output_dir), settings)
+
+
+def registry_plan(config: Config) -> Plan:
+    """Every step of the registry, or those that the command line names, over a
+    configuration of whatever mode. Raises ValueError as ``make_plan``."""
+    base = make_plan(config).base
+    asked = config.origin(SYMBOL_OF["steps"]) == COMMAND_LINE
+    steps = base.matrix.steps if asked else tuple(STEPS)
+    return plan_settings(base.replace(mode="ablation", steps=steps), {})
 
 
 Cells = tuple[list[Job], list[LeftOut]]

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from gpt2.configuration import results_of
 from gpt2.report.arms import Change
 from gpt2.report.compare import (
     Pair,
@@ -33,7 +34,6 @@ from gpt2.report.margin import margin_for
 from gpt2.report.table import difference_text, grade_text
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
-from lib.generated import read_config
 from lib.terminal import report_console
 
 FORMS = {
@@ -53,7 +53,7 @@ COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s", "zeros")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
-        results = configured(Path(options.config))
+        results = results_of(options.config)
         a, b = (find_subject(name, results) for name in (options.a, options.b))
         runs = [run for arm in (*a.arms, *b.arms) for run in arm.runs]
         rules = Rules(margin=margin_for(options.margin, Path(options.config), runs))
@@ -74,13 +74,6 @@ def parser() -> argparse.ArgumentParser:
     margin = "difference in nats that does not matter; default: as was configured"
     found.add_argument("--margin", type=float, help=margin)
     return found
-
-
-def configured(config: Path) -> Path | None:
-    """The results directory of a configuration, if there is one."""
-    if not config.is_file():
-        return None
-    return config.parent / str(read_config(config).values["OUTPUT_DIR"])
 
 
 def show(console: Console, a: Subject, b: Subject, found: SideBySide) -> None:

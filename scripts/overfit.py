@@ -13,11 +13,9 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import configuration
-from gpt2.ablation import STEPS
-from gpt2.plan import Plan, make_plan, plan_settings
+from gpt2.configuration import load_or_defaults
+from gpt2.plan import Plan, registry_plan
 from lib.ending import run_to_end
-from lib.generated import Config
 from lib.importing import collector_at_rest
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
@@ -29,27 +27,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--overrides", default="", help="such as 'STEPS=0,5'")
     given = parser.parse_args(arguments)
     try:
-        plan = steps_of(load(given.config, given.overrides))
+        first = ["RA_MLA_ABLATION_MODE=y"]
+        plan = registry_plan(load_or_defaults(given.config, given.overrides, first))
     except (ValueError, OSError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     return overfit(plan)
-
-
-def load(path: Path | None, overrides: str) -> Config:
-    """config.py or Kconfig's defaults as an ablation, with assignments applied."""
-    first = ["RA_MLA_ABLATION_MODE=y"]
-    if path is not None and path.exists():
-        return configuration.load(path, overrides, first)
-    return configuration.load_defaults(overrides, first)
-
-
-def steps_of(config: Config) -> Plan:
-    """The steps asked for on the command line, else all of the registry."""
-    plan = make_plan(config)
-    asked = config.origins.get("RA_MLA_ABLATION_STEPS") == "command line"
-    steps = plan.base.matrix.steps if asked else tuple(STEPS)
-    return plan_settings(plan.base.replace(mode="ablation", steps=steps), {})
 
 
 def overfit(plan: Plan) -> int:

@@ -14,6 +14,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2.configuration import results_of
 from gpt2.report.evidence import Rules
 from gpt2.report.margin import margin_for
 from gpt2.report.results import read_matrix
@@ -27,7 +28,6 @@ from gpt2.report.seeds import (
 )
 from gpt2.report.verdicts import Judgement, judge
 from lib import stats
-from lib.generated import read_config
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (2, 3, 4, 5, 6, 8, 10, 15, 20)
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         margin = margin_for(options.margin, Path(options.config))
         rules = Rules(alpha=options.alpha, margin=margin, power=options.power)
         check(options)
-        judged = results_of(options.results, Path(options.config))
+        judged = judged_results(options.results, Path(options.config))
     except (ValueError, OSError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
@@ -76,14 +76,12 @@ def check(options: argparse.Namespace) -> None:
         raise ValueError(f"ARMS={options.arms} must be at least 1")
 
 
-def results_of(results: str | None, config: Path) -> Judgement | None:
+def judged_results(results: str | None, config: Path) -> Judgement | None:
     """The results to measure in; those of a configuration need not be there yet."""
     if results is not None:
         return judge(read_matrix(results))
-    if not config.is_file():
-        return None
-    root = config.parent / str(read_config(config).values["OUTPUT_DIR"])
-    return judge(read_matrix(root)) if root.is_dir() else None
+    root = results_of(config)
+    return judge(read_matrix(root)) if root is not None and root.is_dir() else None
 
 
 def spreads(sd: float | None, judged: Judgement | None) -> list[Spread]:

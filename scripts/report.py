@@ -12,12 +12,12 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2.configuration import results_of
 from gpt2.report.evidence import Rules
 from gpt2.report.margin import margin_for
 from gpt2.report.results import Matrix, read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
-from lib.generated import read_config
 from lib.rundir import DiskFull, atomic_write_text
 from lib.terminal import report_console
 
@@ -70,13 +70,13 @@ def results_directory(results: str | None, config: str) -> Path:
     """The directory named, or OUTPUT_DIR of the configuration beside it."""
     if results is not None:
         return Path(results)
-    path = Path(config)
-    if not path.is_file():
+    found = results_of(config)
+    if found is None:
         raise ValueError(
-            f"there is no {path}: name a results directory, or load a preset with "
+            f"there is no {config}: name a results directory, or load a preset with "
             "`make defconfig-NAME`"
         )
-    return path.parent / str(read_config(path).values["OUTPUT_DIR"])
+    return found
 
 
 def show(matrix: Matrix, judged: Judgement) -> None:

@@ -16,9 +16,8 @@ from typing import TYPE_CHECKING
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2 import configuration
-from gpt2.ablation import STEPS
-from gpt2.plan import Plan, make_plan, only, plan_settings
+from gpt2.configuration import load_or_defaults
+from gpt2.plan import Plan, make_plan, only, registry_plan
 from lib.dotconfig import split_overrides
 from lib.ending import run_to_end
 from lib.generated import Config
@@ -71,17 +70,13 @@ def load(path: Path | None, overrides: str) -> Config:
     """config.py or Kconfig's defaults, with assignments applied."""
     steps = any(word.startswith("STEPS=") for word in split_overrides(overrides))
     first = ["RA_MLA_ABLATION_MODE=y"] if steps else []
-    if path is not None and path.exists():
-        return configuration.load(path, overrides, first)
-    return configuration.load_defaults(overrides, first)
+    return load_or_defaults(path, overrides, first)
 
 
 def all_plans(config: Config) -> Iterator[Plan]:
     """Every step of the registry (or those asked for), then the configured cells."""
+    yield registry_plan(config)
     plan = make_plan(config)
-    asked = config.origins.get("RA_MLA_ABLATION_STEPS") == "command line"
-    steps = plan.base.matrix.steps if asked else tuple(STEPS)
-    yield plan_settings(plan.base.replace(mode="ablation", steps=steps), {})
     if plan.base.matrix.mode != "ablation":
         yield plan
 
