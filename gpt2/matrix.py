@@ -31,7 +31,7 @@ from gpt2.folder import (
 from gpt2.lengths import last_update, seconds_of
 from gpt2.listing import cells, tokens_of
 from gpt2.plan import Job, Plan
-from gpt2.proofs.stage import Proofs
+from gpt2.proofs.stage import VERIFIED, Proofs
 from gpt2.schema import Settings
 from gpt2.sharing import at_once, share
 from lib import rundir
@@ -69,7 +69,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         name=job.run_dir,
         command=(sys.executable, *_launcher(job.settings), str(TRAINER), *words),
         run_dir=run_dir,
-        env={"KABLATE_VERIFIED": verified},
+        env={VERIFIED: verified},
         files={rundir.JOB_FILE: text + "\n"},
         preloads=_preloads(job.settings),
         seconds=seconds_of(job.settings.optim.time_budget),

@@ -31,7 +31,11 @@ _BY_EXIT_CODE = {
     EXIT_DISK: ("failed", "disk"),
 }
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-MARK = "KABLATE_MARK"  # in the environment of an attempt and all its helpers
+# What an attempt finds in its environment; its helpers inherit it.
+MARK = "KABLATE_MARK"  # a word of its own, to know them by
+ATTEMPT = "KABLATE_ATTEMPT"  # its number, from 1
+LAST_END = "KABLATE_LAST_END"  # status/failure of the one before
+PARENT_PID = "KABLATE_PARENT_PID"  # whose end is a request to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +129,8 @@ class Attempt:
         self._mark = secrets.token_hex(8)
         told = {
             MARK: self._mark,
-            "KABLATE_ATTEMPT": str(self.number),
-            "KABLATE_LAST_END": f"{before['status']}/{before['failure']}",
+            ATTEMPT: str(self.number),
+            LAST_END: f"{before['status']}/{before['failure']}",
         }
         try:
             self._process = _start(task, slot, told, template)
@@ -332,7 +336,7 @@ def environment(task: Task, slot: Mapping[str, str]) -> dict[str, str]:
         "PYTHONFAULTHANDLER": "1",
         **slot,
         **task.env,
-        "KABLATE_PARENT_PID": str(os.getpid()),
+        PARENT_PID: str(os.getpid()),
     }
 
 

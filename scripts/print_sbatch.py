@@ -53,7 +53,7 @@ RUNS=(
 {runs}
 )
 RUN="${{RUNS[$SLURM_ARRAY_TASK_ID]}}"
-export KABLATE_VERIFIED={verified}
+export {verified}
 {command} --job "$RUN/job.json" --run-dir "$RUN" &
 TRAINER=$!
 trap 'kill -TERM $TRAINER' TERM
@@ -167,7 +167,7 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
         output=shlex.quote(str(plan.output_dir.absolute())),
         options="".join(f"#SBATCH {option}\n" for option in options),
         runs="\n".join(f"    {shlex.quote(str(task.run_dir))}" for task in tasks),
-        verified=first.env["KABLATE_VERIFIED"],
+        verified=f"{stage.VERIFIED}={first.env[stage.VERIFIED]}",
         command=shlex.join(first.command[: first.command.index("--job")]),
     )
 

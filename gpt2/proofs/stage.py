@@ -19,6 +19,7 @@ from lib.preload import die_with
 from lib.rundir import read_json
 
 VERIFY = Path(__file__).resolve().parents[2] / "scripts" / "verify.py"
+VERIFIED = "KABLATE_VERIFIED"  # tells a run what its manifest is to say: Proofs.word
 PASSED, SKIPPED = "passed", "skipped"
 POLL = 0.1  # seconds between looks whether the proofs are to stop
 GRACE = 1.0  # seconds to end in, once they are

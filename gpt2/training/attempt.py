@@ -50,8 +50,9 @@ from gpt2.training.trainer import Trainer
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib import startup
-from lib.process import EXIT_DONE
+from lib.process import ATTEMPT, EXIT_DONE, LAST_END
 from lib.rundir import LockHeld, lock, now, read_status, run_lock, write_status
+from lib.slots import GPUS
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
 # status/failure of an attempt that the kernel killed for want of memory.
@@ -147,7 +148,7 @@ def _tell_end(run_dir: Path, error: Exception, ranks: Ranks) -> int:
 
 def _announce(job: Job, run_dir: Path, environ: Mapping[str, str]) -> None:
     """status.json of an attempt that begins."""
-    given = environ.get("KABLATE_ATTEMPT", "")
+    given = environ.get(ATTEMPT, "")
     attempt = int(given) if given.isdecimal() else read_status(run_dir)["attempt"] + 1
     write_status(
         run_dir,
@@ -180,7 +181,7 @@ def _train(
     material = _material(job, recorder.run_dir, micro_batch, environ, ranks)
     if job.settings.resources.auto_batch and micro_batch is None:
         material = fit(job, recorder, material, partial(_one_update, job, recorder))
-    if environ.get("KABLATE_LAST_END") == KILLED_FOR_MEMORY:
+    if environ.get(LAST_END) == KILLED_FOR_MEMORY:
         material = shrink(job, recorder, material, recorder.last_step(), None)
     while True:
         trainer = None
@@ -248,7 +249,7 @@ def _device(name: str, environ: Mapping[str, str], ranks: Ranks) -> devices.Devi
     device = devices.select_device(name)
     if device.is_gpu and not ranks.is_single:
         device = devices.select_device(f"{device.backend}:{ranks.local}")
-    promised = environ.get("KABLATE_GPUS", "")
+    promised = environ.get(GPUS, "")
     if promised:
         expected, seen = len(promised.split(",")), devices.probe_runtime().gpus
         if not device.is_gpu or seen != expected:

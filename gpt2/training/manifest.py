@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from gpt2.plan import Job
+from gpt2.proofs.stage import VERIFIED
 from gpt2.training.material import Material
 from lib import provenance
 from lib.rundir import MANIFEST_FILE, atomic_write_json, now, read_json
@@ -74,7 +75,7 @@ def write(
         "effective_batch": job.settings.effective_batch,
         **_resources(job, material),
         **serving,
-        "verified": environ.get("KABLATE_VERIFIED") or before.get("verified"),
+        "verified": environ.get(VERIFIED) or before.get("verified"),
         "parameters": parameters,
         "started": kept.get("started", now()),
         "resumed": [*kept.get("resumed", [])],

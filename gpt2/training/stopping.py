@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from lib.process import PARENT_PID
+
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
@@ -23,8 +25,8 @@ class StopRequest:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> StopRequest:
-        """With the runner that KABLATE_PARENT_PID names, if it does."""
-        text = environ.get("KABLATE_PARENT_PID", "")
+        """With the runner that lib.process.PARENT_PID names, if it does."""
+        text = environ.get(PARENT_PID, "")
         return cls(int(text) if text.isdecimal() else None)
 
     @contextmanager
