@@ -131,9 +131,9 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 
 def banned_in(
-    numbered: Iterable[tuple[int, str]], words: Sequence[str]
-) -> list[tuple[int, str]]:
-    """(line, word) of every banned word, matched whole and in any case."""
+    path: str, numbered: Iterable[tuple[int, str]], words: Sequence[str]
+) -> list[Finding]:
+    """Every banned word in (line, text) pairs, matched whole and in any case."""
     if not words:
         return []
     any_word = re.compile(
@@ -141,7 +141,7 @@ def banned_in(
         re.IGNORECASE,
     )
     return [
-        (number, found.group())
+        Finding(path, number, f"banned word '{found.group()}'; say it otherwise")
         for number, line in numbered
         for found in any_word.finditer(line)
     ]

@@ -185,10 +185,7 @@ def check(message: Message, rules: CommitRules) -> list[Finding]:
 
 def wording(message: Message, rules: CommitRules) -> list[Finding]:
     """Banned words and forbidden patterns, which hold for every kind of commit."""
-    findings = [
-        Finding(message.source, number, f"banned word '{word}'; say it otherwise")
-        for number, word in banned_in(message.lines, rules.banned_words)
-    ]
+    findings = banned_in(message.source, message.lines, rules.banned_words)
     findings += [
         Finding(message.source, number, f"forbidden here: {found.group().strip()!r}")
         for number, line in message.lines

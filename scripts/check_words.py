@@ -54,14 +54,11 @@ def search(path: Path, words: Sequence[str]) -> list[Finding]:
     if not python and not is_prose(path):
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    found = banned_in(enumerate(text.split("\n"), 1), words)
+    found = banned_in(shown(path), enumerate(text.split("\n"), 1), words)
     if python and found:  # else it need not be parsed, which takes by far the longest
         spans = list(docstring_spans(text))
-        found = [(n, word) for n, word in found if any(i <= n <= j for i, j in spans)]
-    return [
-        Finding(shown(path), number, f"banned word '{word}'; say it otherwise")
-        for number, word in found
-    ]
+        found = [one for one in found if any(i <= one.line <= j for i, j in spans)]
+    return found
 
 
 def is_prose(path: Path) -> bool:

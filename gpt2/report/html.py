@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 from gpt2.report.arms import Arm
 from gpt2.report.checklist import checklist
+from gpt2.report.compare import shown
 from gpt2.report.curves import AXES, band
 from gpt2.report.estimates import score_lines
 from gpt2.report.gpu_use import PANELS, gpu_use
@@ -174,7 +175,7 @@ def _line(line: Line, columns: list[Column], judged: Judgement) -> dict[str, Any
         "anchor": _anchor(line.arm),
         "partner": comparison.partner.label if comparison else "",
         "remarks": [what for label, what in remarks(judged) if label == line.arm.label],
-        "changes": [(clean(f), _plain(old), _plain(new)) for f, old, new in changes],
+        "changes": [(clean(f), shown(old), shown(new)) for f, old, new in changes],
     }
 
 
@@ -198,10 +199,6 @@ def _cell(column: Column, line: Line) -> Cell:
 def _anchor(arm: Arm) -> str:
     """A name for the arm's first row in the table of runs."""
     return f"arm-{quote(arm.label, safe='')}"
-
-
-def _plain(value: object) -> str:
-    return human.NONE if value is None else clean(value)
 
 
 def _run_heads() -> list[tuple[str, bool]]:
@@ -232,7 +229,7 @@ def _run_cells(arm: Arm, run: Run) -> list[Cell]:
     state = (
         f"{row['status']}: {why}" if why and row["status"] != "done" else row["status"]
     )
-    seed = _plain(row["seed"])
+    seed = shown(row["seed"])
     cells = [
         Cell("arm", arm.label, arm.label, "text"),
         Cell("seed", seed, seed, "number"),
@@ -240,8 +237,8 @@ def _run_cells(arm: Arm, run: Run) -> list[Cell]:
     ]
     for key, _, show in RUN_COLUMNS:
         value = row[key]
-        shown = "" if value is None else str(value)
-        cells.append(Cell(key, show(value), shown, "number", is_result=True))
+        text = "" if value is None else str(value)
+        cells.append(Cell(key, show(value), text, "number", is_result=True))
     return [*cells, Cell("hash", (row["hash"] or human.NONE)[:8], row["hash"] or "")]
 
 
@@ -331,7 +328,7 @@ def _settings(judged: Judgement) -> tuple[dict[str, str], list[dict[str, Any]]]:
     base = runs[0][2] if runs else {}
     return base, [
         {
-            "label": f"{arm.label}, seed {_plain(run.row['seed'])}",
+            "label": f"{arm.label}, seed {shown(run.row['seed'])}",
             "arm": arm.label,
             "settings": {
                 **{k: v for k, v in flat.items() if base.get(k) != v},
@@ -343,11 +340,11 @@ def _settings(judged: Judgement) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def _flat(run: Run) -> dict[str, str]:
-    found = {"seed": _plain(run.row["seed"])}
+    found = {"seed": shown(run.row["seed"])}
     for part, fields in run.settings.items():
         if not isinstance(fields, dict):
-            found[clean(part)] = _plain(fields)
+            found[clean(part)] = shown(fields)
             continue
-        found |= {f"{clean(part)}.{clean(k)}": _plain(v) for k, v in fields.items()}
+        found |= {f"{clean(part)}.{clean(k)}": shown(v) for k, v in fields.items()}
     told = {name: run.manifest.get(name) for name in FACTS}
-    return found | {f"run.{k}": _plain(v) for k, v in told.items() if v is not None}
+    return found | {f"run.{k}": shown(v) for k, v in told.items() if v is not None}
