@@ -301,7 +301,7 @@ def subject_settings(
 
 
 def speed(settings: Settings, batch: int, seconds: float) -> Row:
-
+    """What updates in bf16 of so many seconds come to; MFU of the first card."""
     rate = batch * settings.model.block_size / seconds
     flops = budget(settings).flops_training
     props = torch.cuda.get_device_properties(0)

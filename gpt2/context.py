@@ -28,7 +28,7 @@ class LayerCache:
     tensors: dict[str, Tensor] = field(default_factory=dict)
 
     def extend(self, name: str, new: Tensor, dim: int) -> Tensor:
-        """Append ``new`` along ``dim`` and return the whole."""
+        """Append ``new`` along ``dim``, its time, and return the whole."""
         old = self.tensors.get(name)
         whole = new if old is None else torch.cat([old, new], dim=dim)
         self.tensors[name] = whole
@@ -43,7 +43,7 @@ class LayerCache:
         return whole
 
     def add(self, name: str, new: Tensor) -> Tensor:
-        """A running sum; returns it without ``new``."""
+        """A running sum of tensors of one shape; returns it without ``new``."""
         old = self.tensors.get(name, torch.zeros_like(new))
         self.tensors[name] = old + new
         return old

@@ -14,7 +14,7 @@ OPEN = 2.0  # initial gate bias: sigmoid(2) = 0.88, nearly open
 
 
 def mixed(gate: Tensor, mix: float) -> Tensor:
-    """The factor 1 - a + a g, exactly 1 at a = 0."""
+    """The factor 1 - a + a g of a gate g of any shape, exactly 1 at a = 0."""
     return 1.0 - mix + mix * gate
 
 

@@ -31,6 +31,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, chunk: int
     ) -> Tensor:
+        """x [N, E], weight [V, E], targets [N] -> the mean loss, a scalar."""
         words, wide = weight.shape[0], _padded(weight.to(x.dtype))
         high = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros((), dtype=high, device=x.device)
@@ -113,7 +114,10 @@ def linear_cross_entropy(
 def summed_score(
     x: Tensor, weight: Tensor, targets: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """Summed cross-entropy in nats and the count of right predictions."""
+    """Summed cross-entropy in nats and the count of right predictions.
+
+    x [..., E], weight [V, E], targets [...].
+    """
     rows, flat = to_autocast_type(x).flatten(0, -2), targets.flatten()
     with torch.autocast(x.device.type, enabled=False):
         wide = _padded(weight.to(rows.dtype))

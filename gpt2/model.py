@@ -89,7 +89,7 @@ class GPT(nn.Module):
         return F.linear(self.hidden(self.embed(tokens)), self.wte.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over all targets [B, T], in fp32."""
+        """Mean cross-entropy in nats, fp32, over targets [B, T] of tokens [B, T]."""
         if tokens.is_cuda:  # a GPU's memory is not spent on all logits
             hidden = self.hidden(self.embed(tokens))
             return linear_cross_entropy(hidden, self.wte.weight, targets)
@@ -98,7 +98,8 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Summed cross-entropy in nats and the count of right predictions."""
+        """Summed cross-entropy in nats and the count of right predictions, over all
+        targets [B, T] of tokens [B, T]."""
         if tokens.is_cuda:
             hidden = self.hidden(self.embed(tokens))
             return summed_score(hidden, self.wte.weight, targets)

@@ -216,7 +216,10 @@ def reference(
     mean: bool = False,
     dropout: float = 0.0,
 ) -> Attended:
-    """The formulas as S x N matrices in fp32 (or float64 for such inputs)."""
+    """The formulas as S x N matrices in fp32 (or float64 for such inputs).
+
+    Arguments as ``attend`` has them.
+    """
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     with torch.autocast(q.device.type, enabled=False):
         weights = _weights(q.to(wide), k.to(wide), scale, transposed, row_scale)

@@ -53,7 +53,7 @@ def _row(
 
 
 def naive_statistic(row: Tensor, kind: str, topk: int) -> Tensor:
-    """The statistic of one row of weights over its visible keys."""
+    """The statistic of one row of weights [visible keys]."""
     visible = len(row)
     if kind == "topk":
         return row.sort(descending=True).values[:topk].sum()

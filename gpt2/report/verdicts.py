@@ -104,6 +104,7 @@ class Judgement:
         return next((c for c in self.comparisons if c.arm is arm), None)
 
     def to_json(self) -> dict[str, Any]:
+        """As plain data, under "verdicts" in summary.json."""
         return {
             "rules": dataclasses.asdict(self.rules),
             "noise": [

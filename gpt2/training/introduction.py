@@ -27,6 +27,7 @@ def introduction(
     resumed_at: int | None,
     found: startup.Startup,
 ) -> str:
+    """Lines for the log: the run, its device, and what serves and feeds it."""
     job, split, settings = trainer.job, material.split, trainer.settings
     step = "" if job.step is None else f"step {job.step} "
     served = serving(trainer)
@@ -58,6 +59,7 @@ def introduction(
 
 
 def closing(result: Mapping[str, Any]) -> str:
+    """One line for the log of a result as Trainer.run gives it."""
     return (
         f"done: validation loss {result['val_loss']:.4f} (best "
         f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "

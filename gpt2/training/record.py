@@ -37,6 +37,7 @@ class Recorder:
             print(text, flush=True)
 
     def start_bar(self, step: int) -> None:
+        """Show a progress bar from this step on, where stdout is a terminal."""
         if sys.stdout.isatty():
             from tqdm import tqdm
 

@@ -64,7 +64,8 @@ class Updater:
         return loss, self._apply(update)
 
     def accumulate(self, data: Iterator[Batch]) -> Tensor:
-        """Gradients of the mean loss over all tokens of the update; that loss."""
+        """Gradients of the mean loss over all tokens of the update, from as many micro
+        batches as it takes; that loss, a scalar."""
         total = torch.zeros((), device=self.device.torch_device)
         for left in reversed(range(self.accumulation)):
             tokens, targets = next(data)
@@ -100,7 +101,10 @@ class Updater:
     # ---- before the first -------------------------------------------------------
 
     def warm_up(self, tokens: Tensor, targets: Tensor, times: int) -> None:
-        """Forward and backward of a micro batch so many times, to no effect."""
+        """Forward and backward of a micro batch so many times, to no effect.
+
+        tokens, targets [micro batch, T], on the device.
+        """
 
         def once() -> None:
             with self.ranks.alone(self._shared, last=False):

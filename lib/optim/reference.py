@@ -18,6 +18,7 @@ State = dict[str, Any]
 
 
 def sgd(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
+    """b <- momentum b + g, from b = g; the decay is in g."""
     g = g + s["decay"] * w
     state["b"] = g if n == 1 else s["momentum"] * state["b"] + g
     return w - s["lr"] * state["b"]
@@ -36,22 +37,26 @@ def adam_update(g: Array, state: State, t: int, s: Mapping[str, Any]) -> Array:
 
 
 def adam(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
+    """Kingma & Ba, arXiv 1412.6980; the decay is in g."""
     return w - s["lr"] * adam_update(
         g + s["decay"] * w, state, n, {**s, "amsgrad": False}
     )
 
 
 def adamw(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
+    """Loshchilov & Hutter, arXiv 1711.05101: the decay is apart."""
     update = adam_update(g, state, n, {**s, "amsgrad": False})
     return w - s["lr"] * s["decay"] * w - s["lr"] * update
 
 
 def adamwadv(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
+    """AdamW with AMSGrad: Reddi et al., arXiv 1904.09237."""
     update = adam_update(g, state, n, {**s, "amsgrad": True})
     return w - s["lr"] * s["decay"] * w - s["lr"] * update
 
 
 def adamwspam(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
+    """Huang et al., arXiv 2501.06842; what is ours in it lib/optim/spam.py states."""
     interval, warmup = s["spam_interval"], s["spam_warmup"]
     state["t"] = state.get("t", 0)
     if n % interval == 0:
@@ -80,6 +85,7 @@ def orthogonalised(g: Array) -> Array:
 
 
 def muon(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
+    """Of hidden matrices, scaled as in Liu et al., arXiv 2502.16982; else AdamW."""
     if w.ndim != 2 or s["embedding"]:
         return adamw(w, g, state, n, s)
     mu = s["momentum"]
