@@ -119,6 +119,7 @@ def save(
 ) -> Path:
     """Write the checkpoint of stamp.step and drop all but the newest two.
 
+    state: with ["progress"]["step"], which load holds to the stamp.
     Raises DiskFull; older checkpoints then still stand.
     """
     target = folder / f"step-{stamp.step:06d}"
@@ -268,7 +269,17 @@ def load(path: Path) -> Checkpoint:
         state = torch.load(path / STATE_FILE, map_location="cpu", weights_only=True)
     except Exception as error:
         raise DamagedCheckpoint(f"{path}: unreadable ({error})") from error
+    if (step := _step_within(state)) != stamp.step:
+        raise DamagedCheckpoint(
+            f"{path / STATE_FILE}: is of step {step}, its stamp of {stamp.step}"
+        )
     return Checkpoint(stamp, weights, state)
+
+
+def _step_within(state: Any) -> Any:
+    """The step that a state itself says it is of; None if it says none."""
+    progress = state.get("progress") if isinstance(state, dict) else None
+    return progress.get("step") if isinstance(progress, dict) else None
 
 
 def _read_index(path: Path) -> Stamp:

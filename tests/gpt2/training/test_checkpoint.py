@@ -36,7 +36,8 @@ STATE = {"rng": torch.get_rng_state(), "progress": {"step": 3, "best": None}}
 
 def save(folder, step):
     weights = {name: tensor + step for name, tensor in WEIGHTS.items()}
-    return checkpoint.save(folder, replace(STAMP, step=step), weights, STATE)
+    state = {**STATE, "progress": {"step": step, "best": None}}
+    return checkpoint.save(folder, replace(STAMP, step=step), weights, state)
 
 
 def load_newest(folder, stamp=STAMP):
@@ -90,6 +91,17 @@ def test_a_checkpoint_of_the_same_step_is_replaced(tmp_path):
     assert torch.equal(load_newest(tmp_path)[0].weights["w"], other["w"])
 
 
+def do_sums(path):
+    """Of a checkpoint whose files were changed, so that they fit again."""
+    index = {
+        "schema": 1,
+        "stamp": asdict(STAMP),
+        "sha256": {n: checkpoint._sha256(path / n) for n in (WEIGHTS_FILE, STATE_FILE)},
+    }
+    text = json.dumps({**index, "sum": identity(index)})
+    (path / INDEX_FILE).write_text(text)
+
+
 def flip(path):
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 0x40
@@ -129,6 +141,18 @@ def test_a_copy_under_another_number_counts_as_damage(tmp_path):
     shutil.copytree(save(tmp_path, 3), tmp_path / "step-000900")
     found, said = load_newest(tmp_path)
     assert found.stamp.step == 3 and "was written as step-000003" in said[0]
+
+
+@pytest.mark.parametrize("inner", [{"progress": {"step": 6}}, {"progress": 3}, [3]])
+def test_a_state_of_another_step_counts_as_damage(tmp_path, inner):
+    """Whoever swaps it may do the sums anew: the run would count from elsewhere."""
+    path = save(tmp_path, 3)
+    torch.save(inner, path / STATE_FILE)
+    do_sums(path)
+    with pytest.raises(DamagedCheckpoint, match=f"{STATE_FILE}: is of step .* of 3$"):
+        checkpoint.load(path)
+    found, said = load_newest(tmp_path)
+    assert found is None and len(said) == 1
 
 
 def test_a_damaged_one_does_not_take_the_place_of_a_whole_one(tmp_path):
@@ -191,13 +215,7 @@ def test_nothing_in_a_checkpoint_is_executed(tmp_path):
     """Sums that are right prove only that the writer wrote it."""
     path, trap = save(tmp_path / "ckpt", 3), tmp_path / "sprung"
     torch.save({"progress": Trap(trap)}, path / STATE_FILE)
-    index = {
-        "schema": 1,
-        "stamp": asdict(STAMP),
-        "sha256": {n: checkpoint._sha256(path / n) for n in (WEIGHTS_FILE, STATE_FILE)},
-    }
-    text = json.dumps({**index, "sum": identity(index)})
-    (path / INDEX_FILE).write_text(text)
+    do_sums(path)
     with pytest.raises(DamagedCheckpoint, match="unreadable"):
         checkpoint.load(path)
     assert not trap.exists()
