@@ -255,7 +255,9 @@ def settle(
         message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
     progress.read()
     said = tuple(left.get(name) for name in ("status", "failure", "message"))
-    if said != (status, failure, message):
+    if not run_dir.is_dir():
+        message = f"{run_dir} was removed or moved while the run was at work"
+    elif said != (status, failure, message):
         _repair_status(run_dir, attempt, status, failure, message)
     return Outcome(
         status=status,

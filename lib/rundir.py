@@ -81,15 +81,19 @@ def now() -> str:
 # ---- atomic files ---------------------------------------------------------------
 
 
-def atomic_write_bytes(path: str | Path, data: bytes) -> None:
+def atomic_write_bytes(
+    path: str | Path, data: bytes, *, make_folder: bool = True
+) -> None:
     """Replace the file at once: a reader sees the old content or the new, whole.
 
-    Raises DiskFull when there is no space; the old file then still stands and
-    nothing is left beside it.
+    make_folder: make the folders above it where they are missing. Raises DiskFull
+    when there is no space; the old file then still stands and nothing is left beside
+    it.
     """
     path = Path(path)
     with _disk_full_is_clear(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
         name = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
         try:
             with open(name, "xb") as file:
@@ -104,15 +108,17 @@ def atomic_write_bytes(path: str | Path, data: bytes) -> None:
         fsync_directory(path.parent)
 
 
-def atomic_write_text(path: str | Path, text: str) -> None:
+def atomic_write_text(path: str | Path, text: str, *, make_folder: bool = True) -> None:
     """As atomic_write_bytes, in UTF-8 with line ends as given."""
-    atomic_write_bytes(path, text.encode("utf-8"))
+    atomic_write_bytes(path, text.encode("utf-8"), make_folder=make_folder)
 
 
-def atomic_write_json(path: str | Path, value: object) -> None:
+def atomic_write_json(
+    path: str | Path, value: object, *, make_folder: bool = True
+) -> None:
     """As atomic_write_bytes; ValueError on NaN or infinity, which JSON has not."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
-    atomic_write_text(path, text + "\n")
+    atomic_write_text(path, text + "\n", make_folder=make_folder)
 
 
 def remove_leftovers(directory: str | Path) -> None:
@@ -357,7 +363,8 @@ def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
     """Change fields of status.json, atomically; the whole new status.
 
     Fields not named keep their value; `updated` is set here. Raises ValueError for
-    an unknown field, status or failure class.
+    an unknown field, status or failure class, and FileNotFoundError where there is no
+    run directory: one that was removed is not to come back with this file alone.
     """
     unknown = changes.keys() - _NEW_STATUS.keys()
     if unknown:
@@ -367,7 +374,7 @@ def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
         raise ValueError(f"status {status['status']!r}: allowed are {STATUSES}")
     if status["failure"] not in FAILURES:
         raise ValueError(f"failure {status['failure']!r}: allowed are {FAILURES}")
-    atomic_write_json(Path(run_dir) / STATUS_FILE, status)
+    atomic_write_json(Path(run_dir) / STATUS_FILE, status, make_folder=False)
     return status
 
 

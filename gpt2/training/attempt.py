@@ -33,6 +33,7 @@ from gpt2.training.data import load_data
 from gpt2.training.failures import (
     EXIT_CRASH,
     EXIT_USAGE,
+    FolderGone,
     LessMemory,
     Refused,
     end_of,
@@ -107,14 +108,14 @@ def _with_lock(
     with stop.listening(), telling as summary:
         try:
             if ranks.is_first:
-                _announce(job, run_dir, environ)
+                _announce(job, recorder, environ)
             result = _train(job, recorder, stop, micro_batch, environ, ranks)
             last = recorder.last_step()  # by the clock, if that was the budget
             recorder.status(status="done", step=last, max_steps=last, result=result)
             summary.update(result)
         except Exception as error:
             recorder.close_bar()
-            return _tell_end(run_dir, error, ranks)
+            return _tell_end(recorder, error, ranks)
     ranks.leave()
     if ranks.is_first and not job.settings.resources.keep_checkpoints:
         checkpoint.drop_all(run_dir / checkpoint.FOLDER)
@@ -123,12 +124,18 @@ def _with_lock(
     return EXIT_DONE
 
 
-def _tell_end(run_dir: Path, error: Exception, ranks: Ranks) -> int:
-    """Report a run that did not come to its end; the exit code.
+def _tell_end(recorder: Recorder, error: Exception, ranks: Ranks) -> int:
+    """Report a run that did not come to its end; the exit code. In a run directory
+    that is gone nothing is written, whatever error that brought.
 
     Of several ranks the first tells the end, unless another one knows the cause:
     memory or a disk that ran out are no matter of all ranks.
     """
+    run_dir = recorder.run_dir
+    try:
+        recorder.check_folder()
+    except FolderGone as gone:
+        return _complain(f"failed: {gone}", end_of(gone).exit_code)
     end = end_of(error)
     if end.exit_code == EXIT_CRASH:
         traceback.print_exception(error)
@@ -146,17 +153,15 @@ def _tell_end(run_dir: Path, error: Exception, ranks: Ranks) -> int:
 # ---- the run directory ----------------------------------------------------------
 
 
-def _announce(job: Job, run_dir: Path, environ: Mapping[str, str]) -> None:
+def _announce(job: Job, recorder: Recorder, environ: Mapping[str, str]) -> None:
     """status.json of an attempt that begins."""
-    given = environ.get(ATTEMPT, "")
-    attempt = int(given) if given.isdecimal() else read_status(run_dir)["attempt"] + 1
-    write_status(
-        run_dir,
+    given, left = environ.get(ATTEMPT, ""), read_status(recorder.run_dir)
+    recorder.status(
         status="running",
         failure=None,
         message="",
         max_steps=last_update(job.settings),
-        attempt=attempt,
+        attempt=int(given) if given.isdecimal() else left["attempt"] + 1,
         pid=os.getpid(),
         host=socket.gethostname(),
         started=now(),

@@ -125,7 +125,8 @@ def save(
     target = folder / f"step-{stamp.step:06d}"
     partial = folder / f".{target.name}.{secrets.token_hex(6)}.tmp"
     try:
-        partial.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # in a run directory, which is not made anew
+        partial.mkdir()
         _write_files(partial, stamp, weights, state)
         _put_in_place(partial, target)
     except BaseException as error:

@@ -43,6 +43,10 @@ class LessMemory(MemoryError):
     """Memory ran out; the next attempt is to take less of it."""
 
 
+class FolderGone(RuntimeError):
+    """The run directory was removed or moved while the run trained."""
+
+
 class NonFinite(ArithmeticError):
     """A loss, a gradient norm or a weight is NaN or infinite."""
 
@@ -70,6 +74,8 @@ def end_of(error: BaseException) -> End:
         return End(EXIT_OOM, "oom", "oom", text)
     if is_disk_full(error):
         return End(EXIT_DISK, "failed", "disk", text)
+    if isinstance(error, FolderGone):
+        return End(EXIT_CRASH, "failed", "crash", text)
     if isinstance(error, Refused):
         return End(EXIT_USAGE, "failed", "crash", str(error))
     return End(EXIT_CRASH, "failed", "crash", f"{type(error).__name__}: {text}")

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from gpt2.training.failures import FolderGone
 from lib.rundir import METRICS_FILE, append_jsonl, read_jsonl, write_status
 
 STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
@@ -28,6 +29,22 @@ class Recorder:
         self.listeners: dict[str, Listener] = {}
         self._bar: Any = None
         self._last_status = 0.0
+        self._folder: int | None = None
+
+    def check_folder(self) -> None:
+        """Raises FolderGone if the run directory is no longer the one of the first
+        call, which to write anew would make a run of its last records alone."""
+        try:
+            if self._folder is None:  # kept open, so that its number is not used again
+                self._folder = os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY)
+            there = os.path.samestat(os.fstat(self._folder), os.stat(self.run_dir))
+        except FileNotFoundError:
+            there = False
+        if not there:
+            raise FolderGone(
+                f"{self.run_dir} was removed or moved while the run trained: what it "
+                "held is lost to this run, which has to begin anew"
+            )
 
     def say(self, text: str) -> None:
         """One or more lines for a reader, above the bar if there is one."""
@@ -63,8 +80,8 @@ class Recorder:
             self._bar = None
 
     def train(self, record: Mapping[str, Any]) -> None:
-        """A record of the training loss; raises lib.rundir.DiskFull."""
-        append_jsonl(self.metrics, {"kind": "train", **record})
+        """A record of the training loss; raises DiskFull, FolderGone."""
+        self._append({"kind": "train", **record})
         if self._bar is not None:
             self._bar.set_postfix_str(
                 f"loss {record['loss']:.4f}, lr {record['lr']:.2e}, "
@@ -76,8 +93,8 @@ class Recorder:
         self._tell("train", record)
 
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None:
-        """A record of kind "eval" or "epoch"; raises lib.rundir.DiskFull."""
-        append_jsonl(self.metrics, {"kind": kind, **record})
+        """A record of kind "eval" or "epoch"; raises DiskFull, FolderGone."""
+        self._append({"kind": kind, **record})
         self.say(
             f"step {record['step']}: validation loss {record['val_loss']:.4f}, "
             f"accuracy {record['val_accuracy']:.2%}"
@@ -87,8 +104,8 @@ class Recorder:
         self._tell(kind, record)
 
     def alarm(self, record: Mapping[str, Any]) -> None:
-        """A record with a "message" to look at; raises lib.rundir.DiskFull."""
-        append_jsonl(self.metrics, {"kind": ALARM, **record})
+        """A record with a "message" to look at; raises DiskFull, FolderGone."""
+        self._append({"kind": ALARM, **record})
         self.say(f"ALARM at step {record['step']}: {record['message']}")
         self.tell_alarms()
 
@@ -96,6 +113,10 @@ class Recorder:
         """Bring the alarms on record into status.json."""
         found = [r for r in read_jsonl(self.metrics) if r.get("kind") == ALARM]
         self.status(alarms=[{k: v for k, v in r.items() if k != "kind"} for r in found])
+
+    def _append(self, record: Mapping[str, Any]) -> None:
+        self.check_folder()
+        append_jsonl(self.metrics, record)
 
     def _tell(self, kind: str, record: Mapping[str, Any]) -> None:
         for listener in self.listeners.values():
@@ -112,18 +133,22 @@ class Recorder:
 
     def flush(self) -> None:
         """Wait until the metrics are on disk: a checkpoint must not outrun them."""
+        self.check_folder()
         if self.metrics.exists():
             with open(self.metrics, "rb+") as file:
                 os.fsync(file.fileno())
 
     def status(self, **changes: Any) -> None:
-        """Change fields of status.json."""
+        """Change fields of status.json; raises DiskFull, FolderGone."""
+        self.check_folder()
         self._last_status = time.monotonic()
         write_status(self.run_dir, **changes)
 
 
 class Follower(Recorder):
     """Of a rank that is not the first: it writes nothing and says nothing."""
+
+    def check_folder(self) -> None: ...
 
     def say(self, text: str) -> None: ...
 

@@ -313,6 +313,12 @@ def test_status_changes_keep_the_other_fields(tmp_path: Path) -> None:
     assert rundir.read_status(tmp_path) == found
 
 
+def test_a_status_does_not_bring_back_a_folder_that_is_gone(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        rundir.write_status(tmp_path / "gone", step=7)
+    assert not (tmp_path / "gone").exists()
+
+
 def test_running_without_a_holder_is_interrupted(tmp_path: Path) -> None:
     rundir.write_status(tmp_path, status="running")
     assert rundir.effective_status(tmp_path) == "interrupted"

@@ -190,6 +190,12 @@ def test_classes_of_failure(
     assert bool(message) == (fail != "interrupted")
 
 
+def test_a_folder_that_goes_fails_its_task_and_stays_away(tmp_path: Path) -> None:
+    code, said, _ = run([task(tmp_path, "a", fail="moved", at=2)], retries={})
+    assert code == 1 and f"{tmp_path / 'a'} was removed or moved" in said
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_command_that_cannot_start(tmp_path: Path) -> None:
     none = Task(name="a", command=("/no/such/program",), run_dir=tmp_path / "a")
     code, said, _ = run([none, task(tmp_path, "b")])

@@ -49,6 +49,9 @@ def go_wrong(what: str, run_dir: Path) -> None:
     if what == "damage":
         (run_dir / "status.json").write_text('{"sta')
         raise SystemExit(1)
+    if what == "moved":
+        run_dir.rename(run_dir.with_name("aside"))
+        os._exit(1)
     if what in ("hang", "deaf"):
         wait_for_ever()
 

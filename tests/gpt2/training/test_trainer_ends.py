@@ -17,6 +17,7 @@ from tests.gpt2.tinytraining import (
     losses,
     manifest,
     records,
+    running,
     status,
     tiny_job,
     train,
@@ -126,6 +127,24 @@ def test_a_crash_is_told_with_its_traceback(job, tmp_path):
     assert (found["status"], found["failure"]) == ("failed", "crash")
     assert found["message"] == "RuntimeError: crash (injected)"
     assert "Traceback" in training.log
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["moved", "another-in-its-place"])
+def test_a_folder_that_goes_while_it_trains_is_told_and_stays_away(
+    data_dir, tmp_path, again
+):
+    """A rename is a removal that comes between any two writes."""
+    run_dir, aside = tmp_path / "run", tmp_path / "aside"
+    with running(tiny_job(data_dir, max_iters=1_000_000), run_dir) as training:
+        training.wait_until(lambda: checkpoints(run_dir))
+        run_dir.rename(aside)
+        if again:
+            run_dir.mkdir()
+        assert training.wait() == 1
+    assert f"failed: {run_dir} was removed or moved" in training.log
+    assert "Traceback" not in training.log
+    assert again or not run_dir.exists()
+    assert status(aside)["status"] == "running"
 
 
 def test_missing_data_name_the_command_to_run(job, tmp_path):
