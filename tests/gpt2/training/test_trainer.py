@@ -90,6 +90,7 @@ def test_the_manifest_tells_where_the_numbers_come_from(job, done):
     assert (found["world_size"], found["compile"]) == (1, False)
     assert found["attention_backend"] == "sdpa"
     assert found["mlp_backend"] == "torch"
+    assert found["deterministic"]  # or a resumed run would not have the same bits
     assert found["resumed"] == found["out_of_memory"] == []
     assert found["verified"] is None
     assert len(found["data_fingerprint"]) == 16
