@@ -109,7 +109,7 @@ class CausalAttention(nn.Module):
         self.reciprocity = Reciprocity(settings) if x.ra else None
         self.ract = StatisticGate(settings) if x.ract else None
         self.reads_gate, self.gate_mix = x.mlp_gate and layer > 0, x.mlp_gate_mix
-        self.reads_latent = x.latent != "none" and layer > 0
+        self.reads_latent = x.exchanges_latent and layer > 0
         self.output_gate = OutputGate(settings) if x.output_gate else None
         self.wants_mean = x.cross_token
         self.kept = x.cross_read

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpt2.schema import LARGEST_ARM, WHOLE_CONTEXT, Settings, latent_on
+from gpt2.schema import LARGEST_ARM, WHOLE_CONTEXT, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,14 +153,14 @@ def _block_flops(s: Settings) -> int:
     block += _second_scores(s)
     block += m.n_embd * inner if x.output_gate else 0
     block += x.cross_rank * (2 * width + t) if x.cross_token else 0
-    return block + (width * x.latent_dim if latent_on(s) else 0)
+    return block + (width * x.latent_dim if x.exchanges_latent else 0)
 
 
 def _producer_flops(s: Settings) -> int:
     """Multiply-adds of what every block but the last hands to its successor."""
     m, x = s.model, s.mechanisms
     producer = x.mlp_gate_dim * (m.mlp_width + m.n_head) if x.mlp_gate else 0
-    return producer + (m.mlp_width * x.latent_dim if latent_on(s) else 0)
+    return producer + (m.mlp_width * x.latent_dim if x.exchanges_latent else 0)
 
 
 def _second_scores(s: Settings) -> int:

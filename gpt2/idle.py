@@ -58,7 +58,7 @@ READERS = (
     Reader(
         "has latent reciprocity",
         ("latent_mix",),
-        lambda s: s.mechanisms.latent != "none",
+        lambda s: s.mechanisms.exchanges_latent,
     ),
     Reader(
         "has MLA",

@@ -81,7 +81,6 @@ def _updates(settings: Settings, field: str, amount: float) -> int:
                 "GPT2_MAX_ITERS, GPT2_MAX_TOKENS or GPT2_MAX_EPOCHS instead"
             )
         return NO_END
-    per_update = settings.effective_batch * settings.model.block_size
     tokens = amount
     if field == "train_epochs":
         data, place = settings.data, settings.resources.data_dir
@@ -90,4 +89,4 @@ def _updates(settings: Settings, field: str, amount: float) -> int:
         except (DataError, MissingData) as error:
             raise ValueError(f"GPT2_MAX_EPOCHS={amount:g}: {error}") from error
         tokens = amount * meta["splits"]["train"]["tokens"]
-    return max(1, math.ceil(tokens / per_update))
+    return max(1, math.ceil(tokens / settings.tokens_per_update))

@@ -70,8 +70,7 @@ def cells(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def tokens_of(settings: Settings) -> int:
     """Tokens a run trains on, repetitions counted."""
-    per_update = settings.effective_batch * settings.model.block_size
-    return per_update * settings.optim.max_iters
+    return settings.tokens_per_update * settings.optim.max_iters
 
 
 def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]]:

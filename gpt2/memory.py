@@ -217,7 +217,7 @@ def kept_of_context(s: Settings) -> dict[str, int]:
     kept = {}
     if x.mlp_gate:
         kept["gated by the MLP"] = c * m.n_head * (m.head_dim + 1)
-    if x.latent != "none" and s.resources.attention_backend != "reference":
+    if x.exchanges_latent and s.resources.attention_backend != "reference":
         kept["key latent alone"] = c * x.latent_dim  # lies beside queries and values
     if x.latent == "per_head_scalar" and _is_mixed(s):  # scaled by fp32 numbers
         kept["key latent"] = FLOAT * x.latent_dim

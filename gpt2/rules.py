@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from gpt2.schema import Mechanisms, Settings, latent_on
+from gpt2.schema import Mechanisms, Settings
 from lib.gpu_env import check_allocator
 from lib.pruning.names import why_not
 from lib.pruning.schedules import head_target
@@ -36,7 +36,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         "change one of them or set GPT2_HEAD_DIM",
     )
     yield (
-        x.latent != "none" and x.attention != "mla",
+        x.exchanges_latent and x.attention != "mla",
         "latent reciprocity exchanges MLA's key latent: it needs "
         f"RA_MLA_ATTENTION_MLA=y, but attention is {x.attention!r}",
     )
@@ -70,7 +70,9 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
             "set one of them",
         )
     needs_layers = [
-        name for name, on in (("MLP gate", x.mlp_gate), ("latent", latent_on(s))) if on
+        name
+        for name, on in (("MLP gate", x.mlp_gate), ("latent", x.exchanges_latent))
+        if on
     ]
     yield (
         bool(needs_layers) and m.n_layer < 2,

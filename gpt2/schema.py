@@ -125,6 +125,11 @@ class Mechanisms:
         """How many weights of a row the cross-token MLP reads; 0: any number."""
         return self.cross_topk if self.cross_select == "topk" else 0
 
+    @property
+    def exchanges_latent(self) -> bool:
+        """Whether latent reciprocity flows between the blocks."""
+        return self.latent != "none"
+
 
 def few_kept(read: int, columns: int, averaged: bool) -> int:
     """How many mean weights of a row the kernels give as numbers, if so many are read
@@ -336,6 +341,11 @@ class Settings:
         """Sequences per optimizer update, over all ranks and micro steps."""
         return self.resources.batch_size * self.resources.gradient_accumulation
 
+    @property
+    def tokens_per_update(self) -> int:
+        """Tokens per optimizer update, over all ranks and micro steps."""
+        return self.effective_batch * self.model.block_size
+
 
 PARTS: dict[str, type] = typing.get_type_hints(Settings)
 PART_OF: dict[str, str] = {
@@ -351,8 +361,3 @@ FIELD_TYPES: dict[str, Any] = {
 }
 SYMBOL_OF: dict[str, str] = {n: f.metadata["symbol"] for n, f in FIELDS.items()}
 IDENTITY_PARTS = ("model", "mechanisms", "optim", "pruning", "data")
-
-
-def latent_on(settings: Settings) -> bool:
-    """Whether latent reciprocity flows between the blocks."""
-    return settings.mechanisms.latent != "none"

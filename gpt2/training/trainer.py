@@ -65,9 +65,7 @@ class Trainer:
         self.precision = self.optim.mixed_precision
         self._flops_per_token = budget(self.settings).flops_training
         self._peak_flops = self._peak()
-        self.tokens_per_update = (
-            self.settings.effective_batch * self.settings.model.block_size
-        )
+        self.tokens_per_update = self.settings.tokens_per_update
         self.updater = Updater(model, self.settings, material)
         self.checkpoints = Checkpoints(job, model, self.updater, material, recorder)
         self.evaluator = Evaluator(
