@@ -6,14 +6,13 @@ says what they are, with counts and sha256 sums, and is there only if all of it 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.schema import VOCAB_SIZES, Settings
-from lib.identity import identity
+from lib.identity import file_sha256, identity
 from lib.rundir import DamagedFile, read_json
 
 SCHEMA = 1
@@ -171,8 +170,7 @@ def prepared(settings: Settings) -> dict[str, Any]:
 def check_hashes(folder: Path, meta: Mapping[str, Any]) -> None:
     """DataError if a token file is not, byte for byte, the one meta.json names."""
     for split in SPLITS:
-        with open(split_file(folder, split), "rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = file_sha256(split_file(folder, split))
         if found != meta["splits"][split]["sha256"]:
             raise _unusable(folder, f"the sha256 of {split}.bin is wrong")
 

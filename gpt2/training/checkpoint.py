@@ -10,7 +10,6 @@ it is ever executed when read.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import secrets
@@ -27,7 +26,7 @@ from torch import Tensor, nn
 
 from gpt2.training import faults
 from gpt2.training.failures import Refused, is_disk_full
-from lib.identity import diff_fields, identity
+from lib.identity import diff_fields, file_sha256, identity
 from lib.rundir import DiskFull, atomic_write_json, fsync_directory, read_json
 
 SCHEMA = 1
@@ -151,7 +150,7 @@ def _write_files(
     index = {
         "schema": SCHEMA,
         "stamp": asdict(stamp),
-        "sha256": {n: _sha256(partial / n) for n in (WEIGHTS_FILE, STATE_FILE)},
+        "sha256": {n: file_sha256(partial / n) for n in (WEIGHTS_FILE, STATE_FILE)},
     }
     atomic_write_json(partial / INDEX_FILE, {**index, "sum": identity(index)})
 
@@ -203,11 +202,6 @@ def _help_if_full(error: BaseException, path: Path) -> None:
             f"no space left while writing {path}; older checkpoints still stand. "
             "Free some space and start again",
         ) from error
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # ---- reading --------------------------------------------------------------------
@@ -291,7 +285,7 @@ def _read_index(path: Path) -> Stamp:
         if wrong or index["schema"] != SCHEMA:
             raise DamagedCheckpoint(f"{path / INDEX_FILE}: its sum is wrong")
         for name in (WEIGHTS_FILE, STATE_FILE):
-            if _sha256(path / name) != index["sha256"][name]:
+            if file_sha256(path / name) != index["sha256"][name]:
                 raise DamagedCheckpoint(f"{path / name}: its sha256 is wrong")
         stamp = Stamp(**index["stamp"])
         if (name := f"step-{stamp.step:06d}") != path.name:

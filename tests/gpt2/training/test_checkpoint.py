@@ -21,7 +21,7 @@ from gpt2.training.checkpoint import (
     Stamp,
 )
 from gpt2.training.failures import end_of
-from lib.identity import identity
+from lib.identity import file_sha256, identity
 from lib.rundir import DiskFull
 
 STAMP = Stamp(
@@ -96,7 +96,7 @@ def do_sums(path):
     index = {
         "schema": 1,
         "stamp": asdict(STAMP),
-        "sha256": {n: checkpoint._sha256(path / n) for n in (WEIGHTS_FILE, STATE_FILE)},
+        "sha256": {n: file_sha256(path / n) for n in (WEIGHTS_FILE, STATE_FILE)},
     }
     text = json.dumps({**index, "sum": identity(index)})
     (path / INDEX_FILE).write_text(text)
