@@ -12,6 +12,7 @@ import shlex
 import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 from lib.generated import ConfigError, not_text
@@ -112,6 +113,15 @@ def _malformed(line: str, kinds: Kinds) -> str:
         return f"a comment needs a line of its own: end the line after {start}"
     literal_of(name, value, kinds)
     return f"blanks around the parts: write CONFIG_{name}={value}"
+
+
+def leading_comments(lines: Iterable[str]) -> list[str]:
+    """The lines of comment on top of a preset; `# X is not set` is none."""
+
+    def is_comment(line: str) -> bool:
+        return line.startswith("#") and not line.endswith(" is not set")
+
+    return list(takewhile(is_comment, lines))
 
 
 def kind_of(name: str, kinds: Kinds) -> str:

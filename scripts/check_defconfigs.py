@@ -16,6 +16,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt2.listing import too_large
 from gpt2.plan import Plan, make_plan
 from gpt2.reading import ALIASES, PREFIXES, symbol_types
+from lib.dotconfig import leading_comments
 from lib.house_rules import Finding
 from lib.kconfig import open_strict
 from lib.peaks import PEAKS
@@ -53,7 +54,7 @@ def faults_of(preset: Path) -> Iterator[str]:
             yield line if name in line else f"{name}: {line}"
         return
     lines = preset.read_text(encoding="utf-8").split("\n")
-    comments = count_comments(lines)
+    comments = len(leading_comments(lines))
     if not comments:
         said = "must begin with a comment: what it is for; hardware; expected hours"
         yield str(Finding(name, 1, said))
@@ -80,14 +81,6 @@ def hardware_faults(comment: Sequence[str], plan: Plan) -> Iterator[str]:
         if re.search(rf"\b{peak.card}\b", told) and peak.memory_gb != memory:
             yield f"{peak.card}: {peak.memory_gb} GB, not GPU_MEMORY_GB={memory}"
     yield from too_large(plan)
-
-
-def count_comments(lines: Sequence[str]) -> int:
-    """How many lines of comment stand on top."""
-    for number, line in enumerate(lines):
-        if not line.startswith("#") or line.endswith(" is not set"):
-            return number
-    return len(lines)
 
 
 def differences(

@@ -22,7 +22,12 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
 from lib import kconfig
-from lib.dotconfig import COMMAND_LINE, split_overrides, symbol_for
+from lib.dotconfig import (
+    COMMAND_LINE,
+    leading_comments,
+    split_overrides,
+    symbol_for,
+)
 from lib.generated import Config, ConfigError, read_config, render_config
 from lib.rundir import atomic_write_text
 from lib.spelling import hint
@@ -85,19 +90,14 @@ def preset_names() -> list[str]:
 def list_defconfigs() -> None:
     width = max(map(len, preset_names()), default=0)
     for name in preset_names():
-        comments = leading_comments((DEFCONFIGS / name).read_text(encoding="utf-8"))
+        comments = comments_of(DEFCONFIGS / name)
         first = comments[0].lstrip("# ") if comments else ""
         print(f"{name:<{width}}  {first}".rstrip())
 
 
-def leading_comments(text: str) -> list[str]:
+def comments_of(path: Path) -> list[str]:
     """The comment lines at the top of a preset."""
-    lines = []
-    for line in text.splitlines():
-        if not line.startswith("#") or line.endswith(" is not set"):
-            break
-        lines.append(line)
-    return lines
+    return leading_comments(path.read_text(encoding="utf-8").splitlines())
 
 
 def savedefconfig(name: str) -> None:
@@ -109,7 +109,7 @@ def savedefconfig(name: str) -> None:
         )
     tree = strict(KCONFIG, [configured()])
     path = DEFCONFIGS / name
-    comments = leading_comments(path.read_text("utf-8")) if path.is_file() else []
+    comments = comments_of(path) if path.is_file() else []
     comments = comments or [f"# {name}: say what it is for; hardware; expected hours"]
     text = "\n".join([*comments, tree.minimal()])
     check_minimal(path, text, tree.config())
