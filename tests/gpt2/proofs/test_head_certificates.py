@@ -81,11 +81,89 @@ class BestFirst(HeadPruner):
         return [-score for score in super()._scores(name)]
 
 
+class ZeroesKept(HeadPruner):
+    """One number of each head that stays goes with the others."""
+
+    def _zero_weights(self):
+        super()._zero_weights()
+        for layer in self.layers.values():
+            part = next(iter(layer.slices.values()))
+            part.of(part.parameter, layer.heads)[:, :, 0] = 0.0
+
+
+class LayerByLayer(HeadPruner):
+    """As many as the schedule has, of the first layer all."""
+
+    def _update_masks(self, step):
+        left = sum(count for _, count in self.targets(step))
+        for mask in self.masks.values():
+            mask[:left] = False
+            left = max(0, left - len(mask))
+        self._zero_state()
+
+
+class PrunesNothing(HeadPruner):
+    def targets(self, step):
+        return [(names, 0) for names, _ in super().targets(step)]
+
+
+class GradientsToState(HeadPruner):
+    """What they leave in the optimizer is taken out in time."""
+
+    def before_step(self, step):
+        self._require_next(step)
+
+    def after_step(self, step):
+        super().after_step(step)
+        self._zero_state()
+
+
+class GradientsOfKept(HeadPruner):
+    def before_step(self, step):
+        super().before_step(step)
+        next(iter(self.weights.values())).grad.zero_()
+
+
+class WeightsBack(HeadPruner):
+    """Once, and the masks do not tell it."""
+
+    def after_step(self, step):
+        super().after_step(step)
+        if step == 8:
+            for part, heads, _ in self._slices():
+                part.of(part.parameter.data, heads).add_(1.0)
+
+
+class MasksAsNumbers(HeadPruner):
+    def state_dict(self):
+        masks = {name: mask.float() for name, mask in self.masks.items()}
+        return {**super().state_dict(), "masks": masks}
+
+
+class MovedOnResume(HeadPruner):
+    """By too little to choose other heads."""
+
+    def load_state_dict(self, state):
+        super().load_state_dict(state)
+        next(iter(self.weights.values())).data.mul_(1 + 1e-6)
+
+
 FAULTS = [
     (ComputedNotApplied, certify.check_schedule, {}),
     (OneShort, certify.check_schedule, {}),
     (TakesTheLast, certify.check_schedule, {"sparsity": certify.HIGH}),
     (forgets_biases, certify.check_schedule, {}),
+    (ZeroesKept, certify.check_schedule, {}),
+    (LayerByLayer, certify.check_schedule, {"sparsity": certify.HIGH}),
+    (HeadPruner, certify.check_schedule, {"sparsity": 0.01}),  # shows nothing
+    (PrunesNothing, certify.check_gradients, {}),
+    (PrunesNothing, certify.check_permanence, {}),
+    (PrunesNothing, certify.check_resume, {}),
+    (GradientsToState, certify.check_gradients, {}),
+    (GradientsOfKept, certify.check_gradients, {}),
+    (WeightsBack, certify.check_permanence, {}),
+    (MasksAsNumbers, certify.check_resume, {}),
+    (MovedOnResume, certify.check_resume, {}),
     (GradientsLeft, certify.check_gradients, {}),
     (StateLeft, certify.check_gradients, {}),
     (Revives, certify.check_permanence, {}),
@@ -98,6 +176,17 @@ FAULTS = [
 @pytest.mark.parametrize(("make", "check", "options"), FAULTS)
 def test_a_fault_of_the_pruner_is_caught(make, check, options):
     assert not check("adamw", make, **options).passed
+
+
+@pytest.mark.parametrize("scope", ["global", "layer"])
+@pytest.mark.parametrize("sparsity", [certify.SPARSITY, certify.HIGH])
+def test_a_fault_of_one_scope_and_sparsity_is_caught(scope, sparsity):
+    def sometimes(*words, **options):
+        final = options["schedule"].final
+        wrong = (options["scope"], final) == (scope, sparsity)
+        return (OneShort if wrong else HeadPruner)(*words, **options)
+
+    assert not certify.check_schedules("adamw", sometimes).passed
 
 
 def another_head(model, settings, kept):
