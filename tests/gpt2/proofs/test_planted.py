@@ -148,7 +148,7 @@ def test_a_gradient_that_is_not_finite_is_not_alive(factor):
     class Bursting(model.GPT):
         def __init__(self, settings):
             super().__init__(settings)
-            self.ln_f.weight.register_hook(lambda gradient: gradient * factor)
+            self.ln_f.weight.register_hook(lambda g: torch.full_like(g, factor))
 
     faulty = dataclasses.replace(subject(), build=Bursting)
     assert "ln_f.weight has a gradient that is not finite" in told(alive(faulty))
