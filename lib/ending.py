@@ -13,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from lib.output import exit_code
+
 
 def run_to_end(main: Callable[[], int]) -> NoReturn:
     """Exit with what main returns once all else that is to be done at exit is done.
@@ -22,7 +24,7 @@ def run_to_end(main: Callable[[], int]) -> NoReturn:
     """
     codes: list[int] = []
     atexit.register(_end, codes)
-    codes.append(main())
+    codes.append(exit_code(main))
     sys.exit(codes[0])
 
 

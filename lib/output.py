@@ -1,4 +1,7 @@
-"""What is said to a user who may be gone: a closed terminal or pipe ends no work."""
+"""What is said to a user who may be gone: a closed terminal or pipe ends no work.
+
+Where the output is all that there is to the work, losing it is told.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,41 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from pathlib import Path
 from typing import TextIO
 
 _NOBODY_READS = (errno.EPIPE, errno.EIO)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_LOST = 6  # as of a full disk
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """What main returns, or EXIT_LOST and one line on stderr if what it printed
+    could not be written, to the last of it."""
+    try:
+        try:
+            code = main()
+        except SystemExit:  # argparse has said its help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        if error.filename is not None or error.errno not in (*_NOBODY_READS, *_FULL):
+            raise
+        _to_nobody(1)  # or the interpreter would try once more, and complain
+        name = Path(sys.argv[0]).stem
+        with suppress(OSError):
+            print(f"{name}: cannot write: {error.strerror}", file=sys.stderr)
+        return EXIT_LOST
+
+
+def _to_nobody(descriptor: int) -> None:
+    nobody = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nobody, descriptor)
+    os.close(nobody)
 
 
 @contextmanager
@@ -49,7 +82,7 @@ class _Lasting(io.TextIOBase):
             yield
         except OSError as error:  # a disk that is full may have room again
             if error.errno in _NOBODY_READS:
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+                _to_nobody(self.fileno())
 
     def fileno(self) -> int:
         return self._stream.fileno()

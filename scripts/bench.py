@@ -40,6 +40,7 @@ from gpt2.benchmark import (
 )
 from gpt2.plan import step_settings
 from gpt2.reading import settings_from
+from lib.output import exit_code
 from lib.rundir import atomic_write_json, now, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -225,4 +226,4 @@ def command_seconds(command: list[str]) -> float:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

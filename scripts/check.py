@@ -20,6 +20,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.house_rules import HouseRulesError, git
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_FILES = (".py", ".pyi")
@@ -226,4 +227,4 @@ def environment_of_index(folder: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

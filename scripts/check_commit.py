@@ -22,6 +22,7 @@ from lib.house_rules import (
     git,
     read_rules,
 )
+from lib.output import exit_code
 from lib.spelling import hint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -276,4 +277,4 @@ def trailer_findings(message: Message, rules: CommitRules) -> list[Finding]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

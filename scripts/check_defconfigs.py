@@ -19,6 +19,7 @@ from gpt2.reading import ALIASES, PREFIXES, symbol_types
 from lib.dotconfig import leading_comments
 from lib.house_rules import Finding
 from lib.kconfig import open_strict
+from lib.output import exit_code
 from lib.peaks import PEAKS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -96,4 +97,4 @@ def differences(
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -21,6 +21,7 @@ from lib.house_rules import (
     shown,
     tracked_files,
 )
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -67,4 +68,4 @@ def is_prose(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

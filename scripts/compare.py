@@ -34,6 +34,7 @@ from gpt2.report.margin import margin_for
 from gpt2.report.table import difference_text, grade_text
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
+from lib.output import exit_code
 from lib.terminal import report_console
 
 FORMS = {
@@ -172,4 +173,4 @@ def signed(text: str, value: float) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

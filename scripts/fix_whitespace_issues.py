@@ -28,6 +28,7 @@ from lib.house_rules import (
     shown,
     tracked_files,
 )
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -279,4 +280,4 @@ def write_keeping_mode(path: Path, data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -15,6 +15,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.ablation import STEPS, Step
 from lib.house_rules import Finding
+from lib.output import exit_code
 from lib.rundir import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -127,4 +128,4 @@ def common(one: Sequence[str], other: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

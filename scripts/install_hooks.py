@@ -13,6 +13,7 @@ from pathlib import Path
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.house_rules import HouseRulesError, git
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "# kablate: written by make install-hooks, removed by make remove-hooks"
@@ -98,4 +99,4 @@ def is_foreign(path: Path) -> bool:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

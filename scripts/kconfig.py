@@ -29,6 +29,7 @@ from lib.dotconfig import (
     symbol_for,
 )
 from lib.generated import Config, ConfigError, read_config, render_config
+from lib.output import exit_code
 from lib.rundir import atomic_write_text
 from lib.spelling import hint
 
@@ -337,4 +338,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

@@ -28,6 +28,7 @@ from gpt2.report.seeds import (
 )
 from gpt2.report.verdicts import Judgement, judge
 from lib import stats
+from lib.output import exit_code
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (2, 3, 4, 5, 6, 8, 10, 15, 20)
@@ -133,4 +134,4 @@ def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

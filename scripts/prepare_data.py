@@ -25,6 +25,7 @@ from gpt2.corpora.tokenfiles import (
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.reading import settings_from
 from gpt2.schema import Settings
+from lib.output import exit_code
 from lib.rundir import DiskFull
 
 
@@ -102,4 +103,4 @@ def complain(error: object, code: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

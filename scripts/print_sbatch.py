@@ -24,6 +24,7 @@ from gpt2 import matrix
 from gpt2.configuration import add_options, copies, load
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
+from lib.output import exit_code
 from lib.process import Task
 from lib.progress import PlainView
 
@@ -173,4 +174,4 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -18,6 +18,7 @@ from gpt2.report.margin import margin_for
 from gpt2.report.results import Matrix, read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
+from lib.output import exit_code
 from lib.rundir import DiskFull, atomic_write_text
 from lib.terminal import report_console
 
@@ -119,4 +120,4 @@ def write_page(matrix: Matrix, judged: Judgement, name: str) -> list[Path]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

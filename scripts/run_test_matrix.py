@@ -26,7 +26,7 @@ from gpt2.schema import Resources
 from lib import engine_ray, rundir
 from lib import slots as places
 from lib.generated import Config
-from lib.output import lasting_output
+from lib.output import exit_code, lasting_output
 from lib.process import Attempt, Patience
 from lib.scheduler import Launch, Options
 from lib.trackers import check_installed
@@ -274,4 +274,4 @@ def check_data(plan: Plan) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -19,6 +19,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 from gpt2.configuration import load
 from gpt2.reading import settings_from
 from gpt2.training.tracking import project_of
+from lib.output import exit_code
 from lib.trackers import check_installed
 
 DASHBOARDS = ("trackio", "tensorboard")  # wandb has none on this machine
@@ -99,4 +100,4 @@ def show(address: str) -> None:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

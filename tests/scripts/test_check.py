@@ -194,7 +194,9 @@ def test_shell_and_eval_are_lint(tree: Path) -> None:
 
 
 def test_types(tmp_path: Path) -> None:
-    tree = copy_tree(tmp_path, ["pyproject.toml", CHECK, "lib/house_rules.py"])
+    tree = copy_tree(
+        tmp_path, ["pyproject.toml", CHECK, "lib/house_rules.py", "lib/output.py"]
+    )
     for package in ("gpt2", "tests"):
         write(tree, f"{package}/__init__.py", "")
     write(tree, "lib/__init__.py", "def f() -> int:\n    return 'one'\n")

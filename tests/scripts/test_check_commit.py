@@ -10,7 +10,13 @@ from tests.scratch import ROOT, commit_all, copy_tree, git, python, write
 
 TOOL = "scripts/check_commit.py"
 PARTS = [
-    *(TOOL, "scripts/__init__.py", "lib/__init__.py", "lib/house_rules.py"),
+    *(
+        TOOL,
+        "scripts/__init__.py",
+        "lib/__init__.py",
+        "lib/house_rules.py",
+        "lib/output.py",
+    ),
     *("lib/spelling.py", "pyproject.toml", "gpt2/__init__.py", "gpt2/schema.py"),
 ]
 BANNED = "compre" + "hensive"  # in two parts: this file is searched for it as well

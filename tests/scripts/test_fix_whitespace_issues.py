@@ -9,7 +9,7 @@ import pytest
 from tests.scratch import copy_tree, git, python, write
 
 TOOL = "scripts/fix_whitespace_issues.py"
-PARTS = [TOOL, "lib/__init__.py", "lib/house_rules.py"]
+PARTS = [TOOL, "lib/__init__.py", "lib/house_rules.py", "lib/output.py"]
 
 
 @pytest.fixture
