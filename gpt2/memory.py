@@ -328,7 +328,7 @@ def _kept_by_cross_token(s: Settings) -> int:
         averaged = x.ract and x.ract_head_average and x.ract_placement == "output"
         few = few_kept(x.cross_read, m.block_size, averaged)
         row = FLOAT if x.cross_renorm else 0
-        if few:  # columns and values, and these once more divided by their sum
+        if few:  # columns and values; divided, these and their sum are there twice
             row += row + few * (INT32 + FLOAT + row)
         return c * (2 * x.cross_rank + (0 if few else m.block_size)) + row
     matrices, row = c, 0

@@ -39,8 +39,8 @@ def at_once(
     ]
     some = any(layer.bias is not None for layer in layers)
     if spare := -sum(widths) % even:
-        rows.append(x.new_zeros(spare, x.shape[-1], dtype=rows[0].dtype))
-        biases.append(x.new_zeros(spare, dtype=rows[0].dtype))
+        rows.append(rows[0].new_zeros(spare, x.shape[-1]))
+        biases.append(rows[0].new_zeros(spare))
     out = F.linear(x, torch.cat(rows), torch.cat(biases) if some else None)
     return out.split([*widths, spare], -1)[: len(widths)]
 

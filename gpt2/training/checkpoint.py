@@ -58,6 +58,11 @@ class Stamp:
     identity: Mapping[str, Any]
     data_fingerprint: str
 
+    @property
+    def folder(self) -> str:
+        """The name of its folder among a run's checkpoints."""
+        return f"step-{self.step:06d}"
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -121,7 +126,7 @@ def save(
     state: with ["progress"]["step"], which load holds to the stamp.
     Raises DiskFull; older checkpoints then still stand.
     """
-    target = folder / f"step-{stamp.step:06d}"
+    target = folder / stamp.folder
     partial = folder / f".{target.name}.{secrets.token_hex(6)}.tmp"
     try:
         folder.mkdir(exist_ok=True)  # in a run directory, which is not made anew
@@ -288,8 +293,8 @@ def _read_index(path: Path) -> Stamp:
             if file_sha256(path / name) != index["sha256"][name]:
                 raise DamagedCheckpoint(f"{path / name}: its sha256 is wrong")
         stamp = Stamp(**index["stamp"])
-        if (name := f"step-{stamp.step:06d}") != path.name:
-            raise DamagedCheckpoint(f"{path}: was written as {name}")
+        if stamp.folder != path.name:
+            raise DamagedCheckpoint(f"{path}: was written as {stamp.folder}")
         return stamp
     except DamagedCheckpoint:
         raise
