@@ -25,7 +25,14 @@ from gpt2.context import DecodeCache
 from gpt2.model import GPT
 from gpt2.proofs.features import acting, identity
 from gpt2.proofs.naive import naive_attend
-from gpt2.proofs.subject import EXACT, ROUNDING, Finding, Subject, deviation
+from gpt2.proofs.subject import (
+    EXACT,
+    ROUNDING,
+    Finding,
+    Subject,
+    deviation,
+    generic_sum,
+)
 from gpt2.proofs.whole import whole_deviations
 from gpt2.schema import WHOLE_CONTEXT, Optim, Settings
 from lib.optim.groups import OptimizerLike
@@ -306,13 +313,8 @@ def _compare_attention(
 
 def _gradients(outputs: list[Tensor], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Gradients of a generic linear function of the outputs."""
-    total = torch.stack([_project(x) for x in outputs]).sum()
+    total = torch.stack([generic_sum(x) for x in outputs]).sum()
     return torch.autograd.grad(total, leaves)
-
-
-def _project(x: Tensor) -> Tensor:
-    """A generic linear function of a tensor."""
-    return (x * torch.linspace(-1.0, 1.3, x.numel(), dtype=x.dtype).view_as(x)).sum()
 
 
 CERTIFICATES: dict[str, Callable[[Subject], Finding]] = {

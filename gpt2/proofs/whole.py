@@ -1,8 +1,9 @@
-"""A whole step by the formulas of its parts: what its logits and gradients must be.
+"""The formulas of a whole step: the logits and gradients that a model must give.
 
-Plain and slow: one sequence, one head at a time, whole T x T matrices. It shares no
-line with the model but the names of the weights, so that a part which is wired wrongly
-is found although the attention inside it is right.
+One sequence at a time, with whole T x T matrices for all heads. It shares no line with
+the model but the names of the weights, so that a part which is wired wrongly is found
+although the attention inside it is right. It runs on the device and in the type of the
+weights that it is given; memory grows as layers x heads x T x T.
 
 Shapes: T tokens, E width, H heads, D head width, L latent, M MLP width. Matrices are
 [out, in], as torch keeps them.
@@ -21,8 +22,7 @@ from torch import Tensor, nn
 from gpt2.attention import AttentionSide
 from gpt2.mlp import MlpResult
 from gpt2.model import GPT
-from gpt2.proofs.naive import naive_statistic
-from gpt2.proofs.subject import deviation
+from gpt2.proofs.subject import deviation, generic_sum
 from gpt2.schema import Settings
 
 Weights = Mapping[str, Tensor]
@@ -50,8 +50,7 @@ def whole_deviations(
 
 def _slopes(logits: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """Gradients of a generic linear function of logits; 0 where none flows."""
-    total = (logits * torch.linspace(-1.0, 1.3, logits.numel()).view_as(logits)).sum()
-    found = torch.autograd.grad(total, leaves, allow_unused=True)
+    found = torch.autograd.grad(generic_sum(logits), leaves, allow_unused=True)
     pairs = zip(found, leaves, strict=True)
     return [torch.zeros_like(p) if slope is None else slope for slope, p in pairs]
 
@@ -116,9 +115,29 @@ def _norm(x: Tensor, weights: Weights, name: str) -> Tensor:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Of the visible keys of each row, [T, T]; 0 for those ahead."""
-    ahead = torch.ones_like(scores).triu(1).bool()
+    """Of the visible keys of each row, [..., T, T]; 0 for those ahead."""
+    ahead = torch.ones(scores.shape[-2:], device=scores.device).triu(1).bool()
     return scores.masked_fill(ahead, -math.inf).softmax(-1)
+
+
+def _visible(rows: Tensor) -> Tensor:
+    """How many keys each of T rows [..., T, N] sees: 1 to T, in their type."""
+    return torch.arange(1, rows.shape[-2] + 1, dtype=rows.dtype, device=rows.device)
+
+
+def row_statistics(weights: Tensor, kind: str, topk: int) -> Tensor:
+    """The statistic [..., T] of each row of weights [..., T, T], 0 ahead of a row."""
+    if kind == "topk":
+        return weights.sort(-1, descending=True).values[..., :topk].sum(-1)
+    if kind == "max":
+        return weights.max(-1).values
+    if kind == "rms":
+        return (weights.pow(2).sum(-1) / _visible(weights)).sqrt()
+    assert kind == "entropy", kind
+    # p ln p is 0 at 0, and its slope there must be finite. A row of one key has ln 1.
+    smallest = torch.finfo(weights.dtype).tiny
+    nats = -(weights * weights.clamp_min(smallest).log()).sum(-1)
+    return nats / _visible(weights).clamp_min(2).log()
 
 
 def _gelu(x: Tensor) -> Tensor:
@@ -138,14 +157,14 @@ class _Block:
         """x [T, E] with what the block before made: gates [T, H], latent [T, L].
         Gives what attention and MLP add to x, and the hidden state [T, M]."""
         normed = _norm(x, self.weights, self.prefix + "ln_1")
-        attended, mean, key_latent = self._attention(normed, gates, latent)
+        attended, weights, key_latent = self._attention(normed, gates, latent)
         x = x + attended
         h = _gelu(self._linear("mlp.fc", _norm(x, self.weights, self.prefix + "ln_2")))
         if self.x.exchanges_latent:
             assert key_latent is not None, "no key latent to read"
             h = h + self.x.latent_mix * self._up(key_latent)
         if self.x.cross_token:
-            summed = self._kept(mean) @ h
+            summed = self._kept(weights.mean(0)) @ h
             low = summed @ self._get("mlp.cross.down.weight").T
             h = h + self.x.cross_mix * (low @ self._get("mlp.cross.up.weight").T)
         return attended, self._linear("mlp.proj", h), h
@@ -162,43 +181,35 @@ class _Block:
     def _attention(
         self, x: Tensor, gates: Tensor | None, latent: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Output [T, E], mean weights [T, T], key latent [T, L]."""
+        """Output [T, E], weights [H, T, T], key latent [T, L]."""
         q, k, v, key_latent = self._projected(x, latent)
-        scores = [self._scores(*pair) for pair in zip(q, k, range(len(q)), strict=True)]
-        weights = [_softmax(s) for s in scores]
-        factors = [torch.ones(len(x), dtype=x.dtype)] * len(q)
-        if self.x.ract:
-            factors = self._factors(weights)
-        if self.x.ract_placement == "weights":
-            pairs = zip(scores, factors, strict=True)
-            weights = [_softmax(s * f[:, None]) for s, f in pairs]
-        outputs = [w @ value for w, value in zip(weights, v, strict=True)]
-        if self.x.ract_placement == "output":
-            pairs = zip(outputs, factors, strict=True)
-            outputs = [o * f[:, None] for o, f in pairs]
+        scores = self._scores(q, k)
+        weights = _softmax(scores)
+        factors = self._factors(weights) if self.x.ract else None
+        if factors is not None and self.x.ract_placement == "weights":
+            weights = _softmax(scores * factors[..., None])
+        outputs = weights @ v
+        if factors is not None and self.x.ract_placement == "output":
+            outputs = outputs * factors[..., None]
         if gates is not None:
             a = self.x.mlp_gate_mix
-            columns = gates.unbind(-1)
-            outputs = [
-                (1 - a) * o + a * g[:, None] * o
-                for o, g in zip(outputs, columns, strict=True)
-            ]
-        joined = torch.cat(outputs, -1)
+            outputs = (1 - a) * outputs + a * gates.T[..., None] * outputs
+        joined = torch.cat(list(outputs), -1)
         if self.x.output_gate:
             joined = (
                 joined * (x @ self._get("attn.output_gate.gate.weight").T).sigmoid()
             )
-        mean = torch.stack(weights).mean(0)
-        return self._linear("attn.proj", joined), mean, key_latent
+        return self._linear("attn.proj", joined), weights, key_latent
 
     def _projected(
         self, x: Tensor, latent: Tensor | None
-    ) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor | None]:
-        """q, k and v of each head, and the key latent of plain MLA."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """q, k and v [H, T, D], or [1, T, D] where all heads share them, and the key
+        latent [T, L] of plain MLA."""
         heads, kind = self.model.n_head, self.x.attention
         if kind == "mha":
-            parts = self._each("qkv", x, 3 * heads)
-            return parts[:heads], parts[heads : 2 * heads], parts[2 * heads :], None
+            q, k, v = self._each("qkv", x, 3 * heads).chunk(3)
+            return q, k, v, None
         if kind == "mla":
             c_k = self._linear("attn.projection.down_k", x)
             c_v = self._linear("attn.projection.down_v", x)
@@ -206,91 +217,78 @@ class _Block:
                 c_k = c_k + self.x.latent_mix * latent
             k = self._each("up_k.up", c_k, 1 if self.x.mla_shared_k else heads)
             v = self._each("up_v.up", c_v, 1 if self.x.mla_shared_v else heads)
-            return (
-                self._each("q", x, heads),
-                k * (heads // len(k)),
-                v * (heads // len(v)),
-                c_k,
-            )
+            return self._each("q", x, heads), k, v, c_k
         c = self._linear("attn.projection.down", x)
         root = (c.pow(2).mean(-1, keepdim=True) + 1e-6).sqrt()
         c = c / root * self._get("attn.projection.norm.weight")
         turned = self._turned(self._linear("attn.projection.k_rope", x))
-        k = [torch.cat([part, turned], -1) for part in self._each("up_k.up", c, heads)]
-        pairs = zip(
-            self._each("q", x, heads), self._each("q_rope", x, heads), strict=True
-        )
-        q = [torch.cat([plain, self._turned(rope)], -1) for plain, rope in pairs]
+        copies = turned.repeat(heads, 1, 1)
+        k = torch.cat([self._each("up_k.up", c, heads), copies], -1)
+        rotary = self._turned(self._each("q_rope", x, heads))
+        q = torch.cat([self._each("q", x, heads), rotary], -1)
         return q, k, self._each("up_v.up", c, heads), None
 
-    def _each(self, name: str, x: Tensor, parts: int) -> list[Tensor]:
-        """x [T, in] projected and cut into equal parts, one a head."""
-        return list(self._linear(f"attn.projection.{name}", x).chunk(parts, -1))
+    def _each(self, name: str, x: Tensor, parts: int) -> Tensor:
+        """x [T, in] projected and cut into equal parts, one per head: [H, T, D]."""
+        return torch.stack(
+            self._linear(f"attn.projection.{name}", x).chunk(parts, -1), 0
+        )
 
     @staticmethod
     def _turned(x: Tensor) -> Tensor:
-        """Rotary positions [T, R]: dimension i turns with i + R / 2, by base 10000."""
+        """Rotary positions [..., T, R]: dimension i turns with i + R / 2, by base
+        10000 (arXiv 2104.09864)."""
         half = x.shape[-1] // 2
-        place = torch.arange(len(x), dtype=torch.float64)[:, None]
+        place = torch.arange(x.shape[-2], dtype=torch.float64)[:, None]
         rates = 10000 ** (-torch.arange(half, dtype=torch.float64) / half)
-        angle = (place * rates).float()  # the model's tables are in fp32
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        one, two = x[:, :half], x[:, half:]
+        angle = (place * rates).float()  # the model's tables are in fp32, from a CPU
+        cos, sin = angle.cos().to(x), angle.sin().to(x)
+        one, two = x[..., :half], x[..., half:]
         return torch.cat([one * cos - two * sin, one * sin + two * cos], -1)
 
-    def _scores(self, q: Tensor, k: Tensor, head: int) -> Tensor:
-        """Logits [T, T] of one head, keys ahead included."""
-        distance = torch.arange(len(q))[:, None] - torch.arange(len(q))
-        scores = q @ k.T
+    def _scores(self, q: Tensor, k: Tensor) -> Tensor:
+        """Logits [H, T, T] of each head, keys ahead included."""
+        scores = q @ k.mT
         if self.x.ra:
-            near = torch.ones_like(scores)
+            back = k @ q.mT
             if self.x.ra_window:
-                near = (distance <= self.x.ra_window).to(scores.dtype)
+                place = torch.arange(q.shape[1], device=q.device)
+                back = back * (place[:, None] - place <= self.x.ra_window)
             alpha: Tensor | float = self.x.ra_alpha
             if self.x.ra_learned_alpha:
-                alpha = self._get("attn.reciprocity.alpha")[head]
-            scores = scores + alpha * near * (k @ q.T)
+                alpha = self._get("attn.reciprocity.alpha")[:, None, None]
+            scores = scores + alpha * back
         # D is of q and k: with a rotary part it counts too.
         return scores / math.sqrt(q.shape[-1])
 
-    def _factors(self, weights: list[Tensor]) -> list[Tensor]:
-        """1 - a + a sigmoid(scale stat + bias) [T] for each head."""
+    def _factors(self, weights: Tensor) -> Tensor:
+        """1 - a + a sigmoid(scale stat + bias) [H, T] of weights [H, T, T]."""
         if self.x.ract_head_average:
-            weights = [torch.stack(weights).mean(0)] * len(weights)
-        factors, a = [], self.x.ract_mix
-        for head, rows in enumerate(weights):
-            found = [
-                naive_statistic(row[: i + 1], self.x.ract_statistic, self.x.ract_topk)
-                for i, row in enumerate(rows)
-            ]
-            stat = torch.stack(found)
-            stat = stat.detach() if self.x.ract_detach else stat
-            scale, bias = self._get("attn.ract.scale"), self._get("attn.ract.bias")
-            gate = (scale[head] * stat + bias[head]).sigmoid()
-            factors.append(1 - a + a * gate)
-        return factors
+            weights = weights.mean(0, keepdim=True)
+        stat = row_statistics(weights, self.x.ract_statistic, self.x.ract_topk)
+        stat = stat.detach() if self.x.ract_detach else stat
+        scale, bias = self._get("attn.ract.scale"), self._get("attn.ract.bias")
+        gate = (scale[:, None] * stat + bias[:, None]).sigmoid()
+        return 1 - self.x.ract_mix + self.x.ract_mix * gate
 
     # ---- the MLP's mechanisms -------------------------------------------------------
 
     def _kept(self, mean: Tensor) -> Tensor:
-        """The cross-token MLP's weights [T, T], row by row."""
-        rows = []
-        for i, row in enumerate(mean):
-            seen = row[: i + 1]
-            least = row.new_zeros(())
-            if self.x.cross_select == "topk":
-                least = seen.sort(descending=True).values[: self.x.cross_topk][-1]
-            elif self.x.cross_select == "rms":
-                least = self.x.cross_tau * seen.pow(2).mean().sqrt()
-            seen = seen * (seen >= least)
-            seen = seen / seen.sum() if self.x.cross_renorm else seen
-            rows.append(torch.cat([seen, row.new_zeros(len(row) - i - 1)]))
-        return torch.stack(rows)
+        """The cross-token MLP's weights [T, T] of the heads' mean weights."""
+        kept = mean
+        if self.x.cross_select == "topk":
+            last = min(self.x.cross_topk, len(mean)) - 1
+            least = mean.sort(-1, descending=True).values[:, last : last + 1]
+            kept = mean * (mean >= least)
+        elif self.x.cross_select == "rms":
+            squares = mean.pow(2).sum(-1) / _visible(mean)
+            kept = mean * (mean >= self.x.cross_tau * squares.sqrt()[:, None])
+        return kept / kept.sum(-1, keepdim=True) if self.x.cross_renorm else kept
 
     def _scaled(self, latent: Tensor, name: str) -> Tensor:
         """A latent [T, L] times one number a head, over contiguous chunks of L."""
         heads, width = self.model.n_head, latent.shape[-1]
-        owner = torch.tensor([i * heads // width for i in range(width)])
+        owner = [i * heads // width for i in range(width)]
         return latent * self._get(f"mlp.exchange.{name}")[owner]
 
     def _up(self, latent: Tensor) -> Tensor:
@@ -315,7 +313,8 @@ class _Block:
         if not self.x.mlp_gate:
             return None
         if self.x.mlp_gate_pool == "prefix_mean":
-            h = torch.stack([h[: i + 1].mean(0) for i in range(len(h))])
+            seen = torch.ones(len(h), len(h), dtype=h.dtype, device=h.device).tril()
+            h = seen / _visible(h)[:, None] @ h
         low = h @ self._get("mlp.gate.down.weight").T
         return (
             low @ self._get("mlp.gate.up.weight").T + self._get("mlp.gate.bias")
