@@ -30,6 +30,7 @@ from gpt2.schema import Settings
 from gpt2.training.micro_step import MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer
 from lib.device import select_device
+from lib.kernels import choices
 from lib.peaks import peak_flops
 
 Row = dict[str, Any]
@@ -249,8 +250,9 @@ def measure(
     with failure_in(row):
         if timed is not None:
             settings, update = timed
-            forget_tuning()  # done while others used the GPU, too
-            update.record()
+            choices.forget()  # those made while others used the GPU, too
+            with choices.timing():
+                update.record()
             row |= speed(settings, batch, seconds_of(update, repeats))
     pipe.send(row)
 
@@ -262,18 +264,6 @@ def failure_in(row: Row) -> Iterator[None]:
         yield
     except Exception as error:
         row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
-
-
-def forget_tuning() -> None:
-    """Let this process choose tiles and algorithms anew."""
-    from lib.kernels import cublaslt
-
-    cublaslt.forget()
-    if place_of("cuda", compiled=True).triton:
-        from lib.kernels import causal_op
-
-        for kernel in causal_op.TUNED:
-            kernel.cache.clear()
 
 
 def torch_device() -> torch.device:

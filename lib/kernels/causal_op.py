@@ -6,8 +6,7 @@ Importing this needs Triton. On a CPU they run under TRITON_INTERPRET=1 alone.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,75 +17,31 @@ from torch import Tensor
 from lib.kernels import causal, causal_backward
 from lib.kernels.kept import spread, write_largest
 from lib.kernels.rows import packed
-from lib.kernels.timing import seconds
+from lib.kernels.tiles import Tiled
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
 WIDEST_TOPK = 32
 LOG2E = 1.0 / math.log(2.0)
-# Tiles are tuned anew for each; the first length seen decides for all lengths.
-SIZES = ["D", "DV", "BAND", "STAT", "VALUES"]
-# Of fp32 products that no tensor core computes: they are unrolled, and a tile of 64 by
-# 64 takes a compiler a minute.
-EXACT = (32, 32, 4, 2)
 
-
-def tuned(
-    kernel: Any, key: Sequence[str], *tiles: tuple[int, int, int, int], **options: Any
-) -> Any:
-    """The kernel in the fastest of tiles (BM, BN, warps, stages), found anew for each
-    value of ``key``. The interpreter takes small ones."""
-    choices = [
-        triton.Config({"BM": m, "BN": n}, num_warps=warps, num_stages=stages)
-        for m, n, warps, stages in (*tiles, EXACT)
-    ]
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        choices = [triton.Config({"BM": 16, "BN": 16})]
-    return triton.autotune(
-        choices,
-        [*key, "P"],
-        prune_configs_by={"early_config_prune": fitting},
-        do_bench=_milliseconds,
-        **options,
-    )(kernel)
-
-
-def fitting(choices: list[triton.Config], _: Any, **flags: Any) -> list[triton.Config]:
-    """Those to try of a kernel's: the last for exact fp32, the rest for all else."""
-    *others, smallest, exact = choices
-    if flags["P"] == "ieee":
-        return [exact]
-    # Times must not decide about bits there.
-    alone = torch.are_deterministic_algorithms_enabled()
-    return [smallest] if alone else [*others, smallest]
-
-
-def _milliseconds(call: Callable[[], object], quantiles: Sequence[float]) -> Any:
-    return [1e3 * seconds(call)] * len(quantiles)
-
-
-_forward = tuned(
+_forward = Tiled(
     causal.forward_kernel,
-    SIZES,
     *((128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
 )
-_rows = tuned(
+_rows = Tiled(
     causal_backward.rows_kernel,
-    [*SIZES, "MEAN", "KEPT"],
     *((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
 )
-_columns = tuned(
+_columns = Tiled(
     causal_backward.columns_kernel,
-    [*SIZES, "MEAN"],
     *((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
-    restore_value=["dq_ptr", "dk_ptr"],
+    restore=("dq_ptr", "dk_ptr"),
 )
-_mean = tuned(
+_mean = Tiled(
     causal.mean_kernel,
-    ["D", "BAND"],
     *((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)),
 )
 
-TUNED = (_forward, _rows, _columns, _mean)
+TILED = (_forward, _rows, _columns, _mean)
 
 
 # Output, base-2 lse, statistic, threshold, mean weights and their columns.

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from ctypes import (
     byref,
     c_float,
@@ -32,7 +32,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lib.kernels.timing import seconds
+from lib.kernels.choices import choose
+from lib.kernels.timing import once, seconds
 
 KINDS = {torch.float16: 2, torch.bfloat16: 14}  # cudaDataType of operands
 FP32, COMPUTE_32F = 0, 68
@@ -110,12 +111,19 @@ def _set(name: str, target: c_void_p, attribute: int, value: Any) -> None:
 
 
 class _Plan:
-    """A product of one shape on one device, and the fastest algorithm for it."""
+    """A product of one shape on one device, and the algorithms that can do it."""
 
     def __init__(
-        self, x: Tensor, weight: Tensor, out: Tensor, epilogue: Epilogue, align: int
+        self,
+        name: str,
+        x: Tensor,
+        weight: Tensor,
+        out: Tensor,
+        epilogue: Epilogue,
+        align: int,
     ) -> None:
-        self.handle, self.best = _handle(x.device.index), -1
+        """name: of the choice among its algorithms, the same in every process."""
+        self.handle, self.name = _handle(x.device.index), name
         self.lock = threading.Lock()  # its pointers are those of one call
         self.product = c_void_p()
         _call("cublasLtMatmulDescCreate", byref(self.product), COMPUTE_32F, FP32)
@@ -180,20 +188,22 @@ class _Plan:
         )
 
     def _choice(self, operands: list[c_void_p]) -> int:
-        """The fastest of the algorithms; the library's favourite where times would
-        decide about bits, or cannot be taken."""
-        if torch.are_deterministic_algorithms_enabled():
-            return 0
-        if self.best < 0:
-            if torch.cuda.is_current_stream_capturing():
-                return 0
-            numbers = range(len(self.found))
-            self.best = min(numbers, key=lambda i: self._seconds(i, operands))
-        return self.best
+        """Number of the algorithm to use (lib/kernels/choices.py)."""
+        return choose(
+            self.name,
+            range(len(self.found)),
+            lambda number: self._trial(number, operands, seconds),
+            lambda number: self._trial(number, operands, once) == 0.0,
+        )
 
-    def _seconds(self, number: int, operands: list[c_void_p]) -> float:
+    def _trial(
+        self,
+        number: int,
+        operands: list[c_void_p],
+        measure: Callable[[Callable[[], object]], float],
+    ) -> float:
         try:
-            return seconds(lambda: self._launch(number, operands))
+            return measure(lambda: self._launch(number, operands))
         except RuntimeError:  # the heuristics may promise too much
             return float("inf")
 
@@ -207,11 +217,6 @@ def _layout(matrix: Tensor) -> c_void_p:
 
 
 _plans: dict[Hashable, _Plan] = {}
-
-
-def forget() -> None:
-    """Choose algorithms anew."""
-    _plans.clear()
 
 
 def product(
@@ -240,7 +245,10 @@ def product(
     shapes = tuple((tuple(t.shape), t.stride(0)) for t in (x, weight, out))
     key = (epilogue, x.dtype, out.dtype, x.device.index, align, shapes)
     if key not in _plans:
-        _plans[key] = _Plan(x, weight, out, epilogue, align)
+        kind = str(x.dtype).removeprefix("torch.")
+        sizes = " ".join("x".join(map(str, shape)) + f"/{s}" for shape, s in shapes)
+        name = f"cublaslt {epilogue.name} {kind} {sizes} aligned {align}"
+        _plans[key] = _Plan(name, x, weight, out, epilogue, align)
     plan = _plans[key]
     if not plan.found:
         raise RuntimeError(f"cuBLASLt has no algorithm for {epilogue.name} of {shapes}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from importlib.util import find_spec
 
 import pytest
 import torch
@@ -27,20 +26,3 @@ def test_a_host_slower_than_the_gpu_is_not_measured() -> None:
     assert 0 < short < SLOW / 4, "a write of 4 KB"
     assert short < long, "a write of 256 MB"
     assert len(calls) > 20
-
-
-@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_tiles_left_to_choose_from() -> None:
-    from lib.kernels.causal_op import EXACT, TUNED, fitting
-
-    before = torch.get_deterministic_debug_mode()
-    for kernel in TUNED:
-        many = fitting(kernel.configs, {}, P="tf32")
-        (exact,) = fitting(kernel.configs, {}, P="ieee")
-        assert (exact.kwargs["BM"], exact.kwargs["BN"]) == EXACT[:2]
-        try:
-            torch.set_deterministic_debug_mode("error")
-            (alone,) = fitting(kernel.configs, {}, P="tf32")
-        finally:
-            torch.set_deterministic_debug_mode(before)
-        assert alone in many and exact not in many and len(many) > 1
