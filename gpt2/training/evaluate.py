@@ -7,6 +7,7 @@ once and alike.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -35,11 +36,13 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Evaluation:
-    """loss in nats per token; accuracy: share of tokens whose arg max is right."""
+    """loss in nats per token; accuracy: share of tokens whose arg max is right;
+    seconds: what the evaluation took, by a clock of its own."""
 
     loss: float
     accuracy: float
     tokens: int
+    seconds: float = field(default=0.0, compare=False)
     attention: Mapping[str, list[float]] = field(default_factory=dict)
 
     @property
@@ -70,7 +73,7 @@ class Evaluator:
 
     def __call__(self, model: Scorer) -> Evaluation:
         """Score; dropout is off meanwhile, and no random number is drawn."""
-        was_training = model.training
+        began, was_training = time.perf_counter(), model.training
         model.train(False)
         try:
             total, right = self._sums(model)
@@ -78,7 +81,8 @@ class Evaluator:
         finally:
             model.train(was_training)
         tokens = len(self.offsets) * self.block_size
-        return Evaluation(total / tokens, right / tokens, tokens, attention)
+        seconds = time.perf_counter() - began
+        return Evaluation(total / tokens, right / tokens, tokens, seconds, attention)
 
     @torch.no_grad()
     def _sums(self, model: Scorer) -> tuple[float, int]:

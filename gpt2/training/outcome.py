@@ -32,7 +32,7 @@ def trained(
         "tokens": progress.tokens,
         "tokens_per_s": rate,
         **utilisation(costs.flops_training, rate, peak),
-        "seconds": progress.seconds,
+        **progress.times(),
         "data_wait_share": progress.wait_seconds / progress.train_seconds,
         "step_seconds": progress.train_seconds / progress.step,
         "epochs": epochs,

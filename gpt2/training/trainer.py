@@ -248,11 +248,13 @@ class Trainer:
                 "step": p.step,
                 "tokens": p.tokens,
                 "loss": p.train_loss,
+                "loss_sum": loss,
+                "updates": p.updates_summed,
                 "lr": self._rate,
                 "grad_norm": self._norm.item(),
                 "tokens_per_s": rate,
                 **utilisation(self._flops_per_token, rate, self._peak_flops),
-                "seconds": p.seconds,
+                **p.times(),
             }
         )
         self._sums.zero_()
@@ -282,7 +284,8 @@ class Trainer:
             "val_perplexity": found.perplexity,
             "val_accuracy": found.accuracy,
             "bits_per_byte": bits_per_byte(found.loss, self.val_split.bytes_per_token),
-            "seconds": self.progress.seconds,
+            "eval_seconds": found.seconds,
+            **self.progress.times(),
             **found.attention,
         }
 
@@ -306,8 +309,8 @@ class Trainer:
             "tokens": p.tokens,
             "epoch": p.tokens // self._epoch_tokens,
             "epoch_seconds": p.seconds - p.epoch_began,
-            "seconds": p.seconds,
             "val_step": found["step"],
+            **p.times(),
         }
         self.recorder.evaluation("epoch", {**found, **epoch})
         p.epoch_began = p.seconds

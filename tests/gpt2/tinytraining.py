@@ -55,7 +55,10 @@ TINY = (
     "CPU_THREADS=1",
     "DROPOUT=0.1",
 )
-TIMES = ("seconds", "tokens_per_s", "epoch_seconds")
+TIMES = (
+    *("seconds", "train_seconds", "eval_seconds"),
+    *("tokens_per_s", "epoch_seconds"),
+)
 
 
 @cache

@@ -21,6 +21,7 @@ from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from gpt2.training.trainer import Trainer
 from lib.device import select_device
+from lib.rundir import read_jsonl
 from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import (
     STEPS,
@@ -78,6 +79,19 @@ def test_the_result_has_every_column(done):
     assert result["kv_bytes_per_token"] == 2 * 32 * 2 * 4  # k and v, 2 layers, fp32
     # Bytes and an end of text a document: nearly one token a byte.
     assert result["bits_per_byte"] == pytest.approx(result["val_loss"] / 0.6931, 0.01)
+
+
+def test_records_tell_training_and_evaluation_apart(done):
+    """The sum behind each loss, and times that an audit can hold against each other."""
+    every = read_jsonl(done / "metrics.jsonl")
+    trains = [record for record in every if record["kind"] == "train"]
+    assert sum(record["updates"] for record in trains) == STEPS
+    for record in trains:
+        assert record["loss"] == record["loss_sum"] / record["updates"]
+    evaluating = sum(r["eval_seconds"] for r in every if r["kind"] == "eval")
+    result = status(done)["result"]
+    assert 0 < evaluating <= result["seconds"] - result["train_seconds"]
+    assert result["tokens_per_s"] == result["tokens"] / result["train_seconds"]
 
 
 def test_the_manifest_tells_where_the_numbers_come_from(job, done):
