@@ -10,7 +10,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
 	ARMS SD MARGIN SBATCH
 # The targets that read them; PYTHON and EXTRAS are read by all.
-RUNS := all quickstart run continue rerun dry-run estimate budget status stop
+RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
 READ_RESULTS := report
@@ -27,7 +27,7 @@ READ_MARGIN := quickstart report compare plan
 READ_SBATCH := sbatch
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate status stop data verify overfit track sbatch
+	estimate as-trained status stop data verify overfit track sbatch
 
 quote = '$(subst ','\'',$1)'
 settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
@@ -101,6 +101,8 @@ plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA
 		o,DELTA POWER ARMS SD MARGIN,$(call option,$o))
 estimate: config.py | setup ## time a few steps of each cell: hours, memory, disk
 	$(MATRIX) --estimate
+as-trained: config.py | setup ## gradients of each step against formulas, as it will train
+	$(MATRIX) --as-trained
 budget: config.py | setup ## parameters, FLOPs, cache and GPU memory of each step
 	$(MATRIX) --budget
 verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry

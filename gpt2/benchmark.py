@@ -24,11 +24,13 @@ from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.paths import chosen
 from gpt2.paths.attention import attempt, candidates
+from gpt2.paths.store import Tuning
 from gpt2.plan import step_settings
 from gpt2.reading import settings_from
 from gpt2.schema import Settings
 from gpt2.training.micro_step import MicroStep, Recorded, record
 from gpt2.training.optimize import make_optimizer
+from gpt2.training.tuning import tune
 from lib.device import select_device
 from lib.kernels import choices
 from lib.peaks import peak_flops
@@ -286,7 +288,8 @@ def subject_settings(
     if subject in (PLAIN, PEER):
         named = {"attention_backend": "sdpa", "mlp_backend": "torch"}
         return settings.replace(**named), "sdpa, torch"
-    settings, _ = chosen.choose(settings, device, batch)
+    found = tune(settings, select_device("auto"), batch, Tuning())
+    settings, _ = chosen.choose(settings, device, batch, found)
     return settings, ", ".join(chosen.serving(settings, "cuda").values())
 
 

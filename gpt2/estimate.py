@@ -35,16 +35,16 @@ SPARE = 64 * 2**20  # bytes; logs, metrics, what else is on the disk
 # ---- measuring ------------------------------------------------------------------
 
 
-def probe_job(job: Job) -> Job:
-    """The first steps of a job with one evaluation and one checkpoint. Pruning is
-    left out: its schedule does not fit so few steps."""
+def probe_job(job: Job, updates: int = STEPS) -> Job:
+    """The first updates of a job with one evaluation and one checkpoint. Pruning is
+    left out: its schedule does not fit so few updates."""
     short = job.settings.replace(
-        max_iters=STEPS,
+        max_iters=updates,
         time_budget="",
         warmup_steps=0,
-        eval_interval=STEPS,
+        eval_interval=updates,
         log_interval=1,
-        checkpoint_interval=STEPS,
+        checkpoint_interval=updates,
         keep_checkpoints=True,
         prune_method="none",
         profile=False,

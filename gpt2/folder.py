@@ -28,6 +28,7 @@ from lib.identity import diff_fields
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX_FILE = "matrix.json"
 ESTIMATES_FILE = "estimates.json"
+KERNELS_FILE = "kernels.json"  # which kernels all runs train with (gpt2/paths/store.py)
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in
@@ -118,9 +119,18 @@ def _clear(root: Path) -> None:
         shutil.rmtree(probes, ignore_errors=True)
 
 
-def scratch(root: Path) -> tempfile.TemporaryDirectory[str]:
-    """Where probes run: on the disk of the results, and gone afterwards."""
-    return tempfile.TemporaryDirectory(prefix=PROBES, dir=root)
+@contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """Where probes run: on the disk of the results, and gone afterwards. They choose
+    kernels as the runs do, and the runs take what they found."""
+    with tempfile.TemporaryDirectory(prefix=PROBES, dir=root) as name:
+        folder = Path(name)
+        if (root / KERNELS_FILE).is_file():
+            shutil.copyfile(root / KERNELS_FILE, folder / KERNELS_FILE)
+        yield folder
+        if (folder / KERNELS_FILE).is_file():
+            text = (folder / KERNELS_FILE).read_text()
+            rundir.atomic_write_text(root / KERNELS_FILE, text)
 
 
 def read_matrix_file(output_dir: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -206,9 +206,8 @@ def make_estimate(
 
     Raises as run().
     """
-    with held(plan, settings, copies) as root, scratch(root) as name:
+    with held(plan, settings, copies) as root, scratch(root) as folder:
         check(root, plan, settings)
-        folder = Path(name)
         firsts = [group[0] for group in cells(plan.jobs)]
         tasks = [task_of(estimate.probe_job(job), folder, "skipped") for job in firsts]
         tasks, options = share(tasks, firsts, root, options, view)
@@ -216,6 +215,75 @@ def make_estimate(
         if not records:
             return {}
         return estimate.write(root, plan, records, at_once(records, options.slots))
+
+
+def compare_as_trained(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    options: Options,
+    view: View,
+) -> list[Comparison]:
+    """Of each cell, by one update on the device that will train: do loss and gradients
+    of the code that trains equal the formulas'? (gpt2/training/as_trained.py)
+
+    Raises as run().
+    """
+    with held(plan, settings, copies) as root, scratch(root) as folder:
+        check(root, plan, settings)
+        jobs = [estimate.probe_job(g[0], updates=1) for g in cells(plan.jobs)]
+        tasks = [task_of(job, folder, "skipped") for job in jobs]
+        tasks, options = share(tasks, jobs, root, options, view)
+        Scheduler(tasks, options, view).run()
+        return [Comparison.of(job.cell, folder / job.run_dir) for job in jobs]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """The first comparison with the formulas that a run made; message: why there is
+    none."""
+
+    cell: str
+    record: Mapping[str, Any]
+    paths: str
+    message: str = ""
+
+    @classmethod
+    def of(cls, cell: str, run_dir: Path) -> Comparison:
+        status = rundir.read_status(run_dir)
+        try:
+            manifest = rundir.read_json(run_dir / rundir.MANIFEST_FILE)
+        except (OSError, ValueError):
+            manifest = {}
+        checks = (manifest.get("as_trained") or {}).get("checks", [])
+        names = ("attention_backend", "mlp_backend", "cuda_graph")
+        paths = ", ".join(str(manifest[n]) for n in names if n in manifest)
+        if not checks:
+            why = f"{status['failure'] or status['status']}: {status['message']}"
+            return cls(cell, {}, paths, why)
+        return cls(cell, checks[-1], paths)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.record.get("passed"))
+
+
+def comparison_table(found: Sequence[Comparison]) -> str:
+    """One line for each cell: the largest deviation, what is allowed, and where."""
+    lines = [f"{'step':<30} {'deviates':>9} {'allowed':>8} {'loss':>8}  where; kernels"]
+    for one in found:
+        record = one.record
+        if not record:
+            lines.append(f"{one.cell[:30]:<30} FAILED: {one.message}")
+            continue
+        mark = "" if one.passed else "FAILED "
+        numbers = f"{record['worst']:>9.1e} {record['tolerance']:>8.0e}"
+        loss, where = f"{record['loss_deviation']:>8.1e}", record["parameter"]
+        name = f"{one.cell[:30]:<30}"
+        lines.append(f"{name} {numbers} {loss}  {mark}{where}; {one.paths}")
+    passed = sum(one.passed for one in found)
+    lines.append(f"{passed} of {len(found)} train as their formulas say")
+    return "\n".join(lines) + "\n"
 
 
 def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[Job]:

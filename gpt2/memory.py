@@ -288,7 +288,7 @@ def _kept_by_fused(s: Settings) -> int:
     row, width = FLOAT * m.n_head, c * m.n_head * m.head_dim
     doubled = 4 * width if x.ra else 0
     match path_of(s):
-        case "sdpa":
+        case "sdpa" | "cudnn":
             return row + doubled
         case "flex":  # a band is two calls
             return row + doubled + (row + width if _is_banded(s) else 0)
@@ -350,11 +350,12 @@ def path_of(s: Settings) -> str:
     """The path of attention on a GPU, as far as it is known beforehand: `auto` is
     taken to choose SDPA where it serves and this project's kernels elsewhere."""
     x, backend = s.mechanisms, s.resources.attention_backend
-    if not (x.ract or x.cross_token or _is_banded(s)) and backend in ("auto", "sdpa"):
+    fused = backend in ("auto", "sdpa", "cudnn")
+    if fused and not (x.ract or x.cross_token or _is_banded(s)):
         return "sdpa"
     if backend in ("auto", "triton"):
         return "reference" if s.model.dropout else "triton"
-    return "reference" if backend == "sdpa" else backend
+    return "reference" if fused else backend
 
 
 def _is_banded(s: Settings) -> bool:

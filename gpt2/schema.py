@@ -202,6 +202,7 @@ class Resources:
     compile_model: bool = setting("COMPILE_MODEL")
     compile_mode: str = setting("COMPILE_MODE")
     cuda_graphs: bool = setting("CUDA_GRAPHS")
+    as_trained: bool = setting("AS_TRAINED")
     auto_batch: bool = setting("AUTO_BATCH")
     gpu_memory: int = setting("GPU_MEMORY_GB")
     tf32: bool = setting("TF32")

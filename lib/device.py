@@ -13,7 +13,7 @@ import random
 import re
 import resource
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -331,13 +331,33 @@ def reset_peak_memory(info: DeviceInfo) -> None:
     """Start peak_memory anew on a GPU; a CPU's is of the whole process, always."""
     if info.is_gpu:
         torch.cuda.reset_peak_memory_stats(info.torch_device)
+        _earlier_peaks.pop(info.torch_device.index, None)
+
+
+@contextlib.contextmanager
+def peak_memory_kept(info: DeviceInfo) -> Iterator[None]:
+    """Leave what is allocated inside out of peak_memory, and give it back."""
+    if not info.is_gpu:
+        yield
+        return
+    index = info.torch_device.index
+    before = peak_memory(info)[0]
+    yield
+    torch.cuda.empty_cache()
+    reset_peak_memory(info)
+    _earlier_peaks[index] = before
+
+
+_earlier_peaks: dict[int, int] = {}
 
 
 def peak_memory(info: DeviceInfo) -> tuple[int, str]:
     """(bytes, what they measure): torch's allocations on a GPU; on a CPU the largest
     resident set of the process so far, interpreter and libraries included."""
     if info.is_gpu:
-        return torch.cuda.max_memory_allocated(info.torch_device), "allocated by torch"
+        peak = torch.cuda.max_memory_allocated(info.torch_device)
+        earlier = _earlier_peaks.get(info.torch_device.index, 0)
+        return max(peak, earlier), "allocated by torch"
     unit = 1 if sys.platform == "darwin" else 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
     return peak, "max RSS of the process"

@@ -24,11 +24,13 @@ from lib.preload import Forked, Template, die_with
 from lib.runlog import Pace, Progress, log_tail, rotate_log
 
 EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
+EXIT_GRADIENTS = 7  # they are not those of the model's formulas
 _BY_EXIT_CODE = {
     EXIT_INTERRUPTED: ("interrupted", None),
     EXIT_OOM: ("oom", "oom"),
     EXIT_NAN: ("failed", "nan"),
     EXIT_DISK: ("failed", "disk"),
+    EXIT_GRADIENTS: ("failed", "gradients"),
 }
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # What an attempt finds in its environment; its helpers inherit it.

@@ -30,7 +30,15 @@ EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
 # to have made a step.
 # Memory: each attempt takes less; a run that has nothing left to halve ends as
 # status "oom", which is not tried again.
-RETRIES = {"crash": 1, "killed": 2, "hang": 1, "oom": 16, "nan": 0, "disk": 0}
+RETRIES = {
+    "crash": 1,
+    "killed": 2,
+    "hang": 1,
+    "oom": 16,
+    "nan": 0,
+    "disk": 0,
+    "gradients": 0,
+}
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
 
 

@@ -31,7 +31,7 @@ from lib.process import Attempt, Patience
 from lib.scheduler import Launch, Options
 from lib.trackers import check_installed
 
-EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 2, 3, 6
+EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 1, 2, 3, 6
 WATCH = 10.0  # seconds between looks at somebody else's work
 ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that leave the choice to us
 
@@ -48,6 +48,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         ("list", "list the jobs and stop"),
         ("dry-run", "list the jobs, then prove each step at tiny size"),
         ("estimate", "time a few steps of each cell and tell what all will take"),
+        ("as-trained", "compare each cell's gradients with the formulas, as trained"),
         ("budget", "print parameters, FLOPs, cache and memory of each step"),
         ("status", "say how far everything is, also while it runs"),
         ("stop", "ask the runner at work to write checkpoints and stop"),
@@ -182,11 +183,16 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     asked = options(settings.resources, plan.output_dir)
     files = copies(config)
     with make_view() as view:
-        if given.estimate:
+        if given.as_trained:
+            compared = matrix.compare_as_trained(plan, settings, files, asked, view)
+        elif given.estimate:
             found = matrix.make_estimate(plan, settings, files, asked, view)
         else:
             proofs = partial(prove, given)
             code = matrix.run(plan, settings, files, asked, view, proofs, given.rerun)
+    if given.as_trained:
+        print(matrix.comparison_table(compared), end="")
+        return matrix.EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
     if given.estimate and not found:
         print("stopped before every cell was probed; nothing was noted")
         return EXIT_INTERRUPTED

@@ -22,6 +22,10 @@ from gpt2.attend.request import (
 )
 from gpt2.schema import few_kept
 
+# torch may choose cuDNN's attention by itself, and then hands gradients to a plan made
+# for another memory order. It serves here by name alone, through lib/kernels/cudnn.py.
+torch.backends.cuda.enable_cudnn_sdp(False)
+
 
 class Largest(NamedTuple):
     """The K largest of each row of a matrix [B, S, N], as values and columns [B, S, K];
@@ -73,6 +77,8 @@ def attend(
     match path_of(request, backend, place_of_tensor(q)):
         case "sdpa":
             return _sdpa(q, k, v, scale, transposed, row_scale, dropout)
+        case "cudnn":
+            return _cudnn(q, k, v, scale, transposed, row_scale)
         case "flex":
             return _flex(q, k, v, scale, transposed, statistic, row_scale)
         case "triton":
@@ -104,8 +110,38 @@ def _sdpa(
     row_scale: Tensor | None,
     dropout: float,
 ) -> Attended:
-    """torch's fused attention; a whole-context transposed term doubles the width:
-    [q, alpha k].[k, q] = q_i.k_j + alpha k_i.q_j, alpha on one side only."""
+    """torch's fused attention: FlashAttention where there is one, never cuDNN's."""
+    q, k, v = _plain(q, k, v, transposed, row_scale)
+    out = F.scaled_dot_product_attention(
+        q, k, v, dropout_p=dropout, is_causal=True, scale=scale
+    )
+    return Attended(out)
+
+
+def _cudnn(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    transposed: Transposed | None,
+    row_scale: Tensor | None,
+) -> Attended:
+    """cuDNN's attention; see lib/kernels/cudnn.py."""
+    from lib.kernels.cudnn import attention
+
+    return Attended(attention(*_plain(q, k, v, transposed, row_scale), scale))
+
+
+def _plain(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    transposed: Transposed | None,
+    row_scale: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Queries, keys and values of plain attention with the same scores. A
+    whole-context transposed term doubles the width: [q, alpha k].[k, q] =
+    q_i.k_j + alpha k_i.q_j, alpha on one side only."""
     if transposed is not None:
         k = k.expand_as(q)
         weighted = transposed.alpha_per_head * transposed.keys
@@ -113,10 +149,7 @@ def _sdpa(
     if row_scale is not None:
         q = q * row_scale.unsqueeze(-1).to(q.dtype)
     k, v = k.expand(*q.shape[:2], -1, -1), v.expand(*q.shape[:2], -1, -1)
-    out = F.scaled_dot_product_attention(
-        q.to(v.dtype), k.to(v.dtype), v, dropout_p=dropout, is_causal=True, scale=scale
-    )
-    return Attended(out)
+    return q.to(v.dtype), k.to(v.dtype), v
 
 
 def _flex(

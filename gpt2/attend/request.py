@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gpt2.schema import WHOLE_CONTEXT, Settings
 
-BACKENDS = ("auto", "reference", "sdpa", "flex", "triton")
+BACKENDS = ("auto", "reference", "sdpa", "cudnn", "flex", "triton")
 WIDEST_HEAD = 128  # of the kernels in lib/kernels
 WIDEST_TOPK = 32
 
@@ -112,19 +112,25 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a call runs: the kind of device, and whether kernels in Triton and
-    compiled FlexAttention can be had there."""
+    """Where a call runs: the kind of device, and whether kernels in Triton, cuDNN's
+    attention and compiled FlexAttention can be had there."""
 
     device: str
     triton: bool
     compiled: bool
+    cudnn: bool = False
 
 
 def place_of(device: str, compiled: bool) -> Place:
     """device: torch's name of its kind; Triton's interpreter counts as a device."""
     interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     there = find_spec("triton") is not None
-    return Place(device, there and (device == "cuda" or interpreted), compiled)
+    return Place(
+        device,
+        triton=there and (device == "cuda" or interpreted),
+        compiled=compiled,
+        cudnn=device == "cuda" and torch.version.cuda is not None,
+    )
 
 
 _PLACES = {kind: place_of(kind, False) for kind in ("cpu", "cuda")}
@@ -134,12 +140,18 @@ def place_of_tensor(x: Tensor) -> Place:
     """Where calls on this tensor run."""
     # Looked up, since torch.compile cannot follow find_spec.
     place = _PLACES.get(x.device.type, Place(x.device.type, False, False))
-    return Place(place.device, place.triton, torch.compiler.is_compiling())
+    compiling = torch.compiler.is_compiling()
+    return Place(place.device, place.triton, compiling, place.cudnn)
 
 
 def refusal(path: str, request: Request, place: Place) -> str:
     """Why a path cannot serve a request; empty if it can."""
-    checks = {"sdpa": _not_sdpa, "flex": _not_flex, "triton": _not_triton}
+    checks = {
+        "sdpa": _not_sdpa,
+        "cudnn": _not_cudnn,
+        "flex": _not_flex,
+        "triton": _not_triton,
+    }
     if path not in checks:
         return ""
     return next((why for bad, why in checks[path](request, place) if bad), "")
@@ -150,6 +162,17 @@ def _not_sdpa(r: Request, place: Place) -> Iterator[tuple[bool, str]]:
     yield r.mean, "no weights to average"
     yield r.banded, "no band"
     yield r.rows != r.columns, "no decoding"
+
+
+def _not_cudnn(r: Request, place: Place) -> Iterator[tuple[bool, str]]:
+    yield not place.cudnn, "needs an NVIDIA GPU"
+    yield from _not_sdpa(r, place)
+    yield r.dropout > 0, "no dropout"
+    yield r.dtype not in (torch.bfloat16, torch.float16), "16-bit numbers alone"
+    # A whole-context transposed term doubles the width of queries and keys.
+    widths = (r.widths[0] * (1 if r.window is None else 2), r.widths[1])
+    yield max(widths) > WIDEST_HEAD, f"head width above {WIDEST_HEAD}"
+    yield any(width % 8 for width in widths), "head widths in multiples of 8 alone"
 
 
 def _not_flex(r: Request, place: Place) -> Iterator[tuple[bool, str]]:

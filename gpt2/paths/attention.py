@@ -1,6 +1,7 @@
-"""`auto` for attention on a GPU: try the paths that could serve, keep the fastest
-right one (trials.py), by output, statistic, mean weights and the gradients of q,
-k and v.
+"""Paths of attention on a GPU: which could serve, which is right, which is fastest.
+
+Each is held to the reference at the size of the run, by output, statistic, mean weights
+and the gradients of q, k and v.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gpt2.attend.call import Attended, Largest
-from gpt2.attend.request import Place, fallbacks, place_of, refusal, requests_of
+from gpt2.attend.request import Place, place_of, refusal, requests_of
 from gpt2.attention import CausalAttention, Heads
 from gpt2.block import RA_MLA_Block
 from gpt2.mlp import keep_weights
@@ -21,30 +22,28 @@ from gpt2.schema import Settings
 
 # In this order. Wherever triton serves too, flex took twice its time (H100, torch
 # 2.11) and compiles for long: it is tried where no other path is right.
-CANDIDATES = ("sdpa", "triton", "flex")
-CHECKED_LENGTH = 277  # odd, and more than two tiles
+CANDIDATES = ("cudnn", "sdpa", "triton", "flex")
 
 Weigh = Callable[[Heads], Attended]
 
 
-def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, str]:
-    """The value of attention_backend to build the model with, and what to tell of
-    it (empty: nothing).
+def key(settings: Settings, batch: int) -> str:
+    """What a choice of path depends on: the same for all arms that attend alike."""
+    asked = [str(request) for request in requests_of(settings)]
+    kind = f"{settings.mechanisms.attention}, {settings.model.n_head} heads"
+    compiled = "compiled" if settings.resources.compile_model else "eager"
+    return f"attention {kind}, batch {batch}, {compiled}: " + "; ".join(asked)
 
-    Trials happen on GPUs alone, and only where there is something to choose.
-    """
+
+def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
+    """The right paths, the fastest first and the reference last, and a line for the
+    log. ``batch``: sequences in a micro batch."""
     place = place_of(device.type, settings.resources.compile_model)
-    backend = settings.resources.attention_backend
-    if backend != "auto" or not device.type == "cuda":
-        return backend, "\n".join(fallbacks(settings, place))
-    able = candidates(settings, place)
-    if not able:
-        return "reference", ""
     tried: list[Trial] = []
-    for path in able:
-        if path != "flex" or trials.fastest(tried, "") == "":
+    for path in candidates(settings, place):
+        if path != "flex" or all(trial.problem for trial in tried):
             tried.append(attempt(path, settings, device, batch))
-    return trials.fastest(tried, "reference"), trials.told("attention", tried)
+    return trials.ranked(tried, "reference"), trials.report("attention", tried)
 
 
 def candidates(settings: Settings, place: Place) -> list[str]:
@@ -62,7 +61,7 @@ def attempt(path: str, settings: Settings, device: torch.device, batch: int) -> 
 
     def seconds() -> float:
         weigh = _weigher(path, settings, device)
-        heads, leaves = inputs(settings, device, batch, settings.model.block_size)
+        heads, leaves = inputs(settings, device, batch)
         slopes = [torch.randn_like(x) for x in _numbers(weigh(heads))]
         return trials.kernel_seconds(
             lambda: torch.autograd.grad(_numbers(weigh(heads)), leaves, slopes), device
@@ -70,7 +69,9 @@ def attempt(path: str, settings: Settings, device: torch.device, batch: int) -> 
 
     def check() -> str:
         ours = _weigher(path, settings, device)
-        return compare(ours, _weigher("reference", settings, device), settings, device)
+        return compare(
+            ours, _weigher("reference", settings, device), settings, device, batch
+        )
 
     return trials.attempt(path, seconds, check)
 
@@ -106,37 +107,51 @@ def _comparable(attended: Attended, settings: Settings) -> Attended:
 
 
 def inputs(
-    settings: Settings, device: torch.device, batch: int, length: int
+    settings: Settings, device: torch.device, batch: int
 ) -> tuple[Heads, list[Tensor]]:
-    """Random heads, laid out as a projection leaves them, and their leaves: of GPT-2's
-    one tensor, so that putting its gradient together counts."""
+    """Random heads of whole sequences, laid out as a projection leaves them, and
+    their leaves: of GPT-2's one tensor, so that putting its gradient together counts.
+    """
     request, heads = requests_of(settings)[-1], settings.model.n_head
     generator = torch.Generator(device).manual_seed(1)
 
     def draw(*last: int) -> Tensor:
-        shape = (batch, length, *last)
+        shape = (batch, settings.model.block_size, *last)
         numbers = torch.randn(shape, generator=generator, device=device)
         return numbers.to(request.dtype).requires_grad_()
 
     if settings.mechanisms.attention == "mha":
-        qkv = draw(3, heads, request.widths[0])
-        q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        return Heads(q, k, v, q, k, qkv=qkv), [qkv]
-    leaves = [draw(heads, width) for width in (request.widths[0], *request.widths)]
+        leaves = [draw(3, heads, request.widths[0])]
+    else:
+        widths = (request.widths[0], *request.widths)
+        leaves = [draw(heads, width) for width in widths]
+    return heads_of(leaves), leaves
+
+
+def heads_of(leaves: list[Tensor]) -> Heads:
+    """One packed tensor [B, T, 3, H, D], or queries, keys and values [B, T, H, D]."""
+    if len(leaves) == 1:
+        q, k, v = (part.transpose(1, 2) for part in leaves[0].unbind(2))
+        return Heads(q, k, v, q, k, qkv=leaves[0])
     q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
-    return Heads(q, k, v, q, k), leaves
+    return Heads(q, k, v, q, k)
 
 
 def compare(
-    ours: Weigh, theirs: Weigh, settings: Settings, device: torch.device
+    ours: Weigh, theirs: Weigh, settings: Settings, device: torch.device, batch: int
 ) -> str:
-    """What differs from the reference by more than rounding; empty: nothing."""
-    length = min(CHECKED_LENGTH, settings.model.block_size)
+    """What differs from the reference by more than rounding; empty: nothing.
 
-    def results(weigh: Weigh) -> list[Tensor]:
-        heads, leaves = inputs(settings, device, 2, length)
-        found = _comparable(weigh(heads), settings)
-        return trials.with_gradients(_numbers(found), leaves)
-
-    kind = requests_of(settings)[-1].dtype
-    return trials.difference(results(ours), results(theirs), kind)
+    The reference takes one sequence at a time: its matrices are T x T.
+    """
+    heads, leaves = inputs(settings, device, batch)
+    found = _numbers(_comparable(ours(heads), settings))
+    weights = trials.generic_weights(found)
+    results = [*found, *trials.gradients(found, weights, leaves)]
+    distance = trials.Distance()
+    for row in range(batch):
+        mine = [x.detach()[row : row + 1].requires_grad_() for x in leaves]
+        truth = _numbers(_comparable(theirs(heads_of(mine)), settings))
+        slopes = trials.gradients(truth, [w[row : row + 1] for w in weights], mine)
+        distance.add([x[row : row + 1] for x in results], [*truth, *slopes])
+    return distance.problem(requests_of(settings)[-1].dtype)

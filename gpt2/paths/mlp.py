@@ -1,8 +1,5 @@
-"""What computes the MLP: torch's products with GELU between them, or cuBLASLt's with
-GELU inside (lib/kernels/gelu_op.py).
-
-`auto` on an NVIDIA GPU tries both and keeps the faster right one (trials.py).
-"""
+"""Paths of the MLP: torch's products with GELU between them, or cuBLASLt's with GELU
+inside (lib/kernels/gelu_op.py)."""
 
 from __future__ import annotations
 
@@ -17,24 +14,26 @@ from gpt2.paths import trials
 from gpt2.schema import Model, Settings
 
 PATHS = ("torch", "cublaslt")
-CHECKED_ROWS = 277  # odd
 
 
-def choose(settings: Settings, device: torch.device, batch: int) -> tuple[str, str]:
-    """The value of mlp_backend to build the model with, and what to tell of it
-    (empty: nothing)."""
-    backend = settings.resources.mlp_backend
-    if backend == "torch":
-        return "torch", ""
-    why = refusal(settings, device)
-    if backend == "cublaslt":
-        if not why:
-            return backend, ""
-        return "torch", f"MLP by 'cublaslt': {why}; torch serves instead"
-    if why or settings.resources.attention_backend == "reference":
-        return "torch", ""
+def key(settings: Settings, batch: int) -> str:
+    """What a choice of path depends on: the same for all arms with such an MLP."""
+    m, resources = settings.model, settings.resources
+    shape = f"{batch * m.block_size} x {m.n_embd} x {m.mlp_width}"
+    compiled = "compiled" if resources.compile_model else "eager"
+    bias = "with" if m.bias else "without"
+    return f"MLP {shape} {bias} bias, {settings.optim.mixed_precision}, {compiled}"
+
+
+def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
+    """The right paths, the fastest first, and a line for the log.
+
+    ``batch``: sequences in a micro batch.
+    """
+    if refusal(settings, device):
+        return ["torch"], ""
     tried = [attempt(path, settings, device, batch) for path in PATHS]
-    return trials.fastest(tried, "torch"), trials.told("MLP", tried)
+    return trials.ranked(tried, "torch"), trials.report("MLP", tried)
 
 
 def refusal(settings: Settings, device: torch.device) -> str:
@@ -79,15 +78,17 @@ def attempt(
         )
 
     def check() -> str:
-        ours = _leaves(m, device, kind, CHECKED_ROWS)
+        ours = _leaves(m, device, kind, batch * m.block_size)
         exact = [x.detach().float().requires_grad_() for x in ours]
         x, into, outof, *bias = exact
+        mine = run(*ours)
         truth = through_gelu(x, into, bias[0] if bias else None, outof, "torch")
-        return trials.difference(
-            trials.with_gradients([run(*ours)], ours),
-            trials.with_gradients([truth], exact),
-            kind,
+        weights, distance = trials.generic_weights([truth]), trials.Distance()
+        distance.add(
+            [mine, *trials.gradients([mine], weights, ours)],
+            [truth, *trials.gradients([truth], weights, exact)],
         )
+        return distance.problem(kind)
 
     return trials.attempt(path, seconds, check)
 

@@ -1,7 +1,8 @@
-"""Trials of paths that compute the same thing: is one right, and how fast is it?
+"""Trials of paths that compute the same: is one right, and how fast is it?
 
-Each is compared with a reference and timed at the size of the run, so that neither a
-kernel that a device miscompiles nor one that is slow there is ever trained with.
+Each is compared with a reference and timed at the size of the run, by the process of
+gpt2/paths/tuning.py, so that neither a kernel that a device miscompiles nor one that is
+slow there is chosen, and nothing of a trial is left in the process that trains.
 """
 
 from __future__ import annotations
@@ -44,36 +45,59 @@ def attempt(path: str, seconds: Callable[[], float], check: Callable[[], str]) -
         return Trial(path, 0.0, f"failed ({type(error).__name__}: {text[0][:120]})")
 
 
-def fastest(trials: Sequence[Trial], otherwise: str) -> str:
-    """The fastest path without a problem; ``otherwise`` if there is none."""
-    right = [trial for trial in trials if not trial.problem]
-    return min(right, key=lambda t: t.seconds).path if right else otherwise
+def ranked(trials: Sequence[Trial], otherwise: str) -> list[str]:
+    """The paths without a problem, the fastest first; ``otherwise`` comes last."""
+    right = sorted((t for t in trials if not t.problem), key=lambda t: t.seconds)
+    paths = [trial.path for trial in right]
+    return paths if otherwise in paths else [*paths, otherwise]
 
 
-def told(subject: str, trials: Sequence[Trial]) -> str:
-    """For a log: each path with its time or its problem."""
+def report(subject: str, trials: Sequence[Trial]) -> str:
+    """A line for a log: each path with its time or its problem."""
     return f"{subject}: " + ", ".join(map(str, trials))
 
 
-def difference(
-    ours: Sequence[Tensor], truth: Sequence[Tensor], kind: torch.dtype
-) -> str:
-    """What differs from the reference by more than rounding in products of that
-    type; empty: nothing."""
-    for number, (a, b) in enumerate(zip(ours, truth, strict=True)):
-        distance = ((a - b).float().norm() / b.float().norm()).item()
-        if not distance <= TOLERANCE[kind]:
-            return f"differs from the reference by {distance:.1e} (result {number})"
-    return ""
+class Distance:
+    """Distances between results that come in parts, relative to the reference."""
+
+    def __init__(self) -> None:
+        self._squares: list[list[float]] = []
+
+    def add(self, ours: Sequence[Tensor], truth: Sequence[Tensor]) -> None:
+        """One part of each result."""
+        for number, (a, b) in enumerate(zip(ours, truth, strict=True)):
+            if number == len(self._squares):
+                self._squares.append([0.0, 0.0])
+            a, b = a.detach().float(), b.detach().float()
+            self._squares[number][0] += (a - b).square().sum().item()
+            self._squares[number][1] += b.square().sum().item()
+
+    def problem(self, kind: torch.dtype) -> str:
+        """The first result that differs by more than rounding in products of that
+        type explains; empty: none."""
+        for number, (apart, whole) in enumerate(self._squares):
+            distance = (apart / whole) ** 0.5 if whole else apart
+            if not distance <= TOLERANCE[kind]:
+                return f"differs from the reference by {distance:.1e} (result {number})"
+        return ""
 
 
-def with_gradients(outputs: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The outputs, and the gradients of a generic linear function of them."""
+def generic_weights(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Weights of a linear function of the outputs, none like another."""
+    return [
+        torch.linspace(-1.0, 1.3, x.numel(), device=x.device).view_as(x)
+        for x in outputs
+    ]
+
+
+def gradients(
+    outputs: Sequence[Tensor], weights: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of the sum of the outputs times their weights."""
     total = torch.zeros((), device=leaves[0].device)
-    for x in outputs:
-        weights = torch.linspace(-1.0, 1.3, x.numel(), device=x.device)
-        total = total + (x.float() * weights.view_as(x)).sum()
-    return [*outputs, *torch.autograd.grad(total, leaves)]
+    for x, weight in zip(outputs, weights, strict=True):
+        total = total + (x.float() * weight).sum()
+    return list(torch.autograd.grad(total, leaves))
 
 
 def kernel_seconds(step: Callable[[], object], device: torch.device) -> float:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gpt2.attention import AttentionSide
 from gpt2.mlp import MlpResult
@@ -87,24 +88,44 @@ def whole_trace(
 ) -> dict[str, Tensor]:
     """What each part must give for tokens [T], in the order in which they work:
     of each block attention [T, E], MLP [T, E] and what it hands on; logits [T, V]."""
-    x = weights["wte.weight"][tokens] + weights["wpe.weight"][: len(tokens)]
-    last = settings.model.n_layer - 1
+    x, gates, latent = _embedded(weights, tokens), None, None
     trace: dict[str, Tensor] = {}
-    gates = latent = None
-    for number in range(last + 1):
-        block = _Block(weights, settings, f"blocks.{number}.")
-        attended, added, h = block(x, gates, latent)
+    for number in range(settings.model.n_layer):
+        block = _Block(weights, settings, number)
+        attended, added, gates, latent = block(x, gates, latent)
         x = x + attended + added
         trace[f"the attention of block {number}"] = attended
         trace[f"the MLP of block {number}"] = added
-        gates = block.gates(h) if number < last else None
-        latent = block.down(h) if number < last else None
         if gates is not None:
             trace[f"the gates from block {number}"] = gates
         if latent is not None:
             trace[f"the latent from block {number}"] = latent
-    logits = _norm(x, weights, "ln_f") @ weights["wte.weight"].T
-    return {**trace, "the logits": logits}
+    return {**trace, "the logits": _logits(weights, x)}
+
+
+def whole_loss(
+    weights: Weights, settings: Settings, tokens: Tensor, targets: Tensor
+) -> Tensor:
+    """Mean cross-entropy in nats of targets [T] after tokens [T]. Each block is
+    computed again for its gradients, so that the T x T matrices of one are held."""
+    x, gates, latent = _embedded(weights, tokens), None, None
+    for number in range(settings.model.n_layer):
+        block = _Block(weights, settings, number)
+        attended, added, gates, latent = checkpoint(
+            block, x, gates, latent, use_reentrant=False, preserve_rng_state=False
+        )
+        x = x + attended + added
+    logits = _logits(weights, x)
+    own = logits.gather(-1, targets[:, None])[:, 0]
+    return (logits.logsumexp(-1) - own).mean()
+
+
+def _embedded(weights: Weights, tokens: Tensor) -> Tensor:
+    return weights["wte.weight"][tokens] + weights["wpe.weight"][: len(tokens)]
+
+
+def _logits(weights: Weights, x: Tensor) -> Tensor:
+    return _norm(x, weights, "ln_f") @ weights["wte.weight"].T
 
 
 def _norm(x: Tensor, weights: Weights, name: str) -> Tensor:
@@ -145,17 +166,18 @@ def _gelu(x: Tensor) -> Tensor:
 
 
 class _Block:
-    """One block, by the weights whose names begin with ``prefix``."""
+    """One block, by the weights under its number."""
 
-    def __init__(self, weights: Weights, settings: Settings, prefix: str) -> None:
-        self.weights, self.prefix = weights, prefix
+    def __init__(self, weights: Weights, settings: Settings, number: int) -> None:
+        self.weights, self.prefix = weights, f"blocks.{number}."
         self.model, self.x = settings.model, settings.mechanisms
+        self.is_last = number == settings.model.n_layer - 1
 
     def __call__(
         self, x: Tensor, gates: Tensor | None, latent: Tensor | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """x [T, E] with what the block before made: gates [T, H], latent [T, L].
-        Gives what attention and MLP add to x, and the hidden state [T, M]."""
+    ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """x [T, E] with gates [T, H] and latent [T, L] of the block before: what
+        attention and MLP add to x, and gates and latent for the next block."""
         normed = _norm(x, self.weights, self.prefix + "ln_1")
         attended, weights, key_latent = self._attention(normed, gates, latent)
         x = x + attended
@@ -167,7 +189,10 @@ class _Block:
             summed = self._kept(weights.mean(0)) @ h
             low = summed @ self._get("mlp.cross.down.weight").T
             h = h + self.x.cross_mix * (low @ self._get("mlp.cross.up.weight").T)
-        return attended, self._linear("mlp.proj", h), h
+        added = self._linear("mlp.proj", h)
+        if self.is_last:
+            return attended, added, None, None
+        return attended, added, self._gates(h), self._down(h)
 
     def _get(self, name: str) -> Tensor:
         return self.weights[self.prefix + name]
@@ -296,7 +321,7 @@ class _Block:
             return self._scaled(latent, "up_scale") @ self._get("mlp.exchange.basis").T
         return latent @ self._get("mlp.exchange.up.weight").T
 
-    def down(self, h: Tensor) -> Tensor | None:
+    def _down(self, h: Tensor) -> Tensor | None:
         """What the next block's key latent gets, [T, L]."""
         match self.x.latent:
             case "tied_transpose":
@@ -308,7 +333,7 @@ class _Block:
                 return self._scaled(low, "down_scale")
         return None
 
-    def gates(self, h: Tensor) -> Tensor | None:
+    def _gates(self, h: Tensor) -> Tensor | None:
         """Gates of the next block's heads, [T, H]."""
         if not self.x.mlp_gate:
             return None

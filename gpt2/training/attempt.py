@@ -22,10 +22,12 @@ import torch
 from gpt2.corpora.tokenfiles import MissingData
 from gpt2.init import init_parameters
 from gpt2.lengths import last_update
+from gpt2.memory import path_of
 from gpt2.model import GPT
-from gpt2.paths.chosen import choose
+from gpt2.paths.chosen import choose, next_without, suspects
+from gpt2.paths.store import file_of
 from gpt2.plan import Job
-from gpt2.schema import Resources
+from gpt2.schema import Resources, Settings
 from gpt2.training import checkpoint, manifest
 from gpt2.training.batch_split import split_batch
 from gpt2.training.claim import claim
@@ -35,6 +37,7 @@ from gpt2.training.failures import (
     EXIT_USAGE,
     FolderGone,
     LessMemory,
+    NotAsTrained,
     Refused,
     end_of,
     is_out_of_memory,
@@ -48,6 +51,7 @@ from gpt2.training.sanity import watch_losses
 from gpt2.training.stopping import StopRequest
 from gpt2.training.tracking import tracking
 from gpt2.training.trainer import Trainer
+from gpt2.training.tuning import known
 from gpt2.training.watch import energy_used, watching
 from lib import device as devices
 from lib import startup
@@ -188,14 +192,18 @@ def _train(
         material = fit(job, recorder, material, partial(_one_update, job, recorder))
     if environ.get(LAST_END) == KILLED_FOR_MEMORY:
         material = shrink(job, recorder, material, recorder.last_step(), None)
+    dropped: frozenset[str] = frozenset()
     while True:
         trainer = None
         try:
-            trainer = _build(job, material, recorder, stop)
+            trainer = _build(job, material, recorder, stop, dropped)
             _start(trainer, material, environ)
             with watching(material, recorder.run_dir, recorder.say):
                 result = trainer.run()
             return result | energy_used(recorder.run_dir, result["tokens"])
+        except NotAsTrained as error:
+            assert trainer is not None, "proven before there is a trainer"
+            dropped = _other_paths(trainer, material, recorder, dropped, error)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
@@ -213,7 +221,13 @@ def _one_update(job: Job, recorder: Recorder, material: Material) -> None:
     alone = replace(job, settings=job.settings.replace(num_workers=0))
     quiet = Follower(recorder.run_dir, recorder.max_steps)
     single = replace(material, ranks=Ranks())
-    trainer = _build(alone, single, quiet, StopRequest())
+    # The path that `auto` will likely take: to try them at each size would take long.
+    resources = alone.settings.resources
+    if resources.attention_backend == "auto":
+        likely = path_of(alone.settings)
+        settings = alone.settings.replace(attention_backend=likely, mlp_backend="torch")
+        alone = replace(alone, settings=settings)
+    trainer = _trainer(alone, alone.settings, single, quiet, StopRequest())
     trainer.update(trainer.micro_batches())
 
 
@@ -280,15 +294,38 @@ def _set_up_torch(device: devices.DeviceInfo, resources: Resources) -> None:
 
 
 def _build(
-    job: Job, material: Material, recorder: Recorder, stop: StopRequest
+    job: Job,
+    material: Material,
+    recorder: Recorder,
+    stop: StopRequest,
+    dropped: frozenset[str],
 ) -> Trainer:
-    """A trainer over the initial weights. Raises Refused as _material."""
+    """A trainer over the initial weights, with kernels that are not in ``dropped``.
+    Raises Refused as _material."""
+    batch, file = material.split.micro_batch, file_of(job, recorder.run_dir)
+    for first in (True, False):  # one rank tries kernels, the others read what it found
+        if material.ranks.is_first == first:
+            tuning = known(
+                job.settings, material.device, batch, file, recorder.say, dropped
+            )
+        material.ranks.from_first(None)
+    chosen, lines = choose(
+        job.settings, material.device.torch_device, batch, tuning, dropped
+    )
+    for line in lines:
+        recorder.say(line)
+    return _trainer(job, chosen, material, recorder, stop)
+
+
+def _trainer(
+    job: Job,
+    chosen: Settings,
+    material: Material,
+    recorder: Recorder,
+    stop: StopRequest,
+) -> Trainer:
+    """chosen: the job's settings with kernels by name. Raises Refused."""
     try:
-        chosen, told = choose(
-            job.settings, material.device.torch_device, material.split.micro_batch
-        )
-        for line in told:
-            recorder.say(line)
         devices.seed_everything(job.seed + material.ranks.rank * RANK_STRIDE)
         model = GPT(chosen)
         init_parameters(model, job.seed)
@@ -296,6 +333,38 @@ def _build(
         return Trainer(job, model, material, recorder, stop)
     except ValueError as error:
         raise Refused(str(error)) from error
+
+
+def _other_paths(
+    trainer: Trainer,
+    material: Material,
+    recorder: Recorder,
+    dropped: frozenset[str],
+    error: NotAsTrained,
+) -> frozenset[str]:
+    """The paths to do without after a comparison with the formulas failed; said.
+
+    Raises the error where updates have been made, whose checkpoints are removed: any of
+    them may come from wrong gradients. Raises Refused if no other path is left.
+    """
+    if trainer.has_trained:
+        if material.ranks.is_first:
+            checkpoint.drop_all(recorder.run_dir / checkpoint.FOLDER)
+        raise error
+    recorder.say(f"{error}")
+    built, batch = trainer.built, material.split.micro_batch
+    wrong = suspects(built, material.device.torch_device, batch)
+    found = next_without(
+        trainer.settings, built, material.ranks.from_first(wrong), dropped
+    )
+    if found is None:
+        raise Refused(
+            f"{error}. Name other kernels (RA_MLA_ATTENTION_BACKEND_REFERENCE=y, "
+            "MLP_BACKEND_TORCH=y, CUDA_GRAPHS=n, COMPILE_MODEL=n), or report this with "
+            "the manifest"
+        ) from error
+    recorder.say(f"going on without {', '.join(sorted(found - dropped))}")
+    return found
 
 
 def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lib.process import (
     EXIT_DISK,
+    EXIT_GRADIENTS,
     EXIT_INTERRUPTED,
     EXIT_NAN,
     EXIT_OOM,
@@ -51,6 +52,10 @@ class NonFinite(ArithmeticError):
     """A loss, a gradient norm or a weight is NaN or infinite."""
 
 
+class NotAsTrained(ArithmeticError):
+    """What trains does not compute the gradients of the formulas."""
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """How a run ended, as status.json and the exit code tell it."""
@@ -68,6 +73,8 @@ def end_of(error: BaseException) -> End:
         return End(EXIT_INTERRUPTED, "interrupted", None, text)
     if isinstance(error, NonFinite):
         return End(EXIT_NAN, "failed", "nan", text)
+    if isinstance(error, NotAsTrained):
+        return End(EXIT_GRADIENTS, "failed", "gradients", text)
     if isinstance(error, LessMemory):
         return End(EXIT_OOM, "failed", "oom", text)
     if is_out_of_memory(error):

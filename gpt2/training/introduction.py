@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from gpt2.memory import memory
-from gpt2.model import GPT
 from gpt2.paths import chosen
-from gpt2.schema import Settings
 from gpt2.training.alignment import unaligned
 from gpt2.training.export import EXPORT_FILE
 from gpt2.training.material import Material
@@ -48,7 +46,7 @@ def introduction(
         "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
     }
     if material.device.is_gpu:
-        expected = memory(_built_with(trainer), split.micro_batch).total
+        expected = memory(trainer.built, split.micro_batch).total
         rows["peak memory"] = f"about {size(expected)} by estimate"
     odd = unaligned(settings)
     if material.device.is_gpu and odd:
@@ -68,10 +66,6 @@ def closing(result: Mapping[str, Any]) -> str:
     )
 
 
-def _built_with(trainer: Trainer) -> Settings:
-    return chosen.built_with(cast(GPT, trainer.model), trainer.settings)
-
-
 def serving(trainer: Trainer) -> dict[str, str]:
     """The paths that serve this model in training."""
-    return chosen.serving(_built_with(trainer), trainer.device.torch_device.type)
+    return chosen.serving(trainer.built, trainer.device.torch_device.type)

@@ -11,6 +11,7 @@ import torch
 
 from gpt2.plan import Job
 from gpt2.proofs.stage import VERIFIED
+from gpt2.training.as_trained import Comparison
 from gpt2.training.material import Material
 from lib import provenance
 from lib.rundir import MANIFEST_FILE, atomic_write_json, now, read_json
@@ -79,6 +80,7 @@ def write(
         "parameters": parameters,
         "started": kept.get("started", now()),
         "resumed": [*kept.get("resumed", [])],
+        "as_trained": kept.get("as_trained"),
         "out_of_memory": before.get("out_of_memory", []),
     }
     if resumed_at is not None:
@@ -126,7 +128,27 @@ def note_out_of_memory(
     atomic_write_json(run_dir / MANIFEST_FILE, manifest)
 
 
-def note_graph(run_dir: Path, job: Job, state: str) -> None:
-    """Record whether micro steps are replayed as a CUDA graph."""
+def note(run_dir: Path, job: Job, **fields: Any) -> None:
+    """Record what is known only after the start."""
     manifest = read(run_dir, job.hash)
-    atomic_write_json(run_dir / MANIFEST_FILE, manifest | {"cuda_graph": state})
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest | fields)
+
+
+def note_comparison(run_dir: Path, job: Job, found: Comparison) -> None:
+    """Add a comparison with the formulas: each one in short, and of each parameter the
+    largest deviation of all."""
+    before = read(run_dir, job.hash).get("as_trained") or {}
+    record = found.record()
+    deviations = record.pop("deviations")
+    largest = before.get("deviations", {})
+    note(
+        run_dir,
+        job,
+        as_trained={
+            "checks": [*before.get("checks", []), record],
+            "deviations": {
+                name: max(value, largest.get(name, 0.0))
+                for name, value in deviations.items()
+            },
+        },
+    )

@@ -27,6 +27,7 @@ class Progress:
     train_loss: float | None = None
     best_val_loss: float | None = None
     last: dict[str, Any] | None = None  # the last evaluation's record
+    deviation: float | None = None  # largest from the formulas (as_trained.py)
 
     def count(self, tokens: int) -> None:
         """One more update over so many tokens."""

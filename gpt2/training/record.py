@@ -14,6 +14,7 @@ from lib.rundir import METRICS_FILE, append_jsonl, read_jsonl, write_status
 
 STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
 ALARM = "alarm"  # kind of a record that warns of a loss
+AS_TRAINED = "as_trained"  # kind of a record that compares gradients with formulas
 
 # Is told of each record, by kind, once it is written; must not raise or wait.
 Listener = Callable[[str, Mapping[str, Any]], None]
@@ -103,6 +104,10 @@ class Recorder:
         self.status(step=record["step"])
         self._tell(kind, record)
 
+    def comparison(self, record: Mapping[str, Any]) -> None:
+        """A record of gpt2/training/as_trained.py; raises DiskFull, FolderGone."""
+        self._append({"kind": AS_TRAINED, **record})
+
     def alarm(self, record: Mapping[str, Any]) -> None:
         """A record with a "message" to look at; raises DiskFull, FolderGone."""
         self._append({"kind": ALARM, **record})
@@ -157,6 +162,8 @@ class Follower(Recorder):
     def train(self, record: Mapping[str, Any]) -> None: ...
 
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None: ...
+
+    def comparison(self, record: Mapping[str, Any]) -> None: ...
 
     def alarm(self, record: Mapping[str, Any]) -> None: ...
 

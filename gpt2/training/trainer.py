@@ -16,12 +16,15 @@ from torch import nn
 from gpt2.budget import budget
 from gpt2.lengths import seconds_of
 from gpt2.model import GPT
+from gpt2.paths.chosen import built_with, names_of
 from gpt2.plan import Job
+from gpt2.schema import Settings
 from gpt2.training import faults, manifest
+from gpt2.training.as_trained import LATER, compare
 from gpt2.training.data import Batch, Batches, eval_windows, gather
 from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.export import EXPORT_FILE, write_export
-from gpt2.training.failures import Interrupted, NonFinite
+from gpt2.training.failures import Interrupted, NonFinite, NotAsTrained
 from gpt2.training.material import Material
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
@@ -32,6 +35,7 @@ from gpt2.training.schedule import learning_rate
 from gpt2.training.stopping import StopRequest
 from gpt2.training.update import Updater
 from lib import device as devices
+from lib.kernels import choices
 from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
@@ -78,6 +82,7 @@ class Trainer:
         self._time_budget = seconds_of(self.optim.time_budget)
         self._rate = 0.0
         self._is_over = False
+        self.has_trained = False  # an update in this attempt
         self._loader: Batches | None = None
         self._waited = 0.0  # of the loader's waiting, what is booked
 
@@ -102,8 +107,10 @@ class Trainer:
         self.model.train()
         if self.device.is_gpu and self.progress.step < self.optim.max_iters:
             self.warm_up(self.resources.gpu_warmup)
-        self._clock.lap()
         self._is_over = self._has_ended()
+        if not self._is_over:
+            self._compare_with_formulas()
+        self._clock.lap()
         known = self.recorder.has_evaluation(self.progress.step)
         if self._is_eval_step() and not self.ranks.from_first(known):
             self._evaluate()
@@ -114,6 +121,7 @@ class Trainer:
                 self._stop_if_asked()
                 with profiler.update(self.progress.step + 1):
                     self.update(data)
+                self.has_trained = True
                 self._after_update()
         self.save()
         return self.result() | self._export()
@@ -145,10 +153,48 @@ class Trainer:
         random = devices.random_state(self.device)
         self.updater.warm_up(tokens, targets, times)
         if self.device.is_gpu and self.ranks.is_single and self.resources.cuda_graphs:
-            told = self.updater.record(tokens, targets)
-            manifest.note_graph(self.recorder.run_dir, self.job, told)
-            self.recorder.say(f"CUDA graph of a micro step: {told}")
+            state = self.updater.record(tokens, targets)
+            manifest.note(self.recorder.run_dir, self.job, cuda_graph=state)
+            self.recorder.say(f"CUDA graph of a micro step: {state}")
+        self._note_kernels()
         devices.set_random_state(self.device, random)
+
+    def _note_kernels(self) -> None:
+        """Record tiles and algorithms, and which of them were not timed before."""
+        untimed = choices.by_default()
+        if untimed:
+            self.recorder.say(
+                f"warning: {len(untimed)} kernels run with their first choice, which "
+                "was not timed; the manifest names them"
+            )
+        if self.ranks.is_first:
+            manifest.note(
+                self.recorder.run_dir,
+                self.job,
+                kernels=choices.found(),
+                untimed_kernels=untimed,
+            )
+
+    def _compare_with_formulas(self) -> None:
+        """The certificate "as trained". Raises NotAsTrained."""
+        if not self.resources.as_trained:
+            return
+        step, model = self.progress.step, cast(GPT, self.model)
+        found = compare(self.updater, model, self.settings, self._material, step)
+        self.recorder.say(found.describe())
+        self.recorder.comparison(found.record())
+        if self.ranks.is_first:
+            manifest.note_comparison(self.recorder.run_dir, self.job, found)
+        worst = max(found.worst[1], self.progress.deviation or 0.0)
+        self.progress.deviation = worst
+        if self.ranks.any(not found.passed, self._on):
+            paths = " and ".join(names_of(self.built))
+            raise NotAsTrained(f"{found.describe()}; computed by {paths}")
+
+    @property
+    def built(self) -> Settings:
+        """The settings with the kernels that the model was built with."""
+        return built_with(cast(GPT, self.model), self.settings)
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()
@@ -203,6 +249,11 @@ class Trainer:
             self._evaluate()
         if self.progress.ended_epochs(self.tokens_per_update, self._epoch_tokens):
             self._record_epoch()
+        if step in LATER or self._is_over:
+            self.check_finite()
+            self._book(training=True)
+            self._compare_with_formulas()
+            self._book(training=False)
         if step % self.resources.checkpoint_interval == 0:
             self.save()
 
@@ -388,6 +439,7 @@ class Trainer:
             **scored(self.progress, self.val_split.bytes_per_token),
             **held(self.updater.optimizer, self.updater.pruner),
             "parameters": sum(p.numel() for p in self.updater.parameters),
+            "as_trained": self.progress.deviation,
             "peak_memory_bytes": devices.peak_memory(self.device)[0],
             **devices.reserved_memory(self.device),
         }

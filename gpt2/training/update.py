@@ -43,13 +43,14 @@ class Updater:
         if resources.compile_model:
             mode = resources.compile_mode
             forward = torch.compile(forward, mode=mode, dynamic=False)
-        self._step: MicroStep | Recorded = MicroStep(
+        self.plain_step = MicroStep(
             forward,
             self.device,
             precision,
             share=1 / self.accumulation,
             scale=lambda loss: self.scaler.scale(loss),
         )
+        self.micro_step: MicroStep | Recorded = self.plain_step
 
     def __call__(
         self, data: Iterator[Batch], update: int, rate: float
@@ -70,7 +71,7 @@ class Updater:
         for left in reversed(range(self.accumulation)):
             tokens, targets = next(data)
             with self.ranks.alone(self._shared, last=not left):
-                total += self._step(tokens, targets)
+                total += self.micro_step(tokens, targets)
         return self.ranks.mean(total)
 
     def _apply(self, update: int) -> Tensor:
@@ -108,7 +109,7 @@ class Updater:
 
         def once() -> None:
             with self.ranks.alone(self._shared, last=False):
-                self._step(tokens, targets)
+                self.micro_step(tokens, targets)
             self.optimizer.zero_grad(set_to_none=True)
 
         devices.warm_up(once, self.device, times)
@@ -116,10 +117,10 @@ class Updater:
     def record(self, tokens: Tensor, targets: Tensor) -> str:
         """Replay recorded micro steps from now on, if they can be recorded: whether
         they are, or why not. All micro batches have to be of this one's shape."""
-        assert isinstance(self._step, MicroStep), "recorded twice"
+        assert self.micro_step is self.plain_step, "recorded twice"
         repeats = self.accumulation > 1
-        self._step, why = record(
-            self._step, self.parameters, tokens, targets, repeats=repeats
+        self.micro_step, why = record(
+            self.plain_step, self.parameters, tokens, targets, repeats=repeats
         )
         return f"not recorded: {why}" if why else "recorded"
 

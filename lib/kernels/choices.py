@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
-T = TypeVar("T", int, tuple[int, ...])
+T = TypeVar("T", bound=int | tuple[int, ...])
 
 _known: dict[str, Any] = {}  # made by an earlier process
 _used: dict[str, Any] = {}  # by this one; its launches read nothing else

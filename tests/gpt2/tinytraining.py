@@ -216,12 +216,13 @@ def manifest(run_dir: Path) -> dict[str, Any]:
 
 
 def records(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """Records of a kind (default all), without what depends on the clock."""
+    """Records of a kind, without what depends on the clock. By default of all kinds
+    that training writes: comparisons with the formulas are one more after a resume."""
     found = read_jsonl(run_dir / "metrics.jsonl")
     return [
         {name: value for name, value in record.items() if name not in TIMES}
         for record in found
-        if kind in (None, record["kind"])
+        if kind == record["kind"] or (kind is None and record["kind"] != "as_trained")
     ]
 
 

@@ -12,17 +12,19 @@ from gpt2.mlp import through_gelu
 from gpt2.model import GPT
 from gpt2.paths import mlp
 from gpt2.paths.chosen import built_with, choose, serving
-from gpt2.paths.trials import Trial, fastest
+from gpt2.paths.trials import Trial, ranked
 from tests.gpt2.helpers import tiny_step
 
 CPU = torch.device("cpu")
 
 
-def test_the_fastest_right_path_is_kept() -> None:
+def test_right_paths_are_ranked_by_time() -> None:
     slow, fast = Trial("flex", 2.0), Trial("triton", 1.0)
-    assert fastest([slow, fast], "reference") == "triton"
-    assert fastest([slow, replace(fast, problem="differs")], "reference") == "flex"
-    assert fastest([replace(fast, problem="failed")], "reference") == "reference"
+    assert ranked([slow, fast], "reference") == ["triton", "flex", "reference"]
+    wrong = replace(fast, problem="differs")
+    assert ranked([slow, wrong], "reference") == ["flex", "reference"]
+    assert ranked([wrong], "reference") == ["reference"]
+    assert ranked([replace(slow, path="torch")], "torch") == ["torch"]
 
 
 @pytest.mark.parametrize("path", mlp.PATHS)
