@@ -23,7 +23,17 @@ from typing import IO, Any
 
 SCHEMA = 1
 STATUSES = ("planned", "running", "done", "failed", "oom", "interrupted")
-FAILURES = (None, "crash", "nan", "oom", "killed", "hang", "disk", "certificate")
+FAILURES = (
+    None,
+    "crash",
+    "nan",
+    "oom",
+    "killed",
+    "hang",
+    "disk",
+    "certificate",
+    "gradients",
+)
 
 STATUS_FILE = "status.json"
 METRICS_FILE = "metrics.jsonl"

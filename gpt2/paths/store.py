@@ -69,25 +69,40 @@ def place(device: torch.device) -> str:
 def read(file: Path, where: str) -> Tuning:
     """What is known of a place; nothing if the file is missing or damaged."""
     try:
-        data = read_json(file)
-        return Tuning.of(data["places"][where] if data["schema"] == SCHEMA else {})
-    except (OSError, ValueError, TypeError, KeyError):
+        return Tuning.of(_places(file).get(where, {}))
+    except TypeError:
         return Tuning()
 
 
 @contextmanager
-def exclusive(file: Path) -> Iterator[None]:
-    """Hold the file while tuning, so that two runs that start together tune once."""
-    with FileLock(f"{file}.lock", timeout=PATIENCE):
+def exclusive(file: Path, name: str = "") -> Iterator[None]:
+    """Hold what ``name`` stands for; without one, the file itself."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = file.with_name(f".{file.stem}{'-' * bool(name)}{name}.lock")
+    with FileLock(lock, timeout=PATIENCE):
         yield
 
 
-def write(file: Path, where: str, tuning: Tuning) -> None:
-    """Put what is known of a place beside what is known of others."""
+def add(file: Path, where: str, new: Tuning) -> Tuning:
+    """Put what was found beside what is known; all of that place. Of two processes
+    that chose alike, the first decides: later runs are to train as earlier ones did."""
+    with exclusive(file):
+        known = read(file, where)
+        whole = Tuning(
+            ranks=new.ranks | known.ranks,
+            lines=new.lines | known.lines,
+            choices=new.choices | known.choices,
+            arms=sorted({*new.arms, *known.arms}),
+        )
+        atomic_write_json(
+            file, {"schema": SCHEMA, "places": _places(file) | {where: asdict(whole)}}
+        )
+    return whole
+
+
+def _places(file: Path) -> dict[str, Any]:
     try:
         data = read_json(file)
-        places = dict(data["places"]) if data["schema"] == SCHEMA else {}
+        return dict(data["places"]) if data["schema"] == SCHEMA else {}
     except (OSError, ValueError, TypeError, KeyError):
-        places = {}
-    places[where] = asdict(tuning)
-    atomic_write_json(file, {"schema": SCHEMA, "places": places})
+        return {}

@@ -43,6 +43,8 @@ def checklist(matrix: Matrix) -> list[Item]:
         _work_tree(runs),
         _seeds(matrix),
         _certificates(runs),
+        _as_trained(runs),
+        _kernels(runs),
     ]
 
 
@@ -212,3 +214,39 @@ def _certificates(runs: list[Run]) -> Item:
     fine = set(told) == {"passed"}
     remark = "" if fine else "not proven that every switch acts: run `make verify`"
     return Item("certificates", _listing(told, len(runs)), remark)
+
+
+def _as_trained(runs: list[Run]) -> Item:
+    """The certificate of gpt2/training/as_trained.py over all runs."""
+    told = {run.run_dir: run.manifest.get("as_trained") for run in runs}
+    found = {r.run_dir: number(r.row["as_trained"]) for r in runs if told[r.run_dir]}
+    known = {name: value for name, value in found.items() if value is not None}
+    if not known:
+        return Item("as trained", NOT_RECORDED, "no gradient was compared (AS_TRAINED)")
+    worst = max(known, key=lambda name: known[name])
+    left = len(runs) - len(known)
+    return Item(
+        "as trained",
+        f"gradients within {known[worst]:.1e} of the formulas (worst: {worst})",
+        f"{left} of {len(runs)} runs were not compared" if left else "",
+    )
+
+
+def _kernels(runs: list[Run]) -> Item:
+    """Whether runs that could use the same kernels did: the same paths for the same
+    request, the same tiles and algorithms for the same product."""
+    if not any("kernels" in run.manifest for run in runs):
+        return Item("kernels", NOT_RECORDED, "no manifest names them")
+    values: dict[str, set[str]] = {}
+    for run in runs:
+        for name, value in as_dict(run.manifest.get("kernels")).items():
+            values.setdefault(clean(name), set()).add(str(value))
+    untimed = sum(bool(run.manifest.get("untimed_kernels")) for run in runs)
+    differ = [name for name, found in values.items() if len(found) > 1]
+    remarks = []
+    if differ:
+        remarks.append(f"{len(differ)} differ between runs, first {differ[0][:60]}")
+    if untimed:
+        remarks.append(f"{untimed} runs used kernels that were not timed")
+    shared = f"{len(values)} chosen" if values else "nothing to choose from"
+    return Item("kernels", shared, "; ".join(remarks))

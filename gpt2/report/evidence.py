@@ -148,9 +148,12 @@ def _state(run: Run) -> str:
 
 
 def _unverified(arm: Arm) -> tuple[str, ...]:
-    if all(run.row["verified"] in ("passed", "failed") for run in arm.done):
-        return ()
-    return (f"{arm.label}: certificates were not run",)
+    found: tuple[str, ...] = ()
+    if not all(run.row["verified"] in ("passed", "failed") for run in arm.done):
+        found += (f"{arm.label}: certificates were not run",)
+    if any(run.row["as_trained"] is None for run in arm.done):
+        found += (f"{arm.label}: gradients were not compared with the formulas",)
+    return found
 
 
 def _unlike_budgets(

@@ -60,6 +60,7 @@ NUMBERS = (  # columns of a result, in the order of the tables
     "optimizer_state_bytes",
     "sparsity",
     "zeros",
+    "as_trained",
 )
 COLUMNS = (
     "step",

@@ -311,6 +311,12 @@ COLUMNS: tuple[Column, ...] = (
     _measure(
         "step_seconds", "update", "Time of one optimizer update", human.milliseconds
     ),
+    _measure(
+        "as_trained",
+        "as trained",
+        "Largest relative deviation of a gradient from the formulas, as trained",
+        lambda value: "-" if value is None else f"{value:.0e}",
+    ),
     _measure("optimizer_state_bytes", "optimizer", "Its state, bytes", human.size),
     Column(
         "grade",

@@ -257,7 +257,7 @@ def _main_table(judged: Judgement) -> str:
 def _cost_table(judged: Judgement) -> str:
     keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
     more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
-    cells = "bits_per_byte step_seconds optimizer_state_bytes sparsity zeros"
+    cells = "bits_per_byte step_seconds optimizer_state_bytes as_trained sparsity zeros"
     cuts = "heads_left kv_change decode_change forward_change"
     wanted = " ".join((keys, more, cells, cuts)).split()
     return _columns_table(judged, wanted)

@@ -31,12 +31,13 @@ from gpt2.training.update import Updater
 from lib import device as devices
 
 # Largest relative deviation of a gradient that rounding explains, by the type of the
-# products: about three times what the 34 steps show at 124M (docs/hardware.md).
-TOLERANCE = {"cpu": 1e-4, "fp32": 2e-2, "bf16": 0.15, "fp16": 0.05}
-LOSS_TOLERANCE = {"cpu": 1e-6, "fp32": 1e-3, "bf16": 5e-3, "fp16": 2e-3}
-# A parameter of which hardly any gradient is left is measured against what the average
-# parameter has: sums that cancel in exact arithmetic leave only rounding behind.
-FLOOR = 1e-2
+# products. In bf16, whose numbers are 4e-3 apart, gradients of 124M models deviate by
+# 0.006 to 0.015 (H200, torch 2.11); the wrong ones that this is for, by 0.1 and more.
+TOLERANCE = {"cpu": 1e-4, "fp32": 1e-2, "bf16": 0.06, "fp16": 0.02}
+LOSS_TOLERANCE = {"cpu": 1e-6, "fp32": 1e-3, "bf16": 2e-3, "fp16": 1e-3}
+# A parameter of which hardly any gradient is left is measured against a share of what
+# the average parameter has: sums that cancel in exact arithmetic leave only rounding.
+FLOOR = 1e-3
 WRONG = 1e9  # instead of what is not finite
 SEQUENCES = {"cpu": 2, "gpu": 8}  # different ones; they fill the micro batches by turns
 LATER = (20, 200)  # updates after which the proof is repeated

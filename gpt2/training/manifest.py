@@ -81,6 +81,7 @@ def write(
         "started": kept.get("started", now()),
         "resumed": [*kept.get("resumed", [])],
         "as_trained": kept.get("as_trained"),
+        "kernels": {},
         "out_of_memory": before.get("out_of_memory", []),
     }
     if resumed_at is not None:

@@ -16,6 +16,7 @@ from torch import nn
 from gpt2.budget import budget
 from gpt2.lengths import seconds_of
 from gpt2.model import GPT
+from gpt2.paths import attention, mlp
 from gpt2.paths.chosen import built_with, names_of
 from gpt2.plan import Job
 from gpt2.schema import Settings
@@ -161,7 +162,7 @@ class Trainer:
 
     def _note_kernels(self) -> None:
         """Record tiles and algorithms, and which of them were not timed before."""
-        untimed = choices.by_default()
+        batch, built, untimed = self.split.micro_batch, self.built, choices.by_default()
         if untimed:
             self.recorder.say(
                 f"warning: {len(untimed)} kernels run with their first choice, which "
@@ -171,7 +172,11 @@ class Trainer:
             manifest.note(
                 self.recorder.run_dir,
                 self.job,
-                kernels=choices.found(),
+                kernels={
+                    attention.key(built, batch): built.resources.attention_backend,
+                    mlp.key(built, batch): built.resources.mlp_backend,
+                    **choices.found(),
+                },
                 untimed_kernels=untimed,
             )
 

@@ -54,12 +54,13 @@ def known(
     if not wants_tuning(settings, on):
         return None
     where = store.place(on)
-    with store.exclusive(file):
+    # Runs of one arm that start together tune once; other arms need not wait.
+    with store.exclusive(file, arm_of(settings, batch)):
         found = store.read(file, where)
         if not is_complete(found, settings, on, batch, dropped):
             say("choosing kernels for this arm, in a process of its own")
-            found = _in_a_process(settings, device, batch, found, say, dropped)
-            store.write(file, where, found)
+            new = _in_a_process(settings, device, batch, found, say, dropped)
+            found = store.add(file, where, new)
     choices.load(found.choices)
     return found
 
