@@ -72,12 +72,20 @@ class Progress:
         self.val_step: int | None = None
         self.tokens_per_s: float | None = None
         self.gpu = ""  # what its GPUs did a moment ago; empty: nobody watches one
+        self._alarms: dict[str, bool] = {}  # text -> whether it was taken
         self._path = run_dir / rundir.METRICS_FILE
         self._inode = self._offset = self._from = 0
         self._first: tuple[int, float] | None = None
         self._made = self._last_move = time.monotonic()
         self.read()
         self._first, self._from = None, self.step
+        self.take_alarms()
+
+    def take_alarms(self) -> list[str]:
+        """Alarms of this attempt that read() found since the last call, each once."""
+        fresh = [text for text, taken in self._alarms.items() if not taken]
+        self._alarms.update(dict.fromkeys(fresh, True))
+        return fresh
 
     @property
     def own_steps(self) -> int:
@@ -127,6 +135,9 @@ class Progress:
             self.tokens_per_s = record.get("tokens_per_s")
         elif record.get("kind") == "eval":
             self.val_loss, self.val_step = record.get("val_loss"), self.step
+        elif record.get("kind") == "alarm":
+            text = f"at step {record.get('step')}: {record.get('message')}"
+            self._alarms.setdefault(text, False)
 
     def _new_records(self) -> list[dict[str, Any]]:
         try:

@@ -181,7 +181,9 @@ class Scheduler:
         self._hear()
         for cell in self.running:
             assert cell.attempt is not None
-            outcome = cell.attempt.poll()
+            progress, outcome = cell.attempt.progress, cell.attempt.poll()
+            for alarm in progress.take_alarms():
+                self.view.note(f"ALARM {cell.task.name} {alarm}")
             if outcome is not None:
                 self._finish(cell, outcome)
         if not self._stopping:

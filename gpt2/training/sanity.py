@@ -42,5 +42,7 @@ def _look(watch: LossWatch, kind: str, record: Mapping[str, Any]) -> list[Alarm]
     loss = record.get(name)
     if not isinstance(step, int) or not isinstance(loss, float):
         return []
-    see = watch.train if kind == "train" else watch.evaluation
-    return see(step, loss)
+    if kind != "train":
+        return watch.evaluation(step, loss)
+    norm = record.get("grad_norm")
+    return watch.train(step, loss, norm if isinstance(norm, float) else None)

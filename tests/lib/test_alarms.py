@@ -1,7 +1,9 @@
 """lib/alarms.py on curves that are right, and on each way to be wrong."""
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -9,6 +11,7 @@ from lib.alarms import (
     DIVERGING,
     FIRST,
     FLAT,
+    GROWING,
     LEAK,
     LossWatch,
     are_identical,
@@ -108,3 +111,107 @@ def test_what_is_shared_before_training_proves_nothing():
     assert not are_identical(a, b) and not are_identical([], [])
     assert are_identical(a, b, points=1)
     assert not are_identical(a, [(0, 9.0), (20, 5.0)], points=1)
+
+
+# ---- gradients --------------------------------------------------------------------
+
+# (update, loss, gradient norm) of GPT-2 124M on Python source. The backward pass of its
+# attention was wrong by 141% in the first two (one rank, and two).
+WRONG = (
+    ((40, 4.49, 1.1), (100, 4.39, 6.5), (150, 4.35, 7.5)),
+    ((40, 4.47, 1.0), (100, 4.40, 23.6), (150, 4.39, 5.3)),
+)
+RIGHT = (
+    ((40, 4.42, 0.8), (100, 3.87, 0.6), (150, 3.74, 0.4)),
+    ((40, 4.37, 0.8), (100, 3.84, 0.8), (150, 3.64, 0.5)),
+)
+# Every record of trainings on a CPU, one an update: [loss, gradient norm].
+CURVES = json.loads((Path(__file__).parent / "curves.json").read_text())
+
+
+def gradients(records, vocab=VOCAB):
+    """Alarms at records of (update, loss, gradient norm)."""
+    watch = LossWatch(vocab)
+    return [a for record in records for a in watch.train(*record)]
+
+
+def between(points, every, noise=0.0, seed=0):
+    """Records in between, with lognormal noise of the norm."""
+    draw = random.Random(seed)
+    for (a, x, p), (b, y, q) in zip(points, points[1:], strict=False):
+        for n in range(a, b, every):
+            share = (n - a) / (b - a)
+            norm = p * (q / p) ** share * math.exp(draw.gauss(0, noise))
+            yield n, x + (y - x) * share, norm
+    yield points[-1]
+
+
+def logged(curve, every, first):
+    """As a trainer records it: the loss is a mean, the norm that of one update."""
+    for n in range(first, len(curve) + 1, every):
+        losses = [loss for loss, _ in curve[max(0, n - every) : n]]
+        yield n, sum(losses) / len(losses), curve[n - 1][1]
+
+
+@pytest.mark.parametrize("points", WRONG)
+def test_gradients_that_grow_while_the_loss_stalls(points):
+    (alarm,) = gradients(points)
+    assert (alarm.kind, alarm.step) == (GROWING, 150)
+    assert "are the gradients right?" in alarm.message
+    for every in (1, 5, 10, 25):
+        found = gradients(between(points, every, noise=0.2))
+        assert [a.kind for a in found] == [GROWING], every
+
+
+@pytest.mark.parametrize("points", RIGHT)
+def test_gradients_of_a_healthy_training_raise_nothing(points):
+    assert gradients(points) == []
+    for every in (1, 5, 10, 25):
+        assert gradients(between(points, every, noise=0.3)) == [], every
+
+
+@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("every", [1, 5, 10, 20, 40])
+def test_recorded_trainings_raise_nothing(name, every):
+    for first in range(1, every + 1):
+        assert gradients(logged(CURVES[name], every, first), vocab=257) == []
+
+
+@pytest.mark.parametrize("every", [1, 10, 50])
+def test_spikes_of_the_norm_are_no_growth(every):
+    """Of 300 runs whose norm varies by a third and has spikes, at most 1% alarm."""
+    alarmed = 0
+    for seed in range(300):
+        draw, curve, left = random.Random(seed), [], 0
+        for n, loss in healthy(600, noise=0.03):
+            left = draw.choice((1, 2, 3)) if draw.random() < 0.01 else left - 1
+            spike = draw.uniform(3, 12) if left > 0 else 1.0
+            norm = 0.3 + 2.0 / (1 + n / 20)
+            curve.append((loss, norm * spike * math.exp(draw.gauss(0, 0.33))))
+        alarmed += bool(gradients(logged(curve, every, every)))
+    assert alarmed <= 3
+
+
+def test_growth_late_in_a_training_is_seen():
+    curve = [(n, x, 0.4 if n < 1500 else 3.0) for n, x in healthy(noise=0.01)]
+    (alarm,) = gradients(curve)
+    assert alarm.kind == GROWING and 1500 < alarm.step < 1550
+
+
+# ---- worse than a guess -----------------------------------------------------------
+
+
+def test_a_blow_up_within_the_first_records_is_seen():
+    """The quickstart at LEARNING_RATE=10 without a clip: 425 nats all the time."""
+    watch = LossWatch(257)
+    (alarm,) = watch.train(5, 80.0)
+    assert alarm.kind == DIVERGING and alarm.step == 5
+    assert "80.000, above ln(257) = 5.549 of a uniform guess" in alarm.message
+    assert watch.train(10, 425.0) == [] == watch.evaluation(10, 425.0)
+
+
+def test_a_validation_loss_above_a_guess():
+    watch = LossWatch(257)
+    (alarm,) = watch.evaluation(50, 6.1)
+    assert alarm.kind == DIVERGING and "validation loss is 6.100" in alarm.message
+    assert LossWatch(257).evaluation(1, 5.6) == []  # a hair above, at the beginning
