@@ -249,7 +249,8 @@ def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
     parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
     place = settings["resources"]
     effective = place["batch_size"] * place["gradient_accumulation"]
-    return {**parts, "seed": job["seed"], "effective_batch": effective}
+    control = {"control": True} if place.get("other_kernels") else {}
+    return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
 
 
 def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:

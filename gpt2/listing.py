@@ -41,6 +41,7 @@ def listing(plan: Plan, config: Config) -> str:
 def notes(plan: Plan, config: Config) -> list[str]:
     """What is allowed but worth a word before the jobs of a plan are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
+    found += control_costs(plan)
     wrap = TextWrapper(
         WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
@@ -51,6 +52,18 @@ def too_large(plan: Plan) -> list[str]:
     """One line for each cell that will hardly fit the GPU the plan is made for."""
     found = ((jobs[0], misfit(jobs[0].settings)) for jobs in cells(plan.jobs))
     return [f"{job.name}: {problem}" for job, problem in found if problem]
+
+
+def control_costs(plan: Plan) -> list[str]:
+    """One line on the price of the A/A control, if there is one."""
+    controls = [job for job in plan.jobs if job.is_control]
+    if not controls:
+        return []
+    share = f"{len(controls)} of {_plural(len(plan.jobs), 'job')}"
+    return [
+        f"{controls[0].cell}: {share}, to measure numerical noise; CONTROLS=n leaves "
+        "it out"
+    ]
 
 
 def baseline_of(settings: Settings) -> Settings:
@@ -137,7 +150,8 @@ def table(
 
 
 def _head(plan: Plan, settings: Settings) -> Iterator[str]:
-    groups = cells(plan.jobs)
+    groups = cells([job for job in plan.jobs if not job.is_control])
+    control = " and an A/A control" if any(job.is_control for job in plan.jobs) else ""
     kind = {"ablation": "step", "matrix": "cell"}.get(settings.matrix.mode, "model")
     total = sum(tokens_of(job.settings) for job in plan.jobs)
     work = f"{total:,} tokens in all"
@@ -145,7 +159,7 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
         work = f"{settings.optim.time_budget} of training each"
     seeds = len({job.seed for job in plan.jobs})
     yield (
-        f"{_plural(len(groups), kind)} x {_plural(seeds, 'seed')} = "
+        f"{_plural(len(groups), kind)}{control} x {_plural(seeds, 'seed')} = "
         f"{_plural(len(plan.jobs), 'job')}, {work}"
     )
     yield f"results in {plan.output_dir}"

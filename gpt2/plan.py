@@ -55,6 +55,11 @@ class Job:
         return identity(identity_of(self.settings, self.seed))
 
     @property
+    def is_control(self) -> bool:
+        """Whether it is the A/A control of a baseline."""
+        return self.settings.resources.other_kernels
+
+    @property
     def cell(self) -> str:
         """What it shares with the other seeds: its folder without the seed."""
         return self.run_dir.rpartition("/")[0]
@@ -80,7 +85,10 @@ def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
     """What two runs must share to be the same run, as plain data."""
     whole = settings.to_dict()
     parts = {name: whole[name] for name in IDENTITY_PARTS}
-    return {**parts, "seed": seed, "effective_batch": settings.effective_batch}
+    same = {**parts, "seed": seed, "effective_batch": settings.effective_batch}
+    if settings.resources.other_kernels:  # all else of an A/A control is its baseline's
+        same["control"] = True
+    return same
 
 
 def job_from_json(data: Mapping[str, Any]) -> Job:
@@ -151,6 +159,9 @@ def only(plan: Plan, patterns: str) -> Plan:
 def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
     """As ``make_plan``, from settings whose fields came from ``origins``."""
     cells, left_out = _CELLS[settings.matrix.mode](settings, origins)
+    if settings.matrix.controls:
+        cells, without = _with_control(settings, cells)
+        left_out = [*left_out, *without]
     jobs = tuple(
         dataclasses.replace(cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}")
         for cell in cells
@@ -167,10 +178,41 @@ def registry_plan(config: Config) -> Plan:
     base = make_plan(config).base
     asked = config.origin(SYMBOL_OF["steps"]) == COMMAND_LINE
     steps = base.matrix.steps if asked else tuple(STEPS)
-    return plan_settings(base.replace(mode="ablation", steps=steps), {})
+    return plan_settings(base.replace(mode="ablation", steps=steps, controls=False), {})
 
 
 Cells = tuple[list[Job], list[LeftOut]]
+
+
+def _with_control(settings: Settings, cells: list[Job]) -> Cells:
+    """The cells with an A/A control behind the baseline, or why there is none."""
+    baseline = next((c for c in cells if c.parent_name is None), None)
+    why = ""
+    if baseline is None:
+        why = "its baseline, step 0, is not among RA_MLA_ABLATION_STEPS"
+    elif settings.optim.time_budget:
+        why = "TIME_BUDGET gives slower kernels fewer updates"
+    elif settings.model.dropout:
+        why = "with GPT2_DROPOUT other kernels drop other weights"
+    if baseline is None or why:
+        return cells, [LeftOut("A/A control", f"CONTROLS=y, but {why}")]
+    place = cells.index(baseline) + 1
+    return [*cells[:place], control_of(baseline), *cells[place:]], []
+
+
+def control_of(baseline: Job) -> Job:
+    """The A/A control of a baseline: the same training through other kernels."""
+    which = baseline.name if baseline.step is None else f"step {baseline.step}"
+    return dataclasses.replace(
+        baseline,
+        name=f"{baseline.name}-aa",
+        title=f"A/A control: {which} through other kernels",
+        parent=baseline.step,
+        parent_name=baseline.name,
+        settings=baseline.settings.replace(other_kernels=True),
+        origins={**baseline.origins, "other_kernels": "CONTROLS=y"},
+        run_dir=f"{baseline.run_dir}-aa",
+    )
 
 
 def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:

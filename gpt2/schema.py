@@ -199,6 +199,7 @@ class Resources:
     device: str = setting("DEVICE")
     attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
     mlp_backend: str = setting("MLP_BACKEND")
+    other_kernels: bool = setting("OTHER_KERNELS")  # an A/A control: not the usual ones
     compile_model: bool = setting("COMPILE_MODEL")
     compile_mode: str = setting("COMPILE_MODE")
     cuda_graphs: bool = setting("CUDA_GRAPHS")
@@ -253,6 +254,7 @@ class Matrix:
     steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
+    controls: bool = setting("CONTROLS")
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
     # The sets of the test matrix, and learning rates (None: LEARNING_RATE).

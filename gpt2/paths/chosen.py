@@ -8,7 +8,7 @@ import torch
 
 from gpt2.attend.request import fallbacks, place_of, served_by
 from gpt2.model import GPT
-from gpt2.paths import attention, mlp
+from gpt2.paths import attention, mlp, others
 from gpt2.paths.store import Tuning
 from gpt2.schema import Settings
 from lib.identity import identity
@@ -33,21 +33,24 @@ def choose(
     one, or where it knows nothing, `auto` leaves attention to ``attend`` and the MLP to
     torch. ``dropped``: paths not to take, as ``name_of`` names them.
     """
-    backends = settings.resources.attention_backend, settings.resources.mlp_backend
-    place = place_of(device.type, settings.resources.compile_model)
-    lines = fallbacks(settings, place)
+    keys = attention.key(settings, batch), mlp.key(settings, batch)
+    ranks: list[list[str]] = [[], []]
+    lines = fallbacks(settings, place_of(device.type, settings.resources.compile_model))
     if wants_tuning(settings, device) and tuning is not None:
-        keys = attention.key(settings, batch), mlp.key(settings, batch)
         ranks = [tuning.ranks.get(key, []) for key in keys]
         lines += [tuning.lines[key] for key in keys if tuning.lines.get(key)]
-        pairs = zip(("attention", "MLP"), backends, ranks, strict=True)
-        backends = tuple(_first(*pair, dropped) for pair in pairs)  # type: ignore[assignment]
-    of_attention, of_mlp = backends
+    resources = settings.resources
+    of_attention = _first("attention", resources.attention_backend, ranks[0], dropped)
+    of_mlp = _first("MLP", resources.mlp_backend, ranks[1], dropped)
     if of_mlp == "cublaslt" and (why := mlp.refusal(settings, device)):
         lines.append(f"MLP by 'cublaslt': {why}; torch serves instead")
         of_mlp = "torch"
     of_mlp = "torch" if of_mlp == "auto" else of_mlp
-    return settings.replace(attention_backend=of_attention, mlp_backend=of_mlp), lines
+    usual = settings.replace(attention_backend=of_attention, mlp_backend=of_mlp)
+    if not resources.other_kernels:
+        return usual, lines
+    changed, line = others.choose(usual, device, *ranks)
+    return changed, [*lines, line]
 
 
 def _first(

@@ -325,6 +325,8 @@ def _trainer(
     stop: StopRequest,
 ) -> Trainer:
     """chosen: the job's settings with kernels by name. Raises Refused."""
+    compiled = chosen.resources.compile_model  # which an A/A control may leave out
+    job = replace(job, settings=job.settings.replace(compile_model=compiled))
     try:
         devices.seed_everything(job.seed + material.ranks.rank * RANK_STRIDE)
         model = GPT(chosen)

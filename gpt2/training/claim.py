@@ -75,4 +75,5 @@ def _comparable(job: Mapping[str, Any]) -> dict[str, Any]:
         **{part: settings.get(part) for part in IDENTITY_PARTS},
         "seed": job.get("seed"),
         "effective batch": " x ".join(str(resources.get(name)) for name in names),
+        "A/A control": bool(resources.get("other_kernels")),
     }

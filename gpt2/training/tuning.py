@@ -78,7 +78,8 @@ def is_complete(
         attention.key(settings, batch): resources.attention_backend,
         mlp.key(settings, batch): resources.mlp_backend,
     }
-    if any(b == "auto" and key not in tuning.ranks for key, b in asked.items()):
+    ranked = [key for key, b in asked.items() if b == "auto" or resources.other_kernels]
+    if any(key not in tuning.ranks for key in ranked):
         return False
     built, _ = choose(settings, device, batch, tuning, dropped)
     return arm_of(built, batch) in tuning.arms
@@ -100,7 +101,8 @@ def tune(
     with choices.timing():
         for part, backend in parts:
             key = part.key(settings, batch)
-            if backend == "auto" and key not in found.ranks:
+            ranked = backend == "auto" or resources.other_kernels
+            if ranked and key not in found.ranks:
                 found.ranks[key], line = part.rank(settings, on, batch)
                 found.lines = {**found.lines, key: line}
         built, _ = choose(settings, on, batch, found, dropped)

@@ -20,6 +20,7 @@ from gpt2.schema import (
     PART_OF,
     Settings,
 )
+from lib.identity import diff_fields
 from tests.gpt2.helpers import TINY, make_config, tiny
 from tests.scratch import ROOT
 
@@ -142,6 +143,57 @@ def test_lists_that_make_no_sense_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=f"command line: CONFIG_{symbol}: .*{reason}"):
         plan(**{symbol: value})
+
+
+# ---- the A/A control --------------------------------------------------------------
+
+
+def test_a_control_is_the_baseline_through_other_kernels() -> None:
+    without, jobs = (
+        plan(STEPS="0,5", SEEDS="1,2", CONTROLS=x).jobs for x in ("n", "y")
+    )
+    control = [each for each in jobs if each.is_control]
+    assert [j.run_dir for j in jobs[:5:2]] == [
+        "step00-baseline/seed1",
+        "step00-baseline-aa/seed1",
+        "step05-ra/seed1",
+    ]
+    assert [(j.parent, j.parent_name, j.seed) for j in control] == [
+        (0, "baseline", seed) for seed in (1, 2)
+    ]
+    changed = diff_fields(jobs[0].settings.to_dict(), control[0].settings.to_dict())
+    assert changed == [("resources.other_kernels", False, True)]
+    rest = [(j.run_dir, j.hash) for j in jobs if not j.is_control]
+    assert rest == [(j.run_dir, j.hash) for j in without]  # old folders go on
+    assert len({j.hash for j in jobs}) == len(jobs)
+    assert job_from_json(json.loads(json.dumps(control[0].to_json()))) == control[0]
+
+
+@pytest.mark.parametrize(
+    ("symbols", "why"),
+    [
+        ({"STEPS": "5"}, "its baseline, step 0, is not among RA_MLA_ABLATION_STEPS"),
+        ({"TIME": "5m"}, "TIME_BUDGET gives slower kernels fewer updates"),
+        ({"GPT2_DROPOUT": "0.1"}, "with GPT2_DROPOUT other kernels drop other weights"),
+    ],
+)
+def test_a_control_that_could_say_nothing_is_left_out(
+    symbols: dict[str, str], why: str
+) -> None:
+    found = plan(**{"STEPS": "0,5", "CONTROLS": "y", **symbols})
+    assert not any(each.is_control for each in found.jobs)
+    (left_out,) = found.left_out
+    assert (left_out.name, left_out.reason) == ("A/A control", f"CONTROLS=y, but {why}")
+
+
+def test_a_single_run_has_no_control() -> None:
+    with pytest.raises(ValueError, match="CONTROLS"):
+        single(CONTROLS="y")
+
+
+def test_only_the_plan_asks_for_other_kernels() -> None:
+    with pytest.raises(ValueError, match="OTHER_KERNELS"):
+        plan(OTHER_KERNELS="y")
 
 
 # ---- identity ---------------------------------------------------------------------

@@ -8,11 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt2.attend.request import Place
 from gpt2.mlp import through_gelu
 from gpt2.model import GPT
-from gpt2.paths import mlp
-from gpt2.paths.chosen import built_with, choose, serving
+from gpt2.paths import attention, mlp, others
+from gpt2.paths.chosen import built_with, choose, names_of, next_without, serving
+from gpt2.paths.store import Tuning
 from gpt2.paths.trials import Trial, ranked
+from gpt2.schema import Settings
+from gpt2.training.tuning import tune
+from lib.device import select_device
 from tests.gpt2.helpers import tiny_step
 
 CPU = torch.device("cpu")
@@ -68,3 +73,110 @@ def test_a_path_that_cannot_serve_is_said_and_replaced() -> None:
 def test_cublaslt_is_missing_without_cuda() -> None:
     why = mlp.refusal(tiny_step(0, mixed_precision="bf16"), torch.device("cuda"))
     assert why == "cuBLASLt belongs to CUDA, which this torch was not built for"
+
+
+# ---- an A/A control ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("named", "usual", "other"),
+    [("auto", "sdpa", "reference"), ("reference", "reference", "sdpa")],
+)
+def test_a_control_on_a_cpu_takes_the_other_attention(
+    named: str, usual: str, other: str
+) -> None:
+    baseline = tiny_step(0, attention_backend=named)
+    control = baseline.replace(other_kernels=True)
+    told = [choose(settings, CPU, 4)[1] for settings in (baseline, control)]
+    assert told == [[], [f"A/A control: attention {other} instead of {usual}"]]
+    for settings, path in ((baseline, usual), (control, other)):
+        built = built_with(GPT(choose(settings, CPU, 4)[0]), settings)
+        assert serving(built, "cpu")["attention_backend"] == path
+
+
+def usual_on_a_gpu(**fields: str | bool) -> Settings:
+    fields = {"attention_backend": "sdpa", "mlp_backend": "torch"} | fields
+    return tiny_step(0, other_kernels=True, mixed_precision="bf16", **fields)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "taken"),
+    [
+        (["sdpa", "flex", "triton", "reference"], ("flex", True)),
+        (["triton", "sdpa", "reference"], ("triton", True)),
+        (["sdpa", "reference"], ("sdpa", False)),  # nothing else differs: uncompiled
+    ],
+)
+def test_a_control_on_a_gpu_takes_the_next_right_path(
+    ranks: list[str], taken: tuple[str, bool], monkeypatch
+) -> None:
+    monkeypatch.setattr(others, "place_of", lambda *_: Place("cuda", True, True))
+    usual = usual_on_a_gpu(compile_model=True)
+    changed, line = others.choose(usual, torch.device("cuda"), ranks, ["torch"])
+    resources = changed.resources
+    assert (resources.attention_backend, resources.compile_model) == taken
+    if not resources.compile_model:
+        assert line == "A/A control: model eager instead of compiled"
+
+
+def test_a_control_takes_the_other_path_of_the_mlp_too() -> None:
+    usual = usual_on_a_gpu(mlp_backend="cublaslt")
+    ranks = ["sdpa", "reference"], ["cublaslt", "torch"]
+    changed, line = others.choose(usual, torch.device("cuda"), *ranks)
+    assert changed.resources.mlp_backend == "torch"
+    assert line == "A/A control: MLP torch instead of cublaslt"
+
+
+def test_a_control_without_any_other_kernel_is_refused() -> None:
+    cuda = torch.device("cuda")
+    changed, _ = others.choose(usual_on_a_gpu(), cuda)
+    assert changed.resources.attention_backend == "reference"
+    with pytest.raises(ValueError, match="set CONTROLS=n"):
+        others.choose(usual_on_a_gpu(attention_backend="reference"), cuda)
+
+
+# ---- from what trials found to what trains ------------------------------------------
+
+
+def known(settings: Settings) -> Tuning:
+    """What trials on a GPU might have found."""
+    return Tuning(
+        ranks={
+            attention.key(settings, 4): ["cudnn", "triton", "reference"],
+            mlp.key(settings, 4): ["torch", "cublaslt"],
+        }
+    )
+
+
+def test_a_dropped_path_is_followed_by_the_next() -> None:
+    settings, cuda = tiny_step(0, mixed_precision="bf16"), torch.device("cuda")
+    built, _ = choose(settings, cuda, 4, known(settings))
+    assert names_of(built) == ("attention cudnn", "MLP torch")
+    dropped = next_without(settings, built, ["attention cudnn"], frozenset())
+    assert dropped == frozenset(["attention cudnn"])
+    built, _ = choose(settings, cuda, 4, known(settings), dropped)
+    assert names_of(built) == ("attention triton", "MLP torch")
+    dropped = next_without(settings, built, [], dropped)
+    built, _ = choose(settings, cuda, 4, known(settings), dropped)
+    assert names_of(built) == ("attention reference", "MLP torch")
+    assert next_without(settings, built, [], dropped) is None
+
+
+def test_a_named_path_is_never_dropped() -> None:
+    settings = tiny_step(0, mixed_precision="bf16", attention_backend="cudnn")
+    built, _ = choose(settings, torch.device("cuda"), 4, known(settings))
+    assert next_without(settings, built, ["attention cudnn"], frozenset()) is None
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_control_on_this_gpu_takes_other_kernels(compiled: bool) -> None:
+    size = {"n_embd": 128, "head_dim": 32, "block_size": 128, "mlp_width": 512}
+    fields = {"mixed_precision": "bf16", "compile_model": compiled, **size}
+    baseline = tiny_step(0, **fields)
+    control, info = baseline.replace(other_kernels=True), select_device("auto")
+    found = tune(control, info, 4, Tuning())
+    usual, _ = choose(baseline, info.torch_device, 4, found)
+    other, lines = choose(control, info.torch_device, 4, found)
+    assert lines[-1].startswith("A/A control: attention ")
+    assert names_of(usual)[0] != names_of(other)[0]
