@@ -312,7 +312,7 @@ def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[
 
 
 class Watch:
-    """Whenever a run has ended: the summary, and runs that turned out the same."""
+    """Whenever a run has ended: the summary, and what looks wrong between runs."""
 
     def __init__(self, root: Path, view: View) -> None:
         self.root, self.view = root, view
@@ -326,17 +326,17 @@ class Watch:
                 "are stopped. Put it back and start again"
             )
         _summarise(self.root)
-        for alarm in alarms(self.root):
-            if alarm not in self._told:
-                self._told.add(alarm)
+        for about, alarm in alarms(self.root).items():
+            if about not in self._told:
+                self._told.add(about)
                 self.view.note(alarm)
 
 
-def alarms(output_dir: Path) -> list[str]:
-    """What looks wrong between the finished runs of a folder."""
-    from gpt2.report.twins import twin_alarms
+def alarms(output_dir: Path) -> dict[str, str]:
+    """What looks wrong between the finished runs of a folder, by what it is about."""
+    from gpt2.report.alarms import matrix_alarms
 
-    return twin_alarms(output_dir) if output_dir.is_dir() else []
+    return matrix_alarms(output_dir) if output_dir.is_dir() else {}
 
 
 def _summarise(output_dir: Path) -> None:

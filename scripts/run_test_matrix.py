@@ -123,7 +123,7 @@ def show_status(plan: Plan, only: str) -> int:
     """How far the runs of the results folder are, or those that were asked for."""
     asked = {job.run_dir for job in plan.jobs} if only else None
     print(status_table(plan, asked), end="")
-    for alarm in matrix.alarms(plan.output_dir):
+    for alarm in matrix.alarms(plan.output_dir).values():
         print(alarm)
     lock = folder.matrix_lock(plan.output_dir)
     running = rundir.is_locked(lock)

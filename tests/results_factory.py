@@ -29,7 +29,9 @@ UPDATES, EVERY, BATCH, BLOCK = 200, 20, 64, 1024
 DEVICE = {"backend": "cuda", "name": "NVIDIA A10G", "driver": "550", "runtime": "12.4"}
 
 
-def settings(step: int | None, **changes: Any) -> dict[str, Any]:
+def settings(
+    step: int | None, *, other_kernels: bool = False, **changes: Any
+) -> dict[str, Any]:
     """Nested settings; ``changes`` are flat fields of the mechanisms."""
     ratio = 2.5 if step in (2, 6) else 2.0
     return {
@@ -42,7 +44,10 @@ def settings(step: int | None, **changes: Any) -> dict[str, Any]:
             "mixed_precision": "bf16",
         },
         "data": {"dataset": "stdlib", "tokenizer": "gpt2"},
-        "resources": {"batch_size": 16, "device": "auto", "output_dir": "out"},
+        "resources": {
+            **{"batch_size": 16, "device": "auto", "output_dir": "out"},
+            "other_kernels": other_kernels,
+        },
     }
 
 
@@ -52,14 +57,47 @@ def write_matrix(
     seeds: Sequence[int] = (1, 2, 3),
     effects: Mapping[int, float] | None = None,
     noise: float = 0.0015,
+    control: float | None = None,
     **run: Any,
 ) -> Path:
-    """A finished matrix; further arguments go to every write_run."""
+    """A finished matrix; further arguments go to every write_run.
+
+    control: also an A/A control of step 0 that is so many nats off, besides noise.
+    """
+    for seed in seeds if control is not None else ():
+        write_control(root, seed, effect=control, **run)
     for step in steps:
         for seed in seeds:
             effect = (effects or {}).get(step, 0.0)
             write_run(root, step, seed, effect=effect, noise=noise, **run)
     return root
+
+
+def write_control(root: Path, seed: int, *, effect: float = 0.0, **run: Any) -> Path:
+    """The A/A control of step 0: its losses but for rounding, by another path."""
+    return write_run(
+        root,
+        0,
+        seed,
+        **{
+            **run,
+            "job": {
+                "name": "baseline-aa",
+                "title": "A/A control: step 0 through other kernels",
+                "parent": 0,
+                "parent_name": "baseline",
+                "settings": settings(0, other_kernels=True),
+                "run_dir": f"step00-baseline-aa/seed{seed}",
+                **(run.get("job") or {}),
+            },
+            "manifest": {
+                "attention_backend": "triton",
+                **(run.get("manifest") or {}),
+            },
+            "effect": effect + 1e-4 * seed,
+            "twin": "baseline",
+        },
+    )
 
 
 def write_run(
@@ -77,8 +115,12 @@ def write_run(
     job: Mapping[str, Any] | None = None,
     manifest: Mapping[str, Any] | None = None,
     result: Mapping[str, Any] | None = None,
+    twin: str = "",
 ) -> Path:
-    """One run directory; ``job``, ``manifest`` and ``result`` override fields."""
+    """One run directory; ``job``, ``manifest`` and ``result`` override fields.
+
+    twin: the name of the arm of this step whose noise it shares.
+    """
     name, title, parent, parameters, speed = STEPS[step]
     mine: dict[str, Any] = {
         "schema": 1,
@@ -95,6 +137,8 @@ def write_run(
     }
     mine["hash"] = identity([mine["settings"], seed, mine["name"]])
     directory = root / f"step{step:02d}-{name}" / f"seed{seed}"
+    if twin:
+        directory = root / mine["run_dir"]
     if mine["step"] is None:
         directory = root / mine["name"] / f"seed{seed}"
         mine["run_dir"] = f"{mine['name']}/seed{seed}"
@@ -102,7 +146,7 @@ def write_run(
     _write(directory / "job.json", mine)
     if status == "planned":
         return directory
-    records = _records(step, seed, mine["name"], effect, noise, updates, speed)
+    records = _records(step, seed, twin or mine["name"], effect, noise, updates, speed)
     lines = "".join(json.dumps(record) + "\n" for record in records)
     (directory / "metrics.jsonl").write_text(lines)
     (directory / "train.log").write_text("started\n")

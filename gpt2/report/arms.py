@@ -14,9 +14,10 @@ from itertools import pairwise
 
 from gpt2.ablation import STEPS
 from gpt2.report.results import Matrix, Row, Run
+from gpt2.schema import VOCAB_SIZES
 from lib.identity import diff_fields
 from lib.rundir import finite
-from lib.untrusted import clean, number
+from lib.untrusted import as_dict, clean, number
 
 NOT_A_CHANGE = ("resources.", "matrix.")  # how and where, not what
 
@@ -34,6 +35,12 @@ class Arm:
     def label(self) -> str:
         """Short and unique within a matrix."""
         return self.name if self.step is None else f"{self.step} {self.name}"
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is an A/A control, which is compared with its baseline alone."""
+        resources = [as_dict(run.settings.get("resources")) for run in self.runs]
+        return any(part.get("other_kernels") is True for part in resources)
 
     @property
     def done(self) -> tuple[Run, ...]:
@@ -62,6 +69,22 @@ def is_done(run: Run) -> bool:
     return run.row["status"] == "done" and run.row["val_loss"] is not None
 
 
+def has_diverged(run: Run) -> bool:
+    """Whether a run ended by a loss that is no number, or without one."""
+    is_lost = run.row["status"] == "done" and run.row["val_loss"] is None
+    return run.row["failure"] == "nan" or is_lost
+
+
+def above_guess(run: Run) -> str:
+    """In words, if a finished run ended above the loss of a uniform guess."""
+    tokenizer = as_dict(run.settings.get("data")).get("tokenizer")
+    size = VOCAB_SIZES.get(tokenizer) if isinstance(tokenizer, str) else None
+    if not is_done(run) or size is None or run.row["val_loss"] <= math.log(size):
+        return ""
+    guess = f"ln({size}) = {math.log(size):.3f} of a uniform guess"
+    return f"ended at {run.row['val_loss']:.3f}, above {guess}"
+
+
 def group_arms(matrix: Matrix) -> list[Arm]:
     """Runs by step and name, in the order of the matrix."""
     groups: dict[tuple[int | None, str], list[Run]] = {}
@@ -86,10 +109,11 @@ def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
     to the first. None
     for a baseline, and where nothing of the lineage was run (the note says so).
     """
+    arms = [other for other in arms if not other.is_control]
     others = [other for other in arms if other is not arm]
     parent, name = _asked_for(arm)
     if arm.step is None:
-        return _cell_partner(arm, list(arms), name)
+        return _cell_partner(arm, arms, name)
     if parent is None:
         return None, ""
     wanted: int | None = parent

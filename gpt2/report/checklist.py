@@ -11,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2.report.alarms import all_alarms
 from gpt2.report.arms import is_done
+from gpt2.report.controls import so_far
 from gpt2.report.results import Matrix, Run
+from gpt2.report.verdicts import Judgement
 from lib.untrusted import as_dict, clean, number
 
 NOT_RECORDED = "not recorded"
@@ -32,20 +35,32 @@ class Item:
         return not self.remark
 
 
-def checklist(matrix: Matrix) -> list[Item]:
-    """All items, over the finished runs."""
+def checklist(matrix: Matrix, judged: Judgement) -> list[Item]:
+    """All items, over the finished runs of a matrix and what was judged of it."""
     runs = [run for run in matrix.runs if is_done(run)]
     if not runs:
         return [Item("runs", "none is finished", "nothing to publish yet")]
     return [
         _completeness(matrix, runs),
-        *(_item(name, runs, tell) for name, tell in CIRCUMSTANCES.items()),
+        *(
+            _item(name, _telling(name, runs, judged), tell)
+            for name, tell in CIRCUMSTANCES.items()
+        ),
         _work_tree(runs),
         _seeds(matrix),
         _certificates(runs),
         _as_trained(runs),
         _kernels(runs),
+        _control(runs, judged),
+        _alarms(matrix, judged),
     ]
+
+
+def _telling(name: str, runs: list[Run], judged: Judgement) -> list[Run]:
+    """The runs that an item is about: an A/A control is meant to use other kernels."""
+    others = {id(run) for c in judged.controls for run in c.arm.runs}
+    kept = [run for run in runs if id(run) not in others]
+    return kept if kept and name in KERNELS else runs
 
 
 def _completeness(matrix: Matrix, done: list[Run]) -> Item:
@@ -177,6 +192,7 @@ CIRCUMSTANCES: dict[str, Callable[[Run], str | None]] = {
     "data": _data,
     "training tokens": _tokens,
 }
+KERNELS = ("torch.compile", "attention backend", "MLP backend")
 MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend", "MLP backend")
 
 
@@ -239,6 +255,8 @@ def _kernels(runs: list[Run]) -> Item:
         return Item("kernels", NOT_RECORDED, "no manifest names them")
     values: dict[str, set[str]] = {}
     for run in runs:
+        if run.job.get("control"):  # is to differ
+            continue
         for name, value in as_dict(run.manifest.get("kernels")).items():
             values.setdefault(clean(name), set()).add(str(value))
     untimed = sum(bool(run.manifest.get("untimed_kernels")) for run in runs)
@@ -250,3 +268,24 @@ def _kernels(runs: list[Run]) -> Item:
         remarks.append(f"{untimed} runs used kernels that were not timed")
     shared = f"{len(values)} chosen" if values else "nothing to choose from"
     return Item("kernels", shared, "; ".join(remarks))
+
+
+def _control(runs: list[Run], judged: Judgement) -> Item:
+    """The A/A control, which GPUs need: their kernels are chosen by trials."""
+    if not judged.controls:
+        backends = {as_dict(run.manifest.get("device")).get("backend") for run in runs}
+        needed = bool(judged.comparisons) and backends != {"cpu"}
+        remark = "numerical noise was not measured: CONTROLS=y does" * needed
+        return Item("A/A control", "none", remark)
+    control = judged.controls[0]
+    told = so_far(control) if control.differences else "not run"
+    return Item("A/A control", told, "; ".join(control.reasons))
+
+
+def _alarms(matrix: Matrix, judged: Judgement) -> Item:
+    found = all_alarms(matrix, judged.arms)
+    if not found:
+        return Item("alarms", "none")
+    more = f"; and {len(found) - MAX_SHOWN} more" * (len(found) > MAX_SHOWN)
+    shown = "; ".join(found[:MAX_SHOWN])
+    return Item("alarms", f"{len(found)}", f"{shown}{more}")

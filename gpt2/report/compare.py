@@ -69,7 +69,9 @@ def find_subject(name: str, results: Path | None) -> Subject:
         matrix = read_matrix(name)
         if not matrix.runs:
             raise ValueError(f"{name} holds no run")
-        return Subject(name, group_arms(matrix), matrix.left_out)
+        arms = group_arms(matrix)
+        tested = [arm for arm in arms if not arm.is_control]
+        return Subject(name, tested or arms, matrix.left_out)
     if results is None or not results.is_dir():
         raise ValueError(
             f"{name!r} is no directory, and there are no results to look it up in"

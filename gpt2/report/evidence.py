@@ -6,7 +6,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt2.report.arms import Arm, changes_between, is_done, last_eval_seconds, loss_at
+from gpt2.report.arms import (
+    Arm,
+    above_guess,
+    changes_between,
+    has_diverged,
+    is_done,
+    last_eval_seconds,
+    loss_at,
+)
 from gpt2.report.results import Run
 from lib.alarms import are_identical
 from lib.identity import identity
@@ -114,10 +122,17 @@ def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:
         found.append(f"{prefix}{whole} ({states})")
     if any(run.row["verified"] == "failed" for run in arm.runs):
         found.append(f"{prefix}a certificate failed")
+    found += [f"{prefix}{why}" for why in worse_than_guess(arm)]
     losses = arm.values("val_loss")
     if len(losses) > 1 and min(losses) == max(losses):
         found.append(f"{prefix}all seeds gave the very same loss: no replicas")
     return tuple(found)
+
+
+def worse_than_guess(arm: Arm) -> list[str]:
+    """The runs of an arm that ended above a uniform guess, in words."""
+    found = ((run.row["seed"], above_guess(run)) for run in arm.runs)
+    return [f"seed {seed} {why}" for seed, why in found if why]
 
 
 def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
@@ -142,7 +157,7 @@ def curve_of(run: Run) -> list[tuple[int, float]]:
 
 def _state(run: Run) -> str:
     status, failure = run.row["status"], run.row["failure"]
-    if failure == "nan" or (status == "done" and run.row["val_loss"] is None):
+    if has_diverged(run):
         return "diverged or without a loss"
     return f"{status}: {failure}" if failure and failure != status else str(status)
 

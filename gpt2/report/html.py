@@ -36,7 +36,7 @@ from gpt2.report.table import (
     lines_of,
     shown_columns,
 )
-from gpt2.report.text import headline, method, noise_lines
+from gpt2.report.text import control_lines, headline, method, noise_lines
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from lib import human
 from lib.rundir import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
@@ -106,6 +106,7 @@ def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         policy=_policy(scripts),
         style=Markup((PAGE / "style.css").read_text()),  # ours, not the results'
         headline=headline(matrix),
+        controls=control_lines(judged),
         noise=noise_lines(judged),
         method=method(judged),
         columns=columns,
@@ -116,7 +117,7 @@ def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         picture=lambda chart: _picture(matrix, chart, Markup),
         run_heads=_run_heads(),
         runs=list(_runs(matrix, judged)),
-        checklist=checklist(matrix),
+        checklist=checklist(matrix, judged),
         left_out=matrix.left_out,
         data=Markup(as_json(_data(matrix, judged, gpu))),
         scripts=[Markup(script) for script in scripts],
@@ -267,7 +268,9 @@ def _data(matrix: Matrix, judged: Judgement, gpu: list) -> dict[str, Any]:
     return {
         "margin": judged.rules.margin,
         "arms": [_arm(arm, place[arm.label], ordered[0]) for arm in ordered],
-        "effects": [_effect(c) for c in judged.comparisons],
+        "effects": [
+            _effect(line.comparison) for line in lines_of(judged) if line.comparison
+        ],
         "base_settings": base,
         "runs": runs,
         "gpu": [{"label": run.run_dir, "gpus": use} for run, use in gpu],

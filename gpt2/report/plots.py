@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gpt2.report.arms import Arm
 from gpt2.report.curves import band
+from gpt2.report.table import lines_of
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import plots, stats
 
@@ -75,7 +76,8 @@ def _curves(
 
 
 def _forest(judged: Judgement, path: Path) -> bool:
-    rows = [row for c in judged.comparisons if (row := _effect(c)) is not None]
+    compared = [line.comparison for line in lines_of(judged) if line.comparison]
+    rows = [row for c in compared if (row := _effect(c)) is not None]
     if rows:
         xlabel = "difference in validation loss (nats a token), negative is better"
         title = "Thick: 95% interval; thin: 95% for all arms together; grey: margin"

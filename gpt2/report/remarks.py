@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from gpt2.report.alarms import far_baselines
+from gpt2.report.evidence import worse_than_guess
 from gpt2.report.removed import has_removed, removal_remark
 from gpt2.report.table import interval_text
 from gpt2.report.twins import twin_arms
@@ -19,7 +21,14 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
         found.extend((label, reason) for reason in reasons)
         if doubt := _bootstrap_doubt(comparison.at_steps):
             found.append((label, doubt))
+    found.extend((c.arm.label, reason) for c in judged.controls for reason in c.reasons)
     found.extend(judged.notes.items())
+    found.extend(
+        (arm.label, f"alarm: {text}") for arm, text in far_baselines(judged.arms)
+    )
+    found.extend(
+        (arm.label, why) for arm in judged.arms for why in worse_than_guess(arm)
+    )
     found.extend(
         (arm.label, removal_remark(arm)) for arm in judged.arms if has_removed(arm)
     )

@@ -11,7 +11,7 @@ from typing import Any
 from gpt2.report.results import COLUMNS, Matrix, Row, read_matrix
 from lib.rundir import atomic_write_json, atomic_write_text, finite
 
-SCHEMA = 2  # rises with every change of fields: readers refuse what is new
+SCHEMA = 3  # rises with every change of fields: readers refuse what is new
 
 
 def write_summary(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from gpt2.budget import budget
 from gpt2.reading import settings_from_dict
 from gpt2.report.arms import Arm
+from gpt2.report.controls import EQUAL, PENDING, Control
 from gpt2.report.removed import (
     change_text,
     has_removed,
@@ -33,6 +34,8 @@ MARKS = {  # beside a grade, so that it never rests on colour alone
     "UNMATCHED": "≠",
     "UNVERIFIED": "!",
     "INVALID": "✕",
+    EQUAL: "≈",
+    PENDING: "…",
     BASELINE: "·",
     NO_PARTNER: "·",
 }
@@ -69,11 +72,33 @@ class Column:
 
 
 def lines_of(judged: Judgement) -> list[Line]:
-    """One line an arm, in the order of the matrix."""
+    """The A/A control first, then one line an arm, in the order of the matrix."""
     return [
-        Line(arm, judged.of(arm), NO_PARTNER if arm.label in judged.notes else BASELINE)
-        for arm in judged.arms
+        *map(_control_line, judged.controls),
+        *(
+            Line(arm, judged.of(arm), _alone(arm, judged))
+            for arm in judged.arms
+            if not arm.is_control
+        ),
     ]
+
+
+def _alone(arm: Arm, judged: Judgement) -> str:
+    return NO_PARTNER if arm.label in judged.notes else BASELINE
+
+
+def _control_line(control: Control) -> Line:
+    verdict = Verdict(
+        grade=control.grade,
+        reasons=control.reasons,
+        seeds=control.seeds,
+        differences=control.differences,
+        mean=control.mean,
+        interval=control.interval,
+    )
+    at_time = Verdict(grade=control.grade)  # other kernels take other times
+    arms = control.arm, control.baseline
+    return Line(control.arm, Comparison(*arms, "", [], verdict, at_time))
 
 
 # ---- cells ----------------------------------------------------------------------

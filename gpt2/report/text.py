@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
+from gpt2.report.controls import sentence
 from gpt2.report.estimates import score_lines
 from gpt2.report.remarks import remarks
 from gpt2.report.results import Matrix, Run
@@ -69,6 +70,14 @@ def headline(matrix: Matrix) -> str:
     return f"{done} of {len(matrix.runs)} runs finished{rest}"
 
 
+def control_lines(judged: Judgement) -> list[str]:
+    """What the A/A control found, and if no verdict of the matrix stands, why."""
+    found = [sentence(control) for control in judged.controls]
+    if judged.void:
+        found.append(f"NO VERDICT OF THIS MATRIX STANDS: {'; '.join(judged.void)}.")
+    return found
+
+
 def noise_lines(judged: Judgement) -> list[str]:
     """The noise floor in words, one sentence a baseline."""
     if not judged.noise:
@@ -97,7 +106,9 @@ def terminal_report(
     """
     from rich.text import Text
 
-    parts: list[RenderableType] = [_terminal_table(judged, width)]
+    style = "bold red" if judged.void else ""
+    parts: list[RenderableType] = [Text(x, style=style) for x in control_lines(judged)]
+    parts.append(_terminal_table(judged, width))
     parts.append(Text(headline(matrix)))
     parts.extend(Text(line) for line in noise_lines(judged))
     parts.extend(Text(line) for line in score_lines(matrix.estimates))
@@ -196,6 +207,7 @@ def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
     """REPORT.md. Everything from the results is escaped."""
     parts = [
         f"# {escape(name)}",
+        " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
         f"{headline(matrix)}. {' '.join(map(escape, noise_lines(judged)))}",
         "## Verdicts",
         _main_table(judged),
@@ -209,7 +221,7 @@ def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         "## How to read this",
         method(judged),
         "## Publishing checklist",
-        _checklist(matrix),
+        _checklist(matrix, judged),
         "## Runs",
         _runs(matrix),
         _left_out(matrix),
@@ -294,9 +306,9 @@ def _chart_links(matrix: Matrix) -> str:
     )
 
 
-def _checklist(matrix: Matrix) -> str:
+def _checklist(matrix: Matrix, judged: Judgement) -> str:
     lines = []
-    for item in checklist(matrix):
+    for item in checklist(matrix, judged):
         remark = f" ({escape(item.remark)})" if item.remark else ""
         mark = "x" if item.ok else " "
         lines.append(f"- [{mark}] {item.name}: {escape(item.value)}{remark}")

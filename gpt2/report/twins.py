@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
 from gpt2.report.arms import Arm, is_done
 from gpt2.report.evidence import ACTING, curve_of
-from gpt2.report.results import Run, read_curves, read_matrix
+from gpt2.report.results import Matrix, Run, read_curves
 from lib.alarms import identical_curves
 from lib.identity import identity
 from lib.rundir import finite
@@ -35,19 +34,18 @@ def _acting(run: Run) -> str:
     return identity(finite(parts))
 
 
-def twin_alarms(root: Path) -> list[str]:
-    """In words, while a matrix is at work. Of all the curves, which take seconds to
-    read, only those that end at the same loss are."""
-    matrix = read_matrix(root, curves=False)
+def twin_alarms(matrix: Matrix) -> dict[str, str]:
+    """In words, by their folders, of a matrix that was read without its curves: these
+    take seconds, and only those that end at the same loss are read here."""
     ends = Counter(map(_end, filter(is_done, matrix.runs)))
     alike = [run for run in matrix.runs if ends[_end(run)] > 1]
     for run in alike:
         read_curves(matrix, run)
-    return [
-        f"ALARM {one.run_dir} and {other.run_dir} have the same losses in every "
-        "digit: does what differs between them act?"
+    return {
+        (both := f"{one.run_dir} and {other.run_dir}"): f"{both} have the same losses "
+        "in every digit: does what differs between them act?"
         for one, other in twins(alike)
-    ]
+    }
 
 
 def _end(run: Run) -> tuple[Any, Any]:

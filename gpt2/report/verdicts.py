@@ -3,7 +3,9 @@
 An arm is paired by seed with its partner; d = its loss minus the partner's, so a
 negative d is better. Over the comparisons of a matrix, in this order:
 
-INVALID       a run is missing, failed or diverged, or a certificate failed
+INVALID       a run is missing, failed, diverged or ended above a uniform guess, or a
+              certificate failed; all of them where the A/A control differs from its
+              baseline (gpt2/report/controls.py), or a baseline ended above a guess
 UNMATCHED     budget or data differ: no verdict on the architecture
 UNVERIFIED    the certificates were not run
 INCONCLUSIVE  one seed, or no test below is decided; says how many seeds would do
@@ -27,10 +29,11 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gpt2.report.arms import Arm, Change, changes_between, group_arms, partner_of
+from gpt2.report.controls import Control, controls_of, void_reasons
 from gpt2.report.evidence import Evidence, Rules, at_equal_steps, at_equal_time
 from gpt2.report.results import Matrix
 from lib import stats
@@ -99,6 +102,8 @@ class Judgement:
     comparisons: list[Comparison]
     noise: list[Noise]
     notes: dict[str, str]  # label of an arm without partner -> why
+    controls: list[Control] = field(default_factory=list)
+    void: tuple[str, ...] = ()  # why no verdict of this matrix stands
 
     def of(self, arm: Arm) -> Comparison | None:
         return next((c for c in self.comparisons if c.arm is arm), None)
@@ -126,6 +131,19 @@ class Judgement:
                 }
                 for c in self.comparisons
             ],
+            "controls": [
+                {
+                    **_key(c.arm),
+                    "partner": _key(c.baseline),
+                    "grade": c.grade,
+                    "reasons": list(c.reasons),
+                    "seeds": list(c.seeds),
+                    "differences": list(c.differences),
+                    "mean": c.mean,
+                }
+                for c in self.controls
+            ],
+            "void": list(self.void),
         }
 
 
@@ -137,15 +155,32 @@ def judge(matrix: Matrix, rules: Rules | None = None) -> Judgement:
     """Grade every arm of a matrix that has a comparison partner."""
     rules = rules or Rules()
     arms = group_arms(matrix)
+    controls = controls_of(arms, rules)
     pairs, notes = [], {}
-    for arm in arms:
+    tested = [arm for arm in arms if not arm.is_control]
+    for arm in tested:
         partner, note = partner_of(arm, arms)
         if partner is not None:
             pairs.append((arm, partner, note))
         elif note:
             notes[arm.label] = note
-    noise = _noise([arm for arm in arms if all(arm is not a for a, _, _ in pairs)])
-    return Judgement(rules, arms, compare(pairs, rules, noise), noise, notes)
+    bases = [arm for arm in tested if all(arm is not a for a, _, _ in pairs)]
+    noise = _noise(bases)
+    void = void_reasons(bases if pairs else [], controls)
+    comparisons = [_voided(c, void) for c in compare(pairs, rules, noise)]
+    return Judgement(rules, arms, comparisons, noise, notes, controls, void)
+
+
+def _voided(comparison: Comparison, void: tuple[str, ...]) -> Comparison:
+    """INVALID by what spoils the whole matrix, if anything does."""
+    if not void:
+        return comparison
+    verdicts = (comparison.at_steps, comparison.at_time)
+    steps, time = (
+        dataclasses.replace(v, grade=INVALID, reasons=(*void, *v.reasons))
+        for v in verdicts
+    )
+    return dataclasses.replace(comparison, at_steps=steps, at_time=time)
 
 
 def compare(

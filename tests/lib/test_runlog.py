@@ -1,11 +1,11 @@
-"""What is read of the GPU's records while a run goes on."""
+"""What is read of a run's files while it goes on."""
 
 import json
 from pathlib import Path
 
 import pytest
 
-from lib.rundir import GPU_FILE
+from lib.rundir import GPU_FILE, METRICS_FILE
 from lib.runlog import Progress, gpu_line
 
 H100 = {
@@ -48,3 +48,23 @@ def test_what_a_gpu_does_not_tell_is_left_out(tmp_path: Path) -> None:
     gpu = {**H100, "utilisation": None, "temperature_c": None}
     path = write(tmp_path / GPU_FILE, {"seconds": 1, "gpus": [gpu]})
     assert gpu_line(path) == "20.0 GiB 410 W"
+
+
+# ---- alarms -----------------------------------------------------------------------
+
+
+def test_alarms_of_this_attempt_are_taken_once(tmp_path: Path) -> None:
+    def alarm(step: int) -> dict[str, object]:
+        return {"kind": "alarm", "step": step, "message": "odd"}
+
+    path = tmp_path / METRICS_FILE
+    write(path, alarm(1))
+    progress = Progress(tmp_path, 100)
+    assert progress.take_alarms() == []  # of an earlier attempt
+    write(path, alarm(1), {"kind": "train", "step": 2, "loss": 1.0}, alarm(2))
+    progress.read()
+    assert progress.take_alarms() == ["at step 2: odd"]
+    shorter = tmp_path / "cut back to a checkpoint"
+    write(shorter, alarm(1), alarm(2)).replace(path)
+    progress.read()
+    assert progress.take_alarms() == []

@@ -92,11 +92,12 @@ def test_long_curves_are_thinned_and_keep_their_ends():
 
 
 def items(root):
-    return {item.name: item for item in checklist(read_matrix(root))}
+    matrix = read_matrix(root)
+    return {item.name: item for item in checklist(matrix, judge(matrix))}
 
 
 def test_checklist_of_a_clean_matrix_is_all_in_order(tmp_path):
-    write_matrix(tmp_path, (0, 5), (1, 2))
+    write_matrix(tmp_path, (0, 5), (1, 2), control=0.0)
     assert [item for item in items(tmp_path).values() if not item.ok] == []
 
 
@@ -131,7 +132,8 @@ def test_checklist_ticks_nothing_without_manifests(tmp_path):
     for path in tmp_path.glob("*/*/manifest.json"):
         path.unlink()
     ticked = {name for name, item in items(tmp_path).items() if item.ok}
-    assert ticked == {"runs", "seeds", "precision", "training tokens"}
+    told = {"runs", "seeds", "precision", "training tokens", "alarms"}
+    assert ticked == told
 
 
 def test_ratio_is_that_of_the_settings():

@@ -1,0 +1,203 @@
+"""A/A control: a baseline trained again through other kernels, compared seed by seed.
+
+Right kernels differ by rounding, which training amplifies: two right runs end apart,
+too. NOISE is the largest standard deviation of such a difference that was measured, in
+nats: eight combinations of kernels with one seed at 124M spread over 0.02 after 100
+updates. At the end of long runs even seeds spread over less (0.0013 to 0.0019). If a
+control differs by more than that explains, some kernel is wrong, and since it may have
+served any arm, no verdict of the matrix stands.
+
+With noise up to NOISE, less than 1% of healthy controls are refused (simulated; with
+heavy tails, up to three quarters of NOISE). A shift of 0.05 nats in every seed is
+refused in 97% of matrices of one seed at that noise, and always with two or more.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import TYPE_CHECKING
+
+from gpt2.report.arms import Arm, above_guess, has_diverged
+from gpt2.report.evidence import Rules, worse_than_guess
+from gpt2.report.results import Run
+from lib import human
+
+if TYPE_CHECKING:
+    from lib.stats import Interval
+
+EQUAL, PENDING, DIFFERS = "EQUAL", "PENDING", "INVALID"
+NOISE = 0.01  # nats; see above
+SIGMAS = 3.0  # of the mean difference, by that noise
+LARGEST = 5 * NOISE  # of the difference of one seed
+ALPHA = 0.005  # of a t test on the differences, which finds less than NOISE explains
+KERNELS = ("attention_backend", "mlp_backend", "compile")  # of a manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An A/A arm against its baseline. Losses in nats, control minus baseline.
+
+    grade: EQUAL, PENDING (unfinished, or without meaning) or DIFFERS, which makes all
+    verdicts of the matrix INVALID. reasons: for PENDING and DIFFERS.
+    """
+
+    arm: Arm
+    baseline: Arm
+    grade: str
+    reasons: tuple[str, ...]
+    seeds: tuple[int, ...]
+    differences: tuple[float, ...]
+
+    @property
+    def mean(self) -> float | None:
+        return fmean(self.differences) if self.differences else None
+
+    @property
+    def interval(self) -> Interval | None:
+        from lib import stats
+
+        return stats.t_interval(self.differences) if self.differences else None
+
+
+# (paired differences, margin) -> why they are more than rounding; empty if they are not
+Test = Callable[[Sequence[float], float], str]
+
+
+def controls_of(
+    arms: Sequence[Arm], rules: Rules, tests: Sequence[Test] | None = None
+) -> list[Control]:
+    """Judge the controls of a matrix. One without its baseline is PENDING.
+
+    tests: is_large and is_steady unless given.
+    """
+    tests = (is_large, is_steady) if tests is None else tests
+    found = []
+    for arm in arms:
+        if not arm.is_control:
+            continue
+        baseline = next((a for a in arms if _is_baseline_of(a, arm)), None)
+        if baseline is not None:
+            found.append(judge_control(arm, baseline, rules.margin, tests))
+        else:
+            why = "its baseline was not run"
+            found.append(Control(arm, arm, PENDING, (why,), (), ()))
+    return found
+
+
+def _is_baseline_of(arm: Arm, control: Arm) -> bool:
+    name = next((run.job.get("parent_name") for run in control.runs), None)
+    return not arm.is_control and (arm.step, arm.name) == (control.step, name)
+
+
+def judge_control(
+    arm: Arm, baseline: Arm, margin: float, tests: Sequence[Test]
+) -> Control:
+    """Compare a control with its baseline; margin in nats."""
+    mine, theirs = arm.by_seed("val_loss"), baseline.by_seed("val_loss")
+    seeds = tuple(sorted(mine.keys() & theirs.keys()))
+    differences = tuple(mine[seed] - theirs[seed] for seed in seeds)
+    found = (test(differences, margin) for test in tests if differences)
+    wrong = _broken(arm) + [why for why in found if why][:1]
+    if wrong:
+        return Control(arm, baseline, DIFFERS, tuple(wrong), seeds, differences)
+    open_ = (*_unfinished(arm), *_same_kernels(arm, baseline))
+    grade = PENDING if open_ else EQUAL
+    return Control(arm, baseline, grade, open_, seeds, differences)
+
+
+def is_alarming(control: Control) -> bool:
+    """Whether a control differs, or is finished and measured nothing."""
+    is_empty = control.grade == PENDING and not _unfinished(control.arm)
+    return control.grade == DIFFERS or is_empty
+
+
+def is_large(differences: Sequence[float], margin: float) -> str:
+    """Test the mean, and each seed, against NOISE."""
+    mean, worst = fmean(differences), max(differences, key=abs)
+    limit = max(margin, SIGMAS * NOISE / math.sqrt(len(differences)))
+    if abs(mean) > limit:
+        return f"differs by {_nats(mean)}, where rounding explains {limit:.4f}"
+    if abs(worst) > max(margin, LARGEST):
+        return f"differs by {_nats(worst)} in one seed, more than rounding explains"
+    return ""
+
+
+def is_steady(differences: Sequence[float], margin: float) -> str:
+    """Test by Student's t for a difference that is small and the same in all seeds.
+
+    Imports scipy and with it threads, which a process that forks must not have.
+    """
+    from lib import stats
+
+    mean, p = fmean(differences), stats.t_test(differences)
+    if abs(mean) <= margin or p is None or p >= ALPHA:
+        return ""
+    return f"differs by {_nats(mean)} in the same way in every seed (p {p:.4f})"
+
+
+def _nats(value: float) -> str:
+    return f"{human.fixed(value, 4, True)} nats"
+
+
+def _broken(arm: Arm) -> list[str]:
+    """Runs of a control that diverged, as its baseline did not."""
+    diverged = [run for run in arm.runs if has_diverged(run) or above_guess(run)]
+    seeds = ", ".join(str(run.row["seed"]) for run in diverged)
+    return [f"diverged (seed {seeds})"] if diverged else []
+
+
+def _unfinished(arm: Arm) -> list[str]:
+    done, planned = len(arm.done), len(arm.runs)
+    return [] if done == planned else [f"{done} of {planned} seeds finished"]
+
+
+def _same_kernels(arm: Arm, baseline: Arm) -> list[str]:
+    """Runs of a control with the kernels of their baseline, which measure nothing."""
+    theirs = {run.row["seed"]: _kernels(run) for run in baseline.done}
+    same = [r for r in arm.done if _kernels(r) == theirs.get(r.row["seed"])]
+    seeds = ", ".join(str(run.row["seed"]) for run in same)
+    text = f"used the same kernels as its baseline (seed {seeds}): nothing is measured"
+    return [text] if same else []
+
+
+def _kernels(run: Run) -> tuple[str, ...]:
+    """Attention, MLP and compilation of a run, by its manifest."""
+    return tuple(str(run.manifest.get(name)) for name in KERNELS)
+
+
+def void_reasons(
+    baselines: Sequence[Arm], controls: Sequence[Control]
+) -> tuple[str, ...]:
+    """Why no verdict of a matrix stands: its A/A control differs, or a baseline ended
+    above a uniform guess. () if neither did."""
+    found = [
+        f"the A/A control of {control.baseline.label} {reason}"
+        for control in controls
+        if control.grade == DIFFERS
+        for reason in control.reasons
+    ]
+    for arm in baselines:
+        found += [f"the baseline {arm.label}: {why}" for why in worse_than_guess(arm)]
+    return tuple(found)
+
+
+def sentence(control: Control) -> str:
+    """One sentence for the head of the report."""
+    begin = f"A/A control: {control.baseline.label} through other kernels"
+    if control.grade == EQUAL:
+        return f"{begin} ends {so_far(control)}: the numerical noise of this matrix."
+    more = f" ({so_far(control)})" if control.differences else ""
+    return f"{begin}: {control.grade}: {'; '.join(control.reasons)}{more}."
+
+
+def so_far(control: Control) -> str:
+    """The difference, as in "+2.1e-05 ± 1.8e-05 nats from it over 3 seeds"."""
+    assert control.mean is not None
+    seeds = f"{len(control.seeds)} seed{'s' * (len(control.seeds) > 1)}"
+    interval = control.interval
+    half = "" if interval is None else f" ± {(interval.high - interval.low) / 2:.1e}"
+    mean = f"{control.mean:+.1e}".replace("-", "\u2212", control.mean < 0)
+    return f"{mean}{half} nats from it over {seeds}"
