@@ -39,7 +39,8 @@ class Limits:
     drop_per_update: float = 0.5  # a loss falls no faster than this, after the first
     flat_after: int = 200  # updates
     flat_share: float = 0.02  # of the first loss, that it must have come down by
-    window: int = 10  # records in a running mean
+    window: int = 10  # updates that a running mean of the loss covers at least
+    records: int = 3  # that it has at least
     rise: float = 0.5  # of a running mean over the lowest one, or over a uniform guess
     # Wrong gradients let the norm grow while the loss stalls: from 1.1 to 7.5 in 110
     # updates in which the loss fell by 3%. In 16 healthy trainings on a CPU it came to
@@ -61,7 +62,7 @@ class LossWatch:
     bytes_per_token: float | None = None
     limits: Limits = field(default_factory=Limits)
     _first: float | None = None
-    _recent: deque[float] = field(default_factory=deque)
+    _recent: deque[tuple[int, float]] = field(default_factory=deque)
     _lowest: float = math.inf
     _norms: deque[tuple[int, float, float]] = field(default_factory=deque)
     _calmest: float = math.inf  # lowest running norm
@@ -81,11 +82,9 @@ class LossWatch:
             alarms += self._growing(step, loss, grad_norm)
         if self._first is None:  # a run that is resumed began at a uniform guess too
             self._first = loss if step <= 1 else math.log(self.vocab_size)
-        self._recent.append(loss)
-        if len(self._recent) < self.limits.window:
+        mean = self._running_mean(step, loss)
+        if mean is None:
             return alarms
-        mean = fmean(self._recent)
-        self._recent.popleft()
         self._lowest = min(self._lowest, mean)
         return alarms + self._flat(step) + self._diverging(step, mean)
 
@@ -108,6 +107,16 @@ class LossWatch:
             text = f"validation loss {val_loss:.3f} is {bits:.2f} bits a byte"
             return self._once(LEAK, step, f"{text}: does it see the future?")
         return []
+
+    def _running_mean(self, step: int, loss: float) -> float | None:
+        """Mean of the latest losses; None before there are enough."""
+        limits, recent = self.limits, self._recent
+        recent.append((step, loss))
+        while len(recent) > limits.records and recent[0][0] <= step - limits.window:
+            recent.popleft()
+        if len(recent) < limits.records or recent[0][0] > step - limits.window + 1:
+            return None
+        return fmean(loss for _, loss in recent)
 
     def _first_loss(self, step: int, loss: float) -> list[Alarm]:
         uniform = math.log(self.vocab_size)

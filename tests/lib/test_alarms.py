@@ -73,6 +73,14 @@ def test_a_flat_curve_is_told_once():
     assert kinds(flat[:150]) == []
 
 
+def test_few_records_are_enough():
+    """Of 400 updates, logged every 50: eight records."""
+    flat = [(n, START + random.Random(n).gauss(0, 0.02)) for n in range(1, 401)]
+    assert kinds(flat, every=50) == [FLAT]
+    rising = [(n, x + max(0, n - 200) * 0.02) for n, x in healthy(401)]
+    assert kinds(rising, every=50) == [DIVERGING]
+
+
 def test_a_curve_that_rises_again_is_told_once():
     curve = [(n, x + max(0, n - 1500) * 0.01) for n, x in healthy()]
     assert kinds(curve) == [DIVERGING]
@@ -177,19 +185,19 @@ def test_recorded_trainings_raise_nothing(name, every):
         assert gradients(logged(CURVES[name], every, first), vocab=257) == []
 
 
-@pytest.mark.parametrize("every", [1, 10, 50])
-def test_spikes_of_the_norm_are_no_growth(every):
-    """Of 300 runs whose norm varies by a third and has spikes, at most 1% alarm."""
-    alarmed = 0
-    for seed in range(300):
+def test_spikes_of_the_norm_are_no_growth():
+    """Of 80 runs whose norm varies by a third and has spikes, at most one alarms."""
+    alarmed = dict.fromkeys((1, 10, 50), 0)
+    for seed in range(80):
         draw, curve, left = random.Random(seed), [], 0
-        for n, loss in healthy(600, noise=0.03):
+        for n, loss in healthy(400, noise=0.03):
             left = draw.choice((1, 2, 3)) if draw.random() < 0.01 else left - 1
             spike = draw.uniform(3, 12) if left > 0 else 1.0
             norm = 0.3 + 2.0 / (1 + n / 20)
             curve.append((loss, norm * spike * math.exp(draw.gauss(0, 0.33))))
-        alarmed += bool(gradients(logged(curve, every, every)))
-    assert alarmed <= 3
+        for every in alarmed:
+            alarmed[every] += bool(gradients(logged(curve, every, every)))
+    assert max(alarmed.values()) <= 1
 
 
 def test_growth_late_in_a_training_is_seen():
