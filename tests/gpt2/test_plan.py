@@ -186,6 +186,26 @@ def test_a_control_that_could_say_nothing_is_left_out(
     assert (left_out.name, left_out.reason) == ("A/A control", f"CONTROLS=y, but {why}")
 
 
+def test_a_test_matrix_has_a_control_of_its_baseline() -> None:
+    preset = {"TEST_MATRIX_MODE": "y", "TEST_MATRIX_MUON": "y", "SEEDS": "1"}
+    jobs = make_plan(make_config(**preset, CONTROLS="y")).jobs
+    assert [(j.run_dir, j.parent_name) for j in jobs] == [
+        ("adamw-none/seed1", None),
+        ("adamw-none-aa/seed1", "adamw-none"),
+        ("muon-none/seed1", "adamw-none"),
+    ]
+
+
+def test_every_preset_for_gpus_has_a_control_but_single_runs() -> None:
+    for path in sorted((ROOT / "defconfigs").iterdir()):
+        lines = path.read_text().splitlines()
+        on_gpu = any(line.startswith("CONFIG_GPU_MEMORY_GB=") for line in lines)
+        single = not {
+            f"CONFIG_{m}_MODE=y" for m in ("RA_MLA_ABLATION", "TEST_MATRIX")
+        } & {*lines}
+        assert ("CONFIG_CONTROLS=y" in lines) == (on_gpu and not single), path
+
+
 def test_a_single_run_has_no_control() -> None:
     with pytest.raises(ValueError, match="CONTROLS"):
         single(CONTROLS="y")

@@ -19,7 +19,7 @@ from gpt2.report.results import read_matrix
 from gpt2.report.text import markdown_report, terminal_report
 from gpt2.report.verdicts import INVALID, judge
 from lib.progress import PlainView
-from tests.results_factory import write_control, write_matrix, write_run
+from tests.results_factory import settings, write_control, write_matrix, write_run
 from tests.scratch import ROOT
 
 SCHEMA = ROOT / "gpt2" / "report" / "summary.schema.json"
@@ -176,6 +176,29 @@ def test_no_arm_is_compared_with_a_control(tmp_path):
 
 def difference_of(differences, margin):
     return is_large(differences, margin) or is_steady(differences, margin)
+
+
+def test_a_test_matrix_has_a_control_too(tmp_path):
+    cells = {"adamw-none": None, "muon-none": "adamw-none"}
+    for name, partner in cells.items():
+        job = {"step": None, "name": name, "parent": None, "parent_name": partner}
+        write_run(tmp_path, 0, 1, job=job)
+    aa = {"step": None, "name": "adamw-none-aa", "parent_name": "adamw-none"}
+    aa |= {"parent": None, "run_dir": "adamw-none-aa/seed1"}
+    write_run(
+        tmp_path,
+        0,
+        1,
+        job={**aa, "settings": settings(0, other_kernels=True)},
+        manifest={"attention_backend": "triton"},
+        twin="adamw-none",
+        effect=0.05,
+    )
+    found = judged(tmp_path)
+    assert [(c.arm.name, c.partner.name) for c in found.comparisons] == [
+        ("muon-none", "adamw-none")
+    ]
+    assert "the A/A control of adamw-none differs" in found.void[0]
 
 
 def draws(shape, noise, kind, seed=0):
