@@ -103,14 +103,14 @@ def judge_control(
     wrong = _broken(arm) + [why for why in found if why][:1]
     if wrong:
         return Control(arm, baseline, DIFFERS, tuple(wrong), seeds, differences)
-    open_ = (*_unfinished(arm), *_same_kernels(arm, baseline))
+    open_ = (*_unfinished(arm, seeds), *_same_kernels(arm, baseline))
     grade = PENDING if open_ else EQUAL
     return Control(arm, baseline, grade, open_, seeds, differences)
 
 
 def is_alarming(control: Control) -> bool:
     """Whether a control differs, or is finished and measured nothing."""
-    is_empty = control.grade == PENDING and not _unfinished(control.arm)
+    is_empty = control.grade == PENDING and not _unfinished(control.arm, control.seeds)
     return control.grade == DIFFERS or is_empty
 
 
@@ -149,8 +149,9 @@ def _broken(arm: Arm) -> list[str]:
     return [f"diverged (seed {seeds})"] if diverged else []
 
 
-def _unfinished(arm: Arm) -> list[str]:
-    done, planned = len(arm.done), len(arm.runs)
+def _unfinished(arm: Arm, seeds: Sequence[int]) -> list[str]:
+    """A reason if the control or its baseline lacks one of the control's seeds."""
+    done, planned = len(seeds), len(arm.runs)
     return [] if done == planned else [f"{done} of {planned} seeds finished"]
 
 

@@ -344,6 +344,15 @@ def test_two_steps_that_build_the_same_are_not_distinct(base):
     assert not finding.passed and "same as step 6" in finding.detail
 
 
+def test_a_control_is_meant_to_build_what_its_baseline_does(base):
+    plan = plan_of(base.replace(controls=True), 0)
+    proofs = list(prove(plan))
+    assert [(p.cell, p.message) for p in proofs] == [
+        ("step00-baseline", ""),
+        ("step00-baseline-aa", ""),
+    ]
+
+
 def test_undeclared_difference_is_found(base, monkeypatch):
     silent = dataclasses.replace(STEPS[6], changes={**STEPS[6].changes, "bias": False})
     monkeypatch.setitem(STEPS, 6, silent)

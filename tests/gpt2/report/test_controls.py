@@ -152,6 +152,18 @@ def test_a_control_that_is_not_done_holds_nothing_up(tmp_path, status):
     assert item(root, "A/A control").remark == "2 of 3 seeds finished"
 
 
+def test_a_control_that_is_done_before_its_baseline_waits_for_it(tmp_path):
+    root = write_matrix(tmp_path, (5,), (1, 2))
+    write_run(root, 0, 1, status="running")
+    for seed in (1, 2):
+        write_control(root, seed)
+    (control,) = judged(root).controls
+    assert (control.grade, control.reasons) == ("PENDING", ("0 of 2 seeds finished",))
+    assert told(root) == []
+    text = markdown_report(read_matrix(root), judged(root), "x")
+    assert "through other kernels: PENDING: 0 of 2 seeds finished.**" in text
+
+
 def test_a_control_by_the_same_kernels_says_nothing(tmp_path):
     root = write_matrix(tmp_path, (0, 5), (1,))
     write_control(root, 1, manifest={"attention_backend": "sdpa:flash"})
