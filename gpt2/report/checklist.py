@@ -255,8 +255,8 @@ def _kernels(runs: list[Run]) -> Item:
         return Item("kernels", NOT_RECORDED, "no manifest names them")
     values: dict[str, set[str]] = {}
     for run in runs:
-        if run.job.get("control"):  # is to differ
-            continue
+        if as_dict(run.settings.get("resources")).get("other_kernels"):
+            continue  # an A/A control is to differ
         for name, value in as_dict(run.manifest.get("kernels")).items():
             values.setdefault(clean(name), set()).add(str(value))
     untimed = sum(bool(run.manifest.get("untimed_kernels")) for run in runs)
