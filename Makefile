@@ -29,23 +29,44 @@ READ_SBATCH := sbatch
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch
 
+# What was typed after make, byte for byte. make itself drops the blanks that a value
+# begins with: they are read from its own command line.
+GIVEN := $(foreach v,$(sort $(.VARIABLES)),$(if \
+	$(filter command,$(firstword $(origin $v))),$v))
+SETTINGS := $(filter-out $(OWN),$(GIVEN))
+# Or make would hand their values on expanded, and carry out a $(shell) in one.
+unexport $(GIVEN)
+blanks = $(subst |,,$(shell LC_ALL=C sed -zn -e 's/^$1:*=\([[:space:]]*\).*/\1|/' \
+	-e 'T end' -e h -e ':end' -e '$${x;p}' /proc/$$PPID/cmdline 2>/dev/null))
+text = $(if $(filter $1,$(GIVEN)),$(blanks))$(value $1)
 quote = '$(subst ','\'',$1)'
-settings = $(foreach v,$(sort $(filter-out $(OWN),$(.VARIABLES))),$(if \
-	$(filter command,$(firstword $(origin $v))),$(call quote,$v=$(value $v))))
-export KABLATE_SETTINGS := $(strip $(settings))
-option = $(if $($1),--$(shell echo $1 | tr A-Z a-z)=$(call quote,$($1)))
-WITH := $(if $(KABLATE_SETTINGS),--overrides "$$KABLATE_SETTINGS")
-ifeq ($(MAKELEVEL),0)
-ifneq ($(KABLATE_SETTINGS),)
-ifeq ($(filter $(TAKE_SETTINGS),$(or $(MAKECMDGOALS),all)),)
+# A new line would end the line of a recipe, and what follows it be executed.
+define KABLATE_NEWLINE
+
+
+endef
+export KABLATE_NEWLINE
+inline = $(subst $(KABLATE_NEWLINE),'"$$KABLATE_NEWLINE"',$(quote))
+arg = $(call inline,$(call text,$1))
+typed = $(foreach v,$1,$(call quote,$v=$(call text,$v)))
+option = $(if $(value $1),--$(shell echo $1 | tr A-Z a-z)=$(arg))
+WITH := $(if $(SETTINGS),--overrides "$$KABLATE_SETTINGS")
+GOALS := $(or $(MAKECMDGOALS),all)
+# The parts of quickstart are called with all that it was given.
+PART := $(and $(filter-out 0,$(MAKELEVEL)),$(value KABLATE_PART))
+ifndef PART
+export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
+export KABLATE_JOBS := $(call typed,$(filter ONLY SKIP_VERIFY,$(GIVEN)))
+# The folder that a report is of: RESULTS, or OUTPUT_DIR as it was typed for a run.
+REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
+ifneq ($(filter-out $(if $(filter report,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
+ifeq ($(filter $(TAKE_SETTINGS),$(GOALS)),)
 $(error make $(MAKECMDGOALS) takes no settings, but there is $(KABLATE_SETTINGS))
 endif
 endif
-$(foreach v,$(filter-out PYTHON EXTRAS,$(OWN)),$(if \
-	$(filter command,$(firstword $(origin $v))),$(if \
-	$(filter $(READ_$v),$(or $(MAKECMDGOALS),all)),,$(error \
-	make $(or $(MAKECMDGOALS),all) takes no $v, but there is $v=$(value $v): it is \
-	for make $(READ_$v)))))
+$(foreach v,$(filter-out PYTHON EXTRAS,$(filter $(OWN),$(GIVEN))),$(if \
+	$(filter $(READ_$v),$(GOALS)),,$(error \
+	make $(GOALS) takes no $v, but there is $v=$(value $v): it is for make $(READ_$v))))
 endif
 
 # The interpreter that makes the environment, and the one in it; looked for once.
@@ -53,11 +74,11 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 	python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$p" && break; done))$(or \
 	$(BOOT),$(error kablate needs Python 3.11 or newer, and finds none on PATH))
-SETUP = PYTHON=$(call quote,$(PYTHON)) $(BOOT) scripts/setup_env.py
-PY = $(eval PY := "$(shell $(SETUP) --print-python)")$(PY)
+SETUP = PYTHON=$(call arg,PYTHON) $(BOOT) scripts/setup_env.py
+PY = $(eval PY := $$(call inline,$$(shell $$(SETUP) --print-python)))$(PY)
 
-SKIP = $(if $(filter-out 0 1 n y,$(SKIP_VERIFY)),$(error SKIP_VERIFY=$(SKIP_VERIFY) is \
-	neither 1 nor 0))$(if $(filter 1 y,$(SKIP_VERIFY)),--skip-verify)
+SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
+	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
 MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(call \
 	option,ONLY)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
@@ -67,11 +88,8 @@ PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 ##@ Run
 all: run ## run what is configured; type it again to go on
 quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
-	$(MAKE) defconfig-gpt2-quickstart
-	$(MAKE) data
-	$(MAKE) dry-run
-	$(MAKE) run
-	$(MAKE) report
+	for part in defconfig-gpt2-quickstart data dry-run run report; do \
+		KABLATE_PART=1 $(MAKE) $$part || exit; done
 run: config.py | setup ## prove, then run what is missing (JOBS=2: two at a time)
 	$(MATRIX)
 continue: run ## the same: go on where it stopped
@@ -84,14 +102,14 @@ stop: config.py | setup ## ask the runner to write checkpoints and stop
 sbatch: config.py | setup ## print a Slurm array of what is missing (SBATCH='--partition=gpu')
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
-report: $(if $(RESULTS),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
+report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \
-		$(if $(RESULTS),$(call quote,$(RESULTS)))
+		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
 compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)
 	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) \
-		-- $(call quote,$(A)) $(call quote,$(B))
+		-- $(call arg,A) $(call arg,B)
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, prove each step
@@ -116,9 +134,9 @@ data: config.py | setup ## prepare the configured text
 list-defconfigs: | setup ## the presets
 	$(PY) scripts/kconfig.py list-defconfigs
 defconfig-%: FORCE | setup ## load a preset; defconfig-a+b merges two
-	$(PY) scripts/kconfig.py defconfig $(call quote,$*) $(WITH)
+	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
 $(PRESETS): defconfig-%: | setup
-	$(PY) scripts/kconfig.py defconfig $(call quote,$*) $(WITH)
+	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
 menuconfig: | setup ## edit the configuration by menus
 	$(PY) scripts/kconfig.py menuconfig
 guiconfig: | setup ## edit it in a window
@@ -128,16 +146,18 @@ oldconfig: | setup ## bring an old .config up to date, asking about what is new
 olddefconfig: | setup ## the same without asking: what is new gets its default
 	$(PY) scripts/kconfig.py olddefconfig
 savedefconfig: | setup ## write .config to defconfigs/NAME (NAME=gpt2-mine)
-	$(PY) scripts/kconfig.py savedefconfig $(call quote,$(NAME))
+	$(PY) scripts/kconfig.py savedefconfig -- $(call arg,NAME)
 explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
-	$(PY) scripts/kconfig.py explain $(call quote,$(SYMBOL)) $(WITH)
+	$(PY) scripts/kconfig.py explain $(WITH) -- $(call arg,SYMBOL)
 
 ##@ Develop
 setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
-	$(SETUP) --extras $(call quote,$(EXTRAS)) $(if $(filter setup,$(MAKECMDGOALS)),--say)
+	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say)
 # Three workers for two cores: a third of their time they wait for processes.
 test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
-	$(PY) -m pytest -q -n 3 --dist worksteal $(PYTEST_ARGS)
+	$(PY) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
+		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
+		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
 bench: | setup ## measure speed; a table, and bench_results/bench.json
 	$(PY) scripts/bench.py
 check: | setup ## formatting, house rules, types and the fast tests

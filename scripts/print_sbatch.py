@@ -159,13 +159,15 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
     """The batch script over these runs of a plan."""
     if not tasks:
         raise ValueError(f"{plan.output_dir}: there is no run left to submit")
-    first = tasks[0]
+    first, place = tasks[0], str(plan.output_dir.absolute())
+    if "\n" in place:  # what follows would be a line of the script, and executed
+        raise ValueError(f"{place!r} does not fit on a line of the script")
     return SCRIPT.format(
         name=shlex.quote(plan.output_dir.name),
         last=len(tasks) - 1,
         at_once=plan.base.resources.parallel_jobs,
         warning=WARNING_SECONDS,
-        output=shlex.quote(str(plan.output_dir.absolute())),
+        output=shlex.quote(place.replace("%", "%%")),  # as sbatch reads names
         options="".join(f"#SBATCH {option}\n" for option in options),
         runs="\n".join(f"    {shlex.quote(str(task.run_dir))}" for task in tasks),
         verified=f"{stage.VERIFIED}={first.env[stage.VERIFIED]}",

@@ -341,7 +341,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         env = choose(ROOT, os.environ)
         if given.print_python:
-            print(env.python)
+            print(_shown(ROOT, env.python))  # a tree may lie at any path
             return 0
         extras = [e for e in given.extras.replace(",", " ").split() if e]
         if not set_up(ROOT, env, extras) and given.say:

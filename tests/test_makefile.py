@@ -1,5 +1,6 @@
 """The Makefile as a user types it, in a copy of the tree."""
 
+import json
 import os
 import re
 import shutil
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib.generated import read_config
-from tests.scratch import ROOT, copy_files, note_setup, run
+from tests.scratch import ROOT, STATE, copy_files, note_setup, run
 
 PARTS = (
     *("Makefile", "Kconfig", "pyproject.toml", ".gitignore", "tests/__init__.py"),
@@ -102,7 +103,13 @@ def test_each_preset_is_a_target_for_completion(tree: Path) -> None:
         assert re.search(rf"^defconfig-{name}:", database, re.M)
 
 
-QUOTED = ['it\'s a "b" c\\d', "`touch y`;touch z|a>b&*", "$HOME $(touch x) #=~ä"]
+QUOTED = [
+    'it\'s a "b" c\\d',
+    "`touch y`;touch z|a>b&*",
+    "$HOME $(touch x) #=~ä",
+    "$(shell touch x)${HOME}$$",
+    "  blanks   on all sides  ",
+]
 
 
 @pytest.mark.parametrize("value", QUOTED)
@@ -112,6 +119,58 @@ def test_settings_reach_the_scripts_as_they_were_typed(tree: Path, value: str) -
     assert sorted(path.name for path in tree.iterdir() if "." not in path.name) == [
         *("Kconfig", "Makefile", "defconfigs", "gpt2", "lib", "scripts", "tests")
     ]
+
+
+@pytest.mark.parametrize("value", ["a\tb", "a\nb", "\ta"])
+def test_control_characters_are_refused_and_not_lost(tree: Path, value: str) -> None:
+    said = refused(tree, "explain", "SYMBOL=OUTPUT_DIR", f"OUTPUT_DIR={value}")
+    assert f"CONFIG_OUTPUT_DIR: {value!r} has control characters" in said
+
+
+def test_other_variables_reach_the_scripts_as_they_were_typed(tree: Path) -> None:
+    odd = " a   $HOME $(shell touch x)`touch y` #'\"\n\t*"
+    shown = f"{odd!r}"
+    assert f"NAME={shown}" in refused(tree, "savedefconfig", f"NAME={odd}")
+    assert odd in refused(tree, "explain", f"SYMBOL={odd}")
+    done(tree, "defconfig-one")
+    assert f"{shown} is no" in refused(tree, "compare", f"A={odd}", "B=.")
+    assert f"ONLY={shown}" in refused(tree, "dry-run", f"ONLY={odd}")
+    assert f"SBATCH={shown}" in refused(tree, "sbatch", f"SBATCH={odd}")
+    assert odd in refused(tree, "report", f"RESULTS={odd}")
+    listed = make(tree, "test", f"PYTEST_ARGS=--version '{odd[:24]}'")
+    assert listed.returncode == 0 and "pytest" in listed.stdout
+    assert not [name for name in "xy" if (tree / name).exists()]
+
+
+def test_a_report_finds_the_output_dir_that_a_run_was_given(tree: Path) -> None:
+    done(tree, "defconfig-one")
+    for variable in ("RESULTS", "OUTPUT_DIR"):
+        said = refused(tree, "report", f"{variable}= a $HOME  b")
+        assert "there are no results at  a $HOME  b" in said
+    said = refused(tree, "report", "OUTPUT_DIR=x", "MAX_ITERS=5")
+    assert "make report takes no settings" in said
+
+
+ODD_PLACES = [
+    'a $HOME `touch pwned` "q" \'#',
+    "$(shell touch pwned) %*:;\\",
+    "new\nline",
+]
+
+
+@pytest.mark.parametrize("name", ODD_PLACES)
+def test_a_checkout_may_lie_at_any_path(tmp_path: Path, name: str) -> None:
+    root = copy_files(tmp_path / name, PARTS)
+    note_setup(root)
+    (root / ".venv").symlink_to(sys.prefix)
+    state = json.loads((root / STATE).read_text())
+    state["done"][str(root / ".venv/bin/python")] = state["done"][sys.executable]
+    (root / STATE).write_text(json.dumps(state))
+    for words in (["defconfig-gpt2-quickstart"], ["dry-run", "SKIP_VERIFY=1"]):
+        ended = run(root, "make", *words)
+        assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+    assert "step 8  mla" in ended.stdout
+    assert not list(tmp_path.rglob("pwned"))
 
 
 def test_several_settings_are_told_apart(tree: Path) -> None:

@@ -123,7 +123,7 @@ def test_from_nothing_to_an_environment_and_back(tree: Path, wheels: Path) -> No
     assert done(tree, wheels).startswith("Setting up .venv/bin/python")
     pinned = {"torch": "2.13.0", "demo": "1.0", "tool": "1.0", "files": "1.0"}
     assert installed(python) == pinned
-    assert done(tree, wheels, "--print-python") == f"{python}\n"
+    assert done(tree, wheels, "--print-python") == ".venv/bin/python\n"
 
     # Nothing to do: not even pip's sources are looked at.
     assert done(tree, nowhere) == ""
@@ -191,7 +191,7 @@ def test_which_interpreter_is_chosen(tree: Path, wheels: Path, tmp_path: Path) -
     def chosen(**environ: str) -> str:
         return done(tree, wheels, "--print-python", **environ).strip()
 
-    own = str(tree / ".venv/bin/python")
+    own = ".venv/bin/python"  # as make calls it, wherever the tree lies
     bare = tmp_path / "bare"
     python = str(environment(bare))
     assert chosen() == own
