@@ -42,8 +42,7 @@ def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Co
         return override(config, overrides, first)
     from lib.kconfig import require_possible
 
-    require_possible(KCONFIG, config, types=symbol_types())
-    return config
+    return require_possible(KCONFIG, config, types=symbol_types())
 
 
 def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:

@@ -1,7 +1,8 @@
 """config.py: written from .config, read as data and never executed.
 
-One ``CONFIG_NAME = literal`` a line, then ``ORIGINS``, which says where each value
-that is no default was asked for. A config.py may come from a stranger's results,
+One ``CONFIG_NAME = literal`` per line, then ``ORIGINS``, which says where each value
+that is not a default was asked for and what it was: a value that was edited by hand
+since comes from its line of config.py. A config.py may come from a stranger's results,
 so reading it parses literals and runs nothing.
 """
 
@@ -13,6 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 Literal = bool | int | float | str
 Types = Mapping[str, Callable[[str], Literal]]
@@ -84,7 +86,8 @@ def render_config(config: Config, types: Types | None = None) -> str:
     """
     typed = convert(config, types or {})
     lines = [f"CONFIG_{name} = {value!r}\n" for name, value in typed.values.items()]
-    origins = [f"    {name!r}: {text!r},\n" for name, text in typed.origins.items()]
+    noted = {n: (o, typed.values.get(n, "")) for n, o in typed.origins.items()}
+    origins = [f"    {name!r}: {entry!r},\n" for name, entry in noted.items()]
     text = "".join([HEADER, "\n", *lines, "\nORIGINS = {\n", *origins, "}\n"])
     if parse_config(text, "config.py") != typed:
         raise ConfigError("config.py: a value has no literal that reads back equal")
@@ -106,8 +109,8 @@ def convert(config: Config, types: Types) -> Config:
     return Config(values, dict(config.origins))
 
 
-def read_config(path: str | Path) -> Config:
-    """Read config.py as data.
+def read_config(path: str | Path, name: str = "") -> Config:
+    """Read config.py as data; in messages it is ``name``, or else its path.
 
     Raises ConfigError with file and line for anything but assignments of bools,
     numbers and strings; OSError if the file cannot be read.
@@ -115,8 +118,8 @@ def read_config(path: str | Path) -> Config:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise not_text(str(path), error) from error
-    return parse_config(text, str(path))
+        raise not_text(name or str(path), error) from error
+    return parse_config(text, name or str(path))
 
 
 def parse_config(text: str, name: str) -> Config:
@@ -134,7 +137,15 @@ def parse_config(text: str, name: str) -> Config:
         for target, (at, value) in found.items()
     }
     places = {n.removeprefix("CONFIG_"): f"{name}:{at}" for n, (at, _) in found.items()}
-    return Config(values, _checked_origins(origins, f"{name}:{line}"), places)
+    written = _checked_origins(origins, f"{name}:{line}")
+    asked = {n: origin for n, (origin, *_) in written.items()}
+    edited = [n for n, (_, *old) in written.items() if old and _differ(values, n, *old)]
+    return Config(values, {**asked, **{n: places[n] for n in edited}}, places)
+
+
+def _differ(values: Mapping[str, Literal], name: str, old: object) -> bool:
+    """Whether a symbol has another value than ORIGINS notes; 1 is not True."""
+    return name in values and repr(values[name]) != repr(old)
 
 
 def _assignments(text: str, name: str) -> Iterator[tuple[int, str, object]]:
@@ -173,9 +184,17 @@ def _checked_value(value: object, where: str) -> Literal:
     raise ConfigError(f"{where} must be a bool, a finite number or a string")
 
 
-def _checked_origins(value: object, where: str) -> dict[str, str]:
-    if not isinstance(value, dict) or not all(
-        isinstance(k, str) and isinstance(v, str) for k, v in value.items()
-    ):
-        raise ConfigError(f"{where}: ORIGINS must map symbols to strings")
-    return value
+def _checked_origins(value: object, where: str) -> dict[str, tuple[Any, ...]]:
+    """(origin, value when written) by symbol; older files have the origin alone."""
+    refusal = ConfigError(f"{where}: ORIGINS must map symbols to strings")
+    if not isinstance(value, dict):
+        raise refusal
+    checked: dict[str, tuple[Any, ...]] = {}
+    for name, entry in value.items():
+        noted = entry if isinstance(entry, tuple) else (entry,)
+        if len(noted) not in (1, 2) or not isinstance(noted[0], str):
+            raise refusal
+        if not isinstance(name, str):
+            raise refusal
+        checked[name] = noted
+    return checked

@@ -86,9 +86,14 @@ def apply_overrides(
 
 def require_possible(
     kconfig: str | Path, config: Config, *, types: Types | None = None
-) -> None:
-    """Raise ConfigError for values of a config.py that no .config leads to."""
-    Tree(kconfig, types).replay(config)
+) -> Config:
+    """A config.py with the origins of values that were edited by hand.
+
+    Raises ConfigError for values that no .config leads to.
+    """
+    tree = Tree(kconfig, types)
+    tree.replay(config)
+    return tree.config()
 
 
 def refresh(
@@ -109,6 +114,8 @@ def refresh(
     old = previous or Config({})
     for name, assignment in list(tree.asked.items()):
         known = old.origins.get(name, f"{assignment.source}:")
+        if known == old.places.get(name):  # edited by hand, and so in .config now
+            known = f"{assignment.source}:"
         same = name in old.values and old.values[name] == loaded.values.get(name)
         if same and not known.startswith(f"{assignment.source}:"):
             tree.asked[name] = replace(assignment, origin=known)

@@ -196,8 +196,9 @@ class Tree:
     def replay(self, config: Config) -> None:
         """Bring the tree to the values of ``config``, read from a config.py.
 
-        What has an origin is asked for again; the rest follows its defaults, unless
-        these have changed since. Raises ConfigError if the tree cannot get there.
+        What has an origin is asked for again. The rest follows its defaults; a value
+        that does not was edited by hand, or the default has changed since, and comes
+        from its line of config.py. Raises ConfigError if the tree cannot get there.
         """
         fail_on(
             Problem(_place(config, n), f"CONFIG_{n} is no symbol of this Kconfig")
@@ -224,7 +225,7 @@ class Tree:
         for name in names:
             symbol, value = self.symbols[name], config.values[name]
             if prompts(symbol) and not (symbol.choice and value is False):
-                origin = config.origin(name)
+                origin = config.origins.get(name) or config.places.get(name, DEFAULT)
                 yield Assignment(name, text_of(symbol, value), origin, "config.py")
 
     # ---- results ----------------------------------------------------------------

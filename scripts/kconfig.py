@@ -14,7 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -28,7 +28,13 @@ from lib.dotconfig import (
     split_overrides,
     symbol_for,
 )
-from lib.generated import Config, ConfigError, read_config, render_config
+from lib.generated import (
+    Config,
+    ConfigError,
+    Literal,
+    read_config,
+    render_config,
+)
 from lib.output import exit_code
 from lib.rundir import atomic_write_text
 from lib.spelling import hint
@@ -141,20 +147,47 @@ def configured() -> Path:
 
 
 def generate() -> None:
-    """Make config.py from .config, unless it is up to date. By its contents: one
-    that is put back with mv or cp -p is older than config.py."""
-    sources = [configured(), KCONFIG, *ROOT.glob("gpt2/Kconfig*")]
-    newest = max(source.stat().st_mtime_ns for source in sources)
-    is_late = not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest
-    is_other = not MADE_FROM.is_file() or not filecmp.cmp(DOTCONFIG, MADE_FROM, False)
-    if is_late or is_other:
+    """Make config.py from .config, unless it is up to date."""
+    if not is_current():
         regenerate()
 
 
+def is_current() -> bool:
+    """Whether config.py was made from this .config. By its contents: one that is put
+    back with mv or cp -p is older than config.py."""
+    sources = [configured(), KCONFIG, *ROOT.glob("gpt2/Kconfig*")]
+    newest = max(source.stat().st_mtime_ns for source in sources)
+    is_late = not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest
+    return (
+        not is_late and MADE_FROM.is_file() and filecmp.cmp(DOTCONFIG, MADE_FROM, False)
+    )
+
+
 def regenerate() -> None:
-    config = kconfig.refresh(KCONFIG, configured(), previous(), types=symbol_types())
+    old = previous()
+    config = kconfig.refresh(KCONFIG, configured(), old, types=symbol_types())
     check_settings(config)
+    for place, name, value in edits(old):
+        if value != (now := config.values.get(name)):
+            print(
+                f"note: {place}: CONFIG_{name} = {value!r} was edited by hand and is "
+                f"{now!r} again, as in .config",
+                file=sys.stderr,
+            )
     write_config(config)
+
+
+def edits(config: Config | None) -> Iterator[tuple[str, str, Literal]]:
+    """Place, symbol and value of what was edited by hand in config.py."""
+    if config is None or not MADE_FROM.is_file():
+        return
+    try:
+        made = strict(KCONFIG, [MADE_FROM]).config().values
+    except (ConfigError, OSError):  # by another Kconfig
+        return
+    for name, value in config.values.items():
+        if name in made and made[name] != value:
+            yield config.places[name], name, value
 
 
 def check_settings(config: Config) -> None:
@@ -171,9 +204,14 @@ def check_settings(config: Config) -> None:
 def previous() -> Config | None:
     """The last config.py: it knows where values come from. None if unusable."""
     try:
-        return read_config(CONFIG)
+        return read_made()
     except (OSError, ConfigError):
         return None
+
+
+def read_made() -> Config:
+    """config.py, with places as seen from the root; raises as read_config."""
+    return read_config(CONFIG, CONFIG.name)
 
 
 def write_config(config: Config) -> None:
@@ -254,7 +292,10 @@ def explain(name: str, overrides: str) -> None:
         raise ConfigError("say which: make explain SYMBOL=GPT2_MAX_ITERS")
     types = symbol_types()
     if DOTCONFIG.is_file():
-        config = kconfig.refresh(KCONFIG, DOTCONFIG, previous(), types=types)
+        if is_current():
+            config = kconfig.require_possible(KCONFIG, read_made(), types=types)
+        else:
+            config = kconfig.refresh(KCONFIG, DOTCONFIG, previous(), types=types)
     else:
         print("(nothing is configured yet: these are defaults)")
         config = strict(KCONFIG, []).config()

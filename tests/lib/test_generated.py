@@ -81,6 +81,23 @@ def test_strings_are_typed_where_the_field_is() -> None:
         render_config(Config({"LR": "six"}, config.origins), {"LR": float})
 
 
+def test_a_value_that_was_edited_by_hand_comes_from_its_line() -> None:
+    config = Config({"N": 1, "ON": True, "S": "a"}, {"N": ".config:3", "ON": "one:1"})
+    text = render_config(config)
+    edited = text.replace("CONFIG_N = 1\n", "CONFIG_N = 2\n")
+    read = parse_config(edited.replace("ON = True\n", "ON = 1\n"), "config.py")
+    assert read.origins == {"N": read.places["N"], "ON": read.places["ON"]}
+    assert edited.split("\n")[int(read.origin("N").split(":")[1]) - 1] == "CONFIG_N = 2"
+    # Written once more, as beside results, the value and its origin stay.
+    again = parse_config(render_config(read), "results/config.py")
+    assert again.origins == read.origins
+
+
+def test_an_older_file_notes_origins_alone() -> None:
+    text = "CONFIG_N = 1\n\nORIGINS = {'N': '.config:3'}\n"
+    assert parse_config(text, "config.py").origin("N") == ".config:3"
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
@@ -101,6 +118,8 @@ def test_strings_are_typed_where_the_field_is() -> None:
         ("CONFIG_A += 1\n", "only"),
         ("ORIGINS = {'A': 1}\n", "ORIGINS must map"),
         ("ORIGINS = []\n", "ORIGINS must map"),
+        ("ORIGINS = {'A': ()}\n", "ORIGINS must map"),
+        ("ORIGINS = {'A': (1, 'x')}\n", "ORIGINS must map"),
         ("CONFIG_A = (\n", "config.py:1: "),
         ("CONFIG_A = " + "-" * 100_000 + "1\n", "config.py:"),
         ("CONFIG_A = " + "(" * 5_000 + "1" + ")" * 5_000, "config.py:"),

@@ -171,6 +171,35 @@ def edit(tree: Path, text: str) -> None:
     os.utime(tree / ".config", (later, later))
 
 
+def test_an_edit_of_config_py_is_shown_where_it_counts_and_where_it_ends(
+    tree: Path,
+) -> None:
+    done(tree, "defconfig", "one")
+    text = (tree / "config.py").read_text()
+    assert "'GPT2_MAX_ITERS': ('defconfigs/one:3', 700)" in text
+    places, lost = {}, set()
+    for name, was, now in (("GPT2_MAX_ITERS", "700", "9"), ("SEEDS", "'1337'", "'8'")):
+        before, _, after = text.partition(f"CONFIG_{name} = {was}\n")
+        text = f"{before}CONFIG_{name} = {now}\n{after}"
+        places[name] = f"config.py:{before.count(chr(10)) + 1}"
+        lost.add(
+            f"note: {places[name]}: CONFIG_{name} = {now} was edited by hand and is "
+            f"{was} again, as in .config"
+        )
+    (tree / "config.py").write_text(text)
+    for name, place in places.items():
+        assert f"\n  origin      {place}\n" in done(tree, "explain", name)
+    command = (sys.executable, "scripts/run_test_matrix.py", "--list")
+    listed = " ".join(run(tree, *command).stdout.split())
+    assert f" max_iters 9 {places['GPT2_MAX_ITERS']} " in listed
+    assert f" seeds 8 {places['SEEDS']} " in listed
+
+    edit(tree, (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4"))
+    ended = kconfig(tree, "generate")
+    assert (ended.returncode, set(ended.stderr.splitlines())) == (0, lost)
+    assert config(tree).values["GPT2_MAX_ITERS"] == 700
+
+
 def test_a_fault_in_dotconfig_is_refused_and_olddefconfig_drops_it(tree: Path) -> None:
     done(tree, "defconfig", "one")
     edit(tree, "CONFIG_GONE=1\n" + (tree / ".config").read_text())
