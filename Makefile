@@ -91,7 +91,7 @@ quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
 	for part in defconfig-gpt2-quickstart data dry-run run report; do \
 		KABLATE_PART=1 $(MAKE) $$part || exit; done
 run: config.py | setup ## prove, then run what is missing (JOBS=2: two at a time)
-	$(MATRIX)
+	$(MATRIX) $(if $(PART),--no-table)
 continue: run ## the same: go on where it stopped
 rerun: config.py | setup ## run jobs anew (STEPS=5 SEEDS=1, ONLY='adamw-*'), keep the old
 	$(MATRIX) --rerun

@@ -24,6 +24,7 @@ from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
 from lib.generated import read_config
 from lib.identity import diff_fields
+from lib.retype import matrix_command
 
 ROOT = Path(__file__).resolve().parents[1]
 MATRIX_FILE = "matrix.json"
@@ -190,14 +191,17 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
 def _way_out(output_dir: Path) -> str:
     """Of a damaged matrix.json, what the user can do."""
     if not _begun_in(output_dir):
-        return f"No run was begun there: move {output_dir} away and type `make` again"
+        return (
+            f"No run was begun there: move {output_dir} away and type "
+            f"`{matrix_command()}` again"
+        )
     try:
         _without_matrix_file(output_dir)
     except MatrixError:
         return _ANOTHER
     return (
-        f"Remove it and type `make`, which writes it anew from {CONFIG_FILE} and the "
-        "runs beside it: no run is lost"
+        f"Remove it and type `{matrix_command()}`, which writes it anew from "
+        f"{CONFIG_FILE} and the runs beside it: no run is lost"
     )
 
 
@@ -281,6 +285,7 @@ def check(
     """
     found = [] if replaced else conflicts(output_dir, plan.jobs)
     lines = _explain(found)
+    rerun = f"`{matrix_command('rerun')}`"
     if not found and kept_jobs(output_dir, plan.jobs):
         base = read_matrix_file(output_dir).get("base") or {}
         changed = diff_fields(base, identity_of(settings, 0))
@@ -289,6 +294,7 @@ def check(
                 "the other runs in this folder had other settings",
                 *_rows(changed),
             ]
+            rerun += ", its STEPS, SEEDS and ONLY taking all of them in"
     if lines:
         shown = "\n".join(lines[:MOST_LINES])
         if len(lines) > MOST_LINES:
@@ -297,9 +303,20 @@ def check(
             f"{output_dir} holds runs of other settings; nothing was started.\n"
             f"{shown}\n"
             "Ways out: set the fields back, choose another folder with "
-            "OUTPUT_DIR=..., or replace these runs, all in one call, with `make "
-            "rerun` (which keeps the old ones aside)"
+            "OUTPUT_DIR=..., or replace these runs, all in one call, and keep the old "
+            f"ones aside: {rerun}"
         )
+
+
+def refusal(output_dir: Path, plan: Plan, settings: Settings) -> str:
+    """Why check() would stop this plan; empty if nothing was begun or all fits."""
+    if not (output_dir / MATRIX_FILE).is_file() and not _begun_in(output_dir):
+        return ""
+    try:
+        check(output_dir, plan, settings)
+    except (MatrixError, OSError) as error:
+        return str(error)
+    return ""
 
 
 def _explain(found: Iterable[Conflict]) -> list[str]:

@@ -6,11 +6,13 @@ Torch-free: a listing has to be there at once.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any
 
 from gpt2.budget import Budget, budget, derive_widths
+from gpt2.folder import conflicts
 from gpt2.idle import idle
 from gpt2.memory import memory, misfit
 from gpt2.plan import Job, Plan, step_settings
@@ -185,7 +187,7 @@ def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]
     for field, before, after, origin in differences(job, reference):
         yield _field_line(field, f"{_short(before)} -> {_short(after)}", origin)
     for one in jobs:
-        yield f"  seed {one.seed:<6} {root / one.run_dir}{_status(root / one.run_dir)}"
+        yield f"  seed {one.seed:<6} {root / one.run_dir}{_status(root, one)}"
 
 
 def _costs(job: Job, reference: Settings) -> str:
@@ -217,8 +219,11 @@ def _field_line(field: str, value: str, origin: str) -> str:
     return start + (origin if len(origin) <= room else "…" + origin[1 - room :])
 
 
-def _status(run_dir: Path) -> str:
-    status = status_word(run_dir)
+def _status(root: Path, job: Job) -> str:
+    status = status_word(root / job.run_dir)
+    with suppress(OSError):
+        if conflicts(root, [job]):
+            return f"  [{status}, with other settings]"
     return "" if status == "planned" else f"  [{status}]"
 
 

@@ -197,7 +197,9 @@ def matrix_row(more: str) -> Row:
         ]
         prepare, run = ([sys.executable, s, "--config", str(path)] for s in scripts)
         command_seconds(prepare)
-        seconds = command_seconds([*run, "--skip-verify", "--overrides", more])
+        seconds = command_seconds(
+            [*run, "--skip-verify", "--no-table", "--overrides", more]
+        )
         runs = [read_status(p.parent) for p in folder.glob("results/*/*/status.json")]
         slots = settings_from(configuration.load(path, more)).resources.parallel_jobs
     training = sum(run["result"]["seconds"] for run in runs)

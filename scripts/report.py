@@ -20,7 +20,6 @@ from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
 from lib.output import exit_code
 from lib.rundir import DiskFull, atomic_write_text
-from lib.terminal import report_console
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -38,6 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     judged = judge(matrix, rules)
     if not options.quiet:
+        from gpt2.report.text import show
+
         show(matrix, judged)
     try:
         written = write_all(matrix, judged, options.plots, options.html)
@@ -78,15 +79,6 @@ def results_directory(results: str | None, config: str) -> Path:
             "`make defconfig-NAME`"
         )
     return found
-
-
-def show(matrix: Matrix, judged: Judgement) -> None:
-    """The table and its remarks, on the terminal."""
-    from gpt2.report.text import terminal_report
-
-    console = report_console()
-    for part in terminal_report(matrix, judged, console.width):
-        console.print(part)
 
 
 def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> list[Path]:

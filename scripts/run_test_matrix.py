@@ -25,9 +25,11 @@ from gpt2.proofs import stage
 from gpt2.schema import Resources
 from lib import engine_ray, rundir
 from lib import slots as places
+from lib.dotconfig import COMMAND_LINE
 from lib.generated import Config
 from lib.output import exit_code, lasting_output
 from lib.process import Attempt, Patience
+from lib.retype import matrix_command, report_command
 from lib.scheduler import Launch, Options
 from lib.trackers import check_installed
 
@@ -38,11 +40,13 @@ ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that leave the choice to 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Run the configured matrix; type it again to go on."
+        description="Run the configured matrix; run it again to continue."
     )
     add_options(parser)
     skip = "run steps without proving them"
     parser.add_argument("--skip-verify", action="store_true", help=skip)
+    bare = "do not print the table of results at the end"
+    parser.add_argument("--no-table", action="store_true", help=bare)
     what = parser.add_mutually_exclusive_group()
     for name, text in (
         ("list", "list the jobs and stop"),
@@ -86,6 +90,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
             engine_ray.check_installed()
     if given.list or given.dry_run:
         print(listing.listing(plan, config), end="", flush=True)
+        warn_of_other_settings(plan)
         return dry_run(given) if given.dry_run else 0
     if given.budget:
         print(listing.budget_table(plan), end="")
@@ -119,10 +124,19 @@ def prove(given: argparse.Namespace, stop_file: Path | None = None) -> stage.Pro
     return found
 
 
+def warn_of_other_settings(plan: Plan) -> None:
+    """Say what `make` would refuse, as runs in the folder have other settings."""
+    if why := folder.refusal(plan.output_dir, plan, plan.base):
+        print(
+            f"note: as it is, `{matrix_command()}` refuses to start: {why}", flush=True
+        )
+
+
 def show_status(plan: Plan, only: str) -> int:
     """How far the runs of the results folder are, or those that were asked for."""
     asked = {job.run_dir for job in plan.jobs} if only else None
     print(status_table(plan, asked), end="")
+    warn_of_other_settings(plan)
     for alarm in matrix.alarms(plan.output_dir).values():
         print(alarm)
     lock = folder.matrix_lock(plan.output_dir)
@@ -151,7 +165,9 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         if plan.base.resources.engine != "ray" or given.rerun or given.estimate:
             raise
         print(f"{held}\nwatching it, which can be ended by Ctrl-C", flush=True)
-        return watch(plan)
+        code = watch(plan)
+        conclude(plan, config, code, table=not given.no_table)
+        return code
 
 
 def watch(plan: Plan) -> int:
@@ -195,15 +211,45 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         return matrix.EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
     if given.estimate and not found:
         print("stopped before every cell was probed; nothing was noted")
+        print(f"to start over: {matrix_command('estimate')}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if given.estimate:
         print(estimate.render(found), end="")
         return matrix.EXIT_OK if found["seconds"] else matrix.EXIT_FAILED
-    done = statuses(plan)["done"]
-    print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
-    if code:
-        print("type `make` again to go on with what is missing", file=sys.stderr)
+    conclude(plan, config, code, table=not given.no_table)
     return code
+
+
+def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
+    """Print the results so far and the next command: go on, or make the report."""
+    done = statuses(plan)["done"]
+    stopped = code not in (matrix.EXIT_OK, matrix.EXIT_FAILED)
+    if done and table and not stopped:
+        show_table(plan)
+    print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
+    if done and table:
+        configured = config.origin("OUTPUT_DIR") != COMMAND_LINE
+        command = report_command(plan.output_dir, configured=configured)
+        print(f"for the report with plots and verdicts: {command}")
+    if code:
+        print(f"to go on with what is missing: {matrix_command()}", file=sys.stderr)
+
+
+def show_table(plan: Plan) -> None:
+    """The table of scripts/report.py, by the margin that is configured."""
+    from gpt2.report.evidence import Rules
+    from gpt2.report.results import read_matrix
+    from gpt2.report.text import show
+    from gpt2.report.verdicts import judge
+
+    try:
+        found = read_matrix(plan.output_dir)
+    except (ValueError, OSError) as error:  # the runs themselves came to their end
+        print(f"no table: {error}", file=sys.stderr)
+        return
+    print(flush=True)
+    show(found, judge(found, Rules(margin=plan.base.matrix.report_margin)))
+    print()
 
 
 def options(asked: Resources, output_dir: Path) -> Options:

@@ -45,6 +45,7 @@ TORCH_FREE = {
     *("lib.kernel", "lib.slots", "lib.preload", "scripts.print_sbatch"),
     *("gpt2.sharing", "gpt2.report.estimates"),
     *("lib.attendant", "lib.ending", "lib.engine_ray", "lib.extras"),
+    "lib.retype",
     *("scripts.kconfig", "scripts.run_test_matrix", "scripts.report"),
 }
 # Lower layers first: a module imports from its own layer or from those before it.

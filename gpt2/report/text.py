@@ -23,6 +23,7 @@ from gpt2.report.table import (
 )
 from gpt2.report.verdicts import KNOWN_NOISE, Judgement
 from lib import human
+from lib.terminal import report_console
 from lib.untrusted import clean
 
 if TYPE_CHECKING:
@@ -95,6 +96,13 @@ def noise_lines(judged: Judgement) -> list[str]:
 
 
 # ---- terminal -------------------------------------------------------------------
+
+
+def show(matrix: Matrix, judged: Judgement) -> None:
+    """Print the table and its remarks on standard output."""
+    console = report_console()
+    for part in terminal_report(matrix, judged, console.width):
+        console.print(part)
 
 
 def terminal_report(

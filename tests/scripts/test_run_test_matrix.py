@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import shutil
 import signal
 import subprocess
@@ -308,10 +309,20 @@ def test_other_settings_stop_before_anything_starts(
 ) -> None:
     shutil.copytree(undisturbed / "results", folder / "results")
     before = (folder / "results" / "matrix.json").read_bytes()
-    done = run_matrix(folder, "--overrides", "MAX_ITERS=12 SEEDS=1,2")
+    words = ("--overrides", "MAX_ITERS=12 SEEDS=1,2")
+    done = run_matrix(folder, *words)
     assert done.returncode == 2
     assert re.search(r"optim.max_iters +was 10, is now 12", done.stderr)
-    assert "OUTPUT_DIR=" in done.stderr and "make rerun" in done.stderr
+    assert "OUTPUT_DIR=" in done.stderr
+    assert shlex.join([*command(*words), "--rerun"]) in done.stderr
+    for look_only in ("--list", "--status"):  # the preview says it too
+        seen = look(folder, look_only, *words)
+        assert seen.returncode == 0
+        assert "refuses to start" in seen.stdout and "was 10, is now" in seen.stdout
+    listed = look(folder, "--list", *words).stdout
+    assert f"{TINY_RUNS[0]}  [done, with other settings]\n" in listed
+    assert "baseline/seed2\n" in listed
+    assert "refuses" not in look(folder, "--list").stdout
     assert not (folder / "results" / "step00-baseline" / "seed2").exists()
     assert (folder / "results" / "matrix.json").read_bytes() == before
     assert "CONFIG_GPT2_MAX_ITERS = 10" in (folder / "results/config.py").read_text()
@@ -324,7 +335,7 @@ def test_the_way_out_of_a_damaged_matrix_file(undisturbed: Path, folder: Path) -
     words = ("--skip-verify", "--overrides", "STEPS=0 SEEDS=1")
     for asked in (("--status",), words):
         done = look(folder, *asked)
-        assert done.returncode == 2 and "Remove it and type `make`" in done.stderr
+        assert done.returncode == 2 and "Remove it and type `" in done.stderr
     path.unlink()
     done = look(folder, *words)
     assert done.returncode == 0 and "1 of 1 jobs are done" in done.stdout, done.stderr

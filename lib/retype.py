@@ -1,0 +1,64 @@
+"""Shell commands for the user to type, with all that was given to the present one.
+
+After `make OUTPUT_DIR=x STEPS=5` a plain `make` would go on in another folder.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+# Exported by the Makefile as they were typed, quoted for a shell: the settings, and
+# which jobs are to be run.
+SETTINGS, JOBS = "KABLATE_SETTINGS", "KABLATE_JOBS"
+RUNNER = "run_test_matrix.py"
+# Options of the scripts over a matrix that say what to do, not with which jobs.
+_MODES = (
+    *("--list", "--dry-run", "--estimate", "--budget", "--status", "--stop"),
+    "--rerun",
+)
+_WITH_VALUE = ("--sbatch",)
+
+
+def matrix_command(target: str = "") -> str:
+    """The command that does ``target`` with the settings and jobs of this one.
+
+    target: of the Makefile, or, as an option, of scripts/run_test_matrix.py; empty to
+    run what is missing. Started by hand, one starts it by hand again.
+    """
+    script = Path(sys.argv[0])
+    if SETTINGS not in os.environ and script.name in (RUNNER, "print_sbatch.py"):
+        words = [sys.executable, str(script.with_name(RUNNER)), *_same_jobs()]
+        return shlex.join([*words, *([f"--{target}"] if target else [])])
+    given = shlex.split(f"{os.environ.get(SETTINGS, '')} {os.environ.get(JOBS, '')}")
+    return " ".join(["make", *([target] if target else []), *assignments(given)])
+
+
+def report_command(results: Path, *, configured: bool) -> str:
+    """The command that reports on a folder; ``configured``: on that of config.py."""
+    if SETTINGS not in os.environ:
+        script = Path(sys.argv[0]).with_name("report.py")
+        return shlex.join([sys.executable, str(script), str(results)])
+    words = [] if configured else [f"RESULTS={results}"]
+    return " ".join(["make report", *assignments(words)])
+
+
+def assignments(words: Iterable[str]) -> list[str]:
+    """NAME=VALUE words quoted for a shell, as one would type them."""
+    parts = (word.partition("=") for word in words)
+    return [f"{name}{equals}{shlex.quote(value)}" for name, equals, value in parts]
+
+
+def _same_jobs() -> list[str]:
+    """The options of this process without those that say what to do."""
+    kept: list[str] = []
+    words = iter(sys.argv[1:])
+    for word in words:
+        if word in _WITH_VALUE:
+            next(words, None)
+        elif word not in _MODES and word.partition("=")[0] not in _WITH_VALUE:
+            kept.append(word)
+    return kept

@@ -1,0 +1,77 @@
+"""What a user is told to type at the end of `make`, typed."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.scratch import clean_environment, copy_files, note_setup
+from tests.tinymatrix import TINY
+
+PARTS = ("Makefile", "Kconfig", "pyproject.toml", "gpt2", "lib", "scripts")
+ODD = "a  b $HOME'"
+# Blanks and quotes in a value, a setting by its short name, and a choice of jobs.
+WORDS = (f"OUTPUT_DIR={ODD}", "JOBS=1", "MAX_ITERS=4", "ONLY=*/seed1")
+
+
+@pytest.fixture
+def tree(prepared: Path, tmp_path: Path) -> Path:
+    """A checkout with a tiny matrix and its data, where only `make` is missing."""
+    root = copy_files(tmp_path / "tree", PARTS)
+    shutil.copytree(prepared, root, dirs_exist_ok=True)
+    (root / "defconfigs").mkdir()
+    tiny = TINY.replace('STEPS="0,5"', 'STEPS="0"')
+    (root / "defconfigs/tiny").write_text(f"# Tiny\n{tiny}")
+    note_setup(root)
+    assert type_in(root, "make", "defconfig-tiny").returncode == 0
+    return root
+
+
+def type_in(
+    tree: Path, *command: str, **environ: str
+) -> subprocess.CompletedProcess[str]:
+    """A command as a user types it: one word is a line for a shell."""
+    return subprocess.run(
+        ["sh", "-c", *command] if len(command) == 1 else command,
+        cwd=tree,
+        env=clean_environment(
+            **environ, PYTHON=sys.executable, OMP_NUM_THREADS="1", COLUMNS="120"
+        ),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def test_make_ends_with_the_table_and_commands_that_go_on(tree: Path) -> None:
+    fault = {"KABLATE_TEST_FAULTS": "crash@1"}
+    failed = type_in(tree, "make", *WORDS, "SKIP_VERIFY=1", **fault)
+    assert "0 of 1 jobs are done" in failed.stdout
+    assert "make report" not in failed.stdout  # there is nothing to report on
+    (again,) = re.findall("to go on with what is missing: (.*)", failed.stderr)
+    assert set(again.split(" ")) >= {"make", "JOBS=1", "MAX_ITERS=4", "SKIP_VERIFY=1"}
+
+    done = type_in(tree, again)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(
+        r"0  GPT-2 baseline, r=2\.0 +1 +\d\.\d{4} .* baseline", done.stdout
+    )
+    assert f"1 of 1 jobs are done; results in {ODD}\n" in done.stdout
+    assert (tree / ODD / "step00-baseline/seed1/status.json").is_file()
+
+    (report,) = re.findall("for the report .*: (make report.*)", done.stdout)
+    reported = type_in(tree, report.replace("make report", "make -n report"))
+    assert "-- 'a  b $HOME'\\'''" in reported.stdout
+
+    preview = type_in(tree, "make", "dry-run", "SKIP_VERIFY=1", *WORDS, "MAX_ITERS=5")
+    assert preview.returncode == 0
+    assert "step00-baseline/seed1  [done, with other settings]\n" in preview.stdout
+    refused = type_in(tree, "make", *WORDS, "MAX_ITERS=5")
+    (rerun,) = re.findall("`(make rerun .*)`", refused.stderr)
+    assert f"`{rerun}`" in preview.stdout.replace(" SKIP_VERIFY=1", "")
+    assert "MAX_ITERS=5" in rerun and "OUTPUT_DIR='a  b $HOME'" in rerun
