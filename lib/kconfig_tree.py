@@ -7,6 +7,7 @@ its place and reason, and every value remembers the place that it comes from.
 
 from __future__ import annotations
 
+import glob
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -304,6 +305,9 @@ def _at(a: Assignment) -> str:
 
 def _parse(kconfig: Path) -> kconfiglib.Kconfig:
     """Parse a Kconfig tree; whatever kconfiglib would only warn of is an error."""
+    root = f"{kconfig.parent}{os.sep}"
+    # kconfiglib takes the path of the tree itself for a part of the glob in `source`.
+    kconfiglib.iglob = lambda p: glob.iglob(glob.escape(root) + p.removeprefix(root))
     try:
         with _environment(srctree=str(kconfig.parent), KCONFIG_WARN_UNDEF="y"):
             tree = kconfiglib.Kconfig(kconfig.name, warn_to_stderr=False)

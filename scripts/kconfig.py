@@ -45,8 +45,12 @@ DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
 MADE_FROM = ROOT / ".kablate" / "made.config"  # the .config that config.py is of
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 # A tool of kconfiglib by name; oldconfig has no word for a user who stops answering.
+# And it takes the path of the tree itself for a part of the globs in Kconfig.
 RUN_TOOL = """
-import runpy, sys
+import glob, os, runpy, sys
+import kconfiglib
+root = os.path.join(os.path.realpath(os.environ["srctree"]), "")
+kconfiglib.iglob = lambda p: glob.iglob(glob.escape(root) + p.removeprefix(root))
 tool = sys.argv.pop()
 try:
     runpy.run_module(tool, run_name="__main__", alter_sys=True)

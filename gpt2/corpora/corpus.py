@@ -136,10 +136,14 @@ def _library_files(root: Path) -> Iterator[tuple[str, Path]]:
 def text_corpus(path: str, val_share: float) -> Corpus:
     """The files of a folder, a glob, or one file, each a document.
 
-    One file alone is cut into passages, see one_text_corpus. Hidden files are
+    A file or folder of just that name comes before a glob, as do the first parts of a
+    path. One file alone is cut into passages, see one_text_corpus. Hidden files are
     left out. Raises CorpusError if nothing is there.
     """
-    files = _text_files(Path(path).expanduser()) if path else []
+    try:
+        files = _text_files(Path(path).expanduser()) if path else []
+    except RuntimeError as error:  # ~ of nobody, or without HOME
+        raise CorpusError(f"GPT2_DATASET_TEXT_PATH={path!r}: {error}") from None
     if not files:
         raise CorpusError(
             f"GPT2_DATASET_TEXT_PATH={path!r} names no file: give a folder, a file "
@@ -154,9 +158,12 @@ def text_corpus(path: str, val_share: float) -> Corpus:
 def _text_files(path: Path) -> list[tuple[str, Path]]:
     if path.is_dir():
         root, found = path, (Path(f) for f in path.rglob("*"))
+    elif path.exists():
+        root, found = path.parent, (file for file in (path,))
     else:
-        root = Path(_fixed_part(path))
-        found = (Path(f) for f in glob.iglob(str(path), recursive=True))
+        root = _fixed_part(path)
+        names = glob.iglob(str(path.relative_to(root)), root_dir=root, recursive=True)
+        found = (root / name for name in names)
     files = [(file.relative_to(root), file) for file in set(found) if file.is_file()]
     return [
         (name.as_posix(), file)
@@ -166,10 +173,8 @@ def _text_files(path: Path) -> list[tuple[str, Path]]:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder above the first part of a glob that is not literal."""
-    parts = pattern.parent.parts
-    literal = [bool(glob.has_magic(part)) for part in parts]
-    return Path(*parts[: literal.index(True)]) if True in literal else pattern.parent
+    """The folder above the first part of a glob that is not there by just that name."""
+    return next(folder for folder in pattern.parents if folder.exists())
 
 
 def files_corpus(

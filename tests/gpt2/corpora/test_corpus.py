@@ -92,6 +92,24 @@ def test_glob_takes_what_it_matches(tmp_path):
     assert len(documents) == 4
 
 
+def test_a_name_that_is_there_is_no_glob(tmp_path):
+    files = {"x[1].txt": SPEECHES, "x1.txt": "another", "a[b]/c?/d.txt": "one"}
+    folder = write_texts(
+        tmp_path, {**files, "a[b]/c?/e.txt": "two", "ab/cc/d.txt": "no"}
+    )
+    documents, _ = read(text_corpus(folder / "x[1].txt"))
+    assert "".join(documents.values()).strip() == SPEECHES.strip()
+    documents, _ = read(text_corpus(folder / "a[b]/c?/*.txt"))
+    assert documents == {"d.txt": "one", "e.txt": "two"}
+    documents, _ = read(text_corpus(folder / "a[b]/*/[de].txt"))
+    assert documents == {"c?/d.txt": "one", "c?/e.txt": "two"}
+
+
+def test_the_home_of_nobody_is_an_error():
+    with pytest.raises(CorpusError, match="TEXT_PATH='~nosuchuser/x'.*home"):
+        text_corpus("~nosuchuser/x")
+
+
 @pytest.mark.parametrize("path", ["", "missing", "missing/*.txt"])
 def test_no_file_is_an_error(tmp_path, path):
     with pytest.raises(CorpusError, match="GPT2_DATASET_TEXT_PATH.*names no file"):
