@@ -6,14 +6,19 @@ Torch-free.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import os
+import sys
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gpt2.reading import ALIASES, PREFIXES, symbol_types
+from lib.dotconfig import split_overrides
 from lib.generated import Config, read_config, render_config
+from lib.retype import assignments
 
 ROOT = Path(__file__).resolve().parents[1]
 KCONFIG = ROOT / "Kconfig"
+NOTED = "KABLATE_NOTED"  # set once settings in the environment have been noted
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,6 +43,7 @@ def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Co
             "(`make list-defconfigs` names them)"
         )
     config = read_config(path)
+    note_environment(config, overrides)
     if overrides.strip() or first:
         return override(config, overrides, first)
     from lib.kconfig import require_possible
@@ -49,10 +55,9 @@ def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
     """Kconfig's defaults with assignments applied; raises ConfigError."""
     from lib.kconfig import load_strict
 
-    types = symbol_types()
-    return override(
-        load_strict(KCONFIG, [], types=types, aliases=ALIASES), overrides, first
-    )
+    config = load_strict(KCONFIG, [], types=symbol_types(), aliases=ALIASES)
+    note_environment(config, overrides)
+    return override(config, overrides, first)
 
 
 def results_of(path: str | Path) -> Path | None:
@@ -61,7 +66,40 @@ def results_of(path: str | Path) -> Path | None:
     path = Path(path)
     if not path.is_file():
         return None
-    return path.parent / str(read_config(path).values["OUTPUT_DIR"])
+    config = read_config(path)
+    note_environment(config, "", only=("OUTPUT_DIR", "REPORT_MARGIN"))
+    return path.parent / str(config.values["OUTPUT_DIR"])
+
+
+def note_environment(
+    config: Config, overrides: str, only: Collection[str] | None = None
+) -> None:
+    """Say on stderr that settings in the environment are not read, as one might expect
+    of MAX_ITERS=5 before `make`; children of this process need not say it again.
+
+    only: the symbols that the present command reads, all by default.
+    """
+    if NOTED in os.environ:
+        return
+    typed = {word.partition("=")[0] for word in split_overrides(overrides)}
+    for name, value in sorted(os.environ.items()):
+        symbols = _settings_named(name, config)
+        if not symbols or name in typed or (only and not symbols & {*only}):
+            continue
+        os.environ[NOTED] = "1"
+        (word,) = assignments([f"{name}={value}"])
+        print(
+            f"note: {word} in the environment has no effect: settings are typed after "
+            f"make, as in `make {word}`",
+            file=sys.stderr,
+        )
+
+
+def _settings_named(name: str, config: Config) -> set[str]:
+    """The symbols that an override of this name would set, if any."""
+    bare = name.removeprefix("CONFIG_")
+    full = {bare, *(prefix + bare for prefix in PREFIXES)}
+    return full & {*config.values} or ({name} & {*ALIASES})
 
 
 def load_or_defaults(
@@ -88,7 +126,6 @@ def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Confi
     """``config`` with assignments applied; raises ConfigError."""
     if not overrides.strip() and not first:
         return config
-    from lib.dotconfig import split_overrides
     from lib.kconfig import apply_overrides
 
     words = split_overrides(overrides)

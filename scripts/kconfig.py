@@ -20,6 +20,7 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+from gpt2.configuration import note_environment
 from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
 from lib import kconfig
 from lib.dotconfig import (
@@ -72,6 +73,7 @@ def defconfig(names: str, overrides: str) -> None:
     files = [preset(name) for name in names.split("+")]
     tree = strict(KCONFIG, files, split_overrides(overrides))
     config = tree.config()
+    note_environment(config, overrides)
     check_settings(config)
     keep_old()
     atomic_write_text(DOTCONFIG, tree.dotconfig())
@@ -303,6 +305,7 @@ def explain(name: str, overrides: str) -> None:
     else:
         print("(nothing is configured yet: these are defaults)")
         config = strict(KCONFIG, []).config()
+    note_environment(config, overrides)
     config = kconfig.apply_overrides(
         KCONFIG,
         config,

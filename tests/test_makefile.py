@@ -27,9 +27,9 @@ def tree(tmp_path: Path) -> Path:
     return root
 
 
-def make(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def make(tree: Path, *words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     """make, with this interpreter's environment: nothing is installed."""
-    return run(tree, "make", *words, PYTHON=sys.executable)
+    return run(tree, "make", *words, **{"PYTHON": sys.executable, **environ})
 
 
 def done(tree: Path, *words: str) -> str:
@@ -154,6 +154,7 @@ def test_a_report_finds_the_output_dir_that_a_run_was_given(tree: Path) -> None:
 ODD_PLACES = [
     'a $HOME `touch pwned` "q" \'#',
     "$(shell touch pwned) %*:;\\",
+    "[x]?*",
     "new\nline",
 ]
 
@@ -171,6 +172,29 @@ def test_a_checkout_may_lie_at_any_path(tmp_path: Path, name: str) -> None:
         assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
     assert "step 8  mla" in ended.stdout
     assert not list(tmp_path.rglob("pwned"))
+
+
+def test_settings_in_the_environment_are_noted_as_without_effect(tree: Path) -> None:
+    environ = {
+        **{"MAX_ITERS": "5", "OUTPUT_DIR": "a  b", "STEPS": "0", "CONFIG_SEEDS": "7"},
+        **{"MAX_ITRES": "5", "PAGER": "x", "SYMBOL": "MAX_ITERS", "LR": "0.5"},
+    }
+    shown = make(tree, "defconfig-one", "LR=0.1", **environ)
+    notes = shown.stderr.splitlines()
+    assert [note.split(" in the environment")[0] for note in notes] == [
+        *("note: CONFIG_SEEDS=7", "note: MAX_ITERS=5"),
+        *("note: OUTPUT_DIR='a  b'", "note: STEPS=0"),
+    ]
+    assert notes[1].endswith(
+        "has no effect: settings are typed after make, as in `make MAX_ITERS=5`"
+    )
+    values = read_config(tree / "config.py").values
+    assert (values["GPT2_MAX_ITERS"], values["LEARNING_RATE"]) == (700, 0.1)
+    shown = make(tree, "report", OUTPUT_DIR="x", MAX_ITERS="5")
+    assert "note: OUTPUT_DIR=x in" in shown.stderr and "MAX_ITERS" not in shown.stderr
+    # Once for a command, the proofs in a process of their own included.
+    shown = make(tree, "dry-run", "ONLY=single", SEEDS="7")
+    assert (shown.returncode, shown.stderr.count("note: SEEDS=7")) == (0, 1)
 
 
 def test_several_settings_are_told_apart(tree: Path) -> None:
