@@ -27,6 +27,7 @@ from gpt2.proofs import stage
 from lib.output import exit_code
 from lib.process import Task
 from lib.progress import PlainView
+from lib.retype import matrix_command
 
 EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
@@ -168,11 +169,22 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
         at_once=plan.base.resources.parallel_jobs,
         warning=WARNING_SECONDS,
         output=shlex.quote(place.replace("%", "%%")),  # as sbatch reads names
-        options="".join(f"#SBATCH {option}\n" for option in options),
+        options="".join(f"#SBATCH {option}\n" for option in options) + later(),
         runs="\n".join(f"    {shlex.quote(str(task.run_dir))}" for task in tasks),
         verified=f"{stage.VERIFIED}={first.env[stage.VERIFIED]}",
         command=shlex.join(first.command[: first.command.index("--job")]),
     )
+
+
+def later() -> str:
+    """Comments with the commands for these runs, once the script was submitted."""
+    commands = {
+        "how far they are": matrix_command("status"),
+        "to run here what is missing": matrix_command(),
+    }
+    # a command with a line break, in a pattern of ONLY, would be run from its second
+    shown = {what: text for what, text in commands.items() if "\n" not in text}
+    return "".join(f"# {what}: {text}\n" for what, text in shown.items())
 
 
 if __name__ == "__main__":

@@ -15,7 +15,10 @@ import pytest
 from tests import card
 
 # Settings of a `make` that started the tests must not reach those that they start.
-FROM_MAKE = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "KABLATE_SETTINGS")
+FROM_MAKE = (
+    *("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS"),
+    *("KABLATE_SETTINGS", "KABLATE_JOBS", "KABLATE_PART", "KABLATE_NOTED"),
+)
 
 
 def pytest_configure() -> None:

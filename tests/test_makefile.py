@@ -248,6 +248,8 @@ def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
     assert "#SBATCH --partition=gpu\n#SBATCH --time=9\n" in said
     runs = re.findall(r"^    (\S+)/single/seed(\d)$", said, re.M)
     assert runs == [(str(tree / "test_matrix_results"), n) for n in "23"]
+    typed = "JOBS=2 SEEDS=1,2,3 ONLY='*/seed[23]' SKIP_VERIFY=1"
+    assert f"\n# to run here what is missing: make {typed}\n" in said
     assert not (tree / "test_matrix_results/single/seed1").exists()
     said = refused(tree, "sbatch", *words, "SKIP_VERIFY=no")
     assert "SKIP_VERIFY=no is neither 1 nor 0" in said

@@ -59,6 +59,20 @@ def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
     assert "step05-ra/seed1" in shown.stdout and "done" in shown.stdout
 
 
+@pytest.mark.parametrize("name", ["half 50%j", "new\nline"])
+def test_the_folder_of_the_logs_is_named_or_refused(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir()
+    write_config(folder)
+    done = print_sbatch(folder, "--skip-verify", "--only", "*\n,*seed1")
+    if "\n" in name:
+        assert done.returncode == 2 and "does not fit on a line" in done.stderr
+        return
+    # %j would be the number of the job
+    assert f"#SBATCH --output='{tmp_path}/half 50%%j/results'/slurm-" in done.stdout
+    assert "\n,*seed1" not in done.stdout and "what is missing" not in done.stdout
+
+
 def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
     write_config(tmp_path)
     done = print_sbatch(tmp_path, "--overrides", "SEEDS=1 STEPS=0")
