@@ -16,6 +16,7 @@ from typing import Any
 from gpt2 import estimate
 from gpt2.plan import Job
 from lib.process import Task
+from lib.retype import matrix_command
 from lib.scheduler import Options, View
 from lib.slots import are_shared, place_of
 
@@ -40,8 +41,8 @@ def share(
     needs = [taken(record) for record in records]
     if None in needs and not trusted:
         view.note(
-            "jobs whose memory was not measured get a GPU of their own: `make "
-            "estimate` with the same settings measures it, JOBS_PER_GPU=N does without"
+            "jobs whose memory was not measured get a GPU of their own: "
+            f"`{matrix_command('estimate')}` measures it, JOBS_PER_GPU=N does without"
         )
     pairs = zip(tasks, needs, strict=True)
     told = [replace(t, memory=unknown if n is None else n) for t, n in pairs]

@@ -135,11 +135,13 @@ def kind_of(name: str, kinds: Kinds) -> str:
 def literal_of(name: str, text: str, kinds: Kinds, *, quoted: bool = True) -> str:
     """``text`` as the value of a symbol: strings unquoted, everything else checked.
 
-    Without ``quoted`` a string may come bare, and a bool as 1 or 0, as on the
-    command line.
+    Without ``quoted`` a string may come bare, a bool as 1 or 0, and blanks may stand
+    around all but strings, as on the command line.
     Raises ConfigError if it does not fit the symbol's kind.
     """
     kind = kind_of(name, kinds)
+    if kind in _VALUES and not quoted:
+        text = text.strip()
     if kind == "bool" and not quoted:
         text = _SWITCHES.get(text, text)
     if kind in _VALUES:
@@ -176,7 +178,7 @@ def parse_override(
         raise ConfigError("not of the form KEY=VALUE")
     alias = aliases.get(key)
     if callable(alias):
-        wanted = alias(value)
+        wanted = alias(value.strip())
     else:
         wanted = {alias or symbol_for(key, kinds, aliases, prefixes): value}
     return {n: literal_of(n, v, kinds, quoted=False) for n, v in wanted.items()}

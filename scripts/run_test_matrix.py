@@ -77,6 +77,8 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_USAGE
     except (KeyboardInterrupt, stage.Stopped):
         print("stopped before a job was started", file=sys.stderr)
+        target = "estimate" if given.estimate else "dry-run" if given.dry_run else ""
+        print(f"to go on: {matrix_command(target)}", file=sys.stderr)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)

@@ -127,6 +127,14 @@ def test_control_characters_are_refused_and_not_lost(tree: Path, value: str) -> 
     assert f"CONFIG_OUTPUT_DIR: {value!r} has control characters" in said
 
 
+def test_blanks_around_what_is_no_name_do_not_matter(tree: Path) -> None:
+    words = ("MAX_ITERS= 9 ", "SEEDS= 1, 2", "BIAS= n", "DATASET= stdlib ", "LR= 0.5")
+    done(tree, "defconfig-one", *words)
+    values = read_config(tree / "config.py").values
+    read = [values[n] for n in ("GPT2_MAX_ITERS", "GPT2_BIAS", "LEARNING_RATE")]
+    assert read == [9, False, 0.5]
+
+
 def test_other_variables_reach_the_scripts_as_they_were_typed(tree: Path) -> None:
     odd = " a   $HOME $(shell touch x)`touch y` #'\"\n\t*"
     shown = f"{odd!r}"

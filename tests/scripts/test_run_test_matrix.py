@@ -258,6 +258,7 @@ def test_proofs_end_at_a_ctrl_c_without_a_traceback(folder: Path) -> None:
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 3 and "stopped before a job was started" in said
+    assert f"to go on: {sys.executable} {SCRIPT} --dry-run\n" in said
     assert "Traceback" not in said
 
 
