@@ -66,7 +66,8 @@ endif
 endif
 $(foreach v,$(filter-out PYTHON EXTRAS,$(filter $(OWN),$(GIVEN))),$(if \
 	$(filter $(READ_$v),$(GOALS)),,$(error \
-	make $(GOALS) takes no $v, but there is $v=$(value $v): it is for make $(READ_$v))))
+	make $(GOALS) takes no $v, but there is $v=$(value $v): it is for make $(READ_$v)))$(if \
+	$(call text,$v),,$(warning note: $v= is empty and has no effect)))
 endif
 
 # The interpreter that makes the environment, and the one in it; looked for once.

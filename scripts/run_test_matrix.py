@@ -71,18 +71,24 @@ def main(arguments: list[str] | None = None) -> int:
         return act(given, config, plan)
     except rundir.DiskFull as error:
         print(error, file=sys.stderr)
+        show_same_command(given)
         return EXIT_DISK
     except BrokenPipeError:  # the output went into `head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_USAGE
     except (KeyboardInterrupt, stage.Stopped):
         print("stopped before a job was started", file=sys.stderr)
-        target = "estimate" if given.estimate else "dry-run" if given.dry_run else ""
-        print(f"to go on: {matrix_command(target)}", file=sys.stderr)
+        show_same_command(given)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
+
+
+def show_same_command(given: argparse.Namespace) -> None:
+    """Print what to type after an early end; a rerun has set old runs aside by then."""
+    target = "estimate" if given.estimate else "dry-run" if given.dry_run else ""
+    print(f"to go on: {matrix_command(target)}", file=sys.stderr)
 
 
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.configuration import load, load_defaults
+from gpt2.configuration import NOTED, load, load_defaults
 from lib.generated import ConfigError
 from tests.tinymatrix import write_config
 
@@ -40,3 +40,18 @@ def test_what_a_command_sets_may_be_said_once_more() -> None:
     assert config.values["RA_MLA_ABLATION_STEPS"] == "5"
     with pytest.raises(ConfigError, match="STEPS is set twice"):
         load_defaults("STEPS=5 STEPS=5", [word])
+
+
+def test_settings_in_the_environment_are_noted_once_with_their_children(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_config(tmp_path)
+    monkeypatch.setenv(NOTED, "")
+    monkeypatch.delenv(NOTED)  # put back afterwards, as it is set for children
+    monkeypatch.setenv("SEEDS", "7")
+    load(tmp_path / "config.py", "SEEDS=8")
+    assert capsys.readouterr().err == ""
+    assert load(tmp_path / "config.py").values["SEEDS"] == "1,2"
+    assert capsys.readouterr().err.startswith("note: SEEDS=7 in the environment")
+    load(tmp_path / "config.py")  # as the proofs do, in a process of their own
+    assert capsys.readouterr().err == ""
