@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -126,6 +127,8 @@ def savedefconfig(name: str) -> None:
     comments = comments or [f"# {name}: say what it is for; hardware; expected hours"]
     text = "\n".join([*comments, tree.minimal()])
     check_minimal(path, text, tree.config())
+    for edit in edits(previous()):
+        print(f"{edit} was edited by hand and is not in {name}", file=sys.stderr)
     atomic_write_text(path, text)
     print(f"Saved {path.relative_to(ROOT)}; its first lines say what it is for")
 
@@ -173,18 +176,27 @@ def regenerate() -> None:
     old = previous()
     config = kconfig.refresh(KCONFIG, configured(), old, types=symbol_types())
     check_settings(config)
-    for place, name, value in edits(old):
-        if value != (now := config.values.get(name)):
-            print(
-                f"note: {place}: CONFIG_{name} = {value!r} was edited by hand and is "
-                f"{now!r} again, as in .config",
-                file=sys.stderr,
-            )
+    for edit in edits(old):
+        if edit.value != (now := config.values.get(edit.name)):
+            back = f"was edited by hand and is {now!r} again, as in .config"
+            print(f"{edit} {back}", file=sys.stderr)
     write_config(config)
 
 
-def edits(config: Config | None) -> Iterator[tuple[str, str, Literal]]:
-    """Place, symbol and value of what was edited by hand in config.py."""
+@dataclass(frozen=True)
+class Edit:
+    """A value in config.py that is not the one it was made with."""
+
+    place: str
+    name: str
+    value: Literal
+
+    def __str__(self) -> str:
+        return f"note: {self.place}: CONFIG_{self.name} = {self.value!r}"
+
+
+def edits(config: Config | None) -> Iterator[Edit]:
+    """What was edited by hand in config.py since it was made."""
     if config is None or not MADE_FROM.is_file():
         return
     try:
@@ -193,7 +205,7 @@ def edits(config: Config | None) -> Iterator[tuple[str, str, Literal]]:
         return
     for name, value in config.values.items():
         if name in made and made[name] != value:
-            yield config.places[name], name, value
+            yield Edit(config.places[name], name, value)
 
 
 def check_settings(config: Config) -> None:

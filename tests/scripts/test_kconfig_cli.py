@@ -20,8 +20,8 @@ PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    # With a blank: nothing may break on it.
-    root = copy_files(tmp_path / "a tree", PARTS)
+    # With a blank and a pattern: nothing may break on them.
+    root = copy_files(tmp_path / "a [x]* tree", PARTS)
     (root / "defconfigs/one").write_text(
         "# One: a first line\n# and a second\nCONFIG_GPT2_MAX_ITERS=700\n"
     )
@@ -194,6 +194,11 @@ def test_an_edit_of_config_py_is_shown_where_it_counts_and_where_it_ends(
     assert f" max_iters 9 {places['GPT2_MAX_ITERS']} " in listed
     assert f" seeds 8 {places['SEEDS']} " in listed
 
+    saved = kconfig(tree, "savedefconfig", "mine").stderr
+    assert f"note: {places['SEEDS']}: CONFIG_SEEDS = '8' was edited by hand" in saved
+    assert "and is not in mine" in saved and "SEEDS" not in (
+        (tree / "defconfigs/mine").read_text()
+    )
     edit(tree, (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4"))
     ended = kconfig(tree, "generate")
     assert (ended.returncode, set(ended.stderr.splitlines())) == (0, lost)
