@@ -54,7 +54,9 @@ WITH := $(if $(SETTINGS),--overrides "$$KABLATE_SETTINGS")
 GOALS := $(or $(MAKECMDGOALS),all)
 # The parts of quickstart are called with all that it was given.
 PART := $(and $(filter-out 0,$(MAKELEVEL)),$(value KABLATE_PART))
+REPORTED :=
 ifndef PART
+# Also for the commands that messages tell to type next (lib/retype.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
 export KABLATE_JOBS := $(call typed,$(filter ONLY SKIP_VERIFY,$(GIVEN)))
 # The folder that a report is of: RESULTS, or OUTPUT_DIR as it was typed for a run.
