@@ -305,16 +305,25 @@ def _at(a: Assignment) -> str:
 
 def _parse(kconfig: Path) -> kconfiglib.Kconfig:
     """Parse a Kconfig tree; whatever kconfiglib would only warn of is an error."""
-    root = f"{kconfig.parent}{os.sep}"
-    # kconfiglib takes the path of the tree itself for a part of the glob in `source`.
-    kconfiglib.iglob = lambda p: glob.iglob(glob.escape(root) + p.removeprefix(root))
+    root = kconfig.parent
     try:
-        with _environment(srctree=str(kconfig.parent), KCONFIG_WARN_UNDEF="y"):
+        with _environment(srctree=str(root), KCONFIG_WARN_UNDEF="y"), _literal(root):
             tree = kconfiglib.Kconfig(kconfig.name, warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     fail_on(Problem("Kconfig", warning) for warning in tree.warnings)
     return tree
+
+
+@contextmanager
+def _literal(root: Path) -> Iterator[None]:
+    """kconfiglib takes the path of the tree for a part of the glob in `source`."""
+    start = f"{root}{os.sep}"
+    kconfiglib.iglob = lambda p: glob.iglob(glob.escape(start) + p.removeprefix(start))
+    try:
+        yield
+    finally:
+        kconfiglib.iglob = glob.iglob
 
 
 @contextmanager
