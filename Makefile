@@ -58,7 +58,7 @@ REPORTED :=
 ifndef PART
 # Also for the commands that messages tell to type next (lib/retype.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
-export KABLATE_JOBS := $(call typed,$(filter ONLY SKIP_VERIFY,$(GIVEN)))
+export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY,$(if $(value $v),$v)))
 # The folder that a report is of: RESULTS, or OUTPUT_DIR as it was typed for a run.
 REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
 ifneq ($(filter-out $(if $(filter report,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)

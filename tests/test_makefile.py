@@ -250,7 +250,7 @@ def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:
 def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
     done(tree, "defconfig-one")
     words = ("SEEDS=1,2,3", "ONLY=*/seed[23]", "SBATCH=--partition=gpu --time=9")
-    said = done(tree, "sbatch", *words, "JOBS=2", "SKIP_VERIFY=1")
+    said = make(tree, "sbatch", *words, "JOBS=2", SKIP_VERIFY="1").stdout
     assert said.startswith("#!/bin/bash\n") and "#SBATCH --array=0-1%2\n" in said
     assert "#SBATCH --partition=gpu\n#SBATCH --time=9\n" in said
     runs = re.findall(r"^    (\S+)/single/seed(\d)$", said, re.M)
