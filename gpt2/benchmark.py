@@ -241,6 +241,8 @@ def measure(
 ) -> None:
     """Send one row: tokens/s, MFU and peak memory, or why there are none."""
     row, device = named(subject, batch), torch_device()
+    if subject in (PLAIN, PEER):  # torch's own choice, as their users have it
+        torch.backends.cuda.enable_cudnn_sdp(True)
     timed: tuple[Settings, Update] | None = None
     with failure_in(row):
         settings, row["attention"] = subject_settings(subject, overrides, device, batch)
