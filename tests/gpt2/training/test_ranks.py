@@ -6,7 +6,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from multiprocessing.connection import Connection
@@ -148,16 +148,27 @@ class Forker:
 
     def train(self, job: Job, run_dir: Path, **environ: str) -> str:
         """The log of a training that is done."""
+        codes, log = self.end_of(job, run_dir, None, **environ)
+        assert codes == [0, 0], log
+        return log
+
+    def end_of(
+        self,
+        job: Job,
+        run_dir: Path,
+        setup: Callable[[], object] | None,
+        **environ: str,
+    ) -> tuple[list[int], str]:
+        """The exit statuses of both ranks, each of which calls ``setup`` first, and
+        the log."""
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
         told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.pipe.send((job.to_json(), str(run_dir), {**told, **environ}))
+        self.pipe.send((job.to_json(), str(run_dir), {**told, **environ}, setup))
         assert self.pipe.poll(120), "it hangs"
         codes = self.pipe.recv()
-        log = Path(f"{run_dir}.log").read_text()
-        assert codes == [0, 0], log
-        return log
+        return codes, Path(f"{run_dir}.log").read_text()
 
     def close(self) -> None:
         self.pipe.close()
@@ -179,7 +190,10 @@ def _fork_on_demand(pipe: Connection) -> None:
 
 
 def _fork_both(
-    job: Mapping[str, Any], run_dir: str, environ: Mapping[str, str]
+    job: Mapping[str, Any],
+    run_dir: str,
+    environ: Mapping[str, str],
+    setup: Callable[[], object] | None,
 ) -> list[int]:
     """The exit statuses of both ranks."""
     ranks = []
@@ -187,7 +201,7 @@ def _fork_both(
         ranks.append(os.fork())
         if not ranks[-1]:
             theirs = {**environ, "RANK": rank, "LOCAL_RANK": rank}
-            train_here(job, run_dir, None, theirs, None)
+            train_here(job, run_dir, None, theirs, setup)
     return [os.waitpid(rank, 0)[1] for rank in ranks]
 
 
@@ -218,6 +232,29 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     forker.train(job, second.run_dir, KABLATE_ATTEMPT="3")
     assert manifest(second.run_dir)["resumed"]
     assert_same_run(second.run_dir, tmp_path / "whole")
+
+
+def test_gradients_are_compared_after_the_all_reduce(
+    job: Job, tmp_path: Path, forker: Forker
+) -> None:
+    forker.train(job, tmp_path / "right")
+    checks = manifest(tmp_path / "right")["as_trained"]["checks"]
+    assert [check["step"] for check in checks] == [0, 12]
+    assert all(check["passed"] and check["worst"] < 1e-4 for check in checks)
+    codes, log = forker.end_of(job, tmp_path / "wrong", gradients_stay_apart)
+    assert 0 not in codes
+    assert "as trained at update 0: NOT AS THE FORMULAS" in log
+    assert status(tmp_path / "wrong")["step"] == 0
+
+
+def gradients_stay_apart() -> None:
+    """A missing all-reduce: no micro step is taken for the last of its update."""
+    from gpt2.training.ranks import Ranks
+
+    alone = Ranks.alone
+    setattr(  # noqa: B010
+        Ranks, "alone", lambda self, model, last: alone(self, model, last=False)
+    )
 
 
 def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:
