@@ -74,7 +74,11 @@ def losses(folder: Path, run: str) -> list[tuple[Any, ...]]:
     """What was computed, without what was timed."""
     records = rundir.read_jsonl(folder / "results" / run / "metrics.jsonl")
     names = ("kind", "step", "tokens", "loss", "grad_norm", "val_loss", "val_accuracy")
-    return [tuple(record.get(name) for name in names) for record in records]
+    return [
+        tuple(record.get(name) for name in names)
+        for record in records
+        if record["kind"] != "as_trained"  # one more after each resume
+    ]
 
 
 def weights(run_dir: Path) -> dict[str, tuple[tuple[int, ...], bytes]]:

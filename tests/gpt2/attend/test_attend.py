@@ -141,9 +141,9 @@ def test_a_wrong_path_is_found_out() -> None:
         return Attended(right(heads).output * torch.tensor(float("nan")))
 
     device = torch.device("cpu")
-    assert compare(right, right, settings, device) == ""
+    assert compare(right, right, settings, device, 3) == ""
     for wrong in (detached, shifted, unwritten):
-        problem = compare(wrong, right, settings, device)
+        problem = compare(wrong, right, settings, device, 3)
         assert "differs from the reference" in problem, wrong
 
 

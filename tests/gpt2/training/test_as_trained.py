@@ -167,6 +167,27 @@ def test_deviations_just_above_the_tolerance_are_seen(data: Path, monkeypatch) -
     assert not bf16.passed, "four times what rounding makes at 124M"
 
 
+def test_a_training_that_has_fallen_apart_is_not_judged(data: Path) -> None:
+    """Weights far too large: rounding decides about gradients."""
+    subject = Subject(data, dropout=0.0)
+    with torch.no_grad():
+        for parameter in subject.model.parameters():
+            parameter.mul_(30)
+    found = subject.compare(5)
+    assert found.worst[1] > as_trained.TOLERANCE["cpu"]
+    assert found.passed and "not judged" in found.describe()
+    assert not subject.compare(0).passed, "no training begins so"
+
+
+def test_what_rounding_does_to_the_formulas_is_allowed(data: Path, monkeypatch) -> None:
+    subject = Subject(data, dropout=0.0)
+    monkeypatch.setitem(as_trained.TOLERANCE, "cpu", 1e-8)
+    found = subject.compare()
+    assert found.rounding and found.passed, found.describe()
+    wrong_slope(monkeypatch.setattr)
+    assert not Subject(data, dropout=0.0).compare().passed
+
+
 def test_gradients_that_are_not_finite_are_seen(data: Path, monkeypatch) -> None:
     subject = Subject(data, dropout=0.0)
     accumulate = subject.updater.accumulate
@@ -233,7 +254,7 @@ def wrong_after_update_5() -> None:
                 parameter.register_hook(lambda slope: 0.9 * slope)
         return found
 
-    update.Updater._apply = apply
+    vars(update)["Updater"]._apply = apply
 
 
 def test_wrong_gradients_are_refused_before_the_first_update(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -27,7 +28,14 @@ from gpt2.model import GPT
 from gpt2.plan import Job
 from gpt2.training.data import BatchPlan, gather, open_tokens
 from tests.gpt2.tinydata import ROOT, prepare_texts
-from tests.gpt2.tinytraining import manifest, records, status, tiny_job, write_job
+from tests.gpt2.tinytraining import (
+    SCRIPT,
+    manifest,
+    records,
+    status,
+    tiny_job,
+    write_job,
+)
 
 UPDATES, LENGTH, BATCH = 100, 1024, 32
 RATE, WARMUP, SEED = 1e-3, 20, 1
@@ -397,6 +405,5 @@ def plant(fault: str) -> None:
 
 if __name__ == "__main__":
     plant(sys.argv[1])
-    from gpt2.train_ra_mla import main
-
-    raise SystemExit(main(sys.argv[2:]))
+    sys.argv = [str(SCRIPT), *sys.argv[2:]]
+    runpy.run_path(sys.argv[0], run_name="__main__")
