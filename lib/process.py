@@ -65,7 +65,8 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. steps: how far this attempt itself came."""
+    """How an attempt ended. steps: how far this attempt itself came. val_loss: of its
+    last evaluation on record, which it may have written since the last look."""
 
     status: str  # done, failed, oom, interrupted
     failure: str | None = None
@@ -74,6 +75,7 @@ class Outcome:
     seconds: float = 0.0
     steps: int = 0
     pace: Pace | None = None
+    val_loss: float | None = None
     log_tail: tuple[str, ...] = ()
 
 
@@ -120,6 +122,7 @@ class Attempt:
             message="",
             attempt=self.number,
             pid=0,
+            runner=os.getpid(),
             host=socket.gethostname(),
             max_steps=task.max_steps or before["max_steps"],
             started=rundir.now(),
@@ -269,6 +272,7 @@ def settle(
         seconds=seconds,
         steps=progress.own_steps,
         pace=progress.pace,
+        val_loss=progress.val_loss,
         log_tail=tail,
     )
 

@@ -25,7 +25,8 @@ def make_view() -> PlainView | LiveView:
 
 
 class PlainView:
-    """One line for each start, evaluation and end, and about every ten seconds."""
+    """One line for each start and end, for a new evaluation (the newest, of several
+    since the last look), and about every ten seconds."""
 
     def __init__(self, out: TextIO, every: float = 10.0) -> None:
         self.out, self.every = out, every
@@ -172,7 +173,8 @@ def end_lines(cell: Cell, retried: bool) -> list[str]:
     assert outcome is not None
     name = cell.task.name
     if cell.state == "done":
-        return [f"{name}: done in {clock(outcome.seconds)}"]
+        scored = "" if outcome.val_loss is None else f", val {number(outcome.val_loss)}"
+        return [f"{name}: done in {clock(outcome.seconds)}{scored}"]
     if cell.state in ("interrupted", "locked"):
         more = f" ({outcome.message})" if outcome.message else ""
         return [f"{name}: {cell.state}{more}"]

@@ -52,7 +52,8 @@ _NEW_STATUS: dict[str, Any] = {
     "step": 0,
     "max_steps": 0,
     "attempt": 0,
-    "pid": 0,
+    "pid": 0,  # of the process that trains; 0 until it has taken the lock
+    "runner": 0,  # of the process that starts it, on the same host
     "host": "",
     "started": None,
     "updated": None,
@@ -390,8 +391,27 @@ def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
 
 def effective_status(run_dir: str | Path) -> str:
     """The status as it is, not as it was left: "running" without a living holder
-    of the run's lock is "interrupted"."""
-    status = str(read_status(run_dir)["status"])
-    if status == "running" and not is_locked(run_lock(run_dir)):
-        return "interrupted"
-    return status
+    of the run's lock is "interrupted".
+
+    A run that is being started has no lock yet, but a living runner. A run that ended
+    between the look at its status and the look at its lock is looked at again.
+    """
+    seen: dict[str, Any] = {}
+    while (status := read_status(run_dir)) != seen:
+        if status["status"] != "running" or is_locked(run_lock(run_dir)):
+            return str(status["status"])
+        seen = status
+    return "running" if _is_starting(status) else "interrupted"
+
+
+def _is_starting(status: Mapping[str, Any]) -> bool:
+    """Whether a living process of this machine is starting the run."""
+    if status["pid"] or not status["runner"] or status["host"] != socket.gethostname():
+        return False
+    try:
+        os.kill(status["runner"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -328,6 +329,35 @@ def test_running_without_a_holder_is_interrupted(tmp_path: Path) -> None:
     end(holder)
     assert rundir.effective_status(tmp_path) == "interrupted"
     rundir.write_status(tmp_path, status="done")
+    assert rundir.effective_status(tmp_path) == "done"
+
+
+def test_a_run_that_is_being_started_is_running(tmp_path: Path) -> None:
+    """Before its process has imported everything and takes the lock."""
+    here, runner = socket.gethostname(), start("import time; time.sleep(60)")
+    rundir.write_status(tmp_path, status="running", runner=runner.pid, host=here)
+    assert rundir.effective_status(tmp_path) == "running"
+    rundir.write_status(tmp_path, host="elsewhere")
+    assert rundir.effective_status(tmp_path) == "interrupted"
+    rundir.write_status(tmp_path, host=here, pid=1)  # it had begun, and is gone
+    assert rundir.effective_status(tmp_path) == "interrupted"
+    rundir.write_status(tmp_path, pid=0)
+    end(runner)
+    assert rundir.effective_status(tmp_path) == "interrupted"
+
+
+def test_a_run_that_ends_between_two_looks_is_not_interrupted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its status is read while it runs, its lock after it has ended."""
+    rundir.write_status(tmp_path, status="running")
+    look = rundir.is_locked
+
+    def ends(path: Path) -> bool:
+        rundir.write_status(tmp_path, status="done")
+        return look(path)
+
+    monkeypatch.setattr(rundir, "is_locked", ends)
     assert rundir.effective_status(tmp_path) == "done"
 
 

@@ -91,6 +91,23 @@ def test_all_done_then_nothing_to_do(tmp_path: Path) -> None:
     assert (tmp_path / "a" / "train.log").read_text() == before
 
 
+def test_a_run_that_ends_between_two_looks_shows_its_last_evaluation(
+    tmp_path: Path,
+) -> None:
+    looks: list[int] = []
+
+    class Seldom(PlainView):
+        def refresh(self, board: Scheduler) -> None:
+            """As if the run had ended before the first look at its records."""
+            looks.append(len(board.running))
+
+    out = io.StringIO()
+    tasks = [task(tmp_path, "a", steps=5), task(tmp_path, "b", steps=3)]
+    assert Scheduler(tasks, Options(patience=QUICK), Seldom(out)).run() == 0
+    assert looks and "val 0.4000" in out.getvalue().split("b: started")[0]
+    assert "val" not in out.getvalue().split("b: started")[1]  # it had no evaluation
+
+
 def test_slots_are_used_at_once_and_never_twice(tmp_path: Path) -> None:
     tasks = [task(tmp_path, f"t{n}", steps=4, sleep=0.1) for n in range(4)]
     slots = ({"SLOT": "x"}, {"SLOT": "y"})
