@@ -11,22 +11,26 @@ from typing import Any
 from gpt2.plan import Plan
 from gpt2.proofs.heads import certify_heads
 from gpt2.proofs.subject import Finding
+from gpt2.proofs.updates import certify_updates
 from gpt2.proofs.verify import Proof, code_hash, read_cache, write_cache
 from gpt2.schema import Settings
 from lib.identity import identity
 from lib.optim.certify import Row, certify_optimizer
 from lib.optim.names import OPTIMIZERS
-from lib.pruning.certify import ANY_SCORE, certify_pruning
+from lib.pruning.certify import certify_pruning
 from lib.pruning.names import METHODS, VARIANTS, pairs
+from lib.pruning.watched import ANY_SCORE
 
 OPTIMIZER_COLUMNS = (
     *("groups", "reference", "decay", "resume"),
     *("theta 50", "clip", "resets", "warm-up"),  # of adamwspam alone
+    *("updates", "export"),
 )
 PRUNING_COLUMNS = (
-    *("schedule", "gradients", "for good", "resume", "selection", "scores"),
+    *("schedule", "gradients", "for good", "masks", "resume", "selection", "scores"),
+    *("updates", "export"),
 )
-HEAD_COLUMNS = (*PRUNING_COLUMNS, "export")
+HEAD_COLUMNS = tuple(name for name in PRUNING_COLUMNS if name != "masks")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,17 @@ class Trained:
         return OPTIMIZER_COLUMNS if self.method == "none" else PRUNING_COLUMNS
 
     def certify(self) -> dict[str, Row]:
+        """By itself, then as the trainer uses it; of two rows of one name, as of the
+        export, the one that failed, if one did."""
+        rows = self._alone()
+        for name, row in certify_updates(
+            self.optimizer, self.method, self.variant
+        ).items():
+            if name not in rows or rows[name].passed:
+                rows[name] = row
+        return rows
+
+    def _alone(self) -> dict[str, Row]:
         if self.method == "none":
             return certify_optimizer(self.optimizer)
         if METHODS[self.method].is_structured:

@@ -9,94 +9,28 @@ or class with Pruner's signature), so that a faulty one can take its place.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from lib.optim.certify import CONFIG, Row
-from lib.optim.groups import OptimizerLike, decay_groups, set_learning_rate
-from lib.optim.registry import build
-from lib.pruning import reference
-from lib.pruning.masks import keep_masks
-from lib.pruning.names import METHODS, SCOPES, VARIANTS
+from lib.optim.certify import Row
+from lib.pruning.certify_scores import (
+    check_masks,
+    check_movement,
+    check_scores,
+    check_selection,
+)
+from lib.pruning.names import METHODS, SCOPES
 from lib.pruning.pruner import Pruner
-from lib.pruning.schedules import ramp
-from lib.pruning.scores import LAYER_CAP, Moments, state_score
-
-STEPS = 50
-SCHEDULE = ramp(sparsity=0.6, warmup_steps=8, interval=4, ramp_end=0.8, steps=STEPS)
-DEPTHS = {"first.weight": 0.0, "second.weight": 1.0}
-SHAPES = {"first.weight": (7, 5), "second.weight": (3, 7), "bias": (7,)}
-# Layers of different size, so that global and per-layer thresholds differ.
-SCALES = {"first.weight": 1.0, "second.weight": 0.4, "bias": 1.0}
-
-RATES = {"sgd": 0.3}  # else its weights hardly move, and no score ever rises
-ANY_SCORE = "bitter7"  # where the score does not matter
-
-MakePruner = Callable[..., Pruner]
-
-
-class Run:
-    """A small model in training with a pruner; decay 0.1, SGD-like noise."""
-
-    def __init__(
-        self,
-        optimizer: str,
-        method: str,
-        make: MakePruner = Pruner,
-        scope: str = "global",
-        variant: str = ANY_SCORE,
-        device: str = "cpu",
-    ) -> None:
-        generator = torch.Generator().manual_seed(3)
-        self.weights = {
-            name: nn.Parameter(
-                (scale * torch.randn(SHAPES[name], generator=generator)).to(device)
-            )
-            for name, scale in SCALES.items()
-        }
-        self.inputs = torch.randn((STEPS, 16, 5), generator=generator).to(device)
-        self.targets = torch.randn((STEPS, 16, 3), generator=generator).to(device)
-        self.rate = RATES.get(optimizer, 0.03)
-        groups = decay_groups(list(self.weights.items()), 0.1)
-        self.optimizer: OptimizerLike = build(optimizer, groups, CONFIG)
-        self.pruner = make(
-            self.prunable,
-            self.optimizer,
-            method=method,
-            schedule=SCHEDULE,
-            scope=scope,
-            variant=variant,
-            depth_of=DEPTHS,
-        )
-
-    @property
-    def prunable(self) -> dict[str, nn.Parameter]:
-        return {name: self.weights[name] for name in DEPTHS}
-
-    def backward(self, step: int) -> None:
-        for weight in self.weights.values():
-            weight.grad = None
-        hidden = self.inputs[step - 1] @ self.weights["first.weight"].T
-        out = (
-            torch.tanh(hidden + self.weights["bias"]) @ self.weights["second.weight"].T
-        )
-        loss = ((out - self.targets[step - 1]) ** 2).mean()
-        torch.autograd.backward(loss)
-
-    def update(self, step: int) -> None:
-        self.backward(step)
-        self.pruner.before_step(step)
-        self.step()
-        self.pruner.after_step(step)
-
-    def step(self) -> None:
-        set_learning_rate(self.optimizer, self.rate)
-        self.optimizer.step()
-
-    def masks(self) -> dict[str, Tensor]:
-        return {name: mask.clone() for name, mask in self.pruner.masks.items()}
+from lib.pruning.watched import (
+    ANY_SCORE,
+    SCHEDULE,
+    STEPS,
+    MakePruner,
+    Run,
+    by_depth,
+    wanted_zeros,
+)
 
 
 def certify_pruning(
@@ -115,6 +49,7 @@ def certify_pruning(
         "schedule": max(both, key=lambda row: (not row.passed, row.figure)),
         "gradients": check_gradients(optimizer, method, make, variant, device),
         "for good": check_permanence(optimizer, method, make, variant, device),
+        "masks": check_masks(optimizer, method, make, variant, device),
         "resume": check_resume(optimizer, method, make, variant, device),
         "selection": check_selection(),
     }
@@ -123,24 +58,6 @@ def certify_pruning(
     if METHODS[method].regrows:
         rows["scores"] = check_movement(make, optimizer, device)
     return rows
-
-
-def _by_depth(method: str, variant: str) -> bool:
-    return method == "state" and variant == "bitter4"
-
-
-def wanted_zeros(
-    step: int, scope: str, by_depth: bool
-) -> list[tuple[list[str], float, float]]:
-    """(names, share, size): the schedule's own words, apart from the pruner's."""
-    sizes = {name: float(torch.Size(SHAPES[name]).numel()) for name in DEPTHS}
-    share = SCHEDULE.sparsity(step)
-    if by_depth:
-        shares = {n: min(LAYER_CAP, share * (0.7 + 0.6 * d)) for n, d in DEPTHS.items()}
-        return [([name], shares[name], sizes[name]) for name in DEPTHS]
-    if scope == "layer":
-        return [([name], share, sizes[name]) for name in DEPTHS]
-    return [(list(DEPTHS), share, sum(sizes.values()))]
 
 
 def check_schedule(
@@ -157,11 +74,11 @@ def check_schedule(
     is the largest deviation, in weights.
     """
     run = Run(optimizer, method, make, scope, variant, device)
-    by_depth = _by_depth(method, variant)
+    is_by_depth = by_depth(method, variant)
     worst, at = 0.0, 0
     for step in range(1, STEPS + 1):
         run.update(step)
-        for names, share, size in wanted_zeros(step, scope, by_depth):
+        for names, share, size in wanted_zeros(step, scope, is_by_depth):
             zeros = sum(int((run.weights[name] == 0).sum()) for name in names)
             deviation = abs(zeros - share * size)
             if deviation > worst:
@@ -281,7 +198,7 @@ def check_resume(
     parts.optimizer.load_state_dict(loaded["optimizer"])
     parts.pruner.load_state_dict(loaded["pruner"])
     zeros, exported = 0, True
-    for names, share, size in wanted_zeros(stop, "global", _by_depth(method, variant)):
+    for names, share, size in wanted_zeros(stop, "global", by_depth(method, variant)):
         found = sum(int((loaded["model"][name] == 0).sum()) for name in names)
         exported &= abs(found - share * size) <= 1.0
         zeros += found
@@ -295,80 +212,3 @@ def check_resume(
     detail = f"stopped at {stop} with {zeros} zeros saved, compared at {STEPS}"
     label = f"{optimizer}, {method}: resume is exact"
     return Row(label, exported and equal and masks, figure, detail)
-
-
-def check_movement(
-    make: MakePruner = Pruner, optimizer: str = "adamw", device: str = "cpu"
-) -> Row:
-    """Scores equal -sum g w in float64, g of the forward with W * mask.
-
-    The dense W is followed here by itself: what the optimizer left where the
-    mask keeps, what stood there at pruning where it does not.
-    """
-    run = Run(optimizer, "movement", make, device=device)
-    dense = {n: w.detach().double().clone() for n, w in run.prunable.items()}
-    score = {n: torch.zeros_like(w) for n, w in dense.items()}
-    for step in range(1, STEPS + 1):
-        run.backward(step)
-        for name, weight in run.prunable.items():
-            assert weight.grad is not None
-            score[name] -= weight.grad.double() * dense[name]
-        run.pruner.before_step(step)
-        before = run.masks()
-        run.step()
-        for name, weight in run.prunable.items():
-            dense[name] = torch.where(
-                before[name], weight.detach().double(), dense[name]
-            )
-        run.pruner.after_step(step)
-        for name, weight in run.prunable.items():
-            shown = dense[name] * run.pruner.masks[name]
-            assert shown.shape == weight.shape
-            if not torch.equal(shown.float(), weight.detach()):
-                return Row("movement: masked forward", False, float(step), "W * mask")
-    figure = max(
-        ((run.pruner.scores[n].double() - s).abs().max() / s.abs().max()).item()
-        for n, s in score.items()
-    )
-    detail = f"relative to the largest score, after {STEPS} updates"
-    return Row("movement: score = -sum g w", figure <= 1e-5, figure, detail)
-
-
-def check_scores() -> Row:
-    """Every variant against its float64 formula; the largest relative error."""
-    generator = torch.Generator().manual_seed(4)
-    weight, first = torch.randn((2, 64), generator=generator)
-    second = torch.rand(64, generator=generator) * first**2 + 1e-6
-    second[:3] = first[:3] = 0.0
-    worst, at = 0.0, ""
-    for variant in VARIANTS:
-        score = state_score(variant, weight, Moments(first, second, 7, 0.9))
-        w, m, v = (tensor.double().numpy() for tensor in (weight, first, second))
-        wanted = torch.as_tensor(reference.score(variant, w, m, v, 7, 0.9))
-        error = ((score.double() - wanted).abs().max() / wanted.abs().max()).item()
-        if not error <= worst:
-            worst, at = error, variant
-    return Row("state scores = formulas", worst <= 1e-5, worst, f"worst is {at}")
-
-
-def check_selection(
-    select: Callable[[list[Tensor], int], list[Tensor]] = keep_masks,
-) -> Row:
-    """The same weights as a stable sort picks, ties included, for every k.
-
-    The figure counts the k for which the masks differ.
-    """
-    generator = torch.Generator().manual_seed(5)
-    rough = torch.randn((5, 6), generator=generator)
-    tied = torch.randint(-2, 3, (4, 7), generator=generator).float()
-    tied[0, :3] = -torch.inf
-    wrong = 0
-    for pruned in range(rough.numel() + tied.numel() + 1):
-        masks = select([rough, tied], pruned)
-        wanted = reference.keep_masks([rough.numpy(), tied.numpy()], pruned)
-        wrong += any(
-            not torch.equal(mask, torch.as_tensor(want))
-            for mask, want in zip(masks, wanted, strict=True)
-        )
-    detail = "two tensors, one of small integers"
-    return Row("selection = stable sort", wrong == 0, float(wrong), detail)

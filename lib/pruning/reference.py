@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 Array = np.ndarray
+CLOSE = 1e-5  # of two float32 scores, relative to the largest: either may go first
 
 
 def sparsity(
@@ -49,6 +50,26 @@ def keep_masks(scores: list[Array], pruned: int) -> list[Array]:
         part.reshape(s.shape)
         for part, s in zip(np.split(keep, cuts), scores, strict=True)
     ]
+
+
+def wrong_choices(
+    scores: list[Array], kept: list[Array], pruned: int, close: float = CLOSE
+) -> int:
+    """Entries of masks that drop another one than the `pruned` lowest scores.
+
+    Scores as near to the threshold as `close`, relative to the largest, may go either
+    way; the number of those that go may not.
+    """
+    flat = np.concatenate([s.ravel() for s in scores])
+    mask = np.concatenate([m.ravel() for m in kept])
+    finite = np.abs(flat[np.isfinite(flat)])
+    near = close * float(finite.max(initial=0.0))
+    wrong = abs(int((~mask).sum()) - pruned)
+    if 0 < pruned < len(flat):
+        order = np.sort(flat)
+        wrong += int((mask & (flat < order[pruned - 1] - near)).sum())
+        wrong += int((~mask & (flat > order[pruned] + near)).sum())
+    return wrong
 
 
 def head_scores(

@@ -14,7 +14,7 @@ from lib.pruning.heads import HeadLayer, HeadPruner
 def test_all_certificates_are_passed():
     rows = certify.certify_heads("adamw")
     assert all(row.passed for row in rows.values()), rows
-    assert tuple(rows) == HEAD_COLUMNS
+    assert set(rows) == set(HEAD_COLUMNS) - {"updates"}  # which the trainer makes
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "adamwadv"])

@@ -1,5 +1,7 @@
 """Every pruning method passes its certificates; planted faults do not."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -122,6 +124,43 @@ FAULTS = [
 def test_a_fault_is_caught(kind, check, method):
     optimizer = "adamwprune" if method == "state" else "adamw"
     assert not check(optimizer, method, kind).passed
+
+
+@pytest.mark.parametrize(("optimizer", "method"), METHODS)
+def test_masks_follow_the_scores_of_the_reference(optimizer, method):
+    row = certify.check_masks(optimizer, method)
+    assert row.passed, row
+
+
+class HighestFirst(Pruner):
+    def _score(self, name):
+        return -super()._score(name)
+
+
+class HighestFirstOfALayer(HighestFirst):
+    def _score(self, name):
+        score = super()._score(name)
+        return score if self.scope == "layer" else -score
+
+
+class ExchangedMoments(Pruner):
+    def _moments(self, weight):
+        found = super()._moments(weight)
+        return replace(found, first=found.second, second=found.first.abs())
+
+
+@pytest.mark.parametrize("kind", [HighestFirst, HighestFirstOfALayer, ForgetsPruned])
+def test_masks_against_the_scores_are_caught(kind):
+    for optimizer, method in METHODS:
+        if kind is not ForgetsPruned or method == "movement":
+            assert not certify.check_masks(optimizer, method, kind).passed
+
+
+@pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"bitter1", "bitter2"}))
+def test_scores_of_other_moments_are_caught(variant):
+    """Those two score by the weight alone."""
+    row = certify.check_masks("adamwprune", "state", ExchangedMoments, variant)
+    assert not row.passed
 
 
 def test_movement_with_masked_weights_is_caught():

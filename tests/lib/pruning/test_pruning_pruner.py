@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lib.pruning.certify import SCHEDULE, SHAPES, STEPS, Run
 from lib.pruning.pruner import Pruner
+from lib.pruning.watched import SCHEDULE, SHAPES, STEPS, Run
 
 
 def finished(optimizer="adamw", method="magnitude", **options) -> Run:
