@@ -132,7 +132,7 @@ STEPS: dict[int, Step] = {
         Step(
             7,
             "ra-r25-gate-cross",
-            "step 6 + gate + cross-token MLP",
+            "step 6 + gate + cross-token MLP, together 20%",
             "Do the reciprocal MLPs add to RA?",
             6,
             GATE_AND_CROSS,
@@ -156,7 +156,7 @@ STEPS: dict[int, Step] = {
         Step(
             10,
             "mla-r25-gate-cross",
-            "step 9 + gate + cross-token MLP",
+            "step 9 + gate + cross-token MLP, together 20%",
             "Do the reciprocal MLPs help MLA?",
             9,
             GATE_AND_CROSS,
@@ -172,7 +172,7 @@ STEPS: dict[int, Step] = {
         Step(
             12,
             "mla-ra-r25-gate-cross",
-            "step 11 + gate + cross-token MLP",
+            "step 11 + gate + cross-token MLP, together 20%",
             "Do all reciprocal parts together help MLA?",
             11,
             GATE_AND_CROSS,
@@ -244,7 +244,7 @@ STEPS: dict[int, Step] = {
         Step(
             21,
             "gate",
-            "MLP->attention gate alone, parameters as step 0",
+            "MLP->attention gate alone on 10%, parameters as step 0",
             "Is the gate worth its weights at GPT-2's budget?",
             0,
             {"mlp_gate": True, "mechanism_share": 0.10, **AS_STEP_0},
@@ -252,7 +252,7 @@ STEPS: dict[int, Step] = {
         Step(
             22,
             "cross",
-            "cross-token MLP alone, parameters as step 0",
+            "cross-token MLP alone on 10%, parameters as step 0",
             "Is the cross-token MLP worth its weights?",
             0,
             {"cross_token": True, "mechanism_share": 0.10, **AS_STEP_0},

@@ -11,8 +11,22 @@ import hashlib
 import torch
 from torch import Tensor, nn
 
+from gpt2.model import GPT
+from gpt2.plan import Job
+from gpt2.schema import Settings
+
 STD = 0.02  # Radford et al. 2019
 FUSED = {"qkv": ("q", "k", "v")}
+
+
+def initial_model(job: Job, settings: Settings) -> GPT:
+    """The model that a job's training begins with, on the CPU.
+
+    settings: the job's, at the size and with the kernels to build it with.
+    """
+    model = GPT(settings)
+    init_parameters(model, job.seed)
+    return model
 
 
 @torch.no_grad()

@@ -85,7 +85,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
     with collector_at_rest():
-        from gpt2.proofs import verify
+        from gpt2.proofs import pairing, verify
         from gpt2.proofs.verify_training import hold_to_account
 
     cache = None if given.fresh else CACHE
@@ -95,6 +95,9 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
         for proof in verify.prove(plan, cache):
             print(verify.row(proof), flush=True)
             proofs.append(proof)
+    pairings = [pairing.check_pairing(plan) for plan in plans]
+    print(*("", *(found.line() for found in pairings)), sep="\n", flush=True)
+    proofs = pairing.hold_to_account(proofs, pairings)
     trained = prove_training(plans, cache, given.at_hand)
     told = [proof for proof in (*proofs, *trained) if not proof.ok]
     for proof in told:
@@ -103,7 +106,8 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     proven = sum(proof.ok for proof in (*proofs, *trained))
     print(f"{proven} of {len(proofs) + len(trained)} proven")
     if given.json is not None:
-        atomic_write_json(given.json, verify.to_json(proofs))
+        record = {pairing.NAME: [found.to_json() for found in pairings]}
+        atomic_write_json(given.json, verify.to_json(proofs) | record)
     return EXIT_FAILED if told else 0
 
 

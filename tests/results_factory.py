@@ -263,8 +263,21 @@ def _manifest(
         "as_trained": {"checks": [{"step": 0, "passed": True}], "deviations": {}},
         "kernels": {},
         "parameters": STEPS[job["step"]][3] if job["step"] in STEPS else 1000,
+        "pairing": pairing(job["seed"], job["step"]),
         "started": "2026-01-01T00:00:00+00:00",
         **changes,
+    }
+
+
+def pairing(seed: int, step: int | None) -> dict[str, Any]:
+    """What runs of a seed share, as their manifests have it."""
+    updates = [str(2**n) for n in range(8)] + [str(UPDATES)]
+    shared = {"wte.weight 50257x768": [1.28 + seed / 1000, 0.01 * seed]}
+    own = {f"blocks.0.own.weight {step}x768": [float(step or 0), 0.5]}
+    return {
+        "batches": {n: f"{seed:08x}{int(n):08x}" for n in updates},
+        "validation": "e" * 16,
+        "initial_weights": shared | own,
     }
 
 

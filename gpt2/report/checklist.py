@@ -14,6 +14,7 @@ from typing import Any
 from gpt2.report.alarms import all_alarms
 from gpt2.report.arms import is_done
 from gpt2.report.controls import so_far
+from gpt2.report.pairing import recorded, unpaired_runs
 from gpt2.report.results import Matrix, Run
 from gpt2.report.verdicts import Judgement
 from lib.untrusted import as_dict, clean, number
@@ -48,6 +49,7 @@ def checklist(matrix: Matrix, judged: Judgement) -> list[Item]:
         ),
         _work_tree(runs),
         _seeds(matrix),
+        _pairing(runs),
         _certificates(runs),
         _as_trained(runs),
         _kernels(runs),
@@ -223,6 +225,26 @@ def _seeds(matrix: Matrix) -> Item:
     fewest = min(len(seeds) for seeds in arms.values())
     remark = "one seed shows nothing" if fewest < 2 else ""
     return Item("seeds", _listing(told, len(arms), "arm"), remark)
+
+
+def _pairing(runs: list[Run]) -> Item:
+    """Of all runs of a seed, not of those alone that are compared."""
+    known = [run for run in runs if recorded(run)]
+    if not known:
+        return Item("pairing", NOT_RECORDED, "no manifest has fingerprints of batches")
+    if wrong := unpaired_runs(known):
+        run_dir, reasons = next(iter(wrong.items()))
+        more = f", and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        remark = f"{clean(run_dir)}: {'; '.join(reasons)}{more}"
+        return Item("pairing", f"{len(wrong)} of {len(known)} runs differ", remark)
+    counts = (len(as_dict(recorded(run)["batches"])) for run in known)
+    value = (
+        f"batches (of {min(counts)} updates or more), validation windows and shared "
+        "initial weights of each seed are the same"
+    )
+    silent = len(runs) - len(known)
+    remark = f"{silent} of {len(runs)} runs have no fingerprints" if silent else ""
+    return Item("pairing", value, remark)
 
 
 def _certificates(runs: list[Run]) -> Item:

@@ -15,6 +15,7 @@ from gpt2.report.arms import (
     last_eval_seconds,
     loss_at,
 )
+from gpt2.report.pairing import unpaired
 from gpt2.report.results import Run
 from lib.alarms import are_identical
 from lib.identity import identity
@@ -102,7 +103,7 @@ def _evidence(
     seeds = tuple(sorted(losses[0].keys() & losses[1].keys()))
     if not seeds and not invalid:
         invalid = (lost,)
-    invalid += _does_nothing(arm, partner)
+    invalid += _unpaired(arm, partner) + _does_nothing(arm, partner)
     return Evidence(
         invalid=invalid,
         unmatched=unmatched + _unlike_data(arm, partner),
@@ -133,6 +134,22 @@ def worse_than_guess(arm: Arm) -> list[str]:
     """The runs of an arm that ended above a uniform guess, in words."""
     found = ((run.row["seed"], above_guess(run)) for run in arm.runs)
     return [f"seed {seed} {why}" for seed, why in found if why]
+
+
+def _unpaired(arm: Arm, partner: Arm) -> tuple[str, ...]:
+    """Reasons if the runs of a seed did not train on and start from the same."""
+    theirs = {run.row["seed"]: run for run in partner.done}
+    both = [
+        (run, theirs[run.row["seed"]]) for run in arm.done if run.row["seed"] in theirs
+    ]
+    found: dict[str, list[str]] = {}
+    for mine, other in both:
+        for reason in unpaired(mine, other):
+            found.setdefault(reason, []).append(str(mine.row["seed"]))
+    return tuple(
+        f"not paired with {partner.label}: {reason} (seeds {', '.join(seeds)})"
+        for reason, seeds in found.items()
+    )
 
 
 def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 
 from gpt2.corpora.tokenfiles import MissingData
-from gpt2.init import init_parameters
+from gpt2.init import initial_model
 from gpt2.lengths import last_update
 from gpt2.memory import path_of
-from gpt2.model import GPT
 from gpt2.paths.chosen import choose, next_without, suspects
 from gpt2.paths.store import file_of
 from gpt2.plan import Job
@@ -329,8 +328,7 @@ def _trainer(
     job = replace(job, settings=job.settings.replace(compile_model=compiled))
     try:
         devices.seed_everything(job.seed + material.ranks.rank * RANK_STRIDE)
-        model = GPT(chosen)
-        init_parameters(model, job.seed)
+        model = initial_model(job, chosen)
         model.to(material.device.torch_device)
         return Trainer(job, model, material, recorder, stop)
     except ValueError as error:
@@ -390,6 +388,7 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             resumed_at=resumed_at,
             environ=environ,
             startup=found,
+            start=trainer.fingerprints(),
         )
         watch_losses(trainer.recorder, trainer.settings, material.val.bytes_per_token)
     told = introduction(trainer, material, parameters, resumed_at, found)

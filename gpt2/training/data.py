@@ -31,6 +31,7 @@ from gpt2.corpora.tokenfiles import (
     split_file,
 )
 from gpt2.schema import Settings
+from gpt2.training.fingerprints import is_recorded, windows_sum
 
 Offsets = npt.NDArray[np.int64]
 Tokens = npt.NDArray[np.uint16]
@@ -213,6 +214,8 @@ class Batches:
     """Iterate for (x, y) on the device, for each micro step of steps [start, stop).
 
     wait_seconds: time spent so far waiting for a batch to be ready on the host.
+    window_sums: of the windows that were handed out, by update, for fingerprints
+    (gpt2/training/fingerprints.py); the last may not be whole yet.
     The batches are the same for any number of workers.
     """
 
@@ -227,6 +230,7 @@ class Batches:
         persistent_workers: bool,
     ) -> None:
         self.wait_seconds = 0.0
+        self.window_sums: dict[int, int] = {}
         self._dataset, self._keys, self._device = dataset, keys, device
         self._pin = pin_memory and device.type == "cuda"
         self._loader = None
@@ -247,6 +251,11 @@ class Batches:
     def __len__(self) -> int:
         return len(self._keys)
 
+    @property
+    def source(self) -> tuple[Path, BatchPlan]:
+        """Equal ones have equal batches."""
+        return self._dataset.path, self._dataset.plan
+
     def __iter__(self) -> Iterator[Batch]:
         pairs = self._timed(self._host_pairs())
         if self._device.type == "cuda":
@@ -256,12 +265,19 @@ class Batches:
             yield on_device[0], on_device[1]
 
     def _host_pairs(self) -> Iterator[torch.Tensor]:
-        if self._loader is not None:
-            yield from self._loader
-            return
-        for key in self._keys:
-            pair = self._dataset[key]
-            yield pair.pin_memory() if self._pin else pair
+        here = (self._dataset[key] for key in self._keys)
+        for key, pair in zip(self._keys, self._loader or here, strict=True):
+            self._note(key, pair)
+            is_pinned = self._loader is not None or not self._pin
+            yield pair if is_pinned else pair.pin_memory()
+
+    def _note(self, key: int, pair: torch.Tensor) -> None:
+        """Take a micro batch into the sums of its update."""
+        accumulation = self._dataset.plan.accumulation
+        update, last = key // accumulation + 1, self._keys.stop // accumulation
+        if is_recorded(update, last):
+            before = self.window_sums.get(update, 0)
+            self.window_sums[update] = before + windows_sum(pair)
 
     def _timed(self, pairs: Iterator[torch.Tensor]) -> Iterator[torch.Tensor]:
         while True:

@@ -20,7 +20,10 @@ from gpt2.attention_metrics import attention_metrics
 from gpt2.model import GPT
 from gpt2.schema import Settings
 from gpt2.training.data import TokenSplit, eval_windows, gather
+from gpt2.training.fingerprints import fingerprint, windows_sum
 from lib.device import DeviceInfo, autocast
+
+FINGERPRINTED = 64  # windows in memory at a time
 
 
 class Scorer(Protocol):
@@ -70,6 +73,13 @@ class Evaluator:
         self.offsets = eval_windows(
             split.tokens.size, self.block_size, settings.data.eval_samples
         )
+
+    def fingerprint(self) -> str:
+        """Of the windows that are scored."""
+        parts = range(0, len(self.offsets), FINGERPRINTED)
+        rows = (self.offsets[start : start + FINGERPRINTED] for start in parts)
+        pairs = (gather(self.split.tokens, row, self.block_size) for row in rows)
+        return fingerprint(windows_sum(torch.stack(pair)) for pair in pairs)
 
     def __call__(self, model: Scorer) -> Evaluation:
         """Score; dropout is off meanwhile, and no random number is drawn."""

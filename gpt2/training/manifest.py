@@ -53,11 +53,13 @@ def write(
     resumed_at: int | None,
     environ: Mapping[str, str],
     startup: Startup,
+    start: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the manifest of this attempt and return it.
 
-    ``serving`` names the paths that serve the model (gpt2/paths). A fresh run
-    gets a new manifest; one that is resumed keeps where it began and adds to
+    ``serving`` names the paths that serve the model (gpt2/paths), ``start`` has
+    fingerprints of what the run starts from (gpt2/training/fingerprints.py). A fresh
+    run gets a new manifest; one that is resumed keeps where it began and adds to
     ``resumed``.
     Raises lib.rundir.DiskFull.
     """
@@ -78,6 +80,7 @@ def write(
         **serving,
         "verified": environ.get(VERIFIED) or before.get("verified"),
         "parameters": parameters,
+        "pairing": {**kept.get("pairing", {}), **start},
         "started": kept.get("started", now()),
         "resumed": [*kept.get("resumed", [])],
         "as_trained": kept.get("as_trained"),
@@ -153,3 +156,10 @@ def note_comparison(run_dir: Path, job: Job, found: Comparison) -> None:
             },
         },
     )
+
+
+def note_batches(run_dir: Path, job: Job, batches: Mapping[str, str]) -> None:
+    """Record fingerprints of batches, by update, beside those of earlier attempts."""
+    pairing = read(run_dir, job.hash).get("pairing", {})
+    both = {**pairing.get("batches", {}), **batches}
+    note(run_dir, job, pairing={**pairing, "batches": both})

@@ -26,6 +26,7 @@ from gpt2.training.data import Batch, Batches, eval_windows, gather
 from gpt2.training.evaluate import Evaluator, Scorer
 from gpt2.training.export import EXPORT_FILE, write_export
 from gpt2.training.failures import Interrupted, NonFinite, NotAsTrained
+from gpt2.training.fingerprints import batch_fingerprints, weight_fingerprints
 from gpt2.training.material import Material
 from gpt2.training.outcome import bits_per_byte, held, scored, trained, utilisation
 from gpt2.training.progress import Clock, Progress
@@ -125,6 +126,7 @@ class Trainer:
                 self.has_trained = True
                 self._after_update()
         self.save()
+        self._note_batches()
         return self.result() | self._export()
 
     def _profiler(self) -> StepProfiler:
@@ -140,6 +142,21 @@ class Trainer:
         self._waited = 0.0
         self._loader = self._material.batches(self.job, self.progress.step)
         return iter(self._loader)
+
+    def fingerprints(self) -> dict[str, Any]:
+        """Of the validation windows and, before the first update, of the weights."""
+        found: dict[str, Any] = {"validation": self.evaluator.fingerprint()}
+        if not self.progress.step:
+            found["initial_weights"] = weight_fingerprints(self.model)
+        return found
+
+    def _note_batches(self) -> None:
+        """Record fingerprints of the batches of updates that this attempt made."""
+        sums = {} if self._loader is None else self._loader.window_sums
+        made = {n: share for n, share in sums.items() if n <= self.progress.step}
+        batches = batch_fingerprints(self.ranks.gather(made))
+        if self.ranks.is_first:
+            manifest.note_batches(self.recorder.run_dir, self.job, batches)
 
     def warm_up(self, times: int) -> None:
         """Forward and backward so many times, leaving no trace but compiled code,

@@ -1,7 +1,8 @@
 """The report of a matrix that was really trained: four arms, three seeds, a CPU.
 
 One arm is trained with the very settings of the baseline, one the same but with other
-seeds, and one with a much smaller learning rate: an effect planted to be found.
+seeds, which are not those that its runs claim, and one with a much smaller learning
+rate: an effect planted to be found.
 """
 
 import json
@@ -14,7 +15,7 @@ import jsonschema
 import pytest
 
 from gpt2.report.results import read_matrix
-from gpt2.report.verdicts import HARMFUL, INCONCLUSIVE, NEUTRAL, judge
+from gpt2.report.verdicts import HARMFUL, INVALID, NEUTRAL, judge
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import finish, tiny_job
 from tests.results_factory import relabel
@@ -55,8 +56,12 @@ def test_planted_effect_is_found_and_identical_arms_are_not_told_apart(results):
     found = {c.arm.name: c.at_steps for c in judged.comparisons}
     assert found["slow"].grade == HARMFUL, found["slow"]
     assert found["same"].grade == NEUTRAL and found["same"].differences == (0.0,) * 3
-    assert found["again"].grade in (NEUTRAL, INCONCLUSIVE), found["again"]
-    assert 0 not in found["again"].differences
+    assert found["again"].grade == INVALID and 0 not in found["again"].differences
+    batches, weights = found["again"].reasons
+    assert batches == (
+        "not paired with base: the batches of update 1 differ (seeds 1, 2, 3)"
+    )
+    assert "the initial weights wte.weight 257x32, wpe.weight 32x32" in weights
     assert [noise.arm.name for noise in judged.noise] == ["base"]
 
 
@@ -83,4 +88,5 @@ def test_what_the_trainer_writes_fills_the_report(results):
     text = (results / "REPORT.md").read_text()
     for item in ("hardware", "versions", "effective batch", "precision", "data"):
         assert f"- [x] {item}: " in text
+    assert "- [ ] pairing: 3 of 12 runs differ (again/seed1: the batches of" in text
     assert all((results / "plots" / f"{n}.png").is_file() for n in ("loss", "forest"))

@@ -24,7 +24,7 @@ from gpt2.report.text import NARROW, escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
 from lib import stats
 from lib.kconfig import load_strict
-from tests.results_factory import write_matrix, write_run
+from tests.results_factory import pairing, write_matrix, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 KCONFIG, PRESET = ROOT / "Kconfig", ROOT / "defconfigs" / "gpt2-quickstart"
@@ -115,6 +115,8 @@ def test_checklist_of_a_clean_matrix_is_all_in_order(tmp_path):
         ("data", {"data_fingerprint": "other"}),
         ("data", {"data_fingerprint": None}),
         ("certificates", {"verified": "skipped"}),
+        ("pairing", {"pairing": {}}),
+        ("pairing", {"pairing": pairing(9, 5)}),
     ],
 )
 def test_checklist_finds_what_is_out_of_order(tmp_path, name, change):

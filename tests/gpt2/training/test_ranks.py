@@ -131,6 +131,8 @@ def assert_about_equal(run_dir: Path, other: Path) -> None:
     mine, theirs = (status(d)["result"] for d in (run_dir, other))
     assert mine["val_loss"] == pytest.approx(theirs["val_loss"], rel=1e-5)
     assert mine["tokens"] == theirs["tokens"]
+    batches, all_of_them = (manifest(d)["pairing"]["batches"] for d in (run_dir, other))
+    assert "12" in batches and batches.items() <= all_of_them.items()
     weights, expected = exported(run_dir)[1], exported(other)[1]
     for name, tensor in weights.items():
         assert (tensor - expected[name]).abs().max() < 1e-5, name

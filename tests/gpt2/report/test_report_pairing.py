@@ -1,0 +1,84 @@
+"""Runs that do not share what their seed should give them have no verdict."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gpt2.report.pairing import unpaired, unpaired_runs
+from gpt2.report.results import read_matrix
+from gpt2.report.verdicts import INVALID, judge
+from tests.results_factory import pairing, write_matrix
+
+
+def with_pairing(root, change):
+    """A matrix whose step 5, seed 2, recorded something else."""
+    write_matrix(root)
+    (path,) = root.glob("step05-*/seed2/manifest.json")
+    manifest = json.loads(path.read_text())
+    manifest["pairing"] = change(manifest["pairing"])
+    path.write_text(json.dumps(manifest))
+    return read_matrix(root)
+
+
+def changed(part, key, value):
+    return lambda found: {**found, part: {**found[part], key: value}}
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (changed("batches", "4", "f" * 16), "the batches of update 4 differ"),
+        (lambda found: {**found, "validation": "0"}, "the validation windows differ"),
+        (
+            changed("initial_weights", "wte.weight 50257x768", [1.282, 0.0201]),
+            "the initial weights wte.weight 50257x768 differ",
+        ),
+    ],
+)
+def test_runs_that_share_less_than_they_should_are_invalid(tmp_path, change, text):
+    judged = judge(with_pairing(tmp_path, change))
+    verdicts = {c.arm.step: c.at_steps for c in judged.comparisons}
+    assert verdicts[5].grade == verdicts[29].grade == INVALID
+    assert f"not paired with 0 baseline: {text} (seeds 2)" in verdicts[5].reasons
+    assert verdicts[8].grade != INVALID
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda found: {},  # as of an older version
+        lambda found: {**found, "initial_weights": {}},  # resumed without a manifest
+        changed("batches", "150", "f" * 16),  # an update that the others have not
+        changed("initial_weights", "wte.weight 50257x768", [1.2820004, 0.0199996]),
+        changed("initial_weights", "wte.weight 50257x1536", [7.0, 0.7]),
+    ],
+)
+def test_what_is_not_common_is_not_compared(tmp_path, change):
+    matrix = with_pairing(tmp_path, change)
+    assert unpaired_runs(matrix.runs) == {}
+    assert all(c.at_steps.grade != INVALID for c in judge(matrix).comparisons)
+
+
+def test_batches_of_another_size_and_other_text_have_reasons_of_their_own(tmp_path):
+    write_matrix(tmp_path, (0,), (1,))
+    other = {"effective_batch": 32, "pairing": pairing(7, 5)}
+    write_matrix(tmp_path, (5,), (1,), manifest=other)
+    base, ra = read_matrix(tmp_path).runs
+    assert unpaired(base, ra) == []
+
+
+def test_models_of_other_depth_scale_their_weights_otherwise(tmp_path):
+    weights = changed("initial_weights", "wte.weight 50257x768", [9.0, 0.5])
+    matrix = with_pairing(tmp_path, weights)
+    run = next(r for r in matrix.runs if r.row["step"] == 5 and r.row["seed"] == 2)
+    run.settings["model"]["n_layer"] = 24
+    assert unpaired_runs(matrix.runs) == {}
+
+
+@pytest.mark.parametrize("junk", [7, "x", [], {"batches": 7}, {"batches": {"1": []}}])
+def test_a_damaged_record_breaks_no_report(tmp_path, junk):
+    matrix = with_pairing(tmp_path, lambda found: junk)
+    judge(matrix)
+    assert set(unpaired_runs(matrix.runs)) <= {"step05-ra/seed2"}
