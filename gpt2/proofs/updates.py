@@ -36,6 +36,15 @@ from lib.optim.certify import Row
 from lib.pruning.heads import HeadPruner
 
 UPDATES, SEED = 8, 7
+# AdamWSPAM clips and resets after 20 updates at the earliest.
+SPAM = {
+    "max_iters": 24,
+    "eval_interval": 24,
+    "spam_interval": 22,
+    "spam_warmup": 2,
+    "spam_threshold": 2.0,
+    "spam_reset_counter": True,
+}
 # Of an update, relative to its length: losses and so their gradients are float32.
 TOLERANCE = 3e-4
 MUON = 0.25  # which orthogonalises in bfloat16 (see lib/optim/certify.py)
@@ -80,6 +89,7 @@ def certify_updates(optimizer: str, method: str, variant: str) -> dict[str, Row]
         optimizer=optimizer,
         prune_method=method,
         adamwprune_variant=variant or "bitter0",
+        **(SPAM if optimizer == "adamwspam" else {}),
     )
     with tempfile.TemporaryDirectory() as folder:
         run = Watched(settings, Path(folder))
@@ -91,9 +101,9 @@ class Watched(Follower):
     """A run of the trainer that is looked at after each of its updates."""
 
     def __init__(self, settings: Settings, folder: Path) -> None:
-        super().__init__(folder, UPDATES)
+        super().__init__(folder, settings.optim.max_iters)
         self.settings, self.method = settings, settings.pruning.prune_method
-        train, val = stand_in(folder, train=400, val=90, vocab=settings.vocab_size)
+        train, val = stand_in(folder, train=1000, val=90, vocab=settings.vocab_size)
         material = Material(
             device=select_device("cpu"),
             split=split_batch(settings.effective_batch, settings.resources.batch_size),
@@ -192,8 +202,8 @@ class Watched(Follower):
 
     def row(self) -> Row:
         """The figure is the largest deviation of an update over the tolerated one."""
-        if self.updates != UPDATES:
-            self.wrong.insert(0, f"{self.updates} updates instead of {UPDATES}")
+        if self.updates != self.max_steps:
+            self.wrong.insert(0, f"{self.updates} updates instead of {self.max_steps}")
         detail = "; ".join(self.wrong[:3]) or f"worst: {self.where}"
         return Row("updates = plain formulas", not self.wrong, self.worst, detail)
 

@@ -24,6 +24,7 @@ from lib.pruning.scores import magnitude
     [
         ("sgd", "none", ""),
         ("adamwadv", "magnitude", ""),
+        ("adamwspam", "magnitude", ""),
         ("adamw", "movement", ""),
         ("adamwprune", "state", "bitter4"),
         ("muon", "magnitude", ""),
@@ -105,6 +106,22 @@ def test_a_setting_that_does_not_arrive_is_found(monkeypatch, change):
     monkeypatch.setattr(Updater, "__init__", other)
     # Adam divides out what the clip multiplies by.
     assert "deviates" in updates("sgd" if "grad_clip" in change else "adamw")
+
+
+@pytest.mark.parametrize("update", [20, 22, 23])
+def test_a_phase_of_spam_that_does_not_arrive_is_found(monkeypatch, update):
+    """20: spikes are clipped. 22: the moments are reset. 23: the rate rises again."""
+    change: dict[str, object] = {"spam_threshold": 2000.0}
+    if update > 20:
+        interval, warmup = (400, 2) if update == 22 else (22, 1)
+        change = {"spam_interval": interval, "spam_warmup": warmup}
+    true = optimize.optim_config
+
+    def other(optim):
+        return true(dataclasses.replace(optim, **change))
+
+    monkeypatch.setattr(optimize, "optim_config", other)
+    assert f"at update {update} deviates" in updates("adamwspam")
 
 
 def test_position_embeddings_handed_to_muon_are_found(monkeypatch):
