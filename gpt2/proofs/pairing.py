@@ -38,7 +38,7 @@ from gpt2.training.material import Material
 from lib.device import select_device
 
 NAME = "paired"
-TRAINING = ("optim", "pruning", "data")  # parts whose changes a title has to name
+TRAINING = ("optim", "pruning", "data")  # parts: a title has to name changes in them
 PERCENT = ("mechanism_share", "prune_sparsity")
 SPARE = 1000  # random tokens beyond the windows that are scored
 
@@ -287,7 +287,7 @@ def _differences(
     job: Job,
     theirs: Mapping[str, Any],
     wanted: Mapping[str, Any],
-    whose: str,
+    other: str,
     free: Sequence[str],
 ) -> list[str]:
     """Fields that are neither as wanted nor, unless free, as theirs."""
@@ -298,7 +298,7 @@ def _differences(
         if mine[name] != value
     ]
     return problems + [
-        f"{name} is {mine[name]!r} and {theirs[name]!r} in {whose}, undeclared"
+        f"{name} is {mine[name]!r} and {theirs[name]!r} in {other}, undeclared"
         for name in mine
         if mine[name] != theirs[name] and name not in wanted and name not in free
     ]

@@ -239,7 +239,7 @@ class PlainTraining:
     def _wrong_heads(
         self, n: int, share: float | None, kept: Mapping[str, Array]
     ) -> int:
-        """Heads whose entries are not kept or dropped as their scores have it."""
+        """How many heads are not kept or dropped as their scores have it."""
         layers = range(self.settings.model.n_layer)
         heads = range(self.settings.model.n_head)
         dropped = {

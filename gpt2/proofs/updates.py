@@ -150,7 +150,7 @@ class Watched(Follower):
     def _compare_weights(
         self, found: Mapping[str, Array], wanted: Mapping[str, Array]
     ) -> None:
-        """Errors over the distance moved; the first update that is off is told."""
+        """Errors over the distance moved; only the first update that is off is reported."""
         was_right = self.worst <= 1.0
         for name, before in self.weights.items():
             error = float(np.linalg.norm(found[name] - wanted[name]))

@@ -13,7 +13,7 @@ from tests.results_factory import pairing, write_matrix
 
 
 def with_pairing(root, change):
-    """A matrix whose step 5, seed 2, recorded something else."""
+    """A matrix in which step 5, seed 2, recorded something else."""
     write_matrix(root)
     (path,) = root.glob("step05-*/seed2/manifest.json")
     manifest = json.loads(path.read_text())
