@@ -252,6 +252,8 @@ def undeclared(job: Job, plan: Plan) -> list[str]:
     """How the settings of a job differ from its parent's otherwise than its row, or
     its cell of a test matrix, says."""
     mode = plan.base.matrix.mode
+    if job.is_control:
+        return _of_control(job, plan)
     if mode == "ablation" and job.step is not None:
         return [*_of_step(job, STEPS[job.step], plan), *unnamed(STEPS[job.step])]
     return _of_cell(job, plan) if mode == "matrix" else []
@@ -270,13 +272,24 @@ def _of_step(job: Job, step: Step, plan: Plan) -> list[str]:
 
 def _settings_of(step: int, plan: Plan) -> Settings:
     """Those of its job, if the plan has one."""
-    there = (job.settings for job in plan.jobs if job.step == step)
+    jobs = (job for job in plan.jobs if not job.is_control)
+    there = (job.settings for job in jobs if job.step == step)
     return next(there, None) or step_settings(plan.base, step)
+
+
+def _of_control(job: Job, plan: Plan) -> list[str]:
+    """An A/A control is its baseline with other kernels."""
+    found = (other for other in plan.jobs if other.name == job.parent_name)
+    baseline = next(found, None)
+    if baseline is None:  # it was not asked for
+        return []
+    theirs = baseline.settings.flat()
+    return _differences(job, theirs, {"other_kernels": True}, baseline.cell, ())
 
 
 def _of_cell(job: Job, plan: Plan) -> list[str]:
     """Cells are laid over one configuration, which the first of them shows."""
-    first = plan.jobs[0]
+    first = next(other for other in plan.jobs if not other.is_control)
     declared = {c.name: cell_changes(c, plan.base) for c in cells_of(plan.base)[0]}
     free = tuple(declared[first.name])
     theirs = first.settings.flat()

@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING
 
 from gpt2.report.arms import Arm, above_guess, has_diverged
-from gpt2.report.evidence import Rules, worse_than_guess
+from gpt2.report.evidence import Rules, not_paired, worse_than_guess
 from gpt2.report.results import Run
 from lib import human
 
@@ -100,7 +100,8 @@ def judge_control(
     seeds = tuple(sorted(mine.keys() & theirs.keys()))
     differences = tuple(mine[seed] - theirs[seed] for seed in seeds)
     found = (test(differences, margin) for test in tests if differences)
-    wrong = _broken(arm) + [why for why in found if why][:1]
+    wrong = _broken(arm) + [*not_paired(arm, baseline)]
+    wrong += [why for why in found if why][:1]
     if wrong:
         return Control(arm, baseline, DIFFERS, tuple(wrong), seeds, differences)
     open_ = (*_unfinished(arm, seeds), *_same_kernels(arm, baseline))

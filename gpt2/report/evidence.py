@@ -103,7 +103,7 @@ def _evidence(
     seeds = tuple(sorted(losses[0].keys() & losses[1].keys()))
     if not seeds and not invalid:
         invalid = (lost,)
-    invalid += _unpaired(arm, partner) + _does_nothing(arm, partner)
+    invalid += not_paired(arm, partner) + _does_nothing(arm, partner)
     return Evidence(
         invalid=invalid,
         unmatched=unmatched + _unlike_data(arm, partner),
@@ -136,7 +136,7 @@ def worse_than_guess(arm: Arm) -> list[str]:
     return [f"seed {seed} {why}" for seed, why in found if why]
 
 
-def _unpaired(arm: Arm, partner: Arm) -> tuple[str, ...]:
+def not_paired(arm: Arm, partner: Arm) -> tuple[str, ...]:
     """Reasons if the runs of a seed did not train on and start from the same."""
     theirs = {run.row["seed"]: run for run in partner.done}
     both = [

@@ -254,6 +254,24 @@ def test_a_cell_that_differs_in_more_than_it_declares_is_found():
     }
 
 
+@pytest.mark.parametrize("mode", ["ablation", "matrix", "single"])
+def test_a_control_is_its_baseline_with_other_kernels(mode):
+    base = plan_of(0, 5).base.replace(mode=mode, controls=True, dropout=0.0)
+    plan = plan_settings(base, {})
+    (control,) = {job.cell for job in plan.jobs if job.is_control}
+    assert problems_of(plan) == {}
+    jobs = [
+        (
+            dataclasses.replace(job, settings=job.settings.replace(min_lr=0.0))
+            if job.is_control
+            else job
+        )
+        for job in plan.jobs
+    ]
+    found = problems_of(dataclasses.replace(plan, jobs=tuple(jobs)))
+    assert list(found) == [control] and found[control].startswith("min_lr is 0.0")
+
+
 def test_cells_are_held_to_their_pairing():
     found = check_pairing(changed(plan_of(0, 5), 5, learning_rate=1e-3))
     proofs = [Proof(cell, {"causal": Finding(True, "0")}) for cell in CELLS]

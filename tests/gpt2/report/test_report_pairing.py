@@ -9,7 +9,7 @@ import pytest
 from gpt2.report.pairing import unpaired, unpaired_runs
 from gpt2.report.results import read_matrix
 from gpt2.report.verdicts import INVALID, judge
-from tests.results_factory import pairing, write_matrix
+from tests.results_factory import pairing, write_control, write_matrix
 
 
 def with_pairing(root, change):
@@ -59,6 +59,17 @@ def test_what_is_not_common_is_not_compared(tmp_path, change):
     matrix = with_pairing(tmp_path, change)
     assert unpaired_runs(matrix.runs) == {}
     assert all(c.at_steps.grade != INVALID for c in judge(matrix).comparisons)
+
+
+def test_a_control_that_is_not_paired_spoils_the_matrix(tmp_path):
+    write_matrix(tmp_path)
+    for seed in (1, 2, 3):
+        other = {"pairing": pairing(seed + 7, 0)}
+        write_control(tmp_path, seed, manifest=other)
+    judged = judge(read_matrix(tmp_path))
+    assert {c.at_steps.grade for c in judged.comparisons} == {INVALID}
+    (control,) = judged.controls
+    assert "the batches of update 1 differ (seeds 1, 2, 3)" in control.reasons[0]
 
 
 def test_batches_of_another_size_and_other_text_have_reasons_of_their_own(tmp_path):
