@@ -11,7 +11,7 @@ from typing import Any
 from gpt2.plan import Plan
 from gpt2.proofs.heads import certify_heads
 from gpt2.proofs.subject import Finding
-from gpt2.proofs.updates import certify_updates
+from gpt2.proofs.trainer_updates import certify_updates
 from gpt2.proofs.verify import Proof, code_hash, read_cache, write_cache
 from gpt2.schema import Settings
 from lib.identity import identity

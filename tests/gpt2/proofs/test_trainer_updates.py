@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from gpt2.proofs.updates import certify_updates
+from gpt2.proofs.trainer_updates import certify_updates
 from gpt2.proofs.verify_training import Trained
 from gpt2.training import optimize, trainer, update
 from gpt2.training.data import BatchPlan
