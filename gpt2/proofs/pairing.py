@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from gpt2 import init
-from gpt2.ablation import STEPS, Step, Times
+from gpt2.ablation import STEPS, Step, Times, lineage
 from gpt2.cells import cell_changes, cells_of
 from gpt2.corpora.tokenfiles import DataError, MissingData
 from gpt2.plan import SOLVED_FIELDS, Job, Plan, step_settings
@@ -255,7 +255,8 @@ def undeclared(job: Job, plan: Plan) -> list[str]:
     if job.is_control:
         return _of_control(job, plan)
     if mode == "ablation" and job.step is not None:
-        return [*_of_step(job, STEPS[job.step], plan), *unnamed(STEPS[job.step])]
+        rows = [problem for row in lineage(job.step) for problem in unnamed(row)]
+        return [*_of_step(job, STEPS[job.step], plan), *rows]
     return _of_cell(job, plan) if mode == "matrix" else []
 
 
@@ -324,7 +325,7 @@ def unnamed(step: Step) -> list[str]:
     in optimizer, schedule, pruning or data, must not say one thing and run another.
     """
     return [
-        f"its row sets {name} to {text}, which its title does not say"
+        f"the row of step {step.id} sets {name} to {text}, which its title does not say"
         for name, value in step.changes.items()
         if (text := _spelled(step, name, value)) and not _says(step.title, text)
     ]

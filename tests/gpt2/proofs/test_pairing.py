@@ -240,6 +240,17 @@ def test_a_value_slipped_into_a_row_is_found(monkeypatch, step, fields, text):
     assert all(text in problems for problems in found.values()) and len(found) == 1
 
 
+def test_what_slipped_into_a_row_counts_for_its_children_too(monkeypatch):
+    row = STEPS[5]
+    slipped = dataclasses.replace(row, changes={**row.changes, "learning_rate": 1e-3})
+    monkeypatch.setitem(STEPS, 5, slipped)
+    plan = plan_settings(plan_of(0).base.replace(steps=(0, 6, 8)), {})
+    assert problems_of(plan) == {
+        "step06-ra-r25": "the row of step 5 sets learning_rate to 0.001, which its "
+        "title does not say"
+    }
+
+
 def test_a_cell_that_differs_in_more_than_it_declares_is_found():
     config = make_config(TEST_MATRIX_MODE="y", TEST_MATRIX_MUON="y", BATCH_SIZE="1")
     plan = make_plan(config)
