@@ -41,6 +41,7 @@ JOB_FILE = "job.json"
 MANIFEST_FILE = "manifest.json"
 GPU_FILE = "gpu.jsonl"
 LOG_FILE = "train.log"
+EXPORT_FILE = "model.safetensors"
 RUN_LOCK = ".lock"
 BAD_JSON = (ValueError, RecursionError)  # the latter: nested too deeply
 

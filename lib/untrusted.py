@@ -25,7 +25,7 @@ class Unusable(ValueError):
 
 def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
     """The JSON value of a plain file of at most limit bytes; Unusable if it is none."""
-    data = _read_plain(Path(path), limit)
+    data = read_plain(Path(path), limit)
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
@@ -39,7 +39,7 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
 
     A torn last line is no fault: a killed writer leaves one. Raises Unusable.
     """
-    lines = _read_plain(Path(path), MAX_RECORDS_BYTES).split(b"\n")
+    lines = read_plain(Path(path), MAX_RECORDS_BYTES).split(b"\n")
     records, bad = [], []
     for place, line in enumerate(lines, 1):
         if not line.strip():
@@ -55,7 +55,8 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
     return records, bad
 
 
-def _read_plain(path: Path, limit: int) -> bytes:
+def read_plain(path: Path, limit: int) -> bytes:
+    """The bytes of a plain file of at most limit bytes; Unusable if it is none."""
     try:
         info = path.lstat()
         if not stat.S_ISREG(info.st_mode):

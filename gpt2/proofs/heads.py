@@ -23,7 +23,7 @@ from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.reading import settings_from
 from gpt2.schema import Settings
-from gpt2.training.export import EXPORT_FILE, load_export, write_export
+from gpt2.training.export import load_export, write_export
 from gpt2.training.optimize import make_optimizer, prunable
 from gpt2.training.removal import TOLERANCE, Cut, RemovalDiffers, compare
 from lib.optim.certify import Row
@@ -32,6 +32,7 @@ from lib.pruning import reference
 from lib.pruning.heads import HeadPruner, head_scores, keep_heads
 from lib.pruning.names import SCOPES
 from lib.pruning.schedules import ramp
+from lib.rundir import EXPORT_FILE
 
 UPDATES = 10
 NOISE = 1e-4  # in the place of a gradient

@@ -17,7 +17,6 @@ from gpt2.training.checkpoint import export, load_weights
 from lib.identity import canonical_json
 from lib.rundir import BAD_JSON
 
-EXPORT_FILE = "model.safetensors"
 HEADS = "heads"  # of the metadata: numbers of heads by layer, where some were removed
 
 

@@ -10,12 +10,12 @@ import torch
 from gpt2.memory import memory
 from gpt2.paths import chosen
 from gpt2.training.alignment import unaligned
-from gpt2.training.export import EXPORT_FILE
 from gpt2.training.material import Material
 from gpt2.training.trainer import Trainer
 from lib import device as devices
 from lib import startup
 from lib.human import size
+from lib.rundir import EXPORT_FILE
 
 
 def introduction(

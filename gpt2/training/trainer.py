@@ -24,7 +24,7 @@ from gpt2.training import faults, manifest
 from gpt2.training.as_trained import LATER, compare
 from gpt2.training.data import Batch, Batches, eval_windows, gather
 from gpt2.training.evaluate import Evaluator, Scorer
-from gpt2.training.export import EXPORT_FILE, write_export
+from gpt2.training.export import write_export
 from gpt2.training.failures import Interrupted, NonFinite, NotAsTrained
 from gpt2.training.fingerprints import batch_fingerprints, weight_fingerprints
 from gpt2.training.material import Material
@@ -42,6 +42,7 @@ from lib.peaks import peak_flops
 from lib.profiling import FOLDER as PROFILE_FOLDER
 from lib.profiling import StepProfiler
 from lib.pruning.heads import HeadPruner
+from lib.rundir import EXPORT_FILE
 
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
 

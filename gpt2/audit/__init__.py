@@ -1,0 +1,1 @@
+"""Audits of finished runs: every reported number recomputed by other code."""

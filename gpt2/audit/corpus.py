@@ -1,0 +1,130 @@
+"""The prepared text of a run: its tokens, the bytes they stand for, its windows.
+
+Torch-free. Bytes are those of the decoded tokens, not the count in meta.json. Windows
+and batches follow from their definitions: evenly spread, and drawn by the seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gpt2.audit.finding import Finding, Tolerance, compare
+from gpt2.corpora.tokenfiles import (
+    SPLITS,
+    DataError,
+    MissingData,
+    dataset_folder,
+    split_file,
+)
+from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
+from gpt2.schema import VOCAB_SIZES, Settings
+from lib.identity import file_sha256, identity
+
+Tokens = npt.NDArray[np.uint16]
+Offsets = npt.NDArray[np.int64]
+
+BATCHES = 0x6261746368  # "batch": the second word of the seed of every draw
+BYTES = Tolerance(relative=1e-12, why="decoded tokens")
+
+
+class NoText(ValueError):
+    """The text of a run is not at hand; the message says what is there instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """Both splits; ``val_bytes`` is None where the tokenizer is not at hand."""
+
+    train: Tokens
+    val: Tokens
+    val_bytes: int | None
+    no_bytes: str = ""
+
+
+def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> Text:
+    """The text that a run was trained on, found by the sums of its token files.
+
+    fingerprint: as the run recorded it. Raises NoText if it is not in data_dir.
+    """
+    data = settings.data
+    try:
+        folder = dataset_folder(data_dir, data.dataset, data.tokenizer)
+        files = {split: split_file(folder, split) for split in SPLITS}
+        sums = {split: _sum_of(path) for split, path in files.items()}
+        train, val = (np.memmap(files[s], dtype="<u2", mode="r") for s in SPLITS)
+    except (DataError, MissingData, OSError, ValueError) as error:
+        raise NoText(f"no prepared text in {data_dir}: {error}") from None
+    found = identity({"tokenizer": data.tokenizer, "sha256": sums})
+    if found != fingerprint:
+        raise NoText(
+            f"{folder} holds other text (fingerprint {found}) than the run was "
+            f"trained on ({fingerprint})"
+        )
+    if int(val.max()) >= VOCAB_SIZES[data.tokenizer]:
+        raise NoText(f"{files['val']} holds tokens that {data.tokenizer} does not have")
+    try:
+        return Text(train, val, count_bytes(val, data.tokenizer))
+    except TokenizerUnavailable as error:
+        return Text(train, val, None, str(error).splitlines()[0])
+
+
+def _sum_of(path: Path) -> str:
+    info = path.stat()
+    return _sum_at(path, info.st_size, info.st_mtime_ns)
+
+
+@cache
+def _sum_at(path: Path, size: int, changed: int) -> str:
+    """The sha256 of a file, taken once for all runs that were trained on it."""
+    return file_sha256(path)
+
+
+def count_bytes(tokens: Tokens, tokenizer: str) -> int:
+    """UTF-8 bytes of the text that tokens stand for; an end of text has none."""
+    counts = np.bincount(tokens, minlength=VOCAB_SIZES[tokenizer])
+    return int(counts @ _lengths(tokenizer))
+
+
+@cache
+def _lengths(tokenizer: str) -> npt.NDArray[np.int64]:
+    """Bytes of each token, [vocabulary]."""
+    encoding = get_encoding(tokenizer)
+    size, end = VOCAB_SIZES[tokenizer], encoding.eot_token
+    return np.array(
+        [
+            0 if token == end else len(encoding.decode_single_token_bytes(token))
+            for token in range(size)
+        ],
+        dtype=np.int64,
+    )
+
+
+def meta_finding(text: Text, meta_bytes: object) -> Finding:
+    """Whether meta.json has the bytes of the validation text that it decodes to."""
+    return compare("bytes of the validation text", meta_bytes, text.val_bytes, BYTES)
+
+
+def validation_offsets(n_tokens: int, block_size: int, samples: int) -> list[int]:
+    """First tokens of the validation windows: window i of n starts at i / (n - 1) of
+    the last possible start, rounded down."""
+    last = n_tokens - block_size - 1
+    return [number * last // max(samples - 1, 1) for number in range(samples)]
+
+
+def batch_offsets(
+    seed: int, update: int, n_tokens: int, block_size: int, sequences: int
+) -> Offsets:
+    """First tokens of the windows of update 1, 2, ...: drawn uniformly by the seed and
+    the number of updates before it."""
+    draw = np.random.default_rng([seed, BATCHES, update - 1])
+    return draw.integers(0, n_tokens - block_size, size=sequences)
+
+
+def window(tokens: Tokens, start: int, block_size: int) -> npt.NDArray[np.int64]:
+    """block_size + 1 tokens from ``start``: each but the last predicts the next."""
+    return tokens[start : start + block_size + 1].astype(np.int64)

@@ -1,0 +1,119 @@
+"""Costs of a run: FLOPs, cache, utilisation, energy.
+
+Torch-free. FLOPs and cache per token are those of gpt2/budget.py, which `make verify`
+holds to counted ones; the audit checks that they are the ones reported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from gpt2.audit.evidence import Evidence, value
+from gpt2.audit.finding import (
+    EXACT,
+    SAME,
+    Finding,
+    Tolerance,
+    compare,
+    compare_all,
+    not_checked,
+)
+from gpt2.audit.records import at
+from gpt2.budget import budget
+from lib.peaks import peak_flops
+from lib.rundir import GPU_FILE
+from lib.untrusted import Unusable, as_dict, number, read_records, text, whole
+
+LONGEST_GAP = 10.0  # seconds without a reading that no energy is counted over
+JOULES = Tolerance(relative=1e-6, why="a sum of many readings")
+
+
+def cost_findings(evidence: Evidence, heads: Sequence[int] | None) -> Iterator[Finding]:
+    """heads: what each layer has left in the export, None where none were removed."""
+    settings, result = evidence.settings, evidence.result
+    flops = budget(settings).flops_training
+    yield compare("flops_per_token", result.get("flops_per_token"), flops, SAME)
+    cached = _cache_bytes(evidence, heads)
+    yield compare("kv_bytes_per_token", result.get("kv_bytes_per_token"), cached, EXACT)
+    if heads is not None:
+        before = _cache_bytes(evidence, None)
+        figure = "kv_bytes_per_token_before"
+        yield compare(figure, result.get(figure), before, EXACT)
+    yield from _utilisation(evidence, flops)
+    if "energy_j" in result:
+        yield from _energy(evidence)
+
+
+def _cache_bytes(evidence: Evidence, heads: Sequence[int] | None) -> float:
+    settings = evidence.settings
+    costs = budget(settings, heads)
+    numbers = costs.cache_per_token + costs.cache_constant / settings.model.block_size
+    return numbers * (4 if settings.optim.mixed_precision == "fp32" else 2)
+
+
+def _utilisation(evidence: Evidence, flops: int) -> Iterator[Finding]:
+    """MFU = FLOPs per token x tokens per second / peak of all ranks' devices."""
+    reported = "mfu" in evidence.result
+    device = as_dict(evidence.manifest.get("device"))
+    units, name = whole(device.get("compute_units")), text(device.get("name")) or ""
+    one = peak_flops(name, units, evidence.settings.optim.mixed_precision)
+    if one is None or not reported:
+        if reported:
+            yield not_checked("mfu", f"no peak is known of {name!r}")
+        return
+    peak = one * evidence.ranks
+    rate = value(evidence.result, "tokens_per_s")
+    mfu = None if rate is None else flops * rate / peak
+    yield compare("mfu", evidence.result.get("mfu"), mfu, EXACT, f"peak {peak:.3g}/s")
+    rows = [
+        (at(r), r.get("mfu"), flops * rate / peak)
+        for r in evidence.trains
+        if (rate := value(r, "tokens_per_s")) is not None
+    ]
+    yield compare_all("mfu of each record", rows)
+
+
+def _energy(evidence: Evidence) -> Iterator[Finding]:
+    """Power integrated over the readings of gpu.jsonl, and per million tokens."""
+    figure, result = "energy_j", evidence.result
+    try:
+        records, _ = read_records(evidence.run_dir / GPU_FILE)
+    except Unusable as error:
+        yield not_checked(figure, f"{GPU_FILE}: {error}", result.get(figure))
+        return
+    joules = _joules(records)
+    yield compare(figure, result.get(figure), joules, JOULES)
+    tokens = value(result, "tokens")
+    each = joules / tokens * 1e6 if tokens else None
+    figure = "energy_j_per_mtoken"
+    yield compare(figure, result.get(figure), each, JOULES)
+
+
+def _joules(records: Sequence[dict[str, Any]]) -> float:
+    """By trapezoids, GPU by GPU, between readings at most LONGEST_GAP apart."""
+    total = 0.0
+    last: dict[int, float] = {}
+    moment: float | None = None
+    for record in records:
+        now = number(record.get("seconds"))
+        if now is None:
+            continue
+        powers = _powers(record)
+        if moment is not None and 0 <= now - moment <= LONGEST_GAP:
+            shared = powers.keys() & last.keys()
+            total += sum((powers[g] + last[g]) / 2 * (now - moment) for g in shared)
+        moment, last = now, powers
+    return total
+
+
+def _powers(record: dict[str, Any]) -> dict[int, float]:
+    """Watts by the number of the GPU."""
+    gpus = record.get("gpus")
+    found = {}
+    for gpu in gpus if isinstance(gpus, list) else []:
+        reading = as_dict(gpu)
+        index, watts = whole(reading.get("index")), number(reading.get("power_w"))
+        if index is not None and watts is not None:
+            found[index] = float(watts)
+    return found

@@ -1,0 +1,166 @@
+"""The files of a finished run, read as data: what an audit goes by.
+
+Torch-free. A file that is missing or damaged becomes a finding that names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2.audit.finding import DIFFERS, Finding, compare, holds, not_checked
+from gpt2.plan import Job, job_from_json
+from gpt2.schema import Settings
+from lib.rundir import JOB_FILE, MANIFEST_FILE, METRICS_FILE, STATUS_FILE
+from lib.untrusted import (
+    Unusable,
+    as_dict,
+    clean,
+    number,
+    read_json,
+    read_records,
+    whole,
+)
+
+Record = dict[str, Any]
+
+
+class NothingToAudit(ValueError):
+    """A run directory that does not even say which run it is of, or is unfinished."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evidence:
+    """What a run says of itself. Records are in the order of the file."""
+
+    run_dir: Path
+    job: Job
+    manifest: dict[str, Any]
+    status: dict[str, Any]
+    trains: list[Record]
+    evals: list[Record]
+    epochs: list[Record]
+    alarms: list[Record]
+    problems: list[Finding] = field(default_factory=list)
+
+    @property
+    def settings(self) -> Settings:
+        return self.job.settings
+
+    @property
+    def result(self) -> dict[str, Any]:
+        return as_dict(self.status.get("result"))
+
+    @property
+    def updates(self) -> int:
+        """Updates made, by the last record of the training loss."""
+        return whole(self.trains[-1].get("step")) or 0 if self.trains else 0
+
+    @property
+    def ranks(self) -> int:
+        return whole(self.manifest.get("world_size")) or 1
+
+
+def read_evidence(run_dir: Path) -> Evidence:
+    """The files of a finished run.
+
+    Raises NothingToAudit if the run is not done, or its job cannot be read.
+    """
+    status = _read(run_dir / STATUS_FILE)
+    if isinstance(status, str):
+        raise NothingToAudit(f"{run_dir / STATUS_FILE}: {status}")
+    if status.get("status") != "done":
+        state = clean(status.get("status", "planned"), 40)
+        raise NothingToAudit(f"{run_dir} is not finished: its status is {state!r}")
+    job = _job(run_dir / JOB_FILE)
+    manifest, problems = _read(run_dir / MANIFEST_FILE), []
+    if isinstance(manifest, str):
+        problems.append(not_checked(MANIFEST_FILE, manifest))
+        manifest = {}
+    records, bad = _records(run_dir / METRICS_FILE)
+    kinds: dict[str, list[Record]] = {"train": [], "eval": [], "epoch": [], "alarm": []}
+    for record in records:
+        kinds.get(str(record.get("kind")), []).append(record)
+    return Evidence(
+        run_dir=run_dir,
+        job=job,
+        manifest=manifest,
+        status=status,
+        trains=kinds["train"],
+        evals=kinds["eval"],
+        epochs=kinds["epoch"],
+        alarms=kinds["alarm"],
+        problems=[*problems, *bad],
+    )
+
+
+def _read(path: Path) -> dict[str, Any] | str:
+    """The object in a JSON file, or why there is none."""
+    try:
+        found = read_json(path)
+    except Unusable as error:
+        return str(error)
+    return found if isinstance(found, dict) else "not a JSON object"
+
+
+def _job(path: Path) -> Job:
+    found = _read(path)
+    if isinstance(found, str):
+        raise NothingToAudit(f"{path}: {found}")
+    try:
+        job = job_from_json(found)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise NothingToAudit(f"{path}: {clean(error)}") from None
+    if whole(job.seed) is None:
+        raise NothingToAudit(f"{path}: its seed is not an integer")
+    return job
+
+
+def _records(path: Path) -> tuple[list[Record], list[Finding]]:
+    """The records of metrics.jsonl, and the findings on the file."""
+    try:
+        records, bad = read_records(path)
+    except Unusable as error:
+        missing = str(error) == "missing"
+        finding = Finding(METRICS_FILE, DIFFERS, reason=str(error))
+        return [], [not_checked(METRICS_FILE, str(error)) if missing else finding]
+    if bad:
+        reason = f"{len(bad)} damaged lines, the first is line {bad[0]}"
+        return records, [Finding(METRICS_FILE, DIFFERS, reason=reason)]
+    return records, []
+
+
+def origin_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Whether job, manifest and status are of one run, and of one batch split."""
+    job, manifest = evidence.job, evidence.manifest
+    yield compare("status step", evidence.status.get("step"), evidence.updates)
+    if not manifest:
+        return
+    yield compare("manifest hash", manifest.get("hash"), job.hash)
+    yield compare("manifest seed", manifest.get("seed"), job.seed)
+    batch = job.settings.resources.batch_size * (
+        job.settings.resources.gradient_accumulation
+    )
+    yield compare("effective_batch", manifest.get("effective_batch"), batch)
+    names = ("micro_batch", "accumulation", "world_size")
+    split = [whole(manifest.get(name)) for name in names]
+    shown = " x ".join(map(str, split))
+    product = None if None in split else split[0] * split[1] * split[2]  # type: ignore
+    reason = f"{shown} sequences"
+    yield compare("micro batch x accumulation x ranks", product, batch, reason=reason)
+
+
+def alarm_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Whether status.json shows the alarms on record."""
+    shown = evidence.status.get("alarms")
+    shown = shown if isinstance(shown, list) else []
+    mine = [{k: v for k, v in a.items() if k != "kind"} for a in evidence.alarms]
+    count = f"{len(shown)} in {STATUS_FILE}"
+    yield holds("alarms", shown == mine, count, f"{len(mine)} on record")
+
+
+def value(record: Record, name: str) -> float | None:
+    """A number of a record, None if it holds none."""
+    return number(record.get(name))

@@ -1,0 +1,194 @@
+"""Losses of a run computed once more, from its weights and its text.
+
+By the plain formulas of gpt2/proofs/whole.py in fp32, one window at a time, which share
+no code with the model, its loss or its evaluation. Two evaluations can be computed so:
+the one before the first update, from the seed, and the last one, from the export.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gpt2.audit.corpus import Text, Tokens, validation_offsets, window
+from gpt2.audit.evidence import Evidence
+from gpt2.audit.finding import (
+    Finding,
+    Tolerance,
+    compare,
+    not_checked,
+)
+from gpt2.audit.options import Options
+from gpt2.init import init_parameters
+from gpt2.model import GPT
+from gpt2.proofs.whole import Weights, whole_trace
+from gpt2.schema import Settings
+from lib.stats import t_quantile
+from lib.untrusted import as_dict, whole
+
+SURE = 1e-6  # chance of a false alarm where only some windows are scored
+
+# ---- tolerances -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """Allowed differences to fp32, for the arithmetic that a run trained in: of a mean
+    loss in nats, of the share of right tokens, of a gradient's norm (relative); and
+    the relative error of one rounding."""
+
+    loss: float
+    accuracy: float
+    norm: float
+    unit: float
+    why: str
+
+
+FORMATS = {
+    "fp32": Format(2e-5, 1e-4, 1e-3, 2.0**-24, "fp32 sums in another order"),
+    "tf32": Format(3e-3, 5e-3, 0.02, 2.0**-11, "TF32 products have 10 bits"),
+    "fp16": Format(3e-3, 5e-3, 0.05, 2.0**-11, "fp16 has 10 bits"),
+    "bf16": Format(1e-2, 1e-2, 0.10, 2.0**-8, "bf16 has 7 bits"),
+}
+
+
+def format_of(evidence: Evidence) -> Format:
+    """The arithmetic that a run was trained and evaluated in."""
+    settings = evidence.settings
+    precision = settings.optim.mixed_precision
+    backend = as_dict(evidence.manifest.get("device")).get("backend")
+    if precision == "fp32" and settings.resources.tf32 and backend != "cpu":
+        precision = "tf32"
+    return FORMATS[precision]
+
+
+# ---- evaluation -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Mean loss in nats per token, share of right tokens, over how many tokens and
+    windows, of how many windows; and how far both means may be off where not all
+    windows were scored."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+    windows: int
+    of: int
+    loss_error: float
+    accuracy_error: float
+
+
+@torch.no_grad()
+def score(
+    weights: Weights, settings: Settings, tokens: Tokens, options: Options
+) -> Scored:
+    """The validation loss and accuracy of weights on the windows of the settings.
+
+    weights: fp32, by name, on any device; tokens: of the validation split.
+    """
+    block, samples = settings.model.block_size, settings.data.eval_samples
+    offsets = validation_offsets(len(tokens), block, samples)
+    chosen = _spread(offsets, options.windows or samples)
+    device = torch.device(options.device)
+    on_device = {name: tensor.to(device) for name, tensor in weights.items()}
+    losses, right = [], []
+    for start in chosen:
+        x, y = pair(tokens, start, block, device)
+        logits = whole_trace(on_device, settings, x)["the logits"]
+        losses.append(float(cross_entropy(logits, y).double().mean()))
+        right.append(float((logits.argmax(-1) == y).double().mean()))
+    missing = 1 - len(chosen) / len(offsets)
+    return Scored(
+        math.fsum(losses) / len(losses),
+        math.fsum(right) / len(right),
+        len(chosen) * block,
+        len(chosen),
+        len(offsets),
+        _sampling_error(losses, missing),
+        _sampling_error(right, missing),
+    )
+
+
+def _spread(offsets: list[int], wanted: int) -> list[int]:
+    """So many of them, evenly spread; all if there are no more."""
+    if wanted >= len(offsets):
+        return offsets
+    return [offsets[n * len(offsets) // wanted] for n in range(wanted)]
+
+
+def _sampling_error(values: Sequence[float], missing: float) -> float:
+    """How far the mean of a sample without replacement is from that of all, by
+    Student's t; missing: share of all that is not in the sample."""
+    if missing <= 0:
+        return 0.0
+    if len(values) < 2:
+        return math.inf
+    mean = math.fsum(values) / len(values)
+    variance = math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1)
+    factor = t_quantile(1 - SURE / 2, len(values) - 1)
+    return factor * math.sqrt(variance * missing / len(values))
+
+
+def pair(
+    tokens: Tokens, start: int, block: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """x [T] and the tokens y [T] that follow each."""
+    both = torch.from_numpy(window(tokens, start, block)).to(device)
+    return both[:-1], both[1:]
+
+
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """-log softmax at the target, in nats, [T]; logits [T, V]."""
+    top = logits.max(-1, keepdim=True).values
+    total = (logits - top).exp().sum(-1).log() + top[:, 0]
+    return total - logits.gather(-1, targets[:, None])[:, 0]
+
+
+def evaluation_findings(
+    evidence: Evidence,
+    text: Text,
+    weights: Weights,
+    options: Options,
+    *,
+    at_start: bool,
+) -> Iterator[Finding]:
+    """The first or the last evaluation, from the weights of that moment."""
+    where = "at update 0" if at_start else "of the export"
+    record = evidence.evals[0 if at_start else -1] if evidence.evals else {}
+    if not at_start:
+        record = evidence.result
+    elif whole(record.get("step")) != 0:
+        yield not_checked(f"validation loss {where}", "it is not on record")
+        return
+    options.say(f"{evidence.run_dir}: validation {where}")
+    found, form = score(weights, evidence.settings, text.val, options), format_of(
+        evidence
+    )
+    loss, share = _allowed(found, form)
+    reason = f"{found.windows} of {found.of} validation windows"
+    loss_reported, share_reported = record.get("val_loss"), record.get("val_accuracy")
+    yield compare(f"validation loss {where}", loss_reported, found.loss, loss, reason)
+    yield compare(f"accuracy {where}", share_reported, found.accuracy, share, reason)
+
+
+def _allowed(found: Scored, form: Format) -> tuple[Tolerance, Tolerance]:
+    why = form.why
+    if found.windows < found.of:
+        why += f", {found.windows} windows for {found.of}"
+    loss = form.loss + found.loss_error
+    one_token = 1 / found.tokens  # of two that are equally likely
+    share = form.accuracy + one_token + found.accuracy_error
+    return Tolerance(absolute=loss, why=why), Tolerance(absolute=share, why=why)
+
+
+def initial_weights(settings: Settings, seed: int) -> Weights:
+    """The weights that a run with this seed begins with."""
+    model = GPT(settings)
+    init_parameters(model, seed)
+    return {name: tensor.detach() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,252 @@
+"""Losses, tokens and learning rates of a run, recomputed from its records.
+
+Torch-free. Nothing here calls the code that wrote the figures: each is recomputed from
+its definition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import pairwise
+
+from gpt2.audit.evidence import Evidence, Record, value
+from gpt2.audit.finding import (
+    EXACT,
+    NOT_CHECKED,
+    SAME,
+    Finding,
+    Tolerance,
+    compare,
+    compare_all,
+    holds,
+    left_out,
+)
+from gpt2.lengths import seconds_of
+from gpt2.schema import Optim
+from lib.untrusted import whole
+
+# A training loss below both validation losses around it by more than this factor
+# cannot come from text that is seen for the first time.
+IMPLAUSIBLE = 1.8
+RANKS_SKEW = 0.02  # of a time budget: how far the first rank's clock is from the mean
+
+
+def record_findings(evidence: Evidence) -> Iterator[Finding]:
+    """All that the records alone allow to check."""
+    yield from _steps(evidence)
+    yield from _tokens(evidence)
+    yield _rates(evidence)
+    yield from _training_losses(evidence)
+    yield from _validation_losses(evidence)
+
+
+def at(record: Record) -> str:
+    """Which record this is, in words."""
+    return f"step {record.get('step')}"
+
+
+# ---- steps and tokens -------------------------------------------------------------
+
+
+def _steps(evidence: Evidence) -> Iterator[Finding]:
+    """Every update is in one record of the training loss, every evaluation is there."""
+    last = evidence.updates
+    spans = zip(evidence.trains, _spans(evidence), strict=True)
+    yield compare_all(
+        "updates behind each training loss",
+        [(at(record), record.get("updates"), span) for record, span in spans],
+        SAME,
+    )
+    optim, interval = evidence.settings.optim, evidence.settings.data.eval_interval
+    wanted = sorted({*range(0, last + 1, interval), last})
+    found = [record.get("step") for record in evidence.evals]
+    yield holds(
+        "steps with an evaluation",
+        found == wanted,
+        f"{len(found)} evaluations",
+        f"{len(wanted)}, every {interval} updates and at the end",
+        _first_difference(found, wanted),
+    )
+    if not optim.time_budget:
+        yield compare("updates", last, optim.max_iters)
+
+
+def _spans(evidence: Evidence) -> list[int]:
+    """Updates between each record of the training loss and the one before."""
+    steps = [0, *(whole(record.get("step")) or 0 for record in evidence.trains)]
+    return [after - before for before, after in pairwise(steps)]
+
+
+def _first_difference(found: list[object], wanted: list[int]) -> str:
+    odd = [step for step in wanted if step not in found]
+    more = [step for step in found if step not in wanted]
+    twice = len(found) != len({str(step) for step in found})
+    parts = [f"step {odd[0]} is missing"] if odd else []
+    parts += [f"step {more[0]} is not one of them"] if more else []
+    return "; ".join(parts + ["one is there twice"] * twice)
+
+
+def _tokens(evidence: Evidence) -> Iterator[Finding]:
+    """tokens = updates x effective batch x context length."""
+    settings = evidence.settings
+    batch = settings.resources.batch_size * settings.resources.gradient_accumulation
+    each = batch * settings.model.block_size
+    reason = f"{evidence.updates} updates x {batch} x {settings.model.block_size}"
+    total = evidence.updates * each
+    yield compare("tokens", evidence.result.get("tokens"), total, SAME, reason)
+    records = [*evidence.trains, *evidence.evals, *evidence.epochs]
+    yield compare_all(
+        "tokens of each record",
+        [(at(r), r.get("tokens"), each * (whole(r.get("step")) or 0)) for r in records],
+        SAME,
+    )
+
+
+# ---- learning rates ---------------------------------------------------------------
+
+
+def rate_at(update: int, optim: Optim, share: float | None = None) -> float:
+    """The learning rate of update 1, 2, ...: linear to the peak at the last update of
+    the warm-up, then half a cosine to min_lr at the last one (arXiv 1608.03983).
+
+    share: of a time budget, what was spent before the update; the cosine then goes
+    over the whole budget and is multiplied by the warm-up.
+    """
+    peak, low, warm = optim.learning_rate, optim.min_lr, optim.warmup_steps
+    ramp = update / warm if warm and update < warm else 1.0
+    if share is None:
+        if update <= warm:
+            return peak * ramp
+        share = (update - warm) / (optim.max_iters - warm)
+    fall = (1 + math.cos(math.pi * min(share, 1.0))) / 2
+    return ramp * (low + (peak - low) * fall)
+
+
+def _rates(evidence: Evidence) -> Finding:
+    optim = evidence.settings.optim
+    if optim.time_budget:
+        return _rates_by_time(evidence)
+    pairs = [
+        (at(record), record.get("lr"), rate_at(whole(record.get("step")) or 1, optim))
+        for record in evidence.trains
+    ]
+    return compare_all("learning rates", pairs)
+
+
+def _rates_by_time(evidence: Evidence) -> Finding:
+    """By a time budget the rate lies between those at the two records around it."""
+    optim, figure = evidence.settings.optim, "learning rates"
+    budget = seconds_of(optim.time_budget)
+    skew = RANKS_SKEW if evidence.ranks > 1 else 0.0
+    before = 0.0
+    for record in evidence.trains:
+        found, after = value(record, "lr"), value(record, "train_seconds")
+        if found is None or after is None:
+            reason = f"{at(record)}: the seconds in updates are not recorded"
+            return Finding(figure, NOT_CHECKED, found, reason=reason)
+        update = whole(record.get("step")) or 1
+        most = rate_at(update, optim, max(0.0, before / budget - skew))
+        least = rate_at(update, optim, after / budget + skew)
+        if not least * (1 - 1e-9) <= found <= most * (1 + 1e-9):
+            return holds(figure, False, found, f"{least:.6g} to {most:.6g}", at(record))
+        before = after
+    count = f"{len(evidence.trains)} records"
+    return holds(figure, True, count, "within bounds", "the budget is a time")
+
+
+# ---- losses -----------------------------------------------------------------------
+
+
+def _training_losses(evidence: Evidence) -> Iterator[Finding]:
+    trains = evidence.trains
+    yield compare_all(
+        "training loss = sum / updates",
+        [
+            (at(r), r.get("loss"), total / span)
+            for r, span in zip(trains, _spans(evidence), strict=True)
+            if (total := value(r, "loss_sum")) is not None and span
+        ],
+    )
+    last = value(trains[-1], "loss") if trains else None
+    yield compare("train_loss", evidence.result.get("train_loss"), last, SAME)
+    yield _plausible(evidence)
+
+
+def _plausible(evidence: Evidence) -> Finding:
+    """In its first epoch a model has not seen the text that it trains on, so its
+    training loss is no smaller than its validation loss, but for the difference of
+    the texts."""
+    figure = "training losses near the validation losses"
+    epoch = value(evidence.result, "epochs")
+    if not epoch or not evidence.evals:
+        return left_out(figure, "the length of an epoch is not recorded")
+    fresh = evidence.updates / epoch  # updates in one epoch
+    looked_at, worst = 0, (math.inf, "")
+    for record, span in zip(evidence.trains, _spans(evidence), strict=True):
+        step, loss = whole(record.get("step")) or 0, value(record, "loss")
+        around = _losses_around(evidence, step - span, step)
+        if step > fresh or loss is None or not around:
+            continue
+        looked_at += 1
+        worst = min(worst, (loss / min(around), at(record)))
+    if not looked_at:
+        return left_out(figure, "the whole text was seen before the first record")
+    is_so = worst[0] >= 1 / IMPLAUSIBLE
+    reason = "" if is_so else f"{worst[1]}, {worst[0]:.3f} of the validation loss"
+    bound = f"at least 1/{IMPLAUSIBLE} of them in the first epoch"
+    return holds(figure, is_so, f"{looked_at} records", bound, reason)
+
+
+def _losses_around(evidence: Evidence, first: int, last: int) -> list[float]:
+    """Validation losses at the evaluations from the one before ``first`` to the one
+    after ``last``; [] if both ends are not there."""
+    points = [
+        (whole(record.get("step")), value(record, "val_loss"))
+        for record in evidence.evals
+    ]
+    known = [(s, loss) for s, loss in points if s is not None and loss is not None]
+    before = [s for s, _ in known if s <= first]
+    after = [s for s, _ in known if s >= last]
+    if not before or not after:
+        return []
+    return [loss for s, loss in known if max(before) <= s <= min(after)]
+
+
+def _validation_losses(evidence: Evidence) -> Iterator[Finding]:
+    """The last and the best evaluation, and what follows from a loss."""
+    evals, result = evidence.evals, evidence.result
+    last = evals[-1] if evals else {}
+    for name in ("val_loss", "val_perplexity", "val_accuracy", "bits_per_byte"):
+        reason = f"the last evaluation, {at(last)}"
+        yield compare(name, result.get(name), value(last, name), SAME, reason)
+    losses = [x for x in (value(r, "val_loss") for r in evals) if x is not None]
+    best = min(losses, default=None)
+    reason = f"the smallest of {len(losses)} evaluations"
+    yield compare("best_val_loss", result.get("best_val_loss"), best, SAME, reason)
+    yield compare_all(
+        "perplexity = exp(validation loss)",
+        [
+            (at(r), r.get("val_perplexity"), math.exp(loss))
+            for r in evals
+            if (loss := value(r, "val_loss")) is not None and loss < 700
+        ],
+        EXACT,
+    )
+
+
+def bits_per_byte(evidence: Evidence, tokens: int, text_bytes: int) -> Finding:
+    """Nats per token / ln 2 x tokens per byte, for every evaluation.
+
+    tokens, text_bytes: of the validation split.
+    """
+    nats_to_bits = tokens / text_bytes / math.log(2)
+    return compare_all(
+        "bits per byte of each evaluation",
+        [
+            (at(r), r.get("bits_per_byte"), loss * nats_to_bits)
+            for r in [*evidence.evals, *evidence.epochs]
+            if (loss := value(r, "val_loss")) is not None
+        ],
+        Tolerance(relative=1e-9, why=f"{text_bytes:,} bytes, {tokens:,} tokens"),
+    )

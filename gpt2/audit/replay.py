@@ -1,0 +1,204 @@
+"""The first updates of a run made once more, from its seed and its text.
+
+Losses and gradients are those of the plain formulas of gpt2/proofs/whole.py,
+batches and learning rates follow from their definitions; the optimizer is the run's.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gpt2.audit.corpus import Text, Tokens, batch_offsets
+from gpt2.audit.evidence import Evidence, value
+from gpt2.audit.finding import Finding, Tolerance, compare, left_out, not_checked
+from gpt2.audit.losses import Format, cross_entropy, format_of, pair
+from gpt2.audit.options import Options
+from gpt2.audit.records import rate_at
+from gpt2.budget import budget
+from gpt2.init import init_parameters
+from gpt2.lengths import seconds_of
+from gpt2.model import GPT
+from gpt2.proofs.whole import whole_trace
+from gpt2.schema import Settings
+from gpt2.training.optimize import make_optimizer, make_pruner
+from lib.optim.groups import set_learning_rate
+from lib.untrusted import whole
+
+FIRST_LOSS, FIRST_NORM = "first training loss", "first gradient norm"
+# FLOPs that a replay may take: some tens of seconds.
+MOST_FLOPS = {"cpu": 5e11, "cuda": 1e15}
+BY_CLOCK = 0.01  # of a loss, where rates depend on the time of each update
+GROWTH = 10.0  # times the effect of one rounding, where a replay disagrees
+
+
+def replay_findings(
+    evidence: Evidence, text: Text, options: Options
+) -> Iterator[Finding]:
+    """The first record of the training loss, by making its updates once more."""
+    if not evidence.trains:
+        yield not_checked(FIRST_LOSS, "it is not on record")
+        return
+    first = evidence.trains[0]
+    updates = whole(first.get("step")) or 0
+    if why := _no_replay(evidence, updates, options):
+        yield left_out(FIRST_LOSS, why, first.get("loss"))
+        return
+    device = torch.device(options.device)
+    options.say(f"{evidence.run_dir}: the first {updates} updates")
+    once = replay(evidence, text.train, updates, device)
+    yield from _replayed(
+        evidence,
+        once,
+        lambda jitter: replay(evidence, text.train, updates, device, jitter),
+    )
+
+
+def _replayed(
+    evidence: Evidence, once: Replayed, again: Callable[[float], Replayed]
+) -> Iterator[Finding]:
+    """The first record held to its replay.
+
+    Where they disagree, the replay is repeated from weights that differ by a rounding:
+    at a high learning rate a few updates make much of it, and that much is allowed.
+    """
+    first, form = evidence.trains[0], format_of(evidence)
+    dropout = evidence.settings.model.dropout
+    if dropout:  # as if it rounded so coarsely
+        form = Format(0.1 * dropout, 1.0, 1.0, dropout, f"dropout {dropout:g} left out")
+    loss = Tolerance(absolute=form.loss, why=form.why)
+    if evidence.settings.optim.time_budget:
+        loss = Tolerance(relative=BY_CLOCK, why="learning rates by the clock")
+    norm = Tolerance(relative=form.norm, why=form.why)
+    reported = value(first, "loss"), value(first, "grad_norm")
+    pairs = ((reported[0], once.loss, loss), (reported[1], once.norm, norm))
+    if not all(x is None or allowed.admits(x, y) for x, y, allowed in pairs):
+        other = again(form.unit)
+        loss = _with_growth(loss, once.loss, other.loss)
+        norm = _with_growth(norm, once.norm, other.norm)
+    yield compare(FIRST_LOSS, reported[0], once.loss, loss, once.what)
+    yield compare(FIRST_NORM, reported[1], once.norm, norm, "before the clip")
+
+
+def _with_growth(allowed: Tolerance, one: float, other: float) -> Tolerance:
+    """A tolerance wider by what a rounding grew to."""
+    grown = GROWTH * abs(one - other)
+    why = f"{allowed.why}, {GROWTH:g} x the effect of one rounding of the weights"
+    return replace(allowed, absolute=allowed.absolute + grown, why=why)
+
+
+def _no_replay(evidence: Evidence, updates: int, options: Options) -> str:
+    """Why the first updates are not made once more; empty if they can be."""
+    settings = evidence.settings
+    flops = budget(settings).flops_training * settings.tokens_per_update * updates
+    most = MOST_FLOPS.get(torch.device(options.device).type, MOST_FLOPS["cpu"])
+    if not 0 < updates:
+        return "its step is not on record"
+    if flops > most:
+        return f"{updates} updates take {flops:.1e} FLOPs, above {most:.0e} here"
+    if settings.optim.mixed_precision == "fp16":
+        return "fp16 leaves out updates that overflow"
+    return ""
+
+
+@dataclass(frozen=True, slots=True)
+class Replayed:
+    """The mean loss of the first updates, and the last gradient's norm."""
+
+    loss: float
+    norm: float
+    what: str
+
+
+def replay(
+    evidence: Evidence,
+    tokens: Tokens,
+    updates: int,
+    device: torch.device,
+    jitter: float = 0.0,
+) -> Replayed:
+    """Make the first updates once more, from the seed.
+
+    Gradients are those of the formulas, over the whole batch window by window.
+    jitter: relative noise on the initial weights.
+    """
+    job, settings = evidence.job, evidence.settings
+    model = GPT(settings)
+    init_parameters(model, job.seed)
+    _jitter(model, jitter)
+    model.to(device)
+    optimizer = make_optimizer(model, settings.optim)
+    pruner = make_pruner(model, optimizer, settings)
+    parameters = list(model.parameters())
+    losses, norm = [], 0.0
+    for update in range(1, updates + 1):
+        offsets = batch_offsets(
+            job.seed,
+            update,
+            len(tokens),
+            settings.model.block_size,
+            settings.effective_batch,
+        )
+        losses.append(_gradients(model, settings, tokens, offsets.tolist(), device))
+        pruner.before_step(update)
+        norm = math.sqrt(sum(_squares(p) for p in parameters))
+        _clip(parameters, norm, settings.optim.grad_clip)
+        set_learning_rate(optimizer, _rate(evidence, update))
+        optimizer.step()
+        pruner.after_step(update)
+        optimizer.zero_grad(set_to_none=True)
+    mean = math.fsum(losses) / len(losses)
+    return Replayed(mean, norm, f"mean of updates 1 to {updates}, from seed and text")
+
+
+@torch.no_grad()
+def _jitter(model: GPT, size: float) -> None:
+    noise = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.mul_(1 + size * torch.randn(parameter.shape, generator=noise))
+
+
+def _rate(evidence: Evidence, update: int) -> float:
+    """The learning rate; by a time budget, as if the updates took equally long."""
+    optim, first = evidence.settings.optim, evidence.trains[0]
+    if not optim.time_budget:
+        return rate_at(update, optim)
+    seconds, updates = value(first, "train_seconds") or 0.0, whole(first.get("step"))
+    spent = seconds * (update - 1) / (updates or 1)
+    return rate_at(update, optim, spent / seconds_of(optim.time_budget))
+
+
+def _gradients(
+    model: GPT,
+    settings: Settings,
+    tokens: Tokens,
+    offsets: list[int],
+    device: torch.device,
+) -> float:
+    """Leave the gradients of the mean loss over all windows; that loss."""
+    weights = dict(model.state_dict(keep_vars=True))
+    losses = []
+    for start in offsets:
+        x, y = pair(tokens, start, settings.model.block_size, device)
+        logits = whole_trace(weights, settings, x)["the logits"]
+        loss = cross_entropy(logits, y).mean()
+        (loss / len(offsets)).backward()
+        losses.append(loss.item())
+    return math.fsum(losses) / len(losses)
+
+
+def _squares(parameter: Tensor) -> float:
+    gradient = parameter.grad
+    return 0.0 if gradient is None else float(gradient.double().pow(2).sum())
+
+
+def _clip(parameters: Sequence[Tensor], norm: float, limit: float) -> None:
+    """Scale all gradients to the limit where their norm is above it (0: none)."""
+    if limit and norm > limit:
+        for parameter in parameters:
+            if parameter.grad is not None:
+                parameter.grad.mul_(limit / norm)

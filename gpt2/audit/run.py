@@ -1,0 +1,209 @@
+"""The audit of one finished run: every check, over whatever of the run is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpt2.audit import losses, replay, tables, weights
+from gpt2.audit.corpus import NoText, Text, meta_finding, open_text
+from gpt2.audit.costs import cost_findings
+from gpt2.audit.evidence import (
+    Evidence,
+    alarm_findings,
+    origin_findings,
+    read_evidence,
+)
+from gpt2.audit.finding import (
+    DIFFERS,
+    NOT_CHECKED,
+    Finding,
+    left_out,
+    not_checked,
+    verdict,
+)
+from gpt2.audit.options import Options
+from gpt2.audit.records import bits_per_byte, record_findings
+from gpt2.audit.times import epoch_findings, time_findings
+from gpt2.audit.weights import BadExport, Export, export_findings, read_export
+from gpt2.corpora.tokenfiles import META_FILE
+from gpt2.training.failures import is_out_of_memory
+from lib.rundir import EXPORT_FILE
+from lib.untrusted import Unusable, as_dict, clean, number, read_json, text
+
+FROM_TEXT = (
+    *("bits per byte of each evaluation", "epochs", "mean_epoch_seconds"),
+    *("validation loss at update 0", "validation loss of the export"),
+    replay.FIRST_LOSS,
+)
+FROM_EXPORT = ("parameters", "validation loss of the export", "kv_bytes_per_token")
+MACHINE = "a measurement of which nothing else is kept"
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """The findings on a run."""
+
+    run_dir: Path
+    findings: tuple[Finding, ...]
+
+    @property
+    def verdict(self) -> str:
+        return verdict(self.findings)
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "run_dir": str(self.run_dir),
+            "verdict": self.verdict,
+            "findings": [finding.to_json() for finding in self.findings],
+        }
+
+
+def audit_run(run_dir: Path, options: Options) -> Audit:
+    """Every check of one run.
+
+    Raises gpt2.audit.evidence.NothingToAudit for a run that is not done or does not
+    say what it is.
+    """
+    evidence = read_evidence(run_dir)
+    found = list(evidence.problems)
+    found += _all(evidence, options)
+    return Audit(run_dir, (*found, *_uncovered(evidence, found)))
+
+
+def _all(evidence: Evidence, options: Options) -> Iterator[Finding]:
+    yield from _guarded("origin", origin_findings, evidence)
+    yield from _guarded("records", record_findings, evidence)
+    yield from _guarded("times", time_findings, evidence)
+    yield from _guarded("alarms", alarm_findings, evidence)
+    export = _export(evidence)
+    if isinstance(export, Export):
+        yield from _guarded("export", export_findings, evidence, export)
+    else:
+        yield from export
+    yield from _guarded("costs", _cost_findings, evidence, export)
+    of_text = _text(evidence, options)
+    if isinstance(of_text, Text):
+        yield from _guarded("text", _text_findings, evidence, of_text)
+        yield from _recomputed(evidence, of_text, export, options)
+    else:
+        yield from of_text
+    folder = tables.results_folder(evidence.run_dir)
+    yield from _guarded("tables", tables.table_findings, evidence, folder)
+
+
+def _guarded(
+    figure: str, check: Callable[..., Iterable[Finding]], *given: Any
+) -> list[Finding]:
+    """The findings of a check; data that it stumbles over are a finding too."""
+    try:
+        return list(check(*given))
+    except Exception as error:  # a stranger's files may hold anything
+        reason = f"cannot be checked: {type(error).__name__}: {clean(error)}"
+        state = NOT_CHECKED if is_out_of_memory(error) else DIFFERS
+        return [Finding(figure, state, reason=reason)]
+
+
+# ---- the text ---------------------------------------------------------------------
+
+
+def _text(evidence: Evidence, options: Options) -> Text | list[Finding]:
+    """The text of the run, or for each figure that needs it why it is not checked."""
+    settings = evidence.settings
+    fingerprint = text(evidence.manifest.get("data_fingerprint"))
+    own = (Path(settings.resources.data_dir).expanduser(),) if options.own_data else ()
+    reasons = ["the manifest has no data_fingerprint"] if fingerprint is None else []
+    for folder in dict.fromkeys((*own, *options.data_dirs)):
+        if fingerprint is None:
+            break
+        try:
+            return open_text(settings, folder, fingerprint)
+        except NoText as error:
+            reasons.append(str(error))
+    why = clean("; ".join(reasons) or "no folder of data was named")
+    return [not_checked(figure, why) for figure in FROM_TEXT]
+
+
+def _text_findings(evidence: Evidence, found: Text) -> Iterator[Finding]:
+    yield from epoch_findings(evidence, len(found.train))
+    if found.val_bytes is None:
+        yield not_checked("bits per byte of each evaluation", found.no_bytes)
+        return
+    yield bits_per_byte(evidence, len(found.val), found.val_bytes)
+    meta = _meta_bytes(found)
+    if meta is not None:
+        yield meta_finding(found, meta)
+
+
+def _meta_bytes(found: Text) -> object:
+    """Bytes of the validation text as meta.json has them; None without one."""
+    try:
+        meta = read_json(Path(found.val.filename).with_name(META_FILE))  # type: ignore
+    except Unusable:
+        return None
+    return as_dict(as_dict(as_dict(meta).get("splits")).get("val")).get("bytes")
+
+
+# ---- the export -------------------------------------------------------------------
+
+
+def _export(evidence: Evidence) -> Export | list[Finding]:
+    """The exported model, or the findings in its place."""
+    try:
+        return read_export(evidence.run_dir / EXPORT_FILE, evidence.settings)
+    except FileNotFoundError:
+        return [not_checked(name, f"{EXPORT_FILE} is missing") for name in FROM_EXPORT]
+    except BadExport as error:
+        return [Finding(EXPORT_FILE, DIFFERS, reason=str(error))]
+
+
+def _cost_findings(
+    evidence: Evidence, export: Export | list[Finding]
+) -> Iterator[Finding]:
+    heads = None
+    if evidence.settings.pruning.prune_method == "heads":
+        if not isinstance(export, Export):
+            return
+        heads = weights.heads_of(evidence.settings, export)
+    yield from cost_findings(evidence, heads)
+
+
+def _recomputed(
+    evidence: Evidence,
+    of_text: Text,
+    export: Export | list[Finding],
+    options: Options,
+) -> Iterator[Finding]:
+    """The losses that can be computed once more."""
+    if isinstance(export, Export):
+        evaluation = partial(losses.evaluation_findings, at_start=False)
+        given = (evidence, of_text, export.whole, options)
+        yield from _guarded("validation loss of the export", evaluation, *given)
+    yield from _guarded(
+        "validation loss at update 0", _start, evidence, of_text, options
+    )
+    replayed = (evidence, of_text, options)
+    yield from _guarded(replay.FIRST_LOSS, replay.replay_findings, *replayed)
+
+
+def _start(evidence: Evidence, of_text: Text, options: Options) -> Iterator[Finding]:
+    """The evaluation before the first update."""
+    weights_then = losses.initial_weights(evidence.settings, evidence.job.seed)
+    yield from losses.evaluation_findings(
+        evidence, of_text, weights_then, options, at_start=True
+    )
+
+
+# ---- what is left -----------------------------------------------------------------
+
+
+def _uncovered(evidence: Evidence, found: Sequence[Finding]) -> Iterator[Finding]:
+    """The numbers of the result that no check was about."""
+    covered = {finding.figure for finding in found}
+    for name, reported in evidence.result.items():
+        is_number = number(reported) is not None
+        if is_number and name not in covered:
+            yield left_out(clean(name, 60), MACHINE, reported)

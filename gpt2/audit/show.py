@@ -1,0 +1,57 @@
+"""Audits on a terminal. Torch-free."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from gpt2.audit.finding import DIFFERS, OK, STATES, Finding, Value, verdict
+from lib import human
+
+COLOURS = {OK: "green", DIFFERS: "bold red"}
+
+
+def show_audit(
+    console: Console, run_dir: Path, findings: Sequence[Finding], *, whole: bool
+) -> None:
+    """One run: a line with its verdict, and its findings.
+
+    whole: all of them; else what is neither ok nor left out.
+    """
+    console.print(Text(f"{run_dir}: {summary(findings)}"))
+    shown = [f for f in findings if whole or f.state not in (OK, STATES[-1])]
+    if shown:
+        console.print(table_of(shown))
+
+
+def summary(findings: Sequence[Finding]) -> str:
+    """The verdict with the number of findings in each state."""
+    counts = Counter(finding.state for finding in findings)
+    parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
+    return f"{verdict(findings)} ({parts})"
+
+
+def table_of(findings: Sequence[Finding]) -> Table:
+    """A row for each finding; figures are those of the run's result where they have
+    the name of one."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for head in ("figure", "reported", "recomputed", "", "tolerance", "reason"):
+        table.add_column(head, overflow="fold")
+    for finding in findings:
+        state = Text(finding.state, style=COLOURS.get(finding.state, ""))
+        cells = [finding.figure, _shown(finding.reported), _shown(finding.recomputed)]
+        why = (finding.tolerance, finding.reason)
+        table.add_row(*map(Text, cells), state, *map(Text, why))
+    return table
+
+
+def _shown(value: Value) -> str:
+    if value is None:
+        return human.NONE
+    return f"{value:.9g}" if isinstance(value, float) else str(value)

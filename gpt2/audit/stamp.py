@@ -1,0 +1,84 @@
+"""audit.json: the result of an audit in its run directory, and whether it still holds.
+
+Torch-free. It names the files that were audited by their sums, so that an audit of a
+run that changed since, or of another run, is no longer taken for one of this run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2.audit.finding import FAILED, INCOMPLETE, PASSED, Finding, verdict
+from lib.identity import file_sha256
+from lib.rundir import (
+    EXPORT_FILE,
+    JOB_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    STATUS_FILE,
+    atomic_write_json,
+    now,
+)
+from lib.untrusted import Unusable, as_dict, read_json
+
+AUDIT_FILE = "audit.json"
+FILES = (JOB_FILE, MANIFEST_FILE, STATUS_FILE, METRICS_FILE, EXPORT_FILE)
+SCHEMA = 1
+NONE, STALE = "none", "stale"
+VERDICTS = (PASSED, FAILED, INCOMPLETE)
+
+
+def write_audit(run_dir: Path, findings: Sequence[Finding]) -> None:
+    """Write audit.json, atomically. Raises lib.rundir.DiskFull and OSError."""
+    record = {
+        "schema": SCHEMA,
+        "made": now(),
+        "verdict": verdict(findings),
+        "files": {name: _seal(run_dir / name) for name in FILES},
+        "findings": [finding.to_json() for finding in findings],
+    }
+    atomic_write_json(run_dir / AUDIT_FILE, record, make_folder=False)
+
+
+def audit_state(run_dir: Path) -> str:
+    """One of VERDICTS; NONE without an audit, STALE if a file changed since."""
+    path = run_dir / AUDIT_FILE
+    if not path.exists():
+        return NONE
+    try:
+        found = as_dict(read_json(path))
+    except Unusable:
+        return STALE
+    seals = as_dict(found.get("files"))
+    known = found.get("schema") == SCHEMA and found.get("verdict") in VERDICTS
+    if not known or not all(_is_same(run_dir / n, seals.get(n)) for n in FILES):
+        return STALE
+    return str(found["verdict"])
+
+
+def _seal(path: Path) -> dict[str, Any] | None:
+    """Size, time and sum of a file; None if there is no such file."""
+    if not path.is_file():
+        return None
+    info = path.stat()
+    sums = {"sha256": file_sha256(path)}
+    return {"size": info.st_size, "mtime_ns": info.st_mtime_ns, **sums}
+
+
+def _is_same(path: Path, seal: object) -> bool:
+    """Whether a file is as it was sealed. The export may have gigabytes: it is read
+    only where its time says that it may have changed, as in a copy."""
+    known = as_dict(seal)
+    try:
+        if not path.is_file():
+            return seal is None
+        info = path.stat()
+        if known.get("size") != info.st_size:
+            return False
+        if path.name == EXPORT_FILE and known.get("mtime_ns") == info.st_mtime_ns:
+            return True
+        return bool(known.get("sha256") == file_sha256(path))
+    except OSError:
+        return False

@@ -1,0 +1,91 @@
+"""Whether summary.json and results.csv have the numbers of a run as it reported them.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from gpt2.audit.evidence import Evidence
+from gpt2.audit.finding import DIFFERS, Finding, Value, holds, not_checked
+from lib.untrusted import (
+    MAX_JSON_BYTES,
+    Unusable,
+    as_dict,
+    number,
+    read_json,
+    read_plain,
+)
+
+SUMMARY, TABLE = "summary.json", "results.csv"
+HIGHEST = 3  # folders above a run in which its results folder is looked for
+REMEDY = "`make report` writes it from the runs"
+
+
+def results_folder(run_dir: Path) -> Path | None:
+    """The folder above a run that has a summary; None if none has."""
+    above = list(run_dir.absolute().parents)[:HIGHEST]
+    return next((folder for folder in above if (folder / SUMMARY).is_file()), None)
+
+
+def table_findings(evidence: Evidence, root: Path | None) -> Iterator[Finding]:
+    """Both files of a results folder, number by number."""
+    if root is None:
+        return
+    place = evidence.run_dir.absolute().relative_to(root.absolute()).as_posix()
+    for name, rows in ((SUMMARY, _summary), (TABLE, _table)):
+        try:
+            found = [row for row in rows(root / name) if row.get("run_dir") == place]
+        except Unusable as error:
+            state = not_checked if str(error) == "missing" else _damaged
+            yield state(name, f"{error}; {REMEDY}")
+            continue
+        yield _row(evidence, name, found)
+
+
+def _damaged(figure: str, reason: str) -> Finding:
+    return Finding(figure, DIFFERS, reason=reason)
+
+
+def _summary(path: Path) -> list[dict[str, Any]]:
+    runs = as_dict(read_json(path)).get("runs")
+    return [as_dict(row) for row in runs] if isinstance(runs, list) else []
+
+
+def _table(path: Path) -> list[dict[str, Any]]:
+    data = read_plain(path, MAX_JSON_BYTES)
+    try:
+        return list(csv.DictReader(io.StringIO(data.decode("utf-8"))))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise Unusable(f"not a table ({error})") from None
+
+
+def _row(evidence: Evidence, name: str, rows: list[dict[str, Any]]) -> Finding:
+    """The run's row, held to its result; a row from before its end is not one."""
+    done = [row for row in rows if row.get("status") == "done"]
+    if not done:
+        return not_checked(name, f"has no finished run of this name; {REMEDY}")
+    numbers = {k: v for k, v in evidence.result.items() if number(v) is not None}
+    for key, reported in numbers.items():
+        shown = _as_number(done[0].get(key))
+        if key in done[0] and shown != reported:
+            reason = f"{key}: {REMEDY}"
+            return Finding(name, DIFFERS, shown, reported, reason=reason)
+    count = sum(key in done[0] for key in numbers)
+    is_there = count > 0 and "val_loss" in done[0]
+    return holds(name, is_there, f"{count} numbers", "those of the run's result")
+
+
+def _as_number(cell: object) -> Value:
+    """A cell of either file as a number; a text that is none stays one."""
+    if isinstance(cell, str):
+        try:
+            return float(cell)
+        except ValueError:
+            return cell
+    return number(cell)

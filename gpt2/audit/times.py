@@ -1,0 +1,217 @@
+"""Seconds, tokens per second and epochs of a run, recomputed from its records.
+
+Torch-free. An evaluation takes its time by a clock of its own, so that time booked as
+training although it was spent on evaluations shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime
+from itertools import pairwise
+
+from gpt2.audit.evidence import Evidence, Record, value
+from gpt2.audit.finding import (
+    EXACT,
+    SAME,
+    Finding,
+    Tolerance,
+    compare,
+    compare_all,
+    holds,
+    not_checked,
+)
+from gpt2.audit.records import RANKS_SKEW, at
+from gpt2.lengths import seconds_of
+from lib.untrusted import text, whole
+
+RATES = Tolerance(relative=1e-6, why="a difference of two sums of seconds")
+ROUNDING = 1e-6  # seconds that sums of seconds may be off
+STAMPS = 2.0  # seconds that two times of day, each cut to a second, may be off
+
+
+def time_findings(evidence: Evidence) -> Iterator[Finding]:
+    """All that the recorded times allow to check."""
+    yield _rates(evidence)
+    yield _order(evidence)
+    yield from _sums(evidence)
+    yield _wall(evidence)
+    yield from _per_run(evidence)
+    if evidence.settings.optim.time_budget:
+        yield _budget(evidence)
+
+
+def _train_seconds(record: Record) -> float | None:
+    return value(record, "train_seconds")
+
+
+def _rates(evidence: Evidence) -> Finding:
+    """Tokens since the record before, over the seconds of updates since then."""
+    rows, before = [], (0.0, 0.0)
+    for record in evidence.trains:
+        tokens, seconds = value(record, "tokens"), _train_seconds(record)
+        if tokens is None or seconds is None:
+            continue
+        spent = seconds - before[1]
+        if spent > 0:
+            rate = (tokens - before[0]) / spent
+            rows.append((at(record), record.get("tokens_per_s"), rate))
+        before = (tokens, seconds)
+    return compare_all("tokens per second of each record", rows, RATES)
+
+
+def _order(evidence: Evidence) -> Finding:
+    """Times rise from record to record, and training is a part of what passed."""
+    figure = "order of times"
+    ends = {"seconds": evidence.result.get("seconds"), "step": "the result"}
+    ends["train_seconds"] = evidence.result.get("train_seconds")
+    records = [*evidence.trains, *evidence.evals, *evidence.epochs]
+    records.sort(key=lambda r: (whole(r.get("step")) or 0, value(r, "seconds") or 0))
+    before = (0.0, 0.0)
+    for record in [*records, ends]:
+        both = value(record, "seconds"), _train_seconds(record)
+        if both[0] is None or both[1] is None:
+            return not_checked(figure, f"{at(record)}: a time is not recorded")
+        passed, trained = both[0] - before[0], both[1] - before[1]
+        if trained < -ROUNDING or trained > passed + ROUNDING:
+            shown = f"{passed:.6g} s, of them {trained:.6g} s in updates"
+            bound = "from 0 s to all seconds since the record before"
+            return holds(figure, False, shown, bound, at(record))
+        before = (both[0], both[1])
+    return holds(figure, True, f"{len(records)} records", "rising")
+
+
+def evaluation_seconds(evidence: Evidence) -> list[tuple[int, float]]:
+    """(step, seconds) of every evaluation that was made; an epoch's record may repeat
+    an evaluation that was made before."""
+    found: dict[int, float] = {}
+    for record in [*evidence.evals, *evidence.epochs]:
+        step, seconds = whole(record.get("step")), value(record, "eval_seconds")
+        is_own = record.get("val_step", step) == step
+        if step is not None and seconds is not None and is_own:
+            found.setdefault(step, seconds)
+    return sorted(found.items())
+
+
+def _sums(evidence: Evidence) -> Iterator[Finding]:
+    """Seconds of updates and of evaluations are within the seconds of the loop."""
+    figure = "train_seconds"
+    evaluations = evaluation_seconds(evidence)
+    if not evaluations:
+        yield not_checked(figure, "the seconds of evaluations are not recorded")
+        return
+    rows = []
+    for record in [*evidence.evals, evidence.result]:
+        step = whole(record.get("step"))
+        seconds, trained = value(record, "seconds"), _train_seconds(record)
+        if seconds is None or trained is None:
+            yield not_checked(figure, f"{at(record)}: a time is not recorded")
+            return
+        spent = sum(s for n, s in evaluations if step is None or n <= step)
+        where = "the result" if step is None else at(record)
+        rows.append((seconds - spent - trained, where, trained, seconds - spent))
+    beyond = [row for row in rows if row[0] < -ROUNDING]
+    _, where, trained, most = min(beyond) if beyond else rows[-1]
+    bound = f"at most {most:.6g} s beside the evaluations"
+    reason = f"{where}: all seconds less those of evaluations"
+    yield holds(figure, not beyond, trained, bound, reason)
+
+
+def _wall(evidence: Evidence) -> Finding:
+    """The loop took no longer than the time of day from start to end says."""
+    began = _moment(evidence.manifest.get("started"))
+    ended = _moment(evidence.status.get("updated"))
+    seconds = value(evidence.result, "seconds")
+    if began is None or ended is None or seconds is None:
+        return not_checked("seconds", "start or end of the run is not recorded")
+    passed = (ended - began).total_seconds()
+    is_so = 0 < seconds <= passed + STAMPS
+    bound = f"at most {passed + STAMPS:.0f} s from start to end"
+    return holds("seconds", is_so, seconds, bound)
+
+
+def _moment(stamp: object) -> datetime | None:
+    try:
+        found = datetime.fromisoformat(text(stamp) or "")
+    except ValueError:
+        return None
+    return found if found.tzinfo else None
+
+
+def _per_run(evidence: Evidence) -> Iterator[Finding]:
+    """tokens_per_s and step_seconds are of the seconds of updates."""
+    result = evidence.result
+    trained, tokens = value(result, "train_seconds"), value(result, "tokens")
+    rate = tokens / trained if tokens is not None and trained else None
+    yield compare("tokens_per_s", result.get("tokens_per_s"), rate, EXACT)
+    each = trained / evidence.updates if trained and evidence.updates else None
+    yield compare("step_seconds", result.get("step_seconds"), each, EXACT)
+    share = value(result, "data_wait_share")
+    if share is not None:
+        is_so = 0 <= share <= 1
+        yield holds("data_wait_share", is_so, share, "a share of the updates' time")
+
+
+def _budget(evidence: Evidence) -> Finding:
+    """A time budget is spent on updates, all of it, and the run ends there.
+
+    A GPU may pass it while the loss of a record is waited for; one update follows.
+    """
+    figure = "time budget"
+    budget = seconds_of(evidence.settings.optim.time_budget)
+    spent = value(evidence.result, "train_seconds")
+    earlier = evidence.trains[-2] if len(evidence.trains) > 1 else {"step": 0}
+    before = _train_seconds(earlier) if len(evidence.trains) > 1 else 0.0
+    if spent is None or before is None:
+        return not_checked(figure, "the seconds in updates are not recorded")
+    skew = budget * RANKS_SKEW if evidence.ranks > 1 else 0.0
+    is_next = evidence.updates == (whole(earlier.get("step")) or 0) + 1
+    ends = before <= budget + skew or is_next
+    bound = f"{budget:g} s, reached between the last two records"
+    reason = f"{before:.6g} s at the record before the last"
+    reached = spent >= budget - skew - ROUNDING
+    return holds(figure, reached and ends, spent, bound, reason)
+
+
+def epoch_findings(evidence: Evidence, epoch_tokens: int) -> Iterator[Finding]:
+    """Epochs, their time, and the records of those that ended.
+
+    epoch_tokens: of the training split.
+    """
+    result = evidence.result
+    tokens, seconds = value(result, "tokens"), value(result, "seconds")
+    epochs = tokens / epoch_tokens if tokens is not None else None
+    reason = f"{epoch_tokens:,} tokens in the training split"
+    yield compare("epochs", result.get("epochs"), epochs, EXACT, reason)
+    mean = seconds / epochs if seconds is not None and epochs else None
+    yield compare("mean_epoch_seconds", result.get("mean_epoch_seconds"), mean, EXACT)
+    steps = _ends_of_epochs(evidence, epoch_tokens)
+    found = [record.get("step") for record in evidence.epochs]
+    shown, bound = f"{len(found)} records", f"{len(steps)} epochs ended"
+    yield holds("epochs that ended", found == steps, shown, bound)
+    if not steps:
+        return
+    yield compare_all(
+        "number of each epoch",
+        [
+            (at(r), r.get("epoch"), (whole(r.get("tokens")) or 0) // epoch_tokens)
+            for r in evidence.epochs
+        ],
+        SAME,
+    )
+    ends = [0.0, *(value(record, "seconds") or 0.0 for record in evidence.epochs)]
+    yield compare_all(
+        "seconds of each epoch",
+        [
+            (at(r), r.get("epoch_seconds"), after - before)
+            for r, (before, after) in zip(evidence.epochs, pairwise(ends), strict=True)
+        ],
+        Tolerance(absolute=ROUNDING),
+    )
+
+
+def _ends_of_epochs(evidence: Evidence, epoch_tokens: int) -> list[int]:
+    """The updates in which another whole epoch's tokens were reached."""
+    each = evidence.settings.tokens_per_update
+    counts = [n * each // epoch_tokens for n in range(evidence.updates + 1)]
+    return [n for n in range(1, len(counts)) if counts[n] > counts[n - 1]]
