@@ -8,12 +8,14 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN SBATCH
+	ARMS SD MARGIN SBATCH RUN WINDOWS
 # The targets that read them; PYTHON and EXTRAS are read by all.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report
+READ_RESULTS := report audit
+READ_RUN := audit
+READ_WINDOWS := audit
 READ_ONLY := $(RUNS) sbatch
 READ_SKIP_VERIFY := $(RUNS) sbatch
 READ_PYTEST_ARGS := test
@@ -27,7 +29,7 @@ READ_MARGIN := quickstart report compare plan
 READ_SBATCH := sbatch
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate as-trained status stop data verify overfit track sbatch
+	estimate as-trained status stop data verify overfit track sbatch audit
 
 # What was typed after make, byte for byte. make itself drops the blanks that a value
 # begins with: they are read from its own command line.
@@ -108,6 +110,9 @@ sbatch: config.py | setup ## print a Slurm array of what is missing (SBATCH='--p
 report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
+audit: $(if $(wildcard .config),config.py) | setup ## recompute what runs report (RUN=folder or step, RESULTS=)
+	$(PY) scripts/audit.py --config config.py $(WITH) $(foreach \
+		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
 compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)

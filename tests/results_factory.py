@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from gpt2.audit.finding import OK, Finding
+from gpt2.audit.stamp import write_audit
 from lib.identity import identity
 
 # step: name, title, parent, parameters, tokens/s
@@ -172,6 +174,12 @@ def write_run(
     if gpu:
         _write_gpu(directory / "gpu.jsonl", seed)
     return directory
+
+
+def pass_audits(root: Path) -> None:
+    """An audit.json beside every run, as if `make audit` had found nothing wrong."""
+    for path in root.glob("*/*/status.json"):
+        write_audit(path.parent, [Finding("val_loss", OK)])
 
 
 def relabel(run_dir: Path, **fields: Any) -> None:

@@ -228,6 +228,7 @@ def test_a_target_that_would_ignore_settings_refuses_them(
         (("dry-run", "MARGIN=0.1"), "MARGIN=0.1: it is for make .* report compare"),
         (("NAME=mine",), "make all takes no NAME, .* for make savedefconfig"),
         (("report", "ONLY=x*"), r"ONLY=x\*: it is for make all quickstart run"),
+        (("report", "RUN=5"), "make report takes no RUN, .* for make audit"),
         (("help", "DELTA=0.003"), "make help takes no DELTA"),
     ],
 )
@@ -236,6 +237,14 @@ def test_a_variable_of_other_targets_is_refused(
 ) -> None:
     said = refused(tree, *words)
     assert re.search(for_whom, " ".join(said.split())), said
+
+
+def test_audit_takes_a_run_a_folder_and_where_the_text_is(tree: Path) -> None:
+    said = refused(tree, "audit")
+    assert "RUN=folder or RESULTS=folder" in said
+    (tree / "empty").mkdir()
+    said = refused(tree, "audit", "RUN=5", "RESULTS=empty", "DATA_DIR=x", "WINDOWS=8")
+    assert "RUN='5' is no folder and no run of empty" in said
 
 
 def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:

@@ -1,7 +1,7 @@
 """The publishing checklist: what a reader needs to believe and repeat a number.
 
 An item is in order when every finished run tells it and, where all runs must agree,
-they do. All of it comes from the manifests the trainer wrote.
+they do. It comes from the manifests that the trainer wrote, and from audits.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2.audit.finding import FAILED, PASSED
+from gpt2.audit.stamp import audit_state
 from gpt2.report.alarms import all_alarms
 from gpt2.report.arms import is_done
 from gpt2.report.controls import so_far
@@ -55,6 +57,7 @@ def checklist(matrix: Matrix, judged: Judgement) -> list[Item]:
         _kernels(runs),
         _control(runs, judged),
         _alarms(matrix, judged),
+        _audits(matrix, runs),
     ]
 
 
@@ -245,6 +248,17 @@ def _pairing(runs: list[Run]) -> Item:
     silent = len(runs) - len(known)
     remark = f"{silent} of {len(runs)} runs have no fingerprints" if silent else ""
     return Item("pairing", value, remark)
+
+
+def _audits(matrix: Matrix, runs: list[Run]) -> Item:
+    """Whether each run's numbers were recomputed by `make audit`, as it is now."""
+    told = Counter(audit_state(matrix.root / run.run_dir) for run in runs)
+    value, remark = _listing(told, len(runs)), ""
+    if told[FAILED]:
+        remark = f"{told[FAILED]} of {len(runs)} runs report what they do not hold"
+    elif set(told) != {PASSED}:
+        remark = "not every number was recomputed: run `make audit`"
+    return Item("audit", value, remark)
 
 
 def _certificates(runs: list[Run]) -> Item:

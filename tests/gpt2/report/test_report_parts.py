@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from gpt2.audit.finding import DIFFERS, Finding
+from gpt2.audit.stamp import write_audit
 from gpt2.budget import budget
 from gpt2.plan import make_plan
 from gpt2.reading import ALIASES, symbol_types
@@ -24,7 +26,7 @@ from gpt2.report.text import NARROW, escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
 from lib import stats
 from lib.kconfig import load_strict
-from tests.results_factory import pairing, write_matrix, write_run
+from tests.results_factory import pairing, pass_audits, write_matrix, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
 KCONFIG, PRESET = ROOT / "Kconfig", ROOT / "defconfigs" / "gpt2-quickstart"
@@ -98,6 +100,7 @@ def items(root):
 
 def test_checklist_of_a_clean_matrix_is_all_in_order(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2), control=0.0)
+    pass_audits(tmp_path)
     assert [item for item in items(tmp_path).values() if not item.ok] == []
 
 
@@ -127,6 +130,18 @@ def test_checklist_finds_what_is_out_of_order(tmp_path, name, change):
             path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     found = items(tmp_path)[name]
     assert not found.ok and found.remark
+
+
+def test_checklist_says_whether_every_number_was_recomputed(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2))
+    assert items(tmp_path)["audit"].value == "none"
+    pass_audits(tmp_path)
+    assert items(tmp_path)["audit"].ok
+    run_dir = tmp_path / "step05-ra" / "seed2"
+    (run_dir / "metrics.jsonl").open("a").write("{}\n")
+    assert items(tmp_path)["audit"].value == "passed (3 runs); stale (1 run)"
+    write_audit(run_dir, [Finding("val_loss", DIFFERS)])
+    assert items(tmp_path)["audit"].remark == "1 of 4 runs report what they do not hold"
 
 
 def test_checklist_ticks_nothing_without_manifests(tmp_path):

@@ -1,0 +1,174 @@
+"""Audit finished runs: recompute what they report, by other code, from what they keep.
+
+Goes by metrics, the prepared text and the exported weights. Prints each figure as
+reported and as recomputed, and writes audit.json beside each run, which the report
+mentions. What it reads may be copied, damaged or a stranger's, and is never executed.
+Exit codes: 0 all that can be checked agrees; 1 something differs; 2 no such run, or
+none that is finished; 3 nothing differs, but something for a check is missing; 6 the
+disk is full.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from gpt2.audit.choice import Chosen, choose_runs
+from gpt2.audit.evidence import NothingToAudit
+from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, Finding
+from gpt2.audit.options import Options
+from gpt2.audit.show import show_audit
+from gpt2.audit.stamp import write_audit
+from gpt2.configuration import load_or_defaults
+from gpt2.reading import settings_from
+from gpt2.schema import SYMBOL_OF
+from lib.dotconfig import COMMAND_LINE
+from lib.importing import collector_at_rest
+from lib.output import exit_code
+from lib.rundir import DiskFull
+from lib.terminal import report_console
+
+if TYPE_CHECKING:
+    from gpt2.audit.run import Audit
+
+EXIT_DIFFERS, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_DISK = 1, 2, 3, 6
+CODES = {FAILED: EXIT_DIFFERS, INCOMPLETE: EXIT_INCOMPLETE}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = parser().parse_args(arguments)
+    try:
+        request, results = prepare(options)
+        chosen = choose_runs(options.run, options.results or results)
+        if not chosen.done:
+            states = ", ".join(f"{path}: {state}" for path, state in chosen.others[:3])
+            raise ValueError(f"none of these runs is finished: {states}")
+        how = request()
+    except (ValueError, OSError) as error:
+        print(f"audit: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    try:
+        audits = list(carry_out(chosen, how, options))
+    except DiskFull as error:
+        print(f"audit: {error}", file=sys.stderr)
+        return EXIT_DISK
+    if options.json:
+        runs = [audit.to_json() for audit in audits]
+        print(json.dumps({"schema": 1, "runs": runs}, indent=1, allow_nan=False))
+    else:
+        tell_rest(chosen)
+    codes = {CODES.get(audit.verdict, 0) for audit in audits}
+    return next((code for code in CODES.values() if code in codes), 0)
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="audit.py", description=__doc__)
+    add = found.add_argument
+    names = "folder or glob of runs, or a step or name of the results (5, ra, 5:1337)"
+    add("run", nargs="?", default="", help=f"{names}; default: all of the results")
+    add("--results", type=Path, help="results folder; default: that of --config")
+    add("--config", type=Path, default=Path("config.py"), help="default: config.py")
+    overrides = "where text and device are, as in 'DATA_DIR=data DEVICE=cpu'"
+    add("--overrides", default="", help=overrides)
+    windows = "score this many of the validation windows (default: all)"
+    add("--windows", type=_count, default=0, help=windows)
+    add("--all", action="store_true", help="all findings, also for more than one run")
+    add("--json", action="store_true", help="print JSON instead of tables")
+    add("--no-write", action="store_true", help="write no audit.json")
+    return found
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} is negative")
+    return value
+
+
+def prepare(
+    options: argparse.Namespace,
+) -> tuple[Callable[[], Options], Path | None]:
+    """How to audit, made when asked for, as it takes torch; and the configured
+    results, if there is a configuration.
+
+    Raises ValueError or OSError for a configuration that makes no sense.
+    """
+    config = load_or_defaults(options.config, options.overrides)
+    resources = settings_from(config).resources
+    data_dir = Path(resources.data_dir).expanduser()
+    typed = config.origin(SYMBOL_OF["data_dir"]) == COMMAND_LINE
+    is_there = options.config.exists()
+    results = options.config.parent / resources.output_dir if is_there else None
+
+    def request() -> Options:
+        with collector_at_rest():
+            from lib.device import select_device
+
+        return Options(
+            data_dirs=(data_dir,),
+            own_data=not typed,
+            device=select_device(resources.device).device,
+            windows=options.windows,
+            say=_say,
+        )
+
+    return request, results
+
+
+def _say(text: str) -> None:
+    """What is being computed, for somebody who waits at a terminal."""
+    if sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
+
+
+def carry_out(
+    chosen: Chosen, how: Options, options: argparse.Namespace
+) -> Iterator[Audit]:
+    """Audit one run after the other, showing and keeping what is found.
+
+    Raises DiskFull.
+    """
+    from gpt2.audit.run import Audit, audit_run
+
+    console = report_console()
+    whole = options.all or len(chosen.done) == 1
+    for run_dir in chosen.done:
+        try:
+            audit = audit_run(run_dir, how)
+            keep(audit, options)
+        except NothingToAudit as error:
+            audit = Audit(run_dir, (Finding("run", NOT_CHECKED, reason=str(error)),))
+        if not options.json:
+            show_audit(console, run_dir, audit.findings, whole=whole)
+        yield audit
+
+
+def keep(audit: Audit, options: argparse.Namespace) -> None:
+    """Write audit.json; where that is not allowed, say so. Raises DiskFull."""
+    if options.no_write:
+        return
+    try:
+        write_audit(audit.run_dir, audit.findings)
+    except DiskFull:
+        raise
+    except OSError as error:
+        reason = f"cannot write to {audit.run_dir}: {error.strerror}"
+        print(f"audit: {reason} (--no-write leaves it out)", file=sys.stderr)
+
+
+def tell_rest(chosen: Chosen) -> None:
+    """What was not audited, and why."""
+    for path, state in chosen.others:
+        print(f"not audited: {path} is not finished ({state})")
+    for item in chosen.left_out:
+        print(f"not audited: {item.path}: {item.reason}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
