@@ -342,6 +342,7 @@ class Trainer:
         record = self._score()
         self.progress.note_evaluation(record)
         self.recorder.evaluation("eval", record)
+        self._book(training=False)  # a disk may take its time
 
     def _score(self) -> dict[str, Any]:
         """A record of the model's validation at this step."""
@@ -388,6 +389,7 @@ class Trainer:
         }
         self.recorder.evaluation("epoch", {**found, **epoch})
         p.epoch_began = p.seconds
+        self._book(training=False)
 
     # ---- checkpoints ------------------------------------------------------------
 
@@ -404,8 +406,8 @@ class Trainer:
         self.progress.sums = self._sums.tolist()
         self.recorder.flush()
         self.checkpoints.save(self.progress)
-        self._book(training=False)
         self.recorder.status(step=self.progress.step)
+        self._book(training=False)
 
     def _check_weights(self) -> None:
         finite = [torch.isfinite(p.detach()).all() for p in self.updater.parameters]

@@ -1,6 +1,7 @@
 """The trainer as a process: what it writes, how it ends, what changes nothing."""
 
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -92,6 +93,24 @@ def test_records_tell_training_and_evaluation_apart(done):
     result = status(done)["result"]
     assert 0 < evaluating <= result["seconds"] - result["train_seconds"]
     assert result["tokens_per_s"] == result["tokens"] / result["train_seconds"]
+
+
+def slow_records() -> None:
+    """A disk that takes 50 ms for each evaluation."""
+    write = Recorder.evaluation
+
+    def slow(self, *given):
+        time.sleep(0.05)
+        write(self, *given)
+
+    Recorder.evaluation = slow
+
+
+def test_writing_an_evaluation_is_no_training(job, done, tmp_path):
+    result = finish(job, tmp_path / "run", setup=slow_records)
+    written = 0.05 * len(records(done, "eval"))
+    assert written > 0.1
+    assert result["seconds"] - result["train_seconds"] > written
 
 
 def test_the_manifest_tells_where_the_numbers_come_from(job, done):
