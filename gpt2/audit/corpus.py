@@ -14,13 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2.audit.finding import Finding, Tolerance, compare
-from gpt2.corpora.tokenfiles import (
-    SPLITS,
-    DataError,
-    MissingData,
-    dataset_folder,
-    split_file,
-)
+from gpt2.corpora.tokenfiles import SPLITS, dataset_folder, split_file
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.schema import VOCAB_SIZES, Settings
 from lib.identity import file_sha256, identity
@@ -57,7 +51,10 @@ def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> Text:
         files = {split: split_file(folder, split) for split in SPLITS}
         sums = {split: _sum_of(path) for split, path in files.items()}
         train, val = (np.memmap(files[s], dtype="<u2", mode="r") for s in SPLITS)
-    except (DataError, MissingData, OSError, ValueError) as error:
+    except OSError as error:
+        place = error.filename or data_dir
+        raise NoText(f"no prepared text in {place}: {error.strerror}") from None
+    except ValueError as error:
         raise NoText(f"no prepared text in {data_dir}: {error}") from None
     found = identity({"tokenizer": data.tokenizer, "sha256": sums})
     if found != fingerprint:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2.audit.finding import DIFFERS, Finding, compare, holds, not_checked
+from gpt2.audit.finding import DIFFERS, SAME, Finding, compare, holds, not_checked
 from gpt2.plan import Job, job_from_json
 from gpt2.schema import Settings
 from lib.rundir import JOB_FILE, MANIFEST_FILE, METRICS_FILE, STATUS_FILE
@@ -135,21 +135,22 @@ def _records(path: Path) -> tuple[list[Record], list[Finding]]:
 def origin_findings(evidence: Evidence) -> Iterator[Finding]:
     """Whether job, manifest and status are of one run, and of one batch split."""
     job, manifest = evidence.job, evidence.manifest
-    yield compare("status step", evidence.status.get("step"), evidence.updates)
+    yield compare("status step", evidence.status.get("step"), evidence.updates, SAME)
+    yield compare("max_steps", evidence.status.get("max_steps"), evidence.updates, SAME)
     if not manifest:
         return
     yield compare("manifest hash", manifest.get("hash"), job.hash)
-    yield compare("manifest seed", manifest.get("seed"), job.seed)
+    yield compare("manifest seed", manifest.get("seed"), job.seed, SAME)
     batch = job.settings.resources.batch_size * (
         job.settings.resources.gradient_accumulation
     )
-    yield compare("effective_batch", manifest.get("effective_batch"), batch)
+    yield compare("effective_batch", manifest.get("effective_batch"), batch, SAME)
     names = ("micro_batch", "accumulation", "world_size")
     split = [whole(manifest.get(name)) for name in names]
     shown = " x ".join(map(str, split))
     product = None if None in split else split[0] * split[1] * split[2]  # type: ignore
     reason = f"{shown} sequences"
-    yield compare("micro batch x accumulation x ranks", product, batch, reason=reason)
+    yield compare("micro batch x accumulation x ranks", product, batch, SAME, reason)
 
 
 def alarm_findings(evidence: Evidence) -> Iterator[Finding]:

@@ -52,7 +52,7 @@ FORMATS = {
     "fp32": Format(2e-5, 1e-4, 1e-3, 2.0**-24, "fp32 sums in another order"),
     "tf32": Format(3e-3, 5e-3, 0.02, 2.0**-11, "TF32 products have 10 bits"),
     "fp16": Format(3e-3, 5e-3, 0.05, 2.0**-11, "fp16 has 10 bits"),
-    "bf16": Format(1e-2, 1e-2, 0.10, 2.0**-8, "bf16 has 7 bits"),
+    "bf16": Format(5e-3, 1e-2, 0.10, 2.0**-8, "bf16 has 7 bits"),
 }
 
 

@@ -12,7 +12,6 @@ from itertools import pairwise
 
 from gpt2.audit.evidence import Evidence, Record, value
 from gpt2.audit.finding import (
-    EXACT,
     NOT_CHECKED,
     SAME,
     Finding,
@@ -69,7 +68,7 @@ def _steps(evidence: Evidence) -> Iterator[Finding]:
         _first_difference(found, wanted),
     )
     if not optim.time_budget:
-        yield compare("updates", last, optim.max_iters)
+        yield compare("updates", last, optim.max_iters, SAME)
 
 
 def _spans(evidence: Evidence) -> list[int]:
@@ -228,11 +227,23 @@ def _validation_losses(evidence: Evidence) -> Iterator[Finding]:
         "perplexity = exp(validation loss)",
         [
             (at(r), r.get("val_perplexity"), math.exp(loss))
-            for r in evals
+            for r in [*evals, *evidence.epochs]
             if (loss := value(r, "val_loss")) is not None and loss < 700
         ],
-        EXACT,
     )
+    yield from _repeated(evidence)
+
+
+def _repeated(evidence: Evidence) -> Iterator[Finding]:
+    """An epoch that ends without an evaluation of its own repeats an earlier one."""
+    known = {record.get("step"): record for record in evidence.evals}
+    pairs = [
+        (at(record), record.get("val_loss"), loss)
+        for record in evidence.epochs
+        if (loss := value(known.get(record.get("val_step"), {}), "val_loss"))
+    ]
+    if pairs:
+        yield compare_all("validation losses of epochs", pairs, SAME)
 
 
 def bits_per_byte(evidence: Evidence, tokens: int, text_bytes: int) -> Finding:

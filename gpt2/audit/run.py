@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2.audit import losses, replay, tables, weights
+from gpt2.audit import losses, replay, weights
 from gpt2.audit.corpus import NoText, Text, meta_finding, open_text
 from gpt2.audit.costs import cost_findings
 from gpt2.audit.evidence import (
@@ -27,6 +27,7 @@ from gpt2.audit.finding import (
 )
 from gpt2.audit.options import Options
 from gpt2.audit.records import bits_per_byte, record_findings
+from gpt2.audit.tables import table_findings
 from gpt2.audit.times import epoch_findings, time_findings
 from gpt2.audit.weights import BadExport, Export, export_findings, read_export
 from gpt2.corpora.tokenfiles import META_FILE
@@ -91,8 +92,7 @@ def _all(evidence: Evidence, options: Options) -> Iterator[Finding]:
         yield from _recomputed(evidence, of_text, export, options)
     else:
         yield from of_text
-    folder = tables.results_folder(evidence.run_dir)
-    yield from _guarded("tables", tables.table_findings, evidence, folder)
+    yield from _guarded("tables", table_findings, evidence)
 
 
 def _guarded(

@@ -41,13 +41,14 @@ def table_of(findings: Sequence[Finding]) -> Table:
     """A row for each finding; figures are those of the run's result where they have
     the name of one."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("figure", "reported", "recomputed", "", "tolerance", "reason"):
-        table.add_column(head, overflow="fold")
+    for head in ("figure", "reported", "recomputed", "", "tolerance, reason"):
+        least = 24 if head == "figure" else None
+        table.add_column(head, overflow="fold", min_width=least)
     for finding in findings:
         state = Text(finding.state, style=COLOURS.get(finding.state, ""))
         cells = [finding.figure, _shown(finding.reported), _shown(finding.recomputed)]
-        why = (finding.tolerance, finding.reason)
-        table.add_row(*map(Text, cells), state, *map(Text, why))
+        why = "; ".join(part for part in (finding.tolerance, finding.reason) if part)
+        table.add_row(*map(Text, cells), state, Text(why))
     return table
 
 

@@ -23,21 +23,26 @@ from lib.untrusted import (
 )
 
 SUMMARY, TABLE = "summary.json", "results.csv"
-HIGHEST = 3  # folders above a run in which its results folder is looked for
 REMEDY = "`make report` writes it from the runs"
 
 
-def results_folder(run_dir: Path) -> Path | None:
-    """The folder above a run that has a summary; None if none has."""
-    above = list(run_dir.absolute().parents)[:HIGHEST]
-    return next((folder for folder in above if (folder / SUMMARY).is_file()), None)
+def results_folder(evidence: Evidence) -> Path | None:
+    """The results folder of a run that is in its own place there; None for a copy
+    elsewhere, and for a folder without a summary."""
+    here, place = evidence.run_dir.absolute(), Path(evidence.job.run_dir)
+    depth = len(place.parts)
+    if not depth or here.parts[-depth:] != place.parts or depth >= len(here.parts):
+        return None
+    root = here.parents[depth - 1]
+    return root if (root / SUMMARY).is_file() else None
 
 
-def table_findings(evidence: Evidence, root: Path | None) -> Iterator[Finding]:
-    """Both files of a results folder, number by number."""
+def table_findings(evidence: Evidence) -> Iterator[Finding]:
+    """Both files of a results folder, number by number; nothing without one."""
+    root = results_folder(evidence)
     if root is None:
         return
-    place = evidence.run_dir.absolute().relative_to(root.absolute()).as_posix()
+    place = Path(evidence.job.run_dir).as_posix()
     for name, rows in ((SUMMARY, _summary), (TABLE, _table)):
         try:
             found = [row for row in rows(root / name) if row.get("run_dir") == place]

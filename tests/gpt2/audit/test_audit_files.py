@@ -254,19 +254,20 @@ def test_a_stranger_cannot_make_an_audit_break_off(run_dir):
 
 def test_the_tables_of_a_results_folder_have_the_numbers_of_its_runs(run_dir):
     root = run_dir.parents[1]
-    assert results_folder(run_dir) is None
+    assert results_folder(read_evidence(run_dir)) is None
     edit(run_dir / "job.json", lambda job: job.update(run_dir="single/seed1337"))
+    assert results_folder(read_evidence(run_dir)) is None
     write_summary(root)
-    assert results_folder(run_dir) == root
-    states = {f.figure: f.state for f in table_findings(read_evidence(run_dir), root)}
+    assert results_folder(read_evidence(run_dir)) == root
+    states = {f.figure: f.state for f in table_findings(read_evidence(run_dir))}
     assert states == {"summary.json": OK, "results.csv": OK}
     edit_result(run_dir, best_val_loss=1.5)
-    found = list(table_findings(read_evidence(run_dir), root))
+    found = list(table_findings(read_evidence(run_dir)))
     assert differing(found) == {"summary.json", "results.csv"}
     assert all("best_val_loss" in finding.reason for finding in found)
     (root / "results.csv").unlink()
     edit(root / "summary.json", lambda summary: summary.update(runs=[]))
-    found = list(table_findings(read_evidence(run_dir), root))
+    found = list(table_findings(read_evidence(run_dir)))
     assert {finding.state for finding in found} == {NOT_CHECKED}
 
 
