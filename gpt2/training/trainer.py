@@ -110,6 +110,7 @@ class Trainer:
         self.model.train()
         if self.device.is_gpu and self.progress.step < self.optim.max_iters:
             self.warm_up(self.resources.gpu_warmup)
+        self._clock.lap()  # what came before is in no time budget
         self._is_over = self._has_ended()
         if not self._is_over:
             self._compare_with_formulas()

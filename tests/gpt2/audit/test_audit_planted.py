@@ -6,6 +6,7 @@ A plant changes the code in the process that trains; the audit sees the files al
 from __future__ import annotations
 
 import signal
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -351,8 +352,22 @@ def budget_of_all_seconds() -> None:
     Trainer._time_share = share  # type: ignore[method-assign]
 
 
+def slow_start() -> None:
+    """More than the budget before the first update, as where much is compiled."""
+
+    def make(resume: Any) -> Any:
+        def late(self: Trainer) -> int | None:
+            time.sleep(1.1)
+            return resume(self)
+
+        return late
+
+    wrap(Trainer, "resume", make)
+
+
 @pytest.mark.parametrize(
-    ("plant", "expected"), [(None, set()), (budget_of_all_seconds, {"time budget"})]
+    ("plant", "expected"),
+    [(slow_start, set()), (budget_of_all_seconds, {"time budget"})],
 )
 def test_a_time_budget_is_of_updates_alone(data_dir, tmp_path, plant, expected):
     fields = {"time_budget": "1s", "max_iters": 100_000_000, "warmup_steps": 3}
