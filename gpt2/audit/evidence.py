@@ -25,6 +25,7 @@ from lib.untrusted import (
 )
 
 Record = dict[str, Any]
+KINDS = ("train", "eval", "epoch", "alarm", "as_trained")
 
 
 class NothingToAudit(ValueError):
@@ -43,6 +44,7 @@ class Evidence:
     evals: list[Record]
     epochs: list[Record]
     alarms: list[Record]
+    comparisons: list[Record]  # of gradients with the formulas, as trained
     problems: list[Finding] = field(default_factory=list)
 
     @property
@@ -57,6 +59,13 @@ class Evidence:
     def updates(self) -> int:
         """Updates made, by the last record of the training loss."""
         return whole(self.trains[-1].get("step")) or 0 if self.trains else 0
+
+    @property
+    def resumed_at(self) -> set[int | None]:
+        """Updates after which an attempt went on."""
+        found = self.manifest.get("resumed")
+        attempts = found if isinstance(found, list) else []
+        return {whole(as_dict(attempt).get("step")) for attempt in attempts}
 
     @property
     def ranks(self) -> int:
@@ -80,7 +89,7 @@ def read_evidence(run_dir: Path) -> Evidence:
         problems.append(not_checked(MANIFEST_FILE, manifest))
         manifest = {}
     records, bad = _records(run_dir / METRICS_FILE)
-    kinds: dict[str, list[Record]] = {"train": [], "eval": [], "epoch": [], "alarm": []}
+    kinds: dict[str, list[Record]] = {kind: [] for kind in KINDS}
     for record in records:
         kinds.get(str(record.get("kind")), []).append(record)
     return Evidence(
@@ -92,6 +101,7 @@ def read_evidence(run_dir: Path) -> Evidence:
         evals=kinds["eval"],
         epochs=kinds["epoch"],
         alarms=kinds["alarm"],
+        comparisons=kinds["as_trained"],
         problems=[*problems, *bad],
     )
 

@@ -20,6 +20,7 @@ from gpt2.audit.finding import (
     compare_all,
     holds,
     left_out,
+    not_checked,
 )
 from gpt2.lengths import seconds_of
 from gpt2.schema import Optim
@@ -38,6 +39,7 @@ def record_findings(evidence: Evidence) -> Iterator[Finding]:
     yield _rates(evidence)
     yield from _training_losses(evidence)
     yield from _validation_losses(evidence)
+    yield from _comparisons(evidence)
 
 
 def at(record: Record) -> str:
@@ -244,6 +246,37 @@ def _repeated(evidence: Evidence) -> Iterator[Finding]:
     ]
     if pairs:
         yield compare_all("validation losses of epochs", pairs, SAME)
+
+
+def _comparisons(evidence: Evidence) -> Iterator[Finding]:
+    """The certificate "as trained": the largest deviation, and that all passed.
+
+    A comparison of an attempt that came to nothing is followed by one of the same
+    update and does not count, unless it was made within the attempt before.
+    """
+    worst = [(r.get("step"), value(r, "worst")) for r in evidence.comparisons]
+    known = [(step, size) for step, size in worst if size is not None]
+    figure, reported = "as_trained", value(evidence.result, "as_trained")
+    if not known:
+        if reported is not None:
+            yield not_checked(figure, "no comparison is on record", reported)
+        return
+    sizes, last = {size for _, size in known}, dict(known)
+    is_so = reported in sizes and max(last.values()) <= (reported or 0.0)
+    bound = f"{max(sizes):.6g}, the largest of {len(known)}"
+    yield holds(figure, is_so, reported, bound)
+    late = [at(r) for r in evidence.comparisons if not _passed(r)]
+    shown = late[0] if late else f"{len(known)} comparisons"
+    yield holds("gradients as trained", not late, shown, "within their tolerances")
+
+
+def _passed(record: Record) -> bool:
+    """Whether every deviation of a comparison is within its tolerance."""
+    limit, worst = value(record, "tolerance"), value(record, "worst")
+    loss, most = value(record, "loss_deviation"), value(record, "loss_tolerance")
+    if limit is None or worst is None or loss is None or most is None:
+        return False
+    return worst <= limit and loss <= most and record.get("passed") is True
 
 
 def bits_per_byte(evidence: Evidence, tokens: int, text_bytes: int) -> Finding:

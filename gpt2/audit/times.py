@@ -81,23 +81,32 @@ def _order(evidence: Evidence) -> Finding:
     return holds(figure, True, f"{len(records)} records", "rising")
 
 
-def evaluation_seconds(evidence: Evidence) -> list[tuple[int, float]]:
-    """(step, seconds) of every evaluation that was made; an epoch's record may repeat
-    an evaluation that was made before."""
+def other_seconds(evidence: Evidence) -> list[tuple[int, float]]:
+    """(step, seconds) of what was no training: evaluations and comparisons with the
+    formulas. An epoch's record may repeat an evaluation that was made before, and the
+    comparison at the start of an attempt comes before its clock."""
     found: dict[int, float] = {}
     for record in [*evidence.evals, *evidence.epochs]:
         step, seconds = whole(record.get("step")), value(record, "eval_seconds")
         is_own = record.get("val_step", step) == step
         if step is not None and seconds is not None and is_own:
             found.setdefault(step, seconds)
-    return sorted(found.items())
+    starts = {0, *evidence.resumed_at}
+    compared = {
+        step: seconds
+        for record in evidence.comparisons
+        if (step := whole(record.get("step"))) is not None
+        and step not in starts
+        and (seconds := value(record, "seconds")) is not None
+    }
+    return sorted([*found.items(), *compared.items()])
 
 
 def _sums(evidence: Evidence) -> Iterator[Finding]:
-    """Seconds of updates and of evaluations are within the seconds of the loop."""
+    """Seconds of updates and of all else are within the seconds of the loop."""
     figure = "train_seconds"
-    evaluations = evaluation_seconds(evidence)
-    if not evaluations:
+    others = other_seconds(evidence)
+    if not others:
         yield not_checked(figure, "the seconds of evaluations are not recorded")
         return
     rows = []
@@ -107,13 +116,14 @@ def _sums(evidence: Evidence) -> Iterator[Finding]:
         if seconds is None or trained is None:
             yield not_checked(figure, f"{at(record)}: a time is not recorded")
             return
-        spent = sum(s for n, s in evaluations if step is None or n <= step)
+        # At an evaluation those of the same update may be yet to come.
+        spent = sum(s for n, s in others if step is None or n < step)
         where = "the result" if step is None else at(record)
         rows.append((seconds - spent - trained, where, trained, seconds - spent))
     beyond = [row for row in rows if row[0] < -ROUNDING]
     _, where, trained, most = min(beyond) if beyond else rows[-1]
-    bound = f"at most {most:.6g} s beside the evaluations"
-    reason = f"{where}: all seconds less those of evaluations"
+    bound = f"at most {most:.6g} s beside evaluations"
+    reason = f"{where}: all seconds less those of evaluations and comparisons"
     yield holds(figure, not beyond, trained, bound, reason)
 
 
