@@ -3,6 +3,9 @@
 Goes by metrics, the prepared text and the exported weights. Prints each figure as
 reported and as recomputed, and writes audit.json beside each run, which the report
 mentions. What it reads may be copied, damaged or a stranger's, and is never executed.
+A run that was made on a GPU can be audited without one, within the tolerance of its
+number format; a window of a 124M model then takes seconds, and `make audit WINDOWS=16`
+scores that many of them, within a wider tolerance.
 Exit codes: 0 all that can be checked agrees; 1 something differs; 2 no such run, or
 none that is finished; 3 nothing differs, but something for a check is missing; 6 the
 disk is full.

@@ -75,12 +75,11 @@ def test_a_step_with_every_mechanism_passes(data_dir, tmp_path, step):
     assert found.verdict == PASSED, problems(found)
 
 
-def test_the_formulas_score_on_a_part_of_the_windows(done):
+def test_a_sample_too_small_to_tell_anything_is_no_check(done):
     found = audit(done, windows=3)
-    assert found.verdict == PASSED, problems(found)
+    assert found.verdict == "incomplete", problems(found)
     (loss,) = (f for f in found.findings if f.figure == "validation loss of the export")
-    assert "3 of 4 validation windows" in loss.reason
-    assert "3 windows for 4" in loss.tolerance
+    assert loss.reason.startswith("3 of 4 validation windows tell the loss to")
 
 
 def test_a_sample_of_windows_is_as_close_as_it_says(job, data_dir):
