@@ -24,8 +24,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.audit.choice import Chosen, choose_runs
 from gpt2.audit.evidence import NothingToAudit
-from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, Finding
-from gpt2.audit.options import Options
+from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, AuditLine
+from gpt2.audit.options import AuditOptions
 from gpt2.audit.show import show_audit
 from gpt2.audit.stamp import write_audit
 from gpt2.configuration import load_or_defaults
@@ -96,7 +96,7 @@ def _count(text: str) -> int:
 
 def prepare(
     options: argparse.Namespace,
-) -> tuple[Callable[[], Options], Path | None]:
+) -> tuple[Callable[[], AuditOptions], Path | None]:
     """How to audit, made when asked for, as it takes torch; and the configured
     results, if there is a configuration.
 
@@ -109,11 +109,11 @@ def prepare(
     is_there = options.config.exists()
     results = options.config.parent / resources.output_dir if is_there else None
 
-    def request() -> Options:
+    def request() -> AuditOptions:
         with collector_at_rest():
             from lib.device import select_device
 
-        return Options(
+        return AuditOptions(
             data_dirs=(data_dir,),
             own_data=not typed,
             device=select_device(resources.device).device,
@@ -131,7 +131,7 @@ def _say(text: str) -> None:
 
 
 def carry_out(
-    chosen: Chosen, how: Options, options: argparse.Namespace
+    chosen: Chosen, how: AuditOptions, options: argparse.Namespace
 ) -> Iterator[Audit]:
     """Audit one run after the other, showing and keeping what is found.
 
@@ -146,7 +146,7 @@ def carry_out(
             audit = audit_run(run_dir, how)
             keep(audit, options)
         except NothingToAudit as error:
-            audit = Audit(run_dir, (Finding("run", NOT_CHECKED, reason=str(error)),))
+            audit = Audit(run_dir, (AuditLine("run", NOT_CHECKED, reason=str(error)),))
         if not options.json:
             show_audit(console, run_dir, audit.findings, whole=whole)
         yield audit

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2.audit.finding import OK, Finding
+from gpt2.audit.finding import OK, AuditLine
 from gpt2.audit.stamp import write_audit
 from lib.identity import identity
 
@@ -179,7 +179,7 @@ def write_run(
 def pass_audits(root: Path) -> None:
     """An audit.json beside every run, as if `make audit` had found nothing wrong."""
     for path in root.glob("*/*/status.json"):
-        write_audit(path.parent, [Finding("val_loss", OK)])
+        write_audit(path.parent, [AuditLine("val_loss", OK)])
 
 
 def relabel(run_dir: Path, **fields: Any) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from gpt2.audit.finding import Finding, Tolerance, compare
+from gpt2.audit.finding import AuditLine, Tolerance, compare
 from gpt2.corpora.tokenfiles import SPLITS, dataset_folder, split_file
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.schema import VOCAB_SIZES, Settings
@@ -31,7 +31,7 @@ class NoText(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Text:
+class PreparedText:
     """Both splits; ``val_bytes`` is None where the tokenizer is not at hand."""
 
     train: Tokens
@@ -40,7 +40,7 @@ class Text:
     no_bytes: str = ""
 
 
-def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> Text:
+def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> PreparedText:
     """The text that a run was trained on, found by the sums of its token files.
 
     fingerprint: as the run recorded it. Raises NoText if it is not in data_dir.
@@ -65,9 +65,9 @@ def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> Text:
     if int(val.max()) >= VOCAB_SIZES[data.tokenizer]:
         raise NoText(f"{files['val']} holds tokens that {data.tokenizer} does not have")
     try:
-        return Text(train, val, count_bytes(val, data.tokenizer))
+        return PreparedText(train, val, count_bytes(val, data.tokenizer))
     except TokenizerUnavailable as error:
-        return Text(train, val, None, str(error).splitlines()[0])
+        return PreparedText(train, val, None, str(error).splitlines()[0])
 
 
 def _sum_of(path: Path) -> str:
@@ -101,7 +101,7 @@ def _lengths(tokenizer: str) -> npt.NDArray[np.int64]:
     )
 
 
-def meta_finding(text: Text, meta_bytes: object) -> Finding:
+def meta_finding(text: PreparedText, meta_bytes: object) -> AuditLine:
     """Whether meta.json has the bytes of the validation text that it decodes to."""
     return compare("bytes of the validation text", meta_bytes, text.val_bytes, BYTES)
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from gpt2.audit.evidence import Evidence, value
+from gpt2.audit.evidence import RunFiles, value
 from gpt2.audit.finding import (
     EXACT,
     SAME,
-    Finding,
+    AuditLine,
     Tolerance,
     compare,
     compare_all,
@@ -29,7 +29,9 @@ LONGEST_GAP = 10.0  # seconds without a reading that no energy is counted over
 JOULES = Tolerance(relative=1e-6, why="a sum of many readings")
 
 
-def cost_findings(evidence: Evidence, heads: Sequence[int] | None) -> Iterator[Finding]:
+def cost_findings(
+    evidence: RunFiles, heads: Sequence[int] | None
+) -> Iterator[AuditLine]:
     """heads: what each layer has left in the export, None where none were removed."""
     settings, result = evidence.settings, evidence.result
     flops = budget(settings).flops_training
@@ -45,14 +47,14 @@ def cost_findings(evidence: Evidence, heads: Sequence[int] | None) -> Iterator[F
         yield from _energy(evidence)
 
 
-def _cache_bytes(evidence: Evidence, heads: Sequence[int] | None) -> float:
+def _cache_bytes(evidence: RunFiles, heads: Sequence[int] | None) -> float:
     settings = evidence.settings
     costs = budget(settings, heads)
     numbers = costs.cache_per_token + costs.cache_constant / settings.model.block_size
     return numbers * (4 if settings.optim.mixed_precision == "fp32" else 2)
 
 
-def _utilisation(evidence: Evidence, flops: int) -> Iterator[Finding]:
+def _utilisation(evidence: RunFiles, flops: int) -> Iterator[AuditLine]:
     """MFU = FLOPs per token x tokens per second / peak of all ranks' devices."""
     reported = "mfu" in evidence.result
     device = as_dict(evidence.manifest.get("device"))
@@ -74,7 +76,7 @@ def _utilisation(evidence: Evidence, flops: int) -> Iterator[Finding]:
     yield compare_all("mfu of each record", rows)
 
 
-def _energy(evidence: Evidence) -> Iterator[Finding]:
+def _energy(evidence: RunFiles) -> Iterator[AuditLine]:
     """Power integrated over the readings of gpu.jsonl, and per million tokens."""
     figure, result = "energy_j", evidence.result
     try:

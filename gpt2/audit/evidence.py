@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gpt2.audit.finding import DIFFERS, SAME, Finding, compare, holds, not_checked
+from gpt2.audit.finding import DIFFERS, SAME, AuditLine, compare, holds, not_checked
 from gpt2.plan import Job, job_from_json
 from gpt2.schema import Settings
 from lib.rundir import JOB_FILE, MANIFEST_FILE, METRICS_FILE, STATUS_FILE
@@ -33,7 +33,7 @@ class NothingToAudit(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Evidence:
+class RunFiles:
     """What a run says of itself. Records are in the order of the file."""
 
     run_dir: Path
@@ -45,7 +45,7 @@ class Evidence:
     epochs: list[Record]
     alarms: list[Record]
     comparisons: list[Record]  # of gradients with the formulas, as trained
-    problems: list[Finding] = field(default_factory=list)
+    problems: list[AuditLine] = field(default_factory=list)
 
     @property
     def settings(self) -> Settings:
@@ -72,7 +72,7 @@ class Evidence:
         return whole(self.manifest.get("world_size")) or 1
 
 
-def read_evidence(run_dir: Path) -> Evidence:
+def read_evidence(run_dir: Path) -> RunFiles:
     """The files of a finished run.
 
     Raises NothingToAudit if the run is not done, or its job cannot be read.
@@ -92,7 +92,7 @@ def read_evidence(run_dir: Path) -> Evidence:
     kinds: dict[str, list[Record]] = {kind: [] for kind in KINDS}
     for record in records:
         kinds.get(str(record.get("kind")), []).append(record)
-    return Evidence(
+    return RunFiles(
         run_dir=run_dir,
         job=job,
         manifest=manifest,
@@ -128,21 +128,21 @@ def _job(path: Path) -> Job:
     return job
 
 
-def _records(path: Path) -> tuple[list[Record], list[Finding]]:
+def _records(path: Path) -> tuple[list[Record], list[AuditLine]]:
     """The records of metrics.jsonl, and the findings on the file."""
     try:
         records, bad = read_records(path)
     except Unusable as error:
         missing = str(error) == "missing"
-        finding = Finding(METRICS_FILE, DIFFERS, reason=str(error))
+        finding = AuditLine(METRICS_FILE, DIFFERS, reason=str(error))
         return [], [not_checked(METRICS_FILE, str(error)) if missing else finding]
     if bad:
         reason = f"{len(bad)} damaged lines, the first is line {bad[0]}"
-        return records, [Finding(METRICS_FILE, DIFFERS, reason=reason)]
+        return records, [AuditLine(METRICS_FILE, DIFFERS, reason=reason)]
     return records, []
 
 
-def origin_findings(evidence: Evidence) -> Iterator[Finding]:
+def origin_findings(evidence: RunFiles) -> Iterator[AuditLine]:
     """Whether job, manifest and status are of one run, and of one batch split."""
     job, manifest = evidence.job, evidence.manifest
     yield compare("status step", evidence.status.get("step"), evidence.updates, SAME)
@@ -163,7 +163,7 @@ def origin_findings(evidence: Evidence) -> Iterator[Finding]:
     yield compare("micro batch x accumulation x ranks", product, batch, SAME, reason)
 
 
-def alarm_findings(evidence: Evidence) -> Iterator[Finding]:
+def alarm_findings(evidence: RunFiles) -> Iterator[AuditLine]:
     """Whether status.json shows the alarms on record."""
     shown = evidence.status.get("alarms")
     shown = shown if isinstance(shown, list) else []

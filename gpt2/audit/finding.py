@@ -55,7 +55,7 @@ SAME = Tolerance()
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class AuditLine:
     """One line of an audit."""
 
     figure: str
@@ -81,7 +81,7 @@ def compare(
     recomputed: Value,
     tolerance: Tolerance = EXACT,
     reason: str = "",
-) -> Finding:
+) -> AuditLine:
     """Hold a reported number or text to the recomputed one.
 
     What was not reported, or is neither a number nor a text, is not checked.
@@ -89,14 +89,14 @@ def compare(
     if isinstance(recomputed, str):
         word = text(reported)
         state = NOT_CHECKED if word is None else OK if word == recomputed else DIFFERS
-        return Finding(figure, state, word, recomputed, "", reason or _absent(word))
+        return AuditLine(figure, state, word, recomputed, "", reason or _absent(word))
     value = number(reported)
     if value is None or recomputed is None:
-        return Finding(
+        return AuditLine(
             figure, NOT_CHECKED, value, recomputed, "", reason or _absent(value)
         )
     state = OK if tolerance.admits(value, recomputed) else DIFFERS
-    return Finding(figure, state, value, recomputed, str(tolerance), reason)
+    return AuditLine(figure, state, value, recomputed, str(tolerance), reason)
 
 
 def _absent(value: Value) -> str:
@@ -108,24 +108,24 @@ def compare_all(
     triples: Iterable[tuple[str, object, float]],
     tolerance: Tolerance = EXACT,
     reason: str = "",
-) -> Finding:
+) -> AuditLine:
     """Hold a series to its recomputation; the worst pair stands for all.
 
     triples: (where, reported, recomputed), as in ("step 40", 3.1, 3.1).
     """
     found = [(w, compare(figure, r, c, tolerance)) for w, r, c in triples]
     if not found:
-        return Finding(figure, NOT_CHECKED, reason="there is no such record")
+        return AuditLine(figure, NOT_CHECKED, reason="there is no such record")
     bad = [(w, f) for w, f in found if f.state != OK]
     bad.sort(key=lambda item: (item[1].state != DIFFERS, -_gap(item[1])))
     if not bad:
-        return Finding(
+        return AuditLine(
             figure, OK, f"{len(found)} records", "the same", str(tolerance), reason
         )
     where, worst = bad[0]
     more = f" and {len(bad) - 1} more of {len(found)}" if len(bad) > 1 else ""
     parts = [f"{where}{more}", worst.reason, reason]
-    return Finding(
+    return AuditLine(
         figure,
         worst.state,
         worst.reported,
@@ -135,7 +135,7 @@ def compare_all(
     )
 
 
-def _gap(finding: Finding) -> float:
+def _gap(finding: AuditLine) -> float:
     a, b = finding.reported, finding.recomputed
     if isinstance(a, int | float) and isinstance(b, int | float):
         return abs(a - b)
@@ -144,19 +144,19 @@ def _gap(finding: Finding) -> float:
 
 def holds(
     figure: str, is_so: bool, reported: Value, bound: str, reason: str = ""
-) -> Finding:
+) -> AuditLine:
     """A condition on a reported figure, such as a bound, in words."""
-    return Finding(figure, OK if is_so else DIFFERS, reported, bound, "", reason)
+    return AuditLine(figure, OK if is_so else DIFFERS, reported, bound, "", reason)
 
 
-def not_checked(figure: str, reason: str, reported: object = None) -> Finding:
+def not_checked(figure: str, reason: str, reported: object = None) -> AuditLine:
     """A figure for which something is missing that could have been there."""
-    return Finding(figure, NOT_CHECKED, _shown(reported), None, "", reason)
+    return AuditLine(figure, NOT_CHECKED, _shown(reported), None, "", reason)
 
 
-def left_out(figure: str, reason: str, reported: object = None) -> Finding:
+def left_out(figure: str, reason: str, reported: object = None) -> AuditLine:
     """A figure that nothing kept of a run allows to check."""
-    return Finding(figure, LEFT_OUT, _shown(reported), None, "", reason)
+    return AuditLine(figure, LEFT_OUT, _shown(reported), None, "", reason)
 
 
 def _shown(value: object) -> Value:
@@ -164,7 +164,7 @@ def _shown(value: object) -> Value:
     return text(value) if found is None else found
 
 
-def verdict(findings: Sequence[Finding]) -> str:
+def verdict(findings: Sequence[AuditLine]) -> str:
     """FAILED if anything differs, INCOMPLETE if something is not checked."""
     states = {finding.state for finding in findings}
     if DIFFERS in states:

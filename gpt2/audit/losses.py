@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gpt2.audit.corpus import Text, Tokens, validation_offsets, window
-from gpt2.audit.evidence import Evidence
+from gpt2.audit.corpus import PreparedText, Tokens, validation_offsets, window
+from gpt2.audit.evidence import RunFiles
 from gpt2.audit.finding import (
-    Finding,
+    AuditLine,
     Tolerance,
     compare,
     not_checked,
 )
-from gpt2.audit.options import Options
+from gpt2.audit.options import AuditOptions
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.proofs.whole import Weights, whole_trace
@@ -57,7 +57,7 @@ FORMATS = {
 }
 
 
-def format_of(evidence: Evidence) -> Format:
+def format_of(evidence: RunFiles) -> Format:
     """The arithmetic that a run was trained and evaluated in."""
     settings = evidence.settings
     precision = settings.optim.mixed_precision
@@ -87,7 +87,7 @@ class Scored:
 
 @torch.no_grad()
 def score(
-    weights: Weights, settings: Settings, tokens: Tokens, options: Options
+    weights: Weights, settings: Settings, tokens: Tokens, options: AuditOptions
 ) -> Scored:
     """The validation loss and accuracy of weights on the windows of the settings.
 
@@ -152,13 +152,13 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def evaluation_findings(
-    evidence: Evidence,
-    text: Text,
+    evidence: RunFiles,
+    text: PreparedText,
     weights: Weights,
-    options: Options,
+    options: AuditOptions,
     *,
     at_start: bool,
-) -> Iterator[Finding]:
+) -> Iterator[AuditLine]:
     """The first or the last evaluation, from the weights of that moment."""
     where = "at update 0" if at_start else "of the export"
     record = evidence.evals[0 if at_start else -1] if evidence.evals else {}

@@ -15,7 +15,7 @@ def _silent(text: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Options:
+class AuditOptions:
     """data_dirs: where the prepared text is looked for, after the folder that the run
     itself names unless ``own_data`` is off. device: as torch names it. windows: how
     many validation windows to score, 0 for all. say: reports progress.

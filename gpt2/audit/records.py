@@ -10,11 +10,11 @@ import math
 from collections.abc import Iterator
 from itertools import pairwise
 
-from gpt2.audit.evidence import Evidence, Record, value
+from gpt2.audit.evidence import Record, RunFiles, value
 from gpt2.audit.finding import (
     NOT_CHECKED,
     SAME,
-    Finding,
+    AuditLine,
     Tolerance,
     compare,
     compare_all,
@@ -32,7 +32,7 @@ IMPLAUSIBLE = 1.8
 RANKS_SKEW = 0.02  # of a time budget: how far the first rank's clock is from the mean
 
 
-def record_findings(evidence: Evidence) -> Iterator[Finding]:
+def record_findings(evidence: RunFiles) -> Iterator[AuditLine]:
     """All that the records alone allow to check."""
     yield from _steps(evidence)
     yield from _tokens(evidence)
@@ -50,7 +50,7 @@ def at(record: Record) -> str:
 # ---- steps and tokens -------------------------------------------------------------
 
 
-def _steps(evidence: Evidence) -> Iterator[Finding]:
+def _steps(evidence: RunFiles) -> Iterator[AuditLine]:
     """Every update is in one record of the training loss, every evaluation is there."""
     last = evidence.updates
     spans = zip(evidence.trains, _spans(evidence), strict=True)
@@ -73,7 +73,7 @@ def _steps(evidence: Evidence) -> Iterator[Finding]:
         yield compare("updates", last, optim.max_iters, SAME)
 
 
-def _spans(evidence: Evidence) -> list[int]:
+def _spans(evidence: RunFiles) -> list[int]:
     """Updates between each record of the training loss and the one before."""
     steps = [0, *(whole(record.get("step")) or 0 for record in evidence.trains)]
     return [after - before for before, after in pairwise(steps)]
@@ -88,7 +88,7 @@ def _first_difference(found: list[object], wanted: list[int]) -> str:
     return "; ".join(parts + ["one is there twice"] * twice)
 
 
-def _tokens(evidence: Evidence) -> Iterator[Finding]:
+def _tokens(evidence: RunFiles) -> Iterator[AuditLine]:
     """tokens = updates x effective batch x context length."""
     settings = evidence.settings
     batch = settings.resources.batch_size * settings.resources.gradient_accumulation
@@ -124,7 +124,7 @@ def rate_at(update: int, optim: Optim, share: float | None = None) -> float:
     return ramp * (low + (peak - low) * fall)
 
 
-def _rates(evidence: Evidence) -> Finding:
+def _rates(evidence: RunFiles) -> AuditLine:
     optim = evidence.settings.optim
     if optim.time_budget:
         return _rates_by_time(evidence)
@@ -135,7 +135,7 @@ def _rates(evidence: Evidence) -> Finding:
     return compare_all("learning rates", pairs)
 
 
-def _rates_by_time(evidence: Evidence) -> Finding:
+def _rates_by_time(evidence: RunFiles) -> AuditLine:
     """By a time budget the rate lies between those at the two records around it."""
     optim, figure = evidence.settings.optim, "learning rates"
     budget = seconds_of(optim.time_budget)
@@ -145,7 +145,7 @@ def _rates_by_time(evidence: Evidence) -> Finding:
         found, after = value(record, "lr"), value(record, "train_seconds")
         if found is None or after is None:
             reason = f"{at(record)}: the seconds in updates are not recorded"
-            return Finding(figure, NOT_CHECKED, found, reason=reason)
+            return AuditLine(figure, NOT_CHECKED, found, reason=reason)
         update = whole(record.get("step")) or 1
         most = rate_at(update, optim, max(0.0, before / budget - skew))
         least = rate_at(update, optim, after / budget + skew)
@@ -159,7 +159,7 @@ def _rates_by_time(evidence: Evidence) -> Finding:
 # ---- losses -----------------------------------------------------------------------
 
 
-def _training_losses(evidence: Evidence) -> Iterator[Finding]:
+def _training_losses(evidence: RunFiles) -> Iterator[AuditLine]:
     trains = evidence.trains
     yield compare_all(
         "training loss = sum / updates",
@@ -174,7 +174,7 @@ def _training_losses(evidence: Evidence) -> Iterator[Finding]:
     yield _plausible(evidence)
 
 
-def _plausible(evidence: Evidence) -> Finding:
+def _plausible(evidence: RunFiles) -> AuditLine:
     """In its first epoch a model has not seen the text that it trains on, so its
     training loss is no smaller than its validation loss, but for the difference of
     the texts."""
@@ -199,7 +199,7 @@ def _plausible(evidence: Evidence) -> Finding:
     return holds(figure, is_so, f"{looked_at} records", bound, reason)
 
 
-def _losses_around(evidence: Evidence, first: int, last: int) -> list[float]:
+def _losses_around(evidence: RunFiles, first: int, last: int) -> list[float]:
     """Validation losses at the evaluations from the one before ``first`` to the one
     after ``last``; [] if both ends are not there."""
     points = [
@@ -214,7 +214,7 @@ def _losses_around(evidence: Evidence, first: int, last: int) -> list[float]:
     return [loss for s, loss in known if max(before) <= s <= min(after)]
 
 
-def _validation_losses(evidence: Evidence) -> Iterator[Finding]:
+def _validation_losses(evidence: RunFiles) -> Iterator[AuditLine]:
     """The last and the best evaluation, and what follows from a loss."""
     evals, result = evidence.evals, evidence.result
     last = evals[-1] if evals else {}
@@ -236,7 +236,7 @@ def _validation_losses(evidence: Evidence) -> Iterator[Finding]:
     yield from _repeated(evidence)
 
 
-def _repeated(evidence: Evidence) -> Iterator[Finding]:
+def _repeated(evidence: RunFiles) -> Iterator[AuditLine]:
     """An epoch that ends without an evaluation of its own repeats an earlier one."""
     known = {record.get("step"): record for record in evidence.evals}
     pairs = [
@@ -248,7 +248,7 @@ def _repeated(evidence: Evidence) -> Iterator[Finding]:
         yield compare_all("validation losses of epochs", pairs, SAME)
 
 
-def _comparisons(evidence: Evidence) -> Iterator[Finding]:
+def _comparisons(evidence: RunFiles) -> Iterator[AuditLine]:
     """The certificate "as trained": the largest deviation, and that all passed.
 
     A comparison of an attempt that came to nothing is followed by one of the same
@@ -279,7 +279,7 @@ def _passed(record: Record) -> bool:
     return worst <= limit and loss <= most and record.get("passed") is True
 
 
-def bits_per_byte(evidence: Evidence, tokens: int, text_bytes: int) -> Finding:
+def bits_per_byte(evidence: RunFiles, tokens: int, text_bytes: int) -> AuditLine:
     """Nats per token / ln 2 x tokens per byte, for every evaluation.
 
     tokens, text_bytes: of the validation split.

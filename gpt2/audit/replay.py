@@ -13,11 +13,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gpt2.audit.corpus import Text, Tokens, batch_offsets
-from gpt2.audit.evidence import Evidence, value
-from gpt2.audit.finding import Finding, Tolerance, compare, left_out, not_checked
+from gpt2.audit.corpus import PreparedText, Tokens, batch_offsets
+from gpt2.audit.evidence import RunFiles, value
+from gpt2.audit.finding import AuditLine, Tolerance, compare, left_out, not_checked
 from gpt2.audit.losses import Format, cross_entropy, format_of, pair
-from gpt2.audit.options import Options
+from gpt2.audit.options import AuditOptions
 from gpt2.audit.records import rate_at
 from gpt2.budget import budget
 from gpt2.init import init_parameters
@@ -37,8 +37,8 @@ GROWTH = 10.0  # times the effect of one rounding, where a replay disagrees
 
 
 def replay_findings(
-    evidence: Evidence, text: Text, options: Options
-) -> Iterator[Finding]:
+    evidence: RunFiles, text: PreparedText, options: AuditOptions
+) -> Iterator[AuditLine]:
     """The first record of the training loss, by making its updates once more."""
     if not evidence.trains:
         yield not_checked(FIRST_LOSS, "it is not on record")
@@ -59,8 +59,8 @@ def replay_findings(
 
 
 def _replayed(
-    evidence: Evidence, once: Replayed, again: Callable[[float], Replayed]
-) -> Iterator[Finding]:
+    evidence: RunFiles, once: Replayed, again: Callable[[float], Replayed]
+) -> Iterator[AuditLine]:
     """The first record held to its replay.
 
     Where they disagree, the replay is repeated from weights that differ by a rounding:
@@ -91,7 +91,7 @@ def _with_growth(allowed: Tolerance, one: float, other: float) -> Tolerance:
     return replace(allowed, absolute=allowed.absolute + grown, why=why)
 
 
-def _no_replay(evidence: Evidence, updates: int, options: Options) -> str:
+def _no_replay(evidence: RunFiles, updates: int, options: AuditOptions) -> str:
     """Why the first updates are not made once more; empty if they can be."""
     settings = evidence.settings
     flops = budget(settings).flops_training * settings.tokens_per_update * updates
@@ -115,7 +115,7 @@ class Replayed:
 
 
 def replay(
-    evidence: Evidence,
+    evidence: RunFiles,
     tokens: Tokens,
     updates: int,
     device: torch.device,
@@ -162,7 +162,7 @@ def _jitter(model: GPT, size: float) -> None:
         parameter.mul_(1 + size * torch.randn(parameter.shape, generator=noise))
 
 
-def _rate(evidence: Evidence, update: int) -> float:
+def _rate(evidence: RunFiles, update: int) -> float:
     """The learning rate; by a time budget, as if the updates took equally long."""
     optim, first = evidence.settings.optim, evidence.trains[0]
     if not optim.time_budget:

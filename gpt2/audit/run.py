@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.audit import losses, replay, weights
-from gpt2.audit.corpus import NoText, Text, meta_finding, open_text
+from gpt2.audit.corpus import NoText, PreparedText, meta_finding, open_text
 from gpt2.audit.costs import cost_findings
 from gpt2.audit.evidence import (
-    Evidence,
+    RunFiles,
     alarm_findings,
     origin_findings,
     read_evidence,
@@ -20,12 +20,12 @@ from gpt2.audit.evidence import (
 from gpt2.audit.finding import (
     DIFFERS,
     NOT_CHECKED,
-    Finding,
+    AuditLine,
     left_out,
     not_checked,
     verdict,
 )
-from gpt2.audit.options import Options
+from gpt2.audit.options import AuditOptions
 from gpt2.audit.records import bits_per_byte, record_findings
 from gpt2.audit.tables import table_findings
 from gpt2.audit.times import epoch_findings, time_findings
@@ -49,7 +49,7 @@ class Audit:
     """The findings on a run."""
 
     run_dir: Path
-    findings: tuple[Finding, ...]
+    findings: tuple[AuditLine, ...]
 
     @property
     def verdict(self) -> str:
@@ -63,7 +63,7 @@ class Audit:
         }
 
 
-def audit_run(run_dir: Path, options: Options) -> Audit:
+def audit_run(run_dir: Path, options: AuditOptions) -> Audit:
     """Every check of one run.
 
     Raises gpt2.audit.evidence.NothingToAudit for a run that is not done or does not
@@ -75,7 +75,7 @@ def audit_run(run_dir: Path, options: Options) -> Audit:
     return Audit(run_dir, (*found, *_uncovered(evidence, found)))
 
 
-def _all(evidence: Evidence, options: Options) -> Iterator[Finding]:
+def _all(evidence: RunFiles, options: AuditOptions) -> Iterator[AuditLine]:
     yield from _guarded("origin", origin_findings, evidence)
     yield from _guarded("records", record_findings, evidence)
     yield from _guarded("times", time_findings, evidence)
@@ -87,7 +87,7 @@ def _all(evidence: Evidence, options: Options) -> Iterator[Finding]:
         yield from export
     yield from _guarded("costs", _cost_findings, evidence, export)
     of_text = _text(evidence, options)
-    if isinstance(of_text, Text):
+    if isinstance(of_text, PreparedText):
         yield from _guarded("text", _text_findings, evidence, of_text)
         yield from _recomputed(evidence, of_text, export, options)
     else:
@@ -96,21 +96,21 @@ def _all(evidence: Evidence, options: Options) -> Iterator[Finding]:
 
 
 def _guarded(
-    figure: str, check: Callable[..., Iterable[Finding]], *given: Any
-) -> list[Finding]:
+    figure: str, check: Callable[..., Iterable[AuditLine]], *given: Any
+) -> list[AuditLine]:
     """The findings of a check; data that it stumbles over are a finding too."""
     try:
         return list(check(*given))
     except Exception as error:  # a stranger's files may hold anything
         reason = f"cannot be checked: {type(error).__name__}: {clean(error)}"
         state = NOT_CHECKED if is_out_of_memory(error) else DIFFERS
-        return [Finding(figure, state, reason=reason)]
+        return [AuditLine(figure, state, reason=reason)]
 
 
 # ---- the text ---------------------------------------------------------------------
 
 
-def _text(evidence: Evidence, options: Options) -> Text | list[Finding]:
+def _text(evidence: RunFiles, options: AuditOptions) -> PreparedText | list[AuditLine]:
     """The text of the run, or for each figure that needs it why it is not checked."""
     settings = evidence.settings
     fingerprint = text(evidence.manifest.get("data_fingerprint"))
@@ -127,7 +127,7 @@ def _text(evidence: Evidence, options: Options) -> Text | list[Finding]:
     return [not_checked(figure, why) for figure in FROM_TEXT]
 
 
-def _text_findings(evidence: Evidence, found: Text) -> Iterator[Finding]:
+def _text_findings(evidence: RunFiles, found: PreparedText) -> Iterator[AuditLine]:
     yield from epoch_findings(evidence, len(found.train))
     if found.val_bytes is None:
         yield not_checked("bits per byte of each evaluation", found.no_bytes)
@@ -138,7 +138,7 @@ def _text_findings(evidence: Evidence, found: Text) -> Iterator[Finding]:
         yield meta_finding(found, meta)
 
 
-def _meta_bytes(found: Text) -> object:
+def _meta_bytes(found: PreparedText) -> object:
     """Bytes of the validation text as meta.json has them; None without one."""
     try:
         meta = read_json(Path(found.val.filename).with_name(META_FILE))  # type: ignore
@@ -150,19 +150,19 @@ def _meta_bytes(found: Text) -> object:
 # ---- the export -------------------------------------------------------------------
 
 
-def _export(evidence: Evidence) -> Export | list[Finding]:
+def _export(evidence: RunFiles) -> Export | list[AuditLine]:
     """The exported model, or the findings in its place."""
     try:
         return read_export(evidence.run_dir / EXPORT_FILE, evidence.settings)
     except FileNotFoundError:
         return [not_checked(name, f"{EXPORT_FILE} is missing") for name in FROM_EXPORT]
     except BadExport as error:
-        return [Finding(EXPORT_FILE, DIFFERS, reason=str(error))]
+        return [AuditLine(EXPORT_FILE, DIFFERS, reason=str(error))]
 
 
 def _cost_findings(
-    evidence: Evidence, export: Export | list[Finding]
-) -> Iterator[Finding]:
+    evidence: RunFiles, export: Export | list[AuditLine]
+) -> Iterator[AuditLine]:
     heads = None
     if evidence.settings.pruning.prune_method == "heads":
         if not isinstance(export, Export):
@@ -172,11 +172,11 @@ def _cost_findings(
 
 
 def _recomputed(
-    evidence: Evidence,
-    of_text: Text,
-    export: Export | list[Finding],
-    options: Options,
-) -> Iterator[Finding]:
+    evidence: RunFiles,
+    of_text: PreparedText,
+    export: Export | list[AuditLine],
+    options: AuditOptions,
+) -> Iterator[AuditLine]:
     """The losses that can be computed once more."""
     if isinstance(export, Export):
         evaluation = partial(losses.evaluation_findings, at_start=False)
@@ -189,7 +189,9 @@ def _recomputed(
     yield from _guarded(replay.FIRST_LOSS, replay.replay_findings, *replayed)
 
 
-def _start(evidence: Evidence, of_text: Text, options: Options) -> Iterator[Finding]:
+def _start(
+    evidence: RunFiles, of_text: PreparedText, options: AuditOptions
+) -> Iterator[AuditLine]:
     """The evaluation before the first update."""
     weights_then = losses.initial_weights(evidence.settings, evidence.job.seed)
     yield from losses.evaluation_findings(
@@ -200,7 +202,7 @@ def _start(evidence: Evidence, of_text: Text, options: Options) -> Iterator[Find
 # ---- what is left -----------------------------------------------------------------
 
 
-def _uncovered(evidence: Evidence, found: Sequence[Finding]) -> Iterator[Finding]:
+def _uncovered(evidence: RunFiles, found: Sequence[AuditLine]) -> Iterator[AuditLine]:
     """The numbers of the result that no check was about."""
     covered = {finding.figure for finding in found}
     for name, reported in evidence.result.items():

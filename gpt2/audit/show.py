@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2.audit.finding import DIFFERS, OK, STATES, Finding, Value, verdict
+from gpt2.audit.finding import DIFFERS, OK, STATES, AuditLine, Value, verdict
 from lib import human
 
 COLOURS = {OK: "green", DIFFERS: "bold red"}
 
 
 def show_audit(
-    console: Console, run_dir: Path, findings: Sequence[Finding], *, whole: bool
+    console: Console, run_dir: Path, findings: Sequence[AuditLine], *, whole: bool
 ) -> None:
     """One run: a line with its verdict, and its findings.
 
@@ -30,14 +30,14 @@ def show_audit(
         console.print(table_of(shown))
 
 
-def summary(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[AuditLine]) -> str:
     """The verdict with the number of findings in each state."""
     counts = Counter(finding.state for finding in findings)
     parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return f"{verdict(findings)} ({parts})"
 
 
-def table_of(findings: Sequence[Finding]) -> Table:
+def table_of(findings: Sequence[AuditLine]) -> Table:
     """A row for each finding; figures are those of the run's result where they have
     the name of one."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2.audit.finding import FAILED, INCOMPLETE, PASSED, Finding, verdict
+from gpt2.audit.finding import FAILED, INCOMPLETE, PASSED, AuditLine, verdict
 from lib.identity import file_sha256
 from lib.rundir import (
     EXPORT_FILE,
@@ -30,7 +30,7 @@ NONE, STALE = "none", "stale"
 VERDICTS = (PASSED, FAILED, INCOMPLETE)
 
 
-def write_audit(run_dir: Path, findings: Sequence[Finding]) -> None:
+def write_audit(run_dir: Path, findings: Sequence[AuditLine]) -> None:
     """Write audit.json, atomically. Raises lib.rundir.DiskFull and OSError."""
     record = {
         "schema": SCHEMA,

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gpt2.audit.evidence import Evidence
-from gpt2.audit.finding import DIFFERS, Finding, Value, holds, not_checked
+from gpt2.audit.evidence import RunFiles
+from gpt2.audit.finding import DIFFERS, AuditLine, Value, holds, not_checked
 from lib.untrusted import (
     MAX_JSON_BYTES,
     Unusable,
@@ -26,7 +26,7 @@ SUMMARY, TABLE = "summary.json", "results.csv"
 REMEDY = "`make report` writes it from the runs"
 
 
-def results_folder(evidence: Evidence) -> Path | None:
+def results_folder(evidence: RunFiles) -> Path | None:
     """The results folder of a run that is in its own place there; None for a copy
     elsewhere, and for a folder without a summary."""
     here, place = evidence.run_dir.absolute(), Path(evidence.job.run_dir)
@@ -37,7 +37,7 @@ def results_folder(evidence: Evidence) -> Path | None:
     return root if (root / SUMMARY).is_file() else None
 
 
-def table_findings(evidence: Evidence) -> Iterator[Finding]:
+def table_findings(evidence: RunFiles) -> Iterator[AuditLine]:
     """Both files of a results folder, number by number; nothing without one."""
     root = results_folder(evidence)
     if root is None:
@@ -53,8 +53,8 @@ def table_findings(evidence: Evidence) -> Iterator[Finding]:
         yield _row(evidence, name, found)
 
 
-def _damaged(figure: str, reason: str) -> Finding:
-    return Finding(figure, DIFFERS, reason=reason)
+def _damaged(figure: str, reason: str) -> AuditLine:
+    return AuditLine(figure, DIFFERS, reason=reason)
 
 
 def _summary(path: Path) -> list[dict[str, Any]]:
@@ -70,7 +70,7 @@ def _table(path: Path) -> list[dict[str, Any]]:
         raise Unusable(f"not a table ({error})") from None
 
 
-def _row(evidence: Evidence, name: str, rows: list[dict[str, Any]]) -> Finding:
+def _row(evidence: RunFiles, name: str, rows: list[dict[str, Any]]) -> AuditLine:
     """The run's row, held to its result; a row from before its end is not one."""
     done = [row for row in rows if row.get("status") == "done"]
     if not done:
@@ -80,7 +80,7 @@ def _row(evidence: Evidence, name: str, rows: list[dict[str, Any]]) -> Finding:
         shown = _as_number(done[0].get(key))
         if key in done[0] and shown != reported:
             reason = f"{key}: {REMEDY}"
-            return Finding(name, DIFFERS, shown, reported, reason=reason)
+            return AuditLine(name, DIFFERS, shown, reported, reason=reason)
     count = sum(key in done[0] for key in numbers)
     is_there = count > 0 and "val_loss" in done[0]
     return holds(name, is_there, f"{count} numbers", "those of the run's result")

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from datetime import datetime
 from itertools import pairwise
 
-from gpt2.audit.evidence import Evidence, Record, value
+from gpt2.audit.evidence import Record, RunFiles, value
 from gpt2.audit.finding import (
     EXACT,
     SAME,
-    Finding,
+    AuditLine,
     Tolerance,
     compare,
     compare_all,
@@ -30,7 +30,7 @@ ROUNDING = 1e-6  # seconds that sums of seconds may be off
 STAMPS = 2.0  # seconds that two times of day, each cut to a second, may be off
 
 
-def time_findings(evidence: Evidence) -> Iterator[Finding]:
+def time_findings(evidence: RunFiles) -> Iterator[AuditLine]:
     """All that the recorded times allow to check."""
     yield _rates(evidence)
     yield _order(evidence)
@@ -45,7 +45,7 @@ def _train_seconds(record: Record) -> float | None:
     return value(record, "train_seconds")
 
 
-def _rates(evidence: Evidence) -> Finding:
+def _rates(evidence: RunFiles) -> AuditLine:
     """Tokens since the record before, over the seconds of updates since then."""
     rows, before = [], (0.0, 0.0)
     for record in evidence.trains:
@@ -60,7 +60,7 @@ def _rates(evidence: Evidence) -> Finding:
     return compare_all("tokens per second of each record", rows, RATES)
 
 
-def _order(evidence: Evidence) -> Finding:
+def _order(evidence: RunFiles) -> AuditLine:
     """Times rise from record to record, and training is a part of what passed."""
     figure = "order of times"
     ends = {"seconds": evidence.result.get("seconds"), "step": "the result"}
@@ -81,7 +81,7 @@ def _order(evidence: Evidence) -> Finding:
     return holds(figure, True, f"{len(records)} records", "rising")
 
 
-def other_seconds(evidence: Evidence) -> list[tuple[int, float]]:
+def other_seconds(evidence: RunFiles) -> list[tuple[int, float]]:
     """(step, seconds) of what was no training: evaluations and comparisons with the
     formulas. An epoch's record may repeat an evaluation that was made before, and the
     comparison at the start of an attempt comes before its clock."""
@@ -102,7 +102,7 @@ def other_seconds(evidence: Evidence) -> list[tuple[int, float]]:
     return sorted([*found.items(), *compared.items()])
 
 
-def _sums(evidence: Evidence) -> Iterator[Finding]:
+def _sums(evidence: RunFiles) -> Iterator[AuditLine]:
     """Seconds of updates and of all else are within the seconds of the loop."""
     figure = "train_seconds"
     others = other_seconds(evidence)
@@ -127,7 +127,7 @@ def _sums(evidence: Evidence) -> Iterator[Finding]:
     yield holds(figure, not beyond, trained, bound, reason)
 
 
-def _wall(evidence: Evidence) -> Finding:
+def _wall(evidence: RunFiles) -> AuditLine:
     """The loop took no longer than the time of day from start to end says."""
     began = _moment(evidence.manifest.get("started"))
     ended = _moment(evidence.status.get("updated"))
@@ -148,7 +148,7 @@ def _moment(stamp: object) -> datetime | None:
     return found if found.tzinfo else None
 
 
-def _per_run(evidence: Evidence) -> Iterator[Finding]:
+def _per_run(evidence: RunFiles) -> Iterator[AuditLine]:
     """tokens_per_s and step_seconds are of the seconds of updates."""
     result = evidence.result
     trained, tokens = value(result, "train_seconds"), value(result, "tokens")
@@ -162,7 +162,7 @@ def _per_run(evidence: Evidence) -> Iterator[Finding]:
         yield holds("data_wait_share", is_so, share, "a share of the updates' time")
 
 
-def _budget(evidence: Evidence) -> Finding:
+def _budget(evidence: RunFiles) -> AuditLine:
     """A time budget is spent on updates, all of it, and the run ends there.
 
     A GPU may pass it while the loss of a record is waited for; one update follows.
@@ -183,7 +183,7 @@ def _budget(evidence: Evidence) -> Finding:
     return holds(figure, reached and ends, spent, bound, reason)
 
 
-def epoch_findings(evidence: Evidence, epoch_tokens: int) -> Iterator[Finding]:
+def epoch_findings(evidence: RunFiles, epoch_tokens: int) -> Iterator[AuditLine]:
     """Epochs, their time, and the records of those that ended.
 
     epoch_tokens: of the training split.
@@ -220,7 +220,7 @@ def epoch_findings(evidence: Evidence, epoch_tokens: int) -> Iterator[Finding]:
     )
 
 
-def _ends_of_epochs(evidence: Evidence, epoch_tokens: int) -> list[int]:
+def _ends_of_epochs(evidence: RunFiles, epoch_tokens: int) -> list[int]:
     """The updates in which another whole epoch's tokens were reached."""
     each = evidence.settings.tokens_per_update
     counts = [n * each // epoch_tokens for n in range(evidence.updates + 1)]

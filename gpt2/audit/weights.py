@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from gpt2.audit.evidence import Evidence, value
+from gpt2.audit.evidence import RunFiles, value
 from gpt2.audit.finding import (
     DIFFERS,
     EXACT,
     SAME,
-    Finding,
+    AuditLine,
     compare,
     holds,
     left_out,
@@ -129,7 +129,7 @@ def prunable(weights: Mapping[str, Tensor]) -> Weights:
 # ---- what the file says of itself -------------------------------------------------
 
 
-def origin_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
+def origin_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
     """Whether the file is of this run and of its last update."""
     metadata, job = export.metadata, evidence.job
     yield compare("hash in the export", metadata.get("hash"), job.hash)
@@ -143,7 +143,7 @@ def origin_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
     yield holds("settings in the export", same, shown, "those of the job")
 
 
-def count_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
+def count_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
     """Parameters and heads, counted in the file."""
     result, whole = evidence.result, _count(export.whole)
     reason = f"{len(export.tensors)} tensors in {EXPORT_FILE}"
@@ -172,7 +172,7 @@ def count_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
     yield compare("heads left of the schedule", sum(heads), left, SAME, reason)
 
 
-def _all_heads(evidence: Evidence) -> int:
+def _all_heads(evidence: RunFiles) -> int:
     model = evidence.settings.model
     return model.n_layer * model.n_head
 
@@ -198,7 +198,7 @@ def _heads_asked(settings: Settings) -> tuple[int, int]:
 # ---- pruning ----------------------------------------------------------------------
 
 
-def pruning_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
+def pruning_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
     """True zeros in the file, the number that the schedule asks for, and the masks."""
     pruning, result = evidence.settings.pruning, evidence.result
     if pruning.prune_method == "none":
@@ -213,7 +213,9 @@ def pruning_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
     yield _masked(evidence, export)
 
 
-def _scheduled(settings: Settings, weights: Weights, zeros: int, total: int) -> Finding:
+def _scheduled(
+    settings: Settings, weights: Weights, zeros: int, total: int
+) -> AuditLine:
     """Zeros as the end of the ramp asks for; some more may be zero by accident."""
     asked = _zeros_asked(settings, weights)
     most = asked + int(ACCIDENTAL * total) + 1
@@ -236,11 +238,11 @@ def _zeros_asked(settings: Settings, weights: Weights) -> int:
     return round(share * sum(sizes.values()))
 
 
-def _masked(evidence: Evidence, export: Export) -> Finding:
+def _masked(evidence: RunFiles, export: Export) -> AuditLine:
     """Zeros are where the masks of the last checkpoint are."""
     figure = "masks"
     masks = _last_masks(evidence)
-    if isinstance(masks, Finding):
+    if isinstance(masks, AuditLine):
         return masks
     if evidence.settings.pruning.prune_method == "heads":
         kept = [int(mask.sum()) for mask in masks.values()]
@@ -250,18 +252,18 @@ def _masked(evidence: Evidence, export: Export) -> Finding:
     weights = prunable(export.whole)
     if masks.keys() != weights.keys():
         odd = sorted(masks.keys() ^ weights.keys())
-        return Finding(figure, DIFFERS, reason=f"not of the same weights: {odd[0]}")
+        return AuditLine(figure, DIFFERS, reason=f"not of the same weights: {odd[0]}")
     for name, mask in masks.items():
         stray = int((weights[name][~mask] != 0).sum())
         if stray:
             reason = f"{name}: {stray:,} pruned weights are not zero"
-            return Finding(figure, DIFFERS, stray, 0, reason=reason)
+            return AuditLine(figure, DIFFERS, stray, 0, reason=reason)
     pruned = sum(int((~mask).sum()) for mask in masks.values())
     bound = "zero wherever a weight is pruned"
     return holds(figure, True, f"{pruned:,} pruned", bound)
 
 
-def _last_masks(evidence: Evidence) -> dict[str, Tensor] | Finding:
+def _last_masks(evidence: RunFiles) -> dict[str, Tensor] | AuditLine:
     """The masks in the checkpoint of the last update, or that there are none."""
     folder = evidence.run_dir / FOLDER / f"step-{evidence.updates:06d}"
     path = folder / STATE_FILE
@@ -276,7 +278,7 @@ def _last_masks(evidence: Evidence) -> dict[str, Tensor] | Finding:
         return not_checked("masks", f"{path}: unreadable ({clean(error)})")
 
 
-def export_findings(evidence: Evidence, export: Export) -> Iterator[Finding]:
+def export_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
     """All that the file alone allows to check."""
     yield from origin_findings(evidence, export)
     yield from count_findings(evidence, export)

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from gpt2.audit.finding import DIFFERS, Finding
-from gpt2.audit.options import Options
+from gpt2.audit.finding import DIFFERS, AuditLine
+from gpt2.audit.options import AuditOptions
 from gpt2.audit.run import Audit, audit_run
 from gpt2.plan import Job
 from lib.rundir import atomic_write_json, read_json, read_jsonl
@@ -24,10 +24,10 @@ def audited_job(data_dir: Path, step: int | None = None, **fields: Any) -> Job:
 
 
 def audit(run_dir: Path, **options: Any) -> Audit:
-    return audit_run(run_dir, Options(**options))
+    return audit_run(run_dir, AuditOptions(**options))
 
 
-def differing(findings: Iterable[Finding]) -> set[str]:
+def differing(findings: Iterable[AuditLine]) -> set[str]:
     """The figures that differ."""
     return {finding.figure for finding in findings if finding.state == DIFFERS}
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from gpt2.audit.corpus import open_text
 from gpt2.audit.costs import cost_findings
 from gpt2.audit.evidence import NothingToAudit, alarm_findings, read_evidence
-from gpt2.audit.finding import DIFFERS, LEFT_OUT, NOT_CHECKED, OK, PASSED, Finding
+from gpt2.audit.finding import DIFFERS, LEFT_OUT, NOT_CHECKED, OK, PASSED, AuditLine
 from gpt2.audit.records import bits_per_byte, record_findings
 from gpt2.audit.stamp import NONE, STALE, audit_state, write_audit
 from gpt2.audit.tables import results_folder, table_findings
@@ -35,7 +35,7 @@ def run_dir(done: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(done, place))
 
 
-def without_losses(run_dir: Path) -> list[Finding]:
+def without_losses(run_dir: Path) -> list[AuditLine]:
     """All findings that take no computation of a loss."""
     evidence = read_evidence(run_dir)
     settings = evidence.settings
@@ -192,7 +192,7 @@ def test_a_run_that_is_not_finished_or_not_known_is_refused(run_dir, tmp_path):
 def test_a_missing_file_is_named_and_nothing_passes_for_it(run_dir, name):
     (run_dir / name).unlink()
     found = audit(run_dir)
-    assert Finding(name, NOT_CHECKED, reason="missing") in found.findings
+    assert AuditLine(name, NOT_CHECKED, reason="missing") in found.findings
     assert found.verdict != PASSED
 
 
@@ -273,7 +273,7 @@ def test_the_tables_of_a_results_folder_have_the_numbers_of_its_runs(run_dir):
 
 def test_an_audit_is_of_the_files_that_it_was_made_of(run_dir, tmp_path):
     assert audit_state(run_dir) == NONE
-    write_audit(run_dir, [Finding("val_loss", OK)])
+    write_audit(run_dir, [AuditLine("val_loss", OK)])
     assert audit_state(run_dir) == PASSED
     copy = shutil.copytree(run_dir, tmp_path / "copy", copy_function=shutil.copy)
     assert audit_state(Path(copy)) == PASSED  # other times, the same bytes
@@ -285,7 +285,7 @@ def test_an_audit_is_of_the_files_that_it_was_made_of(run_dir, tmp_path):
         assert audit_state(run_dir) == PASSED, name
     (run_dir / "audit.json").write_text("[]")
     assert audit_state(run_dir) == STALE
-    write_audit(run_dir, [Finding("val_loss", OK), Finding("x", NOT_CHECKED)])
+    write_audit(run_dir, [AuditLine("val_loss", OK), AuditLine("x", NOT_CHECKED)])
     assert audit_state(run_dir) == "incomplete"
 
 

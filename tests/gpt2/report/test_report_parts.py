@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gpt2.audit.finding import DIFFERS, Finding
+from gpt2.audit.finding import DIFFERS, AuditLine
 from gpt2.audit.stamp import write_audit
 from gpt2.budget import budget
 from gpt2.plan import make_plan
@@ -140,7 +140,7 @@ def test_checklist_says_whether_every_number_was_recomputed(tmp_path):
     run_dir = tmp_path / "step05-ra" / "seed2"
     (run_dir / "metrics.jsonl").open("a").write("{}\n")
     assert items(tmp_path)["audit"].value == "passed (3 runs); stale (1 run)"
-    write_audit(run_dir, [Finding("val_loss", DIFFERS)])
+    write_audit(run_dir, [AuditLine("val_loss", DIFFERS)])
     assert items(tmp_path)["audit"].remark == "1 of 4 runs report what they do not hold"
 
 

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 from gpt2.audit.finding import PASSED
-from gpt2.audit.options import Options
+from gpt2.audit.options import AuditOptions
 from gpt2.audit.run import audit_run
 from gpt2.matrix import task_of
 from gpt2.plan import Job
@@ -237,7 +237,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     forker.train(job, second.run_dir, KABLATE_ATTEMPT="3")
     assert manifest(second.run_dir)["resumed"]
     assert_same_run(second.run_dir, tmp_path / "whole")
-    audited = audit_run(second.run_dir, Options())
+    audited = audit_run(second.run_dir, AuditOptions())
     assert audited.verdict == PASSED, audited.findings
 
 
