@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
+from gpt2.mechanism_specs import OFF
 from gpt2.schema import LARGEST_ARM, WHOLE_CONTEXT
 
 
@@ -43,19 +44,7 @@ class Step:
 
 
 # GPT-2 itself: every mechanism off. Step 0, and so the root of each lineage.
-PLAIN = {
-    "attention": "mha",
-    "ra": False,
-    "ra_learned_alpha": False,
-    "ract": False,
-    "mlp_gate": False,
-    "cross_token": False,
-    "latent": "none",
-    "output_gate": False,
-    "mlp_ratio": 0.0,
-    "mechanism_share": 0.0,
-    "match_step": "",
-}
+PLAIN = {**OFF, "ra_learned_alpha": False}
 RACT = {"ract": True, "ract_statistic": "topk", "ract_placement": "output"}
 GATE_AND_CROSS = {"mlp_gate": True, "cross_token": True, "mechanism_share": 0.20}
 R_2_5 = {"mlp_ratio": 2.5}

@@ -1,14 +1,16 @@
 """Settings that were asked for and change nothing in any job of a plan.
 
-A preset serves many sets of steps, so that this is no error; but nobody shall take
-a number for the effect of a setting that nothing read. Torch-free.
+A preset serves many sets of steps, so this is not an error, but a number must not be
+taken for the effect of a setting that nothing read. Torch-free.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
+from gpt2.mechanism_specs import MECHANISMS, Mechanism, Reads
 from gpt2.plan import Plan
 from gpt2.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF, Settings
 from lib.generated import Config
@@ -23,53 +25,19 @@ class Reader:
     is_on: Callable[[Settings], bool]
 
 
+def _of_mechanisms() -> Iterator[Reader]:
+    for mechanism in MECHANISMS:
+        for reads in mechanism.reads:
+            is_on = partial(_is_read, mechanism, reads)
+            yield Reader(reads.what, reads.fields, is_on)
+
+
+def _is_read(mechanism: Mechanism, reads: Reads, settings: Settings) -> bool:
+    return mechanism.reads_on(settings.mechanisms, reads)
+
+
 READERS = (
-    Reader("has RA", ("ra_window", "ra_alpha"), lambda s: s.mechanisms.ra),
-    Reader(
-        "has RA-CT",
-        ("ract_statistic", "ract_mix", "ract_head_average", "ract_detach"),
-        lambda s: s.mechanisms.ract,
-    ),
-    Reader(
-        "has RA-CT by the top-k sum",
-        ("ract_topk",),
-        lambda s: s.mechanisms.ract and s.mechanisms.ract_statistic == "topk",
-    ),
-    Reader(
-        "has the MLP gate",
-        ("mlp_gate_dim", "mlp_gate_mix", "mlp_gate_pool"),
-        lambda s: s.mechanisms.mlp_gate,
-    ),
-    Reader(
-        "has the cross-token MLP",
-        ("cross_rank", "cross_mix", "cross_select", "cross_renorm"),
-        lambda s: s.mechanisms.cross_token,
-    ),
-    Reader(
-        "has a cross-token MLP that keeps the largest weights",
-        ("cross_topk",),
-        lambda s: s.mechanisms.cross_token and s.mechanisms.cross_select == "topk",
-    ),
-    Reader(
-        "has a cross-token MLP that keeps weights by their rms",
-        ("cross_tau",),
-        lambda s: s.mechanisms.cross_token and s.mechanisms.cross_select == "rms",
-    ),
-    Reader(
-        "has latent reciprocity",
-        ("latent_mix",),
-        lambda s: s.mechanisms.exchanges_latent,
-    ),
-    Reader(
-        "has MLA",
-        ("latent_dim", "mla_shared_k", "mla_shared_v"),
-        lambda s: s.mechanisms.attention == "mla",
-    ),
-    Reader(
-        "has MLA with a rotary key",
-        ("joint_latent_dim", "rope_dim"),
-        lambda s: s.mechanisms.attention == "mla_rope",
-    ),
+    *_of_mechanisms(),
     Reader(
         "uses an optimizer of the Adam family",
         ("beta1", "beta2", "eps"),

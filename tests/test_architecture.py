@@ -32,7 +32,13 @@ TORCH_FREE = {
     *("lib.runlog", "lib.stats", "lib.house_rules", "lib.untrusted", "lib.spelling"),
     *("lib.gpu_monitor", "lib.gpu_sources"),
     *("gpt2.schema", "gpt2.rules", "gpt2.reading"),
-    *("gpt2.ablation", "gpt2.plan", "gpt2.budget", "gpt2.matrix"),
+    *(
+        "gpt2.mechanism_specs",
+        "gpt2.ablation",
+        "gpt2.plan",
+        "gpt2.budget",
+        "gpt2.matrix",
+    ),
     *("gpt2.memory", "gpt2.folder"),
     *(
         "gpt2.listing",
@@ -56,6 +62,7 @@ TORCH_FREE = {
 LAYERS = (
     (
         ("gpt2.schema",),
+        ("gpt2.mechanism_specs",),
         ("gpt2.rules", "gpt2.ablation"),
         ("gpt2.reading",),
         ("gpt2.plan",),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any
 
@@ -10,25 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.context import BlockContext
+from gpt2.mechanism_specs import MECHANISMS
 from gpt2.model import GPT
 from gpt2.proofs.subject import ROUNDING, Finding, Subject, deviation
 from gpt2.schema import Settings
 
 # How each feature is switched off, and the value at which it does nothing.
-FEATURES: dict[str, dict[str, Any]] = {
-    "ra": {"ra": False},
-    "ract": {"ract": False},
-    "mlp_gate": {"mlp_gate": False},
-    "cross_token": {"cross_token": False},
-    "latent": {"latent": "none"},
-    "output_gate": {"output_gate": False},
+FEATURES: Mapping[str, Mapping[str, Any]] = {
+    m.name: m.off for m in MECHANISMS if not m.replaces
 }
-NEUTRAL: dict[str, dict[str, Any]] = {
-    "ra": {"ra_alpha": 0.0},
-    "ract": {"ract_mix": 0.0},
-    "mlp_gate": {"mlp_gate_mix": 0.0},
-    "cross_token": {"cross_mix": 0.0},
-    "latent": {"latent_mix": 0.0},
+NEUTRAL: Mapping[str, Mapping[str, Any]] = {
+    m.name: m.neutral for m in MECHANISMS if m.neutral
 }
 
 
