@@ -295,9 +295,10 @@ def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Jo
     )
 
 
-def step_settings(settings: Settings, step_id: int) -> Settings:
+def step_settings(settings: Settings, step_id: int, **instead: Any) -> Settings:
     """The resolved settings of a step over base settings.
 
+    instead: values of fields in place of those that the step and its ancestors set.
     Raises ValueError, naming the step, if the combination makes no sense.
     """
     base = derive_widths(settings)
@@ -306,7 +307,7 @@ def step_settings(settings: Settings, step_id: int) -> Settings:
         field: value.of(flat[field]) if isinstance(value, Times) else value
         for field, (value, _) in changes_of(step_id).items()
     }
-    changed = base.replace(**changes)
+    changed = base.replace(**{**changes, **instead})
     try:
         check(changed)
     except ValueError as error:

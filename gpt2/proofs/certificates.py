@@ -10,12 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from inspect import unwrap
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2.attend.call import Largest
@@ -33,7 +33,7 @@ from gpt2.proofs.subject import (
     deviation,
     generic_sum,
 )
-from gpt2.proofs.whole import whole_deviations
+from gpt2.proofs.whole import forward_deviations, whole_deviations
 from gpt2.schema import WHOLE_CONTEXT, Optim, Settings
 from lib.optim.groups import OptimizerLike
 
@@ -165,29 +165,12 @@ def _group_problems(
 # ---- 7 budget ---------------------------------------------------------------------
 
 
-class _NothingDrawn(TorchFunctionMode):
-    """Modules keep what memory holds, and tables are made in memory. To draw or count
-    on the meta device torch imports its compiler, which takes longer than all other
-    certificates of a step."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == nn.init.__name__:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        if func in (torch.arange, torch.eye):
-            kwargs = {"device": "cpu", **kwargs}
-        return func(*args, **kwargs)
-
-
 @torch.no_grad()
 def budgets(subject: Subject) -> Finding:
     """Analytic parameters, FLOPs and cache equal what is built and run."""
     problems = []
     for settings in (subject.settings, subject.full):
-        with torch.device("meta"), _NothingDrawn():
-            counted = sum(p.numel() for p in subject.build(settings).parameters())
+        counted = sum(shape.numel() for shape in subject.shapes(settings).values())
         if counted != budget(settings).parameters:
             expected = budget(settings).parameters
             problems.append(f"{counted:,} parameters, expected {expected:,}")
@@ -240,7 +223,7 @@ def decode(subject: Subject) -> Finding:
 
 def formula(subject: Subject) -> Finding:
     """Attention of each layer equals loops over rows and keys, and each part of the
-    whole step its formula, with gradients. Named is the first part that does not."""
+    whole step its formula, with gradients."""
     x, length = subject.settings.mechanisms, min(9, subject.settings.model.block_size)
     short = subject.settings.replace(
         block_size=length,
@@ -256,10 +239,26 @@ def formula(subject: Subject) -> Finding:
             model.layers()[layer].attn, heads, short
         ).items()
     }
-    found |= whole_deviations(model, short, tokens[0])
+    return _equal(found | whole_deviations(model, short, tokens[0]))
+
+
+def _equal(found: dict[str, float]) -> Finding:
+    """Whether no distance is above rounding; named is the first part that has one."""
     wrong = (f"{n} deviates by {d:.2g}" for n, d in found.items() if d > EXACT)
     detail = next(wrong, "")
     return Finding(not detail, f"{max(found.values()):.1e}", detail)
+
+
+def at_size(subject: Subject) -> Finding:
+    """Each part equals its formula with as many layers, heads and tokens as tiny
+    sizes never reach: a limit that is written into the code ends a band, a sum or a
+    table there."""
+    settings = subject.larger
+    if settings is None:
+        return Finding(True, "-")
+    model = subject.model(settings).double()
+    (tokens,) = replace(subject, settings=settings).tokens("at size", 1)
+    return _equal(forward_deviations(model, settings, tokens))
 
 
 def _projected(model: GPT, tokens: Tensor) -> list[Heads]:
@@ -326,6 +325,7 @@ CERTIFICATES: dict[str, Callable[[Subject], Finding]] = {
     "budget": budgets,
     "decode": decode,
     "formula": formula,
+    "at size": at_size,
 }
 
 

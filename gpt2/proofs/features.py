@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ def _block_outputs(
 def identity(subject: Subject) -> Finding:
     """At its neutral value a feature leaves the model without it, bit for bit."""
     plain = subject.settings.replace(attention_backend="reference")
-    at_reference = Subject(plain, subject.full, subject.build, seed=subject.seed)
+    at_reference = replace(subject, settings=plain)
     tokens, problems = subject.tokens("identity"), []
     for name in features_of(plain):
         if name not in NEUTRAL:

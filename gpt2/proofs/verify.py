@@ -5,14 +5,17 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import importlib.metadata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2.ablation import STEPS, Step, Times
-from gpt2.plan import SOLVED_FIELDS, Job, Plan, plan_settings, step_settings
+from gpt2.ablation import STEPS, Step
+from gpt2.plan import Plan, plan_settings, step_settings
 from gpt2.proofs.certificates import CERTIFICATES, certify
+from gpt2.proofs.changes import changes, distinct
 from gpt2.proofs.subject import Finding, Subject
 from gpt2.schema import IDENTITY_PARTS, WHOLE_CONTEXT, Settings
 from lib.identity import identity
@@ -20,40 +23,10 @@ from lib.rundir import atomic_write_json, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE_SCHEMA = 1
-COLUMNS = (*CERTIFICATES, "distinct")
+COLUMNS = (*CERTIFICATES, "changes", "distinct")
 NO_FINDING = Finding(True, "-")
-# Fields that say nothing while the feature they belong to is off.
-INERT: tuple[tuple[str, Any, tuple[str, ...]], ...] = (
-    ("ra", False, ("ra_window", "ra_alpha", "ra_learned_alpha")),
-    (
-        "ract",
-        False,
-        (
-            "ract_statistic",
-            "ract_placement",
-            "ract_topk",
-            "ract_mix",
-            "ract_head_average",
-            "ract_detach",
-        ),
-    ),
-    ("mlp_gate", False, ("mlp_gate_dim", "mlp_gate_mix", "mlp_gate_pool")),
-    (
-        "cross_token",
-        False,
-        (
-            "cross_rank",
-            "cross_mix",
-            "cross_select",
-            "cross_topk",
-            "cross_tau",
-            "cross_renorm",
-        ),
-    ),
-    ("latent", "none", ("latent_mix",)),
-    ("prune_method", "none", ("prune_sparsity", "prune_scope")),
-)
-INTENTS = ("mlp_ratio", "mechanism_share", "match_step", "model_size")
+# At most this large is a model that certificates compare with the formulas alone.
+LARGER = {"n_layer": 8, "n_head": 12, "n_embd": 192, "block_size": 320}
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,15 +94,27 @@ def shrink(
     )
 
 
+def larger(settings: Settings) -> Settings:
+    """The same configuration at the size that "at size" is proven at."""
+    model = settings.model
+    size = {name: min(most, getattr(model, name)) for name, most in LARGER.items()}
+    return shrink(settings, **size)
+
+
 def subjects(plan: Plan, **size: int) -> dict[str, Subject]:
     """One subject for each cell of a plan, by run folder without the seed."""
     small = plan_settings(shrink(plan.base, **size), {})
-    tiny = {job.run_dir: job.settings for job in small.jobs}
+    middle = plan_settings(larger(plan.base), {})
     found: dict[str, Subject] = {}
-    for job in plan.jobs:
-        subject = Subject(tiny[job.run_dir], job.settings)
+    for job, tiny, mid in zip(plan.jobs, small.jobs, middle.jobs, strict=True):
+        subject = Subject(tiny.settings, job.settings, mid.settings)
         found.setdefault(job.cell, subject)
     return found
+
+
+def step_subject(base: Settings, step: int) -> Subject:
+    """The subject of a step, also of one that is not at hand."""
+    return Subject(step_settings(shrink(base), step), step_settings(base, step))
 
 
 def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
@@ -138,22 +123,70 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
     ``cache``: a JSON file of earlier proofs, used for cells whose code and
     settings have not changed since.
     """
-    known = read_cache(cache)
-    code = code_hash()
-    signatures = _signatures(plan)
-    for cell, subject in subjects(plan).items():
-        key = identity([code, _proven(subject.settings), _proven(subject.full)])
-        findings = _from_cache(known.get(key)) or certify(subject)
-        known[key] = {name: dataclasses.asdict(f) for name, f in findings.items()}
-        write_cache(cache, known)
-        job = next(j for j in plan.jobs if j.cell == cell)
-        findings = {**findings, "distinct": distinct(job, plan, signatures)}
+    proofs = ProofCache(cache)
+    found = subjects(plan)
+    steps = {
+        job.cell: job.step
+        for job in plan.jobs
+        if job.step is not None and not job.is_control  # meant to be its baseline
+    }
+    apart = {cell: found[cell] for cell in steps}
+    for cell, subject in found.items():
+        findings = proofs.of(
+            [_proven(s) for s in (subject.settings, subject.full, subject.larger)],
+            partial(certify, subject),
+        )
+        if cell in steps:
+            findings |= {
+                "changes": _changes(proofs, STEPS[steps[cell]], plan.base),
+                "distinct": _distinct(proofs, apart)[cell],
+            }
         yield Proof(cell, findings)
 
 
-def _proven(settings: Settings) -> dict[str, Any]:
+def _changes(proofs: ProofCache, step: Step, base: Settings) -> Finding:
+    if step.parent is None:
+        return NO_FINDING
+    mine, theirs = (step_subject(base, each) for each in (step.id, step.parent))
+    parts = [s.to_dict() for each in (mine, theirs) for s in (each.settings, each.full)]
+    found = proofs.of(
+        ["changes", step.id, *parts],
+        lambda: {"changes": changes(step, mine, theirs, base)},
+    )
+    return found["changes"]
+
+
+def _distinct(proofs: ProofCache, found: Mapping[str, Subject]) -> dict[str, Finding]:
+    parts = [[n, s.settings.to_dict(), s.full.to_dict()] for n, s in found.items()]
+    return proofs.of(["distinct", *parts], lambda: distinct(found))
+
+
+class ProofCache:
+    """Findings that were made, on disk where there is a file for them."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.known = path, read_cache(path)
+        self.code = code_hash()
+
+    def of(
+        self, depends_on: Sequence[Any], prove: Callable[[], dict[str, Finding]]
+    ) -> dict[str, Finding]:
+        """The findings of ``prove``, which this code and what it ``depends_on``
+        decide; from the file if all of them passed."""
+        key = identity([self.code, *depends_on])
+        findings = found_in(self.known.get(key))
+        if findings is None:
+            findings = prove()
+            self.known[key] = {n: dataclasses.asdict(f) for n, f in findings.items()}
+            write_cache(self.path, self.known)
+        return findings
+
+
+def _proven(settings: Settings | None) -> dict[str, Any]:
     """What the certificates of a model depend on, as plain data: cells that differ
     in pruning alone share theirs."""
+    if settings is None:
+        return {}
     whole = settings.replace(adamwprune_variant="").to_dict()
     return {part: whole[part] for part in IDENTITY_PARTS if part != "pruning"}
 
@@ -175,79 +208,33 @@ def read_cache(path: Path | None) -> dict[str, Any]:
         return {}  # a damaged cache only costs the time to prove again
 
 
-def _from_cache(stored: Any) -> dict[str, Finding] | None:
-    """Findings from the cache, if they are whole and all passed."""
+def found_in(stored: Any) -> dict[str, Finding] | None:
+    """Findings from the cache, if there are any and all passed."""
     try:
-        found = {name: Finding(**stored[name]) for name in CERTIFICATES}
-    except (TypeError, KeyError):
+        found = {name: Finding(**finding) for name, finding in stored.items()}
+    except (TypeError, AttributeError):
         return None
-    return found if all(f.passed for f in found.values()) else None
+    return found if found and all(f.passed for f in found.values()) else None
 
 
 def code_hash() -> str:
-    """Hash of what a proof depends on: our sources and torch's version."""
-    digest = hashlib.sha256(importlib.metadata.version("torch").encode())
-    for folder in ("gpt2", "lib"):
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            digest.update(path.relative_to(ROOT).as_posix().encode())
-            digest.update(path.read_bytes())
+    """Hash of what a proof depends on besides settings: every file of ours that may
+    take part, and the versions of what it stands on."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    for package in ("torch", "numpy"):
+        digest.update(importlib.metadata.version(package).encode())
+    for path in sorted(_sources()):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
     return digest.hexdigest()[:16]
 
 
-# ---- 6 distinct -------------------------------------------------------------------
-
-
-def signature(settings: Settings) -> str:
-    """What a step builds and trains, without fields that have no effect."""
-    flat = {
-        name: value
-        for part in IDENTITY_PARTS
-        for name, value in settings.to_dict()[part].items()
-    }
-    for switch, off, fields in INERT:
-        if flat[switch] == off:
-            flat = {k: v for k, v in flat.items() if k not in fields}
-    return identity({k: v for k, v in flat.items() if k not in INTENTS})
-
-
-def _signatures(plan: Plan) -> dict[int, str]:
-    """Signature of each step at hand. Steps that are not run together may round
-    to the same model: shares of few heads do."""
-    return {
-        job.step: signature(job.settings) for job in plan.jobs if job.step is not None
-    }
-
-
-def distinct(job: Job, plan: Plan, signatures: Mapping[int, str]) -> Finding:
-    """No other step builds the same, and the parent differs as declared."""
-    if job.step is None:
-        return Finding(True, "-")
-    mine = signatures[job.step]
-    twins = [i for i, s in signatures.items() if s == mine and i != job.step]
-    problems = [f"builds the same as step {i}" for i in twins]
-    problems += undeclared(STEPS[job.step], plan.base)
-    return Finding(not problems, mine[:6], "; ".join(problems))
-
-
-def undeclared(step: Step, base: Settings) -> list[str]:
-    """Fields in which a step differs from its parent without saying so."""
-    if step.parent is None:
-        return []
-    mine, parent = (step_settings(base, i).flat() for i in (step.id, step.parent))
-    declared = {
-        f: v.of(parent[f]) if isinstance(v, Times) else v
-        for f, v in step.changes.items()
-    }
-    problems = [
-        f"{f} is {mine[f]!r}, declared {v!r}"
-        for f, v in declared.items()
-        if mine[f] != v
-    ]
-    return problems + [
-        f"{f} differs from step {step.parent} without being declared"
-        for f in mine
-        if mine[f] != parent[f] and f not in declared and f not in SOLVED_FIELDS
-    ]
+def _sources() -> Iterator[Path]:
+    yield from (ROOT / "scripts" / "verify.py", ROOT / "Kconfig")
+    for folder in ("gpt2", "lib"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path
 
 
 # ---- what people see --------------------------------------------------------------

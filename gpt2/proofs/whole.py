@@ -33,20 +33,40 @@ def whole_deviations(
     model: GPT, settings: Settings, tokens: Tensor
 ) -> dict[str, float]:
     """How far each part is from its formula for tokens [T], in the order in which
-    they work, then the gradient of each parameter; infinite for a part amiss."""
-    mine = _watched(model, tokens)
-    true = whole_trace(dict(model.state_dict(keep_vars=True)), settings, tokens)
-    found = {
-        name: deviation(mine[name], part) if name in mine else math.inf
-        for name, part in true.items()
-    }
-    found |= {name: math.inf for name in mine if name not in true}
+    they work, then the gradient of each parameter; infinite for a part
+    that one of the two lacks."""
+    mine, true = _traces(model, settings, tokens)
+    found = _between(mine, true)
     named = dict(model.named_parameters())
     leaves = list(named.values())
     slopes = (_slopes(trace["the logits"], leaves) for trace in (mine, true))
     for name, one, other in zip(named, *slopes, strict=True):
         found[f"the gradient of {name}"] = deviation(one, other)
     return found
+
+
+@torch.no_grad()
+def forward_deviations(
+    model: GPT, settings: Settings, tokens: Tensor
+) -> dict[str, float]:
+    """The first half of ``whole_deviations``: the parts without any gradient."""
+    return _between(*_traces(model, settings, tokens))
+
+
+def _traces(
+    model: GPT, settings: Settings, tokens: Tensor
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """What the model gives and what the formulas give, by part."""
+    weights = dict(model.state_dict(keep_vars=True))
+    return _watched(model, tokens), whole_trace(weights, settings, tokens)
+
+
+def _between(mine: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, float]:
+    found = {
+        name: deviation(mine[name], part) if name in mine else math.inf
+        for name, part in true.items()
+    }
+    return found | {name: math.inf for name in mine if name not in true}
 
 
 def _slopes(logits: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

@@ -1,0 +1,350 @@
+"""Whether two settings make different models, and what each change of a step does.
+
+Two models are the same if they have the same named weights and give, for the same
+weights and tokens, the same logits and gradients, start at the same weights and move
+them alike in training. The first of these in which they differ is told; which one it
+is for a field follows from the code that reads it and stands in no list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gpt2.ablation import Step, Times
+from gpt2.lengths import seconds_of
+from gpt2.mechanism_specs import WIDTH_REQUESTS
+from gpt2.plan import SOLVED_FIELDS, step_settings
+from gpt2.proofs.subject import (
+    EXACT,
+    Finding,
+    Subject,
+    deviation,
+    generic_sum,
+    scramble,
+)
+from gpt2.rules import check
+from gpt2.schema import LARGEST_ARM, PART_OF, SYMBOL_OF, Settings
+
+# What tiny sizes cut off and the length of the run may tell apart.
+CUT_OFF = ("ra_window", "ract_topk", "cross_topk")
+BATCH = ("batch_size", "gradient_accumulation")
+MIXED = 1e-6  # bf16 against bf16: of the largest weight
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """In what two models differ, and how much of the largest number it is."""
+
+    kind: str
+    size: float
+
+
+class Behaviour:
+    """What one subject computes and starts from, each found when first asked for."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    @cached_property
+    def shapes(self) -> dict[str, torch.Size]:
+        """Of the parameters at certificate size."""
+        return self.subject.shapes(self.subject.settings)
+
+    @cached_property
+    def full_shapes(self) -> dict[str, torch.Size]:
+        return self.subject.shapes(self.subject.full)
+
+    @cached_property
+    def function(self) -> dict[str, Tensors]:
+        return self.function_with()
+
+    def function_with(self, **changes: Any) -> dict[str, Tensors]:
+        """Logits of random tokens and the gradients of a generic sum of them."""
+        subject = replace(
+            self.subject, settings=self.subject.settings.replace(**changes)
+        )
+        model = subject.model()
+        scramble(model, subject.seed, centre=1.0)  # whatever it would start from
+        logits = model.double().logits(subject.tokens("function", 2))
+        named = dict(model.named_parameters())
+        slopes = torch.autograd.grad(
+            generic_sum(logits), list(named.values()), allow_unused=True
+        )
+        pairs = zip(named, slopes, strict=True)
+        gradients = {name: slope for name, slope in pairs if slope is not None}
+        return {"logits": {"logits": logits.detach()}, "gradients": gradients}
+
+    @cached_property
+    def start(self) -> dict[str, Tensor]:
+        """The initial weights."""
+        model = self.subject.model(generic=False)
+        return {name: p.detach() for name, p in model.named_parameters()}
+
+
+def difference(one: Behaviour, other: Behaviour) -> Difference | None:
+    """The first kind in which two models differ; None if they are the same."""
+    for kind, look in KINDS.items():
+        if size := look(one, other):
+            return Difference(kind, size)
+    return None
+
+
+def _by_shape(one: Behaviour, other: Behaviour) -> float:
+    return inf if _reshaped(one.shapes, other.shapes) else 0.0
+
+
+def _by_full_shape(one: Behaviour, other: Behaviour) -> float:
+    return inf if _reshaped(one.full_shapes, other.full_shapes) else 0.0
+
+
+def _reshaped(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether a parameter that both have is of another shape."""
+    return any(one[name] != other[name] for name in one.keys() & other.keys())
+
+
+def _by_function(one: Behaviour, other: Behaviour) -> float:
+    return _between(one.function, other.function)
+
+
+def _by_length(one: Behaviour, other: Behaviour) -> float:
+    """At a length at which what tiny sizes cut off acts as it will in the run."""
+    numbers = [
+        {name: behaviour.subject.full.flat()[name] for name in CUT_OFF}
+        for behaviour in (one, other)
+    ]
+    if numbers[0] == numbers[1]:
+        return 0.0
+    reach = 2 + max(value for each in numbers for value in each.values())
+    length = min(reach, one.subject.full.model.block_size)
+    first, second = (
+        behaviour.function_with(block_size=length, **each)
+        for behaviour, each in zip((one, other), numbers, strict=True)
+    )
+    return _between(first, second)
+
+
+def _between(one: Mapping[str, Tensors], other: Mapping[str, Tensors]) -> float:
+    return max(_distance(one[name], other[name], EXACT) for name in one)
+
+
+def _distance(one: Tensors, other: Tensors, least: float) -> float:
+    """Largest difference between tensors that both have, relative to the largest
+    number in them; 0 up to ``least``, which is rounding."""
+    both = one.keys() & other.keys()
+    if not both:
+        return 0.0
+    scale = max(max(one[n].abs().max(), other[n].abs().max()).item() for n in both)
+    if any(one[name].shape != other[name].shape for name in both):
+        return inf
+    found = max(deviation(one[name], other[name]) for name in both)
+    return found / scale if found > least * scale else 0.0
+
+
+def _by_start(one: Behaviour, other: Behaviour) -> float:
+    return _distance(one.start, other.start, 0.0)
+
+
+def _by_training(one: Behaviour, other: Behaviour) -> float:
+    """After a few updates in float64, or, if those are the same, in bf16."""
+    # Seldom needed, and it imports the trainer.
+    from gpt2.proofs.updates import UPDATES, brought_down, trained
+
+    pair = brought_down(*_as_trained(one.subject, other.subject))
+    budgets = [seconds_of(s.optim.time_budget) for s in pair]
+    pace = min((b for b in budgets if b), default=1.0) / UPDATES
+    exact = [s.replace(mixed_precision="fp32") for s in pair]
+    for attempt, least in ((exact, EXACT), (pair, MIXED)):
+        first, second = (
+            trained(b.subject, s, pace)
+            for b, s in zip((one, other), attempt, strict=True)
+        )
+        if found := _distance(first, second, least):
+            return found
+        if exact == list(pair):
+            break
+    return 0.0
+
+
+def _as_trained(one: Subject, other: Subject) -> tuple[Settings, Settings]:
+    """Both at certificate size, with what that size sets aside and training reads.
+
+    Of the resources, which are no part of a run's identity, only the batch differs:
+    another kernel's rounding makes no other model.
+    """
+    tiny = [
+        s.settings.replace(
+            dropout=s.full.model.dropout, mixed_precision=s.full.optim.mixed_precision
+        )
+        for s in (one, other)
+    ]
+    batch = {name: tiny[1].flat()[name] for name in BATCH}
+    return tiny[0], replace(tiny[1], resources=tiny[0].resources).replace(**batch)
+
+
+KINDS = {
+    "shapes": _by_shape,
+    "function": _by_function,
+    "shapes at full size": _by_full_shape,
+    "function at length": _by_length,
+    "initial weights": _by_start,
+    "updates": _by_training,
+}
+
+
+# ---- the changes of a step --------------------------------------------------------
+
+
+def changes(step: Step, subject: Subject, parent: Subject, base: Settings) -> Finding:
+    """Each field in which a step differs from its parent makes a difference.
+
+    base: settings at real size over which both are laid.
+    """
+    mine, theirs = subject.full.flat(), parent.full.flat()
+    changed = [name for name in step.changes if mine[name] != theirs[name]]
+    problems = list(undeclared(step, mine, theirs))
+    if not changed:
+        same = ", ".join(f"{n} is {theirs[n]!r} there already" for n in step.changes)
+        problems.append(f"the same as step {step.parent} as configured: {same}")
+    known = {s: Behaviour(s) for s in (subject, parent)}
+    for name in changed:
+        if name in WIDTH_REQUESTS:
+            acts = moves_widths(name, step, base)
+        else:
+            acts = any(
+                difference(*(known.get(s) or Behaviour(s) for s in pair))
+                for pair in _with_and_without(name, changed, subject, parent)
+            )
+        if not acts:
+            why = OF_DATA if PART_OF[name] == "data" else UNMOVED
+            problems.append(f"{name}={mine[name]!r} ({SYMBOL_OF[name]}) {why}")
+    return Finding(not problems, f"{len(changed)} act", "; ".join(problems))
+
+
+UNMOVED = (
+    "changes nothing: logits, gradients, widths, initial weights and updates are the "
+    "same without it"
+)
+OF_DATA = (
+    "changes no model: all steps of a matrix train and are scored on the same data"
+)
+
+
+def undeclared(
+    step: Step, mine: Mapping[str, Any], theirs: Mapping[str, Any]
+) -> Iterator[str]:
+    """Fields in which a step differs from its parent in another way than it says."""
+    declared = {
+        name: value.of(theirs[name]) if isinstance(value, Times) else value
+        for name, value in step.changes.items()
+    }
+    for name, value in declared.items():
+        if mine[name] != value:
+            yield f"{name} is {mine[name]!r}, declared {value!r}"
+    for name in mine:
+        same = mine[name] == theirs[name] or name in declared
+        if not same and name not in SOLVED_FIELDS:
+            yield f"{name} differs from step {step.parent} without being declared"
+
+
+def _with_and_without(
+    name: str, changed: Sequence[str], subject: Subject, parent: Subject
+) -> Iterator[tuple[Subject, Subject]]:
+    """The step with and without one change. Where the rules refuse that, since another
+    change needs it: the parent with and without it, then the step without it and as
+    few others as possible."""
+    if alone := _with_fields_of(parent, (name,), subject):
+        yield subject, alone
+        return
+    if added := _with_fields_of(subject, (name,), parent):
+        yield added, parent
+    others = [each for each in changed if each != name]
+    for size in range(1, len(others)):
+        for more in combinations(others, size):
+            if fewer := _with_fields_of(parent, (name, *more), subject):
+                yield subject, fewer
+                return
+    yield subject, parent
+
+
+def _with_fields_of(
+    source: Subject, names: Sequence[str], target: Subject
+) -> Subject | None:
+    """``target`` with fields of ``source``; None if the rules refuse that.
+
+    Widths stay as they were solved; the requests that they were solved for are taken
+    back, since those may need the field.
+    """
+    found = []
+    for take, give in ((source.settings, target.settings), (source.full, target.full)):
+        values = take.flat()
+        fields = {name: values[name] for name in names}
+        settings = give.replace(**{**WIDTH_REQUESTS, **fields})
+        try:
+            check(settings)
+        except ValueError:
+            return None
+        found.append(settings)
+    return replace(target, settings=found[0], full=found[1])
+
+
+def moves_widths(name: str, step: Step, base: Settings) -> bool:
+    """Whether the widths that are solved for a step follow a request for them.
+
+    The parent's widths may meet it already, so other requests are tried too.
+    """
+    asked = step_settings(base, step.id)
+    value = asked.flat()[name]
+    tried: list[Any] = [value / 2] if isinstance(value, float) else [LARGEST_ARM, "0"]
+    if step.parent is not None:
+        tried.insert(0, step_settings(base, step.parent).flat()[name])
+    for other in tried:
+        with suppress(ValueError):  # a combination that makes no sense shows nothing
+            if _widths(step_settings(base, step.id, **{name: other})) != _widths(asked):
+                return True
+    return False
+
+
+def _widths(settings: Settings) -> tuple[Any, ...]:
+    values = settings.flat()
+    return tuple(values[name] for name in SOLVED_FIELDS)
+
+
+# ---- steps that are the same ------------------------------------------------------
+
+
+def distinct(subjects: Mapping[str, Subject]) -> dict[str, Finding]:
+    """No two of these cells are the same model trained in the same way.
+
+    The figure is the distance of logits and gradients from those of the cell that has
+    the same parameters and comes nearest.
+    """
+    found = {cell: Behaviour(subject) for cell, subject in subjects.items()}
+    nearest = dict.fromkeys(found, inf)
+    twins: dict[str, list[str]] = {cell: [] for cell in found}
+    for (one, first), (two, second) in combinations(found.items(), 2):
+        if first.shapes != second.shapes or first.full_shapes != second.full_shapes:
+            continue
+        differs = difference(first, second)
+        size = differs.size if differs else 0.0
+        for cell, other in ((one, two), (two, one)):
+            nearest[cell] = min(nearest[cell], size)
+            if differs is None:
+                twins[cell].append(other)
+    return {
+        cell: Finding(
+            not twins[cell],
+            "-" if nearest[cell] == inf else f"{nearest[cell]:.1e}",
+            "; ".join(f"is the same model as {other}" for other in twins[cell]),
+        )
+        for cell in found
+    }
