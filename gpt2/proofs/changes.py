@@ -323,7 +323,7 @@ def _widths(settings: Settings) -> tuple[Any, ...]:
 
 
 def distinct(subjects: Mapping[str, Subject]) -> dict[str, Finding]:
-    """No two of these cells are the same model trained in the same way.
+    """No cell is the same model, trained in the same way, as one before it.
 
     The figure is the distance of logits and gradients from those of the cell that has
     the same parameters and comes nearest.
@@ -336,10 +336,10 @@ def distinct(subjects: Mapping[str, Subject]) -> dict[str, Finding]:
             continue
         differs = difference(first, second)
         size = differs.size if differs else 0.0
-        for cell, other in ((one, two), (two, one)):
+        for cell in (one, two):
             nearest[cell] = min(nearest[cell], size)
-            if differs is None:
-                twins[cell].append(other)
+        if differs is None:
+            twins[two].append(one)
     return {
         cell: Finding(
             not twins[cell],

@@ -130,7 +130,7 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
         for job in plan.jobs
         if job.step is not None and not job.is_control  # meant to be its baseline
     }
-    apart = {cell: found[cell] for cell in steps}
+    apart = {cell: found[cell] for cell in sorted(steps, key=lambda c: steps[c])}
     for cell, subject in found.items():
         findings = proofs.of(
             [_proven(s) for s in (subject.settings, subject.full, subject.larger)],
