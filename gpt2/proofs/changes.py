@@ -330,21 +330,34 @@ def distinct(subjects: Mapping[str, Subject]) -> dict[str, Finding]:
     """
     found = {cell: Behaviour(subject) for cell, subject in subjects.items()}
     nearest = dict.fromkeys(found, inf)
-    twins: dict[str, list[str]] = {cell: [] for cell in found}
-    for (one, first), (two, second) in combinations(found.items(), 2):
-        if first.shapes != second.shapes or first.full_shapes != second.full_shapes:
+    problems: dict[str, list[str]] = {cell: [] for cell in found}
+    for one, two in combinations(found, 2):
+        if not _comparable(found[one], found[two]):
             continue
-        differs = difference(first, second)
-        size = differs.size if differs else 0.0
-        for cell in (one, two):
-            nearest[cell] = min(nearest[cell], size)
+        try:
+            differs = difference(found[one], found[two])
+        except Exception as error:  # both run: what fails is their training
+            problems[two].append(f"not compared with {one}: {error}")
+            continue
         if differs is None:
-            twins[two].append(one)
+            problems[two].append(f"is the same model as {one}")
+        for cell in (one, two):
+            nearest[cell] = min(nearest[cell], differs.size if differs else 0.0)
     return {
         cell: Finding(
-            not twins[cell],
+            not problems[cell],
             "-" if nearest[cell] == inf else f"{nearest[cell]:.1e}",
-            "; ".join(f"is the same model as {other}" for other in twins[cell]),
+            "; ".join(problems[cell]),
         )
         for cell in found
     }
+
+
+def _comparable(one: Behaviour, other: Behaviour) -> bool:
+    """Whether two models have the same parameters; not if one cannot be run, which
+    other certificates report."""
+    try:
+        same = one.shapes == other.shapes and one.full_shapes == other.full_shapes
+        return same and bool(one.function and other.function)
+    except Exception:  # a step that crashes is what certificates are for
+        return False

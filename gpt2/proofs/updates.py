@@ -37,6 +37,9 @@ CAPS = {
     "batch_size": 2,
     "gradient_accumulation": 2,
 }
+# And what they are raised to, so that so few updates of so few heads prune anything:
+# the least, and a larger value for the larger of two that are below it.
+RAISED = {"prune_ramp_end": (0.5, 0.75), "prune_sparsity": (0.3, 0.6)}
 QUIET, SPIKE, SPIKE_AT = 1e-3, 100.0, 21  # factors on the loss, and the update
 TOKENS = 2048
 
@@ -46,6 +49,10 @@ def brought_down(one: Settings, other: Settings) -> tuple[Settings, Settings]:
     first, second = one.flat(), other.flat()
     pairs: dict[str, tuple[Any, Any]] = {
         name: _capped(first[name], second[name], cap) for name, cap in CAPS.items()
+    }
+    pairs |= {
+        name: _raised(first[name], second[name], *values)
+        for name, values in RAISED.items()
     }
     pairs["mixed_precision"] = _on_a_cpu(
         first["mixed_precision"], second["mixed_precision"]
@@ -64,6 +71,14 @@ def _capped(one: int, other: int, cap: int) -> tuple[int, int]:
     if one == other or small[0] != small[1]:
         return small
     return (cap - 1, cap) if one < other else (cap, cap - 1)
+
+
+def _raised(one: float, other: float, least: float, more: float) -> tuple[float, float]:
+    """Both numbers, at least ``least``, in the same order as before."""
+    large = max(one, least), max(other, least)
+    if one == other or large[0] != large[1]:
+        return large
+    return (least, more) if one < other else (more, least)
 
 
 def _on_a_cpu(one: str, other: str) -> tuple[str, str]:

@@ -147,12 +147,17 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
 def _changes(proofs: ProofCache, step: Step, base: Settings) -> Finding:
     if step.parent is None:
         return NO_FINDING
-    mine, theirs = (step_subject(base, each) for each in (step.id, step.parent))
-    parts = [s.to_dict() for each in (mine, theirs) for s in (each.settings, each.full)]
-    found = proofs.of(
-        ["changes", step.id, *parts],
-        lambda: {"changes": changes(step, mine, theirs, base)},
-    )
+    try:
+        mine, theirs = (step_subject(base, each) for each in (step.id, step.parent))
+        parts = [
+            s.to_dict() for each in (mine, theirs) for s in (each.settings, each.full)
+        ]
+        found = proofs.of(
+            ["changes", step.id, *parts],
+            lambda: {"changes": changes(step, mine, theirs, base)},
+        )
+    except Exception as error:  # also a parent that this base does not allow
+        return Finding.of_crash(error)
     return found["changes"]
 
 

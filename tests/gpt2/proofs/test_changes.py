@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from gpt2 import gating
 from gpt2.ablation import STEPS, Step
 from gpt2.mechanism_specs import MECHANISMS, WIDTH_REQUESTS
 from gpt2.model import GPT
@@ -158,15 +159,20 @@ def test_dropout_is_seen_though_certificates_are_without_it() -> None:
     assert found is not None and found.kind == "updates"
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"attention_backend": "reference", "log_interval": 3, "num_workers": 5},
-        {"model_size": "xl", "eval_interval": 3},
-    ],
-)
-def test_how_a_run_is_carried_out_makes_no_other_model(changed: dict[str, Any]) -> None:
+def test_how_a_run_is_carried_out_makes_no_other_model() -> None:
+    """Nor do labels and evaluation."""
+    changed: dict[str, Any] = {"attention_backend": "reference", "num_workers": 5}
+    changed |= {"model_size": "xl", "eval_interval": 3, "log_interval": 3}
     assert compared(tiny_model(mixed_precision="bf16"), **changed) is None
+
+
+@pytest.mark.slow
+def test_little_pruning_is_tried_where_it_prunes(add_step) -> None:
+    """A tenth of the heads, or of the run, would be nothing at tiny sizes."""
+    pruned = add_step({"prune_method": "heads", "prune_sparsity": 0.1})
+    assert found_for(pruned, base(prune_ramp_end=0.1)).passed
+    more = add_step({"prune_sparsity": 0.2, "prune_ramp_end": 0.2}, parent=90, id=91)
+    assert found_for(more, base(prune_ramp_end=0.1)).passed
 
 
 def test_the_initial_value_of_a_learned_alpha_is_seen() -> None:
@@ -226,9 +232,14 @@ def test_changes_that_act_together_are_accepted(add_step, changed) -> None:
     ("changed", "name"),
     [
         ({"ra": True, "ract_topk": 12}, "ract_topk=12 (RA_MLA_RACT_TOPK)"),
-        ({"ra": True, "cross_renorm": False}, "cross_renorm=False"),
         ({"model_size": "355M"}, "model_size='355M' (GPT2_MODEL)"),
-        ({"attention": "mla", "rope_dim": 16}, "rope_dim=16"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ({"ra": True, "cross_renorm": False}, "cross_renorm=False"),
+                ({"attention": "mla", "rope_dim": 16}, "rope_dim=16"),
+            )
+        ),
     ],
 )
 def test_a_change_that_nothing_reads_is_refused_by_name(add_step, changed, name):
@@ -283,7 +294,9 @@ def plan_of(over: Settings, *steps: int) -> Plan:
     return plan_settings(over.replace(mode="ablation", steps=steps, seeds=(1,)), {})
 
 
-@pytest.mark.parametrize("order", [(5, 90), (90, 5)])
+@pytest.mark.parametrize(
+    "order", [(90, 5), pytest.param((5, 90), marks=pytest.mark.slow)]
+)
 def test_of_two_steps_that_are_one_model_the_later_is_refused(add_step, order) -> None:
     """Whatever fields it sets: the one that this sets is read by nothing."""
     add_step({"ra": True, "cross_tau": 0.9})
@@ -300,3 +313,26 @@ def test_steps_that_train_one_model_differently_are_distinct() -> None:
     findings = distinct(subjects(plan)).values()
     assert all(f.passed for f in findings)
     assert len({f.figure for f in findings}) == 1  # as far from each other
+
+
+def test_a_step_that_crashes_keeps_no_other_from_being_proven(monkeypatch) -> None:
+    true = gating.StatisticGate.forward
+
+    def failing(self, statistic):
+        assert self.statistic.kind != "max", "no such kernel"
+        return true(self, statistic)
+
+    monkeypatch.setattr(gating.StatisticGate, "forward", failing)
+    plan = plan_of(base(n_layer=2, n_embd=96, block_size=48), 13, 23)
+    good, bad = prove(plan)
+    assert good.message == ""
+    assert bad.findings["changes"].figure == bad.findings["causal"].figure == "crashed"
+    assert "no such kernel" in bad.findings["changes"].detail
+
+
+def test_training_that_crashes_is_not_taken_for_a_difference() -> None:
+    """SPAM refuses a warm-up that never ends; the function is that of step 0."""
+    found = subjects(plan_of(base(spam_warmup=4, spam_interval=3), 0, 1))
+    first, second = distinct(found).values()
+    assert first.passed and not second.passed
+    assert second.detail.startswith("not compared with step00-baseline: spam_interval")
