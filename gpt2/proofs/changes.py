@@ -157,7 +157,7 @@ def _by_start(one: Behaviour, other: Behaviour) -> float:
 def _by_training(one: Behaviour, other: Behaviour) -> float:
     """After a few updates in float64, or, if those are the same, in bf16."""
     # Seldom needed, and it imports the trainer.
-    from gpt2.proofs.updates import UPDATES, brought_down, trained
+    from gpt2.proofs.short_training import UPDATES, brought_down, trained
 
     pair = brought_down(*_as_trained(one.subject, other.subject))
     budgets = [seconds_of(s.optim.time_budget) for s in pair]

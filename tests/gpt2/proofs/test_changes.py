@@ -22,8 +22,8 @@ from gpt2.proofs.changes import (
     distinct,
     moves_widths,
 )
+from gpt2.proofs.short_training import brought_down
 from gpt2.proofs.subject import Finding, Subject
-from gpt2.proofs.updates import brought_down
 from gpt2.proofs.verify import prove, step_subject, subjects
 from gpt2.rules import check
 from gpt2.schema import FIELD_TYPES, FIELDS, PARTS, Settings
