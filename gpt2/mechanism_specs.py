@@ -31,7 +31,7 @@ class Mechanism:
     """One mechanism of a model.
 
     off: its switch, and the value at which it is off.
-    neutral: values at which it is on and does nothing; none where there are no such.
+    neutral: values at which it is on and does nothing, if there are any.
     needs: what other fields must be for it to be on.
     replaces: whether it takes the place of a part of GPT-2 and has weights of its own,
         so that a model without it cannot be made of the same weights.

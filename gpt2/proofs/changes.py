@@ -1,9 +1,9 @@
-"""Whether two settings make different models, and what each change of a step does.
+"""Comparison of models, and proof that each change of a step has an effect.
 
-Two models are the same if they have the same named weights and give, for the same
-weights and tokens, the same logits and gradients, start at the same weights and move
-them alike in training. The first of these in which they differ is told; which one it
-is for a field follows from the code that reads it and stands in no list.
+Two models are the same if they have the same named weights, give the same logits and
+gradients for the same weights and tokens, start at the same weights and are trained by
+the same updates. These are compared in this order, up to the first difference, so that
+no list has to say which of them a field changes.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from gpt2.proofs.subject import (
 from gpt2.rules import check
 from gpt2.schema import LARGEST_ARM, PART_OF, SYMBOL_OF, Settings
 
-# What tiny sizes cut off and the length of the run may tell apart.
+# Lengths that gpt2/proofs/verify.py cuts down for tiny sizes.
 CUT_OFF = ("ra_window", "ract_topk", "cross_topk")
 BATCH = ("batch_size", "gradient_accumulation")
 MIXED = 1e-6  # bf16 against bf16: of the largest weight
@@ -43,14 +43,17 @@ Tensors = Mapping[str, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """In what two models differ, and how much of the largest number it is."""
+    """The first kind of difference between two models.
+
+    size: relative to the largest number that was compared; infinite for shapes.
+    """
 
     kind: str
     size: float
 
 
 class Behaviour:
-    """What one subject computes and starts from, each found when first asked for."""
+    """Shapes, function and initial weights of a subject, computed when first read."""
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -78,10 +81,9 @@ class Behaviour:
         logits = model.double().logits(subject.tokens("function", 2))
         named = dict(model.named_parameters())
         slopes = torch.autograd.grad(
-            generic_sum(logits), list(named.values()), allow_unused=True
+            generic_sum(logits), list(named.values()), materialize_grads=True
         )
-        pairs = zip(named, slopes, strict=True)
-        gradients = {name: slope for name, slope in pairs if slope is not None}
+        gradients = dict(zip(named, slopes, strict=True))
         return {"logits": {"logits": logits.detach()}, "gradients": gradients}
 
     @cached_property
@@ -92,7 +94,7 @@ class Behaviour:
 
 
 def difference(one: Behaviour, other: Behaviour) -> Difference | None:
-    """The first kind in which two models differ; None if they are the same."""
+    """The first difference between two models; None if they are the same."""
     for kind, look in KINDS.items():
         if size := look(one, other):
             return Difference(kind, size)

@@ -37,8 +37,8 @@ CAPS = {
     "batch_size": 2,
     "gradient_accumulation": 2,
 }
-# And what they are raised to, so that so few updates of so few heads prune anything:
-# the least, and a larger value for the larger of two that are below it.
+# Settings are raised to the first value, or some would prune nothing in so few updates
+# of so few heads; of two that differ below it the larger gets the second.
 RAISED = {"prune_ramp_end": (0.5, 0.75), "prune_sparsity": (0.3, 0.6)}
 QUIET, SPIKE, SPIKE_AT = 1e-3, 100.0, 21  # factors on the loss, and the update
 TOKENS = 2048

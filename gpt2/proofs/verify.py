@@ -167,7 +167,7 @@ def _distinct(proofs: ProofCache, found: Mapping[str, Subject]) -> dict[str, Fin
 
 
 class ProofCache:
-    """Findings that were made, on disk where there is a file for them."""
+    """Earlier findings by what they depend on, kept in a file if one is given."""
 
     def __init__(self, path: Path | None) -> None:
         self.path, self.known = path, read_cache(path)
@@ -224,7 +224,7 @@ def found_in(stored: Any) -> dict[str, Finding] | None:
 
 def code_hash() -> str:
     """Hash of what a proof depends on besides settings: every file of ours that may
-    take part, and the versions of what it stands on."""
+    take part, and the versions of the libraries."""
     digest = hashlib.sha256(platform.python_version().encode())
     for package in ("torch", "numpy"):
         digest.update(importlib.metadata.version(package).encode())

@@ -104,6 +104,19 @@ def test_a_field_that_the_model_does_not_read_is_not_seen() -> None:
     assert difference(*(Behaviour(Subject(s, s, build=deaf)) for s in pair)) is None
 
 
+def test_a_gradient_that_one_of_two_models_lacks_is_a_difference(monkeypatch) -> None:
+    """Logits alone would not tell them apart."""
+    true = gating.MlpGate.forward
+
+    def cut(self, *given):
+        return true(self, *given).detach() if self.pooled else true(self, *given)
+
+    monkeypatch.setattr(gating.MlpGate, "forward", cut)
+    monkeypatch.setattr(gating.MlpGate, "_prefix_mean", lambda self, low, *_: low)
+    found = compared(tiny_model(mlp_gate=True), mlp_gate_pool="prefix_mean")
+    assert found is not None and found.kind == "function"
+
+
 # ---- what changes training --------------------------------------------------------
 
 SPAM = {"optimizer": "adamwspam"}
@@ -256,7 +269,7 @@ def test_a_step_cannot_bring_data_of_its_own(add_step) -> None:
     assert "on the same data" in finding.detail
 
 
-def test_a_step_whose_values_the_parent_has_already_is_refused() -> None:
+def test_a_step_with_the_values_of_its_parent_is_refused() -> None:
     finding = found_for(STEPS[29], base(ra_window=0))
     assert (
         finding.detail
