@@ -27,7 +27,7 @@ from gpt2.proofs.plain_training import EMBEDDINGS, Array, PlainTraining
 from gpt2.proofs.stand_in import stand_in
 from gpt2.schema import Settings
 from gpt2.training.batch_split import split_batch
-from gpt2.training.export import EXPORT_FILE, load_export
+from gpt2.training.export import load_export
 from gpt2.training.material import Material
 from gpt2.training.record import Follower
 from gpt2.training.stopping import StopRequest
@@ -35,6 +35,7 @@ from gpt2.training.trainer import Trainer
 from lib.device import select_device
 from lib.optim.certify import Row
 from lib.pruning.heads import HeadPruner
+from lib.rundir import EXPORT_FILE
 
 UPDATES, SEED = 8, 7
 # AdamWSPAM clips and resets after 20 updates at the earliest.

@@ -39,7 +39,7 @@ def test_a_known_choice_is_taken_without_a_trial() -> None:
         raise AssertionError("no trial")
 
     choices.load({"product": 2, "elsewhere": 1})
-    found = choices.choose("product", (1, 2), trial, trial)  # type: ignore[arg-type]
+    found = choices.choose("product", (1, 2), trial, trial)
     assert (found, choices.by_default()) == (2, [])
     assert choices.found() == {"product": 2}
 
