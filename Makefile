@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN SBATCH RUN WINDOWS
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS
 # The targets that read them; PYTHON and EXTRAS are read by all.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
@@ -26,6 +26,7 @@ READ_POWER := plan
 READ_ARMS := plan
 READ_SD := plan
 READ_MARGIN := quickstart report compare plan
+READ_LOOKS := report compare plan
 READ_SBATCH := sbatch
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
@@ -108,7 +109,7 @@ sbatch: config.py | setup ## print a Slurm array of what is missing (SBATCH='--p
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
 report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
-	$(PY) scripts/report.py --config config.py $(call option,MARGIN) \
+	$(PY) scripts/report.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 audit: $(if $(wildcard .config),config.py) | setup ## recompute what runs report (RUN=folder or step, RESULTS=)
 	$(PY) scripts/audit.py --config config.py $(WITH) $(foreach \
@@ -116,7 +117,7 @@ audit: $(if $(wildcard .config),config.py) | setup ## recompute what runs report
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
 compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)
-	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) \
+	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		-- $(call arg,A) $(call arg,B)
 
 ##@ Look before you run
@@ -124,7 +125,7 @@ dry-run: config.py | setup ## list every job and its settings, prove each step
 	$(MATRIX) --dry-run
 plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA=0.003 (POWER, ARMS, SD)
 	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
-		o,DELTA POWER ARMS SD MARGIN,$(call option,$o))
+		o,DELTA POWER ARMS SD MARGIN LOOKS,$(call option,$o))
 estimate: config.py | setup ## time a few steps of each cell: hours, memory, disk
 	$(MATRIX) --estimate
 as-trained: config.py | setup ## gradients of each step against formulas, as it will train

@@ -254,6 +254,7 @@ class Matrix:
     steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
+    report_looks: int = setting("REPORT_LOOKS", low=1, high=20)
     controls: bool = setting("CONTROLS")
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)

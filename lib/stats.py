@@ -4,12 +4,15 @@ Every sample here is a list of paired differences, one a seed, in the unit of th
 metric (nats for a loss). Only scipy.special is used, which loads in a third of
 the time of scipy.stats; the tests hold the results against scipy.stats.
 
-A sample whose values are all equal has no spread to test with: its mean is then
-taken as exact (two runs that agree bit for bit are equal, not unknown).
+A sample without any spread proves no difference: its values may have been rounded to
+the same number. ``rounding`` is the variance that rounding adds to a mean difference.
+It is not divided by the number of seeds, since where the spread is small all seeds may
+be rounded the same way.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +20,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
+MIN_SEEDS = 3  # fewer give no verdict, whatever they show
 MAX_SEEDS = 1000  # the planner looks no further
+SEED_NUMBERS = range(MIN_SEEDS, MAX_SEEDS + 1)
 _GRID = 400  # points of the integral over the unknown spread
 
 
@@ -39,52 +44,62 @@ class Sample:
     n: int
     mean: float
     sd: float
+    rounding: float = 0.0  # variance of the mean by rounding
 
     @property
     def error(self) -> float:
         """Standard error of the mean."""
-        return self.sd / math.sqrt(self.n)
+        return math.sqrt(self.sd**2 / self.n + self.rounding)
 
 
-def describe(values: Sequence[float]) -> Sample:
+def describe(values: Sequence[float], rounding: float = 0.0) -> Sample:
     """ValueError for an empty sample or a value that is not finite."""
     if not values or not all(math.isfinite(value) for value in values):
         raise ValueError(f"a sample needs finite values, got {list(values)!r}")
     n, mean = len(values), math.fsum(values) / len(values)
     if min(values) == max(values):
-        return Sample(n, values[0], 0.0 if n > 1 else math.nan)
+        return Sample(n, values[0], 0.0 if n > 1 else math.nan, rounding)
     spread = math.fsum((value - mean) ** 2 for value in values)
-    return Sample(n, mean, math.sqrt(spread / (n - 1)))
+    return Sample(n, mean, math.sqrt(spread / (n - 1)), rounding)
 
 
 # ---- intervals and tests --------------------------------------------------------
 
 
-def t_interval(values: Sequence[float], alpha: float = 0.05) -> Interval | None:
+def t_interval(
+    values: Sequence[float], alpha: float = 0.05, rounding: float = 0.0
+) -> Interval | None:
     """Two-sided 1-alpha interval of the mean by Student's t; None for one value."""
-    sample = describe(values)
+    sample = describe(values, rounding)
     if sample.n < 2:
         return None
     half = t_quantile(1 - alpha / 2, sample.n - 1) * sample.error
     return Interval(sample.mean - half, sample.mean + half)
 
 
-def t_test(values: Sequence[float]) -> float | None:
-    """Two-sided p of "the mean is 0"; None for one value."""
-    sample = describe(values)
+def t_test(values: Sequence[float], rounding: float = 0.0) -> float | None:
+    """Two-sided p of "the mean is 0"; None for one value, 1 without any spread."""
+    sample = describe(values, rounding)
     if sample.n < 2:
         return None
+    if sample.error == 0:
+        return 1.0
     return min(1.0, 2 * _upper_tail(abs(sample.mean), sample))
 
 
-def equivalence_test(values: Sequence[float], margin: float) -> float | None:
+def equivalence_test(
+    values: Sequence[float], margin: float, rounding: float = 0.0
+) -> float | None:
     """p of "the mean lies outside (-margin, margin)"; None for one value.
 
-    Two one-sided t tests (Schuirmann 1987); the larger p counts.
+    Two one-sided t tests (Schuirmann 1987); the larger p counts. Without any spread
+    only differences that are all 0 are equivalent.
     """
-    sample = describe(values)
+    sample = describe(values, rounding)
     if sample.n < 2:
         return None
+    if sample.error == 0:
+        return 0.0 if sample.mean == 0 else 1.0
     return _upper_tail(margin - abs(sample.mean), sample)
 
 
@@ -94,9 +109,7 @@ def t_quantile(probability: float, df: int) -> float:
 
 
 def _upper_tail(distance: float, sample: Sample) -> float:
-    """P(T > distance / standard error); for a sample without spread 0, 1/2 or 1."""
-    if sample.sd == 0:
-        return 0.5 * (1 - float(np.sign(distance)))
+    """P(T > distance / standard error)."""
     return float(special.stdtr(sample.n - 1, -distance / sample.error))
 
 
@@ -195,17 +208,29 @@ def power_of_equivalence(
 
 def _spreads_of_mean(sd: float, n: int) -> np.ndarray:
     """Quantiles of a sample's standard error, all equally likely."""
+    return sd * _unit_spreads(n) / math.sqrt(n)
+
+
+@functools.lru_cache(maxsize=MAX_SEEDS)
+def _unit_spreads(n: int) -> np.ndarray:
     upper = 1 - (np.arange(_GRID) + 0.5) / _GRID
     spread: np.ndarray = np.sqrt(special.chdtri(n - 1, upper) / (n - 1))
-    return sd * spread / math.sqrt(n)
+    return spread
 
 
-def seeds_needed(power_with: Callable[[int], float], power: float) -> int | None:
-    """Smallest number of pairs, from 2, that reaches the power; None over MAX_SEEDS.
+@dataclass(frozen=True, slots=True)
+class Seeds:
+    """Numbers of seeds that reach a power: from ``first`` to ``last``; None: up to
+    MAX_SEEDS at least."""
 
-    ``power_with(n)`` must rise with n, up to where it is enough.
-    """
-    low, high = 1, 2
+    first: int
+    last: int | None = None
+
+
+def seeds_needed(power_with: Callable[[int], float], power: float) -> Seeds | None:
+    """The smallest number of seeds, from MIN_SEEDS, that reaches the power; None over
+    MAX_SEEDS. ``power_with(n)`` must rise with n."""
+    low, high = MIN_SEEDS - 1, MIN_SEEDS
     while power_with(high) < power:
         if high >= MAX_SEEDS:
             return None
@@ -213,7 +238,37 @@ def seeds_needed(power_with: Callable[[int], float], power: float) -> int | None
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if power_with(middle) >= power else (middle, high)
-    return high
+    return Seeds(high)
+
+
+def seed_window(
+    power_with: Callable[[int], float],
+    power: float,
+    numbers: Sequence[int] = SEED_NUMBERS,
+) -> Seeds | None:
+    """The first numbers of seeds that reach a power that may rise and fall with n, as
+    that of finding a difference smaller than the margin does; None if none does.
+
+    It is looked up for all of ``numbers``, and for every n before the first of these
+    that reaches it or falls below it again.
+    """
+    reached = functools.cache(lambda n: power_with(n) >= power)
+    first = _first(numbers, reached)
+    if first is None:
+        return None
+    later = [first, *(n for n in numbers if n > first)]
+    last = _first(later, lambda n: not reached(n))
+    return Seeds(first, None if last is None else last - 1)
+
+
+def _first(numbers: Sequence[int], holds: Callable[[int], bool]) -> int | None:
+    """The first n for which it holds, counting upwards within the steps of numbers."""
+    before = numbers[0] - 1
+    for n in numbers:
+        if holds(n):
+            return next(k for k in range(before + 1, n + 1) if holds(k))
+        before = n
+    return None
 
 
 def seeds_for_difference(
@@ -222,19 +277,22 @@ def seeds_for_difference(
     alpha: float = 0.05,
     power: float = 0.8,
     margin: float = 0.0,
-) -> int | None:
+) -> Seeds | None:
     """Pairs for a t test at alpha to find a mean of delta with this power.
 
     margin: as for power_of_difference.
     """
-    return seeds_needed(
-        lambda n: power_of_difference(delta, sd, n, alpha, margin), power
-    )
+
+    def chance(n: int) -> float:
+        return power_of_difference(delta, sd, n, alpha, margin)
+
+    falls = abs(delta) < margin
+    return seed_window(chance, power) if falls else seeds_needed(chance, power)
 
 
 def seeds_for_equivalence(
     delta: float, margin: float, sd: float, alpha: float = 0.05, power: float = 0.8
-) -> int | None:
+) -> Seeds | None:
     """Pairs for equivalence_test at alpha to accept a mean of delta with this power."""
     return seeds_needed(
         lambda n: power_of_equivalence(delta, margin, sd, n, alpha), power
@@ -242,19 +300,15 @@ def seeds_for_equivalence(
 
 
 def detectable_difference(
-    sd: float, n: int, alpha: float = 0.05, power: float = 0.8, margin: float = 0.0
+    power_with: Callable[[float], float], sd: float, power: float = 0.8
 ) -> float:
-    """The smallest true mean that a t test at alpha finds with this power.
-
-    margin: as for power_of_difference.
-    """
+    """The smallest true mean that is found with this power; ``power_with(delta)``."""
     low, high = 0.0, sd
-    while power_of_difference(high, sd, n, alpha, margin) < power:
+    while power_with(high) < power:
         low, high = high, 2 * high
     while high - low > 1e-6 * high:
         middle = (low + high) / 2
-        enough = power_of_difference(middle, sd, n, alpha, margin) >= power
-        low, high = (low, middle) if enough else (middle, high)
+        low, high = (low, middle) if power_with(middle) >= power else (middle, high)
     return high
 
 

@@ -30,8 +30,9 @@ from gpt2.report.compare import (
     side_by_side,
 )
 from gpt2.report.evidence import Rules
-from gpt2.report.margin import margin_for
+from gpt2.report.rules import rules_for
 from gpt2.report.table import difference_text, grade_text
+from gpt2.report.text import seeds_lines
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
 from lib.output import exit_code
@@ -57,11 +58,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = results_of(options.config)
         a, b = (find_subject(name, results) for name in (options.a, options.b))
         runs = [run for arm in (*a.arms, *b.arms) for run in arm.runs]
-        rules = Rules(margin=margin_for(options.margin, Path(options.config), runs))
+        asked = {"margin": options.margin, "looks": options.looks}
+        rules = rules_for(Path(options.config), runs, **asked)
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    show(report_console(), a, b, side_by_side(a, b, rules))
+    show(report_console(), a, b, side_by_side(a, b, rules), rules)
     return 0
 
 
@@ -74,10 +76,14 @@ def parser() -> argparse.ArgumentParser:
     )
     margin = "difference in nats that does not matter; default: as was configured"
     found.add_argument("--margin", type=float, help=margin)
+    looks = "planned reports with ever more seeds; default: as was configured"
+    found.add_argument("--looks", type=int, help=looks)
     return found
 
 
-def show(console: Console, a: Subject, b: Subject, found: SideBySide) -> None:
+def show(
+    console: Console, a: Subject, b: Subject, found: SideBySide, rules: Rules
+) -> None:
     console.print(Text(f"A: {a.label}"))
     console.print(Text(f"B: {b.label}"))
     if len(found.pairs) == 1:
@@ -86,6 +92,8 @@ def show(console: Console, a: Subject, b: Subject, found: SideBySide) -> None:
         show_matrices(console, found.pairs)
     else:
         console.print("\nThey have no arm in common.")
+    for line in seeds_lines([pair.comparison for pair in found.pairs], rules):
+        console.print(Text(line))
     for name, arms in (("A", found.only_a), ("B", found.only_b)):
         if arms:
             labels = ", ".join(arm.label for arm in arms)

@@ -1,9 +1,9 @@
 """How many seeds would find a difference: make plan DELTA=0.003.
 
 The noise is measured in the results of the configured matrix if they have seeds
-enough, else it is that known of 124M models; --sd sets it. Numbers are seeds of
-every arm, with Holm's correction over the arms.
-Exit codes: 0 answered; 2 an option that makes no sense.
+enough, else it is that known of GPT-2 124M, for a model of that size; --sd sets it.
+Numbers are seeds of every arm, for the test that gives the verdicts.
+Exit codes: 0 answered; 2 an option that makes no sense, or the noise is not known.
 """
 
 import argparse
@@ -14,10 +14,17 @@ from pathlib import Path
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from gpt2.configuration import results_of
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from gpt2.budget import budget
+from gpt2.configuration import load, results_of
+from gpt2.plan import make_plan
 from gpt2.report.evidence import Rules
-from gpt2.report.margin import margin_for
+from gpt2.report.noise import KNOWN_PARAMETERS, is_known, power_with
 from gpt2.report.results import read_matrix
+from gpt2.report.rules import rules_for
 from gpt2.report.seeds import (
     Spread,
     answer,
@@ -27,26 +34,33 @@ from gpt2.report.seeds import (
     of_runs,
 )
 from gpt2.report.verdicts import Judgement, judge
-from lib import stats
+from lib import human, stats
 from lib.output import exit_code
 from lib.terminal import report_console
 
-SHOWN_SEEDS = (2, 3, 4, 5, 6, 8, 10, 15, 20)
+SHOWN_SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
+    config = Path(options.config)
     try:
-        margin = margin_for(options.margin, Path(options.config))
-        rules = Rules(alpha=options.alpha, margin=margin, power=options.power)
+        rules = rules_for(
+            config,
+            margin=options.margin,
+            looks=options.looks,
+            alpha=options.alpha,
+            power=options.power,
+        )
         check(options)
-        judged = judged_results(options.results, Path(options.config))
+        judged = judged_results(options.results, config)
+        found = spreads(options.sd, judged, config)
     except (ValueError, OSError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
     arms = options.arms or (comparisons_of(judged) if judged else 0) or 1
     delta = rules.margin if options.delta is None else options.delta
-    show(spreads(options.sd, judged), delta, arms, rules)
+    show(found, delta, arms, rules)
     return 0
 
 
@@ -60,6 +74,8 @@ def parser() -> argparse.ArgumentParser:
     add("--alpha", type=float, default=rules.alpha, help="family-wise error")
     margin = "for NEUTRAL, nats; default: as is configured"
     add("--margin", type=float, help=margin)
+    looks = "planned reports with ever more seeds; default: as is configured"
+    add("--looks", type=int, help=looks)
     add("--arms", type=int, help="comparisons; default: those of the results, or 1")
     add("--sd", type=float, help="standard deviation of a run over seeds, nats")
     add("--results", help="results directory to measure the noise in")
@@ -85,52 +101,97 @@ def judged_results(results: str | None, config: Path) -> Judgement | None:
     return judge(read_matrix(root)) if root is not None and root.is_dir() else None
 
 
-def spreads(sd: float | None, judged: Judgement | None) -> list[Spread]:
+def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Spread]:
+    """ValueError if the noise is neither given, nor measured, nor known here."""
     if sd is not None:
         return [of_runs(sd, f"run sd {sd:g} as given")]
     measured = measured_spread(judged) if judged else None
-    return [measured] if measured else known_spreads()
+    if measured:
+        return [measured]
+    sizes = sizes_of(config, judged)
+    if not all(map(is_known, sizes)):
+        low, high = (f"{size / 1e6:g}" for size in KNOWN_PARAMETERS)
+        raise ValueError(
+            f"the noise of a model of {human.count(sizes[0])} parameters is not known "
+            f"(only that of {low} to {high} million is): run three seeds of the "
+            "baseline, or give SD=, the standard deviation of a run over seeds in nats"
+        )
+    return known_spreads()
+
+
+def sizes_of(config: Path, judged: Judgement | None) -> list[float | None]:
+    """Parameters of the arms found or configured; [] without a configuration."""
+    if judged and judged.arms:
+        return [arm.mean("parameters") for arm in judged.arms]
+    if not config.is_file():
+        return []
+    return [budget(job.settings).parameters for job in make_plan(load(config)).jobs]
 
 
 def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
     console = report_console()
     count = "1 comparison" if arms == 1 else f"{arms} comparisons"
+    looks = f" in {rules.looks} looks" if rules.looks > 1 else ""
     console.print(
         f"Seeds of each arm for {rules.power:.0%} power at a family-wise error of "
-        f"{rules.alpha:.0%} over {count}:"
+        f"{rules.alpha:.0%} over {count}{looks}:"
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = (f"to find ±{delta:g}", f"to call 0 NEUTRAL within ±{rules.margin:g}")
-    for head in ("noise of a difference", "sd", *heads):
-        table.add_column(head, justify="left" if head.startswith("noise") else "right")
-    for spread in found:
-        told = answer(spread, delta, arms, rules)
-        numbers = (told.find, told.exclude)
-        shown = [f">{stats.MAX_SEEDS}" if n is None else str(n) for n in numbers]
-        table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *shown)
-    console.print(table)
+    console.print(needed(found, delta, arms, rules))
     if delta < rules.margin:
         console.print(
             f"Within the margin of ±{rules.margin:g}: with more seeds a difference of "
             f"{delta:g} is graded NEUTRAL. If it matters, lower REPORT_MARGIN."
         )
-    console.print("The smallest difference that so many seeds find:")
-    small = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    small.add_column("seeds", justify="right")
-    for spread in found:
-        small.add_column(Text(f"sd {spread.sd:.4f}"), justify="right")
-    for n in SHOWN_SEEDS:
-        alpha, power = rules.alpha / arms, rules.power
-        row = (
-            stats.detectable_difference(s.sd, n, alpha, power, rules.margin)
-            for s in found
+    if rules.looks == 1:
+        console.print(
+            "Run that number at once. Seeds added until a verdict comes find "
+            "differences that are not there; LOOKS=3 plans for three reports."
         )
-        small.add_row(str(n), *(f"{value:.4f}" for value in row))
-    console.print(small)
+    console.print("Smallest detectable difference by number of seeds:")
+    console.print(detectable(found, arms, rules))
+
+
+def needed(found: list[Spread], delta: float, arms: int, rules: Rules) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    heads = (f"to find ±{delta:g}", f"to call 0 NEUTRAL within ±{rules.margin:g}")
+    for head in ("noise of a difference", "sd", *heads):
+        table.add_column(head, justify="left" if head.startswith("noise") else "right")
+    for spread in found:
+        numbers = answer(spread, delta, arms, rules)
+        find = seeds_text(numbers.find, delta < rules.margin)
+        cells = [find, seeds_text(numbers.exclude)]
+        table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *cells)
+    return table
+
+
+def seeds_text(found: stats.Seeds | None, falls: bool = False) -> str:
+    """ "5", "5 only", "5 to 16 only", ">1000", or "never" where power falls again."""
+    if found is None:
+        return "never" if falls else f">{stats.MAX_SEEDS}"
+    if found.last is None:
+        return str(found.first)
+    ends = dict.fromkeys((found.first, found.last))
+    return f"{' to '.join(map(str, ends))} only"
+
+
+def detectable(found: list[Spread], arms: int, rules: Rules) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("seeds", justify="right")
+    for spread in found:
+        table.add_column(Text(f"sd {spread.sd:.4f}"), justify="right")
+    for n in SHOWN_SEEDS:
+        row = (smallest(spread.sd, n, arms, rules) for spread in found)
+        table.add_row(str(n), *(f"{value:.4f}" for value in row))
+    return table
+
+
+def smallest(sd: float, seeds: int, arms: int, rules: Rules) -> float:
+    """Smallest difference that so many seeds find, beyond the margin or well below."""
+
+    def chance(delta: float) -> float:
+        return power_with(delta, sd, rules, arms, True, rules.margin)(seeds)
+
+    return stats.detectable_difference(chance, sd, rules.power)
 
 
 if __name__ == "__main__":

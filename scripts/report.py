@@ -14,8 +14,8 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import results_of
 from gpt2.report.evidence import Rules
-from gpt2.report.margin import margin_for
 from gpt2.report.results import Matrix, read_matrix
+from gpt2.report.rules import rules_for
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
 from lib.output import exit_code
@@ -28,8 +28,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = results_directory(options.results, options.config)
         matrix = read_matrix(root)
         config = None if options.results else Path(options.config)
-        margin = margin_for(options.margin, config, matrix.runs)
-        rules = Rules(alpha=options.alpha, margin=margin)
+        asked = {"margin": options.margin, "looks": options.looks}
+        rules = rules_for(config, matrix.runs, **asked, alpha=options.alpha)
         if not matrix.runs:
             raise ValueError(f"no run is in {root}: `make` writes its results there")
     except (ValueError, OSError) as error:
@@ -60,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
     margin = "difference in nats that does not matter; default: as was configured"
     add("--margin", type=float, help=margin)
+    looks = "planned reports with ever more seeds; default: as was configured"
+    add("--looks", type=int, help=looks)
     alpha = "family-wise error of the verdicts (default %(default)s)"
     add("--alpha", type=float, default=rules.alpha, help=alpha)
     add("--no-plots", dest="plots", action="store_false", help="write no PNG")

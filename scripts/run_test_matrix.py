@@ -256,7 +256,9 @@ def show_table(plan: Plan) -> None:
         print(f"no table: {error}", file=sys.stderr)
         return
     print(flush=True)
-    show(found, judge(found, Rules(margin=plan.base.matrix.report_margin)))
+    configured = plan.base.matrix
+    rules = Rules(margin=configured.report_margin, looks=configured.report_looks)
+    show(found, judge(found, rules))
     print()
 
 

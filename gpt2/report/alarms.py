@@ -8,9 +8,8 @@ from pathlib import Path
 
 from gpt2.report.arms import Arm, above_guess, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, is_alarming, is_large
-from gpt2.report.evidence import Rules
-from gpt2.report.margin import margin_for
 from gpt2.report.results import Matrix, read_matrix
+from gpt2.report.rules import rules_for
 from gpt2.report.twins import twin_alarms
 
 # Share of its loss by which a baseline may lie above every other arm: 0.17 of 3.3 nats.
@@ -25,7 +24,7 @@ def matrix_alarms(root: Path) -> dict[str, str]:
     """
     matrix = read_matrix(root, curves=False)
     arms = group_arms(matrix)
-    rules = Rules(margin=margin_for(None, None, matrix.runs))
+    rules = rules_for(None, matrix.runs)
     found = twin_alarms(matrix)
     for control in filter(is_alarming, controls_of(arms, rules, [is_large])):
         found[control.arm.label] = control_alarm(control)

@@ -19,6 +19,7 @@ from gpt2.report.controls import so_far
 from gpt2.report.pairing import recorded, unpaired_runs
 from gpt2.report.results import Matrix, Run
 from gpt2.report.verdicts import Judgement
+from lib import stats
 from lib.untrusted import as_dict, clean, number
 
 NOT_RECORDED = "not recorded"
@@ -226,7 +227,8 @@ def _seeds(matrix: Matrix) -> Item:
             arms.setdefault(key, []).append(run.row["seed"])
     told = Counter(", ".join(map(str, sorted(seeds))) for seeds in arms.values())
     fewest = min(len(seeds) for seeds in arms.values())
-    remark = "one seed shows nothing" if fewest < 2 else ""
+    few = f"fewer than {stats.MIN_SEEDS} seeds give no verdict"
+    remark = few if fewest < stats.MIN_SEEDS else ""
     return Item("seeds", _listing(told, len(arms), "arm"), remark)
 
 

@@ -24,6 +24,7 @@ from gpt2.report.arms import Arm, above_guess, has_diverged
 from gpt2.report.evidence import Rules, not_paired, worse_than_guess
 from gpt2.report.results import Run
 from lib import human
+from lib.rounding import rounding_variance
 
 if TYPE_CHECKING:
     from lib.stats import Interval
@@ -33,6 +34,7 @@ NOISE = 0.01  # nats; see above
 SIGMAS = 3.0  # of the mean difference, by that noise
 LARGEST = 5 * NOISE  # of the difference of one seed
 ALPHA = 0.005  # of a t test on the differences, which finds less than NOISE explains
+ROUNDING = rounding_variance(2**-22, 2**-22)  # losses of 2 to 4 nats in float32
 KERNELS = ("attention_backend", "mlp_backend", "compile")  # of a manifest
 
 
@@ -133,7 +135,7 @@ def is_steady(differences: Sequence[float], margin: float) -> str:
     """
     from lib import stats
 
-    mean, p = fmean(differences), stats.t_test(differences)
+    mean, p = fmean(differences), stats.t_test(differences, ROUNDING)
     if abs(mean) <= margin or p is None or p >= ALPHA:
         return ""
     return f"differs by {_nats(mean)} in the same way in every seed (p {p:.4f})"

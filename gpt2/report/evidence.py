@@ -19,6 +19,7 @@ from gpt2.report.pairing import unpaired
 from gpt2.report.results import Run
 from lib.alarms import are_identical
 from lib.identity import identity
+from lib.rounding import resolution, rounding_variance
 from lib.rundir import finite
 from lib.untrusted import as_dict, clean, number
 
@@ -30,6 +31,7 @@ class Rules:
     """What the grades are decided by; recorded with them."""
 
     alpha: float = 0.05  # family-wise error over the comparisons of a matrix
+    looks: int = 1  # planned reports with ever more seeds, which share alpha
     margin: float = 0.003  # nats; as Kconfig has it, for results that record none
     power: float = 0.8  # for the number of seeds that would decide
     tolerance: float = 0.01  # relative difference of budgets that passes as equal
@@ -38,8 +40,15 @@ class Rules:
         for name in ("alpha", "power", "tolerance"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1)")
+        if self.looks < 1:
+            raise ValueError(f"looks={self.looks} must be at least 1")
         if not (self.margin > 0 and math.isfinite(self.margin)):
             raise ValueError(f"margin={self.margin} must be a positive loss in nats")
+
+    @property
+    def alpha_of_look(self) -> float:
+        """Level of the tests of one report (Bonferroni over the looks)."""
+        return self.alpha / self.looks
 
 
 Losses = tuple[dict[int, float], dict[int, float]]
@@ -54,15 +63,19 @@ class Evidence:
     unverified: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     differences: tuple[float, ...] = ()
+    losses: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # by those seeds
+    resolution: float = 0.0  # the losses of arm or partner are multiples of it, nats
+    rounding: float = 0.0  # variance that this adds to a difference
     seconds: float | None = None
 
 
 def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     """The final losses, after the same number of updates on the same tokens."""
     losses = arm.by_seed("val_loss"), partner.by_seed("val_loss")
+    widths = [resolution(a.values("val_loss")) for a in (arm, partner)]
     unmatched = _unlike_budgets(arm, partner, rules, ("parameters", "tokens"))
     batch = _unlike(arm, partner, "effective_batch", 0.0)
-    return _evidence(arm, partner, losses, unmatched + batch, None)
+    return _evidence(arm, partner, losses, unmatched + batch, None, widths)
 
 
 def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
@@ -77,13 +90,18 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     known = [end for end in ends if end is not None]
     if not runs or len(known) < len(runs):
         lost = "no evaluations over time" if runs else "no seed in common is finished"
-        return _evidence(arm, partner, ({}, {}), (), None, lost)
+        return _evidence(arm, partner, ({}, {}), (), None, (), lost)
     budget = min(known)
     losses = _losses_at(arm, budget), _losses_at(partner, budget)
+    widths = [resolution(_all_losses(a)) for a in (arm, partner)]
     unmatched = _unlike_budgets(arm, partner, rules, ("parameters",))
     if len({_machine(run) for run in runs}) > 1:
         unmatched += ("run on different hardware",)
-    return _evidence(arm, partner, losses, unmatched, budget)
+    return _evidence(arm, partner, losses, unmatched, budget, widths)
+
+
+def _all_losses(arm: Arm) -> list[float]:
+    return [r["val_loss"] for run in arm.done for r in run.evals if "val_loss" in r]
 
 
 def _losses_at(arm: Arm, seconds: float) -> dict[int, float]:
@@ -97,6 +115,7 @@ def _evidence(
     losses: Losses,
     unmatched: tuple[str, ...],
     seconds: float | None,
+    widths: Sequence[float],
     lost: str = "no seed in common is finished",
 ) -> Evidence:
     invalid = _faults(arm, "") + _faults(partner, f"{partner.label}: ")
@@ -110,6 +129,12 @@ def _evidence(
         unverified=_unverified(arm) + _unverified(partner),
         seeds=seeds,
         differences=tuple(losses[0][s] - losses[1][s] for s in seeds),
+        losses=(
+            tuple(losses[0][s] for s in seeds),
+            tuple(losses[1][s] for s in seeds),
+        ),
+        resolution=max(widths, default=0.0),
+        rounding=rounding_variance(*widths),
         seconds=seconds,
     )
 

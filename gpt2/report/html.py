@@ -36,7 +36,13 @@ from gpt2.report.table import (
     lines_of,
     shown_columns,
 )
-from gpt2.report.text import control_lines, headline, method, noise_lines
+from gpt2.report.text import (
+    control_lines,
+    headline,
+    method,
+    noise_lines,
+    seeds_lines,
+)
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from lib import human
 from lib.rundir import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
@@ -107,7 +113,7 @@ def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
         style=Markup((PAGE / "style.css").read_text()),  # ours, not the results'
         headline=headline(matrix),
         controls=control_lines(judged),
-        noise=noise_lines(judged),
+        noise=[*noise_lines(judged), *seeds_lines(judged.comparisons, judged.rules)],
         method=method(judged),
         columns=columns,
         lines=[_line(line, columns, judged) for line in lines],

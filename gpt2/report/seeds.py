@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass
 
 from gpt2.report.evidence import Rules
-from gpt2.report.verdicts import INVALID, KNOWN_NOISE, UNMATCHED, Judgement
+from gpt2.report.noise import KNOWN_NOISE, seeds_to_exclude, seeds_to_find
+from gpt2.report.verdicts import INVALID, UNMATCHED, Judgement
 from lib import stats
 
 
@@ -20,11 +21,11 @@ class Spread:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Seeds an arm for one spread; None: more than stats.MAX_SEEDS."""
+    """Numbers of seeds for one spread; None: no number up to stats.MAX_SEEDS."""
 
     spread: Spread
-    find: int | None  # a difference of delta, as SUPPORTED or HARMFUL
-    exclude: int | None  # that it reaches the margin, if there is none
+    find: stats.Seeds | None  # a difference of delta, as SUPPORTED or HARMFUL
+    exclude: stats.Seeds | None  # that it reaches the margin, if there is none
 
 
 def known_spreads() -> list[Spread]:
@@ -61,10 +62,9 @@ def comparisons_of(judged: Judgement) -> int:
 
 
 def answer(spread: Spread, delta: float, arms: int, rules: Rules) -> Answer:
-    """With the strictest step of Holm's correction, so never too few."""
-    alpha, margin = rules.alpha / arms, rules.margin
+    """With the strictest step of the correction, so never too few."""
     return Answer(
         spread,
-        stats.seeds_for_difference(delta, spread.sd, alpha, rules.power, margin),
-        stats.seeds_for_equivalence(0.0, margin, spread.sd, alpha, rules.power),
+        seeds_to_find(delta, spread.sd, rules, arms, True, rules.margin),
+        seeds_to_exclude(0.0, spread.sd, rules, arms),
     )

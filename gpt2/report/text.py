@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
 from gpt2.report.controls import sentence
 from gpt2.report.estimates import score_lines
+from gpt2.report.evidence import Rules
+from gpt2.report.noise import KNOWN_NOISE, known_noise_of
 from gpt2.report.remarks import remarks
 from gpt2.report.results import Matrix, Run
 from gpt2.report.table import (
@@ -21,7 +24,7 @@ from gpt2.report.table import (
     p_text,
     shown_columns,
 )
-from gpt2.report.verdicts import KNOWN_NOISE, Judgement
+from gpt2.report.verdicts import INCONCLUSIVE, Comparison, Judgement
 from lib import human
 from lib.terminal import report_console
 from lib.untrusted import clean
@@ -83,9 +86,10 @@ def noise_lines(judged: Judgement) -> list[str]:
     """The noise floor in words, one sentence a baseline."""
     if not judged.noise:
         low, high = KNOWN_NOISE
+        known = f" (sd at 124M in the literature: {low} to {high})"
         return [
-            "Noise floor: not measured, it takes a baseline with two or more seeds "
-            f"(sd at 124M in the literature: {low} to {high})."
+            "Noise floor: not measured, it takes a baseline with two or more seeds"
+            f"{known if known_noise_of(judged.arms) else ''}."
         ]
     return [
         f"Noise floor: {noise.arm.label} has sd {noise.sample.sd:.4f} over "
@@ -93,6 +97,28 @@ def noise_lines(judged: Judgement) -> list[str]:
         f"{noise.interval.high:.4f})."
         for noise in judged.noise
     ]
+
+
+def seeds_lines(comparisons: Sequence[Comparison], rules: Rules) -> list[str]:
+    """How to add seeds without finding what is not there, where seeds are missing."""
+    short = any(c.at_steps.grade == INCONCLUSIVE for c in comparisons)
+    if rules.looks > 1:
+        return [
+            f"Looks: {rules.looks} reports with ever more seeds are planned, each at "
+            f"{rules.alpha_of_look:.2%}; further ones would find what is not there."
+        ]
+    if not short:
+        return []
+    return [
+        "More seeds: adding them until a verdict comes finds differences that are "
+        'not there (18% instead of 5% with "about N seeds" followed three times). Run '
+        "the whole number as fresh seeds into a folder of their own, or fix the number "
+        "of seeds of each report beforehand, and set LOOKS to the number of reports."
+    ]
+
+
+def _seeds_lines(judged: Judgement) -> list[str]:
+    return seeds_lines(judged.comparisons, judged.rules)
 
 
 # ---- terminal -------------------------------------------------------------------
@@ -118,7 +144,7 @@ def terminal_report(
     parts: list[RenderableType] = [Text(x, style=style) for x in control_lines(judged)]
     parts.append(_terminal_table(judged, width))
     parts.append(Text(headline(matrix)))
-    parts.extend(Text(line) for line in noise_lines(judged))
+    parts.extend(Text(x) for x in (*noise_lines(judged), *_seeds_lines(judged)))
     parts.extend(Text(line) for line in score_lines(matrix.estimates))
     if has_zeros(lines_of(judged)):
         parts.append(Text("Zeros: single weights anywhere, which bring no speed."))
@@ -185,14 +211,18 @@ def _fault(run: Run) -> str:
 METHOD = """\
 Arms are paired by seed with the arm they are compared with; a difference is the arm's
 validation loss minus its partner's, in nats a token, and a negative one is better.
-Intervals are 95% by Student's t on the paired differences. Verdicts are Holm-corrected
-over all arms at a family-wise error of {alpha:.0%}. The margin of ±{margin:g} nats
+Intervals are 95% by Student's t on the paired differences. It takes three seeds for a
+verdict. Whether a difference is 0 is decided by the pooled test, which takes the noise
+from all arms over the same seeds and is guarded against arms noisier than the rest;
+with two arms alone, and at equal time, by the paired t test with Holm's correction. The
+family-wise error over all arms is {alpha:.0%}{looks}. The remarks give both tests where
+they disagree; docs/statistics.md has their error rates. The margin of ±{margin:g} nats
 (REPORT_MARGIN, to be chosen before the results are seen) is what was declared too small
-to matter: NEUTRAL is a difference that lies within it (two one-sided t tests), be it 0
-or not; SUPPORTED and HARMFUL are differences that are not 0 (t test) and not surely
-within the margin; INCONCLUSIVE needs more seeds. UNMATCHED arms differ from their
-partner in parameters or tokens by more than {tolerance:.0%}, or in data, so that
-nothing follows for the architecture. At equal time, losses are read, between
+to matter: NEUTRAL is a difference that lies within it (two one-sided t tests with
+Holm's correction), be it 0 or not; SUPPORTED and HARMFUL are differences that are not 0
+and not surely within the margin; INCONCLUSIVE needs more seeds. UNMATCHED arms differ
+from their partner in parameters or tokens by more than {tolerance:.0%}, or in data, so
+that nothing follows for the architecture. At equal time, losses are read, between
 evaluations, when the first of the compared runs ended; the slower arm is then still in
 the middle of its learning-rate schedule, so this reading is hard on it."""
 
@@ -216,7 +246,8 @@ def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
     parts = [
         f"# {escape(name)}",
         " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
-        f"{headline(matrix)}. {' '.join(map(escape, noise_lines(judged)))}",
+        f"{headline(matrix)}. {escape(' '.join(noise_lines(judged)))}",
+        escape(" ".join(_seeds_lines(judged))),
         "## Verdicts",
         _main_table(judged),
         _remarks(judged),
@@ -240,8 +271,12 @@ def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
 def method(judged: Judgement) -> str:
     """How the verdicts came about, in words."""
     rules = judged.rules
+    looks = f", shared by {rules.looks} planned looks" if rules.looks > 1 else ""
     text = METHOD.format(
-        alpha=rules.alpha, margin=rules.margin, tolerance=rules.tolerance
+        alpha=rules.alpha,
+        margin=rules.margin,
+        tolerance=rules.tolerance,
+        looks=looks,
     )
     lines = lines_of(judged)
     told = [text, *[ZEROS] * has_zeros(lines), *[CUTS] * has_cuts(lines)]
@@ -270,7 +305,7 @@ def _columns_table(judged: Judgement, keys: list[str]) -> str:
 
 
 def _main_table(judged: Judgement) -> str:
-    keys = "step title seeds val_loss difference interval p_holm val_perplexity"
+    keys = "step title seeds val_loss difference interval p_deciding val_perplexity"
     return _columns_table(judged, [*keys.split(), "val_accuracy", "grade"])
 
 
@@ -285,13 +320,17 @@ def _cost_table(judged: Judgement) -> str:
 
 def _both_table(judged: Judgement) -> str:
     heads = ["arm", "compared with", "equal steps", "verdict", "time budget"]
-    heads += ["equal time", "p (Holm)", "verdict"]
+    heads += ["equal time", "p", "verdict"]
     rows = []
     for c in judged.comparisons:
         steps, time = c.at_steps, c.at_time
         cells = [c.arm.label, c.partner.label, difference_text(steps)]
         cells += [grade_text(steps.grade), human.duration(time.seconds)]
-        cells += [difference_text(time), p_text(time.p_holm), grade_text(time.grade)]
+        cells += [
+            difference_text(time),
+            p_text(time.p_deciding),
+            grade_text(time.grade),
+        ]
         rows.append([escape(cell) for cell in cells])
     if not rows:
         return "There is nothing to compare yet."

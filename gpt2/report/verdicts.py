@@ -8,13 +8,16 @@ INVALID       a run is missing, failed, diverged or ended above a uniform guess,
               baseline (gpt2/report/controls.py), or a baseline ended above a guess
 UNMATCHED     budget or data differ: no verdict on the architecture
 UNVERIFIED    the certificates were not run
-INCONCLUSIVE  one seed, or no test below is decided; says how many seeds would do
+INCONCLUSIVE  fewer than three seeds, or no test below is decided
 NEUTRAL       d lies within the margin (two one-sided t tests)
-SUPPORTED     d is below 0 (t test on the paired differences)
+SUPPORTED     d is below 0 (pooled test on the paired differences)
 HARMFUL       d is above 0
 
-p values are Holm-corrected over all comparisons that could get a grade from them,
-those still to be run included, so that no grade falls when another arm finishes.
+The pooled test (lib/pooled.py) takes the noise from all arms over the same seeds. Where
+there are only two arms, and at equal time, where each pair is read at a time of its
+own, the paired t test decides. p values are corrected over all comparisons that could
+get a grade from them, those still to be run included, so that no grade falls when
+another arm finishes: by Holm's method for t tests, by simulation for the pooled one.
 
 With many seeds d can be surely not 0 and surely within the margin at once: a trivial
 difference (one of the four outcomes in Lakens 2017, "Equivalence Tests"). It is
@@ -27,7 +30,6 @@ seeds planned for an effect reckons with it (the tests simulate both).
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,15 +37,20 @@ from typing import Any
 from gpt2.report.arms import Arm, Change, changes_between, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, void_reasons
 from gpt2.report.evidence import Evidence, Rules, at_equal_steps, at_equal_time
+from gpt2.report.noise import (
+    Design,
+    Noise,
+    known_noise_of,
+    noise_of,
+    seeds_to_decide,
+)
+from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import Matrix
 from lib import stats
 
 SUPPORTED, NEUTRAL, HARMFUL = "SUPPORTED", "NEUTRAL", "HARMFUL"
 INCONCLUSIVE, UNMATCHED = "INCONCLUSIVE", "UNMATCHED"
 INVALID, UNVERIFIED = "INVALID", "UNVERIFIED"
-# Standard deviation over seeds of a 124M model's validation loss, nats: the range
-# found in the literature. Used for planning only, where replicas are missing.
-KNOWN_NOISE = (0.0013, 0.0019)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -58,14 +65,20 @@ class Verdict:
     interval: stats.Interval | None = None  # 1 - alpha, for this arm alone
     family_interval: stats.Interval | None = None  # 1 - alpha for all arms together
     bootstrap: stats.Interval | None = None
-    p: float | None = None
+    p: float | None = None  # paired t test of this comparison alone
     p_holm: float | None = None
+    p_pooled: float | None = None  # pooled test, corrected over all comparisons
     p_equivalent_holm: float | None = None
     seeds_needed: int | None = None  # only INCONCLUSIVE; None there: too many
     seconds: float | None = None  # the common time budget, where there is one
 
+    @property
+    def p_deciding(self) -> float | None:
+        """p, corrected, of the test that decides about a difference."""
+        return self.p_holm if self.p_pooled is None else self.p_pooled
+
     def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self)
+        data = dataclasses.asdict(self) | {"p_deciding": self.p_deciding}
         for name in ("interval", "family_interval", "bootstrap"):
             found = getattr(self, name)
             data[name] = None if found is None else [found.low, found.high]
@@ -82,15 +95,6 @@ class Comparison:
     changes: list[Change]
     at_steps: Verdict
     at_time: Verdict
-
-
-@dataclass(frozen=True, slots=True)
-class Noise:
-    """Spread over the seeds of an arm that has no partner."""
-
-    arm: Arm
-    sample: stats.Sample
-    interval: stats.Interval
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +169,7 @@ def judge(matrix: Matrix, rules: Rules | None = None) -> Judgement:
         elif note:
             notes[arm.label] = note
     bases = [arm for arm in tested if all(arm is not a for a, _, _ in pairs)]
-    noise = _noise(bases)
+    noise = noise_of(bases)
     void = void_reasons(bases if pairs else [], controls)
     comparisons = [_voided(c, void) for c in compare(pairs, rules, noise)]
     return Judgement(rules, arms, comparisons, noise, notes, controls, void)
@@ -191,7 +195,7 @@ def compare(
     """Grade (arm, partner, note) triples as one family. noise: of a baseline; by
     default of the partners."""
     if noise is None:
-        noise = _noise([partner for _, partner, _ in pairs])
+        noise = noise_of([partner for _, partner, _ in pairs])
     paired = [(arm, partner) for arm, partner, _ in pairs]
     at_steps = _grade_all(paired, at_equal_steps, rules, noise)
     at_time = _grade_all(paired, at_equal_time, rules, noise)
@@ -201,18 +205,6 @@ def compare(
             pairs, at_steps, at_time, strict=True
         )
     ]
-
-
-def _noise(arms: Sequence[Arm]) -> list[Noise]:
-    found = []
-    for arm in arms:
-        losses = arm.values("val_loss")
-        if len(losses) > 1 and min(losses) < max(losses):
-            sample = stats.describe(losses)
-            interval = stats.sd_interval(sample)
-            assert interval is not None
-            found.append(Noise(arm, sample, interval))
-    return found
 
 
 # ---- grades ---------------------------------------------------------------------
@@ -226,82 +218,133 @@ def _grade_all(
 ) -> list[Verdict]:
     evidence = [measure(arm, partner, rules) for arm, partner in pairs]
     family = [i for i, e in enumerate(evidence) if not e.unmatched]
-    samples = [() if evidence[i].invalid else evidence[i].differences for i in family]
-    graded = dict(zip(family, grade_family(samples, rules), strict=True))
+    samples = [Sample.of(evidence[i]) for i in family]
+    together = pool([pairs[i] for i in family], [evidence[i] for i in family], rules)
+    tested = zip(family, grade_family(samples, rules, together), strict=True)
+    graded, of_pool = dict(tested), dict(zip(family, together, strict=True))
     verdicts = []
     for index, item in enumerate(evidence):
         verdict = graded.get(index, Verdict())
         if verdict.mean is None:
-            verdict = _alone(item.differences, rules)
+            verdict = _alone(Sample(item.differences, item.rounding), rules)
         verdict = dataclasses.replace(verdict, seeds=item.seeds, seconds=item.seconds)
-        verdicts.append(_finish(verdict, item, rules, noise, len(family)))
+        design = _design(pairs[index], of_pool.get(index), rules, noise, len(family))
+        verdicts.append(_finish(verdict, item, design))
     return verdicts
 
 
+def _design(
+    pair: tuple[Arm, Arm],
+    found: Pooled | None,
+    rules: Rules,
+    noise: Sequence[Noise],
+    family: int,
+) -> Design:
+    known = known_noise_of(pair)
+    floor = max((n.sample.sd for n in noise), default=None)
+    origin = "by the noise floor" if noise else "by the noise known at 124M"
+    return Design(
+        rules=rules,
+        family=max(family, 1),
+        is_pooled=found is not None and found.is_planned,
+        runs_sd=known if floor is None else floor,
+        runs_origin=origin,
+        pooled_sd=None if found is None else found.sd,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """Paired differences, and the variance that rounded losses add to their mean."""
+
+    differences: tuple[float, ...] = ()
+    rounding: float = 0.0
+
+    @classmethod
+    def of(cls, evidence: Evidence) -> Sample:
+        """Of a comparison; empty where it is invalid, and counts as still to come."""
+        if evidence.invalid:
+            return cls()
+        return cls(evidence.differences, evidence.rounding)
+
+
 def grade_family(
-    samples: Sequence[Sequence[float]], rules: Rules | None = None
+    samples: Sequence[Sample],
+    rules: Rules | None = None,
+    together: Sequence[Pooled | None] | None = None,
 ) -> list[Verdict]:
     """Grades from paired differences alone, one sample a comparison.
 
-    An empty sample stands for a comparison still to come: it counts in the
-    correction and gets no grade of its own.
+    An empty sample stands for a comparison still to come: it counts in the correction
+    and gets no grade of its own. together: of the pooled test, where it decides.
     """
     rules = rules or Rules()
     tests = [_tests(sample, rules) for sample in samples]
     unequal = stats.holm([1.0 if p is None else p for p, _ in tests])
     equal = stats.holm([1.0 if q is None else q for _, q in tests])
     verdicts = []
-    for sample, (p, _), p_holm, q_holm in zip(
-        samples, tests, unequal, equal, strict=True
-    ):
+    for index, (sample, (p, _)) in enumerate(zip(samples, tests, strict=True)):
         verdict = _alone(sample, rules, len(samples))
         if p is not None:
+            p_holm, q_holm = unequal[index], equal[index]
             verdict = dataclasses.replace(
                 verdict, p=p, p_holm=p_holm, p_equivalent_holm=q_holm
             )
+            found = together[index] if together else None
+            if found is not None and found.p is not None:
+                verdict = _with_pooled(verdict, found)
         verdicts.append(dataclasses.replace(verdict, grade=_grade(verdict, rules)))
     return verdicts
 
 
-def _tests(sample: Sequence[float], rules: Rules) -> tuple[float | None, float | None]:
-    if len(sample) < 2:
+def _with_pooled(verdict: Verdict, found: Pooled) -> Verdict:
+    assert verdict.mean is not None
+    ends = (verdict.mean - found.half_width, verdict.mean + found.half_width)
+    return dataclasses.replace(
+        verdict, p_pooled=found.p, family_interval=stats.Interval(*ends)
+    )
+
+
+def _tests(sample: Sample, rules: Rules) -> tuple[float | None, float | None]:
+    """p of the paired t test and of equivalence; None with too few seeds."""
+    if len(sample.differences) < stats.MIN_SEEDS:
         return None, None
-    return stats.t_test(sample), stats.equivalence_test(sample, rules.margin)
+    return (
+        stats.t_test(sample.differences, sample.rounding),
+        stats.equivalence_test(sample.differences, rules.margin, sample.rounding),
+    )
 
 
-def _alone(sample: Sequence[float], rules: Rules, family: int = 1) -> Verdict:
+def _alone(sample: Sample, rules: Rules, family: int = 1) -> Verdict:
     """Mean and intervals of a sample, without a grade."""
-    if not sample:
+    values = sample.differences
+    if not values:
         return Verdict()
+    of_all = rules.alpha_of_look / family
     return Verdict(
-        differences=tuple(sample),
-        mean=stats.describe(sample).mean,
-        interval=stats.t_interval(sample, rules.alpha),
-        family_interval=stats.t_interval(sample, rules.alpha / family),
+        differences=values,
+        mean=stats.describe(values).mean,
+        interval=stats.t_interval(values, rules.alpha, sample.rounding),
+        family_interval=stats.t_interval(values, of_all, sample.rounding),
     )
 
 
 def _grade(verdict: Verdict, rules: Rules) -> str:
     if verdict.mean is None:
         return INVALID
-    if verdict.p_holm is None:
+    if verdict.p_deciding is None:
         return INCONCLUSIVE
     assert verdict.p_equivalent_holm is not None
-    if verdict.p_equivalent_holm < rules.alpha:
+    if verdict.p_equivalent_holm < rules.alpha_of_look:
         return NEUTRAL
-    if verdict.p_holm < rules.alpha:
+    if verdict.p_deciding < rules.alpha_of_look:
         return SUPPORTED if verdict.mean < 0 else HARMFUL
     return INCONCLUSIVE
 
 
-def _finish(
-    verdict: Verdict,
-    evidence: Evidence,
-    rules: Rules,
-    noise: Sequence[Noise],
-    family: int,
-) -> Verdict:
+def _finish(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
     """What outranks the tests, with its reasons; and the seeds still needed."""
+    rules = design.rules
     bootstrap = stats.bootstrap_interval(verdict.differences or [0.0], rules.alpha)
     verdict = dataclasses.replace(verdict, bootstrap=bootstrap)
     for grade, reasons in (
@@ -311,48 +354,57 @@ def _finish(
     ):
         if reasons:
             return dataclasses.replace(verdict, grade=grade, reasons=reasons)
+    reasons = _disagreement(verdict, rules) + _rounded(evidence, rules)
     if verdict.grade == NEUTRAL:
-        return dataclasses.replace(verdict, reasons=_trivial(verdict, rules))
+        reasons = _trivial(verdict, rules) + reasons
     if verdict.grade != INCONCLUSIVE:
-        return verdict
-    seeds, basis = seeds_to_decide(verdict.differences, rules, noise, max(family, 1))
-    many = f"more than {stats.MAX_SEEDS}" if seeds is None else f"about {seeds}"
-    text = f"{many} seeds would decide, {basis}"
-    if len(verdict.differences) == 1:
-        text = f"one seed decides nothing; {text}"
-    return dataclasses.replace(verdict, reasons=(text,), seeds_needed=seeds)
+        return dataclasses.replace(verdict, reasons=reasons)
+    text, seeds = _seeds_text(verdict.differences, design)
+    return dataclasses.replace(verdict, reasons=(text, *reasons), seeds_needed=seeds)
+
+
+def _seeds_text(differences: Sequence[float], design: Design) -> tuple[str, int | None]:
+    """Why a comparison is INCONCLUSIVE, and the seeds that would decide if known."""
+    found = seeds_to_decide(differences, design)
+    text, seeds = "nothing is known of the noise at this size", None
+    if found is not None:
+        seeds, basis = found
+        many = f"more than {stats.MAX_SEEDS}" if seeds is None else f"about {seeds}"
+        text = f"{many} seeds would decide, {basis}"
+    few = {1: "one seed is", 2: "two seeds are"}.get(len(differences))
+    if few is not None:
+        text = f"{few} not enough for a verdict (at least {stats.MIN_SEEDS}); {text}"
+    return text, seeds
 
 
 def _trivial(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
     """A reason if a NEUTRAL difference is nevertheless one."""
-    assert verdict.mean is not None and verdict.p_holm is not None
-    if verdict.p_holm >= rules.alpha:
+    assert verdict.mean is not None and verdict.p_deciding is not None
+    if verdict.p_deciding >= rules.alpha_of_look:
         return ()
-    way = "better" if verdict.mean < 0 else "worse"
-    return (f"surely {way}, and surely by less than the margin of {rules.margin:g}",)
+    way = "improvement" if verdict.mean < 0 else "loss"
+    return (f"a real {way}, but smaller than the margin of {rules.margin:g}",)
 
 
-def seeds_to_decide(
-    differences: Sequence[float], rules: Rules, noise: Sequence[Noise], family: int
-) -> tuple[int | None, str]:
-    """Pairs that would show the difference, or its smallness, if it is as observed.
-
-    Two values say too little of their own spread: the noise floor stands in for it
-    (sd of a difference of two runs: sqrt(2) times that of one), and without
-    replicas of a baseline the upper end of KNOWN_NOISE. Returns the number, None if
-    over stats.MAX_SEEDS, and in words what it is based on.
-    """
-    sample = stats.describe(differences)
-    floor = max((n.sample.sd for n in noise), default=KNOWN_NOISE[1])
-    sd, basis = sample.sd, "by the spread of its own differences"
-    of_runs = math.sqrt(2) * floor
-    if sample.n < 2 or (sample.n == 2 and sd < of_runs):
-        sd = of_runs
-        basis = "by the noise floor" if noise else "by the noise known at 124M"
-    alpha = rules.alpha / family
-    ways = (
-        stats.seeds_for_difference(sample.mean, sd, alpha, rules.power),
-        stats.seeds_for_equivalence(sample.mean, rules.margin, sd, alpha, rules.power),
+def _disagreement(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
+    """Both tests of a difference where only one of them finds it."""
+    pooled, holm, alpha = verdict.p_pooled, verdict.p_holm, rules.alpha_of_look
+    if pooled is None or holm is None or (pooled < alpha) == (holm < alpha):
+        return ()
+    found, not_found = (
+        ("pooled", "paired t") if pooled < alpha else ("paired t", "pooled")
     )
-    found = [n for n in ways if n is not None]
-    return (max(min(found), sample.n + 1) if found else None), basis
+    return (
+        f"the {found} test finds a difference and the {not_found} test does not "
+        f"(p {pooled:.3f} pooled, which decides; {holm:.3f} paired t with Holm)",
+    )
+
+
+def _rounded(evidence: Evidence, rules: Rules) -> tuple[str, ...]:
+    """A reason if losses are so coarse that rounding can matter beside the margin."""
+    if evidence.resolution < rules.margin / 100:
+        return ()
+    return (
+        f"losses are multiples of {evidence.resolution:g}, which is reckoned with: "
+        "a difference of that size proves nothing",
+    )

@@ -8,7 +8,9 @@ import pytest
 from gpt2.report.results import read_matrix
 from gpt2.report.seeds import measured_spread
 from gpt2.report.verdicts import judge
-from lib import stats
+from lib import pooled, stats
+from lib.generated import render_config
+from tests.gpt2.helpers import make_config
 from tests.results_factory import write_matrix
 from tests.scripts.inprocess import run_script
 
@@ -31,8 +33,10 @@ def test_without_results_the_noise_known_at_124m_is_taken(tmp_path):
 def test_more_comparisons_take_more_seeds(tmp_path):
     done = plan("--sd", "0.0016", "--arms", "11", cwd=tmp_path)
     sd = 2**0.5 * 0.0016
-    want = stats.seeds_for_difference(0.003, sd, 0.05 / 11, 0.8, 0.003)
-    assert answers(done.stdout)[0][1] == str(want)
+    found = int(answers(done.stdout)[0][1])
+    powers = [pooled.power(0.003, sd, n, 11, 0.05, 0.003) for n in (found - 1, found)]
+    assert powers[0] < 0.8 <= powers[1]
+    assert found < stats.seeds_for_difference(0.003, sd, 0.05 / 11, 0.8, 0.003).first
     assert "over 11 comparisons" in done.stdout
 
 
@@ -60,7 +64,45 @@ def test_a_baseline_alone_gives_its_spread_times_root_two(tmp_path):
 
 def test_what_no_number_of_seeds_finds_is_said(tmp_path):
     done = plan("--delta", "0.00001", "--sd", "0.01", cwd=tmp_path)
+    assert re.search(r"0\.0141 +never", done.stdout)
+    done = plan("--delta", "0.004", "--sd", "0.1", cwd=tmp_path)
     assert answers(done.stdout)[0][1] == ">1000"
+
+
+def test_a_window_of_seeds_is_found_and_said(tmp_path):
+    """Below the margin the power rises and falls again with the seeds."""
+    words = ("--delta", "0.0026", "--sd", "0.00070711")
+    assert re.search(r"0\.0010 +5 only +3", plan(*words, cwd=tmp_path).stdout)
+    wide = plan(*words, "--arms", "6", cwd=tmp_path).stdout
+    assert re.search(r"0\.0010 +4 to \d\d only", wide)
+
+
+def test_looks_take_more_seeds_and_are_said(tmp_path):
+    once = plan("--delta", "0.004", cwd=tmp_path)
+    thrice = plan("--delta", "0.004", "--looks", "3", cwd=tmp_path)
+    assert "LOOKS=3 plans for three" in " ".join(once.stdout.split())
+    assert "in 3 looks" in " ".join(thrice.stdout.split())
+    numbers = [int(answers(done.stdout)[1][1]) for done in (once, thrice)]
+    assert numbers[0] < numbers[1]
+
+
+def test_the_noise_of_124m_is_not_taken_for_another_size(tmp_path):
+    write_matrix(tmp_path, (0,), (1,), result={"parameters": 800_000})
+    done = plan("--results", tmp_path, cwd=tmp_path)
+    assert done.returncode == 2 and "800.0k parameters is not known" in done.stderr
+    assert "SD=" in done.stderr and "124M" not in done.stdout
+    assert plan("--results", tmp_path, "--sd", "0.02", cwd=tmp_path).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("symbols", "code"),
+    [({}, 0), ({"GPT2_MODEL_CUSTOM": "y", "GPT2_N_LAYER": "2"}, 2)],
+)
+def test_the_size_is_that_of_the_configured_model(tmp_path, symbols, code):
+    config = make_config(**symbols)
+    (tmp_path / "config.py").write_text(render_config(config))
+    done = plan(cwd=tmp_path)
+    assert done.returncode == code, done.stderr
 
 
 def test_a_difference_within_the_margin_is_said_to_be_graded_neutral(tmp_path):

@@ -241,6 +241,24 @@ def test_the_margin_is_the_one_asked_for_configured_or_recorded(tmp_path):
     assert margin(out) == Rules().margin
 
 
+def test_the_looks_are_those_asked_for_configured_or_recorded(tmp_path):
+    job = {"settings": settings(0) | {"matrix": {"report_looks": 4}}}
+    out = write_matrix(tmp_path / "out", (0, 5), (1, 2, 3), job=job)
+
+    def looks(*arguments):
+        done = report(*arguments, "--no-html", "--no-plots", "--quiet", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found = json.loads((out / "summary.json").read_text())["verdicts"]["rules"]
+        assert f"shared by {found['looks']} planned looks" in flowing(out / "REPORT.md")
+        return found["looks"]
+
+    lines = "CONFIG_OUTPUT_DIR = 'out'\nCONFIG_REPORT_LOOKS = 3\nORIGINS = {}\n"
+    (tmp_path / "config.py").write_text(lines)
+    assert (looks(), looks(out), looks("--looks", "2")) == (3, 4, 2)
+    refused = report("--looks", "0", cwd=tmp_path)
+    assert refused.returncode == 2 and "looks=0" in refused.stderr
+
+
 def flowing(path):
     return path.read_text().replace("\n", " ")
 

@@ -283,3 +283,7 @@ def test_a_baseline_below_some_arm_raises_no_alarm(tmp_path):
 def test_an_effect_as_large_as_any_reported_raises_no_alarm(tmp_path):
     root = write_matrix(tmp_path, (0, 5), SEEDS, {5: -0.1})
     assert told(root) == []
+
+
+def test_the_same_difference_in_every_seed_to_the_last_digit_is_steady():
+    assert is_steady([0.004] * 3, 0.003) and not is_steady([0.004], 0.003)

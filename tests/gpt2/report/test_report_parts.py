@@ -99,7 +99,7 @@ def items(root):
 
 
 def test_checklist_of_a_clean_matrix_is_all_in_order(tmp_path):
-    write_matrix(tmp_path, (0, 5), (1, 2), control=0.0)
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), control=0.0)
     pass_audits(tmp_path)
     assert [item for item in items(tmp_path).values() if not item.ok] == []
 
@@ -144,8 +144,15 @@ def test_checklist_says_whether_every_number_was_recomputed(tmp_path):
     assert items(tmp_path)["audit"].remark == "1 of 4 runs report what they do not hold"
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_checklist_asks_for_three_seeds(tmp_path, count):
+    write_matrix(tmp_path, (0,), (1, 2, 3))
+    write_matrix(tmp_path, (5,), range(1, count + 1))
+    assert "fewer than 3 seeds" in items(tmp_path)["seeds"].remark
+
+
 def test_checklist_ticks_nothing_without_manifests(tmp_path):
-    write_matrix(tmp_path, (0, 5), (1, 2))
+    write_matrix(tmp_path, (0, 5), (1, 2, 3))
     for path in tmp_path.glob("*/*/manifest.json"):
         path.unlink()
     ticked = {name for name, item in items(tmp_path).items() if item.ok}

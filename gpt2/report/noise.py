@@ -1,0 +1,134 @@
+"""Noise over seeds, and how many seeds a verdict would take at that noise."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gpt2.report.arms import Arm
+from gpt2.report.evidence import Rules
+from lib import pooled, stats
+
+# Standard deviation over seeds of the validation loss of GPT-2 124M, nats: the range
+# found in the literature. Used only for planning, where replicas are missing, and only
+# for models of that size: a toy's noise is ten times as large.
+KNOWN_NOISE = (0.0013, 0.0019)
+KNOWN_PARAMETERS = (100e6, 150e6)
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Spread over the seeds of an arm that has no partner."""
+
+    arm: Arm
+    sample: stats.Sample
+    interval: stats.Interval
+
+
+def noise_of(arms: Sequence[Arm]) -> list[Noise]:
+    """Noise of each arm that has two seeds or more with different losses."""
+    found = []
+    for arm in arms:
+        losses = arm.values("val_loss")
+        if len(losses) > 1 and min(losses) < max(losses):
+            sample = stats.describe(losses)
+            interval = stats.sd_interval(sample)
+            assert interval is not None
+            found.append(Noise(arm, sample, interval))
+    return found
+
+
+def is_known(parameters: float | None) -> bool:
+    """Whether KNOWN_NOISE is that of a model of this size."""
+    low, high = KNOWN_PARAMETERS
+    return parameters is not None and low <= parameters <= high
+
+
+def known_noise_of(arms: Sequence[Arm]) -> float | None:
+    """Upper end of KNOWN_NOISE if all the arms have that size, else None."""
+    sizes = [arm.mean("parameters") for arm in arms]
+    return KNOWN_NOISE[1] if sizes and all(map(is_known, sizes)) else None
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """What the number of seeds of a comparison depends on, beside its differences."""
+
+    rules: Rules
+    family: int  # comparisons that the tests are corrected for
+    is_pooled: bool  # whether the pooled test decides
+    runs_sd: float | None  # of one run, from replicas of a baseline
+    runs_origin: str = "by the noise floor"
+    pooled_sd: float | None = None  # of a paired difference, over all arms
+
+
+def power_with(
+    delta: float, sd: float, rules: Rules, family: int, is_pooled: bool, margin: float
+) -> Callable[[int], float]:
+    """Chance, by number of seeds, that the test which decides finds ``delta``.
+
+    sd is that of a paired difference; margin as for stats.power_of_difference.
+    """
+    alpha = rules.alpha_of_look
+    if is_pooled and family + 1 >= pooled.MIN_ARMS:
+        return lambda n: pooled.power(delta, sd, n, family, alpha, margin)
+    return lambda n: stats.power_of_difference(delta, sd, n, alpha / family, margin)
+
+
+def seeds_to_find(
+    delta: float, sd: float, rules: Rules, family: int, is_pooled: bool, margin: float
+) -> stats.Seeds | None:
+    """Numbers of seeds with which ``delta`` is found with the power of the rules."""
+    chance = power_with(delta, sd, rules, family, is_pooled, margin)
+    if abs(delta) >= margin:
+        return stats.seeds_needed(chance, rules.power)
+    many = is_pooled and family + 1 >= pooled.MIN_ARMS
+    numbers = pooled.SEED_NUMBERS if many else stats.SEED_NUMBERS
+    return stats.seed_window(chance, rules.power, numbers)
+
+
+def seeds_to_exclude(
+    delta: float, sd: float, rules: Rules, family: int
+) -> stats.Seeds | None:
+    """Numbers of seeds with which a true ``delta`` is found to be within the margin."""
+    alpha = rules.alpha_of_look / family
+    return stats.seeds_for_equivalence(delta, rules.margin, sd, alpha, rules.power)
+
+
+def seeds_to_decide(
+    differences: Sequence[float], design: Design
+) -> tuple[int | None, str] | None:
+    """Seeds that would show the difference, or its smallness, if it is as observed, and
+    in words what that rests on; None if nothing is known of the noise.
+
+    The number is None if it exceeds stats.MAX_SEEDS. Two differences say too little of
+    their own spread, so the larger of it and the noise floor counts (sd of a difference
+    of two runs: sqrt(2) times that of one); from three on, the larger of their own and
+    the pooled spread.
+    """
+    found = _spread(stats.describe(differences), design)
+    if found is None:
+        return None
+    sd, basis = found
+    delta, rules = stats.describe(differences).mean, design.rules
+    ways = (
+        seeds_to_find(delta, sd, rules, design.family, design.is_pooled, 0.0),
+        seeds_to_exclude(delta, sd, rules, design.family),
+    )
+    numbers = [way.first for way in ways if way is not None]
+    return (max(min(numbers), len(differences) + 1) if numbers else None), basis
+
+
+def _spread(sample: stats.Sample, design: Design) -> tuple[float, str] | None:
+    """Standard deviation of a paired difference to plan with, and its origin."""
+    own = "by the spread of its own differences"
+    of_runs = None if design.runs_sd is None else math.sqrt(2) * design.runs_sd
+    if sample.n < 2:
+        return None if of_runs is None else (of_runs, design.runs_origin)
+    if sample.n < stats.MIN_SEEDS:
+        larger = of_runs is not None and of_runs > sample.sd
+        return (of_runs, design.runs_origin) if larger and of_runs else (sample.sd, own)
+    if design.pooled_sd is not None and design.pooled_sd > sample.sd:
+        return design.pooled_sd, "by the spread of all arms' differences"
+    return sample.sd, own

@@ -1,0 +1,79 @@
+"""The pooled test on the arms of a matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpt2.report.arms import Arm
+from gpt2.report.evidence import Evidence, Rules
+from lib import pooled, stats
+
+
+@dataclass(frozen=True, slots=True)
+class Pooled:
+    """Outcome for a comparison; p is None with too few seeds or arms, or if it is
+    invalid. ``is_planned``: with more seeds the pooled test decides."""
+
+    p: float | None = None
+    half_width: float = 0.0  # of the interval that holds for all comparisons together
+    sd: float | None = None  # of a paired difference, over all arms
+    is_planned: bool = True
+
+
+def pool(
+    pairs: Sequence[tuple[Arm, Arm]], evidence: Sequence[Evidence], rules: Rules
+) -> list[Pooled | None]:
+    """By comparison of a family; None where the pooled test does not decide.
+
+    Comparisons over the same seeds are tested together; p is corrected for the whole
+    family. At equal time each pair is read at a time of its own, so that the losses of
+    a shared partner differ: the arms are no two-way layout then.
+    """
+    if any(item.seconds is not None for item in evidence):
+        return [None] * len(evidence)
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, item in enumerate(evidence):
+        if not item.invalid and len(item.seeds) >= stats.MIN_SEEDS:
+            groups.setdefault(item.seeds, []).append(index)
+    arms = {id(arm) for pair in pairs for arm in pair}
+    if len(arms) < pooled.MIN_ARMS:
+        return [None] * len(evidence)
+    found: list[Pooled | None] = [Pooled()] * len(evidence)
+    for members in groups.values():
+        for index, outcome in _test(members, pairs, evidence, rules).items():
+            found[index] = outcome
+    return found
+
+
+def _test(
+    members: Sequence[int],
+    pairs: Sequence[tuple[Arm, Arm]],
+    evidence: Sequence[Evidence],
+    rules: Rules,
+) -> dict[int, Pooled | None]:
+    """Outcomes of the comparisons over one set of seeds."""
+    rows: dict[int, int] = {}
+    losses: list[tuple[float, ...]] = []
+    design = []
+    for index in members:
+        for arm, values in zip(pairs[index], evidence[index].losses, strict=True):
+            if rows.setdefault(id(arm), len(losses)) == len(losses):
+                losses.append(values)
+        arm, partner = pairs[index]
+        design.append((rows[id(arm)], rows[id(partner)]))
+    result = pooled.pooled_test(
+        np.array(losses),
+        tuple(design),
+        alpha=rules.alpha_of_look,
+        comparisons=len(pairs),
+        rounding=max(evidence[index].rounding for index in members),
+    )
+    if result is None:  # two arms over these seeds
+        return dict.fromkeys(members)
+    return {
+        index: Pooled(float(p), float(half), result.sd)
+        for index, p, half in zip(members, result.p, result.half_width, strict=True)
+    }
