@@ -12,16 +12,21 @@ done is left alone. Exit codes:
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import faulthandler
-import os
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
 from gpt2.lengths import resolve

@@ -7,13 +7,17 @@ of memory looks like any crash.
 from __future__ import annotations
 
 import os
-import signal
 import sys
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Protocol
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin
+
+if __name__ == "__main__":
+    begin()
+
+import signal
+from collections.abc import Sequence
+from typing import Protocol
 
 from lib.ending import run_to_end
 from lib.importing import collector_at_rest

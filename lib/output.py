@@ -1,95 +1,187 @@
-"""What is said to a user who may be gone: a closed terminal or pipe ends no work.
+"""The edges of a command: standard streams, Ctrl-C, options of the interpreter.
 
-Where the output is all that there is to the work, losing it is told.
+A command calls begin() before its other imports, which can take a second, and ends
+with exit_code(main). In between no write to stdout or stderr fails: not because the
+reader has gone, not on a full disk, and not for want of a character in the encoding.
 """
 
 from __future__ import annotations
 
+import codecs
 import errno
 import io
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
-from pathlib import Path
-from typing import TextIO
 
-_NOBODY_READS = (errno.EPIPE, errno.EIO)
+TYPE_CHECKING = False  # that of typing takes longer to import than all of this
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any, NoReturn, TextIO
+
+_READER_IS_GONE = (errno.EPIPE, errno.EIO)
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+EXIT_USAGE = 2
 EXIT_LOST = 6  # as of a full disk
+EXIT_CTRL_C = 128 + 2  # what shells report for SIGINT
+OPTIMIZE = "PYTHONOPTIMIZE"
+
+# ASCII for the signs of our tables, where the encoding has none for them.
+PLAIN = {
+    "−": "-",
+    "±": "+-",
+    "–": "-",
+    "≠": "!",
+    "▲": "^",
+    "▼": "v",
+    "✕": "x",
+    "…": "~",
+}
+
+
+def begin() -> None:
+    """Prepare the process of a command; call it before its other imports.
+
+    Until exit_code() calls main, Ctrl-C ends the process without a traceback. A
+    standard stream that the caller has closed is /dev/null from here on, for children
+    too. Exits with EXIT_USAGE under `python -O`; where PYTHONOPTIMIZE asks
+    for that, the command is started again without it.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, _null_stream(number))
+    if sys.flags.optimize:
+        _restart_with_assertions()
+    for name in ("stdout", "stderr"):
+        setattr(sys, name, _lasting(getattr(sys, name)))
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """What main returns, or EXIT_LOST and one line on stderr if what it printed
-    could not be written, to the last of it."""
-    try:
-        try:
-            code = main()
-        except SystemExit:  # argparse has said its help
-            sys.stdout.flush()
-            raise
-        sys.stdout.flush()
-        return code
-    except OSError as error:
-        if error.filename is not None or error.errno not in (*_NOBODY_READS, *_FULL):
-            raise
-        _to_nobody(1)  # or the interpreter would try once more, and complain
-        name = Path(sys.argv[0]).stem
-        with suppress(OSError):
-            print(f"{name}: cannot write: {error.strerror}", file=sys.stderr)
-        return EXIT_LOST
+    """The exit status of a command: what main returns, if its output was written.
 
-
-def _to_nobody(descriptor: int) -> None:
-    nobody = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nobody, descriptor)
-    os.close(nobody)
-
-
-@contextmanager
-def lasting_output() -> Iterator[None]:
-    """Let no write to stdout or stderr fail: what nobody can read is lost.
-
-    Children inherit that, once it was noticed here.
+    EXIT_LOST, with a line on stderr, if main succeeded but the disk under stdout was
+    full. A reader that left early, as `head` does, changes nothing. EXIT_CTRL_C for a
+    KeyboardInterrupt that main lets through.
     """
-    out, err = _Lasting(sys.stdout), _Lasting(sys.stderr)
-    with redirect_stdout(out), redirect_stderr(err):
+    try:
+        if signal.getsignal(signal.SIGINT) is signal.SIG_DFL:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        code = main()
+    except KeyboardInterrupt:
+        _say("interrupted")
+        code = EXIT_CTRL_C
+    except SystemExit:  # argparse has printed its help or its error
+        if lost := _lost():
+            raise SystemExit(lost) from None
+        raise
+    return code or _lost()
+
+
+def _lost() -> int:
+    """EXIT_LOST and a line on stderr if a full disk has swallowed output, else 0."""
+    error = None
+    try:
+        sys.stdout.flush()
+    except OSError as raised:  # a stream that begin() has not prepared
+        error = raised
+    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
+    error = error or getattr(raw, "lost", None)
+    if error is None:
+        return 0
+    _say(f"cannot write: {error.strerror}")
+    return EXIT_LOST
+
+
+def _say(text: str) -> None:
+    name = os.path.basename(sys.argv[0]).removesuffix(".py")
+    print(f"{name}: {text}", file=sys.stderr)
+
+
+def _restart_with_assertions() -> NoReturn:
+    """Assertions are part of what certificates and saved files are checked by."""
+    if OPTIMIZE not in os.environ:
+        _say("python -O removes assertions that results depend on: leave out -O")
+        raise SystemExit(EXIT_USAGE)
+    _say(f"{OPTIMIZE} is ignored: results depend on assertions, which it removes")
+    sys.stderr.flush()
+    environ = {k: v for k, v in os.environ.items() if k != OPTIMIZE}
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environ)
+
+
+# ---- streams --------------------------------------------------------------------
+
+
+def _point_to_null(descriptor: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    if null != descriptor:
+        os.dup2(null, descriptor)
+        os.close(null)
+    os.set_inheritable(descriptor, True)
+
+
+def _null_stream(number: int) -> TextIO:
+    """/dev/null as standard stream, so that no other file gets its number."""
+    _point_to_null(number)
+    return open(number, "w" if number else "r", encoding="utf-8", closefd=False)
+
+
+def _lasting(stream: TextIO) -> TextIO:
+    """The same text stream, on which no write fails; one without a file as it is."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return stream
+    stream.flush()
+    raw = _LastingFile(stream.fileno(), "w", closefd=False)
+    raw.name = stream.name
+    unbuffered = stream.write_through  # python -u
+    return io.TextIOWrapper(
+        raw if unbuffered else io.BufferedWriter(raw),
+        encoding=stream.encoding,
+        errors="escaped",
+        line_buffering=stream.line_buffering,
+        write_through=unbuffered,
+    )
+
+
+class _LastingFile(io.FileIO):
+    """A file that is written to as long as there is a reader and room for it.
+
+    lost: the last error for want of space, None if there was none.
+    """
+
+    lost: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """All of it, however little the file takes at a time; its size in bytes."""
+        rest = memoryview(data).cast("B")
+        size = len(rest)
         try:
-            yield
-        finally:
-            out.flush()
-            err.flush()
+            while rest:
+                written = super().write(rest)
+                if written is None:  # it does not block by itself
+                    import select
+
+                    select.select([], [self], [])
+                rest = rest[written or 0 :]
+        except OSError as error:
+            if error.errno in _READER_IS_GONE:
+                _point_to_null(self.fileno())
+            elif error.errno in _FULL:
+                self.lost = error
+            else:
+                raise
+        return size
 
 
-class _Lasting(io.TextIOBase):
-    """A text stream that outlives its reader."""
+def _escaped(error: UnicodeError) -> tuple[str | bytes, int]:
+    """Plain signs for those of PLAIN, bytes of file names as they are, \\xe4 for ä."""
+    assert isinstance(error, UnicodeEncodeError)
+    sign = error.object[error.start]
+    if 0xDC80 <= ord(sign) <= 0xDCFF:  # as os.fsdecode() made them
+        return bytes([ord(sign) - 0xDC00]), error.start + 1
+    escape = sign.encode("ascii", "backslashreplace").decode("ascii")
+    return PLAIN.get(sign, escape), error.start + 1
 
-    def __init__(self, stream: TextIO) -> None:
-        self._stream = stream
 
-    def write(self, text: str) -> int:
-        with self._going_on():
-            self._stream.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with self._going_on():
-            self._stream.flush()
-
-    @contextmanager
-    def _going_on(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:  # a disk that is full may have room again
-            if error.errno in _NOBODY_READS:
-                _to_nobody(self.fileno())
-
-    def fileno(self) -> int:
-        return self._stream.fileno()
-
-    def isatty(self) -> bool:
-        return self._stream.isatty()
-
-    @property
-    def encoding(self) -> str:  # type: ignore[override]
-        return self._stream.encoding
+codecs.register_error("escaped", _escaped)

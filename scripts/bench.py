@@ -8,18 +8,23 @@ a GPU its rows are left out, and it says so.
 
 from __future__ import annotations
 
-import argparse
 import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 import platform
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Collection, Iterable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
 
@@ -40,7 +45,6 @@ from gpt2.benchmark import (
 )
 from gpt2.plan import step_settings
 from gpt2.reading import settings_from
-from lib.output import exit_code
 from lib.rundir import atomic_write_json, now, read_status
 
 ROOT = Path(__file__).resolve().parents[1]

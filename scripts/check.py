@@ -6,21 +6,25 @@ are staged, whatever the working tree holds.
 Exit status: 0 all well, otherwise that of the check that failed.
 """
 
-import argparse
 import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from lib.house_rules import HouseRulesError, git
-from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_FILES = (".py", ".pyi")

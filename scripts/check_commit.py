@@ -5,14 +5,20 @@ says why. Trailers, forbidden patterns and banned words come from pyproject.toml
 [tool.kablate.commit]. Exit status: 0 all well, 1 a message is refused, 2 bad usage.
 """
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import re
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.house_rules import (
     CommitRules,
@@ -22,7 +28,6 @@ from lib.house_rules import (
     git,
     read_rules,
 )
-from lib.output import exit_code
 from lib.spelling import hint
 
 ROOT = Path(__file__).resolve().parents[1]

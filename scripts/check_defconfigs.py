@@ -4,14 +4,20 @@ Every fault of every preset is named with file and line. Exit status: 0 all well
 some are not.
 """
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.listing import too_large
 from gpt2.plan import Plan, make_plan
@@ -19,7 +25,6 @@ from gpt2.reading import ALIASES, PREFIXES, symbol_types
 from lib.dotconfig import leading_comments
 from lib.house_rules import Finding
 from lib.kconfig import open_strict
-from lib.output import exit_code
 from lib.peaks import PEAKS
 
 ROOT = Path(__file__).resolve().parents[1]

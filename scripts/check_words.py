@@ -5,12 +5,18 @@ defconfigs are searched whole, Python files in their docstrings only. Exit statu
 0 none found, 1 some found, 2 bad usage.
 """
 
-import argparse
+import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.house_rules import (
     Finding,
@@ -21,7 +27,6 @@ from lib.house_rules import (
     shown,
     tracked_files,
 )
-from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 

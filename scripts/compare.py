@@ -5,12 +5,18 @@ results, and whether the results may be compared at all. Differences are B minus
 Exit codes: 0 compared; 2 one of the two cannot be found.
 """
 
-import argparse
+import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich import box
 from rich.console import Console
@@ -35,7 +41,6 @@ from gpt2.report.table import difference_text, grade_text
 from gpt2.report.text import seeds_lines
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from lib import human
-from lib.output import exit_code
 from lib.terminal import report_console
 
 FORMS = {

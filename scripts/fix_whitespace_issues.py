@@ -7,19 +7,24 @@ program or a configuration means: blanks and tabs inside string literals, and
 `CONFIG_X = y`. Exit status: 0 clean or mended, 1 something is left, 2 bad usage.
 """
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import io
-import os
 import re
 import stat
-import sys
 import tempfile
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from lib.house_rules import (
     Finding,
@@ -28,7 +33,6 @@ from lib.house_rules import (
     shown,
     tracked_files,
 )
-from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -5,17 +5,22 @@ everything else is left alone. With --check nothing is written and a stale block
 named with file and line. Exit status: 0 current, 1 stale or no markers.
 """
 
-import argparse
+import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from gpt2.ablation import STEPS, Step
 from lib.house_rules import Finding
-from lib.output import exit_code
 from lib.rundir import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]

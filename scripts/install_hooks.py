@@ -5,15 +5,20 @@ that somebody else put there is never overwritten nor removed. Exit status: 0 do
 1 refused.
 """
 
-import argparse
+import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from lib.house_rules import HouseRulesError, git
-from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 MARK = "# kablate: written by make install-hooks, removed by make remove-hooks"

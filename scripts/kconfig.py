@@ -6,20 +6,25 @@ configuration or the command line is wrong (`file:line: reason` on stderr).
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import filecmp
 import importlib.util
-import os
 import re
 import shutil
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import note_environment
 from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
@@ -37,7 +42,6 @@ from lib.generated import (
     read_config,
     render_config,
 )
-from lib.output import exit_code
 from lib.rundir import atomic_write_text
 from lib.spelling import hint
 

@@ -6,12 +6,17 @@ no sense.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
-from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+from pathlib import Path
 
 from gpt2.configuration import load_or_defaults
 from gpt2.plan import Plan, registry_plan

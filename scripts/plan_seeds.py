@@ -6,13 +6,19 @@ Numbers are seeds of every arm, for the test that gives the verdicts.
 Exit codes: 0 answered; 2 an option that makes no sense, or the noise is not known.
 """
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from rich import box
 from rich.table import Table
@@ -35,7 +41,6 @@ from gpt2.report.seeds import (
 )
 from gpt2.report.verdicts import Judgement, judge
 from lib import human, stats
-from lib.output import exit_code
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)

@@ -4,13 +4,19 @@ Exit codes: 0 the data is there; 1 it cannot be had or is damaged; 2 the configu
 is wrong; 6 the disk is full; 130 interrupted.
 """
 
-import argparse
+import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load
 from gpt2.corpora.corpus import CorpusError, open_corpus
@@ -25,7 +31,6 @@ from gpt2.corpora.tokenfiles import (
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.reading import settings_from
 from gpt2.schema import Settings
-from lib.output import exit_code
 from lib.rundir import DiskFull
 
 

@@ -11,20 +11,25 @@ which is told on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import shlex
-import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import matrix
 from gpt2.configuration import add_options, copies, load
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
-from lib.output import exit_code
 from lib.process import Task
 from lib.progress import PlainView
 from lib.retype import matrix_command

@@ -5,12 +5,18 @@ Exit codes: 0 written; 2 no results there, or an option that makes no sense; 6 t
 disk is full.
 """
 
-import argparse
+import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import results_of
 from gpt2.report.evidence import Rules
@@ -18,7 +24,6 @@ from gpt2.report.results import Matrix, read_matrix
 from gpt2.report.rules import rules_for
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
-from lib.output import exit_code
 from lib.rundir import DiskFull, atomic_write_text
 
 

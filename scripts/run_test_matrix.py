@@ -6,17 +6,22 @@ settings in the folder, another runner at work); 3 stopped before the end; 6 dis
 
 from __future__ import annotations
 
-import argparse
 import os
-import subprocess
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2 import estimate, folder, listing, matrix
 from gpt2.configuration import add_options, copies, load
@@ -27,7 +32,6 @@ from lib import engine_ray, rundir
 from lib import slots as places
 from lib.dotconfig import COMMAND_LINE
 from lib.generated import Config
-from lib.output import exit_code, lasting_output
 from lib.process import Attempt, Patience
 from lib.retype import matrix_command, report_command
 from lib.scheduler import Launch, Options
@@ -73,9 +77,6 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         show_same_command(given)
         return EXIT_DISK
-    except BrokenPipeError:  # the output went into `head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_USAGE
     except (KeyboardInterrupt, stage.Stopped):
         print("stopped before a job was started", file=sys.stderr)
         show_same_command(given)
@@ -165,10 +166,9 @@ def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
-        with lasting_output():
-            for note in listing.notes(plan, config):
-                print(note, flush=True)
-            return carry_out(given, config, plan)
+        for note in listing.notes(plan, config):
+            print(note, flush=True)
+        return carry_out(given, config, plan)
     except rundir.LockHeld as held:
         if plan.base.resources.engine != "ray" or given.rerun or given.estimate:
             raise

@@ -7,16 +7,22 @@ torch already, else .venv, which it makes. A torch that is there is kept.
 
 from __future__ import annotations
 
+import os
 import sys
 
 if sys.version_info < (3, 11):
     sys.exit("kablate needs Python 3.11 or newer; try PYTHON=python3.12, or another")
 
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import fcntl
 import hashlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -341,7 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         env = choose(ROOT, os.environ)
         if given.print_python:
-            print(_shown(ROOT, env.python))  # a tree may lie at any path
+            shown = _shown(ROOT, env.python)  # a tree may lie at any path
+            sys.stdout.buffer.write(os.fsencode(shown) + b"\n")  # not escaped
             return 0
         extras = [e for e in given.extras.replace(",", " ").split() if e]
         if not set_up(ROOT, env, extras) and given.say:
@@ -356,4 +363,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_code(main))

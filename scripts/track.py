@@ -5,21 +5,25 @@ desktop, is opened with it.
 Exit codes: 0 served; 2 no tracker is configured or installed, or nothing was run.
 """
 
-import argparse
 import os
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
 import threading
 import webbrowser
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])
-
 from gpt2.configuration import load
 from gpt2.reading import settings_from
 from gpt2.training.tracking import project_of
-from lib.output import exit_code
 from lib.trackers import check_installed
 
 DASHBOARDS = ("trackio", "tensorboard")  # wandb has none on this machine

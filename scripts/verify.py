@@ -6,15 +6,20 @@ Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense;
 
 from __future__ import annotations
 
-import argparse
 import os
-import signal
 import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.configuration import load_or_defaults
 from gpt2.plan import Plan, make_plan, only, registry_plan
@@ -22,7 +27,6 @@ from lib.dotconfig import split_overrides
 from lib.ending import run_to_end
 from lib.generated import Config
 from lib.importing import collector_at_rest
-from lib.output import lasting_output
 from lib.rundir import atomic_write_json
 
 if TYPE_CHECKING:
@@ -59,8 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EXIT_USAGE
     try:
-        with lasting_output():
-            return prove(plans, given)
+        return prove(plans, given)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -12,6 +12,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ".kablate/setup.json"
 SETUP = (sys.executable, "scripts/setup_env.py")
+SETUP_PARTS = ("pyproject.toml", "scripts", "lib/__init__.py", "lib/output.py")
 
 
 def without_git() -> dict[str, str]:
@@ -68,7 +69,7 @@ def _setup_record() -> bytes:
     if noted.is_file():
         return noted.read_bytes()
     with tempfile.TemporaryDirectory() as name:
-        folder = copy_files(Path(name), ["pyproject.toml", "scripts"])
+        folder = copy_files(Path(name), SETUP_PARTS)
         done = run(folder, *SETUP, PYTHON=sys.executable)
         assert done.returncode == 0, done.stderr
         return (folder / STATE).read_bytes()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.scratch import ROOT
+from tests.scratch import ROOT, SETUP_PARTS, copy_files
 
 PYPROJECT = """\
 [project]
@@ -61,9 +61,7 @@ def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tree(tmp_path: Path) -> Path:
-    root = tmp_path / "a tree"
-    (root / "scripts").mkdir(parents=True)
-    shutil.copy(ROOT / "scripts/setup_env.py", root / "scripts")
+    root = copy_files(tmp_path / "a tree", SETUP_PARTS)
     (root / "scripts/constraints.txt").write_text(PINS)
     (root / "pyproject.toml").write_text(PYPROJECT)
     return root
