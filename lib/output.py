@@ -79,6 +79,15 @@ def exit_code(main: Callable[[], int]) -> int:
     return code or _lost()
 
 
+def print_exact(text: str) -> None:
+    """Print what another program reads, a path or a script: nothing is escaped."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.flush()
+        sys.stdout.buffer.write(os.fsencode(text))
+    else:  # a test that collects it
+        sys.stdout.write(text)
+
+
 def _lost() -> int:
     """EXIT_LOST and a line on stderr if a full disk has swallowed output, else 0."""
     error = None

@@ -15,7 +15,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
+from lib.output import begin, exit_code, print_exact
 
 if __name__ == "__main__":
     begin()
@@ -56,6 +56,7 @@ OWN_OPTIONS = (
 SCRIPT = "".join(("#!/bin/bash\n", *(f"#SBATCH {own}\n" for own, _, _ in OWN_OPTIONS)))
 SCRIPT += """\
 {options}
+cd {folder} || exit 2  # relative paths of settings are seen from there
 RUNS=(
 {runs}
 )
@@ -99,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
             PlainView(sys.stderr),
             partial(prove, given),
         )
-        print(render(plan, tasks, options), end="")
+        print_exact(render(plan, tasks, options))
     except (ValueError, OSError, RuntimeError) as error:
         print(error, file=sys.stderr)
         return EXIT_USAGE
@@ -175,6 +176,7 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
         warning=WARNING_SECONDS,
         output=shlex.quote(place.replace("%", "%%")),  # as sbatch reads names
         options="".join(f"#SBATCH {option}\n" for option in options) + later(),
+        folder=shlex.quote(str(Path.cwd())),
         runs="\n".join(f"    {shlex.quote(str(task.run_dir))}" for task in tasks),
         verified=f"{stage.VERIFIED}={first.env[stage.VERIFIED]}",
         command=shlex.join(first.command[: first.command.index("--job")]),

@@ -14,7 +14,7 @@ if sys.version_info < (3, 11):
     sys.exit("kablate needs Python 3.11 or newer; try PYTHON=python3.12, or another")
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
+from lib.output import begin, exit_code, print_exact
 
 if __name__ == "__main__":
     begin()
@@ -347,8 +347,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         env = choose(ROOT, os.environ)
         if given.print_python:
-            shown = _shown(ROOT, env.python)  # a tree may lie at any path
-            sys.stdout.buffer.write(os.fsencode(shown) + b"\n")  # not escaped
+            # A tree may lie at any path.
+            print_exact(f"{_shown(ROOT, env.python)}\n")
             return 0
         extras = [e for e in given.extras.replace(",", " ").split() if e]
         if not set_up(ROOT, env, extras) and given.say:

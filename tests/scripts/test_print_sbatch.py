@@ -24,7 +24,8 @@ def print_sbatch(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 
 def run_task(folder: Path, script: str, task: int, **environ: str) -> int:
-    """As one task of the array; `scontrol` notes what it is asked for."""
+    """As one task of the array, started in `folder`; `scontrol` notes what it is
+    asked for."""
     tool = write(folder, "bin/scontrol", '#!/bin/sh\necho "$@" >> requeued\n')
     tool.chmod(0o755)
     slurm = {"SLURM_ARRAY_TASK_ID": str(task), "SLURM_ARRAY_JOB_ID": "7"}
@@ -39,23 +40,27 @@ def run_task(folder: Path, script: str, task: int, **environ: str) -> int:
 
 
 def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.chdir(tmp_path)
+    project, home = tmp_path / "é it's", tmp_path / "home"
+    for folder in (project, home):
+        folder.mkdir()
+    monkeypatch.chdir(project)
     prepare_texts(Path("."))
-    write_config(tmp_path)
+    write_config(project)
     words = ("--overrides", "SEEDS=1 JOBS=3", "--sbatch=--partition gpu --gres=gpu:1")
-    done = print_sbatch(tmp_path, "--skip-verify", *words)
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # the script's paths stay whole
+    done = print_sbatch(project, "--skip-verify", *words)
     assert done.returncode == 0, done.stderr
     for line in ("--array=0-1%3", "--partition gpu", "--gres=gpu:1", "--requeue"):
         assert f"#SBATCH {line}\n" in done.stdout
-    run = tmp_path / "results" / "step05-ra" / "seed1"
-    assert run_task(tmp_path, done.stdout, 1) == 0
+    run = project / "results" / "step05-ra" / "seed1"
+    assert run_task(home, done.stdout, 1) == 0
     assert rundir.read_status(run)["status"] == "done"
     assert rundir.read_json(run / "manifest.json")["verified"] == "skipped"
-    assert not (tmp_path / "requeued").exists()
+    assert not (project / "requeued").exists()
 
-    again = print_sbatch(tmp_path, "--skip-verify", *words)  # what is left
+    again = print_sbatch(project, "--skip-verify", *words)  # what is left
     assert "--array=0-0%3" in again.stdout and "step05" not in again.stdout
-    shown = run_matrix(tmp_path, "--status")
+    shown = run_matrix(project, "--status")
     assert "step05-ra/seed1" in shown.stdout and "done" in shown.stdout
 
 
