@@ -51,6 +51,7 @@ def write(
     parameters: int,
     serving: Mapping[str, str],
     resumed_at: int | None,
+    ranks_before: int | None,
     environ: Mapping[str, str],
     startup: Startup,
     start: Mapping[str, Any],
@@ -58,9 +59,9 @@ def write(
     """Write the manifest of this attempt and return it.
 
     ``serving`` names the paths that serve the model (gpt2/paths), ``start`` has
-    fingerprints of what the run starts from (gpt2/training/fingerprints.py). A fresh
-    run gets a new manifest; one that is resumed keeps where it began and adds to
-    ``resumed``.
+    fingerprints of what the run starts from (gpt2/training/fingerprints.py),
+    ``ranks_before`` is the number of ranks that wrote the checkpoint. A fresh run gets
+    a new manifest; one that is resumed keeps where it began and adds to ``resumed``.
     Raises lib.rundir.DiskFull.
     """
     before = read(run_dir, job.hash)
@@ -88,7 +89,9 @@ def write(
         "out_of_memory": before.get("out_of_memory", []),
     }
     if resumed_at is not None:
-        manifest["resumed"].append(_resumption(resumed_at, here, material))
+        manifest["resumed"].append(
+            _resumption(resumed_at, ranks_before, here, material)
+        )
     atomic_write_json(run_dir / MANIFEST_FILE, manifest)
     return manifest
 
@@ -107,7 +110,7 @@ def _resources(job: Job, material: Material) -> dict[str, Any]:
 
 
 def _resumption(
-    step: int, here: Mapping[str, Any], material: Material
+    step: int, ranks_before: int | None, here: Mapping[str, Any], material: Material
 ) -> dict[str, Any]:
     """Enough to see whether code, machine or split changed between attempts."""
     return {
@@ -117,6 +120,10 @@ def _resumption(
         "git": {k: here["git"].get(k) for k in ("sha", "dirty", "diff_sha256")},
         "device": material.device.name,
         "micro_batch": material.split.micro_batch,
+        "world_size": material.split.world_size,
+        "random_streams": (
+            "continued" if ranks_before == material.split.world_size else "fresh"
+        ),
         "threads": torch.get_num_threads(),
     }
 

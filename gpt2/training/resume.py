@@ -19,7 +19,11 @@ from lib.rundir import truncate_metrics
 
 
 class Checkpoints:
-    """Of one attempt. step: of the newest that it wrote or went on from."""
+    """Of one attempt.
+
+    step: of the newest that it wrote or went on from. ranks_before: how many ranks
+    wrote the one that it went on from, None for a fresh run.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Checkpoints:
         self.recorder = recorder
         self.folder = recorder.run_dir / checkpoint.FOLDER
         self.step: int | None = None
+        self.ranks_before: int | None = None
 
     def newest_step(self) -> int | None:
         """The step of the newest one on disk."""
@@ -84,8 +89,15 @@ class Checkpoints:
         state: Mapping[str, Any] = found.state
         self.updater.load_state_dict(state)
         generators = state["rng"]
-        if len(generators) == self.ranks.world_size:  # else they start anew
+        self.ranks_before = len(generators)
+        if self.ranks_before == self.ranks.world_size:
             devices.set_random_state(self.device, generators[self.ranks.rank])
+        elif self.job.settings.model.dropout:
+            self.recorder.say(
+                f"the checkpoint is from {self.ranks_before} ranks and this is a run "
+                f"of {self.ranks.world_size}: the random streams of dropout start "
+                "afresh, so the result differs from that of an uninterrupted run"
+            )
         progress = Progress(**state["progress"])
         self.step = progress.step
         return progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -35,6 +36,7 @@ from tests.gpt2.tinytraining import (
     server,
     status,
     tiny_job,
+    train,
     train_here,
 )
 
@@ -234,11 +236,18 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert second.wait().status == "interrupted", second.log
     assert is_gone(list(pids.values()))
 
+    alone = Path(shutil.copytree(second.run_dir, tmp_path / "alone"))
     forker.train(job, second.run_dir, KABLATE_ATTEMPT="3")
-    assert manifest(second.run_dir)["resumed"]
+    resumed = manifest(second.run_dir)["resumed"]
+    assert {entry["random_streams"] for entry in resumed} == {"continued"}
     assert_same_run(second.run_dir, tmp_path / "whole")
     audited = audit_run(second.run_dir, AuditOptions())
     assert audited.verdict == PASSED, audited.findings
+
+    said = train(job, alone).log
+    assert "from 2 ranks and this is a run of 1: the random streams of dropout" in said
+    last_resumed = manifest(alone)["resumed"][-1]
+    assert (last_resumed["world_size"], last_resumed["random_streams"]) == (1, "fresh")
 
 
 def test_gradients_are_compared_after_the_all_reduce(
