@@ -386,7 +386,7 @@ def _start(trainer: Trainer, material: Material, environ: Mapping[str, str]) -> 
             parameters=parameters,
             serving=serving(trainer),
             resumed_at=resumed_at,
-            ranks_before=trainer.checkpoints.ranks_before,
+            random_streams=trainer.checkpoints.random_streams,
             environ=environ,
             startup=found,
             start=trainer.fingerprints(),

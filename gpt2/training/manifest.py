@@ -51,7 +51,7 @@ def write(
     parameters: int,
     serving: Mapping[str, str],
     resumed_at: int | None,
-    ranks_before: int | None,
+    random_streams: str,
     environ: Mapping[str, str],
     startup: Startup,
     start: Mapping[str, Any],
@@ -60,8 +60,9 @@ def write(
 
     ``serving`` names the paths that serve the model (gpt2/paths), ``start`` has
     fingerprints of what the run starts from (gpt2/training/fingerprints.py),
-    ``ranks_before`` is the number of ranks that wrote the checkpoint. A fresh run gets
-    a new manifest; one that is resumed keeps where it began and adds to ``resumed``.
+    ``random_streams`` tells whether dropout's are "continued" from a checkpoint or
+    "fresh". A fresh run gets a new manifest; one that is resumed keeps where it began
+    and adds to ``resumed``.
     Raises lib.rundir.DiskFull.
     """
     before = read(run_dir, job.hash)
@@ -90,7 +91,7 @@ def write(
     }
     if resumed_at is not None:
         manifest["resumed"].append(
-            _resumption(resumed_at, ranks_before, here, material)
+            _resumption(resumed_at, random_streams, here, material)
         )
     atomic_write_json(run_dir / MANIFEST_FILE, manifest)
     return manifest
@@ -110,7 +111,7 @@ def _resources(job: Job, material: Material) -> dict[str, Any]:
 
 
 def _resumption(
-    step: int, ranks_before: int | None, here: Mapping[str, Any], material: Material
+    step: int, random_streams: str, here: Mapping[str, Any], material: Material
 ) -> dict[str, Any]:
     """Enough to see whether code, machine or split changed between attempts."""
     return {
@@ -121,9 +122,7 @@ def _resumption(
         "device": material.device.name,
         "micro_batch": material.split.micro_batch,
         "world_size": material.split.world_size,
-        "random_streams": (
-            "continued" if ranks_before == material.split.world_size else "fresh"
-        ),
+        "random_streams": random_streams,
         "threads": torch.get_num_threads(),
     }
 

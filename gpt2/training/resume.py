@@ -21,8 +21,8 @@ from lib.rundir import truncate_metrics
 class Checkpoints:
     """Of one attempt.
 
-    step: of the newest that it wrote or went on from. ranks_before: how many ranks
-    wrote the one that it went on from, None for a fresh run.
+    step: of the newest that it wrote or went on from. random_streams: whether
+    dropout's generators were "continued" there or are "fresh".
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Checkpoints:
         self.recorder = recorder
         self.folder = recorder.run_dir / checkpoint.FOLDER
         self.step: int | None = None
-        self.ranks_before: int | None = None
+        self.random_streams = "fresh"
 
     def newest_step(self) -> int | None:
         """The step of the newest one on disk."""
@@ -89,15 +89,22 @@ class Checkpoints:
         state: Mapping[str, Any] = found.state
         self.updater.load_state_dict(state)
         generators = state["rng"]
-        self.ranks_before = len(generators)
-        if self.ranks_before == self.ranks.world_size:
+        before = _ranks_on(len(generators), generators[0]["gpu"] is not None)
+        now = _ranks_on(self.ranks.world_size, self.device.is_gpu)
+        if before == now:
             devices.set_random_state(self.device, generators[self.ranks.rank])
+            self.random_streams = "continued"
         elif self.job.settings.model.dropout:
             self.recorder.say(
-                f"the checkpoint is from {self.ranks_before} ranks and this is a run "
-                f"of {self.ranks.world_size}: the random streams of dropout start "
-                "afresh, so the result differs from that of an uninterrupted run"
+                f"the checkpoint is from {before}, this run is on {now}: the random "
+                "streams of dropout start afresh, so the result differs from that of "
+                "an uninterrupted run"
             )
         progress = Progress(**state["progress"])
         self.step = progress.step
         return progress
+
+
+def _ranks_on(ranks: int, is_gpu: bool) -> str:
+    kind = "GPU" if is_gpu else "CPU"
+    return f"1 {kind} process" if ranks == 1 else f"{ranks} {kind} processes"

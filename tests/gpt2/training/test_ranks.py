@@ -245,7 +245,7 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert audited.verdict == PASSED, audited.findings
 
     said = train(job, alone).log
-    assert "from 2 ranks and this is a run of 1: the random streams of dropout" in said
+    assert "from 2 CPU processes, this run is on 1 CPU process: the random" in said
     last_resumed = manifest(alone)["resumed"][-1]
     assert (last_resumed["world_size"], last_resumed["random_streams"]) == (1, "fresh")
 
