@@ -10,12 +10,17 @@ from lib.cells import Cell
 from lib.process import Outcome
 from lib.rundir import LOG_FILE
 from lib.scheduler import Scheduler
+from lib.terminal import columns_that_fit
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 UNKNOWN = "-"
 REDRAW_SECONDS = 0.25  # between two drawings of the live table
+# The columns of the live table, and a bar.
+LIVE = ("running", "step", "loss", "val loss", "tokens/s", "left", "GPU")
+BAR, BAR_WIDTH, LIVE_GAP = "", 14, 2
+BY_IMPORTANCE = ("running", "step", "left", "val loss", "loss", "tokens/s", "GPU", BAR)
 
 
 def make_view() -> PlainView | LiveView:
@@ -100,39 +105,54 @@ class LiveView:
         for cell in board.running:
             assert cell.attempt is not None
             cell.attempt.progress.read()
-        self._live.update(live_table(board), refresh=True)
+        self._live.update(live_table(board, self.console.width), refresh=True)
 
 
-def live_table(board: Scheduler) -> Table:
-    """What runs, as a rich table under a title that sums up the matrix."""
+def live_table(board: Scheduler, width: int) -> Group:
+    """A line that sums up the matrix, and a rich table of what runs.
+
+    width: of the terminal, in characters. A long name is folded, and columns that have
+    no room beside the names are left out.
+    """
+    from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
     from rich.text import Text
 
-    title = Text(f"{summary(board)}, elapsed {clock(time.monotonic() - board.began)}")
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    table.add_column("running", no_wrap=True, min_width=16)
-    table.add_column("", width=14)
-    for name in ("step", "loss", "val loss", "tokens/s", "left"):
-        table.add_column(name, justify="right", no_wrap=True)
-    watched = any(cell.attempt and cell.attempt.progress.gpu for cell in board.running)
-    if watched:
-        table.add_column("GPU", no_wrap=True)
-    for cell in board.running:
+    rows = [_live_row(cell) for cell in board.running]
+    widths = {key: max(map(len, (key, *(r[key] for r in rows)))) for key in LIVE}
+    if not any(row["GPU"] for row in rows):
+        del widths["GPU"]
+    widths[BAR] = BAR_WIDTH
+    needs = [(key, widths[key] + LIVE_GAP) for key in BY_IMPORTANCE if key in widths]
+    shown = columns_that_fit(needs, width + LIVE_GAP)
+    order = [key for key in (LIVE[0], BAR, *LIVE[1:]) if key in shown]
+    table = Table(box=None, pad_edge=False)
+    for key in order:
+        is_text = key in (LIVE[0], BAR, "GPU")
+        table.add_column(key, justify="left" if is_text else "right", overflow="fold")
+    for cell, row in zip(board.running, rows, strict=True):
         assert cell.attempt is not None
         p = cell.attempt.progress
-        bar = ProgressBar(total=max(1, p.max_steps), completed=p.step, width=14)
-        table.add_row(
-            Text(cell.task.name),
-            bar,
-            f"{p.step}/{p.max_steps or '?'}",
-            number(p.loss),
-            number(p.val_loss),
-            rate(p.tokens_per_s),
-            clock(p.seconds_left),
-            *([p.gpu] if watched else []),
-        )
-    return table
+        bar = ProgressBar(max(1, p.max_steps), p.step, width=BAR_WIDTH)
+        table.add_row(*(bar if key == BAR else Text(row[key]) for key in order))
+    title = f"{summary(board)}, elapsed {clock(time.monotonic() - board.began)}"
+    return Group(Text(title), table)
+
+
+def _live_row(cell: Cell) -> dict[str, str]:
+    assert cell.attempt is not None
+    p = cell.attempt.progress
+    texts = (
+        cell.task.name,
+        f"{p.step}/{p.max_steps or '?'}",
+        number(p.loss),
+        number(p.val_loss),
+        rate(p.tokens_per_s),
+        clock(p.seconds_left),
+        p.gpu,
+    )
+    return dict(zip(LIVE, texts, strict=True))
 
 
 # ---- words ----------------------------------------------------------------------

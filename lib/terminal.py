@@ -1,7 +1,8 @@
-"""The console that the reports print on."""
+"""The console that the reports print on, and tables on narrow terminals."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,3 +17,18 @@ def report_console() -> Console:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def columns_that_fit(needs: Iterable[tuple[str, int]], room: int) -> set[str]:
+    """The columns to show in `room` characters, the first of `needs` in any case.
+
+    needs: a column and the characters it takes, gap included, by falling importance.
+    What has no room is left out whole: half a number is another number.
+    """
+    (first, width), *others = needs
+    shown, left = {first}, room - width
+    for name, width in others:
+        if width <= left:
+            shown.add(name)
+            left -= width
+    return shown

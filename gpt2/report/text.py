@@ -26,7 +26,7 @@ from gpt2.report.table import (
 )
 from gpt2.report.verdicts import INCONCLUSIVE, Comparison, Judgement
 from lib import human
-from lib.terminal import report_console
+from lib.terminal import columns_that_fit, report_console
 from lib.untrusted import clean
 
 if TYPE_CHECKING:
@@ -55,13 +55,15 @@ TERMINAL = (  # heading, column, justification
     ("time", "seconds", "right"),
     ("verdict", "grade", "left"),
 )
-NARROW = {  # below this width, these are left out
-    112: ("val_accuracy", "seconds"),
-    96: ("val_perplexity", "parameters"),
-    84: ("tokens_per_s",),
-    76: ("val_loss",),
-}
-HEADS_WIDTH = 9  # of the column that few tables have
+MORE = "more room for the title"
+# What to show by importance.
+BY_IMPORTANCE = (
+    *("title", "step", "grade", "difference", "sparsity", "heads_left", MORE),
+    *("seeds", "val_loss", "tokens_per_s", "parameters", "val_perplexity"),
+    *("val_accuracy", "seconds"),
+)
+TITLE_WIDTH, MORE_WIDTH = 12, 8  # at least, and what it likes besides
+GAP = 2  # between two columns, and around the table
 
 
 def headline(matrix: Matrix) -> str:
@@ -167,26 +169,29 @@ def _terminal_table(judged: Judgement, width: int) -> Table:
     from rich.text import Text
 
     lines = lines_of(judged)
-    room = width - HEADS_WIDTH if has_cuts(lines) else width
-    absent = {key for limit, keys in NARROW.items() if room < limit for key in keys}
-    if not _has_steps(lines):
-        absent.add("step")
+    absent = set() if _has_steps(lines) else {"step"}
     absent |= {"sparsity", "heads_left"} - {
         column.key for column in shown_columns(lines)
     }
-    chosen = [entry for entry in TERMINAL if entry[1] not in absent]
+    widths = {
+        key: max(map(len, (heading, *(COLUMN[key].show(line) for line in lines))))
+        for heading, key, _ in TERMINAL
+    } | {"title": TITLE_WIDTH, MORE: MORE_WIDTH - GAP}
+    needs = [(key, widths[key] + GAP) for key in BY_IMPORTANCE if key not in absent]
+    shown = columns_that_fit(needs, width)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, key, justify in chosen:
+    for heading, key, justify in TERMINAL:
+        if key not in shown:
+            continue
         wide = key == "title"
         table.add_column(
             heading,
             justify=justify,  # type: ignore[arg-type]
             no_wrap=not wide,
-            overflow="fold" if wide else "ellipsis",  # no other number of its head
-            min_width=16 if wide else None,
+            overflow="fold",
         )
     for line in lines:
-        cells = (COLUMN[key].show(line) for _, key, _ in chosen)
+        cells = (COLUMN[key].show(line) for _, key, _ in TERMINAL if key in shown)
         style = STYLES.get(line.grade, "")
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return table

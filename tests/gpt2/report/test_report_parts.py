@@ -22,7 +22,7 @@ from gpt2.report.plots import places
 from gpt2.report.remarks import remarks
 from gpt2.report.results import Run, read_matrix
 from gpt2.report.table import difference_text, p_text, ratio_of
-from gpt2.report.text import NARROW, escape, terminal_report
+from gpt2.report.text import escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
 from lib import stats
 from lib.kconfig import load_strict
@@ -195,31 +195,32 @@ def test_a_bootstrap_that_disagrees_is_remarked(tmp_path):
         assert ["bootstrap" in what for _, what in found] == [True] * expected
 
 
-def test_where_there_is_no_room_a_number_shows_that_it_is_cut(tmp_path):
+def printed(matrix, width):
+    """The lines of the report on a terminal of this width, and of its table."""
     from rich.console import Console
 
-    write_matrix(tmp_path, (0, 5), (1, 2, 3), effects={5: 0.5})
-    matrix = read_matrix(tmp_path)
-    console = Console(width=40, record=True, file=open("/dev/null", "w"))
-    console.print(terminal_report(matrix, judge(matrix), 40)[0])
-    (row,) = (x for x in console.export_text().splitlines() if "+0." in x)
-    assert re.search(r"\+0\.\d* ?±? ?[\d.]*…", row), row
-
-
-@pytest.mark.parametrize("width", [72, 80, 100, 120])
-def test_terminal_table_fits_and_keeps_the_verdict_whole(tmp_path, width):
-    from rich.console import Console
-
-    write_matrix(tmp_path, (0, 5, 8), (1,))
-    matrix = read_matrix(tmp_path)
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
-    for part in terminal_report(matrix, judge(matrix), width):
-        console.print(part)
+    table, *rest = terminal_report(matrix, judge(matrix), width)
+    console.print(table)
     lines = console.export_text().splitlines()
+    console.print(*rest)
+    return lines, lines + console.export_text().splitlines()
+
+
+@pytest.mark.parametrize("width", [20, 40, 60, 72, 80, 100, 120])
+def test_terminal_table_has_whole_columns_and_every_title(tmp_path, width):
+    write_matrix(tmp_path, (0, 5, 8), (1, 2, 3), effects={5: 0.5})
+    matrix = read_matrix(tmp_path)
+    table, lines = printed(matrix, width)
     assert max(map(len, lines)) <= width
-    rows = [line for line in lines if "INCONCLUSIVE" in line]
-    assert len(rows) == 2
-    assert ("params" in lines[1]) == (width >= max(k for k in NARROW if k < 112))
+    assert not any("…" in line for line in table), "a number that is cut is another"
+    assert re.search(r"step\s+what", "".join(table[1:2]))
+    for word in ("GPT-2", "baseline", "RA,", "MLA,", "latent"):
+        assert any(word in line for line in table), word
+    verdicts = [line for line in table if "INCONCLUSIVE" in line or "HARMFUL" in line]
+    assert len(verdicts) == (2 if width >= 40 else 0)
+    assert ("difference" in table[1]) == (width >= 60)
+    assert ("params" in table[1]) == (width >= 100)
 
 
 CUT = {
