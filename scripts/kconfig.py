@@ -50,19 +50,7 @@ KCONFIG, DEFCONFIGS = ROOT / "Kconfig", ROOT / "defconfigs"
 DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
 MADE_FROM = ROOT / ".kablate" / "made.config"  # the .config that config.py is of
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-# A tool of kconfiglib by name; oldconfig has no word for a user who stops answering.
-# And it takes the path of the tree itself for a part of the globs in Kconfig.
-RUN_TOOL = """
-import glob, os, runpy, sys
-import kconfiglib
-root = os.path.join(os.path.realpath(os.environ["srctree"]), "")
-kconfiglib.iglob = lambda p: glob.iglob(glob.escape(root) + p.removeprefix(root))
-tool = sys.argv.pop()
-try:
-    runpy.run_module(tool, run_name="__main__", alter_sys=True)
-except (EOFError, KeyboardInterrupt):
-    sys.exit("\\n" + tool + ": not all questions were answered, so nothing was saved")
-"""
+EDITOR = ROOT / "lib/kconfig_editor.py"
 UNCONFIGURED = (
     "nothing is configured yet: make list-defconfigs names the presets, make "
     "defconfig-NAME loads one, and make menuconfig starts without"
@@ -267,8 +255,7 @@ def edit(tool: str) -> None:
         "srctree": str(ROOT),
         "MENUCONFIG_STYLE": os.environ.get("MENUCONFIG_STYLE", "default"),
     }
-    # -P: no module of the working directory may stand in for kconfiglib's
-    command = [sys.executable, "-P", "-c", RUN_TOOL, tool]
+    command = [sys.executable, "-P", str(EDITOR), tool]
     done = subprocess.run(command, cwd=ROOT, env=environment)
     if done.returncode:
         raise ConfigError(f"{tool} ended with status {done.returncode}")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -299,13 +300,48 @@ def test_menuconfig_saves_a_change(tree: Path) -> None:
     assert after.origins == before.origins | {"COMPILE_MODEL": f".config:{line}"}
 
 
-def type_keys(tree: Path, script: list[tuple[str, str]]) -> tuple[int, str]:
+def test_menuconfig_ends_when_its_terminal_has_gone(tree: Path) -> None:
+    """Without a signal, as of a terminal that is not the controlling one."""
+    done(tree, "defconfig", "one")
+    before = (tree / ".config").read_text()
+    status, screen = type_keys(tree, [("Mode", "/")], leaves=True)
+    assert status != 0, screen
+    assert (tree / ".config").read_text() == before
+
+
+def test_menuconfig_on_an_unknown_terminal_says_so(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    status, said = type_keys(tree, [], TERM="nowhere")
+    assert status == 2 and "Traceback" not in said
+    assert "menuconfig: setupterm: could not find terminal: TERM=nowhere" in said
+
+
+def test_menuconfig_with_an_unknown_locale(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    status, screen = type_keys(tree, [("Mode", "q")], LC_ALL="xx_YY.UTF-8")
+    assert status == 0, screen
+
+
+@pytest.mark.skipif(find_spec("tkinter") is None, reason="this Python has no tkinter")
+def test_guiconfig_without_a_display_says_so(
+    tree: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("DISPLAY", raising=False)
+    said = refused(tree, "guiconfig")
+    assert "guiconfig: " in said and "DISPLAY names; or type make menuconfig" in said
+
+
+def type_keys(
+    tree: Path, script: list[tuple[str, str]], leaves: bool = False, **environ: str
+) -> tuple[int, str]:
     """Run menuconfig in a terminal of its own; send keys once the screen shows a text.
 
-    Returns its exit status and all that it printed.
+    leaves: close the terminal after that. Returns its exit status and all that it
+    printed.
     """
     master, slave = pty.openpty()
-    environment = {**os.environ, "TERM": "xterm", "LINES": "40", "COLUMNS": "120"}
+    size = {"TERM": "xterm", "LINES": "40", "COLUMNS": "120"}
+    environment = {**os.environ, **size, **environ}
     process = subprocess.Popen(
         [sys.executable, "scripts/kconfig.py", "menuconfig"],
         cwd=tree,
@@ -323,13 +359,17 @@ def type_keys(tree: Path, script: list[tuple[str, str]]) -> tuple[int, str]:
             seen += fresh
             assert awaited in fresh, f"no {awaited!r} in {seen!r}"
             os.write(master, keys.encode())
-        seen += read_until(master, None)
+        if leaves:
+            os.close(master)
+        else:
+            seen += read_until(master, None)
         return process.wait(30), seen
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # menuconfig is its child
         process.wait()
-        os.close(master)
+        if not leaves:
+            os.close(master)
 
 
 def read_until(terminal: int, awaited: str | None) -> str:
