@@ -11,6 +11,7 @@ import math
 import types
 import typing
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from gpt2.rules import check
@@ -25,6 +26,8 @@ from gpt2.schema import (
 from lib.generated import Config, ConfigError
 from lib.trackers import BACKENDS, parse_trackers
 
+MOST_IN_RANGE = 10_001  # 0-10000; each number becomes a job
+
 
 def parse_int_list(text: str) -> tuple[int, ...]:
     """``"0,5,8-12"`` to (0, 5, 8, 9, 10, 11, 12); order kept, no repeats."""
@@ -34,8 +37,13 @@ def parse_int_list(text: str) -> tuple[int, ...]:
         if not first.isdecimal() or (dash and not last.isdecimal()):
             raise ValueError(f"{item.strip()!r} is no number and no range like 8-12")
         low, high = int(first), int(last or first)
-        if high < low or high - low > 10_000:
+        if high < low:
             raise ValueError(f"{item.strip()!r} is not an ascending range")
+        if high - low >= MOST_IN_RANGE:
+            raise ValueError(
+                f"{item.strip()!r} is a range of {high - low + 1:,} numbers; the most "
+                f"is {MOST_IN_RANGE:,}"
+            )
         numbers.extend(range(low, high + 1))
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"{text!r} names a number twice")
@@ -43,9 +51,12 @@ def parse_int_list(text: str) -> tuple[int, ...]:
 
 
 def _parse_float(text: str) -> float:
-    if "_" in text:  # which Python reads over: 1_0 is more likely 1.0 than 10
-        raise ValueError(f"{text!r} is no number")
-    value = float(text)
+    try:
+        if "_" in text:  # which Python ignores: 1_0 is more likely 1.0 than 10
+            raise ValueError
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
     if not math.isfinite(value):
         raise ValueError(f"{text!r} is not finite")
     return value
@@ -62,10 +73,19 @@ def _parse_floats(text: str) -> tuple[float, ...]:
 def symbol_types() -> dict[str, Callable[[str], Any]]:
     """How config.py types the string symbols: only floats change their type."""
     return {
-        SYMBOL_OF[name]: _parse_float
+        SYMBOL_OF[name]: partial(_parse_field, name)
         for name, hint in FIELD_TYPES.items()
         if hint is float
     }
+
+
+def _parse_field(name: str, text: str) -> float:
+    """The number in the text; ValueError with the field's range if there is none."""
+    try:
+        return _parse_float(text)
+    except ValueError as error:
+        allowed = f"allowed are numbers {_range(FIELDS[name].metadata)}"
+        raise ValueError(f"{error}; {allowed}") from None
 
 
 def _convert(name: str, value: Any) -> Any:
@@ -111,9 +131,13 @@ _PARSERS: dict[Any, Callable[[str], tuple[Any, ...]]] = {
 def _require_within(value: float, bounds: Mapping[str, Any]) -> None:
     if bounds["low"] <= value <= bounds["high"] and value > bounds["above"]:
         return
+    raise ValueError(f"{value!r} is not {_range(bounds)}")
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    """ "above 0 to 10"."""
     low = f"above {bounds['above']:g}" if bounds["above"] > -math.inf else None
-    low = low or f"from {bounds['low']:g}"
-    raise ValueError(f"{value!r} is not {low} to {bounds['high']:g}")
+    return f"{low or 'from ' + format(bounds['low'], 'g')} to {bounds['high']:g}"
 
 
 def settings_from(config: Config) -> Settings:

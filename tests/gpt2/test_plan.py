@@ -133,6 +133,7 @@ def test_an_unknown_step_is_refused_by_name() -> None:
         ("SEEDS", "", "no number"),
         ("SEEDS", "1,1", "names a number twice"),
         ("SEEDS", "1,x", "'x' is no number"),
+        ("SEEDS", "1-99999", "a range of 99,999 numbers; the most is 10,001"),
         ("RA_MLA_ABLATION_STEPS", "", "no number"),
         ("RA_MLA_ABLATION_STEPS", "0,5,3-6", "names a number twice"),
         ("RA_MLA_ABLATION_STEPS", "6-3", "not an ascending range"),
