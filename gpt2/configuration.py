@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpt2.reading import ALIASES, PREFIXES, symbol_types
 from lib.dotconfig import split_overrides
-from lib.generated import Config, read_config, render_config
+from lib.generated import Config, ConfigError, read_config, render_config
 from lib.retype import assignments
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -68,6 +68,9 @@ def results_of(path: str | Path) -> Path | None:
         return None
     config = read_config(path)
     note_environment(config, "", only=("OUTPUT_DIR", "REPORT_MARGIN"))
+    if "OUTPUT_DIR" not in config.values:
+        missing = "CONFIG_OUTPUT_DIR is missing; run `make olddefconfig`"
+        raise ConfigError(f"{path}: {missing}")
     return path.parent / str(config.values["OUTPUT_DIR"])
 
 

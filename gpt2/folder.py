@@ -58,15 +58,34 @@ class Conflict:
 def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
     """Create the results folder with these files at once, unless it is there.
 
-    Raises MatrixError if something else has its name.
+    Raises MatrixError if something else has its name, or if it cannot be made.
     """
+    try:
+        _open_folder(output_dir, files)
+    except rundir.DiskFull:
+        raise
+    except OSError as error:
+        raise _unusable(output_dir, error) from None
+
+
+def _unusable(output_dir: Path, error: OSError) -> MatrixError:
+    return MatrixError(
+        f"OUTPUT_DIR={output_dir}: results cannot be kept there: {error.strerror}. "
+        "Choose another OUTPUT_DIR, as in OUTPUT_DIR=test_matrix_results"
+    )
+
+
+def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
     if (output_dir / MATRIX_FILE).is_file() or _begun_in(output_dir):
         return
     if output_dir.exists():
         if not output_dir.is_dir() or not _is_empty(output_dir):
+            what = (
+                f"a folder without {MATRIX_FILE}" if output_dir.is_dir() else "a file"
+            )
             raise MatrixError(
-                f"{output_dir} is there and is no results folder (it has no "
-                f"{MATRIX_FILE}); nothing in it was touched. Choose another OUTPUT_DIR"
+                f"OUTPUT_DIR={output_dir} is {what}, not a results folder; nothing was "
+                "changed. Choose another OUTPUT_DIR"
             )
         # perhaps a link or a mounted disk, which nothing can be renamed onto
         rundir.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
@@ -146,6 +165,8 @@ def read_matrix_file(output_dir: Path) -> dict[str, Any]:
         if _begun_in(output_dir):
             return _without_matrix_file(output_dir)
         raise MatrixError(f"nothing was run yet: there is no {path}") from None
+    except NotADirectoryError as error:
+        raise _unusable(output_dir, error) from None
     except rundir.DamagedFile as error:
         raise MatrixError(f"{error}. {_way_out(output_dir)}") from None
     if not _lists_jobs(found):

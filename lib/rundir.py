@@ -166,6 +166,8 @@ def _disk_full_is_clear(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if str(error.filename).endswith(".tmp"):  # a name that users do not know
+                raise OSError(error.errno, error.strerror, str(path)) from None
             raise
         text = f"no space left while writing {path}; what was there is untouched"
         raise DiskFull(
@@ -322,7 +324,7 @@ def is_locked(path: str | Path) -> bool:
     """
     try:
         fd = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)

@@ -44,11 +44,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         run(settings, force=options.force, verify=options.verify)
     except DiskFull as error:
         return complain(error.strerror or error, 6)
-    except (CorpusError, DataError, TokenizerUnavailable, OSError) as error:
+    except (CorpusError, DataError, TokenizerUnavailable) as error:
         return complain(error, 1)
+    except OSError as error:
+        return complain(place_of(error, settings.resources.data_dir), 1)
     except KeyboardInterrupt:
         return complain("interrupted; nothing was left behind", 130)
     return 0
+
+
+def place_of(error: OSError, data_dir: str) -> str:
+    """The error in words, with the setting to change if it is about DATA_DIR."""
+    if error.filename is None or not Path(error.filename).is_relative_to(data_dir):
+        return str(error)
+    return (
+        f"DATA_DIR={data_dir}: data cannot be kept there: {error.strerror}. Choose "
+        "another DATA_DIR, as in DATA_DIR=data"
+    )
 
 
 def parser() -> argparse.ArgumentParser:

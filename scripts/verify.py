@@ -64,6 +64,9 @@ def main(arguments: list[str] | None = None) -> int:
         return EXIT_USAGE
     try:
         return prove(plans, given)
+    except OSError as error:
+        print(error, file=sys.stderr)
+        return EXIT_USAGE
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         return EXIT_INTERRUPTED

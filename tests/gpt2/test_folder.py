@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -100,9 +101,26 @@ def test_a_folder_of_something_else_is_refused(make: Make) -> None:
     plan, settings = make()
     plan.output_dir.mkdir()
     (plan.output_dir / "thesis.tex").write_text("years of work")
-    with pytest.raises(MatrixError, match="no results folder.*OUTPUT_DIR"):
+    with pytest.raises(MatrixError, match="OUTPUT_DIR=.*, not a results folder"):
         create(plan, settings)
     assert [p.name for p in plan.output_dir.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/below"])
+def test_a_place_for_no_folder_is_refused_by_its_setting(
+    make: Make, tmp_path: Path, name: str
+) -> None:
+    plan, settings = make()
+    (tmp_path / "file").write_text("kept")
+    plan = replace(plan, output_dir=tmp_path / name)
+    with pytest.raises(MatrixError, match=f"OUTPUT_DIR={plan.output_dir}") as refused:
+        create(plan, settings)
+    assert "Choose another OUTPUT_DIR" in str(refused.value)
+    assert ".tmp" not in str(refused.value) and "Errno" not in str(refused.value)
+    with pytest.raises(MatrixError, match="OUTPUT_DIR=|nothing was run yet"):
+        read_matrix_file(plan.output_dir)
+    assert "no runner" in ask_to_stop(plan.output_dir)
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_an_empty_folder_is_used_be_it_a_link(make: Make, tmp_path: Path) -> None:

@@ -104,6 +104,13 @@ def small_disk(tmp_path: Path):
     subprocess.run(["umount", "-l", str(place)], check=True)
 
 
+def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for path in (Path("/proc/below/x.json"), tmp_path / "folder"):
+        with pytest.raises(OSError, match=f"] [A-Z][a-z ]+: '{path}'$|'/proc/below'$"):
+            rundir.atomic_write_bytes(path, b"x")
+
+
 def test_a_full_disk_is_said_and_damages_nothing(small_disk: Path) -> None:
     path = small_disk / "model.bin"
     rundir.atomic_write_bytes(path, b"old" * 100)

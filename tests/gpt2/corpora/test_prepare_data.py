@@ -349,6 +349,9 @@ def test_missing_config_and_missing_text_are_plain_errors(project):
     code, _, err = run(project, "--overrides", overrides)
     assert code == 1 and "names no file" in err and "Traceback" not in err
     assert not (project / "data" / "text-bytes").exists()
+    overrides = f"DATA_DIR={project}/config.py"
+    code, _, err = run(project, "--overrides", overrides)
+    assert code == 1 and f"{overrides}: data cannot be kept there" in err
 
 
 def big_texts(project):
