@@ -323,7 +323,7 @@ def is_locked(path: str | Path) -> bool:
     looks, and somebody else's folder, or one that cannot be written, can be looked at.
     """
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a stranger's pipe
     except (FileNotFoundError, NotADirectoryError):
         return False
     try:

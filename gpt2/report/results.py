@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from lib.rundir import (
     METRICS_FILE,
     STATUS_FILE,
     STATUSES,
+    effective_status,
 )
 from lib.untrusted import (
     Unusable,
@@ -258,6 +260,10 @@ def _load_status(matrix: Matrix, directory: Path) -> dict[str, Any]:
         return {"status": "planned"}
     status = _load(matrix, path)
     if isinstance(status, dict) and status.get("status") in STATUSES:
+        if status["status"] == "running":
+            # Of a stranger's folder, whatever it has for a lock or a process.
+            with suppress(OSError, ValueError, TypeError, OverflowError):
+                status["status"] = effective_status(directory)
         return status
     if status is not None:
         matrix.leave_out(path, "has no known status")

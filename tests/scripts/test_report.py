@@ -272,7 +272,7 @@ def test_matrices_with_nothing_finished_are_reported(tmp_path):
     write_run(tmp_path, 5, 1, status="planned")
     done = report(tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "0 of 2 runs finished, 1 planned, 1 running" in done.stdout
+    assert "0 of 2 runs finished, 1 interrupted, 1 planned" in done.stdout
     assert (tmp_path / "plots" / "loss.png").is_file()
     assert not (tmp_path / "plots" / "forest.png").exists()
 

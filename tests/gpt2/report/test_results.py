@@ -11,9 +11,11 @@ from pathlib import Path
 import jsonschema
 import pytest
 
+from gpt2.listing import status_table
 from gpt2.report.results import COLUMNS, read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import judge
+from lib.rundir import lock, run_lock
 from tests.results_factory import UPDATES, settings, write_matrix, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -89,7 +91,8 @@ def test_runs_of_every_status_keep_their_row(tmp_path):
     write_run(tmp_path, 0, 4, status="running", updates=100)
     write_run(tmp_path, 0, 5, status="interrupted", updates=100)
     write_run(tmp_path, 0, 6, status="planned")
-    runs = summary_of(tmp_path)["runs"]
+    with lock(run_lock(tmp_path / "step00-baseline" / "seed4")):
+        runs = summary_of(tmp_path)["runs"]
     assert [run["status"] for run in runs] == [
         "done", "failed", "oom", "running", "interrupted", "planned",
     ]  # fmt: skip
@@ -269,6 +272,23 @@ def test_a_copied_directory_reads_the_same(tmp_path):
     shutil.copytree(tmp_path / "a", tmp_path / "deep" / "b")
     shutil.rmtree(tmp_path / "a")
     assert summary_of(tmp_path / "deep" / "b") == first
+
+
+def test_a_copy_of_a_running_matrix_is_interrupted_as_make_status_says(tmp_path):
+    running, copy = tmp_path / "running", tmp_path / "copy"
+    write_run(running, 0, 1, status="running", updates=100)
+    with lock(run_lock(running / "step00-baseline" / "seed1")):
+        shutil.copytree(running, copy)
+        for root, status in ((running, "running"), (copy, "interrupted")):
+            (run,) = read_matrix(root).rows
+            assert run["status"] == status
+            assert f"  {status}  " in status_table(root, [run["run_dir"]])
+
+
+def test_a_strangers_lock_is_no_reason_to_wait(tmp_path):
+    write_run(tmp_path, 0, 1, status="running", updates=100)
+    os.mkfifo(run_lock(tmp_path / "step00-baseline" / "seed1"))
+    assert [run["status"] for run in read_matrix(tmp_path).rows] == ["interrupted"]
 
 
 def test_nothing_in_a_results_directory_is_executed(tmp_path):

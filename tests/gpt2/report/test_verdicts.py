@@ -213,7 +213,7 @@ def test_a_failed_certificate_is_invalid(tmp_path):
         ({"status": "failed", "failure": "nan"}, "seed 3 diverged"),
         ({"status": "failed", "failure": "crash"}, "seed 3 failed: crash"),
         ({"status": "oom", "failure": "oom"}, "seed 3 oom"),
-        ({"status": "running"}, "seed 3 running"),
+        ({"status": "interrupted"}, "seed 3 interrupted"),
         ({"status": "planned"}, "seed 3 planned"),
         ({"result": {"val_loss": float("nan")}}, "seed 3 diverged"),
         ({"result": {"val_loss": "3.1"}}, "seed 3 diverged or without a loss"),
