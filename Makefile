@@ -79,7 +79,8 @@ endif
 BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.13 \
 	python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$p" && break; done))$(or \
-	$(BOOT),$(error kablate needs Python 3.11 or newer, and finds none on PATH))
+	$(BOOT),$(error kablate needs Python 3.11 or newer, and finds none on \
+	PATH that starts$(shell python3 -c '' 2>&1 | sed -n '1s/^/. python3 says: /p')))
 SETUP = PYTHON=$(call arg,PYTHON) $(BOOT) scripts/setup_env.py
 PY = $(eval PY := $$(call inline,$$(shell $$(SETUP) --print-python)))$(PY)
 

@@ -45,7 +45,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     action = parser.parse_args(arguments).action
     try:
         folder = hooks_folder()
-        install(folder) if action == "install" else remove(folder)
+        if action == "install":
+            require_own_repository()
+            install(folder)
+        else:
+            remove(folder)
     except (HouseRulesError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -66,6 +70,17 @@ def hooks_folder() -> Path:
             "with: git config --local core.hooksPath .git/hooks"
         )
     return folder
+
+
+def require_own_repository() -> None:
+    """HouseRulesError where the project is a folder of another repository: hooks
+    there see all commits of that, and look for our scripts at its top."""
+    top = Path(git(ROOT, "rev-parse", "--show-toplevel").rstrip("\n")).resolve()
+    if top != ROOT:
+        raise HouseRulesError(
+            f"{ROOT} is a folder of the repository {top}, whose hooks see all of its "
+            "commits: nothing was installed. Clone kablate as a repository of its own"
+        )
 
 
 def install(folder: Path) -> None:

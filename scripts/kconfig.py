@@ -68,13 +68,20 @@ def defconfig(names: str, overrides: str) -> None:
     config = tree.config()
     note_environment(config, overrides)
     check_settings(config)
-    keep_old()
-    atomic_write_text(DOTCONFIG, tree.dotconfig())
+    replace_dotconfig(tree.dotconfig())
     write_config(config)
     typed = sum(origin == COMMAND_LINE for origin in config.origins.values())
     loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
     also = f" and {typed} settings from the command line" if typed else ""
     print(f"Loaded {loaded}{also}. Next: make dry-run, then make")
+
+
+def replace_dotconfig(text: str) -> None:
+    """Write .config; what was there is kept as .config.old if it was different."""
+    if DOTCONFIG.is_file() and DOTCONFIG.read_bytes() != text.encode("utf-8"):
+        keep_old()
+        print("Kept the .config that was there as .config.old")
+    atomic_write_text(DOTCONFIG, text)
 
 
 def preset(name: str) -> Path:

@@ -45,6 +45,12 @@ def refused(tree: Path, *words: str) -> str:
     return ended.stderr
 
 
+def test_a_python_that_does_not_start_says_why(tree: Path) -> None:
+    ended = run(tree, "make", "setup", PYTHONHASHSEED="abc")
+    assert ended.returncode == 2
+    assert "python3 says: " in ended.stderr and "PYTHONHASHSEED must be" in ended.stderr
+
+
 def test_help_lists_every_documented_target_and_every_target_is_documented() -> None:
     listed = re.findall(r"^  ([a-z%-]+) ", done(ROOT, "help"), re.M)
     text = (ROOT / "Makefile").read_text()

@@ -1,5 +1,6 @@
 """The git hooks, installed in a scratch repository and run by git itself."""
 
+import shutil
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -159,6 +160,20 @@ def test_foreign_hook_is_neither_overwritten_nor_removed(tree: Path) -> None:
     assert not (tree / ".git/hooks/commit-msg").exists(), "both or none"
     assert python(tree, INSTALLER, "remove").returncode == 0
     assert foreign.read_text() == "#!/bin/sh\nexit 0\n"
+
+
+def test_the_hooks_of_an_outer_repository_stay_as_they_are(tree: Path) -> None:
+    outer = tree.parent
+    installed = (tree / ".git/hooks/pre-commit").read_text()
+    shutil.rmtree(tree / ".git")
+    git(outer, "init", "--quiet")
+    before = hooks(outer)
+    done = python(tree, INSTALLER, "install")
+    assert done.returncode == 1 and hooks(outer) == before
+    assert f"{tree} is a folder of the repository {outer}" in done.stderr
+    ours = write(outer, ".git/hooks/pre-commit", installed)  # by an earlier version
+    assert python(tree, INSTALLER, "remove").returncode == 0
+    assert not ours.exists()
 
 
 def test_hooks_path_shared_with_other_repositories_is_refused(tree: Path) -> None:

@@ -66,6 +66,16 @@ def test_a_preset_becomes_dotconfig_and_config_py(tree: Path) -> None:
     }
 
 
+def test_a_preset_that_replaces_a_configuration_keeps_it_and_says_so(tree: Path):
+    said = done(tree, "defconfig", "one")
+    mine = (tree / ".config").read_text().replace("MAX_ITERS=700", "MAX_ITERS=9")
+    (tree / ".config").write_text(mine)
+    kept = "Kept the .config that was there as .config.old\n"
+    assert kept not in said and kept in done(tree, "defconfig", "one")
+    assert kept not in done(tree, "defconfig", "one")  # or mine would be gone
+    assert (tree / ".config.old").read_text() == mine
+
+
 def test_presets_merge(tree: Path) -> None:
     (tree / "defconfigs/two").write_text(
         'CONFIG_GPT2_MAX_ITERS=900\nCONFIG_SEEDS="5"\nCONFIG_GPT2_WARMUP_STEPS=1\n'
