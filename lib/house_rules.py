@@ -7,10 +7,12 @@ import subprocess
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cache
+from pathlib import Path, PurePath
 from typing import Any
 
 TABLE = "tool.kablate.commit"
+RESULTS_MARK = "matrix.json"  # in a folder that runs write to
 KEYS = ("required_trailers", "forbidden_patterns", "banned_words")
 
 
@@ -54,9 +56,33 @@ def git(root: Path, *arguments: str) -> str:
 
 
 def tracked_files(root: Path) -> list[str]:
-    """Tracked regular files below `root`, without symbolic links and missing ones."""
-    listed = git(root, "ls-files", "-z").split("\0")
-    return sorted({name for name in listed if name and _is_regular(root / name)})
+    """Tracked regular files below `root`, without symbolic links, missing files and
+    results."""
+    return _listed(root, "--cached")
+
+
+def project_files(root: Path) -> list[str]:
+    """As tracked_files, with the files that are new and not ignored."""
+    return _listed(root, "--cached", "--others", "--exclude-standard")
+
+
+def _listed(root: Path, *which: str) -> list[str]:
+    names = {name for name in git(root, "ls-files", "-z", *which).split("\0") if name}
+    return without_results(root, sorted(n for n in names if _is_regular(root / n)))
+
+
+def without_results(root: Path, names: Iterable[str]) -> list[str]:
+    """The names that lie in no results folder: what a run wrote is data, and a
+    config.py that was kept with it is not to be formatted."""
+
+    @cache
+    def holds_results(folder: PurePath) -> bool:
+        if folder == folder.parent:  # the root of names that are relative, or not
+            return False
+        marked = (root / folder / RESULTS_MARK).is_file()
+        return marked or holds_results(folder.parent)
+
+    return [name for name in names if not holds_results(PurePath(name).parent)]
 
 
 def _is_regular(path: Path) -> bool:

@@ -27,6 +27,9 @@ PACKAGES = (
     "safetensors",
     "liger-kernel",
 )
+# What the numbers depend on, as paths of the project; results, texts, notes and virtual
+# environments may lie beside it, and presets are recorded as the settings they become.
+CODE = ("Kconfig", "gpt2", "lib", "pyproject.toml", "scripts")
 # Named one by one: an environment may hold secrets, and a manifest is published.
 ENVIRONMENT = (
     "CUDA_VISIBLE_DEVICES",
@@ -75,8 +78,9 @@ def git_state(root: str | Path) -> dict[str, Any]:
     """{"sha", "dirty", "diff_sha256", "diff", "untracked", "note"} of a work tree.
 
     sha is None, and note says why, without git or where root is no work tree of its
-    own (an unpacked archive inside somebody's repository, say). The diff is against
-    HEAD; its text is cut at DIFF_LIMIT characters, its sum is of the whole.
+    own (an unpacked archive inside somebody's repository, say). Changes and untracked
+    files count where they are in CODE. The diff is against HEAD; its text is cut at
+    DIFF_LIMIT characters, its sum is of the whole.
     """
     state: dict[str, Any] = {"sha": None, "dirty": None, "note": ""}
     try:
@@ -84,8 +88,10 @@ def git_state(root: str | Path) -> dict[str, Any]:
         if Path(top).resolve() != Path(root).resolve():
             return {**state, "note": "not a git work tree of its own"}
         state["sha"] = _git(root, "rev-parse", "HEAD").strip()
-        diff = _git(root, "diff", "HEAD", "--no-ext-diff", "--no-textconv", "--binary")
-        names = _git(root, "ls-files", "--others", "--exclude-standard").splitlines()
+        options = ("--no-ext-diff", "--no-textconv", "--binary")
+        diff = _git(root, "diff", "HEAD", *options, "--", *CODE)
+        listed = ("ls-files", "--others", "--exclude-standard", "--", *CODE)
+        names = _git(root, *listed).splitlines()
     except (OSError, subprocess.SubprocessError) as error:
         return {**state, "note": f"git does not answer ({error})"}
     state["dirty"] = bool(diff or names)

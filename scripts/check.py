@@ -24,7 +24,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from lib.house_rules import HouseRulesError, git
+from lib.house_rules import HouseRulesError, git, project_files, without_results
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_FILES = (".py", ".pyi")
@@ -53,6 +53,11 @@ def from_root(name: str) -> str:
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
 
+def python_files() -> list[str]:
+    """All files for the formatter and the linter."""
+    return [name for name in project_files(ROOT) if name.endswith(PYTHON_FILES)]
+
+
 @dataclass(frozen=True)
 class Check:
     """One check: what it runs, on which files, and how a user mends its findings."""
@@ -61,14 +66,14 @@ class Check:
     command: tuple[str, ...]
     mend: str
     suffixes: tuple[str, ...] | None = None
-    everything: tuple[str, ...] = ()
+    everything: Callable[[], Sequence[str]] = tuple
     quick: bool = True
     explain: Callable[[str], str] = str
 
     def arguments(self, files: Sequence[str] | None) -> list[str] | None:
         """The command on `files` (None: on everything); None where none concerns it."""
         if files is None or self.suffixes is None:
-            return [*self.command, *self.everything]
+            return [*self.command, *self.everything()]
         concerned = [name for name in files if name.endswith(self.suffixes)]
         return [*self.command, *concerned] if concerned else None
 
@@ -79,7 +84,7 @@ CHECKS = (
         ("-m", "black", "--check", "--diff", "--quiet"),
         "make format",
         PYTHON_FILES,
-        (".",),
+        python_files,
         explain=first_change_of_each_file,
     ),
     Check(
@@ -100,7 +105,7 @@ CHECKS = (
         ("-m", "ruff", "check", "--quiet", "--output-format=concise"),
         "make format; what it leaves, by hand (ruff rule CODE explains a code)",
         PYTHON_FILES,
-        (".",),
+        python_files,
     ),
     Check("types", ("-m", "mypy"), "as said above", quick=False),
     Check(
@@ -116,9 +121,12 @@ CHECKS = (
 NAMES = tuple(check.name for check in CHECKS)
 
 # What `make format` runs, in this order: black has the last word on what ruff moved.
+# ruff with all rules: with fewer, comments that excuse the others look useless to it.
+PYTHON_MENDERS = (
+    ("-m", "ruff", "check", "--quiet", "--fix-only"),
+    ("-m", "black", "--quiet"),
+)
 MENDERS = (
-    ("-m", "ruff", "check", "--quiet", "--fix", "--select=I,RUF100", "."),
-    ("-m", "black", "--quiet", "."),
     ("scripts/generate_docs.py",),
     ("scripts/fix_whitespace_issues.py",),
 )
@@ -126,6 +134,15 @@ MENDERS = (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
+    try:
+        return act(options)
+    except HouseRulesError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+
+
+def act(options: argparse.Namespace) -> int:
+    """The exit status of what was asked for; HouseRulesError where git fails."""
     if options.mend:
         return mend()
     if options.staged:
@@ -133,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     checks = [check for check in CHECKS if check.name in (options.only or NAMES)]
     if options.quick:
         checks = [check for check in checks if check.quick]
-    return run_all(checks, options.files or None)
+    files = without_results(ROOT, options.files) if options.files else None
+    return run_all(checks, files)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -156,9 +174,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def mend() -> int:
     """Run every mender, also after one that failed; the first failure's status."""
+    files = python_files()
+    commands = [*((*command, *files) for command in PYTHON_MENDERS if files), *MENDERS]
     ends = [
         subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
-        for arguments in MENDERS
+        for arguments in commands
     ]
     return next((status for status in ends if status), 0)
 
@@ -201,15 +221,9 @@ def check_staged() -> int:
     Single-file checks see the staged files; where there are only deletions, all files.
     """
     with tempfile.TemporaryDirectory(prefix="kablate-staged-") as folder:
-        try:
-            git(ROOT, "checkout-index", "--all", f"--prefix={folder}/")
-            changed = git(
-                ROOT, "diff", "--cached", "--name-only", "-z", "--diff-filter=d"
-            )
-            environment = environment_of_index(folder)
-        except HouseRulesError as error:
-            print(f"error: {error}", file=sys.stderr)
-            return 1
+        git(ROOT, "checkout-index", "--all", f"--prefix={folder}/")
+        changed = git(ROOT, "diff", "--cached", "--name-only", "-z", "--diff-filter=d")
+        environment = environment_of_index(folder)
         files = [name for name in changed.split("\0") if name]
         command = [sys.executable, "scripts/check.py", "--quick", "--", *files]
         return subprocess.run(command, cwd=folder, env=environment).returncode

@@ -23,8 +23,10 @@ def git(where: Path, *words: str) -> str:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     git(tmp_path, "init", "-q")
-    (tmp_path / "a.py").write_text("x = 1\n")
-    git(tmp_path, "add", "a.py")
+    (tmp_path / "lib").mkdir()
+    for name in ("lib/a.py", "README.md"):
+        (tmp_path / name).write_text("x = 1\n")
+        git(tmp_path, "add", name)
     git(tmp_path, "commit", "-q", "-m", "one")
     return tmp_path
 
@@ -37,17 +39,26 @@ def test_a_clean_tree(repository: Path) -> None:
 
 
 def test_a_dirty_tree_keeps_the_diff_and_its_sum(repository: Path) -> None:
-    (repository / "a.py").write_text("x = 2\n")
-    (repository / "new.py").write_text("secret = 1\n")
+    (repository / "lib/a.py").write_text("x = 2\n")
+    (repository / "lib/new.py").write_text("secret = 1\n")
     state = provenance.git_state(repository)
-    assert state["dirty"] is True and state["untracked"] == ["new.py"]
+    assert state["dirty"] is True and state["untracked"] == ["lib/new.py"]
     assert "-x = 1\n+x = 2\n" in state["diff"] and "secret" not in state["diff"]
     whole = hashlib.sha256(state["diff"].encode()).hexdigest()
     assert state["diff_sha256"] == whole
 
 
+def test_what_no_number_depends_on_is_no_change(repository: Path) -> None:
+    for name in ("mine/step00/job.json", "mine/config.py", "texts/a.txt", "notes.md"):
+        (repository / name).parent.mkdir(parents=True, exist_ok=True)
+        (repository / name).write_text("x")
+    (repository / "README.md").write_text("changed\n")
+    state = provenance.git_state(repository)
+    assert (state["dirty"], state["diff"], state["untracked"]) == (False, "", [])
+
+
 def test_a_huge_diff_is_cut_and_said(repository: Path) -> None:
-    (repository / "a.py").write_text("x = 2\n" * 100_000)
+    (repository / "lib/a.py").write_text("x = 2\n" * 100_000)
     state = provenance.git_state(repository)
     assert len(state["diff"]) == provenance.DIFF_LIMIT
     assert "diff cut" in state["note"]

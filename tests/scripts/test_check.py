@@ -7,7 +7,18 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from tests.scratch import ROOT, copy_tree, git, make, python, run, write
+from scripts.check import PYTHON_MENDERS
+from tests.scratch import (
+    ROOT,
+    copy_tree,
+    git,
+    make,
+    project_files,
+    python,
+    run,
+    write,
+    write_all,
+)
 
 CHECK = "scripts/check.py"
 # All that the quick checks need: everything but the torch half, the tests and docs.
@@ -241,6 +252,39 @@ def test_make_format_mends_what_can_be_mended(few: Path) -> None:
     assert (few / "README.md").read_text() == readme + "blank\n"
     mended = '"""New."""\n\nimport os\nimport sys\n\nprint(sys, os)\n'
     assert (few / "lib/new.py").read_text() == mended
+
+
+NOT_MENDED = """\
+\"\"\"New.\"\"\"
+
+import sys
+
+sys.path[0] = "."
+import os  # noqa: E402, F401
+
+exec(input())  # noqa: S102
+"""
+UGLY = "CONFIG_X  =  'y'\nimport os\n"
+
+
+def test_make_format_leaves_excused_lines_and_what_runs_wrote(few: Path) -> None:
+    write(few, "lib/new.py", NOT_MENDED)
+    results = ("mine/matrix.json", "mine/config.py", "mine/step00-baseline/notes.py")
+    write_all(few, [(name, UGLY) for name in (*results, "config.py")])
+    git(few, "add", "mine/matrix.json", "mine/config.py")
+    done = make(few, "format")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (few / "lib/new.py").read_text() == NOT_MENDED
+    assert all((few / name).read_text() == UGLY for name in (*results, "config.py"))
+    for words in ([], list(results[1:])):
+        done = check(few, "--only=format", "--only=lint", *words)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_make_format_has_nothing_to_mend_in_this_tree() -> None:
+    python_files = [name for name in project_files() if name.endswith(".py")]
+    done = python(ROOT, *PYTHON_MENDERS[0], "--diff", *python_files)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
 def test_make_format_says_what_it_cannot_mend_and_fails(few: Path) -> None:
