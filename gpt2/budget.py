@@ -76,6 +76,17 @@ def budget(settings: Settings, heads: Sequence[int] | None = None) -> Budget:
     )
 
 
+def kv_bytes(settings: Settings, heads: Sequence[int] | None = None) -> float:
+    """Decode cache in bytes per token of a full context, in the precision of training.
+
+    What is cached once, as RA's queries within its band, is spread over the context.
+    heads: as for budget().
+    """
+    costs = budget(settings, heads)
+    cached = costs.cache_per_token + costs.cache_constant / settings.model.block_size
+    return cached * (4 if settings.optim.mixed_precision == "fp32" else 2)
+
+
 def _norm(s: Settings) -> int:
     return s.model.n_embd * (2 if s.model.bias else 1)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from textwrap import TextWrapper
 from typing import Any
 
-from gpt2.budget import Budget, budget, derive_widths
+from gpt2.budget import Budget, budget, derive_widths, kv_bytes
 from gpt2.folder import conflicts
 from gpt2.idle import idle
 from gpt2.memory import memory, misfit
@@ -101,7 +101,7 @@ def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]
 def budget_table(plan: Plan) -> str:
     """Analytic costs of each cell: `--budget`."""
     shares = ("vs first", "vs partner", "partner")
-    costs = ("r", "FLOPs/token", "KV numbers", "GPU memory")
+    costs = ("r", "FLOPs/token", "KV/token", "GPU memory")
     head = ("step", "name", "parameters", *shares, *costs)
     rows = []
     first: Budget | None = None
@@ -111,13 +111,13 @@ def budget_table(plan: Plan) -> str:
         step = "-" if jobs[0].step is None else str(jobs[0].step)
         partner, name = _partner(jobs[0], plan)
         share = (_share(b, first), _share(b, partner) if partner else "-", name)
-        flops, cache = f"{b.flops_training:,}", f"{b.cache_per_token:,}"
+        flops, cache = f"{b.flops_training:,}", size(kv_bytes(jobs[0].settings))
         cost = (f"{b.ratio:.2f}", flops, cache, _memory(jobs[0].settings))
         rows.append((step, jobs[0].name, f"{b.parameters:,}", *share, *cost))
     notes = (
-        "FLOPs of training, forward and backward; KV numbers: what the decode cache\n"
-        "holds for each token over all layers; r: MLP weights over attention weights;\n"
-        "GPU memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
+        "FLOPs of training, forward and backward; KV/token: decode cache per token of\n"
+        "a full context, in training's precision; r: MLP over attention weights; GPU\n"
+        "memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
     )
     return table(head, rows, left=(1,)) + notes
 

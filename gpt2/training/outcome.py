@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
-from gpt2.budget import budget
+from gpt2.budget import budget, kv_bytes
 from gpt2.schema import Settings
 from gpt2.training.progress import Progress
 from lib.optim.groups import OptimizerLike, state_bytes
@@ -40,23 +39,10 @@ def trained(
     }
 
 
-def kv_bytes(settings: Settings, heads: Sequence[int] | None = None) -> float:
-    """Of the decode cache, a token, in the precision of training; a cache of fixed
-    size is spread over the whole context. heads: what is left of each layer's."""
-    costs = budget(settings, heads)
-    cached = costs.cache_per_token + costs.cache_constant / settings.model.block_size
-    return cached * bytes_per_number(settings)
-
-
 def utilisation(flops: float, rate: float, peak: float | None) -> dict[str, float]:
     """MFU as PaLM counts it (arXiv 2204.02311, appendix B): the FLOPs of the model
     at ``rate`` tokens/s over the peak. Empty where the peak is not known."""
     return {} if peak is None else {"mfu": flops * rate / peak}
-
-
-def bytes_per_number(settings: Settings) -> int:
-    """Of keys and values in the precision of training."""
-    return 4 if settings.optim.mixed_precision == "fp32" else 2
 
 
 def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:

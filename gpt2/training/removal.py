@@ -10,13 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2.budget import budget
+from gpt2.budget import budget, kv_bytes
 from gpt2.context import DecodeCache
 from gpt2.heads import without_heads
 from gpt2.model import GPT
 from gpt2.paths.chosen import built_with
 from gpt2.schema import Settings
-from gpt2.training.outcome import kv_bytes
 from lib import device as devices
 from lib.pruning.heads import HeadPruner
 from lib.pruning.schedules import head_target

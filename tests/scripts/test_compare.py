@@ -1,6 +1,7 @@
 """scripts/compare.py on runs, arms and matrices."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -111,3 +112,12 @@ def test_without_a_configuration_directories_still_work(matrix):
     (matrix / "config.py").unlink()
     assert compare("0", "8", cwd=matrix).returncode == 2
     assert compare("out/step00-baseline", "out/step08-mla", cwd=matrix).returncode == 0
+
+
+def test_the_cache_is_as_large_as_make_budget_says(undisturbed):
+    """Of RA, whose queries within the band are cached once for a whole context."""
+    budget = run_script("run_test_matrix.py", "--budget", cwd=undisturbed).stdout
+    (row,) = (x for x in budget.splitlines() if re.match(r" +5  ra ", x))
+    done = compare("0:1", "5:1", cwd=undisturbed)
+    (found,) = re.findall(r"kv_bytes_per_token +(\S+ \S+) +(\S+ \S+)", done.stdout)
+    assert found == ("256 B", "288 B") and found[1] in row
