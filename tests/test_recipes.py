@@ -10,7 +10,12 @@ import pytest
 from tests.scratch import ROOT, copy_tree, git, make, python, write
 
 PARTS = ["Makefile", "Kconfig", "pyproject.toml", "README.md", "defconfigs", "scripts"]
-PARTS += ["lib", "gpt2", "tests/__init__.py", ".gitignore"]
+PARTS += ["lib", "gpt2", "tests", ".gitignore"]
+# What a step passes through: its own cases, and all of the tests about the registry.
+TESTS_OF_STEPS = [
+    f"tests/gpt2/test_{name}.py"
+    for name in ("ablation", "plan", "budget", "memory", "model")
+]
 
 
 @pytest.fixture(scope="module")
@@ -72,14 +77,21 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     succeed(python(tree, "scripts/generate_docs.py"))
     generated = {"README.md", "gpt2/Kconfig.ablation"}
     assert changed(tree) == {"gpt2/ablation.py"} | generated
+    title = "RA with the SDPA output gate"
     for name in generated:
-        assert "RA in a band of 16" in (tree / name).read_text()
+        assert title in (tree / name).read_text()
     succeed(python(tree, "scripts/check.py", "--quick", *changed(tree)))
 
     succeed(make(tree, "defconfig-gpt2-quickstart"))
-    listing = jobs(tree, "--overrides", "STEPS=0,5,34")
-    assert "RA in a band of 16" in listing
-    assert "step34-ra-narrow" in listing
+    done = python(
+        *(tree, "scripts/run_test_matrix.py", "--dry-run"),
+        *("--overrides", "STEPS=0,5,34"),
+    )
+    assert title in succeed(done), "and it is no other step under this preset"
+    assert "\nstep34-ra-output-gate " in done.stdout
+    words = ("-q", "-x", "-k", "34 or test_ablation or test_plan", *TESTS_OF_STEPS)
+    told = succeed(python(tree, "-m", "pytest", "-p", "no:cacheprovider", *words))
+    assert re.search(r"^\d{3} passed", told, re.M), told
 
 
 def test_adding_a_preset_is_one_file(tree: Path) -> None:

@@ -118,7 +118,7 @@ def test_widths_at_124m_are_those_of_the_table() -> None:
 
 
 def test_heads_at_124m_are_those_of_the_table() -> None:
-    heads = {n: full_step(n).model.n_head for n in STEPS}
+    heads = {n: full_step(n).model.n_head for n in (*WIDTHS, 19, 20, 21, 22)}
     assert {n: h for n, h in heads.items() if h != 12} == {31: 18, 32: 14, 33: 9}
     assert {full_step(n).model.head_dim for n in STEPS} == {64}
 

@@ -187,12 +187,13 @@ def decoded(model: GPT, tokens: Tensor, pieces: list[int]) -> tuple[Tensor, int]
 def test_decoding_equals_the_full_forward(number: int) -> None:
     settings = step_settings(number)
     model = generic(settings, dtype=torch.float32)
-    tokens = tokens_of(settings, 2, 13)
+    context = settings.model.block_size  # no window of cached queries is longer
+    tokens = tokens_of(settings, 2, context)
     whole, costs = model.logits(tokens), budget(settings)
-    for pieces in ([1] * 13, [5, 1, 1, 6], [13]):
+    for pieces in ([1] * context, [5, 1, 1, context - 7], [context]):
         logits, numbers = decoded(model, tokens, pieces)
         assert deviation(logits, whole) < 1e-5, pieces
-        assert numbers == 2 * (13 * costs.cache_per_token + costs.cache_constant)
+        assert numbers == 2 * (context * costs.cache_per_token + costs.cache_constant)
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from gpt2.ablation import STEPS
 from gpt2.budget import budget
 from gpt2.plan import Job, Plan, job_from_json, make_plan, step_settings
 from gpt2.schema import (
@@ -23,6 +24,9 @@ from gpt2.schema import (
 from lib.identity import diff_fields
 from tests.gpt2.helpers import TINY, make_config, tiny
 from tests.scratch import ROOT
+
+NEXT = len(STEPS)  # the id of a step that may be added
+EVERY = f"0-{NEXT - 1}"
 
 
 def plan(**symbols: str) -> Plan:
@@ -61,16 +65,16 @@ def test_an_ablation_is_steps_times_seeds() -> None:
 
 
 def test_every_step_has_a_folder_of_its_own_that_stays_inside() -> None:
-    jobs = plan(STEPS="0-33", SEEDS="1").jobs
+    jobs = plan(STEPS=EVERY, SEEDS="1").jobs
     for each in jobs:
         path = PurePosixPath(each.run_dir)
         assert not path.is_absolute() and ".." not in path.parts
         assert path.parts[0].startswith(f"step{each.step:02d}-")
-    assert len({j.run_dir for j in jobs}) == 34
+    assert len({j.run_dir for j in jobs}) == len(STEPS)
 
 
 def test_the_steps_are_resolved() -> None:
-    for each in plan(STEPS="0-33", SEEDS="1").jobs:
+    for each in plan(STEPS=EVERY, SEEDS="1").jobs:
         assert each.settings == step_settings(tiny_matrix_of(each), each.step)
         assert each.settings.model.mlp_width > 0
         assert each.settings.model.head_dim > 0
@@ -97,7 +101,7 @@ def test_a_single_run_solves_its_widths() -> None:
     assert ratio.settings.model.mlp_width == 36
 
 
-@pytest.mark.parametrize("value", ["34", "0,99", "smallest", "-1"])
+@pytest.mark.parametrize("value", [str(NEXT), "0,999", "smallest", "-1"])
 def test_a_step_to_match_must_exist(value: str) -> None:
     assert single(RA_MLA_MATCH_STEP="largest").jobs
     with pytest.raises(ValueError, match=f"RA_MLA_MATCH_STEP='{value}' is no step"):
@@ -121,10 +125,10 @@ def test_an_arm_that_is_impossible_here_does_not_stop_the_largest_arms_control()
 def test_an_unknown_step_is_refused_by_name() -> None:
     with pytest.raises(
         ValueError,
-        match="command line: CONFIG_RA_MLA_ABLATION_STEPS: there is no step 34, 40; "
-        "steps are 0 to 33",
+        match=f"command line: CONFIG_RA_MLA_ABLATION_STEPS: there is no step {NEXT}, "
+        f"{NEXT + 6}; steps are 0 to {NEXT - 1}",
     ):
-        plan(STEPS="0,34,40")
+        plan(STEPS=f"0,{NEXT},{NEXT + 6}")
 
 
 @pytest.mark.parametrize(
@@ -225,7 +229,10 @@ def test_only_the_plan_asks_for_other_kernels() -> None:
     [
         ({"TIME": "banana"}, "TIME_BUDGET='banana' is no time"),
         ({"GPT2_MIN_LR": "1"}, "GPT2_MIN_LR=1 is above LEARNING_RATE"),
-        ({"STEPS": "0,99"}, "command line: CONFIG_RA_MLA_ABLATION_STEPS: there is no"),
+        (
+            {"STEPS": f"0,{NEXT}"},
+            "command line: CONFIG_RA_MLA_ABLATION_STEPS: there is no",
+        ),
     ],
 )
 def test_a_refusal_says_once_where_the_setting_is_from(
@@ -238,10 +245,10 @@ def test_a_refusal_says_once_where_the_setting_is_from(
 
 
 def test_all_steps_have_hashes_of_their_own() -> None:
-    hashes = [each.hash for each in plan(STEPS="0-33", SEEDS="1,2").jobs]
-    assert len(set(hashes)) == 68
-    full = make_plan(make_config(RA_MLA_ABLATION_MODE="y", STEPS="0-33")).jobs
-    assert len({each.hash for each in full} - set(hashes)) == 34
+    hashes = [each.hash for each in plan(STEPS=EVERY, SEEDS="1,2").jobs]
+    assert len(set(hashes)) == 2 * len(STEPS)
+    full = make_plan(make_config(RA_MLA_ABLATION_MODE="y", STEPS=EVERY)).jobs
+    assert len({each.hash for each in full} - set(hashes)) == len(STEPS)
 
 
 def test_resources_are_no_part_of_the_identity() -> None:
