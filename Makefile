@@ -186,10 +186,10 @@ mrproper: clean ## remove .config, config.py and a .venv made here; results and 
 	rm -rf .config .config.old config.py .kablate
 	echo "kept: results, prepared data and defconfigs"
 help: ## this list
-	awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} /^[a-z%-]+:.*## /{printf \
-		"  %-16s %s\n", $$1, $$2}' Makefile
-	echo
-	echo "KEY=VALUE overrides a setting: make MAX_ITERS=100 SEEDS=1,2 STEPS=0,5,8-9"
+	trap '' PIPE; { awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
+		/^[a-z%-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile; echo; \
+	echo "KEY=VALUE overrides a setting: make MAX_ITERS=100 SEEDS=1,2 STEPS=0,5,8-9"; \
+	} 2>/dev/null; exit 0  # also where head or a closed terminal reads no further
 
 # A .config that was put back may be older than config.py, so contents count.
 IS_OTHER := $(shell cmp .config .kablate/made.config 2>&1)

@@ -59,6 +59,15 @@ def test_help_lists_every_documented_target_and_every_target_is_documented() -> 
     assert {"all", "quickstart", "dry-run", "test", "menuconfig"} <= set(listed)
 
 
+@pytest.mark.parametrize("how", ["| head -1", ">&-", "2>&-"])
+@pytest.mark.parametrize("target", ["help", "list-defconfigs"])
+def test_a_reader_that_leaves_is_no_failure(tree: Path, target: str, how: str) -> None:
+    """The shell closes, and tells make's own status."""
+    line = f"set -o pipefail; make {target} {how}"
+    ended = run(tree, "bash", "-c", line, PYTHON=sys.executable)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_every_script_that_a_target_runs_is_there() -> None:
     for name in re.findall(r"scripts/\w+\.py", (ROOT / "Makefile").read_text()):
         assert (ROOT / name).is_file(), name
