@@ -7,14 +7,16 @@ reader has gone, not on a full disk, and not for want of a character in the enco
 
 from __future__ import annotations
 
+# All of these the interpreter has loaded already, which leaves Ctrl-C no time to come
+# before begin(): signal would import enum, and typing much more.
+import _signal as signal
 import codecs
 import errno
 import io
 import os
-import signal
 import sys
 
-TYPE_CHECKING = False  # that of typing takes longer to import than all of this
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, NoReturn, TextIO
