@@ -26,6 +26,7 @@ from lib.dotconfig import fail_on
 from lib.generated import Config
 from lib.kconfig_symbols import prompts
 from lib.kconfig_tree import Tree
+from lib.optim.names import OPTIMIZERS
 from tests.gpt2.helpers import KCONFIG, tiny
 from tests.scratch import ROOT
 
@@ -54,16 +55,8 @@ CONFIG_GPT2_DATASET_TEXT_PATH="texts"
 CONFIG_ENABLE_WANDB=y
 CONFIG_ENGINE_RAY=y
 """,
-    "matrix": """\
-CONFIG_TEST_MATRIX_MODE=y
-CONFIG_TEST_MATRIX_SGD=y
-CONFIG_TEST_MATRIX_ADAM=y
-CONFIG_TEST_MATRIX_ADAMWADV=y
-CONFIG_TEST_MATRIX_ADAMWSPAM=y
-CONFIG_TEST_MATRIX_ADAMWPRUNE=y
-CONFIG_TEST_MATRIX_MUON=y
-CONFIG_TEST_MATRIX_PRUNING_MAGNITUDE=y
-""",
+    "matrix": "CONFIG_TEST_MATRIX_MODE=y\nCONFIG_TEST_MATRIX_PRUNING_MAGNITUDE=y\n"
+    + "".join(f"CONFIG_TEST_MATRIX_{name.upper()}=y\n" for name in OPTIMIZERS),
 }
 VALUES = {
     "bool": ("y", "n"),
