@@ -106,11 +106,14 @@ def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
     lines = lines_of(judged)
     columns = sorted(shown_columns(lines), key=_reading_order)
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
-    scripts = [_script(plotly_source()), _script((PAGE / "script.js").read_text())]
+    scripts = [
+        _script(plotly_source()),
+        _script((PAGE / "script.js").read_text("utf-8")),
+    ]
     return environment.get_template("page.html").render(
         name=name,
         policy=_policy(scripts),
-        style=Markup((PAGE / "style.css").read_text()),  # ours, not the results'
+        style=Markup((PAGE / "style.css").read_text("utf-8")),  # ours, not the results'
         headline=headline(matrix),
         controls=control_lines(judged),
         noise=[*noise_lines(judged), *seeds_lines(judged.comparisons, judged.rules)],

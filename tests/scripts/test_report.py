@@ -279,9 +279,15 @@ def test_matrices_with_nothing_finished_are_reported(tmp_path):
 
 def test_a_terminal_without_unicode_is_no_reason_to_crash(tmp_path, monkeypatch):
     write_matrix(tmp_path, (0, 5), (1, 2), effects={5: -0.02})
-    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
-    done = report_process(tmp_path, "--no-html", "--no-plots")
+    # As in a locale of other files than ours, which are UTF-8 wherever they are read.
+    for name, value in (
+        *(("PYTHONIOENCODING", "ascii"), ("LC_ALL", "C")),
+        *(("PYTHONUTF8", "0"), ("PYTHONCOERCECLOCALE", "0")),
+    ):
+        monkeypatch.setenv(name, value)
+    done = report_process(tmp_path, "--no-plots")
     assert done.returncode == 0, done.stderr
+    assert "↕" in (tmp_path / "report.html").read_text("utf-8")
     assert "baseline" in done.stdout
     assert re.search(r"-0\.0\d+ \+- \d", done.stdout), "a sign is no question mark"
 
