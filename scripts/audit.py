@@ -13,14 +13,20 @@ disk is full.
 
 from __future__ import annotations
 
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
 import argparse
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
-
-sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from gpt2.audit.choice import Chosen, choose_runs
 from gpt2.audit.evidence import NothingToAudit
@@ -33,7 +39,6 @@ from gpt2.reading import settings_from
 from gpt2.schema import SYMBOL_OF
 from lib.dotconfig import COMMAND_LINE
 from lib.importing import collector_at_rest
-from lib.output import exit_code
 from lib.rundir import DiskFull
 from lib.terminal import report_console
 
