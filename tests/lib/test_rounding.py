@@ -13,7 +13,7 @@ from lib.rounding import resolution, rounding_variance
         ((3.25, 3.5, 2.75), 0.25),  # the coarser of a decimal and a binary grid
         ((3.2734375, 3.2890625, 3.296875), 2**-7),  # bfloat16
         ((3.1415925, 2.7182818), 2.0**-22),  # decimals as fine as those of float32
-        (tuple(map(float, np.float32([3.14159, 2.71828, 3.3]))), 2.0**-22),
+        (tuple(np.float32([3.14159, 2.71828, 3.3]).tolist()), 2.0**-22),
     ],
 )
 def test_resolution_is_the_grid_of_the_values(values, width):

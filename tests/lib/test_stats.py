@@ -88,7 +88,8 @@ def test_losses_in_steps_of_a_thousandth_make_no_false_findings(seeds, sd):
         losses = np.round(3.3 + random.normal(0, sd, (7, seeds)), 3)
         samples = (losses[1:] - losses[0]).tolist()
         rounding = rounding_variance(width, width)
-        found = stats.holm([stats.t_test(sample, rounding) for sample in samples])
+        tests = [stats.t_test(sample, rounding) for sample in samples]
+        found = stats.holm([p for p in tests if p is not None])
         hits += min(found) < 0.05
         naive += any(sample == sample[:1] * seeds and sample[0] for sample in samples)
     assert hits <= 12  # 4.8%

@@ -87,7 +87,7 @@ def test_inconclusive_says_how_many_seeds_would_decide():
     differences = (-0.006, -0.001, -0.004)
     verdict = grade_family([sample(*differences), Sample(), Sample()])[0]
     assert verdict.grade == INCONCLUSIVE
-    seeds, basis = seeds_to_decide(differences, design(family=3))
+    seeds, basis = seeds_to_decide(differences, design(family=3)) or (0, "")
     known = stats.describe(differences)
     assert seeds > 3 and "its own differences" in basis
     want = stats.seeds_for_difference(known.mean, known.sd, 0.05 / 3, 0.8)
@@ -104,10 +104,11 @@ def test_two_seeds_are_planned_for_by_the_larger_of_two_spreads(differences, bas
 
 def test_three_seeds_are_planned_for_by_the_larger_of_two_spreads():
     quiet = (-0.004, -0.0041, -0.0042)
-    few, _ = seeds_to_decide(quiet, design(family=6, is_pooled=True, pooled_sd=1e-5))
-    more, basis = seeds_to_decide(
-        quiet, design(family=6, is_pooled=True, pooled_sd=0.004)
+    still, noisy = (
+        design(family=6, is_pooled=True, pooled_sd=sd) for sd in (1e-5, 0.004)
     )
+    few, _ = seeds_to_decide(quiet, still) or (0, "")
+    more, basis = seeds_to_decide(quiet, noisy) or (0, "")
     assert few == 4 < more and "all arms" in basis
 
 
