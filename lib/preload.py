@@ -108,7 +108,8 @@ def _become(request: Mapping[str, Any], runner: int) -> None:
         time.sleep(0.0005)
     os.setsid()
     die_with(runner)
-    log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
+    flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+    log = os.open(request["log"], flags, 0o666)
     for number in (1, 2):
         os.dup2(log, number)
     os.close(log)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel, rundir
+from lib.files import open_to_append
 from lib.preload import Forked, Template, die_with
 from lib.runlog import Pace, Progress, log_tail, rotate_log
 
@@ -360,7 +361,7 @@ def _start(
         with suppress(OSError, ValueError):
             return template.fork(task.command[2:], environ, path)
     parent = os.getpid()
-    with open(path, "ab") as log:
+    with open_to_append(path) as log:
         return subprocess.Popen(
             task.command,
             stdin=subprocess.DEVNULL,

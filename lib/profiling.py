@@ -22,6 +22,7 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
 from lib.device import DeviceInfo, synchronize
+from lib.files import refuse_link
 from lib.rundir import atomic_write_bytes
 
 FOLDER = "profile"
@@ -188,7 +189,7 @@ class StepProfiler:
                 torch.cuda.memory._record_memory_history(enabled=None)
 
     def _write(self, profile: torch.profiler.profile, seconds: float) -> None:
-        self._folder.mkdir(parents=True, exist_ok=True)
+        refuse_link(self._folder).mkdir(parents=True, exist_ok=True)
         self._replace(TRACE_FILE, profile.export_chrome_trace)
         if self._device.is_gpu:
             self._replace(SNAPSHOT_FILE, torch.cuda.memory._dump_snapshot)
@@ -202,6 +203,7 @@ class StepProfiler:
     def _replace(self, name: str, write: Callable[[str], Any]) -> None:
         """Let ``write`` write a file; a reader never sees the half of one."""
         half = self._folder / f".half-{name}"
+        half.unlink(missing_ok=True)  # a link would lead elsewhere
         try:
             write(str(half))
             os.replace(half, self._folder / name)

@@ -13,13 +13,14 @@ import fcntl
 import json
 import math
 import os
-import secrets
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
+
+from lib.files import HALF_WRITTEN, Linked, hidden_name, open_to_append
 
 SCHEMA = 1
 STATUSES = ("planned", "running", "done", "failed", "oom", "interrupted")
@@ -98,6 +99,7 @@ def atomic_write_bytes(
 ) -> None:
     """Replace the file at once: a reader sees the old content or the new, whole.
 
+    A link of that name is replaced, and the file that it led to is left as it is.
     make_folder: make the folders above it where they are missing. Raises DiskFull
     when there is no space; the old file then still stands and nothing is left beside
     it.
@@ -106,7 +108,7 @@ def atomic_write_bytes(
     with _disk_full_is_clear(path):
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        name = path.parent / f".{path.name}.{secrets.token_hex(6)}.tmp"
+        name = hidden_name(path)
         try:
             with open(name, "xb") as file:
                 file.write(data)
@@ -135,8 +137,9 @@ def atomic_write_json(
 
 def remove_leftovers(directory: str | Path) -> None:
     """Delete half-written files of killed writers; hold the run's lock for this."""
-    for path in Path(directory).glob(".*.tmp"):
-        path.unlink(missing_ok=True)
+    for path in Path(directory).iterdir():
+        if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
+            path.unlink(missing_ok=True)
 
 
 def fsync_directory(path: str | Path) -> None:
@@ -248,7 +251,7 @@ def finite(value: Any) -> Any:
 
 
 def _append_line(path: Path, line: bytes, sync: bool) -> None:
-    with _disk_full_is_clear(path), open(path, "a+b", buffering=0) as file:
+    with _disk_full_is_clear(path), open_to_append(path) as file:
         end = _end_of_whole_lines(file)
         try:
             if file.write(line) != len(line):
@@ -282,9 +285,24 @@ def safe_join(root: str | Path, name: str | Path) -> Path:
     """root/name; ValueError if that is not inside root, symbolic links followed."""
     base = Path(root).resolve()
     path = Path(root) / name
-    if "\0" in str(name) or not path.resolve().is_relative_to(base):
-        raise ValueError(f"path {str(name)!r} leads out of {base}; use a plain name")
-    return path
+    if "\0" not in str(name) and path.resolve().is_relative_to(base):
+        return path
+    reason = f"path {str(name)!r} leads out of {base}"
+    for link in _links(Path(root), Path(name)):
+        raise ValueError(
+            f"{reason}: {Linked(link)}. "
+            f"Or move the whole folder, and make {root} a link"
+        )
+    raise ValueError(f"{reason}; use a plain name")
+
+
+def _links(root: Path, name: Path) -> Iterator[Path]:
+    """The links among the folders between root and root/name, if name is plain."""
+    if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name):
+        for depth in range(1, len(name.parts) + 1):
+            path = root.joinpath(*name.parts[:depth])
+            if path.is_symlink():
+                yield path
 
 
 # ---- locks ----------------------------------------------------------------------

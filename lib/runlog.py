@@ -23,7 +23,7 @@ def rotate_log(run_dir: Path) -> None:
     """Keep the log of the attempt before: train.log becomes train.N.log, N counting
     up, so that train.1.log is the first attempt's."""
     current = run_dir / rundir.LOG_FILE
-    if not current.exists():
+    if not os.path.lexists(current):  # a link is put by as well, not written through
         return
     stem, suffix = current.stem, current.suffix
     pattern = re.compile(rf"{re.escape(stem)}\.(\d+){re.escape(suffix)}")

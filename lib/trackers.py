@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lib import extras
+from lib.files import refuse_link
 from lib.spelling import hint
 
 NONE = "none"
@@ -105,6 +106,7 @@ class Wandb:
     def start(self, run: TrackedRun) -> Mapping[str, int]:
         import wandb
 
+        refuse_link(run.directory / "wandb")
         self._run = wandb.init(
             project=run.project,
             name=run.name,
@@ -135,7 +137,7 @@ class TensorBoard:
         )
         from torch.utils.tensorboard import SummaryWriter
 
-        folder = str(run.directory / "tensorboard")
+        folder = str(refuse_link(run.directory / "tensorboard"))
         self._writer = SummaryWriter(log_dir=folder, flush_secs=10)
         config = json.dumps(dict(run.config), indent=1, default=str)
         self._writer.add_text("config", f"```\n{config}\n```")
