@@ -121,7 +121,9 @@ def _with_lock(
             return _tell_end(recorder, error, ranks)
     ranks.leave()
     if ranks.is_first and not job.settings.resources.keep_checkpoints:
-        checkpoint.drop_all(run_dir / checkpoint.FOLDER)
+        folder = run_dir / checkpoint.FOLDER
+        if left := checkpoint.drop_all(folder, job.hash):
+            recorder.say(f"kept in {folder}, as not of this run: {', '.join(left)}")
     recorder.close_bar()
     recorder.say(closing(result))
     return EXIT_DONE

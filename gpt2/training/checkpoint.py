@@ -12,8 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 
 from gpt2.training import faults
 from gpt2.training.failures import Refused, is_disk_full
+from lib.files import hidden_name, own_folder, remove_folder
 from lib.identity import diff_fields, file_sha256, identity
 from lib.rundir import DiskFull, atomic_write_json, fsync_directory, read_json
 
@@ -37,6 +36,14 @@ STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
 _NAME = re.compile(r"step-(\d{6,})")
 _ASIDE = "damaged-"
+# Folders of checkpoints that are half written or half deleted, or were damaged.
+_HALF = re.compile(r"\.(damaged-)?step-\d{6,}\.[0-9a-f]{12}\.tmp")
+_DAMAGED = re.compile(rf"{_ASIDE}step-\d{{6,}}")
+# The files of a checkpoint, whole or half written.
+_FILES = re.compile(
+    r"model\.safetensors|state\.pt|checkpoint\.json"
+    r"|\.checkpoint\.json\.[0-9a-f]{12}\.tmp"
+)
 
 Weights = dict[str, Tensor]
 
@@ -104,7 +111,7 @@ def export(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
 
     Raises DiskFull.
     """
-    partial = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
+    partial = hidden_name(path)
     try:
         _write_weights(partial, weights_of(model), dict(metadata))
         os.replace(partial, path)
@@ -121,23 +128,23 @@ def export(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
 def save(
     folder: Path, stamp: Stamp, weights: Weights, state: Mapping[str, Any]
 ) -> Path:
-    """Write the checkpoint of stamp.step and drop all but the newest two.
+    """Write the checkpoint of stamp.step and drop all of this run but the newest two.
 
     state: with ["progress"]["step"], which load holds to the stamp.
-    Raises DiskFull; older checkpoints then still stand.
+    Raises DiskFull, lib.files.Linked; older checkpoints then still stand.
     """
     target = folder / stamp.folder
-    partial = folder / f".{target.name}.{secrets.token_hex(6)}.tmp"
+    partial = hidden_name(target)
     try:
-        folder.mkdir(exist_ok=True)  # in a run directory, which is not made anew
+        own_folder(folder)  # in a run directory, which is not made anew
         partial.mkdir()
         _write_files(partial, stamp, weights, state)
         _put_in_place(partial, target)
     except BaseException as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        remove_folder(partial, _FILES)
         _help_if_full(error, target)
         raise
-    _drop_old(folder)
+    _drop_old(folder, stamp.hash)
     return target
 
 
@@ -172,31 +179,50 @@ def _write_weights(path: Path, weights: Weights, metadata: dict[str, str]) -> No
 
 def _put_in_place(partial: Path, target: Path) -> None:
     """Rename; a damaged or repeated checkpoint of the same step makes way."""
-    if target.exists():
-        shutil.rmtree(_hide(target))
+    if remove_folder(target, _FILES) and os.path.lexists(target):
+        _put_aside(target)
     os.rename(partial, target)
     fsync_directory(target.parent)
 
 
-def _hide(path: Path) -> Path:
-    """Rename to a name that no reader looks at, so that removal cannot be seen."""
-    hidden = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
-    path.rename(hidden)
-    return hidden
+def drop_all(folder: Path, run_hash: str) -> list[str]:
+    """Remove the checkpoints of one run, and their folder if nothing else is in it.
 
-
-def drop_all(folder: Path) -> None:
-    """Remove every checkpoint; what cannot be removed stays."""
+    Returns the names of what stays there: files of other people, checkpoints of
+    other runs, links, and what cannot be removed.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return [folder.name] if folder.is_symlink() else []
+    for path in _of_run(folder, run_hash, _NAME, _DAMAGED, _HALF):
+        remove_folder(path, _FILES)
     with suppress(OSError):
-        for path in folder.iterdir():
-            shutil.rmtree(_hide(path), ignore_errors=True)
         folder.rmdir()
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
-def _drop_old(folder: Path) -> None:
-    aside = [path for path in folder.iterdir() if path.name.startswith(_ASIDE)]
-    for path in finished(folder)[:-KEPT] + aside:
-        shutil.rmtree(_hide(path), ignore_errors=True)
+def _drop_old(folder: Path, run_hash: str) -> None:
+    whole = _of_run(folder, run_hash, _NAME)
+    whole.sort(key=lambda path: _step_of(path.name))
+    for path in whole[:-KEPT] + _of_run(folder, run_hash, _DAMAGED):
+        remove_folder(path, _FILES)
+
+
+def _of_run(folder: Path, run_hash: str, *names: re.Pattern[str]) -> list[Path]:
+    """Entries with such names, but for those whose index says another run's hash."""
+    return [
+        path
+        for path in folder.iterdir()
+        if any(name.fullmatch(path.name) for name in names)
+        and _hash_in(path) in (None, run_hash)
+    ]
+
+
+def _hash_in(path: Path) -> Any:
+    """The hash of the run that a checkpoint names; None if it cannot be read."""
+    try:
+        return read_json(path / INDEX_FILE)["stamp"]["hash"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def _help_if_full(error: BaseException, path: Path) -> None:
@@ -216,22 +242,26 @@ def finished(folder: Path) -> list[Path]:
     """The checkpoints that were put in place, oldest first."""
     if not folder.is_dir():
         return []
-    named = [(_NAME.fullmatch(path.name), path) for path in folder.iterdir()]
-    steps = [(int(match[1]), path) for match, path in named if match]
-    return [path for _, path in sorted(steps)]
+    named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
+    return sorted(named, key=lambda path: _step_of(path.name))
+
+
+def _step_of(name: str) -> int:
+    return int(name.partition("-")[2])
 
 
 def newest_step(folder: Path) -> int | None:
     """The step of the last checkpoint that was put in place, whole or not."""
-    names = [path.name for path in finished(folder)]
-    return int(names[-1].partition("-")[2]) if names else None
+    found = finished(folder)
+    return _step_of(found[-1].name) if found else None
 
 
 def remove_leftovers(folder: Path) -> None:
     """Delete half-written checkpoints; hold the run's lock for this."""
-    if folder.is_dir():
-        for path in folder.glob(".*.tmp"):
-            shutil.rmtree(path, ignore_errors=True)
+    if folder.is_dir() and not folder.is_symlink():
+        for path in folder.iterdir():
+            if _HALF.fullmatch(path.name):
+                remove_folder(path, _FILES)
 
 
 def load_newest(
@@ -256,8 +286,12 @@ def load_newest(
 
 
 def _put_aside(path: Path) -> None:
-    aside = path.with_name(_ASIDE + path.name)
-    shutil.rmtree(aside, ignore_errors=True)
+    """Rename to a name that says "damaged"; what somebody else put there stays."""
+    aside, number = path.with_name(_ASIDE + path.name), 1
+    remove_folder(aside, _FILES)
+    while os.path.lexists(aside):
+        number += 1
+        aside = path.with_name(f"{_ASIDE}{path.name}.{number}")
     path.rename(aside)
 
 

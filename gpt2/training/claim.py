@@ -10,6 +10,7 @@ from gpt2.plan import Job
 from gpt2.schema import IDENTITY_PARTS
 from gpt2.training.checkpoint import FOLDER
 from gpt2.training.failures import Refused
+from lib.files import Linked, refuse_link
 from lib.identity import diff_fields
 from lib.rundir import (
     JOB_FILE,
@@ -25,9 +26,14 @@ from lib.rundir import (
 def claim(job: Job, run_dir: Path) -> None:
     """Write job.json and clear half-written files away; hold the lock for this.
 
-    Raises Refused, field by field, if the directory is another run's, and if it is
-    none of a run's.
+    Raises Refused, field by field, if the directory is another run's, if it is none of
+    a run's, and if a link in it would lead what is written elsewhere.
     """
+    try:
+        for name in (FOLDER, METRICS_FILE):
+            refuse_link(run_dir / name)
+    except Linked as error:
+        raise Refused(str(error)) from None
     path, mine = run_dir / JOB_FILE, job.to_json()
     if strangers := _strangers(run_dir):
         raise Refused(

@@ -21,6 +21,7 @@ from gpt2.training.checkpoint import (
     Stamp,
 )
 from gpt2.training.failures import end_of
+from lib.files import Linked
 from lib.identity import file_sha256, identity
 from lib.rundir import DiskFull
 
@@ -181,6 +182,59 @@ def test_a_half_written_one_is_invisible_and_cleared_away(tmp_path):
     assert load_newest(tmp_path)[0].stamp.step == 3
     checkpoint.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["step-000003"]
+
+
+def test_dropping_all_leaves_what_is_not_of_this_run(tmp_path):
+    """A folder and a note of the user, another run's checkpoint, and one with a file
+    that no checkpoint has."""
+    for step in (3, 6):
+        save(tmp_path, step)
+    cut(tmp_path / "step-000006" / STATE_FILE)
+    load_newest(tmp_path)  # puts it aside
+    (save(tmp_path, 9) / "note.txt").write_text("look at this one")
+    other = replace(STAMP, hash="b" * 16, step=1)
+    checkpoint.save(tmp_path, other, WEIGHTS, {"progress": {"step": 1}})
+    (tmp_path / "keep").mkdir()
+    (tmp_path / "keep" / "x").write_text("kept")
+    (tmp_path / "note.txt").write_text("kept")
+    (tmp_path / "step-000002").symlink_to(tmp_path / "keep")
+    stays = ["keep", "note.txt", "step-000001", "step-000002", "step-000009"]
+    assert checkpoint.drop_all(tmp_path, STAMP.hash) == stays == names(tmp_path)
+    assert names(tmp_path / "keep") == ["x"]
+    assert (tmp_path / "step-000009" / WEIGHTS_FILE).exists()
+
+
+def test_nothing_is_dropped_or_written_behind_a_link(tmp_path):
+    save(tmp_path / "theirs", 3)
+    (tmp_path / "theirs" / "sub").mkdir()
+    link = tmp_path / "ckpt"
+    link.symlink_to(tmp_path / "theirs")
+    assert checkpoint.drop_all(link, STAMP.hash) == ["ckpt"]
+    with pytest.raises(Linked, match="remove the link"):
+        save(link, 6)
+    (tmp_path / "theirs" / ".step-000001.0a1b2c3d4e5f.tmp").mkdir()
+    checkpoint.remove_leftovers(link)
+    left = [".step-000001.0a1b2c3d4e5f.tmp", "step-000003", "sub"]
+    assert names(tmp_path / "theirs") == left
+
+
+def test_another_runs_newer_checkpoints_do_not_displace_ours(tmp_path):
+    for step in (800, 900):
+        stamp = replace(STAMP, hash="b" * 16, step=step)
+        checkpoint.save(tmp_path, stamp, WEIGHTS, {"progress": {"step": step}})
+    for step in (3, 6, 9):
+        save(tmp_path, step)
+    ours, theirs = ["step-000006", "step-000009"], ["step-000800", "step-000900"]
+    assert names(tmp_path) == ours + theirs
+
+
+def test_what_somebody_put_into_a_damaged_one_is_kept(tmp_path):
+    for _ in range(2):
+        path = save(tmp_path, 3)
+        cut(path / STATE_FILE)
+        (path / "note.txt").write_text("kept")
+        assert load_newest(tmp_path)[0] is None
+    assert names(tmp_path) == ["damaged-step-000003", "damaged-step-000003.2"]
 
 
 def test_another_run_is_refused_field_by_field(tmp_path):

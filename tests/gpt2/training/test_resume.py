@@ -12,6 +12,7 @@ import torch
 
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS
+from lib.rundir import atomic_write_json
 from tests.gpt2.tinytraining import (
     STEPS,
     assert_same_run,
@@ -47,8 +48,11 @@ def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
     tidy = replace(job, settings=job.settings.replace(keep_checkpoints=False))
     train(tidy, run_dir, KABLATE_TEST_FAULTS=f"kill@{STEPS}")
     assert checkpoints(run_dir)  # not done, so it may be gone on with
-    finish(tidy, run_dir)
-    assert not (run_dir / "ckpt").exists()
+    (run_dir / "ckpt" / "keep").mkdir()
+    ended = train(tidy, run_dir)
+    assert ended.process.exitcode == 0 and "not of this run: keep" in ended.log
+    (run_dir / "ckpt" / "keep").rmdir()
+    (run_dir / "ckpt").rmdir()  # which proves that nothing else was in it
     assert records(run_dir) == records(done)
     weights, expected = exported(run_dir)[1], exported(done)[1]
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
@@ -56,6 +60,18 @@ def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
     again = train(tidy, run_dir)
     assert again.process.exitcode == 0 and "is done already" in again.log
     assert before == {p: p.stat().st_mtime_ns for p in before}
+
+
+@pytest.mark.parametrize("name", ["ckpt", "metrics.jsonl"])
+def test_a_link_in_a_run_directory_leads_nothing_elsewhere(job, tmp_path, name):
+    run_dir, theirs = tmp_path / "run", tmp_path / "theirs"
+    (theirs / "sub").mkdir(parents=True)
+    run_dir.mkdir()
+    atomic_write_json(run_dir / "job.json", job.to_json())
+    (run_dir / name).symlink_to(theirs)
+    refused = train(job, run_dir)
+    assert refused.process.exitcode == 2 and f"{name} is a link to" in refused.log
+    assert [p.name for p in theirs.rglob("*")] == ["sub"]
 
 
 def kill_when_written(job, run_dir, name):
