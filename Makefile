@@ -183,7 +183,9 @@ clean: ## remove caches
 	find gpt2 lib scripts tests -name __pycache__ -prune -exec rm -rf {} +
 mrproper: clean ## remove .config, config.py and a .venv made here; results and data stay
 	$(BOOT) scripts/setup_env.py --remove
-	rm -rf .config .config.old config.py .kablate
+	rm -f .config .config.old config.py
+	cd .kablate 2>/dev/null && [ ! -L ../.kablate ] && rm -f made.config \
+		certificates.json setup.lock .*.tmp && rmdir ../.kablate 2>/dev/null || true
 	echo "kept: results, prepared data and defconfigs"
 help: ## this list
 	trap '' PIPE; { awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} \

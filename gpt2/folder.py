@@ -22,6 +22,7 @@ from typing import Any
 from gpt2.plan import Job, Plan, identity_of, make_plan
 from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
+from lib.files import refuse_link
 from lib.generated import read_config
 from lib.identity import diff_fields
 from lib.retype import matrix_command
@@ -33,6 +34,7 @@ KERNELS_FILE = "kernels.json"  # which kernels all runs train with (gpt2/paths/s
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in
+PROBE_MARK = ".kablate-probe"  # a file in them
 MOST_LINES = 40  # of what differs between a folder and a plan
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
 CONFIG_FILE = "config.py"  # the configuration of the last call
@@ -135,16 +137,19 @@ def held(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> Iterator[
 def _clear(root: Path) -> None:
     """Take away what an earlier runner was asked, and what one that was killed left."""
     (root / STOP_FILE).unlink(missing_ok=True)
-    for probes in root.glob(f"{PROBES}*"):
-        shutil.rmtree(probes, ignore_errors=True)
+    for mark in root.glob(f"{PROBES}*/{PROBE_MARK}"):
+        if not (mark.is_symlink() or mark.parent.is_symlink()):
+            shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 @contextmanager
 def scratch(root: Path) -> Iterator[Path]:
-    """Where probes run: on the disk of the results, and gone afterwards. They choose
-    kernels as the runs do, and the runs take what they found."""
+    """A folder where probes run: on the disk of the results, and gone afterwards. They
+    choose kernels as the runs do, and the runs take what they found. A folder that a
+    killed runner left is known by a mark in it."""
     with tempfile.TemporaryDirectory(prefix=PROBES, dir=root) as name:
         folder = Path(name)
+        (folder / PROBE_MARK).touch()
         if (root / KERNELS_FILE).is_file():
             shutil.copyfile(root / KERNELS_FILE, folder / KERNELS_FILE)
         yield folder
@@ -368,8 +373,9 @@ def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
     """Move the jobs' run directories away, so that they start anew; (run, new place).
 
     Nothing is deleted or overwritten. Raises LockHeld, and moves none, if one is
-    running.
+    running; lib.files.Linked if they would be moved behind a link.
     """
+    refuse_link(output_dir / REPLACED)
     there = [job.run_dir for job in jobs if (output_dir / job.run_dir).exists()]
     for run in there:
         lock = rundir.run_lock(rundir.safe_join(output_dir, run))
@@ -380,8 +386,9 @@ def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
 
 def _set_aside(output_dir: Path, run: str) -> Path:
     number = 1
-    while (place := output_dir / REPLACED / f"{run}.{number}").exists():
+    while os.path.lexists(place := output_dir / REPLACED / f"{run}.{number}"):
         number += 1
+    refuse_link(place.parent)
     place.parent.mkdir(parents=True, exist_ok=True)
     os.rename(output_dir / run, place)
     return place

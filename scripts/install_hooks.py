@@ -98,6 +98,7 @@ def install(folder: Path) -> None:
         text = HOOK.format(
             mark=MARK, hook=hook, script=script, arguments=passed, python=python
         )
+        path.unlink(missing_ok=True)  # a link would lead elsewhere
         path.write_text(text, encoding="utf-8")
         path.chmod(0o755)
         print(f"installed {path}")

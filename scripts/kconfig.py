@@ -19,7 +19,6 @@ import argparse
 import filecmp
 import importlib.util
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -42,7 +41,7 @@ from lib.generated import (
     read_config,
     render_config,
 )
-from lib.rundir import atomic_write_text
+from lib.rundir import atomic_write_bytes, atomic_write_text
 from lib.spelling import hint
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -233,13 +232,13 @@ def read_made() -> Config:
 
 def write_config(config: Config) -> None:
     atomic_write_text(CONFIG, render_config(config, symbol_types()))
-    MADE_FROM.parent.mkdir(exist_ok=True)
-    shutil.copyfile(DOTCONFIG, MADE_FROM)
+    atomic_write_bytes(MADE_FROM, DOTCONFIG.read_bytes())
 
 
 def keep_old() -> None:
     if DOTCONFIG.is_file():
-        shutil.copy2(DOTCONFIG, DOTCONFIG.with_name(".config.old"))
+        old = DOTCONFIG.with_name(".config.old")
+        atomic_write_bytes(old, DOTCONFIG.read_bytes())
 
 
 # ---- editing --------------------------------------------------------------------

@@ -24,6 +24,7 @@ from gpt2.report.results import Matrix, read_matrix
 from gpt2.report.rules import rules_for
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
+from lib.files import Linked
 from lib.rundir import DiskFull, atomic_write_text
 
 
@@ -97,7 +98,10 @@ def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> lis
     if plots:
         from gpt2.report.plots import write_plots
 
-        written += write_plots(judged, root / "plots")
+        try:
+            written += write_plots(judged, root / "plots")
+        except Linked as error:
+            print(f"report: no plots: {error}", file=sys.stderr)
     if html:
         written += write_page(matrix, judged, name)
     atomic_write_text(root / "REPORT.md", markdown_report(matrix, judged, name))

@@ -163,6 +163,7 @@ def read_state(root: Path) -> dict[str, Any]:
 
 def write_state(root: Path, state: dict[str, Any]) -> None:
     temporary = root / f"{STATE}.tmp"
+    temporary.unlink(missing_ok=True)  # a link would lead elsewhere
     temporary.write_text(json.dumps(state, indent=1) + "\n", encoding="utf-8")
     temporary.replace(root / STATE)
 
@@ -212,7 +213,8 @@ def _make_venv(root: Path, python: Path) -> None:
     state = read_state(root)
     if python.is_file() and _runs(python, "-m", "pip", "--version"):
         return
-    if (root / ".venv").exists() and not state["made"]:
+    environment = root / ".venv"
+    if environment.is_symlink() or (environment.exists() and not state["made"]):
         raise SetupError(".venv is there but has no working pip: remove it")
     write_state(root, {**state, "made": True})  # before: it may be interrupted
     base = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
@@ -318,14 +320,16 @@ def _lock(root: Path) -> Iterator[None]:
     """One set-up at a time in one tree; released when the process ends, however."""
     path = root / STATE
     path.parent.mkdir(exist_ok=True)
-    with open(path.with_suffix(".lock"), "w") as file:
+    with open(path.with_suffix(".lock"), "a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
 def remove(root: Path) -> None:
     """Delete the .venv that was made here, and the record; nothing else."""
-    if read_state(root)["made"]:
+    if (root / ".venv").is_symlink():
+        print("kept .venv: it is a link, and what it leads to may be used elsewhere")
+    elif read_state(root)["made"]:
         shutil.rmtree(root / ".venv", ignore_errors=True)
         print("removed .venv")
     elif (root / ".venv").exists():

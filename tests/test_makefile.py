@@ -290,6 +290,9 @@ def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
     shutil.rmtree(tree / ".kablate")  # make sets up what nobody has
     assert "Setting up" in done(tree, "defconfig-one")
     kept = ("test_matrix_results/run/metrics.jsonl", "data/x/train.bin", ".venv/mine")
+    (tree / "cache").mkdir()
+    (tree / "cache" / "mine").write_text("x")
+    (tree / ".mypy_cache").symlink_to(tree / "cache")
     made = ("lib/__pycache__/x.pyc", ".pytest_cache/x", ".ruff_cache/x")
     for name in kept + made:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
@@ -299,6 +302,19 @@ def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
     assert (tree / ".config").exists() and (tree / "config.py").exists()
     said = done(tree, "mrproper")
     assert "kept .venv" in said and "kept: results" in said
-    assert all((tree / name).exists() for name in kept)
+    assert all((tree / name).exists() for name in (*kept, "cache/mine"))
     assert not any((tree / n).exists() for n in (".config", "config.py", ".kablate"))
     assert (tree / "defconfigs/one").exists()
+
+
+def test_mrproper_keeps_what_is_not_of_make(tree: Path) -> None:
+    """A note among its own files, and what a link leads to."""
+    (tree / ".kablate").mkdir(exist_ok=True)
+    (tree / ".kablate" / "note.txt").write_text("kept")
+    done(tree, "mrproper")
+    assert [p.name for p in (tree / ".kablate").iterdir()] == ["note.txt"]
+    (tree / ".kablate").rename(tree / "elsewhere")
+    (tree / "elsewhere" / "made.config").write_text("of somebody")
+    (tree / ".kablate").symlink_to(tree / "elsewhere")
+    done(tree, "mrproper")
+    assert (tree / "elsewhere" / "made.config").read_text() == "of somebody"

@@ -12,6 +12,7 @@ from gpt2.report.curves import band
 from gpt2.report.table import lines_of
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import plots, stats
+from lib.files import refuse_link
 
 COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
     ("parameters", "parameters (millions)", 1e6),
@@ -22,7 +23,11 @@ LOSS = "validation loss (nats a token)"
 
 
 def write_plots(judged: Judgement, directory: Path) -> list[Path]:
-    """Write what there is data for; the paths written. Stale ones are removed."""
+    """Write what there is data for; the paths written. Stale ones are removed.
+
+    Raises lib.files.Linked, and neither writes nor removes, if directory is a link.
+    """
+    refuse_link(directory)
     makers: dict[str, Callable[[Judgement, Path], bool]] = {
         "loss.png": _loss,
         "forest.png": _forest,

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2 import estimate
 from gpt2.budget import budget
-from gpt2.folder import ESTIMATES_FILE, PROBES, STOP_FILE, ask_to_stop
+from gpt2.folder import ESTIMATES_FILE, PROBE_MARK, PROBES, STOP_FILE, ask_to_stop
 from gpt2.matrix import make_estimate
 from gpt2.plan import Plan, make_plan
 from lib import rundir
@@ -85,6 +85,12 @@ def test_a_stopped_estimate_leaves_the_one_before_and_no_request(
 
     (root / STOP_FILE).touch()  # a runner that was killed left these
     rundir.atomic_write_text(root / f"{PROBES}old" / "weights", "")
+    (root / f"{PROBES}old" / PROBE_MARK).touch()
+    rundir.atomic_write_text(root / f"{PROBES}mine" / "notes", "kept: no probe's")
+    (root / f"{PROBES}link").symlink_to(root / f"{PROBES}old")
     assert make_estimate(plan, plan.base, {}, options, view) == {}
     assert (root / ESTIMATES_FILE).read_bytes() == before
-    assert not list(root.glob(f"{PROBES}*")) and not (root / STOP_FILE).exists()
+    left = sorted(path.name for path in root.glob(f"{PROBES}*"))
+    assert left == [f"{PROBES}link", f"{PROBES}mine"], "only what probes left may go"
+    assert (root / f"{PROBES}mine" / "notes").read_text() == "kept: no probe's"
+    assert not (root / STOP_FILE).exists()

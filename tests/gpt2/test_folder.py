@@ -323,3 +323,20 @@ def test_a_matrix_file_is_written_anew_by_the_runs_and_their_config(make: Make) 
         path.write_text(text) if text else path.unlink()
         with pytest.raises(MatrixError, match="choose another OUTPUT_DIR"):
             check(plan.output_dir, plan, settings)
+
+
+@pytest.mark.parametrize("link", [".replaced", ".replaced/step00-baseline"])
+def test_nothing_is_set_aside_behind_a_link(
+    make: Make, tmp_path: Path, link: str
+) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    place = plan.output_dir / link.replace("step00-baseline", plan.jobs[0].cell)
+    (tmp_path / "theirs").mkdir()
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="is a link to"):
+        set_aside(plan.output_dir, plan.jobs)
+    assert not list((tmp_path / "theirs").iterdir())
+    assert (plan.output_dir / plan.jobs[0].run_dir).is_dir()

@@ -65,6 +65,29 @@ def test_terminal_shows_each_arm_with_its_verdict(results):
     assert "step29-ra-full/seed2: nan" in printed
 
 
+@pytest.mark.parametrize("stale", [False, True])
+def test_links_in_a_strangers_folder_lead_nothing_elsewhere(tmp_path, stale):
+    """Charts are neither written nor, where there is no data for one, removed there."""
+    root, theirs = tmp_path / "results", tmp_path / "theirs"
+    if stale:
+        write_run(root, 0, 1, status="planned")
+    else:
+        write_matrix(root, (0, 5), (1, 2))
+    theirs.mkdir()
+    names = ("loss.png", "forest.png", "pareto.png", "REPORT.md", "summary.json")
+    for name in names:
+        (theirs / name).write_text("theirs")
+    (root / "plots").symlink_to(theirs)
+    for name in ("REPORT.md", "summary.json", "report.html", "results.csv"):
+        (root / name).symlink_to(theirs / name)
+    done = report(root)
+    assert done.returncode == 0 and "no plots: " in done.stderr, done.stderr
+    assert {p.name: p.read_text() for p in theirs.iterdir()} == dict.fromkeys(
+        names, "theirs"
+    )
+    assert (root / "plots").is_symlink() and not (root / "REPORT.md").is_symlink()
+
+
 def test_terminal_names_the_files_written(results):
     root, printed = results
     written = printed.partition("Written: ")[2].strip().split(", ")
