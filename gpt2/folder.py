@@ -22,7 +22,7 @@ from typing import Any
 from gpt2.plan import Job, Plan, identity_of, make_plan
 from gpt2.schema import IDENTITY_PARTS, Settings
 from lib import provenance, rundir
-from lib.files import refuse_link
+from lib.files import refuse_link, safe_join
 from lib.generated import read_config
 from lib.identity import diff_fields
 from lib.retype import matrix_command
@@ -296,7 +296,7 @@ def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
 
 def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
     with suppress(ValueError):
-        run_dir = rundir.safe_join(output_dir, job["run_dir"])
+        run_dir = safe_join(output_dir, job["run_dir"])
         return (run_dir / rundir.JOB_FILE).exists()
     return False
 
@@ -378,7 +378,7 @@ def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
     refuse_link(output_dir / REPLACED)
     there = [job.run_dir for job in jobs if (output_dir / job.run_dir).exists()]
     for run in there:
-        lock = rundir.run_lock(rundir.safe_join(output_dir, run))
+        lock = rundir.run_lock(safe_join(output_dir, run))
         if rundir.is_locked(lock):
             raise rundir.lock_held(lock)
     return [(run, _set_aside(output_dir, run)) for run in there]

@@ -35,6 +35,7 @@ from gpt2.proofs.stage import VERIFIED, Proofs
 from gpt2.schema import Settings
 from gpt2.sharing import at_once, share
 from lib import rundir
+from lib.files import safe_join
 from lib.preload import Preload
 from lib.process import Task, environment
 from lib.scheduler import (
@@ -61,7 +62,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
 
     verified: what its manifest is to say of its certificates.
     """
-    run_dir = rundir.safe_join(output_dir, job.run_dir).absolute()
+    run_dir = safe_join(output_dir, job.run_dir).absolute()
     job_file = run_dir / rundir.JOB_FILE
     words = ("--job", str(job_file), "--run-dir", str(run_dir))
     text = json.dumps(job.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
@@ -178,7 +179,7 @@ def prepare(
         # again: while steps are proven, tasks of an earlier array may come to an end
         jobs = missing(root, [job for job in todo if job not in refused])
         for job in jobs:
-            path = rundir.safe_join(root, job.run_dir) / rundir.JOB_FILE
+            path = safe_join(root, job.run_dir) / rundir.JOB_FILE
             rundir.atomic_write_json(path, job.to_json())
         _summarise(root)
     return [task_of(job, root, proofs.word) for job in jobs]
@@ -299,7 +300,7 @@ def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[
     for job in refused:
         why = proofs.failed[job.cell]
         view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
-        run_dir = rundir.safe_join(root, job.run_dir)
+        run_dir = safe_join(root, job.run_dir)
         rundir.atomic_write_json(run_dir / rundir.JOB_FILE, job.to_json())
         rundir.write_status(
             run_dir,

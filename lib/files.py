@@ -45,6 +45,30 @@ def refuse_link(path: Path) -> Path:
     return path
 
 
+def safe_join(root: str | Path, name: str | Path) -> Path:
+    """root/name; ValueError if that is not inside root, symbolic links followed."""
+    base = Path(root).resolve()
+    path = Path(root) / name
+    if "\0" not in str(name) and path.resolve().is_relative_to(base):
+        return path
+    reason = f"path {str(name)!r} leads out of {base}"
+    for link in _links(Path(root), Path(name)):
+        raise ValueError(
+            f"{reason}: {Linked(link)}. "
+            f"Or move the whole folder, and make {root} a link"
+        )
+    raise ValueError(f"{reason}; use a plain name")
+
+
+def _links(root: Path, name: Path) -> Iterator[Path]:
+    """The links among the folders between root and root/name, if name is plain."""
+    if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name):
+        for depth in range(1, len(name.parts) + 1):
+            path = root.joinpath(*name.parts[:depth])
+            if path.is_symlink():
+                yield path
+
+
 def own_folder(path: Path) -> Path:
     """The folder, made if it is missing (its parent has to be there).
 

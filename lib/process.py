@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from lib import kernel, rundir
-from lib.files import open_to_append
+from lib.files import open_to_append, safe_join
 from lib.preload import Forked, Template, die_with
 from lib.runlog import Pace, Progress, log_tail, rotate_log
 
@@ -114,7 +114,7 @@ class Attempt:
         before = rundir.read_status(task.run_dir)
         self.number = int(before["attempt"]) + 1
         for name, text in task.files.items():
-            rundir.atomic_write_text(rundir.safe_join(task.run_dir, name), text)
+            rundir.atomic_write_text(safe_join(task.run_dir, name), text)
         rotate_log(task.run_dir)
         rundir.write_status(
             task.run_dir,

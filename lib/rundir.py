@@ -20,7 +20,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
-from lib.files import HALF_WRITTEN, Linked, hidden_name, open_to_append
+from lib.files import HALF_WRITTEN, hidden_name, open_to_append
 
 SCHEMA = 1
 STATUSES = ("planned", "running", "done", "failed", "oom", "interrupted")
@@ -137,7 +137,7 @@ def atomic_write_json(
 
 def remove_leftovers(directory: str | Path) -> None:
     """Delete half-written files of killed writers; hold the run's lock for this."""
-    for path in Path(directory).iterdir():
+    for path in Path(directory).glob(".*.tmp"):
         if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
 
@@ -207,20 +207,47 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
     Raises DamagedFile, with its line number, for a bad line anywhere else.
     """
+    records = []
+    for number, (_, record) in enumerate(lines := _read_lines(Path(path)), 1):
+        if record is not None:
+            records.append(record)
+        elif number < len(lines):  # else a page of zeros after a power failure
+            raise DamagedFile(f"{path}:{number}: not a JSON record; remove that line")
+    return records
+
+
+def drop_bad_lines(path: str | Path) -> list[str]:
+    """Take out what read_jsonl refuses, atomically; each line with its number.
+
+    The records before and after it stay, byte for byte.
+    """
+    lines = _read_lines(Path(path))
+    bad = [
+        f"line {number}, {line[:60]!r}"
+        for number, (line, record) in enumerate(lines, 1)
+        if record is None and number < len(lines)
+    ]
+    if bad:
+        kept = [line + b"\n" for line, record in lines if record is not None]
+        atomic_write_bytes(path, b"".join(kept))
+    return bad
+
+
+def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
+    """The lines of a file with the record in each; None: there is none in it."""
     try:
-        data = Path(path).read_bytes()
+        lines = path.read_bytes().split(b"\n")[:-1]  # what follows was never whole
     except FileNotFoundError:
         return []
-    lines = data.split(b"\n")[:-1]  # what follows the last newline was never whole
-    records = []
-    for number, line in enumerate(lines, 1):
-        try:
-            records.append(json.loads(line))
-        except BAD_JSON as error:
-            if number == len(lines):
-                break  # a page of zeros after a power failure ends like this
-            raise DamagedFile(f"{path}:{number}: not a JSON record") from error
-    return records
+    return [(line, _record_in(line)) for line in lines]
+
+
+def _record_in(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except BAD_JSON:
+        return None
+    return record if isinstance(record, dict) else None
 
 
 def truncate_metrics(path: str | Path, step: int) -> int:
@@ -276,33 +303,6 @@ def _end_of_whole_lines(file: Any) -> int:
     end = file.read().rfind(b"\n") + 1
     file.truncate(end)
     return end
-
-
-# ---- paths ----------------------------------------------------------------------
-
-
-def safe_join(root: str | Path, name: str | Path) -> Path:
-    """root/name; ValueError if that is not inside root, symbolic links followed."""
-    base = Path(root).resolve()
-    path = Path(root) / name
-    if "\0" not in str(name) and path.resolve().is_relative_to(base):
-        return path
-    reason = f"path {str(name)!r} leads out of {base}"
-    for link in _links(Path(root), Path(name)):
-        raise ValueError(
-            f"{reason}: {Linked(link)}. "
-            f"Or move the whole folder, and make {root} a link"
-        )
-    raise ValueError(f"{reason}; use a plain name")
-
-
-def _links(root: Path, name: Path) -> Iterator[Path]:
-    """The links among the folders between root and root/name, if name is plain."""
-    if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name):
-        for depth in range(1, len(name.parts) + 1):
-            path = root.joinpath(*name.parts[:depth])
-            if path.is_symlink():
-                yield path
 
 
 # ---- locks ----------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lib import rundir
-from lib.files import Linked, open_to_append, own_folder, remove_folder
+from lib.files import Linked, open_to_append, own_folder, remove_folder, safe_join
 
 OURS = re.compile(r"a|b/c")
 
@@ -90,13 +90,22 @@ def test_a_folder_to_write_into_is_no_link(folder: Path) -> None:
         own_folder(folder / "link")
 
 
+def test_safe_join_stays_inside(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc")
+    inside = safe_join(tmp_path, "step05-ra/seed1")
+    assert inside == tmp_path / "step05-ra" / "seed1"
+    for bad in ("../x", "/etc/passwd", "a/../../x", "link/passwd", "a\0b"):
+        with pytest.raises(ValueError):
+            safe_join(tmp_path, bad)
+
+
 def test_a_run_moved_away_and_linked_back_is_refused_with_ways_out(
     folder: Path,
 ) -> None:
     (folder / "step05-ra").symlink_to(folder.parent / "else")
     for name in ("step05-ra", "step05-ra/seed1"):
         with pytest.raises(ValueError, match="leads out of") as error:
-            rundir.safe_join(folder, name)
+            safe_join(folder, name)
         text = str(error.value)
         assert f"{folder / 'step05-ra'} is a link to" in text
         assert f"Or move the whole folder, and make {folder} a link" in text
