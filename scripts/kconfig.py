@@ -231,8 +231,13 @@ def read_made() -> Config:
 
 
 def write_config(config: Config) -> None:
-    atomic_write_text(CONFIG, render_config(config, symbol_types()))
-    atomic_write_bytes(MADE_FROM, DOTCONFIG.read_bytes())
+    text = render_config(config, symbol_types())
+    try:
+        atomic_write_text(CONFIG, text)
+        atomic_write_bytes(MADE_FROM, DOTCONFIG.read_bytes())
+    except OSError:  # a checkout of another user is of use as long as it is up to date
+        if not CONFIG.is_file() or CONFIG.read_text(encoding="utf-8") != text:
+            raise
 
 
 def keep_old() -> None:

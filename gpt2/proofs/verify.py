@@ -7,6 +7,7 @@ import hashlib
 import importlib.metadata
 import platform
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -197,20 +198,23 @@ def _proven(settings: Settings | None) -> dict[str, Any]:
 
 
 def write_cache(path: Path | None, proofs: Mapping[str, Any]) -> None:
+    """Keep proofs for later. Where that cannot be, they are only made again: in a
+    checkout of another user, on a full disk."""
     if path is not None:
-        atomic_write_json(path, {"schema": CACHE_SCHEMA, "proofs": dict(proofs)})
+        with suppress(OSError):
+            atomic_write_json(path, {"schema": CACHE_SCHEMA, "proofs": dict(proofs)})
 
 
 def read_cache(path: Path | None) -> dict[str, Any]:
-    """Earlier proofs by key; {} if there is none or it is damaged."""
-    if path is None or not path.exists():
+    """Earlier proofs by key; {} if there is none, or it is damaged or unreadable."""
+    if path is None:
         return {}
     try:
         record = read_json(path)
         good = isinstance(record, dict) and record.get("schema") == CACHE_SCHEMA
         return dict(record["proofs"]) if good else {}
-    except (ValueError, KeyError, TypeError):
-        return {}  # a damaged cache only costs the time to prove again
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # which only costs the time to prove again
 
 
 def found_in(stored: Any) -> dict[str, Finding] | None:

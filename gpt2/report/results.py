@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -84,6 +84,7 @@ COLUMNS = (
 EXTRA_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,47}")
 MAX_EXTRA_COLUMNS = 64
 MAX_ALARMS = 10  # of a run; a trainer raises each kind once
+MAX_EVALUATIONS = 100_000  # of a run, that are looked for one by one
 
 Row = dict[str, Any]
 
@@ -359,6 +360,7 @@ def read_curves(matrix: Matrix, run: Run) -> None:
     """Evaluations and training records by step; a step written again counts last."""
     evals: dict[int, dict[str, float]] = {}
     trains: dict[int, dict[str, float]] = {}
+    noted = len(matrix.left_out)
     for record in records_of(matrix, matrix.root / run.run_dir / METRICS_FILE):
         step, kind = whole(record.get("step")), record.get("kind")
         curve = {"eval": evals, "train": trains}.get(str(kind))
@@ -366,8 +368,25 @@ def read_curves(matrix: Matrix, run: Run) -> None:
             curve[step] = {k: v for k, v in record.items() if number(v) is not None}
         elif kind == "alarm" and len(run.alarms) < MAX_ALARMS:
             run.alarms.append(f"step {step}: {text(record.get('message'))}")
+    if run.row["status"] == "done" and len(matrix.left_out) == noted:
+        _note_missing(matrix, run, evals.keys())
     run.evals.extend(evals[step] for step in sorted(evals))
     run.trains.extend(trains[step] for step in sorted(trains))
+
+
+def _note_missing(matrix: Matrix, run: Run, found: Collection[int]) -> None:
+    """Note evaluations that a finished run has made and that are not on record."""
+    last = run.row["updates"] or 0
+    interval = whole(as_dict(run.settings.get("data")).get("eval_interval")) or 0
+    if not 0 < last <= interval * MAX_EVALUATIONS:
+        interval = max(last, 1)  # unknown, or a stranger's: just the first and the last
+    expected = {*range(0, last, interval), last}
+    if missing := sorted(expected.difference(found)):
+        matrix.leave_out(
+            matrix.root / run.run_dir / METRICS_FILE,
+            f"{len(missing)} of {len(expected)} evaluations of a run that is done are "
+            f"not on record, first that of step {missing[0]}: its curve is not whole",
+        )
 
 
 def records_of(matrix: Matrix, path: Path) -> list[dict[str, Any]]:

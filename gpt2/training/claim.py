@@ -18,13 +18,16 @@ from lib.rundir import (
     METRICS_FILE,
     STATUS_FILE,
     atomic_write_json,
+    drop_bad_lines,
     read_json,
+    read_status,
     remove_leftovers,
 )
 
 
 def claim(job: Job, run_dir: Path) -> None:
-    """Write job.json and clear half-written files away; hold the lock for this.
+    """Write job.json, clear half-written files away and drop damaged lines of
+    metrics.jsonl, saying which; hold the lock for this.
 
     Raises Refused, field by field, if the directory is another run's, if it is none of
     a run's, and if a link in it would lead what is written elsewhere.
@@ -51,6 +54,9 @@ def claim(job: Job, run_dir: Path) -> None:
             f"{job.hash}):\n{differences}\nSet these back, or use another run directory"
         )
     remove_leftovers(run_dir)
+    if read_status(run_dir)["status"] != "done":
+        for line in drop_bad_lines(run_dir / METRICS_FILE):
+            print(f"dropped from {METRICS_FILE}, as no record: {line}", flush=True)
     if theirs != mine:
         atomic_write_json(path, mine)
 

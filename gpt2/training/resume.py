@@ -81,6 +81,11 @@ class Checkpoints:
         progress = None if found is None else self._restore(found)
         if self.ranks.is_first:
             truncate_metrics(self.recorder.metrics, steps[0])
+            if found is not None and not self.recorder.has_evaluation(0):
+                self.recorder.say(
+                    f"warning: {self.recorder.metrics.name} has lost the records from "
+                    "the beginning of this run: its curve will not be whole"
+                )
         self.ranks.from_first(None)
         return progress
 

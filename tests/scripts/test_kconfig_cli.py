@@ -159,6 +159,17 @@ def test_without_a_configuration_the_way_out_is_named(tree: Path) -> None:
     assert "nothing is configured yet" in done(tree, "explain", "GPT2_BIAS")
 
 
+def test_a_checkout_that_cannot_be_written_serves_as_it_is(tree: Path) -> None:
+    """A file in the place of a folder stands for it: no rights are above that."""
+    done(tree, "defconfig", "one")
+    (tree / ".kablate" / "made.config").unlink()
+    (tree / ".kablate").rmdir()
+    (tree / ".kablate").touch()
+    before = (tree / "config.py").read_text()
+    done(tree, "generate")
+    assert (tree / "config.py").read_text() == before
+
+
 def test_generate_follows_an_edited_dotconfig(tree: Path) -> None:
     done(tree, "defconfig", "one")
     written = (tree / "config.py").stat().st_mtime_ns

@@ -20,7 +20,14 @@ from gpt2.plan import Plan, plan_settings
 from gpt2.proofs import verify
 from gpt2.proofs.certificates import budgets, certify, formula
 from gpt2.proofs.subject import Subject
-from gpt2.proofs.verify import COLUMNS, prove, shrink, subjects
+from gpt2.proofs.verify import (
+    COLUMNS,
+    prove,
+    read_cache,
+    shrink,
+    subjects,
+    write_cache,
+)
 from gpt2.schema import WHOLE_CONTEXT, Settings
 from gpt2.training import optimize
 from tests.gpt2.helpers import full_size
@@ -412,3 +419,12 @@ def test_shrink_keeps_what_is_proven_comparable(base):
     assert small.optim.optimizer == base.optim.optimizer
     whole = shrink(base.replace(ra_window=0))
     assert whole.mechanisms.ra_window == 0
+
+
+@pytest.mark.parametrize("place", ["file/cache.json", "folder"])
+def test_a_cache_that_cannot_be_kept_is_no_obstacle(tmp_path, place):
+    """As in a checkout of another user; the errors of these hold for root as well."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    write_cache(tmp_path / place, {"key": {}})
+    assert read_cache(tmp_path / place) == {}

@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gpt2.report.results import read_matrix
 from lib.optim.names import OPTIMIZERS
 from lib.pruning.names import METHODS
 from lib.rundir import atomic_write_json
@@ -72,6 +73,41 @@ def test_a_link_in_a_run_directory_leads_nothing_elsewhere(job, tmp_path, name):
     refused = train(job, run_dir)
     assert refused.process.exitcode == 2 and f"{name} is a link to" in refused.log
     assert [p.name for p in theirs.rglob("*")] == ["sub"]
+
+
+@pytest.mark.parametrize("where", ["covered", "later"])
+def test_a_damaged_line_of_the_metrics_costs_that_line_alone(
+    job, done, tmp_path, where
+):
+    """After the checkpoint of update 6 it costs nothing: what follows is made again."""
+    run_dir = tmp_path / "run"
+    train(job, run_dir, KABLATE_TEST_FAULTS="kill@9")
+    path = run_dir / "metrics.jsonl"
+    lines = path.read_text().splitlines(keepends=True)
+    step = 4 if where == "covered" else 8
+    place = next(n for n, t in enumerate(lines) if f'"train", "step": {step},' in t)
+    lines[place] = "not JSON\n"
+    path.write_text("".join([*lines, '{"kind": "train", "step": 8}\n']))
+    resumed = train(job, run_dir)
+    assert resumed.process.exitcode == 0, resumed.log
+    assert f"as no record: line {place + 1}, b'not JSON'" in resumed.log
+    expected = records(done)
+    if where == "covered":
+        expected = [r for r in expected if (r["kind"], r["step"]) != ("train", step)]
+    assert records(run_dir) == expected
+
+
+def test_metrics_that_were_emptied_are_missed(job, tmp_path):
+    run_dir = tmp_path / "step00-baseline" / "seed1"
+    run_dir.parent.mkdir()
+    train(job, run_dir, KABLATE_TEST_FAULTS="kill@9")
+    (run_dir / "metrics.jsonl").write_text("")
+    resumed = train(job, run_dir)
+    assert "has lost the records from the beginning" in resumed.log
+    assert status(run_dir)["status"] == "done"
+    (left_out,) = read_matrix(tmp_path).left_out
+    assert left_out.reason.startswith("2 of 4 evaluations of a run that is done")
+    assert "first that of step 0" in left_out.reason
 
 
 def kill_when_written(job, run_dir, name):
