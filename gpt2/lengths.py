@@ -9,7 +9,7 @@ import math
 import re
 from collections.abc import Mapping
 
-from gpt2.corpora.tokenfiles import DataError, MissingData, read_meta
+from gpt2.corpora.tokenfiles import DataError, MissingData, read_meta, request_of
 from gpt2.schema import SYMBOL_OF, Settings
 from lib.dotconfig import COMMAND_LINE
 
@@ -83,9 +83,8 @@ def _updates(settings: Settings, field: str, amount: float) -> int:
         return NO_END
     tokens = amount
     if field == "train_epochs":
-        data, place = settings.data, settings.resources.data_dir
         try:
-            meta = read_meta(place, data.dataset, data.tokenizer)
+            meta = read_meta(settings.resources.data_dir, request_of(settings))
         except (DataError, MissingData) as error:
             raise ValueError(f"GPT2_MAX_EPOCHS={amount:g}: {error}") from error
         tokens = amount * meta["splits"]["train"]["tokens"]

@@ -14,19 +14,26 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2.configuration import load
-from gpt2.corpora.corpus import CorpusError, open_corpus
-from gpt2.corpora.prepare import existing, prepare, summary
+from gpt2.corpora.corpus import CorpusError
+from gpt2.corpora.prepare import existing, prepare, recorded_files, summary
+from gpt2.corpora.sources import open_corpus
+from gpt2.corpora.textfiles import changes
 from gpt2.corpora.tokenfiles import (
+    PARTIAL,
+    PREPARE,
+    REBUILD,
     DataError,
     Request,
     dataset_folder,
+    expand,
     fingerprint,
     request_of,
+    with_settings,
 )
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.reading import settings_from
@@ -40,16 +47,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         settings = settings_from(load(options.config, options.overrides))
     except (ValueError, OSError) as error:
         return complain(error, 2)
+    more = options.overrides
     try:
-        run(settings, force=options.force, verify=options.verify)
+        run(settings, force=options.force, verify=options.verify, more=more)
     except DiskFull as error:
-        return complain(error.strerror or error, 6)
+        return complain(with_settings(error, more), 6)
     except (CorpusError, DataError, TokenizerUnavailable) as error:
-        return complain(error, 1)
+        return complain(with_settings(error, more), 1)
     except OSError as error:
         return complain(place_of(error, settings.resources.data_dir), 1)
     except KeyboardInterrupt:
-        return complain("interrupted; nothing was left behind", 130)
+        return complain(with_settings(f"interrupted; {PREPARE} goes on", more), 130)
     return 0
 
 
@@ -73,27 +81,50 @@ def parser() -> argparse.ArgumentParser:
         "--verify", action="store_true", help="compare the sha256 of what is there"
     )
     result.add_argument(
-        "--force", action="store_true", help="prepare anew what is there"
+        "--force", action="store_true", help="prepare again what is there"
     )
     return result
 
 
-def run(settings: Settings, *, force: bool, verify: bool) -> None:
+def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
+    """Prepare what the settings ask for, or say that it is there.
+
+    more: settings of the command line, for the commands in messages.
+    """
     request, data_dir = request_of(settings), settings.resources.data_dir
-    folder = dataset_folder(data_dir, request.dataset, request.tokenizer)
+    folder = dataset_folder(data_dir, request)
     meta = None if force else existing(request, data_dir, verify=verify)
     if meta is not None:
         print(f"{folder} is already there{' and verified' if verify else ''}")
+        for note in notes(folder, request):
+            print(f"note: {with_settings(note, more)}", file=sys.stderr)
     else:
         meta = build(request, data_dir, force)
         print(f"{folder} is prepared")
     print(f"{summary(meta)}\n  fingerprint {fingerprint(meta)}")
 
 
+def notes(folder: Path, request: Request) -> Iterator[str]:
+    """What has happened since the data set was prepared."""
+    if (folder / PARTIAL).is_dir():
+        yield f"{folder / PARTIAL} is of a later preparation; {REBUILD} goes on with it"
+    before = recorded_files(folder)
+    if not before:
+        return
+    try:
+        changed = changes(before, open_corpus(request))
+    except CorpusError as error:
+        yield f"its text is not there any more ({error})"
+        return
+    if changed:
+        yield f"files of its text since then: {changed}. {REBUILD} takes them in"
+
+
 def build(request: Request, data_dir: str, force: bool) -> dict[str, Any]:
     from tqdm import tqdm
 
-    encoding = get_encoding(request.tokenizer, Path(data_dir).expanduser() / "tiktoken")
+    cache = expand(data_dir, "DATA_DIR") / "tiktoken"
+    encoding = get_encoding(request.tokenizer, cache)
     corpus = open_corpus(request)
     with tqdm(
         desc=f"preparing {request.dataset}",

@@ -327,12 +327,17 @@ def torch_sees_a_gpu() -> bool:
 
 def check_data(plan: Plan) -> None:
     """Missing or unfit data is one error here, not one for each job."""
-    from gpt2.corpora.tokenfiles import check_untouched, dataset_folder, prepared
+    from gpt2.corpora.tokenfiles import (
+        check_untouched,
+        dataset_folder,
+        prepared,
+        request_of,
+    )
 
     settings = plan.jobs[0].settings
-    place, data = settings.resources.data_dir, settings.data
     meta = prepared(settings)
-    check_untouched(dataset_folder(place, data.dataset, data.tokenizer), meta)
+    folder = dataset_folder(settings.resources.data_dir, request_of(settings))
+    check_untouched(folder, meta)
 
 
 if __name__ == "__main__":

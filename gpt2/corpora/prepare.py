@@ -1,8 +1,9 @@
 """From documents to train.bin and val.bin: tokenise, divide, write. No torch here.
 
-The folder appears by one rename when all of it is on disk, so that whatever kills
-the work leaves nothing that looks like a data set. Memory is bounded: some
-batches of documents, and the tokens of a small corpus while it is divided.
+Everything is written into a folder within that of the data set and put in place when
+all of it is on disk, meta.json last: whatever kills the work leaves nothing that looks
+like a data set, and the next call goes on from where it was (gpt2/corpora/partial.py).
+Memory is bounded by some batches of documents.
 """
 
 from __future__ import annotations
@@ -12,255 +13,62 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass, field
-from itertools import chain
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from gpt2.corpora.corpus import Corpus, CorpusError, Document
+from gpt2.corpora import split as rules
+from gpt2.corpora.corpus import Corpus, CorpusError, Document, Item, LeftOut
+from gpt2.corpora.encode import Encoded, encode_documents, limit
+from gpt2.corpora.partial import CURSOR_FILE, FILES, Partial
 from gpt2.corpora.tokenfiles import (
     META_FILE,
+    PARTIAL,
+    PREPARE,
     SCHEMA,
     SPLITS,
+    DataError,
+    MissingData,
     Request,
     check_hashes,
     check_request,
     check_untouched,
     dataset_folder,
     read_meta,
-    split_file,
+    require_reachable,
 )
 from gpt2.schema import VOCAB_SIZES
+from lib.files import remove_folder
 from lib.rundir import (
+    DamagedFile,
     DiskFull,
     LockHeld,
     atomic_write_json,
     fsync_directory,
     lock,
     now,
+    read_json,
 )
 
 if TYPE_CHECKING:
     import tiktoken
 
-Tokens = npt.NDArray[np.uint16]
-
-BATCH_CHARACTERS = 4 << 20  # of text tokenised at once
-BUFFER_BYTES = 32 << 20  # of text of a corpus that is divided by exact share
-MISFITS = 32  # documents over the limit in a row, after which it counts as reached
-LISTED = 20  # names of skipped documents kept in meta.json
+SAVE_BYTES = 16 << 20  # of text, after which a killed preparation need not begin before
+LISTED = 20  # names of documents left out that meta.json keeps
+LOCK_FILE = ".lock"
+SOURCES_FILE = "sources.json"  # the files of the corpus, to notice their changes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """A document as tokens, the end-of-text token included."""
-
-    digest: bytes
-    bytes: int
-    tokens: Tokens
-
-
 class Progress(Protocol):
-    """What prepare tells of its advance (tqdm does it)."""
+    """Receives the bytes of text that were added (tqdm does it)."""
 
     def update(self, n: float) -> object: ...
 
 
-@dataclass
-class Skipped:
-    """Documents that were left out: how many, and the first few with reasons."""
-
-    report: Callable[[str], object]
-    count: int = 0
-    first: list[str] = field(default_factory=list)
-
-    def __call__(self, name: str, reason: str) -> None:
-        self.count += 1
-        if self.count <= LISTED:
-            line = f"{name}: {reason}".encode("utf-8", "backslashreplace").decode()
-            self.first.append(line)
-            self.report(f"left out {line}")
-
-
-# ---- tokens ---------------------------------------------------------------------
-
-
-def encode_document(encoding: tiktoken.Encoding, document: Document) -> Encoded:
-    """Tokens of the text and one end-of-text; what looks like one is plain text."""
-    data = document.text.encode("utf-8")
-    tokens = encoding.encode_to_numpy(document.text, disallowed_special=())
-    ended = np.append(tokens, encoding.eot_token).astype("<u2")
-    return Encoded(hashlib.sha256(data).digest(), len(data), ended)
-
-
-def encode_documents(
-    documents: Iterable[Document], encoding: tiktoken.Encoding, threads: int
-) -> Iterator[Encoded]:
-    """Encode in order, in parallel; blank documents are left out."""
-    with ThreadPoolExecutor(threads) as pool:
-        for batch in _batches(documents):
-            yield from pool.map(lambda d: encode_document(encoding, d), batch)
-
-
-def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
-    batch: list[Document] = []
-    size = 0
-    for document in documents:
-        if not document.text.strip():
-            continue
-        batch.append(document)
-        size += len(document.text)
-        if size >= BATCH_CHARACTERS:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _counted(items: Iterable[Encoded], progress: Progress | None) -> Iterator[Encoded]:
-    for item in items:
-        if progress is not None:
-            progress.update(item.bytes)
-        yield item
-
-
-def limit(items: Iterable[Encoded], max_tokens: int) -> Iterator[Encoded]:
-    """Whole documents of at most max_tokens in all (0: no limit).
-
-    A document that does not fit any more is left out; after MISFITS in a row the
-    rest is not looked at.
-    """
-    total = misfits = 0
-    for item in items:
-        if not max_tokens or total + item.tokens.size <= max_tokens:
-            total, misfits = total + item.tokens.size, 0
-            yield item
-        elif (misfits := misfits + 1) == MISFITS:
-            break
-        if max_tokens and total >= max_tokens:
-            break
-
-
-# ---- splits ---------------------------------------------------------------------
-
-
-def divide(
-    items: Iterator[Encoded], share: float, held_out: str
-) -> Iterator[tuple[str, Encoded]]:
-    """Give each document its split, in order; equal texts get the same one.
-
-    share: of the bytes of text, for validation, so that every tokenizer holds out
-    the same documents. A corpus of up to BUFFER_BYTES meets it as closely as whole
-    documents can; a larger one is never held whole, so there each document's own
-    hash decides. Raises CorpusError for fewer than two different documents.
-    """
-    head: list[Encoded] = []
-    size = 0
-    for item in items:
-        head.append(item)
-        size += item.bytes
-        if held_out == "hash" and size > BUFFER_BYTES:
-            yield from _by_hash(chain(head, items), share)
-            return
-    if len({item.digest for item in head}) < 2:
-        raise CorpusError(
-            f"the corpus has {len(head)} documents, and two different ones are "
-            "needed, to train on and to validate on. Give more text, or raise "
-            "GPT2_DATASET_MAX_TOKENS"
-        )
-    chosen = _tail if held_out == "tail" else _by_rank
-    yield from chosen(head, share * size)
-
-
-def _by_hash(items: Iterable[Encoded], share: float) -> Iterator[tuple[str, Encoded]]:
-    for item in items:
-        fraction = int.from_bytes(item.digest[:8], "big") / 2**64
-        yield "val" if fraction < share else "train", item
-
-
-def _by_rank(items: list[Encoded], target: float) -> Iterator[tuple[str, Encoded]]:
-    """Validation: by rank of hash, each document that still fits the target."""
-    sizes: Counter[bytes] = Counter()
-    for item in items:
-        sizes[item.digest] += item.bytes
-    chosen: set[bytes] = set()
-    size = 0
-    for digest in sorted(sizes):
-        if size + sizes[digest] <= target:
-            chosen.add(digest)
-            size += sizes[digest]
-    chosen = chosen or {min(sizes, key=lambda d: (sizes[d], d))}
-    for item in items:
-        yield "val" if item.digest in chosen else "train", item
-
-
-def _tail(items: list[Encoded], target: float) -> Iterator[tuple[str, Encoded]]:
-    """Validation: the last documents that fit the target, at least one."""
-    size, cut = 0, len(items) - 1
-    for index in range(len(items) - 1, 0, -1):
-        size += items[index].bytes
-        if size > target:
-            break
-        cut = index
-    for index, item in enumerate(items):
-        yield "train" if index < cut else "val", item
-
-
-# ---- files ----------------------------------------------------------------------
-
-
-class SplitWriter:
-    """Appends documents to a token file and keeps its record for meta.json."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "wb")
-        self._sum = hashlib.sha256()
-        self.tokens = self.documents = self.bytes = 0
-
-    def write(self, item: Encoded) -> None:
-        data = item.tokens.tobytes()
-        self._file.write(data)
-        self._sum.update(data)
-        self.tokens += item.tokens.size
-        self.documents += 1
-        self.bytes += item.bytes
-
-    def close(self) -> None:
-        with self._file:
-            self._file.flush()
-            os.fsync(self._file.fileno())
-
-    def abandon(self) -> None:
-        with suppress(OSError):  # the buffer may not fit the disk
-            self._file.close()
-
-    def record(self) -> dict[str, Any]:
-        return {
-            "tokens": self.tokens,
-            "documents": self.documents,
-            "bytes": self.bytes,
-            "sha256": self._sum.hexdigest(),
-        }
-
-
-def write_splits(folder: Path, items: Iterable[tuple[str, Encoded]]) -> dict[str, Any]:
-    """Write the token files, flushed to disk; the record of each split."""
-    with ExitStack() as stack:
-        writers = {s: SplitWriter(split_file(folder, s)) for s in SPLITS}
-        for writer in writers.values():
-            stack.callback(writer.abandon)
-        for split, item in items:
-            writers[split].write(item)
-        for writer in writers.values():
-            writer.close()
-    return {split: writer.record() for split, writer in writers.items()}
+Report = Callable[[str], object]
 
 
 def existing(
@@ -271,11 +79,12 @@ def existing(
     verify: compare the sha256 sums even if nothing was written since. Raises
     DataError if it is damaged or was prepared to another request.
     """
-    folder = dataset_folder(data_dir, request.dataset, request.tokenizer)
-    if not folder.exists():
+    try:
+        meta = read_meta(data_dir, request)
+    except MissingData:
         return None
-    meta = read_meta(data_dir, request.dataset, request.tokenizer)
     check_request(meta, request)
+    folder = dataset_folder(data_dir, request)
     (check_hashes if verify else check_untouched)(folder, meta)
     return meta
 
@@ -288,88 +97,285 @@ def prepare(
     *,
     force: bool = False,
     progress: Progress | None = None,
-    report: Callable[[str], object] = print,
+    report: Report = print,
 ) -> dict[str, Any]:
     """Write the data set (unless it is there, or force) and return its meta.json.
 
-    Raises CorpusError, DataError, or DiskFull after removing what was written.
+    Its folder may be a link to one on another disk, which is then written to. Raises
+    CorpusError, DataError or DiskFull; what was written by then is gone on with by
+    the next call, if it is worth it.
     """
-    folder = dataset_folder(data_dir, request.dataset, request.tokenizer)
-    partial = folder.with_name(f".{folder.name}.partial")
+    folder = dataset_folder(data_dir, request)
+    require_reachable(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder, report):
         meta = None if force else existing(request, data_dir)
         if meta is not None:  # somebody else was quicker
             return meta
-        _remove(partial)
+        _require_ours(folder)
+        work = Work(folder, request, corpus, encoding, progress, report)
         try:
-            partial.mkdir()
-            meta = _build(partial, request, corpus, encoding, progress, report)
-            _replace(folder, partial)
+            meta = work.finished() or work.build()
+            _put_in_place(folder)
         except OSError as error:
             if error.errno in FULL:
-                _remove(partial)
+                work.close()
                 raise _disk_full(folder, error) from None
             raise
         finally:
-            _remove(partial)
+            work.close()
     return meta
 
 
-def _build(
-    folder: Path,
-    request: Request,
-    corpus: Corpus,
-    encoding: tiktoken.Encoding,
-    progress: Progress | None,
-    report: Callable[[str], object],
-) -> dict[str, Any]:
-    skipped = Skipped(report)
-    threads = min(8, os.cpu_count() or 1)
-    items = encode_documents(corpus.documents(skipped), encoding, threads)
-    items = limit(_counted(items, progress), request.max_tokens)
-    parts = divide(items, corpus.val_share, corpus.held_out)
-    splits = write_splits(folder, parts)
-    empty = [split for split in SPLITS if not splits[split]["documents"]]
-    if empty:
-        raise CorpusError(f"the corpus left the {empty[0]} split empty: give more text")
-    meta = {
-        "schema": SCHEMA,
-        "dataset": request.dataset,
-        "tokenizer": request.tokenizer,
-        "vocab_size": VOCAB_SIZES[request.tokenizer],
-        "eot": encoding.eot_token,
-        "dtype": "uint16",
-        "source": dict(corpus.source),
-        "request": asdict(request),
-        "held_out": {"by": corpus.held_out, "share": corpus.val_share},
-        "skipped": {"documents": skipped.count, "first": skipped.first},
-        "splits": splits,
-        "created": now(),
-    }
-    atomic_write_json(folder / META_FILE, meta)
-    return meta
+def _require_ours(folder: Path) -> None:
+    """DataError if token files behind a link are not known to be those of a data set:
+    the link may lead to anything."""
+    files = [
+        n for n in (META_FILE, *(f"{s}.bin" for s in SPLITS)) if (folder / n).exists()
+    ]
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if "splits" in read_json(folder / META_FILE):
+            return
+    if folder.is_symlink() and files:
+        raise DataError(
+            f"{folder} is a link to {os.readlink(folder)!r}, and what lies there is no "
+            f"data set of this project, but has a {files[0]}: remove the link, or move "
+            "that file away"
+        )
 
 
-def _replace(folder: Path, finished: Path) -> None:
-    """Put the finished folder in its place; an older one there goes."""
-    old = folder.with_name(f".{folder.name}.old")
-    _remove(old)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(finished, folder)
-    fsync_directory(folder.parent)
-    _remove(old)
+@dataclass
+class Work:
+    """One preparation, in the folder PARTIAL of that of its data set."""
+
+    folder: Path
+    request: Request
+    corpus: Corpus
+    encoding: tiktoken.Encoding
+    progress: Progress | None
+    report: Report
+    _partial: Partial | None = None
+
+    @property
+    def place(self) -> Path:
+        return self.folder / PARTIAL
+
+    def finished(self) -> dict[str, Any] | None:
+        """meta.json of an earlier call that was killed while it put files in place."""
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            meta = read_json(self.place / META_FILE)
+            if meta["revision"] == self.corpus.revision():
+                check_request(meta, self.request)
+                return dict(meta)
+        return None
+
+    def build(self) -> dict[str, Any]:
+        """Write the token files and meta.json. Raises CorpusError, OSError."""
+        partial = self._partial = self._open()
+        if partial.is_resumed:
+            self.report(f"going on behind {partial.text_bytes / 1e6:,.1f} MB of text")
+            self._advance(partial.text_bytes)
+        saved = partial.text_bytes
+        items = self._counted(self._usable(self.corpus.documents(partial.place)))
+        for item in limit(items, self.request.max_tokens, partial.tokens):
+            partial.add(item)
+            if partial.text_bytes - saved >= SAVE_BYTES:
+                partial.save()
+                saved = partial.text_bytes
+        held_out = {"by": "hash", "share": self.corpus.val_share}
+        if not partial.is_divided:
+            partial.save()
+            try:
+                held_out["by"] = self._divide(partial)
+            except CorpusError:
+                (self.place / CURSOR_FILE).unlink()  # more of the same would not help
+                raise
+        meta = self._meta(partial, held_out)
+        files = {name: list(stat) for name, stat in self.corpus.files.items()}
+        atomic_write_json(self.place / SOURCES_FILE, files)
+        atomic_write_json(self.place / META_FILE, meta)
+        return meta
+
+    def _open(self) -> Partial:
+        """What an earlier call has left, or an empty folder."""
+        if self.place.is_symlink():
+            led = os.readlink(self.place)
+            self.place.unlink()
+            self.report(
+                f"removed {self.place}, a link to {led!r}, which stays as it is"
+            )
+        key = {
+            "request": asdict(self.request),
+            "revision": self.corpus.revision(),
+            "vocabulary": self.encoding.n_vocab,
+            "held_out": [self.corpus.held_out, self.corpus.val_share],
+        }
+        share = self.corpus.val_share if self.corpus.held_out == "hash" else None
+        self.place.mkdir(exist_ok=True)
+        partial = None
+        with suppress(DamagedFile):
+            partial = Partial(self.place, key, share)
+            if partial.is_resumed:
+                return partial
+        if partial is not None:
+            partial.close()
+        if strangers := remove_folder(self.place, FILES):
+            raise DataError(
+                f"{self.place} holds {strangers[0]}, which no preparation writes: move "
+                "it away"
+            )
+        self.place.mkdir(exist_ok=True)
+        return Partial(self.place, key, share)
+
+    def _usable(self, items: Iterable[Item]) -> Iterator[Encoded]:
+        """The documents as tokens; those that are left out are told and noted."""
+        threads = min(8, os.cpu_count() or 1)
+        for item in encode_documents(items, self.encoding, threads):
+            if isinstance(item, Encoded):
+                yield item
+            elif self._partial is not None:
+                self._leave_out(item, self._partial.skipped)
+
+    def _leave_out(self, item: LeftOut, skipped: dict[str, Any]) -> None:
+        skipped["documents"] += 1
+        if skipped["documents"] <= LISTED:
+            line = f"{item.name}: {item.reason}".encode("utf-8", "backslashreplace")
+            skipped["first"].append(line.decode())
+            self.report(f"left out {line.decode()}")
+
+    def _counted(self, items: Iterable[Encoded]) -> Iterator[Encoded]:
+        for item in items:
+            self._advance(item.bytes)
+            yield item
+
+    def _advance(self, size: int) -> None:
+        if self.progress is not None:
+            self.progress.update(size)
+
+    # ---- splits -----------------------------------------------------------------
+
+    def _divide(self, partial: Partial) -> str:
+        """Divide the documents that were collected; how, as meta.json says it."""
+        sizes, share = partial.sizes(), self.corpus.val_share
+        if len({digest for digest, _ in sizes}) < 2:
+            raise CorpusError(
+                f"the corpus has {len(sizes)} documents, and two different ones are "
+                "needed, to train on and to validate on. Give more text, or raise "
+                "GPT2_DATASET_MAX_TOKENS"
+            )
+        target = share * sum(size for _, size in sizes)
+        if self.corpus.held_out == "tail":
+            cut = rules.by_tail(sizes, target)
+            partial.divide(lambda number, digest: number >= cut)
+            return "tail"
+        chosen = rules.by_rank(sizes, target)
+        whole = sum(size for digest, size in sizes if digest in chosen)
+        if not rules.meets(whole, target) and self._divide_ends(partial, sizes, target):
+            return "ends"
+        if not rules.meets(whole, target):
+            self.report(
+                f"the validation split is {whole * share / target:.1%} of the text and "
+                f"not {share:.1%}: the documents are few and cannot be cut at line ends"
+            )
+        partial.divide(lambda number, digest: digest in chosen)
+        return "hash"
+
+    def _divide_ends(self, partial: Partial, sizes: rules.Sizes, target: float) -> bool:
+        """Hold out the ends of long documents, which are read once more; False, and
+        they are as they were, if that does not come near enough to the target."""
+        part = rules.end_share(sizes, target)
+        left = Counter(digest for digest, _ in sizes)
+        cut = 0
+
+        def parts() -> Iterator[Item]:
+            nonlocal cut
+            for item in self.corpus.documents(None):
+                if not isinstance(item, Document):
+                    continue
+                data = item.text.encode("utf-8", "surrogatepass")
+                digest = hashlib.sha256(data).digest()
+                if not left[digest]:
+                    continue  # over the limit, or blank
+                left[digest] -= 1
+                at = rules.cut_end(item.text, part) if len(data) > target else 0
+                cut += at > 0
+                yield Document(item.name, item.text[: at or None], "train")
+                if at:
+                    yield Document(item.name, item.text[at:], "val")
+
+        partial.start_splits()
+        for item in limit(self._usable(parts()), self.request.max_tokens):
+            partial.writers[item.place].write(item)
+        if not rules.meets(partial.writers["val"].bytes, target):
+            return False
+        partial.keep_splits()
+        self.report(
+            f"the validation split is the ends of {cut} long documents, cut at blank "
+            "lines or else line ends: whole documents do not make up "
+            f"{self.corpus.val_share:.1%}"
+        )
+        return True
+
+    def _meta(self, partial: Partial, held_out: Mapping[str, Any]) -> dict[str, Any]:
+        splits = partial.finish()
+        for split in SPLITS:
+            if not splits[split]["documents"]:
+                raise CorpusError(
+                    f"the corpus left the {split} split empty: give more text"
+                )
+        return {
+            "schema": SCHEMA,
+            "dataset": self.request.dataset,
+            "tokenizer": self.request.tokenizer,
+            "vocab_size": VOCAB_SIZES[self.request.tokenizer],
+            "eot": self.encoding.eot_token,
+            "dtype": "uint16",
+            "source": dict(self.corpus.source),
+            "revision": self.corpus.revision(),
+            "request": asdict(self.request),
+            "held_out": dict(held_out),
+            "skipped": partial.skipped,
+            "splits": splits,
+            "created": now(),
+        }
+
+    def close(self) -> None:
+        """Close the files; what is not worth going on with is removed."""
+        if self._partial is not None:
+            self._partial.close()
+            self._partial = None
+            if not (self.place / CURSOR_FILE).exists():
+                remove_folder(self.place, FILES)
 
 
-def _remove(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _put_in_place(folder: Path) -> None:
+    """Move the finished files to their places, meta.json last; older ones go.
+
+    If it is killed, the next call finds the rest of them, and meta.json among it.
+    """
+    partial = folder / PARTIAL
+    (folder / META_FILE).unlink(missing_ok=True)
+    for name in (*(f"{split}.bin" for split in SPLITS), SOURCES_FILE, META_FILE):
+        if (partial / name).exists():
+            os.replace(partial / name, folder / name)
+    fsync_directory(folder)
+    remove_folder(partial, FILES)
+
+
+def recorded_files(folder: Path) -> dict[str, Any]:
+    """The files that a data set was prepared from, as Corpus.files had them; {} if
+    that is not known."""
+    try:
+        found = read_json(folder / SOURCES_FILE)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 @contextmanager
-def _exclusive(folder: Path, report: Callable[[str], object]) -> Iterator[None]:
+def _exclusive(folder: Path, report: Report) -> Iterator[None]:
     """Only one process prepares a data set; a second one waits for it."""
-    path = folder.with_name(f".{folder.name}.lock")
+    path = folder / LOCK_FILE
     with ExitStack() as stack:
         try:
             stack.enter_context(lock(path))
@@ -380,20 +386,24 @@ def _exclusive(folder: Path, report: Callable[[str], object]) -> Iterator[None]:
 
 
 def _disk_full(folder: Path, error: OSError) -> DiskFull:
-    free = shutil.disk_usage(folder.parent).free
+    free = shutil.disk_usage(folder).free
+    kept = folder / PARTIAL
+    what = "nothing is left of it"
+    if kept.exists():
+        what = f"what is done stays in {kept}, and {PREPARE} goes on with it"
     return DiskFull(
         error.errno,
         f"no space left for {folder} ({os.strerror(error.errno or 0)}; "
-        f"{free / 1e6:,.0f} MB free now that the part written is removed). Free "
-        "some space, set DATA_DIR to another disk, or set GPT2_DATASET_MAX_TOKENS",
+        f"{free / 1e6:,.0f} MB free; {what}). Free some space, set DATA_DIR to another "
+        "disk, or set GPT2_DATASET_MAX_TOKENS",
     )
 
 
 def summary(meta: dict[str, Any]) -> str:
-    """One line a split: tokens, documents, bytes a token."""
+    """One line per split: tokens, documents, bytes per token."""
     lines = [
         f"  {split}: {s['tokens']:,} tokens in {s['documents']:,} documents "
-        f"({s['bytes'] / s['tokens']:.2f} bytes a token)"
+        f"({s['bytes'] / s['tokens']:.2f} bytes per token)"
         for split, s in meta["splits"].items()
     ]
     return "\n".join(lines)

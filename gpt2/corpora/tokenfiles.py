@@ -2,16 +2,23 @@
 
 train.bin and val.bin hold token ids, unsigned 16-bit little-endian; meta.json
 says what they are, with counts and sha256 sums, and is there only if all of it is.
+Texts of the user's own have the name of their folder in it, see dataset_folder.
 """
 
 from __future__ import annotations
 
+import glob
+import hashlib
+import os
+import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.schema import VOCAB_SIZES, Settings
+from lib.dotconfig import split_overrides
 from lib.identity import file_sha256, identity
 from lib.rundir import DamagedFile, read_json
 
@@ -26,9 +33,10 @@ DATASETS = (
 )
 SPLITS = ("train", "val")
 META_FILE = "meta.json"
+PARTIAL = ".partial"  # folder within: a preparation that has not come to its end
 TOKEN_BYTES = 2
-PREPARE = "`make data` or `python scripts/prepare_data.py --config config.py`"
-REBUILD = "`python scripts/prepare_data.py --config config.py --force`"
+PREPARE = "`make data`"
+REBUILD = "`make data FORCE=1`"
 
 
 class MissingData(FileNotFoundError):
@@ -64,10 +72,54 @@ def request_of(settings: Settings) -> Request:
     return Request(data.dataset, data.tokenizer, data.text_path, data.max_tokens)
 
 
-def dataset_folder(data_dir: str | Path, dataset: str, tokenizer: str) -> Path:
-    """The folder of a data set; DataError for a name that is none."""
-    Request(dataset, tokenizer)  # names from a table cannot lead elsewhere
-    return Path(data_dir).expanduser() / f"{dataset}-{tokenizer}"
+def with_settings(message: object, overrides: str) -> str:
+    """A message whose commands (`make data`) repeat the settings of the command line.
+
+    overrides: as given to --overrides; without them the command would be about
+    another data set.
+    """
+    words = shlex.join(split_overrides(overrides))
+    command = "`make data"
+    return str(message).replace(command, f"{command} {words}" if words else command)
+
+
+def expand(path: str | Path, symbol: str) -> Path:
+    """The path with ~ replaced; DataError, naming the symbol, where that is nobody."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise DataError(f"{symbol}={str(path)!r}: {error}") from None
+
+
+def dataset_folder(data_dir: str | Path, request: Request) -> Path:
+    """The folder of a data set, prepared or not.
+
+    With a text_path its name has the last part of that and a hash of the whole, so
+    that corpora do not get into each other's way: text-books-1a2b3c-gpt2. One that
+    was prepared as text-gpt2 by an earlier version is found by its meta.json.
+    """
+    base = expand(data_dir, "DATA_DIR")
+    plain = base / f"{request.dataset}-{request.tokenizer}"
+    if not request.text_path:
+        return plain
+    named = base / f"{request.dataset}-{_tag(request.text_path)}-{request.tokenizer}"
+    is_old = not named.exists() and _text_path_of(plain) == request.text_path
+    return plain if is_old else named
+
+
+def _tag(text_path: str) -> str:
+    literal = [part for part in Path(text_path).parts if not glob.has_magic(part)]
+    last = Path(literal[-1]).stem if literal else ""
+    name = re.sub(r"[^A-Za-z0-9_]+", "-", last).strip("-")[:32]
+    number = hashlib.sha256(os.fsencode(text_path)).hexdigest()[:6]
+    return f"{name}-{number}" if name else number
+
+
+def _text_path_of(folder: Path) -> Any:
+    try:
+        return read_json(folder / META_FILE)["request"]["text_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def split_file(folder: Path, split: str) -> Path:
@@ -76,18 +128,17 @@ def split_file(folder: Path, split: str) -> Path:
     return folder / f"{split}.bin"
 
 
-def read_meta(data_dir: str | Path, dataset: str, tokenizer: str) -> dict[str, Any]:
+def read_meta(data_dir: str | Path, request: Request) -> dict[str, Any]:
     """meta.json, checked against the files' sizes and the tokenizer's vocabulary.
 
     Raises MissingData if there is no such data set, DataError if it is not whole
     or not what its name says.
     """
-    folder = dataset_folder(data_dir, dataset, tokenizer)
-    if not folder.is_dir():
-        raise MissingData(f"{folder} does not exist: prepare the data with {PREPARE}")
+    folder = dataset_folder(data_dir, request)
+    _require_begun(folder)
     try:
         meta = read_json(folder / META_FILE)
-        _check_meta(meta, dataset, tokenizer)
+        _check_meta(meta, request)
         for split in SPLITS:
             _check_size(split_file(folder, split), meta["splits"][split]["tokens"])
     except FileNotFoundError as error:
@@ -99,13 +150,34 @@ def read_meta(data_dir: str | Path, dataset: str, tokenizer: str) -> dict[str, A
     return dict(meta)
 
 
-def _check_meta(meta: Mapping[str, Any], dataset: str, tokenizer: str) -> None:
+def require_reachable(folder: Path) -> None:
+    """DataError if a data set's folder is a link that leads nowhere."""
+    if folder.is_symlink() and not folder.exists():
+        raise DataError(
+            f"{folder} is a link to {os.readlink(folder)!r}, which is not there: mount "
+            "that disk, or remove the link"
+        )
+
+
+def _require_begun(folder: Path) -> None:
+    """MissingData if a folder holds no part of a finished data set."""
+    require_reachable(folder)
+    if (folder / PARTIAL).is_dir() and not (folder / META_FILE).exists():
+        raise MissingData(
+            f"{folder} is not fully prepared: go on where it stopped with {PREPARE}"
+        )
+    names = (META_FILE, *(f"{split}.bin" for split in SPLITS))
+    if not any((folder / name).exists() for name in names):
+        raise MissingData(f"{folder} does not exist: prepare the data with {PREPARE}")
+
+
+def _check_meta(meta: Mapping[str, Any], request: Request) -> None:
     expected = {
         "schema": SCHEMA,
-        "dataset": dataset,
-        "tokenizer": tokenizer,
-        "vocab_size": VOCAB_SIZES[tokenizer],
-        "eot": VOCAB_SIZES[tokenizer] - 1,
+        "dataset": request.dataset,
+        "tokenizer": request.tokenizer,
+        "vocab_size": VOCAB_SIZES[request.tokenizer],
+        "eot": VOCAB_SIZES[request.tokenizer] - 1,
         "dtype": "uint16",
     }
     for key, value in expected.items():
@@ -132,7 +204,7 @@ def _check_size(path: Path, tokens: int) -> None:
 def _unusable(folder: Path, reason: str) -> DataError:
     return DataError(
         f"{folder} is not a whole data set: {reason}. Remove it or "
-        f"prepare it anew with {REBUILD}"
+        f"prepare it again with {REBUILD}"
     )
 
 
@@ -151,20 +223,41 @@ def check_request(meta: Mapping[str, Any], request: Request) -> None:
         raise DataError(
             f"{request.dataset}-{request.tokenizer} was prepared differently: "
             f"{'; '.join(differing)}. Set it back, choose another DATA_DIR, or "
-            f"prepare it anew with {REBUILD}"
+            f"prepare it again with {REBUILD}"
         )
 
 
 def prepared(settings: Settings) -> dict[str, Any]:
     """meta.json of the data that these settings ask for.
 
-    Raises MissingData or DataError, as read_meta and check_request do: what a
-    runner asks before it starts anything.
+    Raises MissingData or DataError, as read_meta, check_request and check_windows
+    do: what a runner asks before it starts anything.
     """
     request = request_of(settings)
-    meta = read_meta(settings.resources.data_dir, request.dataset, request.tokenizer)
+    meta = read_meta(settings.resources.data_dir, request)
     check_request(meta, request)
+    check_windows(meta, settings.model.block_size, settings.data.eval_samples)
     return meta
+
+
+def check_windows(meta: Mapping[str, Any], block_size: int, samples: int) -> None:
+    """DataError unless each split has a window of block_size tokens and the next one,
+    and the validation split as many different ones as are evaluated."""
+    for split in SPLITS:
+        tokens = meta["splits"][split]["tokens"]
+        if tokens < block_size + 1:
+            raise DataError(
+                f"the {split} split of {meta['dataset']}-{meta['tokenizer']} has "
+                f"{tokens:,} tokens, too few for GPT2_BLOCK_SIZE={block_size}: prepare "
+                "more text or shorten the block"
+            )
+    windows = meta["splits"]["val"]["tokens"] - block_size
+    if samples > windows:
+        raise DataError(
+            f"the val split of {meta['dataset']}-{meta['tokenizer']} has {windows:,} "
+            f"windows of GPT2_BLOCK_SIZE={block_size}, fewer than GPT2_EVAL_SAMPLES="
+            f"{samples}: prepare more text or ask for at most {windows}"
+        )
 
 
 def check_hashes(folder: Path, meta: Mapping[str, Any]) -> None:

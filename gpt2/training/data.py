@@ -24,10 +24,12 @@ from torch.utils.data import DataLoader, Dataset
 
 from gpt2.corpora.tokenfiles import (
     DataError,
+    Request,
     dataset_folder,
     fingerprint,
     prepared,
     read_meta,
+    request_of,
     split_file,
 )
 from gpt2.schema import Settings
@@ -68,19 +70,15 @@ class TokenSplit:
 
 
 def load_split(
-    data_dir: str | Path,
-    dataset: str,
-    tokenizer: str,
-    split: str,
-    block_size: int | None = None,
+    data_dir: str | Path, request: Request, split: str, block_size: int | None = None
 ) -> TokenSplit:
     """The "train" or "val" tokens of a data set.
 
     Raises MissingData, with the command that prepares it, or DataError if it is
     damaged or has no window of block_size + 1 tokens.
     """
-    meta = read_meta(data_dir, dataset, tokenizer)
-    path = split_file(dataset_folder(data_dir, dataset, tokenizer), split)
+    meta = read_meta(data_dir, request)
+    path = split_file(dataset_folder(data_dir, request), split)
     tokens = open_tokens(path)
     if block_size is not None and tokens.size < block_size + 1:
         raise DataError(
@@ -97,11 +95,9 @@ def load_data(settings: Settings) -> tuple[TokenSplit, TokenSplit]:
     another GPT2_DATASET_TEXT_PATH or GPT2_DATASET_MAX_TOKENS.
     """
     prepared(settings)
-    data, data_dir = settings.data, settings.resources.data_dir
+    request, data_dir = request_of(settings), settings.resources.data_dir
     train, val = (
-        load_split(
-            data_dir, data.dataset, data.tokenizer, split, settings.model.block_size
-        )
+        load_split(data_dir, request, split, settings.model.block_size)
         for split in ("train", "val")
     )
     return train, val

@@ -12,7 +12,7 @@ from gpt2.lengths import NO_END, last_update, resolve, seconds_of
 from gpt2.plan import make_plan
 from gpt2.reading import settings_from
 from gpt2.training.schedule import learning_rate
-from tests.gpt2.tinydata import prepare_texts
+from tests.gpt2.tinydata import prepare_texts, text_folder
 from tests.gpt2.tinytraining import finish, records, status, tiny_config, tiny_job
 
 
@@ -45,7 +45,7 @@ def test_tokens_become_updates_rounded_up() -> None:
 
 
 def test_epochs_are_of_the_training_split(data_dir: Path) -> None:
-    meta = json.loads((data_dir / "text-bytes" / "meta.json").read_text())
+    meta = json.loads((text_folder(data_dir) / "meta.json").read_text())
     overrides = (f"DATA_DIR={data_dir}", "MAX_EPOCHS=1.5")
     updates = plan_of(*overrides).jobs[0].settings.optim.max_iters
     tokens = meta["splits"]["train"]["tokens"]

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.corpora.corpus import open_corpus
 from gpt2.corpora.prepare import prepare
-from gpt2.corpora.tokenfiles import Request
+from gpt2.corpora.sources import open_corpus
+from gpt2.corpora.tokenfiles import Request, dataset_folder
 from gpt2.corpora.tokenizer import get_encoding
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -44,3 +44,13 @@ def prepare_texts(
     encoding = get_encoding(tokenizer, root / "tiktoken")
     prepare(request, root / "data", open_corpus(request), encoding, **options)
     return root / "data"
+
+
+def text_request(data_dir: Path, tokenizer: str = "bytes", limit: int = 0) -> Request:
+    """What prepare_texts was asked for."""
+    return Request("text", tokenizer, str(data_dir.parent / "texts"), limit)
+
+
+def text_folder(data_dir: Path, tokenizer: str = "bytes") -> Path:
+    """The data set that prepare_texts made in a data folder."""
+    return dataset_folder(data_dir, text_request(data_dir, tokenizer))

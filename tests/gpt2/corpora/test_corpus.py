@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -9,22 +10,19 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.corpora.corpus import (
-    CorpusError,
-    HubDataset,
-    hub_documents,
-    open_corpus,
-    passages,
-    stdlib_corpus,
-)
-from gpt2.corpora.tokenfiles import Request
+from gpt2.corpora.corpus import CorpusError, Document, LeftOut, passages
+from gpt2.corpora.hub import HubDataset, hub_documents
+from gpt2.corpora.sources import open_corpus
+from gpt2.corpora.textfiles import stdlib_corpus
+from gpt2.corpora.tokenfiles import DataError, Request
 from tests.gpt2.tinydata import ROOT, texts, write_texts
 
 
 def read(corpus):
     """Documents as {name: text}, and {name: reason} of those left out."""
-    left_out: dict[str, str] = {}
-    found = [(d.name, d.text) for d in corpus.documents(left_out.__setitem__)]
+    items = list(corpus.documents(None))
+    left_out = {x.name: x.reason for x in items if isinstance(x, LeftOut)}
+    found = [(x.name, x.text) for x in items if isinstance(x, Document)]
     assert len(dict(found)) == len(found)
     return dict(found), left_out
 
@@ -106,8 +104,60 @@ def test_a_name_that_is_there_is_no_glob(tmp_path):
 
 
 def test_the_home_of_nobody_is_an_error():
-    with pytest.raises(CorpusError, match="TEXT_PATH='~nosuchuser/x'.*home"):
+    with pytest.raises(DataError, match="TEXT_PATH='~nosuchuser/x'.*home"):
         text_corpus("~nosuchuser/x")
+
+
+def test_a_folder_that_is_a_link_is_left_out_by_name(tmp_path):
+    write_texts(tmp_path / "other", {"x.txt": "x"})
+    folder = write_texts(tmp_path / "texts", texts(3))
+    (folder / "linked").symlink_to(tmp_path / "other")
+    documents, left_out = read(text_corpus(folder))
+    assert documents == texts(3)
+    assert left_out == {"linked": "a link to a folder, which is not followed"}
+
+
+UNREADABLE = """
+import os, sys
+from gpt2.corpora.corpus import LeftOut
+from gpt2.corpora.sources import open_corpus
+from gpt2.corpora.tokenfiles import Request
+for path in sys.argv[1:]:
+    items = list(open_corpus(Request("text", "bytes", path)).documents(None))
+    print(*(f"{x.name} {x.reason}" for x in items if isinstance(x, LeftOut)), sep=";")
+"""
+
+
+def test_folders_that_cannot_be_read_are_left_out_by_name(tmp_path):
+    """Those that the pattern leads to. Rights count for root too, once given up."""
+    folder = write_texts(tmp_path, {**texts(6), "part1/in/x.txt": "x"})
+    give_up = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"]
+    if os.geteuid() == 0 and not shutil.which(give_up[0]):
+        pytest.skip("root reads everything, and there is no setpriv")
+    for part in ("part0", "part1/in"):
+        (folder / part).chmod(0)
+    paths = [
+        f"{folder}",
+        f"{folder}/**/*.txt",
+        f"{folder}/*/*.txt",
+        f"{folder}/part2/*",
+    ]
+    try:
+        done = subprocess.run(
+            [*(give_up if os.geteuid() == 0 else []), sys.executable, "-c", UNREADABLE]
+            + paths,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+        )
+    finally:
+        for part in ("part0", "part1/in"):
+            (folder / part).chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    both = "part0/ Permission denied;part1/in/ Permission denied"
+    assert [";".join(sorted(line.split(";"))) for line in done.stdout.splitlines()] == [
+        both, both, "part0/ Permission denied", ""
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["", "missing", "missing/*.txt"])
@@ -192,6 +242,45 @@ def test_rows_become_documents(tmp_path, hub_cache, kind, streaming):
     assert len({d.name for d in documents}) == len(ROWS)
 
 
+@pytest.mark.parametrize("streaming", [True, False])
+@pytest.mark.parametrize("kind", ["json", "parquet"])
+def test_rows_are_read_on_from_the_place_of_any(tmp_path, hub_cache, kind, streaming):
+    """The places are plain data, as they are written down; here over two files."""
+    names = []
+    for part in ("a", "b"):
+        (tmp_path / part).mkdir()
+        names.append(make(tmp_path / part, kind).data_files)
+    source = HubDataset(kind, data_files=tuple(names))
+    every = list(hub_documents(source, streaming=streaming))
+    assert [d.text for d in every] == ROWS * 2
+    for number, document in enumerate(every, 1):
+        place = json.loads(json.dumps(document.place))
+        rest = hub_documents(source, streaming=streaming, place=place)
+        assert [(d.name, d.text) for d in rest] == [
+            (d.name, d.text) for d in every[number:]
+        ]
+
+
+def test_files_and_passages_are_read_on_from_the_place_of_any(tmp_path):
+    bad = {"bad.txt": b"\xff"}
+    for files in ({**texts(5), **bad}, {"play.txt": SPEECHES}):
+        corpus = text_corpus(write_texts(tmp_path / str(len(files)), files))
+        every = list(corpus.documents(None))
+        for number, item in enumerate(every, 1):
+            assert list(corpus.documents(item.place)) == every[number:]
+
+
+def test_a_revision_follows_the_files(tmp_path, hub_cache):
+    folder = write_texts(tmp_path / "texts", texts(3))
+    first = text_corpus(folder).revision()
+    assert text_corpus(folder).revision() == first
+    (folder / "part0" / "doc00.txt").write_text("other")
+    assert text_corpus(folder).revision() != first
+    hub = {"tinystories": make(tmp_path, "json")}
+    request = Request("tinystories", "bytes")
+    assert len(open_corpus(request, hub).revision()) >= 16
+
+
 def test_shakespeare_rows_are_one_text_again(tmp_path, hub_cache):
     cut = [SPEECHES[:5003], SPEECHES[5003:5500], SPEECHES[5500:]]
     for number, text in enumerate(cut):
@@ -230,12 +319,13 @@ def test_broken_file_is_an_error_with_ways_out(tmp_path, hub_cache):
 )
 def test_no_hub_is_an_error_with_ways_out(tmp_path, environment):
     code = """
-from gpt2.corpora.corpus import CorpusError, open_corpus
+from gpt2.corpora.corpus import CorpusError
+from gpt2.corpora.sources import open_corpus
 from gpt2.corpora.tokenfiles import Request
 for dataset in ("finewebedu", "shakespeare", "tinystories"):
     for limit in (0, 1000):
         try:
-            next(open_corpus(Request(dataset, "bytes", "", limit)).documents(print))
+            next(open_corpus(Request(dataset, "bytes", "", limit)).documents(None))
         except CorpusError as error:
             print(error)
 """

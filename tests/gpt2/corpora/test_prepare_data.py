@@ -1,8 +1,12 @@
 """Preparing data: whole documents, exact tokens, and nothing half done."""
 
+import hashlib
 import json
+import multiprocessing
 import os
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,12 +15,18 @@ import time
 import numpy as np
 import pytest
 
-from gpt2.corpora.corpus import CorpusError, open_corpus
-from gpt2.corpora.prepare import Encoded, divide, existing, limit, prepare
+from gpt2.corpora import encode, partial
+from gpt2.corpora import prepare as preparing
+from gpt2.corpora import split as rules
+from gpt2.corpora.corpus import CorpusError
+from gpt2.corpora.encode import Encoded, limit
+from gpt2.corpora.prepare import existing, prepare
+from gpt2.corpora.sources import open_corpus
 from gpt2.corpora.tokenfiles import (
     DataError,
     MissingData,
     Request,
+    dataset_folder,
     fingerprint,
     read_meta,
 )
@@ -24,7 +34,15 @@ from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.reading import symbol_types
 from lib.generated import render_config
 from lib.kconfig import load_strict
-from tests.gpt2.tinydata import ROOT, prepare_texts, texts, write_texts
+from tests.gpt2.tinydata import (
+    ROOT,
+    prepare_texts,
+    text_folder,
+    text_request,
+    texts,
+    write_texts,
+)
+from tests.scripts.inprocess import run_script
 
 EOT = "<|endoftext|>"
 HOSTILE = {
@@ -61,7 +79,7 @@ def tokenizer(request):
 
 def test_every_document_is_whole_in_exactly_one_split(tmp_path, tokenizer):
     files = {**texts(40), **HOSTILE, "accents.txt": "naïve 中文 🎉\r\n"}
-    folder = prepare_texts(tmp_path, files, tokenizer) / f"text-{tokenizer}"
+    folder = text_folder(prepare_texts(tmp_path, files, tokenizer), tokenizer)
     train, val = (documents(folder, tokenizer, split) for split in ("train", "val"))
     assert sorted(train + val) == sorted(files.values())
     assert val and not set(train) & set(val)
@@ -70,9 +88,15 @@ def test_every_document_is_whole_in_exactly_one_split(tmp_path, tokenizer):
 def test_meta_says_what_the_files_are(tmp_path, tokenizer):
     files = texts(20)
     data_dir = prepare_texts(tmp_path, files, tokenizer)
-    meta = read_meta(data_dir, "text", tokenizer)
-    folder = data_dir / f"text-{tokenizer}"
-    assert sorted(os.listdir(folder)) == ["meta.json", "train.bin", "val.bin"]
+    meta = read_meta(data_dir, text_request(data_dir, tokenizer))
+    folder = text_folder(data_dir, tokenizer)
+    assert sorted(os.listdir(folder)) == [
+        ".lock",
+        "meta.json",
+        "sources.json",
+        "train.bin",
+        "val.bin",
+    ]
     assert sum(s["bytes"] for s in meta["splits"].values()) == sum(
         len(text.encode()) for text in files.values()
     )
@@ -87,7 +111,7 @@ def test_blank_and_undecodable_files_are_left_out_and_counted(tmp_path):
     said: list[str] = []
     files = {**texts(), "blank.txt": " \n\n", "empty.txt": "", "bad.txt": b"\xff\xfe"}
     data_dir = prepare_texts(tmp_path, files, report=said.append)
-    meta = read_meta(data_dir, "text", "bytes")
+    meta = read_meta(data_dir, text_request(data_dir))
     assert sum(s["documents"] for s in meta["splits"].values()) == len(texts())
     assert meta["skipped"] == {
         "documents": 1,
@@ -100,10 +124,10 @@ def test_same_text_gives_the_same_tokens_and_other_text_does_not(tmp_path):
     first = prepare_texts(tmp_path / "a")
     again = prepare_texts(tmp_path / "b", dict(reversed(texts().items())))
     other = prepare_texts(tmp_path / "c", {**texts(), "more.txt": "one more"})
-    prints = [fingerprint(read_meta(d, "text", "bytes")) for d in (first, again, other)]
+    prints = [fingerprint(read_meta(d, text_request(d))) for d in (first, again, other)]
     assert prints[0] == prints[1] != prints[2]
     for split in ("train", "val"):
-        here, there = (d / "text-bytes" / f"{split}.bin" for d in (first, again))
+        here, there = (text_folder(d) / f"{split}.bin" for d in (first, again))
         assert here.read_bytes() == there.read_bytes()
 
 
@@ -114,13 +138,13 @@ def test_every_tokenizer_holds_out_the_same_documents(tmp_path):
             data_dir = prepare_texts(tmp_path / name, texts(60), name)
         except TokenizerUnavailable as error:
             pytest.skip(str(error))
-        held_out.append(documents(data_dir / f"text-{name}", name, "val"))
+        held_out.append(documents(text_folder(data_dir, name), name, "val"))
     assert held_out[0] == held_out[1]
 
 
 def test_one_file_trains_on_its_beginning_and_validates_on_its_end(tmp_path):
     text = "".join(f"SPEAKER {n}:\nLine number {n}.\n\n" for n in range(500))
-    folder = prepare_texts(tmp_path, {"play.txt": text}) / "text-bytes"
+    folder = text_folder(prepare_texts(tmp_path, {"play.txt": text}))
     train, val = (
         "".join(documents(folder, "bytes", split)) for split in ("train", "val")
     )
@@ -130,7 +154,7 @@ def test_one_file_trains_on_its_beginning_and_validates_on_its_end(tmp_path):
 
 def test_limit_takes_whole_documents(tmp_path):
     data_dir = prepare_texts(tmp_path, texts(40), max_tokens=20_000)
-    folder = data_dir / "text-bytes"
+    folder = text_folder(data_dir)
     found = documents(folder, "bytes", "train") + documents(folder, "bytes", "val")
     assert set(found) < set(texts(40).values())
     size = sum(os.path.getsize(folder / f"{s}.bin") // 2 for s in ("train", "val"))
@@ -146,77 +170,96 @@ def test_stdlib_with_a_limit(tmp_path):
     assert existing(request, tmp_path, verify=True) == meta
 
 
-# ---- the split itself -------------------------------------------------------------
-
-
-def encoded(number, size, copies=1):
-    digest = number.to_bytes(32, "big")
-    return [Encoded(digest, size, np.zeros(size // 2, "<u2"))] * copies
-
-
-def share_of(parts, split="val"):
-    parts = list(parts)
-    return sum(i.bytes for s, i in parts if s == split) / sum(i.bytes for _, i in parts)
-
-
-@pytest.mark.parametrize("held_out", ["hash", "tail"])
-@pytest.mark.parametrize("share", [0.01, 0.05, 0.3])
-def test_share_is_met_as_whole_documents_allow(held_out, share):
-    rng = np.random.default_rng(0)
-    items = [encoded(n, int(rng.integers(50, 200)))[0] for n in range(500)]
-    assert share - 0.005 < share_of(divide(iter(items), share, held_out)) <= share
-
-
-@pytest.mark.parametrize("held_out", ["hash", "tail"])
-def test_two_documents_are_enough_and_one_is_not(held_out):
-    two = encoded(1, 5000) + encoded(2, 4000)
-    assert sorted(s for s, _ in divide(iter(two), 0.05, held_out)) == ["train", "val"]
-    for count in (0, 1, 5):
-        too_few = encoded(1, 10, copies=count)
-        with pytest.raises(CorpusError, match="two different ones are needed"):
-            list(divide(iter(too_few), 0.05, held_out))
-
-
-def test_equal_documents_stay_together():
-    items = [i for n in range(50) for i in encoded(n, 100, copies=3)]
-    where: dict[bytes, set[str]] = {}
-    for split, item in divide(iter(items), 0.2, "hash"):
-        where.setdefault(item.digest, set()).add(split)
-    assert all(len(splits) == 1 for splits in where.values())
-    assert len({split for splits in where.values() for split in splits}) == 2
-
-
-def test_large_corpus_is_divided_without_being_held(tmp_path):
-    import hashlib
-
-    def endless():
-        for n in range(4000):
-            digest = hashlib.sha256(str(n).encode()).digest()
-            taken.append(n)
-            yield Encoded(digest, 1 << 20, np.zeros(4, "<u2"))
-
-    taken: list[int] = []
-    parts = divide(endless(), 0.1, "hash")
-    next(parts)
-    assert len(taken) < 100
-    assert 0.08 < share_of(parts) < 0.12
+# ---- limits and splits of documents ---------------------------------------------
 
 
 def test_limit_leaves_out_what_does_not_fit_and_then_stops():
     sizes = [100, 100, 900, 50, *[600] * 100, 10]
-    items = [encoded(n, 2 * size)[0] for n, size in enumerate(sizes)]
+    items = [Encoded(b"", 2 * n, np.zeros(n, "<u2")) for n in sizes]
     assert [i.tokens.size for i in limit(items, 500)] == [100, 100, 50]
     assert [i.tokens.size for i in limit(items, 0)] == sizes
+    assert [i.tokens.size for i in limit(items[2:], 500, taken=200)] == [50]
+    assert list(limit(items, 500, taken=500)) == []
+
+
+def lines_of(name, count):
+    """A text with a blank line after each tenth line."""
+    return "".join(
+        f"{name}, line {n}.\n{chr(10) * (n % 10 == 9)}" for n in range(count)
+    )
+
+
+def test_few_long_documents_give_their_ends(tmp_path):
+    """Four files of 9 MB were refused; here they are small, and so is one more."""
+    files = {f"{n}.txt": lines_of(n, 600) for n in range(4)} | {"short.txt": "Short.\n"}
+    said: list[str] = []
+    data_dir = prepare_texts(tmp_path, files, report=said.append)
+    folder, meta = text_folder(data_dir), read_meta(data_dir, text_request(data_dir))
+    size = {split: meta["splits"][split]["bytes"] for split in ("train", "val")}
+    assert 0.04 < size["val"] / sum(size.values()) < 0.06
+    train, val = (documents(folder, "bytes", split) for split in ("train", "val"))
+    assert len(train) == 5 and len(val) == 4
+    for end in val:
+        (beginning,) = (t for t in train if t[:2] == end[:2])
+        assert beginning + end in files.values() and beginning.endswith("\n\n")
+    assert meta["held_out"] == {"by": "ends", "share": 0.05}
+    assert "ends of 4 long documents, cut at blank lines" in said[0]
+
+
+def test_documents_without_line_ends_stay_whole_and_the_share_is_told(tmp_path):
+    said: list[str] = []
+    files = {f"{n}.txt": f"{n}, " * 900 for n in range(3)}
+    data_dir = prepare_texts(tmp_path, files, report=said.append)
+    folder = text_folder(data_dir)
+    train, val = (documents(folder, "bytes", split) for split in ("train", "val"))
+    assert sorted(train + val) == sorted(files.values()) and len(val) == 1
+    assert said == [
+        "the validation split is 33.3% of the text and not 5.0%: the documents are few "
+        "and cannot be cut at line ends"
+    ]
+
+
+def test_ends_keep_to_the_limit_on_tokens(tmp_path):
+    files = {f"{n}.txt": lines_of(n, 100) for n in range(3)}
+    most = sum(len(text) + 1 for text in files.values())  # one more for each cut
+    data_dir = prepare_texts(tmp_path, files, max_tokens=most)
+    meta = read_meta(data_dir, text_request(data_dir, limit=most))
+    assert most - 100 < sum(s["tokens"] for s in meta["splits"].values()) <= most
+
+
+def test_two_different_documents_are_needed(tmp_path):
+    for count in (2, 5):
+        files = {f"{n}.txt": "the same\n" for n in range(count)}
+        with pytest.raises(CorpusError, match="two different ones are needed"):
+            prepare_texts(tmp_path / str(count), files)
+        (folder,) = (tmp_path / str(count) / "data").glob("text-*")
+        assert not (folder / ".partial").exists()
+
+
+def test_of_many_documents_each_hash_decides(tmp_path, monkeypatch):
+    monkeypatch.setattr(partial, "MANY_DOCUMENTS", 60)
+    monkeypatch.setattr(partial, "MANY_BYTES", 100)
+    files = texts(200, lines=1)
+    data_dir = prepare_texts(tmp_path, files)
+    val = {t for t in files.values() if rules.is_held_out(digest(t), 0.05)}
+    found = documents(text_folder(data_dir), "bytes", "val")
+    assert set(found) == val and 2 < len(found) < 25
+    train = documents(text_folder(data_dir), "bytes", "train")
+    assert sorted(train + found) == sorted(files.values())
+
+
+def digest(text):
+    return hashlib.sha256(text.encode()).digest()
 
 
 # ---- what is there already --------------------------------------------------------
 
 
 def test_missing_data_names_the_command(tmp_path):
-    with pytest.raises(MissingData, match="scripts/prepare_data.py --config"):
-        read_meta(tmp_path, "text", "bytes")
+    with pytest.raises(MissingData, match="make data"):
+        read_meta(tmp_path, Request("text", "bytes"))
     with pytest.raises(FileNotFoundError, match="make data"):
-        read_meta(tmp_path / "nowhere", "stdlib", "bytes")
+        read_meta(tmp_path / "nowhere", Request("stdlib", "bytes"))
 
 
 def damage_size(folder):
@@ -246,15 +289,15 @@ def damage_vocabulary(folder):
 )
 def test_damaged_data_is_refused_with_the_way_out(tmp_path, damage, reason):
     data_dir = prepare_texts(tmp_path)
-    damage(data_dir / "text-bytes")
-    with pytest.raises(DataError, match=f"{reason}.*--force"):
-        read_meta(data_dir, "text", "bytes")
+    damage(text_folder(data_dir))
+    with pytest.raises(DataError, match=f"{reason}.*make data FORCE=1"):
+        read_meta(data_dir, text_request(data_dir))
 
 
 @pytest.mark.parametrize("name", ["../text", "text/../..", "", "wikipedia"])
 def test_names_cannot_lead_elsewhere(tmp_path, name):
     with pytest.raises(DataError, match="GPT2_DATASET="):
-        read_meta(tmp_path, name, "bytes")
+        read_meta(tmp_path, Request(name, "bytes"))
 
 
 # ---- the command ------------------------------------------------------------------
@@ -291,20 +334,20 @@ def command(project, *arguments, **options):
     )
 
 
-def run(project, *arguments, **options):
-    process = command(project, *arguments, **options)
-    out, err = process.communicate(timeout=120)
-    return process.returncode, out, err
+def run(project, *arguments):
+    """Exit code, output and errors of the command."""
+    done = run_script("prepare_data.py", *arguments, cwd=project)
+    return done.returncode, done.stdout, done.stderr
 
 
 def test_command_prepares_once_and_says_so(project):
     code, out, err = run(project)
     assert code == 0, err
     assert "is prepared" in out and "fingerprint" in out
-    before = (project / "data" / "text-bytes" / "meta.json").stat().st_mtime_ns
+    before = (text_folder(project / "data") / "meta.json").stat().st_mtime_ns
     code, out, err = run(project, "--verify")
     assert (code, "is already there and verified" in out) == (0, True), err
-    assert (project / "data" / "text-bytes" / "meta.json").stat().st_mtime_ns == before
+    assert (text_folder(project / "data") / "meta.json").stat().st_mtime_ns == before
 
 
 def test_command_takes_overrides(project):
@@ -312,7 +355,9 @@ def test_command_takes_overrides(project):
         project, "--overrides", f"DATA_DIR='{project}/other' DATASET_MAX_TOKENS=15000"
     )
     assert code == 0, err
-    assert read_meta(project / "other", "text", "bytes")["request"]["max_tokens"]
+    assert read_meta(project / "other", text_request(project / "other"))["request"][
+        "max_tokens"
+    ]
     code, _, err = run(project, "--overrides", "DATASET_MAX_TOKENS=few")
     assert code == 2 and "GPT2_DATASET_MAX_TOKENS" in err
 
@@ -323,13 +368,13 @@ def test_command_refuses_data_prepared_to_another_request(project):
     assert code == 1 and "GPT2_DATASET_MAX_TOKENS was 0 and is now 15000" in err
     code, out, err = run(project, "--overrides", "DATASET_MAX_TOKENS=15000", "--force")
     assert code == 0 and "is prepared" in out, err
-    meta = read_meta(project / "data", "text", "bytes")
+    meta = read_meta(project / "data", text_request(project / "data"))
     assert meta["request"]["max_tokens"] == 15000
 
 
 def test_a_changed_token_is_found_by_its_time_or_on_demand(project):
     assert run(project)[0] == 0
-    tokens = project / "data" / "text-bytes" / "train.bin"
+    tokens = text_folder(project / "data") / "train.bin"
     before = tokens.stat().st_mtime_ns
     with open(tokens, "r+b") as file:
         file.write(b"\1")
@@ -348,66 +393,253 @@ def test_missing_config_and_missing_text_are_plain_errors(project):
     overrides = f"DATASET_TEXT_PATH={project}/nothing"
     code, _, err = run(project, "--overrides", overrides)
     assert code == 1 and "names no file" in err and "Traceback" not in err
-    assert not (project / "data" / "text-bytes").exists()
+    assert not text_folder(project / "data").exists()
     overrides = f"DATA_DIR={project}/config.py"
     code, _, err = run(project, "--overrides", overrides)
     assert code == 1 and f"{overrides}: data cannot be kept there" in err
 
 
-def big_texts(project):
+def big_texts(project, lines=2_000):
     for n in range(24):
         line = f"A line of big document {n}, repeated to take its time.\n"
-        (project / "texts" / f"big{n}.txt").write_text(f"{n}\n" + line * 20_000)
+        (project / "texts" / f"big{n}.txt").write_text(f"{n}\n" + line * lines)
 
 
-def test_killed_in_the_middle_leaves_nothing_that_looks_whole(project):
+def save_often(project, many_bytes):
+    """What a process does: the command, which writes down where it is each 100 kB, and
+    divides by hash from so many bytes on."""
+    encode.BATCH_CHARACTERS, preparing.SAVE_BYTES = 50_000, 100_000
+    partial.MANY_DOCUMENTS, partial.MANY_BYTES = 10, many_bytes
+    with open(project / "log", "w") as log:
+        os.dup2(log.fileno(), 2)
+    sys.stderr = sys.__stderr__
+    done = run_script("prepare_data.py", "--force", cwd=project)
+    print(done.stderr, file=sys.stderr, flush=True)
+    os._exit(done.returncode)
+
+
+class SavingOften:
+    """Such a process, forked from this one, which has all libraries already."""
+
+    def __init__(self, project, many_bytes=1 << 30):
+        self.log = project / "log"
+        fork = multiprocessing.get_context("fork")
+        self.process = fork.Process(target=save_often, args=(project, many_bytes))
+        self.process.start()
+
+    def kill_when(self, holds):
+        while not holds():
+            assert self.process.is_alive(), self.log.read_text()
+            time.sleep(0.001)
+        self.process.kill()
+        self.process.join()
+
+    def finish(self):
+        """Its errors, once it has come to a good end."""
+        self.process.join(120)
+        assert self.process.exitcode == 0, self.log.read_text()
+        return self.log.read_text()
+
+
+def contents(folder):
+    meta = json.loads((folder / "meta.json").read_text())
+    tokens = [(folder / f"{split}.bin").read_bytes() for split in ("train", "val")]
+    return {**meta, "created": None}, tokens
+
+
+@pytest.mark.parametrize("many_bytes", [1 << 30, 1 << 20])
+def test_killed_again_and_again_it_goes_on_to_the_same_bits(project, many_bytes):
+    """Documents that wait for their split, and from 1 MB on such as have one. One is
+    left out, which is to be counted once."""
     big_texts(project)
-    partial = project / "data" / ".text-bytes.partial"
-    process = command(project)
-    while not (partial / "train.bin").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    with pytest.raises(MissingData):
-        read_meta(project / "data", "text", "bytes")
-    assert not (partial / "meta.json").exists()
+    (project / "texts" / "bad.txt").write_bytes(b"\xff")
+    SavingOften(project, many_bytes).finish()
+    folder = text_folder(project / "data")
+    expected, cursor = contents(folder), folder / ".partial" / "cursor.json"
+    shutil.rmtree(folder)
+    texts_done = []
+    for _ in range(3):
+        before = stamp(cursor)
+        process = SavingOften(project, many_bytes)
+        process.kill_when(lambda: stamp(cursor) != before)  # noqa: B023
+        texts_done.append(json.loads(cursor.read_text())["place"])
+        with pytest.raises(MissingData, match="not fully prepared: go on .*make data"):
+            read_meta(project / "data", text_request(project / "data"))
+    assert texts_done == sorted(set(texts_done)), "it began again"
+    assert "going on behind" in SavingOften(project, many_bytes).finish()
+    assert contents(folder) == expected and not cursor.parent.exists()
+    assert expected[0]["skipped"]["documents"] == 1
+
+
+def stamp(path):
+    return path.stat().st_mtime_ns if path.exists() else 0
+
+
+def begun(project):
+    """A preparation that was killed behind its first save; its folder."""
+    big_texts(project)
+    place = text_folder(project / "data") / ".partial"
+    SavingOften(project).kill_when(lambda: (place / "cursor.json").exists())
+    return place
+
+
+def test_a_corpus_that_has_changed_is_not_gone_on_with(project):
+    begun(project)
+    (project / "texts" / "more.txt").write_text("One more document.\n")
+    assert "going on" not in SavingOften(project).finish()
+    meta = read_meta(project / "data", text_request(project / "data"))
+    assert sum(s["documents"] for s in meta["splits"].values()) == len(texts()) + 25
+
+
+@pytest.mark.parametrize("damage", ["shorter", "cursor"])
+def test_a_damaged_preparation_is_begun_again(project, damage):
+    place = begun(project)
+    if damage == "shorter":
+        os.truncate(place / "collected.bin", 100)
+    else:
+        (place / "cursor.json").write_text("{")
+    assert "going on" not in SavingOften(project).finish()
+
+
+def test_what_no_preparation_writes_is_not_deleted(project):
+    place = begun(project)
+    (place / "cursor.json").unlink()
+    (place / "note.txt").write_text("kept")
     code, _, err = run(project)
-    assert code == 0, err
-    meta = read_meta(project / "data", "text", "bytes")
-    assert sum(s["documents"] for s in meta["splits"].values()) == len(texts()) + 24
-    assert not partial.exists()
+    assert code == 1 and "holds note.txt, which no preparation writes" in err
+    assert (place / "note.txt").read_text() == "kept"
 
 
-def test_interrupted_leaves_nothing(project):
-    big_texts(project)
-    process = command(project)
-    while not (project / "data" / ".text-bytes.partial" / "train.bin").exists():
+def test_killed_while_files_are_put_in_place_it_needs_no_tokens(project):
+    assert run(project)[0] == 0
+    folder = text_folder(project / "data")
+    expected, place = contents(folder), folder / ".partial"
+    place.mkdir()
+    for name in ("val.bin", "meta.json"):
+        (folder / name).rename(place / name)
+    with pytest.raises(MissingData, match="not fully prepared"):
+        read_meta(project / "data", text_request(project / "data"))
+    assert run(project)[0] == 0
+    assert contents(folder) == expected and not place.exists()
+
+
+def test_interrupted_says_how_to_go_on(project):
+    big_texts(project, lines=20_000)
+    process = command(project, "--overrides", f"DATA_DIR={project}/other")
+    place = text_folder(project / "data").name
+    while not (project / "other" / place / ".partial" / "collected.bin").exists():
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    left = [name for name in os.listdir(project / "data") if "text-bytes" in name]
-    assert left in ([], [".text-bytes.lock"])
+    assert f"interrupted; `make data DATA_DIR={project}/other` goes on" in err
 
 
 def test_full_disk_is_said_and_leaves_nothing(project):
     def no_more_than_8_kib():
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
-    code, _, err = run(project, preexec_fn=no_more_than_8_kib)
-    assert code == 6, err
+    process = command(project, preexec_fn=no_more_than_8_kib)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 6, err
     assert "no space left" in err and "DATA_DIR" in err and "Traceback" not in err
-    left = [name for name in os.listdir(project / "data") if "text-bytes" in name]
-    assert left in ([], [".text-bytes.lock"])
+    assert "nothing is left of it" in err
+    left = {path.name for path in text_folder(project / "data").iterdir()}
+    assert left <= {".lock"}
+
+
+# ---- folders and links ------------------------------------------------------------
+
+
+def test_two_corpora_have_two_folders(project):
+    write_texts(project / "others", texts(15))
+    assert run(project)[0] == 0
+    other = f"DATASET_TEXT_PATH={project}/others"
+    assert run(project, "--overrides", other)[0] == 0
+    names = sorted(path.name for path in (project / "data").iterdir())
+    assert [re.sub("[0-9a-f]{6}", "#", name) for name in names] == [
+        "text-others-#-bytes",
+        "text-texts-#-bytes",
+    ]
+    assert "is already there" in run(project)[1]
+
+
+def test_a_folder_that_an_earlier_version_named_is_found(project):
+    assert run(project)[0] == 0
+    folder = text_folder(project / "data")
+    folder.rename(project / "data" / "text-bytes")
+    assert text_folder(project / "data").name == "text-bytes"
+    assert "text-bytes is already there" in run(project)[1]
+    other = Request("text", "bytes", "elsewhere")
+    assert dataset_folder(project / "data", other).name.startswith("text-elsewhere-")
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_link_to_another_disk_is_written_to_and_stays(project, force):
+    folder, disk = text_folder(project / "data"), project / "disk"
+    disk.mkdir()
+    folder.parent.mkdir()
+    folder.symlink_to(disk)
+    for _ in range(2):
+        code, out, err = run(project, *force)
+        assert code == 0, err
+    assert folder.is_symlink() and read_meta(
+        project / "data", text_request(folder.parent)
+    )
+    assert {"meta.json", "train.bin", "val.bin"} < {p.name for p in disk.iterdir()}
+    assert sorted(p.name for p in project.iterdir()) == [
+        "config.py", "data", "disk", "texts"
+    ]  # fmt: skip
+
+
+def test_links_that_lead_to_something_else_are_refused_with_ways_out(project):
+    folder, disk = text_folder(project / "data"), project / "disk"
+    folder.parent.mkdir()
+    folder.symlink_to(disk)
+    code, _, err = run(project)
+    assert (
+        code == 1 and "which is not there: mount that disk, or remove the link" in err
+    )
+    disk.mkdir()
+    (disk / "train.bin").write_bytes(b"of another project")
+    code, _, err = run(project, "--force")
+    assert code == 1 and "has a train.bin: remove the link, or move that file" in err
+    assert (disk / "train.bin").read_bytes() == b"of another project"
+
+
+def test_a_linked_partial_folder_is_no_obstacle(project):
+    place, theirs = text_folder(project / "data") / ".partial", project / "theirs"
+    place.parent.mkdir(parents=True)
+    write_texts(theirs, {"cursor.json": "theirs"})
+    place.symlink_to(theirs)
+    code, _, err = run(project)
+    assert code == 0 and "a link to" in err and "which stays as it is" in err
+    assert (theirs / "cursor.json").read_text() == "theirs"
+
+
+def test_files_that_changed_since_are_told_with_the_command(project):
+    assert run(project)[0] == 0
+    write_texts(project / "texts", {"new.txt": "new"})
+    (project / "texts" / "part0" / "doc00.txt").write_text("changed")
+    (project / "texts" / "part1" / "doc01.txt").unlink()
+    words = "--overrides", f"DATA_DIR='{project}/data'"
+    code, out, err = run(project, *words)
+    assert code == 0 and "is already there" in out
+    assert (
+        "since then: 1 added (new.txt), 1 removed (part1/doc01.txt), 1 changed "
+        f"(part0/doc00.txt). `make data DATA_DIR={project}/data FORCE=1` takes them in"
+    ) in err
+    assert run(project, *words, "--force")[0] == 0
+    assert run(project, *words)[2] == ""
+    shutil.rmtree(project / "texts")
+    code, out, err = run(project)
+    assert code == 0 and "its text is not there any more" in err
 
 
 def test_two_at_once_make_one_data_set(project):
     both = [command(project), command(project)]
     outputs = [process.communicate(timeout=120) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
-    assert existing(
-        Request("text", "bytes", str(project / "texts")), project / "data", verify=True
-    )
+    request = text_request(project / "data")
+    assert existing(request, project / "data", verify=True)

@@ -13,7 +13,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gpt2.corpora.tokenfiles import DataError, MissingData, fingerprint, prepared
+from gpt2.corpora.tokenfiles import (
+    DataError,
+    MissingData,
+    Request,
+    fingerprint,
+    prepared,
+)
 from gpt2.reading import settings_from, symbol_types
 from gpt2.training.data import (
     BatchPlan,
@@ -25,7 +31,7 @@ from gpt2.training.data import (
     open_tokens,
 )
 from lib.kconfig import load_strict
-from tests.gpt2.tinydata import ROOT, prepare_texts, texts
+from tests.gpt2.tinydata import ROOT, prepare_texts, text_folder, text_request, texts
 from tests.gpt2.tinytraining import server
 
 T = 16
@@ -50,7 +56,7 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def train(data_dir):
-    return load_split(data_dir, "text", "bytes", "train", T)
+    return load_split(data_dir, text_request(data_dir), "train", T)
 
 
 def plan_for(split, **changes):
@@ -185,7 +191,7 @@ def wait(data_dir, log):
     told = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda number, frame: told.append(number))
-    train = load_split(data_dir, "text", "bytes", "train", 16)
+    train = load_split(data_dir, text_request(data_dir), "train", 16)
     plan = BatchPlan(train.tokens.size, 16, 4, 4, 1, 1, 0, 1)
     for step, _ in enumerate(batches(train, plan, 0, 10**6, num_workers=2)):
         if step == 2:
@@ -262,24 +268,27 @@ def test_eval_windows_of_a_large_split_do_not_overflow():
 
 
 def test_missing_data_names_the_command(tmp_path):
-    with pytest.raises(MissingData, match=r"python scripts/prepare_data\.py --config"):
-        load_split(tmp_path, "stdlib", "bytes", "train")
+    with pytest.raises(MissingData, match="prepare the data with `make data`"):
+        load_split(tmp_path, Request("stdlib", "bytes"), "train")
 
 
 def test_short_split_names_the_block_size(data_dir):
-    size = open_tokens(data_dir / "text-bytes" / "val.bin").size
-    assert load_split(data_dir, "text", "bytes", "val", size - 1).tokens.size == size
+    size = open_tokens(text_folder(data_dir) / "val.bin").size
+    assert (
+        load_split(data_dir, text_request(data_dir), "val", size - 1).tokens.size
+        == size
+    )
     with pytest.raises(DataError, match=f"too few for GPT2_BLOCK_SIZE={size}"):
-        load_split(data_dir, "text", "bytes", "val", size)
+        load_split(data_dir, text_request(data_dir), "val", size)
 
 
 def test_split_says_what_it_is(train, data_dir):
-    val = load_split(data_dir, "text", "bytes", "val")
+    val = load_split(data_dir, text_request(data_dir), "val")
     assert train.vocab_size == 257 and train.fingerprint == val.fingerprint
     assert train.fingerprint == fingerprint(train.meta)
     assert 0.9 < train.bytes_per_token < 1.0  # bytes, and one token a document
     with pytest.raises(DataError, match="split='test'"):
-        load_split(data_dir, "text", "bytes", "test")
+        load_split(data_dir, text_request(data_dir), "test")
 
 
 def settings_for(data_dir, **wanted):
@@ -303,7 +312,26 @@ def test_load_data_takes_what_the_settings_ask_for(data_dir):
     assert prepared(settings_for(data_dir)) == train.meta
     with pytest.raises(DataError, match="MAX_TOKENS was 0 and is now 999"):
         load_data(settings_for(data_dir, GPT2_DATASET_MAX_TOKENS="999"))
-    with pytest.raises(DataError, match="TEXT_PATH was .* and is now 'elsewhere'"):
+    with pytest.raises(MissingData, match="text-elsewhere-[0-9a-f]{6}-bytes does not"):
         load_data(settings_for(data_dir, GPT2_DATASET_TEXT_PATH="elsewhere"))
     with pytest.raises(MissingData):
         load_data(settings_for(data_dir).replace(tokenizer="gpt2"))
+
+
+@pytest.mark.parametrize(
+    "symbol, over, message",
+    [
+        ("GPT2_EVAL_SAMPLES", 1, "GPT2_EVAL_SAMPLES=.*ask for at most"),
+        ("GPT2_BLOCK_SIZE", 32, "too few for GPT2_BLOCK_SIZE="),
+    ],
+)
+def test_what_a_split_cannot_give_is_refused_from_its_counts(
+    data_dir, symbol, over, message
+):
+    """Before anything is started: meta.json has the counts."""
+    counts = prepared(settings_for(data_dir))["splits"]["val"]["tokens"]
+    most = counts - 32
+    prepared(settings_for(data_dir, **{"GPT2_EVAL_SAMPLES": "1", symbol: str(most)}))
+    with pytest.raises(DataError, match=message):
+        wanted = {"GPT2_EVAL_SAMPLES": "1", symbol: str(most + over)}
+        prepared(settings_for(data_dir, **wanted))

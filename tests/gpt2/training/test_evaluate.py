@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from gpt2.corpora.tokenfiles import DataError
+from gpt2.corpora.tokenfiles import DataError, request_of
 from gpt2.init import init_parameters
 from gpt2.model import GPT
 from gpt2.training.data import eval_windows, load_split
@@ -27,7 +27,8 @@ def settings(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def split(settings):
-    return load_split(settings.resources.data_dir, "text", "bytes", "val")
+    data_dir = settings.resources.data_dir
+    return load_split(data_dir, request_of(settings), "val")
 
 
 @pytest.fixture(scope="module")
