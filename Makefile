@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 # Variables that this file consumes itself; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE
 # The targets that read them; PYTHON and EXTRAS are read by all.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
@@ -28,6 +28,7 @@ READ_SD := plan
 READ_MARGIN := quickstart report compare plan
 READ_LOOKS := report compare plan
 READ_SBATCH := sbatch
+READ_FORCE := data
 # The targets that settings mean something to.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit
@@ -86,6 +87,9 @@ PY = $(eval PY := $$(call inline,$$(shell $$(SETUP) --print-python)))$(PY)
 
 SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
 	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
+# From the command line alone: in the environment FORCE may be meant for others.
+FORCED = $(if $(filter FORCE,$(GIVEN)),$(if $(filter-out 0 1 n y,$(value FORCE)),$(error \
+	FORCE=$(value FORCE) is neither 1 nor 0))$(if $(filter 1 y,$(value FORCE)),--force))
 MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(call \
 	option,ONLY)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
@@ -137,8 +141,8 @@ verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the r
 	$(PY) scripts/verify.py --config config.py $(WITH)
 overfit: $(if $(wildcard .config),config.py) | setup ## let each step learn one batch by heart (STEPS=0,5)
 	$(PY) scripts/overfit.py --config config.py $(WITH)
-data: config.py | setup ## prepare the configured text
-	$(PY) scripts/prepare_data.py --config config.py $(WITH)
+data: config.py | setup ## prepare the configured text (FORCE=1: again)
+	$(PY) scripts/prepare_data.py --config config.py $(WITH) $(FORCED)
 
 ##@ Configure
 list-defconfigs: | setup ## the presets

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from gpt2 import matrix
 from gpt2.configuration import add_options, copies, load
+from gpt2.corpora.tokenfiles import check_if_prepared, with_settings
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
 from lib.process import Task
@@ -93,6 +94,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
+        check_if_prepared(plan.jobs[0].settings)
         tasks = matrix.prepare(
             plan,
             plan.base,
@@ -102,7 +104,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
         print_exact(render(plan, tasks, options))
     except (ValueError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+        print(with_settings(error, given.overrides), file=sys.stderr)
         return EXIT_USAGE
     return 0
 

@@ -25,6 +25,14 @@ from pathlib import Path
 
 from gpt2 import estimate, folder, listing, matrix
 from gpt2.configuration import add_options, copies, load
+from gpt2.corpora.tokenfiles import (
+    check_if_prepared,
+    check_untouched,
+    dataset_folder,
+    prepared,
+    request_of,
+    with_settings,
+)
 from gpt2.plan import Plan, make_plan, only
 from gpt2.proofs import stage
 from gpt2.schema import Resources
@@ -82,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
         show_same_command(given)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
-        print(error, file=sys.stderr)
+        print(with_settings(error, given.overrides), file=sys.stderr)
         return EXIT_USAGE
 
 
@@ -98,6 +106,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         if plan.base.resources.engine == "ray":
             engine_ray.check_installed()
     if given.list or given.dry_run:
+        check_if_prepared(plan.jobs[0].settings)
         print(listing.listing(plan, config), end="", flush=True)
         warn_of_other_settings(plan)
         return dry_run(given) if given.dry_run else 0
@@ -327,13 +336,6 @@ def torch_sees_a_gpu() -> bool:
 
 def check_data(plan: Plan) -> None:
     """Missing or unfit data is one error here, not one for each job."""
-    from gpt2.corpora.tokenfiles import (
-        check_untouched,
-        dataset_folder,
-        prepared,
-        request_of,
-    )
-
     settings = plan.jobs[0].settings
     meta = prepared(settings)
     folder = dataset_folder(settings.resources.data_dir, request_of(settings))

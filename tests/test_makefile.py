@@ -286,6 +286,24 @@ def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
     assert "SKIP_VERIFY=no is neither 1 nor 0" in said
 
 
+def test_data_is_prepared_again_by_the_command_that_is_printed(tree: Path) -> None:
+    (tree / "my texts").mkdir()
+    for name in "abc":
+        (tree / "my texts" / name).write_text(f"{name}: a line.\n\n" * 200)
+    done(tree, "defconfig-one")
+    words = ("DATASET=TEXT", "DATASET_TEXT_PATH=my texts", "TOKENIZER=BYTES")
+    assert "is prepared" in make(tree, "data", *words).stdout
+    (tree / "my texts" / "d").write_text("d: a line.\n\n" * 200)
+    ended = make(tree, "data", *words)
+    assert ended.returncode == 0 and "1 added (d)" in ended.stderr
+    (command,) = re.findall("`(make data .* FORCE=1)`", ended.stderr)
+    ended = run(tree, "sh", "-c", command, PYTHON=sys.executable)
+    assert "is prepared" in ended.stdout, ended.stderr
+    assert make(tree, "data", *words).stderr == ""
+    assert "FORCE=2 is neither 1 nor 0" in refused(tree, "data", "FORCE=2")
+    assert "takes no FORCE" in refused(tree, "dry-run", "FORCE=1")
+
+
 def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
     shutil.rmtree(tree / ".kablate")  # make sets up what nobody has
     assert "Setting up" in done(tree, "defconfig-one")

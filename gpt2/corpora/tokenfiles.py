@@ -13,6 +13,7 @@ import os
 import re
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,11 @@ def with_settings(message: object, overrides: str) -> str:
     overrides: as given to --overrides; without them the command would be about
     another data set.
     """
-    words = shlex.join(split_overrides(overrides))
-    command = "`make data"
-    return str(message).replace(command, f"{command} {words}" if words else command)
+    try:
+        words = "".join(f" {shlex.quote(w)}" for w in split_overrides(overrides))
+    except ValueError:  # which the message is about, then
+        words = ""
+    return str(message).replace("`make data", f"`make data{words}")
 
 
 def expand(path: str | Path, symbol: str) -> Path:
@@ -238,6 +241,13 @@ def prepared(settings: Settings) -> dict[str, Any]:
     check_request(meta, request)
     check_windows(meta, settings.model.block_size, settings.data.eval_samples)
     return meta
+
+
+def check_if_prepared(settings: Settings) -> None:
+    """As prepared, but data that is not there yet is no error: for commands that only
+    look, and for those whose jobs run on another machine."""
+    with suppress(MissingData):
+        prepared(settings)
 
 
 def check_windows(meta: Mapping[str, Any], block_size: int, samples: int) -> None:

@@ -351,5 +351,5 @@ def check_stamp(path: Path, found: Stamp, expected: Stamp) -> None:
         raise CheckpointMismatch(
             f"{path} was trained on other data (fingerprint "
             f"{found.data_fingerprint}, now {expected.data_fingerprint}): the data "
-            "set was prepared anew since. Restore it, or use another run directory"
+            "set was prepared again since. Restore it, or use another run directory"
         )

@@ -163,7 +163,9 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
     [
         (("--overrides", "MAX_ITER=5"), "nearest: MAX_ITERS"),
         (("--overrides", "STEPS=0,99"), "there is no step 99"),
-        (("--overrides", "DATA_DIR=nowhere"), "prepare_data.py"),
+        (("--overrides", "DATA_DIR=nowhere"), "`make data DATA_DIR=nowhere`"),
+        (("--dry-run", "--overrides", "EVAL_SAMPLES=999999"), "ask for at most"),
+        (("--dry-run", "--overrides", "BLOCK_SIZE=65536"), "GPT2_BLOCK_SIZE=65536"),
         (("--config", "none.py"), "make defconfig-"),
         (("--overrides", "JOBS=0"), "PARALLEL_JOBS"),
         (("--dry-run", "--overrides", "GPUS=a"), "UUID of a GPU\n(GPUS: command"),
