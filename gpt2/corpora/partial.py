@@ -69,8 +69,10 @@ class TokenWriter:
 def open_at(path: Path, size: int) -> Any:
     """A file open for writing behind its first ``size`` bytes; the rest is cut off.
 
-    Raises DamagedFile if it is smaller.
+    Raises DamagedFile if it is smaller, or a link, which would lead elsewhere.
     """
+    if path.is_symlink():
+        raise DamagedFile(f"{path} is a link")
     file = open(path, "r+b" if path.exists() else "w+b")
     if file.seek(0, os.SEEK_END) < size:
         file.close()

@@ -501,13 +501,20 @@ def test_a_damaged_preparation_is_begun_again(project, damage):
     assert "going on" not in SavingOften(project).finish()
 
 
-def test_what_no_preparation_writes_is_not_deleted(project):
-    place = begun(project)
-    (place / "cursor.json").unlink()
-    (place / "note.txt").write_text("kept")
+@pytest.mark.parametrize("link", [False, True])
+def test_what_no_preparation_writes_is_not_touched(project, link):
+    place, theirs = begun(project), project / "theirs.bin"
+    name = "collected.bin" if link else "note.txt"
+    theirs.write_text("kept" * 1_000_000)
+    if link:
+        (place / name).unlink()
+        (place / name).symlink_to(theirs)
+    else:
+        (place / "cursor.json").unlink()
+        (place / name).write_text("kept")
     code, _, err = run(project)
-    assert code == 1 and "holds note.txt, which no preparation writes" in err
-    assert (place / "note.txt").read_text() == "kept"
+    assert code == 1 and f"holds {name}, which no preparation writes" in err
+    assert (place / name).read_text() in ("kept", "kept" * 1_000_000)
 
 
 def test_killed_while_files_are_put_in_place_it_needs_no_tokens(project):
