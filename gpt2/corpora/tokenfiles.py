@@ -11,7 +11,6 @@ import glob
 import hashlib
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -21,6 +20,7 @@ from typing import Any
 from gpt2.schema import VOCAB_SIZES, Settings
 from lib.dotconfig import split_overrides
 from lib.identity import file_sha256, identity
+from lib.retype import assignments
 from lib.rundir import DamagedFile, read_json
 
 SCHEMA = 1
@@ -80,10 +80,10 @@ def with_settings(message: object, overrides: str) -> str:
     another data set.
     """
     try:
-        words = "".join(f" {shlex.quote(w)}" for w in split_overrides(overrides))
+        words = assignments(split_overrides(overrides))
     except ValueError:  # which the message is about, then
-        words = ""
-    return str(message).replace("`make data", f"`make data{words}")
+        words = []
+    return str(message).replace("`make data", " ".join(["`make data", *words]))
 
 
 def expand(path: str | Path, symbol: str) -> Path:

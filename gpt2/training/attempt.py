@@ -351,7 +351,8 @@ def _other_paths(
     """
     if trainer.has_trained:
         if material.ranks.is_first:
-            checkpoint.drop_all(recorder.run_dir / checkpoint.FOLDER)
+            folder = recorder.run_dir / checkpoint.FOLDER
+            checkpoint.reject_all(folder, trainer.job.hash)
         raise error
     recorder.say(f"{error}")
     built, batch = trainer.built, material.split.micro_batch

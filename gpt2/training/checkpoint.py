@@ -200,6 +200,14 @@ def drop_all(folder: Path, run_hash: str) -> list[str]:
     return sorted(os.listdir(folder)) if folder.is_dir() else []
 
 
+def reject_all(folder: Path, run_hash: str) -> None:
+    """As drop_all, and what stays of the run's checkpoints is put aside: no run is to
+    go on from them."""
+    if drop_all(folder, run_hash) and not folder.is_symlink():
+        for path in _of_run(folder, run_hash, _NAME):
+            _put_aside(path)
+
+
 def _drop_old(folder: Path, run_hash: str) -> None:
     whole = _of_run(folder, run_hash, _NAME)
     whole.sort(key=lambda path: _step_of(path.name))

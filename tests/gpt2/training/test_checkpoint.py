@@ -202,6 +202,9 @@ def test_dropping_all_leaves_what_is_not_of_this_run(tmp_path):
     assert checkpoint.drop_all(tmp_path, STAMP.hash) == stays == names(tmp_path)
     assert names(tmp_path / "keep") == ["x"]
     assert (tmp_path / "step-000009" / WEIGHTS_FILE).exists()
+    checkpoint.reject_all(tmp_path, STAMP.hash)
+    left = ["damaged-step-000002", "damaged-step-000009", *stays[:3]]
+    assert names(tmp_path) == left
 
 
 def test_nothing_is_dropped_or_written_behind_a_link(tmp_path):
