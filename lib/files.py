@@ -110,7 +110,7 @@ def remove_folder(folder: Path, ours: re.Pattern[str]) -> list[str]:
     """Delete a folder that holds files of ours alone; it goes by one rename.
 
     Returns strangers(); if there are any, nothing is touched. What cannot be deleted
-    stays under a hidden name, and so does a file that somebody puts there meanwhile.
+    stays under a hidden name, and so does a file that was put there meanwhile.
     """
     found = strangers(folder, ours)
     if not found:

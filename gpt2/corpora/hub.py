@@ -22,7 +22,7 @@ TRUE_VALUES = {"1", "ON", "YES", "TRUE"}
 
 @dataclass(frozen=True)
 class HubDataset:
-    """What load_dataset is told; with data_files it reads local files."""
+    """Arguments of load_dataset; with data_files it reads local files."""
 
     path: str
     name: str | None = None

@@ -1,4 +1,4 @@
-"""A preparation under way: token files that are appended to, and where it stands.
+"""A preparation under way: token files that are appended to, and its cursor.
 
     cursor.json       how much of the files counts, and the place in the corpus
     documents.bin     digest, bytes and tokens of each document that waits for its split
@@ -6,7 +6,7 @@
     train.bin, val.bin
 
 The cursor is written, atomically, after what it counts is on disk. So whatever kills
-the work, it goes on from the last cursor, and what stands behind that is cut off.
+the work, it continues from the last cursor, and what was written after that is cut off.
 """
 
 from __future__ import annotations
@@ -111,6 +111,9 @@ class Partial:
         self.writers: dict[str, TokenWriter] = {}
         try:
             self._open(cursor.get("files", {"collected": NOTHING}))
+        except (KeyError, TypeError, AttributeError) as error:
+            self.close()
+            raise DamagedFile(f"{folder / CURSOR_FILE}: {error!r}") from error
         except BaseException:
             self.close()
             raise

@@ -228,7 +228,7 @@ class Work:
         return Partial(self.place, key, share)
 
     def _usable(self, items: Iterable[Item]) -> Iterator[Encoded]:
-        """The documents as tokens; those that are left out are told and noted."""
+        """The documents as tokens; those that are left out are reported and noted."""
         threads = min(8, os.cpu_count() or 1)
         for item in encode_documents(items, self.encoding, threads):
             if isinstance(item, Encoded):

@@ -87,7 +87,7 @@ def with_settings(message: object, overrides: str) -> str:
 
 
 def expand(path: str | Path, symbol: str) -> Path:
-    """The path with ~ replaced; DataError, naming the symbol, where that is nobody."""
+    """The path with ~ replaced; DataError, naming the symbol, if that is unknown."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -244,8 +244,8 @@ def prepared(settings: Settings) -> dict[str, Any]:
 
 
 def check_if_prepared(settings: Settings) -> None:
-    """As prepared, but data that is not there yet is no error: for commands that only
-    look, and for those whose jobs run on another machine."""
+    """As prepared, but data that is not there yet is accepted: for commands that only
+    list jobs, and for jobs that run on another machine."""
     with suppress(MissingData):
         prepared(settings)
 

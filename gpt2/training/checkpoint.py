@@ -43,6 +43,7 @@ _DAMAGED = re.compile(rf"{_ASIDE}step-\d{{6,}}")
 _FILES = re.compile(
     r"model\.safetensors|state\.pt|checkpoint\.json"
     r"|\.checkpoint\.json\.[0-9a-f]{12}\.tmp"
+    r"|\.tmp[0-9A-Za-z]{6}"  # of safetensors, which renames it to the weights' name
 )
 
 Weights = dict[str, Tensor]
@@ -136,7 +137,7 @@ def save(
     target = folder / stamp.folder
     partial = hidden_name(target)
     try:
-        own_folder(folder)  # in a run directory, which is not made anew
+        own_folder(folder)  # in a run directory, which has to be there
         partial.mkdir()
         _write_files(partial, stamp, weights, state)
         _put_in_place(partial, target)
@@ -294,7 +295,8 @@ def load_newest(
 
 
 def _put_aside(path: Path) -> None:
-    """Rename to a name that says "damaged"; what somebody else put there stays."""
+    """Rename to a name that says "damaged"; an earlier one that cannot be removed
+    keeps its name, and this one gets a number."""
     aside, number = path.with_name(_ASIDE + path.name), 1
     remove_folder(aside, _FILES)
     while os.path.lexists(aside):

@@ -206,7 +206,7 @@ def test_few_long_documents_give_their_ends(tmp_path):
     assert "ends of 4 long documents, cut at blank lines" in said[0]
 
 
-def test_documents_without_line_ends_stay_whole_and_the_share_is_told(tmp_path):
+def test_documents_without_line_ends_stay_whole_and_the_share_is_reported(tmp_path):
     said: list[str] = []
     files = {f"{n}.txt": f"{n}, " * 900 for n in range(3)}
     data_dir = prepare_texts(tmp_path, files, report=said.append)
@@ -625,7 +625,7 @@ def test_a_linked_partial_folder_is_no_obstacle(project):
     assert (theirs / "cursor.json").read_text() == "theirs"
 
 
-def test_files_that_changed_since_are_told_with_the_command(project):
+def test_files_that_changed_since_are_named_with_the_command(project):
     assert run(project)[0] == 0
     write_texts(project / "texts", {"new.txt": "new"})
     (project / "texts" / "part0" / "doc00.txt").write_text("changed")
