@@ -106,6 +106,7 @@ class Partial:
             "skipped", {"documents": 0, "first": []}
         )
         self.is_resumed = bool(cursor)
+        self.rule = str(cursor.get("rule", "hash"))  # by which documents were divided
         self._collected: TokenWriter | None = None
         self._index: Any = None
         self.writers: dict[str, TokenWriter] = {}
@@ -186,7 +187,7 @@ class Partial:
         else:
             files = {split: writer.flush() for split, writer in self.writers.items()}
         cursor = {"schema": SCHEMA, "key": self._key, "place": self.place}
-        more = {"files": files, "skipped": self.skipped}
+        more = {"files": files, "skipped": self.skipped, "rule": self.rule}
         atomic_write_json(self.folder / CURSOR_FILE, {**cursor, **more})
 
     def sizes(self) -> Sizes:
@@ -197,13 +198,13 @@ class Partial:
         self._index.flush()
         return np.fromfile(self.folder / INDEX_FILE, _ROW)
 
-    def divide(self, is_val: Callable[[int, bytes], bool]) -> None:
+    def divide(self, is_val: Callable[[int, bytes], bool], rule: str = "hash") -> None:
         """Give each collected document its split: is_val(number, digest)."""
         self._open_splits({})
         for number, item in enumerate(self._collected_documents()):
             split = "val" if is_val(number, item.digest) else "train"
             self.writers[split].write(item)
-        self.keep_splits()
+        self.keep_splits(rule)
 
     def start_splits(self) -> None:
         """Empty token files, for what is not divided as it was collected."""
@@ -219,9 +220,13 @@ class Partial:
             yield Encoded(row["digest"].tobytes(), int(row["bytes"]), tokens[start:end])
             start = end
 
-    def keep_splits(self) -> None:
-        """Done with what was collected: from here on documents go to their split."""
+    def keep_splits(self, rule: str) -> None:
+        """Done with what was collected: from here on documents go to their split.
+
+        rule: what meta.json says about how they got it.
+        """
         assert self._collected is not None
+        self.rule = rule
         self._collected.close()
         self._index.close()
         self._collected = self._index = None

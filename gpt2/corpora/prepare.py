@@ -13,7 +13,7 @@ import hashlib
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -182,15 +182,14 @@ class Work:
             if partial.text_bytes - saved >= SAVE_BYTES:
                 partial.save()
                 saved = partial.text_bytes
-        held_out = {"by": "hash", "share": self.corpus.val_share}
         if not partial.is_divided:
             partial.save()
             try:
-                held_out["by"] = self._divide(partial)
+                self._divide(partial)
             except CorpusError:
                 (self.place / CURSOR_FILE).unlink()  # more of the same would not help
                 raise
-        meta = self._meta(partial, held_out)
+        meta = self._meta(partial)
         files = {name: list(stat) for name, stat in self.corpus.files.items()}
         atomic_write_json(self.place / SOURCES_FILE, files)
         atomic_write_json(self.place / META_FILE, meta)
@@ -254,8 +253,8 @@ class Work:
 
     # ---- splits -----------------------------------------------------------------
 
-    def _divide(self, partial: Partial) -> str:
-        """Divide the documents that were collected; how, as meta.json says it."""
+    def _divide(self, partial: Partial) -> None:
+        """Divide the documents that were collected."""
         sizes, share = partial.sizes(), self.corpus.val_share
         if len({digest for digest, _ in sizes}) < 2:
             raise CorpusError(
@@ -266,19 +265,18 @@ class Work:
         target = share * sum(size for _, size in sizes)
         if self.corpus.held_out == "tail":
             cut = rules.by_tail(sizes, target)
-            partial.divide(lambda number, digest: number >= cut)
-            return "tail"
+            partial.divide(lambda number, digest: number >= cut, "tail")
+            return
         chosen = rules.by_rank(sizes, target)
         whole = sum(size for digest, size in sizes if digest in chosen)
         if not rules.meets(whole, target) and self._divide_ends(partial, sizes, target):
-            return "ends"
+            return
         if not rules.meets(whole, target):
             self.report(
                 f"the validation split is {whole * share / target:.1%} of the text and "
                 f"not {share:.1%}: the documents are few and cannot be cut at line ends"
             )
         partial.divide(lambda number, digest: digest in chosen)
-        return "hash"
 
     def _divide_ends(self, partial: Partial, sizes: rules.Sizes, target: float) -> bool:
         """Hold out the ends of long documents, which are read once more; False, and
@@ -308,7 +306,7 @@ class Work:
             partial.writers[item.place].write(item)
         if not rules.meets(partial.writers["val"].bytes, target):
             return False
-        partial.keep_splits()
+        partial.keep_splits("ends")
         self.report(
             f"the validation split is the ends of {cut} long documents, cut at blank "
             "lines or else line ends: whole documents do not make up "
@@ -316,7 +314,7 @@ class Work:
         )
         return True
 
-    def _meta(self, partial: Partial, held_out: Mapping[str, Any]) -> dict[str, Any]:
+    def _meta(self, partial: Partial) -> dict[str, Any]:
         splits = partial.finish()
         for split in SPLITS:
             if not splits[split]["documents"]:
@@ -333,7 +331,7 @@ class Work:
             "source": dict(self.corpus.source),
             "revision": self.corpus.revision(),
             "request": asdict(self.request),
-            "held_out": dict(held_out),
+            "held_out": {"by": partial.rule, "share": self.corpus.val_share},
             "skipped": partial.skipped,
             "splits": splits,
             "created": now(),

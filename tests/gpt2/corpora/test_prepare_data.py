@@ -206,6 +206,24 @@ def test_few_long_documents_give_their_ends(tmp_path):
     assert "ends of 4 long documents, cut at blank lines" in said[0]
 
 
+@pytest.mark.parametrize("count, rule", [(4, "ends"), (1, "tail"), (30, "hash")])
+def test_stopped_before_meta_is_written_it_still_says_how_it_divided(
+    tmp_path, monkeypatch, count, rule
+):
+    files = {f"{n}.txt": lines_of(n, 600) for n in range(count)}
+    with monkeypatch.context() as patch:
+        patch.setattr(partial.Partial, "finish", None)
+        with pytest.raises(TypeError):
+            prepare_texts(tmp_path, files)
+    said: list[str] = []
+    request = text_request(tmp_path / "data")
+    words = request, tmp_path / "data", open_corpus(request), get_encoding("bytes")
+    meta = prepare(*words, report=said.append)
+    assert meta["held_out"]["by"] == rule and "going on behind" in said[0]
+    other = prepare_texts(tmp_path / "other", files)
+    assert fingerprint(meta) == fingerprint(read_meta(other, text_request(other)))
+
+
 def test_documents_without_line_ends_stay_whole_and_the_share_is_reported(tmp_path):
     said: list[str] = []
     files = {f"{n}.txt": f"{n}, " * 900 for n in range(3)}
