@@ -12,7 +12,7 @@ from gpt2.lengths import NO_END, last_update, resolve, seconds_of
 from gpt2.plan import make_plan
 from gpt2.reading import settings_from
 from gpt2.training.schedule import learning_rate
-from tests.gpt2.tinydata import prepare_texts, text_folder
+from tests.gpt2.tinydata import prepare_texts, text_folder, text_request
 from tests.gpt2.tinytraining import finish, records, status, tiny_config, tiny_job
 
 
@@ -21,8 +21,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return prepare_texts(tmp_path_factory.mktemp("corpus"))
 
 
-def plan_of(*overrides: str, max_iters_from: str = "preset:1"):
-    config = tiny_config(*overrides)
+def plan_of(*overrides: str, max_iters_from: str = "preset:1", **paths: str):
+    config = tiny_config(*overrides, **paths)
     origins = {**config.origins, "GPT2_MAX_ITERS": max_iters_from}
     return make_plan(replace(config, origins=origins))
 
@@ -46,11 +46,12 @@ def test_tokens_become_updates_rounded_up() -> None:
 
 def test_epochs_are_of_the_training_split(data_dir: Path) -> None:
     meta = json.loads((text_folder(data_dir) / "meta.json").read_text())
-    overrides = (f"DATA_DIR={data_dir}", "MAX_EPOCHS=1.5")
-    updates = plan_of(*overrides).jobs[0].settings.optim.max_iters
+    path = text_request(data_dir).text_path
+    plan = plan_of(f"DATA_DIR={data_dir}", "MAX_EPOCHS=1.5", text_path=path)
+    updates = plan.jobs[0].settings.optim.max_iters
     tokens = meta["splits"]["train"]["tokens"]
     assert (updates - 1) * 256 < 1.5 * tokens <= updates * 256
-    with pytest.raises(ValueError, match="prepare_data.py"):
+    with pytest.raises(ValueError, match="prepare the data with `make data`"):
         plan_of("DATA_DIR=nowhere", "MAX_EPOCHS=1.5")
 
 
