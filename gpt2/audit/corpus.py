@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2.audit.finding import AuditLine, Tolerance, compare
-from gpt2.corpora.tokenfiles import SPLITS, dataset_folder, split_file
+from gpt2.corpora.tokenfiles import SPLITS, dataset_folder, request_of, split_file
 from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.schema import VOCAB_SIZES, Settings
 from lib.identity import file_sha256, identity
@@ -47,7 +47,7 @@ def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> PreparedT
     """
     data = settings.data
     try:
-        folder = dataset_folder(data_dir, data.dataset, data.tokenizer)
+        folder = dataset_folder(data_dir, request_of(settings))
         files = {split: split_file(folder, split) for split in SPLITS}
         sums = {split: _sum_of(path) for split, path in files.items()}
         train, val = (np.memmap(files[s], dtype="<u2", mode="r") for s in SPLITS)

@@ -5,7 +5,7 @@ equal documents get the same split. By the first of these that applies:
 
     many documents    each by its own hash: a share of them, on average
     whole documents   in the order of their hashes, those that make up the share, if
-                      they come to between half of it and twice of it
+                      they come to between 1/2.5 of it and 2.5 times of it
     ends              of each long document its last part, cut behind a blank line, or
                       else behind a line
     few and uncut     whole documents that come nearest to the share
@@ -21,7 +21,7 @@ from gpt2.corpora.corpus import BOUNDARIES
 
 MANY_DOCUMENTS = 8192  # with more than both of these, hashes alone decide
 MANY_BYTES = 32 << 20
-TOLERANCE = 2.0  # how far from the share, as a factor, whole documents may be
+TOLERANCE = 2.5  # how far from the share, as a factor, whole documents may be
 
 Sizes = Sequence[tuple[bytes, int]]  # digest and bytes of each document
 

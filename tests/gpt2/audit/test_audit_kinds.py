@@ -8,6 +8,7 @@ import pytest
 from gpt2.audit.finding import LEFT_OUT, OK, PASSED
 from gpt2.audit.losses import initial_weights, score
 from gpt2.audit.options import AuditOptions
+from gpt2.corpora.tokenfiles import request_of
 from gpt2.training.data import load_split
 from tests.gpt2.audit.runs import audit, audited_job, differing, problems
 from tests.gpt2.tinytraining import finish, manifest, status, train
@@ -84,7 +85,7 @@ def test_a_sample_too_small_to_tell_anything_is_no_check(done):
 
 def test_a_sample_of_windows_is_as_close_as_it_says(job, data_dir):
     settings = job.settings.replace(eval_samples=64)
-    tokens = load_split(data_dir, "text", "bytes", "val").tokens
+    tokens = load_split(data_dir, request_of(settings), "val").tokens
     weights = initial_weights(settings, seed=3)
     whole = score(weights, settings, tokens, AuditOptions())
     part = score(weights, settings, tokens, AuditOptions(windows=24))

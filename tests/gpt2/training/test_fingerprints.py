@@ -14,6 +14,7 @@ from gpt2.training.fingerprints import (
     weight_fingerprints,
 )
 from tests.gpt2.helpers import tiny_step
+from tests.gpt2.tinydata import text_request
 from tests.gpt2.tinytraining import STEPS, finish, manifest, tiny_job, train
 
 PLAN = BatchPlan(
@@ -39,7 +40,7 @@ def sums(split, plan: BatchPlan, start: int = 0, **options: int) -> dict[int, in
 
 
 def test_a_batch_has_one_fingerprint_however_it_is_cut_and_read(data_dir):
-    split = load_split(data_dir, "text", "bytes", "train")
+    split = load_split(data_dir, text_request(data_dir), "train")
     plan = replace(PLAN, n_tokens=split.tokens.size)
     whole = batch_fingerprints([sums(split, plan)])
     assert list(whole) == ["1", "2", "4", "6"] and len(set(whole.values())) == 4
