@@ -17,29 +17,16 @@ from torch import Tensor
 from lib.kernels import causal, causal_backward
 from lib.kernels.kept import spread, write_largest
 from lib.kernels.rows import packed
-from lib.kernels.tiles import Tiled
+from lib.kernels.tiles import Tiled, precision
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
 WIDEST_TOPK = 32
 LOG2E = 1.0 / math.log(2.0)
 
-_forward = Tiled(
-    causal.forward_kernel,
-    *((128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)),
-)
-_rows = Tiled(
-    causal_backward.rows_kernel,
-    *((128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
-)
-_columns = Tiled(
-    causal_backward.columns_kernel,
-    *((64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
-    restore=("dq_ptr", "dk_ptr"),
-)
-_mean = Tiled(
-    causal.mean_kernel,
-    *((128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)),
-)
+_forward = Tiled(causal.forward_kernel)
+_rows = Tiled(causal_backward.rows_kernel)
+_columns = Tiled(causal_backward.columns_kernel, restore=("dq_ptr", "dk_ptr"))
+_mean = Tiled(causal.mean_kernel)
 
 TILED = (_forward, _rows, _columns, _mean)
 
@@ -79,11 +66,6 @@ def _width(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
-def _precision(x: Tensor) -> str:
-    exact = torch.get_float32_matmul_precision() == "highest"
-    return "ieee" if x.dtype == torch.float32 and exact else "tf32"
-
-
 def _flags(x: Problem, q: Tensor, v: Tensor, factor: Any, alpha: Any) -> dict[str, Any]:
     return {
         "D": q.shape[3],
@@ -95,7 +77,7 @@ def _flags(x: Problem, q: Tensor, v: Tensor, factor: Any, alpha: Any) -> dict[st
         "VALUES": x.values,
         "FACTOR": factor is not None,
         "LEARNED": alpha is not None,
-        "P": _precision(q),
+        "P": precision(q),
     }
 
 

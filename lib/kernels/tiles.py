@@ -1,15 +1,22 @@
-"""Triton kernels with tile sizes chosen from a list (lib/kernels/choices.py)."""
+"""Triton kernels with tile sizes chosen from a list (lib/kernels/choices.py).
+
+The lists, one for each kernel and family of GPUs, stand in ``TILES``. The registers and
+the shared memory of each tile are measured by tests/lib/test_kernels_compiled.py.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple
 
+import torch
 import triton
 from torch import Tensor
 
+from lib import device
 from lib.kernels import choices
 from lib.kernels.timing import once, seconds
 
@@ -31,6 +38,75 @@ EXACT = Tile(32, 32, 4, 2)
 INTERPRETED = Tile(16, 16, 4, 1)
 
 
+def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[Tile, ...]:
+    return tuple(Tile(*size) for size in sizes)
+
+
+# In the order of preference: a process that trains takes the first that runs where none
+# was timed. RDNA (waves of 32, 256 registers per thread, 64 KiB of LDS) needs small
+# tiles of one stage: a wave keeps the columns' operands of WMMA in registers, on gfx11
+# twice, and what a second stage loads ahead as well. CDNA (waves of 64, up to 512
+# registers, 64 KiB) has no room for the third stage of NVIDIA's lists.
+TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
+    "forward_kernel": {
+        "nvidia": _tiles(
+            (128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)
+        ),
+        "cdna": _tiles((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
+        "rdna": _tiles(
+            (128, 32, 8, 1), (64, 32, 8, 1), (64, 32, 4, 1), (128, 32, 8, 2)
+        ),
+    },
+    "rows_kernel": {
+        "nvidia": _tiles(
+            (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)
+        ),
+        "cdna": _tiles((128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 1)),
+        "rdna": _tiles((32, 32, 8, 1), (64, 16, 8, 1), (32, 16, 4, 1)),
+    },
+    "columns_kernel": {
+        "nvidia": _tiles(
+            (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)
+        ),
+        "cdna": _tiles((32, 64, 4, 2), (32, 64, 4, 1), (32, 32, 4, 1)),
+        "rdna": _tiles((32, 16, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
+    },
+    "mean_kernel": {
+        "nvidia": _tiles(
+            (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)
+        ),
+        "cdna": _tiles((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 1)),
+        "rdna": _tiles((64, 64, 8, 1), (128, 32, 8, 1), (64, 32, 4, 1)),
+    },
+}
+
+
+@cache
+def architecture(where: torch.device) -> str:
+    """Of a device: "gfx1100", "sm_90"; its kind if it is no GPU."""
+    if where.type != "cuda":
+        return where.type
+    backend = "rocm" if torch.version.hip else "cuda"
+    return device.architecture(torch.cuda.get_device_properties(where), backend)
+
+
+def family(architecture: str) -> str:
+    """The name of its lists in ``TILES``."""
+    amd = re.match(r"gfx(9|1)", architecture)
+    return "nvidia" if amd is None else {"9": "cdna", "1": "rdna"}[amd[1]]
+
+
+def precision(x: Tensor) -> str:
+    """The input precision of tl.dot, which counts for fp32 numbers: "tf32" or "ieee".
+
+    Triton refuses "tf32" on every AMD GPU but gfx942, for bf16 numbers too.
+    """
+    if architecture(x.device).startswith("gfx"):
+        return "ieee"
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "ieee" if x.dtype == torch.float32 and exact else "tf32"
+
+
 class Tiled:
     """A kernel whose last two arguments, BM and BN, are those of a tile.
 
@@ -40,13 +116,12 @@ class Tiled:
     def __init__(
         self,
         kernel: Any,
-        *tiles: tuple[int, int, int, int],
         restore: Sequence[str] = (),
     ) -> None:
-        """tiles: in the order of preference; restore: arguments that the kernel adds
-        to, which a trial has to leave as they were."""
+        """restore: arguments that the kernel adds to, which a trial has to leave as
+        they were."""
         self.kernel = kernel
-        self.tiles = tuple(Tile(*tile) for tile in tiles)
+        self.tiles = TILES[kernel.__name__]
         names = list(kernel.arg_names)
         self.length = names.index("T")
         self.restored = [names.index(name) for name in restore]
@@ -54,11 +129,13 @@ class Tiled:
     def __getitem__(self, grid: Any) -> Launch:
         return partial(self._launch, grid)
 
-    def options(self, precision: str) -> tuple[Tile, ...]:
-        """The tiles to choose from for products of this precision."""
+    def options(self, x: Tensor, precision: str) -> tuple[Tile, ...]:
+        """The tiles to choose from for products of numbers like x in this precision."""
         if os.environ.get("TRITON_INTERPRET") == "1":
             return (INTERPRETED,)
-        return (EXACT,) if precision == "ieee" else self.tiles
+        if x.dtype == torch.float32 and precision == "ieee":
+            return (EXACT,)
+        return self.tiles[family(architecture(x.device))]
 
     def key(self, arguments: Sequence[Any], flags: dict[str, Any]) -> str:
         """What a choice depends on, readable: kernel, type, length, flags."""
@@ -71,7 +148,7 @@ class Tiled:
         trial = partial(self._trial, run, arguments)
         tile = choices.choose(
             self.key(arguments, flags),
-            self.options(flags["P"]),
+            self.options(arguments[0], flags["P"]),
             partial(trial, seconds),
             lambda tile: trial(once, tile) == 0.0,
         )
