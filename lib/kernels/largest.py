@@ -101,8 +101,9 @@ def keep_eights(top, s, BM: tl.constexpr):
     """``top`` [BM, 4, 8], the eight largest so far of each of four lanes in falling
     order, with the rows of s [BM, 64] taken in.
 
-    A matrix unit's accumulator gives a thread two neighbours of every eight columns of
-    a row; four such threads are the lanes, so that nothing crosses threads.
+    On NVIDIA, a matrix unit's accumulator gives a thread two neighbours of every eight
+    columns of a row; four such threads are the lanes, so that nothing crosses threads.
+    Elsewhere the result is the same and numbers cross threads.
     """
     even, odd = tl.split(tl.permute(tl.reshape(s, [BM, 8, 4, 2]), (0, 2, 1, 3)))
     a0, a1, a2, a3, a4, a5, a6, a7 = _falling(even, BM)

@@ -32,9 +32,13 @@ class Tile(NamedTuple):
     stages: int
 
 
-# For fp32 products that no tensor core computes: they are unrolled, and a tile of 64 by
-# 64 takes a compiler a minute.
-EXACT = Tile(32, 32, 4, 2)
+# For fp32 products that no matrix unit computes: unrolled, on NVIDIA a tile
+# of 64 by 64 takes a compiler a minute. RDNA has no unit for fp32 numbers.
+EXACT = {
+    "nvidia": Tile(32, 32, 4, 2),
+    "cdna": Tile(32, 32, 4, 2),
+    "rdna": Tile(16, 16, 8, 1),
+}
 INTERPRETED = Tile(16, 16, 4, 1)
 
 
@@ -133,9 +137,9 @@ class Tiled:
         """The tiles to choose from for products of numbers like x in this precision."""
         if os.environ.get("TRITON_INTERPRET") == "1":
             return (INTERPRETED,)
-        if x.dtype == torch.float32 and precision == "ieee":
-            return (EXACT,)
-        return self.tiles[family(architecture(x.device))]
+        kind = family(architecture(x.device))
+        exact = x.dtype == torch.float32 and precision == "ieee"
+        return (EXACT[kind],) if exact else self.tiles[kind]
 
     def key(self, arguments: Sequence[Any], flags: dict[str, Any]) -> str:
         """What a choice depends on, readable: kernel, type, length, flags."""
