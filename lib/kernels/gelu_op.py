@@ -23,7 +23,8 @@ MULTIPLE = 8  # of widths, which the library asks of what it leaves beside
 
 def _serves(x: Tensor) -> bool:
     """Whether cuBLASLt computes it; elsewhere, and outside autocast, torch does."""
-    return x.device.type == "cuda" and x.dtype in KINDS
+    on_nvidia = x.device.type == "cuda" and torch.version.cuda is not None
+    return on_nvidia and x.dtype in KINDS
 
 
 @torch.library.custom_op("kablate::linear_gelu", mutates_args=())

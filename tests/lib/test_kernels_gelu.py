@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lib.kernels import gelu_op
 from lib.kernels.gelu_op import gelu_slopes, linear_gelu, through_gelu
 
 # Rows, width, inner width, rows of the second matrix.
@@ -62,6 +65,16 @@ def test_the_operators_keep_what_torch_asks_of_them() -> None:
         torch.library.opcheck(
             operator, arguments, test_utils=("test_schema", "test_faketensor")
         )
+
+
+@pytest.mark.parametrize("cuda", ["13.0", None])
+def test_cublaslt_serves_on_nvidia_alone(
+    cuda: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", cuda)  # torch calls AMD's GPUs cuda too
+    on_a_gpu = SimpleNamespace(device=torch.device("cuda"), dtype=torch.bfloat16)
+    assert gelu_op._serves(on_a_gpu) == (cuda is not None)
+    assert not gelu_op._serves(torch.empty(0, dtype=torch.bfloat16))
 
 
 # ---- on a GPU -------------------------------------------------------------------
