@@ -17,7 +17,7 @@ from torch import Tensor
 from lib.kernels import causal, causal_backward
 from lib.kernels.kept import spread, write_largest
 from lib.kernels.rows import packed
-from lib.kernels.tiles import Tiled, precision
+from lib.kernels.tiles import Tiled, precision, slots
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
 WIDEST_TOPK = 32
@@ -138,7 +138,7 @@ def causal_op(
     _forward[lambda meta: (b * h, triton.cdiv(t, meta["BM"]))](
         q, k, v, o, lse, stat, threshold, factor, alphas,
         *_strides(q, k, v, o), c, alpha, h, t, x.reach, topk,
-        K=max(2, triton.next_power_of_2(topk)), **flags,
+        K=slots(q, topk), **flags,
     )  # fmt: skip
     if x.mean:
         whole = means.new_empty(b, t, t) if x.kept else means

@@ -40,6 +40,7 @@ EXACT = {
     "rdna": Tile(16, 16, 8, 1),
 }
 INTERPRETED = Tile(16, 16, 4, 1)
+PASSES_FAILED = "PassManager::run failed"  # of Triton's compiler, as a RuntimeError
 
 
 def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[Tile, ...]:
@@ -111,6 +112,15 @@ def precision(x: Tensor) -> str:
     return "ieee" if x.dtype == torch.float32 and exact else "tf32"
 
 
+def slots(x: Tensor, k: int) -> int:
+    """How many places of a row keep its k largest: a power of 2.
+
+    At least 16 on RDNA, where Triton 3.6 has no layout of WMMA for fewer columns.
+    """
+    least = 16 if family(architecture(x.device)) == "rdna" else 2
+    return max(least, int(triton.next_power_of_2(k)))
+
+
 class Tiled:
     """A kernel whose last two arguments, BM and BN, are those of a tile.
 
@@ -177,7 +187,8 @@ class Tiled:
         measure: Callable[[Callable[[], object]], float],
         tile: Tile,
     ) -> float:
-        """Seconds of a launch; infinite where the card is too small for the tile."""
+        """Seconds of a launch; infinite where the card is too small for the tile or
+        Triton cannot compile it."""
         kept: list[tuple[Tensor, Tensor]] = [
             (arguments[i], arguments[i].clone()) for i in self.restored
         ]
@@ -185,6 +196,10 @@ class Tiled:
             return measure(lambda: run(tile))
         except (triton.OutOfResources, triton.CompilationError):
             return float("inf")
+        except RuntimeError as error:
+            if PASSES_FAILED in str(error):
+                return float("inf")
+            raise
         finally:
             for tensor, before in kept:
                 tensor.copy_(before)

@@ -106,18 +106,6 @@ def test_every_tile_compiles_and_fits(architecture: str) -> None:
     assert {x.kernel for x, _ in asked} >= {"_keep_kernel", *tiles.TILES}
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-def test_the_network_of_eights_compiles_for_waves_of_32() -> None:
-    """It is laid out for NVIDIA's accumulators; RDNA's lists, of fewer columns, do
-    without it."""
-    few = [x for x in launches("gfx1100") if dict(x.constants).get("STAT") == 1]
-    forward = next(x for x in few if x.kernel == "forward_kernel")
-    found = compiled(forward, "gfx1100", tiles.Tile(64, 64, 8, 1))
-    assert 0 < found.shared <= 64 * 1024
-    assert all(tile.columns != 64 for tile in tiles.TILES["forward_kernel"]["rdna"])
-
-
 def test_each_family_has_a_list_of_its_own() -> None:
     names = ("gfx1100", "gfx1201", "gfx942", "gfx90a", "sm_80", "sm_120", "cpu")
     found = [tiles.family(name) for name in names]
@@ -150,3 +138,27 @@ def test_amd_is_never_asked_for_tf32(
         kind = tiles.family(architecture)
         exact = dtype == torch.float32
         assert options == ((tiles.EXACT[kind],) if exact else kernel.tiles[kind])
+
+
+def test_rdna_keeps_at_least_16_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = {}
+    for name in ("gfx1100", "gfx942", "sm_90"):
+        monkeypatch.setattr(tiles, "architecture", lambda device, name=name: name)
+        found[name] = [tiles.slots(torch.empty(0), k) for k in (1, 5, 32)]
+    assert found["gfx1100"] == [16, 16, 32]
+    assert found["gfx942"] == found["sm_90"] == [2, 8, 32]
+
+
+@pytest.mark.parametrize("message", [tiles.PASSES_FAILED, "an illegal memory access"])
+def test_a_tile_that_triton_cannot_compile_is_passed_over(message: str) -> None:
+    def fail(call: object) -> float:
+        raise RuntimeError(message)
+
+    def trial() -> float:
+        return TILED[0]._trial(lambda tile: None, (), fail, tiles.EXACT["rdna"])
+
+    if message == tiles.PASSES_FAILED:
+        assert trial() == float("inf")
+    else:
+        with pytest.raises(RuntimeError, match=message):
+            trial()
