@@ -36,6 +36,7 @@ class Tile(NamedTuple):
 # of 64 by 64 takes a compiler a minute. RDNA has no unit for fp32 numbers.
 EXACT = {
     "nvidia": Tile(32, 32, 4, 2),
+    "ampere": Tile(32, 32, 4, 2),
     "cdna": Tile(32, 32, 4, 2),
     "rdna": Tile(16, 16, 8, 1),
 }
@@ -51,10 +52,14 @@ def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[Tile, ...]:
 # was timed. RDNA (waves of 32, 256 registers per thread, 64 KiB of LDS) needs small
 # tiles of one stage: a wave keeps the columns' operands of WMMA in registers, on gfx11
 # twice, and what a second stage loads ahead as well. CDNA (waves of 64, up to 512
-# registers, 64 KiB) has no room for the third stage of NVIDIA's lists.
+# registers, 64 KiB) does with two: a third takes all of its LDS. Ampere, Ada and the
+# GeForce cards of Blackwell keep operands in registers too, and most have 99 KiB.
 TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
     "forward_kernel": {
         "nvidia": _tiles(
+            (128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)
+        ),
+        "ampere": _tiles(
             (128, 64, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 2)
         ),
         "cdna": _tiles((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 2)),
@@ -66,6 +71,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
         "nvidia": _tiles(
             (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)
         ),
+        "ampere": _tiles((64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)),
         "cdna": _tiles((128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 1)),
         "rdna": _tiles((32, 32, 8, 1), (64, 16, 8, 1), (32, 16, 4, 1)),
     },
@@ -73,6 +79,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
         "nvidia": _tiles(
             (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)
         ),
+        "ampere": _tiles((64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
         "cdna": _tiles((32, 64, 4, 2), (32, 64, 4, 1), (32, 32, 4, 1)),
         "rdna": _tiles((32, 16, 8, 1), (32, 16, 4, 1), (16, 16, 4, 1)),
     },
@@ -80,6 +87,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
         "nvidia": _tiles(
             (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)
         ),
+        "ampere": _tiles((64, 64, 4, 3), (64, 32, 4, 3)),
         "cdna": _tiles((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 1)),
         "rdna": _tiles((64, 64, 8, 1), (128, 32, 8, 1), (64, 32, 4, 1)),
     },
@@ -97,8 +105,13 @@ def architecture(where: torch.device) -> str:
 
 def family(architecture: str) -> str:
     """The name of its lists in ``TILES``."""
-    amd = re.match(r"gfx(9|1)", architecture)
-    return "nvidia" if amd is None else {"9": "cdna", "1": "rdna"}[amd[1]]
+    families = {
+        r"gfx9": "cdna",
+        r"gfx1": "rdna",
+        r"sm_(8|12)": "ampere",
+    }
+    found = (name for start, name in families.items() if re.match(start, architecture))
+    return next(found, "nvidia")
 
 
 def precision(x: Tensor) -> str:

@@ -7,6 +7,7 @@ prints what each tile takes at worst, as docs/hardware.md has it.
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -21,9 +22,9 @@ from lib.kernels.causal_op import TILED
 from tests.compiled import TARGETS, Launch, Resources, compiled, launches, tiles_of
 
 PROCESSES = 2
-# What a tile may keep in memory at most: half of a thread's registers, and in bytes of
-# its stack on NVIDIA.
-HEAVY = {"rdna": 128, "cdna": 256, "nvidia": 4 * 128}
+# What a tile may keep in memory at most: half of a thread's registers; on NVIDIA, in
+# bytes of its stack. The lists for Hopper were timed on an H100 and an H200 instead.
+HEAVY = {"rdna": 128, "cdna": 256, "ampere": 4 * 128, "nvidia": math.inf}
 
 
 def made(launch: Launch, architecture: str, tile: Any) -> Resources | str:
@@ -34,14 +35,18 @@ def made(launch: Launch, architecture: str, tile: Any) -> Resources | str:
         return f"{type(error).__name__}: {str(error)[-200:]}"
 
 
-def problem(found: Resources | str, architecture: str) -> str:
-    """Why a tile cannot stay in the list; empty if it can."""
+def problem(launch: Launch, found: Resources | str, architecture: str) -> str:
+    """Why a tile cannot stay in the list; empty if it can.
+
+    Exact fp32 products on NVIDIA may spill: they serve comparisons, not training.
+    """
     if isinstance(found, str):
         return found
     _, most = TARGETS[architecture]
     if found.shared > most:
         return f"{found.shared} bytes of shared memory, {most} there are"
-    heavy = HEAVY[tiles.family(architecture)]
+    exact = launch.is_exact() and not architecture.startswith("gfx")
+    heavy = math.inf if exact else HEAVY[tiles.family(architecture)]
     return f"{found.spilled} spilled" if found.spilled > heavy else ""
 
 
@@ -100,18 +105,23 @@ def test_every_tile_compiles_and_fits(architecture: str) -> None:
     wrong = [
         f"{launch.label()} {tile}: {why}"
         for (launch, tile), resources in zip(asked, found, strict=True)
-        if (why := problem(resources, architecture))
+        if (why := problem(launch, resources, architecture))
     ]
     assert not wrong, "\n".join(wrong)
     assert {x.kernel for x, _ in asked} >= {"_keep_kernel", *tiles.TILES}
 
 
 def test_each_family_has_a_list_of_its_own() -> None:
-    names = ("gfx1100", "gfx1201", "gfx942", "gfx90a", "sm_80", "sm_120", "cpu")
-    found = [tiles.family(name) for name in names]
-    assert found == ["rdna"] * 2 + ["cdna"] * 2 + ["nvidia"] * 3
+    expected = {
+        "rdna": ("gfx1100", "gfx1201"),
+        "cdna": ("gfx942", "gfx90a"),
+        "ampere": ("sm_80", "sm_86", "sm_89", "sm_120"),
+        "nvidia": ("sm_90", "sm_100", "cpu"),
+    }
+    for name, architectures in expected.items():
+        assert {tiles.family(x) for x in architectures} == {name}
     for kernel in TILED:
-        assert set(kernel.tiles) == {"rdna", "cdna", "nvidia"}
+        assert set(kernel.tiles) == set(expected) == set(tiles.EXACT)
 
 
 @pytest.mark.parametrize(
