@@ -49,11 +49,12 @@ def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[Tile, ...]:
 
 
 # In the order of preference: a process that trains takes the first that runs where none
-# was timed. RDNA (waves of 32, 256 registers per thread, 64 KiB of LDS) needs small
-# tiles of one stage: a wave keeps the columns' operands of WMMA in registers, on gfx11
-# twice, and what a second stage loads ahead as well. CDNA (waves of 64, up to 512
-# registers, 64 KiB) does with two: a third takes all of its LDS. Ampere, Ada and the
-# GeForce cards of Blackwell keep operands in registers too, and most have 99 KiB.
+# was timed. "nvidia" begins with what was fastest for most steps on an H200. RDNA
+# (waves of 32, 256 registers per thread, 64 KiB of LDS) needs small tiles of one stage:
+# a wave keeps the columns' operands of WMMA in registers, on gfx11 twice, and what a
+# second stage loads ahead as well. CDNA (waves of 64, up to 512 registers, 64 KiB) does
+# with two: a third takes all of its LDS. Ampere, Ada and the GeForce cards of Blackwell
+# keep operands in registers too, and most have 99 KiB.
 TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
     "forward_kernel": {
         "nvidia": _tiles(
@@ -69,7 +70,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
     },
     "rows_kernel": {
         "nvidia": _tiles(
-            (128, 64, 8, 3), (64, 64, 4, 3), (128, 32, 8, 2), (64, 32, 4, 2)
+            (64, 64, 4, 3), (128, 64, 8, 3), (128, 32, 8, 2), (64, 32, 4, 2)
         ),
         "ampere": _tiles((128, 32, 8, 2), (64, 32, 4, 2)),
         "cdna": _tiles((128, 32, 8, 2), (64, 32, 4, 2), (64, 32, 4, 1)),
@@ -77,7 +78,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
     },
     "columns_kernel": {
         "nvidia": _tiles(
-            (64, 128, 8, 2), (64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)
+            (64, 64, 4, 2), (64, 128, 8, 2), (64, 64, 8, 2), (32, 64, 4, 2)
         ),
         "ampere": _tiles((64, 64, 8, 2), (64, 64, 4, 2), (32, 64, 4, 2)),
         "cdna": _tiles((32, 64, 4, 2), (32, 64, 4, 1), (32, 32, 4, 1)),
@@ -85,7 +86,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
     },
     "mean_kernel": {
         "nvidia": _tiles(
-            (128, 128, 8, 3), (128, 64, 4, 3), (64, 64, 4, 3), (64, 32, 4, 3)
+            (64, 64, 4, 3), (128, 128, 8, 3), (128, 64, 4, 3), (64, 32, 4, 3)
         ),
         "ampere": _tiles((64, 64, 4, 3), (64, 32, 4, 3)),
         "cdna": _tiles((128, 64, 8, 2), (64, 64, 4, 2), (64, 32, 4, 1)),
