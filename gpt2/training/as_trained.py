@@ -41,7 +41,7 @@ LOSS_TOLERANCE = {"cpu": 1e-6, "fp32": 1e-3, "bf16": 2e-3, "fp16": 1e-3}
 # the average parameter has: sums that cancel in exact arithmetic leave only rounding.
 FLOOR = 1e-3
 WRONG = 1e9  # instead of what is not finite
-SEQUENCES = {"cpu": 2, "gpu": 8}  # different ones; they fill the micro batches by turns
+SEQUENCES = {"cpu": 2, "gpu": 4}  # different ones; they fill the micro batches by turns
 LATER = (20, 200)  # updates after which the comparison is repeated
 # Far from the initial weights rounding may move gradients by more. So many times what
 # it does to the formulas, in the precision of the training, passes too.
