@@ -60,7 +60,7 @@ GOALS := $(or $(MAKECMDGOALS),all)
 PART := $(and $(filter-out 0,$(MAKELEVEL)),$(value KABLATE_PART))
 REPORTED :=
 ifndef PART
-# Also for the commands that messages tell to type next (lib/retype.py).
+# Also for the commands that messages tell to type next (lib/rerun_commands.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
 export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY,$(if $(value $v),$v)))
 # The folder that a report is of: RESULTS, or OUTPUT_DIR as it was typed for a run.

@@ -28,24 +28,24 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2.configuration import load
-from gpt2.lengths import resolve
-from gpt2.plan import Job, job_from_json, make_plan, no_steps, step_job
-from gpt2.reading import settings_from
-from gpt2.schema import SYMBOL_OF
-from lib.ending import run_to_end
-from lib.gpu_env import child_environment
-from lib.importing import collector_at_rest
-from lib.preload import FLAG, serve
-from lib.rundir import read_json
+from gpt2.plan.jobs import Job, job_from_json, make_plan, no_steps, step_job
+from gpt2.plan.run_length import resolve
+from gpt2.settings.configuration import load
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import SYMBOL_OF
+from lib.gpu.env import child_environment
+from lib.jobs.fast_exit import run_to_end
+from lib.jobs.fork_server import FLAG, serve
+from lib.jobs.import_gc import collector_at_rest
+from lib.jobs.run_files import read_json
 
 EXIT_USAGE = 2
 
 
 def preload(channel: int) -> int:
-    """Be the template of many runs (lib/preload.py)."""
+    """Be the template of many runs (lib/jobs/fork_server.py)."""
     with collector_at_rest():
-        import gpt2.training.attempt  # noqa: F401
+        import gpt2.train.run  # noqa: F401
 
     return serve(channel, main, Path(sys.path[0]))
 
@@ -62,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     prepare_environment(job)
     with collector_at_rest():  # torch takes seconds to import
-        from gpt2.training.attempt import carry_out
+        from gpt2.train.run import carry_out
 
     return carry_out(job, options.run_dir, options.micro_batch, os.environ)
 

@@ -2,11 +2,11 @@
 
 A results folder may come from a stranger, and a link in it may lead anywhere. So:
 
-    a file that is written replaces a link of its name (lib/rundir.py renames it to
-    there), and the file that the link led to keeps its content;
-    a file that is appended to, or a folder that is written into, is refused as a link;
-    a folder is deleted if it is a real one and holds nothing but plain files with names
-    that this project gives; otherwise nothing of it is.
+    a file that is written replaces a link of its name (lib/jobs/run_files.py renames it
+    to there), and the file that the link led to keeps its content; a file that is
+    appended to, or a folder that is written into, is refused as a link; a folder is
+    deleted if it is a real one and holds nothing but plain files with names that this
+    project gives; otherwise nothing of it is.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ class HouseRulesError(ValueError):
 
 
 @dataclass(frozen=True, order=True)
-class Finding:
+class Violation:
     """One fault, printed as `path:line: message` so that editors can jump to it."""
 
     path: str
@@ -158,7 +158,7 @@ def _compiled(pattern: str) -> re.Pattern[str]:
 
 def banned_in(
     path: str, numbered: Iterable[tuple[int, str]], words: Sequence[str]
-) -> list[Finding]:
+) -> list[Violation]:
     """Every banned word in (line, text) pairs, matched whole and in any case."""
     if not words:
         return []
@@ -167,7 +167,7 @@ def banned_in(
         re.IGNORECASE,
     )
     return [
-        Finding(path, number, f"banned word '{found.group()}'; say it otherwise")
+        Violation(path, number, f"banned word '{found.group()}'; say it otherwise")
         for number, line in numbered
         for found in any_word.finditer(line)
     ]

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.rundir import now
+from lib.jobs.run_files import now
 
 DIFF_LIMIT = 200_000  # characters of a dirty diff that are kept
 PACKAGES = (

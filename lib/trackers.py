@@ -24,7 +24,7 @@ from typing import Any, Protocol
 
 from lib import extras
 from lib.files import refuse_link
-from lib.spelling import hint
+from lib.suggestions import hint
 
 NONE = "none"
 QUEUE_SIZE = 1000

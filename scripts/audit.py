@@ -28,18 +28,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.audit.choice import Chosen, choose_runs
 from gpt2.audit.evidence import NothingToAudit
 from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, AuditLine
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.show import show_audit
 from gpt2.audit.stamp import write_audit
-from gpt2.configuration import load_or_defaults
-from gpt2.reading import settings_from
-from gpt2.schema import SYMBOL_OF
-from lib.dotconfig import COMMAND_LINE
-from lib.importing import collector_at_rest
-from lib.rundir import DiskFull
+from gpt2.report.audited_runs import Chosen, choose_runs
+from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import SYMBOL_OF
+from lib.jobs.import_gc import collector_at_rest
+from lib.jobs.run_files import DiskFull
+from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.terminal import report_console
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def prepare(
 
     def request() -> AuditOptions:
         with collector_at_rest():
-            from lib.device import select_device
+            from lib.gpu.device import select_device
 
         return AuditOptions(
             data_dirs=(data_dir,),

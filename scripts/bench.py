@@ -28,9 +28,11 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2 import configuration
-from gpt2.ablation import STEPS
-from gpt2.benchmark import (
+from gpt2.plan.jobs import step_settings
+from gpt2.plan.steps import STEPS
+from gpt2.settings import configuration
+from gpt2.settings.parse import settings_from
+from gpt2.train.benchmark import (
     PEER,
     PEERS,
     Order,
@@ -43,9 +45,7 @@ from gpt2.benchmark import (
     seconds_of,
     settings_of,
 )
-from gpt2.plan import step_settings
-from gpt2.reading import settings_from
-from lib.rundir import atomic_write_json, now, read_status
+from lib.jobs.run_files import atomic_write_json, now, read_status
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a CPU trains in seconds; the other sizes are GPT-2's own.

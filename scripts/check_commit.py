@@ -22,13 +22,13 @@ from pathlib import Path, PurePosixPath
 
 from lib.house_rules import (
     CommitRules,
-    Finding,
     HouseRulesError,
+    Violation,
     banned_in,
     git,
     read_rules,
 )
-from lib.spelling import hint
+from lib.suggestions import hint
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = 72
@@ -171,17 +171,17 @@ def names_of(paths: Iterable[str]) -> frozenset[str]:
     return frozenset(names)
 
 
-def check(message: Message, rules: CommitRules) -> list[Finding]:
+def check(message: Message, rules: CommitRules) -> list[Violation]:
     """All that is wrong with one message, in the order of its lines."""
     if not message.lines:
-        return [Finding(message.source, 1, "empty message")]
+        return [Violation(message.source, 1, "empty message")]
     findings = wording(message, rules)
     if message.merge:
         return sorted(findings)
     if FIXUP.fullmatch(message.subject):
         if message.shared:
             said = "fold this commit into the one it mends: git rebase --autosquash"
-            findings.append(Finding(message.source, message.lines[0][0], said))
+            findings.append(Violation(message.source, message.lines[0][0], said))
         return sorted(findings)
     findings += subject_findings(message)
     findings += body_findings(message, rules)
@@ -189,11 +189,11 @@ def check(message: Message, rules: CommitRules) -> list[Finding]:
     return sorted(findings)
 
 
-def wording(message: Message, rules: CommitRules) -> list[Finding]:
+def wording(message: Message, rules: CommitRules) -> list[Violation]:
     """Banned words and forbidden patterns, which hold for every kind of commit."""
     findings = banned_in(message.source, message.lines, rules.banned_words)
     findings += [
-        Finding(message.source, number, f"forbidden here: {found.group().strip()!r}")
+        Violation(message.source, number, f"forbidden here: {found.group().strip()!r}")
         for number, line in message.lines
         for pattern in rules.forbidden_patterns
         if (found := pattern.search(line))
@@ -201,45 +201,45 @@ def wording(message: Message, rules: CommitRules) -> list[Finding]:
     return findings
 
 
-def subject_findings(message: Message) -> list[Finding]:
+def subject_findings(message: Message) -> list[Violation]:
     number, subject = message.lines[0]
     revert = REVERT.fullmatch(subject)
     subject = revert["inner"] if revert else subject
     findings = []
     if len(subject) > COLUMNS:
         said = f"the subject has {len(subject)} columns, at most {COLUMNS} are allowed"
-        findings.append(Finding(message.source, number, said))
+        findings.append(Violation(message.source, number, said))
     match = SUBJECT.fullmatch(subject)
     if match is None:
         said = "the subject must read 'path: what changed'"
-        return [*findings, Finding(message.source, number, said)]
+        return [*findings, Violation(message.source, number, said)]
     for path in match["paths"].split(","):
         if path.strip().rstrip("/") not in message.names:
             said = f"'{path.strip()}' is no path and no name in the tree"
             said += hint(path.strip(), message.names)
-            findings.append(Finding(message.source, number, said))
+            findings.append(Violation(message.source, number, said))
     return findings
 
 
-def body_findings(message: Message, rules: CommitRules) -> list[Finding]:
+def body_findings(message: Message, rules: CommitRules) -> list[Violation]:
     body = message.lines[1:]
     prose = body[: len(body) - len(trailer_block(message, rules))]
     if not any(line and not QUOTED.match(line) for _, line in prose):
         said = "no body; say in prose why the change is made"
-        return [Finding(message.source, message.lines[-1][0], said)]
+        return [Violation(message.source, message.lines[-1][0], said)]
     findings = []
     if body[0][1]:
         said = "an empty line must follow the subject"
-        findings.append(Finding(message.source, body[0][0], said))
+        findings.append(Violation(message.source, body[0][0], said))
     for number, line in prose:
         if QUOTED.match(line):
             continue
         if BULLET.match(line):
             said = "a list; write the body in prose"
-            findings.append(Finding(message.source, number, said))
+            findings.append(Violation(message.source, number, said))
         if len(URL.sub("", line)) > COLUMNS:
             said = f"{len(line)} columns, at most {COLUMNS} are allowed in the body"
-            findings.append(Finding(message.source, number, said))
+            findings.append(Violation(message.source, number, said))
     return findings
 
 
@@ -268,12 +268,12 @@ def trailer_block(
     return block
 
 
-def trailer_findings(message: Message, rules: CommitRules) -> list[Finding]:
+def trailer_findings(message: Message, rules: CommitRules) -> list[Violation]:
     present = {
         name.lower() for _, name, value in trailer_block(message, rules) if value
     }
     return [
-        Finding(
+        Violation(
             message.source, message.lines[-1][0], f"the trailer '{name}:' is missing"
         )
         for name in rules.required_trailers

@@ -19,13 +19,13 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from gpt2.listing import too_large
-from gpt2.plan import Plan, make_plan
-from gpt2.reading import ALIASES, PREFIXES, symbol_types
-from lib.dotconfig import leading_comments
-from lib.house_rules import Finding
-from lib.kconfig import open_strict
-from lib.peaks import PEAKS
+from gpt2.plan.jobs import Plan, make_plan
+from gpt2.run.plan_listing import too_large
+from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
+from lib.gpu.peaks import PEAKS
+from lib.house_rules import Violation
+from lib.kconfig.dotconfig import leading_comments
+from lib.kconfig.strict import open_strict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -63,10 +63,10 @@ def faults_of(preset: Path) -> Iterator[str]:
     comments = len(leading_comments(lines))
     if not comments:
         said = "must begin with a comment: what it is for; hardware; expected hours"
-        yield str(Finding(name, 1, said))
+        yield str(Violation(name, 1, said))
     yield from differences(name, comments, lines[comments:], minimal)
     for problem in hardware_faults(lines[:comments], plan):
-        yield str(Finding(name, 1, problem))
+        yield str(Violation(name, 1, problem))
 
 
 def hardware_faults(comment: Sequence[str], plan: Plan) -> Iterator[str]:
@@ -97,7 +97,7 @@ def differences(
     for number, (line, wanted) in enumerate(pairs, offset + 1):
         if line != wanted:
             said = f"not as savedefconfig writes it: {line!r} where {wanted!r} belongs"
-            yield str(Finding(name, number, said))
+            yield str(Violation(name, number, said))
             return
 
 

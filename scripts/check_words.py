@@ -19,8 +19,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.house_rules import (
-    Finding,
     HouseRulesError,
+    Violation,
     banned_in,
     docstring_spans,
     read_rules,
@@ -54,7 +54,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def search(path: Path, words: Sequence[str]) -> list[Finding]:
+def search(path: Path, words: Sequence[str]) -> list[Violation]:
     """Findings in what people read as documentation of a file."""
     python = path.suffix in (".py", ".pyi")
     if not python and not is_prose(path):

@@ -23,12 +23,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from gpt2.configuration import results_of
 from gpt2.report.arms import Change
+from gpt2.report.columns import difference_text, grade_text
 from gpt2.report.compare import (
+    ComparedSide,
     Pair,
     SideBySide,
-    Subject,
     find_subject,
     own_changes,
     shared_changes,
@@ -36,10 +36,10 @@ from gpt2.report.compare import (
     side_by_side,
 )
 from gpt2.report.evidence import Rules
-from gpt2.report.rules import rules_for
-from gpt2.report.table import difference_text, grade_text
 from gpt2.report.text import seeds_lines
+from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
+from gpt2.settings.configuration import results_of
 from lib import human
 from lib.terminal import report_console
 
@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def show(
-    console: Console, a: Subject, b: Subject, found: SideBySide, rules: Rules
+    console: Console, a: ComparedSide, b: ComparedSide, found: SideBySide, rules: Rules
 ) -> None:
     console.print(Text(f"A: {a.label}"))
     console.print(Text(f"B: {b.label}"))

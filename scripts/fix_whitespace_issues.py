@@ -27,8 +27,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from lib.house_rules import (
-    Finding,
     HouseRulesError,
+    Violation,
     docstring_spans,
     shown,
     tracked_files,
@@ -51,8 +51,8 @@ class Examined:
     """What one file looks like and what it would look like mended."""
 
     mended: bytes
-    mendable: list[Finding] = field(default_factory=list)
-    by_hand: list[Finding] = field(default_factory=list)
+    mendable: list[Violation] = field(default_factory=list)
+    by_hand: list[Violation] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,7 @@ def examine(name: str, path: Path, data: bytes) -> Examined:
         strings = python_strings(lines) if doubtful else Strings()
     except (tokenize.TokenError, SyntaxError) as error:
         said = error.args[0]
-        found.by_hand.append(Finding(name, error_line(error), f"not Python: {said}"))
+        found.by_hand.append(Violation(name, error_line(error), f"not Python: {said}"))
         found.mendable.clear()
         return found
     if path.suffix not in BLANKS_ARE_CONTENT:
@@ -167,7 +167,7 @@ def unix_lines(name: str, data: bytes, found: Examined) -> list[bytes]:
     crlf = [n for n, line in enumerate(lines, 1) if line.endswith(b"\r")]
     if crlf:
         count = f" ({len(crlf)} lines)" if len(crlf) > 1 else ""
-        found.mendable.append(Finding(name, crlf[0], f"CRLF line end{count}"))
+        found.mendable.append(Violation(name, crlf[0], f"CRLF line end{count}"))
     return [line.rstrip(b"\r") if line.endswith(b"\r") else line for line in lines]
 
 
@@ -179,10 +179,10 @@ def strip_blanks(
         bare = line.rstrip(b" \t")
         if bare != line and number in strings.ends_inside:
             message = r"trailing blank inside a string; write it as \x20 or \t"
-            found.by_hand.append(Finding(name, number, message))
+            found.by_hand.append(Violation(name, number, message))
             bare = line
         elif bare != line:
-            found.mendable.append(Finding(name, number, "trailing blank"))
+            found.mendable.append(Violation(name, number, "trailing blank"))
         stripped.append(bare)
     return stripped
 
@@ -195,9 +195,9 @@ def expand_tabs(
     for number, line in enumerate(lines, 1):
         if b"\t" in line and number in strings.touched:
             message = r"tab on a line with a string; write it as \t or as blanks"
-            found.by_hand.append(Finding(name, number, message))
+            found.by_hand.append(Violation(name, number, message))
         elif b"\t" in line:
-            found.mendable.append(Finding(name, number, "tab"))
+            found.mendable.append(Violation(name, number, "tab"))
             line = line.decode().expandtabs(width).encode()
         expanded.append(line)
     return expanded
@@ -209,9 +209,9 @@ def end_once(name: str, lines: list[bytes], found: Examined) -> bytes:
     while last and not lines[last - 1]:
         last -= 1
     if lines[-1]:
-        found.mendable.append(Finding(name, len(lines), "no newline at the end"))
+        found.mendable.append(Violation(name, len(lines), "no newline at the end"))
     elif last < len(lines) - 1:
-        found.mendable.append(Finding(name, last + 1, "extra blank line at the end"))
+        found.mendable.append(Violation(name, last + 1, "extra blank line at the end"))
     return b"".join(line + b"\n" for line in lines[:last])
 
 
@@ -221,14 +221,14 @@ def is_configuration(path: Path) -> bool:
     return in_defconfigs or path.name == ".config" or path.suffix == ".config"
 
 
-def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Finding]:
+def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Violation]:
     """Assignments with blanks around them, which Kconfig would silently drop."""
     for number, line in enumerate(lines, 1):
         match = ASSIGNMENT.fullmatch(line)
         if match and (match[1] or match[3] or match[4]):
             line_meant = (match[2] + b"=" + match[5].rstrip()).decode()
             message = f"blank around an assignment; write {line_meant}"
-            yield Finding(name, number, message)
+            yield Violation(name, number, message)
 
 
 def python_strings(lines: Sequence[bytes]) -> Strings:

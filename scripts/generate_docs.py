@@ -19,9 +19,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2.ablation import STEPS, Step
-from lib.house_rules import Finding
-from lib.rundir import atomic_write_text
+from gpt2.plan.steps import STEPS, Step
+from lib.house_rules import Violation
+from lib.jobs.run_files import atomic_write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if stale else 0
 
 
-def bring_up(block: Block, check: bool) -> list[Finding]:
+def bring_up(block: Block, check: bool) -> list[Violation]:
     """Findings where the block is stale and only checked; otherwise it is written."""
     path = ROOT / block.path
     lines = path.read_text(encoding="utf-8").split("\n")
@@ -104,8 +104,8 @@ def bring_up(block: Block, check: bool) -> list[Finding]:
         return []
     if check:
         line = first + 1 + common(present, wanted)
-        said = "not what gpt2/ablation.py says; mend: scripts/generate_docs.py"
-        return [Finding(block.path, line, said)]
+        said = "not what gpt2/plan/steps.py says; mend: scripts/generate_docs.py"
+        return [Violation(block.path, line, said)]
     atomic_write_text(path, "\n".join([*lines[:first], *wanted, *lines[last:]]))
     print(f"{block.path}: written")
     return []

@@ -25,31 +25,31 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gpt2.configuration import note_environment
-from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
-from lib import kconfig
-from lib.dotconfig import (
-    COMMAND_LINE,
-    leading_comments,
-    split_overrides,
-    symbol_for,
-)
-from lib.generated import (
+from gpt2.settings.configuration import note_environment
+from gpt2.settings.parse import ALIASES, PREFIXES, settings_from, symbol_types
+from lib.jobs.run_files import atomic_write_bytes, atomic_write_text
+from lib.kconfig import strict as kconfig
+from lib.kconfig.config_py import (
     Config,
     ConfigError,
     Literal,
     read_config,
     render_config,
 )
-from lib.rundir import atomic_write_bytes, atomic_write_text
-from lib.spelling import hint
+from lib.kconfig.dotconfig import (
+    COMMAND_LINE,
+    leading_comments,
+    split_overrides,
+    symbol_for,
+)
+from lib.suggestions import hint
 
 ROOT = Path(__file__).resolve().parents[1]
 KCONFIG, DEFCONFIGS = ROOT / "Kconfig", ROOT / "defconfigs"
 DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
 MADE_FROM = ROOT / ".kablate" / "made.config"  # the .config that config.py is of
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-EDITOR = ROOT / "lib/kconfig_editor.py"
+EDITOR = ROOT / "lib/kconfig/editor.py"
 UNCONFIGURED = (
     "nothing is configured yet: make list-defconfigs names the presets, make "
     "defconfig-NAME loads one, and make menuconfig starts without"

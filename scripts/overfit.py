@@ -18,10 +18,10 @@ if __name__ == "__main__":
 import argparse
 from pathlib import Path
 
-from gpt2.configuration import load_or_defaults
-from gpt2.plan import Plan, registry_plan
-from lib.ending import run_to_end
-from lib.importing import collector_at_rest
+from gpt2.plan.jobs import Plan, registry_plan
+from gpt2.settings.configuration import load_or_defaults
+from lib.jobs.fast_exit import run_to_end
+from lib.jobs.import_gc import collector_at_rest
 
 EXIT_FAILED, EXIT_USAGE = 1, 2
 
@@ -43,8 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
 def overfit(plan: Plan) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
     with collector_at_rest():
-        from gpt2.proofs import overfit
-        from gpt2.proofs.verify import subjects
+        from gpt2.verify import overfit
+        from gpt2.verify.certify_steps import subjects
 
     print(f"{'step':<34} {'updates':>7} {'first loss':>10} {'last loss':>9}")
     failed = 0

@@ -24,14 +24,11 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from gpt2.budget import budget
-from gpt2.configuration import load, results_of
-from gpt2.plan import make_plan
+from gpt2.plan.budget import budget
+from gpt2.plan.jobs import make_plan
 from gpt2.report.evidence import Rules
 from gpt2.report.noise import KNOWN_PARAMETERS, is_known, power_with
-from gpt2.report.results import read_matrix
-from gpt2.report.rules import rules_for
-from gpt2.report.seeds import (
+from gpt2.report.power import (
     Spread,
     answer,
     comparisons_of,
@@ -39,7 +36,10 @@ from gpt2.report.seeds import (
     measured_spread,
     of_runs,
 )
+from gpt2.report.read_results import read_matrix
+from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import Judgement, judge
+from gpt2.settings.configuration import load, results_of
 from lib import human, stats
 from lib.terminal import report_console
 

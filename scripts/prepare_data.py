@@ -18,27 +18,27 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from gpt2.configuration import load
-from gpt2.corpora.corpus import CorpusError
-from gpt2.corpora.prepare import existing, prepare, recorded_files, summary
-from gpt2.corpora.sources import open_corpus
-from gpt2.corpora.textfiles import changes
-from gpt2.corpora.tokenfiles import (
+from gpt2.data.corpus import CorpusError
+from gpt2.data.prepare import existing, prepare, recorded_files, summary
+from gpt2.data.sources import open_corpus
+from gpt2.data.text_files import changes
+from gpt2.data.token_files import (
     PARTIAL,
     PREPARE,
     REBUILD,
     DataError,
-    Request,
+    DataRequest,
     dataset_folder,
     expand,
     fingerprint,
     request_of,
     with_settings,
 )
-from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
-from gpt2.reading import settings_from
-from gpt2.schema import Settings
-from lib.rundir import DiskFull
+from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
+from gpt2.settings.configuration import load
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import Settings
+from lib.jobs.run_files import DiskFull
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -104,7 +104,7 @@ def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
     print(f"{summary(meta)}\n  fingerprint {fingerprint(meta)}")
 
 
-def notes(folder: Path, request: Request) -> Iterator[str]:
+def notes(folder: Path, request: DataRequest) -> Iterator[str]:
     """What has happened since the data set was prepared."""
     if (folder / PARTIAL).is_dir():
         yield f"{folder / PARTIAL} is of a later preparation; {REBUILD} goes on with it"
@@ -120,7 +120,7 @@ def notes(folder: Path, request: Request) -> Iterator[str]:
         yield f"files of its text since then: {changed}. {REBUILD} takes them in"
 
 
-def build(request: Request, data_dir: str, force: bool) -> dict[str, Any]:
+def build(request: DataRequest, data_dir: str, force: bool) -> dict[str, Any]:
     from tqdm import tqdm
 
     cache = expand(data_dir, "DATA_DIR") / "tiktoken"

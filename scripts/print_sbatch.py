@@ -26,14 +26,14 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from gpt2 import matrix
-from gpt2.configuration import add_options, copies, load
-from gpt2.corpora.tokenfiles import check_if_prepared, with_settings
-from gpt2.plan import Plan, make_plan, only
-from gpt2.proofs import stage
-from lib.process import Task
-from lib.progress import PlainView
-from lib.retype import matrix_command
+from gpt2.data.token_files import check_if_prepared, with_settings
+from gpt2.plan.jobs import Plan, make_plan, only
+from gpt2.plan.names import VERIFIED
+from gpt2.run import runner, verification
+from gpt2.settings.configuration import add_options, copies, load
+from lib.jobs.process import Task
+from lib.jobs.progress import PlainView
+from lib.rerun_commands import matrix_command
 
 EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
@@ -95,7 +95,7 @@ def main(arguments: list[str] | None = None) -> int:
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
         check_if_prepared(plan.jobs[0].settings)
-        tasks = matrix.prepare(
+        tasks = runner.prepare(
             plan,
             plan.base,
             copies(config),
@@ -156,12 +156,12 @@ def means(given: str, name: str) -> bool:
     return name != "" and given.startswith(name)
 
 
-def prove(given: argparse.Namespace, stop_file: Path) -> stage.Proofs:
+def prove(given: argparse.Namespace, stop_file: Path) -> verification.Proofs:
     """The certificates of what is missing, unless they are to be skipped."""
     if given.skip_verify:
-        return stage.Proofs()
+        return verification.Proofs()
     words = given.config, given.overrides, given.only
-    return stage.prove(*words, sys.stderr, stop_file)
+    return verification.prove(*words, sys.stderr, stop_file)
 
 
 def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
@@ -180,7 +180,7 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
         options="".join(f"#SBATCH {option}\n" for option in options) + later(),
         folder=shlex.quote(str(Path.cwd())),
         runs="\n".join(f"    {shlex.quote(str(task.run_dir))}" for task in tasks),
-        verified=f"{stage.VERIFIED}={first.env[stage.VERIFIED]}",
+        verified=f"{VERIFIED}={first.env[VERIFIED]}",
         command=shlex.join(first.command[: first.command.index("--job")]),
     )
 

@@ -18,14 +18,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2.configuration import results_of
 from gpt2.report.evidence import Rules
-from gpt2.report.results import Matrix, read_matrix
-from gpt2.report.rules import rules_for
+from gpt2.report.read_results import MatrixResults, read_matrix
 from gpt2.report.summary import write_summary
+from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import Judgement, judge
+from gpt2.settings.configuration import results_of
 from lib.files import Linked
-from lib.rundir import DiskFull, atomic_write_text
+from lib.jobs.run_files import DiskFull, atomic_write_text
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,7 +89,9 @@ def results_directory(results: str | None, config: str) -> Path:
     return found
 
 
-def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> list[Path]:
+def write_all(
+    matrix: MatrixResults, judged: Judgement, plots: bool, html: bool
+) -> list[Path]:
     """Every file of the report; the paths written."""
     from gpt2.report.text import markdown_report
 
@@ -109,7 +111,7 @@ def write_all(matrix: Matrix, judged: Judgement, plots: bool, html: bool) -> lis
     return [*written, *(root / n for n in ("REPORT.md", "summary.json", "results.csv"))]
 
 
-def write_page(matrix: Matrix, judged: Judgement, name: str) -> list[Path]:
+def write_page(matrix: MatrixResults, judged: Judgement, name: str) -> list[Path]:
     """report.html, or a word on standard error why there is none."""
     from gpt2.report.html import PlotlyMissing, html_report
 

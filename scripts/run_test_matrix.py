@@ -23,9 +23,7 @@ from collections.abc import Collection, Mapping
 from functools import partial
 from pathlib import Path
 
-from gpt2 import estimate, folder, listing, matrix
-from gpt2.configuration import add_options, copies, load
-from gpt2.corpora.tokenfiles import (
+from gpt2.data.token_files import (
     check_if_prepared,
     check_untouched,
     dataset_folder,
@@ -33,16 +31,18 @@ from gpt2.corpora.tokenfiles import (
     request_of,
     with_settings,
 )
-from gpt2.plan import Plan, make_plan, only
-from gpt2.proofs import stage
-from gpt2.schema import Resources
-from lib import engine_ray, rundir
-from lib import slots as places
-from lib.dotconfig import COMMAND_LINE
-from lib.generated import Config
-from lib.process import Attempt, Patience
-from lib.retype import matrix_command, report_command
-from lib.scheduler import Launch, Options
+from gpt2.plan.jobs import Plan, make_plan, only
+from gpt2.run import estimate, plan_listing, runner, verification
+from gpt2.run import results_dir as folder
+from gpt2.settings.configuration import add_options, copies, load
+from gpt2.settings.schema import Resources
+from lib.jobs import ray_engine, run_files
+from lib.jobs import slots as places
+from lib.jobs.process import Attempt, Patience
+from lib.jobs.scheduler import Launch, Options
+from lib.kconfig.config_py import Config
+from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.rerun_commands import matrix_command, report_command
 from lib.trackers import check_installed
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 1, 2, 3, 6
@@ -81,11 +81,11 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         return act(given, config, plan)
-    except rundir.DiskFull as error:
+    except run_files.DiskFull as error:
         print(error, file=sys.stderr)
         show_same_command(given)
         return EXIT_DISK
-    except (KeyboardInterrupt, stage.Stopped):
+    except (KeyboardInterrupt, verification.Stopped):
         print("stopped before a job was started", file=sys.stderr)
         show_same_command(given)
         return EXIT_INTERRUPTED
@@ -104,14 +104,14 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if not (given.budget or given.status or given.stop):
         check_installed(plan.base.resources.trackers)
         if plan.base.resources.engine == "ray":
-            engine_ray.check_installed()
+            ray_engine.check_installed()
     if given.list or given.dry_run:
         check_if_prepared(plan.jobs[0].settings)
-        print(listing.listing(plan, config), end="", flush=True)
+        print(plan_listing.listing(plan, config), end="", flush=True)
         warn_of_other_settings(plan)
         return dry_run(given) if given.dry_run else 0
     if given.budget:
-        print(listing.budget_table(plan), end="")
+        print(plan_listing.budget_table(plan), end="")
         return 0
     if given.status:
         return show_status(plan, given.only)
@@ -128,16 +128,18 @@ def dry_run(given: argparse.Namespace) -> int:
     if given.skip_verify:
         return 0
     failed = prove(given).failed
-    return matrix.EXIT_FAILED if failed else matrix.EXIT_OK
+    return runner.EXIT_FAILED if failed else runner.EXIT_OK
 
 
-def prove(given: argparse.Namespace, stop_file: Path | None = None) -> stage.Proofs:
+def prove(
+    given: argparse.Namespace, stop_file: Path | None = None
+) -> verification.Proofs:
     """The first stage of every run, unless it is to be skipped."""
     if given.skip_verify:
-        return stage.Proofs()
+        return verification.Proofs()
     print("\nproving each step at tiny size", flush=True)
     words = given.config, given.overrides, given.only
-    found = stage.prove(*words, stop_file=stop_file)
+    found = verification.prove(*words, stop_file=stop_file)
     print(flush=True)
     return found
 
@@ -155,11 +157,11 @@ def show_status(plan: Plan, only: str) -> int:
     asked = {job.run_dir for job in plan.jobs} if only else None
     print(status_table(plan, asked), end="")
     warn_of_other_settings(plan)
-    for alarm in matrix.alarms(plan.output_dir).values():
+    for alarm in runner.alarms(plan.output_dir).values():
         print(alarm)
     lock = folder.matrix_lock(plan.output_dir)
-    running = rundir.is_locked(lock)
-    print(str(rundir.lock_held(lock)) if running else "no runner is at work here")
+    running = run_files.is_locked(lock)
+    print(str(run_files.lock_held(lock)) if running else "no runner is at work here")
     return 0
 
 
@@ -169,16 +171,16 @@ def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
     begun = folder.read_matrix_file(plan.output_dir)["jobs"]
     runs = [job.run_dir for job in plan.jobs] + [job["run_dir"] for job in begun]
     shown = [run for run in dict.fromkeys(runs) if asked is None or run in asked]
-    return listing.status_table(plan.output_dir, shown)
+    return plan_listing.status_table(plan.output_dir, shown)
 
 
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
-        for note in listing.notes(plan, config):
+        for note in plan_listing.notes(plan, config):
             print(note, flush=True)
         return carry_out(given, config, plan)
-    except rundir.LockHeld as held:
+    except run_files.LockHeld as held:
         if plan.base.resources.engine != "ray" or given.rerun or given.estimate:
             raise
         print(f"{held}\nwatching it, which can be ended by Ctrl-C", flush=True)
@@ -191,7 +193,7 @@ def watch(plan: Plan) -> int:
     """Show how far everything is until the runner ends; an exit code like its own."""
     working, shown = True, ""
     while working:
-        working = rundir.is_locked(folder.matrix_lock(plan.output_dir))
+        working = run_files.is_locked(folder.matrix_lock(plan.output_dir))
         table = status_table(plan)
         if table != shown:
             print(f"\n{table}", end="", flush=True)
@@ -199,17 +201,19 @@ def watch(plan: Plan) -> int:
         time.sleep(WATCH if working else 0)
     found = statuses(plan)
     if found["failed"] or found["oom"]:
-        return matrix.EXIT_FAILED
-    return matrix.EXIT_OK if set(found) == {"done"} else EXIT_INTERRUPTED
+        return runner.EXIT_FAILED
+    return runner.EXIT_OK if set(found) == {"done"} else EXIT_INTERRUPTED
 
 
 def statuses(plan: Plan) -> Counter[str]:
     """How many jobs of a plan are in each status."""
-    return Counter(listing.status_word(plan.output_dir / j.run_dir) for j in plan.jobs)
+    return Counter(
+        plan_listing.status_word(plan.output_dir / j.run_dir) for j in plan.jobs
+    )
 
 
 def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
-    from lib.progress import make_view
+    from lib.jobs.progress import make_view
 
     settings = plan.base
     check_data(plan)
@@ -217,22 +221,22 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     files = copies(config)
     with make_view() as view:
         if given.as_trained:
-            compared = matrix.compare_as_trained(plan, settings, files, asked, view)
+            compared = runner.compare_as_trained(plan, settings, files, asked, view)
         elif given.estimate:
-            found = matrix.make_estimate(plan, settings, files, asked, view)
+            found = runner.make_estimate(plan, settings, files, asked, view)
         else:
             proofs = partial(prove, given)
-            code = matrix.run(plan, settings, files, asked, view, proofs, given.rerun)
+            code = runner.run(plan, settings, files, asked, view, proofs, given.rerun)
     if given.as_trained:
-        print(matrix.comparison_table(compared), end="")
-        return matrix.EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
+        print(runner.comparison_table(compared), end="")
+        return runner.EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
     if given.estimate and not found:
         print("stopped before every cell was probed; nothing was noted")
         print(f"to start over: {matrix_command('estimate')}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if given.estimate:
         print(estimate.render(found), end="")
-        return matrix.EXIT_OK if found["seconds"] else matrix.EXIT_FAILED
+        return runner.EXIT_OK if found["seconds"] else runner.EXIT_FAILED
     conclude(plan, config, code, table=not given.no_table)
     return code
 
@@ -240,7 +244,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
     """Print the results so far and the next command: go on, or make the report."""
     done = statuses(plan)["done"]
-    stopped = code not in (matrix.EXIT_OK, matrix.EXIT_FAILED)
+    stopped = code not in (runner.EXIT_OK, runner.EXIT_FAILED)
     if done and table and not stopped:
         show_table(plan)
     print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
@@ -255,7 +259,7 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
 def show_table(plan: Plan) -> None:
     """The table of scripts/report.py, by the margin that is configured."""
     from gpt2.report.evidence import Rules
-    from gpt2.report.results import read_matrix
+    from gpt2.report.read_results import read_matrix
     from gpt2.report.text import show
     from gpt2.report.verdicts import judge
 
@@ -289,7 +293,7 @@ def ray_places(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
 
     Raises ValueError if no cluster can be reached, or none of its machines is enough.
     """
-    cluster = engine_ray.Cluster(asked.ray_address)
+    cluster = ray_engine.Cluster(asked.ray_address)
     ranks, threads = asked.ddp_gpus_per_job, asked.threads or 1
     on_gpu = asked.device in ANY_GPU
     if asked.device == "auto":
@@ -310,7 +314,7 @@ def local_slots(asked: Resources) -> list[dict[str, str]]:
     gpus = places.find_gpus(os.environ) if asked.device in ANY_GPU else None
     found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs)]
     if gpus is not None:
-        gpus = places.choose(gpus, asked.gpus)
+        gpus = places.choose_gpus(gpus, asked.gpus)
         found = places.gpu_slots(
             gpus, asked.parallel_jobs, asked.ddp_gpus_per_job, asked.jobs_per_gpu
         )

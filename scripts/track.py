@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gpt2.configuration import load
-from gpt2.reading import settings_from
-from gpt2.training.tracking import project_of
+from gpt2.settings.configuration import load
+from gpt2.settings.parse import settings_from
+from gpt2.train.tracking import project_of
 from lib.trackers import check_installed
 
 DASHBOARDS = ("trackio", "tensorboard")  # wandb has none on this machine

@@ -21,16 +21,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.configuration import load_or_defaults
-from gpt2.plan import Plan, make_plan, only, registry_plan
-from lib.dotconfig import split_overrides
-from lib.ending import run_to_end
-from lib.generated import Config
-from lib.importing import collector_at_rest
-from lib.rundir import atomic_write_json
+from gpt2.plan.jobs import Plan, make_plan, only, registry_plan
+from gpt2.settings.configuration import load_or_defaults
+from lib.jobs.fast_exit import run_to_end
+from lib.jobs.import_gc import collector_at_rest
+from lib.jobs.run_files import atomic_write_json
+from lib.kconfig.config_py import Config
+from lib.kconfig.dotconfig import split_overrides
 
 if TYPE_CHECKING:
-    from gpt2.proofs.verify import Proof
+    from gpt2.verify.certify_steps import Proof
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
@@ -91,15 +91,15 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
     with collector_at_rest():
-        from gpt2.proofs import pairing, verify
-        from gpt2.proofs.verify_training import hold_to_account
+        from gpt2.verify import certify_steps, pairing
+        from gpt2.verify.certify_training import hold_to_account
 
     cache = None if given.fresh else CACHE
     proofs = []
-    print(verify.heading())
+    print(certify_steps.heading())
     for plan in plans:
-        for proof in verify.prove(plan, cache):
-            print(verify.row(proof), flush=True)
+        for proof in certify_steps.prove(plan, cache):
+            print(certify_steps.row(proof), flush=True)
             proofs.append(proof)
     pairings = [pairing.check_pairing(plan) for plan in plans]
     print(*("", *(found.line() for found in pairings)), sep="\n", flush=True)
@@ -113,24 +113,26 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     print(f"{proven} of {len(proofs) + len(trained)} proven")
     if given.json is not None:
         record = {pairing.NAME: [found.to_json() for found in pairings]}
-        atomic_write_json(given.json, verify.to_json(proofs) | record)
+        atomic_write_json(given.json, certify_steps.to_json(proofs) | record)
     return EXIT_FAILED if told else 0
 
 
 def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Proof]:
     """The optimizers and pruning methods: all of them, or those of the plans only."""
-    from gpt2.proofs import verify, verify_training
+    from gpt2.verify import certify_steps, certify_training
 
-    subjects = verify_training.at_hand(plans) if only else verify_training.everything()
+    subjects = (
+        certify_training.at_hand(plans) if only else certify_training.everything()
+    )
     proofs: list[Proof] = []
     columns: tuple[str, ...] = ()
     for subject in subjects:
         if subject.columns != columns:
             columns = subject.columns
             kind = "optimizer" if subject.method == "none" else "pruning"
-            print("\n" + verify.heading(kind, columns))
-        for proof in verify_training.prove([subject], cache):
-            print(verify.row(proof, columns), flush=True)
+            print("\n" + certify_steps.heading(kind, columns))
+        for proof in certify_training.prove([subject], cache):
+            print(certify_steps.row(proof, columns), flush=True)
             proofs.append(proof)
     return proofs
 

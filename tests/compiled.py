@@ -140,7 +140,7 @@ def launches(architecture: str) -> tuple[Launch, ...]:
 
 @cache
 def _launches(architecture: str) -> tuple[Launch, ...]:
-    from gpt2.ablation import STEPS
+    from gpt2.plan.steps import STEPS
 
     found: dict[Launch, Launch] = {}
     with _recording(architecture, found) as current:
@@ -155,8 +155,8 @@ def _launches(architecture: str) -> tuple[Launch, ...]:
 def _one_update(
     current: list[int], step: int, dtype: torch.dtype, **fields: object
 ) -> None:
-    from gpt2.model import GPT
-    from gpt2.plan import step_settings
+    from gpt2.model.gpt import GPT
+    from gpt2.plan.jobs import step_settings
     from tests.gpt2.helpers import full_size
 
     current[:] = [step]
@@ -173,7 +173,7 @@ def _recording(architecture: str, found: dict[Launch, Launch]) -> Iterator[list[
     """Launches go into ``found`` instead of to a GPU; the list holds the step."""
     from triton.runtime.jit import JITFunction
 
-    from gpt2.attend import request
+    from gpt2.model.backends import request
     from lib.kernels import choices, tiles
 
     current: list[int] = []

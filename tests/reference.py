@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from gpt2.schema import Settings
+    from gpt2.settings.schema import Settings
 
 Vectors = list[list[Tensor]]
 Heads = list[list[list[Tensor]]]

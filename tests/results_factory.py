@@ -16,7 +16,7 @@ import numpy as np
 
 from gpt2.audit.finding import OK, AuditLine
 from gpt2.audit.stamp import write_audit
-from lib.identity import identity
+from lib.hashing import identity
 
 # step: name, title, parent, parameters, tokens/s
 STEPS: dict[int, tuple[str, str, int | None, int, float]] = {

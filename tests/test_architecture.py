@@ -17,61 +17,51 @@ import pytest
 
 from tests.scratch import ROOT, project_files
 
-# Planning, listing and reporting start without torch, also indirectly.
-TORCH_FREE = {
-    *("lib.kconfig", "lib.kconfig_tree", "lib.kconfig_symbols"),
-    *("lib.dotconfig", "lib.generated"),
-    *(
-        "lib.rundir",
-        "lib.provenance",
-        "lib.scheduler",
-        "lib.cells",
-        "lib.process",
-        "lib.progress",
+# Folders of gpt2/ and lib/, lower ones first: a file imports from its own folder or
+# from those before it. Files directly in lib/ may import from lib/ only what has no GPU
+# in it.
+ROOMS = {
+    "gpt2": (
+        *("settings", "data", "plan", "model"),
+        *("train", "verify", "audit", "report", "run"),
     ),
-    *("lib.runlog", "lib.stats", "lib.house_rules", "lib.untrusted", "lib.spelling"),
-    *("lib.gpu_monitor", "lib.gpu_sources"),
-    *("gpt2.schema", "gpt2.rules", "gpt2.reading"),
-    *(
-        "gpt2.mechanism_specs",
-        "gpt2.ablation",
-        "gpt2.plan",
-        "gpt2.budget",
-        "gpt2.matrix",
-    ),
-    *("gpt2.memory", "gpt2.folder"),
-    *(
-        "gpt2.listing",
-        "gpt2.report.results",
-        "gpt2.report.summary",
-        "gpt2.report.verdicts",
-        "gpt2.corpora.tokenfiles",
-    ),
-    *("gpt2.audit.finding", "gpt2.audit.evidence", "gpt2.audit.records"),
-    *("gpt2.audit.times", "gpt2.audit.costs", "gpt2.audit.tables", "gpt2.audit.stamp"),
-    *("gpt2.audit.choice", "gpt2.audit.options", "gpt2.audit.show"),
-    *("gpt2.audit.corpus", "scripts.audit"),
-    *("gpt2.proofs.stage", "gpt2.estimate", "gpt2.lengths", "gpt2.configuration"),
-    *("lib.kernel", "lib.slots", "lib.preload", "scripts.print_sbatch"),
-    *("gpt2.sharing", "gpt2.report.estimates"),
-    *("lib.attendant", "lib.ending", "lib.engine_ray", "lib.extras"),
-    "lib.retype",
-    *("scripts.kconfig", "scripts.run_test_matrix", "scripts.report"),
+    "lib": ("kconfig", "jobs", "gpu", "kernels", "optim", "pruning"),
 }
-# Lower layers first: a module imports from its own layer or from those before it.
+# Planning, listing and reporting start without torch, also indirectly.
+TORCH_FREE = (
+    *("gpt2.settings", "gpt2.data", "gpt2.plan", "gpt2.report", "gpt2.run"),
+    *("lib.kconfig", "lib.jobs", "scripts"),
+    *("lib.gpu.env", "lib.gpu.monitor", "lib.gpu.sources", "lib.gpu.peaks"),
+    *("lib.optim.names", "lib.pruning.names", "lib.pruning.schedules"),
+    *("gpt2.audit.evidence", "gpt2.audit.finding", "gpt2.audit.stamp"),
+    *("gpt2.audit.costs", "gpt2.audit.records", "gpt2.audit.tables"),
+)
+# Each of these needs torch for what it does, and says so.
+NEEDS_TORCH = {
+    "lib.jobs.launcher": "starts torchrun",
+    "lib.trackers": "tensorboard's writer is torch's",
+    "scripts.bench": "measures kernels in its own process",
+    "scripts.setup_env": "asks which torch was installed",
+}
+# Within a folder, lower layers first.
 LAYERS = (
     (
-        ("gpt2.schema",),
-        ("gpt2.mechanism_specs",),
-        ("gpt2.rules", "gpt2.ablation"),
-        ("gpt2.reading",),
-        ("gpt2.plan",),
+        ("gpt2.settings.schema",),
+        ("gpt2.settings.checks",),
+        ("gpt2.settings.parse",),
+        ("gpt2.settings.configuration",),
     ),
     (
-        ("gpt2.context", "gpt2.gating", "gpt2.reciprocal"),
-        ("gpt2.attention", "gpt2.mla", "gpt2.mlp"),
-        ("gpt2.block",),
-        ("gpt2.model",),
+        ("gpt2.plan.steps", "gpt2.plan.matrix_cells", "gpt2.plan.budget"),
+        ("gpt2.plan.jobs",),
+        ("gpt2.plan.unused_settings",),
+    ),
+    (
+        ("gpt2.model.context", "gpt2.model.gating", "gpt2.model.reciprocal"),
+        ("gpt2.model.attention", "gpt2.model.mla", "gpt2.model.mlp"),
+        ("gpt2.model.block",),
+        ("gpt2.model.gpt",),
+        ("gpt2.model.autotune", "gpt2.model.reference"),
     ),
 )
 
@@ -91,6 +81,13 @@ class Source:
     @property
     def package(self) -> str:
         return self.path.split("/")[0]
+
+    @property
+    def is_torch_free(self) -> bool:
+        """Whether the module is in a torch-free folder, or directly in lib/."""
+        small = self.package == "lib" and self.path.count("/") == 1
+        free = small or any(within(self.module, part) for part in TORCH_FREE)
+        return free and self.module not in NEEDS_TORCH
 
     def imports(self) -> Iterator[tuple[int, str]]:
         """(line, dotted name) of every import, those inside functions included."""
@@ -146,8 +143,28 @@ def product_knows_no_tests(this: Source) -> Iterator[str]:
 
 
 def torch_free_half(this: Source) -> Iterator[str]:
-    if this.module in TORCH_FREE:
+    if this.is_torch_free:
         yield from importing(this, "torch")
+
+
+def files_are_in_rooms(this: Source) -> Iterator[str]:
+    """gpt2/ has the trainer's entry point and folders that ROOMS knows; lib/ has small
+    modules besides."""
+    top, *inside = this.path.split("/")
+    if top not in ROOMS or inside in (["train_ra_mla.py"], ["__init__.py"]):
+        return
+    if len(inside) == 1 and top == "gpt2":
+        yield f"{this.path}:1: belongs in a folder of gpt2/"
+    if len(inside) > 1 and inside[0] not in ROOMS[top]:
+        yield f"{this.path}:1: {top}/{inside[0]} is not in ROOMS"
+
+
+def rooms_point_down(this: Source) -> Iterator[str]:
+    top, *inside = this.path.split("/")
+    rooms = ROOMS.get(top, ())
+    if len(inside) > 1 and inside[0] in rooms:
+        above = rooms[rooms.index(inside[0]) + 1 :]
+        yield from importing(this, *(f"{top}.{room}" for room in above))
 
 
 def ends_are_not_imported(this: Source) -> Iterator[str]:
@@ -155,7 +172,7 @@ def ends_are_not_imported(this: Source) -> Iterator[str]:
 
 
 def few_know_kconfiglib(this: Source) -> Iterator[str]:
-    doors = ("lib.kconfig_tree", "lib.kconfig_symbols")
+    doors = ("lib.kconfig.tree", "lib.kconfig.symbols")
     if this.package != "tests" and this.module not in doors:
         yield from importing(this, "kconfiglib")
 
@@ -163,7 +180,7 @@ def few_know_kconfiglib(this: Source) -> Iterator[str]:
 def layers_point_down(this: Source) -> Iterator[str]:
     for layers in LAYERS:
         rank = {module: n for n, layer in enumerate(layers) for module in layer}
-        own = rank.get(this.module)
+        own = next((n for m, n in rank.items() if within(this.module, m)), None)
         if own is not None:
             yield from importing(this, *(m for m, n in rank.items() if n > own))
 
@@ -208,27 +225,41 @@ Rule = Callable[[Source], Iterator[str]]
 # rule: offenders as (path, text)
 RULES: dict[Rule, list[tuple[str, str]]] = {
     lib_knows_no_gpt2: [
-        ("lib/x.py", "import gpt2.plan"),
-        ("lib/x.py", "from gpt2 import plan"),
-        ("lib/x.py", "def f():\n    from gpt2.plan import Job"),
+        ("lib/x.py", "import gpt2.plan.jobs"),
+        ("lib/x.py", "from gpt2.plan import jobs as plan"),
+        ("lib/x.py", "def f():\n    from gpt2.plan.jobs import Job"),
         ("lib/optim/x.py", "from ...gpt2 import plan"),
     ],
     product_knows_no_tests: [("gpt2/x.py", "from tests import scratch")],
     torch_free_half: [
-        ("gpt2/schema.py", "import torch"),
+        ("gpt2/settings/schema.py", "import torch"),
+        ("gpt2/report/x.py", "from torch import Tensor"),
+        ("lib/jobs/x.py", "import torch"),
         ("lib/stats.py", "def f():\n    from torch.nn import functional"),
     ],
+    files_are_in_rooms: [
+        ("gpt2/x.py", ""),
+        ("gpt2/new/x.py", ""),
+        ("lib/new/x.py", ""),
+    ],
+    rooms_point_down: [
+        ("gpt2/settings/x.py", "from gpt2.plan.jobs import Job"),
+        ("gpt2/model/x.py", "from gpt2.train import update"),
+        ("gpt2/report/x.py", "def f():\n    from gpt2.run.runner import run"),
+        ("lib/jobs/x.py", "from lib.gpu.device import select_device"),
+    ],
     ends_are_not_imported: [
-        ("gpt2/x.py", "import config"),
+        ("gpt2/run/x.py", "import config"),
         ("scripts/x.py", "from scripts.check import main"),
         ("gpt2/x.py", "from .train_ra_mla import main"),
         ("tests/x.py", "from gpt2 import train_ra_mla"),
     ],
     few_know_kconfiglib: [("scripts/kconfig.py", "from kconfiglib import Kconfig")],
     layers_point_down: [
-        ("gpt2/schema.py", "from gpt2.ablation import STEPS"),
-        ("gpt2/context.py", "from gpt2 import block"),
-        ("gpt2/mla.py", "from gpt2.model import GPT"),
+        ("gpt2/settings/schema.py", "from gpt2.settings.parse import symbol_types"),
+        ("gpt2/model/context.py", "from gpt2.model import block"),
+        ("gpt2/model/mla.py", "from gpt2.model.gpt import GPT"),
+        ("gpt2/model/gpt.py", "from gpt2.model.reference.formulas import whole_loss"),
     ],
     no_code_from_data: [
         ("x.py", "subprocess.run('ls', shell=True)"),
@@ -249,7 +280,7 @@ model.eval()
 ast.literal_eval(text)
 torch.load(path, weights_only=True)
 subprocess.run(["ls"], shell=False)
-from lib.kconfig import load_strict
+from lib.kconfig.strict import load_strict
 """
 
 
@@ -272,7 +303,7 @@ def test_rule_sees_an_offender(rule: Rule, path: str, text: str) -> None:
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.__name__)
 def test_rule_lets_the_innocent_pass(rule: Rule) -> None:
-    assert list(rule(source("gpt2/model.py", INNOCENT))) == []
+    assert list(rule(source("gpt2/model/x.py", INNOCENT))) == []
 
 
 def import_order(sources: tuple[Source, ...]) -> list[str]:
@@ -287,15 +318,15 @@ def import_order(sources: tuple[Source, ...]) -> list[str]:
 
 def test_imports_have_no_cycle() -> None:
     order = import_order(project())
-    assert order.index("gpt2.schema") < order.index("gpt2.ablation")
+    assert order.index("gpt2.settings.schema") < order.index("gpt2.plan.steps")
     circle = (source("a.py", "import b"), source("b.py", "from a import x"))
     with pytest.raises(CycleError):
         import_order(circle)
 
 
 def test_torch_free_half_loads_no_torch() -> None:
-    present = sorted(TORCH_FREE & {this.module for this in project()})
-    assert {"gpt2.plan", "lib.rundir", "scripts.run_test_matrix"} <= set(present)
+    present = sorted(this.module for this in project() if this.is_torch_free)
+    assert {"gpt2.plan.jobs", "lib.jobs.run_files", "scripts.report"} <= set(present)
     program = (
         "import importlib, sys\n"
         f"for name in {present}:\n"
@@ -307,3 +338,11 @@ def test_torch_free_half_loads_no_torch() -> None:
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_tables_name_what_is_there() -> None:
+    modules = {this.module for this in project()}
+    named = [*TORCH_FREE, *NEEDS_TORCH]
+    named += [module for layers in LAYERS for layer in layers for module in layer]
+    named += [f"{top}.{room}" for top, rooms in ROOMS.items() for room in rooms]
+    assert [name for name in named if name not in modules] == []

@@ -66,7 +66,7 @@ class Collected:
 
 
 def test_who_wants_the_whole_card_comes_last() -> None:
-    files = ("tests/gpt2/training/test_on_gpu.py", "tests/lib/test_startup.py")
+    files = ("tests/gpt2/train/test_on_gpu.py", "tests/lib/gpu/test_backend_probe.py")
     paths = [str(ROOT / name) for name in files]
     words = ["--collect-only", "-q", "-m", "gpu", "-p", "no:xdist", "-p", "no:timeout"]
     found = Collected()  # in this process, which may have torch already

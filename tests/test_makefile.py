@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.generated import read_config
+from lib.kconfig.config_py import read_config
 from tests.scratch import ROOT, STATE, copy_files, note_setup, run
 
 PARTS = (

@@ -13,8 +13,11 @@ PARTS = ["Makefile", "Kconfig", "pyproject.toml", "README.md", "defconfigs", "sc
 PARTS += ["lib", "gpt2", "tests", ".gitignore"]
 # What a step passes through: its own cases, and all of the tests about the registry.
 TESTS_OF_STEPS = [
-    f"tests/gpt2/test_{name}.py"
-    for name in ("ablation", "plan", "budget", "memory", "model")
+    "tests/gpt2/plan/test_steps.py",
+    "tests/gpt2/plan/test_jobs.py",
+    "tests/gpt2/plan/test_budget.py",
+    "tests/gpt2/plan/test_memory.py",
+    "tests/gpt2/model/test_gpt.py",
 ]
 
 
@@ -61,22 +64,22 @@ def replace_once(tree: Path, name: str, old: str, new: str) -> None:
 
 def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     row = recipe("Add an ablation step over existing mechanisms", "python")
-    registry = (tree / "gpt2/ablation.py").read_text()
+    registry = (tree / "gpt2/plan/steps.py").read_text()
     head, end, tail = registry.partition("\n    )\n}\n")
     assert end, "the end of STEPS"
     write(
         tree,
-        "gpt2/ablation.py",
+        "gpt2/plan/steps.py",
         f"{head}\n{textwrap.indent(row, ' ' * 8).rstrip()}{end}{tail}",
     )
-    assert changed(tree) == {"gpt2/ablation.py"}, "one file edited by hand"
+    assert changed(tree) == {"gpt2/plan/steps.py"}, "one file edited by hand"
 
     stale = python(tree, "scripts/check.py", "--only", "generated text")
     assert stale.returncode != 0
     # A part of `make format`, which needs no words here: test_check.py has it.
     succeed(python(tree, "scripts/generate_docs.py"))
     generated = {"README.md", "gpt2/Kconfig.ablation"}
-    assert changed(tree) == {"gpt2/ablation.py"} | generated
+    assert changed(tree) == {"gpt2/plan/steps.py"} | generated
     title = "RA with the SDPA output gate"
     for name in generated:
         assert title in (tree / name).read_text()
@@ -89,7 +92,7 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     )
     assert title in succeed(done), "and it is no other step under this preset"
     assert "\nstep34-ra-output-gate " in done.stdout
-    words = ("-q", "-x", "-k", "34 or test_ablation or test_plan", *TESTS_OF_STEPS)
+    words = ("-q", "-x", "-k", "34 or test_steps or test_jobs", *TESTS_OF_STEPS)
     told = succeed(python(tree, "-m", "pytest", "-p", "no:cacheprovider", *words))
     assert re.search(r"^\d{3} passed", told, re.M), told
 
@@ -133,8 +136,8 @@ def adagrad(groups: list[Group], config: OptimConfig) -> torch.optim.Adagrad:
 
 TRY_ADAGRAD = """
 import torch
-from gpt2.reading import settings_from, symbol_types
-from lib.kconfig import load_strict
+from gpt2.settings.parse import settings_from, symbol_types
+from lib.kconfig.strict import load_strict
 from lib.optim.config import OptimConfig
 from lib.optim.registry import build
 import dataclasses

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpt2.reading import ALIASES, symbol_types
-from lib.generated import Config, render_config
-from lib.kconfig import load_strict
+from gpt2.settings.parse import ALIASES, symbol_types
+from lib.kconfig.config_py import Config, render_config
+from lib.kconfig.strict import load_strict
 from tests.scratch import ROOT
 
 SCRIPT = ROOT / "scripts" / "run_test_matrix.py"

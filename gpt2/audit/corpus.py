@@ -14,10 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gpt2.audit.finding import AuditLine, Tolerance, compare
-from gpt2.corpora.tokenfiles import SPLITS, dataset_folder, request_of, split_file
-from gpt2.corpora.tokenizer import TokenizerUnavailable, get_encoding
-from gpt2.schema import VOCAB_SIZES, Settings
-from lib.identity import file_sha256, identity
+from gpt2.data.token_files import SPLITS, dataset_folder, request_of, split_file
+from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
+from gpt2.settings.schema import VOCAB_SIZES, Settings
+from lib.hashing import file_sha256, identity
 
 Tokens = npt.NDArray[np.uint16]
 Offsets = npt.NDArray[np.int64]

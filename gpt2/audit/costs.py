@@ -1,7 +1,7 @@
 """Costs of a run: FLOPs, cache, utilisation, energy.
 
-Torch-free. FLOPs and cache per token are those of gpt2/budget.py, which `make verify`
-holds to counted ones; the audit checks that they are the ones reported.
+Torch-free. FLOPs and cache per token are those of gpt2/plan/budget.py, which `make
+verify` holds to counted ones; the audit checks that they are the ones reported.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from gpt2.audit.finding import (
     not_checked,
 )
 from gpt2.audit.records import at
-from gpt2.budget import budget
-from lib.peaks import peak_flops
-from lib.rundir import GPU_FILE
-from lib.untrusted import Unusable, as_dict, number, read_records, text, whole
+from gpt2.plan.budget import budget
+from lib.gpu.peaks import peak_flops
+from lib.jobs.run_files import GPU_FILE
+from lib.safe_json import Unusable, as_dict, number, read_records, text, whole
 
 LONGEST_GAP = 10.0  # seconds without a reading that no energy is counted over
 JOULES = Tolerance(relative=1e-6, why="a sum of many readings")

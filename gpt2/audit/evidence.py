@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.audit.finding import DIFFERS, SAME, AuditLine, compare, holds, not_checked
-from gpt2.plan import Job, job_from_json
-from gpt2.schema import Settings
-from lib.rundir import JOB_FILE, MANIFEST_FILE, METRICS_FILE, STATUS_FILE
-from lib.untrusted import (
+from gpt2.plan.jobs import Job, job_from_json
+from gpt2.settings.schema import Settings
+from lib.jobs.run_files import JOB_FILE, MANIFEST_FILE, METRICS_FILE, STATUS_FILE
+from lib.safe_json import (
     Unusable,
     as_dict,
     clean,

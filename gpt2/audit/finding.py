@@ -10,7 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from lib.untrusted import number, text
+from lib.safe_json import number, text
 
 OK = "ok"
 DIFFERS = "differs"

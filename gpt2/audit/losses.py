@@ -1,8 +1,9 @@
 """Losses of a run computed once more, from its weights and its text.
 
-By the plain formulas of gpt2/proofs/whole.py in fp32, one window at a time, which share
-no code with the model, its loss or its evaluation. Two evaluations can be computed so:
-the one before the first update, from the seed, and the last one, from the export.
+By the plain formulas of gpt2/model/reference/formulas.py in fp32, one window at a time,
+which share no code with the model, its loss or its evaluation. Two evaluations can be
+computed so: the one before the first update, from the seed, and the last one, from the
+export.
 """
 
 from __future__ import annotations
@@ -16,19 +17,14 @@ from torch import Tensor
 
 from gpt2.audit.corpus import PreparedText, Tokens, validation_offsets, window
 from gpt2.audit.evidence import RunFiles
-from gpt2.audit.finding import (
-    AuditLine,
-    Tolerance,
-    compare,
-    not_checked,
-)
+from gpt2.audit.finding import AuditLine, Tolerance, compare, not_checked
 from gpt2.audit.options import AuditOptions
-from gpt2.init import init_parameters
-from gpt2.model import GPT
-from gpt2.proofs.whole import Weights, whole_trace
-from gpt2.schema import Settings
+from gpt2.model.gpt import GPT
+from gpt2.model.init import init_parameters
+from gpt2.model.reference.formulas import Weights, whole_trace
+from gpt2.settings.schema import Settings
+from lib.safe_json import as_dict, whole
 from lib.stats import t_quantile
-from lib.untrusted import as_dict, whole
 
 COARSE = 0.5  # nats: a sample of windows that tells less checks nothing
 SURE = 1e-6  # chance of a false alarm where only some windows are scored

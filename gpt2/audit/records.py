@@ -22,9 +22,9 @@ from gpt2.audit.finding import (
     left_out,
     not_checked,
 )
-from gpt2.lengths import seconds_of
-from gpt2.schema import Optim
-from lib.untrusted import whole
+from gpt2.plan.run_length import seconds_of
+from gpt2.settings.schema import Optim
+from lib.safe_json import whole
 
 # A training loss below both validation losses around it by more than this factor
 # cannot come from text that is seen for the first time.

@@ -1,7 +1,8 @@
 """The first updates of a run made once more, from its seed and its text.
 
-Losses and gradients are those of the plain formulas of gpt2/proofs/whole.py,
-batches and learning rates follow from their definitions; the optimizer is the run's.
+Losses and gradients are those of the plain formulas of
+gpt2/model/reference/formulas.py, batches and learning rates follow from their
+definitions; the optimizer is the run's.
 """
 
 from __future__ import annotations
@@ -19,15 +20,15 @@ from gpt2.audit.finding import AuditLine, Tolerance, compare, left_out, not_chec
 from gpt2.audit.losses import Format, cross_entropy, format_of, pair
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.records import rate_at
-from gpt2.budget import budget
-from gpt2.init import init_parameters
-from gpt2.lengths import seconds_of
-from gpt2.model import GPT
-from gpt2.proofs.whole import whole_trace
-from gpt2.schema import Settings
-from gpt2.training.optimize import make_optimizer, make_pruner
+from gpt2.model.gpt import GPT
+from gpt2.model.init import init_parameters
+from gpt2.model.reference.formulas import whole_trace
+from gpt2.plan.budget import budget
+from gpt2.plan.run_length import seconds_of
+from gpt2.settings.schema import Settings
+from gpt2.train.optimizer import make_optimizer, make_pruner
 from lib.optim.groups import set_learning_rate
-from lib.untrusted import whole
+from lib.safe_json import whole
 
 FIRST_LOSS, FIRST_NORM = "first training loss", "first gradient norm"
 # FLOPs that a replay may take: some tens of seconds.

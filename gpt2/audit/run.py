@@ -11,12 +11,7 @@ from typing import Any
 from gpt2.audit import losses, replay, weights
 from gpt2.audit.corpus import NoText, PreparedText, meta_finding, open_text
 from gpt2.audit.costs import cost_findings
-from gpt2.audit.evidence import (
-    RunFiles,
-    alarm_findings,
-    origin_findings,
-    read_evidence,
-)
+from gpt2.audit.evidence import RunFiles, alarm_findings, origin_findings, read_evidence
 from gpt2.audit.finding import (
     DIFFERS,
     NOT_CHECKED,
@@ -30,10 +25,10 @@ from gpt2.audit.records import bits_per_byte, record_findings
 from gpt2.audit.tables import table_findings
 from gpt2.audit.times import epoch_findings, time_findings
 from gpt2.audit.weights import BadExport, Export, export_findings, read_export
-from gpt2.corpora.tokenfiles import META_FILE
-from gpt2.training.failures import is_out_of_memory
-from lib.rundir import EXPORT_FILE
-from lib.untrusted import Unusable, as_dict, clean, number, read_json, text
+from gpt2.data.token_files import META_FILE
+from gpt2.train.failures import is_out_of_memory
+from lib.jobs.run_files import EXPORT_FILE
+from lib.safe_json import Unusable, as_dict, clean, number, read_json, text
 
 FROM_TEXT = (
     *("bits per byte of each evaluation", "epochs", "mean_epoch_seconds"),

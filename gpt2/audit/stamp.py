@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.audit.finding import FAILED, INCOMPLETE, PASSED, AuditLine, verdict
-from lib.identity import file_sha256
-from lib.rundir import (
+from lib.hashing import file_sha256
+from lib.jobs.run_files import (
     EXPORT_FILE,
     JOB_FILE,
     MANIFEST_FILE,
@@ -21,7 +21,7 @@ from lib.rundir import (
     atomic_write_json,
     now,
 )
-from lib.untrusted import Unusable, as_dict, read_json
+from lib.safe_json import Unusable, as_dict, read_json
 
 AUDIT_FILE = "audit.json"
 FILES = (JOB_FILE, MANIFEST_FILE, STATUS_FILE, METRICS_FILE, EXPORT_FILE)
@@ -31,7 +31,7 @@ VERDICTS = (PASSED, FAILED, INCOMPLETE)
 
 
 def write_audit(run_dir: Path, findings: Sequence[AuditLine]) -> None:
-    """Write audit.json, atomically. Raises lib.rundir.DiskFull and OSError."""
+    """Write audit.json, atomically. Raises lib.jobs.run_files.DiskFull and OSError."""
     record = {
         "schema": SCHEMA,
         "made": now(),

@@ -13,7 +13,7 @@ from typing import Any
 
 from gpt2.audit.evidence import RunFiles
 from gpt2.audit.finding import DIFFERS, AuditLine, Value, holds, not_checked
-from lib.untrusted import (
+from lib.safe_json import (
     MAX_JSON_BYTES,
     Unusable,
     as_dict,

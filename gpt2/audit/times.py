@@ -22,8 +22,8 @@ from gpt2.audit.finding import (
     not_checked,
 )
 from gpt2.audit.records import RANKS_SKEW, at
-from gpt2.lengths import seconds_of
-from lib.untrusted import text, whole
+from gpt2.plan.run_length import seconds_of
+from lib.safe_json import text, whole
 
 RATES = Tolerance(relative=1e-6, why="a difference of two sums of seconds")
 ROUNDING = 1e-6  # seconds that sums of seconds may be off

@@ -27,11 +27,11 @@ from gpt2.audit.finding import (
     left_out,
     not_checked,
 )
-from gpt2.model import GPT
-from gpt2.schema import Settings
-from gpt2.training.checkpoint import FOLDER, STATE_FILE
-from lib.rundir import BAD_JSON, EXPORT_FILE
-from lib.untrusted import clean
+from gpt2.model.gpt import GPT
+from gpt2.settings.schema import Settings
+from gpt2.train.checkpoint import FOLDER, STATE_FILE
+from lib.jobs.run_files import BAD_JSON, EXPORT_FILE
+from lib.safe_json import clean
 
 FIXED = "basis"  # end of the names of buffers, which are no parameters
 OF_HEADS = (".attn.", ".mlp.gate.")  # in the names of what a head owns

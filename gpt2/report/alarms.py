@@ -8,9 +8,9 @@ from pathlib import Path
 
 from gpt2.report.arms import Arm, above_guess, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, is_alarming, is_large
-from gpt2.report.results import Matrix, read_matrix
-from gpt2.report.rules import rules_for
-from gpt2.report.twins import twin_alarms
+from gpt2.report.identical_runs import twin_alarms
+from gpt2.report.read_results import MatrixResults, read_matrix
+from gpt2.report.verdict_rules import rules_for
 
 # Share of its loss by which a baseline may lie above every other arm: 0.17 of 3.3 nats.
 # One with wrong gradients lay 15% above.
@@ -68,7 +68,7 @@ def _least_gain(baseline: Arm, others: Sequence[Arm]) -> float | None:
     return min(gains, default=None)
 
 
-def all_alarms(matrix: Matrix, arms: Sequence[Arm]) -> list[str]:
+def all_alarms(matrix: MatrixResults, arms: Sequence[Arm]) -> list[str]:
     """Alarms of single runs and of baselines; controls have an item of their own."""
     found = [f"{run.run_dir}: {alarm}" for run in matrix.runs for alarm in run.alarms]
     found += [f"{r.run_dir} {why}" for r in matrix.runs if (why := above_guess(r))]

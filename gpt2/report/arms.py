@@ -12,12 +12,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gpt2.ablation import STEPS
-from gpt2.report.results import Matrix, Row, Run
-from gpt2.schema import VOCAB_SIZES
-from lib.identity import diff_fields
-from lib.rundir import finite
-from lib.untrusted import as_dict, clean, number
+from gpt2.plan.steps import STEPS
+from gpt2.report.read_results import MatrixResults, Row, Run
+from gpt2.settings.schema import VOCAB_SIZES
+from lib.hashing import diff_fields
+from lib.jobs.run_files import finite
+from lib.safe_json import as_dict, clean, number
 
 NOT_A_CHANGE = ("resources.", "matrix.")  # how and where, not what
 
@@ -85,7 +85,7 @@ def above_guess(run: Run) -> str:
     return f"ended at {run.row['val_loss']:.3f}, above {guess}"
 
 
-def group_arms(matrix: Matrix) -> list[Arm]:
+def group_arms(matrix: MatrixResults) -> list[Arm]:
     """Runs by step and name, in the order of the matrix."""
     groups: dict[tuple[int | None, str], list[Run]] = {}
     for run in matrix.runs:

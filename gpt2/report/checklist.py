@@ -17,10 +17,10 @@ from gpt2.report.alarms import all_alarms
 from gpt2.report.arms import is_done
 from gpt2.report.controls import so_far
 from gpt2.report.pairing import recorded, unpaired_runs
-from gpt2.report.results import Matrix, Run
+from gpt2.report.read_results import MatrixResults, Run
 from gpt2.report.verdicts import Judgement
 from lib import stats
-from lib.untrusted import as_dict, clean, number
+from lib.safe_json import as_dict, clean, number
 
 NOT_RECORDED = "not recorded"
 MAX_SHOWN = 4
@@ -39,7 +39,7 @@ class Item:
         return not self.remark
 
 
-def checklist(matrix: Matrix, judged: Judgement) -> list[Item]:
+def checklist(matrix: MatrixResults, judged: Judgement) -> list[Item]:
     """All items, over the finished runs of a matrix and what was judged of it."""
     runs = [run for run in matrix.runs if is_done(run)]
     if not runs:
@@ -69,7 +69,7 @@ def _telling(name: str, runs: list[Run], judged: Judgement) -> list[Run]:
     return kept if kept and name in KERNELS else runs
 
 
-def _completeness(matrix: Matrix, done: list[Run]) -> Item:
+def _completeness(matrix: MatrixResults, done: list[Run]) -> Item:
     value = f"{len(done)} of {len(matrix.runs)} finished"
     missing = len(matrix.runs) - len(done)
     return Item("runs", value, f"{missing} missing" if missing else "")
@@ -219,7 +219,7 @@ def _work_tree(runs: list[Run]) -> Item:
     )
 
 
-def _seeds(matrix: Matrix) -> Item:
+def _seeds(matrix: MatrixResults) -> Item:
     arms: dict[tuple[Any, str], list[Any]] = {}
     for run in matrix.runs:
         if is_done(run):
@@ -252,7 +252,7 @@ def _pairing(runs: list[Run]) -> Item:
     return Item("pairing", value, remark)
 
 
-def _audits(matrix: Matrix, runs: list[Run]) -> Item:
+def _audits(matrix: MatrixResults, runs: list[Run]) -> Item:
     """Whether each run's numbers were recomputed by `make audit`, as it is now."""
     told = Counter(audit_state(matrix.root / run.run_dir) for run in runs)
     value, remark = _listing(told, len(runs)), ""
@@ -271,7 +271,7 @@ def _certificates(runs: list[Run]) -> Item:
 
 
 def _as_trained(runs: list[Run]) -> Item:
-    """The certificate of gpt2/training/as_trained.py over all runs."""
+    """The certificate of gpt2/train/as_trained.py over all runs."""
     told = {run.run_dir: run.manifest.get("as_trained") for run in runs}
     found = {r.run_dir: number(r.row["as_trained"]) for r in runs if told[r.run_dir]}
     known = {name: value for name, value in found.items() if value is not None}
@@ -320,7 +320,7 @@ def _control(runs: list[Run], judged: Judgement) -> Item:
     return Item("A/A control", told, "; ".join(control.reasons))
 
 
-def _alarms(matrix: Matrix, judged: Judgement) -> Item:
+def _alarms(matrix: MatrixResults, judged: Judgement) -> Item:
     found = all_alarms(matrix, judged.arms)
     if not found:
         return Item("alarms", "none")

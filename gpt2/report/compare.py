@@ -15,19 +15,19 @@ from pathlib import Path
 from gpt2.report.arms import Arm, Change, config_changes, group_arms
 from gpt2.report.checklist import CIRCUMSTANCES
 from gpt2.report.evidence import Rules
-from gpt2.report.results import NUMBERS, LeftOut, Run, read_matrix
+from gpt2.report.read_results import NUMBERS, LeftOutRun, Run, read_matrix
 from gpt2.report.verdicts import Comparison, compare
 from lib import human
-from lib.untrusted import clean
+from lib.safe_json import clean
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class ComparedSide:
     """What A or B stands for: the arms it has, often a single one."""
 
     label: str
     arms: list[Arm]
-    left_out: list[LeftOut]
+    left_out: list[LeftOutRun]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class SideBySide:
     only_b: list[Arm]
 
 
-def find_subject(name: str, results: Path | None) -> Subject:
+def find_subject(name: str, results: Path | None) -> ComparedSide:
     """The subject of that name; ValueError says what there is instead.
 
     results: the results directory in which steps and names are looked up.
@@ -71,7 +71,7 @@ def find_subject(name: str, results: Path | None) -> Subject:
             raise ValueError(f"{name} holds no run")
         arms = group_arms(matrix)
         tested = [arm for arm in arms if not arm.is_control]
-        return Subject(name, tested or arms, matrix.left_out)
+        return ComparedSide(name, tested or arms, matrix.left_out)
     if results is None or not results.is_dir():
         raise ValueError(
             f"{name!r} is no directory, and there are no results to look it up in"
@@ -85,7 +85,7 @@ def find_subject(name: str, results: Path | None) -> Subject:
         raise ValueError(f"{name!r} is no directory and no arm of {results}: {known}")
     if seed:
         chosen = [_one_seed(chosen[0], seed)]
-    return Subject(f"{results}: {name}", chosen[:1], matrix.left_out)
+    return ComparedSide(f"{results}: {name}", chosen[:1], matrix.left_out)
 
 
 def _one_seed(arm: Arm, seed: str) -> Arm:
@@ -96,7 +96,9 @@ def _one_seed(arm: Arm, seed: str) -> Arm:
     return dataclasses.replace(arm, runs=runs)
 
 
-def side_by_side(a: Subject, b: Subject, rules: Rules | None = None) -> SideBySide:
+def side_by_side(
+    a: ComparedSide, b: ComparedSide, rules: Rules | None = None
+) -> SideBySide:
     """Single arms are compared with each other whatever they are; of matrices
     those of the same step and name."""
     if len(a.arms) == len(b.arms) == 1:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from gpt2.report.arms import Arm
-from lib.untrusted import number
+from lib.safe_json import number
 
 AXES = ("step", "tokens", "seconds")
 MAX_POINTS = 240

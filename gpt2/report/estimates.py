@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lib.human import fixed
-from lib.untrusted import as_dict, number
+from lib.safe_json import as_dict, number
 
 MEASURES = {"time": "seconds", "memory": "peak_memory_bytes"}
 

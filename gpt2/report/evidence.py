@@ -16,12 +16,12 @@ from gpt2.report.arms import (
     loss_at,
 )
 from gpt2.report.pairing import unpaired
-from gpt2.report.results import Run
+from gpt2.report.read_results import Run
 from lib.alarms import are_identical
-from lib.identity import identity
+from lib.hashing import identity
+from lib.jobs.run_files import finite
 from lib.rounding import resolution, rounding_variance
-from lib.rundir import finite
-from lib.untrusted import as_dict, clean, number
+from lib.safe_json import as_dict, clean, number
 
 ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # settings that must tell
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2.report.results import Matrix, Run, records_of
-from lib.rundir import GPU_FILE
-from lib.untrusted import clean, number, whole
+from gpt2.report.read_results import MatrixResults, Run, records_of
+from lib.jobs.run_files import GPU_FILE
+from lib.safe_json import clean, number, whole
 
 PANELS = (  # key, title, unit of the record
     ("utilisation", "busy %", 1.0),
@@ -23,7 +23,7 @@ MAX_POINTS = 300
 MAX_GPUS = 16
 
 
-def gpu_use(matrix: Matrix, run: Run) -> list[dict[str, Any]]:
+def gpu_use(matrix: MatrixResults, run: Run) -> list[dict[str, Any]]:
     """Per GPU: name, minutes, and a list for each panel (None where not told)."""
     if not run.on_disk:
         return []

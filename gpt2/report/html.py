@@ -20,14 +20,7 @@ from urllib.parse import quote
 
 from gpt2.report.arms import Arm
 from gpt2.report.checklist import checklist
-from gpt2.report.compare import shown
-from gpt2.report.curves import AXES, band
-from gpt2.report.estimates import score_lines
-from gpt2.report.gpu_use import PANELS, gpu_use
-from gpt2.report.plots import places, spread
-from gpt2.report.remarks import remarks
-from gpt2.report.results import Matrix, Run
-from gpt2.report.table import (
+from gpt2.report.columns import (
     MARKS,
     Column,
     Line,
@@ -36,17 +29,18 @@ from gpt2.report.table import (
     lines_of,
     shown_columns,
 )
-from gpt2.report.text import (
-    control_lines,
-    headline,
-    method,
-    noise_lines,
-    seeds_lines,
-)
+from gpt2.report.compare import shown
+from gpt2.report.curves import AXES, band
+from gpt2.report.estimates import score_lines
+from gpt2.report.gpu_use import PANELS, gpu_use
+from gpt2.report.notes import remarks
+from gpt2.report.plots import places, spread
+from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.text import control_lines, headline, method, noise_lines, seeds_lines
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from lib import human
-from lib.rundir import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
-from lib.untrusted import clean
+from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
+from lib.safe_json import clean
 
 PAGE = Path(__file__).resolve().parent / "page"
 COSTS = (
@@ -80,7 +74,7 @@ RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 
 @dataclass(frozen=True, slots=True)
-class Cell:
+class TableCell:
     """One table cell; ``sort`` is empty where the value is not known."""
 
     key: str
@@ -95,7 +89,7 @@ class PlotlyMissing(RuntimeError):
     """The plotly package is not installed."""
 
 
-def html_report(matrix: Matrix, judged: Judgement, name: str) -> str:
+def html_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
     """The page. Raises PlotlyMissing without the plotly package."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
@@ -189,14 +183,14 @@ def _line(line: Line, columns: list[Column], judged: Judgement) -> dict[str, Any
     }
 
 
-def _cell(column: Column, line: Line) -> Cell:
+def _cell(column: Column, line: Line) -> TableCell:
     value, css = column.value(line), ["number" if column.is_number else ""]
     is_grade = column.key.startswith("grade")
     if column.key == "title":
         css.append("text")
     if not column.is_main:
         css.append("more")
-    return Cell(
+    return TableCell(
         column.key,
         column.show(line),
         "" if value is None else str(value),
@@ -217,7 +211,7 @@ def _run_heads() -> list[tuple[str, bool]]:
     return [*first, *((head, True) for _, head, _ in RUN_COLUMNS), *last]
 
 
-def _runs(matrix: Matrix, judged: Judgement) -> Iterator[dict[str, Any]]:
+def _runs(matrix: MatrixResults, judged: Judgement) -> Iterator[dict[str, Any]]:
     for arm in judged.arms:
         for place, run in enumerate(arm.runs):
             links = [
@@ -233,7 +227,7 @@ def _runs(matrix: Matrix, judged: Judgement) -> Iterator[dict[str, Any]]:
             }
 
 
-def _run_cells(arm: Arm, run: Run) -> list[Cell]:
+def _run_cells(arm: Arm, run: Run) -> list[TableCell]:
     row = run.row
     why = row["failure"] or row["message"]
     state = (
@@ -241,15 +235,18 @@ def _run_cells(arm: Arm, run: Run) -> list[Cell]:
     )
     seed = shown(row["seed"])
     cells = [
-        Cell("arm", arm.label, arm.label, "text"),
-        Cell("seed", seed, seed, "number"),
-        Cell("status", state, state, "text" if len(state) > 20 else ""),
+        TableCell("arm", arm.label, arm.label, "text"),
+        TableCell("seed", seed, seed, "number"),
+        TableCell("status", state, state, "text" if len(state) > 20 else ""),
     ]
     for key, _, show in RUN_COLUMNS:
         value = row[key]
         text = "" if value is None else str(value)
-        cells.append(Cell(key, show(value), text, "number", is_result=True))
-    return [*cells, Cell("hash", (row["hash"] or human.NONE)[:8], row["hash"] or "")]
+        cells.append(TableCell(key, show(value), text, "number", is_result=True))
+    return [
+        *cells,
+        TableCell("hash", (row["hash"] or human.NONE)[:8], row["hash"] or ""),
+    ]
 
 
 def _costs(judged: Judgement) -> list[tuple[str, str]]:
@@ -260,7 +257,7 @@ def _costs(judged: Judgement) -> list[tuple[str, str]]:
     ]
 
 
-def _picture(matrix: Matrix, chart: str, markup: Any) -> Any:
+def _picture(matrix: MatrixResults, chart: str, markup: Any) -> Any:
     path = f"plots/{chart}.png"
     if not (matrix.root / path).is_file():
         return "no picture was written"
@@ -270,7 +267,7 @@ def _picture(matrix: Matrix, chart: str, markup: Any) -> Any:
 # ---- data of the charts ---------------------------------------------------------
 
 
-def _data(matrix: Matrix, judged: Judgement, gpu: list) -> dict[str, Any]:
+def _data(matrix: MatrixResults, judged: Judgement, gpu: list) -> dict[str, Any]:
     place = places(judged)
     ordered = sorted(judged.arms, key=lambda arm: place[arm.label])
     base, runs = _settings(judged)

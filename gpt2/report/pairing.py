@@ -8,8 +8,8 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from gpt2.report.results import Run
-from lib.untrusted import as_dict, clean, number, text, whole
+from gpt2.report.read_results import Run
+from lib.safe_json import as_dict, clean, number, text, whole
 
 ROUNDING = 1e-5  # of initial weights, drawn on unlike processors
 MAX_NAMED = 3

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.report.results import COLUMNS, Matrix, Row, read_matrix
-from lib.rundir import atomic_write_json, atomic_write_text, finite
+from gpt2.report.read_results import COLUMNS, MatrixResults, Row, read_matrix
+from lib.jobs.run_files import atomic_write_json, atomic_write_text, finite
 
 SCHEMA = 3  # rises with every change of fields: readers refuse what is new
 
@@ -18,8 +18,8 @@ def write_summary(
     output_dir: str | Path,
     jobs: Iterable[Any] | None = None,
     verdicts: Mapping[str, Any] | None = None,
-    matrix: Matrix | None = None,
-) -> Matrix:
+    matrix: MatrixResults | None = None,
+) -> MatrixResults:
     """Write summary.json and results.csv of a results directory, atomically.
 
     One entry per job, whatever its status. ``verdicts`` is what the report adds;

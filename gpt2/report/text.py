@@ -7,13 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
-from gpt2.report.controls import sentence
-from gpt2.report.estimates import score_lines
-from gpt2.report.evidence import Rules
-from gpt2.report.noise import KNOWN_NOISE, known_noise_of
-from gpt2.report.remarks import remarks
-from gpt2.report.results import Matrix, Run
-from gpt2.report.table import (
+from gpt2.report.columns import (
     COLUMN,
     Line,
     difference_text,
@@ -24,10 +18,16 @@ from gpt2.report.table import (
     p_text,
     shown_columns,
 )
+from gpt2.report.controls import sentence
+from gpt2.report.estimates import score_lines
+from gpt2.report.evidence import Rules
+from gpt2.report.noise import KNOWN_NOISE, known_noise_of
+from gpt2.report.notes import remarks
+from gpt2.report.read_results import MatrixResults, Run
 from gpt2.report.verdicts import INCONCLUSIVE, Comparison, Judgement
 from lib import human
+from lib.safe_json import clean
 from lib.terminal import columns_that_fit, report_console
-from lib.untrusted import clean
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -66,7 +66,7 @@ TITLE_WIDTH, MORE_WIDTH = 12, 8  # at least, and what it likes besides
 GAP = 2  # between two columns, and around the table
 
 
-def headline(matrix: Matrix) -> str:
+def headline(matrix: MatrixResults) -> str:
     """ "9 of 12 runs finished, 1 failed, 2 planned"."""
     counts: dict[str, int] = {}
     for run in matrix.runs:
@@ -126,7 +126,7 @@ def _seeds_lines(judged: Judgement) -> list[str]:
 # ---- terminal -------------------------------------------------------------------
 
 
-def show(matrix: Matrix, judged: Judgement) -> None:
+def show(matrix: MatrixResults, judged: Judgement) -> None:
     """Print the table and its remarks on standard output."""
     console = report_console()
     for part in terminal_report(matrix, judged, console.width):
@@ -134,7 +134,7 @@ def show(matrix: Matrix, judged: Judgement) -> None:
 
 
 def terminal_report(
-    matrix: Matrix, judged: Judgement, width: int = 120
+    matrix: MatrixResults, judged: Judgement, width: int = 120
 ) -> list[RenderableType]:
     """What `make` and `make report` print, as things for rich to print.
 
@@ -246,7 +246,7 @@ the end of each run on its device, not compiled. KV/token is the exported model'
 else in the tables (loss, parameters, zeros, speed of training) is the masked one's."""
 
 
-def markdown_report(matrix: Matrix, judged: Judgement, name: str) -> str:
+def markdown_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
     """REPORT.md. Everything from the results is escaped."""
     parts = [
         f"# {escape(name)}",
@@ -349,7 +349,7 @@ def _remarks(judged: Judgement) -> str:
     )
 
 
-def _chart_links(matrix: Matrix) -> str:
+def _chart_links(matrix: MatrixResults) -> str:
     names = {"loss": "Loss curves", "forest": "Differences", "pareto": "Loss and cost"}
     return "\n".join(
         f"![{text}](plots/{name}.png)"
@@ -358,7 +358,7 @@ def _chart_links(matrix: Matrix) -> str:
     )
 
 
-def _checklist(matrix: Matrix, judged: Judgement) -> str:
+def _checklist(matrix: MatrixResults, judged: Judgement) -> str:
     lines = []
     for item in checklist(matrix, judged):
         remark = f" ({escape(item.remark)})" if item.remark else ""
@@ -367,7 +367,7 @@ def _checklist(matrix: Matrix, judged: Judgement) -> str:
     return "\n".join(lines)
 
 
-def _runs(matrix: Matrix) -> str:
+def _runs(matrix: MatrixResults) -> str:
     rows = []
     for run in matrix.runs:
         row = run.row
@@ -384,14 +384,14 @@ def _runs(matrix: Matrix) -> str:
     return _grid(heads, rows, [False, True, False, True, False, False])
 
 
-def _manifest_link(matrix: Matrix, run: Run) -> str:
+def _manifest_link(matrix: MatrixResults, run: Run) -> str:
     path = f"{run.run_dir}/manifest.json"
     if not (matrix.root / path).is_file():
         return human.NONE
     return f"[{escape(run.run_dir)}]({quote(path)})"
 
 
-def _left_out(matrix: Matrix) -> str:
+def _left_out(matrix: MatrixResults) -> str:
     if not matrix.left_out:
         return ""
     lines = [f"- {escape(x.path)}: {escape(x.reason)}" for x in matrix.left_out]

@@ -37,15 +37,9 @@ from typing import Any
 from gpt2.report.arms import Arm, Change, changes_between, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, void_reasons
 from gpt2.report.evidence import Evidence, Rules, at_equal_steps, at_equal_time
-from gpt2.report.noise import (
-    Design,
-    Noise,
-    known_noise_of,
-    noise_of,
-    seeds_to_decide,
-)
+from gpt2.report.noise import Design, Noise, known_noise_of, noise_of, seeds_to_decide
 from gpt2.report.pooling import Pooled, pool
-from gpt2.report.results import Matrix
+from gpt2.report.read_results import MatrixResults
 from lib import stats
 
 SUPPORTED, NEUTRAL, HARMFUL = "SUPPORTED", "NEUTRAL", "HARMFUL"
@@ -155,7 +149,7 @@ def _key(arm: Arm) -> dict[str, Any]:
     return {"step": arm.step, "name": arm.name}
 
 
-def judge(matrix: Matrix, rules: Rules | None = None) -> Judgement:
+def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     """Grade every arm of a matrix that has a comparison partner."""
     rules = rules or Rules()
     arms = group_arms(matrix)

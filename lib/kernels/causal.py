@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lib.kernels.largest import keep_eights, keep_largest
+from lib.kernels.topk_tiles import keep_eights, keep_largest
 
 LN2 = tl.constexpr(0.6931471805599453)
 NONE, TOPK, MAX, ENTROPY, RMS = (tl.constexpr(n) for n in range(5))

@@ -15,9 +15,9 @@ import triton
 from torch import Tensor
 
 from lib.kernels import causal, causal_backward
-from lib.kernels.kept import spread, write_largest
 from lib.kernels.rows import packed
 from lib.kernels.tiles import Tiled, precision, slots
+from lib.kernels.topk_rows import spread, write_largest
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
 WIDEST_TOPK = 32
@@ -36,7 +36,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Problem:
+class KernelOptions:
     """What all kernels of one call are told."""
 
     scale: float
@@ -66,7 +66,9 @@ def _width(n: int) -> int:
     return max(16, triton.next_power_of_2(n))
 
 
-def _flags(x: Problem, q: Tensor, v: Tensor, factor: Any, alpha: Any) -> dict[str, Any]:
+def _flags(
+    x: KernelOptions, q: Tensor, v: Tensor, factor: Any, alpha: Any
+) -> dict[str, Any]:
     return {
         "D": q.shape[3],
         "DV": v.shape[3],
@@ -99,7 +101,7 @@ def _per_row(q: Tensor, there: bool) -> Tensor:
     return q.new_empty(shape, dtype=torch.float32)
 
 
-def _empty_results(q: Tensor, v: Tensor, x: Problem) -> Results:
+def _empty_results(q: Tensor, v: Tensor, x: KernelOptions) -> Results:
     b, _, t, _ = q.shape
     width = x.kept or t
     return (
@@ -128,7 +130,7 @@ def causal_op(
 ) -> Results:
     """What ``attention`` gives, and what its gradients need."""
     q, k, v = _apart(inputs)
-    x = Problem(scale, alpha, window, statistic, topk, values, mean, kept)
+    x = KernelOptions(scale, alpha, window, statistic, topk, values, mean, kept)
     results = _empty_results(q, v, x)
     out, lse, stat, threshold, means, columns = results
     b, h, t, _ = q.shape
@@ -160,13 +162,13 @@ def _(
     inputs, factor, alphas,
     scale, alpha, window, statistic, topk, values, mean, kept,
 ):  # fmt: skip
-    x = Problem(scale, alpha, window, statistic, topk, values, mean, kept)
+    x = KernelOptions(scale, alpha, window, statistic, topk, values, mean, kept)
     q, _, v = _apart(inputs)
     return _empty_results(q, v, x)
 
 
 def _empty_gradients(
-    inputs: Sequence[Tensor], x: Problem, factor: bool, learned: bool
+    inputs: Sequence[Tensor], x: KernelOptions, factor: bool, learned: bool
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Of the inputs, the row factor and alpha per head."""
     q, k, v = _apart(inputs)
@@ -202,7 +204,7 @@ def backward_op(
 ) -> tuple[list[Tensor], Tensor, Tensor]:
     """Gradients of the inputs, the row factor and alpha per head; dmean [B, T, K]
     for the K kept."""
-    x = Problem(scale, alpha, window, statistic, 0, values, mean, kept)
+    x = KernelOptions(scale, alpha, window, statistic, 0, values, mean, kept)
     q, k, v = _apart(inputs)
     slopes, dfactor, dalpha = _empty_gradients(
         inputs, x, factor is not None, alphas is not None
@@ -248,7 +250,7 @@ def _(
     do, dstat, dmean, inputs, o, lse, stat, threshold, columns, factor, alphas,
     scale, alpha, window, statistic, values, mean, kept,
 ):  # fmt: skip
-    x = Problem(scale, alpha, window, statistic, 0, values, mean, kept)
+    x = KernelOptions(scale, alpha, window, statistic, 0, values, mean, kept)
     return _empty_gradients(inputs, x, factor is not None, alphas is not None)
 
 
@@ -314,9 +316,10 @@ def attention(
     Causal. q, k [B, H, T, D], v [B, H, T, Dv] of one type; window < 0: no transposed
     band; alpha: a number or one a head [H]; topk <= WIDEST_TOPK; row_factor
     [B, H, T] on a row's logits. kept: of each row's mean weights only that many,
-    [B, T, kept] with their columns (lib/kernels/kept.py). What is not asked for comes
-    back empty. ``qkv`` [B, T, 3, H, D]: what q, k and v are views of; their gradients
-    then are written into one tensor, as the projection's backward pass reads them.
+    [B, T, kept] with their columns (lib/kernels/topk_rows.py). What is not asked for
+    comes back empty. ``qkv`` [B, T, 3, H, D]: what q, k and v are views of; their
+    gradients then are written into one tensor, as the projection's backward pass reads
+    them.
     """
     number = alpha if isinstance(alpha, float) else 0.0
     alphas = None if isinstance(alpha, float) else alpha.float().contiguous()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lib.device import to_autocast_type
+from lib.gpu.device import to_autocast_type
 from lib.kernels.cublaslt import KINDS, Epilogue, product
 from lib.kernels.rows import packed
 

@@ -1,7 +1,7 @@
 """Triton kernels with tile sizes chosen from a list (lib/kernels/choices.py).
 
 The lists, one for each kernel and family of GPUs, stand in ``TILES``. The registers and
-the shared memory of each tile are measured by tests/lib/test_kernels_compiled.py.
+the shared memory of each tile are measured by tests/lib/kernels/test_compiled.py.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 import triton
 from torch import Tensor
 
-from lib import device
+from lib.gpu import device
 from lib.kernels import choices
 from lib.kernels.timing import once, seconds
 

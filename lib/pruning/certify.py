@@ -1,6 +1,7 @@
 """Certificates of the unstructured pruner: a tiny model is pruned and watched.
 
-Those of pruned heads are in gpt2/proofs/heads.py, since a head is part of a model.
+Those of pruned heads are in gpt2/verify/certify_heads.py, since a head is part of a
+model.
 
 As in lib.optim.certify, every check takes what it checks (`make`, a function
 or class with Pruner's signature), so that a faulty one can take its place.
@@ -27,7 +28,7 @@ from lib.pruning.watched import (
     SCHEDULE,
     STEPS,
     MakePruner,
-    Run,
+    WatchedTraining,
     by_depth,
     wanted_zeros,
 )
@@ -73,7 +74,7 @@ def check_schedule(
     Counted in the weights after decay and momentum had their say; the figure
     is the largest deviation, in weights.
     """
-    run = Run(optimizer, method, make, scope, variant, device)
+    run = WatchedTraining(optimizer, method, make, scope, variant, device)
     is_by_depth = by_depth(method, variant)
     worst, at = 0.0, 0
     for step in range(1, STEPS + 1):
@@ -103,7 +104,7 @@ def check_gradients(
     Where pruning is for good the optimizer's state of them is 0 as well. The
     figure counts entries that are not as they should be.
     """
-    run = Run(optimizer, method, make, variant=variant, device=device)
+    run = WatchedTraining(optimizer, method, make, variant=variant, device=device)
     wrong = 0
     for step in range(1, STEPS + 1):
         run.backward(step)
@@ -125,7 +126,7 @@ def check_gradients(
     return Row(f"{method}: gradients of the pruned", passed, float(wrong), detail)
 
 
-def _live_state(run: Run) -> int:
+def _live_state(run: WatchedTraining) -> int:
     """Optimizer state entries of pruned weights that are not 0."""
     return sum(
         int(((value != 0) & (weight == 0)).sum())
@@ -146,7 +147,7 @@ def check_permanence(
 
     The figure is the number of weights that came back.
     """
-    run = Run(optimizer, method, make, variant=variant, device=device)
+    run = WatchedTraining(optimizer, method, make, variant=variant, device=device)
     aside = {name: torch.zeros_like(w) for name, w in run.prunable.items()}
     back, changed = 0, 0
     for step in range(1, STEPS + 1):
@@ -176,7 +177,7 @@ def check_resume(
 ) -> Row:
     """Stop in mid ramp, save, load, go on: equal bit for bit, zeros included."""
     stop = SCHEDULE.start + 3 * SCHEDULE.interval + 1
-    whole = Run(optimizer, method, make, variant=variant, device=device)
+    whole = WatchedTraining(optimizer, method, make, variant=variant, device=device)
     for step in range(1, stop + 1):
         whole.update(step)
     saved = io.BytesIO()
@@ -191,7 +192,7 @@ def check_resume(
 
     saved.seek(0)
     loaded = torch.load(saved, weights_only=True)
-    parts = Run(optimizer, method, make, variant=variant, device=device)
+    parts = WatchedTraining(optimizer, method, make, variant=variant, device=device)
     with torch.no_grad():
         for name, weight in parts.weights.items():
             weight.copy_(loaded["model"][name])

@@ -24,7 +24,7 @@ from lib.pruning.watched import (
     SCHEDULE,
     STEPS,
     MakePruner,
-    Run,
+    WatchedTraining,
     by_depth,
     wanted_zeros,
 )
@@ -44,7 +44,7 @@ def check_masks(
     """
     wrong, first = 0, ""
     for scope in SCOPES:
-        truth = _Truth(Run(optimizer, method, make, scope, variant, device))
+        truth = _Truth(WatchedTraining(optimizer, method, make, scope, variant, device))
         for step in range(1, STEPS + 1):
             found = truth.wrong_after(step)
             if found and not first:
@@ -57,7 +57,7 @@ def check_masks(
 class _Truth:
     """The scores that the masks of a run ought to follow, in float64."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: WatchedTraining) -> None:
         self.run = run
         shapes = {name: tuple(w.shape) for name, w in run.prunable.items()}
         self.movement = {name: np.zeros(shape) for name, shape in shapes.items()}
@@ -124,7 +124,7 @@ def check_movement(
     The dense W is followed here by itself: what the optimizer left where the
     mask keeps, what stood there at pruning where it does not.
     """
-    run = Run(optimizer, "movement", make, device=device)
+    run = WatchedTraining(optimizer, "movement", make, device=device)
     dense = {n: w.detach().double().clone() for n, w in run.prunable.items()}
     score = {n: torch.zeros_like(w) for n, w in dense.items()}
     for step in range(1, STEPS + 1):

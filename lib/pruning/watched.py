@@ -30,7 +30,7 @@ ANY_SCORE = "bitter7"  # where the score does not matter
 MakePruner = Callable[..., Pruner]
 
 
-class Run:
+class WatchedTraining:
     """A small model in training with a pruner; decay 0.1, SGD-like noise."""
 
     def __init__(

@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gpt2.init import init_parameters
-from gpt2.model import GPT
-from gpt2.plan import step_settings
-from gpt2.reading import ALIASES, PREFIXES, settings_from, symbol_types
-from gpt2.schema import Settings
-from lib.generated import Config
-from lib.kconfig import load_strict
+from gpt2.model.gpt import GPT
+from gpt2.model.init import init_parameters
+from gpt2.plan.jobs import step_settings
+from gpt2.settings.parse import ALIASES, PREFIXES, settings_from, symbol_types
+from gpt2.settings.schema import Settings
+from lib.kconfig.config_py import Config
+from lib.kconfig.strict import load_strict
 from tests import reference as naive
 
 KCONFIG = Path(__file__).resolve().parents[2] / "Kconfig"

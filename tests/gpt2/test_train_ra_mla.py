@@ -8,8 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from gpt2.reading import symbol_types
-from lib.generated import render_config
+from gpt2.settings.parse import symbol_types
+from lib.kconfig.config_py import render_config
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import (
     command_line,

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.corpora.prepare import prepare
-from gpt2.corpora.sources import open_corpus
-from gpt2.corpora.tokenfiles import Request, dataset_folder
-from gpt2.corpora.tokenizer import get_encoding
+from gpt2.data.prepare import prepare
+from gpt2.data.sources import open_corpus
+from gpt2.data.token_files import DataRequest, dataset_folder
+from gpt2.data.tokenizer import get_encoding
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,15 +40,17 @@ def prepare_texts(
 ) -> Path:
     """Write the files, prepare them, and return the data folder (DATA_DIR)."""
     folder = write_texts(root / "texts", texts() if files is None else files)
-    request = Request("text", tokenizer, str(folder), options.pop("max_tokens", 0))
+    request = DataRequest("text", tokenizer, str(folder), options.pop("max_tokens", 0))
     encoding = get_encoding(tokenizer, root / "tiktoken")
     prepare(request, root / "data", open_corpus(request), encoding, **options)
     return root / "data"
 
 
-def text_request(data_dir: Path, tokenizer: str = "bytes", limit: int = 0) -> Request:
+def text_request(
+    data_dir: Path, tokenizer: str = "bytes", limit: int = 0
+) -> DataRequest:
     """What prepare_texts was asked for."""
-    return Request("text", tokenizer, str(data_dir.parent / "texts"), limit)
+    return DataRequest("text", tokenizer, str(data_dir.parent / "texts"), limit)
 
 
 def text_folder(data_dir: Path, tokenizer: str = "bytes") -> Path:

@@ -23,12 +23,12 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gpt2.plan import Job, make_plan, step_job
-from gpt2.reading import ALIASES, settings_from, symbol_types
-from gpt2.schema import SYMBOL_OF
-from lib.generated import Config
-from lib.kconfig import load_strict
-from lib.rundir import atomic_write_json, read_json, read_jsonl
+from gpt2.plan.jobs import Job, make_plan, step_job
+from gpt2.settings.parse import ALIASES, settings_from, symbol_types
+from gpt2.settings.schema import SYMBOL_OF
+from lib.jobs.run_files import atomic_write_json, read_json, read_jsonl
+from lib.kconfig.config_py import Config
+from lib.kconfig.strict import load_strict
 from tests.gpt2.tinydata import ROOT
 
 SCRIPT = ROOT / "gpt2" / "train_ra_mla.py"
@@ -111,7 +111,7 @@ def run_command(
 def server() -> Any:
     """The context of multiprocessing that forks from such a server."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "gpt2.training.attempt"])
+    context.set_forkserver_preload([__name__, "gpt2.train.run"])
     return context
 
 
@@ -123,8 +123,8 @@ def train_here(
     setup: Callable[[], object] | None,
 ) -> None:
     """The training, in this process, which ends with it."""
-    from gpt2.plan import job_from_json
-    from gpt2.training.attempt import carry_out
+    from gpt2.plan.jobs import job_from_json
+    from gpt2.train.run import carry_out
 
     os.environ.update(environ)
     log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)

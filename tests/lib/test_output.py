@@ -14,7 +14,7 @@ from tests.scratch import ROOT
 ENVIRON = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
 COMMANDS = [
     *(p for p in sorted((ROOT / "scripts").glob("*.py")) if p.stem != "__init__"),
-    *(ROOT / "gpt2/train_ra_mla.py", ROOT / "lib/launcher.py"),
+    *(ROOT / "gpt2/train_ra_mla.py", ROOT / "lib/jobs/launcher.py"),
 ]
 COMMAND = """
 import os, subprocess, sys

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gpt2.training.export import load_export
+from gpt2.train.export import load_export
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import TINY, run_matrix, write_config
 

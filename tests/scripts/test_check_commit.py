@@ -17,11 +17,16 @@ PARTS = [
         "lib/house_rules.py",
         "lib/output.py",
     ),
-    *("lib/spelling.py", "pyproject.toml", "gpt2/__init__.py", "gpt2/schema.py"),
+    *(
+        "lib/suggestions.py",
+        "pyproject.toml",
+        "gpt2/__init__.py",
+        "gpt2/settings/schema.py",
+    ),
 ]
 BANNED = "compre" + "hensive"  # in two parts: this file is searched for it as well
 
-GOOD = """gpt2/schema.py: say what a field is for
+GOOD = """gpt2/settings/schema.py: say what a field is for
 
 The names alone did not tell a reader which unit a field has.
 """
@@ -39,11 +44,13 @@ def check(tree: Path, message: str) -> subprocess.CompletedProcess[str]:
 
 ACCEPTED = {
     "a path": GOOD,
-    "a folder": GOOD.replace("gpt2/schema.py", "gpt2"),
-    "a folder with slash": GOOD.replace("gpt2/schema.py", "gpt2/"),
-    "a file name": GOOD.replace("gpt2/schema.py", "schema.py"),
-    "a stem": GOOD.replace("gpt2/schema.py", "schema"),
-    "two paths": GOOD.replace("gpt2/schema.py", "gpt2/schema.py, lib"),
+    "a folder": GOOD.replace("gpt2/settings/schema.py", "gpt2"),
+    "a folder with slash": GOOD.replace("gpt2/settings/schema.py", "gpt2/"),
+    "a file name": GOOD.replace("gpt2/settings/schema.py", "schema.py"),
+    "a stem": GOOD.replace("gpt2/settings/schema.py", "schema"),
+    "two paths": GOOD.replace(
+        "gpt2/settings/schema.py", "gpt2/settings/schema.py, lib"
+    ),
     "comments of the editor": GOOD + "# Please enter the message\n# - a list\n",
     "comments first": "# a comment\n" + GOOD,
     "scissors": GOOD
@@ -52,7 +59,7 @@ ACCEPTED = {
     "long URL": GOOD + f"\nSee https://example.org/{'x' * 80} for more.\n",
     "quoted output": GOOD + f"\n> {'x' * 90}\n\n    - {'y' * 90}\n\nSo it was.\n",
     "revert": f'Revert "{GOOD.splitlines()[0]}"\n\nThis reverts commit {"a" * 40}.\n',
-    "fixup": "fixup! gpt2/schema.py: say what a field is for\n",
+    "fixup": "fixup! gpt2/settings/schema.py: say what a field is for\n",
     "72 columns": "gpt2: ".ljust(72, "x") + "\n\n" + "y" * 72 + "\n",
     "dash inside prose": GOOD + "\nThe step - a control - is paired by seed.\n",
     "a person's co-author line": GOOD + "\nCo-authored-by: B. <b@example.org>\n",
@@ -72,9 +79,9 @@ BODY = "\n\nThe reason is given here.\n"
 REFUSED = {
     "no path": ("say what a field is for" + BODY, 1, "'path: what changed'"),
     "no such path": (
-        "gpt2/shema.py: mend it" + BODY,
+        "gpt2/settings/shema.py: mend it" + BODY,
         1,
-        "nearest: gpt2/schema.py",
+        "nearest: gpt2/settings/schema.py",
     ),
     "a kind of change": ("fix: mend it" + BODY, 1, "'fix' is no path"),
     "one of two paths": ("gpt2, nowhere: mend" + BODY, 1, "'nowhere' is no path"),

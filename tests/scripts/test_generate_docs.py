@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.ablation import STEPS
+from gpt2.plan.steps import STEPS
 from tests.scratch import copy_tree, python, write
 
 TOOL = "scripts/generate_docs.py"
@@ -59,7 +59,7 @@ def test_missing_or_doubled_last_row_is_stale(tree: Path, cut: int) -> None:
 
 
 def test_changed_registry_makes_both_stale(tree: Path) -> None:
-    registry = tree / "gpt2/ablation.py"
+    registry = tree / "gpt2/plan/steps.py"
     text = registry.read_text()
     assert STEPS[5].title in text
     registry.write_text(text.replace(STEPS[5].title, "a new title", 1))

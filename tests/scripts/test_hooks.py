@@ -20,7 +20,7 @@ PARTS = [
         "lib/__init__.py",
         "lib/house_rules.py",
         "lib/output.py",
-        "lib/spelling.py",
+        "lib/suggestions.py",
     ),
     *(f"scripts/{n}.py" for n in ("__init__", "check", "check_commit", "check_words")),
     *(INSTALLER, "scripts/fix_whitespace_issues.py", "gpt2/__init__.py"),

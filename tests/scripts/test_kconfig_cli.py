@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.generated import Config, read_config
+from lib.kconfig.config_py import Config, read_config
 from tests.scratch import copy_files, run
 
 PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from lib import rundir
+from lib.jobs import run_files
 from tests.scripts.test_run_test_matrix import (
     TINY_RUNS,
     attempts,
@@ -32,11 +32,11 @@ TWO = "SEEDS=1 JOBS=2"
 
 
 def manifest(folder: Path, run: str) -> dict[str, object]:
-    return dict(rundir.read_json(folder / "results" / run / "manifest.json"))
+    return dict(run_files.read_json(folder / "results" / run / "manifest.json"))
 
 
 def status(folder: Path, run: str) -> dict[str, object]:
-    return rundir.read_status(folder / "results" / run)
+    return run_files.read_status(folder / "results" / run)
 
 
 # ---- failures of a run ----------------------------------------------------------
@@ -224,7 +224,7 @@ def has_passed(folder: Path, run: str, step: int) -> bool:
 
 
 def last_step(folder: Path, run: str) -> int:
-    records = rundir.read_jsonl(folder / "results" / run / "metrics.jsonl")
+    records = run_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
     return max((record.get("step", 0) for record in records), default=0)
 
 
@@ -279,7 +279,7 @@ def test_a_disk_that_fills_up_loses_nothing(
     said, _ = process.communicate(timeout=300)
     assert process.returncode in (1, 6), said
     assert "no space left" in said.lower(), said
-    assert rundir.read_status(place / TINY_RUNS[0])["status"] != "done"
+    assert run_files.read_status(place / TINY_RUNS[0])["status"] != "done"
     ballast.unlink()
     done = run_matrix(folder, "--overrides", ONE_SEED)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -307,7 +307,7 @@ def test_an_estimate_is_made_used_and_scored(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 runs, 2 at a time: about" in done.stdout
     path = folder / "results" / "estimates.json"
-    estimate = rundir.read_json(path)
+    estimate = run_files.read_json(path)
     assert [cell["name"] for cell in estimate["cells"]] == [
         "step00-baseline",
         "step05-ra",
@@ -320,7 +320,7 @@ def test_an_estimate_is_made_used_and_scored(folder: Path) -> None:
 
     done = run_matrix(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    scored = rundir.read_json(folder / "results" / "summary.json")["estimates"]
+    scored = run_files.read_json(folder / "results" / "summary.json")["estimates"]
     for measure in ("time", "memory"):
         assert scored[measure]["runs"] == 2
         assert scored[measure]["worst_run"] in TINY_RUNS

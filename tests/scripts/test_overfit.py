@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from gpt2.model import GPT
-from gpt2.plan import plan_settings
-from gpt2.proofs.overfit import ENOUGH, learn_by_heart, one_batch
-from gpt2.proofs.verify import subjects
+from gpt2.model.gpt import GPT
+from gpt2.plan.jobs import plan_settings
+from gpt2.verify.certify_steps import subjects
+from gpt2.verify.overfit import ENOUGH, learn_by_heart, one_batch
 from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import tiny_job
 

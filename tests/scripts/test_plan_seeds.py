@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 
-from gpt2.report.results import read_matrix
-from gpt2.report.seeds import measured_spread
+from gpt2.report.power import measured_spread
+from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
 from lib import pooled, stats
-from lib.generated import render_config
+from lib.kconfig.config_py import render_config
 from tests.gpt2.helpers import make_config
 from tests.results_factory import write_matrix
 from tests.scripts.inprocess import run_script

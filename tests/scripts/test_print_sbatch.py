@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib import rundir
+from lib.jobs import run_files
 from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import ROOT, write
 from tests.scripts.inprocess import run_script
@@ -54,8 +54,8 @@ def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
         assert f"#SBATCH {line}\n" in done.stdout
     run = project / "results" / "step05-ra" / "seed1"
     assert run_task(home, done.stdout, 1) == 0
-    assert rundir.read_status(run)["status"] == "done"
-    assert rundir.read_json(run / "manifest.json")["verified"] == "skipped"
+    assert run_files.read_status(run)["status"] == "done"
+    assert run_files.read_json(run / "manifest.json")["verified"] == "skipped"
     assert not (project / "requeued").exists()
 
     again = print_sbatch(project, "--skip-verify", *words)  # what is left

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from lib import rundir
-from tests.lib.test_engine_ray import needs_ray
+from lib.jobs import run_files
+from tests.lib.jobs.test_ray_engine import needs_ray
 from tests.scripts.test_run_test_matrix import (
     ONE_SEED,
     TINY_RUNS,
@@ -107,7 +107,7 @@ def test_a_killed_driver_leaves_what_the_next_goes_on_with(
     undisturbed: Path, folder: Path, words: Words
 ) -> None:
     process = start(folder, *words())
-    until(rundir.holder_file(folder / "results" / ".lock").exists)
+    until(run_files.holder_file(folder / "results" / ".lock").exists)
     second = start(folder, *words())
     assert any(FIRST in line for line in second.stdout)
     until(reached(folder, FIRST, 4), 300)
@@ -127,10 +127,10 @@ def test_a_stop_reaches_runs_and_what_still_waits(folder: Path, words: Words) ->
     process.send_signal(signal.SIGTERM)
     said = end_of(process)
     assert process.returncode == 3, said
-    status = rundir.read_status(folder / "results" / FIRST)
+    status = run_files.read_status(folder / "results" / FIRST)
     assert status["status"] == "interrupted" and status["step"] >= 2
     assert f"{LAST}: interrupted (it had not begun)" in said
-    waiting = rundir.read_status(folder / "results" / LAST)
+    waiting = run_files.read_status(folder / "results" / LAST)
     assert (waiting["status"], waiting["attempt"]) == ("planned", 0)
 
 
@@ -159,7 +159,7 @@ def test_ranks_share_a_node_and_train_as_they_do_here(
     rows, seen = [], []
     for place in (there, folder):
         rows.append({k: v for k, v in summary(place)[FIRST].items() if k not in COSTS})
-        found = rundir.read_json(place / "results" / FIRST / "manifest.json")
+        found = run_files.read_json(place / "results" / FIRST / "manifest.json")
         assert (found["world_size"], found["accumulation"]) == (2, 1)
         told = run_matrix(place, "--status", "--overrides", f"{ONE_SEED} {asked}")
         seen.append(re.sub(r" +[\d.,]+k?\n", " SPEED\n", told.stdout))

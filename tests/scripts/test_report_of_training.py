@@ -14,7 +14,7 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
-from gpt2.report.results import read_matrix
+from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import HARMFUL, INVALID, NEUTRAL, judge
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import finish, tiny_job

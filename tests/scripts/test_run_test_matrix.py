@@ -22,16 +22,11 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from lib import kernel, rundir
-from tests.lib.test_engine_ray import HAS_RAY
+from lib.jobs import linux_processes, run_files
+from tests.lib.jobs.test_ray_engine import HAS_RAY
 from tests.scratch import copy_tree
 from tests.scripts.inprocess import run_script
-from tests.tinymatrix import (
-    SCRIPT,
-    command,
-    prove_and_run,
-    run_matrix,
-)
+from tests.tinymatrix import SCRIPT, command, prove_and_run, run_matrix
 
 ONE_SEED = "SEEDS=1"
 TINY_RUNS = ("step00-baseline/seed1", "step05-ra/seed1")
@@ -67,12 +62,12 @@ def summary(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def attempts(folder: Path, run: str) -> int:
-    return int(rundir.read_status(folder / "results" / run)["attempt"])
+    return int(run_files.read_status(folder / "results" / run)["attempt"])
 
 
 def losses(folder: Path, run: str) -> list[tuple[Any, ...]]:
     """What was computed, without what was timed."""
-    records = rundir.read_jsonl(folder / "results" / run / "metrics.jsonl")
+    records = run_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
     names = ("kind", "step", "tokens", "loss", "grad_norm", "val_loss", "val_accuracy")
     return [
         tuple(record.get(name) for name in names)
@@ -135,7 +130,7 @@ def test_listing_never_imports_torch(folder: Path, what: str) -> None:
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'numpy', 'matplotlib', 'datasets', 'wandb'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
-        "assert 'gpt2.plan' in sys.modules\n"
+        "assert 'gpt2.plan.jobs' in sys.modules\n"
     )
     words = [str(SCRIPT), what, "--overrides", "STEPS=0,2-33"]
     done = subprocess.run(
@@ -210,10 +205,10 @@ PRODUCT = ("Kconfig", "scripts", "lib", "gpt2")
 def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> None:
     """RA that is without effect, planted in a copy of the sources."""
     tree = copy_tree(tmp_path / "tree", PRODUCT)
-    code = (tree / "gpt2" / "reciprocal.py").read_text()
+    code = (tree / "gpt2" / "model" / "reciprocal.py").read_text()
     assert code.count("queries, alpha, self.window") == 1
     code = code.replace("queries, alpha, self", "queries, 0.0 * alpha, self")
-    (tree / "gpt2" / "reciprocal.py").write_text(code)
+    (tree / "gpt2" / "model" / "reciprocal.py").write_text(code)
     script = tree / "scripts" / SCRIPT.name
     words = ("--overrides", f"{ONE_SEED} JOBS=2")
 
@@ -226,17 +221,17 @@ def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> N
     assert "step05-ra/seed1: NOT RUN (certificate): acting" in done.stdout
     runs = summary(folder)
     assert [runs[name]["status"] for name in TINY_RUNS] == ["done", "failed"]
-    status = rundir.read_status(folder / "results" / TINY_RUNS[1])
+    status = run_files.read_status(folder / "results" / TINY_RUNS[1])
     assert status["failure"] == "certificate" and status["attempt"] == 0
-    table = rundir.read_json(folder / "results" / "certificates.json")
+    table = run_files.read_json(folder / "results" / "certificates.json")
     assert [cell["passed"] for cell in table["cells"]] == [True, False]
     manifest = folder / "results" / TINY_RUNS[0] / "manifest.json"
-    assert rundir.read_json(manifest)["verified"] == "passed"
+    assert run_files.read_json(manifest)["verified"] == "passed"
 
     done = run_matrix(folder, *words)  # --skip-verify
     assert done.returncode == 0 and "step00" not in done.stdout
     manifest = folder / "results" / TINY_RUNS[1] / "manifest.json"
-    assert rundir.read_json(manifest)["verified"] == "skipped"
+    assert run_files.read_json(manifest)["verified"] == "skipped"
 
 
 def test_a_proof_that_cannot_be_carried_out_starts_nothing(folder: Path) -> None:
@@ -287,7 +282,7 @@ def test_proofs_end_when_the_runner_is_asked_to_stop(
     said, _ = runner.communicate(timeout=60)
     assert runner.returncode == 3 and "stopped before a job was started" in said
     assert " proven" not in said and "Traceback" not in said
-    assert kernel.marked("KABLATE_TEST_PLACE", str(folder)) == []
+    assert linux_processes.marked("KABLATE_TEST_PLACE", str(folder)) == []
     assert not (folder / "results" / ".stop").exists()
     assert not (folder / "results" / "certificates.json").exists()
 
@@ -307,7 +302,7 @@ def test_a_finished_matrix(undisturbed: Path) -> None:
     config = (undisturbed / "results" / "config.py").read_text()
     assert "CONFIG_SEEDS = '1'" in config and "command line" in config
     assert 'CONFIG_SEEDS="1"' in (undisturbed / "results" / ".config").read_text()
-    job = rundir.read_json(undisturbed / "results" / TINY_RUNS[0] / "job.json")
+    job = run_files.read_json(undisturbed / "results" / TINY_RUNS[0] / "job.json")
     assert job["origins"]["seeds"] == "command line"
 
 
@@ -346,7 +341,10 @@ def test_the_way_out_of_a_damaged_matrix_file(undisturbed: Path, folder: Path) -
     path.unlink()
     done = look(folder, *words)
     assert done.returncode == 0 and "1 of 1 jobs are done" in done.stdout, done.stderr
-    assert [job["name"] for job in rundir.read_json(path)["jobs"]] == ["baseline", "ra"]
+    assert [job["name"] for job in run_files.read_json(path)["jobs"]] == [
+        "baseline",
+        "ra",
+    ]
     assert list(summary(folder)) == list(TINY_RUNS)
 
 
@@ -375,7 +373,7 @@ SLOW = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.3"}
 
 def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
     path = folder / "results" / run / "metrics.jsonl"
-    return lambda: any(r.get("step", 0) >= step for r in rundir.read_jsonl(path))
+    return lambda: any(r.get("step", 0) >= step for r in run_files.read_jsonl(path))
 
 
 def assert_equal_to(undisturbed: Path, folder: Path) -> None:
@@ -390,7 +388,7 @@ def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
 ) -> None:
     both = [start(folder, "--overrides", ONE_SEED, **SLOW) for _ in range(2)]
     until(reached(folder, TINY_RUNS[0], 5))
-    status = rundir.read_status(folder / "results" / TINY_RUNS[0])
+    status = run_files.read_status(folder / "results" / TINY_RUNS[0])
     os.kill(status["pid"], signal.SIGKILL)
     said = {runner: runner.communicate(timeout=120)[0] for runner in both}
     worker, refused = sorted(both, key=lambda runner: runner.returncode)

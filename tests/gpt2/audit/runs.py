@@ -10,8 +10,8 @@ from typing import Any
 from gpt2.audit.finding import DIFFERS, AuditLine
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.run import Audit, audit_run
-from gpt2.plan import Job
-from lib.rundir import atomic_write_json, read_json, read_jsonl
+from gpt2.plan.jobs import Job
+from lib.jobs.run_files import atomic_write_json, read_json, read_jsonl
 from tests.gpt2.tinytraining import tiny_job
 
 

@@ -8,8 +8,8 @@ import pytest
 from gpt2.audit.finding import LEFT_OUT, OK, PASSED
 from gpt2.audit.losses import initial_weights, score
 from gpt2.audit.options import AuditOptions
-from gpt2.corpora.tokenfiles import request_of
-from gpt2.training.data import load_split
+from gpt2.data.token_files import request_of
+from gpt2.train.batches import load_split
 from tests.gpt2.audit.runs import audit, audited_job, differing, problems
 from tests.gpt2.tinytraining import finish, manifest, status, train
 

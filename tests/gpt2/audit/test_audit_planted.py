@@ -13,15 +13,15 @@ from typing import Any
 
 import pytest
 
-from gpt2.corpora.tokenizer import bytes_encoding
-from gpt2.training import evaluate, trainer
-from gpt2.training.data import BatchPlan, TokenSplit, open_tokens, split_file
-from gpt2.training.evaluate import Evaluator
-from gpt2.training.progress import Progress
-from gpt2.training.record import Recorder
-from gpt2.training.resume import Checkpoints
-from gpt2.training.trainer import Trainer
-from gpt2.training.update import Updater
+from gpt2.data.tokenizer import bytes_encoding
+from gpt2.train import evaluate, trainer
+from gpt2.train.batches import BatchPlan, TokenSplit, open_tokens, split_file
+from gpt2.train.evaluate import Evaluator
+from gpt2.train.progress import Progress
+from gpt2.train.record import Recorder
+from gpt2.train.resume import Checkpoints
+from gpt2.train.trainer import Trainer
+from gpt2.train.update import Updater
 from tests.gpt2.audit.runs import audit, audited_job, differing, problems
 from tests.gpt2.tinytraining import finish, status, train
 

@@ -9,22 +9,16 @@ import jsonschema
 import numpy as np
 import pytest
 
-from gpt2.matrix import Watch
 from gpt2.report.arms import group_arms, partner_of
 from gpt2.report.checklist import checklist
-from gpt2.report.controls import (
-    LARGEST_NOISE,
-    NOISE,
-    is_large,
-    is_steady,
-    noise_of,
-)
+from gpt2.report.controls import LARGEST_NOISE, NOISE, is_large, is_steady, noise_of
 from gpt2.report.html import html_report
-from gpt2.report.remarks import remarks
-from gpt2.report.results import read_matrix
+from gpt2.report.notes import remarks
+from gpt2.report.read_results import read_matrix
 from gpt2.report.text import markdown_report, terminal_report
 from gpt2.report.verdicts import INVALID, judge
-from lib.progress import PlainView
+from gpt2.run.runner import Watch
+from lib.jobs.progress import PlainView
 from tests.results_factory import settings, write_control, write_matrix, write_run
 from tests.scratch import ROOT
 
@@ -252,7 +246,7 @@ def test_the_margin_that_was_declared_is_no_fault():
 def test_the_runner_learns_it_without_numpy(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2), control=0.64)
     code = (
-        "import sys; from pathlib import Path; from gpt2.matrix import alarms\n"
+        "import sys; from pathlib import Path; from gpt2.run.runner import alarms\n"
         "assert 'A/A control differs' in str(alarms(Path(sys.argv[1])))\n"
         "assert not {'numpy', 'scipy', 'torch'} & set(sys.modules)\n"
     )
@@ -295,8 +289,8 @@ def test_the_same_difference_in_every_seed_to_the_last_digit_is_steady():
     assert is_steady([0.004] * 3, 0.003) and not is_steady([0.004], 0.003)
 
 
-# Validation losses of 124M, 150 updates after a warm-up of 20, seeds 1 and 2 (H200): the
-# same baseline by cuDNN's attention and torch's MLP, and by other right kernels.
+# Validation losses of 124M, 150 updates after a warm-up of 20, seeds 1 and 2 (H200):
+# the same baseline by cuDNN's attention and torch's MLP, and by other right kernels.
 STEEP = (3.449140, 3.359462), (3.388590, 3.372842)
 
 

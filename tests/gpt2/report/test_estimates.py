@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gpt2.report.estimates import score_lines
 from gpt2.report.html import html_report
-from gpt2.report.results import Matrix, read_matrix
+from gpt2.report.read_results import MatrixResults, read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.text import markdown_report, terminal_report
 from gpt2.report.verdicts import judge
@@ -54,7 +54,7 @@ def summary(root: Path) -> Any:
     return found["estimates"]
 
 
-def said(matrix: Matrix) -> str:
+def said(matrix: MatrixResults) -> str:
     console = Console(width=200, record=True, file=open("/dev/null", "w"))
     for part in terminal_report(matrix, judge(matrix)):
         console.print(part)
@@ -78,7 +78,7 @@ def test_terminal_and_markdown_tell_them(results: Path) -> None:
     assert line in markdown_report(matrix, judge(matrix), "x")
 
 
-def cost_on_page(matrix: Matrix) -> str:
+def cost_on_page(matrix: MatrixResults) -> str:
     """The section on cost of report.html."""
     page = html_report(matrix, judge(matrix), "x")
     return page.partition('id="cost"')[2].partition("</section>")[0]

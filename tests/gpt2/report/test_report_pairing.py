@@ -7,7 +7,7 @@ import json
 import pytest
 
 from gpt2.report.pairing import unpaired, unpaired_runs
-from gpt2.report.results import read_matrix
+from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import INVALID, judge
 from tests.results_factory import pairing, write_control, write_matrix
 

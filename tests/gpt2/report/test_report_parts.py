@@ -10,22 +10,22 @@ import pytest
 
 from gpt2.audit.finding import DIFFERS, AuditLine
 from gpt2.audit.stamp import write_audit
-from gpt2.budget import budget
-from gpt2.plan import make_plan
-from gpt2.reading import ALIASES, symbol_types
+from gpt2.plan.budget import budget
+from gpt2.plan.jobs import make_plan
 from gpt2.report.arms import Arm, group_arms
 from gpt2.report.checklist import checklist
+from gpt2.report.columns import difference_text, p_text, ratio_of
 from gpt2.report.curves import MAX_POINTS, band
 from gpt2.report.gpu_use import gpu_use
 from gpt2.report.html import as_json
+from gpt2.report.notes import remarks
 from gpt2.report.plots import places
-from gpt2.report.remarks import remarks
-from gpt2.report.results import Run, read_matrix
-from gpt2.report.table import difference_text, p_text, ratio_of
+from gpt2.report.read_results import Run, read_matrix
 from gpt2.report.text import escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
+from gpt2.settings.parse import ALIASES, symbol_types
 from lib import stats
-from lib.kconfig import load_strict
+from lib.kconfig.strict import load_strict
 from tests.results_factory import pairing, pass_audits, write_matrix, write_run
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gpt2.report.noise import KNOWN_NOISE, Design, seeds_to_decide
-from gpt2.report.results import read_matrix
+from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import (
     HARMFUL,
     INCONCLUSIVE,

@@ -5,17 +5,17 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib.pruning.pruner import Pruner
-from lib.pruning.watched import SCHEDULE, SHAPES, STEPS, Run
+from lib.pruning.watched import SCHEDULE, SHAPES, STEPS, WatchedTraining
 
 
-def finished(optimizer="adamw", method="magnitude", **options) -> Run:
-    run = Run(optimizer, method, **options)
+def finished(optimizer="adamw", method="magnitude", **options) -> WatchedTraining:
+    run = WatchedTraining(optimizer, method, **options)
     for step in range(1, STEPS + 1):
         run.update(step)
     return run
 
 
-def layer_zeros(run: Run) -> list[int]:
+def layer_zeros(run: WatchedTraining) -> list[int]:
     return [int((weight == 0).sum()) for weight in run.prunable.values()]
 
 
@@ -52,7 +52,7 @@ def test_bitter4_prunes_late_layers_harder():
 
 
 def test_bitter4_needs_to_know_the_depths():
-    run = Run("adamwprune", "magnitude")
+    run = WatchedTraining("adamwprune", "magnitude")
     with pytest.raises(ValueError, match="depth"):
         Pruner(
             run.prunable,
@@ -89,7 +89,7 @@ def test_movement_keeps_masks_scores_and_shadow():
 
 
 def test_an_update_left_out_or_done_twice_is_refused():
-    run = Run("adamw", "magnitude")
+    run = WatchedTraining("adamw", "magnitude")
     run.update(1)
     run.backward(2)
     for wrong in (1, 3):
@@ -110,7 +110,7 @@ def test_a_checkpoint_of_another_method_or_model_is_refused():
 
 
 def test_scores_survive_an_update_with_overflown_gradients():
-    run = Run("adamw", "movement")
+    run = WatchedTraining("adamw", "movement")
     run.backward(1)
     run.weights["first.weight"].grad[0, 0] = float("inf")
     run.weights["first.weight"].grad[0, 1] = float("nan")
@@ -120,7 +120,7 @@ def test_scores_survive_an_update_with_overflown_gradients():
 
 
 def test_weights_that_are_not_numbers_stop_the_selection():
-    run = Run("adamw", "magnitude")
+    run = WatchedTraining("adamw", "magnitude")
     for step in range(1, SCHEDULE.start):
         run.update(step)
     with torch.no_grad():
@@ -130,7 +130,7 @@ def test_weights_that_are_not_numbers_stop_the_selection():
 
 
 def test_unknown_names_are_refused():
-    run = Run("adamw", "magnitude")
+    run = WatchedTraining("adamw", "magnitude")
     for options, word in (
         ({"method": "wanda"}, "wanda"),
         ({"method": "magnitude", "scope": "block"}, "block"),

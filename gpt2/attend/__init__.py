@@ -1,1 +1,0 @@
-"""Causal attention by exchangeable paths, and which of them serves a request."""

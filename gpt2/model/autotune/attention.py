@@ -1,0 +1,159 @@
+"""Paths of attention on a GPU: which could serve, which is right, which is fastest.
+
+Each is held to the reference at the size of the run, by output, statistic, mean weights
+and the gradients of q, k and v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from gpt2.model.attention import CausalAttention, Heads
+from gpt2.model.autotune import trials
+from gpt2.model.autotune.trials import Trial
+from gpt2.model.backends.causal_attention import Attended, Largest
+from gpt2.model.backends.request import Place, place_of, refusal, requests_of
+from gpt2.model.block import RA_MLA_Block
+from gpt2.model.mlp import keep_weights
+from gpt2.settings.schema import Settings
+
+# In this order. Wherever triton serves too, flex took twice its time (H100, torch
+# 2.11) and compiles for long: it is tried where no other path is right.
+CANDIDATES = ("cudnn", "sdpa", "triton", "flex")
+
+Weigh = Callable[[Heads], Attended]
+
+
+def key(settings: Settings, batch: int) -> str:
+    """What a choice of path depends on: the same for all arms that attend alike."""
+    asked = [str(request) for request in requests_of(settings)]
+    kind = f"{settings.mechanisms.attention}, {settings.model.n_head} heads"
+    compiled = "compiled" if settings.resources.compile_model else "eager"
+    return f"attention {kind}, batch {batch}, {compiled}: " + "; ".join(asked)
+
+
+def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
+    """The right paths, the fastest first and the reference last, and a line for the
+    log. ``batch``: sequences in a micro batch."""
+    place = place_of(device.type, settings.resources.compile_model)
+    tried: list[Trial] = []
+    for path in candidates(settings, place):
+        if path != "flex" or all(trial.problem for trial in tried):
+            tried.append(try_attention(path, settings, device, batch))
+    return trials.ranked(tried, "reference"), trials.report("attention", tried)
+
+
+def candidates(settings: Settings, place: Place) -> list[str]:
+    """The paths that serve every call of a layer."""
+    requests = requests_of(settings)
+    return [
+        path
+        for path in CANDIDATES
+        if not any(refusal(path, request, place) for request in requests)
+    ]
+
+
+def try_attention(
+    path: str, settings: Settings, device: torch.device, batch: int
+) -> Trial:
+    """Time a path, then compare it with the reference."""
+
+    def seconds() -> float:
+        weigh = _weigher(path, settings, device)
+        heads, leaves = inputs(settings, device, batch)
+        slopes = [torch.randn_like(x) for x in _numbers(weigh(heads))]
+        return trials.kernel_seconds(
+            lambda: torch.autograd.grad(_numbers(weigh(heads)), leaves, slopes), device
+        )
+
+    def check() -> str:
+        ours = _weigher(path, settings, device)
+        return compare(
+            ours, _weigher("reference", settings, device), settings, device, batch
+        )
+
+    return trials.run_trial(path, seconds, check)
+
+
+def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
+    """A layer's attention without projections, compiled as the model will be."""
+    torch.manual_seed(0)
+    chosen = settings.replace(attention_backend=path, dropout=0.0)
+    layer: CausalAttention = RA_MLA_Block(chosen, 0).to(device).attn
+    if layer.reciprocity is not None and layer.reciprocity.alpha is not None:
+        with torch.no_grad():  # learned weights start at 0, where nothing shows
+            layer.reciprocity.alpha.fill_(0.3)
+
+    compiled = settings.resources.compile_model and path != "reference"
+    return torch.compile(layer.weigh, dynamic=False) if compiled else layer.weigh
+
+
+def _numbers(attended: Attended) -> list[Tensor]:
+    """What there is of output, statistic and mean weights."""
+    mean = attended.mean
+    given = mean.values if isinstance(mean, Largest) else mean
+    return [x for x in (*attended[:2], given) if x is not None]
+
+
+def _comparable(attended: Attended, settings: Settings) -> Attended:
+    """With the mean weights as a matrix of those that are read."""
+    x, mean = settings.mechanisms, attended.mean
+    if isinstance(mean, Largest):
+        return attended._replace(mean=mean.matrix(mean.columns.shape[1]))
+    if mean is None or not x.cross_read:
+        return attended
+    return attended._replace(mean=keep_weights(mean, "topk", x.cross_read, 0.0, False))
+
+
+def inputs(
+    settings: Settings, device: torch.device, batch: int
+) -> tuple[Heads, list[Tensor]]:
+    """Random heads of whole sequences, laid out as a projection leaves them, and
+    their leaves: of GPT-2's one tensor, so that putting its gradient together counts.
+    """
+    request, heads = requests_of(settings)[-1], settings.model.n_head
+    generator = torch.Generator(device).manual_seed(1)
+
+    def draw(*last: int) -> Tensor:
+        shape = (batch, settings.model.block_size, *last)
+        numbers = torch.randn(shape, generator=generator, device=device)
+        return numbers.to(request.dtype).requires_grad_()
+
+    if settings.mechanisms.attention == "mha":
+        leaves = [draw(3, heads, request.widths[0])]
+    else:
+        widths = (request.widths[0], *request.widths)
+        leaves = [draw(heads, width) for width in widths]
+    return heads_of(leaves), leaves
+
+
+def heads_of(leaves: list[Tensor]) -> Heads:
+    """One packed tensor [B, T, 3, H, D], or queries, keys and values [B, T, H, D]."""
+    if len(leaves) == 1:
+        q, k, v = (part.transpose(1, 2) for part in leaves[0].unbind(2))
+        return Heads(q, k, v, q, k, qkv=leaves[0])
+    q, k, v = (leaf.transpose(1, 2) for leaf in leaves)
+    return Heads(q, k, v, q, k)
+
+
+def compare(
+    ours: Weigh, theirs: Weigh, settings: Settings, device: torch.device, batch: int
+) -> str:
+    """What differs from the reference by more than rounding; empty: nothing.
+
+    The reference takes one sequence at a time: its matrices are T x T.
+    """
+    heads, leaves = inputs(settings, device, batch)
+    found = _numbers(_comparable(ours(heads), settings))
+    weights = trials.generic_weights(found)
+    results = [*found, *trials.gradients(found, weights, leaves)]
+    distance = trials.Distance()
+    for row in range(batch):
+        mine = [x.detach()[row : row + 1].requires_grad_() for x in leaves]
+        truth = _numbers(_comparable(theirs(heads_of(mine)), settings))
+        slopes = trials.gradients(truth, [w[row : row + 1] for w in weights], mine)
+        distance.add([x[row : row + 1] for x in results], [*truth, *slopes])
+    return distance.problem(requests_of(settings)[-1].dtype)

@@ -1,0 +1,153 @@
+"""`auto` becomes a name before a model is built; which one, and what then serves."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+
+from gpt2.model.autotune import attention, controls, mlp
+from gpt2.model.autotune.store import Tuning
+from gpt2.model.backends.request import fallbacks, place_of, served_by
+from gpt2.model.gpt import GPT
+from gpt2.settings.schema import Settings
+from lib.hashing import identity
+
+
+def wants_tuning(settings: Settings, device: torch.device) -> bool:
+    """Whether there is something to choose: on a GPU, unless plain formulas are
+    asked for."""
+    return device.type == "cuda" and settings.resources.attention_backend != "reference"
+
+
+def choose_backends(
+    settings: Settings,
+    device: torch.device,
+    batch: int,
+    tuning: Tuning | None = None,
+    dropped: Collection[str] = (),
+) -> tuple[Settings, list[str]]:
+    """The settings to build the model with, and lines for the log.
+
+    ``batch``: sequences in a micro batch. ``tuning``: the ranks of paths here; without
+    one, or where it knows nothing, `auto` leaves attention to ``attend`` and the MLP to
+    torch. ``dropped``: paths not to take, as ``name_of`` names them.
+    """
+    keys = attention.key(settings, batch), mlp.key(settings, batch)
+    ranks: list[list[str]] = [[], []]
+    lines = fallbacks(settings, place_of(device.type, settings.resources.compile_model))
+    if wants_tuning(settings, device) and tuning is not None:
+        ranks = [tuning.ranks.get(key, []) for key in keys]
+        lines += [tuning.lines[key] for key in keys if tuning.lines.get(key)]
+    resources = settings.resources
+    of_attention = _first("attention", resources.attention_backend, ranks[0], dropped)
+    of_mlp = _first("MLP", resources.mlp_backend, ranks[1], dropped)
+    if of_mlp == "cublaslt" and (why := mlp.refusal(settings, device)):
+        lines.append(f"MLP by 'cublaslt': {why}; torch serves instead")
+        of_mlp = "torch"
+    of_mlp = "torch" if of_mlp == "auto" else of_mlp
+    usual = settings.replace(attention_backend=of_attention, mlp_backend=of_mlp)
+    if not resources.other_kernels:
+        return usual, lines
+    changed, line = controls.choose_controls(usual, device, *ranks)
+    return changed, [*lines, line]
+
+
+def _first(
+    part: str, backend: str, ranks: Sequence[str], dropped: Collection[str]
+) -> str:
+    """The named path, or the best that is not dropped."""
+    if backend != "auto":
+        return backend
+    left = [path for path in ranks if name_of(part, path) not in dropped]
+    return left[0] if left else (ranks[-1] if ranks else "auto")
+
+
+def name_of(part: str, path: str) -> str:
+    """Of a path of "attention" or the "MLP", as messages and ``dropped`` have it."""
+    return f"{part} {path}"
+
+
+def names_of(built: Settings) -> tuple[str, str]:
+    """The paths that a model was built with."""
+    resources = built.resources
+    return (
+        name_of("attention", resources.attention_backend),
+        name_of("MLP", resources.mlp_backend),
+    )
+
+
+def suspects(built: Settings, device: torch.device, batch: int) -> list[str]:
+    """The paths of a model that are wrong by themselves, here and now: in this process
+    at the size of the run."""
+    found = []
+    for name, part, path in zip(
+        names_of(built),
+        (attention, mlp),
+        (built.resources.attention_backend, built.resources.mlp_backend),
+        strict=True,
+    ):
+        if device.type == "cuda" and path not in ("auto", "reference", "torch"):
+            if part.attempt(path, built, device, batch).problem:
+                found.append(name)
+    return found
+
+
+def next_without(
+    settings: Settings,
+    built: Settings,
+    suspects: Collection[str],
+    dropped: Collection[str],
+) -> frozenset[str] | None:
+    """What to drop after a proof failed with the paths in ``built``: the suspects, or
+    else the MLP's path, then attention's. None if the settings name all that is left.
+    """
+    of_attention, of_mlp = names_of(built)
+    free = []
+    if settings.resources.mlp_backend == "auto" and of_mlp != "MLP torch":
+        free.append(of_mlp)
+    asked = settings.resources.attention_backend
+    if asked == "auto" and of_attention not in (
+        "attention reference",
+        "attention auto",
+    ):
+        free.append(of_attention)
+    if not free:
+        return None
+    guilty = [name for name in free if name in suspects]
+    return frozenset([*dropped, *(guilty or free[:1])])
+
+
+def arm_of(built: Settings, batch: int) -> str:
+    """What the choices of tiles and algorithms are complete for, as a hash."""
+    optim, resources = built.optim, built.resources
+    parts = built.to_dict()
+    told = {
+        "model": parts["model"],
+        "mechanisms": parts["mechanisms"],
+        "words": built.vocab_size,
+        "precision": [optim.mixed_precision, optim.residual_fp32, resources.tf32],
+        "compiled": [resources.compile_model, resources.compile_mode],
+        "paths": names_of(built),
+        "batch": batch,
+    }
+    return identity(told)
+
+
+def built_with(model: GPT, settings: Settings) -> Settings:
+    """The settings of a model, with the kernels that it was built with."""
+    block = model.layers()[0]
+    return settings.replace(
+        attention_backend=block.attn.backend, mlp_backend=block.mlp.backend
+    )
+
+
+def serving(settings: Settings, device: str) -> dict[str, str]:
+    """The paths that serve a model of these settings in training, as a manifest
+    tells them; device: torch's name of its kind."""
+    place = place_of(device, settings.resources.compile_model)
+    named = settings.resources.mlp_backend
+    return {
+        "attention_backend": served_by(settings, place),
+        "mlp_backend": "torch" if named == "auto" else named,
+    }

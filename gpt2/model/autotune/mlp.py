@@ -1,0 +1,109 @@
+"""Paths of the MLP: torch's products with GELU between them, or cuBLASLt's with GELU
+inside (lib/kernels/gelu_op.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from gpt2.model.autotune import trials
+from gpt2.model.backends.request import DTYPES
+from gpt2.model.mlp import through_gelu
+from gpt2.settings.schema import Model, Settings
+
+PATHS = ("torch", "cublaslt")
+
+
+def key(settings: Settings, batch: int) -> str:
+    """What a choice of path depends on: the same for all arms with such an MLP."""
+    m, resources = settings.model, settings.resources
+    shape = f"{batch * m.block_size} x {m.n_embd} x {m.mlp_width}"
+    compiled = "compiled" if resources.compile_model else "eager"
+    bias = "with" if m.bias else "without"
+    return f"MLP {shape} {bias} bias, {settings.optim.mixed_precision}, {compiled}"
+
+
+def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
+    """The right paths, the fastest first, and a line for the log.
+
+    ``batch``: sequences in a micro batch.
+    """
+    if refusal(settings, device):
+        return ["torch"], ""
+    tried = [try_mlp(path, settings, device, batch) for path in PATHS]
+    return trials.ranked(tried, "torch"), trials.report("MLP", tried)
+
+
+def refusal(settings: Settings, device: torch.device) -> str:
+    """Why cuBLASLt cannot compute the MLP; empty if it can."""
+    return next((why for bad, why in _checks(settings, device) if bad), "")
+
+
+def _checks(settings: Settings, device: torch.device) -> Iterator[tuple[bool, str]]:
+    m = settings.model
+    yield device.type != "cuda", "needs an NVIDIA GPU"
+    # Only now: to declare the operator takes torch a while.
+    from lib.kernels.cublaslt import missing
+    from lib.kernels.gelu_op import MULTIPLE
+
+    why = missing()
+    yield bool(why), why
+    mixed = settings.optim.mixed_precision != "fp32"
+    yield not mixed, "16-bit products alone (MIXED_PRECISION)"
+    for width in (m.n_embd, m.mlp_width):
+        yield bool(width % MULTIPLE), f"width {width} is no multiple of {MULTIPLE}"
+
+
+def try_mlp(
+    path: str, settings: Settings, device: torch.device, batch: int
+) -> trials.Trial:
+    """Time a layer's MLP without mechanisms, then compare it with formulas in fp32."""
+    m, kind = settings.model, DTYPES[settings.optim.mixed_precision]
+
+    def call(
+        x: Tensor, into: Tensor, outof: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        return through_gelu(x, into, bias, outof, path)
+
+    compiles = settings.resources.compile_model
+    run = torch.compile(call, dynamic=False) if compiles else call
+
+    def seconds() -> float:
+        leaves = _leaves(m, device, kind, batch * m.block_size)
+        slopes = torch.randn_like(run(*leaves))
+        return trials.kernel_seconds(
+            lambda: torch.autograd.grad(run(*leaves), leaves, slopes), device
+        )
+
+    def check() -> str:
+        ours = _leaves(m, device, kind, batch * m.block_size)
+        exact = [x.detach().float().requires_grad_() for x in ours]
+        x, into, outof, *bias = exact
+        mine = run(*ours)
+        truth = through_gelu(x, into, bias[0] if bias else None, outof, "torch")
+        weights, distance = trials.generic_weights([truth]), trials.Distance()
+        distance.add(
+            [mine, *trials.gradients([mine], weights, ours)],
+            [truth, *trials.gradients([truth], weights, exact)],
+        )
+        return distance.problem(kind)
+
+    return trials.run_trial(path, seconds, check)
+
+
+def _leaves(
+    m: Model, device: torch.device, kind: torch.dtype, rows: int
+) -> list[Tensor]:
+    """Input, both weights and, where there is one, the bias."""
+    generator = torch.Generator(device).manual_seed(1)
+
+    def draw(scale: float, *shape: int) -> Tensor:
+        numbers = torch.randn(shape, generator=generator, device=device) * scale
+        return numbers.to(kind).requires_grad_()
+
+    width, inner = m.n_embd, m.mlp_width
+    leaves = [draw(1.0, rows, width)]
+    leaves += [draw(width**-0.5, inner, width), draw(inner**-0.5, width, inner)]
+    return [*leaves, draw(1.0, inner)] if m.bias else leaves

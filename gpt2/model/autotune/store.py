@@ -1,0 +1,108 @@
+"""kernels.json: which kernels the runs of a matrix train with, chosen once for all.
+
+By place (device, versions of torch, Triton, cuDNN and CUDA), since a choice means
+nothing elsewhere: the right paths of attention and MLP by rank, tiles and algorithms,
+and for which arms these have been timed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock
+
+from gpt2.plan.jobs import Job
+from gpt2.plan.names import KERNELS_FILE
+from lib.jobs.run_files import atomic_write_json, read_json
+
+SCHEMA = 1
+PATIENCE = 1800.0  # seconds that another process may take to tune
+
+
+@dataclass(slots=True)
+class Tuning:
+    """What is known of one place. ranks: paths by request, the fastest first; lines:
+    what their trials took, for the log; choices: of lib/kernels/choices.py; arms:
+    those that ``choices`` are complete for."""
+
+    ranks: dict[str, list[str]] = field(default_factory=dict)
+    lines: dict[str, str] = field(default_factory=dict)
+    choices: dict[str, Any] = field(default_factory=dict)
+    arms: list[str] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any]) -> Tuning:
+        """From plain data; raises TypeError if a part has another shape."""
+        found = cls(**data)
+        parts = (found.ranks, found.lines, found.choices)
+        if not all(isinstance(part, dict) for part in parts):
+            raise TypeError("a part of a tuning is no object")
+        return found
+
+
+def file_of(job: Job, run_dir: Path) -> Path:
+    """The file of the results folder that a run directory belongs to; beside a run
+    that stands alone."""
+    parts, whole = Path(job.run_dir).parts, run_dir.absolute()
+    inside = whole.parts[-len(parts) :] == parts
+    return (whole.parents[len(parts) - 1] if inside else whole) / KERNELS_FILE
+
+
+def place(device: torch.device) -> str:
+    """What a choice of kernels depends on besides what is computed."""
+    try:
+        triton = metadata.version("triton")
+    except metadata.PackageNotFoundError:
+        triton = "none"
+    return (
+        f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, "
+        f"triton {triton}, cuDNN {torch.backends.cudnn.version()}"
+    )
+
+
+def read(file: Path, where: str) -> Tuning:
+    """What is known of a place; nothing if the file is missing or damaged."""
+    try:
+        return Tuning.of(_places(file).get(where, {}))
+    except TypeError:
+        return Tuning()
+
+
+@contextmanager
+def exclusive(file: Path, name: str = "") -> Iterator[None]:
+    """Hold what ``name`` stands for; without one, the file itself."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    lock = file.with_name(f".{file.stem}{'-' * bool(name)}{name}.lock")
+    with FileLock(lock, timeout=PATIENCE):
+        yield
+
+
+def add(file: Path, where: str, new: Tuning) -> Tuning:
+    """Put what was found beside what is known; all of that place. Of two processes
+    that chose alike, the first decides: later runs are to train as earlier ones did."""
+    with exclusive(file):
+        known = read(file, where)
+        whole = Tuning(
+            ranks=new.ranks | known.ranks,
+            lines=new.lines | known.lines,
+            choices=new.choices | known.choices,
+            arms=sorted({*new.arms, *known.arms}),
+        )
+        atomic_write_json(
+            file, {"schema": SCHEMA, "places": _places(file) | {where: asdict(whole)}}
+        )
+    return whole
+
+
+def _places(file: Path) -> dict[str, Any]:
+    try:
+        data = read_json(file)
+        return dict(data["places"]) if data["schema"] == SCHEMA else {}
+    except (OSError, ValueError, TypeError, KeyError):
+        return {}

@@ -1,0 +1,125 @@
+"""Trials of paths that compute the same: is one right, and how fast is it?
+
+Each is compared with a reference and timed at the size of the run, by the process of
+gpt2/train/tuning.py, so that neither a kernel that a device miscompiles nor one that is
+slow there is chosen, and nothing of a trial is left in the process that trains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+# Relative to the norm; the products are in these types, fp32 ones perhaps in TF32.
+TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
+REPEATS = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One path: seconds of forward and backward, or why it was dropped."""
+
+    path: str
+    seconds: float
+    problem: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.path} " + (self.problem or f"{self.seconds * 1e3:.2f} ms")
+
+
+def run_trial(
+    path: str, seconds: Callable[[], float], check: Callable[[], str]
+) -> Trial:
+    """Time a path, then compare it by ``check``, which says what differs.
+
+    In this order, so that kernels are tuned for the size of the run.
+    """
+    try:
+        spent = seconds()
+        return Trial(path, spent, check())
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # whatever a compiler throws: another path will do
+        text = str(error).splitlines() or [""]
+        return Trial(path, 0.0, f"failed ({type(error).__name__}: {text[0][:120]})")
+
+
+def ranked(trials: Sequence[Trial], otherwise: str) -> list[str]:
+    """The paths without a problem, the fastest first; ``otherwise`` comes last."""
+    right = sorted((t for t in trials if not t.problem), key=lambda t: t.seconds)
+    paths = [trial.path for trial in right]
+    return paths if otherwise in paths else [*paths, otherwise]
+
+
+def report(subject: str, trials: Sequence[Trial]) -> str:
+    """A line for a log: each path with its time or its problem."""
+    return f"{subject}: " + ", ".join(map(str, trials))
+
+
+class Distance:
+    """Distances between results that come in parts, relative to the reference."""
+
+    def __init__(self) -> None:
+        self._squares: list[list[float]] = []
+
+    def add(self, ours: Sequence[Tensor], truth: Sequence[Tensor]) -> None:
+        """One part of each result."""
+        for number, (a, b) in enumerate(zip(ours, truth, strict=True)):
+            if number == len(self._squares):
+                self._squares.append([0.0, 0.0])
+            a, b = a.detach().float(), b.detach().float()
+            self._squares[number][0] += (a - b).square().sum().item()
+            self._squares[number][1] += b.square().sum().item()
+
+    def problem(self, kind: torch.dtype) -> str:
+        """The first result that differs by more than rounding in products of that
+        type explains; empty: none."""
+        for number, (apart, whole) in enumerate(self._squares):
+            distance = (apart / whole) ** 0.5 if whole else apart
+            if not distance <= TOLERANCE[kind]:
+                return f"differs from the reference by {distance:.1e} (result {number})"
+        return ""
+
+
+def generic_weights(outputs: Sequence[Tensor]) -> list[Tensor]:
+    """Weights of a linear function of the outputs, none like another."""
+    return [
+        torch.linspace(-1.0, 1.3, x.numel(), device=x.device).view_as(x)
+        for x in outputs
+    ]
+
+
+def gradients(
+    outputs: Sequence[Tensor], weights: Sequence[Tensor], leaves: Sequence[Tensor]
+) -> list[Tensor]:
+    """Gradients of the sum of the outputs times their weights."""
+    total = torch.zeros((), device=leaves[0].device)
+    for x, weight in zip(outputs, weights, strict=True):
+        total = total + (x.float() * weight).sum()
+    return list(torch.autograd.grad(total, leaves))
+
+
+def kernel_seconds(step: Callable[[], object], device: torch.device) -> float:
+    """Summed time of the GPU's kernels in a warm call; gaps in which the host
+    launches are not part of it. Of a CPU, its own time."""
+    on_gpu = device.type == "cuda"
+    activity = torch.profiler.ProfilerActivity
+    kinds = [activity.CUDA if on_gpu else activity.CPU]
+    for _ in range(3):
+        step()
+    _wait(device)
+    with torch.profiler.profile(activities=kinds) as profile:
+        for _ in range(REPEATS):
+            step()
+        _wait(device)
+    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    total = sum(getattr(event, spent) for event in profile.key_averages())
+    return total / REPEATS / 1e6
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -1,0 +1,1 @@
+"""Attention backends: a request, which backends support it, and calling one."""

@@ -1,0 +1,159 @@
+"""GPT: embeddings, blocks, tied head, loss, scoring and generation."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.model.block import RA_MLA_Block
+from gpt2.model.context import BlockContext, DecodeCache
+from gpt2.model.loss import linear_cross_entropy, summed_score
+from gpt2.settings.checks import heads_refusal
+from gpt2.settings.schema import Settings
+from lib.gpu.device import to_autocast_type
+
+
+def settings_of_layers(
+    settings: Settings, heads: Sequence[int] | None
+) -> list[Settings]:
+    """One a layer, each with its number of heads.
+
+    Raises ValueError if the numbers cannot be those of such a model.
+    """
+    layers, most = settings.model.n_layer, settings.model.n_head
+    if heads is None:
+        return [settings] * layers
+    if len(heads) != layers or not all(1 <= number <= most for number in heads):
+        raise ValueError(
+            f"heads {list(heads)}: there must be {layers} numbers from 1 to {most}"
+        )
+    if problem := heads_refusal(settings.mechanisms):
+        raise ValueError(problem)
+    return [settings.replace(n_head=number) for number in heads]
+
+
+class GPT(nn.Module):
+    """GPT-2 (Radford et al. 2019) whose blocks carry the settings' mechanisms.
+
+    heads: how many each block has, where heads were removed; else all have n_head.
+    """
+
+    def __init__(self, settings: Settings, heads: Sequence[int] | None = None) -> None:
+        super().__init__()
+        m = settings.model
+        self.block_size = m.block_size
+        self.residual_fp32 = settings.optim.residual_fp32
+        self.wte = nn.Embedding(settings.vocab_size, m.n_embd)
+        self.wpe = nn.Embedding(m.block_size, m.n_embd)
+        self.dropout = nn.Dropout(m.dropout)
+        own = settings_of_layers(settings, heads)
+        pairs = zip(own, [*own[1:], own[-1]], strict=True)
+        self.blocks = nn.ModuleList(
+            RA_MLA_Block(mine, layer, after)
+            for layer, (mine, after) in enumerate(pairs)
+        )
+        self.ln_f = nn.LayerNorm(m.n_embd, bias=m.bias)
+
+    def layers(self) -> list[RA_MLA_Block]:
+        """The blocks, as what they are."""
+        return [cast(RA_MLA_Block, block) for block in self.blocks]
+
+    def embed(self, tokens: Tensor, position: int = 0) -> Tensor:
+        """Token plus position embeddings, [B, S] -> [B, S, E].
+
+        Under autocast in its type, which the residual stream then keeps.
+        """
+        length = tokens.shape[1]
+        assert (
+            position + length <= self.block_size
+        ), f"{position + length} tokens do not fit GPT2_BLOCK_SIZE={self.block_size}"
+        where = torch.arange(position, position + length, device=tokens.device)
+        x = self.dropout(self.wte(tokens) + self.wpe(where))
+        return x if self.residual_fp32 else to_autocast_type(x)
+
+    def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
+        """Embeddings [B, S, E] through all blocks and the last norm."""
+        ctx = BlockContext()
+        for index, block in enumerate(self.blocks):
+            layer = None if cache is None else cache.layers[index]
+            at = 0 if cache is None else cache.position
+            x, ctx = block(x, ctx=ctx, cache=layer, position=at)
+        return self.ln_f(x)
+
+    def logits(self, tokens: Tensor) -> Tensor:
+        """[B, T] -> [B, T, V]."""
+        return F.linear(self.hidden(self.embed(tokens)), self.wte.weight)
+
+    def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Mean cross-entropy in nats, fp32, over targets [B, T] of tokens [B, T]."""
+        if tokens.is_cuda:  # a GPU's memory is not spent on all logits
+            hidden = self.hidden(self.embed(tokens))
+            return linear_cross_entropy(hidden, self.wte.weight, targets)
+        logits = self.logits(tokens)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    @torch.no_grad()
+    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Summed cross-entropy in nats and the count of right predictions, over all
+        targets [B, T] of tokens [B, T]."""
+        if tokens.is_cuda:
+            hidden = self.hidden(self.embed(tokens))
+            return summed_score(hidden, self.wte.weight, targets)
+        logits = self.logits(tokens).float().flatten(0, 1)
+        flat = targets.flatten()
+        loss = F.cross_entropy(logits, flat, reduction="sum")
+        return loss, (logits.argmax(-1) == flat).sum()
+
+    @torch.no_grad()
+    def decode(self, tokens: Tensor, cache: DecodeCache) -> Tensor:
+        """Logits [B, S, V] of the next S tokens after those in the cache."""
+        x = self.hidden(self.embed(tokens, cache.position), cache)
+        cache.position += tokens.shape[1]
+        return F.linear(x, self.wte.weight)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        tokens: Tensor,
+        count: int,
+        *,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Continue [B, T] by ``count`` tokens; temperature 0 takes the likeliest.
+
+        Raises ValueError if the result would not fit the context.
+        """
+        if tokens.shape[1] + count > self.block_size:
+            raise ValueError(
+                f"{tokens.shape[1]} + {count} tokens do not fit "
+                f"GPT2_BLOCK_SIZE={self.block_size}"
+            )
+        cache = DecodeCache.empty(len(self.blocks))
+        new = tokens
+        for _ in range(count):
+            logits = self.decode(new, cache)[:, -1].float()
+            new = _sample(logits, temperature, top_k, generator)
+            tokens = torch.cat([tokens, new], dim=1)
+        return tokens
+
+
+def _sample(
+    logits: Tensor,
+    temperature: float,
+    top_k: int | None,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """One token [B, 1] from logits [B, V]."""
+    if temperature == 0.0:
+        return logits.argmax(-1, keepdim=True)
+    if top_k is not None:
+        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
+        logits = logits.masked_fill(logits < least, float("-inf"))
+    weights = (logits / temperature).softmax(-1)
+    return torch.multinomial(weights, 1, generator=generator)

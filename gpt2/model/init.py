@@ -1,0 +1,71 @@
+"""Initial weights as a function of (seed, parameter name), and nothing else.
+
+Two steps that share a weight start from the same numbers bit for bit, whatever
+else they own, on any device.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.model.gpt import GPT
+from gpt2.plan.jobs import Job
+from gpt2.settings.schema import Settings
+
+STD = 0.02  # Radford et al. 2019
+FUSED = {"qkv": ("q", "k", "v")}
+
+
+def initial_model(job: Job, settings: Settings) -> GPT:
+    """The model that a job's training begins with, on the CPU.
+
+    settings: the job's, at the size and with the kernels to build it with.
+    """
+    model = GPT(settings)
+    init_parameters(model, job.seed)
+    return model
+
+
+@torch.no_grad()
+def init_parameters(model: nn.Module, seed: int) -> None:
+    """Draw every matrix of ``model``; vectors keep what their module set.
+
+    Matrices are normal with standard deviation 0.02, those that write to the
+    residual stream 0.02 / sqrt(2 layers) as in GPT-2; biases of linear layers
+    are 0. A fused matrix is drawn as its named parts.
+    """
+    layers = len(model.get_submodule("blocks"))  # type: ignore[arg-type]
+    for name, parameter in model.named_parameters():
+        if parameter.ndim >= 2:
+            std = STD / (2 * layers) ** 0.5 if name.endswith("proj.weight") else STD
+            parameter.copy_(torch.cat(_draw(name, parameter.shape, seed)) * std)
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.zero_()
+    for name, buffer in model.named_buffers():
+        if name.endswith("basis"):
+            normal = torch.randn(buffer.shape, generator=generator_for(seed, name))
+            buffer.copy_(torch.linalg.qr(normal).Q)
+
+
+def generator_for(seed: int, name: str) -> torch.Generator:
+    """A CPU generator that depends on seed and name alone."""
+    digest = hashlib.sha256(f"{seed}:{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+
+
+def _draw(name: str, shape: torch.Size, seed: int) -> list[Tensor]:
+    """Standard normal parts of a matrix, one generator a logical name."""
+    for fused, parts in FUSED.items():
+        if f".{fused}." in name:
+            rows = shape[0] // len(parts)
+            names = [name.replace(f".{fused}.", f".{part}.") for part in parts]
+            return [_normal(part, (rows, *shape[1:]), seed) for part in names]
+    return [_normal(name, tuple(shape), seed)]
+
+
+def _normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
+    return torch.randn(shape, generator=generator_for(seed, name))

@@ -1,0 +1,202 @@
+"""Multi-head latent attention: keys and values read from small shared latents.
+
+k_j = A_h c^K_j and v_j = U_h c^V_j with c = x W_down. In training keys and
+values are made per head; in decoding A_h moves to the query and U_h behind the
+sum, so that only the latents are cached (DeepSeek-V2, arXiv 2405.04434).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gpt2.model.attention import Heads, Projection, split_heads
+from gpt2.model.backends.request import place_of_tensor
+from gpt2.model.context import LayerCache
+from gpt2.settings.schema import Settings
+
+# Rows of other widths torch.compile writes with gaps on a GPU, and then a bias is
+# copied to each of them before the product. 128 bytes of a 16-bit type.
+EVEN = 64
+
+
+def at_once(
+    x: Tensor, layers: Sequence[nn.Linear], even: int = 1
+) -> tuple[Tensor, ...]:
+    """What each layer makes of x [B, S, E], by one product over all their rows, and
+    one for the slope of x; rows of zeros make its width a multiple of ``even``.
+
+    The results are views of it: who keeps one for the backward pass keeps all.
+    """
+    widths = [layer.out_features for layer in layers]
+    rows: list[Tensor] = [layer.weight for layer in layers]
+    biases: list[Tensor] = [
+        weight.new_zeros(len(weight)) if layer.bias is None else layer.bias
+        for layer, weight in zip(layers, rows, strict=True)
+    ]
+    some = any(layer.bias is not None for layer in layers)
+    if spare := -sum(widths) % even:
+        rows.append(rows[0].new_zeros(spare, x.shape[-1]))
+        biases.append(rows[0].new_zeros(spare))
+    out = F.linear(x, torch.cat(rows), torch.cat(biases) if some else None)
+    return out.split([*widths, spare], -1)[: len(widths)]
+
+
+class LatentProjection(Projection):
+    """Base of projections whose input several layers read."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        self.literal = settings.resources.attention_backend == "reference"
+
+    def _read(
+        self, x: Tensor, cache: LayerCache | None, *layers: nn.Linear
+    ) -> tuple[Tensor, ...]:
+        """What each layer makes of x [B, S, E]; in training at once."""
+        if self.literal or cache is not None:
+            return tuple(layer(x) for layer in layers)
+        return at_once(x, layers, EVEN if place_of_tensor(x).triton else 1)
+
+
+class Up(nn.Module):
+    """A_h or U_h: from a latent to D numbers a head, or the same for all."""
+
+    def __init__(self, latent: int, heads: int, head_dim: int, shared: bool) -> None:
+        super().__init__()
+        self.heads, self.shared = heads, shared
+        copies = 1 if shared else heads
+        self.up = nn.Linear(latent, copies * head_dim, bias=False)
+
+    def forward(self, c: Tensor) -> Tensor:
+        """[B, S, L] -> [B, H, S, D]."""
+        out = split_heads(self.up(c), 1 if self.shared else self.heads)
+        return out.expand(-1, self.heads, -1, -1)
+
+    def per_head(self) -> Tensor:
+        """The matrices [H, D, L]."""
+        copies = self.up.weight.unflatten(0, (1 if self.shared else self.heads, -1))
+        return copies.expand(self.heads, -1, -1)
+
+    def absorb(self, q: Tensor) -> Tensor:
+        """Queries in the latent space: [B, H, S, D] -> [B, H, S, L]."""
+        return torch.einsum("bhsd,hdl->bhsl", q, self.per_head().to(q.dtype))
+
+
+class Latent(LatentProjection):
+    """One latent for keys and one for values; positions as in GPT-2."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        m, x = settings.model, settings.mechanisms
+        self.heads, self.scale = m.n_head, m.head_dim**-0.5
+        self.latent_mix = x.latent_mix
+        self.q = nn.Linear(m.n_embd, m.n_head * m.head_dim, bias=m.bias)
+        self.down_k = nn.Linear(m.n_embd, x.latent_dim, bias=False)
+        self.down_v = nn.Linear(m.n_embd, x.latent_dim, bias=False)
+        self.up_k = Up(x.latent_dim, m.n_head, m.head_dim, x.mla_shared_k)
+        self.up_v = Up(x.latent_dim, m.n_head, m.head_dim, x.mla_shared_v)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        latent: Tensor | None = None,
+        cache: LayerCache | None = None,
+        position: int = 0,
+    ) -> Heads:
+        q, c_k, c_v = self._read(x, cache, self.q, self.down_k, self.down_v)
+        q = split_heads(q, self.heads)
+        if latent is not None:
+            c_k = c_k + self.latent_mix * latent
+        k = self.up_k(c_k)
+        if cache is None:
+            return Heads(q, k, self.up_v(c_v), q, k, key_latent=c_k)
+        return Heads(
+            q=self.up_k.absorb(q),
+            k=cache.extend("c_k", c_k, 1).unsqueeze(1),
+            v=cache.extend("c_v", c_v, 1).unsqueeze(1),
+            row_q=q,
+            row_k=k,
+            value_up=self.up_v.per_head(),
+            key_latent=c_k,
+        )
+
+
+class RopeLatent(LatentProjection):
+    """DeepSeek-V2's form: a joint normed latent and a decoupled rotary key.
+
+    q = [q^C, q^R], k = [k^C, k^R] with k^R shared by the heads, scale
+    (D + D_R)^-1/2 (eqs 14-19). The learned positions of GPT-2 stay, so that
+    the step differs from plain MLA in the attention alone.
+    """
+
+    cosine: Tensor
+    sine: Tensor
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        m, x = settings.model, settings.mechanisms
+        self.heads, self.head_dim, self.rope_dim = m.n_head, m.head_dim, x.rope_dim
+        self.scale = (m.head_dim + x.rope_dim) ** -0.5
+        self.q = nn.Linear(m.n_embd, m.n_head * m.head_dim, bias=m.bias)
+        self.q_rope = nn.Linear(m.n_embd, m.n_head * x.rope_dim, bias=m.bias)
+        self.k_rope = nn.Linear(m.n_embd, x.rope_dim, bias=False)
+        self.down = nn.Linear(m.n_embd, x.joint_latent_dim, bias=False)
+        self.norm = nn.RMSNorm(x.joint_latent_dim, eps=1e-6)
+        self.up_k = Up(x.joint_latent_dim, m.n_head, m.head_dim, False)
+        self.up_v = Up(x.joint_latent_dim, m.n_head, m.head_dim, False)
+        angles = rope_angles(m.block_size, x.rope_dim)
+        self.register_buffer("cosine", angles.cos(), persistent=False)
+        self.register_buffer("sine", angles.sin(), persistent=False)
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        latent: Tensor | None = None,
+        cache: LayerCache | None = None,
+        position: int = 0,
+    ) -> Heads:
+        assert latent is None, "latent reciprocity is defined for plain MLA"
+        layers = self.q, self.q_rope, self.k_rope, self.down
+        q_c, q_r, k_r, c = self._read(x, cache, *layers)
+        c = self.norm(c.contiguous())  # a copy: the norm keeps what it reads
+        q_c = split_heads(q_c, self.heads)
+        q_r = self._rotate(split_heads(q_r, self.heads), position)
+        k_r = self._rotate(k_r.unsqueeze(1), position)
+        k_c = self.up_k(c)
+        row_q = torch.cat([q_c, q_r], -1)
+        row_k = torch.cat([k_c, k_r.expand(-1, self.heads, -1, -1)], -1)
+        if cache is None:
+            return Heads(row_q, row_k, self.up_v(c), row_q, row_k)
+        c_all = cache.extend("c", c, 1).unsqueeze(1)
+        k_r_all = cache.extend("k_rope", k_r, 2)
+        return Heads(
+            q=torch.cat([self.up_k.absorb(q_c), q_r], -1),
+            k=torch.cat([c_all, k_r_all], -1),
+            v=c_all,
+            row_q=row_q,
+            row_k=row_k,
+            value_up=self.up_v.per_head(),
+        )
+
+    def _rotate(self, x: Tensor, position: int) -> Tensor:
+        rows = slice(position, position + x.shape[2])
+        cos, sin = self.cosine[rows].to(x.dtype), self.sine[rows].to(x.dtype)
+        even, odd = x.chunk(2, -1)
+        return torch.cat([even * cos - odd * sin, even * sin + odd * cos], -1)
+
+
+def rope_angles(length: int, width: int) -> Tensor:
+    """Rotary angles [length, width / 2], base 10000 (arXiv 2104.09864)."""
+    rates = 10000.0 ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return torch.outer(torch.arange(length, dtype=torch.float64), rates).float()
+
+
+def projection(settings: Settings) -> Projection:
+    """The latent projection that the settings ask for."""
+    kinds = {"mla": Latent, "mla_rope": RopeLatent}
+    return kinds[settings.mechanisms.attention](settings)

@@ -1,0 +1,35 @@
+"""Reciprocal attention (RA): the transposed score in a causal band.
+
+s_ij = (q_i.k_j + alpha [i - j <= W] q_j.k_i) / sqrt(D). Causal, because q_j
+lies in the past and k_i belongs to the present token.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.model.backends.request import Transposed
+from gpt2.model.context import LayerCache
+from gpt2.settings.schema import WHOLE_CONTEXT, Settings
+
+
+class Reciprocity(nn.Module):
+    """Holds alpha, fixed or one learned weight a head, and the band."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__()
+        m, x = settings.model, settings.mechanisms
+        self.window = x.ra_window
+        self.fixed_alpha = x.ra_alpha
+        self.keep = m.block_size if x.ra_window == WHOLE_CONTEXT else x.ra_window
+        learned = torch.full((m.n_head,), x.ra_alpha) if x.ra_learned_alpha else None
+        self.alpha = None if learned is None else nn.Parameter(learned)
+
+    def forward(
+        self, q: Tensor, k: Tensor, cache: LayerCache | None = None
+    ) -> Transposed:
+        """The term for rows with queries q and keys k, both [B, H, S, D]."""
+        queries = q if cache is None else cache.slide("q", q, 2, self.keep)
+        alpha = self.fixed_alpha if self.alpha is None else self.alpha
+        return Transposed(k, queries, alpha, self.window)

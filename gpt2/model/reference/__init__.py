@@ -1,0 +1,1 @@
+"""Reference formulas of the model, which all fast code is compared with."""

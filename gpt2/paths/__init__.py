@@ -1,1 +1,0 @@
-"""Several kernels compute the same: which of them a run trains with."""

@@ -1,0 +1,1 @@
+"""Plan: steps, jobs, budgets and memory, before anything runs. Torch-free."""

@@ -1,0 +1,347 @@
+"""From a configuration to the list of jobs, each fully resolved and hashed.
+
+Torch-free, so that listing a matrix starts at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.budget import budget, derive_widths, resolve_widths
+from gpt2.plan.matrix_cells import (
+    LeftOutCell,
+    cell_changes,
+    cells_of,
+    partner_of,
+    require_effect,
+)
+from gpt2.plan.run_length import resolve
+from gpt2.plan.steps import STEPS, Times, changes_of
+from gpt2.settings.checks import check
+from gpt2.settings.parse import settings_from, settings_from_dict
+from gpt2.settings.schema import IDENTITY_PARTS, LARGEST_ARM, SYMBOL_OF, Settings
+from lib.hashing import identity
+from lib.kconfig.config_py import Config
+from lib.kconfig.dotconfig import COMMAND_LINE
+
+JOB_SCHEMA = 1
+SOLVED_FIELDS = ("head_dim", "mlp_width", "mlp_gate_dim", "cross_rank")
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run. ``origins`` says of each field where its value is from."""
+
+    step: int | None
+    name: str
+    title: str
+    parent: int | None
+    parent_name: str | None
+    seed: int
+    settings: Settings
+    origins: Mapping[str, str]
+    run_dir: str
+
+    @property
+    def hash(self) -> str:
+        """Identity of the run: what it trains, not on what it trains."""
+        return identity(identity_of(self.settings, self.seed))
+
+    @property
+    def is_control(self) -> bool:
+        """Whether it is the A/A control of a baseline."""
+        return self.settings.resources.other_kernels
+
+    @property
+    def cell(self) -> str:
+        """What it shares with the other seeds: its folder without the seed."""
+        return self.run_dir.rpartition("/")[0]
+
+    def to_json(self) -> dict[str, Any]:
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        data["settings"] = self.settings.to_dict()
+        data["origins"] = dict(self.origins)
+        return {"schema": JOB_SCHEMA, **data, "hash": self.hash}
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All jobs of a configuration, in the order of the matrix."""
+
+    jobs: tuple[Job, ...]
+    left_out: tuple[LeftOutCell, ...]
+    output_dir: Path
+    base: Settings  # as configured, before steps and solved widths
+
+
+def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
+    """What two runs must share to be the same run, as plain data."""
+    whole = settings.to_dict()
+    parts = {name: whole[name] for name in IDENTITY_PARTS}
+    same = {**parts, "seed": seed, "effective_batch": settings.effective_batch}
+    if settings.resources.other_kernels:  # all else of an A/A control is its baseline's
+        same["control"] = True
+    return same
+
+
+def job_from_json(data: Mapping[str, Any]) -> Job:
+    """A job from job.json; ValueError if damaged, foreign or edited by hand."""
+    if data.get("schema") != JOB_SCHEMA:
+        raise ValueError(f"job of schema {data.get('schema')!r}, not {JOB_SCHEMA}")
+    names = [f.name for f in dataclasses.fields(Job)]
+    missing = [name for name in (*names, "hash") if name not in data]
+    if missing:
+        raise ValueError(f"job without {', '.join(missing)}")
+    fields = {name: data[name] for name in names}
+    job = Job(**{**fields, "settings": settings_from_dict(data["settings"])})
+    if job.hash != data["hash"]:
+        raise ValueError("the job's hash does not fit its settings")
+    return job
+
+
+def make_plan(config: Config) -> Plan:
+    """Jobs of the configured mode x seeds.
+
+    Raises ValueError for settings that make no sense or steps that do not
+    exist, naming symbol, value, where it was set and what is allowed.
+    """
+    try:
+        return _plan(config)
+    except ValueError as error:
+        raise ValueError(config.located(str(error))) from error
+
+
+def _plan(config: Config) -> Plan:
+    origins = {
+        field: config.origins.get(symbol, "default")
+        for field, symbol in SYMBOL_OF.items()
+    }
+    plan = plan_settings(*resolve(settings_from(config), origins))
+    for job in plan.jobs:
+        try:
+            require_effect(job.settings)
+        except ValueError as error:
+            raise ValueError(f"{job.run_dir}: {error}") from error
+    return plan
+
+
+def only(plan: Plan, patterns: str) -> Plan:
+    """The jobs whose run directory, or the start of it, matches one of the patterns,
+    as in "adamw-*,*/seed1"; all of them if there is no pattern.
+
+    Raises ValueError if none does.
+    """
+    wanted = [text for text in map(str.strip, patterns.split(",")) if text]
+    if not wanted:
+        return plan
+    jobs = tuple(
+        job
+        for job in plan.jobs
+        if any(
+            fnmatchcase(job.run_dir, end)
+            for text in wanted
+            for end in (text, f"{text}/*")
+        )
+    )
+    if not jobs:
+        some = ", ".join(job.run_dir for job in plan.jobs[:3])
+        raise ValueError(f"ONLY={patterns!r} matches no job; they are {some}, ...")
+    return dataclasses.replace(plan, jobs=jobs)
+
+
+def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
+    """As ``make_plan``, from settings whose fields came from ``origins``."""
+    cells, left_out = _CELLS[settings.matrix.mode](settings, origins)
+    if settings.matrix.controls:
+        cells, without = _with_control(settings, cells)
+        left_out = [*left_out, *without]
+    jobs = tuple(
+        dataclasses.replace(cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}")
+        for cell in cells
+        for seed in settings.matrix.seeds
+    )
+    if not jobs:
+        raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")
+    return Plan(jobs, tuple(left_out), Path(settings.resources.output_dir), settings)
+
+
+def registry_plan(config: Config) -> Plan:
+    """Every step of the registry, or those that the command line names, over a
+    configuration of whatever mode. Raises ValueError as ``make_plan``."""
+    base = make_plan(config).base
+    asked = config.origin(SYMBOL_OF["steps"]) == COMMAND_LINE
+    steps = base.matrix.steps if asked else tuple(STEPS)
+    return plan_settings(base.replace(mode="ablation", steps=steps, controls=False), {})
+
+
+Cells = tuple[list[Job], list[LeftOutCell]]
+
+
+def _with_control(settings: Settings, cells: list[Job]) -> Cells:
+    """The cells with an A/A control behind the baseline, or why there is none."""
+    baseline = next((c for c in cells if c.parent_name is None), None)
+    why = ""
+    if baseline is None:
+        why = "its baseline, step 0, is not among RA_MLA_ABLATION_STEPS"
+    elif settings.optim.time_budget:
+        why = "TIME_BUDGET gives slower kernels fewer updates"
+    elif settings.model.dropout:
+        why = "with GPT2_DROPOUT other kernels drop other weights"
+    if baseline is None or why:
+        return cells, [LeftOutCell("A/A control", f"CONTROLS=y, but {why}")]
+    place = cells.index(baseline) + 1
+    return [*cells[:place], control_of(baseline), *cells[place:]], []
+
+
+def control_of(baseline: Job) -> Job:
+    """The A/A control of a baseline: the same training through other kernels."""
+    which = baseline.name if baseline.step is None else f"step {baseline.step}"
+    return dataclasses.replace(
+        baseline,
+        name=f"{baseline.name}-aa",
+        title=f"A/A control: {which} through other kernels",
+        parent=baseline.step,
+        parent_name=baseline.name,
+        settings=baseline.settings.replace(other_kernels=True),
+        origins={**baseline.origins, "other_kernels": "CONTROLS=y"},
+        run_dir=f"{baseline.run_dir}-aa",
+    )
+
+
+def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:
+    resolved = _resolved(settings)
+    job = Job(
+        step=None,
+        name="single",
+        title="the model as configured",
+        parent=None,
+        parent_name=None,
+        seed=0,
+        settings=resolved,
+        origins=_with_solved(origins, settings, resolved),
+        run_dir="single",
+    )
+    return [job], []
+
+
+def no_steps(wanted: Iterable[int]) -> str:
+    """Which of these are no steps, in words; empty if all are."""
+    unknown = ", ".join(str(step) for step in sorted(set(wanted) - set(STEPS)))
+    return unknown and f"there is no step {unknown}; steps are 0 to {max(STEPS)}"
+
+
+def _ablation(settings: Settings, origins: Mapping[str, str]) -> Cells:
+    if why := no_steps(settings.matrix.steps):
+        raise ValueError(f"{origins['steps']}: CONFIG_RA_MLA_ABLATION_STEPS: {why}")
+    return [step_job(settings, origins, step) for step in settings.matrix.steps], []
+
+
+def _matrix(settings: Settings, origins: Mapping[str, str]) -> Cells:
+    cells, left_out = cells_of(settings)
+    model = _resolved(settings)
+    jobs = []
+    for cell in cells:
+        partner = partner_of(cell, cells)
+        changes = cell_changes(cell, settings)
+        resolved = model.replace(**changes)
+        check(resolved)
+        set_by = dict.fromkeys(changes, f"cell {cell.name}")
+        job = Job(
+            step=None,
+            name=cell.name,
+            title=cell.title,
+            parent=None,
+            parent_name=None if partner is None else partner.name,
+            seed=0,
+            settings=resolved,
+            origins=_with_solved({**origins, **set_by}, settings, resolved),
+            run_dir=cell.name,
+        )
+        jobs.append(job)
+    return jobs, left_out
+
+
+def _resolved(settings: Settings) -> Settings:
+    """The model as configured, all its widths known."""
+    base = derive_widths(settings)
+    return resolve_widths(base, functools.partial(parameters_of, base))
+
+
+_CELLS = {"single": _single, "ablation": _ablation, "matrix": _matrix}
+
+
+def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Job:
+    """One ablation step over the base settings; the seed is the first one."""
+    step = STEPS[step_id]
+    resolved = step_settings(settings, step_id)
+    set_by = {f: f"step {by}" for f, (_, by) in changes_of(step_id).items()}
+    return Job(
+        step=step.id,
+        name=step.name,
+        title=step.title,
+        parent=step.parent,
+        parent_name=None if step.parent is None else STEPS[step.parent].name,
+        seed=settings.matrix.seeds[0],
+        settings=resolved,
+        origins=_with_solved({**origins, **set_by}, settings, resolved),
+        run_dir=f"step{step.id:02d}-{step.name}",
+    )
+
+
+def step_settings(settings: Settings, step_id: int, **instead: Any) -> Settings:
+    """The resolved settings of a step over base settings.
+
+    instead: values of fields in place of those that the step and its ancestors set.
+    Raises ValueError, naming the step, if the combination makes no sense.
+    """
+    base = derive_widths(settings)
+    flat = base.flat()
+    changes = {
+        field: value.of(flat[field]) if isinstance(value, Times) else value
+        for field, (value, _) in changes_of(step_id).items()
+    }
+    changed = base.replace(**{**changes, **instead})
+    try:
+        check(changed)
+    except ValueError as error:
+        raise ValueError(f"step {step_id}: {error}") from error
+    return resolve_widths(changed, functools.partial(parameters_of, settings))
+
+
+def parameters_of(settings: Settings, which: str) -> int:
+    """Parameters of step ``which`` over base settings, or of the largest arm."""
+    if which == LARGEST_ARM:
+        return max(_arm_sizes(settings))
+    if not which.isdecimal() or int(which) not in STEPS:
+        raise ValueError(
+            f"CONFIG_RA_MLA_MATCH_STEP={which!r} is no step and not {LARGEST_ARM!r}"
+        )
+    return budget(step_settings(settings, int(which))).parameters
+
+
+def _arm_sizes(settings: Settings) -> Iterator[int]:
+    """Parameters of the arms that the base settings allow; the control is none."""
+    for arm in STEPS:
+        if not _matches(arm, LARGEST_ARM):
+            with contextlib.suppress(ValueError):
+                yield parameters_of(settings, str(arm))
+
+
+def _matches(step_id: int, which: str) -> bool:
+    return changes_of(step_id).get("match_step", ("", 0))[0] == which
+
+
+def _with_solved(
+    origins: Mapping[str, str], base: Settings, resolved: Settings
+) -> dict[str, str]:
+    """Mark the widths that the solver set."""
+    before, after = base.flat(), resolved.flat()
+    solved = {f: "solved" for f in SOLVED_FIELDS if before[f] != after[f]}
+    return {**origins, **solved}

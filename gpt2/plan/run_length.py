@@ -1,0 +1,91 @@
+"""How long a run trains: in updates, or in tokens, epochs or time, made updates here.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+
+from gpt2.data.token_files import DataError, MissingData, read_meta, request_of
+from gpt2.settings.schema import SYMBOL_OF, Settings
+from lib.kconfig.dotconfig import COMMAND_LINE
+
+NO_END = 100_000_000  # updates of a run that ends by the clock; as in Kconfig
+_TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
+
+
+def seconds_of(time: str) -> float:
+    """ "2h", "90m", "1h30m" or "45s" in seconds; 0 for the empty string.
+
+    Raises ValueError for anything else.
+    """
+    found = _TIME.fullmatch(time)
+    if not found:
+        raise ValueError(
+            f"TIME_BUDGET={time!r} is no time: write 2h, 90m, 1h30m or 45s"
+        )
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    total = 3600.0 * hours + 60.0 * minutes + seconds
+    if time and not total:
+        raise ValueError(f"TIME_BUDGET={time!r}: no time at all")
+    return total
+
+
+def last_update(settings: Settings) -> int:
+    """The update that ends a run; 0 where the clock does."""
+    return 0 if settings.optim.time_budget else settings.optim.max_iters
+
+
+def resolve(
+    settings: Settings, origins: Mapping[str, str]
+) -> tuple[Settings, dict[str, str]]:
+    """Settings with the updates that a budget in another unit comes to, and the
+    origins with it.
+
+    Tokens and epochs are rounded up to whole updates; an epoch has as many tokens
+    as the training split. Raises ValueError for two budgets at once, a number of
+    updates typed beside one included, a time that is none, or epochs of data that are
+    not prepared.
+    """
+    budgets = {
+        "train_tokens": settings.matrix.train_tokens,
+        "train_epochs": settings.matrix.train_epochs,
+        "time_budget": seconds_of(settings.optim.time_budget),
+    }
+    asked = [field for field, amount in budgets.items() if amount]
+    if not asked:
+        return settings, dict(origins)
+    if len(asked) > 1:
+        symbols = " and ".join(SYMBOL_OF[field] for field in asked)
+        raise ValueError(f"{symbols} are both set: a run has one budget; empty one")
+    (field,) = asked
+    if origins.get("max_iters") == COMMAND_LINE:
+        raise ValueError(
+            f"GPT2_MAX_ITERS={settings.optim.max_iters} was typed, but "
+            f"{SYMBOL_OF[field]} ({origins.get(field, 'default')}) says how long a run "
+            "trains: leave one out, or empty it, as in TIME= or MAX_TOKENS=0"
+        )
+    updates = _updates(settings, field, budgets[field])
+    origin = f"{SYMBOL_OF[field]} ({origins.get(field, 'default')})"
+    return settings.replace(max_iters=updates), {**origins, "max_iters": origin}
+
+
+def _updates(settings: Settings, field: str, amount: float) -> int:
+    if field == "time_budget":
+        if settings.pruning.prune_method != "none":
+            raise ValueError(
+                "TIME_BUDGET: a pruning schedule needs to know the updates; give "
+                "GPT2_MAX_ITERS, GPT2_MAX_TOKENS or GPT2_MAX_EPOCHS instead"
+            )
+        return NO_END
+    tokens = amount
+    if field == "train_epochs":
+        try:
+            meta = read_meta(settings.resources.data_dir, request_of(settings))
+        except (DataError, MissingData) as error:
+            raise ValueError(f"GPT2_MAX_EPOCHS={amount:g}: {error}") from error
+        tokens = amount * meta["splits"]["train"]["tokens"]
+    return max(1, math.ceil(tokens / settings.tokens_per_update))

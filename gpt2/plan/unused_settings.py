@@ -1,0 +1,121 @@
+"""Settings that were asked for and change nothing in any job of a plan.
+
+A preset serves many sets of steps, so this is not an error, but a number must not be
+taken for the effect of a setting that nothing read. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from gpt2.plan.jobs import Plan
+from gpt2.plan.mechanism_specs import MECHANISMS, Mechanism, Reads
+from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF, Settings
+from lib.kconfig.config_py import Config
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    """What reads some fields, as the end of "no job ...", and where it is on."""
+
+    what: str
+    fields: tuple[str, ...]
+    is_on: Callable[[Settings], bool]
+
+
+def _of_mechanisms() -> Iterator[Reader]:
+    for mechanism in MECHANISMS:
+        for reads in mechanism.reads:
+            is_on = partial(_is_read, mechanism, reads)
+            yield Reader(reads.what, reads.fields, is_on)
+
+
+def _is_read(mechanism: Mechanism, reads: Reads, settings: Settings) -> bool:
+    return mechanism.reads_on(settings.mechanisms, reads)
+
+
+READERS = (
+    *_of_mechanisms(),
+    Reader(
+        "uses an optimizer of the Adam family",
+        ("beta1", "beta2", "eps"),
+        lambda s: s.optim.optimizer != "sgd",
+    ),
+    Reader(
+        "uses SGD or Muon",
+        ("momentum",),
+        lambda s: s.optim.optimizer in ("sgd", "muon"),
+    ),
+    Reader(
+        "uses AdamWSPAM",
+        ("spam_threshold", "spam_interval", "spam_warmup", "spam_reset_counter"),
+        lambda s: s.optim.optimizer == "adamwspam",
+    ),
+    Reader(
+        "is pruned by AdamWPrune's state",
+        ("adamwprune_variant",),
+        lambda s: s.pruning.prune_method == "state",
+    ),
+    Reader(
+        "is pruned",
+        (
+            "prune_sparsity",
+            "prune_interval",
+            "prune_warmup",
+            "prune_ramp_end",
+            "prune_scope",
+        ),
+        lambda s: s.pruning.prune_method != "none",
+    ),
+    Reader(
+        "has workers to load its data",
+        ("prefetch_factor", "persistent_workers"),
+        lambda s: s.resources.num_workers > 0,
+    ),
+    Reader(
+        "runs on a GPU",
+        (
+            "cuda_graphs",
+            "auto_batch",
+            "gpu_memory",
+            "tf32",
+            "cudnn_benchmark",
+            "gpu_warmup",
+            "alloc_conf",
+            "pin_memory",
+            "jobs_per_gpu",
+        ),
+        lambda s: s.resources.device != "cpu",
+    ),
+    Reader(
+        "is trained by several ranks",
+        ("ddp_backend",),
+        lambda s: s.resources.ddp_gpus_per_job > 1,
+    ),
+)
+
+
+def idle(plan: Plan, config: Config) -> list[str]:
+    """A line for each setting of ``config`` that acts on no job, with its origin."""
+    found = []
+    for name, symbol in SYMBOL_OF.items():
+        origin = config.origins.get(symbol)
+        why = "" if origin is None else _why_idle(plan, name, origin)
+        if why:
+            value = config.values[symbol]
+            found.append(f"{symbol}={value} ({origin}) changes nothing: {why}")
+    return found
+
+
+def _why_idle(plan: Plan, name: str, origin: str) -> str:
+    """Why a field asked for at ``origin`` acts on no job; empty if it does."""
+    reader = next((r for r in READERS if name in r.fields), None)
+    jobs = [job for job in plan.jobs if reader is None or reader.is_on(job.settings)]
+    if reader is not None and not jobs:
+        return f"no job {reader.what}"
+    origins = dict.fromkeys(job.origins[name] for job in jobs)
+    if PART_OF[name] in IDENTITY_PARTS and origin not in origins:
+        return f"the jobs have it from {', '.join(origins)}"
+    return ""

@@ -1,1 +1,0 @@
-"""What is proven of each step before it may spend GPU time."""

@@ -1,0 +1,105 @@
+"""Which runs an audit is of: a folder, a glob, or a step of the configured results.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import glob
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gpt2.report.arms import group_arms
+from gpt2.report.read_results import LeftOutRun, Run, read_matrix
+
+
+@dataclass(slots=True)
+class Chosen:
+    """Run directories that are done, those that are not with their status, and folders
+    that hold no readable run."""
+
+    done: list[Path] = field(default_factory=list)
+    others: list[tuple[Path, str]] = field(default_factory=list)
+    left_out: list[LeftOutRun] = field(default_factory=list)
+
+    def add(self, root: Path, runs: list[Run]) -> None:
+        """Each run once, by its place on disk."""
+        for run in runs:
+            path = root / run.run_dir
+            if path in self.done or not run.on_disk:
+                continue
+            if run.row["status"] == "done":
+                self.done.append(path)
+            else:
+                self.others.append((path, str(run.row["status"])))
+
+
+def choose_runs(name: str, results: Path | None) -> Chosen:
+    """The runs that a name stands for.
+
+    name: a folder of one run or of many, a glob of folders (from here, or within the
+    results), or within the results a step or name with or without a seed, as in "5",
+    "ra" or "5:1337"; empty for all of the results. Raises ValueError, naming what
+    there is instead, if it stands for none.
+    """
+    if not name:
+        if results is None:
+            raise ValueError(
+                "name a run or a results folder, RUN=folder or RESULTS=folder, or load "
+                "a preset with `make defconfig-NAME`"
+            )
+        return _below([results])
+    if Path(name).is_dir():
+        return _below([Path(name)])
+    if glob.has_magic(name):
+        return _below(_matching(name, results))
+    if results is None or not results.is_dir():
+        raise ValueError(
+            f"RUN={name!r} is no folder, and there are no results to look it up in"
+        )
+    return _named(name, results)
+
+
+def _matching(pattern: str, results: Path | None) -> list[Path]:
+    """Folders that a glob matches, from here or else within the results."""
+    places = [""] if results is None else ["", str(results)]
+    for place in places:
+        found = sorted(glob.glob(str(Path(place) / pattern), recursive=True))
+        if folders := [Path(path) for path in found if Path(path).is_dir()]:
+            return folders
+    raise ValueError(f"RUN={pattern!r} matches no folder")
+
+
+def _below(folders: list[Path]) -> Chosen:
+    """All runs below some folders."""
+    chosen = Chosen()
+    for folder in folders:
+        matrix = read_matrix(folder, curves=False)
+        chosen.add(folder, matrix.runs)
+        chosen.left_out += matrix.left_out
+    if not chosen.done and not chosen.others:
+        names = ", ".join(str(folder) for folder in folders[:3])
+        raise ValueError(f"no run is in {names}: `make` writes its results there")
+    return chosen
+
+
+def _named(name: str, results: Path) -> Chosen:
+    """The runs of a step or cell of the results, by number, name or both."""
+    which, _, seed = name.partition(":")
+    matrix = read_matrix(results, curves=False)
+    arms = group_arms(matrix)
+    runs = [
+        run
+        for arm in arms
+        if which in (str(arm.step), arm.name, arm.label)
+        for run in arm.runs
+        if not seed or str(run.row["seed"]) == seed
+    ]
+    if not runs:
+        known = ", ".join(arm.label for arm in arms) or "nothing"
+        raise ValueError(
+            f"RUN={name!r} is no folder and no run of {results}, which has {known}"
+        )
+    chosen = Chosen(left_out=matrix.left_out)
+    chosen.add(results, runs)
+    return chosen

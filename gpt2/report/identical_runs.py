@@ -1,0 +1,62 @@
+"""Runs that were set otherwise and trained the same: what differs does not act.
+
+Finished runs only: cells of a test matrix are the same until pruning begins.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from gpt2.report.arms import Arm, is_done
+from gpt2.report.evidence import ACTING, curve_of
+from gpt2.report.read_results import MatrixResults, Run, read_curves
+from lib.alarms import identical_curves
+from lib.hashing import identity
+from lib.jobs.run_files import finite
+
+
+def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
+    """Pairs of finished runs of one seed with unlike settings and equal losses."""
+    by_seed: dict[int | None, dict[str, Run]] = {}
+    for run in filter(is_done, runs):  # one stands for all that were set alike
+        by_seed.setdefault(run.row["seed"], {}).setdefault(_acting(run), run)
+    found = []
+    for group in by_seed.values():
+        curves = {key: curve_of(run) for key, run in group.items()}
+        found += [(group[a], group[b]) for a, b in identical_curves(curves)]
+    return found
+
+
+def _acting(run: Run) -> str:
+    parts = {part: run.settings.get(part.rstrip(".")) for part in ACTING}
+    return identity(finite(parts))
+
+
+def twin_alarms(matrix: MatrixResults) -> dict[str, str]:
+    """In words, by their folders, of a matrix that was read without its curves: these
+    take seconds, and only those that end at the same loss are read here."""
+    ends = Counter(map(_end, filter(is_done, matrix.runs)))
+    alike = [run for run in matrix.runs if ends[_end(run)] > 1]
+    for run in alike:
+        read_curves(matrix, run)
+    return {
+        (both := f"{one.run_dir} and {other.run_dir}"): f"{both} have the same losses "
+        "in every digit: does what differs between them act?"
+        for one, other in twins(alike)
+    }
+
+
+def _end(run: Run) -> tuple[Any, Any]:
+    return run.row["seed"], run.row["val_loss"]
+
+
+def twin_arms(arms: Iterable[Arm]) -> list[tuple[Arm, Arm, list[int]]]:
+    """Pairs of arms with runs that are twins, and the seeds of these."""
+    runs = {run.run_dir: (arm, run) for arm in arms for run in arm.runs}
+    found: dict[tuple[str, str], tuple[Arm, Arm, list[int]]] = {}
+    for one, other in twins(run for _, run in runs.values()):
+        a, b = runs[one.run_dir][0], runs[other.run_dir][0]
+        found.setdefault((a.label, b.label), (a, b, []))[2].append(one.row["seed"])
+    return list(found.values())

@@ -1,0 +1,63 @@
+"""What stands below the table of the report: what a grade does not say itself."""
+
+from __future__ import annotations
+
+from gpt2.report.alarms import far_baselines
+from gpt2.report.columns import interval_text
+from gpt2.report.evidence import worse_than_guess
+from gpt2.report.identical_runs import twin_arms
+from gpt2.report.pruned_heads import has_removed, removal_remark
+from gpt2.report.verdicts import Judgement, Verdict
+
+
+def remarks(judged: Judgement) -> list[tuple[str, str]]:
+    """(label of the arm, sentence) for everything a grade does not say itself."""
+    found = []
+    for comparison in judged.comparisons:
+        label, reasons = comparison.arm.label, comparison.at_steps.reasons
+        if comparison.note:
+            with_whom = f"compared with {comparison.partner.label}"
+            found.append((label, f"{with_whom}, because {comparison.note}"))
+        found.extend((label, reason) for reason in reasons)
+        if doubt := _bootstrap_doubt(comparison.at_steps):
+            found.append((label, doubt))
+    found.extend((c.arm.label, reason) for c in judged.controls for reason in c.reasons)
+    found.extend(judged.notes.items())
+    found.extend(
+        (arm.label, f"alarm: {text}") for arm, text in far_baselines(judged.arms)
+    )
+    found.extend(
+        (arm.label, why) for arm in judged.arms for why in worse_than_guess(arm)
+    )
+    found.extend(
+        (arm.label, removal_remark(arm)) for arm in judged.arms if has_removed(arm)
+    )
+    found.extend(
+        (arm.label, f"alarm of seed {run.row['seed']} at {alarm}")
+        for arm in judged.arms
+        for run in arm.runs
+        for alarm in run.alarms
+    )
+    found.extend(_twins(judged))
+    return found
+
+
+def _twins(judged: Judgement) -> list[tuple[str, str]]:
+    """Arms that trained alike though they are not compared, where the grade tells."""
+    compared = {frozenset((c.arm.label, c.partner.label)) for c in judged.comparisons}
+    return [
+        (b.label, f"its losses are those of {a.label} in every digit (seeds {seeds})")
+        for a, b, numbers in twin_arms(judged.arms)
+        if frozenset((a.label, b.label)) not in compared
+        for seeds in [", ".join(map(str, numbers))]
+    ]
+
+
+def _bootstrap_doubt(verdict: Verdict) -> str:
+    """A remark where the two ways to an interval disagree about 0."""
+    t, bootstrap = verdict.interval, verdict.bootstrap
+    if t is None or bootstrap is None or (0 in t) == (0 in bootstrap):
+        return ""
+    which = "holds" if 0 in bootstrap else "excludes"
+    ends = interval_text(Verdict(interval=bootstrap))
+    return f"the bootstrap interval {ends} {which} 0, unlike Student's t"

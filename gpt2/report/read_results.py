@@ -1,0 +1,405 @@
+"""Run directories of a matrix, read as data: rows, curves, and what was left out.
+
+Nothing found there is trusted or executed: results may be copied, half finished,
+damaged, or a stranger's. A file that is not what it should be is named and left
+out; the row of its run stays, with the status "unreadable" where the run itself
+cannot be told. Paths in the results are those found on disk, relative to the
+matrix, so a copied directory reads the same.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
+from gpt2.report.estimates import Scores, score
+from lib.jobs.run_files import (
+    JOB_FILE,
+    MANIFEST_FILE,
+    METRICS_FILE,
+    STATUS_FILE,
+    STATUSES,
+    effective_status,
+)
+from lib.safe_json import (
+    Unusable,
+    as_dict,
+    clean,
+    number,
+    read_json,
+    read_records,
+    text,
+    whole,
+)
+
+UNREADABLE = "unreadable"
+RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
+MAX_DEPTH = 3  # run directories lie at most this deep below the matrix
+
+NUMBERS = (  # columns of a result, in the order of the tables
+    "val_loss",
+    "val_perplexity",
+    "val_accuracy",
+    "best_val_loss",
+    "train_loss",
+    "bits_per_byte",
+    "parameters",
+    "flops_per_token",
+    "tokens",
+    "tokens_per_s",
+    "mfu",
+    "peak_memory_bytes",
+    "kv_bytes_per_token",
+    "seconds",
+    "mean_epoch_seconds",
+    "step_seconds",
+    "optimizer_state_bytes",
+    "sparsity",
+    "zeros",
+    "as_trained",
+)
+COLUMNS = (
+    "step",
+    "name",
+    "title",
+    "parent",
+    "seed",
+    "status",
+    "failure",
+    "message",
+    *NUMBERS,
+    "updates",
+    "max_updates",
+    "effective_batch",
+    "verified",
+    "hash",
+    "run_dir",
+)
+EXTRA_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,47}")
+MAX_EXTRA_COLUMNS = 64
+MAX_ALARMS = 10  # of a run; a trainer raises each kind once
+MAX_EVALUATIONS = 100_000  # of a run, that are looked for one by one
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOutRun:
+    """A file or directory that was not used (path relative to the matrix)."""
+
+    path: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One run as found on disk; ``row`` has every name of COLUMNS."""
+
+    row: Row
+    job: dict[str, Any] = field(default_factory=dict)
+    manifest: dict[str, Any] = field(default_factory=dict)
+    evals: list[dict[str, float]] = field(default_factory=list)
+    trains: list[dict[str, float]] = field(default_factory=list)
+    alarms: list[str] = field(default_factory=list)
+    on_disk: bool = True
+
+    @property
+    def run_dir(self) -> str:
+        return str(self.row["run_dir"])
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return as_dict(self.job.get("settings"))
+
+
+@dataclass(slots=True)
+class MatrixResults:
+    """All runs of one results directory, in the order of the plan where known."""
+
+    root: Path
+    runs: list[Run] = field(default_factory=list)
+    left_out: list[LeftOutRun] = field(default_factory=list)
+    estimates: Scores = field(default_factory=dict)
+
+    @property
+    def rows(self) -> list[Row]:
+        return [run.row for run in self.runs]
+
+    def leave_out(self, path: str | Path, reason: str) -> None:
+        """Note a path, absolute or relative to the matrix, as not used."""
+        path = Path(path)
+        if path.is_absolute():
+            path = path.relative_to(self.root)
+        self.left_out.append(LeftOutRun(clean(path.as_posix()), clean(reason)))
+
+
+def read_matrix(
+    root: str | Path, jobs: Iterable[Any] | None = None, *, curves: bool = True
+) -> MatrixResults:
+    """Everything usable below a results directory (or a single run directory).
+
+    jobs: the planned jobs, as objects with to_json() or as plain data; by default
+    those that matrix.json lists. Planned runs without a directory get a row too.
+    curves: also read metrics.jsonl. Raises ValueError only if root is no directory.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise ValueError(
+            f"there are no results at {root}: it is no directory; run `make` first "
+            "or name the directory that holds summary.json"
+        )
+    matrix = MatrixResults(root)
+    planned = _planned(matrix, jobs)
+    found = {}
+    for directory in _run_directories(matrix):
+        run = _read_run(matrix, directory, planned, curves)
+        if run is not None:
+            found[run.run_dir] = run
+    for run_dir, job in planned.items():
+        if run_dir not in found:
+            found[run_dir] = Run(_row(job, {}, {}, run_dir), job, on_disk=False)
+    _drop_copies(matrix, found)
+    order = {run_dir: place for place, run_dir in enumerate(planned)}
+    matrix.runs = sorted(found.values(), key=lambda run: _place(run, order))
+    estimate = _load(matrix, root / ESTIMATES_FILE, missing_ok=True)
+    matrix.estimates = score(as_dict(estimate), matrix.rows)
+    return matrix
+
+
+# ---- finding and reading --------------------------------------------------------
+
+
+def _run_directories(matrix: MatrixResults) -> Iterator[Path]:
+    """Directories holding a file of a run; links are not followed."""
+    for base, directories, files in os.walk(matrix.root, followlinks=False):
+        path = Path(base)
+        if any(name in files for name in RUN_FILES):
+            yield path
+            directories.clear()
+        if len(path.relative_to(matrix.root).parts) >= MAX_DEPTH:
+            directories.clear()
+        directories[:] = sorted(
+            name for name in directories if not name.startswith(".") and name != "plots"
+        )
+        for name in directories:
+            if (path / name).is_symlink():
+                matrix.leave_out(path / name, "a link, which is not followed")
+
+
+def _planned(
+    matrix: MatrixResults, jobs: Iterable[Any] | None
+) -> dict[str, dict[str, Any]]:
+    """Planned jobs as plain data by their run directory."""
+    if jobs is None:
+        listed = as_dict(_load(matrix, matrix.root / MATRIX_FILE, missing_ok=True))
+        jobs = listed.get("jobs") if isinstance(listed.get("jobs"), list) else []
+        _leave_out_unplanned(matrix, listed.get("left_out"))
+    planned = {}
+    for job in jobs or []:
+        data = as_dict(job.to_json() if hasattr(job, "to_json") else job)
+        run_dir = data.get("run_dir")
+        if isinstance(run_dir, str) and _is_inside(run_dir):
+            planned[Path(run_dir).as_posix()] = data
+    return planned
+
+
+def _leave_out_unplanned(matrix: MatrixResults, cells: Any) -> None:
+    """What the plan itself left out, with its reason."""
+    for cell in cells if isinstance(cells, list) else []:
+        name, reason = text(as_dict(cell).get("name")), text(
+            as_dict(cell).get("reason")
+        )
+        if name and reason:
+            matrix.left_out.append(LeftOutRun(name, reason))
+
+
+def _is_inside(run_dir: str) -> bool:
+    path = Path(run_dir)
+    return not path.is_absolute() and ".." not in path.parts and "\0" not in run_dir
+
+
+def _read_run(
+    matrix: MatrixResults, directory: Path, planned: Mapping[str, dict], curves: bool
+) -> Run | None:
+    run_dir = directory.relative_to(matrix.root).as_posix()
+    job = _load(matrix, directory / JOB_FILE, missing_ok=True)
+    if not _is_job(job):
+        if job is not None:
+            matrix.leave_out(directory / JOB_FILE, "not the job of a run")
+        job = planned.get(run_dir)
+        if job is None:
+            matrix.leave_out(directory, "without a readable job.json nobody can tell")
+            return None
+    status = _load_status(matrix, directory)
+    manifest = as_dict(_load(matrix, directory / MANIFEST_FILE, missing_ok=True))
+    theirs = manifest.get("hash")
+    if theirs is not None and theirs != job.get("hash"):
+        matrix.leave_out(directory / MANIFEST_FILE, "of another run (hash differs)")
+        status, manifest = {"status": UNREADABLE, "message": "manifest differs"}, {}
+    run = Run(_row(job, status, manifest, run_dir), job, manifest)
+    if curves:
+        read_curves(matrix, run)
+    return run
+
+
+def _is_job(job: object) -> bool:
+    if not isinstance(job, dict) or not isinstance(job.get("name"), str):
+        return False
+    step = job.get("step")
+    return whole(job.get("seed")) is not None and (
+        step is None or whole(step) is not None
+    )
+
+
+def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
+    path = directory / STATUS_FILE
+    if not path.exists():
+        return {"status": "planned"}
+    status = _load(matrix, path)
+    if isinstance(status, dict) and status.get("status") in STATUSES:
+        if status["status"] == "running":
+            # Of a stranger's folder, whatever it has for a lock or a process.
+            with suppress(OSError, ValueError, TypeError, OverflowError):
+                status["status"] = effective_status(directory)
+        return status
+    if status is not None:
+        matrix.leave_out(path, "has no known status")
+    return {"status": UNREADABLE, "message": "damaged status.json"}
+
+
+def _load(matrix: MatrixResults, path: Path, missing_ok: bool = False) -> Any:
+    """The JSON value of a file, or None, noted in left_out with the reason."""
+    if missing_ok and not path.exists():
+        return None
+    try:
+        value = read_json(path)
+        if value is None:
+            raise Unusable("holds nothing (null)")
+        return value
+    except Unusable as error:
+        matrix.leave_out(path, str(error))
+        return None
+
+
+def _row(job: dict, status: dict, manifest: dict, run_dir: str) -> Row:
+    result = as_dict(status.get("result"))
+    row: Row = {
+        "step": whole(job.get("step")),
+        "name": text(job.get("name")) or "?",
+        "title": text(job.get("title")),
+        "parent": whole(job.get("parent")),
+        "seed": whole(job.get("seed")),
+        "status": status.get("status", "planned"),
+        "failure": text(status.get("failure")),
+        "message": text(status.get("message")),
+        **{name: number(result.get(name)) for name in NUMBERS},
+        "updates": whole(status.get("step")),
+        "max_updates": whole(status.get("max_steps")),
+        "effective_batch": number(manifest.get("effective_batch")),
+        "verified": text(manifest.get("verified")),
+        "hash": text(job.get("hash")),
+        "run_dir": run_dir,
+    }
+    if row["parameters"] is None:
+        row["parameters"] = number(manifest.get("parameters"))
+    return {**row, **_extra_columns(result, row)}
+
+
+def _extra_columns(result: dict, row: Row) -> Row:
+    """Further plain values that a trainer put into its result."""
+    found: Row = {}
+    for name, value in result.items():
+        wanted = isinstance(name, str) and EXTRA_COLUMN.fullmatch(name)
+        if not wanted or name in row or len(found) >= MAX_EXTRA_COLUMNS:
+            continue
+        if isinstance(value, bool):
+            found[name] = value
+        elif isinstance(value, str):
+            found[name] = clean(value)
+        elif number(value) is not None:
+            found[name] = value
+    return found
+
+
+def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:
+    """Two directories claiming one run: the one in its own place stays."""
+    owners: dict[tuple, Run] = {}
+    for run in list(found.values()):
+        key = (run.row["step"], run.row["name"], run.row["seed"])
+        other = owners.setdefault(key, run)
+        if other is run:
+            continue
+        at_home = run.on_disk and run.job.get("run_dir") == run.run_dir
+        loser = other if at_home or not other.on_disk else run
+        if not (run.on_disk or other.on_disk):
+            loser = run
+        owners[key] = run if loser is other else other
+        del found[loser.run_dir]
+        if loser.on_disk:
+            reason = f"claims to be the same run as {owners[key].run_dir}"
+            matrix.leave_out(Path(loser.run_dir), reason)
+
+
+def _place(run: Run, order: Mapping[str, int]) -> tuple:
+    """Steps by number; cells of a test matrix as planned, the unplanned last."""
+    row = run.row
+    place = order.get(run.run_dir, len(order))
+    if row["step"] is not None:
+        return (0, row["step"], 0, row["name"], row["seed"], row["run_dir"])
+    return (1, 0, place, row["name"], row["seed"] or 0, row["run_dir"])
+
+
+# ---- records, one a line --------------------------------------------------------
+
+
+def read_curves(matrix: MatrixResults, run: Run) -> None:
+    """Evaluations and training records by step; a step written again counts last."""
+    evals: dict[int, dict[str, float]] = {}
+    trains: dict[int, dict[str, float]] = {}
+    noted = len(matrix.left_out)
+    for record in records_of(matrix, matrix.root / run.run_dir / METRICS_FILE):
+        step, kind = whole(record.get("step")), record.get("kind")
+        curve = {"eval": evals, "train": trains}.get(str(kind))
+        if curve is not None and step is not None:
+            curve[step] = {k: v for k, v in record.items() if number(v) is not None}
+        elif kind == "alarm" and len(run.alarms) < MAX_ALARMS:
+            run.alarms.append(f"step {step}: {text(record.get('message'))}")
+    if run.row["status"] == "done" and len(matrix.left_out) == noted:
+        _note_missing(matrix, run, evals.keys())
+    run.evals.extend(evals[step] for step in sorted(evals))
+    run.trains.extend(trains[step] for step in sorted(trains))
+
+
+def _note_missing(matrix: MatrixResults, run: Run, found: Collection[int]) -> None:
+    """Note evaluations that a finished run has made and that are not on record."""
+    last = run.row["updates"] or 0
+    interval = whole(as_dict(run.settings.get("data")).get("eval_interval")) or 0
+    if not 0 < last <= interval * MAX_EVALUATIONS:
+        interval = max(last, 1)  # unknown, or a stranger's: just the first and the last
+    expected = {*range(0, last, interval), last}
+    if missing := sorted(expected.difference(found)):
+        matrix.leave_out(
+            matrix.root / run.run_dir / METRICS_FILE,
+            f"{len(missing)} of {len(expected)} evaluations of a run that is done are "
+            f"not on record, first that of step {missing[0]}: its curve is not whole",
+        )
+
+
+def records_of(matrix: MatrixResults, path: Path) -> list[dict[str, Any]]:
+    """All whole records of a file, none if it is not there; bad lines are noted."""
+    if not path.exists():
+        return []
+    try:
+        records, bad = read_records(path)
+    except Unusable as error:
+        matrix.leave_out(path, str(error))
+        return []
+    if bad:
+        matrix.leave_out(path, f"{len(bad)} bad lines were skipped, first {bad[0]}")
+    return records

@@ -1,0 +1,1 @@
+"""Running a matrix: results folder, runner, estimates, GPU sharing. Torch-free."""

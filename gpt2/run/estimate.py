@@ -1,0 +1,272 @@
+"""How long a matrix takes and how much it needs, from a few real steps of each cell.
+
+A probe is the trainer itself on a cut-down job, as many at a time as later run, so
+that they crowd each other as the real ones will. Torch-free. gpt2/report/estimates.py
+tells how far it was off.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import heapq
+import shutil
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.budget import budget
+from gpt2.plan.jobs import Job, Plan
+from gpt2.plan.names import ESTIMATES_FILE
+from gpt2.plan.run_length import seconds_of
+from gpt2.run.plan_listing import cells, table
+from lib.hashing import identity
+from lib.human import duration, size
+from lib.jobs import run_files
+from lib.jobs.process import Task
+from lib.jobs.scheduler import EXIT_INTERRUPTED, Options, Scheduler, View
+
+SCHEMA = 2
+STEPS = 8  # of a probe
+COLD = 3  # of these, how many are not counted: allocation, autotuning
+CHECKPOINTS_KEPT = 2
+SPARE = 64 * 2**20  # bytes; logs, metrics, what else is on the disk
+
+
+# ---- measuring ------------------------------------------------------------------
+
+
+def probe_job(job: Job, updates: int = STEPS) -> Job:
+    """The first updates of a job with one evaluation and one checkpoint. Pruning is
+    left out: its schedule does not fit so few updates."""
+    short = job.settings.replace(
+        max_iters=updates,
+        time_budget="",
+        warmup_steps=0,
+        eval_interval=updates,
+        log_interval=1,
+        checkpoint_interval=updates,
+        keep_checkpoints=True,
+        prune_method="none",
+        profile=False,
+        **dict.fromkeys(("with_trackio", "with_wandb", "with_tensorboard"), False),
+    )
+    return dataclasses.replace(job, settings=short)
+
+
+def probe(
+    plan: Plan, tasks: Sequence[Task], options: Options, view: View, folder: Path
+) -> list[dict[str, Any]]:
+    """A record for each cell of the plan; none if it was stopped before the end.
+
+    tasks: one of ``probe_job`` for each cell, with its run in ``folder``.
+    """
+    scheduler = Scheduler(tasks, options, view)
+    if scheduler.run() == EXIT_INTERRUPTED:
+        return []
+    wall = {c.task.name: c.outcome.seconds for c in scheduler.cells if c.outcome}
+    return [
+        measure(group[0], folder / group[0].run_dir, wall.get(group[0].run_dir, 0.0))
+        for group in cells(plan.jobs)
+    ]
+
+
+def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
+    """What a probe of ``job`` cost, and what the whole job will.
+
+    Seconds: start-up and import, each update, each evaluation, each checkpoint.
+    """
+    status = run_files.read_status(run_dir)
+    record: dict[str, Any] = {"name": job.cell, "hash": hash_of(job)}
+    if status["status"] != "done":
+        why = f"{status['failure'] or status['status']}: {status['message']}"
+        return {**record, "seconds": None, "message": why}
+    records, result = (
+        run_files.read_jsonl(run_dir / run_files.METRICS_FILE),
+        status["result"],
+    )
+    trained = [r["seconds"] for r in records if r["kind"] == "train"]
+    scored = [r["seconds"] for r in records if r["kind"] == "eval"]
+    step = (trained[-1] - trained[COLD - 1]) / (STEPS - COLD)
+    evaluation = max(0.0, scored[-1] - trained[-1])
+    save = max(0.0, result["seconds"] - scored[-1])
+    return {
+        **record,
+        "seconds_per_step": step,
+        "seconds_per_evaluation": evaluation,
+        "seconds_per_checkpoint": save,
+        "seconds_to_start": max(0.0, wall - result["seconds"]),
+        "peak_memory_bytes": result["peak_memory_bytes"],
+        **_gpu(run_dir, result),
+        **_disk(job, run_dir),
+        "seconds": _whole(job, step, evaluation, save),
+    }
+
+
+def _whole(job: Job, step: float, evaluation: float, save: float) -> float:
+    """Seconds in the loop of the whole job, without start-up."""
+    s = job.settings
+    n = s.optim.max_iters
+    if s.optim.time_budget:
+        n = max(1, int(seconds_of(s.optim.time_budget) / step))
+    evaluations = 2 + (n - 1) // s.data.eval_interval
+    saves = 1 + (n - 1) // s.resources.checkpoint_interval
+    return n * step + evaluations * evaluation + saves * save
+
+
+def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
+    """What torch held of the GPU at most, and what there was; {} on a CPU."""
+    reserved = result.get("reserved_memory_bytes")
+    if reserved is None:
+        return {}
+    device = run_files.read_json(run_dir / run_files.MANIFEST_FILE)["device"]
+    total = device["memory_bytes"]
+    return {"gpu_reserved_bytes": reserved, "gpu_memory_bytes": total}
+
+
+def _disk(job: Job, run_dir: Path) -> dict[str, int]:
+    """Bytes of a checkpoint, and of all that stays of a finished run."""
+    sizes = {
+        path.relative_to(run_dir): path.stat().st_size
+        for path in run_dir.rglob("*")
+        if path.is_file()
+    }
+    saved = sum(n for path, n in sizes.items() if path.parts[0] == "ckpt")
+    kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
+    stays = sum(sizes.values()) + (kept - 1) * saved
+    return {"checkpoint_bytes": saved, "disk_bytes": stays}
+
+
+def hash_of(job: Job) -> str:
+    """Of all that decides how long it takes, on what it runs included."""
+    settings = job.settings.replace(steps=(), seeds=(), output_dir="", data_dir="")
+    return identity(settings.to_dict())
+
+
+# ---- the file -------------------------------------------------------------------
+
+
+def write(
+    output_dir: Path, plan: Plan, records: Sequence[Mapping[str, Any]], slots: int
+) -> dict[str, Any]:
+    """estimates.json from the records of ``probe``; its content."""
+    by_cell = {record["name"]: record for record in records}
+    found = [by_cell[job.cell] for job in plan.jobs]
+    jobs = [
+        {"run_dir": job.run_dir, "hash": job.hash, "seconds": record["seconds"]}
+        for job, record in zip(plan.jobs, found, strict=True)
+    ]
+    whole = [
+        record["seconds"] + record["seconds_to_start"]
+        for record in found
+        if record["seconds"] is not None
+    ]
+    estimate = {
+        "schema": SCHEMA,
+        "made": run_files.now(),
+        "steps": STEPS,
+        "slots": slots,
+        "cells": [dict(record) for record in records],
+        "jobs": jobs,
+        "seconds": makespan(whole, slots) if len(whole) == len(jobs) else None,
+    }
+    run_files.atomic_write_json(output_dir / ESTIMATES_FILE, estimate)
+    return estimate
+
+
+def read(output_dir: Path) -> dict[str, Any]:
+    """estimates.json; {} if there is none or it is damaged."""
+    try:
+        found = run_files.read_json(output_dir / ESTIMATES_FILE)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}
+
+
+def makespan(seconds: Iterable[float], slots: int) -> float:
+    """When the last of these ends, dealt out over the slots longest first."""
+    ends = [0.0] * slots
+    for length in sorted(seconds, reverse=True):
+        heapq.heapreplace(ends, ends[0] + length)
+    return max(ends)
+
+
+def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
+    """The record of this very job's cell, if it was probed."""
+    for record in read(output_dir).get("cells", []):
+        if record.get("hash") == hash_of(job) and record.get("seconds") is not None:
+            return dict(record)
+    return None
+
+
+# ---- the disk -------------------------------------------------------------------
+
+
+def disk_needed(output_dir: Path, missing: Iterable[Job], slots: int) -> int:
+    """Bytes that the missing runs will take, so many of them at a time: as probed,
+    else the least they can."""
+    stays, passes = 0, []
+    for job in missing:
+        kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
+        weights = 4 * budget(job.settings).parameters
+        least = {"checkpoint_bytes": weights, "disk_bytes": (1 + kept) * weights}
+        record = known(output_dir, job) or least
+        stays += record["disk_bytes"]
+        # while one more is written, the older ones still stand
+        passes.append((CHECKPOINTS_KEPT + 1 - kept) * record["checkpoint_bytes"])
+    return SPARE + stays + sum(heapq.nlargest(slots, passes))
+
+
+def require_space(plan: Plan, missing: Sequence[Job], slots: int) -> None:
+    """Raise ValueError if the disk of the results cannot hold what is missing."""
+    needed = disk_needed(plan.output_dir, missing, slots)
+    free = shutil.disk_usage(plan.output_dir).free
+    if missing and free < needed:
+        raise ValueError(
+            f"{plan.output_dir}: {len(missing)} runs need at least {size(needed)}, "
+            f"but its disk has {size(free)} free; nothing was started. Free some "
+            "space, choose another OUTPUT_DIR, or run fewer steps or seeds"
+        )
+
+
+# ---- what people see ------------------------------------------------------------
+
+
+def render(estimate: Mapping[str, Any]) -> str:
+    """The table of an estimate, and the total."""
+    head = (
+        "cell",
+        "a step",
+        "an evaluation",
+        "start",
+        "memory",
+        "a checkpoint",
+        "disk",
+        "a run",
+    )
+    rows = [_row(record) for record in estimate["cells"]]
+    text = table(head, rows, left=(0,))
+    jobs, slots = len(estimate["jobs"]), estimate["slots"]
+    if estimate["seconds"] is None:
+        failed = [c for c in estimate["cells"] if c["seconds"] is None]
+        lines = [f"{c['name']}: the probe failed ({c['message']})" for c in failed]
+        return text + "\n".join(lines) + "\n"
+    return (
+        f"{text}{jobs} runs, {slots} at a time: about {duration(estimate['seconds'])}"
+        f" on this machine, from {estimate['steps']} steps of each\n"
+    )
+
+
+def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
+    if record["seconds"] is None:
+        return (record["name"], *["-"] * 7)
+    memory = record["peak_memory_bytes"]
+    return (
+        record["name"],
+        f"{1000 * record['seconds_per_step']:,.1f} ms",
+        f"{record['seconds_per_evaluation']:.2f} s",
+        f"{record['seconds_to_start']:.1f} s",
+        size(memory) if memory else "-",
+        size(record["checkpoint_bytes"]),
+        size(record["disk_bytes"]),
+        duration(record["seconds"] + record["seconds_to_start"]),
+    )

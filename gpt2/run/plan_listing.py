@@ -1,0 +1,291 @@
+"""What a plan holds, in plain text: jobs, what differs from the baseline, costs.
+
+Torch-free: a listing has to be there at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from textwrap import TextWrapper
+from typing import Any
+
+from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
+from gpt2.plan.jobs import Job, Plan, step_settings
+from gpt2.plan.memory import memory, misfit
+from gpt2.plan.unused_settings import idle
+from gpt2.run.results_dir import conflicts
+from gpt2.settings.checks import remarks
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import SYMBOL_OF, Settings
+from lib.human import size
+from lib.jobs.run_files import effective_status, read_status
+from lib.kconfig.config_py import DEFAULT, Config
+
+WIDTH = 100
+# Never shown as a difference of a job: where and on what it runs.
+_PLACE = ("output_dir", "steps", "seeds", "mode")
+
+
+def listing(plan: Plan, config: Config) -> str:
+    """All jobs of a plan, as `--list` and `--dry-run` print them."""
+    settings = settings_from(config)
+    reference = baseline_of(settings)
+    lines = [*_head(plan, settings), "", *_asked(config), ""]
+    for jobs in cells(plan.jobs):
+        lines += [*_cell(jobs, reference, plan.output_dir), ""]
+    lines += notes(plan, config)
+    lines += [f"left out: {cell.name}: {cell.reason}" for cell in plan.left_out]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def notes(plan: Plan, config: Config) -> list[str]:
+    """What is allowed but worth a word before the jobs of a plan are run."""
+    found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
+    found += control_costs(plan)
+    wrap = TextWrapper(
+        WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
+    )
+    return [wrap.fill(f"note: {text}") for text in found]
+
+
+def too_large(plan: Plan) -> list[str]:
+    """One line for each cell that will hardly fit the GPU the plan is made for."""
+    found = ((jobs[0], misfit(jobs[0].settings)) for jobs in cells(plan.jobs))
+    return [f"{job.name}: {problem}" for job, problem in found if problem]
+
+
+def control_costs(plan: Plan) -> list[str]:
+    """One line on the price of the A/A control, if there is one."""
+    controls = [job for job in plan.jobs if job.is_control]
+    if not controls:
+        return []
+    share = f"{len(controls)} of {_plural(len(plan.jobs), 'job')}"
+    return [
+        f"{controls[0].cell}: {share}, to measure numerical noise; CONTROLS=n leaves "
+        "it out"
+    ]
+
+
+def baseline_of(settings: Settings) -> Settings:
+    """What jobs are shown against: step 0, or without steps the configuration."""
+    if settings.matrix.mode == "ablation":
+        return step_settings(settings, 0)
+    return derive_widths(settings)
+
+
+def cells(jobs: Sequence[Job]) -> list[list[Job]]:
+    """The jobs by cell of the matrix, in order: those that differ by seed alone."""
+    groups: dict[tuple[int | None, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.step, job.name), []).append(job)
+    return list(groups.values())
+
+
+def tokens_of(settings: Settings) -> int:
+    """Tokens a run trains on, repetitions counted."""
+    return settings.tokens_per_update * settings.optim.max_iters
+
+
+def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]]:
+    """Each (field, reference's value, the job's, origin) that differs."""
+    before, after = reference.flat(), job.settings.flat()
+    return [
+        (name, before[name], value, job.origins.get(name, DEFAULT))
+        for name, value in after.items()
+        if value != before[name] and name not in _PLACE
+    ]
+
+
+def budget_table(plan: Plan) -> str:
+    """Analytic costs of each cell: `--budget`."""
+    shares = ("vs first", "vs partner", "partner")
+    costs = ("r", "FLOPs/token", "KV/token", "GPU memory")
+    head = ("step", "name", "parameters", *shares, *costs)
+    rows = []
+    first: Budget | None = None
+    for jobs in cells(plan.jobs):
+        b = budget(jobs[0].settings)
+        first = first or b
+        step = "-" if jobs[0].step is None else str(jobs[0].step)
+        partner, name = _partner(jobs[0], plan)
+        share = (_share(b, first), _share(b, partner) if partner else "-", name)
+        flops, cache = f"{b.flops_training:,}", size(kv_bytes(jobs[0].settings))
+        cost = (f"{b.ratio:.2f}", flops, cache, _memory(jobs[0].settings))
+        rows.append((step, jobs[0].name, f"{b.parameters:,}", *share, *cost))
+    notes = (
+        "FLOPs of training, forward and backward; KV/token: decode cache per token of\n"
+        "a full context, in training's precision; r: MLP over attention weights; GPU\n"
+        "memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
+    )
+    return table(head, rows, left=(1,)) + notes
+
+
+def _partner(job: Job, plan: Plan) -> tuple[Budget | None, str]:
+    """Costs and name of what a job is compared with, planned or not."""
+    if job.parent is not None:
+        return budget(step_settings(plan.base, job.parent)), str(job.parent)
+    for other in plan.jobs:
+        if other.name == job.parent_name:
+            return budget(other.settings), other.name
+    return None, "-"
+
+
+def _share(mine: Budget, other: Budget) -> str:
+    return f"{100 * (mine.parameters / other.parameters - 1):+.2f}%"
+
+
+def table(
+    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()
+) -> str:
+    """Columns as wide as they need, right-aligned but for those in `left`."""
+    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
+    lines = []
+    for row in (head, *rows):
+        cells = [
+            text.ljust(width) if i in left else text.rjust(width)
+            for i, (text, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells).rstrip())
+    return "\n".join(lines) + "\n"
+
+
+def _head(plan: Plan, settings: Settings) -> Iterator[str]:
+    groups = cells([job for job in plan.jobs if not job.is_control])
+    control = " and an A/A control" if any(job.is_control for job in plan.jobs) else ""
+    kind = {"ablation": "step", "matrix": "cell"}.get(settings.matrix.mode, "model")
+    total = sum(tokens_of(job.settings) for job in plan.jobs)
+    work = f"{total:,} tokens in all"
+    if settings.optim.time_budget:
+        work = f"{settings.optim.time_budget} of training each"
+    seeds = len({job.seed for job in plan.jobs})
+    yield (
+        f"{_plural(len(groups), kind)}{control} x {_plural(seeds, 'seed')} = "
+        f"{_plural(len(plan.jobs), 'job')}, {work}"
+    )
+    yield f"results in {plan.output_dir}"
+
+
+def _asked(config: Config) -> Iterator[str]:
+    """The settings that are no default of Kconfig, with their origin."""
+    fields = {symbol: field for field, symbol in SYMBOL_OF.items()}
+    asked = {s: o for s, o in config.origins.items() if o != DEFAULT and s in fields}
+    if not asked:
+        yield "every setting is a default of Kconfig"
+        return
+    yield "asked for (all else is a default of Kconfig)"
+    for symbol in sorted(asked, key=lambda s: list(fields).index(s)):
+        yield _field_line(fields[symbol], str(config.values[symbol]), asked[symbol])
+
+
+def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]:
+    job = jobs[0]
+    yield f"step {job.step}  {job.name}" if job.step is not None else job.name
+    yield f"  {job.title}"
+    yield "  " + _costs(job, reference)
+    for field, before, after, origin in differences(job, reference):
+        yield _field_line(field, f"{_short(before)} -> {_short(after)}", origin)
+    for one in jobs:
+        yield f"  seed {one.seed:<6} {root / one.run_dir}{_status(root, one)}"
+
+
+def _costs(job: Job, reference: Settings) -> str:
+    b = budget(job.settings)
+    partner = "compared with nothing"
+    if job.parent is not None:
+        partner = f"compared with step {job.parent} ({job.parent_name})"
+    elif job.parent_name is not None:
+        partner = f"compared with {job.parent_name}"
+    share = b.parameters / budget(reference).parameters - 1
+    more = f" ({100 * share:+.2f}% against the first)"
+    work = job.settings.optim.time_budget or f"{tokens_of(job.settings):,} tokens"
+    needs = f", about {_memory(job.settings)}" if _on_gpu(job.settings) else ""
+    return f"{partner}, {b.parameters:,} parameters{more}, {work}{needs}"
+
+
+def _on_gpu(settings: Settings) -> bool:
+    """Whether it may be trained on one, as far as the settings tell."""
+    return settings.resources.device != "cpu"
+
+
+def _memory(settings: Settings) -> str:
+    return size(memory(settings).total) if _on_gpu(settings) else "-"
+
+
+def _field_line(field: str, value: str, origin: str) -> str:
+    start = f"    {field:<22} {value:<34} "
+    room = max(12, WIDTH - len(start))
+    return start + (origin if len(origin) <= room else "…" + origin[1 - room :])
+
+
+def _status(root: Path, job: Job) -> str:
+    status = status_word(root / job.run_dir)
+    with suppress(OSError):
+        if conflicts(root, [job]):
+            return f"  [{status}, with other settings]"
+    return "" if status == "planned" else f"  [{status}]"
+
+
+def status_word(run_dir: Path) -> str:
+    """As lib.jobs.run_files.effective_status; "unreadable" where that cannot be
+    told."""
+    try:
+        return effective_status(run_dir)
+    except (OSError, ValueError):
+        return "unreadable"
+
+
+def _short(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:g}"
+    return "''" if value == "" else str(value)
+
+
+def _plural(n: int, what: str) -> str:
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def status_table(output_dir: Path, runs: Sequence[str]) -> str:
+    """How far each run of a matrix is, and what is wrong, from its files alone."""
+    from lib.jobs.run_log import RunProgress
+
+    head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
+    rows = []
+    for run in runs:
+        run_dir = output_dir / run
+        rows.append((run, *_status_cells(run_dir, RunProgress(run_dir, 0))))
+    wrong = [line for run in runs for line in _wrong(output_dir, run)]
+    return table(head, rows, left=(0, 1)) + "".join(wrong)
+
+
+def _wrong(output_dir: Path, run: str) -> Iterator[str]:
+    try:
+        status = read_status(output_dir / run)
+    except (OSError, ValueError) as error:
+        yield f"{run}: {error}\n"
+        return
+    if status["failure"]:
+        yield f"{run}: {status['message']}\n"
+    for alarm in status["alarms"]:
+        yield f"ALARM {run} at step {alarm['step']}: {alarm['message']}\n"
+
+
+def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
+    from lib.jobs.progress import number, rate
+
+    try:
+        status = read_status(run_dir)
+        word = effective_status(run_dir)
+    except (OSError, ValueError):
+        return ("unreadable", "-", "-", "-", "-", "-")
+    if status["failure"] not in (None, word):
+        word = f"{word} ({status['failure']})"
+    return (
+        word,
+        str(status["attempt"] or "-"),
+        f"{max(progress.step, status['step'])}/{status['max_steps'] or '?'}",
+        number(progress.loss),
+        number(progress.val_loss),
+        rate(progress.tokens_per_s),
+    )

@@ -1,0 +1,418 @@
+"""The results folder of a matrix: what it is to hold, what it holds already, who is
+at work in it.
+
+Torch-free. The folder is the truth: a runner can die at any moment, and the next
+one reads from the folder what is done, what goes on and what comes next.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.jobs import Job, Plan, identity_of, make_plan
+from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE
+from gpt2.settings.schema import IDENTITY_PARTS, Settings
+from lib import provenance
+from lib.files import refuse_link, safe_join
+from lib.hashing import diff_fields
+from lib.jobs import run_files
+from lib.kconfig.config_py import read_config
+from lib.rerun_commands import matrix_command
+
+ROOT = Path(__file__).resolve().parents[2]
+MATRIX_LOCK = ".lock"
+STOP_FILE = ".stop"
+PROBES = ".probe-"  # begins the names of folders that probes run in
+PROBE_MARK = ".kablate-probe"  # a file in them
+MOST_LINES = 40  # of what differs between a folder and a plan
+REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
+CONFIG_FILE = "config.py"  # the configuration of the last call
+_ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
+
+
+class MatrixError(ValueError):
+    """The matrix cannot be run as asked; the message says why and the ways out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A run on disk that is not the run planned for its place."""
+
+    run_dir: str
+    reason: str
+    fields: tuple[tuple[str, Any, Any], ...] = ()
+
+
+# ---- the folder -----------------------------------------------------------------
+
+
+def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
+    """Create the results folder with these files at once, unless it is there.
+
+    Raises MatrixError if something else has its name, or if it cannot be made.
+    """
+    try:
+        _open_folder(output_dir, files)
+    except run_files.DiskFull:
+        raise
+    except OSError as error:
+        raise _unusable(output_dir, error) from None
+
+
+def _unusable(output_dir: Path, error: OSError) -> MatrixError:
+    return MatrixError(
+        f"OUTPUT_DIR={output_dir}: results cannot be kept there: {error.strerror}. "
+        "Choose another OUTPUT_DIR, as in OUTPUT_DIR=test_matrix_results"
+    )
+
+
+def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
+    if (output_dir / MATRIX_FILE).is_file() or _begun_in(output_dir):
+        return
+    if output_dir.exists():
+        if not output_dir.is_dir() or not _is_empty(output_dir):
+            what = (
+                f"a folder without {MATRIX_FILE}" if output_dir.is_dir() else "a file"
+            )
+            raise MatrixError(
+                f"OUTPUT_DIR={output_dir} is {what}, not a results folder; nothing was "
+                "changed. Choose another OUTPUT_DIR"
+            )
+        # perhaps a link or a mounted disk, which nothing can be renamed onto
+        run_files.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
+        return
+    new = output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
+    try:
+        for name, text in files.items():
+            run_files.atomic_write_text(new / name, text)
+        os.rename(new, output_dir)
+        run_files.fsync_directory(output_dir.parent)
+    except OSError as error:
+        shutil.rmtree(new, ignore_errors=True)
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise  # else another runner was quicker, and its lock will say so
+
+
+def _is_empty(folder: Path) -> bool:
+    """But for what a killed writer of MATRIX_FILE left, or a new file system."""
+    return all(
+        path.match(f".{MATRIX_FILE}.*.tmp") or path.name == "lost+found"
+        for path in folder.iterdir()
+    )
+
+
+def matrix_lock(output_dir: Path) -> Path:
+    """The lock that a runner holds."""
+    return output_dir / MATRIX_LOCK
+
+
+@contextmanager
+def held(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> Iterator[Path]:
+    """The folder of a plan, created unless it is there, under its runner's lock.
+
+    copies: files to put beside matrix.json (config.py, .config), name -> text.
+    Raises MatrixError, and LockHeld if another runner is at work here.
+    """
+    root = plan.output_dir
+    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
+    with run_files.lock(matrix_lock(root)):
+        _clear(root)
+        try:
+            yield root
+        finally:
+            (root / STOP_FILE).unlink(missing_ok=True)
+
+
+def _clear(root: Path) -> None:
+    """Take away what an earlier runner was asked, and what one that was killed left."""
+    (root / STOP_FILE).unlink(missing_ok=True)
+    for mark in root.glob(f"{PROBES}*/{PROBE_MARK}"):
+        if not (mark.is_symlink() or mark.parent.is_symlink()):
+            shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+@contextmanager
+def scratch(root: Path) -> Iterator[Path]:
+    """A folder where probes run: on the disk of the results, and gone afterwards. They
+    choose kernels as the runs do, and the runs take what they found. A folder that a
+    killed runner left is known by a mark in it."""
+    with tempfile.TemporaryDirectory(prefix=PROBES, dir=root) as name:
+        folder = Path(name)
+        (folder / PROBE_MARK).touch()
+        if (root / KERNELS_FILE).is_file():
+            shutil.copyfile(root / KERNELS_FILE, folder / KERNELS_FILE)
+        yield folder
+        if (folder / KERNELS_FILE).is_file():
+            text = (folder / KERNELS_FILE).read_text()
+            run_files.atomic_write_text(root / KERNELS_FILE, text)
+
+
+def read_matrix_file(output_dir: Path) -> dict[str, Any]:
+    """matrix.json; where somebody has removed it, what can be told without it.
+
+    Raises MatrixError if nothing was run, or, with the way out, if it is damaged.
+    """
+    path = output_dir / MATRIX_FILE
+    try:
+        found = run_files.read_json(path)
+    except FileNotFoundError:
+        if _begun_in(output_dir):
+            return _without_matrix_file(output_dir)
+        raise MatrixError(f"nothing was run yet: there is no {path}") from None
+    except NotADirectoryError as error:
+        raise _unusable(output_dir, error) from None
+    except run_files.DamagedFile as error:
+        raise MatrixError(f"{error}. {_way_out(output_dir)}") from None
+    if not _lists_jobs(found):
+        why = "is no list of jobs; it was written by no runner"
+        raise MatrixError(f"{path} {why}. {_way_out(output_dir)}")
+    return dict(found)
+
+
+def _lists_jobs(found: Any) -> bool:
+    jobs = found.get("jobs") if isinstance(found, dict) else None
+    return isinstance(jobs, list) and all(
+        isinstance(job, dict) and isinstance(job.get("run_dir"), str) for job in jobs
+    )
+
+
+def _begun_in(output_dir: Path) -> list[Path]:
+    """The job.json of each run that was begun there, known to matrix.json or not."""
+    return sorted(output_dir.glob(f"*/seed*/{run_files.JOB_FILE}"))
+
+
+def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
+    """What matrix.json would say of the runs that were begun, from their own files
+    and the configuration beside them.
+
+    Raises MatrixError if that configuration cannot be read.
+    """
+    path = output_dir / CONFIG_FILE
+    try:
+        base = make_plan(read_config(path)).base
+    except (OSError, ValueError) as error:
+        raise MatrixError(
+            f"{output_dir} has no {MATRIX_FILE}, and {path.name} does not tell what "
+            f"its runs are: {error}. {_ANOTHER}"
+        ) from None
+    jobs = []
+    for path in _begun_in(output_dir):
+        with suppress(OSError, ValueError, TypeError):
+            run_dir = path.parent.relative_to(output_dir).as_posix()
+            jobs.append({**run_files.read_json(path), "run_dir": run_dir})
+    return {"base": identity_of(base, 0), "jobs": jobs}
+
+
+def _way_out(output_dir: Path) -> str:
+    """Of a damaged matrix.json, what the user can do."""
+    if not _begun_in(output_dir):
+        return (
+            f"No run was begun there: move {output_dir} away and type "
+            f"`{matrix_command()}` again"
+        )
+    try:
+        _without_matrix_file(output_dir)
+    except MatrixError:
+        return _ANOTHER
+    return (
+        f"Remove it and type `{matrix_command()}`, which writes it anew from "
+        f"{CONFIG_FILE} and the runs beside it: no run is lost"
+    )
+
+
+def render_matrix_file(
+    plan: Plan, settings: Settings, kept: Sequence[Mapping[str, Any]] = ()
+) -> str:
+    """The text of matrix.json: planned jobs, then those kept from before."""
+    base = identity_of(settings, 0)
+    record = {
+        "schema": run_files.SCHEMA,
+        "updated": run_files.now(),
+        "base": base,
+        "jobs": [job.to_json() for job in plan.jobs] + [dict(job) for job in kept],
+        "left_out": [{"name": x.name, "reason": x.reason} for x in plan.left_out],
+        "provenance": provenance.collect(ROOT),
+    }
+    return json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# ---- what is already there ------------------------------------------------------
+
+
+def conflicts(output_dir: Path, jobs: Iterable[Job]) -> list[Conflict]:
+    """Runs on disk that were begun with other settings than are planned now."""
+    found = (_conflict(output_dir / job.run_dir, job) for job in jobs)
+    return [conflict for conflict in found if conflict is not None]
+
+
+def _conflict(run_dir: Path, job: Job) -> Conflict | None:
+    path = run_dir / run_files.JOB_FILE
+    if not path.exists():
+        begun = (run_dir / run_files.STATUS_FILE).exists()
+        reason = f"it was begun, but its {path.name} is missing"
+        return Conflict(job.run_dir, reason) if begun else None
+    try:
+        old = run_files.read_json(path)
+        if old["hash"] == job.hash:
+            return None
+        before = identity_of_json(old)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
+    changed = diff_fields(before, identity_of(job.settings, job.seed))
+    return Conflict(job.run_dir, "its settings were different", tuple(changed))
+
+
+def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
+    """gpt2.plan.jobs.identity_of for a job.json, also one of an older version."""
+    settings = job["settings"]
+    parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
+    place = settings["resources"]
+    effective = place["batch_size"] * place["gradient_accumulation"]
+    control = {"control": True} if place.get("other_kernels") else {}
+    return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
+
+
+def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
+    """Jobs of matrix.json that were begun and are not planned now: a run with
+    STEPS=5 does not make the other steps' results disappear."""
+    planned = {job.run_dir for job in jobs}
+    return [
+        old
+        for old in read_matrix_file(output_dir)["jobs"]
+        if old["run_dir"] not in planned and _begun(output_dir, old)
+    ]
+
+
+def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
+    with suppress(ValueError):
+        run_dir = safe_join(output_dir, job["run_dir"])
+        return (run_dir / run_files.JOB_FILE).exists()
+    return False
+
+
+def check(
+    output_dir: Path, plan: Plan, settings: Settings, *, replaced: bool = False
+) -> None:
+    """Stop before anything starts if old runs do not fit what is planned.
+
+    replaced: the planned runs begin anew, and only the others have to fit. Raises
+    MatrixError with the field-by-field difference and the ways out.
+    """
+    found = [] if replaced else conflicts(output_dir, plan.jobs)
+    lines = _explain(found)
+    rerun = f"`{matrix_command('rerun')}`"
+    if not found and kept_jobs(output_dir, plan.jobs):
+        base = read_matrix_file(output_dir).get("base") or {}
+        changed = diff_fields(base, identity_of(settings, 0))
+        if changed:
+            lines = [
+                "the other runs in this folder had other settings",
+                *_rows(changed),
+            ]
+            rerun += ", its STEPS, SEEDS and ONLY taking all of them in"
+    if lines:
+        shown = "\n".join(lines[:MOST_LINES])
+        if len(lines) > MOST_LINES:
+            shown += f"\n    and {len(lines) - MOST_LINES} lines more"
+        raise MatrixError(
+            f"{output_dir} holds runs of other settings; nothing was started.\n"
+            f"{shown}\n"
+            "Ways out: set the fields back, choose another folder with "
+            "OUTPUT_DIR=..., or replace these runs, all in one call, and keep the old "
+            f"ones aside: {rerun}"
+        )
+
+
+def refusal(output_dir: Path, plan: Plan, settings: Settings) -> str:
+    """Why check() would stop this plan; empty if nothing was begun or all fits."""
+    if not (output_dir / MATRIX_FILE).is_file() and not _begun_in(output_dir):
+        return ""
+    try:
+        check(output_dir, plan, settings)
+    except (MatrixError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _explain(found: Iterable[Conflict]) -> list[str]:
+    """Each difference once, under the first of the runs that have it."""
+    alike: dict[str, list[Conflict]] = {}
+    for conflict in found:
+        alike.setdefault(f"{conflict.reason}{conflict.fields}", []).append(conflict)
+    lines = []
+    for first, *others in alike.values():
+        more = f" and {len(others)} more" if others else ""
+        lines += [f"{first.run_dir}{more}: {first.reason}", *_rows(first.fields)]
+    return lines
+
+
+def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return [f"    {name:<32} was {old!r}, is now {new!r}" for name, old, new in fields]
+
+
+def update(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
+    """Bring the folder's own files up to the plan, which check() has let pass."""
+    root = plan.output_dir
+    text = render_matrix_file(plan, settings, kept_jobs(root, plan.jobs))
+    for name, content in {**copies, MATRIX_FILE: text}.items():
+        run_files.atomic_write_text(root / name, content)
+
+
+def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
+    """Move the jobs' run directories away, so that they start anew; (run, new place).
+
+    Nothing is deleted or overwritten. Raises LockHeld, and moves none, if one is
+    running; lib.files.Linked if they would be moved behind a link.
+    """
+    refuse_link(output_dir / REPLACED)
+    there = [job.run_dir for job in jobs if (output_dir / job.run_dir).exists()]
+    for run in there:
+        lock = run_files.run_lock(safe_join(output_dir, run))
+        if run_files.is_locked(lock):
+            raise run_files.lock_held(lock)
+    return [(run, _set_aside(output_dir, run)) for run in there]
+
+
+def _set_aside(output_dir: Path, run: str) -> Path:
+    number = 1
+    while os.path.lexists(place := output_dir / REPLACED / f"{run}.{number}"):
+        number += 1
+    refuse_link(place.parent)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    os.rename(output_dir / run, place)
+    return place
+
+
+def missing(output_dir: Path, jobs: Iterable[Job]) -> list[Job]:
+    """Those of the jobs that are not done, as their folders have it now."""
+    return [job for job in jobs if not _is_done(output_dir / job.run_dir)]
+
+
+def _is_done(run_dir: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return bool(run_files.read_status(run_dir)["status"] == "done")
+    return False
+
+
+# ---- who is at work -------------------------------------------------------------
+
+
+def ask_to_stop(output_dir: Path) -> str:
+    """Ask the runner of this folder, wherever it runs, to end gracefully; what to
+    tell the user."""
+    path = matrix_lock(output_dir)
+    if not run_files.is_locked(path):
+        return f"no runner is at work in {output_dir}"
+    run_files.atomic_write_text(output_dir / STOP_FILE, "")
+    runner = run_files.lock_held(path)
+    return f"asked pid {runner.pid} on {runner.host} to write checkpoints and stop"

@@ -1,0 +1,347 @@
+"""A matrix carried out: its jobs as tasks, proven, shared out, run and summed up.
+
+Torch-free. What is done and what comes next stands in the folder
+(gpt2/run/results_dir.py).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.budget import budget
+from gpt2.plan.jobs import Job, Plan
+from gpt2.plan.names import MATRIX_FILE, VERIFIED
+from gpt2.plan.run_length import last_update, seconds_of
+from gpt2.run import estimate
+from gpt2.run.gpu_sharing import at_once, share
+from gpt2.run.plan_listing import cells, tokens_of
+from gpt2.run.results_dir import (
+    STOP_FILE,
+    MatrixError,
+    check,
+    held,
+    missing,
+    scratch,
+    set_aside,
+    update,
+)
+from gpt2.run.verification import Proofs
+from gpt2.settings.schema import Settings
+from lib.files import safe_join
+from lib.jobs import run_files
+from lib.jobs.fork_server import Preload
+from lib.jobs.process import Task, environment
+from lib.jobs.scheduler import (
+    EXIT_FAILED,
+    EXIT_OK,
+    Options,
+    Scheduler,
+    View,
+    is_preloading,
+)
+from lib.jobs.slots import find_gpus
+
+ROOT = Path(__file__).resolve().parents[2]
+TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
+LAUNCHER = ROOT / "lib" / "jobs" / "launcher.py"
+CERTIFICATES_FILE = "certificates.json"
+
+
+# ---- a job as a task ------------------------------------------------------------
+
+
+def task_of(job: Job, output_dir: Path, verified: str) -> Task:
+    """The trainer's command for a job; its job.json is written when it starts.
+
+    verified: what its manifest is to say of its certificates.
+    """
+    run_dir = safe_join(output_dir, job.run_dir).absolute()
+    job_file = run_dir / run_files.JOB_FILE
+    words = ("--job", str(job_file), "--run-dir", str(run_dir))
+    text = json.dumps(job.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
+    return Task(
+        name=job.run_dir,
+        command=(sys.executable, *_launcher(job.settings), str(TRAINER), *words),
+        run_dir=run_dir,
+        env={VERIFIED: verified},
+        files={run_files.JOB_FILE: text + "\n"},
+        preloads=_preloads(job.settings),
+        seconds=seconds_of(job.settings.optim.time_budget),
+        max_steps=last_update(job.settings),
+        cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
+    )
+
+
+def _preloads(settings: Settings) -> bool:
+    """Whether a run may be forked from a process that has imported torch. Not where
+    there are GPUs: what touches one can never be forked, and seconds are nothing
+    beside the time that a GPU takes to start."""
+    resources = settings.resources
+    if not resources.preload or resources.ddp_gpus_per_job > 1:
+        return False
+    return resources.device == "cpu" or not _has_gpus()
+
+
+@cache
+def _has_gpus() -> bool:
+    """Asked for each job; some drivers take half a second to answer."""
+    return find_gpus(os.environ) is not None
+
+
+def _launcher(settings: Settings) -> tuple[str, ...]:
+    """What starts the trainer as several ranks."""
+    ranks = settings.resources.ddp_gpus_per_job
+    if ranks == 1:
+        return ()
+    return (str(LAUNCHER), str(ranks))
+
+
+# ---- running --------------------------------------------------------------------
+
+
+def run(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    options: Options,
+    view: View,
+    prove: Callable[[Path], Proofs],
+    rerun: bool = False,
+) -> int:
+    """Run what is missing of a plan; the runner's exit code (lib/jobs/scheduler.py).
+
+    copies: files to put beside matrix.json (config.py, .config), name -> text.
+    prove: asked once if anything is missing, with the file whose appearance is to
+    stop it; jobs whose proof fails are not run.
+    rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
+    another runner is at work here.
+    """
+    with held(plan, settings, copies) as root:
+        check(root, plan, settings, replaced=rerun)
+        todo = list(plan.jobs) if rerun else missing(root, plan.jobs)
+        estimate.require_space(plan, todo, len(options.slots))
+        for name, place in set_aside(root, plan.jobs) if rerun else ():
+            view.note(f"{name}: the old run is kept in {place}")
+        update(plan, settings, copies)
+        with _preloading(todo, root, options, view) as preload:
+            proofs = prove(root / STOP_FILE) if todo else Proofs()
+            refused = refuse(root, todo, proofs, view)
+            _summarise(root)
+            if refused and options.fail_fast:
+                return EXIT_FAILED
+            jobs = [job for job in plan.jobs if job not in refused]
+            tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
+            tasks, options = share(tasks, jobs, root, options, view)
+            after = Watch(root, view)
+            code = Scheduler(tasks, options, view, after, preload).run()
+        return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+@contextmanager
+def _preloading(
+    jobs: Sequence[Job], root: Path, options: Options, view: View
+) -> Iterator[Preload | None]:
+    """What the runs are forked from, which imports while the steps are proven."""
+    tasks = [task_of(job, root, "") for job in jobs if _preloads(job.settings)]
+    if not is_preloading(tasks, options):
+        yield None
+        return
+    with Preload(view.note) as preload:
+        preload.begin(tasks[0].command, environment(tasks[0], options.slots[0]))
+        yield preload
+
+
+def prepare(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    view: View,
+    prove: Callable[[Path], Proofs],
+) -> list[Task]:
+    """A folder with a job.json for each missing run, for others to carry out; these
+    runs as tasks.
+
+    prove: as for run(). Raises as run().
+    """
+    with held(plan, settings, copies) as root:
+        check(root, plan, settings)
+        update(plan, settings, copies)
+        todo = missing(root, plan.jobs)
+        proofs = prove(root / STOP_FILE) if todo else Proofs()
+        refused = refuse(root, todo, proofs, view)
+        # again: while steps are proven, tasks of an earlier array may come to an end
+        jobs = missing(root, [job for job in todo if job not in refused])
+        for job in jobs:
+            path = safe_join(root, job.run_dir) / run_files.JOB_FILE
+            run_files.atomic_write_json(path, job.to_json())
+        _summarise(root)
+    return [task_of(job, root, proofs.word) for job in jobs]
+
+
+def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:
+    """The tasks with estimated seconds as their cost, if all have been probed."""
+    known = [estimate.known(root, job) for job in jobs]
+    seconds = [record["seconds"] for record in known if record is not None]
+    if len(seconds) < len(tasks):
+        return tasks
+    pairs = zip(tasks, seconds, strict=True)
+    return [replace(task, cost=float(cost)) for task, cost in pairs]
+
+
+def make_estimate(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    options: Options,
+    view: View,
+) -> dict[str, Any]:
+    """Probe each cell of a plan and write down what the whole will take; {}, and what
+    was known stands, if it was stopped before the end.
+
+    Raises as run().
+    """
+    with held(plan, settings, copies) as root, scratch(root) as folder:
+        check(root, plan, settings)
+        firsts = [group[0] for group in cells(plan.jobs)]
+        tasks = [task_of(estimate.probe_job(job), folder, "skipped") for job in firsts]
+        tasks, options = share(tasks, firsts, root, options, view)
+        records = estimate.probe(plan, tasks, options, view, folder)
+        if not records:
+            return {}
+        return estimate.write(root, plan, records, at_once(records, options.slots))
+
+
+def compare_as_trained(
+    plan: Plan,
+    settings: Settings,
+    copies: Mapping[str, str],
+    options: Options,
+    view: View,
+) -> list[FormulaComparison]:
+    """Of each cell, by one update on the device that will train: do loss and gradients
+    of the code that trains equal the formulas'? (gpt2/train/as_trained.py)
+
+    Raises as run().
+    """
+    with held(plan, settings, copies) as root, scratch(root) as folder:
+        check(root, plan, settings)
+        jobs = [estimate.probe_job(g[0], updates=1) for g in cells(plan.jobs)]
+        tasks = [task_of(job, folder, "skipped") for job in jobs]
+        tasks, options = share(tasks, jobs, root, options, view)
+        Scheduler(tasks, options, view).run()
+        return [FormulaComparison.of(job.cell, folder / job.run_dir) for job in jobs]
+
+
+@dataclass(frozen=True, slots=True)
+class FormulaComparison:
+    """The first comparison with the formulas that a run made; message: why there is
+    none."""
+
+    cell: str
+    record: Mapping[str, Any]
+    paths: str
+    message: str = ""
+
+    @classmethod
+    def of(cls, cell: str, run_dir: Path) -> FormulaComparison:
+        status = run_files.read_status(run_dir)
+        try:
+            manifest = run_files.read_json(run_dir / run_files.MANIFEST_FILE)
+        except (OSError, ValueError):
+            manifest = {}
+        checks = (manifest.get("as_trained") or {}).get("checks", [])
+        names = ("attention_backend", "mlp_backend", "cuda_graph")
+        paths = ", ".join(str(manifest[n]) for n in names if n in manifest)
+        if not checks:
+            why = f"{status['failure'] or status['status']}: {status['message']}"
+            return cls(cell, {}, paths, why)
+        return cls(cell, checks[-1], paths)
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.record.get("passed"))
+
+
+def comparison_table(found: Sequence[FormulaComparison]) -> str:
+    """One line for each cell: the largest deviation, what is allowed, and where."""
+    lines = [f"{'step':<30} {'deviates':>9} {'allowed':>8} {'loss':>8}  where; kernels"]
+    for one in found:
+        record = one.record
+        if not record:
+            lines.append(f"{one.cell[:30]:<30} FAILED: {one.message}")
+            continue
+        mark = "" if one.passed else "FAILED "
+        numbers = f"{record['worst']:>9.1e} {record['tolerance']:>8.0e}"
+        loss, where = f"{record['loss_deviation']:>8.1e}", record["parameter"]
+        name = f"{one.cell[:30]:<30}"
+        lines.append(f"{name} {numbers} {loss}  {mark}{where}; {one.paths}")
+    passed = sum(one.passed for one in found)
+    lines.append(f"{passed} of {len(found)} train as their formulas say")
+    return "\n".join(lines) + "\n"
+
+
+def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[Job]:
+    """Note as failed the jobs whose proof failed; those jobs.
+
+    todo: the jobs that were missing before the proofs, which take their time: what
+    others, as tasks of Slurm, have finished meanwhile stays as it is.
+    """
+    if proofs.table is not None:
+        run_files.atomic_write_json(root / CERTIFICATES_FILE, proofs.table)
+    unproven = [job for job in todo if job.cell in proofs.failed]
+    refused = missing(root, unproven)
+    for job in refused:
+        why = proofs.failed[job.cell]
+        view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
+        run_dir = safe_join(root, job.run_dir)
+        run_files.atomic_write_json(run_dir / run_files.JOB_FILE, job.to_json())
+        run_files.write_status(
+            run_dir,
+            status="failed",
+            failure="certificate",
+            message=why,
+            max_steps=last_update(job.settings),
+        )
+    return refused
+
+
+class Watch:
+    """Whenever a run has ended: the summary, and what looks wrong between runs."""
+
+    def __init__(self, root: Path, view: View) -> None:
+        self.root, self.view = root, view
+        self._told: set[str] = set()
+
+    def __call__(self, cell: object) -> None:
+        """Raises MatrixError, which ends the matrix, if its folder has gone."""
+        if not (self.root / MATRIX_FILE).exists():
+            raise MatrixError(
+                f"{self.root} was moved or removed while its runs were at work: they "
+                "are stopped. Put it back and start again"
+            )
+        _summarise(self.root)
+        for about, alarm in alarms(self.root).items():
+            if about not in self._told:
+                self._told.add(about)
+                self.view.note(alarm)
+
+
+def alarms(output_dir: Path) -> dict[str, str]:
+    """What looks wrong between the finished runs of a folder, by what it is about."""
+    from gpt2.report.alarms import matrix_alarms
+
+    return matrix_alarms(output_dir) if output_dir.is_dir() else {}
+
+
+def _summarise(output_dir: Path) -> None:
+    from gpt2.report.summary import write_summary
+
+    write_summary(output_dir)

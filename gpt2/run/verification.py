@@ -1,0 +1,105 @@
+"""The certificates as the first stage of a run: what was proven, what must not run.
+
+Torch-free: scripts/verify.py does the work in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TextIO
+
+from lib.jobs.fork_server import die_with
+from lib.jobs.run_files import read_json
+
+VERIFY = Path(__file__).resolve().parents[2] / "scripts" / "verify.py"
+PASSED, SKIPPED = "passed", "skipped"
+POLL = 0.1  # seconds between looks whether the proofs are to stop
+GRACE = 1.0  # seconds to end in, once they are
+
+
+class Stopped(RuntimeError):
+    """Somebody asked to stop while the steps were being proven."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proofs:
+    """Outcome of the stage.
+
+    failed: message by cell (a run directory without its seed). table: what
+    scripts/verify.py wrote, None if it was not asked.
+    """
+
+    failed: Mapping[str, str] = field(default_factory=dict)
+    table: Mapping[str, Any] | None = None
+
+    @property
+    def word(self) -> str:
+        """What a run that may go ahead notes in its manifest."""
+        return SKIPPED if self.table is None else PASSED
+
+
+def prove(
+    config: Path,
+    overrides: str,
+    only: str,
+    to: TextIO | None = None,
+    stop_file: Path | None = None,
+) -> Proofs:
+    """Prove the cells at hand, the table going to a stream (default: stdout).
+
+    stop_file: a file whose appearance asks for an end. Raises Stopped then, and
+    RuntimeError if the proof itself could not be carried out.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "certificates.json"
+        words = ["--config", str(config), "--overrides", overrides]
+        words += ["--at-hand", f"--only={only}"]
+        command = [sys.executable, str(VERIFY), *words, "--json", str(out)]
+        code = _carry_out(command, to, stop_file)
+        if code not in (0, 1) or not out.exists():
+            raise RuntimeError(
+                f"the steps could not be proven (exit code {code}, told above); "
+                "SKIP_VERIFY=1 runs them unproven"
+            )
+        table = read_json(out)
+    failed = {c["name"]: _message(c) for c in table["cells"] if not c["passed"]}
+    return Proofs(failed=failed, table=table)
+
+
+def _carry_out(
+    command: Sequence[str], to: TextIO | None, stop_file: Path | None
+) -> int:
+    """The exit code of a command, which ends with us, however we end."""
+    ours = os.getpid()
+    process = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=to,
+        preexec_fn=lambda: die_with(ours),  # the runner has one thread
+    )
+    try:
+        while stop_file is None or not stop_file.exists():
+            with suppress(subprocess.TimeoutExpired):
+                return process.wait(POLL)
+        process.terminate()
+        raise Stopped("asked to stop while the steps were being proven")
+    finally:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE)
+        process.kill()  # which does nothing to one that has ended
+        process.wait()
+
+
+def _message(cell: Mapping[str, Any]) -> str:
+    return "; ".join(
+        f"{name}: {found['detail'] or found['figure']}"
+        for name, found in cell["findings"].items()
+        if not found["passed"]
+    )

@@ -1,0 +1,1 @@
+"""Settings: their fields, how they are read, which exclude each other. Torch-free."""

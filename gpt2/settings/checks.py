@@ -1,0 +1,231 @@
+"""Which settings exclude each other, and which are allowed but worth a word.
+
+What a symbol may be by itself is Kconfig's and gpt2/settings/schema.py's. Torch-free.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from pathlib import PurePath
+
+from gpt2.settings.schema import Mechanisms, Settings
+from lib.gpu.env import check_allocator
+from lib.jobs.slots import gpu_names
+from lib.pruning.names import why_not
+from lib.pruning.schedules import head_target
+
+LARGEST_SEED = 2**32 - 1  # of numpy's generators
+
+
+def check(settings: Settings) -> None:
+    """Refuse combinations that make no sense, with the reason.
+
+    Raises ValueError with one line per problem.
+    """
+    problems = [text for bad, text in _rules(settings) if bad]
+    if problems:
+        raise ValueError("\n".join(problems))
+
+
+def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    m, x, o, r = s.model, s.mechanisms, s.optim, s.resources
+    yield (
+        not m.head_dim and m.n_embd % m.n_head != 0,
+        f"GPT2_N_EMBD={m.n_embd} is no multiple of GPT2_N_HEAD={m.n_head}: "
+        "change one of them or set GPT2_HEAD_DIM",
+    )
+    yield (
+        x.exchanges_latent and x.attention != "mla",
+        "latent reciprocity exchanges MLA's key latent: it needs "
+        f"RA_MLA_ATTENTION_MLA=y, but attention is {x.attention!r}",
+    )
+    yield (
+        x.latent == "per_head_scalar" and x.latent_dim < m.n_head,
+        f"per_head_scalar cuts RA_MLA_LATENT_DIM={x.latent_dim} into one chunk "
+        f"a head, and there are {m.n_head} heads: widen the latent",
+    )
+    yield (
+        x.latent == "per_head_scalar" and 0 < m.mlp_width < x.latent_dim,
+        f"per_head_scalar projects an MLP of width {m.mlp_width} on orthonormal "
+        f"directions, of which RA_MLA_LATENT_DIM={x.latent_dim} are too many: "
+        "narrow the latent or widen the MLP",
+    )
+    yield (
+        x.attention == "mla_rope" and x.rope_dim % 2 != 0,
+        f"RA_MLA_ROPE_DIM={x.rope_dim} must be even: rotations act on pairs",
+    )
+    yield (
+        x.mechanism_share > 0 and not (x.mlp_gate or x.cross_token),
+        f"RA_MLA_MECHANISM_SHARE={x.mechanism_share} has no mechanism to pay for: "
+        "enable RA_MLA_MLP_GATE or RA_MLA_CROSS_TOKEN, or set it to 0",
+    )
+    for symbol, on, width in (
+        ("RA_MLA_MLP_GATE_DIM", x.mlp_gate, x.mlp_gate_dim),
+        ("RA_MLA_CROSS_RANK", x.cross_token, x.cross_rank),
+    ):
+        yield (
+            on and not width and not x.mechanism_share,
+            f"{symbol}=0 takes its width from RA_MLA_MECHANISM_SHARE, which is 0: "
+            "set one of them",
+        )
+    needs_layers = [
+        name
+        for name, on in (("MLP gate", x.mlp_gate), ("latent", x.exchanges_latent))
+        if on
+    ]
+    yield (
+        bool(needs_layers) and m.n_layer < 2,
+        f"{' and '.join(needs_layers)} flows from one block to the next: "
+        f"GPT2_N_LAYER={m.n_layer} leaves nothing to flow to",
+    )
+    yield (
+        o.min_lr > o.learning_rate,
+        f"GPT2_MIN_LR={o.min_lr:g} is above LEARNING_RATE={o.learning_rate:g}",
+    )
+    yield (
+        s.pruning.prune_method == "state" and o.optimizer != "adamwprune",
+        "PRUNING_METHOD 'state' prunes by AdamWPrune's state: it needs "
+        f"OPTIMIZER_ADAMWPRUNE=y, but the optimizer is {o.optimizer!r}",
+    )
+    if s.pruning.prune_method == "heads":
+        yield from _head_rules(s)
+    yield (
+        s.data.dataset == "text" and not s.data.text_path,
+        "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
+    )
+    first, last = r.profile_steps[0], r.profile_steps[-1]
+    yield (
+        first < 1 or r.profile_steps != tuple(range(first, last + 1)),
+        f"PROFILE_STEPS={','.join(map(str, r.profile_steps))} must be one update, "
+        "counted from 1, or a range like 10-12",
+    )
+    yield (
+        r.gradient_accumulation % r.ddp_gpus_per_job != 0,
+        f"DDP_GPUS_PER_JOB={r.ddp_gpus_per_job} ranks share "
+        f"GPT2_GRADIENT_ACCUMULATION={r.gradient_accumulation} micro steps, which "
+        "does not come out even: choose a multiple (and a smaller BATCH_SIZE)",
+    )
+    yield (
+        r.engine == "ray" and bool(r.gpus or ":" in r.device),
+        f"GPUS={r.gpus!r}, DEVICE={r.device!r}: with ENGINE=ray no GPU can be named: "
+        "Ray deals them out; leave GPUS empty and DEVICE auto, cpu, cuda or rocm",
+    )
+    yield (
+        r.engine == "ray" and r.jobs_per_gpu > 0,
+        f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray no GPU is shared: leave it 0",
+    )
+    yield (
+        re.fullmatch(r"auto|cpu|(cuda|rocm)(:[0-9]+)?", r.device) is None,
+        f"DEVICE={r.device!r} is none of auto, cpu, cuda, rocm, nor one GPU such as "
+        "cuda:1",
+    )
+    yield (
+        r.device == "cpu" and o.mixed_precision == "fp16",
+        "DEVICE='cpu' with MIXED_PRECISION_FP16=y: a CPU trains in bf16 or fp32",
+    )
+    yield (
+        r.device == "cpu" and r.ddp_backend == "nccl",
+        "DEVICE='cpu' with DDP_BACKEND='nccl': CPUs communicate by gloo",
+    )
+    for symbol, text, read in (
+        ("GPUS", r.gpus, gpu_names),
+        ("PYTORCH_CUDA_ALLOC_CONF", r.alloc_conf, check_allocator),
+    ):
+        why = _why_unreadable(text, read)
+        yield bool(why), f"{symbol}={text!r}: {why}"
+    yield (
+        max(s.matrix.seeds, default=0) > LARGEST_SEED,
+        f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
+    )
+    yield (
+        not r.output_dir
+        or not r.output_dir.isprintable()
+        or r.output_dir.startswith("~")  # which would be a folder of that name
+        or ".." in PurePath(r.output_dir).parts,
+        f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
+        "control characters",
+    )
+
+
+def _why_unreadable(text: str, read: Callable[[str], object]) -> str:
+    try:
+        read(text)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _head_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    refusal = heads_refusal(s.mechanisms)
+    yield bool(refusal), f"PRUNING_METHOD 'heads': {refusal}"
+    why = why_not(s.optim.optimizer, "heads")
+    yield why is not None, f"PRUNING_METHOD 'heads': {why}"
+
+
+def remarks(settings: Settings) -> list[str]:
+    """What is allowed but worth a word before a run."""
+    o, r, matrix = settings.optim, settings.resources, settings.matrix
+    found = []
+    if r.profile and r.profile_steps[0] > o.max_iters:
+        found.append(
+            f"PROFILE_STEPS begins at update {r.profile_steps[0]}, and a run has "
+            f"{o.max_iters}: nothing is profiled"
+        )
+    if o.warmup_steps >= o.max_iters:
+        peak = o.learning_rate * o.max_iters / o.warmup_steps
+        found.append(
+            f"the warm-up of {o.warmup_steps} updates outlasts the {o.max_iters} of a "
+            f"run: the learning rate ends at {peak:.3g} and never decays"
+        )
+    in_cells = matrix.mode == "matrix" and matrix.with_adamwspam
+    if (in_cells or o.optimizer == "adamwspam") and o.spam_interval > o.max_iters:
+        found.append(
+            f"adamwspam resets its moments every {o.spam_interval} updates, and a run "
+            f"has {o.max_iters}: it never does"
+        )
+    return found + list(_head_remarks(settings))
+
+
+def _head_remarks(s: Settings) -> Iterator[str]:
+    """Where the last head of a layer keeps a run from what was asked of it."""
+    if s.matrix.mode == "matrix":
+        asked = s.matrix.sparsities if s.matrix.with_heads else ()
+    else:
+        is_asked = s.pruning.prune_method == "heads"
+        asked = (s.pruning.prune_sparsity,) if is_asked else ()
+    for sparsity in asked:
+        wanted, possible = heads_pruned(s, sparsity)
+        if possible < wanted:
+            yield (
+                f"heads pruned to {100 * sparsity:g}% would be {wanted} of "
+                f"{s.model.n_layer * s.model.n_head}; {possible} go, since each layer "
+                "keeps one"
+            )
+
+
+def heads_refusal(x: Mechanisms) -> str:
+    """Why single heads cannot be removed from a model; empty if they can.
+
+    Each head must own its weights, and no other part of the model may read all heads.
+    """
+    reasons = {
+        f"RA_MLA_ATTENTION is {x.attention!r}, whose heads share a latent: it needs "
+        "RA_MLA_ATTENTION_MHA=y": x.attention != "mha",
+        "RA_MLA_CROSS_TOKEN=y reads the mean over all heads' weights, removed ones "
+        "too": x.cross_token,
+        "RA_MLA_RACT_HEAD_AVERAGE=y gates by the mean over all heads' weights, "
+        "removed ones too": x.ract
+        and x.ract_head_average,
+    }
+    found = [reason for reason, holds in reasons.items() if holds]
+    return f"heads cannot be removed: {'; '.join(found)}" if found else ""
+
+
+def heads_pruned(settings: Settings, sparsity: float) -> tuple[int, int]:
+    """(heads that a final sparsity asks to prune, those that go): one a layer stays."""
+    m = settings.model
+    if settings.pruning.prune_scope == "global":
+        return head_target(sparsity, [m.n_head] * m.n_layer)
+    wanted, possible = head_target(sparsity, [m.n_head])
+    return m.n_layer * wanted, m.n_layer * possible

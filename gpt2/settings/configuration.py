@@ -1,0 +1,142 @@
+"""The configuration that a command works on: config.py and what was typed after it.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Collection, Sequence
+from pathlib import Path
+
+from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
+from lib.kconfig.config_py import Config, ConfigError, read_config, render_config
+from lib.kconfig.dotconfig import split_overrides
+from lib.rerun_commands import assignments
+
+ROOT = Path(__file__).resolve().parents[2]
+KCONFIG = ROOT / "Kconfig"
+NOTED = "KABLATE_NOTED"  # set once settings in the environment have been noted
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """--config, --overrides and --only, by which a command knows its jobs."""
+    add = parser.add_argument
+    add("--config", type=Path, default=Path("config.py"), help="default: config.py")
+    add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
+    add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
+
+
+def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
+    """config.py with the assignments of the command line applied.
+
+    overrides: as in "MAX_ITERS=100 STEPS=0,5". first: assignments to make before
+    them, unless they are among them. Raises FileNotFoundError with the way out,
+    lib.kconfig.config_py.ConfigError, also for values that Kconfig would not have
+    written: config.py was edited by hand.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(
+            f"there is no {path}: load a preset with `make defconfig-<name>` "
+            "(`make list-defconfigs` names them)"
+        )
+    config = read_config(path)
+    note_environment(config, overrides)
+    if overrides.strip() or first:
+        return override(config, overrides, first)
+    from lib.kconfig.strict import require_possible
+
+    return require_possible(KCONFIG, config, types=symbol_types())
+
+
+def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
+    """Kconfig's defaults with assignments applied; raises ConfigError."""
+    from lib.kconfig.strict import load_strict
+
+    config = load_strict(KCONFIG, [], types=symbol_types(), aliases=ALIASES)
+    note_environment(config, overrides)
+    return override(config, overrides, first)
+
+
+def results_of(path: str | Path) -> Path | None:
+    """OUTPUT_DIR of a config.py, as seen from beside it; None if there is no such
+    file. Raises lib.kconfig.config_py.ConfigError for one that cannot be read."""
+    path = Path(path)
+    if not path.is_file():
+        return None
+    config = read_config(path)
+    note_environment(config, "", only=("OUTPUT_DIR", "REPORT_MARGIN"))
+    if "OUTPUT_DIR" not in config.values:
+        missing = "CONFIG_OUTPUT_DIR is missing; run `make olddefconfig`"
+        raise ConfigError(f"{path}: {missing}")
+    return path.parent / str(config.values["OUTPUT_DIR"])
+
+
+def note_environment(
+    config: Config, overrides: str, only: Collection[str] | None = None
+) -> None:
+    """Say on stderr that settings in the environment are not read, as one might expect
+    of MAX_ITERS=5 before `make`; children of this process need not say it again.
+
+    only: the symbols that the present command reads, all by default.
+    """
+    if NOTED in os.environ:
+        return
+    typed = {word.partition("=")[0] for word in split_overrides(overrides)}
+    for name, value in sorted(os.environ.items()):
+        symbols = _settings_named(name, config)
+        if not symbols or name in typed or (only and not symbols & {*only}):
+            continue
+        os.environ[NOTED] = "1"
+        (word,) = assignments([f"{name}={value}"])
+        print(
+            f"note: {word} in the environment has no effect: settings are typed after "
+            f"make, as in `make {word}`",
+            file=sys.stderr,
+        )
+
+
+def _settings_named(name: str, config: Config) -> set[str]:
+    """The symbols that an override of this name would set, if any."""
+    bare = name.removeprefix("CONFIG_")
+    full = {bare, *(prefix + bare for prefix in PREFIXES)}
+    return full & {*config.values} or ({name} & {*ALIASES})
+
+
+def load_or_defaults(
+    path: Path | None, overrides: str, first: Sequence[str] = ()
+) -> Config:
+    """As load where config.py exists, else as load_defaults."""
+    if path is not None and path.exists():
+        return load(path, overrides, first)
+    return load_defaults(overrides, first)
+
+
+def copies(config: Config) -> dict[str, str]:
+    """config.py and .config as they stand, overrides included, to keep with results."""
+    from lib.kconfig.strict import render_dotconfig
+
+    types = symbol_types()
+    return {
+        "config.py": render_config(config, types),
+        ".config": render_dotconfig(KCONFIG, config, types=types),
+    }
+
+
+def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Config:
+    """``config`` with assignments applied; raises ConfigError."""
+    if not overrides.strip() and not first:
+        return config
+    from lib.kconfig.strict import apply_overrides
+
+    words = split_overrides(overrides)
+    return apply_overrides(
+        KCONFIG,
+        config,
+        [*(word for word in first if word not in words), *words],
+        types=symbol_types(),
+        aliases=ALIASES,
+        prefixes=PREFIXES,
+    )

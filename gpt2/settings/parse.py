@@ -1,0 +1,224 @@
+"""Settings from what is written: a configuration, a record, a command line.
+
+Numbers and lists come as text, which is parsed here and held to the bounds that
+gpt2/settings/schema.py sets. Torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from gpt2.settings.checks import check
+from gpt2.settings.schema import (
+    FIELD_TYPES,
+    FIELDS,
+    PART_OF,
+    PARTS,
+    SYMBOL_OF,
+    Settings,
+)
+from lib.kconfig.config_py import Config, ConfigError
+from lib.trackers import BACKENDS, parse_trackers
+
+MOST_IN_RANGE = 10_001  # 0-10000; each number becomes a job
+
+
+def parse_int_list(text: str) -> tuple[int, ...]:
+    """``"0,5,8-12"`` to (0, 5, 8, 9, 10, 11, 12); order kept, no repeats."""
+    numbers: list[int] = []
+    for item in text.split(","):
+        first, dash, last = item.strip().partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ValueError(f"{item.strip()!r} is no number and no range like 8-12")
+        low, high = int(first), int(last or first)
+        if high < low:
+            raise ValueError(f"{item.strip()!r} is not an ascending range")
+        if high - low >= MOST_IN_RANGE:
+            raise ValueError(
+                f"{item.strip()!r} is a range of {high - low + 1:,} numbers; the most "
+                f"is {MOST_IN_RANGE:,}"
+            )
+        numbers.extend(range(low, high + 1))
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"{text!r} names a number twice")
+    return tuple(numbers)
+
+
+def _parse_float(text: str) -> float:
+    try:
+        if "_" in text:  # which Python ignores: 1_0 is more likely 1.0 than 10
+            raise ValueError
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a number") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{text!r} is not finite")
+    return value
+
+
+def _parse_floats(text: str) -> tuple[float, ...]:
+    """``"0.5, 0.9"`` to (0.5, 0.9); order kept, no repeats."""
+    numbers = tuple(_parse_float(item) for item in text.split(","))
+    if len(set(numbers)) != len(numbers):
+        raise ValueError(f"{text!r} names a number twice")
+    return numbers
+
+
+def symbol_types() -> dict[str, Callable[[str], Any]]:
+    """How config.py types the string symbols: only floats change their type."""
+    return {
+        SYMBOL_OF[name]: partial(_parse_field, name)
+        for name, hint in FIELD_TYPES.items()
+        if hint is float
+    }
+
+
+def _parse_field(name: str, text: str) -> float:
+    """The number in the text; ValueError with the field's range if there is none."""
+    try:
+        return _parse_float(text)
+    except ValueError as error:
+        allowed = f"allowed are numbers {_range(FIELDS[name].metadata)}"
+        raise ValueError(f"{error}; {allowed}") from None
+
+
+def _convert(name: str, value: Any) -> Any:
+    """``value`` as the type of field ``name``; ValueError if it cannot be."""
+    hint, bounds = FIELD_TYPES[name], FIELDS[name].metadata
+    if hint == float | None:
+        if value is None or value == "":
+            return None
+        hint = float
+    if hint is float and isinstance(value, (str, int)) and not isinstance(value, bool):
+        value = _parse_float(str(value))
+    elif hint in _PARSERS and isinstance(value, str):
+        value = _PARSERS[hint](value)
+    elif hint in _PARSERS and isinstance(value, list):
+        value = tuple(value)
+    expected = tuple if isinstance(hint, types.GenericAlias) else hint
+    if type(value) is not expected:
+        raise ValueError(f"{value!r} is no {_KINDS[expected]}")
+    if bounds["allowed"] and value not in bounds["allowed"]:
+        raise ValueError(f"{value!r} is none of {', '.join(bounds['allowed'])}")
+    for number in value if expected is tuple else ():
+        if type(number) is not typing.get_args(hint)[0]:
+            raise ValueError(f"{value!r} holds {number!r}, which is no number of ours")
+    if float in (hint, *typing.get_args(hint)):
+        for number in value if expected is tuple else (value,):
+            _require_within(number, bounds)
+    return value
+
+
+_KINDS = {
+    bool: "y or n",
+    int: "whole number",
+    float: "number",
+    str: "text",
+    tuple: "list such as '1,2'",
+}
+_PARSERS: dict[Any, Callable[[str], tuple[Any, ...]]] = {
+    tuple[int, ...]: parse_int_list,
+    tuple[float, ...]: _parse_floats,
+}
+
+
+def _require_within(value: float, bounds: Mapping[str, Any]) -> None:
+    if bounds["low"] <= value <= bounds["high"] and value > bounds["above"]:
+        return
+    raise ValueError(f"{value!r} is not {_range(bounds)}")
+
+
+def _range(bounds: Mapping[str, Any]) -> str:
+    """ "above 0 to 10"."""
+    low = f"above {bounds['above']:g}" if bounds["above"] > -math.inf else None
+    return f"{low or 'from ' + format(bounds['low'], 'g')} to {bounds['high']:g}"
+
+
+def settings_from(config: Config) -> Settings:
+    """Settings of a loaded configuration.
+
+    Raises ValueError naming the symbol, its value, its origin and what is
+    allowed; every wrong symbol is named, not only the first.
+    """
+    values, problems, missing = {}, [], []
+    for name, symbol in SYMBOL_OF.items():
+        origin = config.origins.get(symbol, "default")
+        try:
+            values[name] = _convert(name, config.values[symbol])
+        except KeyError:
+            missing.append(f"CONFIG_{symbol}")
+        except ValueError as error:
+            problems.append(f"{origin}: CONFIG_{symbol}: {error}")
+    if missing:
+        more = f" and {len(missing) - 3} more" * (len(missing) > 3)
+        names = ", ".join(missing[:3])
+        problems.append(f"missing: {names}{more}; run `make olddefconfig`")
+    if problems:
+        raise ValueError("\n".join(problems))
+    settings = _assemble(values)
+    check(settings)
+    return settings
+
+
+def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
+    """The inverse of ``Settings.to_dict``; strict about places, names and types.
+
+    Raises ValueError, also for what is no mapping of mappings.
+    """
+    if not isinstance(data, Mapping) or set(data) != set(PARTS):
+        raise ValueError(f"settings of another version: not {', '.join(PARTS)}")
+    if not all(isinstance(part, Mapping) for part in data.values()):
+        raise ValueError("settings of another version: a part is no mapping")
+    found = {(part, name) for part, values in data.items() for name in values}
+    if odd := found ^ {(part, name) for name, part in PART_OF.items()}:
+        names = ", ".join(sorted(f"{part}.{name}" for part, name in odd))
+        raise ValueError(f"settings of another version: {names} differ")
+    given = {name: value for part in data.values() for name, value in part.items()}
+    settings = _assemble({n: _convert(n, v) for n, v in given.items()})
+    check(settings)
+    return settings
+
+
+def _assemble(values: Mapping[str, Any]) -> Settings:
+    parts = {
+        name: cls(**{f.name: values[f.name] for f in dataclasses.fields(cls)})
+        for name, cls in PARTS.items()
+    }
+    return Settings(**parts)
+
+
+# Symbols may be named without these on the command line.
+PREFIXES = ("GPT2_", "RA_MLA_")
+
+
+def _tracker_symbols(value: str) -> dict[str, str]:
+    """TRACKER=trackio,wandb: these and no others."""
+    try:
+        wanted = parse_trackers(value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+    return {
+        f"ENABLE_{name.upper()}": "y" if name in wanted else "n" for name in BACKENDS
+    }
+
+
+# Short names for overrides on the command line, besides those.
+ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
+    "STEPS": "RA_MLA_ABLATION_STEPS",
+    "SPARSITIES": "TEST_MATRIX_SPARSITIES",
+    "JOBS": "PARALLEL_JOBS",
+    "ENGINE": lambda value: {f"ENGINE_{value.upper()}": "y"},
+    "TIME": "TIME_BUDGET",
+    "LR": "LEARNING_RATE",
+    "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",
+    "MODEL": lambda value: {f"GPT2_MODEL_{value.upper()}": "y"},
+    "DATASET": lambda value: {f"GPT2_DATASET_{value.upper()}": "y"},
+    "TOKENIZER": lambda value: {f"GPT2_TOKENIZER_{value.upper()}": "y"},
+    "TRACKER": _tracker_symbols,
+}

@@ -1,0 +1,367 @@
+"""The typed settings of one run, and which Kconfig symbol feeds each field.
+
+No default lives here: hyperparameters come from Kconfig, structure from the
+step registry (gpt2/plan/steps.py). Integer ranges are Kconfig's; those of what
+Kconfig must hold as strings (floats, lists) stand here, and gpt2/settings/parse.py
+parses and checks it. gpt2/settings/checks.py says which settings exclude each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from lib.trackers import BACKENDS
+
+VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
+WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
+MOST_KEPT = 16  # mean weights of a row that kernels give as numbers, not a matrix
+LARGEST_ARM = "largest"
+T = typing.TypeVar("T")
+
+
+def setting(
+    symbol: str,
+    *,
+    low: float = -math.inf,
+    high: float = math.inf,
+    above: float = -math.inf,
+    allowed: tuple[str, ...] | None = None,
+) -> Any:
+    """A field fed by CONFIG_<symbol>; bounds are inclusive except ``above``."""
+    return dataclasses.field(
+        metadata={
+            "symbol": symbol,
+            "low": low,
+            "high": high,
+            "above": above,
+            "allowed": allowed,
+        }
+    )
+
+
+def rate(symbol: str) -> Any:
+    """A learning rate that may be left empty."""
+    return setting(symbol, above=0.0, high=10.0)
+
+
+@typing.dataclass_transform(
+    frozen_default=True, kw_only_default=True, field_specifiers=(setting, rate)
+)
+def part(cls: type[T]) -> type[T]:
+    """A frozen group of settings; field names are unique over all parts."""
+    return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+@part
+class Model:
+    """Dimensions of the GPT-2 trunk. 0 for a width means: derive it."""
+
+    model_size: str = setting("GPT2_MODEL")
+    n_layer: int = setting("GPT2_N_LAYER")
+    n_head: int = setting("GPT2_N_HEAD")
+    n_embd: int = setting("GPT2_N_EMBD")
+    head_dim: int = setting("GPT2_HEAD_DIM")
+    mlp_width: int = setting("GPT2_MLP_WIDTH")
+    block_size: int = setting("GPT2_BLOCK_SIZE")
+    dropout: float = setting("GPT2_DROPOUT", low=0.0, high=0.9)
+    bias: bool = setting("GPT2_BIAS")
+
+
+@part
+class Mechanisms:
+    """What distinguishes the arms of an ablation."""
+
+    attention: str = setting("RA_MLA_ATTENTION", allowed=("mha", "mla", "mla_rope"))
+    latent_dim: int = setting("RA_MLA_LATENT_DIM")
+    mla_shared_k: bool = setting("RA_MLA_SHARED_K")
+    mla_shared_v: bool = setting("RA_MLA_SHARED_V")
+    joint_latent_dim: int = setting("RA_MLA_JOINT_LATENT_DIM")
+    rope_dim: int = setting("RA_MLA_ROPE_DIM")
+    ra: bool = setting("RA_MLA_RA")
+    ra_window: int = setting("RA_MLA_RA_WINDOW")
+    ra_alpha: float = setting("RA_MLA_RA_ALPHA", low=-4.0, high=4.0)
+    ra_learned_alpha: bool = setting("RA_MLA_RA_LEARNED_ALPHA")
+    ract: bool = setting("RA_MLA_RACT")
+    ract_statistic: str = setting(
+        "RA_MLA_RACT_STATISTIC", allowed=("topk", "max", "entropy", "rms")
+    )
+    ract_placement: str = setting(
+        "RA_MLA_RACT_PLACEMENT", allowed=("output", "weights")
+    )
+    ract_topk: int = setting("RA_MLA_RACT_TOPK")
+    ract_mix: float = setting("RA_MLA_RACT_MIX", low=0.0, high=1.0)
+    ract_head_average: bool = setting("RA_MLA_RACT_HEAD_AVERAGE")
+    ract_detach: bool = setting("RA_MLA_RACT_DETACH")
+    mlp_gate: bool = setting("RA_MLA_MLP_GATE")
+    mlp_gate_dim: int = setting("RA_MLA_MLP_GATE_DIM")
+    mlp_gate_mix: float = setting("RA_MLA_MLP_GATE_MIX", low=0.0, high=1.0)
+    mlp_gate_pool: str = setting(
+        "RA_MLA_MLP_GATE_POOL", allowed=("token", "prefix_mean")
+    )
+    cross_token: bool = setting("RA_MLA_CROSS_TOKEN")
+    cross_rank: int = setting("RA_MLA_CROSS_RANK")
+    cross_mix: float = setting("RA_MLA_CROSS_MIX", low=0.0, high=1.0)
+    cross_select: str = setting("RA_MLA_CROSS_SELECT", allowed=("topk", "rms", "none"))
+    cross_topk: int = setting("RA_MLA_CROSS_TOPK")
+    cross_tau: float = setting("RA_MLA_CROSS_TAU", above=0.0, high=1.0)
+    cross_renorm: bool = setting("RA_MLA_CROSS_RENORM")
+    latent: str = setting(
+        "RA_MLA_LATENT_RECIPROCITY",
+        allowed=("none", "tied_transpose", "untied", "per_head_scalar"),
+    )
+    latent_mix: float = setting("RA_MLA_LATENT_MIX", low=0.0, high=1.0)
+    output_gate: bool = setting("RA_MLA_OUTPUT_GATE")
+    mlp_ratio: float = setting("RA_MLA_MLP_RATIO", low=0.0, high=16.0)
+    mechanism_share: float = setting("RA_MLA_MECHANISM_SHARE", low=0.0, high=0.5)
+    match_step: str = setting("RA_MLA_MATCH_STEP")
+
+    @property
+    def cross_read(self) -> int:
+        """How many weights of a row the cross-token MLP reads; 0: any number."""
+        return self.cross_topk if self.cross_select == "topk" else 0
+
+    @property
+    def exchanges_latent(self) -> bool:
+        """Whether latent reciprocity flows between the blocks."""
+        return self.latent != "none"
+
+
+def few_kept(read: int, columns: int, averaged: bool) -> int:
+    """How many mean weights of a row the kernels give as numbers, if so many are read
+    (0: all); 0: they give the matrix, which a statistic of the heads' average needs."""
+    return 0 if averaged or read > MOST_KEPT else min(read, columns)
+
+
+@part
+class Optim:
+    """Optimizer, schedule and arithmetic; steps count optimizer updates."""
+
+    optimizer: str = setting("OPTIMIZER")
+    learning_rate: float = setting("LEARNING_RATE", above=0.0, high=10.0)
+    min_lr: float = setting("GPT2_MIN_LR", low=0.0, high=10.0)
+    warmup_steps: int = setting("GPT2_WARMUP_STEPS")
+    max_iters: int = setting("GPT2_MAX_ITERS")
+    time_budget: str = setting("TIME_BUDGET")
+    weight_decay: float = setting("WEIGHT_DECAY", low=0.0, high=10.0)
+    beta1: float = setting("ADAM_BETA1", low=0.0, high=0.9999)
+    beta2: float = setting("ADAM_BETA2", low=0.0, high=0.99999)
+    eps: float = setting("ADAM_EPS", above=0.0, high=0.1)
+    momentum: float = setting("SGD_MOMENTUM", low=0.0, high=0.9999)
+    grad_clip: float = setting("GPT2_GRAD_CLIP", low=0.0, high=1e6)
+    mixed_precision: str = setting(
+        "MIXED_PRECISION_DTYPE", allowed=("fp32", "bf16", "fp16")
+    )
+    residual_fp32: bool = setting("RESIDUAL_FP32")
+    spam_threshold: float = setting("SPAM_THRESHOLD", above=0.0, high=1e9)
+    spam_interval: int = setting("SPAM_INTERVAL")
+    spam_warmup: int = setting("SPAM_WARMUP")
+    spam_reset_counter: bool = setting("SPAM_RESET_COUNTER")
+    adamwprune_variant: str = setting("ADAMWPRUNE_VARIANT")
+
+
+@part
+class Pruning:
+    """Pruning of single linear weights, or of heads; cadence in updates."""
+
+    prune_method: str = setting(
+        "PRUNING_METHOD", allowed=("none", "magnitude", "movement", "state", "heads")
+    )
+    prune_sparsity: float = setting("PRUNING_SPARSITY", low=0.0, high=0.99)
+    prune_interval: int = setting("PRUNING_INTERVAL")
+    prune_warmup: int = setting("PRUNING_WARMUP_STEPS")
+    prune_ramp_end: float = setting("PRUNING_RAMP_END", above=0.0, high=1.0)
+    prune_scope: str = setting("PRUNING_SCOPE", allowed=("global", "layer"))
+
+
+@part
+class Data:
+    """The corpus and what is scored on it."""
+
+    dataset: str = setting("GPT2_DATASET")
+    tokenizer: str = setting("GPT2_TOKENIZER", allowed=tuple(VOCAB_SIZES))
+    text_path: str = setting("GPT2_DATASET_TEXT_PATH")
+    max_tokens: int = setting("GPT2_DATASET_MAX_TOKENS")
+    eval_interval: int = setting("GPT2_EVAL_INTERVAL")
+    eval_samples: int = setting("GPT2_EVAL_SAMPLES")
+
+
+@part
+class Resources:
+    """How a run is carried out; never part of its identity."""
+
+    batch_size: int = setting("BATCH_SIZE")
+    gradient_accumulation: int = setting("GPT2_GRADIENT_ACCUMULATION")
+    device: str = setting("DEVICE")
+    attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
+    mlp_backend: str = setting("MLP_BACKEND")
+    other_kernels: bool = setting("OTHER_KERNELS")  # an A/A control: not the usual ones
+    compile_model: bool = setting("COMPILE_MODEL")
+    compile_mode: str = setting("COMPILE_MODE")
+    cuda_graphs: bool = setting("CUDA_GRAPHS")
+    as_trained: bool = setting("AS_TRAINED")
+    auto_batch: bool = setting("AUTO_BATCH")
+    gpu_memory: int = setting("GPU_MEMORY_GB")
+    tf32: bool = setting("TF32")
+    cudnn_benchmark: bool = setting("CUDNN_BENCHMARK")
+    gpu_warmup: int = setting("GPU_WARMUP")
+    alloc_conf: str = setting("PYTORCH_CUDA_ALLOC_CONF")
+    num_workers: int = setting("NUM_WORKERS")
+    pin_memory: bool = setting("PIN_MEMORY")
+    prefetch_factor: int = setting("PREFETCH_FACTOR")
+    persistent_workers: bool = setting("PERSISTENT_WORKERS")
+    attention_metrics: bool = setting("RA_MLA_METRICS")
+    attention_metrics_rows: int = setting("RA_MLA_METRICS_ROWS")
+    log_interval: int = setting("GPT2_LOG_INTERVAL")
+    checkpoint_interval: int = setting("CHECKPOINT_INTERVAL")
+    profile: bool = setting("PROFILE")
+    profile_steps: tuple[int, ...] = setting("PROFILE_STEPS")
+    keep_checkpoints: bool = setting("KEEP_CHECKPOINTS")
+    threads: int = setting("CPU_THREADS")
+    engine: str = setting("RUN_ENGINE", allowed=("local", "ray"))
+    ray_address: str = setting("RAY_ADDRESS")
+    parallel_jobs: int = setting("PARALLEL_JOBS")
+    preload: bool = setting("PRELOAD")
+    fail_fast: bool = setting("FAIL_FAST")
+    hang_timeout: int = setting("HANG_TIMEOUT")
+    gpus: str = setting("GPUS")
+    jobs_per_gpu: int = setting("JOBS_PER_GPU")
+    ddp_gpus_per_job: int = setting("DDP_GPUS_PER_JOB")
+    ddp_backend: str = setting("DDP_BACKEND", allowed=("auto", "nccl", "gloo"))
+    data_dir: str = setting("DATA_DIR")
+    output_dir: str = setting("OUTPUT_DIR")
+    with_trackio: bool = setting("ENABLE_TRACKIO")
+    with_wandb: bool = setting("ENABLE_WANDB")
+    with_tensorboard: bool = setting("ENABLE_TENSORBOARD")
+    tracker_project: str = setting("TRACKER_PROJECT")
+    wandb_online: bool = setting("TRACKER_WANDB_ONLINE")
+
+    @property
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that are told of a run."""
+        return tuple(name for name in BACKENDS if getattr(self, f"with_{name}"))
+
+
+@part
+class Matrix:
+    """Which runs a plan consists of, and what they are judged by."""
+
+    mode: str = setting("KABLATE_MODE", allowed=("ablation", "matrix", "single"))
+    steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
+    seeds: tuple[int, ...] = setting("SEEDS")
+    report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
+    report_looks: int = setting("REPORT_LOOKS", low=1, high=20)
+    controls: bool = setting("CONTROLS")
+    train_tokens: int = setting("GPT2_MAX_TOKENS")
+    train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
+    # The sets of the test matrix, and learning rates (None: LEARNING_RATE).
+    with_sgd: bool = setting("TEST_MATRIX_SGD")
+    with_adam: bool = setting("TEST_MATRIX_ADAM")
+    with_adamw: bool = setting("TEST_MATRIX_ADAMW")
+    with_adamwadv: bool = setting("TEST_MATRIX_ADAMWADV")
+    with_adamwspam: bool = setting("TEST_MATRIX_ADAMWSPAM")
+    with_adamwprune: bool = setting("TEST_MATRIX_ADAMWPRUNE")
+    with_muon: bool = setting("TEST_MATRIX_MUON")
+    with_none: bool = setting("TEST_MATRIX_PRUNING_NONE")
+    with_magnitude: bool = setting("TEST_MATRIX_PRUNING_MAGNITUDE")
+    with_movement: bool = setting("TEST_MATRIX_PRUNING_MOVEMENT")
+    with_state: bool = setting("TEST_MATRIX_PRUNING_STATE")
+    with_heads: bool = setting("TEST_MATRIX_PRUNING_HEADS")
+    sparsities: tuple[float, ...] = setting(
+        "TEST_MATRIX_SPARSITIES", above=0.0, high=0.99
+    )
+    with_bitter0: bool = setting("TEST_MATRIX_BITTER0")
+    with_bitter1: bool = setting("TEST_MATRIX_BITTER1")
+    with_bitter2: bool = setting("TEST_MATRIX_BITTER2")
+    with_bitter3: bool = setting("TEST_MATRIX_BITTER3")
+    with_bitter4: bool = setting("TEST_MATRIX_BITTER4")
+    with_bitter5: bool = setting("TEST_MATRIX_BITTER5")
+    with_bitter6: bool = setting("TEST_MATRIX_BITTER6")
+    with_bitter7: bool = setting("TEST_MATRIX_BITTER7")
+    with_bitter8: bool = setting("TEST_MATRIX_BITTER8")
+    with_bitter9: bool = setting("TEST_MATRIX_BITTER9")
+    rate_sgd: float | None = rate("TEST_MATRIX_SGD_LEARNING_RATE")
+    rate_adam: float | None = rate("TEST_MATRIX_ADAM_LEARNING_RATE")
+    rate_adamw: float | None = rate("TEST_MATRIX_ADAMW_LEARNING_RATE")
+    rate_adamwadv: float | None = rate("TEST_MATRIX_ADAMWADV_LEARNING_RATE")
+    rate_adamwspam: float | None = rate("TEST_MATRIX_ADAMWSPAM_LEARNING_RATE")
+    rate_adamwprune: float | None = rate("TEST_MATRIX_ADAMWPRUNE_LEARNING_RATE")
+    rate_muon: float | None = rate("TEST_MATRIX_MUON_LEARNING_RATE")
+
+
+@part
+class Settings:
+    """Everything a run is told, resolved or not (gpt2/plan/jobs.py resolves it)."""
+
+    model: Model
+    mechanisms: Mechanisms
+    optim: Optim
+    pruning: Pruning
+    data: Data
+    resources: Resources
+    matrix: Matrix
+
+    def flat(self) -> dict[str, Any]:
+        """Field name to value over all parts."""
+        return {f.name: getattr(p, f.name) for p, f in self._fields()}
+
+    def _fields(self) -> Iterator[tuple[Any, dataclasses.Field[Any]]]:
+        for p in dataclasses.fields(self):
+            value = getattr(self, p.name)
+            for f in dataclasses.fields(value):
+                yield value, f
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain data, as written to job.json."""
+        return {
+            p.name: {
+                k: list(v) if isinstance(v, tuple) else v
+                for k, v in dataclasses.asdict(getattr(self, p.name)).items()
+            }
+            for p in dataclasses.fields(self)
+        }
+
+    def replace(self, **changes: Any) -> Settings:
+        """A copy with fields changed by flat name; KeyError for an unknown one."""
+        unknown = set(changes) - set(PART_OF)
+        if unknown:
+            raise KeyError(f"no such setting: {', '.join(sorted(unknown))}")
+        parts = {}
+        for name in {PART_OF[k] for k in changes}:
+            mine = {k: v for k, v in changes.items() if PART_OF[k] == name}
+            parts[name] = dataclasses.replace(getattr(self, name), **mine)
+        return dataclasses.replace(self, **parts)
+
+    @property
+    def vocab_size(self) -> int:
+        return VOCAB_SIZES[self.data.tokenizer]
+
+    @property
+    def effective_batch(self) -> int:
+        """Sequences per optimizer update, over all ranks and micro steps."""
+        return self.resources.batch_size * self.resources.gradient_accumulation
+
+    @property
+    def tokens_per_update(self) -> int:
+        """Tokens per optimizer update, over all ranks and micro steps."""
+        return self.effective_batch * self.model.block_size
+
+
+PARTS: dict[str, type] = typing.get_type_hints(Settings)
+PART_OF: dict[str, str] = {
+    f.name: name for name, cls in PARTS.items() for f in dataclasses.fields(cls)
+}
+FIELDS: dict[str, dataclasses.Field[Any]] = {
+    f.name: f for cls in PARTS.values() for f in dataclasses.fields(cls)
+}
+FIELD_TYPES: dict[str, Any] = {
+    name: hint
+    for cls in PARTS.values()
+    for name, hint in typing.get_type_hints(cls).items()
+}
+SYMBOL_OF: dict[str, str] = {n: f.metadata["symbol"] for n, f in FIELDS.items()}
+IDENTITY_PARTS = ("model", "mechanisms", "optim", "pruning", "data")

@@ -1,0 +1,71 @@
+"""What the log says of an attempt: what it is at its start, what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from gpt2.model.autotune import choice
+from gpt2.plan.memory import memory
+from gpt2.train.alignment import unaligned
+from gpt2.train.run_context import RunContext
+from gpt2.train.trainer import Trainer
+from lib.gpu import backend_probe
+from lib.gpu import device as devices
+from lib.human import size
+from lib.jobs.run_files import EXPORT_FILE
+
+
+def introduction(
+    trainer: Trainer,
+    context: RunContext,
+    parameters: int,
+    resumed_at: int | None,
+    found: backend_probe.Startup,
+) -> str:
+    """Lines for the log: the run, its device, and what serves and feeds it."""
+    job, split, settings = trainer.job, context.split, trainer.settings
+    step = "" if job.step is None else f"step {job.step} "
+    served = serving(trainer)
+    rows = {
+        "attention": served["attention_backend"],
+        "MLP": served["mlp_backend"],
+        **found.rows(),
+        "precision": settings.optim.mixed_precision
+        + (", compiled" if settings.resources.compile_model else ""),
+        "data": f"{context.train.path.parent}, {context.train.tokens.size:,} "
+        f"training and {context.val.tokens.size:,} validation tokens",
+        "parameters": f"{parameters:,}",
+        "batch": f"{settings.effective_batch} sequences of "
+        f"{settings.model.block_size} tokens: micro batch {split.micro_batch} x "
+        f"accumulation {split.accumulation}"
+        + (f" x {split.world_size} ranks" if split.world_size > 1 else ""),
+        "threads": f"{torch.get_num_threads()}",
+        "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
+    }
+    if context.device.is_gpu:
+        expected = memory(trainer.built, split.micro_batch).total
+        rows["peak memory"] = f"about {size(expected)} by estimate"
+    odd = unaligned(settings)
+    if context.device.is_gpu and odd:
+        rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
+    title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
+    table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
+    return f"{title}\n{devices.describe(context.device)}\n{table}"
+
+
+def closing(result: Mapping[str, Any]) -> str:
+    """One line for the log of a result as Trainer.run gives it."""
+    return (
+        f"done: validation loss {result['val_loss']:.4f} (best "
+        f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "
+        f"{result['seconds']:.1f} s in all, "
+        f"{result['mean_epoch_seconds']:.1f} s an epoch; the model is in {EXPORT_FILE}"
+    )
+
+
+def serving(trainer: Trainer) -> dict[str, str]:
+    """The paths that serve this model in training."""
+    return choice.serving(trainer.built, trainer.device.torch_device.type)

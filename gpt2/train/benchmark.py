@@ -1,0 +1,338 @@
+"""Updates to be timed: ours, GPT-2 computed plainly, transformers'; and their rows.
+
+Every row of the GPU's table is measured in a process of its own, for its memory and its
+compiled code are to be its own.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from gpt2.model.autotune import choice
+from gpt2.model.autotune.attention import candidates, try_attention
+from gpt2.model.autotune.store import Tuning
+from gpt2.model.backends.request import place_of
+from gpt2.model.gpt import GPT
+from gpt2.model.init import init_parameters
+from gpt2.plan.budget import budget
+from gpt2.plan.jobs import step_settings
+from gpt2.settings import configuration
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import Settings
+from gpt2.train.micro_step import MicroStep, Recorded, record
+from gpt2.train.optimizer import make_optimizer
+from gpt2.train.tuning import tune
+from lib.gpu.device import select_device
+from lib.gpu.peaks import peak_flops
+from lib.kernels import choices
+
+Row = dict[str, Any]
+ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
+PEER = "HF transformers GPT-2"
+PLAIN = "plain GPT-2, all logits"
+EAGER = "eager reference"
+PEERS = {"plain": PLAIN, "transformers": PEER, "eager": EAGER}
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What the table of a GPU is to hold; peers: names of PEERS' values; settings:
+    assignments for all rows."""
+
+    steps: Sequence[int]
+    peers: Sequence[str]
+    micro_batches: Sequence[int]
+    at_once: int
+    repeats: int
+    settings: str
+
+
+def settings_of(overrides: str) -> Settings:
+    """Kconfig's defaults with assignments. Raises ValueError for a wrong one."""
+    return settings_from(configuration.load_defaults(overrides))
+
+
+def line_of(row: Row) -> str:
+    """A row of the table: its name, then each number with its name."""
+    shown = [f"{row['part']:<12} {row['what']:<34}"]
+    for key, value in row.items():
+        if key not in ("part", "what"):
+            text = f"{value:,.4g}" if isinstance(value, float) else str(value)
+            shown.append(f"{key} {text}")
+    return "  ".join(shown)
+
+
+# ---- one training step ------------------------------------------------------------
+
+
+def seconds_of(update: Callable[[], object], repeats: int) -> float:
+    """Mean time of an update, on whatever device; waits for a GPU."""
+
+    def wait() -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    for _ in range(max(3, repeats // 4)):
+        update()
+    wait()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        update()
+    wait()
+    return (time.perf_counter() - start) / repeats
+
+
+def our_update(settings: Settings, device: torch.device, batch: int) -> Update:
+    """Forward, backward, clip and optimizer step as the trainer does them."""
+    model = our_model(settings, device)
+    return Update(model, model, settings, device, batch)
+
+
+def our_model(settings: Settings, device: torch.device) -> Any:
+    model = GPT(settings)
+    init_parameters(model, 1)
+    return model.to(device).train()
+
+
+def plain_update(settings: Settings, device: torch.device, batch: int) -> Update:
+    """GPT-2 as nanoGPT computes it: all logits at once, in fp32 for the loss, a
+    residual stream in fp32, the padded vocabulary, no recording."""
+    settings = settings.replace(residual_fp32=True, cuda_graphs=False)
+    model = our_model(settings, device)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        weight = model.wte.weight
+        wide = F.pad(weight, (0, 0, 0, -weight.shape[0] % 64))
+        logits = F.linear(model.hidden(model.embed(tokens)), wide)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+
+    return Update(loss, model, settings, device, batch)
+
+
+def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
+    """The same with transformers' GPT-2."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    m = settings.model
+    model: Any = GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=settings.vocab_size,
+            n_positions=m.block_size,
+            n_embd=m.n_embd,
+            n_layer=m.n_layer,
+            n_head=m.n_head,
+            resid_pdrop=0.0,
+            embd_pdrop=0.0,
+            attn_pdrop=0.0,
+            bos_token_id=None,
+            eos_token_id=None,
+            use_cache=False,
+        )
+    )
+    model.set_attn_implementation("sdpa")
+    model.to(device).train()
+    settings = settings.replace(cuda_graphs=False)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
+        return model(input_ids=tokens, labels=tokens).loss
+
+    return Update(loss, model, settings, device, batch)
+
+
+class Update:
+    """One update with the settings' optimizer, compilation and precision."""
+
+    def __init__(
+        self,
+        loss: Callable[[Any, Any], Any],
+        model: Any,
+        settings: Settings,
+        device: torch.device,
+        batch: int,
+    ) -> None:
+        """Compile and run once, so that what is left to do is short."""
+        shape = (batch, settings.model.block_size)
+        tokens = torch.randint(settings.vocab_size, shape, device=device)
+        self.pair, self.parameters = (tokens, tokens.roll(-1, 1)), [*model.parameters()]
+        self.optimizer: Any = make_optimizer(model, settings.optim)
+        compiled = settings.resources.compile_model
+        self.step: MicroStep | Recorded = MicroStep(
+            torch.compile(loss, dynamic=False) if compiled else loss,
+            select_device("cpu" if device.type == "cpu" else "auto"),
+            settings.optim.mixed_precision,
+        )
+        self.records = device.type == "cuda" and settings.resources.cuda_graphs
+        self()
+
+    def record(self) -> None:
+        """As a graph, if the settings ask for it."""
+        if self.records and isinstance(self.step, MicroStep):
+            self.step, why = record(
+                self.step, self.parameters, *self.pair, repeats=False
+            )
+            print(f"not recorded as a graph: {why}" if why else "", end="")
+
+    def __call__(self) -> None:
+        self.step(*self.pair)
+        torch.nn.utils.clip_grad_norm_(self.parameters, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+# ---- on a GPU ---------------------------------------------------------------------
+
+
+def gpu_rows(order: Order) -> Iterator[Row]:
+    """Each step at each micro batch, with ratios to step 0 and the peers."""
+    # 0 first, and the peers beside it.
+    subjects: list[int | str] = [0, *order.peers, *sorted(set(order.steps) - {0})]
+    for batch in order.micro_batches:
+        first: Row | None = None
+        for start in range(0, len(subjects), order.at_once):
+            group = subjects[start : start + order.at_once]
+            for row in measure_together(order, group, batch):
+                first = first or row
+                yield row | ratios(row, first)
+
+
+def measure_together(order: Order, group: list[int | str], batch: int) -> list[Row]:
+    """Let each prepare in a process of its own, all at once; then time them one
+    after the other, while the rest wait."""
+    fresh = multiprocessing.get_context("spawn")
+    running = []
+    for subject in group:
+        here, there = fresh.Pipe()
+        arguments = (there, subject, batch, order.settings, order.repeats)
+        process = fresh.Process(target=measure, args=arguments, daemon=True)
+        process.start()
+        there.close()  # so that the death of the process shows
+        running.append((subject, process, here))
+    for _, _, pipe in running:
+        pipe.poll(None)  # prepared, or dead
+    rows = []
+    for subject, process, pipe in running:
+        try:
+            pipe.recv()
+            pipe.send("your turn")
+            rows.append(pipe.recv())
+        except (EOFError, OSError):
+            row = named(subject, batch)
+            rows.append(row | {"failed": f"the process ended, {process.exitcode}"})
+        process.join()
+    return rows
+
+
+def named(subject: int | str, batch: int) -> Row:
+    name = f"step {subject}" if isinstance(subject, int) else subject
+    return {"part": "gpu", "what": f"{name}, micro batch {batch}"}
+
+
+def measure(
+    pipe: Connection, subject: int | str, batch: int, overrides: str, repeats: int
+) -> None:
+    """Send one row: tokens/s, MFU and peak memory, or why there are none."""
+    row, device = named(subject, batch), torch_device()
+    if subject in (PLAIN, PEER):  # torch's own choice, as their users have it
+        torch.backends.cuda.enable_cudnn_sdp(True)
+    timed: tuple[Settings, Update] | None = None
+    with failure_in(row):
+        settings, row["attention"] = subject_settings(subject, overrides, device, batch)
+        makers = {PLAIN: plain_update, PEER: peer_update}
+        update = makers.get(str(subject), our_update)(settings, device, batch)
+        timed = settings, update
+    pipe.send("prepared")
+    pipe.recv()
+    with failure_in(row):
+        if timed is not None:
+            settings, update = timed
+            choices.forget()  # those made while others used the GPU, too
+            with choices.timing():
+                update.record()
+            row |= speed(settings, batch, seconds_of(update, repeats))
+    pipe.send(row)
+
+
+@contextmanager
+def failure_in(row: Row) -> Iterator[None]:
+    """Note in the row what went wrong: one that failed must not end the table."""
+    try:
+        yield
+    except Exception as error:
+        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def torch_device() -> torch.device:
+    """The GPU, with the trainer's precision of what stays in fp32."""
+
+    torch.set_float32_matmul_precision("high")
+    return torch.device("cuda")
+
+
+def subject_settings(
+    subject: int | str, overrides: str, device: torch.device, batch: int
+) -> tuple[Settings, str]:
+    """The settings of a step or a peer, and the paths of its attention and MLP."""
+    base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {overrides}")
+    if subject == EAGER:
+        base = base.replace(
+            attention_backend="reference", mlp_backend="torch", compile_model=False
+        )
+    settings = step_settings(base, subject if isinstance(subject, int) else 0)
+    if subject in (PLAIN, PEER):
+        named = {"attention_backend": "sdpa", "mlp_backend": "torch"}
+        return settings.replace(**named), "sdpa, torch"
+    found = tune(settings, select_device("auto"), batch, Tuning())
+    settings, _ = choice.choose_backends(settings, device, batch, found)
+    return settings, ", ".join(choice.serving(settings, "cuda").values())
+
+
+def speed(settings: Settings, batch: int, seconds: float) -> Row:
+    """What updates in bf16 of so many seconds come to; MFU of the first card."""
+    rate = batch * settings.model.block_size / seconds
+    flops = budget(settings).flops_training
+    props = torch.cuda.get_device_properties(0)
+    peak = peak_flops(props.name, props.multi_processor_count, "bf16")
+    return {
+        "ms": seconds * 1e3,
+        "tokens/s": rate,
+        "flops/token": float(flops),
+        "MFU": rate * flops / peak if peak else "unknown",
+        "peak GiB": torch.cuda.max_memory_allocated() / 2**30,
+    }
+
+
+def ratios(row: Row, first: Row) -> Row:
+    """Speed per equal FLOPs and memory, relative to step 0."""
+    if "tokens/s" not in row or "tokens/s" not in first:
+        return {}
+    work = [r["tokens/s"] * r["flops/token"] for r in (row, first)]
+    return {
+        "of step 0": row["tokens/s"] / first["tokens/s"],
+        "of step 0, equal FLOPs": work[0] / work[1],
+        "of step 0, memory": row["peak GiB"] / first["peak GiB"],
+    }
+
+
+def attention_rows(order: Order) -> Iterator[Row]:
+    """Summed kernel time of attention alone, forward and backward, each path."""
+    device = torch.device("cuda")
+    base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {order.settings}")
+    for number in order.steps:
+        settings = step_settings(base, number)
+        for path in candidates(settings, place_of("cuda", True)):
+            trial = try_attention(path, settings, device, 8)
+            row: Row = {"part": "attention", "what": f"step {number}, {path}"}
+            if trial.problem:
+                row["failed"] = trial.problem
+            else:
+                row["kernel ms"] = trial.seconds * 1e3
+            yield row

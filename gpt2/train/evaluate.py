@@ -1,0 +1,120 @@
+"""Validation: loss, perplexity and accuracy over fixed windows.
+
+The windows are the same for every arm, seed and micro batch; each token counts
+once and alike.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from gpt2.model.gpt import GPT
+from gpt2.settings.schema import Settings
+from gpt2.train.attention_metrics import attention_metrics
+from gpt2.train.batches import TokenSplit, eval_windows, gather
+from gpt2.train.fingerprints import fingerprint, windows_sum
+from lib.gpu.device import DeviceInfo, autocast
+
+FINGERPRINTED = 64  # windows in memory at a time
+
+
+class Scorer(Protocol):
+    """What evaluation needs of a model (gpt2.model.gpt.GPT is one)."""
+
+    training: bool
+
+    def train(self, mode: bool = True) -> Any: ...
+
+    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and number of correct tokens of int64 [B, T]."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """loss in nats per token; accuracy: share of tokens whose arg max is right;
+    seconds: what the evaluation took, by a clock of its own."""
+
+    loss: float
+    accuracy: float
+    tokens: int
+    seconds: float = field(default=0.0, compare=False)
+    attention: Mapping[str, list[float]] = field(default_factory=dict)
+
+    @property
+    def perplexity(self) -> float:
+        return math.exp(self.loss) if self.loss < 700.0 else math.inf
+
+
+class Evaluator:
+    """Scores a model on the validation split as the settings ask."""
+
+    def __init__(
+        self, split: TokenSplit, settings: Settings, device: DeviceInfo, batch: int
+    ) -> None:
+        """batch: windows scored at once; it does not change the result.
+
+        Raises DataError if the split has too few windows.
+        """
+        self.split, self.device, self.batch = split, device, batch
+        self.block_size = settings.model.block_size
+        self.precision = settings.optim.mixed_precision
+        self.metric_rows = 0
+        if settings.resources.attention_metrics:
+            self.metric_rows = settings.resources.attention_metrics_rows
+        self.window = settings.mechanisms.ra_window
+        self.offsets = eval_windows(
+            split.tokens.size, self.block_size, settings.data.eval_samples
+        )
+
+    def fingerprint(self) -> str:
+        """Of the windows that are scored."""
+        parts = range(0, len(self.offsets), FINGERPRINTED)
+        rows = (self.offsets[start : start + FINGERPRINTED] for start in parts)
+        pairs = (gather(self.split.tokens, row, self.block_size) for row in rows)
+        return fingerprint(windows_sum(torch.stack(pair)) for pair in pairs)
+
+    def __call__(self, model: Scorer) -> Evaluation:
+        """Score; dropout is off meanwhile, and no random number is drawn."""
+        began, was_training = time.perf_counter(), model.training
+        model.train(False)
+        try:
+            total, right = self._sums(model)
+            attention = self._attention(model) if self.metric_rows else {}
+        finally:
+            model.train(was_training)
+        tokens = len(self.offsets) * self.block_size
+        seconds = time.perf_counter() - began
+        return Evaluation(total / tokens, right / tokens, tokens, seconds, attention)
+
+    @torch.no_grad()
+    def _sums(self, model: Scorer) -> tuple[float, int]:
+        device = self.device.torch_device
+        loss = torch.zeros((), dtype=torch.float64, device=device)
+        correct = torch.zeros((), dtype=torch.int64, device=device)
+        for start in range(0, len(self.offsets), self.batch):
+            rows = self.offsets[start : start + self.batch]
+            x, y = gather(self.split.tokens, rows, self.block_size)
+            with self._autocast():
+                part, right = model.score(x.to(device), y.to(device))
+            loss += part
+            correct += right
+        return loss.item(), int(correct.item())
+
+    def _attention(self, model: Scorer) -> dict[str, list[float]]:
+        """Metrics of the first windows, as many as are scored at once."""
+        assert isinstance(model, GPT), "attention metrics are of a GPT"
+        x, _ = gather(self.split.tokens, self.offsets[: self.batch], self.block_size)
+        with self._autocast():
+            x = x.to(self.device.torch_device)
+            return attention_metrics(model, x, self.metric_rows, self.window)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return autocast(self.device, self.precision)

@@ -1,0 +1,80 @@
+"""The exported model of a run: written, and read back as data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from gpt2.model.gpt import GPT
+from gpt2.settings.parse import settings_from_dict
+from gpt2.settings.schema import Settings
+from gpt2.train.checkpoint import export, load_weights
+from lib.hashing import canonical_json
+from lib.jobs.run_files import BAD_JSON
+
+HEADS = "heads"  # of the metadata: numbers of heads by layer, where some were removed
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A trained model on the CPU, in evaluation mode, and what it was trained as.
+
+    ``settings`` are those of the training; ``heads`` are what each layer has left,
+    None if none were removed.
+    """
+
+    model: GPT
+    settings: Settings
+    heads: tuple[int, ...] | None
+
+
+def write_export(
+    path: Path,
+    model: nn.Module,
+    settings: Settings,
+    heads: Sequence[int] | None = None,
+    **origin: str,
+) -> None:
+    """Write a trained model as load_export reads it, atomically.
+
+    settings, heads: as in Exported. origin: what the file is to say besides of the
+    run it comes from. Raises DiskFull.
+    """
+    metadata = {**origin, "settings": canonical_json(settings.to_dict())}
+    if heads is not None:
+        metadata[HEADS] = canonical_json(list(heads))
+    export(path, model, metadata)
+
+
+def load_export(path: Path) -> Exported:
+    """The model in a run's model.safetensors; nothing in the file is executed.
+
+    Raises ValueError, naming the file, for anything that is no whole export.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            weights = {name: file.get_tensor(name) for name in file.keys()}
+        settings = settings_from_dict(json.loads(metadata["settings"]))
+        heads = _heads_of(metadata)
+        model = GPT(settings, heads)
+        load_weights(model, weights)
+    except KeyError as error:
+        raise ValueError(f"{path} is no exported model: it lacks {error}") from error
+    except (SafetensorError, *BAD_JSON) as error:
+        raise ValueError(f"{path} is no exported model: {error}") from error
+    return Exported(model.eval(), settings, heads)
+
+
+def _heads_of(metadata: Mapping[str, str]) -> tuple[int, ...] | None:
+    if HEADS not in metadata:
+        return None
+    found = json.loads(metadata[HEADS])
+    if not isinstance(found, list) or any(type(number) is not int for number in found):
+        raise ValueError(f"its {HEADS} are no list of whole numbers")
+    return tuple(found)

@@ -1,0 +1,124 @@
+"""What ends a training early, and how each kind is reported.
+
+Every end has one exit code, one status and one class of failure, so that the
+runner and the report need not guess.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass
+
+from lib.jobs.process import (
+    EXIT_DISK,
+    EXIT_GRADIENTS,
+    EXIT_INTERRUPTED,
+    EXIT_NAN,
+    EXIT_OOM,
+)
+
+EXIT_CRASH = 1
+EXIT_USAGE = 2  # nothing was started: the job, its data or its device is wrong
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_MEMORY_SIGNS = (
+    "out of memory",
+    "can't allocate memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "HIPBLAS_STATUS_ALLOC_FAILED",
+)
+
+
+class Refused(ValueError):
+    """The user has to change something; the message says what."""
+
+
+class Interrupted(Exception):
+    """The run was asked to end; its checkpoint is on disk."""
+
+
+class OutOfMemory(MemoryError):
+    """Memory ran out and no smaller micro batch is left to try."""
+
+
+class LessMemory(MemoryError):
+    """Memory ran out; the next attempt is to take less of it."""
+
+
+class FolderGone(RuntimeError):
+    """The run directory was removed or moved while the run trained."""
+
+
+class NonFinite(ArithmeticError):
+    """A loss, a gradient norm or a weight is NaN or infinite."""
+
+
+class NotAsTrained(ArithmeticError):
+    """What trains does not compute the gradients of the formulas."""
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a run ended, as status.json and the exit code tell it."""
+
+    exit_code: int
+    status: str
+    failure: str | None
+    message: str
+
+
+def end_of(error: BaseException) -> End:
+    """The end that an exception stands for."""
+    text = _first_line(error)
+    if isinstance(error, Interrupted):
+        return End(EXIT_INTERRUPTED, "interrupted", None, text)
+    if isinstance(error, NonFinite):
+        return End(EXIT_NAN, "failed", "nan", text)
+    if isinstance(error, NotAsTrained):
+        return End(EXIT_GRADIENTS, "failed", "gradients", text)
+    if isinstance(error, LessMemory):
+        return End(EXIT_OOM, "failed", "oom", text)
+    if is_out_of_memory(error):
+        return End(EXIT_OOM, "oom", "oom", text)
+    if is_disk_full(error):
+        return End(EXIT_DISK, "failed", "disk", text)
+    if isinstance(error, FolderGone):
+        return End(EXIT_CRASH, "failed", "crash", text)
+    if isinstance(error, Refused):
+        return End(EXIT_USAGE, "failed", "crash", str(error))
+    return End(EXIT_CRASH, "failed", "crash", f"{type(error).__name__}: {text}")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the device or of the host, as torch and Python tell it."""
+    import torch
+
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        sign in str(error) for sign in _MEMORY_SIGNS
+    )
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """No space, quota or allowed file size left.
+
+    safetensors tells the number in its text only, and torch.save fails over what
+    it has not written while handling the true error.
+    """
+    seen: BaseException | None = error
+    passed: list[BaseException] = []  # a chain may lead back to itself
+    while seen is not None and seen not in passed:
+        if isinstance(seen, OSError) and seen.errno in _FULL:
+            return True
+        if any(f"(os error {number})" in str(seen) for number in _FULL):
+            return True
+        passed.append(seen)
+        seen = seen.__cause__ or seen.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        where = f": {error.filename}" if error.filename else ""
+        return f"{error.strerror}{where}"
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -1,0 +1,170 @@
+"""manifest.json: what a run directory's numbers came from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gpt2.plan.jobs import Job
+from gpt2.plan.names import VERIFIED
+from gpt2.train.as_trained import GradientComparison
+from gpt2.train.run_context import RunContext
+from lib import provenance
+from lib.gpu.backend_probe import Startup
+from lib.jobs.run_files import MANIFEST_FILE, atomic_write_json, now, read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def read(run_dir: Path, run_hash: str) -> dict[str, Any]:
+    """The manifest of earlier attempts at the same run; {} if there is none."""
+    try:
+        found = read_json(run_dir / MANIFEST_FILE)
+    except (OSError, ValueError):
+        return {}
+    same = isinstance(found, dict) and found.get("hash") == run_hash
+    return found if same else {}
+
+
+def allowed_micro_batch(manifest: Mapping[str, Any], otherwise: int) -> int:
+    """The micro batch to begin with: the reduced one, if memory once ran out."""
+    if not manifest.get("out_of_memory"):
+        return otherwise
+    return min(otherwise, int(manifest.get("micro_batch", otherwise)))
+
+
+def settled_micro_batch(manifest: Mapping[str, Any]) -> int | None:
+    """The micro batch that an earlier attempt trained with; None: there was none."""
+    found = manifest.get("micro_batch")
+    return found if isinstance(found, int) and found > 0 else None
+
+
+def write(
+    run_dir: Path,
+    job: Job,
+    context: RunContext,
+    *,
+    parameters: int,
+    serving: Mapping[str, str],
+    resumed_at: int | None,
+    random_streams: str,
+    environ: Mapping[str, str],
+    startup: Startup,
+    start: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the manifest of this attempt and return it.
+
+    ``serving`` names the paths that serve the model (gpt2/model/autotune), ``start``
+    has fingerprints of what the run starts from (gpt2/train/fingerprints.py),
+    ``random_streams`` tells whether dropout's are "continued" from a checkpoint or
+    "fresh". A fresh run gets a new manifest; one that is resumed keeps where it began
+    and adds to ``resumed``. Raises lib.jobs.run_files.DiskFull.
+    """
+    before = read(run_dir, job.hash)
+    here = provenance.collect(ROOT, environ)
+    kept = before if resumed_at is not None else {}
+    manifest = {
+        "schema": 1,
+        "provenance": kept.get("provenance", here),
+        "device": asdict(context.device) | asdict(startup),
+        "settings": job.settings.to_dict(),
+        "origins": dict(job.origins),
+        "hash": job.hash,
+        "seed": job.seed,
+        "data_fingerprint": context.train.fingerprint,
+        "effective_batch": job.settings.effective_batch,
+        **_resources(job, context),
+        **serving,
+        "verified": environ.get(VERIFIED) or before.get("verified"),
+        "parameters": parameters,
+        "pairing": {**kept.get("pairing", {}), **start},
+        "started": kept.get("started", now()),
+        "resumed": [*kept.get("resumed", [])],
+        "as_trained": kept.get("as_trained"),
+        "kernels": {},
+        "out_of_memory": before.get("out_of_memory", []),
+    }
+    if resumed_at is not None:
+        manifest["resumed"].append(
+            _resumption(resumed_at, random_streams, here, context)
+        )
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
+    return manifest
+
+
+def _resources(job: Job, context: RunContext) -> dict[str, Any]:
+    resources, split = job.settings.resources, context.split
+    return {
+        "micro_batch": split.micro_batch,
+        "accumulation": split.accumulation,
+        "world_size": split.world_size,
+        "compile": resources.compile_model,
+        "precision": job.settings.optim.mixed_precision,
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _resumption(
+    step: int, random_streams: str, here: Mapping[str, Any], context: RunContext
+) -> dict[str, Any]:
+    """Enough to see whether code, machine or split changed between attempts."""
+    return {
+        "step": step,
+        "date": here["date"],
+        "host": here["host"],
+        "git": {k: here["git"].get(k) for k in ("sha", "dirty", "diff_sha256")},
+        "device": context.device.name,
+        "micro_batch": context.split.micro_batch,
+        "world_size": context.split.world_size,
+        "random_streams": random_streams,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def note_out_of_memory(
+    run_dir: Path, job: Job, context: RunContext, *, step: int, micro_batch: int
+) -> None:
+    """Record that memory ran out, and the micro batch to go on with."""
+    manifest = read(run_dir, job.hash) or {"schema": 1, "hash": job.hash}
+    entry = {"date": now(), "step": step, "micro_batch": context.split.micro_batch}
+    manifest["out_of_memory"] = [*manifest.get("out_of_memory", []), entry]
+    manifest["micro_batch"] = micro_batch
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
+
+
+def note(run_dir: Path, job: Job, **fields: Any) -> None:
+    """Record what is known only after the start."""
+    manifest = read(run_dir, job.hash)
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest | fields)
+
+
+def note_comparison(run_dir: Path, job: Job, found: GradientComparison) -> None:
+    """Add a comparison with the formulas: each one in short, and of each parameter the
+    largest deviation of all."""
+    before = read(run_dir, job.hash).get("as_trained") or {}
+    record = found.record()
+    deviations = record.pop("deviations")
+    largest = before.get("deviations", {})
+    note(
+        run_dir,
+        job,
+        as_trained={
+            "checks": [*before.get("checks", []), record],
+            "deviations": {
+                name: max(value, largest.get(name, 0.0))
+                for name, value in deviations.items()
+            },
+        },
+    )
+
+
+def note_batches(run_dir: Path, job: Job, batches: Mapping[str, str]) -> None:
+    """Record fingerprints of batches, by update, beside those of earlier attempts."""
+    pairing = read(run_dir, job.hash).get("pairing", {})
+    both = {**pairing.get("batches", {}), **batches}
+    note(run_dir, job, pairing={**pairing, "batches": both})

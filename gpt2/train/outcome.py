@@ -1,0 +1,73 @@
+"""The numbers of a finished run: what it cost and what it reached."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from gpt2.plan.budget import budget, kv_bytes
+from gpt2.settings.schema import Settings
+from gpt2.train.progress import Progress
+from lib.optim.groups import OptimizerLike, state_bytes
+from lib.pruning.heads import HeadPruner
+from lib.pruning.pruner import Pruner
+
+
+def trained(
+    settings: Settings,
+    progress: Progress,
+    epoch_tokens: int,
+    peak: float | None = None,
+) -> dict[str, Any]:
+    """Time and costs. peak: FLOP/s of all devices together; without it there is no
+    mfu."""
+    costs = budget(settings)
+    epochs = progress.tokens / epoch_tokens
+    rate = progress.tokens / progress.train_seconds
+    return {
+        "train_loss": progress.train_loss,
+        "flops_per_token": costs.flops_training,
+        "kv_bytes_per_token": kv_bytes(settings),
+        "tokens": progress.tokens,
+        "tokens_per_s": rate,
+        **utilisation(costs.flops_training, rate, peak),
+        **progress.times(),
+        "data_wait_share": progress.wait_seconds / progress.train_seconds,
+        "step_seconds": progress.train_seconds / progress.step,
+        "epochs": epochs,
+        "mean_epoch_seconds": progress.seconds / epochs,
+    }
+
+
+def utilisation(flops: float, rate: float, peak: float | None) -> dict[str, float]:
+    """MFU as PaLM counts it (arXiv 2204.02311, appendix B): the FLOPs of the model
+    at ``rate`` tokens/s over the peak. Empty where the peak is not known."""
+    return {} if peak is None else {"mfu": flops * rate / peak}
+
+
+def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:
+    """The last evaluation and the best; bits per byte (base 2) of the text."""
+    assert progress.last is not None, "a finished run was evaluated"
+    loss = progress.last["val_loss"]
+    return {
+        "val_loss": loss,
+        "val_perplexity": progress.last["val_perplexity"],
+        "val_accuracy": progress.last["val_accuracy"],
+        "best_val_loss": progress.best_val_loss,
+        "bits_per_byte": bits_per_byte(loss, bytes_per_token),
+    }
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """Of a loss in nats a token: comparable across tokenizers."""
+    return loss / math.log(2.0) / bytes_per_token
+
+
+def held(optimizer: OptimizerLike, pruner: Pruner | HeadPruner) -> dict[str, Any]:
+    """What the optimizer keeps, and of pruned models the true zeros among the
+    weights that may be pruned: their share and their number."""
+    found: dict[str, Any] = {"optimizer_state_bytes": state_bytes(optimizer)}
+    if pruner.masks:
+        found["sparsity"] = pruner.sparsity()
+        found["zeros"] = pruner.zeros()[0]
+    return found

@@ -1,0 +1,50 @@
+"""What an attempt computes on and with, besides its job."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2.plan.jobs import Job
+from gpt2.train.batch_split import BatchSplit
+from gpt2.train.batches import Batches, BatchPlan, TokenSplit, batches
+from gpt2.train.distributed import Ranks
+from lib.gpu.device import DeviceInfo
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RunContext:
+    """What an attempt computes on and with, besides its job."""
+
+    device: DeviceInfo
+    split: BatchSplit
+    train: TokenSplit
+    val: TokenSplit
+    ranks: Ranks = Ranks()
+
+    def batches(self, job: Job, start_step: int) -> Batches:
+        """This rank's micro batches from the update after start_step to the last.
+
+        Raises DataError if the training split is shorter than a window.
+        """
+        settings, resources = job.settings, job.settings.resources
+        plan = BatchPlan(
+            n_tokens=self.train.tokens.size,
+            block_size=settings.model.block_size,
+            effective_batch=settings.effective_batch,
+            micro_batch=self.split.micro_batch,
+            accumulation=self.split.accumulation,
+            world_size=self.split.world_size,
+            rank=self.split.rank,
+            seed=job.seed,
+        )
+        return batches(
+            self.train,
+            plan,
+            start_step,
+            settings.optim.max_iters,
+            device=self.device.torch_device,
+            num_workers=resources.num_workers,
+            pin_memory=resources.pin_memory,
+            prefetch_factor=resources.prefetch_factor,
+            persistent_workers=resources.persistent_workers,
+        )

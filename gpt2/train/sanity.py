@@ -1,0 +1,48 @@
+"""Sanity alarms of a run while it trains: into log, metrics, status and report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from gpt2.settings.schema import Settings
+from gpt2.train.record import Recorder
+from lib.alarms import Alarm, LossWatch
+from lib.jobs.run_files import read_jsonl
+
+NAME = "alarms"
+
+
+def watch_losses(
+    recorder: Recorder, settings: Settings, bytes_per_token: float
+) -> None:
+    """Raise alarms at what is recorded from now on, each kind once a run.
+
+    A run that is resumed is watched as if it had never stopped: the records that
+    are kept are looked at again, in silence. bytes_per_token: of the validation
+    text.
+    """
+    recorder.tell_alarms()  # those after the checkpoint are taken back
+    watch = LossWatch(settings.vocab_size, bytes_per_token)
+    for record in read_jsonl(recorder.metrics):
+        _look(watch, str(record.get("kind")), record)
+
+    def listen(kind: str, record: Mapping[str, Any]) -> None:
+        for alarm in _look(watch, kind, record):
+            recorder.alarm(
+                {"step": alarm.step, "alarm": alarm.kind, "message": alarm.message}
+            )
+
+    recorder.listeners[NAME] = listen
+
+
+def _look(watch: LossWatch, kind: str, record: Mapping[str, Any]) -> list[Alarm]:
+    """Alarms at one record; one without a loss is none of ours."""
+    step, name = record.get("step"), "loss" if kind == "train" else "val_loss"
+    loss = record.get(name)
+    if not isinstance(step, int) or not isinstance(loss, float):
+        return []
+    if kind != "train":
+        return watch.evaluation(step, loss)
+    norm = record.get("grad_norm")
+    return watch.train(step, loss, norm if isinstance(norm, float) else None)

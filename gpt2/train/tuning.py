@@ -1,0 +1,192 @@
+"""Choose kernels in a process that ends with it: trials leave no trace in a training.
+
+A cuDNN plan, a tile or a compiled function that a trial made would be found again by
+the training, although it was made for other strides or beside other work. What is
+found goes into kernels.json (gpt2/model/autotune/store.py); compiled code stays in the
+caches of torch and Triton on disk, where the training finds it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+import torch
+
+from gpt2.model.autotune import attention, mlp, store
+from gpt2.model.autotune.choice import arm_of, choose_backends, wants_tuning
+from gpt2.model.autotune.store import Tuning
+from gpt2.model.gpt import GPT
+from gpt2.model.init import init_parameters
+from gpt2.settings.parse import settings_from_dict
+from gpt2.settings.schema import Settings
+from gpt2.train.failures import is_out_of_memory
+from gpt2.train.micro_step import MicroStep
+from lib.gpu import device as devices
+from lib.gpu.device import DeviceInfo
+from lib.jobs.process import EXIT_OOM
+from lib.kernels import choices
+
+ROOT = Path(__file__).resolve().parents[2]
+PASSES = 2  # of a micro step: the first meets every kernel, the second any that is left
+
+
+def known(
+    settings: Settings,
+    device: DeviceInfo,
+    batch: int,
+    file: Path,
+    say: Callable[[str], None],
+    dropped: Collection[str] = (),
+) -> Tuning | None:
+    """What kernels.json knows, after what is missing for these settings was tried in a
+    process of its own; None where nothing is to be chosen. Its choices are loaded.
+
+    Raises torch.OutOfMemoryError if the trials ran out of memory. Whatever else goes
+    wrong in them is said, and training goes on with first choices.
+    """
+    on = device.torch_device
+    if not wants_tuning(settings, on):
+        return None
+    where = store.place(on)
+    # Runs of one arm that start together tune once; other arms need not wait.
+    with store.exclusive(file, arm_of(settings, batch)):
+        found = store.read(file, where)
+        if not is_complete(found, settings, on, batch, dropped):
+            say("choosing kernels for this arm, in a process of its own")
+            new = _in_a_process(settings, device, batch, found, say, dropped)
+            found = store.add(file, where, new)
+    choices.load(found.choices)
+    return found
+
+
+def is_complete(
+    tuning: Tuning,
+    settings: Settings,
+    device: torch.device,
+    batch: int,
+    dropped: Collection[str],
+) -> bool:
+    """Whether paths, tiles and algorithms are known for these settings."""
+    resources = settings.resources
+    asked = {
+        attention.key(settings, batch): resources.attention_backend,
+        mlp.key(settings, batch): resources.mlp_backend,
+    }
+    ranked = [key for key, b in asked.items() if b == "auto" or resources.other_kernels]
+    if any(key not in tuning.ranks for key in ranked):
+        return False
+    built, _ = choose_backends(settings, device, batch, tuning, dropped)
+    return arm_of(built, batch) in tuning.arms
+
+
+def tune(
+    settings: Settings,
+    device: DeviceInfo,
+    batch: int,
+    tuning: Tuning,
+    dropped: Collection[str] = (),
+) -> Tuning:
+    """``tuning`` with what these settings need, found in this process: ranks of the
+    paths that `auto` chooses from, then tiles and algorithms of a real micro step."""
+    on, resources = device.torch_device, settings.resources
+    found = dataclasses.replace(tuning, ranks=dict(tuning.ranks))
+    choices.load(tuning.choices)
+    parts = ((attention, resources.attention_backend), (mlp, resources.mlp_backend))
+    with choices.timing():
+        for part, backend in parts:
+            key = part.key(settings, batch)
+            ranked = backend == "auto" or resources.other_kernels
+            if ranked and key not in found.ranks:
+                found.ranks[key], line = part.rank(settings, on, batch)
+                found.lines = {**found.lines, key: line}
+        built, _ = choose_backends(settings, on, batch, found, dropped)
+        _pass_micro_steps(built, device, batch)
+    found.choices = {**found.choices, **choices.found()}
+    found.arms = [*found.arms, arm_of(built, batch)]
+    return found
+
+
+def _pass_micro_steps(built: Settings, device: DeviceInfo, batch: int) -> None:
+    """The micro step that will train, on weights and tokens that are thrown away."""
+    on = device.torch_device
+    model = GPT(built)
+    init_parameters(model, 0)
+    model.to(on)
+    forward: Callable[..., torch.Tensor] = model
+    if built.resources.compile_model:
+        forward = torch.compile(model, mode=built.resources.compile_mode, dynamic=False)
+    step = MicroStep(forward, device, built.optim.mixed_precision)
+    shape = (batch, built.model.block_size)
+    tokens = torch.randint(built.vocab_size, shape, device=on)
+    for _ in range(PASSES):
+        step(tokens, tokens)
+        model.zero_grad(set_to_none=True)
+    devices.synchronize(device)
+
+
+# ---- the process ----------------------------------------------------------------
+
+
+def _in_a_process(
+    settings: Settings,
+    device: DeviceInfo,
+    batch: int,
+    tuning: Tuning,
+    say: Callable[[str], None],
+    dropped: Collection[str],
+) -> Tuning:
+    """What ``tune`` finds there; ``tuning`` as it is if the process fails."""
+    request = {
+        "settings": settings.to_dict(),
+        "device": f"{device.backend}:{device.torch_device.index}",
+        "batch": batch,
+        "tuning": dataclasses.asdict(tuning),
+        "dropped": sorted(dropped),
+    }
+    with tempfile.TemporaryDirectory(prefix="kablate-tuning-") as folder:
+        answer = Path(folder, "answer.json")
+        done = subprocess.run(
+            [sys.executable, "-m", __name__, str(answer)],
+            input=json.dumps(request),
+            stdout=sys.stderr,
+            text=True,
+            cwd=ROOT,
+        )
+        if done.returncode == EXIT_OOM:
+            raise torch.OutOfMemoryError("out of memory while choosing kernels")
+        if done.returncode:
+            say(
+                "warning: no kernels could be chosen (see above): attention is left to "
+                "torch or the plain formulas, the MLP to torch"
+            )
+            return tuning
+        return Tuning.of(json.loads(answer.read_text()))
+
+
+def main(answer: Path) -> int:
+    """Read a request from stdin, tune, write the answer; the exit code."""
+    request = json.load(sys.stdin)
+    settings = settings_from_dict(request["settings"])
+    resources = settings.resources
+    device = devices.select_device(request["device"])
+    devices.set_math(device, tf32=resources.tf32, benchmark=resources.cudnn_benchmark)
+    tuning = Tuning.of(request["tuning"])
+    try:
+        found = tune(settings, device, request["batch"], tuning, request["dropped"])
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(error, file=sys.stderr)
+        return EXIT_OOM
+    answer.write_text(json.dumps(dataclasses.asdict(found)))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(Path(sys.argv[1])))

@@ -1,1 +1,0 @@
-"""One run: batches, updates, evaluations, checkpoints, and how it ended."""

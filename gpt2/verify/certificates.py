@@ -1,0 +1,334 @@
+"""What is proven of a step before it may spend GPU time.
+
+Each certificate takes a Subject, whose ``build`` makes the model, so that a
+planted fault can take its place. It returns a Finding: passed or not, the
+figure behind it, and what went wrong. Those on features stand in features.py;
+verify.py runs them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import replace
+from inspect import unwrap
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from gpt2.model.attention import CausalAttention, Heads
+from gpt2.model.backends.causal_attention import Largest
+from gpt2.model.context import DecodeCache
+from gpt2.model.gpt import GPT
+from gpt2.model.reference.formulas import forward_deviations, whole_deviations
+from gpt2.model.reference.measures import deviation, generic_sum
+from gpt2.model.reference.naive_attention import naive_attend
+from gpt2.plan.budget import budget
+from gpt2.settings.schema import WHOLE_CONTEXT, Optim, Settings
+from gpt2.verify.features import acting, identity
+from gpt2.verify.subject import EXACT, ROUNDING, Finding, Subject
+from lib.optim.groups import OptimizerLike
+
+FLOP_TOLERANCE = 0.01
+
+
+# ---- 1 causal ---------------------------------------------------------------------
+
+
+def causal(subject: Subject) -> Finding:
+    """No logit depends on a later token, nor on how many there are."""
+    model = subject.model().double()
+    tokens = subject.tokens("causal")
+    length = tokens.shape[1]
+    cuts = sorted({1, length // 3, length // 2, length - 1})
+    with torch.no_grad():
+        base = model.logits(tokens)
+        other = subject.tokens("another suffix")
+        changed = [torch.cat([tokens[:, :c], other[:, c:]], 1) for c in cuts]
+        found = {
+            f"changing the tokens from {c} on": deviation(
+                model.logits(x)[:, :c], base[:, :c]
+            )
+            for c, x in zip(cuts, changed, strict=True)
+        }
+        found |= {
+            f"cutting after {c} tokens": deviation(
+                model.logits(tokens[:, :c]), base[:, :c]
+            )
+            for c in cuts
+        }
+    found["the gradient"] = _future_gradient(model, tokens, cuts)
+    where, worst = max(found.items(), key=lambda item: item[1])
+    detail = "" if worst <= EXACT else f"{where} moves earlier logits by {worst:.2g}"
+    return Finding(worst <= EXACT, f"{worst:.1e}", detail)
+
+
+def _future_gradient(model: GPT, tokens: Tensor, cuts: list[int]) -> float:
+    """Largest derivative of a logit by the embedding of a later token."""
+    worst = 0.0
+    x = model.embed(tokens).detach().requires_grad_()
+    hidden = model.hidden(x)
+    weights = torch.linspace(-1.0, 1.0, hidden.shape[-1], dtype=hidden.dtype)
+    for cut in cuts:
+        row = hidden[:, cut - 1]
+        (gradient,) = torch.autograd.grad((row * weights).sum(), x, retain_graph=True)
+        worst = max(worst, deviation(gradient[:, cut:], torch.zeros(())))
+    return worst
+
+
+# ---- 2 stateless ------------------------------------------------------------------
+
+
+def stateless(subject: Subject) -> Finding:
+    """The same input gives the same logits, whatever came before, and in training (at
+    certificate size without dropout) as in evaluation."""
+    model = subject.model()
+    tokens = subject.tokens("stateless")
+    first = model.logits(tokens).detach()
+    trained = deviation(first, model.train().logits(tokens).detach())
+    worst = 0.0  # after what is not the same batch again: that came twice already
+    for history in (
+        subject.tokens("another batch"),
+        subject.tokens("of another size", subject.batch + 1)[:, :-1],
+    ):
+        model.train()
+        model(history, history).backward()
+        model.eval()
+        worst = max(worst, deviation(first, model.logits(tokens).detach()))
+    detail = "" if worst == 0 else f"logits changed by {worst:.2g} with the history"
+    if trained != 0:
+        detail = f"logits in training are {trained:.2g} off those in evaluation"
+    return Finding(not detail, f"{max(worst, trained):.1e}", detail)
+
+
+# ---- 3 alive ----------------------------------------------------------------------
+
+
+def alive(subject: Subject) -> Finding:
+    """After two real updates every parameter had a gradient and moved."""
+    model = subject.model(generic=False).train()
+    optimizer = subject.optimizer(model, subject.settings.optim)
+    problems = list(_group_problems(model, optimizer, subject.settings.optim))
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    norms = dict.fromkeys(before, 0.0)
+    for update in range(2):
+        for micro in range(2):
+            tokens = subject.tokens(f"update {update} {micro}")
+            (model(tokens, tokens.roll(-1, 1)) / 2).backward()
+        for name, parameter in model.named_parameters():
+            gradient = parameter.grad
+            norm = 0.0 if gradient is None else gradient.norm().item()
+            if norm != norm or norm == float("inf"):
+                problems.append(f"{name} has a gradient that is not finite")
+            norms[name] = max(norms[name], norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        model.eval().score(tokens, tokens)
+        model.train()
+    problems += [f"{name} had no gradient" for name, n in norms.items() if n == 0]
+    problems += [
+        f"{name} did not move"
+        for name, p in model.named_parameters()
+        if torch.equal(p, before[name])
+    ]
+    smallest = min(norms, key=lambda name: norms[name])
+    return Finding(not problems, f"{norms[smallest]:.1e}", "; ".join(problems[:4]))
+
+
+def _group_problems(
+    model: nn.Module, optimizer: OptimizerLike, optim: Optim
+) -> Iterator[str]:
+    """Each parameter in one group once, with the decay that was asked for."""
+    decay: dict[int, list[float]] = {}
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            decay.setdefault(id(parameter), []).append(group["weight_decay"])
+    for name, parameter in model.named_parameters():
+        found = decay.pop(id(parameter), [])
+        wanted = optim.weight_decay if parameter.ndim >= 2 else 0.0
+        if len(found) != 1:
+            yield f"{name} is in {len(found)} optimizer groups"
+        elif found[0] != wanted:
+            yield f"{name} has weight decay {found[0]}, not {wanted}"
+    if decay:
+        yield f"{len(decay)} tensors of the optimizer are no parameters of the model"
+
+
+# ---- 7 budget ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def budgets(subject: Subject) -> Finding:
+    """Analytic parameters, FLOPs and cache equal what is built and run."""
+    problems = []
+    for settings in (subject.settings, subject.full):
+        counted = sum(shape.numel() for shape in subject.shapes(settings).values())
+        if counted != budget(settings).parameters:
+            expected = budget(settings).parameters
+            problems.append(f"{counted:,} parameters, expected {expected:,}")
+    ratio = _flop_ratio(subject)
+    if abs(ratio - 1) > FLOP_TOLERANCE:
+        problems.append(f"FLOPs are {ratio:.3f} times the expected")
+    cache = DecodeCache.empty(subject.settings.model.n_layer)
+    tokens = subject.tokens("budget", 1)
+    subject.model().decode(tokens, cache)
+    known = budget(subject.settings)
+    expected = known.cache_per_token * tokens.shape[1] + known.cache_constant
+    if cache.numbers != expected:
+        problems.append(f"the cache holds {cache.numbers} numbers, expected {expected}")
+    total = budget(subject.full).parameters
+    return Finding(not problems, f"{total / 1e6:.2f}M", "; ".join(problems))
+
+
+def _flop_ratio(subject: Subject) -> float:
+    """Counted over analytic. The reference path computes a band as the whole."""
+    whole = subject.settings.replace(
+        ra_window=WHOLE_CONTEXT, attention_backend="reference"
+    )
+    model, tokens = subject.model(whole), subject.tokens("flops")
+    with FlopCounterMode(display=False) as counter:
+        mode: Any = counter.mode  # as it is inside what keeps torch's compiler out
+        mode.__torch_dispatch__ = unwrap(type(mode).__torch_dispatch__).__get__(mode)
+        model.logits(tokens)
+    return counter.get_total_flops() / (budget(whole).flops_forward * tokens.numel())
+
+
+# ---- 8 decode ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def decode(subject: Subject) -> Finding:
+    """Token by token with the cache gives the logits of the whole at once."""
+    model, tokens = subject.model(), subject.tokens("decode")
+    full = model.logits(tokens)
+    cache = DecodeCache.empty(len(model.blocks))
+    prompt = max(1, tokens.shape[1] // 4)
+    pieces = [tokens[:, :prompt], *tokens[:, prompt:].split(1, 1)]
+    found = torch.cat([model.decode(piece, cache) for piece in pieces], 1)
+    worst = deviation(found, full) / full.abs().max().item()
+    detail = "" if worst <= ROUNDING else f"decoding deviates by {worst:.2g}"
+    return Finding(worst <= ROUNDING, f"{worst:.1e}", detail)
+
+
+# ---- 9 formula --------------------------------------------------------------------
+
+
+def formula(subject: Subject) -> Finding:
+    """Attention of each layer equals loops over rows and keys, and each part of the
+    whole step its formula, with gradients."""
+    x, length = subject.settings.mechanisms, min(9, subject.settings.model.block_size)
+    short = subject.settings.replace(
+        block_size=length,
+        ra_window=min(x.ra_window, length // 3),  # a band, or 0: the whole context
+        ract_topk=min(x.ract_topk, length // 3),
+    )
+    model = subject.model(short).double()
+    tokens = subject.tokens("formula", 1)[:, : short.model.block_size]
+    found = {
+        f"{name} of block {layer}": distance
+        for layer, heads in enumerate(_projected(model, tokens))
+        for name, distance in _compare_attention(
+            model.layers()[layer].attn, heads, short
+        ).items()
+    }
+    return _equal(found | whole_deviations(model, short, tokens[0]))
+
+
+def _equal(found: dict[str, float]) -> Finding:
+    """Whether no distance is above rounding; named is the first part that has one."""
+    wrong = (f"{n} deviates by {d:.2g}" for n, d in found.items() if d > EXACT)
+    detail = next(wrong, "")
+    return Finding(not detail, f"{max(found.values()):.1e}", detail)
+
+
+def at_size(subject: Subject) -> Finding:
+    """Each part equals its formula with as many layers, heads and tokens as tiny
+    sizes never reach: a limit that is written into the code ends a band, a sum or a
+    table there."""
+    settings = subject.larger
+    if settings is None:
+        return Finding(True, "-")
+    model = subject.model(settings).double()
+    (tokens,) = replace(subject, settings=settings).tokens("at size", 1)
+    return _equal(forward_deviations(model, settings, tokens))
+
+
+def _projected(model: GPT, tokens: Tensor) -> list[Heads]:
+    """What each block's projection gives, detached, with gradients to take."""
+    found: list[Heads] = []
+
+    def watch(_: nn.Module, __: Any, heads: Heads) -> None:
+        q, k, v = (
+            x.detach().clone().requires_grad_() for x in (heads.q, heads.k, heads.v)
+        )
+        found.append(Heads(q, k, v, row_q=q, row_k=k))
+
+    with ExitStack() as hooks:
+        for block in model.layers():
+            projection = block.attn.projection
+            hooks.enter_context(projection.register_forward_hook(watch))
+        model.logits(tokens)
+    return found
+
+
+def _compare_attention(
+    layer: CausalAttention, heads: Heads, settings: Settings
+) -> dict[str, float]:
+    """Distances of output, statistic, mean weights and gradients."""
+    attended = layer.weigh(heads)
+    alpha: Tensor | float = 0.0
+    if layer.reciprocity is not None:
+        learned = layer.reciprocity.alpha
+        alpha = layer.reciprocity.fixed_alpha if learned is None else learned
+    output, statistic, mean = naive_attend(
+        heads, layer.projection.scale, settings.mechanisms, alpha, layer.ract
+    )
+    pairs = {"the output": (attended.output, output)}
+    if attended.statistic is not None:
+        ours = attended.statistic.expand_as(statistic)
+        pairs["the statistic"] = (ours, statistic)
+    if isinstance(attended.mean, Largest):
+        ours, k = attended.mean.matrix(mean.shape[-1]), attended.mean.columns.shape[-1]
+        least = mean.sort(descending=True).values[..., k - 1 : k]
+        pairs["the mean weights"] = (ours, mean * (mean >= least))
+    elif attended.mean is not None:
+        pairs["the mean weights"] = (attended.mean, mean)
+    found = {name: deviation(a, b) for name, (a, b) in pairs.items()}
+    leaves = (heads.q, heads.k, heads.v)
+    slopes = _gradients([a for a, _ in pairs.values()], leaves)
+    true_slopes = _gradients([b for _, b in pairs.values()], leaves)
+    for name, mine, true in zip("qkv", slopes, true_slopes, strict=True):
+        found[f"the gradient of {name}"] = deviation(mine, true)
+    return found
+
+
+def _gradients(outputs: list[Tensor], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Gradients of a generic linear function of the outputs."""
+    total = torch.stack([generic_sum(x) for x in outputs]).sum()
+    return torch.autograd.grad(total, leaves)
+
+
+CERTIFICATES: dict[str, Callable[[Subject], Finding]] = {
+    "causal": causal,
+    "stateless": stateless,
+    "alive": alive,
+    "acting": acting,
+    "identity": identity,
+    "budget": budgets,
+    "decode": decode,
+    "formula": formula,
+    "at size": at_size,
+}
+
+
+def certify(subject: Subject) -> dict[str, Finding]:
+    """All certificates of one step; an exception is a failure with its text."""
+    found = {}
+    for name, certificate in CERTIFICATES.items():
+        try:
+            found[name] = certificate(subject)
+        except Exception as error:  # a step that crashes is what this is for
+            found[name] = Finding.of_crash(error)
+    return found

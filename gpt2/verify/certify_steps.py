@@ -1,0 +1,277 @@
+"""Certificates of a whole plan: sizes, the run of all steps, table and cache."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import platform
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.jobs import Plan, plan_settings, step_settings
+from gpt2.plan.steps import STEPS, Step
+from gpt2.settings.schema import IDENTITY_PARTS, WHOLE_CONTEXT, Settings
+from gpt2.verify.certificates import CERTIFICATES, certify
+from gpt2.verify.changes import changes, distinct
+from gpt2.verify.subject import Finding, Subject
+from lib.hashing import identity
+from lib.jobs.run_files import atomic_write_json, read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+CACHE_SCHEMA = 1
+COLUMNS = (*CERTIFICATES, "changes", "distinct")
+NO_FINDING = Finding(True, "-")
+# At most this large is a model that certificates compare with the formulas alone.
+LARGER = {"n_layer": 8, "n_head": 12, "n_embd": 192, "block_size": 320}
+
+
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """All findings of one step (or of a cell without a step)."""
+
+    cell: str
+    findings: Mapping[str, Finding]
+
+    @property
+    def ok(self) -> bool:
+        return all(f.passed for f in self.findings.values())
+
+    @property
+    def message(self) -> str:
+        """What failed and why; empty if nothing did."""
+        return "; ".join(
+            f"{name}: {f.detail or f.figure}"
+            for name, f in self.findings.items()
+            if not f.passed
+        )
+
+
+def shrink(
+    settings: Settings,
+    *,
+    n_layer: int = 3,
+    n_head: int = 4,
+    n_embd: int = 64,
+    block_size: int = 24,
+) -> Settings:
+    """The same configuration at certificate size; every width scales along.
+
+    Settings are those of a plan's base: unsolved, zeros where derived.
+    """
+    m, x = settings.model, settings.mechanisms
+    scale = n_embd / m.n_embd
+    heads = min(n_head, m.n_head)
+
+    def width(value: int, least: int = 1) -> int:
+        return max(least, round(value * scale)) if value else 0
+
+    banded = x.ra_window != WHOLE_CONTEXT and x.ra_window < m.block_size - 1
+    window = max(2, min(x.ra_window, block_size // 3)) if banded else x.ra_window
+    return settings.replace(
+        model_size="custom",
+        n_layer=min(n_layer, m.n_layer),
+        n_head=heads,
+        n_embd=n_embd,
+        head_dim=width(m.head_dim),
+        mlp_width=width(m.mlp_width),
+        block_size=block_size,
+        dropout=0.0,
+        latent_dim=width(x.latent_dim, max(4, heads)),
+        joint_latent_dim=width(x.joint_latent_dim, 4),
+        rope_dim=2 * width(x.rope_dim // 2),
+        ra_window=window,
+        ract_topk=min(x.ract_topk, block_size // 6),
+        mlp_gate_dim=width(x.mlp_gate_dim),
+        cross_rank=width(x.cross_rank),
+        cross_topk=min(x.cross_topk, block_size // 6),
+        tokenizer="bytes",
+        compile_model=False,
+        mixed_precision="fp32",
+    )
+
+
+def larger(settings: Settings) -> Settings:
+    """The same configuration at the size that "at size" is proven at."""
+    model = settings.model
+    size = {name: min(most, getattr(model, name)) for name, most in LARGER.items()}
+    return shrink(settings, **size)
+
+
+def subjects(plan: Plan, **size: int) -> dict[str, Subject]:
+    """One subject for each cell of a plan, by run folder without the seed."""
+    small = plan_settings(shrink(plan.base, **size), {})
+    middle = plan_settings(larger(plan.base), {})
+    found: dict[str, Subject] = {}
+    for job, tiny, mid in zip(plan.jobs, small.jobs, middle.jobs, strict=True):
+        subject = Subject(tiny.settings, job.settings, mid.settings)
+        found.setdefault(job.cell, subject)
+    return found
+
+
+def step_subject(base: Settings, step: int) -> Subject:
+    """The subject of a step, also of one that is not at hand."""
+    return Subject(step_settings(shrink(base), step), step_settings(base, step))
+
+
+def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
+    """The proof of each cell of a plan, one by one as it is done.
+
+    ``cache``: a JSON file of earlier proofs, used for cells whose code and
+    settings have not changed since.
+    """
+    proofs = ProofCache(cache)
+    found = subjects(plan)
+    steps = {
+        job.cell: job.step
+        for job in plan.jobs
+        if job.step is not None and not job.is_control  # meant to be its baseline
+    }
+    apart = {cell: found[cell] for cell in sorted(steps, key=lambda c: steps[c])}
+    for cell, subject in found.items():
+        findings = proofs.of(
+            [_proven(s) for s in (subject.settings, subject.full, subject.larger)],
+            partial(certify, subject),
+        )
+        if cell in steps:
+            findings |= {
+                "changes": _changes(proofs, STEPS[steps[cell]], plan.base),
+                "distinct": _distinct(proofs, apart)[cell],
+            }
+        yield Proof(cell, findings)
+
+
+def _changes(proofs: ProofCache, step: Step, base: Settings) -> Finding:
+    if step.parent is None:
+        return NO_FINDING
+    try:
+        mine, theirs = (step_subject(base, each) for each in (step.id, step.parent))
+        parts = [
+            s.to_dict() for each in (mine, theirs) for s in (each.settings, each.full)
+        ]
+        found = proofs.of(
+            ["changes", step.id, *parts],
+            lambda: {"changes": changes(step, mine, theirs, base)},
+        )
+    except Exception as error:  # also a parent that this base does not allow
+        return Finding.of_crash(error)
+    return found["changes"]
+
+
+def _distinct(proofs: ProofCache, found: Mapping[str, Subject]) -> dict[str, Finding]:
+    parts = [[n, s.settings.to_dict(), s.full.to_dict()] for n, s in found.items()]
+    return proofs.of(["distinct", *parts], lambda: distinct(found))
+
+
+class ProofCache:
+    """Earlier findings by what they depend on, kept in a file if one is given."""
+
+    def __init__(self, path: Path | None) -> None:
+        self.path, self.known = path, read_cache(path)
+        self.code = code_hash()
+
+    def of(
+        self, depends_on: Sequence[Any], prove: Callable[[], dict[str, Finding]]
+    ) -> dict[str, Finding]:
+        """The findings of ``prove``, which this code and what it ``depends_on``
+        decide; from the file if all of them passed."""
+        key = identity([self.code, *depends_on])
+        findings = found_in(self.known.get(key))
+        if findings is None:
+            findings = prove()
+            self.known[key] = {n: dataclasses.asdict(f) for n, f in findings.items()}
+            write_cache(self.path, self.known)
+        return findings
+
+
+def _proven(settings: Settings | None) -> dict[str, Any]:
+    """What the certificates of a model depend on, as plain data: cells that differ
+    in pruning alone share theirs."""
+    if settings is None:
+        return {}
+    whole = settings.replace(adamwprune_variant="").to_dict()
+    return {part: whole[part] for part in IDENTITY_PARTS if part != "pruning"}
+
+
+def write_cache(path: Path | None, proofs: Mapping[str, Any]) -> None:
+    """Keep proofs for later. Where that cannot be, they are only made again: in a
+    checkout of another user, on a full disk."""
+    if path is not None:
+        with suppress(OSError):
+            atomic_write_json(path, {"schema": CACHE_SCHEMA, "proofs": dict(proofs)})
+
+
+def read_cache(path: Path | None) -> dict[str, Any]:
+    """Earlier proofs by key; {} if there is none, or it is damaged or unreadable."""
+    if path is None:
+        return {}
+    try:
+        record = read_json(path)
+        good = isinstance(record, dict) and record.get("schema") == CACHE_SCHEMA
+        return dict(record["proofs"]) if good else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}  # which only costs the time to prove again
+
+
+def found_in(stored: Any) -> dict[str, Finding] | None:
+    """Findings from the cache, if there are any and all passed."""
+    try:
+        found = {name: Finding(**finding) for name, finding in stored.items()}
+    except (TypeError, AttributeError):
+        return None
+    return found if found and all(f.passed for f in found.values()) else None
+
+
+def code_hash() -> str:
+    """Hash of what a proof depends on besides settings: every file of ours that may
+    take part, and the versions of the libraries."""
+    digest = hashlib.sha256(platform.python_version().encode())
+    for package in ("torch", "numpy"):
+        digest.update(importlib.metadata.version(package).encode())
+    for path in sorted(_sources()):
+        digest.update(path.relative_to(ROOT).as_posix().encode() + b"\0")
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _sources() -> Iterator[Path]:
+    yield from (ROOT / "scripts" / "verify.py", ROOT / "Kconfig")
+    for folder in ("gpt2", "lib"):
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and "__pycache__" not in path.parts:
+                yield path
+
+
+# ---- what people see --------------------------------------------------------------
+
+
+def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
+    """The table as data: the findings of each cell."""
+    return {
+        "schema": CACHE_SCHEMA,
+        "code": code_hash(),
+        "cells": [
+            {
+                "name": p.cell,
+                "passed": p.ok,
+                "findings": {n: dataclasses.asdict(f) for n, f in p.findings.items()},
+            }
+            for p in proofs
+        ],
+    }
+
+
+def heading(first: str = "step", columns: Sequence[str] = COLUMNS) -> str:
+    """The first line of a table."""
+    return f"{first:<24}" + "".join(f" {name:>9}" for name in columns)
+
+
+def row(proof: Proof, columns: Sequence[str] = COLUMNS) -> str:
+    """One line of a table: the figure behind each certificate, FAILED, or a dash."""
+    found = (proof.findings.get(name, NO_FINDING) for name in columns)
+    figures = (f.figure if f.passed else "FAILED" for f in found)
+    return f"{proof.cell[:24]:<24}" + "".join(f" {figure:>9}" for figure in figures)

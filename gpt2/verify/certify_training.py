@@ -1,0 +1,160 @@
+"""Certificates of what trains the cells of a plan: optimizers and pruning methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.jobs import Plan
+from gpt2.settings.schema import Settings
+from gpt2.verify.certify_heads import certify_heads
+from gpt2.verify.certify_steps import Proof, code_hash, read_cache, write_cache
+from gpt2.verify.subject import Finding
+from gpt2.verify.trainer_updates import certify_updates
+from lib.hashing import identity
+from lib.optim.certify import Row, certify_optimizer
+from lib.optim.names import OPTIMIZERS
+from lib.pruning.certify import certify_pruning
+from lib.pruning.names import METHODS, VARIANTS, pairs
+from lib.pruning.watched import ANY_SCORE
+
+OPTIMIZER_COLUMNS = (
+    *("groups", "reference", "decay", "resume"),
+    *("theta 50", "clip", "resets", "warm-up"),  # of adamwspam alone
+    *("updates", "export"),
+)
+PRUNING_COLUMNS = (
+    *("schedule", "gradients", "for good", "masks", "resume", "selection", "scores"),
+    *("updates", "export"),
+)
+HEAD_COLUMNS = tuple(name for name in PRUNING_COLUMNS if name != "masks")
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """An optimizer (method "none"), or pruning beside one.
+
+    variant: the score of method "state", else empty.
+    """
+
+    optimizer: str
+    method: str = "none"
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        if self.method == "none":
+            return self.optimizer
+        return f"{self.optimizer} + {self.variant or self.method}"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        if METHODS[self.method].is_structured:
+            return HEAD_COLUMNS
+        return OPTIMIZER_COLUMNS if self.method == "none" else PRUNING_COLUMNS
+
+    def certify(self) -> dict[str, Row]:
+        """By itself, then as the trainer uses it; of two rows of one name, as of the
+        export, the one that failed, if one did."""
+        rows = self._alone()
+        for name, row in certify_updates(
+            self.optimizer, self.method, self.variant
+        ).items():
+            if name not in rows or rows[name].passed:
+                rows[name] = row
+        return rows
+
+    def _alone(self) -> dict[str, Row]:
+        if self.method == "none":
+            return certify_optimizer(self.optimizer)
+        if METHODS[self.method].is_structured:
+            return certify_heads(self.optimizer)
+        return certify_pruning(self.optimizer, self.method, self.variant or ANY_SCORE)
+
+
+def trained_by(settings: Settings) -> list[Trained]:
+    """What the certificates of one cell's training are about."""
+    optim, method = settings.optim, settings.pruning.prune_method
+    alone = [Trained(optim.optimizer)]
+    if method == "none":
+        return alone
+    variant = optim.adamwprune_variant if METHODS[method].needs_state else ""
+    return [*alone, Trained(optim.optimizer, method, variant)]
+
+
+def at_hand(plans: Iterable[Plan]) -> list[Trained]:
+    """Optimizers, then pairs, that the jobs of these plans train with."""
+    found = {
+        subject: None
+        for plan in plans
+        for job in plan.jobs
+        for subject in trained_by(job.settings)
+    }
+    return sorted(found, key=_table)
+
+
+def everything() -> list[Trained]:
+    """Every optimizer, and every pair that can be run."""
+    found = [Trained(name) for name in OPTIMIZERS]
+    for optimizer, method in pairs():
+        scores = VARIANTS if METHODS[method].needs_state else ("",)
+        found += [Trained(optimizer, method, score) for score in scores]
+    return sorted(found, key=_table)
+
+
+def _table(subject: Trained) -> int:
+    """Which of the tables, one after the other, it stands in."""
+    if subject.method == "none":
+        return 0
+    return 2 if METHODS[subject.method].is_structured else 1
+
+
+def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Proof]:
+    """The proof of each subject, one by one as it is done; ``cache`` as of
+    gpt2.verify.certify_steps.prove, whose file it shares."""
+    known, code = read_cache(cache), code_hash()
+    for subject in subjects:
+        key = identity([code, "training", dataclasses.asdict(subject)])
+        findings = _from_cache(known.get(key))
+        if findings is None:
+            try:
+                rows = subject.certify()
+                findings = {name: _finding(row) for name, row in rows.items()}
+            except Exception as error:  # as of a step that does not train
+                findings = {subject.columns[0]: Finding.of_crash(error)}
+            known[key] = {n: dataclasses.asdict(f) for n, f in findings.items()}
+            write_cache(cache, known)
+        yield Proof(subject.name, findings)
+
+
+def _finding(row: Row) -> Finding:
+    return Finding(row.passed, f"{row.figure:.2g}", f"{row.name}: {row.detail}")
+
+
+def _from_cache(stored: Any) -> dict[str, Finding] | None:
+    """Findings from the cache, if there are any and all passed."""
+    try:
+        found = {name: Finding(**finding) for name, finding in stored.items()}
+    except (TypeError, AttributeError):
+        return None
+    return found if found and all(f.passed for f in found.values()) else None
+
+
+def hold_to_account(
+    steps: Sequence[Proof], plans: Iterable[Plan], trained: Sequence[Proof]
+) -> list[Proof]:
+    """The proofs of steps, each with what became of the training it is given."""
+    failed = {proof.cell: proof for proof in trained if not proof.ok}
+    settings: Mapping[str, Settings] = {
+        job.cell: job.settings for plan in plans for job in plan.jobs
+    }
+    found = []
+    for step in steps:
+        names = [subject.name for subject in trained_by(settings[step.cell])]
+        wrong = [f"{n}: {failed[n].message}" for n in names if n in failed]
+        finding = Finding(not wrong, "FAILED" if wrong else "-", "; ".join(wrong))
+        found.append(Proof(step.cell, {**step.findings, "training": finding}))
+    return found

@@ -1,0 +1,144 @@
+"""Each feature acts when it is on, and does nothing at its neutral value."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.model.context import BlockContext
+from gpt2.model.gpt import GPT
+from gpt2.model.reference.measures import deviation
+from gpt2.plan.mechanism_specs import MECHANISMS
+from gpt2.settings.schema import Settings
+from gpt2.verify.subject import ROUNDING, Finding, Subject
+
+# How each feature is switched off, and the value at which it does nothing.
+FEATURES: Mapping[str, Mapping[str, Any]] = {
+    m.name: m.off for m in MECHANISMS if not m.replaces
+}
+NEUTRAL: Mapping[str, Mapping[str, Any]] = {
+    m.name: m.neutral for m in MECHANISMS if m.neutral
+}
+
+
+def features_of(settings: Settings) -> list[str]:
+    """The features that are switched on."""
+    flat = settings.flat()
+    return [
+        n for n, off in FEATURES.items() if any(flat[f] != v for f, v in off.items())
+    ]
+
+
+# ---- 4 acting ---------------------------------------------------------------------
+
+
+@torch.no_grad()
+def acting(subject: Subject) -> Finding:
+    """Each feature changes the logits, and context changes what is downstream."""
+    model, tokens = subject.model(), subject.tokens("acting")
+    with_all = model.logits(tokens)
+    effects = {
+        name: deviation(with_all, _without(subject, model, name).logits(tokens))
+        for name in features_of(subject.settings)
+    }
+    problems = [
+        f"{name} changes nothing" for name, e in effects.items() if e < ROUNDING
+    ]
+    problems += _context_problems(model, tokens)
+    if not effects:
+        return Finding(not problems, "-", "; ".join(problems))
+    return Finding(not problems, f"{min(effects.values()):.1e}", "; ".join(problems))
+
+
+def _without(subject: Subject, model: GPT, feature: str) -> GPT:
+    """The same weights in a model without one feature."""
+    changed = subject.settings.replace(**FEATURES[feature])
+    return _with_weights_of(model, subject.model(changed))
+
+
+def _with_weights_of(model: GPT, other: GPT) -> GPT:
+    weights = model.state_dict()
+    kept = {name: weights[name] for name in other.state_dict()}
+    other.load_state_dict(kept)
+    return other
+
+
+def _context_problems(model: GPT, tokens: Tensor) -> Iterator[str]:
+    """Knock out what each block hands on; see where the outputs change. Those of
+    the blocks before it were made by then: if they changed, by state alone, which is
+    another certificate's."""
+    base = _block_outputs(model, tokens)
+    for layer in range(len(model.blocks) - 1):
+        if not any(_context(base[layer])):
+            continue
+        knocked = _block_outputs(model, tokens, knock_out=layer)
+        for index in range(layer + 1, len(base)):
+            if deviation(base[index][0], knocked[index][0]) == 0:
+                yield f"context from block {layer} does not reach block {index}"
+
+
+def _context(output: tuple[Tensor, BlockContext]) -> tuple[bool, bool]:
+    ctx = output[1]
+    return ctx.mlp_gate is not None, ctx.mlp_latent is not None
+
+
+def _block_outputs(
+    model: GPT, tokens: Tensor, knock_out: int | None = None
+) -> list[tuple[Tensor, BlockContext]]:
+    """What each block returned; the context out of one block may be zeroed."""
+    outputs: list[tuple[Tensor, BlockContext]] = []
+
+    def watch(_: nn.Module, __: Any, output: tuple[Tensor, BlockContext]) -> Any:
+        outputs.append(output)
+        if len(outputs) - 1 != knock_out:
+            return output
+        gate, latent = output[1].mlp_gate, output[1].mlp_latent
+        none = BlockContext(
+            None if gate is None else torch.zeros_like(gate),
+            None if latent is None else torch.zeros_like(latent),
+        )
+        return output[0], none
+
+    with ExitStack() as hooks:
+        for block in model.blocks:
+            hooks.enter_context(block.register_forward_hook(watch))
+        model.logits(tokens)
+    return outputs
+
+
+# ---- 5 identity -------------------------------------------------------------------
+
+
+@torch.no_grad()
+def identity(subject: Subject) -> Finding:
+    """At its neutral value a feature leaves the model without it, bit for bit."""
+    plain = subject.settings.replace(attention_backend="reference")
+    at_reference = replace(subject, settings=plain)
+    tokens, problems = subject.tokens("identity"), []
+    for name in features_of(plain):
+        if name not in NEUTRAL:
+            continue
+        model = at_reference.model(plain.replace(**NEUTRAL[name]))
+        if name == "ra":
+            _zero_learned_alpha(model)
+        off = _without(at_reference, model, name)
+        distance = deviation(model.logits(tokens), off.logits(tokens))
+        if distance != 0:
+            problems.append(f"neutral {name} deviates by {distance:.2g}")
+    start = subject.model(generic=False)
+    off_changes = {k: v for f in features_of(plain) for k, v in FEATURES[f].items()}
+    bare = subject.model(subject.settings.replace(**off_changes), generic=False)
+    shipped = deviation(start.logits(tokens), bare.logits(tokens))
+    return Finding(not problems, f"~{shipped:.1e}", "; ".join(problems))
+
+
+def _zero_learned_alpha(model: GPT) -> None:
+    for block in model.layers():
+        reciprocity = block.attn.reciprocity
+        if reciprocity is not None and reciprocity.alpha is not None:
+            reciprocity.alpha.zero_()

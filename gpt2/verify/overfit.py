@@ -1,0 +1,71 @@
+"""One batch of real text, learned by heart: what every step must be able to do.
+
+A model that cannot bring the loss of a single batch near zero has a fault that no
+amount of data would show: a mask that hides the answer, a gradient that is cut.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gpt2.model.gpt import GPT
+from gpt2.train.optimizer import make_optimizer
+from gpt2.verify.subject import Subject
+
+TEXT = Path(__file__).resolve()
+BATCH = 4
+ENOUGH = 0.05  # nats a token
+UPDATES = 400
+LEARNING_RATE = 3e-3
+
+
+@dataclass(frozen=True, slots=True)
+class Learned:
+    """The loss in nats a token, and after how many updates."""
+
+    first: float
+    last: float
+    updates: int
+
+    @property
+    def ok(self) -> bool:
+        return self.last < ENOUGH
+
+
+def one_batch(block_size: int) -> tuple[Tensor, Tensor]:
+    """x, y [BATCH, T] of bytes of this file, each window with a first byte of its
+    own: after the same beginning no model could know which text goes on."""
+    text = TEXT.read_bytes()
+    rows: dict[int, Tensor] = {}
+    for start in range(0, len(text) - block_size, block_size + 1):
+        window = torch.tensor(list(text[start : start + block_size + 1]))
+        rows.setdefault(int(window[0]), window)
+    pair = torch.stack(list(rows.values())[:BATCH])
+    assert len(pair) == BATCH, "the text is too short"
+    return pair[:, :-1], pair[:, 1:]
+
+
+def learn_by_heart(subject: Subject, updates: int = UPDATES) -> Learned:
+    """Train on the one batch until the loss is low enough or the updates are up."""
+    torch.manual_seed(subject.seed)
+    model: GPT = subject.model(generic=False).train()
+    optim = subject.settings.replace(
+        optimizer="adamw", learning_rate=LEARNING_RATE, weight_decay=0.0
+    ).optim
+    optimizer = make_optimizer(model, optim)
+    x, y = one_batch(subject.settings.model.block_size)
+    first = last = model(x, y).item()
+    for update in range(1, updates + 1):
+        loss = model(x, y)
+        last = loss.item()
+        if last < ENOUGH:
+            return Learned(first, last, update - 1)
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+    return Learned(first, last, updates)

@@ -1,0 +1,273 @@
+"""A training in plain formulas: batches, rate, clip, optimizer, pruning, in float64.
+
+The truth that gpt2/verify/trainer_updates.py compares each update of the trainer with.
+It shares the model's forward pass with the trainer and nothing else: the windows, the
+schedules and the scores are written out here, optimizers and masks come from the numpy
+references of lib/.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from gpt2.model.gpt import GPT
+from gpt2.settings.schema import Settings
+from lib.optim import reference as rules
+from lib.pruning import reference as pruning
+
+Array = np.ndarray
+EMBEDDINGS = ("wte.weight", "wpe.weight")  # which Muon leaves to AdamW
+STREAM = 0x6261746368  # of the draws of batches
+CLOSE_MUON = 1e-2  # of scores: its updates are bfloat16
+
+
+@dataclass(slots=True)
+class PlainTraining:
+    """One run of `settings` on `tokens`, followed update by update.
+
+    model: a float64 copy of the trained one, for logits and gradients alone.
+    heads: for head pruning, the entries of each parameter that (layer, head) owns.
+    """
+
+    settings: Settings
+    model: GPT
+    tokens: Array
+    seed: int
+    heads: Mapping[tuple[int, int], Mapping[str, Array]] = field(default_factory=dict)
+    loss: float = 0.0
+    rate: float = 0.0
+    states: dict[str, dict[str, Any]] = field(default_factory=dict)
+    keep: dict[str, Array] = field(default_factory=dict)
+    movement: dict[str, Array] = field(default_factory=dict)
+    aside: dict[str, Array] = field(default_factory=dict)  # movement: the masked
+
+    @property
+    def method(self) -> str:
+        return self.settings.pruning.prune_method
+
+    # ---- one update -----------------------------------------------------------------
+
+    def update(self, n: int, weights: Mapping[str, Array]) -> dict[str, Array]:
+        """The weights after update n = 1, 2, ..., from those before it; masks are
+        applied, new ones are not chosen yet."""
+        gradients = self._gradients(n, weights)
+        self._accumulate_movement(gradients, weights)
+        for name, keep in self.keep.items():
+            gradients[name] = gradients[name] * keep
+        norm = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
+        limit = self.settings.optim.grad_clip or math.inf
+        clip = min(1.0, limit / (norm + 1e-6))
+        self.rate = self._rate(n)
+        return {
+            name: self._rule(name, w, gradients[name] * clip, n)
+            for name, w in weights.items()
+        }
+
+    def _rule(self, name: str, w: Array, g: Array, n: int) -> Array:
+        optim = self.settings.optim
+        values = {f: getattr(optim, f) for f in ("beta1", "beta2", "eps", "momentum")}
+        spam = ("spam_threshold", "spam_interval", "spam_warmup", "spam_reset_counter")
+        values |= {f: getattr(optim, f) for f in spam}
+        values |= {
+            "lr": self.rate,
+            "decay": optim.weight_decay if w.ndim >= 2 else 0.0,
+            "embedding": name in EMBEDDINGS,
+        }
+        state = self.states.setdefault(name, {})
+        return rules.RULES[optim.optimizer](w, g, state, n, values)
+
+    def _rate(self, n: int) -> float:
+        """Linear warm-up, then a cosine that reaches min_lr at the last update."""
+        optim = self.settings.optim
+        if n <= optim.warmup_steps:
+            return optim.learning_rate * n / optim.warmup_steps
+        share = (n - optim.warmup_steps) / (optim.max_iters - optim.warmup_steps)
+        half = (1 + math.cos(math.pi * share)) / 2
+        return optim.min_lr + (optim.learning_rate - optim.min_lr) * half
+
+    def windows(self, n: int) -> Array:
+        """Tokens [effective batch, T + 1] of update n."""
+        block = self.settings.model.block_size
+        draw = np.random.default_rng([self.seed, STREAM, n - 1])
+        size = self.settings.effective_batch
+        starts = draw.integers(0, len(self.tokens) - block, size=size)
+        return np.stack([self.tokens[s : s + block + 1] for s in starts])
+
+    def _gradients(self, n: int, weights: Mapping[str, Array]) -> dict[str, Array]:
+        self.load(weights)
+        self.model.train()
+        self.model.zero_grad(set_to_none=True)
+        loss = self._mean_loss(self.windows(n))
+        torch.autograd.backward(loss)
+        self.loss = loss.item()
+        named = self.model.named_parameters()
+        return {k: p.grad.numpy().copy() for k, p in named if p.grad is not None}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Array]) -> None:
+        """Put these weights into the model."""
+        for name, parameter in self.model.named_parameters():
+            parameter.copy_(torch.as_tensor(weights[name]))
+
+    def _mean_loss(self, windows: Array) -> Tensor:
+        pair = torch.as_tensor(windows.astype(np.int64))
+        logits = self.model.logits(pair[:, :-1])
+        return cross_entropy(logits.flatten(0, 1), pair[:, 1:].flatten())
+
+    @torch.no_grad()
+    def validation_loss(self, tokens: Array, weights: Mapping[str, Array]) -> float:
+        """Of eval_samples windows, evenly spread from the first to the last."""
+        self.load(weights)
+        self.model.eval()
+        block, count = self.settings.model.block_size, self.settings.data.eval_samples
+        last = len(tokens) - block - 1
+        starts = [i * last // max(count - 1, 1) for i in range(count)]
+        return self._mean_loss(
+            np.stack([tokens[s : s + block + 1] for s in starts])
+        ).item()
+
+    # ---- pruning --------------------------------------------------------------------
+
+    def prunable(self, weights: Mapping[str, Array]) -> list[str]:
+        """The matrices of the blocks: no embedding, no vector."""
+        return [k for k, w in weights.items() if k.startswith("blocks.") and w.ndim > 1]
+
+    def share(self, n: int) -> float | None:
+        """Sparsity that update n brings; None: it changes no mask."""
+        p = self.settings.pruning
+        start, every = p.prune_warmup, p.prune_interval
+        last = int(p.prune_ramp_end * self.settings.optim.max_iters)
+        count = (last - start) // every
+        due = start <= n <= start + count * every and (n - start) % every == 0
+        if self.method == "none" or not due:
+            return None
+        return pruning.sparsity(n, start, every, count, p.prune_sparsity, 0.0)
+
+    def wrong_masks(
+        self, n: int, stepped: Mapping[str, Array], kept: Mapping[str, Array]
+    ) -> int:
+        """How many entries of the masks `kept` after update n are not as the scores
+        of `stepped`, the weights after the optimizer, have them. They become this
+        training's own masks, so that one wrong choice counts once.
+        """
+        share = self.share(n)
+        wrong = 0
+        if self.method == "heads":
+            wrong = self._wrong_heads(n, share, kept)
+        elif share is not None:
+            is_muon = self.settings.optim.optimizer == "muon"
+            scores = {name: self._score(name, stepped[name], n) for name in kept}
+            for names, pruned in self._groups(share, stepped):
+                wrong += pruning.wrong_choices(
+                    [scores[name] for name in names],
+                    [kept[name] for name in names],
+                    pruned,
+                    CLOSE_MUON if is_muon else pruning.CLOSE,
+                )
+        else:
+            wrong = sum(int((kept[k] != m).sum()) for k, m in self.keep.items())
+        return wrong
+
+    def adopt(
+        self, stepped: Mapping[str, Array], kept: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """The weights once `kept` are the masks; state and what is aside follow."""
+        after = dict(stepped)
+        for name, keep in kept.items():
+            before = self.keep.get(name, np.ones_like(keep))
+            if self.method == "movement":
+                aside = self.aside.get(name, np.zeros_like(after[name]))
+                dense = np.where(before, after[name], aside)
+                self.aside[name] = np.where(keep, 0.0, dense)
+                after[name] = dense * keep
+            else:
+                after[name] = after[name] * keep
+                for key, value in self.states[name].items():
+                    if isinstance(value, np.ndarray):
+                        self.states[name][key] = value * keep
+            self.keep[name] = keep
+        return after
+
+    def _accumulate_movement(
+        self, gradients: Mapping[str, Array], weights: Mapping[str, Array]
+    ) -> None:
+        if self.method != "movement":
+            return
+        for name in self.prunable(weights):
+            dense = weights[name] + self.aside.get(name, 0.0)
+            step = -gradients[name] * dense
+            self.movement[name] = self.movement.get(name, 0.0) + step
+
+    def _score(self, name: str, w: Array, n: int) -> Array:
+        if self.method == "movement":
+            return self.movement[name]
+        score = np.abs(w)
+        if self.method == "state":
+            optim, state = self.settings.optim, self.states[name]
+            score = pruning.score(
+                optim.adamwprune_variant, w, state["m"], state["v"], n, optim.beta1
+            )
+        gone = ~self.keep.get(name, np.ones_like(w, dtype=bool))
+        return np.where(gone, -math.inf, score)
+
+    def _groups(
+        self, share: float, weights: Mapping[str, Array]
+    ) -> list[tuple[list[str], int]]:
+        """(matrices under one threshold, how many of their entries are to go)."""
+        names = self.prunable(weights)
+        sizes = {name: weights[name].size for name in names}
+        p, optim = self.settings.pruning, self.settings.optim
+        if self.method == "state" and optim.adamwprune_variant == "bitter4":
+            last = max(1, self.settings.model.n_layer - 1)
+            depth = {name: int(name.split(".")[1]) / last for name in names}
+            shares = {k: min(0.95, share * (0.7 + 0.6 * d)) for k, d in depth.items()}
+            return [([name], round(shares[name] * sizes[name])) for name in names]
+        if p.prune_scope == "layer":
+            return [([name], round(share * sizes[name])) for name in names]
+        return [(names, round(share * sum(sizes.values())))]
+
+    # ---- pruned heads ---------------------------------------------------------------
+
+    def _wrong_heads(
+        self, n: int, share: float | None, kept: Mapping[str, Array]
+    ) -> int:
+        """How many heads are not kept or dropped as their scores have it."""
+        layers = range(self.settings.model.n_layer)
+        heads = range(self.settings.model.n_head)
+        dropped = {
+            place: bool(kept)
+            and all(not kept[k][own].any() for k, own in parts.items())
+            for place, parts in self.heads.items()
+        }
+        before = {
+            place: bool(self.keep)
+            and all(not self.keep[k][own].any() for k, own in p.items())
+            for place, p in self.heads.items()
+        }
+        wanted = [[not before[i, h] for h in heads] for i in layers]
+        if share is not None:
+            scores = [
+                [
+                    -1.0 if before[i, h] else s
+                    for h, s in enumerate(self._head_scores(i, n))
+                ]
+                for i in layers
+            ]
+            pruned = round(share * len(self.heads))
+            wanted = pruning.keep_heads(scores, pruned)
+        return sum(wanted[i][h] == dropped[i, h] for i in layers for h in heads)
+
+    def _head_scores(self, layer: int, n: int) -> list[float]:
+        optim = self.settings.optim
+        names = (f"blocks.{layer}.attn.{k}.weight" for k in ("projection.qkv", "proj"))
+        qkv, proj = ((self.states[k]["m"], self.states[k]["v"]) for k in names)
+        beta = (optim.beta1, optim.beta2)
+        return pruning.head_scores(qkv, proj, self.settings.model.n_head, n, beta)

@@ -1,0 +1,1 @@
+"""GPUs: device, environment, monitor, peak rates, profiler."""

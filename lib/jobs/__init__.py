@@ -1,0 +1,1 @@
+"""Jobs: processes, scheduling, run directories, Ray. Torch-free."""

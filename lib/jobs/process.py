@@ -1,0 +1,405 @@
+"""One task, one process: start it, watch it, end it, say what became of it.
+
+Knows run directories (lib/jobs/run_files.py) and nothing of what the process computes.
+The child leads a session of its own, so that a Ctrl-C in the terminal reaches only the
+runner, which then asks its children to stop one by one.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lib.files import open_to_append, safe_join
+from lib.jobs import linux_processes, run_files
+from lib.jobs.fork_server import Forked, Template, die_with
+from lib.jobs.run_log import Pace, RunProgress, log_tail, rotate_log
+
+EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
+EXIT_GRADIENTS = 7  # they are not those of the model's formulas
+_BY_EXIT_CODE = {
+    EXIT_INTERRUPTED: ("interrupted", None),
+    EXIT_OOM: ("oom", "oom"),
+    EXIT_NAN: ("failed", "nan"),
+    EXIT_DISK: ("failed", "disk"),
+    EXIT_GRADIENTS: ("failed", "gradients"),
+}
+_ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+# What an attempt finds in its environment; its helpers inherit it.
+MARK = "KABLATE_MARK"  # a word of its own, to know them by
+ATTEMPT = "KABLATE_ATTEMPT"  # its number, from 1
+LAST_END = "KABLATE_LAST_END"  # status/failure of the one before
+PARENT_PID = "KABLATE_PARENT_PID"  # whose end is a request to stop
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One run to be carried out by one command.
+
+    files: written into run_dir before each attempt (name -> text).
+    cost: work relative to other tasks; for the order and for the time left.
+    seconds: of training after which it ends, instead of max_steps.
+    memory: bytes that it takes of its GPU, as far as that is to count.
+    preloads: whether the command's script takes part in lib/jobs/fork_server.py.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    run_dir: Path
+    env: Mapping[str, str] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    max_steps: int = 0
+    cost: float = 1.0
+    seconds: float = 0.0
+    memory: float = 0.0
+    preloads: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How an attempt ended. steps: how far this attempt itself came. val_loss: of its
+    last evaluation on record, which it may have written since the last look."""
+
+    status: str  # done, failed, oom, interrupted
+    failure: str | None = None
+    message: str = ""
+    exit_code: int | None = None
+    seconds: float = 0.0
+    steps: int = 0
+    pace: Pace | None = None
+    val_loss: float | None = None
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patience:
+    """Seconds to wait: without progress before a run counts as hung (0: for ever),
+    for a stack dump, after SIGTERM to a hung process, after SIGTERM to a sound one
+    (it writes a checkpoint first)."""
+
+    hang: float = 1800.0
+    dump: float = 2.0
+    hung_end: float = 15.0
+    stop: float = 300.0
+
+
+class Attempt:
+    """A running child. poll() until it gives the Outcome; then nothing is left."""
+
+    begun = "started"
+
+    def __init__(
+        self,
+        task: Task,
+        slot: Mapping[str, str],
+        patience: Patience,
+        template: Template | None = None,
+    ) -> None:
+        """Start the process; `slot` names its device and threads by environment.
+
+        template: one that is ready, to fork the process from if it can.
+        Raises OSError if it cannot be started, lib.jobs.run_files.DiskFull on a full
+        disk.
+        """
+        self.task, self.patience = task, patience
+        task.run_dir.mkdir(parents=True, exist_ok=True)
+        before = run_files.read_status(task.run_dir)
+        self.number = int(before["attempt"]) + 1
+        for name, text in task.files.items():
+            run_files.atomic_write_text(safe_join(task.run_dir, name), text)
+        rotate_log(task.run_dir)
+        run_files.write_status(
+            task.run_dir,
+            status="running",
+            failure=None,
+            message="",
+            attempt=self.number,
+            pid=0,
+            runner=os.getpid(),
+            host=socket.gethostname(),
+            max_steps=task.max_steps or before["max_steps"],
+            started=run_files.now(),
+            result=None,
+        )
+        self.started = time.monotonic()
+        self.progress = RunProgress(task.run_dir, task.max_steps, task.seconds)
+        self._oom_kills = linux_processes.oom_kills()
+        self._mark = secrets.token_hex(8)
+        told = {
+            MARK: self._mark,
+            ATTEMPT: str(self.number),
+            LAST_END: f"{before['status']}/{before['failure']}",
+        }
+        try:
+            self._process = _start(task, slot, told, template)
+        except OSError as error:
+            _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
+            raise
+        self._moved, self._seen = self.started, self._marks()
+        self._reason: str | None = None
+        self._steps: list[tuple[float, signal.Signals]] = []
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def poll(self) -> Outcome | None:
+        """Look after the child; its Outcome once it has ended, with status.json
+        telling the same. Call this often: all waiting is done here."""
+        now = time.monotonic()
+        if self._has_ended():
+            return self._end()
+        self._watch(now)
+        while self._steps and now >= self._steps[0][0]:
+            self._signal(self._steps.pop(0)[1])
+        return None
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end; kill if that takes too long."""
+        if self._reason is None:
+            self._reason = "stop"
+            now = time.monotonic()
+            late = now + self.patience.stop
+            self._steps = [(now, signal.SIGTERM), (late, signal.SIGKILL)]
+
+    def kill(self) -> None:
+        """End the child and its group at once."""
+        self._reason = self._reason or "stop"
+        self._steps = []
+        self._signal(signal.SIGKILL)
+
+    def _watch(self, now: float) -> None:
+        marks = self._marks()
+        if marks != self._seen:
+            self._seen, self._moved = marks, now
+        hung = self.patience.hang and now - self._moved > self.patience.hang
+        if hung and self._reason is None:
+            self._reason = "hang"
+            end = now + self.patience.dump
+            self._steps = [
+                (now, signal.SIGUSR1),
+                (end, signal.SIGTERM),
+                (end + self.patience.hung_end, signal.SIGKILL),
+            ]
+
+    def _marks(self) -> tuple[tuple[int, int], ...]:
+        names = (run_files.METRICS_FILE, run_files.STATUS_FILE)
+        return tuple(_mark(self.task.run_dir / name) for name in names)
+
+    def _signal(self, number: signal.Signals) -> None:
+        """SIGKILL goes to the child and all its helpers, of which some may lead
+        sessions of their own. SIGTERM goes to the child alone: it has to end its
+        helpers itself, in order, to write a checkpoint. SIGUSR1 goes to those who
+        catch it, because it would end the others."""
+        pids = {self.pid}
+        if number != signal.SIGTERM:  # a forked process bears no mark that shows
+            pids |= {
+                *linux_processes.marked(MARK, self._mark),
+                *linux_processes.session(self.pid),
+            }
+        if number == signal.SIGUSR1:
+            pids = {pid for pid in pids if linux_processes.catches(pid, number)} or {
+                self.pid
+            }
+        for pid in pids:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, number)
+        if number == signal.SIGKILL:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self.pid, number)
+
+    def _has_ended(self) -> bool:
+        """Without reaping: as long as the leader is a zombie, no other process can
+        get its number, and the group can still be named safely."""
+        how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+        return os.waitid(os.P_PID, self.pid, how) is not None
+
+    def _end(self) -> Outcome:
+        self._signal(signal.SIGKILL)  # helpers that outlived their leader
+        return settle(
+            self.task.run_dir,
+            self.number,
+            self.progress,
+            code=self._process.wait(),
+            reason=self._reason,
+            starved=linux_processes.oom_kills() > self._oom_kills,
+            seconds=time.monotonic() - self.started,
+            why=self._why(),
+        )
+
+    def _why(self) -> str:
+        if self._reason != "hang":
+            return ""
+        return f"no progress for {self.patience.hang:g} s; stacks in its log"
+
+
+def settle(
+    run_dir: Path,
+    attempt: int,
+    progress: RunProgress,
+    *,
+    code: int,
+    reason: str | None,
+    starved: bool,
+    seconds: float,
+    why: str = "",
+) -> Outcome:
+    """The Outcome of an attempt that has ended, with status.json telling the same.
+
+    code, reason, starved: as for classify. why: what to say of a failure instead of
+    what the process said itself.
+    """
+    left = status_or_nothing(run_dir)
+    status, failure, message = classify(code, left, attempt, reason, starved)
+    tail = log_tail(run_dir / run_files.LOG_FILE)
+    if failure and why:
+        message = why
+    elif failure and not message:
+        message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
+    progress.read()
+    said = tuple(left.get(name) for name in ("status", "failure", "message"))
+    if not run_dir.is_dir():
+        message = f"{run_dir} was removed or moved while the run was at work"
+    elif said != (status, failure, message):
+        _repair_status(run_dir, attempt, status, failure, message)
+    return Outcome(
+        status=status,
+        failure=failure,
+        message=message,
+        exit_code=code,
+        seconds=seconds,
+        steps=progress.own_steps,
+        pace=progress.pace,
+        val_loss=progress.val_loss,
+        log_tail=tail,
+    )
+
+
+def never_started(error: OSError | ValueError) -> Outcome:
+    """The Outcome of an attempt that could not be made."""
+    failure = "disk" if isinstance(error, run_files.DiskFull) else "crash"
+    return Outcome(status="failed", failure=failure, message=str(error))
+
+
+def classify(
+    code: int,
+    left: Mapping[str, Any],
+    attempt: int,
+    reason: str | None,
+    starved: bool = False,
+) -> tuple[str, str | None, str]:
+    """(status, failure, message) of an ended process.
+
+    code: as subprocess gives it, negative for a signal. left: its status.json (empty:
+    unreadable). reason: why we ended it ("stop", "hang"), None if we did not.
+    starved: whether the kernel killed something for want of memory meanwhile. The
+    status is "oom" only where the process itself gave up; "failed" with the failure
+    "oom" may be tried again with less.
+    """
+    said = str(left.get("message") or "")
+    if code == EXIT_DONE:
+        if left.get("status") == "done":
+            return "done", None, said
+        return "failed", "crash", "it ended with exit code 0 without being done"
+    if reason == "hang":
+        return "failed", "hang", said
+    own = left.get("attempt") == attempt and left.get("status") != "running"
+    cause = left.get("failure") if own else None
+    if code in _BY_EXIT_CODE:
+        status, failure = _BY_EXIT_CODE[code]
+        if own and cause == failure:  # of several ranks: it may go on with less
+            status = str(left["status"])
+        return status, failure, said
+    unclear = code == -signal.SIGKILL or cause in (None, "crash")
+    if starved and reason is None and unclear:
+        return "failed", "oom", "killed by the kernel for want of memory"
+    if code < 0:
+        return _by_signal(-code, reason)
+    # a launcher in between may hide the exit code
+    if own and (cause or left.get("status") == "interrupted"):
+        return str(left["status"]), cause, said
+    return "failed", "crash", said
+
+
+def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
+    try:
+        name = signal.Signals(number).name
+    except ValueError:
+        name = f"signal {number}"
+    if reason == "stop" or number in _ASKED_TO_END:
+        return "interrupted", None, f"ended by {name}"
+    if number == signal.SIGKILL:
+        text = "by hand, or by the kernel for want of memory"
+        return "failed", "killed", f"killed by {name}: {text}"
+    return "failed", "crash", f"ended by {name}"
+
+
+def environment(task: Task, slot: Mapping[str, str]) -> dict[str, str]:
+    """Of a task's process, but for what each attempt is told."""
+    return {
+        **os.environ,
+        "PYTHONUNBUFFERED": "1",
+        "PYTHONFAULTHANDLER": "1",
+        **slot,
+        **task.env,
+        PARENT_PID: str(os.getpid()),
+    }
+
+
+def _start(
+    task: Task,
+    slot: Mapping[str, str],
+    told: Mapping[str, str],
+    template: Template | None,
+) -> subprocess.Popen[bytes] | Forked:
+    environ = {**environment(task, slot), **told}
+    path = task.run_dir / run_files.LOG_FILE
+    if template is not None:
+        with suppress(OSError, ValueError):
+            return template.fork(task.command[2:], environ, path)
+    parent = os.getpid()
+    with open_to_append(path) as log:
+        return subprocess.Popen(
+            task.command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=environ,
+            start_new_session=True,
+            preexec_fn=lambda: die_with(parent),  # the runner has one thread
+        )
+
+
+def _mark(path: Path) -> tuple[int, int]:
+    try:
+        info = path.stat()
+        return info.st_mtime_ns, info.st_size
+    except OSError:
+        return 0, 0
+
+
+def status_or_nothing(run_dir: Path) -> dict[str, Any]:
+    """status.json as run_files.read_status gives it; {} if it cannot be read."""
+    try:
+        return run_files.read_status(run_dir)
+    except (OSError, ValueError):
+        return {}
+
+
+def _repair_status(
+    run_dir: Path, attempt: int, status: str, failure: str | None, message: str
+) -> None:
+    """Say in status.json what the child could not say itself."""
+    if not status_or_nothing(run_dir):
+        (run_dir / run_files.STATUS_FILE).unlink(missing_ok=True)
+    said = {"status": status, "failure": failure, "message": message}
+    run_files.write_status(run_dir, attempt=attempt, **said)

@@ -1,0 +1,286 @@
+"""Attempts as tasks of a Ray cluster, for lib/jobs/scheduler.py to launch.
+
+Ray finds a machine with the CPUs and GPUs that a run needs and keeps others off them;
+nothing else is left to it. What a run is and how far it came stands in its run
+directory, on a disk that all machines share; how an attempt ended is told by
+lib/jobs/ray_worker.py on its machine, or by settle() if that machine is lost; and
+whether it is tried again is the scheduler's business, as ever.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from lib import extras
+from lib.jobs import run_files
+from lib.jobs.process import (
+    EXIT_DONE,
+    Outcome,
+    Patience,
+    Task,
+    settle,
+    status_or_nothing,
+)
+from lib.jobs.ray_worker import read_outcome, render_order
+from lib.jobs.run_log import RunProgress
+
+ATTENDANT = Path(__file__).with_name("ray_worker.py")
+CONNECT = 10.0  # seconds
+LOOK = 1.0  # seconds between looks at what changes slowly
+
+
+def check_installed() -> None:
+    """ValueError, naming what to install, if there is no Ray."""
+    extras.check_installed("ENGINE=ray", ("ray",), "ray")
+
+
+class Cluster:
+    """A Ray cluster that this process is connected to; there can be only one."""
+
+    def __init__(self, address: str) -> None:
+        """address: "auto" for the one that this machine belongs to, "local" for a new
+        one on this machine alone, or host:port.
+
+        Raises ValueError with the ways out if it cannot be reached.
+        """
+        check_installed()
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        import ray
+
+        more = {"include_dashboard": False} if address == "local" else {}
+        try:
+            _require_answer(address)
+            ray.init(address, log_to_driver=False, logging_level="ERROR", **more)
+        except Exception as error:  # Ray raises no less general ones
+            raise ValueError(
+                f"RAY_ADDRESS={address!r}: {_first_line(error)}. Start a cluster with "
+                "`ray start --head`, set RAY_AUTH_MODE=token if it has a token, or use "
+                "RAY_ADDRESS=local for this machine alone"
+            ) from error
+        self._ray = ray
+        self._need: dict[str, float] = {}
+        self._attend = self._task = ray.remote(_remote_function())
+
+    def machines(self) -> list[dict[str, float]]:
+        """The resources of each machine that is up, by Ray's names: CPU, GPU."""
+        return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+
+    def require(self, *, cpus: int, gpus: int) -> None:
+        """What each run is given. Raises ValueError if no machine has as much, for
+        which Ray would wait for ever."""
+        self._need = {"CPU": float(cpus), "GPU": float(gpus)}
+        self._task = self._attend.options(
+            num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
+        )
+        if not self.can_hold():
+            raise ValueError(
+                f"a run needs {words(self._need)} on one machine, and no machine has "
+                f"them. The cluster: {self.describe()}. Ask for less (CPU_THREADS, "
+                "NUM_WORKERS, DDP_GPUS_PER_JOB, DEVICE), or add a machine"
+            )
+
+    def can_hold(self) -> bool:
+        """Whether some machine, once idle, could take a run."""
+        return any(fits(machine, self._need) for machine in self.machines())
+
+    def describe(self) -> str:
+        """Its machines in words."""
+        return "; ".join(sorted(map(words, self.machines()))) or "no machine"
+
+    def launch(
+        self, task: Task, slot: Mapping[str, str], patience: Patience
+    ) -> RemoteAttempt:
+        """An attempt that Ray starts as soon as a machine has room for it."""
+        return RemoteAttempt(self, task, slot, patience)
+
+    # ---- for RemoteAttempt ------------------------------------------------------
+
+    def submit(self, order: str) -> Any:
+        """A reference to what the attendant will have said."""
+        command = [sys.executable, str(ATTENDANT)]
+        return self._task.remote(command, os.getcwd(), order)
+
+    def result(self, ref: Any) -> Outcome | Exception | None:
+        """What the attendant said, or why it said nothing; None while it is at work."""
+        if not self._ray.wait([ref], timeout=0)[0]:
+            return None
+        try:
+            return _told(*self._ray.get(ref))
+        except self._ray.exceptions.RayError as error:
+            return error
+
+    def cancel(self, ref: Any) -> None:
+        """Take it out of the queue, or send the attendant another SIGTERM."""
+        self._ray.cancel(ref)
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether Ray ended the task because its machine ran out of memory."""
+        return isinstance(error, self._ray.exceptions.OutOfMemoryError)
+
+
+def _require_answer(address: str) -> None:
+    """Raise OSError if nobody listens at the address, where Ray would try for long, or
+    ConnectionError or ValueError if there is none."""
+    from ray._private import services
+
+    if address != "local":
+        found = services.canonicalize_bootstrap_address_or_die(address)
+        host, _, port = found.rpartition(":")
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
+
+
+def _remote_function() -> Callable[[list[str], str, str], tuple[int, str, str]]:
+    """What Ray runs: it is sent as it stands, as a worker cannot import from here."""
+
+    def attend(command: list[str], folder: str, order: str) -> tuple[int, str, str]:
+        import os
+        import socket
+        import subprocess
+        import time
+
+        try:
+            attendant = subprocess.Popen(
+                [*command, str(os.getpid())],
+                cwd=folder,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                start_new_session=True,
+            )
+        except OSError as error:
+            return 1, "", f"on {socket.gethostname()}: {error}"
+        assert attendant.stdin and attendant.stdout and attendant.stderr
+        attendant.stdin.write(order)
+        attendant.stdin.close()
+        while True:
+            try:
+                while attendant.poll() is None:
+                    time.sleep(0.1)
+                out, told = attendant.stdout.read(), attendant.stderr.read()
+                return attendant.returncode, out, told
+            except KeyboardInterrupt:  # ray.cancel
+                attendant.terminate()
+
+    return attend
+
+
+class RemoteAttempt:
+    """An attempt in the cluster, to its runner what lib.jobs.process.Attempt is
+    here."""
+
+    begun = "handed to Ray"
+
+    def __init__(
+        self, cluster: Cluster, task: Task, slot: Mapping[str, str], patience: Patience
+    ) -> None:
+        """Raises OSError if nothing can be written, lib.jobs.run_files.DiskFull on a
+        full disk."""
+        self._cluster, self._run_dir, self._patience = cluster, task.run_dir, patience
+        self._max_steps, self._seconds = task.max_steps, task.seconds
+        self.number = int(run_files.read_status(task.run_dir)["attempt"]) + 1
+        token = task.run_dir.absolute() / f".token.{secrets.token_hex(6)}.tmp"
+        run_files.atomic_write_text(token, "")
+        self._ref = cluster.submit(render_order(task, slot, patience, token))
+        self._is_there = False  # whether a machine has taken it up
+        self._reason: str | None = None
+        self._lost: Exception | None = None
+        self._enter()
+
+    def _enter(self) -> None:
+        self.started = self._since = time.monotonic()
+        self._look_again = self.started + LOOK
+        self.progress = RunProgress(self._run_dir, self._max_steps, self._seconds)
+
+    def poll(self) -> Outcome | None:
+        """Its Outcome once it has ended, with status.json telling the same."""
+        now = time.monotonic()
+        if self._lost is None:
+            found = self._cluster.result(self._ref)
+            if isinstance(found, Outcome):
+                return found
+            if found is not None:
+                self._lost, self._since = found, now
+        if now < self._look_again:
+            return None
+        self._look_again = now + LOOK
+        if self._lost is not None:
+            return self._end_of_lost(self._lost, now)
+        self._look_for_it(now)
+        return None
+
+    def stop(self) -> None:
+        """Ask for a checkpoint and an end; what still waits for a place ends now."""
+        if self._reason is None:
+            self._reason = "stop"
+            self._cluster.cancel(self._ref)
+
+    def kill(self) -> None:
+        """End the run at once."""
+        self.stop()
+        self._cluster.cancel(self._ref)
+
+    def _look_for_it(self, now: float) -> None:
+        """Note when it has begun; give up on a cluster that has lost what it needs."""
+        if self._is_there:
+            return
+        if status_or_nothing(self._run_dir).get("attempt", 0) >= self.number:
+            self._enter()  # waiting for a place is no start-up time
+            self._is_there = True
+        elif self._cluster.can_hold():
+            self._since = now
+        elif self._patience.hang and now - self._since > self._patience.hang:
+            self.stop()
+
+    def _end_of_lost(self, error: Exception, now: float) -> Outcome | None:
+        """What became of a run whose attendant cannot tell. The trainer may still be
+        there: it was told to end, is writing its checkpoint, and may even finish."""
+        late = now - self._since > self._patience.stop
+        if run_files.is_locked(run_files.run_lock(self._run_dir)) and not late:
+            return None
+        left = status_or_nothing(self._run_dir)
+        begun = left.get("attempt") == self.number
+        if self._reason == "stop" and not begun:
+            return Outcome(status="interrupted", message="it had not begun")
+        done = begun and left["status"] == "done"
+        return settle(
+            self._run_dir,
+            self.number,
+            self.progress,
+            code=EXIT_DONE if done else -signal.SIGKILL,
+            reason=self._reason,
+            starved=self._cluster.is_out_of_memory(error),
+            seconds=now - self.started,
+            why=f"its machine or worker was lost: {_first_line(error)}",
+        )
+
+
+def _told(code: int, out: str, err: str) -> Outcome | Exception:
+    """What an attendant said, or that it was killed before it could."""
+    if code < 0:
+        return RuntimeError(f"its attendant was ended by signal {-code}")
+    if code == 0:
+        return read_outcome(out)
+    return Outcome(status="failed", failure="crash", message=err.strip()[-500:])
+
+
+def fits(machine: Mapping[str, float], need: Mapping[str, float]) -> bool:
+    """Whether a machine with these resources could hold a run, were it idle."""
+    return all(machine.get(name, 0) >= amount for name, amount in need.items())
+
+
+def words(resources: Mapping[str, float]) -> str:
+    """ "8 CPU, 2 GPU"."""
+    return ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("CPU", "GPU"))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,97 @@
+"""One attempt on whatever machine it was sent to: lib/jobs/process.py, by JSON.
+
+    python lib/jobs/ray_worker.py PARENT_PID < order.json > outcome.json
+
+The first SIGTERM asks the run for a checkpoint and an end, a second one kills it. If
+the parent dies, that counts as the first; if we do, the kernel tells the run. Being a
+process of one thread, unlike a Ray worker, it may fork safely.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from lib.jobs import slots
+from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
+from lib.jobs.run_log import Pace
+
+POLL = 0.05  # seconds
+
+
+def render_order(
+    task: Task, slot: Mapping[str, str], patience: Patience, token: Path
+) -> str:
+    """What an attendant reads. token: a file that the sender has just written, to
+    find out whether both see the same disk."""
+    order = {"task": asdict(task), "slot": dict(slot), "patience": asdict(patience)}
+    return json.dumps({**order, "token": str(token)}, default=str)
+
+
+def read_outcome(text: str) -> Outcome:
+    """The Outcome that an attendant wrote; ValueError if that is none."""
+    found = json.loads(text)
+    if found["pace"] is not None:
+        found["pace"] = Pace(**found["pace"])
+    return Outcome(**{**found, "log_tail": tuple(found["log_tail"])})
+
+
+def main() -> int:
+    asked: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
+
+    signal.signal(signal.SIGTERM, note)
+    outcome = carry_out(json.load(sys.stdin), int(sys.argv[1]), asked)
+    json.dump(asdict(outcome), sys.stdout)
+    return 0
+
+
+def carry_out(order: Mapping[str, Any], parent: int, asked: list[int]) -> Outcome:
+    """The attempt from its start to its end. asked: grows with each SIGTERM."""
+    task = _task(order["task"])
+    if not Path(order["token"]).exists():
+        return Outcome(status="failed", failure="crash", message=_not_shared(task))
+    slot = order["slot"] | slots.promised({**os.environ, **order["slot"]})
+    try:
+        attempt = Attempt(task, slot, Patience(**order["patience"]))
+    except (OSError, ValueError) as error:
+        return never_started(error)
+    killed = False
+    while (outcome := attempt.poll()) is None:
+        if len(asked) > 1 and not killed:
+            attempt.kill()
+            killed = True
+        elif asked or os.getppid() != parent:
+            attempt.stop()
+        time.sleep(POLL)
+    return outcome
+
+
+def _task(found: Mapping[str, Any]) -> Task:
+    command, run_dir = tuple(found["command"]), Path(found["run_dir"])
+    return Task(**{**found, "command": command, "run_dir": run_dir})
+
+
+def _not_shared(task: Task) -> str:
+    return (
+        f"{task.run_dir} on {socket.gethostname()} is not the runner's: all machines "
+        "have to see the same results folder, under the same path"
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

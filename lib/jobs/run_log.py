@@ -1,0 +1,196 @@
+"""What the files of a run say while it runs: its log, and how far it is."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.human import size
+from lib.jobs import run_files
+
+_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
+
+# ---- logs -----------------------------------------------------------------------
+
+
+def rotate_log(run_dir: Path) -> None:
+    """Keep the log of the attempt before: train.log becomes train.N.log, N counting
+    up, so that train.1.log is the first attempt's."""
+    current = run_dir / run_files.LOG_FILE
+    if not os.path.lexists(current):  # a link is put by as well, not written through
+        return
+    stem, suffix = current.stem, current.suffix
+    pattern = re.compile(rf"{re.escape(stem)}\.(\d+){re.escape(suffix)}")
+    numbers = [int(m[1]) for p in run_dir.iterdir() if (m := pattern.fullmatch(p.name))]
+    current.rename(run_dir / f"{stem}.{max(numbers, default=0) + 1}{suffix}")
+
+
+def log_tail(path: Path, lines: int = 15) -> tuple[str, ...]:
+    """The last lines of a log, as a terminal would have left them: of a progress
+    bar its last state, no escape sequences, no control characters."""
+    text = _last_bytes(path, 65536).decode("utf-8", errors="replace")
+    shown = []
+    for line in _ANSI.sub("", text).split("\n"):
+        last = line.rstrip("\r").rpartition("\r")[2]
+        clean = "".join(c if c.isprintable() else " " for c in last).rstrip()
+        if clean:
+            shown.append(clean[:500])
+    return tuple(shown[-lines:])
+
+
+# ---- progress -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """Seconds until an attempt's first record, and seconds per step from then on,
+    evaluations and checkpoints included."""
+
+    start_up: float
+    per_step: float
+
+
+class RunProgress:
+    """What a run's own files say about how far it is; read() looks for news.
+
+    Times are measured from outside and over this attempt alone.
+    budget: seconds of training after which the run ends, instead of steps.
+    """
+
+    def __init__(self, run_dir: Path, max_steps: int, budget: float = 0.0) -> None:
+        self.max_steps, self._budget = max_steps, budget
+        self._spent: float | None = None
+        self.step = 0
+        self.loss: float | None = None
+        self.val_loss: float | None = None
+        self.val_step: int | None = None
+        self.tokens_per_s: float | None = None
+        self.gpu = ""  # what its GPUs did a moment ago; empty: nobody watches one
+        self._alarms: dict[str, bool] = {}  # text -> whether it was taken
+        self._path = run_dir / run_files.METRICS_FILE
+        self._inode = self._offset = self._from = 0
+        self._first: tuple[int, float] | None = None
+        self._made = self._last_move = time.monotonic()
+        self.read()
+        self._first, self._from = None, self.step
+        self.take_alarms()
+
+    def take_alarms(self) -> list[str]:
+        """Alarms of this attempt that read() found since the last call, each once."""
+        fresh = [text for text, taken in self._alarms.items() if not taken]
+        self._alarms.update(dict.fromkeys(fresh, True))
+        return fresh
+
+    @property
+    def own_steps(self) -> int:
+        """Steps made since this object was there."""
+        return max(0, self.step - self._from)
+
+    @property
+    def pace(self) -> Pace | None:
+        """None until two different steps were seen."""
+        if self._first is None or self.step <= self._first[0]:
+            return None
+        first_step, first_time = self._first
+        per_step = (self._last_move - first_time) / (self.step - first_step)
+        return Pace(first_time - self._made, per_step)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Until the last step, None while unknown."""
+        if self._budget and self._spent is not None and self._first is not None:
+            since = time.monotonic() - self._last_move
+            return max(0.0, self._budget - self._spent - since)
+        pace = self.pace
+        if pace is None or not self.max_steps:
+            return None
+        since = time.monotonic() - self._last_move
+        return max(0.0, (self.max_steps - self.step) * pace.per_step - since)
+
+    def read(self) -> None:
+        """Take in the records that were appended since the last call."""
+        before = self.step
+        self.gpu = gpu_line(self._path.with_name(run_files.GPU_FILE))
+        for record in self._new_records():
+            self._take(record)
+        if self.step != before:
+            self._from = min(self._from, self.step)  # went back to a checkpoint
+            self._last_move = time.monotonic()
+            if self._first is None or self.step < self._first[0]:
+                self._first = (self.step, self._last_move)
+
+    def _take(self, record: Mapping[str, Any]) -> None:
+        if isinstance(record.get("step"), int):
+            self.step = record["step"]
+        if isinstance(record.get("seconds"), int | float):
+            self._spent = record["seconds"]
+        if record.get("kind") == "train":
+            self.loss = record.get("loss")
+            self.tokens_per_s = record.get("tokens_per_s")
+        elif record.get("kind") == "eval":
+            self.val_loss, self.val_step = record.get("val_loss"), self.step
+        elif record.get("kind") == "alarm":
+            text = f"at step {record.get('step')}: {record.get('message')}"
+            self._alarms.setdefault(text, False)
+
+    def _new_records(self) -> list[dict[str, Any]]:
+        try:
+            with open(self._path, "rb") as file:
+                info = os.fstat(file.fileno())
+                if info.st_ino != self._inode or info.st_size < self._offset:
+                    self._inode, self._offset = info.st_ino, 0  # was cut back
+                file.seek(self._offset)
+                data = file.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [r for line in whole.splitlines() if (r := _record(line)) is not None]
+
+
+def gpu_line(path: Path) -> str:
+    """ "97% 31.2 GiB 410 W 61 °C" of the newest record that gpu_monitor wrote: GPUs
+    together, but the mean of how busy they are and the hottest one."""
+    for line in reversed(_last_bytes(path, 65536).splitlines()):
+        record = _record(line)
+        gpus = record.get("gpus") if record else None
+        if isinstance(gpus, list):
+            return _gpu_words([gpu for gpu in gpus if isinstance(gpu, dict)])
+    return ""
+
+
+def _gpu_words(gpus: list[dict[str, Any]]) -> str:
+    def told(key: str) -> list[float]:
+        found = (gpu.get(key) for gpu in gpus)
+        return [x for x in found if isinstance(x, int | float)]
+
+    busy, power = told("utilisation"), told("power_w")
+    used, heat = told("memory_used_bytes"), told("temperature_c")
+    words = [f"{sum(busy) / len(busy):.0f}%"] if busy else []
+    words += [size(sum(used))] if used else []
+    words += [f"{sum(power):.0f} W"] if power else []
+    words += [f"{max(heat):.0f} °C"] if heat else []
+    return " ".join(words)
+
+
+def _last_bytes(path: Path, count: int) -> bytes:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - count))
+            return file.read()
+    except OSError:
+        return b""
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        value = json.loads(line)
+    except run_files.BAD_JSON:
+        return None
+    return value if isinstance(value, dict) else None

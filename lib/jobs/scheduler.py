@@ -1,0 +1,380 @@
+"""Many tasks over a few slots: skip the done, resume, retry, report, never lose.
+
+The truth about every task is in its run directory; this loop only looks there,
+starts attempts and reacts. An attempt is a process of its own (lib/jobs/process.py) or
+a task of a Ray cluster (lib/jobs/ray_engine.py), which makes no difference here. There
+is one thread, so that children can be told to die with it.
+"""
+
+from __future__ import annotations
+
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Protocol
+
+from lib.jobs import run_files
+from lib.jobs.fork_server import Preload, Template
+from lib.jobs.process import (
+    Attempt,
+    Outcome,
+    Patience,
+    Task,
+    environment,
+    never_started,
+)
+from lib.jobs.slots import place_of
+from lib.jobs.task_state import Running, TaskState, seconds_left
+
+EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
+# Attempts beyond the first, by class of failure, within one call. A NaN comes again
+# and a full disk stays full; a crash is tried again only where it came far enough
+# to have made a step.
+# Memory: each attempt takes less; a run that has nothing left to halve ends as
+# status "oom", which is not tried again.
+RETRIES = {
+    "crash": 1,
+    "killed": 2,
+    "hang": 1,
+    "oom": 16,
+    "nan": 0,
+    "disk": 0,
+    "gradients": 0,
+}
+_DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
+
+
+Launch = Callable[[Task, Mapping[str, str], Patience], Running]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How to carry the tasks out.
+
+    slots: one environment for each task that may run at a time.
+    memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
+    launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
+    lock_wait: seconds to wait for the lock of a run that somebody else still holds,
+    such as a trainer whose runner was killed and which is writing its checkpoint.
+    stop_file: a file whose appearance asks for a graceful stop.
+    """
+
+    slots: Sequence[Mapping[str, str]] = ({},)
+    memory: float = 0.0
+    launch: Launch = Attempt
+    retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
+    patience: Patience = field(default_factory=Patience)
+    fail_fast: bool = False
+    longest_first: bool = False
+    lock_wait: float = 60.0
+    stop_file: Path | None = None
+    poll: float = 0.05
+
+
+def is_preloading(tasks: Sequence[Task], options: Options) -> bool:
+    """Whether it pays to import once for these tasks, and can be done."""
+    return sum(task.preloads for task in tasks) > 1 and options.launch is Attempt
+
+
+class View(Protocol):
+    """Shows what happens. refresh() is called often and has to be cheap."""
+
+    def started(self, cell: TaskState) -> None: ...
+    def ended(self, cell: TaskState, retried: bool) -> None: ...
+    def note(self, text: str) -> None: ...
+    def refresh(self, board: Scheduler) -> None: ...
+
+
+class Scheduler:
+    """Runs tasks; make one, call run() once, in the main thread."""
+
+    def __init__(
+        self,
+        tasks: Sequence[Task],
+        options: Options,
+        view: View,
+        after: Callable[[TaskState], None] = lambda cell: None,
+        preload: Preload | None = None,
+    ) -> None:
+        """after: called whenever a task has ended for good, to write a summary.
+        preload: one that was begun before; closed by whoever did."""
+        if not options.slots:
+            raise ValueError("no slot to run anything in; give at least one")
+        if len({task.run_dir for task in tasks}) != len(tasks):
+            raise ValueError("two tasks share a run directory")
+        self.cells = [TaskState(task=task) for task in tasks]
+        self.options, self.view, self.after = options, view, after
+        self.began = time.monotonic()
+        self._queue = list(self.cells)
+        if options.longest_first:
+            self._queue.sort(key=lambda cell: -cell.task.cost)
+        self._free = list(range(len(options.slots)))
+        self._slot_of: dict[int, int] = {}
+        self._signals: list[tuple[float, int]] = []
+        self._preload = preload
+        self._stopping = False
+        self._killed = False
+
+    # ---- what a view may ask ----------------------------------------------------
+
+    def count(self, *states: str) -> int:
+        """How many tasks are in one of these states."""
+        return sum(cell.state in states for cell in self.cells)
+
+    @property
+    def running(self) -> list[TaskState]:
+        return [cell for cell in self.cells if cell.state == "running"]
+
+    @property
+    def _attempts(self) -> list[Running]:
+        return [cell.attempt for cell in self.running if cell.attempt is not None]
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Time left for all tasks, None while unknown."""
+        return seconds_left(self.cells, self._queue, len(self.options.slots))
+
+    # ---- running ----------------------------------------------------------------
+
+    def run(self) -> int:
+        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before.
+
+        Whatever is raised here, no child is left behind.
+        """
+        self.began = time.monotonic()
+        self._look()
+        own = self._own_preload()
+        with self._listening():
+            try:
+                while self._turn():
+                    time.sleep(self.options.poll)
+            except BaseException:
+                self._abandon()
+                raise
+            finally:
+                if own is not None:
+                    own.close()
+        if self.count("failed", "locked"):
+            return EXIT_FAILED
+        return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
+
+    def _own_preload(self) -> Preload | None:
+        tasks = [cell.task for cell in self._queue]
+        if self._preload is not None or not is_preloading(tasks, self.options):
+            return None
+        self._preload = Preload(self.view.note)
+        return self._preload
+
+    def _look(self) -> None:
+        """See which tasks are done, and how far the others are."""
+        for cell in list(self._queue):
+            try:
+                status = run_files.read_status(cell.task.run_dir)
+            except (OSError, ValueError):
+                continue  # told when it is about to start
+            if status["status"] == "done":
+                self._queue.remove(cell)
+                cell.state = "skipped"
+            elif cell.task.max_steps:
+                cell.share_done = min(1.0, status["step"] / cell.task.max_steps)
+
+    def _turn(self) -> bool:
+        """One round; whether there is anything left to wait for."""
+        self._hear()
+        for cell in self.running:
+            assert cell.attempt is not None
+            progress, outcome = cell.attempt.progress, cell.attempt.poll()
+            for alarm in progress.take_alarms():
+                self.view.note(f"ALARM {cell.task.name} {alarm}")
+            if outcome is not None:
+                self._finish(cell, outcome)
+        if not self._stopping:
+            self._fill()
+        self.view.refresh(self)
+        return bool(self.running or (self._queue and not self._stopping))
+
+    def stop(self, why: str) -> None:
+        """Start nothing more; ask the running to write a checkpoint and end."""
+        if self._stopping:
+            return
+        self._stopping = True
+        names = ", ".join(cell.task.name for cell in self.running)
+        self.view.note(f"{why}: " + (f"waiting for {names}" if names else "stopping"))
+        for attempt in self._attempts:
+            attempt.stop()
+
+    # ---- starting ---------------------------------------------------------------
+
+    def _fill(self) -> None:
+        importing = False  # a template that ends it meanwhile serves the first first
+        for cell in list(self._queue):
+            if not self._free or self._stopping:
+                return
+            slot = self._place(cell)
+            if slot is None or time.monotonic() < cell.look_again:
+                continue
+            if importing and self._template(cell.task, self.options.slots[slot]):
+                continue
+            if self._is_preloaded(cell, slot):
+                self._consider(cell, slot)
+            else:
+                importing = True
+
+    def _is_preloaded(self, cell: TaskState, slot: int) -> bool:
+        """False while a template is importing what the task needs."""
+        task = cell.task
+        if not task.preloads or self._preload is None:
+            return True
+        environ = environment(task, self.options.slots[slot])
+        return self._preload.is_ready(task.command, environ)
+
+    def _template(self, task: Task, slot: Mapping[str, str]) -> Template | None:
+        if not task.preloads or self._preload is None:
+            return None
+        return self._preload.template(task.command, environment(task, slot))
+
+    def _place(self, cell: TaskState) -> int | None:
+        """A free slot where the task's memory fits beside that of those at work."""
+        slots = self.options.slots
+        taken: dict[str, list[float]] = {}
+        for other in self.running:
+            place = place_of(slots[self._slot_of[id(other)]])
+            taken.setdefault(place, []).append(other.task.memory)
+        for slot in sorted(
+            self._free, key=lambda i: len(taken.get(place_of(slots[i]), ()))
+        ):
+            there = taken.get(place_of(slots[slot]), [])
+            if not there or sum(there) + cell.task.memory <= self.options.memory:
+                return slot
+        return None
+
+    def _consider(self, cell: TaskState, slot: int) -> None:
+        """Start a queued task, or find that it is done or somebody else's."""
+        run_dir = cell.task.run_dir
+        try:
+            if run_files.is_locked(run_files.run_lock(run_dir)):
+                self._wait_for_lock(cell)
+                return
+            if run_files.read_status(run_dir)["status"] == "done":
+                self._queue.remove(cell)
+                cell.state = "skipped"
+                return
+            self._start(cell, slot)
+        except (OSError, ValueError) as error:
+            self._queue.remove(cell)
+            self._conclude(cell, "failed", never_started(error))
+
+    def _start(self, cell: TaskState, slot: int) -> None:
+        run_files.remove_leftovers(cell.task.run_dir)
+        options = self.options
+        place, launch = options.slots[slot], options.launch
+        template = self._template(cell.task, place)
+        if template is not None:
+            launch = partial(Attempt, template=template)
+        cell.attempt = launch(cell.task, place, options.patience)
+        self._queue.remove(cell)
+        self._free.remove(slot)
+        self._slot_of[id(cell)] = slot
+        cell.state = "running"
+        self.view.started(cell)
+
+    def _wait_for_lock(self, cell: TaskState) -> None:
+        now = time.monotonic()
+        cell.look_again = now + 0.5
+        held = run_files.lock_held(run_files.run_lock(cell.task.run_dir))
+        if not cell.lock_deadline:
+            cell.lock_deadline = now + self.options.lock_wait
+            self.view.note(f"waiting up to {self.options.lock_wait:g} s: {held}")
+        elif now >= cell.lock_deadline:
+            self._queue.remove(cell)
+            self._conclude(cell, "locked", Outcome(status="failed", message=str(held)))
+
+    # ---- ending -----------------------------------------------------------------
+
+    def _finish(self, cell: TaskState, outcome: Outcome) -> None:
+        slot = self._slot_of.pop(id(cell))
+        self._free.append(slot)
+        self._free.sort()
+        cell.attempt, cell.outcome = None, outcome
+        if self._may_retry(cell, outcome):
+            cell.failures[str(outcome.failure)] += 1
+            cell.state = "queued"
+            self._queue.append(cell)
+            self.view.ended(cell, retried=True)
+            return
+        state = "failed" if outcome.status == "oom" else outcome.status
+        self._conclude(cell, state, outcome)
+
+    def _may_retry(self, cell: TaskState, outcome: Outcome) -> bool:
+        if outcome.failure is None or self._stopping or outcome.status == "oom":
+            return False
+        if outcome.failure == "crash" and not outcome.steps:
+            return False
+        allowed = self.options.retries.get(outcome.failure, 0)
+        return cell.failures[outcome.failure] < allowed
+
+    def _conclude(self, cell: TaskState, state: str, outcome: Outcome) -> None:
+        cell.state, cell.outcome = state, outcome
+        self.view.ended(cell, retried=False)
+        self.after(cell)
+        if state == "failed" and self.options.fail_fast:
+            self.stop(f"{cell.task.name} failed, and the first failure is to stop all")
+        elif outcome.failure == "disk":
+            self.stop("no space left on the disk")
+
+    def _abandon(self) -> None:
+        """We are going down by an exception: stop the children, however long."""
+        self._stopping = True
+        for attempt in self._attempts:
+            attempt.stop()
+        while self.running:
+            for cell in self.running:
+                assert cell.attempt is not None
+                try:
+                    ended = cell.attempt.poll() is not None
+                except (OSError, ValueError):
+                    ended = True  # the process is gone; its status cannot be written
+                if ended:
+                    cell.state = "interrupted"
+            if len(self._signals) > 1:
+                self._hear()
+            time.sleep(self.options.poll)
+
+    # ---- signals ----------------------------------------------------------------
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        def note(number: int, frame: FrameType | None) -> None:
+            self._signals.append((time.monotonic(), number))
+
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {n: signal.getsignal(n) for n in numbers}
+        for number in numbers:
+            if before[number] != signal.SIG_IGN:  # as under nohup
+                signal.signal(number, note)
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _hear(self) -> None:
+        """The first signal asks for a graceful end, a later one kills."""
+        stop_file = self.options.stop_file
+        if stop_file is not None and not self._stopping and stop_file.exists():
+            self.stop("asked to stop")
+        if not self._signals:
+            return
+        first, number = self._signals[0]
+        self.stop(f"{signal.Signals(number).name}: again to kill")
+        late = [at for at, _ in self._signals if at - first > _DOUBLE_SIGNAL]
+        if late and not self._killed:
+            self._killed = True
+            self.view.note("killing what still runs")
+            for attempt in self._attempts:
+                attempt.kill()

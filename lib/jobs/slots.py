@@ -1,0 +1,157 @@
+"""Slots: where a task may run, as the environment that keeps it there.
+
+Set before the task's process imports torch, so it can see nothing else. Found
+without torch, which would take the GPUs for itself.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path("/")
+# Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
+GPUS = "KABLATE_GPUS"  # what is set aside for a task; it compares what torch sees
+_NAME = re.compile(r"[0-9]+|(GPU|MIG)-[\w/-]+")
+VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
+
+
+@dataclass(frozen=True, slots=True)
+class Gpus:
+    """GPUs of one kind ("cuda" or "rocm"), by the names that VISIBLE takes."""
+
+    backend: str
+    names: tuple[str, ...]
+
+
+def find_gpus(environ: Mapping[str, str], root: Path = ROOT) -> Gpus | None:
+    """The GPUs that we may use; None if there are none.
+
+    What the environment restricts stays restricted. root: of /proc and /sys.
+    """
+    amd = _amd(root)
+    nvidia = _nvidia(root)
+    backend = "cuda" if nvidia or not amd else "rocm"
+    for name in dict.fromkeys((VISIBLE[backend], VISIBLE["cuda"])):
+        if name in environ:
+            allowed = tuple(w for w in re.split(r"[,\s]+", environ[name]) if w)
+            there = bool(amd or nvidia) and "-1" not in allowed
+            return Gpus(backend, allowed) if there and allowed else None
+    names = tuple(map(str, range(nvidia or amd)))
+    return Gpus(backend, names) if names else None
+
+
+def _nvidia(root: Path) -> int:
+    """How many the driver shows; where it shows none itself, its own tool is asked."""
+    found = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
+    if found or root != ROOT or not shutil.which("nvidia-smi"):
+        return found
+    try:
+        done = subprocess.run(
+            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return 0
+    return len(re.findall(r"^GPU \d+:", done.stdout, re.MULTILINE))
+
+
+def _amd(root: Path) -> int:
+    """Cards of AMD that the compute driver serves."""
+    found = 0
+    for path in (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
+        try:
+            facts = dict(line.split(" ", 1) for line in path.read_text().splitlines())
+        except (OSError, ValueError):
+            continue
+        found += int(facts.get("simd_count", "0")) > 0
+    return found
+
+
+def gpu_names(wanted: str) -> tuple[str, ...]:
+    """Those of the list "0,2"; ValueError for what can be no such list anywhere."""
+    if not wanted.strip():
+        return ()
+    names = tuple(word.strip() for word in wanted.split(","))
+    for name in names:
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is neither a number nor a UUID of a GPU")
+        if names.count(name) > 1:
+            raise ValueError(f"it names GPU {name} twice")
+    return names
+
+
+def choose_gpus(gpus: Gpus, wanted: str) -> Gpus:
+    """Those of the list "0,2" (empty: all); ValueError if one is not there."""
+    names = gpu_names(wanted)
+    missing = [name for name in names if name not in gpus.names]
+    if missing:
+        raise ValueError(
+            f"GPUS={wanted!r}: there is no GPU {', '.join(missing)}; "
+            f"those visible are {','.join(gpus.names)}"
+        )
+    return Gpus(gpus.backend, names or gpus.names)
+
+
+def gpu_slots(
+    gpus: Gpus, jobs: int, per_job: int, per_gpu: int = 0
+) -> list[dict[str, str]]:
+    """One environment for each of ``jobs`` tasks of ``per_job`` GPUs.
+
+    More tasks than GPUs share them evenly. Raises ValueError if there are fewer
+    GPUs than one task needs, or than so many tasks need at ``per_gpu`` on each
+    (0: no limit).
+    """
+    sets = [
+        gpus.names[i : i + per_job]
+        for i in range(0, len(gpus.names) - per_job + 1, per_job)
+    ]
+    if not sets:
+        raise ValueError(
+            f"DDP_GPUS_PER_JOB={per_job}, but only {len(gpus.names)} GPUs can be used"
+        )
+    if per_gpu and jobs > per_gpu * len(sets):
+        raise ValueError(
+            f"PARALLEL_JOBS={jobs} (JOBS), but at JOBS_PER_GPU={per_gpu} and "
+            f"DDP_GPUS_PER_JOB={per_job} only {per_gpu * len(sets)} jobs have a place: "
+            "raise JOBS_PER_GPU (0: as memory allows), or run fewer jobs at a time"
+        )
+    return [_environment(gpus.backend, sets[i % len(sets)]) for i in range(jobs)]
+
+
+def _environment(backend: str, names: Sequence[str]) -> dict[str, str]:
+    listed = ",".join(names)
+    return {VISIBLE[backend]: listed, GPUS: listed}
+
+
+def place_of(slot: Mapping[str, str]) -> str:
+    """Its GPUs; slots of equal places share them. "" without any."""
+    return slot.get(GPUS, "")
+
+
+def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
+    """Whether some GPU serves more than one slot."""
+    places = [place_of(slot) for slot in slots if place_of(slot)]
+    return len(set(places)) < len(places)
+
+
+def promised(environ: Mapping[str, str]) -> dict[str, str]:
+    """What a run is to find of the GPUs that the environment leaves it."""
+    listed = [environ[name] for name in VISIBLE.values() if environ.get(name)]
+    return {GPUS: listed[0]} if listed else {}
+
+
+def no_gpu() -> dict[str, str]:
+    """A slot that hides every GPU."""
+    return dict.fromkeys(VISIBLE.values(), "")
+
+
+def share_cores(
+    slots: Sequence[Mapping[str, str]], cores: int, processes: int
+) -> list[dict[str, str]]:
+    """The slots with an even share of the cores for each of their processes."""
+    threads = max(1, cores // (len(slots) * processes))
+    return [{**slot, "OMP_NUM_THREADS": str(threads)} for slot in slots]

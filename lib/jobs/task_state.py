@@ -1,0 +1,100 @@
+"""Where the tasks of a scheduler stand, and how long all of them will take."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from lib.jobs.process import Outcome, Task
+from lib.jobs.run_log import Pace, RunProgress
+
+
+class Running(Protocol):
+    """An attempt under way. begun: the word for what was done to get it going."""
+
+    begun: str
+    number: int
+    started: float
+    progress: RunProgress
+
+    def poll(self) -> Outcome | None: ...
+    def stop(self) -> None: ...
+    def kill(self) -> None: ...
+
+
+@dataclass(kw_only=True)
+class TaskState:
+    """A task and where it stands in this call.
+
+    state: queued, running, or at the end skipped (was done), done, failed,
+    interrupted (may go on later), locked (somebody else holds it).
+    """
+
+    task: Task
+    state: str = "queued"
+    attempt: Running | None = None
+    outcome: Outcome | None = None
+    failures: Counter[str] = field(default_factory=Counter)
+    share_done: float = 0.0  # of its steps, before this call
+    lock_deadline: float = 0.0
+    look_again: float = 0.0
+
+    @property
+    def pace(self) -> Pace | None:
+        """Of the present attempt, or of the one that has ended; None: not seen."""
+        if self.attempt is not None:
+            return self.attempt.progress.pace
+        return self.outcome.pace if self.outcome is not None else None
+
+
+# ---- the time left --------------------------------------------------------------
+
+
+def seconds_left(
+    cells: Sequence[TaskState], queue: Sequence[TaskState], slots: int
+) -> float | None:
+    """Until all cells have ended, None while unknown: the queue dealt out over the
+    slots, each task at the start-up time and the pace seen so far."""
+    seen = _seen(cells)
+    if seen is None:
+        return None
+    ends = [_left(cell, *seen) for cell in cells if cell.attempt is not None]
+    ends += [0.0] * (slots - len(ends))
+    heapq.heapify(ends)
+    for cell in queue:
+        heapq.heapreplace(ends, ends[0] + _whole(cell, *seen))
+    return max(ends)
+
+
+def _seen(cells: Sequence[TaskState]) -> tuple[float, float] | None:
+    """(seconds of start-up, seconds per unit of cost), means over this call; the
+    latter is of no meaning where all tasks have a time of their own."""
+    starts, seconds, cost = [], 0.0, 0.0
+    for cell in cells:
+        pace = cell.pace
+        if pace is not None:
+            starts.append(pace.start_up)
+        if pace is not None and cell.task.max_steps:
+            seconds += pace.per_step * cell.task.max_steps
+            cost += cell.task.cost
+    if not cost and not all(cell.task.seconds for cell in cells):
+        return None
+    return (sum(starts) / len(starts), seconds / (cost or 1.0)) if starts else None
+
+
+def _whole(cell: TaskState, start_up: float, per_cost: float) -> float:
+    length = cell.task.seconds or cell.task.cost * per_cost
+    return start_up + length * (1 - cell.share_done)
+
+
+def _left(cell: TaskState, start_up: float, per_cost: float) -> float:
+    assert cell.attempt is not None
+    known = cell.attempt.progress.seconds_left
+    if known is not None:
+        return known
+    whole = _whole(cell, start_up, per_cost)
+    return max(0.0, whole - (time.monotonic() - cell.attempt.started))

@@ -1,0 +1,1 @@
+"""Kconfig: strict loading, .config and config.py. Torch-free."""

@@ -1,0 +1,72 @@
+"""kconfiglib's menuconfig, guiconfig and oldconfig, which end without a traceback.
+
+python -P lib/kconfig/editor.py TOOL; with -P no module of ours or of the working
+directory can stand in for kconfiglib's.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib
+import locale
+import os
+import runpy
+import sys
+from typing import Any
+
+NOTHING_SAVED = "so nothing was saved"
+
+
+def main(tool: str) -> None:
+    """Run a tool to its end; exits with a line that says why it could not."""
+    try:
+        locale.setlocale(locale.LC_ALL, "")
+    except locale.Error:  # LANG names one that this machine lacks
+        os.environ["LC_ALL"] = "C.UTF-8"
+    sys.argv = [tool]
+    take_the_tree_as_it_is_named()
+    try:
+        if tool == "menuconfig":
+            menuconfig()
+        else:
+            runpy.run_module(tool, run_name="__main__", alter_sys=True)
+    except (EOFError, KeyboardInterrupt):
+        sys.exit(f"\n{tool}: not all questions were answered, {NOTHING_SAVED}")
+    except Exception as error:
+        if type(error).__module__ not in ("_curses", "_tkinter"):
+            raise
+        sys.exit(f"{tool}: {error}: {way_out(tool)}")
+
+
+def take_the_tree_as_it_is_named() -> None:
+    """kconfiglib takes the path of the tree for a part of the globs in Kconfig."""
+    module: Any = importlib.import_module("kconfiglib")
+    root = os.path.join(os.path.realpath(os.environ["srctree"]), "")
+    module.iglob = lambda p: glob.iglob(glob.escape(root) + p.removeprefix(root))
+
+
+def menuconfig() -> None:
+    """Run menuconfig until its user or its terminal leaves."""
+    module: Any = importlib.import_module("menuconfig")
+    read = module._getch_compat
+
+    def read_or_leave(window: object) -> object:
+        key = read(window)
+        if key == -1 and not os.isatty(0):  # and so it would be for ever
+            sys.exit(f"menuconfig: the terminal has gone, {NOTHING_SAVED}")
+        return key
+
+    module._getch_compat = read_or_leave
+    module._main()
+
+
+def way_out(tool: str) -> str:
+    """What to do where a tool finds no terminal or display to work on."""
+    if tool == "guiconfig":
+        return "it needs a display, which DISPLAY names; or type make menuconfig"
+    term = os.environ.get("TERM", "")
+    return f"TERM={term} is unknown here; set TERM=xterm, or edit .config and type make"
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,105 @@
+"""What one symbol or choice of a parsed Kconfig tree is, whatever was asked of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import kconfiglib
+from kconfiglib import BOOL, HEX, INT, STRING, Choice, Symbol, expr_value
+
+from lib.kconfig.config_py import ConfigError, Literal
+
+KINDS = {BOOL: "bool", INT: "int", HEX: "hex", STRING: "string"}
+
+
+def prompts(item: Symbol | Choice) -> list[Any]:
+    """The menu nodes that offer a symbol or choice to the user."""
+    return [node for node in item.nodes if node.prompt]
+
+
+def prompt_of(item: Symbol | Choice) -> str:
+    """What the menu calls a symbol or choice; empty where it does not show it."""
+    return next((node.prompt[0] for node in prompts(item)), "")
+
+
+def help_of(item: Symbol | Choice) -> str:
+    """The help text; a member of a choice that has none shows its choice's."""
+    texts = [node.help.strip() for node in item.nodes if node.help]
+    choice = item.choice if isinstance(item, Symbol) else None
+    return texts[0] if texts else help_of(choice) if choice else ""
+
+
+def menu_of(symbol: Symbol) -> str:
+    """The menus that lead to a symbol, outermost first."""
+    names, node = [], symbol.nodes[0].parent
+    while node.parent:
+        if node.item == kconfiglib.MENU:
+            names.append(node.prompt[0])
+        node = node.parent
+    return " > ".join(reversed(names))
+
+
+def place_of(symbol: Symbol) -> str:
+    """``file:line`` of a symbol's definition."""
+    return f"{symbol.nodes[0].filename}:{symbol.nodes[0].linenr}"
+
+
+def kind_of_symbol(symbol: Symbol) -> str:
+    """ "bool", "int", "hex" or "string"; ConfigError for what we do not use."""
+    if symbol.orig_type not in KINDS:
+        raise ConfigError(
+            f"{place_of(symbol)}: {symbol.name} has no type, or is a tristate"
+        )
+    return KINDS[symbol.orig_type]
+
+
+def conditions(item: Symbol | Choice) -> list[Any]:
+    """The conditions under which a symbol's prompt shows, its choice's included."""
+    found: list[Any] = []
+    for node in prompts(item):
+        for clause in kconfiglib.split_expr(node.prompt[1], kconfiglib.AND):
+            if isinstance(clause, Choice):
+                found += conditions(clause)
+            elif items(clause):
+                found.append(clause)
+    return list(dict.fromkeys(found))
+
+
+def deciding(symbol: Symbol) -> list[Symbol]:
+    """The symbols that a derived value follows, what decided it first."""
+    groups = [items(symbol.rev_dep)]
+    for value, condition in symbol.defaults:
+        groups.append(items(condition) + items(value))
+        if expr_value(condition):
+            break
+    return [found for group in reversed(groups) for found in group]
+
+
+def active_range(symbol: Symbol) -> tuple[str, str] | None:
+    """The bounds that hold now, or None."""
+    for low, high, condition in symbol.ranges:
+        if expr_value(condition):
+            return low.str_value, high.str_value
+    return None
+
+
+def items(expression: Any) -> list[Symbol]:
+    """The defined symbols in an expression, in the order of their names."""
+    found = kconfiglib.expr_items(expression)
+    symbols = [s for s in found if isinstance(s, Symbol) and s.nodes]
+    return sorted(symbols, key=lambda s: s.name)
+
+
+def text_of(symbol: Symbol, value: Literal) -> str:
+    """A typed value as Kconfig's text."""
+    if isinstance(value, bool):
+        return "y" if value else "n"
+    if symbol.orig_type is HEX and isinstance(value, int):
+        return hex(value)
+    return str(value)
+
+
+def followed(symbol: Symbol) -> str:
+    """The symbols that decide one without a prompt."""
+    found = [s.name for _, when in symbol.defaults for s in items(when)]
+    return ", ".join(dict.fromkeys(found)) or "nothing does"

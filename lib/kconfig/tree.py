@@ -1,0 +1,349 @@
+"""A parsed Kconfig tree and what was asked of it.
+
+kconfiglib, like the C tools, drops what it cannot use with a warning or without
+one. Here an assignment either takes effect exactly as written or is a Problem with
+its place and reason, and every value remembers the place that it comes from.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import kconfiglib
+from kconfiglib import BOOL, HEX, INT, Choice, Symbol, expr_value
+
+from lib.kconfig.config_py import DEFAULT, Config, ConfigError, Literal, Types, convert
+from lib.kconfig.dotconfig import (
+    COMMAND_LINE,
+    Aliases,
+    Assignment,
+    ConfigProblem,
+    fail_on,
+    parse_line,
+    parse_override,
+    read_lines,
+)
+from lib.kconfig.symbols import (
+    active_range,
+    conditions,
+    deciding,
+    followed,
+    items,
+    kind_of_symbol,
+    place_of,
+    prompt_of,
+    prompts,
+    text_of,
+)
+
+
+class Tree:
+    """One parsed Kconfig tree and the assignments made to it."""
+
+    def __init__(self, kconfig: str | Path, types: Types | None = None) -> None:
+        self.root = Path(kconfig).resolve().parent
+        self.types = types or {}
+        self.kconf = _parse(Path(kconfig).resolve())
+        self.asked: dict[str, Assignment] = {}
+        defined = self.kconf.unique_defined_syms
+        self.symbols: dict[str, Symbol] = {s.name: s for s in defined}
+        self.kinds = {s.name: kind_of_symbol(s) for s in defined}
+
+    # ---- assignments ------------------------------------------------------------
+
+    def read(self, file: str | Path, skip: Iterable[int] = ()) -> list[ConfigProblem]:
+        """Take every assignment of a file; what is wrong with its lines themselves."""
+        source = self.label(file)
+        problems, found = [], []
+        for number, line in enumerate(read_lines(file, source), 1):
+            origin = f"{source}:{number}"
+            try:
+                parsed = None if number in skip else parse_line(line, self.kinds)
+            except ConfigError as error:
+                problems.append(ConfigProblem(origin, str(error), number))
+            else:
+                if parsed:
+                    found.append(Assignment(*parsed, origin, source, number))
+        repeated = list(self._repeated(found))
+        self.take(a for a in found if a.line not in {p.line for p in repeated})
+        return problems + repeated
+
+    def label(self, file: str | Path) -> str:
+        """A file's name in messages: relative to the root where it lies inside."""
+        path = Path(file).resolve()
+        inside = path.is_relative_to(self.root)
+        return str(path.relative_to(self.root) if inside else file)
+
+    def _repeated(self, found: Sequence[Assignment]) -> Iterator[ConfigProblem]:
+        """Symbols set twice, and choices with two members on, in one source."""
+        first: dict[str | Choice, Assignment] = {}
+        for a in found:
+            choice = self.symbols[a.name].choice
+            before = first.setdefault(a.name, a)
+            if before is not a:
+                text = f"CONFIG_{a.name} is set twice{_at(before)}"
+                yield ConfigProblem(a.origin, text, a.line)
+            elif choice and a.value == "y":
+                rival = first.setdefault(choice, a)
+                if rival is not a:
+                    text = (
+                        f"CONFIG_{a.name}=y excludes CONFIG_{rival.name}=y"
+                        f"{_at(rival)}: both are in the choice {prompt_of(choice)!r}"
+                    )
+                    yield ConfigProblem(a.origin, text, a.line)
+
+    def take(self, assignments: Iterable[Assignment]) -> None:
+        """Make assignments; a member of a choice replaces one from another source."""
+        for a in assignments:
+            symbol = self.symbols[a.name]
+            if symbol.choice and a.value == "y":
+                for rival in symbol.choice.syms:
+                    earlier = self.asked.get(rival.name)
+                    if earlier and earlier.source != a.source:
+                        del self.asked[rival.name]
+                symbol.choice.set_value("y")
+            if prompts(symbol):
+                symbol.set_value(a.value)
+            self.asked[a.name] = a
+
+    # ---- checks -----------------------------------------------------------------
+
+    def check(self) -> list[ConfigProblem]:
+        """Whatever was asked for and is not so, once every symbol is evaluated."""
+        values = {name: symbol.str_value for name, symbol in self.symbols.items()}
+        problems = [
+            ConfigProblem(a.origin, self.why_not(a), a.line)
+            for a in self.asked.values()
+            if values[a.name] != a.value
+        ]
+        return problems or [ConfigProblem("Kconfig", w) for w in self.kconf.warnings]
+
+    def why_not(self, a: Assignment) -> str:
+        """The reason that ``a`` had no effect."""
+        symbol = self.symbols[a.name]
+        name = f"CONFIG_{a.name}"
+        if not prompts(symbol):
+            return (
+                f"{name} has no prompt: it is derived and now {symbol.str_value!r}; "
+                f"set what it follows from instead: {followed(symbol)}"
+            )
+        if not symbol.visibility:
+            return f"{name} depends on {self._unmet(symbol)}"
+        if bounds := active_range(symbol):
+            return f"{name}={a.value} is outside its range, {bounds[0]} to {bounds[1]}"
+        if symbol.choice:
+            others = [f"CONFIG_{s.name}=y" for s in symbol.choice.syms if s != symbol]
+            return (
+                f"{name}={a.value} leaves the choice {prompt_of(symbol.choice)!r} "
+                f"open: write one of {', '.join(others)}"
+            )
+        forced = [s.name for s in items(symbol.rev_dep) if s.str_value == "y"]
+        by = f", selected by {', '.join(forced)}" if forced else ""
+        return f"{name}={a.value} has no effect: it is {symbol.str_value}{by}"
+
+    def _unmet(self, item: Symbol | Choice) -> str:
+        """The conditions of a prompt that do not hold, with the values they have."""
+        failing = [c for c in conditions(item) if not expr_value(c)]
+        return "; and on ".join(dict.fromkeys(map(self.clause, failing)))
+
+    def clause(self, condition: Any) -> str:
+        """A condition with the values that its symbols have now."""
+        if isinstance(condition, Symbol):
+            return f"{condition.name}, which is {self._state(condition)}"
+        states = [f"{s.name} is {self._state(s)}" for s in items(condition)]
+        return f"{kconfiglib.expr_str(condition)}, where {', '.join(states)}"
+
+    def _state(self, symbol: Symbol) -> str:
+        asked = self.asked.get(symbol.name)
+        return (symbol.str_value or "empty") + (f" ({asked.origin})" if asked else "")
+
+    # ---- overrides --------------------------------------------------------------
+
+    def override(
+        self, overrides: Iterable[str], aliases: Aliases, prefixes: Sequence[str]
+    ) -> None:
+        """Apply ``KEY=VALUE`` strings over what is there; ConfigError as documented."""
+        problems, found = [], []
+        for text in overrides:
+            try:
+                parsed = parse_override(text, self.kinds, aliases, prefixes)
+            except ValueError as error:
+                problems.append(ConfigProblem(COMMAND_LINE, f"{text}: {error}"))
+            else:
+                found += [
+                    Assignment(name, value, COMMAND_LINE, COMMAND_LINE)
+                    for name, value in parsed.items()
+                ]
+        fail_on([*problems, *self._repeated(found)])
+        self.take(found)
+        self._drop_hidden()
+        fail_on(self.check())
+
+    def _drop_hidden(self) -> None:
+        """Forget what an override has hidden: it falls back to its default."""
+        for name, a in list(self.asked.items()):
+            symbol = self.symbols[name]
+            hidden = not symbol.visibility and symbol.str_value != a.value
+            if hidden and a.source != COMMAND_LINE:
+                symbol.unset_value()
+                del self.asked[name]
+
+    def replay(self, config: Config) -> None:
+        """Bring the tree to the values of ``config``, read from a config.py.
+
+        What has an origin is asked for again. The rest follows its defaults; a value
+        that does not was edited by hand, or the default has changed since, and comes
+        from its line of config.py. Raises ConfigError if the tree cannot get there.
+        """
+        fail_on(
+            ConfigProblem(_place(config, n), f"CONFIG_{n} is no symbol of this Kconfig")
+            for n in config.values
+            if n not in self.symbols
+        )
+        asked = [n for n in config.values if n in config.origins]
+        self.take(self._recorded(config, asked))
+        moved = [n for n, v in self.values().items() if config.values.get(n, v) != v]
+        self.take(self._recorded(config, moved))
+        now = self.values()
+        fail_on(
+            ConfigProblem(
+                _place(config, n),
+                f"CONFIG_{n} is {v!r}, but {now.get(n)!r} by this Kconfig and the "
+                "lines around: change .config, not config.py, and run "
+                "`make olddefconfig`",
+            )
+            for n, v in config.values.items()
+            if now.get(n) != v
+        )
+
+    def _recorded(self, config: Config, names: Iterable[str]) -> Iterator[Assignment]:
+        for name in names:
+            symbol, value = self.symbols[name], config.values[name]
+            if prompts(symbol) and not (symbol.choice and value is False):
+                origin = config.origins.get(name) or config.places.get(name, DEFAULT)
+                yield Assignment(name, text_of(symbol, value), origin, "config.py")
+
+    # ---- results ----------------------------------------------------------------
+
+    def values(self) -> dict[str, Literal]:
+        """Typed values of all symbols; one that is hidden and has none is left out."""
+        raw: dict[str, Literal] = {}
+        for name, symbol in self.symbols.items():
+            numeric = symbol.orig_type in (INT, HEX) or name in self.types
+            if symbol.orig_type is BOOL:
+                raw[name] = symbol.tri_value == 2
+            elif symbol.orig_type in (INT, HEX) and symbol.str_value:
+                raw[name] = int(symbol.str_value, 0 if symbol.orig_type is HEX else 10)
+            elif symbol.str_value or not numeric:
+                raw[name] = symbol.str_value
+            elif symbol.visibility:
+                asked = self.asked.get(name)
+                where = asked.origin if asked else place_of(symbol)
+                raise ConfigError(f"{where}: CONFIG_{name} has no value")
+        return convert(Config(raw, self.origins()), self.types).values
+
+    def config(self) -> Config:
+        """Values and origins as they now are; ConfigError for an unreadable value."""
+        values = self.values()
+        origins = {n: o for n, o in self.origins().items() if n in values}
+        return Config(values, origins)
+
+    def origins(self) -> dict[str, str]:
+        """Origin by symbol; a derived one has that of the symbol it follows."""
+        asked = {
+            name: a.origin
+            for name, a in self.asked.items()
+            if a.origin != DEFAULT and self.symbols[name].visibility
+        }
+        found = {
+            n: asked.get(n) or self._derived(s, asked) for n, s in self.symbols.items()
+        }
+        return {name: origin for name, origin in found.items() if origin}
+
+    def _derived(
+        self, symbol: Symbol, asked: Mapping[str, str], depth: int = 8
+    ) -> str | None:
+        """The origin of what decided a hidden symbol's value, if that was asked for."""
+        if symbol.visibility or symbol.choice or not depth:
+            return None
+        for other in deciding(symbol):
+            for member in (other, *(other.choice.syms if other.choice else ())):
+                origin = asked.get(member.name)
+                if origin or (origin := self._derived(member, asked, depth - 1)):
+                    return origin
+        return None
+
+    def dotconfig(self) -> str:
+        """The text of .config: every symbol that has a say."""
+        return _written(self.kconf.write_config)
+
+    def minimal(self) -> str:
+        """As dotconfig, without what equals its default."""
+        return _written(self.kconf.write_min_config)
+
+    def default(self, symbol: Symbol) -> str:
+        """What the symbol is when not asked for; forgets what was asked."""
+        if symbol.choice:
+            symbol.choice.unset_value()
+        symbol.unset_value()
+        return str(symbol.str_value)
+
+
+def _place(config: Config, name: str) -> str:
+    return config.places.get(name, "config.py")
+
+
+def _at(a: Assignment) -> str:
+    return f" (first in line {a.line})" if a.line else ""
+
+
+def _parse(kconfig: Path) -> kconfiglib.Kconfig:
+    """Parse a Kconfig tree; whatever kconfiglib would only warn of is an error."""
+    root = kconfig.parent
+    try:
+        with _environment(srctree=str(root), KCONFIG_WARN_UNDEF="y"), _literal(root):
+            tree = kconfiglib.Kconfig(kconfig.name, warn_to_stderr=False)
+    except (kconfiglib.KconfigError, OSError) as error:
+        raise ConfigError(" ".join(str(error).split())) from error
+    fail_on(ConfigProblem("Kconfig", warning) for warning in tree.warnings)
+    return tree
+
+
+@contextmanager
+def _literal(root: Path) -> Iterator[None]:
+    """kconfiglib takes the path of the tree for a part of the glob in `source`."""
+    start = f"{root}{os.sep}"
+    kconfiglib.iglob = lambda p: glob.iglob(glob.escape(start) + p.removeprefix(start))
+    try:
+        yield
+    finally:
+        kconfiglib.iglob = glob.iglob
+
+
+@contextmanager
+def _environment(**wanted: str) -> Iterator[None]:
+    """kconfiglib takes these from the environment and from nowhere else."""
+    names = (*wanted, "CONFIG_", "KCONFIG_CONFIG_HEADER")
+    saved = {name: os.environ.pop(name, None) for name in names}
+    os.environ.update(wanted)
+    try:
+        yield
+    finally:
+        for name, value in saved.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+
+
+def _written(write: Callable[..., str]) -> str:
+    """What one of kconfiglib's writers puts into a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "config")
+        write(str(path), header="")
+        return path.read_text(encoding="utf-8")

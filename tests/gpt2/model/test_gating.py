@@ -1,0 +1,150 @@
+"""gpt2/model/gating.py against loops: RA-CT, the MLP's gates, the SDPA output gate."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from gpt2.model.backends.causal_attention import row_statistic
+from gpt2.model.context import LayerCache
+from gpt2.model.gating import MlpGate, OutputGate, StatisticGate, mixed
+from tests import reference as naive
+from tests.gpt2.helpers import assert_agree, deviation, normal, randomize, tiny_model
+
+KINDS = ("topk", "max", "entropy", "rms")
+
+
+def causal_weights(b: int, h: int, t: int) -> tuple[Tensor, Tensor]:
+    """Logits, a leaf, and their softmax over the keys visible, [B, H, T, T].
+
+    Gradients are compared at the logits: at the weights themselves they are
+    arbitrary where a weight is fixed.
+    """
+    logits, hidden = normal(b, h, t, t), torch.ones(t, t).triu(1).bool()
+    return logits, (2 * logits).masked_fill(hidden, float("-inf")).softmax(-1)
+
+
+def rows_of(weights: Tensor) -> naive.Rows:
+    b, h, t, _ = weights.shape
+    return [
+        [[weights[n, g, i, : i + 1] for i in range(t)] for g in range(h)]
+        for n in range(b)
+    ]
+
+
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("head_average", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
+def test_statistic_gate_equals_the_loops(
+    kind: str, head_average: bool, heads: int
+) -> None:
+    fields = {"ract": True, "ract_statistic": kind, "ract_head_average": head_average}
+    gate = StatisticGate(tiny_model(n_head=heads, ract_mix=0.37, **fields)).double()
+    randomize(gate)
+    logits, weights = causal_weights(3, heads, 7)
+    ours = gate(row_statistic(weights, gate.statistic))
+    theirs = naive.statistic_factors(
+        rows_of(weights),
+        gate.scale,
+        gate.bias,
+        kind=kind,
+        k=3,
+        mix=0.37,
+        head_average=head_average,
+    )
+    leaves = [logits, gate.scale, gate.bias]
+    assert_agree([ours], leaves, [naive.tensor_of(theirs)], leaves, 1e-12)
+
+
+def test_a_detached_statistic_trains_the_gate_alone() -> None:
+    for detach in (False, True):
+        gate = StatisticGate(tiny_model(ract=True, ract_detach=detach)).double()
+        randomize(gate)
+        logits, weights = causal_weights(2, 4, 7)
+        factor = gate(row_statistic(weights, gate.statistic))
+        (through,) = torch.autograd.grad(
+            factor.sum(), logits, allow_unused=True, retain_graph=True
+        )
+        assert (through is None) is detach
+        own = torch.autograd.grad(factor.sum(), [gate.scale, gate.bias])
+        assert all(g.abs().min() > 0 for g in own)
+
+
+def test_gates_start_nearly_open() -> None:
+    gate = StatisticGate(tiny_model(ract=True))
+    assert torch.equal(gate.bias, torch.full((4,), 2.0))
+    assert torch.equal(gate.scale, torch.ones(4))  # at 0 it would ignore its rows
+    closed = gate(torch.zeros(1, 4, 1))
+    assert torch.allclose(closed, 1 - 0.2 + 0.2 * torch.tensor(2.0).sigmoid())
+    mlp = MlpGate(tiny_model(mlp_gate=True))
+    assert torch.equal(mlp.bias, torch.full((4,), 2.0))
+
+
+def test_mix_zero_is_one_bit_for_bit_and_mix_one_is_the_gate() -> None:
+    gate = normal(100).detach().sigmoid()
+    assert torch.equal(mixed(gate, 0.0), torch.ones_like(gate))
+    assert deviation(mixed(gate, 1.0), gate) < 1e-15
+
+
+@pytest.mark.parametrize("pool", ["token", "prefix_mean"])
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_mlp_gate_equals_the_loops(pool: str, heads: int) -> None:
+    gate = MlpGate(tiny_model(n_head=heads, mlp_gate=True, mlp_gate_pool=pool)).double()
+    randomize(gate)
+    hidden = normal(3, 13, 11)
+    theirs = naive.mlp_gates(
+        naive.vectors_of(hidden),
+        gate.down.weight.T,
+        gate.up.weight.T,
+        gate.bias,
+        pool == "prefix_mean",
+    )
+    leaves = [hidden, *gate.parameters()]
+    assert_agree([gate(hidden)], leaves, [naive.tensor_of(theirs)], leaves, 1e-12)
+
+
+@pytest.mark.parametrize("pool", ["token", "prefix_mean"])
+def test_mlp_gate_does_not_see_the_future(pool: str) -> None:
+    gate = MlpGate(tiny_model(mlp_gate=True, mlp_gate_pool=pool)).double()
+    randomize(gate)
+    hidden = normal(2, 13, 11).detach()
+    whole = gate(hidden)
+    for cut in (1, 6, 12):
+        assert deviation(gate(hidden[:, :cut]), whole[:, :cut]) < 1e-14
+        changed = torch.cat([hidden[:, :cut], hidden[:, cut:] + 1], 1)
+        assert torch.equal(gate(changed)[:, :cut], whole[:, :cut])
+        assert (gate(changed)[:, cut:] != whole[:, cut:]).all()
+
+
+@pytest.mark.parametrize("pieces", [[1] * 7, [3, 4], [5, 1, 1]])
+def test_prefix_mean_goes_on_from_its_cache(pieces: list[int]) -> None:
+    gate = MlpGate(tiny_model(mlp_gate=True, mlp_gate_pool="prefix_mean")).double()
+    randomize(gate)
+    hidden = normal(2, 7, 11).detach()
+    cache, position, parts = LayerCache(), 0, []
+    for length in pieces:
+        part = hidden[:, position : position + length]
+        parts.append(gate(part, cache, position))
+        position += length
+    assert deviation(torch.cat(parts, 1), gate(hidden)) < 1e-14
+    assert cache.numbers == 2 * 3, "one running sum of the gate's width a sequence"
+
+
+def test_prefix_mean_keeps_its_sum_in_fp32_under_autocast() -> None:
+    gate = MlpGate(tiny_model(mlp_gate=True, mlp_gate_pool="prefix_mean"))
+    randomize(gate)
+    hidden = normal(1, 16, 11, dtype=torch.float32).detach()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rounded = gate(hidden)
+    assert deviation(rounded.float(), gate(hidden)) < 0.02
+
+
+def test_output_gate_equals_the_loops() -> None:
+    gate = OutputGate(tiny_model(output_gate=True)).double()
+    randomize(gate)
+    x = normal(3, 7, 10)
+    rows = naive.each(naive.vectors_of(x), gate.gate.weight.T)
+    theirs = naive.tensor_of([[naive.sigmoid(y) for y in ys] for ys in rows])
+    leaves = [x, gate.gate.weight]
+    assert_agree([gate(x)], leaves, [theirs], leaves, 1e-12)

@@ -1,0 +1,74 @@
+"""gpt2/model/reciprocal.py: alpha, the band, and the queries kept for decoding."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from gpt2.model.backends.causal_attention import attend
+from gpt2.model.context import LayerCache
+from gpt2.model.reciprocal import Reciprocity
+from gpt2.settings.schema import WHOLE_CONTEXT
+from tests import reference as naive
+from tests.gpt2.helpers import assert_agree, deviation, normal, tiny_model
+
+
+def reciprocity(**fields: object) -> Reciprocity:
+    return Reciprocity(tiny_model(ra=True, **fields)).double()
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("window", [1, 2, 5, WHOLE_CONTEXT])
+@pytest.mark.parametrize("heads", [1, 2, 3])
+def test_the_module_equals_the_loops(heads: int, window: int, learned: bool) -> None:
+    module = reciprocity(
+        n_head=heads, ra_window=window, ra_alpha=0.7, ra_learned_alpha=learned
+    )
+    if learned:
+        with torch.no_grad():
+            module.alpha.copy_(normal(heads, seed=9))
+    q, k, v = (normal(3, heads, 7, 5, seed=n) for n in range(3))
+    ours = attend(q, k, v, scale=0.5, transposed=module(q, k)).output
+    s = naive.scores(
+        naive.heads_of(q),
+        naive.heads_of(k),
+        0.5,
+        module.alpha if learned else [0.7] * heads,
+        None if window == WHOLE_CONTEXT else window,
+    )
+    theirs = naive.tensor_of(naive.outputs(naive.weights(s), naive.heads_of(v)))
+    leaves = [q, k, v, *module.parameters()]
+    assert_agree([ours], leaves, [theirs], leaves, 1e-12)
+
+
+def test_alpha_is_a_parameter_only_when_learned() -> None:
+    assert [n for n, _ in reciprocity().named_parameters()] == []
+    learned = reciprocity(ra_learned_alpha=True, ra_alpha=0.25)
+    assert torch.equal(learned.alpha, torch.full((4,), 0.25).double())
+
+
+@pytest.mark.parametrize("pieces", [[1] * 9, [4, 5], [6, 1, 2]])
+@pytest.mark.parametrize("window", [1, 3, WHOLE_CONTEXT])
+def test_decoding_needs_the_last_window_of_queries_alone(
+    window: int, pieces: list[int]
+) -> None:
+    module = reciprocity(ra_window=window)
+    q, k, v = (normal(2, 4, 9, 3, seed=n).detach() for n in range(3))
+    whole = attend(q, k, v, scale=0.5, transposed=module(q, k)).output
+    cache, at, parts = LayerCache(), 0, []
+    for length in pieces:
+        rows = slice(at, at + length)
+        at += length
+        term = module(q[:, :, rows], k[:, :, rows], cache)
+        parts.append(
+            attend(
+                q[:, :, rows],
+                k[:, :, :at],
+                v[:, :, :at],
+                scale=0.5,
+                transposed=term,
+            ).output
+        )
+        kept = at if window == WHOLE_CONTEXT else min(window, at)
+        assert cache.numbers == 2 * 4 * 3 * kept
+    assert deviation(torch.cat(parts, 2), whole) < 1e-13

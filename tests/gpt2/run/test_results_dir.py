@@ -1,0 +1,343 @@
+"""gpt2/run/results_dir.py: the results folder, what is already there, and what
+stays."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2.plan.jobs import Plan, make_plan
+from gpt2.plan.names import MATRIX_FILE
+from gpt2.run.results_dir import (
+    STOP_FILE,
+    MatrixError,
+    ask_to_stop,
+    check,
+    kept_jobs,
+    matrix_lock,
+    open_folder,
+    read_matrix_file,
+    render_matrix_file,
+    set_aside,
+    update,
+)
+from gpt2.run.runner import task_of
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import Settings
+from lib.jobs import run_files
+from tests.tinymatrix import TINY, write_config
+
+Make = Callable[..., tuple[Plan, Settings]]
+
+
+@pytest.fixture
+def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Plan and settings of TINY with lines replaced; paths are in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def plan(**lines: str) -> tuple[Plan, Settings]:
+        text = "".join(
+            next(
+                (f"CONFIG_{k}={v}" for k, v in lines.items() if f"_{k}=" in line), line
+            )
+            + "\n"
+            for line in TINY.splitlines()
+        )
+        config = write_config(tmp_path, text)
+        return make_plan(config), settings_from(config)
+
+    return plan
+
+
+def create(plan: Plan, settings: Settings) -> None:
+    files = {
+        "config.py": "",
+        MATRIX_FILE: render_matrix_file(plan, settings),
+    }
+    open_folder(plan.output_dir, files)
+
+
+def begin(plan: Plan, *which: int) -> None:
+    """As if these jobs had been started."""
+    for number in which:
+        task = task_of(plan.jobs[number], plan.output_dir, "passed")
+        for name, text in task.files.items():
+            run_files.atomic_write_text(task.run_dir / name, text)
+        run_files.write_status(task.run_dir, status="interrupted")
+
+
+# ---- the folder -----------------------------------------------------------------
+
+
+def test_the_folder_appears_whole(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    names = sorted(p.name for p in plan.output_dir.iterdir())
+    assert names == ["config.py", "matrix.json"]
+    found = read_matrix_file(plan.output_dir)
+    assert [job["run_dir"] for job in found["jobs"]] == [
+        "step00-baseline/seed1",
+        "step00-baseline/seed2",
+        "step05-ra/seed1",
+        "step05-ra/seed2",
+    ]
+    assert found["provenance"]["packages"]["torch"]
+    assert not list(plan.output_dir.parent.glob(".results*"))
+
+
+def test_an_existing_matrix_is_not_touched(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    before = (plan.output_dir / MATRIX_FILE).read_bytes()
+    open_folder(plan.output_dir, {MATRIX_FILE: "other"})
+    assert (plan.output_dir / MATRIX_FILE).read_bytes() == before
+
+
+def test_a_folder_of_something_else_is_refused(make: Make) -> None:
+    plan, settings = make()
+    plan.output_dir.mkdir()
+    (plan.output_dir / "thesis.tex").write_text("years of work")
+    with pytest.raises(MatrixError, match="OUTPUT_DIR=.*, not a results folder"):
+        create(plan, settings)
+    assert [p.name for p in plan.output_dir.iterdir()] == ["thesis.tex"]
+
+
+@pytest.mark.parametrize("name", ["file", "file/below", "/proc/below"])
+def test_a_place_for_no_folder_is_refused_by_its_setting(
+    make: Make, tmp_path: Path, name: str
+) -> None:
+    plan, settings = make()
+    (tmp_path / "file").write_text("kept")
+    plan = replace(plan, output_dir=tmp_path / name)
+    with pytest.raises(MatrixError, match=f"OUTPUT_DIR={plan.output_dir}") as refused:
+        create(plan, settings)
+    assert "Choose another OUTPUT_DIR" in str(refused.value)
+    assert ".tmp" not in str(refused.value) and "Errno" not in str(refused.value)
+    with pytest.raises(MatrixError, match="OUTPUT_DIR=|nothing was run yet"):
+        read_matrix_file(plan.output_dir)
+    assert "no runner" in ask_to_stop(plan.output_dir)
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_an_empty_folder_is_used_be_it_a_link(make: Make, tmp_path: Path) -> None:
+    plan, settings = make()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / ".matrix.json.0123.tmp").touch()  # a killed writer's
+    plan.output_dir.symlink_to(tmp_path / "elsewhere")
+    create(plan, settings)
+    assert (tmp_path / "elsewhere" / MATRIX_FILE).exists()
+    assert plan.output_dir.is_symlink()
+
+
+def test_of_many_at_once_one_makes_the_folder(tmp_path: Path) -> None:
+    folder, barrier = tmp_path / "results", threading.Barrier(8)
+
+    def create_it(n: int) -> None:
+        barrier.wait()
+        open_folder(folder, {MATRIX_FILE: str(n), "config.py": str(n)})
+
+    threads = [threading.Thread(target=create_it, args=(n,)) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    texts = {(folder / name).read_text() for name in (MATRIX_FILE, "config.py")}
+    assert len(texts) == 1
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
+# ---- what is already there ------------------------------------------------------
+
+
+def test_the_same_plan_does_not_conflict(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0, 3)
+    check(plan.output_dir, plan, settings)
+    other, other_settings = make(BATCH_SIZE="1", GPT2_GRADIENT_ACCUMULATION="2")
+    check(other.output_dir, other, other_settings)  # the same effective batch
+
+
+def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0, 1)
+    changed = {"GPT2_MAX_ITERS": "20", "GPT2_N_EMBD": "32", "BATCH_SIZE": "4"}
+    plan, settings = make(**changed)
+    with pytest.raises(MatrixError) as caught:
+        check(plan.output_dir, plan, settings)
+    said = str(caught.value)
+    for part in (
+        "nothing was started",
+        "step00-baseline/seed1",
+        "optim.max_iters                  was 10, is now 20",
+        "model.n_embd                     was 16, is now 32",
+        "effective_batch                  was 2, is now 4",
+        "OUTPUT_DIR=",
+        "make rerun",
+    ):
+        assert part in said
+    assert "step00-baseline/seed1 and 1 more: " in said, "alike, so told once"
+    assert said.count("optim.max_iters") == 1
+    assert "step05-ra" not in said  # never begun, so nothing to lose
+
+
+def test_runs_outside_the_plan_count_too(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 3)
+    only, only_settings = make(RA_MLA_ABLATION_STEPS='"0"')
+    check(only.output_dir, only, only_settings)
+    changed, changed_settings = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
+    with pytest.raises(MatrixError, match="other runs.*\n.*max_iters.*was 10"):
+        check(changed.output_dir, changed, changed_settings)
+
+
+def test_a_smaller_plan_keeps_what_was_begun(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 1, 3)
+    only, _ = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
+    kept = kept_jobs(only.output_dir, only.jobs)
+    assert [job["run_dir"] for job in kept] == [
+        "step00-baseline/seed2",
+        "step05-ra/seed2",
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"hash": "x"}'])
+def test_a_damaged_job_file_stops(make: Make, text: str) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    (plan.output_dir / plan.jobs[0].run_dir / "job.json").write_text(text)
+    with pytest.raises(MatrixError, match="seed1: its job.json is damaged"):
+        check(plan.output_dir, plan, settings)
+
+
+def test_a_run_without_its_job_file_stops(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    (plan.output_dir / plan.jobs[0].run_dir / "job.json").unlink()
+    with pytest.raises(MatrixError, match="its job.json is missing"):
+        check(plan.output_dir, plan, settings)
+
+
+def test_hostile_paths_in_matrix_json_are_not_followed(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    outside = plan.output_dir.parent / "outside"
+    run_files.atomic_write_json(outside / "job.json", {})
+    found: dict[str, Any] = read_matrix_file(plan.output_dir)
+    found["jobs"] = [{"run_dir": "../outside"}, {"run_dir": str(outside)}]
+    run_files.atomic_write_json(plan.output_dir / MATRIX_FILE, found)
+    assert kept_jobs(plan.output_dir, plan.jobs) == []
+
+
+# ---- set aside and stop ---------------------------------------------------------
+
+
+def test_set_aside_overwrites_nothing(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    places = []
+    for _ in range(2):
+        begin(plan, 0)
+        places += set_aside(plan.output_dir, plan.jobs)
+    aside = plan.output_dir / ".replaced" / "step00-baseline"
+    assert [place for _, place in places] == [aside / "seed1.1", aside / "seed1.2"]
+    assert all((place / "job.json").exists() for _, place in places)
+    assert not (plan.output_dir / plan.jobs[0].run_dir).exists()
+    check(plan.output_dir, plan, settings)
+
+
+def test_a_running_job_is_not_set_aside(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0, 1)
+    first, second = (plan.output_dir / job.run_dir for job in plan.jobs[:2])
+    with run_files.lock(run_files.run_lock(second)), pytest.raises(run_files.LockHeld):
+        set_aside(plan.output_dir, plan.jobs)
+    assert (first / "job.json").exists() and (second / "job.json").exists()
+
+
+def test_asking_to_stop_needs_a_runner(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    stop = plan.output_dir / STOP_FILE
+    assert "no runner is at work" in ask_to_stop(plan.output_dir)
+    assert not stop.exists()
+    with run_files.lock(matrix_lock(plan.output_dir)):
+        assert "asked pid" in ask_to_stop(plan.output_dir)
+    assert stop.exists()
+
+
+def test_a_matrix_file_that_is_none(make: Make) -> None:
+    plan, settings = make()
+    with pytest.raises(MatrixError, match="nothing was run yet"):
+        read_matrix_file(plan.output_dir)
+    for text, what in (
+        ("[]", "no list of jobs"),
+        ('{"jobs": [{}]}', "no list of jobs"),
+        ("{", "not JSON"),
+    ):
+        run_files.atomic_write_text(plan.output_dir / MATRIX_FILE, text)
+        with pytest.raises(MatrixError, match=f"{what}.* move .*results away"):
+            read_matrix_file(plan.output_dir)
+    plan.output_dir.rename("elsewhere")  # as it says
+    create(plan, settings)
+    check(plan.output_dir, plan, settings)
+
+
+def test_a_matrix_file_is_written_anew_by_the_runs_and_their_config(make: Make) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 1, 3)
+    path, config = (plan.output_dir / name for name in (MATRIX_FILE, "config.py"))
+    config.write_bytes(Path("config.py").read_bytes())
+    path.write_text("{")
+    with pytest.raises(MatrixError, match="Remove it and type `make`"):
+        check(plan.output_dir, plan, settings)
+    path.unlink()  # as it says
+
+    only, only_settings = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
+    create(only, only_settings)
+    check(only.output_dir, only, only_settings)
+    update(only, only_settings, {})
+    found = [job["run_dir"] for job in read_matrix_file(plan.output_dir)["jobs"]]
+    first, second, _, last = (job.run_dir for job in plan.jobs)
+    assert found == [first, second, last]
+
+    path.unlink()
+    other, other_settings = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
+    with pytest.raises(MatrixError, match=r"max_iters +was 10, is now 20"):
+        check(other.output_dir, other, other_settings)
+
+    config.write_text("CONFIG_SEEDS = 1\n")  # nothing tells what the runs were
+    for text in ("{", None):
+        path.write_text(text) if text else path.unlink()
+        with pytest.raises(MatrixError, match="choose another OUTPUT_DIR"):
+            check(plan.output_dir, plan, settings)
+
+
+@pytest.mark.parametrize("link", [".replaced", ".replaced/step00-baseline"])
+def test_nothing_is_set_aside_behind_a_link(
+    make: Make, tmp_path: Path, link: str
+) -> None:
+    plan, settings = make()
+    create(plan, settings)
+    begin(plan, 0)
+    place = plan.output_dir / link.replace("step00-baseline", plan.jobs[0].cell)
+    (tmp_path / "theirs").mkdir()
+    place.parent.mkdir(exist_ok=True)
+    place.symlink_to(tmp_path / "theirs")
+    with pytest.raises(ValueError, match="is a link to"):
+        set_aside(plan.output_dir, plan.jobs)
+    assert not list((tmp_path / "theirs").iterdir())
+    assert (plan.output_dir / plan.jobs[0].run_dir).is_dir()

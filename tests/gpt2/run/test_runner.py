@@ -1,0 +1,104 @@
+"""gpt2/run/runner.py: a job as a task. tests/scripts/test_run_test_matrix.py runs
+them."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gpt2.plan.jobs import Plan, make_plan
+from gpt2.run.results_dir import MatrixError
+from gpt2.run.runner import Watch, prepare, run, task_of
+from gpt2.run.verification import Proofs
+from lib.jobs import run_files
+from lib.jobs.progress import PlainView
+from lib.jobs.scheduler import EXIT_FAILED, Options
+from tests.results_factory import write_matrix
+from tests.tinymatrix import TINY, write_config
+
+
+def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
+    plan = make_plan(write_config(tmp_path))
+    task = task_of(plan.jobs[3], plan.output_dir, "passed")
+    words = list(task.command)
+    assert words[words.index("--run-dir") + 1] == str(task.run_dir)
+    assert words[words.index("--job") + 1] == str(task.run_dir / "job.json")
+    assert task.run_dir.is_absolute() and task.name == "step05-ra/seed2"
+    assert json.loads(task.files["job.json"]) == plan.jobs[3].to_json()
+    assert task.max_steps == 10 and task.cost > 0
+    assert task.env["KABLATE_VERIFIED"] == "passed"
+
+
+def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:
+    results = write_matrix(tmp_path / "out", (0,), (1,))
+    (results / "matrix.json").write_text('{"jobs": []}')
+    watch = Watch(results, PlainView(io.StringIO()))
+    watch(None)
+    results.rename(tmp_path / "elsewhere")
+    with pytest.raises(MatrixError, match="was moved or removed"):
+        watch(None)
+    assert not results.exists()
+
+
+# ---- what is missing --------------------------------------------------------------
+
+
+@pytest.fixture
+def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
+    """Steps 0 and 5, seeds 1 and 2, of which step 0, seed 1 is done."""
+    monkeypatch.chdir(tmp_path)
+    plan = make_plan(write_config(tmp_path, f"{TINY}# CONFIG_PRELOAD is not set\n"))
+    done = plan.output_dir / plan.jobs[0].run_dir
+    run_files.atomic_write_json(plan.output_dir / "matrix.json", {"jobs": []})
+    run_files.atomic_write_json(done / "job.json", plan.jobs[0].to_json())
+    run_files.write_status(done, status="done")
+    return plan
+
+
+def reads_of(name: str) -> Callable[[], Counter[str]]:
+    """How often each file of this name was opened since then."""
+    found: Counter[str] = Counter()
+
+    def note(event: str, given: tuple[Any, ...]) -> None:
+        if event == "open" and str(given[0]).endswith(f"/{name}"):
+            found[str(given[0])] += 1
+
+    sys.addaudithook(note)
+    return found.copy
+
+
+def meanwhile(plan: Plan, run_dir: str) -> Proofs:
+    """A proof, failed for step 5, during which somebody else has finished a run."""
+    (plan.output_dir / run_dir).mkdir(parents=True)
+    run_files.write_status(plan.output_dir / run_dir, status="done")
+    return Proofs(failed={"step05-ra": "acting"}, table={"cells": []})
+
+
+def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
+    reads, before = reads_of(run_files.STATUS_FILE), []
+
+    def prove(stop_file: Path) -> Proofs:
+        before.append(reads())
+        return meanwhile(plan, "step05-ra/seed1")
+
+    view, options = PlainView(io.StringIO()), Options(fail_fast=True)
+    assert run(plan, plan.base, {}, options, view, prove) == EXIT_FAILED
+    assert before == [{"results/step00-baseline/seed1/status.json": 1}]
+    ends = [run_files.read_status(plan.output_dir / job.run_dir) for job in plan.jobs]
+    found = [(status["status"], status["failure"]) for status in ends]
+    done, planned, failed = ("done", None), ("planned", None), "certificate"
+    assert found == [done, planned, done, ("failed", failed)]
+
+
+def test_what_ended_during_the_proofs_is_not_submitted(plan: Plan) -> None:
+    view = PlainView(io.StringIO())
+    ended = "step00-baseline/seed2"
+    found = prepare(plan, plan.base, {}, view, lambda stop: meanwhile(plan, ended))
+    assert found == []

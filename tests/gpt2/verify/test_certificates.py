@@ -1,0 +1,436 @@
+"""Planted faults: each certificate catches what it is there for, and only that.
+
+A fault is planted by patching the real code and building a real model with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gpt2.model import attention, block, gating, gpt, mla, mlp, reciprocal
+from gpt2.model.backends import causal_attention
+from gpt2.model.context import BlockContext
+from gpt2.plan.jobs import Plan, plan_settings
+from gpt2.plan.steps import STEPS
+from gpt2.settings.schema import WHOLE_CONTEXT, Settings
+from gpt2.train import optimizer as optimize
+from gpt2.verify import certify_steps
+from gpt2.verify.certificates import budgets, certify, formula
+from gpt2.verify.certify_steps import (
+    COLUMNS,
+    prove,
+    read_cache,
+    shrink,
+    subjects,
+    write_cache,
+)
+from gpt2.verify.subject import Subject
+from tests.gpt2.helpers import full_size
+from tests.gpt2.tinytraining import server
+
+ALL = tuple(STEPS)
+
+
+def plan_of(base: Settings, *steps: int) -> Plan:
+    return plan_settings(base.replace(mode="ablation", steps=steps, seeds=(1,)), {})
+
+
+@pytest.fixture(scope="module")
+def base() -> Settings:
+    """Kconfig's defaults: the 124M model."""
+    return full_size()
+
+
+def subject_of(base: Settings, step: int, **size: int) -> Subject:
+    (subject,) = subjects(plan_of(base, step), **size).values()
+    return dataclasses.replace(subject, larger=None)  # seen in test_at_size.py
+
+
+def failures(subject: Subject) -> dict[str, str]:
+    return {n: f.detail for n, f in certify(subject).items() if not f.passed}
+
+
+def mean_over_all(self, hidden, cache=None, position=0):
+    low = self.down(hidden).mean(1, keepdim=True).expand(-1, hidden.shape[1], -1)
+    return torch.sigmoid(self.up(low) + self.bias)
+
+
+def test_gate_averaging_over_all_tokens_is_not_causal(base, monkeypatch):
+    monkeypatch.setattr(gating.MlpGate, "forward", mean_over_all)
+    found = failures(subject_of(base, 3))
+    assert "moves earlier logits" in found["causal"]
+
+
+def test_rms_over_the_whole_length_is_not_causal(base, monkeypatch):
+    true = causal_attention.row_statistic
+
+    def over_total(weights, statistic):
+        visible = torch.arange(1, weights.shape[-2] + 1, dtype=weights.dtype)
+        right = true(weights, statistic)
+        return right * (visible / weights.shape[-1]).sqrt()
+
+    monkeypatch.setattr(causal_attention, "row_statistic", over_total)
+    found = failures(subject_of(base, 24))
+    assert "cutting after" in found["causal"]
+    assert "the statistic" in found["formula"]
+
+
+def mask(shift: int = 0, inverted: bool = False):
+    def weights(q, k, scale, transposed, row_scale):
+        rows, columns = q.shape[2], k.shape[2]
+        distance = causal_attention.row_positions(
+            rows, columns, q.device
+        ) - torch.arange(columns)
+        hidden = distance > 0 if inverted else distance < shift
+        scores = q @ k.transpose(-1, -2) * scale
+        return scores.masked_fill(hidden, -1e9).softmax(-1)
+
+    return weights
+
+
+@pytest.mark.parametrize("fault", [mask(inverted=True), mask(shift=-1)])
+def test_wrong_masks_are_not_causal(base, monkeypatch, fault):
+    monkeypatch.setattr(causal_attention, "_weights", fault)
+    found = failures(subject_of(base, 13))
+    assert "causal" in found and "formula" in found
+
+
+def test_mask_that_hides_the_present_token_is_no_attention(base, monkeypatch):
+    monkeypatch.setattr(causal_attention, "_weights", mask(shift=1))
+    assert "formula" in failures(subject_of(base, 13))
+
+
+def test_context_kept_on_the_module_is_state(base, monkeypatch):
+    true = block.RA_MLA_Block.forward
+
+    def stale(self, x, *, ctx, cache=None, position=0):
+        """Reads what its predecessor left in the batch before."""
+        kept = getattr(self, "kept", None)
+        self.kept = ctx
+        fits = kept is not None and kept.mlp_gate is not None
+        if fits and kept.mlp_gate.shape[:2] == x.shape[:2]:
+            ctx = kept
+        return true(self, x, ctx=ctx, cache=cache, position=position)
+
+    monkeypatch.setattr(block.RA_MLA_Block, "forward", stale)
+    found = failures(subject_of(base, 3))
+    assert "stateless" in found
+
+
+def test_a_mechanism_that_is_off_while_training_is_found(base, monkeypatch):
+    """With a fixed alpha there is no parameter that would miss its gradient."""
+    whole = reciprocal.Reciprocity.forward
+
+    def idle(self, q, k, cache=None):
+        found = whole(self, q, k, cache)
+        return dataclasses.replace(found, alpha=0.0) if self.training else found
+
+    monkeypatch.setattr(reciprocal.Reciprocity, "forward", idle)
+    found = failures(subject_of(base, 5))
+    assert list(found) == ["stateless"]
+    assert "in training are" in found["stateless"]
+
+
+def test_context_never_passed_names_the_producer(base, monkeypatch):
+    def forgetful(self, x, cache=None):
+        for each in self.blocks:
+            x, _ = each(x, ctx=BlockContext())
+        return self.ln_f(x)
+
+    monkeypatch.setattr(gpt.GPT, "hidden", forgetful)
+    found = failures(subject_of(base, 3))
+    assert "block 1 reads mlp_gate, which block 0 did not produce" in found["causal"]
+
+
+def test_context_accepted_but_not_read_does_not_act(base, monkeypatch):
+    def ones(self, ctx):
+        return torch.ones(())
+
+    monkeypatch.setattr("gpt2.model.attention.CausalAttention._mlp_gate", ones)
+    found = failures(subject_of(base, 3))
+    assert "mlp_gate changes nothing" in found["acting"]
+    assert "does not reach block 1" in found["acting"]
+    assert "had no gradient" in found["alive"]
+
+
+def test_dead_parameter_is_found(base):
+    class WithDead(gpt.GPT):
+        def __init__(self, settings):
+            super().__init__(settings)
+            self.unused = torch.nn.Parameter(torch.ones(3))
+
+    subject = dataclasses.replace(subject_of(base, 0), build=WithDead)
+    found = failures(subject)
+    assert "unused had no gradient" in found["alive"]
+    assert "parameters, expected" in found["budget"]
+
+
+def test_producer_in_the_last_block_is_a_dead_parameter(base, monkeypatch):
+    true = mlp.MLP.__init__
+    monkeypatch.setattr(
+        mlp.MLP, "__init__", lambda self, settings, produces: true(self, settings, True)
+    )
+    assert "had no gradient" in failures(subject_of(base, 3))["alive"]
+
+
+def test_detached_path_has_no_gradient(base, monkeypatch):
+    true = gating.MlpGate.forward
+
+    def detached(self, hidden, cache=None, position=0):
+        return true(self, hidden, cache, position).detach()
+
+    monkeypatch.setattr(gating.MlpGate, "forward", detached)
+    assert "gate.down.weight had no gradient" in failures(subject_of(base, 3))["alive"]
+
+
+def test_detached_statistic_has_the_wrong_gradient(base, monkeypatch):
+    true = causal_attention.row_statistic
+    monkeypatch.setattr(
+        causal_attention, "row_statistic", lambda w, s: true(w, s).detach()
+    )
+    found = failures(subject_of(base, 13))
+    assert "the gradient of" in found["formula"]
+
+
+def test_parameter_in_two_groups_or_none_is_found(base):
+    def doubled(net, optim):
+        optimizer = optimize.make_optimizer(net, optim)
+        optimizer.param_groups[1]["params"].append(
+            optimizer.param_groups[0]["params"][0]
+        )
+        return optimizer
+
+    def forgotten(net, optim):
+        optimizer = optimize.make_optimizer(net, optim)
+        optimizer.param_groups[0]["params"].pop(0)
+        return optimizer
+
+    subject = subject_of(base, 0)
+    for fault, text in ((doubled, "in 2 optimizer"), (forgotten, "in 0 optimizer")):
+        found = failures(dataclasses.replace(subject, optimizer=fault))
+        assert text in found["alive"]
+
+
+def test_weight_decay_that_was_not_asked_for_is_found(base):
+    def without(net, optim):
+        return optimize.make_optimizer(
+            net, dataclasses.replace(optim, weight_decay=0.0)
+        )
+
+    found = failures(dataclasses.replace(subject_of(base, 0), optimizer=without))
+    assert "has weight decay 0.0, not 0.1" in found["alive"]
+
+
+def test_einsum_with_a_wrong_letter_is_not_the_formula(base, monkeypatch):
+    def rank_one(t, distance, columns):
+        scores = torch.einsum("bhid,bhje->bhij", t.keys, t.queries)
+        return t.alpha_per_head * scores.masked_fill(distance > t.window, 0.0)
+
+    monkeypatch.setattr(causal_attention, "_transposed_scores", rank_one)
+    found = failures(subject_of(base, 5))
+    assert "the output of block" in found["formula"]
+    assert "acting" not in found and "alive" not in found  # they cannot tell
+
+
+def test_transposed_score_untransposed_is_not_the_formula(base, monkeypatch):
+    true = reciprocal.Reciprocity.forward
+
+    def swapped(self, q, k, cache=None):
+        return true(self, k, q, cache)
+
+    monkeypatch.setattr(reciprocal.Reciprocity, "forward", swapped)
+    assert "formula" in failures(subject_of(base, 5))
+
+
+def one_more_kept(weights, select, topk, tau, renorm):
+    return KEEP(weights, select, topk + 1, tau, renorm)
+
+
+KEEP = mlp.keep_weights
+GATE = attention.CausalAttention._mlp_gate
+ROPE_ANGLES = mla.rope_angles
+READER = mlp.LatentExchange.reader
+# What attention itself gives is right, and something around it is not.
+WIRED_WRONGLY = [
+    (22, "mlp.keep_weights", one_more_kept, "the MLP of block 0"),
+    (27, "mlp.chunk_of", lambda width, n: [i % n for i in range(width)], "the MLP of"),
+    (
+        19,
+        "gating.OutputGate.forward",
+        lambda self, x: torch.tanh(self.gate(x)),
+        "the attention of block 0",
+    ),
+    (
+        3,
+        "attention.CausalAttention._mlp_gate",
+        lambda self, ctx: GATE(self, ctx).flip(1),
+        "the attention of block 1",
+    ),
+    (
+        28,
+        "mla.rope_angles",
+        lambda length, width: 2 * ROPE_ANGLES(length, width),
+        "the attention of block 0",
+    ),
+    (
+        26,
+        "mlp.LatentExchange.reader",
+        lambda self: 2 * READER(self),
+        "the latent from block 0",
+    ),
+]
+
+
+@pytest.mark.parametrize("fault", WIRED_WRONGLY, ids=lambda fault: fault[1])
+def test_part_that_is_wired_wrongly_is_named(base, monkeypatch, fault):
+    step, place, wrong, where = fault
+    monkeypatch.setattr(f"gpt2.{place}", wrong)
+    finding = formula(subject_of(base, step))
+    assert not finding.passed and finding.detail.startswith(where), finding
+
+
+def test_gradient_that_a_part_loses_is_named(base, monkeypatch):
+    true = mlp.LatentExchange.add
+
+    def detached(self, hidden, key_latent):
+        return true(self, hidden, key_latent.detach())
+
+    monkeypatch.setattr(mlp.LatentExchange, "add", detached)
+    finding = formula(subject_of(base, 25))
+    assert "the gradient of wte.weight deviates" in finding.detail
+
+
+def test_feature_that_is_not_neutral_at_zero_is_found(base, monkeypatch):
+    monkeypatch.setattr(gating, "mixed", lambda gate, mix: 1.0 - mix / 2 + mix * gate)
+    monkeypatch.setattr(
+        "gpt2.model.attention.mixed", lambda gate, mix: 0.9 + mix * gate
+    )
+    assert "neutral mlp_gate deviates" in failures(subject_of(base, 3))["identity"]
+
+
+def test_cache_that_forgets_the_window_is_found(base, monkeypatch):
+    true = reciprocal.Reciprocity.__init__
+
+    def short(self, settings):
+        true(self, settings)
+        self.keep = 1
+
+    monkeypatch.setattr(reciprocal.Reciprocity, "__init__", short)
+    found = failures(subject_of(base, 5))
+    assert "decoding deviates" in found["decode"]
+    assert "the cache holds" in found["budget"]
+
+
+def test_extra_matrix_product_breaks_the_flop_budget(base, monkeypatch):
+    true = mlp.MLP.forward
+
+    def twice(self, x, *, side, cache=None, position=0):
+        F.linear(x, self.fc.weight)
+        return true(self, x, side=side, cache=cache, position=position)
+
+    monkeypatch.setattr(mlp.MLP, "forward", twice)
+    assert "FLOPs are" in failures(subject_of(base, 0))["budget"]
+
+
+def count(base: Settings, *steps: int) -> None:
+    """Ends its process with 1 if torch's compiler was imported."""
+    for step in steps:
+        assert budgets(subject_of(base, step)).passed
+    sys.exit("torch._dynamo" in sys.modules)
+
+
+def test_models_with_tables_are_counted_without_the_compiler(base):
+    process = server().Process(target=count, args=(base, 27, 28))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_no_false_alarm_on_the_shipped_steps(base, monkeypatch):
+    """At every certificate; what is proven at size is tried at a smaller one."""
+    size = {"n_layer": 3, "n_head": 5, "n_embd": 60, "block_size": 40}
+    monkeypatch.setattr(certify_steps, "LARGER", size)
+    assert_proven(plan_of(base, *ALL))
+
+
+@pytest.mark.slow
+def test_no_false_alarm_on_the_shipped_steps_at_size(base):
+    assert_proven(plan_of(base, *ALL))
+
+
+def test_a_control_is_meant_to_build_what_its_baseline_does(base):
+    plan = plan_of(base.replace(controls=True), 0)
+    proofs = list(prove(plan))
+    assert [(p.cell, p.message) for p in proofs] == [
+        ("step00-baseline", ""),
+        ("step00-baseline-aa", ""),
+    ]
+
+
+def assert_proven(plan: Plan) -> None:
+    proofs = list(prove(plan))
+    assert {p.cell: p.message for p in proofs if not p.ok} == {}
+    assert len(proofs) == len(STEPS)
+    assert set(proofs[0].findings) == set(COLUMNS)
+
+
+ODD_SIZES = [
+    {"seed": 2, "batch": 3, "n_head": 1, "n_layer": 2, "block_size": 17},
+]
+
+
+@pytest.mark.parametrize("size", ODD_SIZES, ids=["one-head"])
+def test_no_false_alarm_at_odd_sizes(base, size):
+    assert odd_failures(base, dict(size), kinds(base)) == {}
+
+
+def kinds(base: Settings) -> tuple[int, ...]:
+    """Steps that differ in more than numbers: one for each set of mechanisms."""
+    found: dict[tuple[object, ...], int] = {}
+    for job in plan_of(base, *ALL).jobs:
+        x = job.settings.mechanisms
+        words = [v for v in dataclasses.astuple(x) if isinstance(v, bool | str)]
+        found.setdefault((*words, x.ra_window == WHOLE_CONTEXT), job.step)
+    return tuple(found.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 2, 3])
+@pytest.mark.parametrize("heads", [1, 3])
+@pytest.mark.parametrize("layers", [2, 3, 4])
+def test_no_false_alarm_at_length_63(base, seed, heads, layers):
+    size = {"seed": seed, "batch": 3, "n_head": heads, "n_layer": layers}
+    assert odd_failures(base, {**size, "n_embd": 48, "block_size": 63}, ALL) == {}
+
+
+def odd_failures(
+    base: Settings, size: dict[str, int], steps: tuple[int, ...]
+) -> dict[str, dict[str, str]]:
+    seed, batch = size.pop("seed"), size.pop("batch")
+    found = subjects(plan_of(base, *steps), **size)
+    new = {"seed": seed, "batch": batch, "larger": None}
+    odd = {n: dataclasses.replace(s, **new) for n, s in found.items()}
+    return {name: failures(s) for name, s in odd.items() if failures(s)}
+
+
+def test_shrink_keeps_what_is_proven_comparable(base):
+    small = shrink(base)
+    assert small.mechanisms.ra_window < small.model.block_size - 1
+    assert small.mechanisms.ract_topk < small.model.block_size
+    assert small.optim.optimizer == base.optim.optimizer
+    whole = shrink(base.replace(ra_window=0))
+    assert whole.mechanisms.ra_window == 0
+
+
+@pytest.mark.parametrize("place", ["file/cache.json", "folder"])
+def test_a_cache_that_cannot_be_kept_is_no_obstacle(tmp_path, place):
+    """As in a checkout of another user; the errors of these hold for root as well."""
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    write_cache(tmp_path / place, {"key": {}})
+    assert read_cache(tmp_path / place) == {}

@@ -1,0 +1,103 @@
+"""Optimizers and pruning methods are proven with the steps that train by them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gpt2.plan.jobs import Plan, make_plan
+from gpt2.verify import certify_training
+from gpt2.verify.certify_steps import Proof
+from gpt2.verify.certify_training import Trained, at_hand, everything, prove, trained_by
+from gpt2.verify.subject import Finding
+from lib.optim.names import OPTIMIZERS
+from lib.pruning.names import VARIANTS
+from tests.gpt2.helpers import make_config
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return make_plan(
+        make_config(
+            TEST_MATRIX_MODE="y",
+            TEST_MATRIX_ADAMWPRUNE="y",
+            TEST_MATRIX_PRUNING_MAGNITUDE="y",
+            TEST_MATRIX_BITTER7="y",
+        )
+    )
+
+
+def test_at_hand_is_what_the_jobs_train_with(plan):
+    assert [subject.name for subject in at_hand([plan])] == [
+        "adamw",
+        "adamwprune",
+        "adamw + magnitude",
+        "adamwprune + bitter0",
+        "adamwprune + bitter7",
+    ]
+
+
+def test_step_1_brings_spam_and_magnitude():
+    config = make_config(RA_MLA_ABLATION_MODE="y", STEPS="0,1")
+    names = [subject.name for subject in at_hand([make_plan(config)])]
+    assert names == ["adamw", "adamwspam", "adamwspam + magnitude"]
+
+
+def test_everything_is_every_optimizer_and_every_possible_pair():
+    found = everything()
+    alone = [s.optimizer for s in found if s.method == "none"]
+    assert alone == list(OPTIMIZERS)
+    assert {s.variant for s in found if s.method == "state"} == set(VARIANTS)
+    others = [kind for name, kind in OPTIMIZERS.items() if name != "adamwprune"]
+    cut = sum(not kind.lacks_moments for kind in others)  # by heads
+    expected = len(OPTIMIZERS) + len(others) * 2 + 10 + cut
+    assert len(found) == len(set(found)) == expected
+
+
+def test_a_proof_is_kept_until_it_fails(tmp_path):
+    cache = tmp_path / "certificates.json"
+    subject = Trained("adamwprune", "state", "bitter4")
+    (first,) = prove([subject], cache)
+    assert first.ok and set(first.findings) == set(subject.columns)
+    stored = json.loads(cache.read_text())
+    (proof,) = stored["proofs"].values()
+    proof["schedule"]["figure"] = "from the cache"
+    cache.write_text(json.dumps(stored))
+    (again,) = prove([subject], cache)
+    assert again.findings["schedule"].figure == "from the cache"
+    proof["schedule"]["passed"] = False
+    cache.write_text(json.dumps(stored))
+    (anew,) = prove([subject], cache)
+    assert anew.findings == first.findings
+
+
+def test_a_proof_that_crashes_has_failed_and_others_are_made():
+    crashed, other = prove([Trained("nothing"), Trained("sgd")])
+    assert other.ok and not crashed.ok
+    assert "nothing" in crashed.message and "groups: " in crashed.message
+
+
+def test_cells_are_held_to_the_training_they_are_given(plan):
+    steps = [
+        Proof(cell, {"causal": Finding(True, "0")})
+        for cell in dict.fromkeys(job.cell for job in plan.jobs)
+    ]
+    bad = Finding(False, "3", "3 weights too many")
+    trained = [
+        Proof("adamw", {"decay": Finding(True, "0")}),
+        Proof("adamwprune + bitter7", {"schedule": bad}),
+    ]
+    found = certify_training.hold_to_account(steps, [plan], trained)
+    failed = {proof.cell: proof.message for proof in found if not proof.ok}
+    assert list(failed) == ["adamwprune-bitter7-state-50"]
+    assert "3 weights too many" in failed["adamwprune-bitter7-state-50"]
+
+
+def test_every_cell_has_its_optimizer_and_its_pair(plan):
+    by_name = {job.name: trained_by(job.settings) for job in plan.jobs}
+    assert by_name["adamw-none"] == [Trained("adamw")]
+    assert by_name["adamwprune-bitter0-state-50"] == [
+        Trained("adamwprune"),
+        Trained("adamwprune", "state", "bitter0"),
+    ]

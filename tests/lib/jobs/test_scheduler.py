@@ -1,0 +1,518 @@
+"""lib/jobs/scheduler.py with real processes that crash, hang, get killed and resume."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lib.jobs import run_files
+from lib.jobs.process import Patience, Task, classify
+from lib.jobs.progress import PlainView
+from lib.jobs.run_log import RunProgress, log_tail
+from lib.jobs.scheduler import Options, Scheduler
+from lib.jobs.task_state import TaskState
+
+ROOT = Path(__file__).resolve().parents[3]
+WORKER = ROOT / "tests" / "lib" / "jobs" / "worker.py"
+QUICK = Patience(hang=0, dump=0.5, hung_end=0.5, stop=30)
+
+
+def task(root: Path, name: str, **what: object) -> Task:
+    words = [f"{key}={value}" for key, value in what.items()]
+    return Task(
+        name=name,
+        command=(sys.executable, str(WORKER), str(root / name), *words),
+        run_dir=root / name,
+        max_steps=int(str(what.get("steps", 3))),
+    )
+
+
+def run(
+    tasks: list[Task],
+    after: Callable[[TaskState], None] = lambda cell: None,
+    **options: object,
+) -> tuple[int, str, Scheduler]:
+    """Exit code, all that was said, and the scheduler."""
+    out = io.StringIO()
+    chosen = dataclasses.replace(Options(patience=QUICK), **options)
+    scheduler = Scheduler(tasks, chosen, PlainView(out, every=0.0), after)
+    return scheduler.run(), out.getvalue(), scheduler
+
+
+def steps_of(root: Path, name: str) -> list[int]:
+    records = run_files.read_jsonl(root / name / "metrics.jsonl")
+    return [r["step"] for r in records if r["kind"] == "train"]
+
+
+def status_of(root: Path, name: str) -> tuple[str, str | None, int]:
+    status = run_files.read_status(root / name)
+    return status["status"], status["failure"], status["attempt"]
+
+
+def until(true: Callable[[], object], seconds: float = 60.0) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+# ---- the ordinary course --------------------------------------------------------
+
+
+def test_all_done_then_nothing_to_do(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, name, steps=5) for name in "abc"]
+    ended: list[str] = []
+    code, said, _ = run(tasks, lambda cell: ended.append(cell.task.name))
+    assert code == 0 and ended == ["a", "b", "c"]
+    assert "a: done in 0:0" in said and "val 0.4000" in said
+    for name in "abc":
+        assert status_of(tmp_path, name) == ("done", None, 1)
+        assert steps_of(tmp_path, name) == [1, 2, 3, 4, 5]
+    before = (tmp_path / "a" / "train.log").read_text()
+    code, said, scheduler = run(tasks)
+    assert code == 0 and scheduler.count("skipped") == 3 and said == ""
+    assert (tmp_path / "a" / "train.log").read_text() == before
+
+
+def test_a_run_that_ends_between_two_looks_shows_its_last_evaluation(
+    tmp_path: Path,
+) -> None:
+    looks: list[int] = []
+
+    class Seldom(PlainView):
+        def refresh(self, board: Scheduler) -> None:
+            """As if the run had ended before the first look at its records."""
+            looks.append(len(board.running))
+
+    out = io.StringIO()
+    tasks = [task(tmp_path, "a", steps=5), task(tmp_path, "b", steps=3)]
+    assert Scheduler(tasks, Options(patience=QUICK), Seldom(out)).run() == 0
+    assert looks and "val 0.4000" in out.getvalue().split("b: started")[0]
+    assert "val" not in out.getvalue().split("b: started")[1]  # it had no evaluation
+
+
+def test_slots_are_used_at_once_and_never_twice(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, f"t{n}", steps=4, sleep=0.1) for n in range(4)]
+    slots = ({"SLOT": "x"}, {"SLOT": "y"})
+    most = 0
+
+    class Counting(PlainView):
+        def refresh(self, board: Scheduler) -> None:
+            nonlocal most
+            most = max(most, len(board.running))
+
+    options = Options(patience=QUICK, slots=slots)
+    assert Scheduler(tasks, options, Counting(io.StringIO())).run() == 0
+    assert most == 2
+    logs = [(tmp_path / f"t{n}" / "train.log").read_text() for n in range(4)]
+    used = sorted(log.split("slot ")[1].strip() for log in logs)
+    assert used[0][0] == "x" and used[-1][0] == "y"
+
+
+def test_longest_first(tmp_path: Path) -> None:
+    costs = {"short": 1.0, "long": 9.0, "middle": 3.0}
+    tasks = [
+        dataclasses.replace(task(tmp_path, name), cost=cost)
+        for name, cost in costs.items()
+    ]
+    ended: list[str] = []
+    run(tasks, lambda cell: ended.append(cell.task.name), longest_first=True)
+    assert ended == ["long", "middle", "short"]
+
+
+def test_files_of_a_task_are_there_before_it_starts(tmp_path: Path) -> None:
+    reads = "import sys; print(open(sys.argv[1] + '/job.json').read())"
+    job = Task(
+        name="a",
+        command=(sys.executable, "-c", reads, str(tmp_path / "a")),
+        run_dir=tmp_path / "a",
+        files={"job.json": '{"x": 1}'},
+    )
+    run([job])
+    assert '{"x": 1}' in (tmp_path / "a" / "train.log").read_text()
+    outside = dataclasses.replace(job, files={"../x": ""})
+    code, said, _ = run([outside])
+    assert code == 1 and "leads out of" in said and not (tmp_path / "x").exists()
+
+
+# ---- failures -------------------------------------------------------------------
+
+
+def test_a_crash_is_reported_with_its_log_and_stops_nobody(tmp_path: Path) -> None:
+    tasks = [
+        task(tmp_path, "a"),
+        task(tmp_path, "bad", fail="crash"),
+        task(tmp_path, "c"),
+    ]
+    code, said, _ = run(tasks)
+    assert code == 1
+    assert "bad: FAILED (crash): exit code 1: KeyError: 'the cause'" in said
+    assert "    | reading the weights\n    | KeyError: 'the cause'" in said
+    assert status_of(tmp_path, "bad") == ("failed", "crash", 1)
+    assert status_of(tmp_path, "a") == status_of(tmp_path, "c") == ("done", None, 1)
+    mended = [tasks[0], task(tmp_path, "bad"), tasks[2]]
+    code, said, scheduler = run(mended)
+    assert code == 0 and scheduler.count("skipped") == 2
+    assert status_of(tmp_path, "bad") == ("done", None, 2)
+    assert "KeyError" in (tmp_path / "bad" / "train.1.log").read_text()
+    assert "attempt 2" in (tmp_path / "bad" / "train.log").read_text()
+
+
+def test_a_kill_for_memory_is_tried_again_and_told_to_the_next(tmp_path: Path) -> None:
+    code, said, _ = run([task(tmp_path, "a", steps=6, at=5, fail="starved", first=2)])
+    assert code == 0 and said.count("FAILED (oom)") == 2
+    assert status_of(tmp_path, "a") == ("done", None, 3)
+    assert "after failed/oom" in (tmp_path / "a" / "train.log").read_text()
+    assert "after planned/None" in (tmp_path / "a" / "train.1.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fail", "expected"),
+    [
+        ("oom", ("oom", "oom", 1)),
+        ("nan", ("failed", "nan", 1)),
+        ("disk", ("failed", "disk", 1)),
+        ("says-oom", ("oom", "oom", 1)),
+        ("undone", ("failed", "crash", 1)),
+        ("damage", ("failed", "crash", 1)),
+        ("segfault", ("failed", "crash", 1)),
+        ("interrupted", ("interrupted", None, 1)),
+    ],
+)
+def test_classes_of_failure(
+    tmp_path: Path, fail: str, expected: tuple[str, str | None, int]
+) -> None:
+    code, said, _ = run([task(tmp_path, "a", fail=fail)])
+    assert status_of(tmp_path, "a") == expected
+    assert code == (3 if fail == "interrupted" else 1)
+    assert ("FAILED" in said) == (fail != "interrupted")
+    message = run_files.read_status(tmp_path / "a")["message"]
+    assert bool(message) == (fail != "interrupted")
+
+
+def test_a_folder_that_goes_fails_its_task_and_stays_away(tmp_path: Path) -> None:
+    code, said, _ = run([task(tmp_path, "a", fail="moved", at=2)], retries={})
+    assert code == 1 and f"{tmp_path / 'a'} was removed or moved" in said
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_command_that_cannot_start(tmp_path: Path) -> None:
+    none = Task(name="a", command=("/no/such/program",), run_dir=tmp_path / "a")
+    code, said, _ = run([none, task(tmp_path, "b")])
+    assert code == 1 and "a: FAILED (crash)" in said and "/no/such/program" in said
+    assert status_of(tmp_path, "a")[:2] == ("failed", "crash")
+    assert status_of(tmp_path, "b")[0] == "done"
+
+
+def test_a_killed_task_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
+    killed = task(tmp_path, "a", steps=7, fail="kill", at=6, first=2)
+    code, said, _ = run([killed])
+    assert code == 0 and said.count("killed by SIGKILL") == 2
+    assert "will be tried again" in said
+    assert status_of(tmp_path, "a") == ("done", None, 3)
+    assert steps_of(tmp_path, "a") == [1, 2, 3, 4, 5, 6, 7]
+    assert "from 4" in (tmp_path / "a" / "train.log").read_text()
+
+
+def test_retries_are_bounded(tmp_path: Path) -> None:
+    code, _, _ = run([task(tmp_path, "a", steps=7, fail="kill", at=3)])
+    assert code == 1
+    assert status_of(tmp_path, "a") == ("failed", "killed", 3)
+    logs = sorted(p.name for p in (tmp_path / "a").glob("train*.log"))
+    assert logs == ["train.1.log", "train.2.log", "train.log"]
+
+
+def test_a_crash_is_tried_again_only_after_progress(tmp_path: Path) -> None:
+    early = task(tmp_path, "early", fail="crash", at=1)
+    late = task(tmp_path, "late", steps=4, fail="crash", at=4, first=1)
+    code, _, _ = run([early, late])
+    assert code == 1
+    assert status_of(tmp_path, "early") == ("failed", "crash", 1)
+    assert status_of(tmp_path, "late") == ("done", None, 2)
+
+
+def test_fail_fast_starts_nothing_more(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "bad", fail="nan"), task(tmp_path, "never")]
+    code, said, scheduler = run(tasks, fail_fast=True)
+    assert code == 1 and "first failure is to stop all" in said
+    assert scheduler.count("queued") == 1 and not (tmp_path / "never").exists()
+
+
+def test_a_full_disk_stops_the_rest(tmp_path: Path) -> None:
+    tasks = [task(tmp_path, "bad", fail="disk"), task(tmp_path, "never")]
+    code, said, _ = run(tasks)
+    assert code == 1 and "no space left" in said
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_summary_that_cannot_be_written_leaves_no_child(tmp_path: Path) -> None:
+    def after(cell: TaskState) -> None:
+        raise run_files.DiskFull(28, "no space left")
+
+    tasks = [task(tmp_path, "a"), task(tmp_path, "b", steps=10_000, sleep=0.05)]
+    with pytest.raises(run_files.DiskFull):
+        run(tasks, after, slots=({}, {}))
+    status = run_files.read_status(tmp_path / "b")
+    assert status["status"] == "interrupted" and not is_alive(status["pid"])
+
+
+# ---- hangs ----------------------------------------------------------------------
+
+
+def test_a_hang_is_ended_with_its_stacks_in_the_log(tmp_path: Path) -> None:
+    hung = task(tmp_path, "a", steps=4, fail="hang", at=3, first=1)
+    code, said, _ = run([hung], patience=dataclasses.replace(QUICK, hang=2.0))
+    assert code == 0 and "FAILED (hang): no progress for 2 s" in said
+    log = (tmp_path / "a" / "train.1.log").read_text()
+    assert "in wait_for_ever" in log and "most recent call first" in log
+    assert steps_of(tmp_path, "a") == [1, 2, 3, 4]
+
+
+def test_a_hang_deaf_to_sigterm_is_killed(tmp_path: Path) -> None:
+    deaf = task(tmp_path, "a", fail="deaf", at=2)
+    patience = dataclasses.replace(QUICK, hang=1.0)
+    code, _, scheduler = run([deaf], patience=patience, retries={})
+    assert code == 1 and status_of(tmp_path, "a") == ("failed", "hang", 1)
+    outcome = scheduler.cells[0].outcome
+    assert outcome is not None and outcome.exit_code == -signal.SIGKILL
+
+
+def test_slow_but_moving_is_no_hang(tmp_path: Path) -> None:
+    slow = task(tmp_path, "a", steps=8, sleep=0.4)
+    code, _, _ = run([slow], patience=dataclasses.replace(QUICK, hang=2.0))
+    assert code == 0 and status_of(tmp_path, "a") == ("done", None, 1)
+
+
+def test_helpers_of_a_dead_leader_do_not_outlive_it(tmp_path: Path) -> None:
+    code, _, _ = run([task(tmp_path, "a", fail="kill", child=1)], retries={})
+    pid = int((tmp_path / "a" / "child").read_text())
+    assert code == 1
+    until(lambda: not is_alive(pid))
+
+
+# ---- locks ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def orphan(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A worker that nobody's runner started, holding the lock of run "a"."""
+    command = task(tmp_path, "a", steps=10_000, sleep=0.05).command
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    until(lambda: run_files.holder_file(run_files.run_lock(tmp_path / "a")).exists())
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_run_held_by_somebody_else_is_left_alone(
+    tmp_path: Path, orphan: subprocess.Popen[bytes]
+) -> None:
+    tasks = [task(tmp_path, "a"), task(tmp_path, "b")]
+    code, said, scheduler = run(tasks, lock_wait=1.0)
+    assert code == 1 and scheduler.count("locked") == 1
+    assert f"in use by pid {orphan.pid} on " in said and "a: locked" in said
+    assert status_of(tmp_path, "b")[0] == "done"
+    assert orphan.poll() is None and not (tmp_path / "a" / "train.log").exists()
+
+
+def test_an_orphan_that_ends_is_waited_for(
+    tmp_path: Path, orphan: subprocess.Popen[bytes]
+) -> None:
+    def see(cell: TaskState) -> None:
+        orphan.send_signal(signal.SIGTERM)
+
+    tasks = [task(tmp_path, "a", steps=40), task(tmp_path, "b")]
+    code, said, _ = run(tasks, see, lock_wait=60.0)
+    assert code == 0 and "waiting up to 60 s" in said
+    assert steps_of(tmp_path, "a") == list(range(1, len(steps_of(tmp_path, "a")) + 1))
+    assert status_of(tmp_path, "a")[0] == "done"
+
+
+# ---- the runner itself is stopped -----------------------------------------------
+
+RUNNER = """
+import signal, sys
+for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
+    signal.signal(each, signal.default_int_handler)  # nohup's are inherited
+sys.path.insert(0, {root!r})
+from pathlib import Path
+from lib.jobs.process import Patience
+from lib.jobs.progress import PlainView
+from lib.jobs.scheduler import Options, Scheduler
+from tests.lib.jobs.test_scheduler import task
+signal.signal(signal.SIGINT, signal.default_int_handler)
+place = Path({place!r})
+tasks = [task(place, name, **{what!r}) for name in "ab"]
+options = Options(patience=Patience(stop=60), stop_file=place / "stop")
+raise SystemExit(Scheduler(tasks, options, PlainView(sys.stdout)).run())
+"""
+
+
+def runner(place: Path, **what: object) -> subprocess.Popen[str]:
+    """A process of its own that runs two tasks, the first of which is under way."""
+    code = RUNNER.format(root=str(ROOT), place=str(place), what=what)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, cwd=ROOT
+    )
+    until(lambda: len(steps_of(place, "a")) > 2 if (place / "a").exists() else False)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_lets_the_task_write_its_checkpoint(
+    tmp_path: Path, number: int
+) -> None:
+    process = runner(tmp_path, steps=100_000, sleep=0.02, saving=1.5)
+    process.send_signal(number)
+    process.send_signal(number)  # a double of the first, as `timeout` sends it
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 3 and "waiting for a" in said
+    assert status_of(tmp_path, "a") == ("interrupted", None, 1)
+    checkpoint = run_files.read_json(tmp_path / "a" / "ckpt.json")["step"]
+    assert checkpoint == run_files.read_status(tmp_path / "a")["step"]
+    assert not (tmp_path / "b").exists()
+    reached = steps_of(tmp_path, "a")
+    code, said, _ = run([task(tmp_path, "a", steps=len(reached) + 3)])
+    assert code == 0 and steps_of(tmp_path, "a") == [
+        *reached,
+        *range(len(reached) + 1, len(reached) + 4),
+    ]
+
+
+def test_the_second_signal_kills(tmp_path: Path) -> None:
+    process = runner(tmp_path, steps=100_000, sleep=0.02, saving=300)
+    process.send_signal(signal.SIGINT)
+    time.sleep(1.5)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 3 and "killing what still runs" in said
+    assert status_of(tmp_path, "a")[0] == "interrupted"
+    assert not run_files.is_locked(run_files.run_lock(tmp_path / "a"))
+
+
+def test_a_stop_file_stops_it(tmp_path: Path) -> None:
+    process = runner(tmp_path, steps=100_000, sleep=0.02)
+    (tmp_path / "stop").touch()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode == 3 and "asked to stop" in said
+    assert status_of(tmp_path, "a")[0] == "interrupted"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal")
+def test_kill_9_of_the_runner_ends_its_task_and_the_next_goes_on(
+    tmp_path: Path,
+) -> None:
+    process = runner(tmp_path, steps=100_000, sleep=0.02)
+    child = run_files.read_status(tmp_path / "a")["pid"]
+    process.kill()
+    process.communicate()
+    until(lambda: not is_alive(child))
+    assert status_of(tmp_path, "a")[0] == "interrupted"
+    reached = len(steps_of(tmp_path, "a"))
+    code, _, _ = run([task(tmp_path, "a", steps=reached + 2)])
+    assert code == 0
+    assert steps_of(tmp_path, "a") == list(range(1, reached + 3))
+    assert status_of(tmp_path, "a") == ("done", None, 2)
+
+
+# ---- small parts ----------------------------------------------------------------
+
+
+def test_classify_trusts_a_status_of_this_attempt_alone() -> None:
+    old = {"status": "failed", "failure": "nan", "attempt": 1, "message": "old"}
+    assert classify(1, old, 1, None)[:2] == ("failed", "nan")
+    assert classify(1, old, 2, None)[:2] == ("failed", "crash")
+    assert classify(-9, old, 2, "stop")[:2] == ("interrupted", None)
+    assert classify(0, {"status": "done"}, 2, "hang")[0] == "done"
+    assert classify(3, {}, 2, "hang")[:2] == ("failed", "hang")
+    torn = {"status": "interrupted", "attempt": 2}
+    assert classify(1, torn, 2, None)[:2] == ("interrupted", None)
+
+
+def test_classify_tells_the_kernels_kills_from_others() -> None:
+    at_work = {"status": "running", "attempt": 1}
+    assert classify(-9, at_work, 1, None, starved=True)[:2] == ("failed", "oom")
+    assert classify(-9, at_work, 1, None)[:2] == ("failed", "killed")
+    assert classify(1, at_work, 1, None, starved=True)[:2] == ("failed", "oom")
+    told = {"status": "failed", "failure": "nan", "attempt": 1}
+    assert classify(1, told, 1, None, starved=True)[:2] == ("failed", "nan")
+    assert classify(-9, at_work, 1, "stop", starved=True)[0] == "interrupted"
+    assert classify(-11, at_work, 1, None)[:2] == ("failed", "crash")
+
+
+def test_classify_lets_a_rank_that_ran_out_of_memory_try_again() -> None:
+    less = {"status": "failed", "failure": "oom", "attempt": 1}
+    assert classify(4, less, 1, None)[:2] == ("failed", "oom")
+    assert classify(4, {**less, "status": "oom"}, 1, None)[:2] == ("oom", "oom")
+    assert classify(4, less, 2, None)[:2] == ("oom", "oom")
+
+
+def test_log_tail_is_what_a_terminal_would_show(tmp_path: Path) -> None:
+    log = tmp_path / "train.log"
+    log.write_bytes(b"x\n" * 90_000 + b"10%\r50%\r100%\n\x1b[31mred\x1b[0m\x07\n\n")
+    assert log_tail(log, 3) == ("x", "100%", "red")
+    assert log_tail(tmp_path / "none") == ()
+
+
+def test_two_tasks_in_one_directory_are_refused(tmp_path: Path) -> None:
+    twice = [task(tmp_path, "a"), task(tmp_path, "a")]
+    with pytest.raises(ValueError, match="share a run directory"):
+        Scheduler(twice, Options(), PlainView(io.StringIO()))
+
+
+def test_children_know_their_runner(tmp_path: Path) -> None:
+    shows = "import os; print(os.environ['KABLATE_PARENT_PID'], os.getpgid(0))"
+    run([Task(name="a", command=(sys.executable, "-c", shows), run_dir=tmp_path)])
+    parent, group = (tmp_path / "train.log").read_text().split()
+    assert int(parent) == os.getpid() and int(group) != os.getpgid(0)
+
+
+def test_a_time_budget_tells_the_time_left(tmp_path: Path) -> None:
+    metrics = tmp_path / "metrics.jsonl"
+    progress = RunProgress(tmp_path, 0, budget=100.0)
+    assert progress.seconds_left is None
+    for step, spent in ((1, 10.0), (2, 40.0)):
+        record = {"kind": "train", "step": step, "loss": 1.0, "seconds": spent}
+        run_files.append_jsonl(metrics, record)
+        progress.read()
+    left = progress.seconds_left
+    assert left is not None and 50.0 < left <= 60.0
+    assert RunProgress(tmp_path, 0).seconds_left is None
+
+
+def test_the_queue_of_a_time_budget_counts_too(tmp_path: Path) -> None:
+    left: list[float] = []
+
+    class Asking(PlainView):
+        def refresh(self, board: Scheduler) -> None:
+            for cell in board.running:
+                assert cell.attempt is not None
+                cell.attempt.progress.read()
+            if board.seconds_left is not None:
+                left.append(board.seconds_left)
+
+    tasks = [
+        dataclasses.replace(task(tmp_path, n, sleep=0.2), max_steps=0, seconds=500.0)
+        for n in "abc"
+    ]
+    options = Options(patience=QUICK)
+    assert Scheduler(tasks, options, Asking(io.StringIO())).run() == 0
+    assert max(left) > 1000.0  # two wait

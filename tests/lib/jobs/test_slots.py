@@ -1,0 +1,93 @@
+"""lib/jobs/slots.py on fake trees of what drivers show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lib.jobs.slots import (
+    Gpus,
+    are_shared,
+    choose_gpus,
+    find_gpus,
+    gpu_slots,
+    place_of,
+    share_cores,
+)
+from tests.scratch import write
+
+
+def nvidia(root: Path, count: int) -> Path:
+    for n in range(count):
+        write(root, f"proc/driver/nvidia/gpus/0000:0{n}:00.0/information", "Model: X\n")
+    return root
+
+
+def amd(root: Path, count: int) -> Path:
+    nodes = root / "sys/class/kfd/kfd/topology/nodes"
+    write(nodes, "0/properties", "cpu_cores_count 16\nsimd_count 0\n")
+    for n in range(count):
+        write(nodes, f"{n + 1}/properties", "cpu_cores_count 0\nsimd_count 256\n")
+    return root
+
+
+def test_gpus_are_found_by_what_their_drivers_show(tmp_path: Path) -> None:
+    assert find_gpus({}, tmp_path) is None
+    assert find_gpus({"CUDA_VISIBLE_DEVICES": "0"}, tmp_path) is None
+    assert find_gpus({}, nvidia(tmp_path / "n", 3)) == Gpus("cuda", ("0", "1", "2"))
+    assert find_gpus({}, amd(tmp_path / "a", 2)) == Gpus("rocm", ("0", "1"))
+
+
+def test_what_the_environment_restricts_stays_restricted(tmp_path: Path) -> None:
+    root = nvidia(tmp_path / "n", 4)
+    for text, names in (("2,3", ("2", "3")), ("GPU-1f, 0", ("GPU-1f", "0"))):
+        found = find_gpus({"CUDA_VISIBLE_DEVICES": text}, root)
+        assert found == Gpus("cuda", names)
+    for text in ("", "-1"):
+        assert find_gpus({"CUDA_VISIBLE_DEVICES": text}, root) is None
+    root = amd(tmp_path / "a", 2)
+    both = {"HIP_VISIBLE_DEVICES": "1", "CUDA_VISIBLE_DEVICES": "0"}
+    assert find_gpus(both, root) == Gpus("rocm", ("1",))
+
+
+def test_a_list_of_gpus_chooses_among_those_visible() -> None:
+    gpus = Gpus("cuda", ("2", "3", "5"))
+    assert choose_gpus(gpus, "") == gpus
+    assert choose_gpus(gpus, "5, 2").names == ("5", "2")
+    for wrong, says in (
+        ("0", "there is no GPU 0; those visible are 2,3,5"),
+        ("2,2", "names GPU 2 twice"),
+        ("2,,3", "'' is neither a number nor a UUID"),
+    ):
+        with pytest.raises(ValueError, match=says):
+            choose_gpus(gpus, wrong)
+    named = Gpus("cuda", ("GPU-1f", "MIG-8c2b/1/0"))
+    assert choose_gpus(named, "MIG-8c2b/1/0").names == ("MIG-8c2b/1/0",)
+
+
+def test_tasks_are_dealt_out_over_the_gpus() -> None:
+    gpus = Gpus("cuda", ("0", "1", "2"))
+    seen = [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(gpus, 4, 1)]
+    assert seen == ["0", "1", "2", "0"]
+    pairs = gpu_slots(Gpus("rocm", tuple("01234")), 2, 2)
+    assert [slot["HIP_VISIBLE_DEVICES"] for slot in pairs] == ["0,1", "2,3"]
+    assert pairs[1]["KABLATE_GPUS"] == "2,3"
+    with pytest.raises(ValueError, match="only 3 GPUs"):
+        gpu_slots(gpus, 1, 4)
+
+
+def test_no_more_tasks_on_a_gpu_than_asked_for() -> None:
+    gpus = Gpus("cuda", ("0", "1"))
+    slots = gpu_slots(gpus, 4, 1, per_gpu=2)
+    assert [place_of(slot) for slot in slots] == ["0", "1", "0", "1"]
+    assert are_shared(slots) and not are_shared(slots[:2])
+    assert not are_shared([{}, {}])  # no GPU at all
+    with pytest.raises(ValueError, match="only 4 jobs have a place.*JOBS_PER_GPU"):
+        gpu_slots(gpus, 5, 1, per_gpu=2)
+
+
+def test_cores_are_shared_by_all_processes() -> None:
+    slots = share_cores([{}, {"X": "1"}], cores=16, processes=2)
+    assert slots == [{"OMP_NUM_THREADS": "4"}, {"X": "1", "OMP_NUM_THREADS": "4"}]
+    assert share_cores([{}] * 4, cores=2, processes=1)[3] == {"OMP_NUM_THREADS": "1"}
