@@ -188,8 +188,9 @@ clean: ## remove caches
 mrproper: clean ## remove .config, config.py and a .venv made here; results and data stay
 	$(BOOT) scripts/setup_env.py --remove
 	rm -f .config .config.old config.py
-	cd .kablate 2>/dev/null && [ ! -L ../.kablate ] && rm -f made.config \
-		certificates.json setup.lock .*.tmp && rmdir ../.kablate 2>/dev/null || true
+	if [ -d .kablate ] && [ ! -L .kablate ]; then \
+		(cd .kablate && rm -f made.config certificates.json setup.lock .*.tmp) && \
+		find .kablate -maxdepth 0 -empty -delete; fi
 	echo "kept: results, prepared data and defconfigs"
 help: ## this list
 	trap '' PIPE; { awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
