@@ -126,7 +126,7 @@ def _evidence(
     return Evidence(
         invalid=invalid,
         unmatched=unmatched + _unlike_data(arm, partner),
-        unverified=_unverified(arm) + _unverified(partner),
+        unverified=_unverified(arm, "") + _unverified(partner, f"{partner.label}: "),
         seeds=seeds,
         differences=tuple(losses[0][s] - losses[1][s] for s in seeds),
         losses=(
@@ -204,12 +204,12 @@ def _state(run: Run) -> str:
     return f"{status}: {failure}" if failure and failure != status else str(status)
 
 
-def _unverified(arm: Arm) -> tuple[str, ...]:
+def _unverified(arm: Arm, prefix: str) -> tuple[str, ...]:
     found: tuple[str, ...] = ()
     if not all(run.row["verified"] in ("passed", "failed") for run in arm.done):
-        found += (f"{arm.label}: certificates were not run",)
+        found += (f"{prefix}certificates were not run",)
     if any(run.row["as_trained"] is None for run in arm.done):
-        found += (f"{arm.label}: gradients were not compared with the formulas",)
+        found += (f"{prefix}gradients were not compared with the formulas",)
     return found
 
 

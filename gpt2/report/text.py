@@ -288,9 +288,13 @@ def method(judged: Judgement) -> str:
     return " ".join(told)
 
 
+LONGEST = 2000  # characters of a cell: remarks of ours are longer than a stranger's
+
+
 def escape(text: str) -> str:
     """A text from the results as plain Markdown, also inside a table."""
-    escaped = "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in clean(text))
+    line = clean(text, LONGEST)
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 

@@ -289,7 +289,7 @@ WIRED_WRONGLY = [
 @pytest.mark.parametrize("fault", WIRED_WRONGLY, ids=lambda fault: fault[1])
 def test_part_that_is_wired_wrongly_is_named(base, monkeypatch, fault):
     step, place, wrong, where = fault
-    monkeypatch.setattr(f"gpt2.{place}", wrong)
+    monkeypatch.setattr(f"gpt2.model.{place}", wrong)
     finding = formula(subject_of(base, step))
     assert not finding.passed and finding.detail.startswith(where), finding
 
