@@ -52,7 +52,7 @@ def safe_join(root: str | Path, name: str | Path) -> Path:
     if "\0" not in str(name) and path.resolve().is_relative_to(base):
         return path
     reason = f"path {str(name)!r} leads out of {base}"
-    for link in _links(Path(root), Path(name)):
+    for link in links_to(Path(root), Path(name)):
         raise ValueError(
             f"{reason}: {Linked(link)}. "
             f"Or move the whole folder, and make {root} a link"
@@ -60,7 +60,7 @@ def safe_join(root: str | Path, name: str | Path) -> Path:
     raise ValueError(f"{reason}; use a plain name")
 
 
-def _links(root: Path, name: Path) -> Iterator[Path]:
+def links_to(root: Path, name: Path) -> Iterator[Path]:
     """The links among the folders between root and root/name, if name is plain."""
     if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name):
         for depth in range(1, len(name.parts) + 1):

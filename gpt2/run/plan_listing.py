@@ -19,6 +19,7 @@ from gpt2.run.results_dir import conflicts
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings
+from lib.files import Linked, links_to
 from lib.human import size
 from lib.jobs.run_files import effective_status, read_status
 from lib.kconfig.config_py import DEFAULT, Config
@@ -254,6 +255,9 @@ def status_table(output_dir: Path, runs: Sequence[str]) -> str:
     rows = []
     for run in runs:
         run_dir = output_dir / run
+        if any(links_to(output_dir, Path(run))):
+            rows.append((run, "a link", *["-"] * 5))
+            continue
         rows.append((run, *_status_cells(run_dir, RunProgress(run_dir, 0))))
     wrong = [line for run in runs for line in _wrong(output_dir, run)]
     return table(head, rows, left=(0, 1)) + "".join(wrong)
@@ -261,6 +265,8 @@ def status_table(output_dir: Path, runs: Sequence[str]) -> str:
 
 def _wrong(output_dir: Path, run: str) -> Iterator[str]:
     try:
+        for link in links_to(output_dir, Path(run)):  # which no report follows
+            raise Linked(link)
         status = read_status(output_dir / run)
     except (OSError, ValueError) as error:
         yield f"{run}: {error}\n"

@@ -473,3 +473,17 @@ def test_a_matrix_goes_on_when_its_terminal_has_gone(folder: Path) -> None:
     os.close(theirs)
     assert process.wait(timeout=120) == 0
     assert summary(folder)[TINY_RUNS[0]]["status"] == "done"
+
+
+def test_a_linked_run_has_no_status_as_it_has_no_row_in_the_report(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
+    step = here / "results" / "step05-ra"
+    step.rename(tmp_path / "moved")
+    step.symlink_to(tmp_path / "moved")
+    done = run_matrix(here, "--status", "--overrides", "SEEDS=1")
+    assert done.returncode == 0, done.stderr
+    (line,) = [x for x in done.stdout.splitlines() if x.startswith("step05-ra/seed1 ")]
+    assert line.split()[1:3] == ["a", "link"]
+    assert "Put what it leads to in its place, or remove the link" in done.stdout
