@@ -63,12 +63,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def place_of(error: OSError, data_dir: str) -> str:
     """The error in words, with the setting to change if it is about DATA_DIR."""
-    if error.filename is None or not Path(error.filename).is_relative_to(data_dir):
+    if error.filename is None or not is_below(error.filename, data_dir):
         return str(error)
     return (
         f"DATA_DIR={data_dir}: data cannot be kept there: {error.strerror}. Choose "
         "another DATA_DIR, as in DATA_DIR=data"
     )
+
+
+def is_below(path: str, data_dir: str) -> bool:
+    """Whether a path, relative or not, is in DATA_DIR by its name or by its links."""
+    folder = expand(data_dir, "DATA_DIR")
+    ways = os.path.abspath, os.path.realpath
+    return any(Path(way(path)).is_relative_to(way(folder)) for way in ways)
 
 
 def parser() -> argparse.ArgumentParser:

@@ -417,6 +417,18 @@ def test_missing_config_and_missing_text_are_plain_errors(project):
     assert code == 1 and f"{overrides}: data cannot be kept there" in err
 
 
+@pytest.mark.parametrize("data_dir", ["data", "texts/../data", "~/data", "/dev/null/x"])
+def test_data_that_cannot_be_written_is_a_plain_error(project, monkeypatch, data_dir):
+    """A folder for the lock fails as a disk that is mounted read-only does."""
+    monkeypatch.setenv("HOME", str(project))
+    if "null" not in data_dir:
+        place = (project / data_dir.replace("~", ".")).resolve()
+        (text_folder(place) / ".lock").mkdir(parents=True)
+    code, _, err = run(project, "--force", "--overrides", f"DATA_DIR={data_dir}")
+    assert code == 1 and f"DATA_DIR={data_dir}: data cannot be kept there: " in err
+    assert "[Errno" not in err and "Choose another DATA_DIR" in err
+
+
 def big_texts(project, lines=2_000):
     for n in range(24):
         line = f"A line of big document {n}, repeated to take its time.\n"
