@@ -106,10 +106,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         if plan.base.resources.engine == "ray":
             ray_engine.check_installed()
     if given.list or given.dry_run:
-        check_if_prepared(plan.jobs[0].settings)
-        print(plan_listing.listing(plan, config), end="", flush=True)
-        warn_of_other_settings(plan)
-        return dry_run(given) if given.dry_run else 0
+        return preview(given, config, plan)
     if given.budget:
         print(plan_listing.budget_table(plan), end="")
         return 0
@@ -121,6 +118,27 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         print(folder.ask_to_stop(plan.output_dir))
         return 0
     return run(given, config, plan)
+
+
+def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
+    """The listing, the certificates of a dry run, and why `make` would not start.
+
+    A folder that no setting but OUTPUT_DIR can make usable ends a dry run as it ends
+    `make`: by MatrixError.
+    """
+    missing = check_if_prepared(plan.jobs[0].settings)
+    print(plan_listing.listing(plan, config), end="", flush=True)
+    try:
+        folder.require_usable(plan.output_dir)
+    except folder.MatrixError as error:
+        if given.dry_run:
+            raise
+        print_refusal(str(error))
+    warn_of_other_settings(plan)
+    code = dry_run(given) if given.dry_run else 0
+    if missing:
+        print_refusal(with_settings(missing, given.overrides))
+    return code
 
 
 def dry_run(given: argparse.Namespace) -> int:
@@ -147,13 +165,16 @@ def prove(
 def warn_of_other_settings(plan: Plan) -> None:
     """Say what `make` would refuse, as runs in the folder have other settings."""
     if why := folder.refusal(plan.output_dir, plan, plan.base):
-        print(
-            f"note: as it is, `{matrix_command()}` refuses to start: {why}", flush=True
-        )
+        print_refusal(why)
+
+
+def print_refusal(why: str) -> None:
+    print(f"note: as it is, `{matrix_command()}` refuses to start: {why}", flush=True)
 
 
 def show_status(plan: Plan, only: str) -> int:
     """How far the runs of the results folder are, or those that were asked for."""
+    folder.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
     print(status_table(plan, asked), end="")
     warn_of_other_settings(plan)

@@ -12,7 +12,6 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -243,11 +242,17 @@ def prepared(settings: Settings) -> dict[str, Any]:
     return meta
 
 
-def check_if_prepared(settings: Settings) -> None:
+def check_if_prepared(settings: Settings) -> str:
     """As prepared, but data that is not there yet is accepted: for commands that only
-    list jobs, and for jobs that run on another machine."""
-    with suppress(MissingData):
+    list jobs, and for jobs that run on another machine.
+
+    Returns what is missing and how to prepare it, "" if the data is there.
+    """
+    try:
         prepared(settings)
+    except MissingData as missing:
+        return str(missing)
+    return ""
 
 
 def check_windows(meta: Mapping[str, Any], block_size: int, samples: int) -> None:

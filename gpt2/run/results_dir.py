@@ -14,7 +14,7 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,21 +77,14 @@ def _unusable(output_dir: Path, error: OSError) -> MatrixError:
 
 
 def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
-    if (output_dir / MATRIX_FILE).is_file() or _begun_in(output_dir):
+    if _is_results_dir(output_dir):
         return
+    refuse_foreign(output_dir)
     if output_dir.exists():
-        if not output_dir.is_dir() or not _is_empty(output_dir):
-            what = (
-                f"a folder without {MATRIX_FILE}" if output_dir.is_dir() else "a file"
-            )
-            raise MatrixError(
-                f"OUTPUT_DIR={output_dir} is {what}, not a results folder; nothing was "
-                "changed. Choose another OUTPUT_DIR"
-            )
         # perhaps a link or a mounted disk, which nothing can be renamed onto
         run_files.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
         return
-    new = output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
+    new = _unfinished(output_dir)
     try:
         for name, text in files.items():
             run_files.atomic_write_text(new / name, text)
@@ -101,6 +94,48 @@ def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
         shutil.rmtree(new, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
             raise  # else another runner was quicker, and its lock will say so
+
+
+def _unfinished(output_dir: Path) -> Path:
+    """A new name beside a results folder, for the time in which it is made."""
+    return output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
+
+
+def _is_results_dir(output_dir: Path) -> bool:
+    return (output_dir / MATRIX_FILE).is_file() or bool(_begun_in(output_dir))
+
+
+def refuse_foreign(output_dir: Path) -> None:
+    """Raise MatrixError for a file, or a folder that holds something else."""
+    if not output_dir.exists() or _is_results_dir(output_dir):
+        return
+    if not output_dir.is_dir() or not _is_empty(output_dir):
+        what = f"a folder without {MATRIX_FILE}" if output_dir.is_dir() else "a file"
+        raise MatrixError(
+            f"OUTPUT_DIR={output_dir} is {what}, not a results folder; nothing was "
+            "changed. Choose another OUTPUT_DIR"
+        )
+
+
+def require_usable(output_dir: Path) -> None:
+    """Raise MatrixError where open_folder or the runner's lock would fail.
+
+    Nothing is created: writing is tried by a temporary file without a name, in the
+    folder or the nearest one above it that exists.
+    """
+    try:
+        refuse_foreign(output_dir)
+        place = output_dir
+        if not place.exists():
+            if place.is_symlink():  # which leads nowhere; no folder can replace it
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+            with suppress(FileNotFoundError):
+                os.lstat(_unfinished(place))  # its name may be too long
+            place = next(p for p in place.absolute().parents if p.exists())
+        with tempfile.TemporaryFile(dir=place):
+            pass
+    except OSError as error:
+        raise _unusable(output_dir, error) from None
 
 
 def _is_empty(folder: Path) -> bool:
@@ -125,7 +160,13 @@ def held(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> Iterator[
     """
     root = plan.output_dir
     open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
-    with run_files.lock(matrix_lock(root)):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run_files.lock(matrix_lock(root)))
+        except run_files.DiskFull:
+            raise
+        except OSError as error:
+            raise _unusable(root, error) from None
         _clear(root)
         try:
             yield root

@@ -181,6 +181,64 @@ def test_what_cannot_start_says_why(
     assert "Traceback" not in done.stderr and not (folder / "results").exists()
 
 
+@pytest.mark.parametrize(
+    ("place", "says"),
+    [
+        ("config.py", "config.py is a file, not a results folder"),
+        ("/dev/null", "/dev/null is a file, not a results folder"),
+        ("texts", "texts is a folder without matrix.json"),
+        (".", "is a folder without matrix.json"),
+        ("/proc/foo", "/proc/foo: results cannot be kept there: No such file"),
+        ("config.py/x", "config.py/x: results cannot be kept there: Not a directory"),
+        ("lost", "lost: results cannot be kept there: Not a directory"),
+        ("n" * 250, "results cannot be kept there: File name too long"),
+    ],
+)
+def test_a_dry_run_refuses_the_folders_that_a_run_refuses(
+    folder: Path, place: str, says: str
+) -> None:
+    (folder / "lost").symlink_to("nowhere")
+    before = sorted(folder.rglob("*"))
+    words = ("--skip-verify", "--overrides", f"OUTPUT_DIR={place} STEPS=0 SEEDS=1")
+    ran, previewed = look(folder, *words), look(folder, "--dry-run", *words)
+    listed = look(folder, "--list", *words)
+    assert ran.returncode == previewed.returncode == 2 and says in ran.stderr
+    assert previewed.stderr == ran.stderr and "1 step x 1 seed" in previewed.stdout
+    assert listed.returncode == 0 and listed.stderr == ""
+    assert f"refuses to start: {ran.stderr}" in listed.stdout
+    if "not a results" in says or "without" in says:
+        assert look(folder, "--status", *words).stderr == ran.stderr
+    assert sorted(folder.rglob("*")) == before
+
+
+def test_a_lock_that_cannot_be_taken_names_the_setting(
+    undisturbed: Path, folder: Path
+) -> None:
+    """A folder in its place fails as a disk that is mounted read-only does."""
+    shutil.copytree(undisturbed / "results", folder / "results")
+    (folder / "results/.lock").unlink(missing_ok=True)
+    (folder / "results/.lock").mkdir()
+    words = ("--skip-verify", "--overrides", ONE_SEED)
+    sbatch = run_script("print_sbatch.py", *words, cwd=folder)
+    for done in (look(folder, *words), look(folder, "--estimate", *words), sbatch):
+        assert done.returncode == 2
+        assert done.stderr.startswith(
+            "OUTPUT_DIR=results: results cannot be kept there"
+        )
+        assert "Choose another OUTPUT_DIR" in done.stderr
+
+
+def test_a_preview_ends_with_the_data_that_is_missing(folder: Path) -> None:
+    assert "make data" not in look(folder, "--list").stdout
+    words = ("--skip-verify", "--overrides", "DATA_DIR=nowhere")
+    for mode in ("--list", "--dry-run"):
+        done = look(folder, mode, *words)
+        assert (done.returncode, done.stderr) == (0, "")
+        last = done.stdout.splitlines()[-1]
+        assert "refuses to start: nowhere/" in last
+        assert last.endswith("prepare the data with `make data DATA_DIR=nowhere`")
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 @pytest.mark.parametrize("device", ["rocm", "cuda:0"])
 def test_a_gpu_that_is_not_there_is_told_once(folder: Path, device: str) -> None:
