@@ -21,10 +21,12 @@ import importlib.util
 import re
 import subprocess
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gpt2.data.token_files import DataError, check_if_prepared
 from gpt2.settings.configuration import note_environment
 from gpt2.settings.parse import ALIASES, PREFIXES, settings_from, symbol_types
 from lib.jobs.run_files import atomic_write_bytes, atomic_write_text
@@ -72,7 +74,15 @@ def defconfig(names: str, overrides: str) -> None:
     typed = sum(origin == COMMAND_LINE for origin in config.origins.values())
     loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
     also = f" and {typed} settings from the command line" if typed else ""
-    print(f"Loaded {loaded}{also}. Next: make dry-run, then make")
+    print(f"Loaded {loaded}{also}. {next_commands(config)}")
+
+
+def next_commands(config: Config) -> str:
+    """What to type after the configuration; `make data` where its data is missing."""
+    missing = ""
+    with suppress(DataError, OSError):  # unfit data: make dry-run explains it
+        missing = check_if_prepared(settings_from(config))
+    return f"Next: {'make data, ' * bool(missing)}make dry-run, then make"
 
 
 def replace_dotconfig(text: str) -> None:
@@ -170,7 +180,8 @@ def is_current() -> bool:
     )
 
 
-def regenerate() -> None:
+def regenerate() -> Config:
+    """Write config.py from .config; its contents."""
     old = previous()
     config = kconfig.refresh(KCONFIG, configured(), old, types=symbol_types())
     check_settings(config)
@@ -179,6 +190,7 @@ def regenerate() -> None:
             back = f"was edited by hand and is {now!r} again, as in .config"
             print(f"{edit} {back}", file=sys.stderr)
     write_config(config)
+    return config
 
 
 @dataclass(frozen=True)
@@ -273,8 +285,8 @@ def edit(tool: str) -> None:
     if not DOTCONFIG.is_file():
         print("Nothing was saved")
         return
-    regenerate()
-    print("Saved .config and config.py. Next: make dry-run, then make")
+    config = regenerate()
+    print(f"Saved .config and config.py. {next_commands(config)}")
 
 
 def olddefconfig() -> None:
@@ -283,8 +295,8 @@ def olddefconfig() -> None:
     keep_old()
     drop_unusable()
     atomic_write_text(DOTCONFIG, strict(KCONFIG, [DOTCONFIG]).dotconfig())
-    regenerate()
-    print(".config and config.py are up to date. Next: make dry-run, then make")
+    config = regenerate()
+    print(f".config and config.py are up to date. {next_commands(config)}")
 
 
 def is_droppable() -> bool:

@@ -67,7 +67,7 @@ def place_of(error: OSError, data_dir: str) -> str:
         return str(error)
     return (
         f"DATA_DIR={data_dir}: data cannot be kept there: {error.strerror}. Choose "
-        "another DATA_DIR, as in DATA_DIR=data"
+        "another DATA_DIR, as in DATA_DIR=other_data"
     )
 
 

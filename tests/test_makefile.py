@@ -292,7 +292,10 @@ def test_data_is_prepared_again_by_the_command_that_is_printed(tree: Path) -> No
         (tree / "my texts" / name).write_text(f"{name}: a line.\n\n" * 200)
     done(tree, "defconfig-one")
     words = ("DATASET=TEXT", "DATASET_TEXT_PATH=my texts", "TOKENIZER=BYTES")
+    first = "Next: make data, make dry-run, then make\n"
+    assert done(tree, "defconfig-one", *words).endswith(first)
     assert "is prepared" in make(tree, "data", *words).stdout
+    assert ". Next: make dry-run, then make\n" in done(tree, "defconfig-one", *words)
     (tree / "my texts" / "d").write_text("d: a line.\n\n" * 200)
     ended = make(tree, "data", *words)
     assert ended.returncode == 0 and "1 added (d)" in ended.stderr

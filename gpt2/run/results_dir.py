@@ -72,7 +72,7 @@ def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
 def _unusable(output_dir: Path, error: OSError) -> MatrixError:
     return MatrixError(
         f"OUTPUT_DIR={output_dir}: results cannot be kept there: {error.strerror}. "
-        "Choose another OUTPUT_DIR, as in OUTPUT_DIR=test_matrix_results"
+        "Choose another OUTPUT_DIR, as in OUTPUT_DIR=other_results"
     )
 
 
