@@ -13,7 +13,7 @@ OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA 
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit
+READ_RESULTS := report audit plan
 READ_RUN := audit
 READ_WINDOWS := audit
 READ_ONLY := $(RUNS) sbatch
@@ -63,9 +63,9 @@ ifndef PART
 # Also for the commands that messages tell to type next (lib/rerun_commands.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
 export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY,$(if $(value $v),$v)))
-# The folder that a report is of: RESULTS, or OUTPUT_DIR as it was typed for a run.
+# The folder that a report or a plan is of: RESULTS, or OUTPUT_DIR as it was typed for a run.
 REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
-ifneq ($(filter-out $(if $(filter report,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
+ifneq ($(filter-out $(if $(filter report plan,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
 ifeq ($(filter $(TAKE_SETTINGS),$(GOALS)),)
 $(error make $(MAKECMDGOALS) takes no settings, but there is $(KABLATE_SETTINGS))
 endif
@@ -128,9 +128,10 @@ compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, prove each step
 	$(MATRIX) --dry-run
-plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA=0.003 (POWER, ARMS, SD)
+plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA=0.003 (POWER, ARMS, SD, RESULTS)
 	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
-		o,DELTA POWER ARMS SD MARGIN LOOKS,$(call option,$o))
+		o,DELTA POWER ARMS SD MARGIN LOOKS,$(call option,$o)) $(if \
+		$(REPORTED),--results=$(call arg,$(REPORTED)))
 estimate: config.py | setup ## time a few steps of each cell: hours, memory, disk
 	$(MATRIX) --estimate
 as-trained: config.py | setup ## gradients of each step against formulas, as it will train

@@ -40,6 +40,7 @@ from gpt2.settings.schema import SYMBOL_OF
 from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import DiskFull
 from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.number_option import COUNT_OR_0, add_number
 from lib.terminal import report_console
 
 if TYPE_CHECKING:
@@ -50,8 +51,8 @@ CODES = {FAILED: EXIT_DIFFERS, INCOMPLETE: EXIT_INCOMPLETE}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         request, results = prepare(options)
         chosen = choose_runs(options.run, options.results or results)
         if not chosen.done:
@@ -85,18 +86,11 @@ def parser() -> argparse.ArgumentParser:
     overrides = "where text and device are, as in 'DATA_DIR=data DEVICE=cpu'"
     add("--overrides", default="", help=overrides)
     windows = "score this many of the validation windows (default: all)"
-    add("--windows", type=_count, default=0, help=windows)
+    add_number(found, "WINDOWS", COUNT_OR_0, default=0, help=windows)
     add("--all", action="store_true", help="all findings, also for more than one run")
     add("--json", action="store_true", help="print JSON instead of tables")
     add("--no-write", action="store_true", help="write no audit.json")
     return found
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{value} is negative")
-    return value
 
 
 def prepare(

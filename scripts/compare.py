@@ -41,6 +41,7 @@ from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from gpt2.settings.configuration import results_of
 from lib import human
+from lib.number_option import COUNT, LOSS, add_number
 from lib.terminal import report_console
 
 FORMS = {
@@ -59,8 +60,8 @@ COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s", "zeros")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         results = results_of(options.config)
         a, b = (find_subject(name, results) for name in (options.a, options.b))
         runs = [run for arm in (*a.arms, *b.arms) for run in arm.runs]
@@ -81,9 +82,9 @@ def parser() -> argparse.ArgumentParser:
         "--config", default="config.py", help="where steps are looked up"
     )
     margin = "difference in nats that does not matter; default: as was configured"
-    found.add_argument("--margin", type=float, help=margin)
+    add_number(found, "MARGIN", LOSS, help=margin)
     looks = "planned reports with ever more seeds; default: as was configured"
-    found.add_argument("--looks", type=int, help=looks)
+    add_number(found, "LOOKS", COUNT, help=looks)
     return found
 
 

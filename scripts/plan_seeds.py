@@ -16,8 +16,8 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich import box
@@ -41,15 +41,16 @@ from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import load, results_of
 from lib import human, stats
+from lib.number_option import COUNT, LOSS, SHARE, add_number
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
-    config = Path(options.config)
     try:
+        options = parser().parse_args(arguments)
+        config = Path(options.config)
         rules = rules_for(
             config,
             margin=options.margin,
@@ -57,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             alpha=options.alpha,
             power=options.power,
         )
-        check(options)
         judged = judged_results(options.results, config)
         found = spreads(options.sd, judged, config)
     except (ValueError, OSError) as error:
@@ -73,29 +73,20 @@ def parser() -> argparse.ArgumentParser:
     rules = Rules()
     found = argparse.ArgumentParser(prog="plan_seeds.py", description=__doc__)
     add = found.add_argument
+    number = partial(add_number, found)
     delta = "difference to find, nats; default: the margin"
-    add("--delta", type=float, help=delta)
-    add("--power", type=float, default=rules.power, help="chance to find it")
-    add("--alpha", type=float, default=rules.alpha, help="family-wise error")
+    number("DELTA", LOSS, help=delta)
+    number("POWER", SHARE, default=rules.power, help="chance to find it")
+    number("ALPHA", SHARE, default=rules.alpha, help="family-wise error")
     margin = "for NEUTRAL, nats; default: as is configured"
-    add("--margin", type=float, help=margin)
+    number("MARGIN", LOSS, help=margin)
     looks = "planned reports with ever more seeds; default: as is configured"
-    add("--looks", type=int, help=looks)
-    add("--arms", type=int, help="comparisons; default: those of the results, or 1")
-    add("--sd", type=float, help="standard deviation of a run over seeds, nats")
+    number("LOOKS", COUNT, help=looks)
+    number("ARMS", COUNT, help="comparisons; default: those of the results, or 1")
+    number("SD", LOSS, help="standard deviation of a run over seeds, nats")
     add("--results", help="results directory to measure the noise in")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
     return found
-
-
-def check(options: argparse.Namespace) -> None:
-    """ValueError for numbers that make no sense."""
-    for name in ("delta", "sd"):
-        value = getattr(options, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ValueError(f"{name.upper()}={value} must be a positive loss in nats")
-    if options.arms is not None and options.arms < 1:
-        raise ValueError(f"ARMS={options.arms} must be at least 1")
 
 
 def judged_results(results: str | None, config: Path) -> Judgement | None:
@@ -119,7 +110,8 @@ def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Sp
         raise ValueError(
             f"the noise of a model of {human.count(sizes[0])} parameters is not known "
             f"(only that of {low} to {high} million is): run three seeds of the "
-            "baseline, or give SD=, the standard deviation of a run over seeds in nats"
+            "baseline, name the results folder that has them by RESULTS=folder, or "
+            "give SD=, the standard deviation of a run over seeds in nats"
         )
     return known_spreads()
 

@@ -26,11 +26,12 @@ from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import results_of
 from lib.files import Linked
 from lib.jobs.run_files import DiskFull, atomic_write_text
+from lib.number_option import COUNT, LOSS, SHARE, add_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    options = parser().parse_args(arguments)
     try:
+        options = parser().parse_args(arguments)
         root = results_directory(options.results, options.config)
         matrix = read_matrix(root)
         config = None if options.results else Path(options.config)
@@ -65,11 +66,11 @@ def parser() -> argparse.ArgumentParser:
     add("results", nargs="?", help="results directory; default: that of --config")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
     margin = "difference in nats that does not matter; default: as was configured"
-    add("--margin", type=float, help=margin)
+    add_number(found, "MARGIN", LOSS, help=margin)
     looks = "planned reports with ever more seeds; default: as was configured"
-    add("--looks", type=int, help=looks)
+    add_number(found, "LOOKS", COUNT, help=looks)
     alpha = "family-wise error of the verdicts (default %(default)s)"
-    add("--alpha", type=float, default=rules.alpha, help=alpha)
+    add_number(found, "ALPHA", SHARE, default=rules.alpha, help=alpha)
     add("--no-plots", dest="plots", action="store_false", help="write no PNG")
     add("--no-html", dest="html", action="store_false", help="write no report.html")
     add("--quiet", action="store_true", help="print no table")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from lib.kconfig.config_py import read_config
+from tests.results_factory import write_matrix
 from tests.scratch import ROOT, STATE, copy_files, note_setup, run
 
 PARTS = (
@@ -177,6 +178,15 @@ def test_a_report_finds_the_output_dir_that_a_run_was_given(tree: Path) -> None:
     assert "make report takes no settings" in said
 
 
+def test_a_plan_measures_in_the_folder_that_it_is_given(tree: Path) -> None:
+    write_matrix(tree / "a $HOME  b", (0,), range(5))
+    for variable in ("RESULTS", "OUTPUT_DIR"):
+        said = done(tree, "plan", f"{variable}=a $HOME  b", "DELTA=0.004")
+        assert "5 seeds of 0 baseline" in said and "±0.004" in said
+    said = refused(tree, "plan", "RESULTS=none", "MARGIN=x", "ARMS=2")
+    assert "MARGIN=x must be a positive loss" in said and "usage" not in said
+
+
 def test_a_checkout_may_lie_at_any_path(tmp_path: Path) -> None:
     name = 'a $HOME `touch pwned` "q" \'# $(shell touch pwned) %*:;\\ [x]? new\nline'
     root = copy_files(tmp_path / name, PARTS)
@@ -260,6 +270,8 @@ def test_audit_takes_a_run_a_folder_and_where_the_text_is(tree: Path) -> None:
     (tree / "empty").mkdir()
     said = refused(tree, "audit", "RUN=5", "RESULTS=empty", "DATA_DIR=x", "WINDOWS=8")
     assert "RUN='5' is no folder and no run of empty" in said
+    said = refused(tree, "audit", "RUN=5", "WINDOWS=some")
+    assert "audit: WINDOWS=some must be a whole number" in said
 
 
 def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:

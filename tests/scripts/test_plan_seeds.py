@@ -90,7 +90,8 @@ def test_the_noise_of_124m_is_not_taken_for_another_size(tmp_path):
     write_matrix(tmp_path, (0,), (1,), result={"parameters": 800_000})
     done = plan("--results", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "800.0k parameters is not known" in done.stderr
-    assert "SD=" in done.stderr and "124M" not in done.stdout
+    assert "RESULTS=folder" in done.stderr and "SD=" in done.stderr
+    assert "124M" not in done.stdout
     assert plan("--results", tmp_path, "--sd", "0.02", cwd=tmp_path).returncode == 0
 
 
@@ -113,15 +114,18 @@ def test_a_difference_within_the_margin_is_said_to_be_graded_neutral(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--delta", "-1"], "DELTA=-1.0"),
+        (["--delta", "-1"], "DELTA=-1 must be a positive loss in nats"),
         (["--delta", "nan"], "DELTA=nan"),
-        (["--sd", "0"], "SD=0.0"),
+        (["--sd", "0"], "SD=0 must"),
+        (["--delta", "abc"], "plan: DELTA=abc must be a positive loss in nats"),
         (["--arms", "0"], "ARMS=0"),
-        (["--power", "1"], "power=1.0"),
+        (["--arms", "1.5"], "ARMS=1.5 must be a whole number of at least 1"),
+        (["--looks", "x"], "LOOKS=x must be a whole number"),
+        (["--power", "1"], "POWER=1 must be a number between 0 and 1"),
         (["--results", "absent"], "there are no results at absent"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path, arguments, words):
     done = plan(*arguments, cwd=tmp_path)
     assert done.returncode == 2 and words in done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "usage" not in done.stderr

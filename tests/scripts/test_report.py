@@ -279,7 +279,7 @@ def test_the_looks_are_those_asked_for_configured_or_recorded(tmp_path):
     (tmp_path / "config.py").write_text(lines)
     assert (looks(), looks(out), looks("--looks", "2")) == (3, 4, 2)
     refused = report("--looks", "0", cwd=tmp_path)
-    assert refused.returncode == 2 and "looks=0" in refused.stderr
+    assert refused.returncode == 2 and "LOOKS=0" in refused.stderr
 
 
 def flowing(path):
@@ -329,8 +329,9 @@ def test_stale_charts_go(tmp_path):
         (["absent"], "run `make` first"),
         (["empty"], "no run is in"),
         ([], "make defconfig-NAME"),
-        (["empty", "--margin", "-1"], "margin=-1.0"),
-        (["empty", "--alpha", "2"], "alpha=2.0"),
+        (["empty", "--margin", "-1"], "MARGIN=-1 must be a positive loss"),
+        (["empty", "--margin", "x"], "MARGIN=x must be a positive loss in nats"),
+        (["empty", "--alpha", "2"], "ALPHA=2 must be"),
     ],
 )
 def test_nothing_to_report_is_an_error_in_words(tmp_path, arguments, words):

@@ -1,0 +1,63 @@
+"""Options of scripts that take a number and are variables of the Makefile.
+
+argparse answers a wrong value with its usage and the option's name; who typed
+`make plan DELTA=abc` knows neither.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """Numbers that an option takes; words: how a message calls them."""
+
+    kind: Callable[[str], float]
+    accepts: Callable[[float], bool]
+    words: str
+
+
+LOSS = Allowed(
+    float, lambda x: x > 0 and math.isfinite(x), "a positive loss in nats, as in 0.003"
+)
+SHARE = Allowed(float, lambda x: 0 < x < 1, "a number between 0 and 1, as in 0.8")
+COUNT = Allowed(int, lambda x: x >= 1, "a whole number of at least 1")
+COUNT_OR_0 = Allowed(int, lambda x: x >= 0, "a whole number of at least 0")
+
+
+def add_number(
+    parser: argparse.ArgumentParser, name: str, allowed: Allowed, **words: Any
+) -> None:
+    """Add the option for a variable, as --delta for DELTA.
+
+    words: as for add_argument. Parsing raises ValueError, naming variable, value and
+    what is allowed, for any other value.
+    """
+
+    class Number(argparse.Action):
+        def __call__(
+            self,
+            parser: argparse.ArgumentParser,
+            namespace: argparse.Namespace,
+            values: Any,
+            option_string: str | None = None,
+        ) -> None:
+            setattr(namespace, self.dest, number(name, values, allowed))
+
+    parser.add_argument(f"--{name.lower()}", action=Number, **words)
+
+
+def number(name: str, text: str, allowed: Allowed) -> float:
+    """The number in a text; ValueError if there is none, or one not allowed."""
+    try:
+        value = allowed.kind(text)
+    except ValueError:
+        value = math.nan
+    if not allowed.accepts(value):
+        raise ValueError(f"{name}={text} must be {allowed.words}")
+    return value
