@@ -28,11 +28,11 @@ import shutil
 import subprocess
 import tempfile
 import tomllib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_PYTHON = (3, 11)
@@ -156,7 +156,10 @@ def read_state(root: Path) -> dict[str, Any]:
     try:
         state = json.loads((root / STATE).read_text(encoding="utf-8"))
         known = {"made": bool, "given": str, "done": dict}
-        return {name: kind(state[name]) for name, kind in known.items()}
+        found = {name: kind(state[name]) for name, kind in known.items()}
+        # Relative to the tree, which may be moved, or mounted at another path.
+        done = {_shown(root, Path(name)): it for name, it in found["done"].items()}
+        return {**found, "done": done}
     except (OSError, ValueError, KeyError, TypeError):
         return {"made": False, "given": "", "done": {}}
 
@@ -170,12 +173,12 @@ def write_state(root: Path, state: dict[str, Any]) -> None:
 
 def _known(root: Path, python: Path) -> bool:
     """Whether this environment was set up before, whatever has changed since."""
-    return str(python) in read_state(root)["done"]
+    return _shown(root, python) in read_state(root)["done"]
 
 
 def missing(root: Path, python: Path, extras: Sequence[str]) -> Wanted | None:
     """What is still to be installed, or None; extras once installed stay."""
-    record = read_state(root)["done"].get(str(python), {})
+    record = read_state(root)["done"].get(_shown(root, python), {})
     known = record.get("extras", [])
     want = wanted(root, sorted({*extras, *known}))
     done = python.is_file() and record.get("fingerprint") == fingerprint(want, python)
@@ -187,9 +190,20 @@ def missing(root: Path, python: Path, extras: Sequence[str]) -> Wanted | None:
 
 def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
     """Bring the environment up to date; whether there was anything to do."""
-    if missing(root, env.python, extras) is None:
+    want = missing(root, env.python, extras)
+    if want is None:
         return False
-    with _lock(root):
+    try:
+        lock = _lock(root)
+    except OSError as error:
+        if serves(env, want):  # and this tree is for reading only
+            return False
+        raise SetupError(
+            f"{error.filename or root}: {error.strerror}, and "
+            f"{_shown(root, env.python)} lacks packages: make it writable, or use an "
+            "environment that has them (activate it, or PYTHON=its interpreter)"
+        ) from None
+    with lock:
         want = missing(root, env.python, extras)
         if want is None:
             return False
@@ -197,7 +211,8 @@ def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
         if env.ours:
             _make_venv(root, env.python)
         install(env, want)
-        _record(root, env, want)
+        with suppress(OSError):  # the next command then looks once more
+            _record(root, env, want)
     return True
 
 
@@ -205,8 +220,37 @@ def _record(root: Path, env: Environment, want: Wanted) -> None:
     state = read_state(root)
     mark = fingerprint(want, env.python)
     record = {"fingerprint": mark, "extras": list(want.extras)}
-    state["done"][str(env.python)] = record
+    state["done"][_shown(root, env.python)] = record
     write_state(root, {**state, "given": str(env.python) if env.given else ""})
+
+
+def serves(env: Environment, want: Wanted) -> bool:
+    """Whether all that is wanted is installed, whatever the record says.
+
+    In .venv the versions must be the pinned ones, elsewhere those that are required;
+    a torch may be any that is new enough. Only reads.
+    """
+    if not env.python.is_file():
+        return False
+    version, there = probe(env.python)
+    if version < MIN_PYTHON or _is_old(there.get("torch", "0.0")):
+        return False
+    names = [
+        n for n in (*want.requirements, *want.data_packages) if _name(n) != "torch"
+    ]
+    if _satisfied(names, want.constraints, there):
+        return True
+    # Without an index or a folder of wheels, pip succeeds if it has nothing to do.
+    look = (
+        "-m",
+        "pip",
+        "--isolated",
+        "install",
+        "--no-index",
+        "--no-deps",
+        "--dry-run",
+    )
+    return not env.ours and _runs(env.python, *look, *names)
 
 
 def _make_venv(root: Path, python: Path) -> None:
@@ -253,11 +297,15 @@ def install(env: Environment, want: Wanted) -> None:
 def check_torch(torch: str) -> None:
     """SetupError if a torch that is there is too old; it is not ours to replace."""
     print(f"Keeping torch {torch}, which is there already", flush=True)
-    if tuple(int(part) for part in torch.split(".")[:2]) < MIN_TORCH:
+    if _is_old(torch):
         raise SetupError(
             f"torch {torch} is too old, {_dotted(MIN_TORCH)} is needed: upgrade it, or "
             "use another environment (PYTHON=.venv makes one here)"
         )
+
+
+def _is_old(torch: str) -> bool:
+    return tuple(int(part) for part in torch.split(".")[:2]) < MIN_TORCH
 
 
 def pins_for(
@@ -315,14 +363,13 @@ def _shown(root: Path, path: Path) -> str:
     return str(path.relative_to(root) if path.is_relative_to(root) else path)
 
 
-@contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """One set-up at a time in one tree; released when the process ends, however."""
+def _lock(root: Path) -> TextIO:
+    """One set-up at a time in one tree; released when closed or the process ends."""
     path = root / STATE
     path.parent.mkdir(exist_ok=True)
-    with open(path.with_suffix(".lock"), "a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    file = open(path.with_suffix(".lock"), "a")
+    fcntl.flock(file, fcntl.LOCK_EX)
+    return file
 
 
 def remove(root: Path) -> None:

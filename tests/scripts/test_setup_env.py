@@ -228,7 +228,57 @@ def test_where_nothing_can_be_written_it_says_so(tree: Path, wheels: Path) -> No
     (tree / ".kablate").write_text("in the way")
     ended = setup(tree, wheels)
     assert ended.returncode == 1
-    assert ended.stderr == f"setup: {tree}/.kablate: File exists\n"
+    said = f"setup: {tree}/.kablate: File exists, and .venv/bin/python lacks packages"
+    assert ended.stderr.startswith(said) and "PYTHON=" in ended.stderr
+    assert not (tree / ".venv").exists()
+
+
+def give(python: Path, wheels: Path, *names: str) -> None:
+    """The packages of these wheels, put in place without pip."""
+    site = next(python.parents[1].glob("lib/python3*/site-packages"))
+    for name in names:
+        zipfile.ZipFile(wheels / f"{name}-py3-none-any.whl").extractall(site)
+
+
+def test_an_environment_that_serves_needs_nothing_written(
+    tree: Path, wheels: Path, tmp_path: Path
+) -> None:
+    """As of a checkout of others, or one that is mounted read-only elsewhere."""
+    python = environment(tree / ".venv")
+    give(python, wheels, "torch-2.14.0", "demo-1.0", "tool-1.0", "files-1.0")
+    (tree / ".kablate/setup.lock").mkdir(parents=True)  # refuses root as well
+    assert done(tree, wheels) == ""
+    assert "is up to date" in done(tree, wheels, "--say")
+    more = setup(tree, wheels, "--extras", "more")
+    assert more.returncode == 1
+    assert "setup.lock: Is a directory, and .venv/bin/python lacks" in more.stderr
+
+    active = tmp_path / "active"
+    other = environment(active, pip=True)
+    give(other, wheels, "torch-2.13.0", "demo-2.0", "tool-1.0")
+    lacking = setup(tree, wheels, VIRTUAL_ENV=str(active))
+    assert lacking.returncode == 1 and f"{other} lacks packages" in lacking.stderr
+    give(other, wheels, "files-1.0")
+    assert done(tree, wheels, VIRTUAL_ENV=str(active)) == ""
+    (tree / "pyproject.toml").write_text(PYPROJECT.replace("demo>=1", "demo>=3"))
+    assert setup(tree, wheels, VIRTUAL_ENV=str(active)).returncode == 1
+    assert "demo" in installed(other) and not (tree / ".kablate/setup.json").exists()
+
+
+def test_the_record_serves_at_another_path_and_if_it_cannot_be_kept(
+    tree: Path, wheels: Path, tmp_path: Path
+) -> None:
+    python = environment(tree / ".venv", pip=True)
+    give(python, wheels, "torch-2.13.0", "demo-1.0", "tool-1.0", "files-1.0")
+    (tree / ".kablate/setup.json").mkdir(parents=True)
+    for _ in range(2):
+        assert done(tree, wheels).startswith("Setting up")
+    (tree / ".kablate/setup.json").rmdir()
+    done(tree, wheels)
+    shutil.move(tree, tmp_path / "moved")
+    (tmp_path / "moved/.kablate/setup.lock").unlink()
+    assert done(tmp_path / "moved", wheels) == ""
+    assert not (tmp_path / "moved/.kablate/setup.lock").exists()
 
 
 @pytest.mark.slow
