@@ -80,8 +80,9 @@ endif
 BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.13 \
 	python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$p" && break; done))$(or \
-	$(BOOT),$(error kablate needs Python 3.11 or newer, and finds none on \
-	PATH that starts$(shell python3 -c '' 2>&1 | sed -n '1s/^/. python3 says: /p')))
+	$(BOOT),$(error $(or $(shell command -v python3 >/dev/null && python3 -c '' 2>&1 | \
+	sed -n '1s/^/python3 does not start: /p'),kablate needs Python 3.11 or newer: there \
+	is none on PATH)))
 SETUP = PYTHON=$(call arg,PYTHON) $(BOOT) scripts/setup_env.py
 PY = $(eval PY := $$(call inline,$$(shell $$(SETUP) --print-python)))$(PY)
 

@@ -49,7 +49,14 @@ def refused(tree: Path, *words: str) -> str:
 def test_a_python_that_does_not_start_says_why(tree: Path) -> None:
     ended = run(tree, "make", "setup", PYTHONHASHSEED="abc")
     assert ended.returncode == 2
-    assert "python3 says: " in ended.stderr and "PYTHONHASHSEED must be" in ended.stderr
+    said = ended.stderr.splitlines()[0]
+    assert "python3 does not start: " in said and "PYTHONHASHSEED must be" in said
+    assert "3.11" not in ended.stderr
+    (tree / "bin").mkdir()
+    for name in ("make", "sh", "sed"):
+        (tree / "bin" / name).symlink_to(shutil.which(name) or "")
+    ended = run(tree, "make", "setup", PATH=str(tree / "bin"))
+    assert "needs Python 3.11 or newer: there is none on PATH" in ended.stderr
 
 
 def test_help_lists_every_documented_target_and_every_target_is_documented() -> None:
