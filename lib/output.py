@@ -1,14 +1,14 @@
 """The edges of a command: standard streams, Ctrl-C, options of the interpreter.
 
-A command calls begin() before its other imports, which can take a second, and ends
-with exit_code(main). In between no write to stdout or stderr fails: not because the
+The first statements of a command give Ctrl-C the action of the system, to end without
+a traceback. It calls begin() before its other imports, which can take a second, and
+ends with exit_code(main). In between no write to stdout or stderr fails: not because the
 reader has gone, not on a full disk, and not for want of a character in the encoding.
 """
 
 from __future__ import annotations
 
-# All of these the interpreter has loaded already, which leaves Ctrl-C no time to come
-# before begin(): signal would import enum, and typing much more.
+# The interpreter has loaded all of these: signal would import enum, typing much more.
 import _signal as signal
 import codecs
 import errno
@@ -44,13 +44,10 @@ PLAIN = {
 def begin() -> None:
     """Prepare the process of a command; call it before its other imports.
 
-    Until exit_code() calls main, Ctrl-C ends the process without a traceback. A
-    standard stream that the caller has closed is /dev/null from here on, for children
-    too. Exits with EXIT_USAGE under `python -O`; where PYTHONOPTIMIZE asks
+    A standard stream that the caller has closed is /dev/null from here on, for
+    children too. Exits with EXIT_USAGE under `python -O`; where PYTHONOPTIMIZE asks
     for that, the command is started again without it.
     """
-    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, _null_stream(number))

@@ -6,6 +6,11 @@ are staged, whatever the working tree holds.
 Exit status: 0 all well, otherwise that of the check that failed.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

@@ -5,6 +5,11 @@ says why. Trailers, forbidden patterns and banned words come from pyproject.toml
 [tool.kablate.commit]. Exit status: 0 all well, 1 a message is refused, 2 bad usage.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

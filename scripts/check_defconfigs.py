@@ -4,6 +4,11 @@ Every fault of every preset is named with file and line. Exit status: 0 all well
 some are not.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

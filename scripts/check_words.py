@@ -5,6 +5,11 @@ defconfigs are searched whole, Python files in their docstrings only. Exit statu
 0 none found, 1 some found, 2 bad usage.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

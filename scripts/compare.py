@@ -5,6 +5,11 @@ results, and whether the results may be compared at all. Differences are B minus
 Exit codes: 0 compared; 2 one of the two cannot be found.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

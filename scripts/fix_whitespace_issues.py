@@ -7,6 +7,11 @@ program or a configuration means: blanks and tabs inside string literals, and
 `CONFIG_X = y`. Exit status: 0 clean or mended, 1 something is left, 2 bad usage.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

@@ -5,6 +5,11 @@ everything else is left alone. With --check nothing is written and a stale block
 named with file and line. Exit status: 0 current, 1 stale or no markers.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

@@ -5,6 +5,11 @@ that somebody else put there is never overwritten nor removed. Exit status: 0 do
 1 refused.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

@@ -6,6 +6,11 @@ Numbers are seeds of every arm, for the test that gives the verdicts.
 Exit codes: 0 answered; 2 an option that makes no sense, or the noise is not known.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

@@ -4,6 +4,11 @@ Exit codes: 0 the data is there; 1 it cannot be had or is damaged; 2 the configu
 is wrong; 6 the disk is full; 130 interrupted.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

@@ -11,6 +11,11 @@ which is told on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
 
 from __future__ import annotations
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

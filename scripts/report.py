@@ -5,6 +5,11 @@ Exit codes: 0 written; 2 no results there, or an option that makes no sense; 6 t
 disk is full.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

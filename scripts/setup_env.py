@@ -7,6 +7,11 @@ torch already, else .venv, which it makes. A torch that is there is kept.
 
 from __future__ import annotations
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

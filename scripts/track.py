@@ -5,6 +5,11 @@ desktop, is opened with it.
 Exit codes: 0 served; 2 no tracker is configured or installed, or nothing was run.
 """
 
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
 import os
 import sys
 

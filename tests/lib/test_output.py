@@ -151,11 +151,27 @@ def test_a_file_name_of_any_bytes_can_be_printed(tmp_path):
 # ---- Ctrl-C ---------------------------------------------------------------------
 
 
+PRESS = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
+
+
+@pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
+def test_ctrl_c_before_a_command_begins(tmp_path, path):
+    """At its first import from this tree; one that is ignored stays ignored."""
+    copy = tmp_path / path.relative_to(ROOT)
+    (tmp_path / "lib").mkdir()
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(path.read_bytes())
+    (tmp_path / "lib/output.py").write_text(f"{PRESS}raise SystemExit(7)\n")
+    words = [sys.executable, "-B", copy]
+    assert run(words) == (-signal.SIGINT, b"", b"")
+    ignored = run(["sh", "-c", 'trap "" INT; exec "$@"', "sh", *words])
+    assert ignored == (7, b"", b"")
+
+
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
 def test_ctrl_c_during_the_imports(tmp_path, path):
     """All import this module, if not themselves then through another."""
-    press = "import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n"
-    (tmp_path / "dataclasses.py").write_text(press)
+    (tmp_path / "dataclasses.py").write_text(PRESS)
     environ = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = run([sys.executable, path, "--help"], environ=environ)
     assert ended == (-signal.SIGINT, b"", b"")
@@ -175,7 +191,7 @@ def test_a_command_begins_before_its_imports_and_minds_its_end(path):
         for part in body[:begun]
         if isinstance(part, ast.Import | ast.ImportFrom)
     }
-    assert names <= {"__future__", "os", "sys", "lib.output"}
+    assert names <= {"__future__", "_signal", "os", "sys", "lib.output"}
     last = ast.unparse(body[-1])
     assert "exit_code(main)" in last or "run_to_end(" in last
 
