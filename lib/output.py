@@ -2,8 +2,9 @@
 
 The first statements of a command give Ctrl-C the action of the system, to end without
 a traceback. It calls begin() before its other imports, which can take a second, and
-ends with exit_code(main). In between no write to stdout or stderr fails: not because the
-reader has gone, not on a full disk, and not for want of a character in the encoding.
+ends with exit_code(main). In between no write to stdout or stderr fails: not because
+the reader has gone, not on a full disk, and not for want of a character in the
+encoding.
 """
 
 from __future__ import annotations
@@ -45,9 +46,11 @@ def begin() -> None:
     """Prepare the process of a command; call it before its other imports.
 
     A standard stream that the caller has closed is /dev/null from here on, for
-    children too. Exits with EXIT_USAGE under `python -O`; where PYTHONOPTIMIZE asks
-    for that, the command is started again without it.
+    children too. A parent may start the command with SIGINT blocked: one that came
+    since then ends the process here. Exits with EXIT_USAGE under `python -O`; where
+    PYTHONOPTIMIZE asks for that, the command is started again without it.
     """
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGINT,))
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         if getattr(sys, name) is None:
             setattr(sys, name, _null_stream(number))

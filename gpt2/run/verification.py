@@ -6,6 +6,7 @@ Torch-free: scripts/verify.py does the work in a process of its own.
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -82,7 +83,7 @@ def _carry_out(
         command,
         stdin=subprocess.DEVNULL,
         stdout=to,
-        preexec_fn=lambda: die_with(ours),  # the runner has one thread
+        preexec_fn=lambda: _guard(ours),  # the runner has one thread
     )
     try:
         while stop_file is None or not stop_file.exists():
@@ -95,6 +96,12 @@ def _carry_out(
             process.wait(GRACE)
         process.kill()  # which does nothing to one that has ended
         process.wait()
+
+
+def _guard(parent: int) -> None:
+    """In the child: Ctrl-C waits for its begin(), as Python starts with tracebacks."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    die_with(parent)
 
 
 def _message(cell: Mapping[str, Any]) -> str:

@@ -177,6 +177,17 @@ def test_ctrl_c_during_the_imports(tmp_path, path):
     assert ended == (-signal.SIGINT, b"", b"")
 
 
+def test_ctrl_c_that_was_blocked_while_python_started(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(PRESS)
+    words = [sys.executable, ROOT / "scripts/kconfig.py", "--help"]
+    ended = run(
+        words,
+        environ={"PYTHONPATH": str(tmp_path)},
+        preexec_fn=lambda: signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT]),
+    )
+    assert ended == (-signal.SIGINT, b"", b"")
+
+
 def test_ctrl_c_that_a_command_does_not_handle(tmp_path):
     words = command(tmp_path, "raise KeyboardInterrupt")
     assert run(words) == (130, b"", b"tool: interrupted\n")

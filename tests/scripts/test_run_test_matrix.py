@@ -321,6 +321,25 @@ def test_proofs_end_at_a_ctrl_c_without_a_traceback(folder: Path) -> None:
     assert "Traceback" not in said
 
 
+def test_proofs_end_at_a_ctrl_c_while_their_python_starts(folder: Path) -> None:
+    (folder / "early").mkdir()
+    (folder / "early" / "sitecustomize.py").write_text(
+        "import os, signal, sys\n"
+        "if sys.orig_argv[1].endswith('/verify.py'): os.killpg(0, signal.SIGINT)\n"
+    )
+    ended = subprocess.run(
+        [sys.executable, str(SCRIPT), "--dry-run"],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": "early"},
+        capture_output=True,
+        text=True,
+        start_new_session=True,
+    )
+    assert ended.returncode == 3
+    said = f"stopped before a job was started\nto go on: {sys.executable} {SCRIPT}"
+    assert ended.stderr == f"{said} --dry-run\n"
+
+
 def test_proofs_end_when_the_runner_is_asked_to_stop(
     folder: Path, tmp_path: Path
 ) -> None:
