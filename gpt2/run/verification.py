@@ -79,13 +79,21 @@ def _carry_out(
 ) -> int:
     """The exit code of a command, which ends with us, however we end."""
     ours = os.getpid()
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=to,
-        preexec_fn=lambda: _guard(ours),  # the runner has one thread
-    )
+    # Or a Ctrl-C prints a traceback of the fork, or of the child's Python as it starts:
+    # for the child the signal waits for begin().
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=to,
+            preexec_fn=lambda: die_with(ours),  # the runner has one thread
+        )
+    except OSError:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        raise
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
         while stop_file is None or not stop_file.exists():
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(POLL)
@@ -96,12 +104,6 @@ def _carry_out(
             process.wait(GRACE)
         process.kill()  # which does nothing to one that has ended
         process.wait()
-
-
-def _guard(parent: int) -> None:
-    """In the child: Ctrl-C waits for its begin(), as Python starts with tracebacks."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
-    die_with(parent)
 
 
 def _message(cell: Mapping[str, Any]) -> str:
