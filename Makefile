@@ -83,8 +83,12 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 	$(BOOT),$(error $(or $(shell command -v python3 >/dev/null && python3 -c '' 2>&1 | \
 	sed -n '1s/^/python3 does not start: /p'),kablate needs Python 3.11 or newer: there \
 	is none on PATH)))
-SETUP = PYTHON=$(call arg,PYTHON) $(BOOT) scripts/setup_env.py
-PY = $(eval PY := $$(call inline,$$(shell $$(SETUP) --print-python)))$(PY)
+SETUP = PYTHON=$(call arg,PYTHON) $(HOLD) $(BOOT) scripts/setup_env.py
+BARE = $(eval BARE := $$(call inline,$$(shell $$(SETUP) --print-python)))$(BARE)
+# A Python that starts answers Ctrl-C with a traceback. So it waits until the command
+# lets it through (lib/output.py, begin), where env can hold it (GNU's).
+HOLD := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
+PY = $(HOLD) $(BARE)
 
 SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
 	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
@@ -171,7 +175,7 @@ setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
 	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say)
 # Three workers for two cores: a third of their time they wait for processes.
 test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
-	$(PY) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
+	$(BARE) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
 bench: | setup ## measure speed; a table, and bench_results/bench.json

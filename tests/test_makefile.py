@@ -200,7 +200,8 @@ def test_a_checkout_may_lie_at_any_path(tmp_path: Path) -> None:
     note_setup(root)
     (root / ".venv").symlink_to(sys.prefix)
     state = json.loads((root / STATE).read_text())
-    state["done"][str(root / ".venv/bin/python")] = state["done"][sys.executable]
+    known = next(iter(state["done"].values()))
+    state["done"] = {".venv/bin/python": known}
     (root / STATE).write_text(json.dumps(state))
     for words in (["defconfig-gpt2-quickstart"], ["dry-run", "SKIP_VERIFY=1"]):
         ended = run(root, "make", *words)
