@@ -122,7 +122,7 @@ def arm_of(built: Settings, batch: int) -> str:
     """What the choices of tiles and algorithms are complete for, as a hash."""
     optim, resources = built.optim, built.resources
     parts = built.to_dict()
-    told = {
+    parts_that_decide = {
         "model": parts["model"],
         "mechanisms": parts["mechanisms"],
         "words": built.vocab_size,
@@ -131,7 +131,7 @@ def arm_of(built: Settings, batch: int) -> str:
         "paths": names_of(built),
         "batch": batch,
     }
-    return identity(told)
+    return identity(parts_that_decide)
 
 
 def built_with(model: GPT, settings: Settings) -> Settings:

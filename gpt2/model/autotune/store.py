@@ -42,7 +42,7 @@ class Tuning:
         found = cls(**data)
         parts = (found.ranks, found.lines, found.choices)
         if not all(isinstance(part, dict) for part in parts):
-            raise TypeError("a part of a tuning is no object")
+            raise TypeError("a part of a tuning is not an object")
         return found
 
 
