@@ -1,7 +1,8 @@
-"""A card shared by test processes that run at once, as under ``pytest -n 8``.
+"""Cards shared by test processes that run at once, as under ``pytest -n 8``.
 
-Each holds as much of it as its test is marked to need, ``gpu(gib=8)``, and waits
-until that is free: one that measures or fills the memory takes it from nobody.
+Each worker uses one card. It holds as much of its memory as the test is marked to
+need, ``gpu(gib=8)``, and waits until that is free, so that a test that measures or
+fills the memory does not disturb the others.
 """
 
 from __future__ import annotations
@@ -20,8 +21,26 @@ SHARES = 32
 QUEUE = SHARES  # held while one waits, so that the next waits behind it
 GIB = 2**30
 USUAL = 2.0  # GiB: a context and little in it
-# Bytes of this file are locked, each for a share; a process that dies lets go.
-FILE = Path(tempfile.gettempdir(), f"kablate-tests-card-{os.getuid()}")
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def choose(worker: str, cards: list[str]) -> None:
+    """Show an xdist worker (``gw3``) one of several cards, before torch is imported."""
+    if worker and len(cards) > 1:
+        os.environ[VISIBLE] = cards[int(worker.removeprefix("gw")) % len(cards)]
+
+
+def visible() -> list[str]:
+    """Names of the NVIDIA cards that torch would see; empty without any."""
+    if VISIBLE in os.environ:
+        return os.environ[VISIBLE].split(",")
+    return [str(index) for index in range(len(list(Path("/dev").glob("nvidia[0-9]*"))))]
+
+
+def file() -> Path:
+    """File of which each byte is locked for a share; the lock ends with its process."""
+    name = f"kablate-tests-card-{os.getuid()}-{os.environ.get(VISIBLE, '0')}"
+    return Path(tempfile.gettempdir(), name)
 
 
 def shares_for(gib: float, card: float) -> int:
@@ -30,16 +49,20 @@ def shares_for(gib: float, card: float) -> int:
 
 
 @contextmanager
-def held(wanted: int, path: Path = FILE) -> Iterator[list[int]]:
-    """The numbers of that many shares, once nobody else has them."""
-    with path.open("ab") as file:
-        lock(file, QUEUE, wait=True)
+def held(wanted: int, path: Path | None = None) -> Iterator[list[int]]:
+    """Hold that many shares, by number, once they are free."""
+    with (path or file()).open("ab") as locked:
+        lock(locked, QUEUE, wait=True)
         mine: list[int] = []
         for wait in (False, True):
             for share in range(SHARES):
-                if len(mine) < wanted and share not in mine and lock(file, share, wait):
+                if (
+                    len(mine) < wanted
+                    and share not in mine
+                    and lock(locked, share, wait)
+                ):
                     mine.append(share)
-        fcntl.lockf(file, fcntl.LOCK_UN, 1, QUEUE)
+        fcntl.lockf(locked, fcntl.LOCK_UN, 1, QUEUE)
         yield mine
 
 

@@ -28,6 +28,7 @@ def pytest_configure() -> None:
     for name in FROM_MAKE:
         os.environ.pop(name, None)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
+    card.choose(os.environ.get("PYTEST_XDIST_WORKER", ""), card.visible())
     # Hundreds of processes would compile our modules, each worker rewrite all tests.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False

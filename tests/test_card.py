@@ -1,12 +1,13 @@
 """tests/card.py: what one process holds of a card no other gets."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.card import SHARES, held, shares_for
+from tests.card import SHARES, VISIBLE, choose, held, shares_for, visible
 from tests.scratch import ROOT
 
 FREE = """
@@ -72,3 +73,14 @@ def test_who_wants_the_whole_card_comes_last() -> None:
     found = Collected()  # in this process, which may have torch already
     assert pytest.main([*words, *paths], plugins=[found]) == 0
     assert len(found.names) > 3 and "absurd" in found.names[-1]
+
+
+@pytest.mark.parametrize(
+    ("worker", "shown"), [("gw0", "0"), ("gw1", "3"), ("gw6", "0"), ("", "0,3")]
+)
+def test_each_worker_sees_one_of_several_cards(
+    worker: str, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(VISIBLE, "0,3")
+    choose(worker, visible())
+    assert os.environ[VISIBLE] == shown

@@ -91,16 +91,16 @@ def command_line(*words: str | Path) -> list[str]:
 
 
 def run_command(
-    *words: str | Path, cwd: Path, **environ: str
+    *words: str | Path, cwd: Path, timeout: float = 120, **environ: str
 ) -> subprocess.CompletedProcess[str]:
-    """The trainer as a user starts it; never raises."""
+    """Run the trainer as a user does; raises TimeoutExpired and nothing else."""
     return subprocess.run(
         command_line(*words),
         cwd=cwd,
         env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=timeout,
     )
 
 

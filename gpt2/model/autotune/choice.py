@@ -78,19 +78,22 @@ def names_of(built: Settings) -> tuple[str, str]:
 
 
 def suspects(built: Settings, device: torch.device, batch: int) -> list[str]:
-    """The paths of a model that are wrong by themselves, here and now: in this process
-    at the size of the run."""
-    found = []
-    for name, part, path in zip(
-        names_of(built),
-        (attention, mlp),
-        (built.resources.attention_backend, built.resources.mlp_backend),
-        strict=True,
-    ):
-        if device.type == "cuda" and path not in ("auto", "reference", "torch"):
-            if part.attempt(path, built, device, batch).problem:
-                found.append(name)
-    return found
+    """The paths of a model that are wrong by themselves, in this process and at the
+    size of the run."""
+    if device.type != "cuda":
+        return []
+    resources, (of_attention, of_mlp) = built.resources, names_of(built)
+    # Functions and not their modules, of which mypy would not check the names.
+    trials = (
+        (of_attention, attention.try_attention, resources.attention_backend),
+        (of_mlp, mlp.try_mlp, resources.mlp_backend),
+    )
+    return [
+        name
+        for name, trial, path in trials
+        if path not in ("auto", "reference", "torch")
+        and trial(path, built, device, batch).problem
+    ]
 
 
 def next_without(

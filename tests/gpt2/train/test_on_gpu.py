@@ -40,7 +40,9 @@ def run_on_gpu(folder: Path, **fields: Any) -> str:
     """Train to the end; the log, which is also printed."""
     job = tiny_job(prepare_texts(folder, texts(60)), **BF16, **fields)
     path = write_job(folder / "job.json", job)
-    done = run_command("--job", path, "--run-dir", folder / "run", cwd=ROOT)
+    # Kernels are chosen for each micro batch that is tried, half a minute a time.
+    words = ("--job", path, "--run-dir", folder / "run")
+    done = run_command(*words, cwd=ROOT, timeout=600)
     print(done.stdout)
     assert done.returncode == 0, done.stdout + done.stderr
     assert status(folder / "run")["status"] == "done"
