@@ -73,11 +73,10 @@ def memory(settings: Settings, micro_batch: int | None = None) -> Memory:
     n = budget(s).parameters
     # Between micro steps the gradients are there, and in a recorded one always;
     # otherwise the peak finds none.
-    several = r.ddp_gpus_per_job > 1
     accumulates = s.effective_batch > batch * r.ddp_gpus_per_job
     in_loss = Memory(
         weights=FLOAT * n,
-        gradients=FLOAT * n if accumulates or several or r.cuda_graphs else 0,
+        gradients=FLOAT * n if accumulates or r.cuda_graphs else 0,
         optimizer=optimizer_bytes(s),
         pruning=pruning_bytes(s),
         casts=_casts(s),
@@ -104,8 +103,9 @@ def misfit(settings: Settings) -> str:
 def _in_update(s: Settings, peak: Memory) -> Memory:
     """While the weights are updated: gradients, but no activations."""
     spikes = FLOAT if s.optim.optimizer == "adamwspam" else 0
+    sums = FLOAT if s.resources.ddp_gpus_per_job > 1 else 0  # over the ranks
     n = peak.weights // FLOAT
-    temporaries = spikes * n + TUNED[s.resources.compile_model].workspace
+    temporaries = (spikes + sums) * n + TUNED[s.resources.compile_model].workspace
     return Memory(
         peak.weights, FLOAT * n, peak.optimizer, peak.pruning, 0, 0, temporaries
     )

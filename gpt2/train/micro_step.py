@@ -124,7 +124,8 @@ def _record(
     work: Callable[[], Tensor], pool: Any = None
 ) -> tuple[torch.cuda.CUDAGraph, Tensor]:
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    # Other threads, NCCL's watchdog for one, may go on querying the GPU.
+    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = work()
     return graph, result
 

@@ -172,9 +172,10 @@ class Trainer:
         tokens, targets = (one.to(self._on) for one in pair)
         random = devices.random_state(self.device)
         self.updater.warm_up(tokens, targets, times)
-        if self.device.is_gpu and self.ranks.is_single and self.resources.cuda_graphs:
+        if self.device.is_gpu and self.resources.cuda_graphs:
             state = self.updater.record(tokens, targets)
-            manifest.note(self.recorder.run_dir, self.job, cuda_graph=state)
+            if self.ranks.is_first:
+                manifest.note(self.recorder.run_dir, self.job, cuda_graph=state)
             self.recorder.say(f"CUDA graph of a micro step: {state}")
         self._note_kernels()
         devices.set_random_state(self.device, random)
@@ -200,7 +201,9 @@ class Trainer:
             )
 
     def _compare_with_formulas(self) -> None:
-        """The certificate "as trained". Raises NotAsTrained."""
+        """The certificate "as trained". Raises NotAsTrained; RuntimeError if ranks
+        have come apart."""
+        self.ranks.check_weights(self.model.parameters())
         if not self.resources.as_trained:
             return
         step, model = self.progress.step, cast(GPT, self.model)

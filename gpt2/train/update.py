@@ -38,8 +38,7 @@ class Updater:
         self.pruner = make_pruner(model, self.optimizer, settings)
         precision, resources = settings.optim.mixed_precision, settings.resources
         self.scaler = devices.grad_scaler(self.device, precision)
-        self._shared = self.ranks.wrap(model, self.device.torch_device)
-        forward: Forward = self._shared
+        forward: Forward = model
         if resources.compile_model:
             mode = resources.compile_mode
             forward = torch.compile(forward, mode=mode, dynamic=False)
@@ -47,7 +46,7 @@ class Updater:
             forward,
             self.device,
             precision,
-            share=1 / self.accumulation,
+            share=1 / (self.accumulation * self.ranks.world_size),
             scale=lambda loss: self.scaler.scale(loss),
         )
         self.micro_step: MicroStep | Recorded = self.plain_step
@@ -68,11 +67,10 @@ class Updater:
         """Gradients of the mean loss over all tokens of the update, from as many micro
         batches as it takes; that loss, a scalar."""
         total = torch.zeros((), device=self.device.torch_device)
-        for left in reversed(range(self.accumulation)):
-            tokens, targets = next(data)
-            with self.ranks.alone(self._shared, last=not left):
-                total += self.micro_step(tokens, targets)
-        return self.ranks.mean(total)
+        for _ in range(self.accumulation):
+            total += self.micro_step(*next(data))
+        self.ranks.sum_gradients(self.parameters)
+        return self.ranks.sum(total)
 
     def _apply(self, update: int) -> Tensor:
         """Prune, clip, step; the gradient's norm before the clip."""
@@ -108,8 +106,7 @@ class Updater:
         """
 
         def once() -> None:
-            with self.ranks.alone(self._shared, last=False):
-                self.micro_step(tokens, targets)
+            self.micro_step(tokens, targets)
             self.optimizer.zero_grad(set_to_none=True)
 
         devices.warm_up(once, self.device, times)

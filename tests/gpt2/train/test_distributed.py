@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from torch import nn
 
 from gpt2.audit.finding import PASSED
 from gpt2.audit.options import AuditOptions
@@ -24,6 +26,7 @@ from gpt2.audit.run import audit_run
 from gpt2.plan.jobs import Job
 from gpt2.run.runner import task_of
 from gpt2.train import checkpoint
+from gpt2.train.distributed import buckets
 from lib.jobs.process import Attempt, Outcome, Patience
 from lib.jobs.run_files import read_jsonl
 from tests.gpt2.tinydata import prepare_texts
@@ -39,6 +42,7 @@ from tests.gpt2.tinytraining import (
     train,
     train_here,
 )
+from tests.gpt2.train.rank_faults import plant
 
 Losses = list[tuple[int, float]]
 PATIENCE = Patience(hang=0, dump=0.5, hung_end=1.0, stop=120)
@@ -144,8 +148,8 @@ def assert_about_equal(run_dir: Path, other: Path) -> None:
 
 
 class Forker:
-    """A process that has imported what DDP wants, torch's compiler, and forks both
-    ranks of a job; they are told what torchrun and the runner tell."""
+    """A process that forks both ranks of a job, with the environment that torchrun and
+    the runner give them."""
 
     def __init__(self) -> None:
         self.pipe, theirs = server().Pipe()
@@ -189,8 +193,6 @@ def forker() -> Iterator[Forker]:
 
 
 def _fork_on_demand(pipe: Connection) -> None:
-    import torch._dynamo  # noqa: F401
-
     with suppress(EOFError):
         while True:
             pipe.send(_fork_both(*pipe.recv()))
@@ -257,20 +259,31 @@ def test_gradients_are_compared_after_the_all_reduce(
     checks = manifest(tmp_path / "right")["as_trained"]["checks"]
     assert [check["step"] for check in checks] == [0, 12]
     assert all(check["passed"] and check["worst"] < 1e-4 for check in checks)
-    codes, log = forker.end_of(job, tmp_path / "wrong", gradients_stay_apart)
-    assert 0 not in codes
-    assert "as trained at update 0: NOT AS THE FORMULAS" in log
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("missing", "as trained at update 0: NOT AS THE FORMULAS"),
+        ("seed", "ranks [1] hold other weights than rank 0"),
+    ],
+)
+def test_a_planted_fault_between_ranks_is_refused(
+    fault: str, said: str, job: Job, tmp_path: Path, forker: Forker
+) -> None:
+    codes, log = forker.end_of(job, tmp_path / "wrong", partial(plant, fault))
+    assert 0 not in codes and said in log, log
     assert status(tmp_path / "wrong")["step"] == 0
 
 
-def gradients_stay_apart() -> None:
-    """A missing all-reduce: no micro step is taken for the last of its update."""
-    from gpt2.train.distributed import Ranks
-
-    alone = Ranks.alone
-    setattr(  # noqa: B010
-        Ranks, "alone", lambda self, model, last: alone(self, model, last=False)
-    )
+@pytest.mark.parametrize(
+    ("most", "sizes"), [(1, [5, 3, 4]), (8, [8, 4]), (11, [8, 4]), (12, [12])]
+)
+def test_buckets_keep_the_order_and_their_size(most: int, sizes: list[int]) -> None:
+    parameters = [nn.Parameter(torch.zeros(n)) for n in (5, 3, 4)]
+    found = list(buckets(parameters, most))
+    assert [sum(p.numel() for p in group) for group in found] == sizes
+    assert [p for group in found for p in group] == parameters
 
 
 def test_ranks_that_cannot_share_the_accumulation_are_refused(job: Job) -> None:

@@ -36,6 +36,7 @@ from tests.gpt2.tinytraining import (
     tiny_job,
     write_job,
 )
+from tests.gpt2.train import rank_faults
 
 UPDATES, LENGTH, BATCH = 100, 1024, 32
 RATE, WARMUP, SEED = 1e-3, 20, 1
@@ -274,26 +275,44 @@ def served(job: Job) -> str:
     )
 
 
+def needs_cards(backend: str) -> None:
+    """NCCL takes a card for each rank; gloo is content with one for both."""
+    if backend == "nccl" and torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs in this process (no -n, or one worker)")
+
+
 @gpu
-def test_two_ranks_learn_as_their_peer(data: Path, peer, tmp_path: Path) -> None:
-    """Over gloo, on one card."""
-    job = job_of(data, ddp_gpus_per_job=2, ddp_backend="gloo")
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+@pytest.mark.parametrize("micro_batch", [8, 16])
+def test_two_ranks_learn_as_their_peer(
+    backend: str, micro_batch: int, data: Path, peer, tmp_path: Path
+) -> None:
+    needs_cards(backend)
+    ranks = {"ddp_gpus_per_job": 2, "ddp_backend": backend}
+    job = job_of(data, batch_size=micro_batch, **ranks)
     assert two_ranks(tmp_path, job) == [0, 0], log_of(tmp_path)
+    assert manifest(tmp_path / "run")["cuda_graph"] == "recorded", log_of(tmp_path)
     check_curve(tmp_path / "run", peer, log_of(tmp_path))
 
 
 def two_ranks(folder: Path, job: Job, plant: str = "none") -> list[int]:
-    """Train on two ranks of one card; the exit codes."""
+    """Train on two ranks, over NCCL each on its card; the exit codes."""
     path = write_job(folder / "job.json", job)
     words = ["--job", str(path), "--run-dir", str(folder / "run")]
-    group = {"WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+    group = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     group["MASTER_PORT"] = str(20000 + os.getpid() % 20000)
+    apart = job.settings.resources.ddp_backend == "nccl"
     with (folder / "log").open("w") as log:
         ranks = [
             subprocess.Popen(
                 [sys.executable, "-m", __name__, plant, *words],
                 cwd=ROOT,
-                env={**os.environ, **group, "RANK": str(rank)},
+                env={
+                    **os.environ,
+                    **group,
+                    "RANK": str(rank),
+                    "LOCAL_RANK": str(rank if apart else 0),
+                },
                 stdout=log,
                 stderr=log,
             )
@@ -350,16 +369,27 @@ def test_a_planted_fault_is_seen(fault: str, data: Path, tmp_path: Path) -> None
 
 
 @gpu
-def test_a_missing_all_reduce_is_seen(data: Path, tmp_path: Path) -> None:
-    fields = short(ddp_gpus_per_job=2, ddp_backend="gloo", attention_backend="sdpa")
+@pytest.mark.parametrize("backend", ["gloo", "nccl"])
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("missing", "NOT AS THE FORMULAS"),
+        ("early", "NOT AS THE FORMULAS"),
+        ("seed", "ranks [1] hold other weights"),
+    ],
+)
+def test_a_fault_between_ranks_is_seen(
+    fault: str, said: str, backend: str, data: Path, tmp_path: Path
+) -> None:
+    needs_cards(backend)
+    fields = short(ddp_gpus_per_job=2, ddp_backend=backend, attention_backend="sdpa")
     job = job_of(data, **fields, mlp_backend="torch")
-    assert 2 in two_ranks(tmp_path, job, "alone"), log_of(tmp_path)
-    assert "NOT AS THE FORMULAS" in log_of(tmp_path)
+    assert 0 not in two_ranks(tmp_path, job, fault), log_of(tmp_path)
+    assert said in log_of(tmp_path)
 
 
 def plant(fault: str) -> None:
     """Put a fault into this process, before the trainer is called."""
-    from gpt2.train import distributed as ranks
     from gpt2.train import update
     from lib.kernels import gelu_op
 
@@ -395,13 +425,8 @@ def plant(fault: str) -> None:
                 out.mul_(1.1)
 
         gelu_op.product = wrong_when_large
-    elif fault == "alone":
-        alone = ranks.Ranks.alone
-
-        def never_last(self, model, *, last: bool) -> Any:
-            return alone(self, model, last=False)
-
-        vars(ranks)["Ranks"].alone = never_last
+    elif fault != "none":
+        rank_faults.plant(fault)
 
 
 if __name__ == "__main__":
