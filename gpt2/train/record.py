@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.train.failures import FolderGone
+from lib.jobs import phases
 from lib.jobs.run_files import METRICS_FILE, append_jsonl, read_jsonl, write_status
 
 STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
@@ -26,6 +27,7 @@ class Recorder:
     def __init__(self, run_dir: Path, max_steps: int) -> None:
         """max_steps: 0 where the clock ends the run."""
         self.run_dir, self.max_steps = run_dir, max_steps
+        self.attempt = 0
         self.metrics = run_dir / METRICS_FILE
         self.listeners: dict[str, Listener] = {}
         self._bar: Any = None
@@ -108,6 +110,10 @@ class Recorder:
         """A record of gpt2/train/as_trained.py; raises DiskFull, FolderGone."""
         self._append({"kind": AS_TRAINED, **record})
 
+    def phase(self, name: str, at: float | None = None) -> None:
+        """A record of lib/jobs/phases.py; raises DiskFull, FolderGone."""
+        self._append(phases.phase_record(name, self.attempt, at))
+
     def alarm(self, record: Mapping[str, Any]) -> None:
         """A record with a "message" to look at; raises DiskFull, FolderGone."""
         self._append({"kind": ALARM, **record})
@@ -164,6 +170,8 @@ class Follower(Recorder):
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None: ...
 
     def comparison(self, record: Mapping[str, Any]) -> None: ...
+
+    def phase(self, name: str, at: float | None = None) -> None: ...
 
     def alarm(self, record: Mapping[str, Any]) -> None: ...
 

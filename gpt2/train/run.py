@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 import traceback
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -54,6 +55,7 @@ from gpt2.train.trainer import Trainer
 from gpt2.train.tuning import known
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
+from lib.jobs.phases import process_start
 from lib.jobs.process import ATTEMPT, EXIT_DONE, LAST_END
 from lib.jobs.run_files import LockHeld, lock, now, read_status, run_lock, write_status
 from lib.jobs.slots import GPUS
@@ -94,7 +96,7 @@ def _with_lock(
     ranks: Ranks,
 ) -> int:
     """With the lock, or as a rank that follows the one that holds it."""
-    max_steps = last_update(job.settings)
+    began, max_steps = time.time(), last_update(job.settings)
     recorder: Recorder = Follower(run_dir, max_steps)
     stop = StopRequest.from_environment(environ)
     if ranks.is_first:
@@ -111,9 +113,10 @@ def _with_lock(
     with stop.listening(), telling as summary:
         try:
             if ranks.is_first:
-                _announce(job, recorder, environ)
+                _announce(job, recorder, environ, began)
             result = _train(job, recorder, stop, micro_batch, environ, ranks)
             last = recorder.last_step()  # by the clock, if that was the budget
+            recorder.phase("ended")
             recorder.status(status="done", step=last, max_steps=last, result=result)
             summary.update(result)
         except Exception as error:
@@ -149,6 +152,8 @@ def _tell_end(recorder: Recorder, error: Exception, ranks: Ranks) -> int:
     if told or not knows:
         return _complain(f"rank {ranks.rank}: {end.message}", end.exit_code)
     with suppress(OSError):  # on a full disk the exit code has to do
+        recorder.phase("ended")
+    with suppress(OSError):
         write_status(
             run_dir, status=end.status, failure=end.failure, message=end.message
         )
@@ -158,15 +163,20 @@ def _tell_end(recorder: Recorder, error: Exception, ranks: Ranks) -> int:
 # ---- the run directory ----------------------------------------------------------
 
 
-def _announce(job: Job, recorder: Recorder, environ: Mapping[str, str]) -> None:
+def _announce(
+    job: Job, recorder: Recorder, environ: Mapping[str, str], imported: float
+) -> None:
     """status.json of an attempt that begins."""
     given, left = environ.get(ATTEMPT, ""), read_status(recorder.run_dir)
+    recorder.attempt = int(given) if given.isdecimal() else left["attempt"] + 1
+    recorder.phase("started", process_start())
+    recorder.phase("imported", imported)
     recorder.status(
         status="running",
         failure=None,
         message="",
         max_steps=last_update(job.settings),
-        attempt=int(given) if given.isdecimal() else left["attempt"] + 1,
+        attempt=recorder.attempt,
         pid=os.getpid(),
         host=socket.gethostname(),
         started=now(),
@@ -189,6 +199,7 @@ def _train(
     checkpoint. Raises OutOfMemory when there is nothing left to halve, and
     LessMemory where all ranks have to begin anew for that."""
     context = _material(job, recorder.run_dir, micro_batch, environ, ranks)
+    recorder.phase("data")
     if job.settings.resources.auto_batch and micro_batch is None:
         context = fit(job, recorder, context, partial(_one_update, job, recorder))
     if environ.get(LAST_END) == KILLED_FOR_MEMORY:
@@ -315,6 +326,7 @@ def _build(
     )
     for line in lines:
         recorder.say(line)
+    recorder.phase("kernels")
     return _trainer(job, chosen, context, recorder, stop)
 
 
@@ -400,3 +412,4 @@ def _start(trainer: Trainer, context: RunContext, environ: Mapping[str, str]) ->
     if found.warning:
         trainer.recorder.say(f"warning: {found.warning}")
     trainer.recorder.status(step=trainer.progress.step)
+    trainer.recorder.phase("model")

@@ -14,13 +14,14 @@ from typing import Any
 
 from gpt2.plan.jobs import Job
 from gpt2.settings.schema import Resources
-from gpt2.train.record import ALARM, Recorder
+from gpt2.train.record import Recorder
 from lib.hashing import identity
 from lib.jobs.run_files import atomic_write_json, read_jsonl
 from lib.safe_json import Unusable, as_dict, read_json
 from lib.trackers import CLOSE_SECONDS, Record, TrackedRun, open_trackers
 
 NAME = "trackers"
+TOLD = ("train", "eval", "epoch")  # kinds of records
 RUN_FILE = "tracker_run.json"
 CUT_SHORT_SECONDS = 3.0  # for trackers to finish where a run did not
 FOLDER = "test_matrix_results"  # results folders of presets begin with it
@@ -63,7 +64,7 @@ def tracking(job: Job, recorder: Recorder) -> Iterator[dict[str, Any]]:
 def _told(recorder: Recorder) -> list[Record]:
     """All that listeners were told, in this attempt and before."""
     found = read_jsonl(recorder.metrics)
-    return [_as_told(r["kind"], r) for r in found if r["kind"] != ALARM]
+    return [_as_told(r["kind"], r) for r in found if r["kind"] in TOLD]
 
 
 def _as_told(kind: str, record: Mapping[str, Any]) -> Record:

@@ -110,10 +110,13 @@ class Trainer:
         self.model.train()
         if self.device.is_gpu and self.progress.step < self.optim.max_iters:
             self.warm_up(self.resources.gpu_warmup)
+        self.recorder.phase("compiled")
         self._clock.lap()  # what came before is in no time budget
         self._is_over = self._has_ended()
         if not self._is_over:
             self._compare_with_formulas()
+        self.recorder.phase("ready")
+        self.recorder.phase("turn")
         self._clock.lap()
         known = self.recorder.has_evaluation(self.progress.step)
         if self._is_eval_step() and not self.ranks.from_first(known):
@@ -125,11 +128,16 @@ class Trainer:
                 self._stop_if_asked()
                 with profiler.update(self.progress.step + 1):
                     self.update(data)
+                if not self.has_trained:
+                    self.recorder.phase("first_update")
                 self.has_trained = True
                 self._after_update()
+        self.recorder.phase("evaluated")
         self.save()
         self._note_batches()
-        return self.result() | self._export()
+        found = self.result() | self._export()
+        self.recorder.phase("written")
+        return found
 
     def _profiler(self) -> StepProfiler:
         """The first rank profiles the updates that PROFILE_STEPS names."""
@@ -272,6 +280,8 @@ class Trainer:
             self.check_finite()
         if step % self.resources.log_interval == 0 or self._is_over:
             self._log()
+        if self._is_over:
+            self.recorder.phase("last_update")
         if self._is_eval_step():
             self._evaluate()
         if self.progress.ended_epochs(self.tokens_per_update, self._epoch_tokens):

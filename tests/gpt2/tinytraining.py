@@ -55,6 +55,7 @@ TINY = (
     "CPU_THREADS=1",
     "DROPOUT=0.1",
 )
+BY_ATTEMPT = ("as_trained", "phase")
 TIMES = (
     *("seconds", "train_seconds", "eval_seconds"),
     *("tokens_per_s", "epoch_seconds"),
@@ -217,12 +218,12 @@ def manifest(run_dir: Path) -> dict[str, Any]:
 
 def records(run_dir: Path, kind: str | None = None) -> list[dict[str, Any]]:
     """Records of a kind, without what depends on the clock. By default of all kinds
-    that training writes: comparisons with the formulas are one more after a resume."""
+    but those of which a resumed run has more."""
     found = read_jsonl(run_dir / "metrics.jsonl")
     return [
         {name: value for name, value in record.items() if name not in TIMES}
         for record in found
-        if kind == record["kind"] or (kind is None and record["kind"] != "as_trained")
+        if kind == record["kind"] or (kind is None and record["kind"] not in BY_ATTEMPT)
     ]
 
 

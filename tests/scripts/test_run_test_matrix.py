@@ -72,7 +72,7 @@ def losses(folder: Path, run: str) -> list[tuple[Any, ...]]:
     return [
         tuple(record.get(name) for name in names)
         for record in records
-        if record["kind"] != "as_trained"  # one more after each resume
+        if record["kind"] not in ("as_trained", "phase")  # more after each resume
     ]
 
 

@@ -22,6 +22,7 @@ from gpt2.train.run_context import RunContext
 from gpt2.train.stopping import StopRequest
 from gpt2.train.trainer import Trainer
 from lib.gpu.device import select_device
+from lib.jobs.phases import PHASES, phases_of
 from lib.jobs.run_files import read_jsonl
 from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import (
@@ -57,8 +58,8 @@ def test_records_come_at_their_intervals(job, done):
         assert record["tokens"] == record["step"] * 8 * 32
         assert record["lr"] == learning_rate(record["step"], job.settings.optim)
         assert 0 < record["loss"] < 10 and record["grad_norm"] > 0
-    for line in (done / "metrics.jsonl").read_text().splitlines():
-        assert json.loads(line)["seconds"] >= 0
+    for record in read_jsonl(done / "metrics.jsonl"):
+        assert record.get("seconds", 0.0) >= 0
 
 
 def test_the_result_has_every_column(done):
@@ -473,3 +474,25 @@ def test_an_overflow_of_scaled_gradients_skips_the_update_and_goes_on(data_dir):
     with pytest.raises(NonFinite, match="every loss scale"):
         trainer.update(data)
         trainer.check_finite()
+
+
+# ---- phases ---------------------------------------------------------------------
+
+
+def test_every_phase_is_on_record_in_order(done):
+    found = phases_of(read_jsonl(done / "metrics.jsonl"))
+    names, times = [name for name, _, _ in found], [at for _, at, _ in found]
+    assert names == [name for name in PHASES if name != "released"]
+    assert times == sorted(times)
+    assert {attempt for _, _, attempt in found} == {1}
+
+
+def test_each_attempt_records_its_own_phases(job, tmp_path):
+    run_dir = tmp_path / "run"
+    train(job, run_dir, KABLATE_TEST_FAULTS="kill@5")
+    finish(job, run_dir)
+    found = phases_of(read_jsonl(run_dir / "metrics.jsonl"))
+    first = [name for name, _, attempt in found if attempt == 1]
+    second = [name for name, _, attempt in found if attempt == 2]
+    assert (first[0], first[-1]) == ("started", "first_update")
+    assert (second[0], second[-1]) == ("started", "ended")

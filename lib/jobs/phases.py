@@ -1,0 +1,70 @@
+"""When a run reached each phase: records of kind "phase" in its metrics.jsonl.
+
+    {"kind": "phase", "name": "ready", "time": 1764500000.123, "attempt": 1}
+
+time is in Unix seconds, so that the runs of a matrix can be put on one time line.
+Each attempt appends its own records; a phase that an attempt passes twice (it ran out
+of memory and prepared again) is there twice. A process that was killed leaves none
+after its last one.
+
+    started       the process exists
+    imported      torch and the trainer are imported
+    data          device and tokens are at hand
+    kernels       attention and MLP kernels are chosen
+    model         model, optimizer and checkpoint are on the device
+    compiled      warmed up: compiled, tuned, recorded as a graph
+    ready         proven "as trained": nothing is left to prepare
+    turn          it has the GPU to itself and may train (at once where it is alone)
+    first_update  the first update of this attempt is made
+    last_update   the last one is made
+    evaluated     the final evaluation is done
+    released      the next run may take the GPU
+    written       last checkpoint and exported model are on disk
+    ended         its outcome is about to be written to status.json
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+KIND = "phase"
+PHASES = (
+    *("started", "imported", "data", "kernels", "model", "compiled", "ready", "turn"),
+    *("first_update", "last_update", "evaluated", "released", "written", "ended"),
+)
+
+
+def phase_record(name: str, attempt: int, at: float | None = None) -> dict[str, Any]:
+    """The record of one phase; at: Unix seconds, now by default."""
+    assert name in PHASES, name
+    seconds = round(time.time() if at is None else at, 3)
+    return {"kind": KIND, "name": name, "time": seconds, "attempt": attempt}
+
+
+def phases_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, float, int]]:
+    """(name, Unix seconds, attempt) of each phase among a run's records, in order;
+    records of another form are skipped."""
+    return [
+        (record["name"], float(record["time"]), record["attempt"])
+        for record in records
+        if record.get("kind") == KIND
+        and record.get("name") in PHASES
+        and isinstance(record.get("time"), int | float)
+        and isinstance(record.get("attempt"), int)
+    ]
+
+
+def process_start() -> float:
+    """Unix seconds at which this process was created, to a hundredth; where /proc does
+    not say so, the present time."""
+    try:
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text().split()[0])
+        age = up - ticks / os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, IndexError):
+        return time.time()
+    return time.time() - max(0.0, age)

@@ -1,0 +1,49 @@
+"""Phase records: what a process writes and what readers take from a file."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from lib.jobs.phases import PHASES, phase_record, phases_of
+from tests.scratch import ROOT
+
+
+def test_a_record_says_when_a_phase_was_reached():
+    before = time.time()
+    record = json.loads(json.dumps(phase_record("ready", attempt=2)))
+    assert (record["kind"], record["name"], record["attempt"]) == ("phase", "ready", 2)
+    assert before - 0.001 <= record["time"] <= time.time() + 0.001
+    assert phase_record("ready", 1, at=12.3456)["time"] == 12.346
+
+
+def test_a_name_that_no_reader_knows_is_refused():
+    with pytest.raises(AssertionError):
+        phase_record("redy", 1)
+
+
+def test_readers_take_phases_in_order_and_skip_everything_else():
+    good = [phase_record(name, 1, float(i)) for i, name in enumerate(PHASES)]
+    odd = [
+        {"kind": "train", "name": "ready", "time": 1.0, "attempt": 1},
+        {"kind": "phase", "name": "unheard of", "time": 1.0, "attempt": 1},
+        {"kind": "phase", "name": "ready", "time": None, "attempt": 1},
+        {"kind": "phase", "name": ["ready"], "time": 1.0, "attempt": 1},
+        {"kind": "phase"},
+    ]
+    expected = [(name, float(i), 1) for i, name in enumerate(PHASES)]
+    assert phases_of([*odd, *good, *odd]) == expected
+
+
+def test_the_start_of_a_process_is_before_its_imports():
+    program = (
+        "import time; time.sleep(0.3)\n"
+        "from lib.jobs.phases import process_start; print(process_start())"
+    )
+    before = time.time()
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert before - 0.05 <= float(done.stdout) <= time.time() - 0.25
