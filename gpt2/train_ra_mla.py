@@ -40,19 +40,10 @@ from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.gpu.env import child_environment
 from lib.jobs.fast_exit import run_to_end
-from lib.jobs.fork_server import FLAG, serve
 from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import read_json
 
 EXIT_USAGE = 2
-
-
-def preload(channel: int) -> int:
-    """Be the template of many runs (lib/jobs/fork_server.py)."""
-    with collector_at_rest():
-        import gpt2.train.run  # noqa: F401
-
-    return serve(channel, main, Path(sys.path[0]))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -136,5 +127,4 @@ def configured_job(options: argparse.Namespace) -> Job:
 
 
 if __name__ == "__main__":
-    is_template = sys.argv[1:2] == [FLAG]
-    run_to_end(lambda: preload(int(sys.argv[2])) if is_template else main())
+    run_to_end(main)

@@ -7,12 +7,9 @@ Torch-free. What is done and what comes next stands in the folder
 from __future__ import annotations
 
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +34,8 @@ from gpt2.run.verification import Proofs
 from gpt2.settings.schema import Settings
 from lib.files import safe_join
 from lib.jobs import run_files
-from lib.jobs.fork_server import Preload
-from lib.jobs.process import Task, environment
-from lib.jobs.scheduler import (
-    EXIT_FAILED,
-    EXIT_OK,
-    Options,
-    Scheduler,
-    View,
-    is_preloading,
-)
-from lib.jobs.slots import find_gpus
+from lib.jobs.process import Task
+from lib.jobs.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
@@ -73,27 +61,10 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         run_dir=run_dir,
         env={VERIFIED: verified},
         files={run_files.JOB_FILE: text + "\n"},
-        preloads=_preloads(job.settings),
         seconds=seconds_of(job.settings.optim.time_budget),
         max_steps=last_update(job.settings),
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
-
-
-def _preloads(settings: Settings) -> bool:
-    """Whether a run may be forked from a process that has imported torch. Not where
-    there are GPUs: what touches one can never be forked, and seconds are nothing
-    beside the time that a GPU takes to start."""
-    resources = settings.resources
-    if not resources.preload or resources.ddp_gpus_per_job > 1:
-        return False
-    return resources.device == "cpu" or not _has_gpus()
-
-
-@cache
-def _has_gpus() -> bool:
-    """Asked for each job; some drivers take half a second to answer."""
-    return find_gpus(os.environ) is not None
 
 
 def _launcher(settings: Settings) -> tuple[str, ...]:
@@ -131,32 +102,16 @@ def run(
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, settings, copies)
-        with _preloading(todo, root, options, view) as preload:
-            proofs = prove(root / STOP_FILE) if todo else Proofs()
-            refused = refuse(root, todo, proofs, view)
-            _summarise(root)
-            if refused and options.fail_fast:
-                return EXIT_FAILED
-            jobs = [job for job in plan.jobs if job not in refused]
-            tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
-            tasks, options = share(tasks, jobs, root, options, view)
-            after = Watch(root, view)
-            code = Scheduler(tasks, options, view, after, preload).run()
+        proofs = prove(root / STOP_FILE) if todo else Proofs()
+        refused = refuse(root, todo, proofs, view)
+        _summarise(root)
+        if refused and options.fail_fast:
+            return EXIT_FAILED
+        jobs = [job for job in plan.jobs if job not in refused]
+        tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
+        tasks, options = share(tasks, jobs, root, options, view)
+        code = Scheduler(tasks, options, view, Watch(root, view)).run()
         return code or (EXIT_FAILED if refused else EXIT_OK)
-
-
-@contextmanager
-def _preloading(
-    jobs: Sequence[Job], root: Path, options: Options, view: View
-) -> Iterator[Preload | None]:
-    """What the runs are forked from, which imports while the steps are proven."""
-    tasks = [task_of(job, root, "") for job in jobs if _preloads(job.settings)]
-    if not is_preloading(tasks, options):
-        yield None
-        return
-    with Preload(view.note) as preload:
-        preload.begin(tasks[0].command, environment(tasks[0], options.slots[0]))
-        yield preload
 
 
 def prepare(

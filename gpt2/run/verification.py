@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from lib.jobs.fork_server import die_with
+from lib.jobs.linux_processes import end_with
 from lib.jobs.run_files import read_json
 
 VERIFY = Path(__file__).resolve().parents[2] / "scripts" / "verify.py"
@@ -87,7 +87,7 @@ def _carry_out(
             command,
             stdin=subprocess.DEVNULL,
             stdout=to,
-            preexec_fn=lambda: die_with(ours),  # the runner has one thread
+            preexec_fn=lambda: end_with(ours),  # the runner has one thread
         )
     except OSError:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -225,7 +225,6 @@ class Resources:
     engine: str = setting("RUN_ENGINE", allowed=("local", "ray"))
     ray_address: str = setting("RAY_ADDRESS")
     parallel_jobs: int = setting("PARALLEL_JOBS")
-    preload: bool = setting("PRELOAD")
     fail_fast: bool = setting("FAIL_FAST")
     hang_timeout: int = setting("HANG_TIMEOUT")
     gpus: str = setting("GPUS")

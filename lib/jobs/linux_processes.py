@@ -1,45 +1,42 @@
-"""What Linux tells of processes: who belongs to whom, who was killed for memory.
+"""Processes as Linux shows them: descendants, handlers, kills for want of memory.
 
-Elsewhere each function says what is safe: nobody, nothing.
+Elsewhere each function returns the safe answer: none.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
+import signal
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
+_PR_SET_PDEATHSIG = 1
+_EXIT_INTERRUPTED = 3  # lib/jobs/process.py
 
 
-def processes() -> list[int]:
-    """Ids of all processes that can be seen."""
-    with suppress(OSError):
-        return [int(entry.name) for entry in PROC.iterdir() if entry.name.isdecimal()]
-    return []
+def end_with(parent: int) -> None:
+    """In a child, before it executes its program: have the kernel send SIGTERM when
+    the parent dies, also by SIGKILL."""
+    if sys.platform.startswith("linux"):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(_EXIT_INTERRUPTED)
 
 
 def marked(name: str, value: str) -> list[int]:
-    """Processes that inherited this environment variable, whatever became of their
-    parents and sessions. Our own process is not among them."""
+    """Processes that inherited this environment variable, even if their parent has
+    ended or they lead a session of their own. The calling process is left out."""
     wanted = f"{name}={value}".encode()
     found = []
-    for pid in processes():
+    for path in PROC.glob("[0-9]*/environ"):
+        pid = int(path.parent.name)
         with suppress(OSError):
-            environ = (PROC / str(pid) / "environ").read_bytes().split(b"\0")
-            if wanted in environ and pid != os.getpid():
-                found.append(pid)
-    return found
-
-
-def session(leader: int) -> list[int]:
-    """Processes of the session that this process leads."""
-    found = []
-    for pid in processes():
-        with suppress(OSError):
-            if os.getsid(pid) == leader:
+            if wanted in path.read_bytes().split(b"\0") and pid != os.getpid():
                 found.append(pid)
     return found
 
@@ -54,9 +51,9 @@ def catches(pid: int, number: int) -> bool:
 
 
 def oom_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Processes that the kernel has killed for want of memory so far.
+    """Number of processes that the kernel has killed for want of memory so far.
 
-    Counted in our own control group where it tells (version 2: memory.events,
+    Counted in our own control group where it has a counter (version 2: memory.events,
     version 1: memory.oom_control), else on the whole machine; 0 where unknown.
     """
     places = [cgroups / place / name for place, name in _own_groups(proc)]

@@ -21,7 +21,6 @@ from typing import Any
 
 from lib.files import open_to_append, safe_join
 from lib.jobs import linux_processes, run_files
-from lib.jobs.fork_server import Forked, Template, die_with
 from lib.jobs.run_log import Pace, RunProgress, log_tail, rotate_log
 
 EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
@@ -49,7 +48,6 @@ class Task:
     cost: work relative to other tasks; for the order and for the time left.
     seconds: of training after which it ends, instead of max_steps.
     memory: bytes that it takes of its GPU, as far as that is to count.
-    preloads: whether the command's script takes part in lib/jobs/fork_server.py.
     """
 
     name: str
@@ -61,7 +59,6 @@ class Task:
     cost: float = 1.0
     seconds: float = 0.0
     memory: float = 0.0
-    preloads: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,16 +94,9 @@ class Attempt:
 
     begun = "started"
 
-    def __init__(
-        self,
-        task: Task,
-        slot: Mapping[str, str],
-        patience: Patience,
-        template: Template | None = None,
-    ) -> None:
+    def __init__(self, task: Task, slot: Mapping[str, str], patience: Patience) -> None:
         """Start the process; `slot` names its device and threads by environment.
 
-        template: one that is ready, to fork the process from if it can.
         Raises OSError if it cannot be started, lib.jobs.run_files.DiskFull on a full
         disk.
         """
@@ -140,7 +130,7 @@ class Attempt:
             LAST_END: f"{before['status']}/{before['failure']}",
         }
         try:
-            self._process = _start(task, slot, told, template)
+            self._process = _start(task, slot, told)
         except OSError as error:
             _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
             raise
@@ -201,11 +191,8 @@ class Attempt:
         helpers itself, in order, to write a checkpoint. SIGUSR1 goes to those who
         catch it, because it would end the others."""
         pids = {self.pid}
-        if number != signal.SIGTERM:  # a forked process bears no mark that shows
-            pids |= {
-                *linux_processes.marked(MARK, self._mark),
-                *linux_processes.session(self.pid),
-            }
+        if number != signal.SIGTERM:
+            pids |= set(linux_processes.marked(MARK, self._mark))
         if number == signal.SIGUSR1:
             pids = {pid for pid in pids if linux_processes.catches(pid, number)} or {
                 self.pid
@@ -343,31 +330,20 @@ def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
     return "failed", "crash", f"ended by {name}"
 
 
-def environment(task: Task, slot: Mapping[str, str]) -> dict[str, str]:
-    """Of a task's process, but for what each attempt is told."""
-    return {
+def _start(
+    task: Task, slot: Mapping[str, str], about_attempt: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    runner = os.getpid()
+    environ = {
         **os.environ,
         "PYTHONUNBUFFERED": "1",
         "PYTHONFAULTHANDLER": "1",
         **slot,
         **task.env,
-        PARENT_PID: str(os.getpid()),
+        PARENT_PID: str(runner),
+        **about_attempt,
     }
-
-
-def _start(
-    task: Task,
-    slot: Mapping[str, str],
-    told: Mapping[str, str],
-    template: Template | None,
-) -> subprocess.Popen[bytes] | Forked:
-    environ = {**environment(task, slot), **told}
-    path = task.run_dir / run_files.LOG_FILE
-    if template is not None:
-        with suppress(OSError, ValueError):
-            return template.fork(task.command[2:], environ, path)
-    parent = os.getpid()
-    with open_to_append(path) as log:
+    with open_to_append(task.run_dir / run_files.LOG_FILE) as log:
         return subprocess.Popen(
             task.command,
             stdin=subprocess.DEVNULL,
@@ -375,7 +351,8 @@ def _start(
             stderr=subprocess.STDOUT,
             env=environ,
             start_new_session=True,
-            preexec_fn=lambda: die_with(parent),  # the runner has one thread
+            # Safe, because the runner has one thread.
+            preexec_fn=lambda: linux_processes.end_with(runner),
         )
 
 

@@ -13,21 +13,12 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
 from lib.jobs import run_files
-from lib.jobs.fork_server import Preload, Template
-from lib.jobs.process import (
-    Attempt,
-    Outcome,
-    Patience,
-    Task,
-    environment,
-    never_started,
-)
+from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.slots import place_of
 from lib.jobs.task_state import Running, TaskState, seconds_left
 
@@ -76,11 +67,6 @@ class Options:
     poll: float = 0.05
 
 
-def is_preloading(tasks: Sequence[Task], options: Options) -> bool:
-    """Whether it pays to import once for these tasks, and can be done."""
-    return sum(task.preloads for task in tasks) > 1 and options.launch is Attempt
-
-
 class View(Protocol):
     """Shows what happens. refresh() is called often and has to be cheap."""
 
@@ -99,10 +85,8 @@ class Scheduler:
         options: Options,
         view: View,
         after: Callable[[TaskState], None] = lambda cell: None,
-        preload: Preload | None = None,
     ) -> None:
-        """after: called whenever a task has ended for good, to write a summary.
-        preload: one that was begun before; closed by whoever did."""
+        """after: called whenever a task has ended for good, to write a summary."""
         if not options.slots:
             raise ValueError("no slot to run anything in; give at least one")
         if len({task.run_dir for task in tasks}) != len(tasks):
@@ -116,7 +100,6 @@ class Scheduler:
         self._free = list(range(len(options.slots)))
         self._slot_of: dict[int, int] = {}
         self._signals: list[tuple[float, int]] = []
-        self._preload = preload
         self._stopping = False
         self._killed = False
 
@@ -148,7 +131,6 @@ class Scheduler:
         """
         self.began = time.monotonic()
         self._look()
-        own = self._own_preload()
         with self._listening():
             try:
                 while self._turn():
@@ -156,19 +138,9 @@ class Scheduler:
             except BaseException:
                 self._abandon()
                 raise
-            finally:
-                if own is not None:
-                    own.close()
         if self.count("failed", "locked"):
             return EXIT_FAILED
         return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
-
-    def _own_preload(self) -> Preload | None:
-        tasks = [cell.task for cell in self._queue]
-        if self._preload is not None or not is_preloading(tasks, self.options):
-            return None
-        self._preload = Preload(self.view.note)
-        return self._preload
 
     def _look(self) -> None:
         """See which tasks are done, and how far the others are."""
@@ -211,32 +183,12 @@ class Scheduler:
     # ---- starting ---------------------------------------------------------------
 
     def _fill(self) -> None:
-        importing = False  # a template that ends it meanwhile serves the first first
         for cell in list(self._queue):
             if not self._free or self._stopping:
                 return
             slot = self._place(cell)
-            if slot is None or time.monotonic() < cell.look_again:
-                continue
-            if importing and self._template(cell.task, self.options.slots[slot]):
-                continue
-            if self._is_preloaded(cell, slot):
+            if slot is not None and time.monotonic() >= cell.look_again:
                 self._consider(cell, slot)
-            else:
-                importing = True
-
-    def _is_preloaded(self, cell: TaskState, slot: int) -> bool:
-        """False while a template is importing what the task needs."""
-        task = cell.task
-        if not task.preloads or self._preload is None:
-            return True
-        environ = environment(task, self.options.slots[slot])
-        return self._preload.is_ready(task.command, environ)
-
-    def _template(self, task: Task, slot: Mapping[str, str]) -> Template | None:
-        if not task.preloads or self._preload is None:
-            return None
-        return self._preload.template(task.command, environment(task, slot))
 
     def _place(self, cell: TaskState) -> int | None:
         """A free slot where the task's memory fits beside that of those at work."""
@@ -272,11 +224,8 @@ class Scheduler:
     def _start(self, cell: TaskState, slot: int) -> None:
         run_files.remove_leftovers(cell.task.run_dir)
         options = self.options
-        place, launch = options.slots[slot], options.launch
-        template = self._template(cell.task, place)
-        if template is not None:
-            launch = partial(Attempt, template=template)
-        cell.attempt = launch(cell.task, place, options.patience)
+        place = options.slots[slot]
+        cell.attempt = options.launch(cell.task, place, options.patience)
         self._queue.remove(cell)
         self._free.remove(slot)
         self._slot_of[id(cell)] = slot

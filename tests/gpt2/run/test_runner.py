@@ -21,7 +21,7 @@ from lib.jobs import run_files
 from lib.jobs.progress import PlainView
 from lib.jobs.scheduler import EXIT_FAILED, Options
 from tests.results_factory import write_matrix
-from tests.tinymatrix import TINY, write_config
+from tests.tinymatrix import write_config
 
 
 def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:
 def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     """Steps 0 and 5, seeds 1 and 2, of which step 0, seed 1 is done."""
     monkeypatch.chdir(tmp_path)
-    plan = make_plan(write_config(tmp_path, f"{TINY}# CONFIG_PRELOAD is not set\n"))
+    plan = make_plan(write_config(tmp_path))
     done = plan.output_dir / plan.jobs[0].run_dir
     run_files.atomic_write_json(plan.output_dir / "matrix.json", {"jobs": []})
     run_files.atomic_write_json(done / "job.json", plan.jobs[0].to_json())

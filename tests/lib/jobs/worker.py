@@ -16,7 +16,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[0] = str(ROOT)
-from lib.jobs import fork_server, run_files  # noqa: E402
+from lib.jobs import run_files  # noqa: E402
 
 stop = False
 
@@ -83,9 +83,6 @@ def main() -> int:
         run_files.truncate_metrics(metrics, done)
         run_files.write_status(run_dir, pid=os.getpid(), max_steps=steps)
         print(f"attempt {attempt} from {done} in slot {os.environ.get('SLOT')}")
-        print(f"parent {os.getppid()} session {os.getsid(0)} pid {os.getpid()}")
-        forked = fork_server.FLAG in Path("/proc/self/cmdline").read_text().split("\0")
-        print("forked" if forked else "executed", flush=True)
         print(f"after {os.environ.get('KABLATE_LAST_END')}")
         if given.get("child"):
             child = subprocess.Popen(
@@ -113,8 +110,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == [fork_server.FLAG]:
-        raise SystemExit(
-            fork_server.serve(int(sys.argv[2]), lambda words: main(), ROOT)
-        )
     raise SystemExit(main())
