@@ -264,7 +264,7 @@ def test_oldconfig_asks_about_new_symbols_only(tree: Path) -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("A new one") == 1
-    assert "Optimizer steps" not in ended.stdout
+    assert "Peak learning rate" not in ended.stdout
     assert config(tree).values["NEW_ONE"] == 5
     assert config(tree).origin("GPT2_MAX_ITERS") == "defconfigs/one:3"
 
