@@ -1,4 +1,4 @@
-# kablate: load a preset, type make. `make help` is assembled from the lines with ##.
+# kablate: load a preset, type make. `make help` prints the texts after ## below.
 # KEY=VALUE after make overrides the configuration: make MAX_ITERS=100 SEEDS=1,2
 
 .SILENT:
@@ -6,10 +6,10 @@
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
-# Variables that this file consumes itself; all others on the command line are settings.
+# Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
 	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE
-# The targets that read them; PYTHON and EXTRAS are read by all.
+# The targets that read each; all read PYTHON and EXTRAS.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
@@ -29,22 +29,22 @@ READ_MARGIN := quickstart report compare plan
 READ_LOOKS := report compare plan
 READ_SBATCH := sbatch
 READ_FORCE := data
-# The targets that settings mean something to.
+# The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit
 
-# What was typed after make, byte for byte. make itself drops the blanks that a value
-# begins with: they are read from its own command line.
+# Variables given on the command line, byte for byte. make drops the leading blanks of a
+# value, so these are read from the command line of the make process itself.
 GIVEN := $(foreach v,$(sort $(.VARIABLES)),$(if \
 	$(filter command,$(firstword $(origin $v))),$v))
 SETTINGS := $(filter-out $(OWN),$(GIVEN))
-# Or make would hand their values on expanded, and carry out a $(shell) in one.
+# Otherwise make would export their values expanded, and execute a $(shell) in one.
 unexport $(GIVEN)
 blanks = $(subst |,,$(shell LC_ALL=C sed -zn -e 's/^$1:*=\([[:space:]]*\).*/\1|/' \
 	-e 'T end' -e h -e ':end' -e '$${x;p}' /proc/$$PPID/cmdline 2>/dev/null))
 text = $(if $(filter $1,$(GIVEN)),$(blanks))$(value $1)
 quote = '$(subst ','\'',$1)'
-# A new line would end the line of a recipe, and what follows it be executed.
+# A newline in a value would end the recipe line, and the rest would be executed.
 define KABLATE_NEWLINE
 
 
@@ -56,14 +56,14 @@ typed = $(foreach v,$1,$(call quote,$v=$(call text,$v)))
 option = $(if $(value $1),--$(shell echo $1 | tr A-Z a-z)=$(arg))
 WITH := $(if $(SETTINGS),--overrides "$$KABLATE_SETTINGS")
 GOALS := $(or $(MAKECMDGOALS),all)
-# The parts of quickstart are called with all that it was given.
+# Each part of quickstart is called with all of its variables.
 PART := $(and $(filter-out 0,$(MAKELEVEL)),$(value KABLATE_PART))
 REPORTED :=
 ifndef PART
-# Also for the commands that messages tell to type next (lib/rerun_commands.py).
+# Also for messages that print the next command (lib/rerun_commands.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
 export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY,$(if $(value $v),$v)))
-# The folder that a report or a plan is of: RESULTS, or OUTPUT_DIR as it was typed for a run.
+# Results folder of a report or a plan: RESULTS, or OUTPUT_DIR as for a run.
 REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
 ifneq ($(filter-out $(if $(filter report plan,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
 ifeq ($(filter $(TAKE_SETTINGS),$(GOALS)),)
@@ -76,7 +76,7 @@ $(foreach v,$(filter-out PYTHON EXTRAS,$(filter $(OWN),$(GIVEN))),$(if \
 	$(call text,$v),,$(warning note: $v= is empty and has no effect)))
 endif
 
-# The interpreter that makes the environment, and the one in it; looked for once.
+# The Python that creates the environment, and the one in it; each is determined once.
 BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.13 \
 	python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$p" && break; done))$(or \
@@ -85,14 +85,14 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 	is none on PATH)))
 SETUP = PYTHON=$(call arg,PYTHON) $(HOLD) $(BOOT) scripts/setup_env.py
 BARE = $(eval BARE := $$(call inline,$$(shell $$(SETUP) --print-python)))$(BARE)
-# A Python that starts answers Ctrl-C with a traceback. So it waits until the command
-# lets it through (lib/output.py, begin), where env can hold it (GNU's).
+# Ctrl-C while Python starts up would print a traceback. GNU env can block the signal
+# until the command unblocks it (begin in lib/output.py).
 HOLD := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
 PY = $(HOLD) $(BARE)
 
 SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
 	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
-# From the command line alone: in the environment FORCE may be meant for others.
+# Only from the command line: FORCE in the environment may be meant for other programs.
 FORCED = $(if $(filter FORCE,$(GIVEN)),$(if $(filter-out 0 1 n y,$(value FORCE)),$(error \
 	FORCE=$(value FORCE) is neither 1 nor 0))$(if $(filter 1 y,$(value FORCE)),--force))
 MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(call \
@@ -102,68 +102,69 @@ PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 .PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
 
 ##@ Run
-all: run ## run what is configured; type it again to go on
+all: run ## run what is configured; type it again to continue
 quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
+	$(if $(value MARGIN),$(PY) scripts/report.py $(call option,MARGIN) --help >/dev/null)
 	for part in defconfig-gpt2-quickstart data dry-run run report; do \
 		KABLATE_PART=1 $(MAKE) $$part || exit; done
-run: config.py | setup ## prove, then run what is missing (JOBS=2: two at a time)
+run: config.py | setup ## verify, then run what is missing (JOBS=2: two at a time)
 	$(MATRIX) $(if $(PART),--no-table)
-continue: run ## the same: go on where it stopped
-rerun: config.py | setup ## run jobs anew (STEPS=5 SEEDS=1, ONLY='adamw-*'), keep the old
+continue: run ## the same as run: resume where it stopped
+rerun: config.py | setup ## run jobs again (STEPS=5 SEEDS=1, ONLY='adamw-*'), keep the old
 	$(MATRIX) --rerun
-status: config.py | setup ## how far everything is, also while it runs
+status: config.py | setup ## progress of every run, also while they run
 	$(MATRIX) --status
-stop: config.py | setup ## ask the runner to write checkpoints and stop
+stop: config.py | setup ## write checkpoints and stop the runs
 	$(MATRIX) --stop
-sbatch: config.py | setup ## print a Slurm array of what is missing (SBATCH='--partition=gpu')
+sbatch: config.py | setup ## print a Slurm array of missing runs (SBATCH='--partition=gpu')
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
-report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder: of another)
+report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder, MARGIN=0.002)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
-audit: $(if $(wildcard .config),config.py) | setup ## recompute what runs report (RUN=folder or step, RESULTS=)
+audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
 	$(PY) scripts/audit.py --config config.py $(WITH) $(foreach \
 		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
-compare: $(if $(wildcard .config),config.py) | setup ## two runs or matrices (A=, B=: folder or step)
+compare: $(if $(wildcard .config),config.py) | setup ## compare two runs or matrices (A=, B=: folder or step)
 	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		-- $(call arg,A) $(call arg,B)
 
 ##@ Look before you run
-dry-run: config.py | setup ## list every job and its settings, prove each step
+dry-run: config.py | setup ## list every job and its settings, verify each step
 	$(MATRIX) --dry-run
-plan: $(if $(wildcard .config),config.py) | setup ## seeds that would find DELTA=0.003 (POWER, ARMS, SD, RESULTS)
+plan: $(if $(wildcard .config),config.py) | setup ## seeds needed to detect DELTA=0.003 (POWER, ARMS, SD, RESULTS)
 	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
 		o,DELTA POWER ARMS SD MARGIN LOOKS,$(call option,$o)) $(if \
 		$(REPORTED),--results=$(call arg,$(REPORTED)))
-estimate: config.py | setup ## time a few steps of each cell: hours, memory, disk
+estimate: config.py | setup ## time a few updates of each arm: hours, memory, disk
 	$(MATRIX) --estimate
-as-trained: config.py | setup ## gradients of each step against formulas, as it will train
+as-trained: config.py | setup ## compare each step's gradients, as trained, with the formulas
 	$(MATRIX) --as-trained
-budget: config.py | setup ## parameters, FLOPs, cache and GPU memory of each step
+budget: config.py | setup ## parameters, FLOPs, KV cache and GPU memory of each step
 	$(MATRIX) --budget
-verify: $(if $(wildcard .config),config.py) | setup ## prove every step of the registry
+verify: $(if $(wildcard .config),config.py) | setup ## verify every step of the registry
 	$(PY) scripts/verify.py --config config.py $(WITH)
-overfit: $(if $(wildcard .config),config.py) | setup ## let each step learn one batch by heart (STEPS=0,5)
+overfit: $(if $(wildcard .config),config.py) | setup ## overfit one batch with every step (STEPS=0,5)
 	$(PY) scripts/overfit.py --config config.py $(WITH)
-data: config.py | setup ## prepare the configured text (FORCE=1: again)
+data: config.py | setup ## prepare the configured text (FORCE=1: prepare it again)
 	$(PY) scripts/prepare_data.py --config config.py $(WITH) $(FORCED)
 
 ##@ Configure
-list-defconfigs: | setup ## the presets
+list-defconfigs: | setup ## list the presets
 	$(PY) scripts/kconfig.py list-defconfigs
 defconfig-%: FORCE | setup ## load a preset; defconfig-a+b merges two
 	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
 $(PRESETS): defconfig-%: | setup
 	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
-menuconfig: | setup ## edit the configuration by menus
+menuconfig: | setup ## edit the configuration in menus
 	$(PY) scripts/kconfig.py menuconfig
-guiconfig: | setup ## edit it in a window
+guiconfig: | setup ## edit the configuration in a window
 	$(PY) scripts/kconfig.py guiconfig
-oldconfig: | setup ## bring an old .config up to date, asking about what is new
+oldconfig: | setup ## update an old .config, asking about new symbols
 	$(PY) scripts/kconfig.py oldconfig
-olddefconfig: | setup ## the same without asking: what is new gets its default
+olddefconfig: | setup ## update an old .config with defaults for new symbols
 	$(PY) scripts/kconfig.py olddefconfig
 savedefconfig: | setup ## write .config to defconfigs/NAME (NAME=gpt2-mine)
 	$(PY) scripts/kconfig.py savedefconfig -- $(call arg,NAME)
@@ -171,47 +172,47 @@ explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
 	$(PY) scripts/kconfig.py explain $(WITH) -- $(call arg,SYMBOL)
 
 ##@ Develop
-setup: ## make the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
+setup: ## create the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
 	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say)
-# Three workers for two cores: a third of their time they wait for processes.
-test: | setup ## the tests (PYTEST_ARGS='-m slow': the slow ones)
+# Three workers for two cores: tests spend a third of their time waiting for processes.
+test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
 	$(BARE) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
-bench: | setup ## measure speed; a table, and bench_results/bench.json
+bench: | setup ## measure speed: a table and bench_results/bench.json
 	$(PY) scripts/bench.py
-check: | setup ## formatting, house rules, types and the fast tests
+check: | setup ## check formatting, style, types, and run the fast tests
 	$(PY) scripts/check.py
-format: | setup ## mend what can be mended
+format: | setup ## fix formatting and generated text
 	$(PY) scripts/check.py --mend
-install-hooks: | setup ## let git check each commit
+install-hooks: | setup ## make git check each commit
 	$(PY) scripts/install_hooks.py install
-remove-hooks: | setup ## take the hooks out again
+remove-hooks: | setup ## remove these hooks
 	$(PY) scripts/install_hooks.py remove
 clean: ## remove caches
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gpt2 lib scripts tests -name __pycache__ -prune -exec rm -rf {} +
-mrproper: clean ## remove .config, config.py and a .venv made here; results and data stay
+mrproper: clean ## also remove .config, config.py and our .venv; keep results and data
 	$(BOOT) scripts/setup_env.py --remove
 	rm -f .config .config.old config.py
 	if [ -d .kablate ] && [ ! -L .kablate ]; then \
 		(cd .kablate && rm -f made.config certificates.json setup.lock .*.tmp) && \
 		find .kablate -maxdepth 0 -empty -delete; fi
 	echo "kept: results, prepared data and defconfigs"
-help: ## this list
+help: ## print this list
 	trap '' PIPE; { awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z%-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile; echo; \
 	echo "KEY=VALUE overrides a setting: make MAX_ITERS=100 SEEDS=1,2 STEPS=0,5,8-9"; \
-	} 2>/dev/null; exit 0  # also where head or a closed terminal reads no further
+	} 2>/dev/null; exit 0  # also if a pipe to head closes early
 
-# A .config that was put back may be older than config.py, so contents count.
+# A restored .config may be older than config.py, so contents are compared, not times.
 IS_OTHER := $(shell cmp .config .kablate/made.config 2>&1)
 config.py: .config Kconfig $(wildcard gpt2/Kconfig*) $(if $(IS_OTHER),FORCE) | setup
 	$(PY) scripts/kconfig.py generate
 
 .config:
 	printf '%s\n' "nothing is configured yet. Type one of" \
-		"  make quickstart        a small study, start to end" \
-		"  make list-defconfigs   the presets; make defconfig-NAME loads one" \
-		"  make menuconfig        your own, by menus" >&2
+		"  make quickstart        run a small study from start to end" \
+		"  make list-defconfigs   list the presets; make defconfig-NAME loads one" \
+		"  make menuconfig        configure in menus" >&2
 	exit 1

@@ -272,6 +272,12 @@ def test_a_variable_of_other_targets_is_refused(
     assert re.search(for_whom, " ".join(said.split())), said
 
 
+def test_quickstart_refuses_a_wrong_margin_before_it_starts(tree: Path) -> None:
+    said = refused(tree, "quickstart", "MARGIN=x")
+    assert "report: MARGIN=x must be a positive loss in nats" in said
+    assert not (tree / ".config").exists()
+
+
 def test_audit_takes_a_run_a_folder_and_where_the_text_is(tree: Path) -> None:
     said = refused(tree, "audit")
     assert "RUN=folder or RESULTS=folder" in said
