@@ -15,6 +15,7 @@ from gpt2.model.autotune.choice import (
     names_of,
     next_without,
     serving,
+    suspects,
 )
 from gpt2.model.autotune.store import Tuning
 from gpt2.model.autotune.trials import Trial, ranked
@@ -174,6 +175,15 @@ def test_a_named_path_is_never_dropped() -> None:
     settings = tiny_step(0, mixed_precision="bf16", attention_backend="cudnn")
     built, _ = choose_backends(settings, torch.device("cuda"), 4, known(settings))
     assert next_without(settings, built, ["attention cudnn"], frozenset()) is None
+
+
+def test_paths_that_fail_their_trial_are_suspects() -> None:
+    built = usual_on_a_gpu(mlp_backend="cublaslt")
+    absent = torch.device("cuda", 99)  # on which everything fails
+    assert suspects(built, absent, 2) == ["attention sdpa", "MLP cublaslt"]
+    named = built.replace(attention_backend="reference", mlp_backend="torch")
+    assert suspects(named, absent, 2) == []
+    assert suspects(built, CPU, 2) == []
 
 
 @pytest.mark.gpu
