@@ -173,7 +173,7 @@ def _recording(architecture: str, found: dict[Launch, Launch]) -> Iterator[list[
     """Launches go into ``found`` instead of to a GPU; the list holds the step."""
     from triton.runtime.jit import JITFunction
 
-    from gpt2.model.backends import request
+    from gpt2.model.backends import call
     from lib.kernels import choices, tiles
 
     current: list[int] = []
@@ -188,7 +188,7 @@ def _recording(architecture: str, found: dict[Launch, Launch]) -> Iterator[list[
         patch.setattr(JITFunction, "run", run)
         patch.setattr(choices, "choose", lambda key, options, *_: options[0])
         patch.setattr(tiles, "architecture", lambda device: architecture)
-        patch.setitem(request._PLACES, "cpu", request.Place("cpu", True, False))
+        patch.setitem(call._PLATFORMS, "cpu", call.Platform("cpu", True, False))
         yield current
 
 

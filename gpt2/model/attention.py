@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from gpt2.model.backends.causal_attention import Attended, Largest, attend, statistic_of
+from gpt2.model.backends.call import Attended, AttentionCall, Largest
+from gpt2.model.backends.registry import attend
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.gating import OutputGate, StatisticGate, mixed
 from gpt2.model.reciprocal import Reciprocity
@@ -160,36 +161,32 @@ class CausalAttention(nn.Module):
 
     def weigh(self, heads: Heads, cache: LayerCache | None = None) -> Attended:
         """Weights times values before the gates on the output, with what they need."""
-        transposed = (
-            None
-            if self.reciprocity is None
-            else self.reciprocity(heads.row_q, heads.row_k, cache)
-        )
-
-        scale, statistic, rows = self.projection.scale, None, None
+        term, statistic, rows = None, None, None
+        if self.reciprocity is not None:
+            term = self.reciprocity(heads.row_q, heads.row_k, cache)
+        scale = self.projection.scale
         if self.ract is not None:
             statistic = self.ract.statistic
             if self.ract.at_weights:
-                before = statistic_of(
-                    heads.q,
-                    heads.k,
-                    scale=scale,
-                    statistic=statistic,
-                    transposed=transposed,
-                    backend=self.backend,
+                # The gate acts on the logits that its statistic comes from: one call
+                # for the statistic of the plain logits, another one with the factor.
+                before = AttentionCall(
+                    heads.q, heads.k, None, scale, transposed=term, statistic=statistic
                 )
-                statistic, rows = None, self.ract(before)
-        return attend(
+                found = attend(before, self.backend).statistic
+                assert found is not None, "a call for a statistic gave none"
+                statistic, rows = None, self.ract(found)
+        call = AttentionCall(
             heads.q,
             heads.k,
             heads.v,
-            scale=scale,
-            transposed=transposed,
+            scale,
+            transposed=term,
             statistic=statistic,
             row_scale=rows,
             mean=self.wants_mean,
             kept=self.kept,
             dropout=self.dropout_p if self.training else 0.0,
-            backend=self.backend,
             qkv=heads.qkv,
         )
+        return attend(call, self.backend)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpt2.model.backends.request import Statistic
+from gpt2.model.backends.call import Statistic
 from gpt2.model.context import LayerCache
 from gpt2.model.low_rank_hidden import Hidden, read
 from gpt2.settings.schema import Settings

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.attention import Heads, Projection, split_heads
-from gpt2.model.backends.request import place_of_tensor
+from gpt2.model.backends.call import platform_of_tensor
 from gpt2.model.context import LayerCache
 from gpt2.settings.schema import Settings
 
@@ -58,7 +58,7 @@ class LatentProjection(Projection):
         """What each layer makes of x [B, S, E]; in training at once."""
         if self.literal or cache is not None:
             return tuple(layer(x) for layer in layers)
-        return at_once(x, layers, EVEN if place_of_tensor(x).triton else 1)
+        return at_once(x, layers, EVEN if platform_of_tensor(x).triton else 1)
 
 
 class Up(nn.Module):

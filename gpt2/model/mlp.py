@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.attention import AttentionSide
-from gpt2.model.backends.causal_attention import Largest, row_positions
-from gpt2.model.backends.request import place_of_tensor
+from gpt2.model.backends.call import Largest, platform_of_tensor
+from gpt2.model.backends.reference import row_positions
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.gating import MlpGate
 from gpt2.model.low_rank_hidden import Factored, Hidden, added, read
@@ -68,7 +68,7 @@ def keep_weights(
     chooses the same. The rms is over the visible part of the row. The kernel gives
     the type of autocast's products, everything else that of the weights.
     """
-    if place_of_tensor(weights).triton and weights.dtype == torch.float32:
+    if platform_of_tensor(weights).triton and weights.dtype == torch.float32:
         from lib.kernels.row_mask import keep
 
         kind = torch.get_autocast_dtype(weights.device.type)
@@ -216,7 +216,7 @@ class MLP(nn.Module):
         """The hidden state, or what is read of it where that is faster: by cuBLASLt,
         and on a GPU wherever mechanisms read it or add to it."""
         few = cache is not None  # tokens: products of matrices would not pay
-        factors = self.factors and place_of_tensor(x).triton
+        factors = self.factors and platform_of_tensor(x).triton
         if few or not (factors or self.backend == "cublaslt"):
             return F.gelu(self.fc(x), approximate="tanh")
         readers = {}  # in the order in which they read

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from gpt2.model.backends.request import Transposed
+from gpt2.model.backends.call import Transposed
 from gpt2.model.context import LayerCache
 from gpt2.settings.schema import WHOLE_CONTEXT, Settings
 

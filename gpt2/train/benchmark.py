@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from gpt2.model.autotune import choice
 from gpt2.model.autotune.attention import candidates, try_attention
 from gpt2.model.autotune.store import Tuning
-from gpt2.model.backends.request import place_of
+from gpt2.model.backends.call import platform_of
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.budget import budget
@@ -328,7 +328,7 @@ def attention_rows(order: Order) -> Iterator[Row]:
     base = settings_of(f"RA_MLA_ABLATION_MODE=y {ON_GPU} {order.settings}")
     for number in order.steps:
         settings = step_settings(base, number)
-        for path in candidates(settings, place_of("cuda", True)):
+        for path in candidates(settings, platform_of("cuda", True)):
             trial = try_attention(path, settings, device, 8)
             row: Row = {"part": "attention", "what": f"step {number}, {path}"}
             if trial.problem:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2.model.attention import CausalAttention, Heads
-from gpt2.model.backends.causal_attention import Largest
+from gpt2.model.backends.call import Largest
 from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 from gpt2.model.reference.formulas import forward_deviations, whole_deviations

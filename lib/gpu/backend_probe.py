@@ -14,7 +14,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from lib.gpu.device import DeviceInfo
+from lib.gpu.device import DTYPES, DeviceInfo
 from lib.gpu.env import ALLOCATOR_NAMES, AOTRITON, is_rdna3
 
 KERNELS = {
@@ -53,8 +53,7 @@ def look(
     info: DeviceInfo, precision: str, head_dim: int, environ: Mapping[str, str]
 ) -> Startup:
     """Try attention on the device, in the precision of training; read the rest."""
-    dtypes = {"bf16": torch.bfloat16, "fp16": torch.float16}
-    dtype = dtypes.get(precision, torch.float32)
+    dtype = DTYPES[precision]
     usable = tuple(name for name in KERNELS if _runs(info, dtype, head_dim, name))
     chosen = _chosen(info, dtype, head_dim)
     named = [environ[name] for name in ALLOCATOR_NAMES if environ.get(name)]

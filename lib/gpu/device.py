@@ -25,7 +25,7 @@ import torch
 from lib import provenance
 
 NAMES = "auto, cpu, cuda, cuda:N, rocm, rocm:N"
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class DeviceError(ValueError):

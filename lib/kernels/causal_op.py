@@ -20,7 +20,6 @@ from lib.kernels.tiles import Tiled, precision, slots
 from lib.kernels.topk_rows import spread, write_largest
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
-WIDEST_TOPK = 32
 LOG2E = 1.0 / math.log(2.0)
 
 _forward = Tiled(causal.forward_kernel)
@@ -314,7 +313,8 @@ def attention(
     """(output [B, H, T, Dv], statistic [B, H, T], mean weights [B, T, T], columns).
 
     Causal. q, k [B, H, T, D], v [B, H, T, Dv] of one type; window < 0: no transposed
-    band; alpha: a number or one a head [H]; topk <= WIDEST_TOPK; row_factor
+    band; alpha: a number or one per head [H]; widths and topk up to those of
+    lib/kernels/rows.py; row_factor
     [B, H, T] on a row's logits. kept: of each row's mean weights only that many,
     [B, T, kept] with their columns (lib/kernels/topk_rows.py). What is not asked for
     comes back empty. ``qkv`` [B, T, 3, H, D]: what q, k and v are views of; their

@@ -6,7 +6,7 @@ values in another memory order then give wrong gradients, silently: relative err
 (H200, torch 2.11.0, cuDNN 9.19; similar faults in flashinfer-ai/flashinfer#4146 and
 #4270). Here the gradient is made [B, T, H, D] in memory before each call, inside an
 operator that no compiler looks into. torch's own choice of this backend is switched
-off where attention is called (gpt2/model/backends/causal_attention.py).
+off where attention is called (gpt2/model/backends/sdpa.py).
 """
 
 from __future__ import annotations

@@ -1,15 +1,18 @@
-"""What kernels that go by rows ask of a tensor, and how wide they are."""
+"""Sizes and memory layout that the kernels ask for, importable without Triton."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
+WIDEST_HEAD = 128  # of queries, keys or values: a tile of them has to fit a program
+WIDEST_TOPK = 32  # the largest weights of a row that a program keeps beside its tile
+
 
 def packed(x: Tensor) -> Tensor:
-    """With neighbouring numbers in the last dimension, as the kernels read them."""
+    """x with its last dimension contiguous in memory, as the kernels read it."""
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
 def warps_for(block: int) -> int:
-    """Of a program that looks at a row of that many numbers."""
+    """Warps of a program that holds a row of that many numbers."""
     return min(16, max(1, block // 1024))

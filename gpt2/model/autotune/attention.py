@@ -14,22 +14,22 @@ from torch import Tensor
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.autotune import trials
 from gpt2.model.autotune.trials import Trial
-from gpt2.model.backends.causal_attention import Attended, Largest
-from gpt2.model.backends.request import Place, place_of, refusal, requests_of
+from gpt2.model.backends.call import Attended, Largest, Platform, platform_of
+from gpt2.model.backends.registry import BACKENDS, shapes_of
 from gpt2.model.block import RA_MLA_Block
 from gpt2.model.mlp import keep_weights
 from gpt2.settings.schema import Settings
 
-# In this order. Wherever triton serves too, flex took twice its time (H100, torch
-# 2.11) and compiles for long: it is tried where no other path is right.
-CANDIDATES = ("cudnn", "sdpa", "triton", "flex")
+# Wherever triton serves too, flex took twice its time (H100, torch 2.11) and compiles
+# for long: it is tried where no other path is right.
+LAST_RESORT = "flex"
 
 Weigh = Callable[[Heads], Attended]
 
 
 def key(settings: Settings, batch: int) -> str:
     """What a choice of path depends on: the same for all arms that attend alike."""
-    asked = [str(request) for request in requests_of(settings)]
+    asked = [str(shape) for shape in shapes_of(settings)]
     kind = f"{settings.mechanisms.attention}, {settings.model.n_head} heads"
     compiled = "compiled" if settings.resources.compile_model else "eager"
     return f"attention {kind}, batch {batch}, {compiled}: " + "; ".join(asked)
@@ -38,21 +38,22 @@ def key(settings: Settings, batch: int) -> str:
 def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
     """The right paths, the fastest first and the reference last, and a line for the
     log. ``batch``: sequences in a micro batch."""
-    place = place_of(device.type, settings.resources.compile_model)
+    platform = platform_of(device.type, settings.resources.compile_model)
     tried: list[Trial] = []
-    for path in candidates(settings, place):
-        if path != "flex" or all(trial.problem for trial in tried):
+    for path in candidates(settings, platform):
+        if path != LAST_RESORT or all(trial.problem for trial in tried):
             tried.append(try_attention(path, settings, device, batch))
     return trials.ranked(tried, "reference"), trials.report("attention", tried)
 
 
-def candidates(settings: Settings, place: Place) -> list[str]:
-    """The paths that serve every call of a layer."""
-    requests = requests_of(settings)
+def candidates(settings: Settings, platform: Platform) -> list[str]:
+    """The backends that serve every call of a layer, besides the reference."""
+    shapes = shapes_of(settings)
     return [
-        path
-        for path in CANDIDATES
-        if not any(refusal(path, request, place) for request in requests)
+        name
+        for name, backend in BACKENDS.items()
+        if name != "reference"
+        and not any(backend.unsupported(shape, platform) for shape in shapes)
     ]
 
 
@@ -114,18 +115,18 @@ def inputs(
     """Random heads of whole sequences, laid out as a projection leaves them, and
     their leaves: of GPT-2's one tensor, so that putting its gradient together counts.
     """
-    request, heads = requests_of(settings)[-1], settings.model.n_head
+    asked, heads = shapes_of(settings)[-1], settings.model.n_head
     generator = torch.Generator(device).manual_seed(1)
 
     def draw(*last: int) -> Tensor:
         shape = (batch, settings.model.block_size, *last)
         numbers = torch.randn(shape, generator=generator, device=device)
-        return numbers.to(request.dtype).requires_grad_()
+        return numbers.to(asked.dtype).requires_grad_()
 
     if settings.mechanisms.attention == "mha":
-        leaves = [draw(3, heads, request.widths[0])]
+        leaves = [draw(3, heads, asked.widths[0])]
     else:
-        widths = (request.widths[0], *request.widths)
+        widths = (asked.widths[0], *asked.widths)
         leaves = [draw(heads, width) for width in widths]
     return heads_of(leaves), leaves
 
@@ -156,4 +157,4 @@ def compare(
         truth = _numbers(_comparable(theirs(heads_of(mine)), settings))
         slopes = trials.gradients(truth, [w[row : row + 1] for w in weights], mine)
         distance.add([x[row : row + 1] for x in results], [*truth, *slopes])
-    return distance.problem(requests_of(settings)[-1].dtype)
+    return distance.problem(shapes_of(settings)[-1].dtype)

@@ -8,7 +8,8 @@ import torch
 
 from gpt2.model.autotune import attention, controls, mlp
 from gpt2.model.autotune.store import Tuning
-from gpt2.model.backends.request import fallbacks, place_of, served_by
+from gpt2.model.backends.call import platform_of
+from gpt2.model.backends.registry import fallbacks, served_by
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from lib.hashing import identity
@@ -35,7 +36,9 @@ def choose_backends(
     """
     keys = attention.key(settings, batch), mlp.key(settings, batch)
     ranks: list[list[str]] = [[], []]
-    lines = fallbacks(settings, place_of(device.type, settings.resources.compile_model))
+    lines = fallbacks(
+        settings, platform_of(device.type, settings.resources.compile_model)
+    )
     if wants_tuning(settings, device) and tuning is not None:
         ranks = [tuning.ranks.get(key, []) for key in keys]
         lines += [tuning.lines[key] for key in keys if tuning.lines.get(key)]
@@ -148,9 +151,9 @@ def built_with(model: GPT, settings: Settings) -> Settings:
 def serving(settings: Settings, device: str) -> dict[str, str]:
     """The paths that serve a model of these settings in training, as a manifest
     tells them; device: torch's name of its kind."""
-    place = place_of(device, settings.resources.compile_model)
+    platform = platform_of(device, settings.resources.compile_model)
     named = settings.resources.mlp_backend
     return {
-        "attention_backend": served_by(settings, place),
+        "attention_backend": served_by(settings, platform),
         "mlp_backend": "torch" if named == "auto" else named,
     }

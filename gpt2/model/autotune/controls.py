@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from gpt2.model.backends.request import place_of, served_by
+from gpt2.model.backends.call import platform_of
+from gpt2.model.backends.registry import served_by
 from gpt2.settings.schema import Settings
 
 
@@ -50,19 +51,19 @@ def _next(now: str, ranks: Sequence[str]) -> str:
 
 def _on_cpu(usual: Settings, device: torch.device) -> str:
     """sdpa or the reference: the one that ``usual`` does not take, if it can serve."""
-    place = place_of(device.type, usual.resources.compile_model)
-    now = served_by(usual, place)
+    platform = platform_of(device.type, usual.resources.compile_model)
+    now = served_by(usual, platform)
     wanted = "sdpa" if now == "reference" else "reference"
-    served = served_by(usual.replace(attention_backend=wanted), place)
+    served = served_by(usual.replace(attention_backend=wanted), platform)
     return wanted if served == wanted else now
 
 
 def _paths(settings: Settings, device: torch.device) -> dict[str, str]:
     """Attention, MLP and compilation of a model with these settings."""
     resources = settings.resources
-    place = place_of(device.type, resources.compile_model)
+    platform = platform_of(device.type, resources.compile_model)
     return {
-        "attention": served_by(settings, place),
+        "attention": served_by(settings, platform),
         "MLP": "torch" if resources.mlp_backend == "auto" else resources.mlp_backend,
         "model": "compiled" if resources.compile_model else "eager",
     }

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gpt2.model.autotune import trials
-from gpt2.model.backends.request import DTYPES
 from gpt2.model.mlp import through_gelu
 from gpt2.settings.schema import Model, Settings
+from lib.gpu.device import DTYPES
 
 PATHS = ("torch", "cublaslt")
 

@@ -18,7 +18,54 @@ from torch.nn.attention.flex_attention import (
     flex_attention,
 )
 
+from gpt2.model.backends.call import (
+    Attended,
+    AttentionCall,
+    CallShape,
+    Platform,
+    first_reason,
+)
+
 Mask = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def unsupported(shape: CallShape, platform: Platform) -> str:
+    """Why this backend cannot serve such a call; empty if it can."""
+    statistic = shape.statistic
+    return first_reason(
+        (platform.device != "cuda", "needs a GPU"),
+        (not platform.compiled, "needs torch.compile (COMPILE_MODEL=y)"),
+        (shape.mean, "no weights to average"),
+        (
+            statistic is not None and statistic.kind != "entropy",
+            "no statistic but the entropy",
+        ),
+        (statistic is not None and statistic.head_average, "heads stay apart"),
+        (statistic is not None and shape.banded, "no entropy within a band"),
+        (shape.dropout > 0, "no dropout"),
+        (shape.rows != shape.columns, "no decoding"),
+        (shape.dtype == torch.float64, "no float64"),
+    )
+
+
+def run(call: AttentionCall) -> Attended:
+    q, k, v = call.expanded()
+    scale, term = call.scale, call.transposed
+    factor: Tensor | float = 1.0
+    if call.row_scale is not None:
+        factor = call.row_scale.unsqueeze(-1).to(q.dtype)
+    rows, columns = q * factor, k
+    if term is not None:
+        weighted = (term.alpha_per_head * k * factor).to(q.dtype)
+        columns = torch.cat([k, q], -1)
+        if not term.is_whole(k.shape[2]):
+            return Attended(
+                banded(rows, columns, v, weighted, scale=scale, window=term.window)
+            )
+        rows = torch.cat([rows, weighted], -1)
+    if call.statistic is None:
+        return Attended(causal(rows, columns, v, scale=scale))
+    return Attended(*with_entropy(rows, columns, v, scale=scale))
 
 
 def banded(

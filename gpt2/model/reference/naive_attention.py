@@ -1,7 +1,7 @@
 """Attention as loops over rows and keys: the truth the fast paths are held to.
 
 Deliberately plain and slow, and sharing no line with
-gpt2/model/backends/causal_attention.py.
+gpt2/model/backends.
 """
 
 from __future__ import annotations

@@ -1,5 +1,4 @@
-"""gpt2/model/backends/causal_attention.py and gpt2/model/attention.py against loops, on
-every path."""
+"""gpt2/model/attention.py and every attention backend against loops."""
 
 from __future__ import annotations
 
@@ -13,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from gpt2.model.backends.causal_attention import attend, row_statistic
-from gpt2.model.backends.request import BACKENDS, Statistic, Transposed
+from gpt2.model.backends.call import AttentionCall, Statistic, Transposed
+from gpt2.model.backends.reference import row_statistic
+from gpt2.model.backends.registry import BACKENDS, attend
 from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import WHOLE_CONTEXT
@@ -105,7 +105,8 @@ def test_attention_equals_the_loops_on_every_backend(
     slopes = gradients_of(expected, leaves)
     for backend in BACKENDS:
         got = attend(
-            x.q, x.k, x.v, scale=scale, transposed=x.transposed(**ra), backend=backend
+            AttentionCall(x.q, x.k, x.v, scale=scale, transposed=x.transposed(**ra)),
+            backend,
         )
         assert_agree([got.output], leaves, expected, leaves, tolerance, slopes)
 
@@ -123,13 +124,15 @@ def test_row_factors_act_on_the_logits(ra: dict[str, Any]) -> None:
     slopes = gradients_of([expected], leaves)
     for backend in BACKENDS:
         got = attend(
-            x.q,
-            x.k,
-            x.v,
-            scale=scale,
-            transposed=x.transposed(**ra),
-            row_scale=factors,
-            backend=backend,
+            AttentionCall(
+                x.q,
+                x.k,
+                x.v,
+                scale=scale,
+                transposed=x.transposed(**ra),
+                row_scale=factors,
+            ),
+            backend,
         )
         assert_agree([got.output], leaves, [expected], leaves, 1e-10, slopes)
 
@@ -165,14 +168,16 @@ def test_statistic_and_mean_weights_come_with_the_output(
     slopes = gradients_of(theirs, leaves)
     for backend in BACKENDS:
         got = attend(
-            x.q,
-            x.k,
-            x.v,
-            scale=scale,
-            transposed=x.transposed(**ra),
-            statistic=Statistic(kind, 3, head_average),
-            mean=True,
-            backend=backend,
+            AttentionCall(
+                x.q,
+                x.k,
+                x.v,
+                scale=scale,
+                transposed=x.transposed(**ra),
+                statistic=Statistic(kind, 3, head_average),
+                mean=True,
+            ),
+            backend,
         )
         assert_agree(list(got), leaves, theirs, leaves, 1e-10, slopes)
 
@@ -182,7 +187,9 @@ def test_reciprocal_scores_are_no_product_of_sums() -> None:
     # rank one, the same for all keys up to a factor of the row.
     x = Inputs.make(SIZES[0])
     right = attend(
-        x.q, x.k, x.v, scale=0.5, transposed=x.transposed(0.3, WHOLE_CONTEXT)
+        AttentionCall(
+            x.q, x.k, x.v, scale=0.5, transposed=x.transposed(0.3, WHOLE_CONTEXT)
+        )
     )
     wrong_term = torch.einsum("bhid,bhje->bhij", x.k, x.q)
     plain = torch.einsum("bhid,bhjd->bhij", x.q, x.k)
@@ -199,11 +206,13 @@ def test_reciprocity_is_more_than_a_relabelling() -> None:
     for alpha, same in ((1.0, True), (0.3, False), (0.0, False)):
         outputs = [
             attend(
-                y.q,
-                y.k,
-                y.v,
-                scale=0.5,
-                transposed=y.transposed(alpha, WHOLE_CONTEXT),
+                AttentionCall(
+                    y.q,
+                    y.k,
+                    y.v,
+                    scale=0.5,
+                    transposed=y.transposed(alpha, WHOLE_CONTEXT),
+                )
             ).output
             for y in (x, swapped)
         ]
@@ -216,7 +225,9 @@ def test_the_band_ends_at_the_window() -> None:
     with torch.no_grad():
         later.q[:, :, 0] += 1.0  # seen as q_j by rows up to the window alone
     differences = [
-        attend(y.q, y.k, y.v, scale=0.5, transposed=y.transposed(0.3, 4)).output
+        attend(
+            AttentionCall(y.q, y.k, y.v, scale=0.5, transposed=y.transposed(0.3, 4))
+        ).output
         for y in (x, later)
     ]
     changed = (differences[0] - differences[1]).abs().amax((0, 1, 3)) > 0
@@ -229,14 +240,12 @@ def test_the_band_ends_at_the_window() -> None:
 def test_alpha_zero_is_plain_attention_bit_for_bit(window: int, learned: bool) -> None:
     x = Inputs.make(SIZES[1])
     alpha = torch.zeros_like(x.alpha) if learned else 0.0
-    plain = attend(x.q, x.k, x.v, scale=0.5, backend="reference")
+    plain = attend(AttentionCall(x.q, x.k, x.v, scale=0.5), "reference")
     zero = attend(
-        x.q,
-        x.k,
-        x.v,
-        scale=0.5,
-        transposed=Transposed(x.k, x.q, alpha, window),
-        backend="reference",
+        AttentionCall(
+            x.q, x.k, x.v, scale=0.5, transposed=Transposed(x.k, x.q, alpha, window)
+        ),
+        "reference",
     )
     assert torch.equal(plain.output, zero.output)
 
@@ -266,7 +275,7 @@ def test_the_fused_path_runs_where_it_is_meant_to() -> None:
     ):
         term = None if window is None else x.transposed(0.3, window)
         with Calls() as calls:
-            attend(x.q, x.k, x.v, scale=0.5, transposed=term, backend=backend)
+            attend(AttentionCall(x.q, x.k, x.v, scale=0.5, transposed=term), backend)
         assert calls.fused == expected, (window, backend)
 
 
@@ -353,8 +362,8 @@ def test_dropout_acts_on_the_weights_in_training_alone(backend: str) -> None:
 def test_statistic_and_mean_weights_are_those_before_dropout() -> None:
     q, k, v = (normal(2, 3, 9, 4, seed=seed).detach() for seed in range(3))
     asked: dict[str, Any] = {"statistic": Statistic("topk", 3, False), "mean": True}
-    whole = attend(q, k, v, scale=0.5, **asked)
-    dropped = attend(q, k, v, scale=0.5, dropout=0.5, **asked)
+    whole = attend(AttentionCall(q, k, v, scale=0.5, **asked))
+    dropped = attend(AttentionCall(q, k, v, scale=0.5, dropout=0.5, **asked))
     assert not torch.equal(whole.output, dropped.output)
     assert torch.equal(whole.statistic, dropped.statistic)
     assert torch.equal(whole.mean, dropped.mean)

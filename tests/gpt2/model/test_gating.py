@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2.model.backends.causal_attention import row_statistic
+from gpt2.model.backends.reference import row_statistic
 from gpt2.model.context import LayerCache
 from gpt2.model.gating import MlpGate, OutputGate, StatisticGate, mixed
 from tests import reference as naive

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from gpt2.model.backends.causal_attention import attend
+from gpt2.model.backends.call import AttentionCall
+from gpt2.model.backends.registry import attend
 from gpt2.model.context import LayerCache
 from gpt2.model.reciprocal import Reciprocity
 from gpt2.settings.schema import WHOLE_CONTEXT
@@ -28,7 +29,7 @@ def test_the_module_equals_the_loops(heads: int, window: int, learned: bool) -> 
         with torch.no_grad():
             module.alpha.copy_(normal(heads, seed=9))
     q, k, v = (normal(3, heads, 7, 5, seed=n) for n in range(3))
-    ours = attend(q, k, v, scale=0.5, transposed=module(q, k)).output
+    ours = attend(AttentionCall(q, k, v, scale=0.5, transposed=module(q, k))).output
     s = naive.scores(
         naive.heads_of(q),
         naive.heads_of(k),
@@ -54,7 +55,7 @@ def test_decoding_needs_the_last_window_of_queries_alone(
 ) -> None:
     module = reciprocity(ra_window=window)
     q, k, v = (normal(2, 4, 9, 3, seed=n).detach() for n in range(3))
-    whole = attend(q, k, v, scale=0.5, transposed=module(q, k)).output
+    whole = attend(AttentionCall(q, k, v, scale=0.5, transposed=module(q, k))).output
     cache, at, parts = LayerCache(), 0, []
     for length in pieces:
         rows = slice(at, at + length)
@@ -62,11 +63,13 @@ def test_decoding_needs_the_last_window_of_queries_alone(
         term = module(q[:, :, rows], k[:, :, rows], cache)
         parts.append(
             attend(
-                q[:, :, rows],
-                k[:, :, :at],
-                v[:, :, :at],
-                scale=0.5,
-                transposed=term,
+                AttentionCall(
+                    q[:, :, rows],
+                    k[:, :, :at],
+                    v[:, :, :at],
+                    scale=0.5,
+                    transposed=term,
+                )
             ).output
         )
         kept = at if window == WHOLE_CONTEXT else min(window, at)

@@ -26,7 +26,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from gpt2.model.backends.request import Place, served_by
+from gpt2.model.backends.call import Platform
+from gpt2.model.backends.registry import served_by
 from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
 from gpt2.model.loss import CHUNK, MULTIPLE, linear_cross_entropy
@@ -53,7 +54,7 @@ from tests import card
 from tests.gpt2.helpers import full_size, make_config, tiny, tiny_step
 
 ROOT = Path(__file__).resolve().parents[3]
-GPU = Place("cuda", triton=True, compiled=False)
+GPU = Platform("cuda", triton=True, compiled=False)
 GIB = 2**30
 
 

@@ -268,10 +268,11 @@ def test_a_path_learns_as_its_peer(path: str, data: Path, peer, tmp_path: Path) 
 
 
 def served(job: Job) -> str:
-    from gpt2.model.backends.request import place_of, served_by
+    from gpt2.model.backends.call import platform_of
+    from gpt2.model.backends.registry import served_by
 
     return served_by(
-        job.settings, place_of("cuda", job.settings.resources.compile_model)
+        job.settings, platform_of("cuda", job.settings.resources.compile_model)
     )
 
 

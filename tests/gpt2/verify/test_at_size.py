@@ -11,7 +11,7 @@ import torch
 
 from gpt2.model import attention, gating, mla, mlp, reciprocal
 from gpt2.model import gpt as model
-from gpt2.model.backends import causal_attention
+from gpt2.model.backends import reference
 from gpt2.plan.jobs import Plan, plan_settings
 from gpt2.verify.certificates import at_size, formula
 from gpt2.verify.certify_steps import LARGER, prove, subjects
@@ -35,7 +35,7 @@ RECIPROCITY = reciprocal.Reciprocity.__init__
 STATISTIC = gating.StatisticGate.__init__
 CROSS = mlp.CrossToken.__init__
 GATE = attention.CausalAttention._mlp_gate
-WEIGHTS = causal_attention._weights
+WEIGHTS = reference._weights
 
 
 def one_place_beyond_255(self, tokens, position=0):
@@ -87,7 +87,7 @@ FAULTS: list[tuple[int, Any, str, Any, str]] = [
         gates_of_8_heads,
         "the attention of block 1",
     ),
-    (13, causal_attention, "_weights", sees_256_keys, "the attention of block 0"),
+    (13, reference, "_weights", sees_256_keys, "the attention of block 0"),
 ]
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from gpt2.model import attention, block, gating, gpt, mla, mlp, reciprocal
-from gpt2.model.backends import causal_attention
+from gpt2.model.backends import reference
 from gpt2.model.context import BlockContext
 from gpt2.plan.jobs import Plan, plan_settings
 from gpt2.plan.steps import STEPS
@@ -67,14 +67,14 @@ def test_gate_averaging_over_all_tokens_is_not_causal(base, monkeypatch):
 
 
 def test_rms_over_the_whole_length_is_not_causal(base, monkeypatch):
-    true = causal_attention.row_statistic
+    true = reference.row_statistic
 
     def over_total(weights, statistic):
         visible = torch.arange(1, weights.shape[-2] + 1, dtype=weights.dtype)
         right = true(weights, statistic)
         return right * (visible / weights.shape[-1]).sqrt()
 
-    monkeypatch.setattr(causal_attention, "row_statistic", over_total)
+    monkeypatch.setattr(reference, "row_statistic", over_total)
     found = failures(subject_of(base, 24))
     assert "cutting after" in found["causal"]
     assert "the statistic" in found["formula"]
@@ -83,9 +83,9 @@ def test_rms_over_the_whole_length_is_not_causal(base, monkeypatch):
 def mask(shift: int = 0, inverted: bool = False):
     def weights(q, k, scale, transposed, row_scale):
         rows, columns = q.shape[2], k.shape[2]
-        distance = causal_attention.row_positions(
-            rows, columns, q.device
-        ) - torch.arange(columns)
+        distance = reference.row_positions(rows, columns, q.device) - torch.arange(
+            columns
+        )
         hidden = distance > 0 if inverted else distance < shift
         scores = q @ k.transpose(-1, -2) * scale
         return scores.masked_fill(hidden, -1e9).softmax(-1)
@@ -95,13 +95,13 @@ def mask(shift: int = 0, inverted: bool = False):
 
 @pytest.mark.parametrize("fault", [mask(inverted=True), mask(shift=-1)])
 def test_wrong_masks_are_not_causal(base, monkeypatch, fault):
-    monkeypatch.setattr(causal_attention, "_weights", fault)
+    monkeypatch.setattr(reference, "_weights", fault)
     found = failures(subject_of(base, 13))
     assert "causal" in found and "formula" in found
 
 
 def test_mask_that_hides_the_present_token_is_no_attention(base, monkeypatch):
-    monkeypatch.setattr(causal_attention, "_weights", mask(shift=1))
+    monkeypatch.setattr(reference, "_weights", mask(shift=1))
     assert "formula" in failures(subject_of(base, 13))
 
 
@@ -189,10 +189,8 @@ def test_detached_path_has_no_gradient(base, monkeypatch):
 
 
 def test_detached_statistic_has_the_wrong_gradient(base, monkeypatch):
-    true = causal_attention.row_statistic
-    monkeypatch.setattr(
-        causal_attention, "row_statistic", lambda w, s: true(w, s).detach()
-    )
+    true = reference.row_statistic
+    monkeypatch.setattr(reference, "row_statistic", lambda w, s: true(w, s).detach())
     found = failures(subject_of(base, 13))
     assert "the gradient of" in found["formula"]
 
@@ -231,7 +229,7 @@ def test_einsum_with_a_wrong_letter_is_not_the_formula(base, monkeypatch):
         scores = torch.einsum("bhid,bhje->bhij", t.keys, t.queries)
         return t.alpha_per_head * scores.masked_fill(distance > t.window, 0.0)
 
-    monkeypatch.setattr(causal_attention, "_transposed_scores", rank_one)
+    monkeypatch.setattr(reference, "_transposed_scores", rank_one)
     found = failures(subject_of(base, 5))
     assert "the output of block" in found["formula"]
     assert "acting" not in found and "alive" not in found  # they cannot tell

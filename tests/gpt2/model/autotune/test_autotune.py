@@ -19,7 +19,7 @@ from gpt2.model.autotune.choice import (
 )
 from gpt2.model.autotune.store import Tuning
 from gpt2.model.autotune.trials import Trial, ranked
-from gpt2.model.backends.request import Place
+from gpt2.model.backends.call import Platform
 from gpt2.model.gpt import GPT
 from gpt2.model.mlp import through_gelu
 from gpt2.settings.schema import Settings
@@ -117,7 +117,9 @@ def usual_on_a_gpu(**fields: str | bool) -> Settings:
 def test_a_control_on_a_gpu_takes_the_next_right_path(
     ranks: list[str], taken: tuple[str, bool], monkeypatch
 ) -> None:
-    monkeypatch.setattr(controls, "place_of", lambda *_: Place("cuda", True, True))
+    monkeypatch.setattr(
+        controls, "platform_of", lambda *_: Platform("cuda", True, True)
+    )
     usual = usual_on_a_gpu(compile_model=True)
     changed, line = controls.choose_controls(
         usual, torch.device("cuda"), ranks, ["torch"]

@@ -1,4 +1,4 @@
-"""Which attention path serves what, and the fast paths against the reference."""
+"""Which attention backend serves what, and the fast ones against the reference."""
 
 from __future__ import annotations
 
@@ -9,21 +9,28 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from gpt2.model import attention
 from gpt2.model.attention import Heads
 from gpt2.model.autotune.attention import candidates, compare, try_attention
-from gpt2.model.backends.causal_attention import Attended, Largest, attend, statistic_of
-from gpt2.model.backends.flex import merge
-from gpt2.model.backends.request import (
-    AttentionRequest,
-    Place,
+from gpt2.model.backends import flex, reference
+from gpt2.model.backends.call import (
+    Attended,
+    AttentionCall,
+    CallShape,
+    Largest,
+    Platform,
     Statistic,
     Transposed,
-    backend_of,
+    platform_of,
+)
+from gpt2.model.backends.flex import merge
+from gpt2.model.backends.registry import (
+    BACKENDS,
+    attend,
     fallbacks,
-    place_of,
-    refusal,
-    requests_of,
     served_by,
+    serving,
+    shapes_of,
 )
 from gpt2.model.mlp import keep_weights
 from gpt2.plan.steps import STEPS
@@ -31,9 +38,9 @@ from gpt2.settings.schema import WHOLE_CONTEXT
 from tests.gpt2.helpers import generic, normal, tiny_step, tokens_of
 from tests.interpreted import interpreted
 
-CPU = Place("cpu", triton=False, compiled=False)
-GPU = Place("cuda", triton=True, compiled=True)
-PLAIN = AttentionRequest(rows=100, columns=100, widths=(64, 64), dtype=torch.bfloat16)
+CPU = Platform("cpu", triton=False, compiled=False)
+GPU = Platform("cuda", triton=True, compiled=True)
+PLAIN = CallShape(rows=100, columns=100, widths=(64, 64), dtype=torch.bfloat16)
 TOPK = Statistic("topk", 8, False)
 ENTROPY = Statistic("entropy", 8, False)
 
@@ -42,7 +49,7 @@ ENTROPY = Statistic("entropy", 8, False)
 
 
 @pytest.mark.parametrize(
-    ("request_", "able"),
+    ("shape", "able"),
     [
         (PLAIN, "sdpa flex triton"),
         (replace(PLAIN, window=WHOLE_CONTEXT), "sdpa flex triton"),
@@ -60,29 +67,29 @@ ENTROPY = Statistic("entropy", 8, False)
         (replace(PLAIN, dtype=torch.float64), "sdpa"),
     ],
 )
-def test_paths_say_what_they_cannot_serve(
-    request_: AttentionRequest, able: str
-) -> None:
+def test_paths_say_what_they_cannot_serve(shape: CallShape, able: str) -> None:
     paths = ("sdpa", "flex", "triton")
-    found = [path for path in paths if not refusal(path, request_, GPU)]
+    found = [path for path in paths if not BACKENDS[path].unsupported(shape, GPU)]
     assert found == able.split()
     for path in paths:
         expected = path if path in found else "sdpa" if "sdpa" in found else "reference"
-        assert backend_of(request_, path, GPU) == expected
+        assert serving(shape, path, GPU) == expected
 
 
 def test_gpu_paths_need_a_gpu_and_flex_a_compiler() -> None:
     band = replace(PLAIN, window=64)
-    assert backend_of(band, "triton", CPU) == "reference"
-    assert backend_of(PLAIN, "triton", CPU) == "sdpa"
-    eager = Place("cuda", triton=True, compiled=False)
-    assert "torch.compile" in refusal("flex", band, eager)
-    assert place_of("cpu", True).triton is (os.environ.get("TRITON_INTERPRET") == "1")
+    assert serving(band, "triton", CPU) == "reference"
+    assert serving(PLAIN, "triton", CPU) == "sdpa"
+    eager = Platform("cuda", triton=True, compiled=False)
+    assert "torch.compile" in BACKENDS["flex"].unsupported(band, eager)
+    assert platform_of("cpu", True).triton is (
+        os.environ.get("TRITON_INTERPRET") == "1"
+    )
 
 
 def test_reference_by_name_is_the_reference() -> None:
-    assert backend_of(PLAIN, "reference", GPU) == "reference"
-    assert backend_of(PLAIN, "auto", GPU) == "sdpa"
+    assert serving(PLAIN, "reference", GPU) == "reference"
+    assert serving(PLAIN, "auto", GPU) == "sdpa"
 
 
 @pytest.mark.parametrize("number", STEPS)
@@ -94,7 +101,7 @@ def test_a_gpu_has_a_fast_path_for_every_step(number: int) -> None:
 
 def test_served_by_tells_both_calls_of_a_layer() -> None:
     at_weights = tiny_step(17)
-    assert len(requests_of(at_weights)) == 2
+    assert len(shapes_of(at_weights)) == 2
     assert served_by(at_weights, CPU) == "reference+sdpa"
     assert served_by(tiny_step(0), CPU) == "sdpa"
     assert served_by(tiny_step(5), CPU) == "reference"
@@ -110,16 +117,15 @@ def test_settings_foretell_what_a_layer_asks_for(
 ) -> None:
     settings = tiny_step(number, mixed_precision="fp32")
     model = generic(settings, dtype=torch.float32)
-    asked: list[AttentionRequest] = []
-    original = AttentionRequest.of
+    asked: list[CallShape] = []
 
-    def note(*args: object, **named: object) -> AttentionRequest:
-        asked.append(original(*args, **named))
-        return asked[-1]
+    def note(call: AttentionCall, backend: str) -> Attended:
+        asked.append(call.shape)
+        return attend(call, backend)
 
-    monkeypatch.setattr(AttentionRequest, "of", note)
+    monkeypatch.setattr(attention, "attend", note)
     model.logits(tokens_of(settings, 1, settings.model.block_size))
-    expected = requests_of(settings) * settings.model.n_layer
+    expected = shapes_of(settings) * settings.model.n_layer
     assert tuple(asked) == expected
 
 
@@ -130,11 +136,11 @@ def test_a_wrong_path_is_found_out() -> None:
     settings = tiny_step(29)
 
     def right(heads: Heads) -> Attended:
-        return attend(heads.q, heads.k, heads.v, scale=0.5)
+        return attend(AttentionCall(heads.q, heads.k, heads.v, scale=0.5))
 
     def detached(heads: Heads) -> Attended:
         frozen = heads.q.detach() + 0 * heads.q
-        return attend(frozen, heads.k, heads.v, scale=0.5)
+        return attend(AttentionCall(frozen, heads.k, heads.v, scale=0.5))
 
     def shifted(heads: Heads) -> Attended:
         return Attended(right(heads).output.roll(1, 2))
@@ -160,6 +166,31 @@ def test_a_path_is_compared_and_timed() -> None:
 # ---- the compositions -------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(
+    ("window", "statistic"), [(None, None), (3, None), (64, None), (None, ENTROPY)]
+)
+@pytest.mark.parametrize("with_factor", [False, True])
+def test_flex_computes_what_the_reference_does(
+    window: int | None, statistic: Statistic | None, with_factor: bool
+) -> None:
+    # Uncompiled and without gradients it runs on a CPU too.
+    q, k, v = (normal(2, 3, 16, 4, seed=n).detach().float() for n in range(3))
+    alpha, factor = normal(3, seed=7).detach().float(), q[..., 0].exp()
+    term = None if window is None else Transposed(k, q, alpha, window)
+    call = AttentionCall(
+        *(q, k, v, 0.5),
+        transposed=term,
+        statistic=statistic,
+        row_scale=factor if with_factor else None,
+    )
+    found, expected = flex.run(call), reference.run(call)
+    assert (found.output - expected.output).abs().max() < 1e-5
+    if expected.statistic is not None:
+        assert found.statistic is not None
+        assert (found.statistic - expected.statistic).abs().max() < 1e-5
+
+
 def test_merging_two_parts_of_the_keys_is_attention_over_all() -> None:
     # Near and far keys as FlexAttention returns them: rows without far keys have
     # the output 0 and the log-sum-exp -inf.
@@ -173,7 +204,7 @@ def test_merging_two_parts_of_the_keys_is_attention_over_all() -> None:
         finite = torch.where(some[:, None], lse, 0.0)
         p = finite.softmax(-1) * mask
         parts += [p @ v, finite.logsumexp(-1).masked_fill(~some, float("-inf"))]
-    whole = attend(q, k, v, scale=0.5, backend="reference").output
+    whole = attend(AttentionCall(q, k, v, scale=0.5), "reference").output
     merged = merge(*parts)
     assert (merged - whole).abs().max() < 1e-12
     for a, b in zip(
@@ -231,16 +262,18 @@ def kernel_case(
         if window is not None:
             term = Transposed(keys, q, alpha if learned else 0.3, window)
         got: Attended = attend(
-            q,
-            k,
-            v,
-            scale=d**-0.5,
-            transposed=term,
-            statistic=None if kind is None else Statistic(kind, 5, False),
-            row_scale=rows if factor else None,
-            mean=bool(mean),
-            kept=kept,
-            backend=path,
+            AttentionCall(
+                q,
+                k,
+                v,
+                scale=d**-0.5,
+                transposed=term,
+                statistic=None if kind is None else Statistic(kind, 5, False),
+                row_scale=rows if factor else None,
+                mean=bool(mean),
+                kept=kept,
+            ),
+            path,
         )
         means = got.mean
         if isinstance(means, Largest):
@@ -326,8 +359,8 @@ def test_flex_on_a_gpu_equals_the_reference(
         term = None if window is None else Transposed(k, q, alpha, window)
         backend = "flex" if path is compiled else "reference"
         try:
-            fields = {"transposed": term, "statistic": statistic, "backend": backend}
-            both = path(q, k, v, scale=0.125, **fields)[:2]
+            call = AttentionCall(q, k, v, 0.125, transposed=term, statistic=statistic)
+            both = path(call, backend)[:2]
             found = [x for x in both if x is not None]
             total = torch.stack([x.float().square().sum() for x in found]).sum()
             slopes = torch.autograd.grad(total, (q, k, v))
@@ -358,8 +391,25 @@ def test_a_step_compiles_whole_and_once(number: int) -> None:
     assert all(x.isfinite().all() for x in slopes)
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_a_call_is_traced_whole_by_the_compiler(backend: str) -> None:
+    q, k, v = (normal(2, 3, 9, 4, seed=n) for n in range(3))
+    call = AttentionCall(
+        *(q, k, v, 0.5),
+        transposed=Transposed(k, q, normal(3, seed=7), 2),
+        statistic=TOPK,
+        row_scale=q[..., 0].exp(),
+        mean=True,
+    )
+    traced = torch.compile(attend, fullgraph=True, backend="eager")
+    for found, expected in zip(
+        traced(call, backend), attend(call, backend), strict=True
+    ):
+        assert torch.equal(found, expected)
+
+
 def test_the_statistic_alone_is_that_of_attention() -> None:
     q, k, v = (normal(2, 3, 9, 4, seed=n) for n in range(3))
-    together = attend(q, k, v, scale=0.5, statistic=ENTROPY).statistic
-    alone = statistic_of(q, k, scale=0.5, statistic=ENTROPY)
+    together = attend(AttentionCall(q, k, v, scale=0.5, statistic=ENTROPY)).statistic
+    alone = attend(AttentionCall(q, k, None, scale=0.5, statistic=ENTROPY)).statistic
     assert torch.equal(together, alone)
