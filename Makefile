@@ -207,7 +207,7 @@ help: ## print this list
 
 # A restored .config may be older than config.py, so contents are compared, not times.
 IS_OTHER := $(shell cmp .config .kablate/made.config 2>&1)
-config.py: .config Kconfig $(wildcard gpt2/Kconfig*) $(if $(IS_OTHER),FORCE) | setup
+config.py: .config Kconfig $(wildcard gpt2/Kconfig* gpt2/mechanisms/*/Kconfig) $(if $(IS_OTHER),FORCE) | setup
 	$(PY) scripts/kconfig.py generate
 
 .config:

@@ -177,7 +177,7 @@ def generate() -> None:
 def is_current() -> bool:
     """Whether config.py was made from this .config. By its contents: one that is put
     back with mv or cp -p is older than config.py."""
-    sources = [configured(), KCONFIG, *ROOT.glob("gpt2/Kconfig*")]
+    sources = [configured(), KCONFIG, *ROOT.glob("gpt2/**/Kconfig*")]
     newest = max(source.stat().st_mtime_ns for source in sources)
     is_late = not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest
     return (

@@ -22,20 +22,23 @@ from tests.scratch import ROOT, project_files
 # in it.
 ROOMS = {
     "gpt2": (
-        *("settings", "data", "plan", "model"),
+        *("mechanisms", "settings", "data", "plan", "model"),
         *("train", "verify", "audit", "report", "run"),
     ),
     "lib": ("kconfig", "jobs", "gpu", "kernels", "optim", "pruning"),
 }
 # Planning, listing and reporting start without torch, also indirectly.
 TORCH_FREE = (
-    *("gpt2.settings", "gpt2.data", "gpt2.plan", "gpt2.report", "gpt2.run"),
+    *("gpt2.mechanisms", "gpt2.settings", "gpt2.data", "gpt2.plan"),
+    *("gpt2.report", "gpt2.run"),
     *("lib.kconfig", "lib.jobs", "scripts"),
     *("lib.gpu.env", "lib.gpu.monitor", "lib.gpu.sources", "lib.gpu.peaks"),
     *("lib.optim.names", "lib.pruning.names", "lib.pruning.schedules"),
     *("gpt2.audit.evidence", "gpt2.audit.finding", "gpt2.audit.stamp"),
     *("gpt2.audit.costs", "gpt2.audit.records", "gpt2.audit.tables"),
 )
+# Files of a mechanism's folder that gpt2/model alone imports, by the folder's name.
+MODEL_CODE = ("layer", "naive")
 # Each of these needs torch for what it does, and says so.
 NEEDS_TORCH = {
     "lib.jobs.launcher": "starts torchrun",
@@ -87,7 +90,14 @@ class Source:
         """Whether the module is in a torch-free folder, or directly in lib/."""
         small = self.package == "lib" and self.path.count("/") == 1
         free = small or any(within(self.module, part) for part in TORCH_FREE)
-        return free and self.module not in NEEDS_TORCH
+        return free and self.module not in NEEDS_TORCH and not self.is_model_code
+
+    @property
+    def is_model_code(self) -> bool:
+        """Whether it is a mechanism's layer or formula, which belong to gpt2/model."""
+        parts = self.module.split(".")
+        in_folder = parts[:2] == ["gpt2", "mechanisms"] and len(parts) == 4
+        return in_folder and parts[3] in MODEL_CODE
 
     def imports(self) -> Iterator[tuple[int, str]]:
         """(line, dotted name) of every import, those inside functions included."""
@@ -100,8 +110,17 @@ class Source:
                 yield from (name for _, name in imported_by(statement, self.module))
 
 
+def walk_what_runs(node: ast.AST) -> Iterator[ast.AST]:
+    """The nodes below, except for imports that serve type checks alone."""
+    yield node
+    for child in ast.iter_child_nodes(node):
+        types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
+        if not types:
+            yield from walk_what_runs(child)
+
+
 def imported_by(node: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    for part in ast.walk(node):
+    for part in walk_what_runs(node):
         if isinstance(part, ast.Import):
             yield from ((part.lineno, name.name) for name in part.names)
         elif isinstance(part, ast.ImportFrom):
@@ -162,9 +181,22 @@ def files_are_in_rooms(this: Source) -> Iterator[str]:
 def rooms_point_down(this: Source) -> Iterator[str]:
     top, *inside = this.path.split("/")
     rooms = ROOMS.get(top, ())
-    if len(inside) > 1 and inside[0] in rooms:
-        above = rooms[rooms.index(inside[0]) + 1 :]
+    room = "model" if this.is_model_code else inside[0] if inside else ""
+    if len(inside) > 1 and room in rooms:
+        above = rooms[rooms.index(room) + 1 :]
         yield from importing(this, *(f"{top}.{room}" for room in above))
+
+
+def mechanisms_have_no_names(this: Source) -> Iterator[str]:
+    """The rest of gpt2 knows no mechanism by name: it asks gpt2.mechanisms."""
+    if this.package == "gpt2" and not within(this.module, "gpt2.mechanisms"):
+        folders = {f"gpt2.mechanisms.{name}" for name in mechanism_folders()}
+        yield from importing(this, *folders)
+
+
+@cache
+def mechanism_folders() -> tuple[str, ...]:
+    return tuple(path.parent.name for path in ROOT.glob("gpt2/mechanisms/*/spec.py"))
 
 
 def ends_are_not_imported(this: Source) -> Iterator[str]:
@@ -234,6 +266,7 @@ RULES: dict[Rule, list[tuple[str, str]]] = {
     torch_free_half: [
         ("gpt2/settings/schema.py", "import torch"),
         ("gpt2/report/x.py", "from torch import Tensor"),
+        ("gpt2/mechanisms/ra/spec.py", "import torch"),
         ("lib/jobs/x.py", "import torch"),
         ("lib/stats.py", "def f():\n    from torch.nn import functional"),
     ],
@@ -244,9 +277,15 @@ RULES: dict[Rule, list[tuple[str, str]]] = {
     ],
     rooms_point_down: [
         ("gpt2/settings/x.py", "from gpt2.plan.jobs import Job"),
+        ("gpt2/mechanisms/ra/spec.py", "from gpt2.settings.checks import check"),
+        ("gpt2/mechanisms/ra/layer.py", "from gpt2.train import update"),
         ("gpt2/model/x.py", "from gpt2.train import update"),
         ("gpt2/report/x.py", "def f():\n    from gpt2.run.runner import run"),
         ("lib/jobs/x.py", "from lib.gpu.device import select_device"),
+    ],
+    mechanisms_have_no_names: [
+        ("gpt2/plan/x.py", "from gpt2.mechanisms.ra import spec"),
+        ("gpt2/model/x.py", "def f():\n    from gpt2.mechanisms.mla.layer import Up"),
     ],
     ends_are_not_imported: [
         ("gpt2/run/x.py", "import config"),

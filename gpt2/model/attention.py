@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from gpt2.mechanisms import needs_of
 from gpt2.model.backends.call import Attended, AttentionCall, Largest
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import BlockContext, LayerCache
@@ -110,10 +111,10 @@ class CausalAttention(nn.Module):
         self.reciprocity = Reciprocity(settings) if x.ra else None
         self.ract = StatisticGate(settings) if x.ract else None
         self.reads_gate, self.gate_mix = x.mlp_gate and layer > 0, x.mlp_gate_mix
-        self.reads_latent = x.exchanges_latent and layer > 0
+        self.reads_latent = x.latent != "none" and layer > 0
         self.output_gate = OutputGate(settings) if x.output_gate else None
         self.wants_mean = x.cross_token
-        self.kept = x.cross_read
+        self.kept = needs_of(settings).kept
         self.proj = nn.Linear(m.n_head * m.head_dim, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
 

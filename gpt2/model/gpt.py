@@ -31,7 +31,7 @@ def settings_of_layers(
         raise ValueError(
             f"heads {list(heads)}: there must be {layers} numbers from 1 to {most}"
         )
-    if problem := heads_refusal(settings.mechanisms):
+    if problem := heads_refusal(settings):
         raise ValueError(problem)
     return [settings.replace(n_head=number) for number in heads]
 

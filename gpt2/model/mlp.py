@@ -173,7 +173,7 @@ class MLP(nn.Module):
         m, x = settings.model, settings.mechanisms
         self.fc = nn.Linear(m.n_embd, m.mlp_width, bias=m.bias)
         self.exchange = (
-            LatentExchange(settings, produces) if x.exchanges_latent else None
+            LatentExchange(settings, produces) if x.latent != "none" else None
         )
         self.cross = CrossToken(settings) if x.cross_token else None
         self.gate = MlpGate(settings) if x.mlp_gate and produces else None

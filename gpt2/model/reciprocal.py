@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.backends.call import Transposed
 from gpt2.model.context import LayerCache
-from gpt2.settings.schema import WHOLE_CONTEXT, Settings
+from gpt2.settings.schema import Settings
 
 
 class Reciprocity(nn.Module):

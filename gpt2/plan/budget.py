@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from gpt2.settings.schema import LARGEST_ARM, WHOLE_CONTEXT, Settings
+from gpt2.mechanisms import added, enabled, projection_of
+from gpt2.mechanisms.spec import Cost, sum_of, times
+from gpt2.settings.schema import LARGEST_ARM, Settings
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,27 +55,28 @@ def budget(settings: Settings, heads: Sequence[int] | None = None) -> Budget:
     m = settings.model
     own = [m.n_head] * m.n_layer if heads is None else list(heads)
 
-    def over(cost: Callable[[Settings], int], numbers: Sequence[int]) -> int:
+    def over(cost: Callable[[Settings], Cost], numbers: Sequence[int]) -> Cost:
         """The sum of a layer's cost over layers with these numbers of heads."""
-        return sum(
-            count * cost(settings.replace(n_head=number))
-            for number, count in Counter(numbers).items()
+        counted = Counter(numbers).items()
+        return sum_of(
+            *(times(count, cost(settings.replace(n_head=n))) for n, count in counted)
         )
 
     embeddings = (settings.vocab_size + m.block_size) * m.n_embd
-    body = over(_block_parameters, own) + _norm(settings)
-    body += over(_producer_parameters, own[1:])  # gates are of the next block's heads
-    forward = over(_block_flops, own) + over(_producer_flops, own[1:])
-    forward += settings.vocab_size * m.n_embd
+    # Gates are of the next block's heads.
+    total = sum_of(over(_block, own), over(_producer, own[1:]))
+    body = total.parameters + _norm(settings)
+    forward = total.multiply_adds + settings.vocab_size * m.n_embd
+    attention = sum(attention_weights(settings.replace(n_head=n)) for n in own)
     return Budget(
         parameters=embeddings + body,
         parameters_without_embeddings=body,
-        attention=over(attention_weights, own),
+        attention=attention,
         mlp=m.n_layer * 2 * m.n_embd * m.mlp_width,
         flops_forward=2 * forward,
-        flops_not_backward=_flops_not_backward(settings),
-        cache_per_token=over(_cache_per_token, own),
-        cache_constant=over(_band_cache, own) + _gate_cache(settings),
+        flops_not_backward=2 * total.flops_without_gradient,
+        cache_per_token=total.cache,
+        cache_constant=total.cache_constant,
     )
 
 
@@ -93,139 +96,38 @@ def _norm(s: Settings) -> int:
 
 
 def attention_weights(s: Settings) -> int:
-    """Weights of one layer's attention matrices, mechanisms not counted."""
-    m, x = s.model, s.mechanisms
-    e, inner = m.n_embd, m.n_head * m.head_dim
-    if x.attention == "mha":
-        return 4 * e * inner
-    if x.attention == "mla":
-        up_k = x.latent_dim * (m.head_dim if x.mla_shared_k else inner)
-        up_v = x.latent_dim * (m.head_dim if x.mla_shared_v else inner)
-        return 2 * e * inner + 2 * e * x.latent_dim + up_k + up_v
-    rope = (m.n_head + 1) * x.rope_dim * e
-    return 2 * e * inner + rope + x.joint_latent_dim * (e + 2 * inner)
+    """Weights of one layer's attention matrices, mechanisms beside them not counted."""
+    output = s.model.n_head * s.model.head_dim * s.model.n_embd
+    return projection_of(s).cost(s).weights + output
 
 
 def linear_weights(s: Settings) -> int:
     """Weights of all linear layers: what is cast under autocast, and may be pruned."""
-    m, x = s.model, s.mechanisms
-    block = attention_weights(s) + 2 * m.n_embd * m.mlp_width
-    block += m.n_embd * m.n_head * m.head_dim if x.output_gate else 0
-    block += 2 * m.mlp_width * x.cross_rank if x.cross_token else 0
-    exchange = m.mlp_width * x.latent_dim
-    block += exchange if x.latent in ("tied_transpose", "untied") else 0
-    producer = x.mlp_gate_dim * (m.mlp_width + m.n_head) if x.mlp_gate else 0
-    producer += exchange if x.latent == "untied" else 0
-    return m.n_layer * block + (m.n_layer - 1) * producer
+    layers = s.model.n_layer
+    return layers * _block(s).weights + (layers - 1) * _producer(s).weights
 
 
-def _attention_biases(s: Settings) -> int:
-    m, x = s.model, s.mechanisms
-    norm = x.joint_latent_dim if x.attention == "mla_rope" else 0
-    if not m.bias:
-        return norm
+def _block(s: Settings) -> Cost:
+    """One block without what it hands to the next."""
+    m, projection = s.model, projection_of(s)
     inner = m.n_head * m.head_dim
-    query = {
-        "mha": 3 * inner,
-        "mla": inner,
-        "mla_rope": inner + m.n_head * x.rope_dim,
-    }
-    return norm + query[x.attention] + m.n_embd
+    weights = attention_weights(s) + 2 * m.n_embd * m.mlp_width
+    biases = 2 * m.n_embd + m.mlp_width if m.bias else 0
+    scores = m.block_size * (m.n_head * projection.key_width(s) + inner)
+    own = projection.cost(s)
+    trunk = Cost(
+        weights=weights,
+        vectors=2 * _norm(s) + own.vectors + biases,
+        flops=weights + scores,
+        cache=own.cache,
+        cache_constant=own.cache_constant,
+    )
+    return sum_of(trunk, *(mechanism.cost(s) for mechanism in added(s)))
 
 
-def _block_parameters(s: Settings) -> int:
-    """One block without what it hands to the next (``_producer_parameters``)."""
-    m, x = s.model, s.mechanisms
-    e, h, width = m.n_embd, m.n_head, m.mlp_width
-    total = 2 * _norm(s) + attention_weights(s) + _attention_biases(s)
-    total += 2 * e * width + (width + e if m.bias else 0)
-    total += h if x.ra and x.ra_learned_alpha else 0
-    total += 2 * h if x.ract else 0
-    total += e * h * m.head_dim if x.output_gate else 0
-    total += 2 * width * x.cross_rank if x.cross_token else 0
-    up = {"none": 0, "per_head_scalar": h}
-    return total + up.get(x.latent, width * x.latent_dim)
-
-
-def _producer_parameters(s: Settings) -> int:
-    """What every block but the last owns to feed its successor."""
-    m, x = s.model, s.mechanisms
-    gate = x.mlp_gate_dim * (m.mlp_width + m.n_head) + m.n_head if x.mlp_gate else 0
-    down = {"untied": m.mlp_width * x.latent_dim, "per_head_scalar": m.n_head}
-    return gate + down.get(x.latent, 0)
-
-
-def _block_flops(s: Settings) -> int:
-    """Multiply-adds a token of one layer, without what it hands to the next."""
-    m, x = s.model, s.mechanisms
-    inner, t, width = m.n_head * m.head_dim, m.block_size, m.mlp_width
-    key_dim = inner + (m.n_head * x.rope_dim if x.attention == "mla_rope" else 0)
-    block = attention_weights(s) + 2 * m.n_embd * width + t * (key_dim + inner)
-    block += band(s) * key_dim if x.ra else 0
-    block += _second_scores(s)
-    block += m.n_embd * inner if x.output_gate else 0
-    block += x.cross_rank * (2 * width + t) if x.cross_token else 0
-    return block + (width * x.latent_dim if x.exchanges_latent else 0)
-
-
-def _producer_flops(s: Settings) -> int:
-    """Multiply-adds of what every block but the last hands to its successor."""
-    m, x = s.model, s.mechanisms
-    producer = x.mlp_gate_dim * (m.mlp_width + m.n_head) if x.mlp_gate else 0
-    return producer + (m.mlp_width * x.latent_dim if x.exchanges_latent else 0)
-
-
-def _second_scores(s: Settings) -> int:
-    """Scores once more a layer, for a gate at the weights."""
-    m, x = s.model, s.mechanisms
-    if not (x.ract and x.ract_placement == "weights"):
-        return 0
-    return (m.block_size + (band(s) if x.ra else 0)) * _query(s)
-
-
-def _flops_not_backward(s: Settings) -> int:
-    """Of two forwards: the weight gradient of a fixed projection, and both
-    gradients of scores whose statistic is detached."""
-    m, x = s.model, s.mechanisms
-    fixed = (2 * m.n_layer - 1) * m.mlp_width * x.latent_dim
-    total = fixed if x.latent == "per_head_scalar" else 0
-    return 2 * (total + (2 * m.n_layer * _second_scores(s) if x.ract_detach else 0))
-
-
-def band(s: Settings) -> int:
-    """Keys whose transposed score one query sees: the window and itself."""
-    window, t = s.mechanisms.ra_window, s.model.block_size
-    return t if window == WHOLE_CONTEXT else min(window + 1, t)
-
-
-def _cache_per_token(s: Settings) -> int:
-    m, x = s.model, s.mechanisms
-    inner = m.n_head * m.head_dim
-    numbers = {
-        "mha": 2 * inner,
-        "mla": 2 * x.latent_dim,
-        "mla_rope": x.joint_latent_dim + x.rope_dim,
-    }[x.attention]
-    numbers += _query(s) if x.ra and x.ra_window == WHOLE_CONTEXT else 0
-    return numbers + (x.cross_rank if x.cross_token else 0)
-
-
-def _query(s: Settings) -> int:
-    extra = s.mechanisms.rope_dim if s.mechanisms.attention == "mla_rope" else 0
-    return s.model.n_head * (s.model.head_dim + extra)
-
-
-def _band_cache(s: Settings) -> int:
-    """Of one layer: the queries that a band still reaches."""
-    window = s.mechanisms.ra and s.mechanisms.ra_window != WHOLE_CONTEXT
-    return min(s.mechanisms.ra_window, s.model.block_size) * _query(s) if window else 0
-
-
-def _gate_cache(s: Settings) -> int:
-    """Of all layers: running sums of pooled gates."""
-    m, x = s.model, s.mechanisms
-    pooled = x.mlp_gate and x.mlp_gate_pool == "prefix_mean"
-    return (m.n_layer - 1) * x.mlp_gate_dim if pooled else 0
+def _producer(s: Settings) -> Cost:
+    """What every block but the last has to feed its successor."""
+    return sum_of(*(mechanism.producer_cost(s) for mechanism in enabled(s)))
 
 
 def _granule(n_embd: int, finest: int, share: int) -> int:
@@ -284,17 +186,22 @@ def _match(s: Settings, target: int, granule: int) -> Settings:
 
 
 def _spend_share(s: Settings, wide: int, fine: int) -> Settings:
-    """Move ``mechanism_share`` of the MLP's weights to gate and cross-token."""
-    m, x = s.model, s.mechanisms
-    if not x.mechanism_share:
+    """Move ``mechanism_share`` of the MLP's weights to the mechanisms it pays for, in
+    equal parts."""
+    m, share = s.model, s.mechanisms.mechanism_share
+    if not share:
         return s
-    spend = x.mechanism_share * 2 * m.n_embd * m.mlp_width * m.n_layer
-    spend /= x.mlp_gate + x.cross_token
-    width = _nearest((1 - x.mechanism_share) * m.mlp_width, wide)
-    gate = spend / ((m.n_layer - 1) * (width + m.n_head)) if x.mlp_gate else 0
-    cross = spend / (2 * width * m.n_layer) if x.cross_token else 0
-    return s.replace(
-        mlp_width=width,
-        mlp_gate_dim=x.mlp_gate_dim or (_nearest(gate, fine) if gate else 0),
-        cross_rank=x.cross_rank or (_nearest(cross, fine) if cross else 0),
-    )
+    names = [mechanism.paid_width for mechanism in enabled(s) if mechanism.paid_width]
+    spend = share * 2 * m.n_embd * m.mlp_width * m.n_layer / len(names)
+    width = _nearest((1 - share) * m.mlp_width, wide)
+    narrow = s.replace(mlp_width=width)
+
+    def weights(name: str, value: int) -> int:
+        return linear_weights(narrow.replace(**{name: value}))
+
+    solved = {
+        name: getattr(s.mechanisms, name)
+        or _nearest(spend / (weights(name, 1) - weights(name, 0)), fine)
+        for name in names
+    }
+    return s.replace(mlp_width=width, **solved)

@@ -14,6 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from gpt2.mechanisms import mechanisms
 from gpt2.plan.budget import budget, derive_widths, resolve_widths
 from gpt2.plan.matrix_cells import (
     LeftOutCell,
@@ -32,7 +33,10 @@ from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 JOB_SCHEMA = 1
-SOLVED_FIELDS = ("head_dim", "mlp_width", "mlp_gate_dim", "cross_rank")
+SOLVED_FIELDS = (
+    *("head_dim", "mlp_width"),
+    *(m.paid_width for m in mechanisms() if m.paid_width),
+)
 
 
 @dataclass(frozen=True, slots=True)

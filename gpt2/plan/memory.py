@@ -12,11 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
+from gpt2.mechanisms import enabled, needs_of, projection_of
+from gpt2.mechanisms.spec import FLOAT, Kept
 from gpt2.plan.budget import budget, linear_weights
-from gpt2.settings.schema import WHOLE_CONTEXT, Settings, few_kept
+from gpt2.settings.schema import Settings
 from lib.pruning.names import method_kind
 
-FLOAT, BOOL, INT32, INT64 = 4, 1, 4, 8
+BOOL, INT64 = 1, 8
 CHUNK, MULTIPLE = 8192, 128  # as in gpt2/model/loss.py
 
 
@@ -125,13 +127,8 @@ def _casts(s: Settings) -> int:
     is no parameter, is cast at each use. Compiled code casts again instead."""
     if not _is_mixed(s) or s.resources.compile_model:
         return 0
-    x, again = s.mechanisms, 0
-    if x.latent == "tied_transpose":
-        again = s.model.n_layer - 1
-    elif x.latent == "per_head_scalar":
-        again = 2 * s.model.n_layer - 1
-    exchange = s.model.mlp_width * x.latent_dim
-    return 2 * (linear_weights(s) + again * exchange)
+    again = sum(mechanism.cast_again(s) for mechanism in enabled(s))
+    return 2 * (linear_weights(s) + again)
 
 
 def _normed(s: Settings) -> int:
@@ -192,155 +189,100 @@ def kept_by_block(s: Settings) -> dict[str, int]:
 
     Per token, so that a matrix T x T of one sequence counts T.
     """
-    m, x, c = s.model, s.mechanisms, _compute(s)
+    m, by = s.model, _keeping(s)
+    c = by.number
     kept = {
         "norms": 2 * (_normed(s) * m.n_embd + 2 * FLOAT),
         "their outputs": (_copies(s) + 1) * c * m.n_embd,
         "gelu": 2 * c * m.mlp_width,
-        **_kept_by_attention(s),
+        **_kept_by_attention(s, by),
         **kept_of_context(s),
     }
     if m.dropout:
         kept["dropout"] = 2 * BOOL * m.n_embd
-    if x.output_gate:
-        kept["output gate"] = 2 * c * m.n_head * m.head_dim
-    if x.cross_token:
-        kept["cross-token"] = _kept_by_cross_token(s)
-    if x.latent == "per_head_scalar" and attention_backend(s) == "triton":
-        kept["scaled key latent"] = c * x.latent_dim  # what reads it is trained
+    for mechanism in enabled(s):
+        kept |= mechanism.kept(s, by)
     return kept
+
+
+def _keeping(s: Settings) -> Kept:
+    return Kept(_compute(s), attention_backend(s), needs_of(s))
 
 
 def kept_of_context(s: Settings) -> dict[str, int]:
     """What a block keeps of what the one before handed to it."""
-    m, x, c = s.model, s.mechanisms, _compute(s)
-    kept = {}
-    if x.mlp_gate:
-        kept["gated by the MLP"] = c * m.n_head * (m.head_dim + 1)
-    if x.exchanges_latent and s.resources.attention_backend != "reference":
-        kept["key latent alone"] = c * x.latent_dim  # lies beside queries and values
-    if x.latent == "per_head_scalar" and _is_mixed(s):  # scaled by fp32 numbers
-        kept["key latent"] = FLOAT * x.latent_dim
-    return kept
+    parts = (m.kept_of_context(s, _keeping(s)) for m in enabled(s))
+    return {name: size for part in parts for name, size in part.items()}
 
 
 def kept_by_producer(s: Settings) -> dict[str, int]:
     """What a block keeps for making what it hands to the next."""
-    m, x, c = s.model, s.mechanisms, _compute(s)
-    kept = {}
-    if x.mlp_gate:
-        kept["gate"] = c * x.mlp_gate_dim + FLOAT * m.n_head
-    if x.latent == "per_head_scalar":
-        kept["latent down"] = c * x.latent_dim
-    return kept
+    parts = (m.kept_by_producer(s, _keeping(s)) for m in enabled(s))
+    return {name: size for part in parts for name, size in part.items()}
 
 
 def _copies(s: Settings) -> int:
     """How often the attention's input is kept: without a compiler autocast makes a
     copy for each product that reads it."""
-    x = s.mechanisms
     if s.resources.compile_model or not _is_mixed(s):
         return 1
     apart = s.resources.attention_backend == "reference"
-    products = {"mha": 1, "mla": 3, "mla_rope": 4}[x.attention] if apart else 1
-    return products + x.output_gate
+    products = projection_of(s).products if apart else 1
+    return products + sum(mechanism.input_products for mechanism in enabled(s))
 
 
-def _kept_by_attention(s: Settings) -> dict[str, int]:
-    m, x, c = s.model, s.mechanisms, _compute(s)
-    inner = m.n_head * m.head_dim
-    kept = {"latents": _kept_by_latents(s), "attention output": c * inner}
-    if attention_backend(s) == "reference":
-        kept["attention"] = _kept_by_reference(s)
+def _kept_by_attention(s: Settings, by: Kept) -> dict[str, int]:
+    projection = projection_of(s)
+    kept = {
+        "latents": projection.kept_latents(s, by),
+        "attention output": by.number * s.model.n_head * s.model.head_dim,
+    }
+    if by.path == "reference":
+        kept["attention"] = _kept_by_reference(s, by)
     else:
-        kept["attention"] = _queries_keys_values(s) + _kept_by_fused(s)
-    if x.ract:
-        gated = c * inner if x.ract_placement == "output" else 0
-        kept["RA-CT"] = m.n_head * (FLOAT + (c if gated else FLOAT)) + gated
+        heads = projection.kept_queries_keys_values(s, by)
+        kept["attention"] = heads + _kept_by_fused(s, by)
     return kept
 
 
-def _kept_by_latents(s: Settings) -> int:
-    """What keys and values are made from; a joint latent also for its norm."""
-    x, c = s.mechanisms, _compute(s)
-    if x.attention == "mla":
-        return 2 * c * x.latent_dim
-    if x.attention == "mla_rope":
-        return (2 * FLOAT + c) * x.joint_latent_dim + FLOAT
-    return 0
-
-
-def _queries_keys_values(s: Settings) -> int:
-    m, x, c = s.model, s.mechanisms, _compute(s)
-    inner = m.n_head * m.head_dim
-    if x.attention == "mla_rope":
-        return c * (3 * inner + 2 * m.n_head * x.rope_dim)
-    if x.attention == "mla":
-        shared = (x.mla_shared_k, x.mla_shared_v)
-        return c * (inner + sum(m.head_dim if one else inner for one in shared))
-    return 3 * c * inner
-
-
-def _kept_by_fused(s: Settings) -> int:
+def _kept_by_fused(s: Settings, by: Kept) -> int:
     """Besides queries, keys, values and output: numbers for each row, and what is
     put together for the call."""
-    m, x, c = s.model, s.mechanisms, _compute(s)
-    row, width = FLOAT * m.n_head, c * m.n_head * m.head_dim
-    doubled = 4 * width if x.ra else 0
-    match attention_backend(s):
+    m, needs = s.model, by.needs
+    row, width = FLOAT * m.n_head, by.number * m.n_head * m.head_dim
+    doubled = 0 if needs.window is None else 4 * width
+    match by.path:
         case "sdpa" | "cudnn":
             return row + doubled
         case "flex":  # a band is two calls
-            return row + doubled + (row + width if _is_banded(s) else 0)
-    if not x.ract:
+            banded = needs.is_banded(m.block_size)
+            return row + doubled + (row + width if banded else 0)
+    if needs.statistic is None:
         return row
-    limits = x.ract_statistic in ("topk", "max")
-    calls = 2 if x.ract_placement == "weights" else 1
+    limits = needs.statistic.kind in ("topk", "max")
+    calls = 2 if needs.at_weights else 1
     return row * (calls + 1 + limits)
 
 
-def _kept_by_reference(s: Settings) -> int:
+def _kept_by_reference(s: Settings, by: Kept) -> int:
     """Queries, keys and values in fp32, and T x T weights for each head."""
-    m, x, c = s.model, s.mechanisms, _compute(s)
+    m, needs, c = s.model, by.needs, by.number
     inner, square = m.n_head * m.head_dim, m.n_head * m.block_size
-    rope = x.rope_dim if x.attention == "mla_rope" else 0
-    kept = FLOAT * (3 * inner + 2 * m.n_head * rope + square)
-    if x.ra:
-        kept += 2 * c * inner + (c * square if x.ra_learned_alpha else 0)
-    if x.ract:
+    keys = m.n_head * projection_of(s).key_width(s)
+    kept = FLOAT * (2 * keys + inner + square)
+    if needs.window is not None:
+        kept += 2 * c * inner + (c * square if needs.learned else 0)
+    if needs.statistic is not None:
         kept += {
-            "topk": INT64 * m.n_head * x.ract_topk,
+            "topk": INT64 * m.n_head * needs.statistic.topk,
             "max": 0,
             "entropy": (2 * FLOAT + BOOL) * square,
             "rms": 0,
-        }[x.ract_statistic]
+        }[needs.statistic.kind]
         kept += FLOAT * m.n_head
-        if x.ract_placement == "weights":
+        if needs.at_weights:
             kept += 2 * FLOAT * (inner + square)
     return kept
-
-
-def _kept_by_cross_token(s: Settings) -> int:
-    """Hidden states before and after, which the kernels' path does without; the chosen
-    weights [T, T], of which those kernels keep a few of each row; and their sums."""
-    m, x, c = s.model, s.mechanisms, _compute(s)
-    if attention_backend(s) == "triton":
-        averaged = x.ract and x.ract_head_average and x.ract_placement == "output"
-        few = few_kept(x.cross_read, m.block_size, averaged)
-        row = FLOAT if x.cross_renorm else 0
-        if few:  # columns and values; divided, these and their sum are there twice
-            row += row + few * (INT32 + FLOAT + row)
-        return c * (2 * x.cross_rank + (0 if few else m.block_size)) + row
-    matrices, row = c, 0
-    if x.cross_select == "topk" and x.cross_topk < m.block_size:
-        matrices += BOOL
-    elif x.cross_select == "rms":
-        matrices += 2 * FLOAT
-        row += FLOAT
-    if x.cross_renorm:
-        matrices += FLOAT
-        row += 2 * FLOAT
-    return c * (m.mlp_width + 2 * x.cross_rank) + m.block_size * matrices + row
 
 
 # ---- which path serves ---------------------------------------------------------------
@@ -349,16 +291,11 @@ def _kept_by_cross_token(s: Settings) -> int:
 def attention_backend(s: Settings) -> str:
     """The path of attention on a GPU, as far as it is known beforehand: `auto` is
     taken to choose SDPA where it serves and this project's kernels elsewhere."""
-    x, backend = s.mechanisms, s.resources.attention_backend
+    needs, backend = needs_of(s), s.resources.attention_backend
     fused = backend in ("auto", "sdpa", "cudnn")
-    if fused and not (x.ract or x.cross_token or _is_banded(s)):
+    shows_weights = needs.statistic is not None or needs.mean
+    if fused and not shows_weights and not needs.is_banded(s.model.block_size):
         return "sdpa"
     if backend in ("auto", "triton"):
         return "reference" if s.model.dropout else "triton"
     return "reference" if fused else backend
-
-
-def _is_banded(s: Settings) -> bool:
-    x = s.mechanisms
-    narrow = WHOLE_CONTEXT < x.ra_window < s.model.block_size - 1
-    return x.ra and narrow

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from gpt2.plan.mechanism_specs import OFF
-from gpt2.settings.schema import LARGEST_ARM, WHOLE_CONTEXT
+from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
+from gpt2.settings.schema import LARGEST_ARM, NO_WIDTH_REQUESTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,11 @@ class Step:
 
 
 # GPT-2 itself: every mechanism off. Step 0, and so the root of each lineage.
-PLAIN = {**OFF, "ra_learned_alpha": False}
+PLAIN = {
+    name: value
+    for values in (*({**m.off, **m.plain} for m in mechanisms()), NO_WIDTH_REQUESTS)
+    for name, value in values.items()
+}
 RACT = {"ract": True, "ract_statistic": "topk", "ract_placement": "output"}
 GATE_AND_CROSS = {"mlp_gate": True, "cross_token": True, "mechanism_share": 0.20}
 R_2_5 = {"mlp_ratio": 2.5}

@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
+from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.spec import Mechanism, Reads
 from gpt2.plan.jobs import Plan
-from gpt2.plan.mechanism_specs import MECHANISMS, Mechanism, Reads
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF, Settings
 from lib.kconfig.config_py import Config
 
@@ -26,8 +27,8 @@ class Reader:
 
 
 def _of_mechanisms() -> Iterator[Reader]:
-    for mechanism in MECHANISMS:
-        for reads in mechanism.reads:
+    for mechanism in mechanisms():
+        for reads in mechanism.readers():
             is_on = partial(_is_read, mechanism, reads)
             yield Reader(reads.what, reads.fields, is_on)
 

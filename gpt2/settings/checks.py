@@ -6,10 +6,12 @@ What a symbol may be by itself is Kconfig's and gpt2/settings/schema.py's. Torch
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import PurePath
 
-from gpt2.settings.schema import Mechanisms, Settings
+from gpt2.mechanisms import enabled, mechanisms
+from gpt2.settings.schema import SYMBOL_OF, Settings
 from lib.gpu.env import check_allocator
 from lib.jobs.slots import gpu_names
 from lib.pruning.names import why_not
@@ -29,56 +31,13 @@ def check(settings: Settings) -> None:
 
 
 def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
-    m, x, o, r = s.model, s.mechanisms, s.optim, s.resources
+    m, o, r = s.model, s.optim, s.resources
     yield (
         not m.head_dim and m.n_embd % m.n_head != 0,
         f"GPT2_N_EMBD={m.n_embd} is no multiple of GPT2_N_HEAD={m.n_head}: "
         "change one of them or set GPT2_HEAD_DIM",
     )
-    yield (
-        x.exchanges_latent and x.attention != "mla",
-        "latent reciprocity exchanges MLA's key latent: it needs "
-        f"RA_MLA_ATTENTION_MLA=y, but attention is {x.attention!r}",
-    )
-    yield (
-        x.latent == "per_head_scalar" and x.latent_dim < m.n_head,
-        f"per_head_scalar cuts RA_MLA_LATENT_DIM={x.latent_dim} into one chunk "
-        f"a head, and there are {m.n_head} heads: widen the latent",
-    )
-    yield (
-        x.latent == "per_head_scalar" and 0 < m.mlp_width < x.latent_dim,
-        f"per_head_scalar projects an MLP of width {m.mlp_width} on orthonormal "
-        f"directions, of which RA_MLA_LATENT_DIM={x.latent_dim} are too many: "
-        "narrow the latent or widen the MLP",
-    )
-    yield (
-        x.attention == "mla_rope" and x.rope_dim % 2 != 0,
-        f"RA_MLA_ROPE_DIM={x.rope_dim} must be even: rotations act on pairs",
-    )
-    yield (
-        x.mechanism_share > 0 and not (x.mlp_gate or x.cross_token),
-        f"RA_MLA_MECHANISM_SHARE={x.mechanism_share} has no mechanism to pay for: "
-        "enable RA_MLA_MLP_GATE or RA_MLA_CROSS_TOKEN, or set it to 0",
-    )
-    for symbol, on, width in (
-        ("RA_MLA_MLP_GATE_DIM", x.mlp_gate, x.mlp_gate_dim),
-        ("RA_MLA_CROSS_RANK", x.cross_token, x.cross_rank),
-    ):
-        yield (
-            on and not width and not x.mechanism_share,
-            f"{symbol}=0 takes its width from RA_MLA_MECHANISM_SHARE, which is 0: "
-            "set one of them",
-        )
-    needs_layers = [
-        name
-        for name, on in (("MLP gate", x.mlp_gate), ("latent", x.exchanges_latent))
-        if on
-    ]
-    yield (
-        bool(needs_layers) and m.n_layer < 2,
-        f"{' and '.join(needs_layers)} flows from one block to the next: "
-        f"GPT2_N_LAYER={m.n_layer} leaves nothing to flow to",
-    )
+    yield from _mechanism_rules(s)
     yield (
         o.min_lr > o.learning_rate,
         f"GPT2_MIN_LR={o.min_lr:g} is above LEARNING_RATE={o.learning_rate:g}",
@@ -148,6 +107,43 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     )
 
 
+def _mechanism_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    on, share = enabled(s), s.mechanisms.mechanism_share
+    for mechanism in on:
+        yield from mechanism.problems(s)
+        for name, value in mechanism.needs.items():
+            found = getattr(s.mechanisms, name)
+            yield (
+                found != value,
+                f"{mechanism.title} needs {SYMBOL_OF[name]}={value!r}, but it is "
+                f"{found!r}",
+            )
+    asked = Counter(name for each in on for name in each.attention(s))
+    yield (
+        max(asked.values(), default=0) > 1,
+        f"{' and '.join(m.name for m in on if m.attention(s))} ask for the same of one "
+        "attention call: switch one of them off",
+    )
+    switches = [SYMBOL_OF[next(iter(m.off))] for m in mechanisms() if m.paid_width]
+    yield (
+        share > 0 and not any(m.paid_width for m in on),
+        f"RA_MLA_MECHANISM_SHARE={share} has no mechanism to pay for: "
+        f"enable {' or '.join(switches)}, or set it to 0",
+    )
+    for name in (m.paid_width for m in on if m.paid_width):
+        yield (
+            not getattr(s.mechanisms, name) and not share,
+            f"{SYMBOL_OF[name]}=0 takes its width from RA_MLA_MECHANISM_SHARE, which "
+            "is 0: set one of them",
+        )
+    flows = [m.title for m in on if m.hands_on]
+    yield (
+        bool(flows) and s.model.n_layer < 2,
+        f"{' and '.join(flows)} flows from one block to the next: "
+        f"GPT2_N_LAYER={s.model.n_layer} leaves nothing to flow to",
+    )
+
+
 def _why_unreadable(text: str, read: Callable[[str], object]) -> str:
     try:
         read(text)
@@ -157,7 +153,7 @@ def _why_unreadable(text: str, read: Callable[[str], object]) -> str:
 
 
 def _head_rules(s: Settings) -> Iterator[tuple[bool, str]]:
-    refusal = heads_refusal(s.mechanisms)
+    refusal = heads_refusal(s)
     yield bool(refusal), f"PRUNING_METHOD 'heads': {refusal}"
     why = why_not(s.optim.optimizer, "heads")
     yield why is not None, f"PRUNING_METHOD 'heads': {why}"
@@ -204,21 +200,12 @@ def _head_remarks(s: Settings) -> Iterator[str]:
             )
 
 
-def heads_refusal(x: Mechanisms) -> str:
+def heads_refusal(s: Settings) -> str:
     """Why single heads cannot be removed from a model; empty if they can.
 
     Each head must own its weights, and no other part of the model may read all heads.
     """
-    reasons = {
-        f"RA_MLA_ATTENTION is {x.attention!r}, whose heads share a latent: it needs "
-        "RA_MLA_ATTENTION_MHA=y": x.attention != "mha",
-        "RA_MLA_CROSS_TOKEN=y reads the mean over all heads' weights, removed ones "
-        "too": x.cross_token,
-        "RA_MLA_RACT_HEAD_AVERAGE=y gates by the mean over all heads' weights, "
-        "removed ones too": x.ract
-        and x.ract_head_average,
-    }
-    found = [reason for reason, holds in reasons.items() if holds]
+    found = [reason for m in enabled(s) if (reason := m.heads_refusal(s))]
     return f"heads cannot be removed: {'; '.join(found)}" if found else ""
 
 

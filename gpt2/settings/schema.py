@@ -9,39 +9,18 @@ parses and checks it. gpt2/settings/checks.py says which settings exclude each o
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from gpt2.mechanisms import mechanisms, projections
+from gpt2.mechanisms.spec import GPT2_ATTENTION, annotated, setting
 from lib.trackers import BACKENDS
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
-WHOLE_CONTEXT = 0  # ra_window: no band, the transposed score everywhere
-MOST_KEPT = 16  # mean weights of a row that kernels give as numbers, not a matrix
 LARGEST_ARM = "largest"
 T = typing.TypeVar("T")
-
-
-def setting(
-    symbol: str,
-    *,
-    low: float = -math.inf,
-    high: float = math.inf,
-    above: float = -math.inf,
-    allowed: tuple[str, ...] | None = None,
-) -> Any:
-    """A field fed by CONFIG_<symbol>; bounds are inclusive except ``above``."""
-    return dataclasses.field(
-        metadata={
-            "symbol": symbol,
-            "low": low,
-            "high": high,
-            "above": above,
-            "allowed": allowed,
-        }
-    )
 
 
 def rate(symbol: str) -> Any:
@@ -72,69 +51,40 @@ class Model:
     bias: bool = setting("GPT2_BIAS")
 
 
-@part
-class Mechanisms:
-    """What distinguishes the arms of an ablation."""
+class WidthRequests:
+    """Requests that gpt2/plan/budget.py turns into widths; the model reads none."""
 
-    attention: str = setting("RA_MLA_ATTENTION", allowed=("mha", "mla", "mla_rope"))
-    latent_dim: int = setting("RA_MLA_LATENT_DIM")
-    mla_shared_k: bool = setting("RA_MLA_SHARED_K")
-    mla_shared_v: bool = setting("RA_MLA_SHARED_V")
-    joint_latent_dim: int = setting("RA_MLA_JOINT_LATENT_DIM")
-    rope_dim: int = setting("RA_MLA_ROPE_DIM")
-    ra: bool = setting("RA_MLA_RA")
-    ra_window: int = setting("RA_MLA_RA_WINDOW")
-    ra_alpha: float = setting("RA_MLA_RA_ALPHA", low=-4.0, high=4.0)
-    ra_learned_alpha: bool = setting("RA_MLA_RA_LEARNED_ALPHA")
-    ract: bool = setting("RA_MLA_RACT")
-    ract_statistic: str = setting(
-        "RA_MLA_RACT_STATISTIC", allowed=("topk", "max", "entropy", "rms")
-    )
-    ract_placement: str = setting(
-        "RA_MLA_RACT_PLACEMENT", allowed=("output", "weights")
-    )
-    ract_topk: int = setting("RA_MLA_RACT_TOPK")
-    ract_mix: float = setting("RA_MLA_RACT_MIX", low=0.0, high=1.0)
-    ract_head_average: bool = setting("RA_MLA_RACT_HEAD_AVERAGE")
-    ract_detach: bool = setting("RA_MLA_RACT_DETACH")
-    mlp_gate: bool = setting("RA_MLA_MLP_GATE")
-    mlp_gate_dim: int = setting("RA_MLA_MLP_GATE_DIM")
-    mlp_gate_mix: float = setting("RA_MLA_MLP_GATE_MIX", low=0.0, high=1.0)
-    mlp_gate_pool: str = setting(
-        "RA_MLA_MLP_GATE_POOL", allowed=("token", "prefix_mean")
-    )
-    cross_token: bool = setting("RA_MLA_CROSS_TOKEN")
-    cross_rank: int = setting("RA_MLA_CROSS_RANK")
-    cross_mix: float = setting("RA_MLA_CROSS_MIX", low=0.0, high=1.0)
-    cross_select: str = setting("RA_MLA_CROSS_SELECT", allowed=("topk", "rms", "none"))
-    cross_topk: int = setting("RA_MLA_CROSS_TOPK")
-    cross_tau: float = setting("RA_MLA_CROSS_TAU", above=0.0, high=1.0)
-    cross_renorm: bool = setting("RA_MLA_CROSS_RENORM")
-    latent: str = setting(
-        "RA_MLA_LATENT_RECIPROCITY",
-        allowed=("none", "tied_transpose", "untied", "per_head_scalar"),
-    )
-    latent_mix: float = setting("RA_MLA_LATENT_MIX", low=0.0, high=1.0)
-    output_gate: bool = setting("RA_MLA_OUTPUT_GATE")
     mlp_ratio: float = setting("RA_MLA_MLP_RATIO", low=0.0, high=16.0)
     mechanism_share: float = setting("RA_MLA_MECHANISM_SHARE", low=0.0, high=0.5)
     match_step: str = setting("RA_MLA_MATCH_STEP")
 
-    @property
-    def cross_read(self) -> int:
-        """How many weights of a row the cross-token MLP reads; 0: any number."""
-        return self.cross_topk if self.cross_select == "topk" else 0
 
-    @property
-    def exchanges_latent(self) -> bool:
-        """Whether latent reciprocity flows between the blocks."""
-        return self.latent != "none"
+NO_WIDTH_REQUESTS = {"mlp_ratio": 0.0, "mechanism_share": 0.0, "match_step": ""}
 
 
-def few_kept(read: int, columns: int, averaged: bool) -> int:
-    """How many mean weights of a row the kernels give as numbers, if so many are read
-    (0: all); 0: they give the matrix, which a statistic of the heads' average needs."""
-    return 0 if averaged or read > MOST_KEPT else min(read, columns)
+class Attention:
+    """The choice among gpt2/mechanisms' projections."""
+
+    attention: str = setting(
+        "RA_MLA_ATTENTION", allowed=(GPT2_ATTENTION, *(p.kind for p in projections()))
+    )
+
+
+if typing.TYPE_CHECKING:
+    Mechanisms = Any  # its fields are those of the folders in gpt2/mechanisms
+else:
+    groups = (Attention, *(m.Fields for m in mechanisms()), WidthRequests)
+    Mechanisms = dataclasses.make_dataclass(
+        "Mechanisms",
+        [field for group in groups for field in annotated(group)],
+        namespace={
+            "__doc__": "What distinguishes the arms of an ablation.",
+            "__module__": __name__,
+        },
+        frozen=True,
+        kw_only=True,
+        slots=True,
+    )
 
 
 @part

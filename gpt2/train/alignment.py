@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from gpt2.mechanisms import enabled
 from gpt2.settings.schema import SYMBOL_OF, Settings
 
 MULTIPLE = 64  # of the tiles of 16-bit products on NVIDIA and AMD alike
@@ -12,10 +13,8 @@ def unaligned(settings: Settings) -> list[str]:
 
     The vocabulary is not among them: the loss pads it (gpt2/model/loss.py).
     """
-    attention = settings.mechanisms.attention
     names = ["n_embd", "head_dim", "mlp_width", "block_size"]
-    names += ["latent_dim"] if attention == "mla" else []
-    names += ["joint_latent_dim"] if attention == "mla_rope" else []
+    names += [width for m in enabled(settings) for width in m.widths]
     values = settings.flat()
     return [
         f"{SYMBOL_OF[name]}={values[name]}" for name in names if values[name] % MULTIPLE

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.gpt import GPT
-from gpt2.settings.schema import WHOLE_CONTEXT
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.backends.call import Largest
 from gpt2.model.context import DecodeCache
@@ -26,7 +27,7 @@ from gpt2.model.reference.formulas import forward_deviations, whole_deviations
 from gpt2.model.reference.measures import deviation, generic_sum
 from gpt2.model.reference.naive_attention import naive_attend
 from gpt2.plan.budget import budget
-from gpt2.settings.schema import WHOLE_CONTEXT, Optim, Settings
+from gpt2.settings.schema import Optim, Settings
 from gpt2.verify.features import acting, identity
 from gpt2.verify.subject import EXACT, ROUNDING, Finding, Subject
 from lib.optim.groups import OptimizerLike

@@ -13,9 +13,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.spec import Tiny
 from gpt2.plan.jobs import Plan, plan_settings, step_settings
 from gpt2.plan.steps import STEPS, Step
-from gpt2.settings.schema import IDENTITY_PARTS, WHOLE_CONTEXT, Settings
+from gpt2.settings.schema import IDENTITY_PARTS, Settings
 from gpt2.verify.certificates import CERTIFICATES, certify
 from gpt2.verify.changes import changes, distinct
 from gpt2.verify.subject import Finding, Subject
@@ -64,34 +66,21 @@ def shrink(
     Settings are those of a plan's base: unsolved, zeros where derived.
     """
     m, x = settings.model, settings.mechanisms
-    scale = n_embd / m.n_embd
-    heads = min(n_head, m.n_head)
-
-    def width(value: int, least: int = 1) -> int:
-        return max(least, round(value * scale)) if value else 0
-
-    banded = x.ra_window != WHOLE_CONTEXT and x.ra_window < m.block_size - 1
-    window = max(2, min(x.ra_window, block_size // 3)) if banded else x.ra_window
+    to = Tiny(n_embd / m.n_embd, min(n_head, m.n_head), block_size)
+    shrunk = [mechanism.tiny(x, m, to) for mechanism in mechanisms()]
     return settings.replace(
         model_size="custom",
         n_layer=min(n_layer, m.n_layer),
-        n_head=heads,
+        n_head=to.heads,
         n_embd=n_embd,
-        head_dim=width(m.head_dim),
-        mlp_width=width(m.mlp_width),
+        head_dim=to.width(m.head_dim),
+        mlp_width=to.width(m.mlp_width),
         block_size=block_size,
         dropout=0.0,
-        latent_dim=width(x.latent_dim, max(4, heads)),
-        joint_latent_dim=width(x.joint_latent_dim, 4),
-        rope_dim=2 * width(x.rope_dim // 2),
-        ra_window=window,
-        ract_topk=min(x.ract_topk, block_size // 6),
-        mlp_gate_dim=width(x.mlp_gate_dim),
-        cross_rank=width(x.cross_rank),
-        cross_topk=min(x.cross_topk, block_size // 6),
         tokenizer="bytes",
         compile_model=False,
         mixed_precision="fp32",
+        **{name: value for values in shrunk for name, value in values.items()},
     )
 
 

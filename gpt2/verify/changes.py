@@ -19,17 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gpt2.mechanisms import mechanisms
 from gpt2.model.reference.measures import deviation, generic_sum
 from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
-from gpt2.plan.mechanism_specs import WIDTH_REQUESTS
 from gpt2.plan.run_length import seconds_of
 from gpt2.plan.steps import Step
 from gpt2.settings.checks import check
-from gpt2.settings.schema import LARGEST_ARM, PART_OF, SYMBOL_OF, Settings
+from gpt2.settings.schema import (
+    LARGEST_ARM,
+    NO_WIDTH_REQUESTS,
+    PART_OF,
+    SYMBOL_OF,
+    Settings,
+)
 from gpt2.verify.subject import EXACT, Finding, Subject, scramble
 
-# Lengths that gpt2/verify/certify_steps.py cuts down for tiny sizes.
-CUT_OFF = ("ra_window", "ract_topk", "cross_topk")
+# Lengths that tiny sizes cut down.
+CUT_OFF = tuple(name for m in mechanisms() for name in m.lengths)
 BATCH = ("batch_size", "gradient_accumulation")
 MIXED = 1e-6  # bf16 against bf16: of the largest weight
 Tensors = Mapping[str, Tensor]
@@ -214,7 +220,7 @@ def changes(step: Step, subject: Subject, parent: Subject, base: Settings) -> Fi
         problems.append(f"the same as step {step.parent} as configured: {same}")
     known = {s: Behaviour(s) for s in (subject, parent)}
     for name in changed:
-        if name in WIDTH_REQUESTS:
+        if name in NO_WIDTH_REQUESTS:
             acts = moves_widths(name, step, base)
         else:
             acts = any(
@@ -268,7 +274,7 @@ def _with_fields_of(
     for take, give in ((source.settings, target.settings), (source.full, target.full)):
         values = take.flat()
         fields = {name: values[name] for name in names}
-        settings = give.replace(**{**WIDTH_REQUESTS, **fields})
+        settings = give.replace(**{**NO_WIDTH_REQUESTS, **fields})
         try:
             check(settings)
         except ValueError:

@@ -10,28 +10,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gpt2.mechanisms import enabled
+from gpt2.mechanisms.spec import Mechanism
 from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
 from gpt2.model.reference.measures import deviation
-from gpt2.plan.mechanism_specs import MECHANISMS
 from gpt2.settings.schema import Settings
 from gpt2.verify.subject import ROUNDING, Finding, Subject
 
-# How each feature is switched off, and the value at which it does nothing.
-FEATURES: Mapping[str, Mapping[str, Any]] = {
-    m.name: m.off for m in MECHANISMS if not m.replaces
-}
-NEUTRAL: Mapping[str, Mapping[str, Any]] = {
-    m.name: m.neutral for m in MECHANISMS if m.neutral
-}
 
-
-def features_of(settings: Settings) -> list[str]:
-    """The features that are switched on."""
-    flat = settings.flat()
-    return [
-        n for n, off in FEATURES.items() if any(flat[f] != v for f, v in off.items())
-    ]
+def features_of(settings: Settings) -> list[Mechanism]:
+    """The mechanisms that are on and that the same weights can do without."""
+    return [m for m in enabled(settings) if not m.replaces]
 
 
 # ---- 4 acting ---------------------------------------------------------------------
@@ -43,8 +33,8 @@ def acting(subject: Subject) -> Finding:
     model, tokens = subject.model(), subject.tokens("acting")
     with_all = model.logits(tokens)
     effects = {
-        name: deviation(with_all, _without(subject, model, name).logits(tokens))
-        for name in features_of(subject.settings)
+        each.name: deviation(with_all, _without(subject, model, each).logits(tokens))
+        for each in features_of(subject.settings)
     }
     problems = [
         f"{name} changes nothing" for name, e in effects.items() if e < ROUNDING
@@ -55,9 +45,9 @@ def acting(subject: Subject) -> Finding:
     return Finding(not problems, f"{min(effects.values()):.1e}", "; ".join(problems))
 
 
-def _without(subject: Subject, model: GPT, feature: str) -> GPT:
+def _without(subject: Subject, model: GPT, feature: Mechanism) -> GPT:
     """The same weights in a model without one feature."""
-    changed = subject.settings.replace(**FEATURES[feature])
+    changed = subject.settings.replace(**feature.off)
     return _with_weights_of(model, subject.model(changed))
 
 
@@ -120,25 +110,25 @@ def identity(subject: Subject) -> Finding:
     plain = subject.settings.replace(attention_backend="reference")
     at_reference = replace(subject, settings=plain)
     tokens, problems = subject.tokens("identity"), []
-    for name in features_of(plain):
-        if name not in NEUTRAL:
+    for feature in features_of(plain):
+        if not (feature.neutral or feature.neutral_weights):
             continue
-        model = at_reference.model(plain.replace(**NEUTRAL[name]))
-        if name == "ra":
-            _zero_learned_alpha(model)
-        off = _without(at_reference, model, name)
+        model = at_reference.model(plain.replace(**feature.neutral))
+        _set_weights(model, feature.neutral_weights)
+        off = _without(at_reference, model, feature)
         distance = deviation(model.logits(tokens), off.logits(tokens))
         if distance != 0:
-            problems.append(f"neutral {name} deviates by {distance:.2g}")
+            problems.append(f"neutral {feature.name} deviates by {distance:.2g}")
     start = subject.model(generic=False)
-    off_changes = {k: v for f in features_of(plain) for k, v in FEATURES[f].items()}
+    off_changes = {k: v for f in features_of(plain) for k, v in f.off.items()}
     bare = subject.model(subject.settings.replace(**off_changes), generic=False)
     shipped = deviation(start.logits(tokens), bare.logits(tokens))
     return Finding(not problems, f"~{shipped:.1e}", "; ".join(problems))
 
 
-def _zero_learned_alpha(model: GPT) -> None:
+def _set_weights(model: GPT, values: Mapping[str, float]) -> None:
+    """Set parameters of every block, by their names in it, as far as it has them."""
     for block in model.layers():
-        reciprocity = block.attn.reciprocity
-        if reciprocity is not None and reciprocity.alpha is not None:
-            reciprocity.alpha.zero_()
+        for name, parameter in block.named_parameters():
+            if name in values:
+                parameter.fill_(values[name])

@@ -22,11 +22,12 @@ from typing import Any
 import torch
 
 from gpt2.data.token_files import DataError, MissingData
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model import init
 from gpt2.plan.jobs import SOLVED_FIELDS, Job, Plan, step_settings
 from gpt2.plan.matrix_cells import cell_changes, cells_of
 from gpt2.plan.steps import STEPS, Step, Times, lineage
-from gpt2.settings.schema import PART_OF, WHOLE_CONTEXT, Settings
+from gpt2.settings.schema import PART_OF, Settings
 from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import TokenSplit, load_data
 from gpt2.train.evaluate import Evaluator

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from gpt2.mechanisms import needs_of
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.autotune import trials
 from gpt2.model.autotune.trials import Trial
@@ -101,12 +102,12 @@ def _numbers(attended: Attended) -> list[Tensor]:
 
 def _comparable(attended: Attended, settings: Settings) -> Attended:
     """With the mean weights as a matrix of those that are read."""
-    x, mean = settings.mechanisms, attended.mean
+    kept, mean = needs_of(settings).kept, attended.mean
     if isinstance(mean, Largest):
         return attended._replace(mean=mean.matrix(mean.columns.shape[1]))
-    if mean is None or not x.cross_read:
+    if mean is None or not kept:
         return attended
-    return attended._replace(mean=keep_weights(mean, "topk", x.cross_read, 0.0, False))
+    return attended._replace(mean=keep_weights(mean, "topk", kept, 0.0, False))
 
 
 def inputs(

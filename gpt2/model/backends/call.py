@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gpt2.settings.schema import WHOLE_CONTEXT
+from gpt2.mechanisms.needs import WHOLE_CONTEXT, Statistic
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,6 @@ class Transposed:
     def is_whole(self, columns: int) -> bool:
         """Whether the band covers every visible key."""
         return self.window == WHOLE_CONTEXT or self.window >= columns - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Statistic:
-    """A number per row of attention weights, over its visible keys."""
-
-    kind: str
-    topk: int
-    head_average: bool
 
 
 class Largest(NamedTuple):

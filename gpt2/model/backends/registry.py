@@ -9,16 +9,17 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
+from gpt2.mechanisms import needs_of, projection_of
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.backends import cudnn, flex, reference, sdpa, triton
 from gpt2.model.backends.call import (
     Attended,
     AttentionCall,
     CallShape,
     Platform,
-    Statistic,
     platform_of_tensor,
 )
-from gpt2.settings.schema import WHOLE_CONTEXT, Settings
+from gpt2.settings.schema import Settings
 from lib.gpu.device import DTYPES
 
 
@@ -61,23 +62,25 @@ def serving(shape: CallShape, backend: str, platform: Platform) -> str:
 
 def shapes_of(settings: Settings) -> tuple[CallShape, ...]:
     """The calls of one layer in training, in their order."""
-    m, x = settings.model, settings.mechanisms
-    rope = x.rope_dim if x.attention == "mla_rope" else 0
-    window = x.ra_window if x.ra_window < m.block_size - 1 else WHOLE_CONTEXT
-    statistic = Statistic(x.ract_statistic, x.ract_topk, x.ract_head_average)
+    m, needs = settings.model, needs_of(settings)
+    window = needs.window
+    if window is not None and not needs.is_banded(m.block_size):
+        window = WHOLE_CONTEXT
     main = CallShape(
         rows=m.block_size,
         columns=m.block_size,
-        widths=(m.head_dim + rope, m.head_dim),
+        widths=(projection_of(settings).key_width(settings), m.head_dim),
         dtype=DTYPES[settings.optim.mixed_precision],
-        window=window if x.ra else None,
-        statistic=statistic if x.ract and x.ract_placement == "output" else None,
-        mean=x.cross_token,
+        window=window,
+        statistic=None if needs.at_weights else needs.statistic,
+        mean=needs.mean,
         dropout=m.dropout,
     )
-    if not x.ract or x.ract_placement == "output":
+    if not needs.at_weights:
         return (main,)
-    before = replace(main, statistic=statistic, mean=False, dropout=0.0, values=False)
+    before = replace(
+        main, statistic=needs.statistic, mean=False, dropout=0.0, values=False
+    )
     return before, main
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from gpt2.mechanisms.needs import few_kept
 from gpt2.model.backends.call import (
     Attended,
     AttentionCall,
@@ -13,7 +14,6 @@ from gpt2.model.backends.call import (
     first_reason,
 )
 from gpt2.model.backends.reference import row_statistic
-from gpt2.settings.schema import few_kept
 from lib.kernels.rows import WIDEST_HEAD, WIDEST_TOPK
 
 

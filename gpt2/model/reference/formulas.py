@@ -202,7 +202,7 @@ class _Block:
         attended, weights, key_latent = self._attention(normed, gates, latent)
         x = x + attended
         h = _gelu(self._linear("mlp.fc", _norm(x, self.weights, self.prefix + "ln_2")))
-        if self.x.exchanges_latent:
+        if self.x.latent != "none":
             assert key_latent is not None, "no key latent to read"
             h = h + self.x.latent_mix * self._up(key_latent)
         if self.x.cross_token:

@@ -12,12 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.backends.call import AttentionCall, Statistic, Transposed
 from gpt2.model.backends.reference import row_statistic
 from gpt2.model.backends.registry import BACKENDS, attend
 from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
-from gpt2.settings.schema import WHOLE_CONTEXT
 from tests import reference as naive
 from tests.gpt2.helpers import (
     assert_agree,

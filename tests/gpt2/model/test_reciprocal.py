@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.backends.call import AttentionCall
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import LayerCache
 from gpt2.model.reciprocal import Reciprocity
-from gpt2.settings.schema import WHOLE_CONTEXT
 from tests import reference as naive
 from tests.gpt2.helpers import assert_agree, deviation, normal, tiny_model
 

@@ -112,7 +112,7 @@ def test_an_arm_that_is_impossible_here_does_not_stop_the_largest_arms_control()
     control, *others = plan(STEPS="20,0-19,21-26,28-33", SEEDS="1", **narrow).jobs
     sizes = [budget(each.settings).parameters for each in others]
     assert budget(control.settings).parameters > max(sizes)
-    with pytest.raises(ValueError, match="step 3: MLP gate"):
+    with pytest.raises(ValueError, match="step 3: MLP to attention gate"):
         plan(STEPS="3", SEEDS="1", GPT2_N_LAYER="1")
     assert plan(STEPS="20", SEEDS="1", GPT2_N_LAYER="1").jobs
 

@@ -15,11 +15,11 @@ from tests.gpt2.helpers import KCONFIG, make_config, tiny
 
 SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"n_embd": 10, "n_head": 4, "head_dim": 0}, "GPT2_N_EMBD=10 is no multiple"),
-    ({"latent": "untied"}, "needs RA_MLA_ATTENTION_MLA=y, but attention is 'mha'"),
-    ({"latent": "untied", "attention": "mla_rope"}, "attention is 'mla_rope'"),
+    ({"latent": "untied"}, "needs RA_MLA_ATTENTION='mla', but it is 'mha'"),
+    ({"latent": "untied", "attention": "mla_rope"}, "it is 'mla_rope'"),
     (
         {"latent": "per_head_scalar", "attention": "mla", "latent_dim": 3},
-        "RA_MLA_LATENT_DIM=3 into one chunk a head, and there are 4 heads",
+        "RA_MLA_LATENT_DIM=3 into one chunk per head, and there are 4 heads",
     ),
     (
         {"latent": "per_head_scalar", "attention": "mla", "mlp_width": 5},

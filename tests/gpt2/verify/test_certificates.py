@@ -12,12 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model import attention, block, gating, gpt, mla, mlp, reciprocal
 from gpt2.model.backends import reference
 from gpt2.model.context import BlockContext
 from gpt2.plan.jobs import Plan, plan_settings
 from gpt2.plan.steps import STEPS
-from gpt2.settings.schema import WHOLE_CONTEXT, Settings
+from gpt2.settings.schema import Settings
 from gpt2.train import optimizer as optimize
 from gpt2.verify import certify_steps
 from gpt2.verify.certificates import budgets, certify, formula

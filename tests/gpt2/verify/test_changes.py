@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 
+from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.spec import Projection
 from gpt2.model import gating
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Plan, plan_settings
-from gpt2.plan.mechanism_specs import MECHANISMS, WIDTH_REQUESTS
 from gpt2.plan.steps import STEPS, Step
 from gpt2.settings.checks import check
-from gpt2.settings.schema import FIELD_TYPES, FIELDS, PARTS, Settings
+from gpt2.settings.schema import FIELD_TYPES, FIELDS, NO_WIDTH_REQUESTS, PARTS, Settings
 from gpt2.verify.certify_steps import prove, step_subject, subjects
 from gpt2.verify.changes import (
     Behaviour,
@@ -62,13 +63,15 @@ def values_of(name: str, context: Settings) -> tuple[Any, Any]:
 
 def with_it_on() -> Iterator[Any]:
     """(field, settings where it is read) for each field but requests for widths."""
-    for mechanism in MECHANISMS:
+    for mechanism in mechanisms():
         ((switch, off),) = mechanism.off.items()
         allowed = FIELDS[switch].metadata["allowed"] or (True,)
+        if isinstance(mechanism, Projection):
+            allowed = (mechanism.kind,)
         for value in (value for value in allowed if value != off):
             on = {**mechanism.needs, switch: value}
             yield pytest.param(switch, on, id=f"{switch}={value}")
-            for reads in mechanism.reads:
+            for reads in mechanism.readers():
                 where = {**on, **reads.where}
                 if where[switch] == value:
                     for name in reads.fields:
@@ -85,7 +88,7 @@ def test_every_field_of_a_mechanism_is_seen(name: str, on: dict[str, Any]) -> No
     assert found is not None and found.kind in ("function", "shapes"), found
 
 
-@pytest.mark.parametrize("name", WIDTH_REQUESTS)
+@pytest.mark.parametrize("name", NO_WIDTH_REQUESTS)
 def test_every_request_for_widths_is_seen(name: str) -> None:
     asking = [s for s in STEPS.values() if s.changes.get(name, 0) not in (0, "")]
     assert asking

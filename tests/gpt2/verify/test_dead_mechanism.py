@@ -13,14 +13,12 @@ import pytest
 from tests.scratch import copy_files, python, write
 
 PARTS = ["Kconfig", "defconfigs", "pyproject.toml", "scripts", "lib", "gpt2"]
-TESTS = ["tests/__init__.py", "tests/reference.py", "tests/gpt2/__init__.py"]
-TESTS += ["tests/gpt2/helpers.py", "tests/gpt2/plan/test_mechanism_specs.py"]
 REFUSED = "step34-sharper: changes: sharper=True (RA_MLA_SHARPER) changes nothing: "
 EDITS = (
     (
-        "gpt2/settings/schema.py",
-        '    output_gate: bool = setting("RA_MLA_OUTPUT_GATE")\n',
-        '    sharper: bool = setting("RA_MLA_SHARPER")\n',
+        "gpt2/mechanisms/output_gate/spec.py",
+        '        output_gate: bool = setting("RA_MLA_OUTPUT_GATE")\n',
+        '        sharper: bool = setting("RA_MLA_SHARPER")\n',
     ),
     (
         "gpt2/plan/steps.py",
@@ -34,7 +32,7 @@ MENU = f"\n{ENTRY}\thelp\n\t  No code reads it.\n"
 
 @pytest.fixture(scope="module")
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = copy_files(tmp_path_factory.mktemp("dead") / "tree", [*PARTS, *TESTS])
+    folder = copy_files(tmp_path_factory.mktemp("dead") / "tree", PARTS)
     for name, before, new in EDITS:
         text = (folder / name).read_text()
         assert text.count(before) == 1
@@ -63,11 +61,3 @@ def test_the_first_stage_of_a_dry_run_refuses_its_step(tree: Path) -> None:
 @pytest.mark.slow
 def test_verify_refuses_its_step(tree: Path) -> None:
     refused(python(tree, "scripts/verify.py", "--overrides", "STEPS=5,34"))
-
-
-@pytest.mark.slow
-def test_its_field_fails_the_test_of_the_table(tree: Path) -> None:
-    done = python(tree, "-m", "pytest", "-q", "tests/gpt2/plan/test_mechanism_specs.py")
-    assert done.returncode == 1
-    assert "test_every_field_of_the_schema_is_named_once" in done.stdout
-    assert "1 failed" in done.stdout and "sharper" in done.stdout

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model import attention
 from gpt2.model.attention import Heads
 from gpt2.model.autotune.attention import candidates, compare, try_attention
@@ -34,7 +35,6 @@ from gpt2.model.backends.registry import (
 )
 from gpt2.model.mlp import keep_weights
 from gpt2.plan.steps import STEPS
-from gpt2.settings.schema import WHOLE_CONTEXT
 from tests.gpt2.helpers import generic, normal, tiny_step, tokens_of
 from tests.interpreted import interpreted
 

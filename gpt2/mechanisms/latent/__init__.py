@@ -1,0 +1,1 @@
+"""Latent reciprocity between MLP and MLA."""

@@ -1,0 +1,1 @@
+"""Latent attention with rotary keys, as in DeepSeek-V2."""

@@ -1,0 +1,1 @@
+"""Gates of attention heads by the MLP of the block before."""

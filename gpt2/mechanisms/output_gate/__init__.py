@@ -1,0 +1,1 @@
+"""SDPA output gate."""

@@ -1,0 +1,1 @@
+"""RA-CT, gating by attention statistics."""
