@@ -60,7 +60,7 @@ GOALS := $(or $(MAKECMDGOALS),all)
 PART := $(and $(filter-out 0,$(MAKELEVEL)),$(value KABLATE_PART))
 REPORTED :=
 ifndef PART
-# Also for messages that print the next command (lib/rerun_commands.py).
+# Also for messages that print the next command (gpt2/settings/rerun_commands.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
 export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY,$(if $(value $v),$v)))
 # Results folder of a report or a plan: RESULTS, or OUTPUT_DIR as for a run.

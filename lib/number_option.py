@@ -1,7 +1,7 @@
-"""Options of scripts that take a number and are variables of the Makefile.
+"""Options that take a number and that users type as a variable, as in DELTA=0.003.
 
-argparse answers a wrong value with its usage and the option's name; who typed
-`make plan DELTA=abc` knows neither.
+argparse would answer a wrong value with its usage and the option's own name, neither
+of which a user of the variable has seen.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-from lib import extras
 from lib.files import refuse_link
 from lib.suggestions import hint
 
@@ -180,13 +179,8 @@ def parse_trackers(text: str) -> tuple[str, ...]:
     for name in names:
         if name not in BACKENDS:
             known, told = ", ".join(BACKENDS), hint(name, BACKENDS)
-            raise ValueError(f"TRACKER: {name!r} is none of {known}, {NONE}{told}")
+            raise ValueError(f"{name!r} is none of {known}, {NONE}{told}")
     return tuple(dict.fromkeys(names))
-
-
-def check_installed(names: Iterable[str]) -> None:
-    """ValueError, naming what to install, if a tracker's package is not there."""
-    extras.check_installed("TRACKER", names, "trackers")
 
 
 class Trackers:

@@ -39,6 +39,7 @@ from gpt2.audit.options import AuditOptions
 from gpt2.audit.show import show_audit
 from gpt2.audit.stamp import write_audit
 from gpt2.report.audited_runs import Chosen, choose_runs
+from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
@@ -117,10 +118,12 @@ def prepare(
         with collector_at_rest():
             from lib.gpu.device import select_device
 
+        with naming("DEVICE"):
+            device = select_device(resources.device).device
         return AuditOptions(
             data_dirs=(data_dir,),
             own_data=not typed,
-            device=select_device(resources.device).device,
+            device=device,
             windows=options.windows,
             say=_say,
         )

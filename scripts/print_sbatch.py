@@ -36,9 +36,9 @@ from gpt2.plan.jobs import Plan, make_plan, only
 from gpt2.plan.names import VERIFIED
 from gpt2.run import runner, verification
 from gpt2.settings.configuration import add_options, copies, load
+from gpt2.settings.rerun_commands import matrix_command
 from lib.jobs.process import Task
 from lib.jobs.progress import PlainView
-from lib.rerun_commands import matrix_command
 
 EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint

@@ -21,10 +21,9 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import subprocess
 import time
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
@@ -39,20 +38,16 @@ from gpt2.data.token_files import (
 from gpt2.plan.jobs import Plan, make_plan, only
 from gpt2.run import estimate, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
+from gpt2.run.placement import scheduler_options
 from gpt2.settings.configuration import add_options, copies, load
-from gpt2.settings.schema import Resources
-from lib.jobs import ray_engine, run_files
-from lib.jobs import slots as places
-from lib.jobs.process import Attempt, Patience
-from lib.jobs.scheduler import Launch, Options
+from gpt2.settings.extras import check_installed
+from gpt2.settings.rerun_commands import matrix_command, report_command
+from lib.jobs import run_files
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
-from lib.rerun_commands import matrix_command, report_command
-from lib.trackers import check_installed
 
 EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 1, 2, 3, 6
 WATCH = 10.0  # seconds between looks at somebody else's work
-ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that leave the choice to us
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -107,9 +102,9 @@ def show_same_command(given: argparse.Namespace) -> None:
 
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if not (given.budget or given.status or given.stop):
-        check_installed(plan.base.resources.trackers)
+        check_installed("TRACKER", plan.base.resources.trackers, "trackers")
         if plan.base.resources.engine == "ray":
-            ray_engine.check_installed()
+            check_installed("ENGINE=ray", ["ray"], "ray")
     if given.list or given.dry_run:
         return preview(given, config, plan)
     if given.budget:
@@ -243,7 +238,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 
     settings = plan.base
     check_data(plan)
-    asked = options(settings.resources, plan.output_dir)
+    asked = scheduler_options(settings.resources, plan.output_dir)
     files = copies(config)
     with make_view() as view:
         if given.as_trained:
@@ -299,69 +294,6 @@ def show_table(plan: Plan) -> None:
     rules = Rules(margin=configured.report_margin, looks=configured.report_looks)
     show(found, judge(found, rules))
     print()
-
-
-def options(asked: Resources, output_dir: Path) -> Options:
-    on_ray = asked.engine == "ray"
-    slots, launch = ray_places(asked) if on_ray else (local_slots(asked), Attempt)
-    return Options(
-        slots=slots,
-        launch=launch,
-        patience=Patience(hang=asked.hang_timeout),
-        fail_fast=asked.fail_fast,
-        longest_first=asked.parallel_jobs > 1,
-        stop_file=output_dir / folder.STOP_FILE,
-    )
-
-
-def ray_places(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
-    """As many places as runs at a time, and how Ray launches a run in one.
-
-    Raises ValueError if no cluster can be reached, or none of its machines is enough.
-    """
-    cluster = ray_engine.Cluster(asked.ray_address)
-    ranks, threads = asked.ddp_gpus_per_job, asked.threads or 1
-    on_gpu = asked.device in ANY_GPU
-    if asked.device == "auto":
-        on_gpu = any("GPU" in machine for machine in cluster.machines())
-    cluster.require(
-        cpus=ranks * (threads + asked.num_workers), gpus=ranks if on_gpu else 0
-    )
-    print(f"the Ray cluster has {cluster.describe()}", flush=True)
-    hidden = {} if on_gpu else places.no_gpu()
-    slot = {"OMP_NUM_THREADS": str(threads), **hidden}
-    return [slot] * asked.parallel_jobs, cluster.launch
-
-
-def local_slots(asked: Resources) -> list[dict[str, str]]:
-    """One environment for each run at a time: its GPUs, its share of the cores."""
-    from lib.provenance import usable_cores
-
-    gpus = places.find_gpus(os.environ) if asked.device in ANY_GPU else None
-    found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs)]
-    if gpus is not None:
-        gpus = places.choose_gpus(gpus, asked.gpus)
-        found = places.gpu_slots(
-            gpus, asked.parallel_jobs, asked.ddp_gpus_per_job, asked.jobs_per_gpu
-        )
-    elif asked.gpus:
-        raise ValueError(
-            f"GPUS={asked.gpus!r}, but with DEVICE={asked.device!r} no GPU can be used"
-        )
-    elif asked.device not in ("auto", "cpu") and not torch_sees_a_gpu():
-        raise ValueError(
-            f"DEVICE={asked.device!r}, but torch sees no GPU here: use DEVICE=auto or "
-            "DEVICE=cpu, or install the torch that fits your card and its driver"
-        )
-    if asked.threads or "OMP_NUM_THREADS" in os.environ:
-        return found
-    return places.share_cores(found, usable_cores(), asked.ddp_gpus_per_job)
-
-
-def torch_sees_a_gpu() -> bool:
-    """Asked of a process of its own: the runner itself imports no torch."""
-    program = "import os, torch; os._exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", program]).returncode == 0
 
 
 def check_data(plan: Plan) -> None:

@@ -27,9 +27,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from gpt2.settings.configuration import load
+from gpt2.settings.extras import check_installed
 from gpt2.settings.parse import settings_from
 from gpt2.train.tracking import project_of
-from lib.trackers import check_installed
 
 DASHBOARDS = ("trackio", "tensorboard")  # wandb has none on this machine
 
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         resources = settings_from(load(options.config, options.overrides)).resources
         tracker = choose(resources.trackers)
-        check_installed([tracker])
+        check_installed("TRACKER", [tracker], "trackers")
         results = Path(options.config).parent / resources.output_dir
         if not results.is_dir():
             raise ValueError(f"nothing was run yet: there is no {results}")

@@ -5,9 +5,10 @@ rule is tried on a planted offender first, so that none can fall asleep.
 """
 
 import ast
+import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from graphlib import CycleError, TopologicalSorter
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.settings.parse import ALIASES
 from tests.scratch import ROOT, project_files
 
 # Folders of gpt2/ and lib/, lower ones first: a file imports from its own folder or
@@ -27,24 +29,21 @@ ROOMS = {
     ),
     "lib": ("kconfig", "jobs", "gpu", "kernels", "optim", "pruning"),
 }
-# Planning, listing and reporting start without torch, also indirectly.
+PRODUCT = ("gpt2", "lib", "scripts")
+# Planning, listing and reporting start without torch: neither a file of these folders
+# nor anything that it imports loads it. So do the small modules directly in lib/.
 TORCH_FREE = (
     *("gpt2.mechanisms", "gpt2.settings", "gpt2.data", "gpt2.plan"),
     *("gpt2.report", "gpt2.run"),
     *("lib.kconfig", "lib.jobs", "scripts"),
-    *("lib.gpu.env", "lib.gpu.monitor", "lib.gpu.sources", "lib.gpu.peaks"),
-    *("lib.optim.names", "lib.pruning.names", "lib.pruning.schedules"),
-    *("gpt2.audit.evidence", "gpt2.audit.finding", "gpt2.audit.stamp"),
-    *("gpt2.audit.costs", "gpt2.audit.records", "gpt2.audit.tables"),
 )
 # Files of a mechanism's folder that gpt2/model alone imports, by the folder's name.
 MODEL_CODE = ("layer", "naive")
-# Each of these needs torch for what it does, and says so.
-NEEDS_TORCH = {
-    "lib.jobs.launcher": "starts torchrun",
-    "lib.trackers": "tensorboard's writer is torch's",
-    "scripts.bench": "measures kernels in its own process",
-    "scripts.setup_env": "asks which torch was installed",
+MEASURES_TORCH = "scripts.bench"  # in its own process
+# Upper-case words that are also symbols of Kconfig, but mean something else in lib/.
+NOT_OURS = {
+    "PYTORCH_CUDA_ALLOC_CONF": "a variable that torch reads",
+    "TF32": "a number format",
 }
 # Within a folder, lower layers first.
 LAYERS = (
@@ -90,7 +89,7 @@ class Source:
         """Whether the module is in a torch-free folder, or directly in lib/."""
         small = self.package == "lib" and self.path.count("/") == 1
         free = small or any(within(self.module, part) for part in TORCH_FREE)
-        return free and self.module not in NEEDS_TORCH and not self.is_model_code
+        return free and self.module != MEASURES_TORCH and not self.is_model_code
 
     @property
     def is_model_code(self) -> bool:
@@ -161,9 +160,32 @@ def product_knows_no_tests(this: Source) -> Iterator[str]:
         yield from importing(this, "tests")
 
 
-def torch_free_half(this: Source) -> Iterator[str]:
-    if this.is_torch_free:
-        yield from importing(this, "torch")
+@cache
+def symbols() -> frozenset[str]:
+    """Names of all settings: the symbols of Kconfig, and short names for them."""
+    paths = [ROOT / "Kconfig", *sorted((ROOT / "gpt2").rglob("Kconfig*"))]
+    text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
+    found = re.findall(r"^\s*(?:menu)?config (\w+)", text, re.MULTILINE)
+    return frozenset({*found, *ALIASES} - {*NOT_OURS})
+
+
+@cache
+def targets() -> frozenset[str]:
+    text = (ROOT / "Makefile").read_text(encoding="utf-8")
+    return frozenset(re.findall(r"^([a-z][\w-]*):", text, re.MULTILINE))
+
+
+def lib_knows_no_setting_or_target(this: Source) -> Iterator[str]:
+    """lib/ takes values and raises errors about them; only gpt2/ and scripts/ know by
+    which settings and make targets users reach them."""
+    if this.package != "lib":
+        return
+    for node in ast.walk(this.tree):
+        if isinstance(node, ast.Constant) and isinstance(node.value, str):
+            words = set(re.findall(r"\b(?:CONFIG_)?([A-Z][A-Z0-9_]+)\b", node.value))
+            made = set(re.findall(r"\bmake ([a-z][\w-]*)", node.value))
+            for name in sorted((words & symbols()) | (made & targets())):
+                yield f"{this.path}:{node.lineno}: names {name}"
 
 
 def files_are_in_rooms(this: Source) -> Iterator[str]:
@@ -263,12 +285,11 @@ RULES: dict[Rule, list[tuple[str, str]]] = {
         ("lib/optim/x.py", "from ...gpt2 import plan"),
     ],
     product_knows_no_tests: [("gpt2/x.py", "from tests import scratch")],
-    torch_free_half: [
-        ("gpt2/settings/schema.py", "import torch"),
-        ("gpt2/report/x.py", "from torch import Tensor"),
-        ("gpt2/mechanisms/ra/spec.py", "import torch"),
-        ("lib/jobs/x.py", "import torch"),
-        ("lib/stats.py", "def f():\n    from torch.nn import functional"),
+    lib_knows_no_setting_or_target: [
+        ("lib/x.py", "raise ValueError(f'GPUS={x}: there is none')"),
+        ("lib/jobs/x.py", "TEXT = 'set CONFIG_LEARNING_RATE'"),
+        ("lib/gpu/x.py", "raise ValueError('use `make rerun`')"),
+        ("lib/gpu/x.py", "x = 'STEPS'"),
     ],
     files_are_in_rooms: [
         ("gpt2/x.py", ""),
@@ -363,9 +384,25 @@ def test_imports_have_no_cycle() -> None:
         import_order(circle)
 
 
-def test_torch_free_half_loads_no_torch() -> None:
+def defined_twice(sources: Iterable[Source]) -> dict[str, list[str]]:
+    """Classes of the product that two modules define, with the files."""
+    found: dict[str, list[str]] = {}
+    for this in sources:
+        for node in this.tree.body:
+            if this.package in PRODUCT and isinstance(node, ast.ClassDef):
+                found.setdefault(node.name, []).append(this.path)
+    return {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_a_class_name_means_one_thing() -> None:
+    assert defined_twice(project()) == {}
+    cells = [source(f"{top}/x.py", "class Cell: pass") for top in PRODUCT]
+    assert set(defined_twice(cells)) == {"Cell"}
+
+
+def test_torch_free_folders_load_no_torch() -> None:
     present = sorted(this.module for this in project() if this.is_torch_free)
-    assert {"gpt2.plan.jobs", "lib.jobs.run_files", "scripts.report"} <= set(present)
+    assert {"gpt2.plan.jobs", "lib.stats", "scripts.report"} <= set(present)
     program = (
         "import importlib, sys\n"
         f"for name in {present}:\n"
@@ -381,7 +418,7 @@ def test_torch_free_half_loads_no_torch() -> None:
 
 def test_tables_name_what_is_there() -> None:
     modules = {this.module for this in project()}
-    named = [*TORCH_FREE, *NEEDS_TORCH]
+    named = [*TORCH_FREE, MEASURES_TORCH]
     named += [module for layers in LAYERS for layer in layers for module in layer]
     named += [f"{top}.{room}" for top, rooms in ROOMS.items() for room in rooms]
     assert [name for name in named if name not in modules] == []

@@ -16,11 +16,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from gpt2.settings.rerun_commands import assignments
 from gpt2.settings.schema import VOCAB_SIZES, Settings
 from lib.hashing import file_sha256, identity
 from lib.jobs.run_files import DamagedFile, read_json
 from lib.kconfig.dotconfig import split_overrides
-from lib.rerun_commands import assignments
 
 SCHEMA = 1
 DATASETS = (

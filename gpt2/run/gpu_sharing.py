@@ -15,10 +15,10 @@ from typing import Any
 
 from gpt2.plan.jobs import Job
 from gpt2.run import estimate
+from gpt2.settings.rerun_commands import matrix_command
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, View
 from lib.jobs.slots import are_shared, place_of
-from lib.rerun_commands import matrix_command
 
 CONTEXT = 2**30  # bytes a process, to be on the safe side; not measured
 USABLE = 0.95  # of a GPU's memory: fragments, and what a long run takes more

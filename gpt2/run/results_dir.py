@@ -21,13 +21,13 @@ from typing import Any
 
 from gpt2.plan.jobs import Job, Plan, identity_of, make_plan
 from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE
+from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import IDENTITY_PARTS, Settings
 from lib import provenance
 from lib.files import refuse_link, safe_join
 from lib.hashing import diff_fields
 from lib.jobs import run_files
 from lib.kconfig.config_py import read_config
-from lib.rerun_commands import matrix_command
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX_LOCK = ".lock"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import PurePath
 
 from gpt2.mechanisms import enabled, mechanisms
@@ -142,6 +143,16 @@ def _mechanism_rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"{' and '.join(flows)} flows from one block to the next: "
         f"GPT2_N_LAYER={s.model.n_layer} leaves nothing to flow to",
     )
+
+
+@contextmanager
+def naming(settings: str, way_out: str = "") -> Iterator[None]:
+    """Name the settings in a ValueError about their values, and what to do."""
+    try:
+        yield
+    except ValueError as error:
+        text = f"{error}. {way_out}" if way_out else str(error)
+        raise ValueError(f"{settings}: {text}") from error
 
 
 def _why_unreadable(text: str, read: Callable[[str], object]) -> str:

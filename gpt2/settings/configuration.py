@@ -12,9 +12,9 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
+from gpt2.settings.rerun_commands import assignments
 from lib.kconfig.config_py import Config, ConfigError, read_config, render_config
 from lib.kconfig.dotconfig import split_overrides
-from lib.rerun_commands import assignments
 
 ROOT = Path(__file__).resolve().parents[2]
 KCONFIG = ROOT / "Kconfig"

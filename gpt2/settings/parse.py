@@ -202,7 +202,7 @@ def _tracker_symbols(value: str) -> dict[str, str]:
     try:
         wanted = parse_trackers(value)
     except ValueError as error:
-        raise ConfigError(str(error)) from error
+        raise ConfigError(f"TRACKER: {error}") from error
     return {
         f"ENABLE_{name.upper()}": "y" if name in wanted else "n" for name in BACKENDS
     }

@@ -27,6 +27,7 @@ from gpt2.model.init import initial_model
 from gpt2.plan.jobs import Job
 from gpt2.plan.memory import attention_backend
 from gpt2.plan.run_length import last_update
+from gpt2.settings.checks import naming
 from gpt2.settings.schema import Resources, Settings
 from gpt2.train import checkpoint, manifest
 from gpt2.train.banner import closing, introduction, serving
@@ -277,7 +278,8 @@ def _device(name: str, environ: Mapping[str, str], ranks: Ranks) -> devices.Devi
 
     Raises ValueError if that is not what torch sees.
     """
-    device = devices.select_device(name)
+    with naming("DEVICE"):
+        device = devices.select_device(name)
     if device.is_gpu and not ranks.is_single:
         device = devices.select_device(f"{device.backend}:{ranks.local}")
     promised = environ.get(GPUS, "")

@@ -93,14 +93,14 @@ def choose_device(name: str, runtime: Runtime) -> tuple[str, int]:
     """
     found = re.fullmatch(r"(auto|cpu|cuda|rocm)(?::(\d+))?", name)
     if not found or (found[2] and found[1] in ("auto", "cpu")):
-        raise DeviceError(f"DEVICE={name!r} is no device; allowed are {NAMES}")
+        raise DeviceError(f"{name!r} is not a device; allowed are {NAMES}")
     kind, index = found[1], int(found[2] or 0)
     if kind == "cpu" or (kind == "auto" and not runtime.gpus):
         return "cpu", 0
     if kind not in ("auto", runtime.gpu_backend):
-        raise DeviceError(f"DEVICE={name!r}: {_wrong_build(kind, runtime)}")
+        raise DeviceError(f"device {name!r}: {_wrong_build(kind, runtime)}")
     if index >= runtime.gpus:
-        raise DeviceError(f"DEVICE={name!r}: {_no_such_gpu(runtime)}")
+        raise DeviceError(f"device {name!r}: {_no_such_gpu(runtime)}")
     assert runtime.gpu_backend is not None
     return runtime.gpu_backend, index
 
@@ -121,7 +121,7 @@ def _wrong_build(kind: str, runtime: Runtime) -> str:
     other = runtime.gpu_backend or "cpu"
     return (
         f"torch {runtime.version} is built for {has}, not for {kind}; "
-        f"use DEVICE={other} or DEVICE=auto, or install another torch"
+        f"use {other} or auto, or install another torch"
     )
 
 
@@ -129,7 +129,7 @@ def _no_such_gpu(runtime: Runtime) -> str:
     seen = f"torch sees {runtime.gpus} GPU{'' if runtime.gpus == 1 else 's'}"
     return (
         f"{seen}, counted from 0; check the driver, the permissions of its device "
-        "files and CUDA_VISIBLE_DEVICES / HIP_VISIBLE_DEVICES, or use DEVICE=cpu"
+        "files and CUDA_VISIBLE_DEVICES / HIP_VISIBLE_DEVICES, or use the cpu"
     )
 
 

@@ -19,7 +19,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from lib import extras
 from lib.jobs import run_files
 from lib.jobs.process import (
     EXIT_DONE,
@@ -37,11 +36,6 @@ CONNECT = 10.0  # seconds
 LOOK = 1.0  # seconds between looks at what changes slowly
 
 
-def check_installed() -> None:
-    """ValueError, naming what to install, if there is no Ray."""
-    extras.check_installed("ENGINE=ray", ("ray",), "ray")
-
-
 class Cluster:
     """A Ray cluster that this process is connected to; there can be only one."""
 
@@ -49,9 +43,8 @@ class Cluster:
         """address: "auto" for the one that this machine belongs to, "local" for a new
         one on this machine alone, or host:port.
 
-        Raises ValueError with the ways out if it cannot be reached.
+        Raises ValueError if it cannot be reached, ImportError without Ray.
         """
-        check_installed()
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         import ray
 
@@ -60,11 +53,7 @@ class Cluster:
             _require_answer(address)
             ray.init(address, log_to_driver=False, logging_level="ERROR", **more)
         except Exception as error:  # Ray raises no less general ones
-            raise ValueError(
-                f"RAY_ADDRESS={address!r}: {_first_line(error)}. Start a cluster with "
-                "`ray start --head`, set RAY_AUTH_MODE=token if it has a token, or use "
-                "RAY_ADDRESS=local for this machine alone"
-            ) from error
+            raise ValueError(_first_line(error)) from error
         self._ray = ray
         self._need: dict[str, float] = {}
         self._attend = self._task = ray.remote(_remote_function())
@@ -83,8 +72,7 @@ class Cluster:
         if not self.can_hold():
             raise ValueError(
                 f"a run needs {words(self._need)} on one machine, and no machine has "
-                f"them. The cluster: {self.describe()}. Ask for less (CPU_THREADS, "
-                "NUM_WORKERS, DDP_GPUS_PER_JOB, DEVICE), or add a machine"
+                f"them. The cluster: {self.describe()}"
             )
 
     def can_hold(self) -> bool:

@@ -386,7 +386,7 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         if not isinstance(found, dict) or found.get("status") not in STATUSES:
             raise DamagedFile(f"{path}: not a status file (no known status in it)")
     except DamagedFile as error:
-        way_out = "`make rerun` of this run keeps it aside and begins anew"
+        way_out = "rerun this run, which keeps its files aside"
         raise DamagedFile(f"{error}; {way_out}") from None
     return {**_NEW_STATUS, **found}
 

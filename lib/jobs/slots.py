@@ -90,41 +90,22 @@ def choose_gpus(gpus: Gpus, wanted: str) -> Gpus:
     missing = [name for name in names if name not in gpus.names]
     if missing:
         raise ValueError(
-            f"GPUS={wanted!r}: there is no GPU {', '.join(missing)}; "
+            f"there is no GPU {', '.join(missing)}; "
             f"those visible are {','.join(gpus.names)}"
         )
     return Gpus(gpus.backend, names or gpus.names)
 
 
-def gpu_slots(
-    gpus: Gpus, jobs: int, per_job: int, per_gpu: int = 0
-) -> list[dict[str, str]]:
-    """One environment for each of ``jobs`` tasks of ``per_job`` GPUs.
+def gpu_sets(gpus: Gpus, per_task: int) -> list[dict[str, str]]:
+    """Disjoint sets of ``per_task`` GPUs, each as the environment of a slot.
 
-    More tasks than GPUs share them evenly. Raises ValueError if there are fewer
-    GPUs than one task needs, or than so many tasks need at ``per_gpu`` on each
-    (0: no limit).
+    Raises ValueError if there are fewer GPUs than one task needs.
     """
-    sets = [
-        gpus.names[i : i + per_job]
-        for i in range(0, len(gpus.names) - per_job + 1, per_job)
-    ]
-    if not sets:
-        raise ValueError(
-            f"DDP_GPUS_PER_JOB={per_job}, but only {len(gpus.names)} GPUs can be used"
-        )
-    if per_gpu and jobs > per_gpu * len(sets):
-        raise ValueError(
-            f"PARALLEL_JOBS={jobs} (JOBS), but at JOBS_PER_GPU={per_gpu} and "
-            f"DDP_GPUS_PER_JOB={per_job} only {per_gpu * len(sets)} jobs have a place: "
-            "raise JOBS_PER_GPU (0: as memory allows), or run fewer jobs at a time"
-        )
-    return [_environment(gpus.backend, sets[i % len(sets)]) for i in range(jobs)]
-
-
-def _environment(backend: str, names: Sequence[str]) -> dict[str, str]:
-    listed = ",".join(names)
-    return {VISIBLE[backend]: listed, GPUS: listed}
+    starts = range(0, len(gpus.names) - per_task + 1, per_task)
+    listed = [",".join(gpus.names[i : i + per_task]) for i in starts]
+    if not listed:
+        raise ValueError(f"only {len(gpus.names)} GPUs can be used")
+    return [{VISIBLE[gpus.backend]: names, GPUS: names} for names in listed]
 
 
 def place_of(slot: Mapping[str, str]) -> str:

@@ -20,11 +20,7 @@ Literal = bool | int | float | str
 Types = Mapping[str, Callable[[str], Literal]]
 
 DEFAULT = "default"
-HEADER = '''"""Generated from .config by scripts/kconfig.py; do not edit.
-
-Change the configuration with `make menuconfig` or KEY=VALUE after `make`.
-"""
-'''
+HEADER = '"""Generated from .config; do not edit."""\n'
 _NAME = re.compile(r"CONFIG_[A-Z0-9_]+")
 
 
@@ -81,7 +77,7 @@ def render_config(config: Config, types: Types | None = None) -> str:
     """The text of config.py.
 
     ``types`` maps the symbols whose Kconfig string is something else to the function
-    that reads it, as in ``{"LEARNING_RATE": float}``. Raises ConfigError where that
+    that reads it, as in ``{"RATE": float}``. Raises ConfigError where that
     fails or where a value cannot be written as a literal.
     """
     typed = convert(config, types or {})

@@ -63,7 +63,7 @@ def menuconfig() -> None:
 def way_out(tool: str) -> str:
     """What to do where a tool finds no terminal or display to work on."""
     if tool == "guiconfig":
-        return "it needs a display, which DISPLAY names; or type make menuconfig"
+        return "it needs a display, which DISPLAY names; or use menuconfig"
     term = os.environ.get("TERM", "")
     return f"TERM={term} is unknown here; set TERM=xterm, or edit .config and type make"
 

@@ -215,8 +215,7 @@ class Tree:
             ConfigProblem(
                 _place(config, n),
                 f"CONFIG_{n} is {v!r}, but {now.get(n)!r} by this Kconfig and the "
-                "lines around: change .config, not config.py, and run "
-                "`make olddefconfig`",
+                "lines around: change .config, from which config.py is generated",
             )
             for n, v in config.values.items()
             if now.get(n) != v

@@ -15,7 +15,6 @@ from lib.trackers import (
     QUEUE_SIZE,
     TrackedRun,
     Trackers,
-    check_installed,
     parse_trackers,
 )
 from tests.wandb_files import from_wandb
@@ -141,12 +140,6 @@ def test_names():
     assert parse_trackers("") == parse_trackers("none") == ()
     with pytest.raises(ValueError, match="nearest: wandb"):
         parse_trackers("trackio,wandbb")
-
-
-def test_a_missing_package_is_named_with_what_to_type():
-    check_installed(("json",))
-    with pytest.raises(ValueError, match="EXTRAS=trackers"):
-        check_installed(("json", "no_such_tracker"))
 
 
 # ---- the real ones, in processes of their own -----------------------------------

@@ -349,7 +349,7 @@ def test_guiconfig_without_a_display_says_so(
 ) -> None:
     monkeypatch.delenv("DISPLAY", raising=False)
     said = refused(tree, "guiconfig")
-    assert "guiconfig: " in said and "DISPLAY names; or type make menuconfig" in said
+    assert "guiconfig: " in said and "DISPLAY names; or use menuconfig" in said
 
 
 def type_keys(

@@ -102,7 +102,7 @@ def test_a_damaged_status_is_told_with_the_way_out(
     assert done.returncode == 1 and "1 of 2 jobs are done" in done.stdout
     shown = look(folder, "--status").stdout
     for said in (done.stdout, shown):
-        assert "status.json: not JSON" in said and "make rerun" in said
+        assert "status.json: not JSON" in said and "rerun this run" in said
 
 
 @pytest.mark.slow

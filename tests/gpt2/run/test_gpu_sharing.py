@@ -15,7 +15,7 @@ from gpt2.run import estimate, gpu_sharing
 from lib.jobs.process import Task
 from lib.jobs.progress import PlainView
 from lib.jobs.scheduler import Options, Scheduler
-from lib.jobs.slots import Gpus, find_gpus, gpu_slots, place_of
+from lib.jobs.slots import Gpus, find_gpus, gpu_sets, place_of
 from tests.lib.jobs.test_scheduler import QUICK, WORKER
 from tests.lib.jobs.test_slots import nvidia
 from tests.tinymatrix import TINY, write_config
@@ -74,7 +74,7 @@ def carry_out(plan: Plan, gpus: Gpus, at_once: int) -> tuple[set[str], str]:
     out = io.StringIO()
     view = Watching(out)
     view.together = set()
-    options = Options(slots=gpu_slots(gpus, at_once, 1), patience=QUICK)
+    options = Options(slots=(gpu_sets(gpus, 1) * at_once)[:at_once], patience=QUICK)
     tasks = [stand_in(job, plan.output_dir) for job in plan.jobs]
     tasks, options = gpu_sharing.share(tasks, plan.jobs, plan.output_dir, options, view)
     assert Scheduler(tasks, options, view).run() == 0
@@ -121,7 +121,7 @@ def test_a_number_is_trusted_without_measurement(make: Make, tmp_path: Path) -> 
 def test_an_estimate_counts_on_no_more_than_fits(make: Make) -> None:
     plan = make({"baseline": 30, "r25": 30, "ra": 30})
     records = [estimate.known(plan.output_dir, job) for job in plan.jobs]
-    slots = gpu_slots(Gpus("cuda", ("0", "1")), 8, 1)
+    slots = gpu_sets(Gpus("cuda", ("0", "1")), 1) * 4
     assert gpu_sharing.at_once(records, slots) == 4
     assert gpu_sharing.at_once([None], slots) == 8
     tight = {"gpu_reserved_bytes": 79 * GIB, "gpu_memory_bytes": 80 * GIB}

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.jobs import ray_engine, run_files
+from lib.jobs import run_files
 from lib.jobs.process import Outcome, Task
 from lib.jobs.ray_engine import fits, words
 from lib.jobs.ray_worker import read_outcome, render_order
@@ -126,13 +126,6 @@ def test_a_machine_fits_or_not() -> None:
     assert words(machine) == "8 CPU, 2 GPU" and words({"CPU": 0.5}) == "0.5 CPU, 0 GPU"
 
 
-@pytest.mark.skipif(HAS_RAY, reason="ray is installed")
-def test_without_ray_the_extra_is_named() -> None:
-    for call in (ray_engine.check_installed, lambda: ray_engine.Cluster("local")):
-        with pytest.raises(ValueError, match="make setup EXTRAS=ray"):
-            call()
-
-
 # ---- with Ray -------------------------------------------------------------------
 
 RUNNER = """
@@ -182,11 +175,3 @@ def test_both_engines_classify_and_retry_alike(
     assert sorted(ends) == sorted(
         line for line in done.stdout.splitlines() if "FAILED" in line
     )
-
-
-@needs_ray
-@pytest.mark.slow
-@pytest.mark.parametrize("address", ["127.0.0.1:9", "rubbish", "no.such.host:6379"])
-def test_a_cluster_that_is_not_there_is_told(address: str) -> None:
-    with pytest.raises(ValueError, match="RAY_ADDRESS=.*`ray start --head`"):
-        ray_engine.Cluster(address)

@@ -371,7 +371,7 @@ def test_a_damaged_status_is_an_error_that_names_it(tmp_path: Path) -> None:
     for text in ("", "[]", '{"status": "fine"}', '{"stat'):
         (tmp_path / "status.json").write_text(text)
         with pytest.raises(
-            run_files.DamagedFile, match="status.json: not .*make rerun"
+            run_files.DamagedFile, match="status.json: not .*rerun this run"
         ):
             run_files.read_status(tmp_path)
 

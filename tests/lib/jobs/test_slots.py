@@ -11,7 +11,7 @@ from lib.jobs.slots import (
     are_shared,
     choose_gpus,
     find_gpus,
-    gpu_slots,
+    gpu_sets,
     place_of,
     share_cores,
 )
@@ -66,25 +66,17 @@ def test_a_list_of_gpus_chooses_among_those_visible() -> None:
     assert choose_gpus(named, "MIG-8c2b/1/0").names == ("MIG-8c2b/1/0",)
 
 
-def test_tasks_are_dealt_out_over_the_gpus() -> None:
+def test_gpus_are_split_into_sets() -> None:
     gpus = Gpus("cuda", ("0", "1", "2"))
-    seen = [slot["CUDA_VISIBLE_DEVICES"] for slot in gpu_slots(gpus, 4, 1)]
-    assert seen == ["0", "1", "2", "0"]
-    pairs = gpu_slots(Gpus("rocm", tuple("01234")), 2, 2)
+    single = gpu_sets(gpus, 1)
+    assert [slot["CUDA_VISIBLE_DEVICES"] for slot in single] == ["0", "1", "2"]
+    pairs = gpu_sets(Gpus("rocm", tuple("01234")), 2)
     assert [slot["HIP_VISIBLE_DEVICES"] for slot in pairs] == ["0,1", "2,3"]
-    assert pairs[1]["KABLATE_GPUS"] == "2,3"
-    with pytest.raises(ValueError, match="only 3 GPUs"):
-        gpu_slots(gpus, 1, 4)
-
-
-def test_no_more_tasks_on_a_gpu_than_asked_for() -> None:
-    gpus = Gpus("cuda", ("0", "1"))
-    slots = gpu_slots(gpus, 4, 1, per_gpu=2)
-    assert [place_of(slot) for slot in slots] == ["0", "1", "0", "1"]
-    assert are_shared(slots) and not are_shared(slots[:2])
+    assert pairs[1]["KABLATE_GPUS"] == place_of(pairs[1]) == "2,3"
+    assert are_shared([*single, single[0]]) and not are_shared(single)
     assert not are_shared([{}, {}])  # no GPU at all
-    with pytest.raises(ValueError, match="only 4 jobs have a place.*JOBS_PER_GPU"):
-        gpu_slots(gpus, 5, 1, per_gpu=2)
+    with pytest.raises(ValueError, match="only 3 GPUs"):
+        gpu_sets(gpus, 4)
 
 
 def test_cores_are_shared_by_all_processes() -> None:

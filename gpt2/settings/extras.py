@@ -6,14 +6,14 @@ import importlib.util
 from collections.abc import Iterable
 
 
-def check_installed(asked: str, packages: Iterable[str], extra: str) -> None:
-    """ValueError, naming what to install, if a package is not there.
+def check_installed(setting: str, packages: Iterable[str], extra: str) -> None:
+    """Raise ValueError, naming what to install, if a package is missing.
 
-    asked: the setting that needs it. Imports nothing, so planning may call it.
+    setting: the one that needs it. Nothing is imported, so that planning may ask.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"{asked}: {', '.join(missing)} is not installed; run "
+            f"{setting}: {', '.join(missing)} is not installed; run "
             f"`make setup EXTRAS={extra}` or leave it out"
         )

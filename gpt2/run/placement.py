@@ -1,0 +1,112 @@
+"""Where the runs of a matrix execute: slots on this machine, or a Ray cluster.
+
+Torch-free. lib/jobs/slots.py and lib/jobs/ray_engine.py do the work; the settings
+that a user would change are named here.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from gpt2.run.results_dir import STOP_FILE
+from gpt2.settings.checks import naming
+from gpt2.settings.schema import Resources
+from lib.jobs import ray_engine, slots
+from lib.jobs.process import Attempt, Patience
+from lib.jobs.scheduler import Launch, Options
+
+ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that name no particular GPU
+
+
+def scheduler_options(asked: Resources, output_dir: Path) -> Options:
+    """How the scheduler runs the jobs of a matrix.
+
+    Raises ValueError, naming the settings, where there is no place for them.
+    """
+    on_ray = asked.engine == "ray"
+    places, launch = ray_slots(asked) if on_ray else (local_slots(asked), Attempt)
+    return Options(
+        slots=places,
+        launch=launch,
+        patience=Patience(hang=asked.hang_timeout),
+        fail_fast=asked.fail_fast,
+        longest_first=asked.parallel_jobs > 1,
+        stop_file=output_dir / STOP_FILE,
+    )
+
+
+def ray_slots(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
+    """A slot for each run at a time, and the function by which Ray launches a run.
+
+    Raises ValueError if no cluster can be reached, or none of its machines is enough.
+    """
+    with naming(
+        f"RAY_ADDRESS={asked.ray_address!r}",
+        "Start a cluster with `ray start --head`, set RAY_AUTH_MODE=token if it has a "
+        "token, or use RAY_ADDRESS=local for this machine alone",
+    ):
+        cluster = ray_engine.Cluster(asked.ray_address)
+    ranks, threads = asked.ddp_gpus_per_job, asked.threads or 1
+    on_gpu = asked.device in ANY_GPU
+    if asked.device == "auto":
+        on_gpu = any("GPU" in machine for machine in cluster.machines())
+    cpus, gpus = ranks * (threads + asked.num_workers), ranks if on_gpu else 0
+    with naming(
+        "CPU_THREADS, NUM_WORKERS, DDP_GPUS_PER_JOB, DEVICE",
+        "Ask for less, or add a machine",
+    ):
+        cluster.require(cpus=cpus, gpus=gpus)
+    print(f"the Ray cluster has {cluster.describe()}", flush=True)
+    hidden = {} if on_gpu else slots.no_gpu()
+    slot = {"OMP_NUM_THREADS": str(threads), **hidden}
+    return [slot] * asked.parallel_jobs, cluster.launch
+
+
+def local_slots(asked: Resources) -> list[dict[str, str]]:
+    """One environment for each run at a time: its GPUs, its share of the cores."""
+    from lib.provenance import usable_cores
+
+    gpus = slots.find_gpus(os.environ) if asked.device in ANY_GPU else None
+    found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs)]
+    if gpus is not None:
+        found = gpu_slots(asked, gpus)
+    elif asked.gpus:
+        raise ValueError(
+            f"GPUS={asked.gpus!r}, but with DEVICE={asked.device!r} no GPU can be used"
+        )
+    elif asked.device not in ("auto", "cpu") and not torch_sees_a_gpu():
+        raise ValueError(
+            f"DEVICE={asked.device!r}, but torch sees no GPU here: use DEVICE=auto or "
+            "DEVICE=cpu, or install the torch that fits your card and its driver"
+        )
+    if asked.threads or "OMP_NUM_THREADS" in os.environ:
+        return found
+    return slots.share_cores(found, usable_cores(), asked.ddp_gpus_per_job)
+
+
+def gpu_slots(asked: Resources, visible: slots.Gpus) -> list[dict[str, str]]:
+    """One environment for each run at a time; more runs than GPUs share them evenly."""
+    jobs, per_job = asked.parallel_jobs, asked.ddp_gpus_per_job
+    per_gpu = asked.jobs_per_gpu  # 0: as many as memory allows
+    with naming(f"GPUS={asked.gpus!r}"):
+        gpus = slots.choose_gpus(visible, asked.gpus)
+    with naming(f"DDP_GPUS_PER_JOB={per_job}"):
+        sets = slots.gpu_sets(gpus, per_job)
+    if per_gpu and jobs > per_gpu * len(sets):
+        raise ValueError(
+            f"PARALLEL_JOBS={jobs} (JOBS), but at JOBS_PER_GPU={per_gpu} and "
+            f"DDP_GPUS_PER_JOB={per_job} only {per_gpu * len(sets)} jobs have a place: "
+            "raise JOBS_PER_GPU (0: as memory allows), or run fewer jobs at a time"
+        )
+    return [sets[number % len(sets)] for number in range(jobs)]
+
+
+def torch_sees_a_gpu() -> bool:
+    """Whether torch finds a GPU, asked in a process of its own: the runner does not
+    import torch."""
+    program = "import os, torch; os._exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", program]).returncode == 0
