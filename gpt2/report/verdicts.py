@@ -212,7 +212,7 @@ def _grade_all(
 ) -> list[Verdict]:
     evidence = [measure(arm, partner, rules) for arm, partner in pairs]
     family = [i for i, e in enumerate(evidence) if not e.unmatched]
-    samples = [Sample.of(evidence[i]) for i in family]
+    samples = [Differences.of(evidence[i]) for i in family]
     together = pool([pairs[i] for i in family], [evidence[i] for i in family], rules)
     tested = zip(family, grade_family(samples, rules, together), strict=True)
     graded, of_pool = dict(tested), dict(zip(family, together, strict=True))
@@ -220,7 +220,7 @@ def _grade_all(
     for index, item in enumerate(evidence):
         verdict = graded.get(index, Verdict())
         if verdict.mean is None:
-            verdict = _alone(Sample(item.differences, item.rounding), rules)
+            verdict = _alone(Differences(item.differences, item.rounding), rules)
         verdict = dataclasses.replace(verdict, seeds=item.seeds, seconds=item.seconds)
         design = _design(pairs[index], of_pool.get(index), rules, noise, len(family))
         verdicts.append(_finish(verdict, item, design))
@@ -248,14 +248,14 @@ def _design(
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class Differences:
     """Paired differences, and the variance that rounded losses add to their mean."""
 
     differences: tuple[float, ...] = ()
     rounding: float = 0.0
 
     @classmethod
-    def of(cls, evidence: Evidence) -> Sample:
+    def of(cls, evidence: Evidence) -> Differences:
         """Of a comparison; empty where it is invalid, and counts as still to come."""
         if evidence.invalid:
             return cls()
@@ -263,7 +263,7 @@ class Sample:
 
 
 def grade_family(
-    samples: Sequence[Sample],
+    samples: Sequence[Differences],
     rules: Rules | None = None,
     together: Sequence[Pooled | None] | None = None,
 ) -> list[Verdict]:
@@ -299,7 +299,7 @@ def _with_pooled(verdict: Verdict, found: Pooled) -> Verdict:
     )
 
 
-def _tests(sample: Sample, rules: Rules) -> tuple[float | None, float | None]:
+def _tests(sample: Differences, rules: Rules) -> tuple[float | None, float | None]:
     """p of the paired t test and of equivalence; None with too few seeds."""
     if len(sample.differences) < stats.MIN_SEEDS:
         return None, None
@@ -309,7 +309,7 @@ def _tests(sample: Sample, rules: Rules) -> tuple[float | None, float | None]:
     )
 
 
-def _alone(sample: Sample, rules: Rules, family: int = 1) -> Verdict:
+def _alone(sample: Differences, rules: Rules, family: int = 1) -> Verdict:
     """Mean and intervals of a sample, without a grade."""
     values = sample.differences
     if not values:

@@ -16,8 +16,8 @@ from gpt2.report.verdicts import (
     SUPPORTED,
     UNMATCHED,
     UNVERIFIED,
+    Differences,
     Rules,
-    Sample,
     grade_family,
     judge,
 )
@@ -76,7 +76,7 @@ def set_loss(root, step, seed, value):
 
 
 def sample(*differences):
-    return Sample(tuple(differences))
+    return Differences(tuple(differences))
 
 
 def design(rules=None, family=1, is_pooled=False, runs_sd=None, pooled_sd=None):
@@ -85,7 +85,7 @@ def design(rules=None, family=1, is_pooled=False, runs_sd=None, pooled_sd=None):
 
 def test_inconclusive_says_how_many_seeds_would_decide():
     differences = (-0.006, -0.001, -0.004)
-    verdict = grade_family([sample(*differences), Sample(), Sample()])[0]
+    verdict = grade_family([sample(*differences), Differences(), Differences()])[0]
     assert verdict.grade == INCONCLUSIVE
     seeds, basis = seeds_to_decide(differences, design(family=3)) or (0, "")
     known = stats.describe(differences)
@@ -355,7 +355,10 @@ def test_equal_time_without_curves_is_invalid(tmp_path):
 
 def test_a_comparison_still_to_come_counts_in_the_correction():
     found = sample(-0.02, -0.021, -0.0195)
-    alone, among = grade_family([found])[0], grade_family([found] + [Sample()] * 9)[0]
+    alone, among = (
+        grade_family([found])[0],
+        grade_family([found] + [Differences()] * 9)[0],
+    )
     assert among.p_holm == pytest.approx(10 * alone.p_holm)
     assert among.family_interval.high > alone.family_interval.high
 
