@@ -38,6 +38,7 @@ from gpt2.plan.run_length import resolve
 from gpt2.settings.configuration import load
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
+from lib.gpu.compile_cache import cache_environment
 from lib.gpu.env import child_environment
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
@@ -66,6 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def prepare_environment(job: Job) -> None:
     """What torch reads only once, when it is imported."""
     resources = job.settings.resources
+    if resources.compile_model:
+        os.environ.update(cache_environment(os.environ))
     if resources.device != "cpu":
         added = child_environment(os.environ, resources.alloc_conf)
         os.environ.update(added)

@@ -198,7 +198,8 @@ def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
-        for note in plan_listing.notes(plan, config):
+        cold = plan_listing.cold_cache(plan, os.environ)
+        for note in plan_listing.notes(plan, config) + cold:
             print(note, flush=True)
         return carry_out(given, config, plan)
     except run_files.LockHeld as held:

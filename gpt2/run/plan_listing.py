@@ -5,7 +5,7 @@ Torch-free: a listing has to be there at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from textwrap import TextWrapper
@@ -20,6 +20,7 @@ from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings
 from lib.files import Linked, links_to
+from lib.gpu.compile_cache import INDUCTOR, cache_folder, is_empty
 from lib.human import size
 from lib.jobs.run_files import effective_status, read_status
 from lib.kconfig.config_py import DEFAULT, Config
@@ -49,6 +50,18 @@ def notes(plan: Plan, config: Config) -> list[str]:
         WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
     return [wrap.fill(f"note: {text}") for text in found]
+
+
+def cold_cache(plan: Plan, environ: Mapping[str, str]) -> list[str]:
+    """One line if the plan compiles and no compiled code is kept yet."""
+    compiles = any(job.settings.resources.compile_model for job in plan.jobs)
+    if not compiles or not is_empty(environ):
+        return []
+    place = environ.get(INDUCTOR) or cache_folder(environ)
+    return [
+        f"note: no compiled code in {place} yet: the first run of each step compiles, "
+        "which later runs of it need not"
+    ]
 
 
 def too_large(plan: Plan) -> list[str]:

@@ -31,6 +31,7 @@ from gpt2.settings.schema import Settings
 from gpt2.train.micro_step import MicroStep, Recorded, record
 from gpt2.train.optimizer import make_optimizer
 from gpt2.train.tuning import tune
+from lib.gpu.compile_cache import compiled
 from lib.gpu.device import select_device
 from lib.gpu.peaks import peak_flops
 from lib.kernels import choices
@@ -164,9 +165,9 @@ class Update:
         tokens = torch.randint(settings.vocab_size, shape, device=device)
         self.pair, self.parameters = (tokens, tokens.roll(-1, 1)), [*model.parameters()]
         self.optimizer: Any = make_optimizer(model, settings.optim)
-        compiled = settings.resources.compile_model
+        compiles = settings.resources.compile_model
         self.step: MicroStep | Recorded = MicroStep(
-            torch.compile(loss, dynamic=False) if compiled else loss,
+            compiled(loss) if compiles else loss,
             select_device("cpu" if device.type == "cpu" else "auto"),
             settings.optim.mixed_precision,
         )

@@ -37,6 +37,7 @@ from gpt2.train.run_context import RunContext
 from gpt2.train.stopping import StopRequest
 from gpt2.train.update import Updater
 from lib.gpu import device as devices
+from lib.gpu.compile_cache import graphs_compiled
 from lib.gpu.peaks import peak_flops
 from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
 from lib.gpu.profiler import StepProfiler
@@ -191,6 +192,10 @@ class Trainer:
     def _note_kernels(self) -> None:
         """Record tiles and algorithms, and which of them were not timed before."""
         batch, built, untimed = self.split.micro_batch, self.built, choices.by_default()
+        graphs = graphs_compiled() if self.resources.compile_model else None
+        if graphs:
+            new, kept = graphs["compiled"], graphs["cached"]
+            self.recorder.say(f"compiled graphs: {kept} from the cache, {new} new")
         if untimed:
             self.recorder.say(
                 f"warning: {len(untimed)} kernels run with their first choice, which "
@@ -206,6 +211,7 @@ class Trainer:
                     **choices.found(),
                 },
                 untimed_kernels=untimed,
+                graphs=graphs,
             )
 
     def _compare_with_formulas(self) -> None:

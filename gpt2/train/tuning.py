@@ -28,6 +28,7 @@ from gpt2.settings.schema import Settings
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
+from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo
 from lib.jobs.process import EXIT_OOM
 from lib.kernels import choices
@@ -120,7 +121,7 @@ def _pass_micro_steps(built: Settings, device: DeviceInfo, batch: int) -> None:
     model.to(on)
     forward: Callable[..., torch.Tensor] = model
     if built.resources.compile_model:
-        forward = torch.compile(model, mode=built.resources.compile_mode, dynamic=False)
+        forward = compiled(model, built.resources.compile_mode)
     step = MicroStep(forward, device, built.optim.mixed_precision)
     shape = (batch, built.model.block_size)
     tokens = torch.randint(built.vocab_size, shape, device=on)

@@ -15,6 +15,7 @@ from gpt2.train.micro_step import Forward, MicroStep, Recorded, record
 from gpt2.train.optimizer import make_optimizer, make_pruner
 from gpt2.train.run_context import RunContext
 from lib.gpu import device as devices
+from lib.gpu.compile_cache import compiled
 from lib.optim.groups import set_learning_rate
 
 LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the loss
@@ -40,8 +41,7 @@ class Updater:
         self.scaler = devices.grad_scaler(self.device, precision)
         forward: Forward = model
         if resources.compile_model:
-            mode = resources.compile_mode
-            forward = torch.compile(forward, mode=mode, dynamic=False)
+            forward = compiled(forward, resources.compile_mode)
         self.plain_step = MicroStep(
             forward,
             self.device,

@@ -20,6 +20,7 @@ from gpt2.model.backends.registry import BACKENDS, shapes_of
 from gpt2.model.block import RA_MLA_Block
 from gpt2.model.mlp import keep_weights
 from gpt2.settings.schema import Settings
+from lib.gpu.compile_cache import compiled
 
 # Wherever triton serves too, flex took twice its time (H100, torch 2.11) and compiles
 # for long: it is tried where no other path is right.
@@ -89,8 +90,8 @@ def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
         with torch.no_grad():  # learned weights start at 0, where nothing shows
             layer.reciprocity.alpha.fill_(0.3)
 
-    compiled = settings.resources.compile_model and path != "reference"
-    return torch.compile(layer.weigh, dynamic=False) if compiled else layer.weigh
+    compiles = settings.resources.compile_model and path != "reference"
+    return compiled(layer.weigh) if compiles else layer.weigh
 
 
 def _numbers(attended: Attended) -> list[Tensor]:

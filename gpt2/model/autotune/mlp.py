@@ -11,6 +11,7 @@ from torch import Tensor
 from gpt2.model.autotune import trials
 from gpt2.model.mlp import through_gelu
 from gpt2.settings.schema import Model, Settings
+from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DTYPES
 
 PATHS = ("torch", "cublaslt")
@@ -68,7 +69,7 @@ def try_mlp(
         return through_gelu(x, into, bias, outof, path)
 
     compiles = settings.resources.compile_model
-    run = torch.compile(call, dynamic=False) if compiles else call
+    run = compiled(call) if compiles else call
 
     def seconds() -> float:
         leaves = _leaves(m, device, kind, batch * m.block_size)

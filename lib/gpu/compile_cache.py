@@ -1,0 +1,130 @@
+"""Compiled code on disk: one folder for torch.compile and Triton, used by every run.
+
+Entries are keyed by graph, shapes, options, versions and device, so the folder serves
+any number of projects, versions and cards; it may be deleted at any time, and two runs
+may write it at once (both libraries write a temporary file and rename it). The files
+are pickles, which execute when read: the folder is the user's own and not in /tmp,
+where another user could create it first.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+from collections.abc import Callable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
+# torch.compile traces our custom operators by name alone. A change of their gradients
+# or shapes is invisible in a graph, and has to be part of the key.
+OPERATORS = Path(__file__).resolve().parents[1] / "kernels"
+# Calls in our graphs that torch's cache of differentiated graphs does not know. All
+# that they depend on are their arguments, which are in the graph (torch 2.11, 2.13).
+CACHEABLE = (
+    "torch.amp.autocast_mode._enter_autocast",
+    "torch.amp.autocast_mode._exit_autocast",
+)
+
+
+# ---- the folder: torch-free ------------------------------------------------------
+
+
+def cache_folder(environ: Mapping[str, str]) -> Path:
+    """The folder of this user and kind of CPU, whether it exists or not.
+
+    C++ code is compiled for the instructions of one CPU, and a home folder may be
+    shared by several kinds.
+    """
+    root = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(root) / "kablate" / "compiled" / _cpu()
+
+
+def _cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
+    try:
+        lines = Path(cpuinfo).read_text(errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = ("flags", "Features")  # x86-64, Arm
+    flags = next((line for line in lines if line.startswith(names)), "")
+    digest = hashlib.sha256(flags.encode()).hexdigest()[:8]
+    return f"{platform.machine()}-{digest}"
+
+
+def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
+    """What to add to ``environ`` before torch is imported; the folder is then there.
+
+    Variables that are set stay as they are. {} where the folder cannot be written:
+    torch then takes a temporary one.
+    """
+    if environ.get(INDUCTOR):  # torch puts Triton's beside it
+        return {}
+    folder = cache_folder(environ)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return {}
+    if not os.access(folder, os.W_OK):
+        return {}
+    added = {INDUCTOR: str(folder / "inductor")}
+    if not environ.get(TRITON):
+        added[TRITON] = str(folder / "triton")
+    return added
+
+
+def is_empty(environ: Mapping[str, str]) -> bool:
+    """Whether there is no compiled graph in the folder that ``environ`` names."""
+    graphs = Path(environ.get(INDUCTOR) or cache_folder(environ) / "inductor")
+    return not any((graphs / "fxgraph").glob("*"))
+
+
+# ---- torch.compile ---------------------------------------------------------------
+
+
+def compiled(
+    function: Callable[..., Any], mode: str | None = None
+) -> Callable[..., Any]:
+    """torch.compile for fixed shapes, with every graph of ours kept in the folder."""
+    import torch
+
+    _configure()
+    return torch.compile(function, mode=mode, dynamic=False)
+
+
+@cache
+def _configure() -> None:
+    import torch._functorch.config
+    import torch._inductor.config
+
+    version = operators_version()
+    inductor: Any = torch._inductor.config
+    known = dict(inductor.unsafe_marked_cacheable_functions)
+    inductor.unsafe_marked_cacheable_functions = {
+        **known,
+        **dict.fromkeys(CACHEABLE, version),
+    }
+    # Formulas of autograd.Function are traced: they are in the graph and in the key.
+    name = "autograd_cache_allow_custom_autograd_functions"
+    if hasattr(torch._functorch.config, name):
+        setattr(torch._functorch.config, name, True)
+
+
+def operators_version(folder: Path = OPERATORS) -> str:
+    """A hash of the sources of the custom operators."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def graphs_compiled() -> dict[str, int]:
+    """Of the graphs with gradients that this process compiled: how many came out of
+    the folder whole ("cached"), and how many were made ("compiled")."""
+    import torch._dynamo.utils
+
+    found = torch._dynamo.utils.counters["aot_autograd"]
+    hits = int(found["autograd_cache_hit"])
+    made = found["autograd_cache_miss"] + found["autograd_cache_bypass"]
+    return {"cached": hits, "compiled": int(made)}
