@@ -6,15 +6,17 @@
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
+SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE $(SAMPLE_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit plan
-READ_RUN := audit
+READ_RESULTS := report audit plan sample
+READ_RUN := audit sample
+$(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 READ_WINDOWS := audit
 READ_ONLY := $(RUNS) sbatch
 READ_SKIP_VERIFY := $(RUNS) sbatch
@@ -31,7 +33,7 @@ READ_SBATCH := sbatch
 READ_FORCE := data
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate as-trained status stop data verify overfit track sbatch audit
+	estimate as-trained status stop data verify overfit track sbatch audit sample
 
 # Variables given on the command line, byte for byte. make drops the leading blanks of a
 # value, so these are read from the command line of the make process itself.
@@ -53,7 +55,8 @@ export KABLATE_NEWLINE
 inline = $(subst $(KABLATE_NEWLINE),'"$$KABLATE_NEWLINE"',$(quote))
 arg = $(call inline,$(call text,$1))
 typed = $(foreach v,$1,$(call quote,$v=$(call text,$v)))
-option = $(if $(value $1),--$(shell echo $1 | tr A-Z a-z)=$(arg))
+option = $(if $(filter $1,$(GIVEN)),$(if $(value $1),--$(shell \
+	echo $1 | tr A-Z a-z)=$(arg)))
 WITH := $(if $(SETTINGS),--overrides "$$KABLATE_SETTINGS")
 GOALS := $(or $(MAKECMDGOALS),all)
 # Each part of quickstart is called with all of its variables.
@@ -130,6 +133,11 @@ track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 compare: $(if $(wildcard .config),config.py) | setup ## compare two runs or matrices (A=, B=: folder or step)
 	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		-- $(call arg,A) $(call arg,B)
+
+##@ Use what was trained
+sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with models (RUN=5 or 0,5; TEMPERATURE, TOP_K, TOP_P, SEED, STOP, COUNT)
+	$(PY) scripts/sample.py --config config.py $(WITH) $(foreach \
+		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, verify each step

@@ -47,7 +47,7 @@ class TrackedRun:
     online: bool = False  # whether wandb may use the network
 
 
-class Backend(Protocol):
+class TrackerBackend(Protocol):
     """One tracker; all calls come from one thread and may raise whatever they like.
 
     ``start`` returns the last step of each kind of record that the tracker has, from
@@ -164,7 +164,7 @@ def _last_steps(found: Iterable[tuple[str, int]]) -> dict[str, int]:
     return last
 
 
-BACKENDS: dict[str, Callable[[], Backend]] = {
+BACKENDS: dict[str, Callable[[], TrackerBackend]] = {
     "trackio": Trackio,
     "wandb": Wandb,
     "tensorboard": TensorBoard,
@@ -188,7 +188,7 @@ class Trackers:
 
     def __init__(
         self,
-        backends: Iterable[Backend],
+        backends: Iterable[TrackerBackend],
         run: TrackedRun,
         history: History = tuple,
         say: Callable[[str], None] | None = None,
@@ -227,7 +227,7 @@ class _Worker:
 
     def __init__(
         self,
-        backend: Backend,
+        backend: TrackerBackend,
         run: TrackedRun,
         history: History,
         say: Callable[[str], None],

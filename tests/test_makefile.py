@@ -261,7 +261,7 @@ def test_a_target_that_would_ignore_settings_refuses_them(
         (("dry-run", "MARGIN=0.1"), "MARGIN=0.1: it is for make .* report compare"),
         (("NAME=mine",), "make all takes no NAME, .* for make savedefconfig"),
         (("report", "ONLY=x*"), r"ONLY=x\*: it is for make all quickstart run"),
-        (("report", "RUN=5"), "make report takes no RUN, .* for make audit"),
+        (("report", "RUN=5"), "make report takes no RUN, .* for make audit sample"),
         (("help", "DELTA=0.003"), "make help takes no DELTA"),
     ],
 )
@@ -286,6 +286,20 @@ def test_audit_takes_a_run_a_folder_and_where_the_text_is(tree: Path) -> None:
     assert "RUN='5' is no folder and no run of empty" in said
     said = refused(tree, "audit", "RUN=5", "WINDOWS=some")
     assert "audit: WINDOWS=some must be a whole number" in said
+
+
+def test_sample_takes_a_run_and_how_to_draw(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    words = ("RUN=5", "RESULTS=empty", "TOP_K=4", "STOP= x", "DEVICE=cpu")
+    said = refused(tree, "sample", "PROMPT=a b", *words)
+    assert "RUN='5' is no folder and no run of empty" in said
+    recipe = done(tree, "-n", "sample", *words)
+    assert "--top_k='4' --stop=' x' -- '5'" in " ".join(recipe.split())
+    assert "COUNT=many must be a whole number" in refused(tree, "sample", "COUNT=many")
+    # Shells and jobs have variables of such names in the environment.
+    recipe = make(tree, "-n", "sample", PROMPT="%m%#", COUNT="3").stdout
+    assert "scripts/sample.py" in recipe
+    assert "--count" not in recipe and "--prompt" not in recipe
 
 
 def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""GPT: embeddings, blocks, tied head, loss, scoring and generation."""
+"""GPT: embeddings, blocks, tied head, loss, scoring and decoding."""
 
 from __future__ import annotations
 
@@ -114,46 +114,3 @@ class GPT(nn.Module):
         x = self.hidden(self.embed(tokens, cache.position), cache)
         cache.position += tokens.shape[1]
         return F.linear(x, self.wte.weight)
-
-    @torch.no_grad()
-    def generate(
-        self,
-        tokens: Tensor,
-        count: int,
-        *,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        generator: torch.Generator | None = None,
-    ) -> Tensor:
-        """Continue [B, T] by ``count`` tokens; temperature 0 takes the likeliest.
-
-        Raises ValueError if the result would not fit the context.
-        """
-        if tokens.shape[1] + count > self.block_size:
-            raise ValueError(
-                f"{tokens.shape[1]} + {count} tokens do not fit "
-                f"GPT2_BLOCK_SIZE={self.block_size}"
-            )
-        cache = DecodeCache.empty(len(self.blocks))
-        new = tokens
-        for _ in range(count):
-            logits = self.decode(new, cache)[:, -1].float()
-            new = _sample(logits, temperature, top_k, generator)
-            tokens = torch.cat([tokens, new], dim=1)
-        return tokens
-
-
-def _sample(
-    logits: Tensor,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator | None,
-) -> Tensor:
-    """One token [B, 1] from logits [B, V]."""
-    if temperature == 0.0:
-        return logits.argmax(-1, keepdim=True)
-    if top_k is not None:
-        least = logits.topk(min(top_k, logits.shape[-1])).values[:, -1:]
-        logits = logits.masked_fill(logits < least, float("-inf"))
-    weights = (logits / temperature).softmax(-1)
-    return torch.multinomial(weights, 1, generator=generator)

@@ -37,7 +37,7 @@ class Chosen:
 def choose_runs(name: str, results: Path | None) -> Chosen:
     """The runs that a name stands for.
 
-    name: a folder of one run or of many, a glob of folders (from here, or within the
+    name: a folder of one run or of many or a glob of folders (from here, or within the
     results), or within the results a step or name with or without a seed, as in "5",
     "ra" or "5:1337"; empty for all of the results. Raises ValueError, naming what
     there is instead, if it stands for none.
@@ -49,8 +49,10 @@ def choose_runs(name: str, results: Path | None) -> Chosen:
                 "a preset with `make defconfig-NAME`"
             )
         return _below([results])
-    if Path(name).is_dir():
-        return _below([Path(name)])
+    places = [Path(name)] if results is None else [Path(name), results / name]
+    for folder in places:
+        if folder.is_dir():
+            return _below([folder])
     if glob.has_magic(name):
         return _below(_matching(name, results))
     if results is None or not results.is_dir():

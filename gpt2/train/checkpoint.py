@@ -99,10 +99,15 @@ def weights_of(model: nn.Module) -> Weights:
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
     """Copy weights into the model; ValueError unless names and shapes agree."""
     own = weights_of(model)
-    theirs = {name: tensor.shape for name, tensor in weights.items()}
-    if {name: tensor.shape for name, tensor in own.items()} != theirs:
-        odd = sorted(set(own) ^ set(weights)) or ["shapes"]
+    if odd := sorted(set(own) ^ set(weights)):
         raise ValueError(f"weights of another model: {', '.join(odd[:8])} differ")
+    for name, tensor in own.items():
+        theirs = tuple(weights[name].shape)
+        if theirs != tensor.shape:
+            raise ValueError(
+                f"weights of another model: {name} has shape {theirs}, not "
+                f"{tuple(tensor.shape)}"
+            )
     for name, tensor in own.items():
         tensor.copy_(weights[name])
 

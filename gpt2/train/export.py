@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from gpt2.model.gpt import GPT
 from gpt2.settings.parse import settings_from_dict
@@ -25,12 +25,13 @@ class Exported:
     """A trained model on the CPU, in evaluation mode, and what it was trained as.
 
     ``settings`` are those of the training; ``heads`` are what each layer has left,
-    None if none were removed.
+    None if none were removed; ``origin`` is what the file says of its run.
     """
 
     model: GPT
     settings: Settings
     heads: tuple[int, ...] | None
+    origin: Mapping[str, str]
 
 
 def write_export(
@@ -62,13 +63,23 @@ def load_export(path: Path) -> Exported:
             weights = {name: file.get_tensor(name) for name in file.keys()}
         settings = settings_from_dict(json.loads(metadata["settings"]))
         heads = _heads_of(metadata)
+        _check_vocabulary(weights["wte.weight"], settings)
         model = GPT(settings, heads)
         load_weights(model, weights)
     except KeyError as error:
         raise ValueError(f"{path} is no exported model: it lacks {error}") from error
     except (SafetensorError, *BAD_JSON) as error:
         raise ValueError(f"{path} is no exported model: {error}") from error
-    return Exported(model.eval(), settings, heads)
+    origin = {name: text for name, text in metadata.items() if name != "settings"}
+    return Exported(model.eval(), settings, heads, origin)
+
+
+def _check_vocabulary(embeddings: Tensor, settings: Settings) -> None:
+    if embeddings.shape[0] != settings.vocab_size:
+        raise ValueError(
+            f"it has {embeddings.shape[0]} token embeddings, but its tokenizer, "
+            f"{settings.data.tokenizer!r}, has {settings.vocab_size} tokens"
+        )
 
 
 def _heads_of(metadata: Mapping[str, str]) -> tuple[int, ...] | None:

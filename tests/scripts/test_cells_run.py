@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2.infer.sampling import Sampling, generate
 from gpt2.train.export import load_export
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import TINY, run_matrix, write_config
@@ -95,7 +96,7 @@ def test_the_exported_model_has_the_heads_that_the_results_tell(folder):
     counted = sum(p.numel() for p in found.model.parameters())
     assert counted == result["parameters_exported"] < result["parameters"]
     assert result["export_deviation"] <= 1e-5
-    assert found.model.generate(torch.tensor([[1, 2]]), 9).shape == (1, 11)
+    assert generate(found.model, torch.tensor([[1, 2]]), 9, Sampling()).shape == (1, 11)
 
 
 def test_runs_of_one_seed_start_alike_and_end_apart(folder):

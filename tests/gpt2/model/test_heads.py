@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from gpt2.infer.sampling import Sampling, generate
 from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 from gpt2.model.heads import head_layers, without_heads
@@ -95,7 +96,7 @@ def test_an_export_is_read_back(tmp_path, heads: tuple[int, ...] | None) -> None
     assert found.settings == settings and found.heads == heads
     tokens = tokens_of(settings, 1, 5)
     assert torch.equal(found.model.logits(tokens), model.eval().logits(tokens))
-    assert found.model.generate(tokens, 3, temperature=0.0).shape == (1, 8)
+    assert generate(found.model, tokens, 3, Sampling()).shape == (1, 8)
 
 
 BAD = {

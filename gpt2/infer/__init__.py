@@ -1,0 +1,1 @@
+"""Use of trained models: samples, exchange with other programs, evaluation."""

@@ -1,0 +1,83 @@
+"""Options of the commands that use trained models: which runs, on which device.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+
+from gpt2.report.audited_runs import Chosen, choose_runs
+from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import Resources
+
+NAMES = (
+    "folder of a run, or a step or name within the results (5, ra, 5:1337, "
+    "step05-ra/seed1)"
+)
+MOST_RUNS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class ChosenRuns:
+    """Finished runs, and the resources that were configured for the command."""
+
+    folders: tuple[Path, ...]
+    resources: Resources
+
+
+def add_run_options(parser: argparse.ArgumentParser, several: bool = True) -> None:
+    """Add RUN, --results, --config and --overrides."""
+    add = parser.add_argument
+    many = "; several separated by commas" if several else ""
+    add("run", nargs="?", default="", help=NAMES + many)
+    add("--results", type=Path, help="results folder; default: that of --config")
+    add("--config", type=Path, default=Path("config.py"), help="default: config.py")
+    add("--overrides", default="", help="where to compute, as in 'DEVICE=cpu'")
+
+
+def chosen_runs(options: argparse.Namespace, most: int = MOST_RUNS) -> ChosenRuns:
+    """The finished runs that RUN names, each once, in its order.
+
+    Raises ValueError or OSError, naming what there is, if it names none, one that is
+    not finished, or more than ``most``.
+    """
+    config = load_or_defaults(options.config, options.overrides)
+    resources = settings_from(config).resources
+    results = options.results
+    if results is None and options.config.exists():
+        results = options.config.parent / resources.output_dir
+    names = _names(options.run)
+    folders: list[Path] = []
+    for name in names:
+        found = choose_runs(name, results)
+        _check_finished(name, found)
+        folders += [path for path in found.done if path not in folders]
+    if len(folders) > most:
+        raise ValueError(_too_many(options.run, folders, most))
+    return ChosenRuns(tuple(folders), resources)
+
+
+def _names(run: str) -> list[str]:
+    """RUN split at commas, unless it is a folder as it stands."""
+    if not run or Path(run).is_dir():
+        return [run]
+    return [name.strip() for name in run.split(",") if name.strip()]
+
+
+def _check_finished(name: str, found: Chosen) -> None:
+    if not found.done:
+        states = ", ".join(f"{path}: {state}" for path, state in found.others[:3])
+        raise ValueError(f"RUN={name!r}: none of these runs is finished: {states}")
+
+
+def _too_many(run: str, folders: list[Path], most: int) -> str:
+    shown = ", ".join(str(path) for path in folders[:4])
+    count = "one run" if most == 1 else f"at most {most} runs"
+    return (
+        f"RUN={run!r} stands for {len(folders)} runs, but this takes {count}. Name "
+        f"them by step and seed, as in RUN=5:1337, or by folder: {shown}, ..."
+    )

@@ -1,0 +1,140 @@
+"""Continue a text with trained models, several of them side by side.
+
+The prompt is continued token by token through each model's decode cache; without one,
+prompts are read line by line. The text goes to standard output, and how it ended, with
+the speed, to standard error. One seed gives every model the same noise, and the same
+text on the same device each time.
+Exit codes: 0 done; 2 no such run, no usable model in it, or an option that makes no
+sense.
+"""
+
+from __future__ import annotations
+
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+import math
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
+
+from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from lib.jobs.import_gc import collector_at_rest
+from lib.number_option import COUNT, COUNT_OR_0, Allowed, add_number
+
+if TYPE_CHECKING:
+    from gpt2.infer.text import Request
+    from gpt2.infer.trained import TrainedModel
+
+EXIT_USAGE = 2
+TEMPERATURE = Allowed(
+    float, lambda x: 0 <= x < math.inf, "a number of at least 0, as in 0.8"
+)
+PROBABILITY = Allowed(float, lambda x: 0 < x <= 1, "above 0 and at most 1, as in 0.9")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+        chosen = chosen_runs(options)
+        with collector_at_rest():
+            from gpt2.infer.trained import load_trained
+            from lib.gpu.device import select_device
+
+        device = select_device(chosen.resources.device).device
+        models = [load_trained(folder, device) for folder in chosen.folders]
+        for number, prompt in enumerate(prompts(options.prompt)):
+            try:
+                sample(models, prompt, request(options, number), options.json)
+            except ValueError as error:
+                if options.prompt:
+                    raise
+                print(f"sample: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:
+        print(f"sample: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="sample.py", description=__doc__)
+    add = found.add_argument
+    add_run_options(found)
+    add("--prompt", default="", help="the text to continue; default: ask for prompts")
+    words = "divides the logits; 0: the likeliest token (default %(default)s)"
+    add_number(found, "TEMPERATURE", TEMPERATURE, default=0.8, help=words)
+    words = "only so many of the likeliest tokens (default: all)"
+    add_number(found, "TOP_K", COUNT_OR_0, default=0, help=words)
+    words = "only the likeliest tokens that reach this probability (default: all)"
+    add_number(found, "TOP_P", PROBABILITY, default=1.0, help=words)
+    words = "of the noise; later prompts count up from it (default %(default)s)"
+    add_number(found, "SEED", COUNT_OR_0, default=1, help=words)
+    words = "at most so many tokens, as far as the context reaches (default 200)"
+    add_number(found, "COUNT", COUNT, default=200, help=words)
+    add("--stop", default="", help="end before this text")
+    add("--json", action="store_true", help="print a JSON object per text")
+    return found
+
+
+def request(options: argparse.Namespace, number: int) -> Request:
+    """What to generate for the prompt of that number."""
+    from gpt2.infer.sampling import Sampling
+    from gpt2.infer.text import Request
+
+    sampling = Sampling(
+        temperature=options.temperature, top_k=options.top_k, top_p=options.top_p
+    )
+    return Request(
+        count=options.count,
+        sampling=sampling,
+        seed=options.seed + number,
+        stop=options.stop,
+    )
+
+
+def prompts(given: str) -> Iterator[str]:
+    """The prompt given, or one per line of standard input until it ends."""
+    if given:
+        yield given
+        return
+    asks = sys.stdin.isatty() and sys.stdout.isatty()
+    if asks:
+        import readline  # noqa: F401  edits the line and recalls earlier ones
+
+        print("A prompt per line; Ctrl-C ends a text, Ctrl-D all.", file=sys.stderr)
+    while True:
+        try:
+            yield input("> " if asks else "")
+        except EOFError:
+            return
+
+
+def sample(
+    models: Sequence[TrainedModel], prompt: str, asked: Request, as_json: bool
+) -> None:
+    """Print how each model continues a prompt. Raises ValueError for one too long."""
+    from gpt2.infer import show
+    from gpt2.infer.text import Continuation
+
+    texts = [Continuation(model, prompt, asked) for model in models]
+    if as_json:
+        show.as_json(prompt, texts)
+    elif len(texts) == 1:
+        show.streaming(prompt, texts[0])
+    else:
+        show.side_by_side(prompt, texts)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
