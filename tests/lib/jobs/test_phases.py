@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 
@@ -25,8 +26,10 @@ def test_a_name_that_no_reader_knows_is_refused():
 
 
 def test_readers_take_phases_in_order_and_skip_everything_else():
-    good = [phase_record(name, 1, float(i)) for i, name in enumerate(PHASES)]
-    odd = [
+    good: list[dict[str, Any]] = [
+        phase_record(name, 1, float(i)) for i, name in enumerate(PHASES)
+    ]
+    odd: list[dict[str, Any]] = [
         {"kind": "train", "name": "ready", "time": 1.0, "attempt": 1},
         {"kind": "phase", "name": "unheard of", "time": 1.0, "attempt": 1},
         {"kind": "phase", "name": "ready", "time": None, "attempt": 1},
