@@ -43,8 +43,7 @@ from lib.gpu.env import child_environment
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import read_json
-
-EXIT_USAGE = 2
+from lib.output import EXIT_USAGE
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

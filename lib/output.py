@@ -1,4 +1,4 @@
-"""The edges of a command: standard streams, Ctrl-C, options of the interpreter.
+"""The edges of a command: standard streams, Ctrl-C, exit codes, interpreter options.
 
 The first statements of a command give Ctrl-C the action of the system, to end without
 a traceback. It calls begin() before its other imports, which can take a second, and
@@ -23,11 +23,19 @@ if TYPE_CHECKING:
     from typing import Any, NoReturn, TextIO
 
 _READER_IS_GONE = (errno.EPIPE, errno.EIO)
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-EXIT_USAGE = 2
-EXIT_LOST = 6  # as of a full disk
-EXIT_CTRL_C = 128 + 2  # what shells report for SIGINT
+FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 OPTIMIZE = "PYTHONOPTIMIZE"
+
+# Exit codes of all commands.
+EXIT_OK = 0
+EXIT_FAILED = 1  # something was tried and failed; also any crash
+EXIT_USAGE = 2  # nothing was started: an option, a setting, data or a device is wrong
+EXIT_INTERRUPTED = 3  # stopped before the end; run the command again to continue
+EXIT_OOM = 4  # out of memory
+EXIT_NAN = 5  # a loss or a gradient is not finite
+EXIT_DISK = 6  # the disk is full
+EXIT_GRADIENTS = 7  # the gradients differ from those of the model's formulas
+EXIT_CTRL_C = 128 + 2  # what shells report for SIGINT
 
 # ASCII for the signs of our tables, where the encoding has none for them.
 PLAIN = {
@@ -63,7 +71,7 @@ def begin() -> None:
 def exit_code(main: Callable[[], int]) -> int:
     """The exit status of a command: what main returns, if its output was written.
 
-    EXIT_LOST, with a line on stderr, if main succeeded but the disk under stdout was
+    EXIT_DISK, with a line on stderr, if main succeeded but the disk under stdout was
     full. A reader that left early, as `head` does, changes nothing. EXIT_CTRL_C for a
     KeyboardInterrupt that main lets through.
     """
@@ -91,7 +99,7 @@ def print_exact(text: str) -> None:
 
 
 def _lost() -> int:
-    """EXIT_LOST and a line on stderr if a full disk has swallowed output, else 0."""
+    """EXIT_DISK and a line on stderr if a full disk has swallowed output, else 0."""
     error = None
     try:
         sys.stdout.flush()
@@ -102,7 +110,7 @@ def _lost() -> int:
     if error is None:
         return 0
     _say(f"cannot write: {error.strerror}")
-    return EXIT_LOST
+    return EXIT_DISK
 
 
 def _say(text: str) -> None:
@@ -178,7 +186,7 @@ class _LastingFile(io.FileIO):
         except OSError as error:
             if error.errno in _READER_IS_GONE:
                 _point_to_null(self.fileno())
-            elif error.errno in _FULL:
+            elif error.errno in FULL_DISK:
                 self.lost = error
             else:
                 raise

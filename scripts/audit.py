@@ -47,13 +47,13 @@ from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import DiskFull
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT_OR_0, add_number
+from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from lib.terminal import report_console
 
 if TYPE_CHECKING:
     from gpt2.audit.run import Audit
 
-EXIT_DIFFERS, EXIT_USAGE, EXIT_INCOMPLETE, EXIT_DISK = 1, 2, 3, 6
-CODES = {FAILED: EXIT_DIFFERS, INCOMPLETE: EXIT_INCOMPLETE}
+CODES = {FAILED: EXIT_FAILED, INCOMPLETE: EXIT_INTERRUPTED}  # 3: not all checked
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -27,8 +27,7 @@ from gpt2.plan.jobs import Plan, registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
-
-EXIT_FAILED, EXIT_USAGE = 1, 2
+from lib.output import EXIT_FAILED, EXIT_USAGE
 
 
 def main(arguments: list[str] | None = None) -> int:

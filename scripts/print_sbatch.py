@@ -39,8 +39,8 @@ from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
 from lib.jobs.process import Task
 from lib.jobs.progress import PlainView
+from lib.output import EXIT_USAGE
 
-EXIT_USAGE = 2
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
 # What the script sets: the option, another name or its opposite, what decides it.
 OWN_OPTIONS = (

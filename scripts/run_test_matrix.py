@@ -45,8 +45,8 @@ from gpt2.settings.rerun_commands import matrix_command, report_command
 from lib.jobs import run_files
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED, EXIT_DISK = 1, 2, 3, 6
 WATCH = 10.0  # seconds between looks at somebody else's work
 
 
@@ -146,7 +146,7 @@ def dry_run(given: argparse.Namespace) -> int:
     if given.skip_verify:
         return 0
     failed = prove(given).failed
-    return runner.EXIT_FAILED if failed else runner.EXIT_OK
+    return EXIT_FAILED if failed else EXIT_OK
 
 
 def prove(
@@ -223,8 +223,8 @@ def watch(plan: Plan) -> int:
         time.sleep(WATCH if working else 0)
     found = statuses(plan)
     if found["failed"] or found["oom"]:
-        return runner.EXIT_FAILED
-    return runner.EXIT_OK if set(found) == {"done"} else EXIT_INTERRUPTED
+        return EXIT_FAILED
+    return EXIT_OK if set(found) == {"done"} else EXIT_INTERRUPTED
 
 
 def statuses(plan: Plan) -> Counter[str]:
@@ -251,14 +251,14 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
             code = runner.run(plan, settings, files, asked, view, proofs, given.rerun)
     if given.as_trained:
         print(runner.comparison_table(compared), end="")
-        return runner.EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
+        return EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
     if given.estimate and not found:
         print("stopped before every cell was probed; nothing was noted")
         print(f"to start over: {matrix_command('estimate')}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if given.estimate:
         print(estimate.render(found), end="")
-        return runner.EXIT_OK if found["seconds"] else runner.EXIT_FAILED
+        return EXIT_OK if found["seconds"] else EXIT_FAILED
     conclude(plan, config, code, table=not given.no_table)
     return code
 
@@ -266,7 +266,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
     """Print the results so far and the next command: go on, or make the report."""
     done = statuses(plan)["done"]
-    stopped = code not in (runner.EXIT_OK, runner.EXIT_FAILED)
+    stopped = code not in (EXIT_OK, EXIT_FAILED)
     if done and table and not stopped:
         show_table(plan)
     print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")

@@ -33,13 +33,13 @@ from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import atomic_write_json
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import split_overrides
+from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 if TYPE_CHECKING:
     from gpt2.verify.certify_steps import Proof
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
-EXIT_FAILED, EXIT_USAGE, EXIT_INTERRUPTED = 1, 2, 3
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:

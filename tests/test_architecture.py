@@ -188,6 +188,13 @@ def lib_knows_no_setting_or_target(this: Source) -> Iterator[str]:
                 yield f"{this.path}:{node.lineno}: names {name}"
 
 
+def exit_codes_are_in_one_place(this: Source) -> Iterator[str]:
+    for node in ast.walk(this.tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            if node.id.startswith("EXIT_") and this.path != "lib/output.py":
+                yield f"{this.path}:{node.lineno}: {node.id} belongs in lib/output.py"
+
+
 def files_are_in_rooms(this: Source) -> Iterator[str]:
     """gpt2/ has the trainer's entry point and folders that ROOMS knows; lib/ has small
     modules besides."""
@@ -291,6 +298,7 @@ RULES: dict[Rule, list[tuple[str, str]]] = {
         ("lib/gpu/x.py", "raise ValueError('use `make rerun`')"),
         ("lib/gpu/x.py", "x = 'STEPS'"),
     ],
+    exit_codes_are_in_one_place: [("scripts/x.py", "EXIT_OK, EXIT_USAGE = 0, 2")],
     files_are_in_rooms: [
         ("gpt2/x.py", ""),
         ("gpt2/new/x.py", ""),

@@ -23,7 +23,8 @@ from lib.hashing import identity
 from lib.human import duration, size
 from lib.jobs import run_files
 from lib.jobs.process import Task
-from lib.jobs.scheduler import EXIT_INTERRUPTED, Options, Scheduler, View
+from lib.jobs.scheduler import Options, Scheduler, View
+from lib.output import EXIT_INTERRUPTED
 
 SCHEMA = 2
 STEPS = 8  # of a probe

@@ -35,7 +35,8 @@ from gpt2.settings.schema import Settings
 from lib.files import safe_join
 from lib.jobs import run_files
 from lib.jobs.process import Task
-from lib.jobs.scheduler import EXIT_FAILED, EXIT_OK, Options, Scheduler, View
+from lib.jobs.scheduler import Options, Scheduler, View
+from lib.output import EXIT_FAILED, EXIT_OK
 
 ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"

@@ -6,20 +6,19 @@ runner and the report need not guess.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import dataclass
 
-from lib.jobs.process import (
+from lib.output import (
     EXIT_DISK,
+    EXIT_FAILED,
     EXIT_GRADIENTS,
     EXIT_INTERRUPTED,
     EXIT_NAN,
     EXIT_OOM,
+    EXIT_USAGE,
+    FULL_DISK,
 )
 
-EXIT_CRASH = 1
-EXIT_USAGE = 2  # nothing was started: the job, its data or its device is wrong
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _MEMORY_SIGNS = (
     "out of memory",
     "can't allocate memory",
@@ -82,10 +81,10 @@ def end_of(error: BaseException) -> End:
     if is_disk_full(error):
         return End(EXIT_DISK, "failed", "disk", text)
     if isinstance(error, FolderGone):
-        return End(EXIT_CRASH, "failed", "crash", text)
+        return End(EXIT_FAILED, "failed", "crash", text)
     if isinstance(error, Refused):
         return End(EXIT_USAGE, "failed", "crash", str(error))
-    return End(EXIT_CRASH, "failed", "crash", f"{type(error).__name__}: {text}")
+    return End(EXIT_FAILED, "failed", "crash", f"{type(error).__name__}: {text}")
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -108,9 +107,9 @@ def is_disk_full(error: BaseException) -> bool:
     seen: BaseException | None = error
     passed: list[BaseException] = []  # a chain may lead back to itself
     while seen is not None and seen not in passed:
-        if isinstance(seen, OSError) and seen.errno in _FULL:
+        if isinstance(seen, OSError) and seen.errno in FULL_DISK:
             return True
-        if any(f"(os error {number})" in str(seen) for number in _FULL):
+        if any(f"(os error {number})" in str(seen) for number in FULL_DISK):
             return True
         passed.append(seen)
         seen = seen.__cause__ or seen.__context__

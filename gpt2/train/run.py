@@ -36,8 +36,6 @@ from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import load_data
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import (
-    EXIT_CRASH,
-    EXIT_USAGE,
     FolderGone,
     LessMemory,
     NotAsTrained,
@@ -57,9 +55,10 @@ from gpt2.train.tuning import known
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
 from lib.jobs.phases import process_start
-from lib.jobs.process import ATTEMPT, EXIT_DONE, LAST_END
+from lib.jobs.process import ATTEMPT, LAST_END
 from lib.jobs.run_files import LockHeld, lock, now, read_status, run_lock, write_status
 from lib.jobs.slots import GPUS
+from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
 # status/failure of an attempt that the kernel killed for want of memory.
@@ -103,7 +102,7 @@ def _with_lock(
     if ranks.is_first:
         claim(job, run_dir)
     if read_status(run_dir)["status"] == "done":  # its checkpoints may be gone
-        return _complain(f"{run_dir} is done already", EXIT_DONE)
+        return _complain(f"{run_dir} is done already", EXIT_OK)
     if ranks.is_first:
         recorder = Recorder(run_dir, max_steps)
     if not ranks.is_single:
@@ -130,7 +129,7 @@ def _with_lock(
             recorder.say(f"kept in {folder}, as not of this run: {', '.join(left)}")
     recorder.close_bar()
     recorder.say(closing(result))
-    return EXIT_DONE
+    return EXIT_OK
 
 
 def _tell_end(recorder: Recorder, error: Exception, ranks: Ranks) -> int:
@@ -146,7 +145,7 @@ def _tell_end(recorder: Recorder, error: Exception, ranks: Ranks) -> int:
     except FolderGone as gone:
         return _complain(f"failed: {gone}", end_of(gone).exit_code)
     end = end_of(error)
-    if end.exit_code == EXIT_CRASH:
+    if end.exit_code == EXIT_FAILED:
         traceback.print_exception(error)
     told = not ranks.is_single and read_status(run_dir)["status"] != "running"
     knows = ranks.is_first or end.failure in ("oom", "disk")

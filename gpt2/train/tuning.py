@@ -30,8 +30,8 @@ from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
 from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo
-from lib.jobs.process import EXIT_OOM
 from lib.kernels import choices
+from lib.output import EXIT_OOM
 
 ROOT = Path(__file__).resolve().parents[2]
 PASSES = 2  # of a micro step: the first meets every kernel, the second any that is left

@@ -28,11 +28,10 @@ from typing import Protocol
 
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
-from lib.jobs.process import EXIT_INTERRUPTED
+from lib.output import EXIT_FAILED, EXIT_INTERRUPTED
 
-CRASH = 1
 # What a rank ends with that lost a peer, or that torchrun asked to end after one.
-CONSEQUENCES = (CRASH, -signal.SIGTERM, EXIT_INTERRUPTED)
+CONSEQUENCES = (EXIT_FAILED, -signal.SIGTERM, EXIT_INTERRUPTED)
 SOON = 10  # seconds; torchrun kills those that do not end 30 s after the first
 
 
@@ -71,7 +70,7 @@ def end(code: int) -> int:
     if -code != signal.SIGKILL:
         signal.signal(-code, signal.SIG_DFL)
     os.kill(os.getpid(), -code)
-    return CRASH
+    return EXIT_FAILED
 
 
 if __name__ == "__main__":

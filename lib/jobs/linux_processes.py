@@ -13,10 +13,11 @@ import sys
 from contextlib import suppress
 from pathlib import Path
 
+from lib.output import EXIT_INTERRUPTED
+
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
 _PR_SET_PDEATHSIG = 1
-_EXIT_INTERRUPTED = 3  # lib/jobs/process.py
 
 
 def end_with(parent: int) -> None:
@@ -25,7 +26,7 @@ def end_with(parent: int) -> None:
     if sys.platform.startswith("linux"):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
-        os._exit(_EXIT_INTERRUPTED)
+        os._exit(EXIT_INTERRUPTED)
 
 
 def marked(name: str, value: str) -> list[int]:

@@ -22,9 +22,15 @@ from typing import Any
 from lib.files import open_to_append, safe_join
 from lib.jobs import linux_processes, run_files
 from lib.jobs.run_log import Pace, RunProgress, log_tail, rotate_log
+from lib.output import (
+    EXIT_DISK,
+    EXIT_GRADIENTS,
+    EXIT_INTERRUPTED,
+    EXIT_NAN,
+    EXIT_OK,
+    EXIT_OOM,
+)
 
-EXIT_DONE, EXIT_INTERRUPTED, EXIT_OOM, EXIT_NAN, EXIT_DISK = 0, 3, 4, 5, 6
-EXIT_GRADIENTS = 7  # they are not those of the model's formulas
 _BY_EXIT_CODE = {
     EXIT_INTERRUPTED: ("interrupted", None),
     EXIT_OOM: ("oom", "oom"),
@@ -293,7 +299,7 @@ def classify(
     "oom" may be tried again with less.
     """
     said = str(left.get("message") or "")
-    if code == EXIT_DONE:
+    if code == EXIT_OK:
         if left.get("status") == "done":
             return "done", None, said
         return "failed", "crash", "it ended with exit code 0 without being done"

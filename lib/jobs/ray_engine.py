@@ -21,7 +21,6 @@ from typing import Any
 
 from lib.jobs import run_files
 from lib.jobs.process import (
-    EXIT_DONE,
     Outcome,
     Patience,
     Task,
@@ -30,6 +29,7 @@ from lib.jobs.process import (
 )
 from lib.jobs.ray_worker import read_outcome, render_order
 from lib.jobs.run_log import RunProgress
+from lib.output import EXIT_OK
 
 ATTENDANT = Path(__file__).with_name("ray_worker.py")
 CONNECT = 10.0  # seconds
@@ -243,7 +243,7 @@ class RemoteAttempt:
             self._run_dir,
             self.number,
             self.progress,
-            code=EXIT_DONE if done else -signal.SIGKILL,
+            code=EXIT_OK if done else -signal.SIGKILL,
             reason=self._reason,
             starved=self._cluster.is_out_of_memory(error),
             seconds=now - self.started,

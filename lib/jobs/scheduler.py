@@ -21,8 +21,8 @@ from lib.jobs import run_files
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.slots import place_of
 from lib.jobs.task_state import Running, TaskState, seconds_left
+from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 
-EXIT_OK, EXIT_FAILED, EXIT_INTERRUPTED = 0, 1, 3
 # Attempts beyond the first, by class of failure, within one call. A NaN comes again
 # and a full disk stays full; a crash is tried again only where it came far enough
 # to have made a step.

@@ -171,7 +171,7 @@ def test_ctrl_c_before_a_command_begins(tmp_path, path):
 @pytest.mark.parametrize("path", COMMANDS, ids=lambda path: path.name)
 def test_ctrl_c_during_the_imports(tmp_path, path):
     """All import this module, if not themselves then through another."""
-    (tmp_path / "dataclasses.py").write_text(PRESS)
+    (tmp_path / "typing.py").write_text(PRESS)
     environ = {"PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}
     ended = run([sys.executable, path, "--help"], environ=environ)
     assert ended == (-signal.SIGINT, b"", b"")

@@ -19,7 +19,8 @@ from gpt2.run.runner import Watch, prepare, run, task_of
 from gpt2.run.verification import Proofs
 from lib.jobs import run_files
 from lib.jobs.progress import PlainView
-from lib.jobs.scheduler import EXIT_FAILED, Options
+from lib.jobs.scheduler import Options
+from lib.output import EXIT_FAILED
 from tests.results_factory import write_matrix
 from tests.tinymatrix import write_config
 
