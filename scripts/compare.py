@@ -1,6 +1,6 @@
 """Compare two runs, arms or matrices: make compare A=DIR_OR_STEP B=DIR_OR_STEP.
 
-Says what differs in configuration, in circumstances (code, machine, data) and in
+Says what differs in configuration, in environment (code, machine, data) and in
 results, and whether the results may be compared at all. Differences are B minus A.
 Exit codes: 0 compared; 2 one of the two cannot be found.
 """
@@ -86,9 +86,9 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--config", default="config.py", help="where steps are looked up"
     )
-    margin = "difference in nats that does not matter; default: as was configured"
+    margin = "difference in nats that does not matter; default: as configured"
     add_number(found, "MARGIN", LOSS, help=margin)
-    looks = "planned reports with ever more seeds; default: as was configured"
+    looks = "planned reports as seeds are added; default: as configured"
     add_number(found, "LOOKS", COUNT, help=looks)
     return found
 
@@ -116,7 +116,7 @@ def show(
 
 def show_pair(console: Console, pair: Pair) -> None:
     show_changes(console, "Configuration", pair.settings, "No setting differs.")
-    show_changes(console, "Circumstances", pair.circumstances, "No known one differs.")
+    show_changes(console, "Environment", pair.environment, "No differences found.")
     table = grid("Results (means over finished seeds)", "", "A", "B", "B - A")
     for name, x, y in pair.results:
         form = form_of(name)
@@ -133,8 +133,8 @@ def show_matrices(console: Console, pairs: list[Pair]) -> None:
     for pair in pairs:
         if own := own_changes(pair, shared):
             show_changes(console, f"Configuration, in {pair.a.label}", own, "")
-    circumstances = dict.fromkeys(c for pair in pairs for c in pair.circumstances)
-    show_changes(console, "Circumstances", circumstances, "No known one differs.")
+    environment = dict.fromkeys(c for pair in pairs for c in pair.environment)
+    show_changes(console, "Environment", environment, "No differences found.")
     table = grid("Validation loss", "arm", "A", "B", "B - A, paired by seed", "verdict")
     for pair in pairs:
         steps = pair.comparison.at_steps
@@ -166,8 +166,8 @@ def comparability(pair: Pair) -> str:
     why = "; ".join(verdict.reasons)
     if verdict.grade in (INVALID, UNMATCHED):
         return f"Not comparable ({verdict.grade}): {why}"
-    same = "Both were told to train the same. " if pair.is_same else ""
-    told = f"{same}Comparable. B against A: {verdict.grade}"
+    same = "Both have identical settings. " if pair.is_same else ""
+    told = f"{same}Comparable. B relative to A: {verdict.grade}"
     if verdict.grade != INCONCLUSIVE or verdict.mean:
         told += f", {difference_text(verdict)} nats"
     return f"{told} ({why})" if why else told

@@ -21,6 +21,7 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -79,13 +80,13 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="plan_seeds.py", description=__doc__)
     add = found.add_argument
     number = partial(add_number, found)
-    delta = "difference to find, nats; default: the margin"
+    delta = "difference to detect, nats; default: the margin"
     number("DELTA", LOSS, help=delta)
-    number("POWER", SHARE, default=rules.power, help="chance to find it")
+    number("POWER", SHARE, default=rules.power, help="probability of detecting it")
     number("ALPHA", SHARE, default=rules.alpha, help="family-wise error")
-    margin = "for NEUTRAL, nats; default: as is configured"
+    margin = "margin of NEUTRAL, nats; default: as configured"
     number("MARGIN", LOSS, help=margin)
-    looks = "planned reports with ever more seeds; default: as is configured"
+    looks = "planned reports as seeds are added; default: as configured"
     number("LOOKS", COUNT, help=looks)
     number("ARMS", COUNT, help="comparisons; default: those of the results, or 1")
     number("SD", LOSS, help="standard deviation of a run over seeds, nats")
@@ -95,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def judged_results(results: str | None, config: Path) -> Judgement | None:
-    """The results to measure in; those of a configuration need not be there yet."""
+    """Judge the results in which noise is measured; configured ones may not exist
+    yet."""
     if results is not None:
         return judge(read_matrix(results))
     root = results_of(config)
@@ -103,7 +105,7 @@ def judged_results(results: str | None, config: Path) -> Judgement | None:
 
 
 def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Spread]:
-    """ValueError if the noise is neither given, nor measured, nor known here."""
+    """Spreads to plan with. ValueError if none is given, measured or known."""
     if sd is not None:
         return [of_runs(sd, f"run sd {sd:g} as given")]
     measured = measured_spread(judged) if judged else None
@@ -113,16 +115,16 @@ def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Sp
     if not all(map(is_known, sizes)):
         low, high = (f"{size / 1e6:g}" for size in KNOWN_PARAMETERS)
         raise ValueError(
-            f"the noise of a model of {human.count(sizes[0])} parameters is not known "
-            f"(only that of {low} to {high} million is): run three seeds of the "
-            "baseline, name the results folder that has them by RESULTS=folder, or "
-            "give SD=, the standard deviation of a run over seeds in nats"
+            f"the noise of a model of {human.count(sizes[0])} parameters is unknown "
+            f"(it is known for {low} to {high} million): run three seeds of the "
+            "baseline, name a results folder that has them with RESULTS=folder, or set "
+            "SD= to the standard deviation of a run over seeds in nats"
         )
     return known_spreads()
 
 
 def sizes_of(config: Path, judged: Judgement | None) -> list[float | None]:
-    """Parameters of the arms found or configured; [] without a configuration."""
+    """Parameters of the arms in the results or configuration; [] without either."""
     if judged and judged.arms:
         return [arm.mean("parameters") for arm in judged.arms]
     if not config.is_file():
@@ -141,13 +143,13 @@ def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
     console.print(needed(found, delta, arms, rules))
     if delta < rules.margin:
         console.print(
-            f"Within the margin of ±{rules.margin:g}: with more seeds a difference of "
-            f"{delta:g} is graded NEUTRAL. If it matters, lower REPORT_MARGIN."
+            f"{delta:g} is within the margin of ±{rules.margin:g}: with more seeds "
+            'than "only" it is graded NEUTRAL. If it matters, lower REPORT_MARGIN.'
         )
     if rules.looks == 1:
         console.print(
-            "Run that number at once. Seeds added until a verdict comes find "
-            "differences that are not there; LOOKS=3 plans for three reports."
+            "Run that number at once: adding seeds until a verdict appears produces "
+            "false findings. LOOKS=3 plans for three reports."
         )
     console.print("Smallest detectable difference by number of seeds:")
     console.print(detectable(found, arms, rules))
@@ -155,7 +157,7 @@ def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
 
 def needed(found: list[Spread], delta: float, arms: int, rules: Rules) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    heads = (f"to find ±{delta:g}", f"to call 0 NEUTRAL within ±{rules.margin:g}")
+    heads = (f"to detect ±{delta:g}", f"to grade 0 NEUTRAL within ±{rules.margin:g}")
     for head in ("noise of a difference", "sd", *heads):
         table.add_column(head, justify="left" if head.startswith("noise") else "right")
     for spread in found:
@@ -167,7 +169,7 @@ def needed(found: list[Spread], delta: float, arms: int, rules: Rules) -> Table:
 
 
 def seeds_text(found: stats.Seeds | None, falls: bool = False) -> str:
-    """ "5", "5 only", "5 to 16 only", ">1000", or "never" where power falls again."""
+    """ "5", "5 only", "5 to 16 only", ">1000", or "never" if the power falls again."""
     if found is None:
         return "never" if falls else f">{stats.MAX_SEEDS}"
     if found.last is None:
@@ -188,12 +190,16 @@ def detectable(found: list[Spread], arms: int, rules: Rules) -> Table:
 
 
 def smallest(sd: float, seeds: int, arms: int, rules: Rules) -> float:
-    """Smallest difference that so many seeds find, beyond the margin or well below."""
+    """Smallest difference that is detected with this number of seeds.
+
+    Rounded up to the digits shown, so that the difference in the table is detected.
+    """
 
     def chance(delta: float) -> float:
         return power_with(delta, sd, rules, arms, True, rules.margin)(seeds)
 
-    return stats.detectable_difference(chance, sd, rules.power)
+    found = stats.detectable_difference(chance, sd, rules.power)
+    return math.ceil(1e4 * found - 1e-3) / 1e4
 
 
 if __name__ == "__main__":

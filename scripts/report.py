@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = {"margin": options.margin, "looks": options.looks}
         rules = rules_for(config, matrix.runs, **asked, alpha=options.alpha)
         if not matrix.runs:
-            raise ValueError(f"no run is in {root}: `make` writes its results there")
+            raise ValueError(f"no runs in {root}: `make` writes its results there")
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
@@ -70,9 +70,9 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add("results", nargs="?", help="results directory; default: that of --config")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
-    margin = "difference in nats that does not matter; default: as was configured"
+    margin = "difference in nats that does not matter; default: as configured"
     add_number(found, "MARGIN", LOSS, help=margin)
-    looks = "planned reports with ever more seeds; default: as was configured"
+    looks = "planned reports as seeds are added; default: as configured"
     add_number(found, "LOOKS", COUNT, help=looks)
     alpha = "family-wise error of the verdicts (default %(default)s)"
     add_number(found, "ALPHA", SHARE, default=rules.alpha, help=alpha)

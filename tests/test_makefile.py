@@ -283,7 +283,7 @@ def test_audit_takes_a_run_a_folder_and_where_the_text_is(tree: Path) -> None:
     assert "RUN=folder or RESULTS=folder" in said
     (tree / "empty").mkdir()
     said = refused(tree, "audit", "RUN=5", "RESULTS=empty", "DATA_DIR=x", "WINDOWS=8")
-    assert "RUN='5' is no folder and no run of empty" in said
+    assert "RUN='5' is neither a folder nor a run of empty" in said
     said = refused(tree, "audit", "RUN=5", "WINDOWS=some")
     assert "audit: WINDOWS=some must be a whole number" in said
 

@@ -1,1 +1,1 @@
-"""From run directories to verdicts, tables, plots and one HTML page. Torch-free."""
+"""Turns run directories into verdicts, tables, plots and one HTML page. Torch-free."""

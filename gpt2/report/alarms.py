@@ -1,4 +1,4 @@
-"""Alarms on a whole matrix, raised by the runner and shown in the report."""
+"""Alarms about a whole matrix, raised by the runner and shown in the report."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from gpt2.report.identical_runs import twin_alarms
 from gpt2.report.read_results import MatrixResults, read_matrix
 from gpt2.report.verdict_rules import rules_for
 
-# Share of its loss by which a baseline may lie above every other arm: 0.17 of 3.3 nats.
-# One with wrong gradients lay 15% above.
+# Relative distance of a baseline's loss above every other arm that raises an alarm:
+# 0.17 of 3.3 nats. With wrong gradients a baseline was 15% above.
 FAR = 0.05
 
 
@@ -51,14 +51,14 @@ def far_baselines(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:
             continue
         least = _least_gain(arm, [other for other in tested if other is not arm])
         if least is not None and least > FAR * (arm.mean("val_loss") or math.inf):
-            far = f"its loss is far above that of every other arm (by {least:.2f} nats"
-            found.append((arm, f"{far} at least): is it trained right?"))
+            far = f"its loss is at least {least:.2f} nats above that of every other arm"
+            found.append((arm, f"{far}: was it trained correctly?"))
     return found
 
 
 def _least_gain(baseline: Arm, others: Sequence[Arm]) -> float | None:
-    """Mean loss of the baseline minus that of the closest arm, on common seeds, in
-    nats; None without any."""
+    """Mean loss of the baseline minus that of the closest arm over common seeds, in
+    nats; None without common seeds."""
     mine, gains = baseline.by_seed("val_loss"), []
     for other in others:
         theirs = other.by_seed("val_loss")
@@ -69,7 +69,7 @@ def _least_gain(baseline: Arm, others: Sequence[Arm]) -> float | None:
 
 
 def all_alarms(matrix: MatrixResults, arms: Sequence[Arm]) -> list[str]:
-    """Alarms of single runs and of baselines; controls have an item of their own."""
+    """Alarms of single runs and of baselines; controls have a separate item."""
     found = [f"{run.run_dir}: {alarm}" for run in matrix.runs for alarm in run.alarms]
     found += [f"{r.run_dir} {why}" for r in matrix.runs if (why := above_guess(r))]
     return found + [f"{arm.label}: {text}" for arm, text in far_baselines(arms)]

@@ -1,8 +1,8 @@
-"""Arms: the runs of one cell of a matrix over its seeds, and what each is held to.
+"""Arms (the runs of one cell of a matrix over its seeds) and their comparison partners.
 
-The comparison partner comes from the runs' own job.json, so that a results
-directory explains itself. Where that partner was not run, the next of its own
-ancestors that was is taken, and the report says so.
+The partner is recorded in each run's job.json, so a results directory can be read on
+its own. If that partner was not run, the nearest of its ancestors that was is used, and
+the report says so.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from lib.hashing import diff_fields
 from lib.jobs.run_files import finite
 from lib.safe_json import as_dict, clean, number
 
-NOT_A_CHANGE = ("resources.", "matrix.")  # how and where, not what
+NOT_A_CHANGE = ("resources.", "matrix.")  # how and where a run is executed
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """One cell: its runs, one a seed, in the order of the seeds."""
+    """One cell of a matrix: one run per seed, ordered by seed."""
 
     step: int | None
     name: str
@@ -38,7 +38,7 @@ class Arm:
 
     @property
     def is_control(self) -> bool:
-        """Whether it is an A/A control, which is compared with its baseline alone."""
+        """True for an A/A control, which is compared only with its baseline."""
         resources = [as_dict(run.settings.get("resources")) for run in self.runs]
         return any(part.get("other_kernels") is True for part in resources)
 
@@ -51,7 +51,7 @@ class Arm:
         return tuple(run.row["seed"] for run in self.runs)
 
     def values(self, column: str) -> list[float]:
-        """The numbers of a column over the finished runs, absent ones left out."""
+        """Numbers of a column over the finished runs, without missing ones."""
         found = (number(run.row.get(column)) for run in self.done)
         return [value for value in found if value is not None]
 
@@ -70,13 +70,13 @@ def is_done(run: Run) -> bool:
 
 
 def has_diverged(run: Run) -> bool:
-    """Whether a run ended by a loss that is no number, or without one."""
+    """True if a run failed with a NaN loss or finished without a loss."""
     is_lost = run.row["status"] == "done" and run.row["val_loss"] is None
     return run.row["failure"] == "nan" or is_lost
 
 
 def above_guess(run: Run) -> str:
-    """In words, if a finished run ended above the loss of a uniform guess."""
+    """Message if a finished run ended above the loss of a uniform guess, else ""."""
     tokenizer = as_dict(run.settings.get("data")).get("tokenizer")
     size = VOCAB_SIZES.get(tokenizer) if isinstance(tokenizer, str) else None
     if not is_done(run) or size is None or run.row["val_loss"] <= math.log(size):
@@ -86,7 +86,7 @@ def above_guess(run: Run) -> str:
 
 
 def group_arms(matrix: MatrixResults) -> list[Arm]:
-    """Runs by step and name, in the order of the matrix."""
+    """Group runs by step and name, in the order of the matrix."""
     groups: dict[tuple[int | None, str], list[Run]] = {}
     for run in matrix.runs:
         groups.setdefault((run.row["step"], run.row["name"]), []).append(run)
@@ -103,11 +103,11 @@ def _seed(row: Row) -> int:
 
 
 def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
-    """What the arm is compared with, and a note if that is not its own partner.
+    """The arm's comparison partner, and a note if that is not the recorded one.
 
-    A cell of a test matrix names its partner; where no cell names one, all are held
-    to the first. None
-    for a baseline, and where nothing of the lineage was run (the note says so).
+    A cell of a test matrix names its partner; if no cell names one, all are compared
+    with the first. None for a baseline, and if none of its ancestors was run (the note
+    says so).
     """
     arms = [other for other in arms if not other.is_control]
     others = [other for other in arms if other is not arm]
@@ -135,13 +135,13 @@ def _cell_partner(
             return None, f"{name}, its comparison partner, was not run"
         return match, ""
     if any(_asked_for(other)[1] for other in arms):
-        return None, ""  # the others name theirs, so this one is a baseline
+        return None, ""  # other cells name a partner, so this one is a baseline
     first = next(other for other in arms if other.step is None)
     return (None, "") if first is arm else (first, "")
 
 
 def _asked_for(arm: Arm) -> tuple[int | None, str | None]:
-    """Step id and name of the partner as the arm's jobs have them."""
+    """Step id and name of the partner recorded in the arm's jobs."""
     parents = [run.row["parent"] for run in arm.runs]
     names = [run.job.get("parent_name") for run in arm.runs]
     name = next((clean(x) for x in names if isinstance(x, str) and x), None)
@@ -154,7 +154,8 @@ Change = tuple[str, object, object]
 
 
 def config_changes(old: Mapping, new: Mapping) -> list[Change]:
-    """Differing settings as (dotted name, old, new); [] if they cannot be read."""
+    """Differing settings as (dotted name, old, new); one entry if they cannot be
+    read."""
     try:
         return diff_fields(finite(old), finite(new))
     except (TypeError, ValueError, RecursionError):
@@ -162,7 +163,7 @@ def config_changes(old: Mapping, new: Mapping) -> list[Change]:
 
 
 def changes_between(old: Arm, new: Arm) -> list[Change]:
-    """What distinguishes two arms, without what only says how they were run."""
+    """Settings that differ between two arms, except how and where they were run."""
     if not (old.runs and new.runs):
         return []
     found = config_changes(old.runs[0].settings, new.runs[0].settings)
@@ -173,7 +174,7 @@ def changes_between(old: Arm, new: Arm) -> list[Change]:
 
 
 def loss_at(run: Run, seconds: float) -> float | None:
-    """Validation loss at a time of training, linear between evaluations.
+    """Validation loss after some seconds of training, interpolated linearly.
 
     None before the first evaluation and after the last.
     """
@@ -193,6 +194,6 @@ def loss_at(run: Run, seconds: float) -> float | None:
 
 
 def last_eval_seconds(run: Run) -> float | None:
-    """When the last evaluation was made, in seconds of training."""
+    """Training seconds at the last evaluation."""
     times = [record["seconds"] for record in run.evals if "seconds" in record]
     return max(times) if times else None

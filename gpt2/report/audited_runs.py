@@ -1,4 +1,4 @@
-"""Which runs an audit is of: a folder, a glob, or a step of the configured results.
+"""Selection of runs to audit: a folder, a glob, or a step of the configured results.
 
 Torch-free.
 """
@@ -15,15 +15,15 @@ from gpt2.report.read_results import LeftOutRun, Run, read_matrix
 
 @dataclass(slots=True)
 class Chosen:
-    """Run directories that are done, those that are not with their status, and folders
-    that hold no readable run."""
+    """Finished run directories, unfinished ones with their status, and folders without
+    a readable run."""
 
     done: list[Path] = field(default_factory=list)
     others: list[tuple[Path, str]] = field(default_factory=list)
     left_out: list[LeftOutRun] = field(default_factory=list)
 
     def add(self, root: Path, runs: list[Run]) -> None:
-        """Each run once, by its place on disk."""
+        """Add each run on disk once."""
         for run in runs:
             path = root / run.run_dir
             if path in self.done or not run.on_disk:
@@ -35,12 +35,12 @@ class Chosen:
 
 
 def choose_runs(name: str, results: Path | None) -> Chosen:
-    """The runs that a name stands for.
+    """Find the runs that a name refers to.
 
-    name: a folder of one run or of many or a glob of folders (from here, or within the
-    results), or within the results a step or name with or without a seed, as in "5",
-    "ra" or "5:1337"; empty for all of the results. Raises ValueError, naming what
-    there is instead, if it stands for none.
+    name: a folder of one run or of many, a glob of folders (from here, or within the
+    results), or within the results a step or name with or without a seed, for example
+    "5", "ra" or "5:1337"; empty for all results. Raises ValueError, which lists what
+    exists, if there are none.
     """
     if not name:
         if results is None:
@@ -57,13 +57,13 @@ def choose_runs(name: str, results: Path | None) -> Chosen:
         return _below(_matching(name, results))
     if results is None or not results.is_dir():
         raise ValueError(
-            f"RUN={name!r} is no folder, and there are no results to look it up in"
+            f"RUN={name!r} is not a folder, and there are no results to look it up in"
         )
     return _named(name, results)
 
 
 def _matching(pattern: str, results: Path | None) -> list[Path]:
-    """Folders that a glob matches, from here or else within the results."""
+    """Folders that match a glob, relative to here or else to the results."""
     places = [""] if results is None else ["", str(results)]
     for place in places:
         found = sorted(glob.glob(str(Path(place) / pattern), recursive=True))
@@ -81,12 +81,12 @@ def _below(folders: list[Path]) -> Chosen:
         chosen.left_out += matrix.left_out
     if not chosen.done and not chosen.others:
         names = ", ".join(str(folder) for folder in folders[:3])
-        raise ValueError(f"no run is in {names}: `make` writes its results there")
+        raise ValueError(f"no runs in {names}: `make` writes its results there")
     return chosen
 
 
 def _named(name: str, results: Path) -> Chosen:
-    """The runs of a step or cell of the results, by number, name or both."""
+    """Runs of a step or cell of the results, by number, name or both."""
     which, _, seed = name.partition(":")
     matrix = read_matrix(results, curves=False)
     arms = group_arms(matrix)
@@ -100,7 +100,7 @@ def _named(name: str, results: Path) -> Chosen:
     if not runs:
         known = ", ".join(arm.label for arm in arms) or "nothing"
         raise ValueError(
-            f"RUN={name!r} is no folder and no run of {results}, which has {known}"
+            f"RUN={name!r} is neither a folder nor a run of {results}: it has {known}"
         )
     chosen = Chosen(left_out=matrix.left_out)
     chosen.add(results, runs)

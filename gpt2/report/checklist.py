@@ -1,7 +1,7 @@
-"""The publishing checklist: what a reader needs to believe and repeat a number.
+"""Publishing checklist: what a reader needs to trust and reproduce a number.
 
-An item is in order when every finished run tells it and, where all runs must agree,
-they do. It comes from the manifests that the trainer wrote, and from audits.
+An item is complete when every finished run has recorded it and, where all runs must
+agree, they do. Items come from the manifests written in training, and from audits.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_SHOWN = 4
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One line of the list; ``remark`` says why it is not in order."""
+    """One line of the list; ``remark`` says what is missing or wrong."""
 
     name: str
     value: str
@@ -40,15 +40,15 @@ class Item:
 
 
 def checklist(matrix: MatrixResults, judged: Judgement) -> list[Item]:
-    """All items, over the finished runs of a matrix and what was judged of it."""
+    """All items for the finished runs of a matrix and its judgement."""
     runs = [run for run in matrix.runs if is_done(run)]
     if not runs:
-        return [Item("runs", "none is finished", "nothing to publish yet")]
+        return [Item("runs", "none finished", "nothing to publish yet")]
     return [
         _completeness(matrix, runs),
         *(
-            _item(name, _telling(name, runs, judged), tell)
-            for name, tell in CIRCUMSTANCES.items()
+            _item(name, _runs_for(name, runs, judged), read)
+            for name, read in ENVIRONMENT.items()
         ),
         _work_tree(runs),
         _seeds(matrix),
@@ -62,8 +62,8 @@ def checklist(matrix: MatrixResults, judged: Judgement) -> list[Item]:
     ]
 
 
-def _telling(name: str, runs: list[Run], judged: Judgement) -> list[Run]:
-    """The runs that an item is about: an A/A control is meant to use other kernels."""
+def _runs_for(name: str, runs: list[Run], judged: Judgement) -> list[Run]:
+    """Runs that an item applies to: an A/A control uses other kernels on purpose."""
     others = {id(run) for c in judged.controls for run in c.arm.runs}
     kept = [run for run in runs if id(run) not in others]
     return kept if kept and name in KERNELS else runs
@@ -75,29 +75,29 @@ def _completeness(matrix: MatrixResults, done: list[Run]) -> Item:
     return Item("runs", value, f"{missing} missing" if missing else "")
 
 
-def _item(name: str, runs: list[Run], tell: Callable[[Run], str | None]) -> Item:
-    told = Counter(tell(run) for run in runs)
-    silent = told.pop(None, 0)
-    if not told:
-        return Item(name, NOT_RECORDED, "no manifest tells it")
+def _item(name: str, runs: list[Run], read: Callable[[Run], str | None]) -> Item:
+    values = Counter(read(run) for run in runs)
+    missing = values.pop(None, 0)
+    if not values:
+        return Item(name, NOT_RECORDED, "not recorded in any manifest")
     remark = ""
-    if silent:
-        remark = f"{silent} of {len(runs)} runs do not tell it"
-    elif name not in MAY_DIFFER and len(told) > 1:
+    if missing:
+        remark = f"not recorded by {missing} of {len(runs)} runs"
+    elif name not in MAY_DIFFER and len(values) > 1:
         remark = "the runs differ"
-    return Item(name, _listing(told, len(runs)), remark)
+    return Item(name, _listing(values, len(runs)), remark)
 
 
-def _listing(told: Counter[Any], total: int, noun: str = "run") -> str:
+def _listing(values: Counter[Any], total: int, noun: str = "run") -> str:
     parts = [
         str(value) if count == total else f"{value} ({count} {noun}{'s' * (count > 1)})"
-        for value, count in told.most_common(MAX_SHOWN)
+        for value, count in values.most_common(MAX_SHOWN)
     ]
-    more = len(told) - MAX_SHOWN
+    more = len(values) - MAX_SHOWN
     return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
 
 
-# ---- what one run tells; None where it does not ---------------------------------
+# ---- recorded by one run; None if it is not -------------------------------------
 
 
 def _provenance(run: Run) -> dict[str, Any]:
@@ -122,8 +122,8 @@ def _commit(run: Run) -> str | None:
     resumed = run.manifest.get("resumed")
     attempts = resumed if isinstance(resumed, list) else []
     later = [as_dict(as_dict(attempt).get("git")) for attempt in attempts]
-    told = [_field(git, "sha") for git in (_git(run), *later)]
-    return ", then ".join(dict.fromkeys(x for x in told if x)) or None
+    commits = [_field(git, "sha") for git in (_git(run), *later)]
+    return ", then ".join(dict.fromkeys(x for x in commits if x)) or None
 
 
 def _hardware(run: Run) -> str | None:
@@ -184,7 +184,7 @@ def _tokens(run: Run) -> str | None:
     return _field(run.row, "tokens")
 
 
-CIRCUMSTANCES: dict[str, Callable[[Run], str | None]] = {
+ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
     "commit": _commit,
     "hardware": _hardware,
     "driver and runtime": _runtime,
@@ -202,7 +202,7 @@ KERNELS = ("torch.compile", "attention backend", "MLP backend")
 MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend", "MLP backend")
 
 
-# ---- items of their own kind ----------------------------------------------------
+# ---- further items --------------------------------------------------------------
 
 
 def _work_tree(runs: list[Run]) -> Item:
@@ -211,11 +211,13 @@ def _work_tree(runs: list[Run]) -> Item:
     if all(state is False for state in states):
         return Item("uncommitted changes", "none")
     if not any(states):
-        return Item("uncommitted changes", NOT_RECORDED, "no manifest tells it")
+        return Item("uncommitted changes", NOT_RECORDED, "not recorded in any manifest")
     dirty = f"in {sum(state is True for state in states)} runs"
     named = f", diff sha256 {', '.join(sorted(sums)[:MAX_SHOWN])}" if sums else ""
     return Item(
-        "uncommitted changes", dirty + named, "the commit alone does not tell the code"
+        "uncommitted changes",
+        dirty + named,
+        "the commit does not fully identify the code",
     )
 
 
@@ -225,15 +227,15 @@ def _seeds(matrix: MatrixResults) -> Item:
         if is_done(run):
             key = (run.row["step"], run.row["name"])
             arms.setdefault(key, []).append(run.row["seed"])
-    told = Counter(", ".join(map(str, sorted(seeds))) for seeds in arms.values())
+    listed = Counter(", ".join(map(str, sorted(seeds))) for seeds in arms.values())
     fewest = min(len(seeds) for seeds in arms.values())
-    few = f"fewer than {stats.MIN_SEEDS} seeds give no verdict"
+    few = f"a verdict needs at least {stats.MIN_SEEDS} seeds"
     remark = few if fewest < stats.MIN_SEEDS else ""
-    return Item("seeds", _listing(told, len(arms), "arm"), remark)
+    return Item("seeds", _listing(listed, len(arms), "arm"), remark)
 
 
 def _pairing(runs: list[Run]) -> Item:
-    """Of all runs of a seed, not of those alone that are compared."""
+    """Pairing of all runs of a seed, not only of those that are compared."""
     known = [run for run in runs if recorded(run)]
     if not known:
         return Item("pairing", NOT_RECORDED, "no manifest has fingerprints of batches")
@@ -253,27 +255,27 @@ def _pairing(runs: list[Run]) -> Item:
 
 
 def _audits(matrix: MatrixResults, runs: list[Run]) -> Item:
-    """Whether each run's numbers were recomputed by `make audit`, as it is now."""
-    told = Counter(audit_state(matrix.root / run.run_dir) for run in runs)
-    value, remark = _listing(told, len(runs)), ""
-    if told[FAILED]:
-        remark = f"{told[FAILED]} of {len(runs)} runs report what they do not hold"
-    elif set(told) != {PASSED}:
+    """State of `make audit` for each run in its present form."""
+    states = Counter(audit_state(matrix.root / run.run_dir) for run in runs)
+    value, remark = _listing(states, len(runs)), ""
+    if states[FAILED]:
+        remark = f"{states[FAILED]} of {len(runs)} runs report wrong numbers"
+    elif set(states) != {PASSED}:
         remark = "not every number was recomputed: run `make audit`"
     return Item("audit", value, remark)
 
 
 def _certificates(runs: list[Run]) -> Item:
-    told = Counter(run.row["verified"] or NOT_RECORDED for run in runs)
-    fine = set(told) == {"passed"}
-    remark = "" if fine else "not proven that every switch acts: run `make verify`"
-    return Item("certificates", _listing(told, len(runs)), remark)
+    states = Counter(run.row["verified"] or NOT_RECORDED for run in runs)
+    passed = set(states) == {"passed"}
+    remark = "" if passed else "not every step was verified: run `make verify`"
+    return Item("certificates", _listing(states, len(runs)), remark)
 
 
 def _as_trained(runs: list[Run]) -> Item:
-    """The certificate of gpt2/train/as_trained.py over all runs."""
-    told = {run.run_dir: run.manifest.get("as_trained") for run in runs}
-    found = {r.run_dir: number(r.row["as_trained"]) for r in runs if told[r.run_dir]}
+    """Result of the certificate in gpt2/train/as_trained.py over all runs."""
+    checked = [run for run in runs if run.manifest.get("as_trained")]
+    found = {run.run_dir: number(run.row["as_trained"]) for run in checked}
     known = {name: value for name, value in found.items() if value is not None}
     if not known:
         return Item("as trained", NOT_RECORDED, "no gradient was compared (AS_TRAINED)")
@@ -287,14 +289,14 @@ def _as_trained(runs: list[Run]) -> Item:
 
 
 def _kernels(runs: list[Run]) -> Item:
-    """Whether runs that could use the same kernels did: the same paths for the same
+    """Whether runs used the same kernels where possible: the same backends for the same
     request, the same tiles and algorithms for the same product."""
     if not any("kernels" in run.manifest for run in runs):
-        return Item("kernels", NOT_RECORDED, "no manifest names them")
+        return Item("kernels", NOT_RECORDED, "not recorded in any manifest")
     values: dict[str, set[str]] = {}
     for run in runs:
         if as_dict(run.settings.get("resources")).get("other_kernels"):
-            continue  # an A/A control is to differ
+            continue  # an A/A control differs on purpose
         for name, value in as_dict(run.manifest.get("kernels")).items():
             values.setdefault(clean(name), set()).add(str(value))
     untimed = sum(bool(run.manifest.get("untimed_kernels")) for run in runs)
@@ -309,15 +311,15 @@ def _kernels(runs: list[Run]) -> Item:
 
 
 def _control(runs: list[Run], judged: Judgement) -> Item:
-    """The A/A control, which GPUs need: their kernels are chosen by trials."""
+    """The A/A control, needed on GPUs, where kernels are chosen by timing."""
     if not judged.controls:
         backends = {as_dict(run.manifest.get("device")).get("backend") for run in runs}
         needed = bool(judged.comparisons) and backends != {"cpu"}
-        remark = "numerical noise was not measured: CONTROLS=y does" * needed
+        remark = "numerical noise was not measured: set CONTROLS=y" * needed
         return Item("A/A control", "none", remark)
     control = judged.controls[0]
-    told = so_far(control) if control.differences else "not run"
-    return Item("A/A control", told, "; ".join(control.reasons))
+    value = so_far(control) if control.differences else "not run"
+    return Item("A/A control", value, "; ".join(control.reasons))
 
 
 def _alarms(matrix: MatrixResults, judged: Judgement) -> Item:

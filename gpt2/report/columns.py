@@ -1,7 +1,7 @@
-"""The columns of the report, told once for terminal, Markdown and HTML.
+"""Columns of the report, shared by terminal, Markdown and HTML.
 
 A line is an arm with its comparison. Numbers of an arm are means over its finished
-seeds; whatever is not known is a dash.
+seeds; unknown values are a dash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from lib import human
 Value = float | str | None
 BASELINE, NO_PARTNER = "baseline", "no partner"
 DIGITS = 4  # of losses and their differences, nats
-MARKS = {  # beside a grade, so that it never rests on colour alone
+MARKS = {  # before a grade, for readers who cannot rely on colour
     "SUPPORTED": "▲",
     "NEUTRAL": "=",
     "HARMFUL": "▼",
@@ -38,11 +38,12 @@ MARKS = {  # beside a grade, so that it never rests on colour alone
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An arm, and its comparison unless it is a baseline or lacks its partner."""
+    """An arm with its comparison, or None for a baseline or if its partner is
+    missing."""
 
     arm: Arm
     comparison: Comparison | None
-    alone: str = BASELINE  # what stands in the place of a grade without a partner
+    alone: str = BASELINE  # shown instead of a grade without a partner
 
     @property
     def grade(self) -> str:
@@ -67,7 +68,7 @@ class Column:
 
 
 def lines_of(judged: Judgement) -> list[Line]:
-    """The A/A control first, then one line an arm, in the order of the matrix."""
+    """Lines: the A/A control first, then one per arm, in the order of the matrix."""
     return [
         *map(_control_line, judged.controls),
         *(
@@ -91,7 +92,7 @@ def _control_line(control: Control) -> Line:
         mean=control.mean,
         interval=control.interval,
     )
-    at_time = Verdict(grade=control.grade)  # other kernels take other times
+    at_time = Verdict(grade=control.grade)  # other kernels have other speeds
     arms = control.arm, control.baseline
     return Line(control.arm, Comparison(*arms, "", [], verdict, at_time))
 
@@ -100,13 +101,13 @@ def _control_line(control: Control) -> Line:
 
 
 def seeds_text(line: Line) -> str:
-    """Finished of planned, or the number where all are finished."""
+    """Finished of planned runs, or one number if all are finished."""
     done, planned = len(line.arm.done), len(line.arm.runs)
     return str(done) if done == planned else f"{done}/{planned}"
 
 
 def difference_text(verdict: Verdict | None) -> str:
-    """Mean and half width of its interval: "−0.0182 ± 0.0041"."""
+    """Mean and half width of its interval, for example "−0.0182 ± 0.0041"."""
     if verdict is None or verdict.mean is None:
         return human.NONE
     mean = human.fixed(verdict.mean, DIGITS, sign=True)
@@ -126,7 +127,7 @@ def interval_text(verdict: Verdict | None) -> str:
 
 
 def p_text(p: float | None) -> str:
-    """Three decimals, or "<0.001"."""
+    """p with three decimals, or "<0.001"."""
     if p is None:
         return human.NONE
     return "<0.001" if p < 0.001 else f"{p:.3f}"
@@ -137,15 +138,15 @@ def grade_text(grade: str) -> str:
 
 
 def ratio_of(run: Run) -> float | None:
-    """r, MLP weights over attention weights, from the settings; None if unknown."""
+    """Ratio r of MLP to attention weights, from the settings; None if unknown."""
     try:
         return budget(settings_from_dict(run.settings)).ratio
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
-        return None  # results of another version, or not of this project
+        return None  # results of another version or another project
 
 
 def parameter_change(line: Line) -> float | None:
-    """Relative to the partner: 0.11 for 11% more."""
+    """Parameters relative to the partner: 0.11 for 11% more."""
     if line.comparison is None:
         return None
     mine = line.arm.mean("parameters")
@@ -176,7 +177,7 @@ def _measure(
     form: Callable[[float | None], str],
     main: bool = False,
 ) -> Column:
-    """A column that is the mean of a result column."""
+    """Column for the mean of a result."""
     return Column(
         key,
         heading,
@@ -192,18 +193,19 @@ def _fixed(digits: int) -> Callable[[float | None], str]:
 
 
 def _what(line: Line) -> str:
-    """Cells of a test matrix have telling names; their titles are explanations."""
+    """Title of a step, or name of a cell, whose title is a longer explanation."""
     return line.arm.title if line.arm.step is not None else line.arm.name
 
 
 def _before_after(
     key: str, name: str, heading: str, help: str, form: Callable[[float | None], str]
 ) -> Column:
-    """A column of what the removal of heads changed; sorted by what is left."""
+    """Column for a value before and after the removal of heads; sorted by the
+    latter."""
     return Column(
         key,
         heading,
-        f"{help}, before and after pruned heads were cut out",
+        f"{help}, before and after pruned heads were removed",
         lambda line: line.arm.mean(name) if has_removed(line.arm) else None,
         lambda line: change_text(line.arm, name, form),
     )
@@ -222,7 +224,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "step",
         "step",
-        "Number of the ablation step",
+        "Number of the step",
         lambda line: line.arm.step,
         lambda line: human.NONE if line.arm.step is None else str(line.arm.step),
         is_main=True,
@@ -230,7 +232,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "title",
         "what changed",
-        "What the arm is",
+        "Description of the arm",
         _what,
         _what,
         is_number=False,
@@ -239,7 +241,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "partner",
         "compared with",
-        "The arm it differs from in exactly what is under test",
+        "The arm that differs from it only in what is tested",
         _partner,
         _partner,
         is_number=False,
@@ -253,12 +255,13 @@ COLUMNS: tuple[Column, ...] = (
         is_main=True,
     ),
     _measure(
-        "val_loss", "val loss", "Validation loss, nats a token", _fixed(DIGITS), True
+        "val_loss", "val loss", "Validation loss, nats per token", _fixed(DIGITS), True
     ),
     Column(
         "difference",
         "difference",
-        "Loss minus the partner's, paired by seed, with half its 95% interval",
+        "Loss minus the partner's, paired by seed, ± half its 95% interval; "
+        "negative is better",
         lambda line: v.mean if (v := _steps(line)) else None,
         lambda line: difference_text(_steps(line)),
         is_main=True,
@@ -279,7 +282,7 @@ COLUMNS: tuple[Column, ...] = (
     ),
     _measure("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
     _measure("val_accuracy", "accuracy", "Next-token accuracy", human.percent),
-    _measure("bits_per_byte", "bits/byte", "Loss in bits a byte of text", _fixed(4)),
+    _measure("bits_per_byte", "bits/byte", "Loss in bits per byte of text", _fixed(4)),
     _measure("parameters", "params", "Trained parameters", human.count),
     Column(
         "parameter_change",
@@ -295,38 +298,44 @@ COLUMNS: tuple[Column, ...] = (
         _ratio,
         lambda line: human.fixed(_ratio(line), 2),
     ),
-    _measure("flops_per_token", "FLOPs/token", "Analytic, a token", human.count),
+    _measure("flops_per_token", "FLOPs/token", "Analytic, per token", human.count),
     _measure("tokens_per_s", "tokens/s", "Training throughput", human.count),
     _measure("mfu", "MFU", "Share of the device's dense peak", human.percent),
     _measure(
         "energy_j_per_mtoken",
         "J/Mtoken",
-        "Energy of the GPU, joules a million tokens",
+        "Energy of the GPU, joules per million tokens",
         human.count,
     ),
-    _measure("peak_memory_bytes", "peak memory", "Of the device", human.size),
-    _measure("kv_bytes_per_token", "KV/token", "Decode cache, bytes", human.size),
-    _measure("seconds", "time", "Of training, h:mm:ss", human.duration),
-    _measure("sparsity", "zeros", "True zeros of the linear weights", human.percent),
-    _measure("zeros", "zero weights", "True zeros, their number", human.count),
+    _measure(
+        "peak_memory_bytes", "peak memory", "Peak memory of the device", human.size
+    ),
+    _measure(
+        "kv_bytes_per_token", "KV/token", "Decode cache, bytes per token", human.size
+    ),
+    _measure("seconds", "time", "Training time, h:mm:ss", human.duration),
+    _measure(
+        "sparsity", "zeros", "Share of exact zeros in the linear weights", human.percent
+    ),
+    _measure("zeros", "zero weights", "Number of exact zeros", human.count),
     Column(
         "heads_left",
         "heads",
-        "Attention heads of the exported model, and of the trained one",
+        "Attention heads of the exported model and of the trained one",
         lambda line: line.arm.mean("heads_left"),
         lambda line: heads_text(line.arm),
     ),
     _before_after(
-        *("kv_change", "kv_bytes_per_token", "KV/token, cut"),
-        *("Decode cache, bytes", human.size),
+        *("kv_change", "kv_bytes_per_token", "KV/token, removed"),
+        *("Decode cache, bytes per token", human.size),
     ),
     _before_after(
-        *("decode_change", "decode_seconds", "decoding, cut"),
-        *("Measured time of a token", short_time),
+        *("decode_change", "decode_seconds", "decoding, removed"),
+        *("Measured time per token", short_time),
     ),
     _before_after(
-        *("forward_change", "forward_seconds", "forward, cut"),
-        *("Measured time of a pass", short_time),
+        *("forward_change", "forward_seconds", "forward, removed"),
+        *("Measured time of a forward pass", short_time),
     ),
     _measure(
         "step_seconds", "update", "Time of one optimizer update", human.milliseconds
@@ -337,11 +346,13 @@ COLUMNS: tuple[Column, ...] = (
         "Largest relative deviation of a gradient from the formulas, as trained",
         lambda value: "-" if value is None else f"{value:.0e}",
     ),
-    _measure("optimizer_state_bytes", "optimizer", "Its state, bytes", human.size),
+    _measure(
+        "optimizer_state_bytes", "optimizer", "Bytes of optimizer state", human.size
+    ),
     Column(
         "grade",
         "verdict",
-        "At equal steps",
+        "Verdict after equal numbers of updates",
         lambda line: line.grade,
         lambda line: grade_text(line.grade),
         is_number=False,
@@ -350,7 +361,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "difference_time",
         "difference, equal time",
-        "Losses when the first of both arms' runs ended",
+        "Difference of the losses when the first run of both arms ended",
         lambda line: v.mean if (v := _time(line)) else None,
         lambda line: difference_text(_time(line)),
         is_main=True,
@@ -358,7 +369,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "grade_time",
         "verdict, equal time",
-        "At equal wall-clock time",
+        "Verdict at equal training time",
         lambda line: line.grade_at_time,
         lambda line: grade_text(line.grade_at_time),
         is_number=False,
@@ -372,12 +383,15 @@ BY_DEFAULT_ABSENT = (
     *("heads_left", "kv_change", "decode_change", "forward_change"),
     "energy_j_per_mtoken",
 )
-OF_CELLS = ("step_seconds", "optimizer_state_bytes")  # one for all steps of an ablation
+OF_CELLS = (
+    "step_seconds",
+    "optimizer_state_bytes",
+)  # do not differ between steps of an ablation
 
 
 def shown_columns(lines: list[Line]) -> list[Column]:
-    """All columns but those that some trainers do not measure and no arm has, and
-    those in which steps of an ablation do not differ."""
+    """Columns to show: without optional ones that no arm has, and without those that do
+    not differ between steps of an ablation."""
     cells = any(line.arm.step is None for line in lines)
     return [
         column
@@ -391,13 +405,13 @@ def shown_columns(lines: list[Line]) -> list[Column]:
 
 
 def has_zeros(lines: list[Line]) -> bool:
-    """Whether single weights of some arm were pruned, which stay as zeros."""
+    """True if single weights of some arm were pruned (they remain as zeros)."""
     return any(
         line.arm.mean("sparsity") is not None and not has_removed(line.arm)
         for line in lines
     )
 
 
-def has_cuts(lines: list[Line]) -> bool:
-    """Whether heads of some arm were cut out."""
+def has_removed_heads(lines: list[Line]) -> bool:
+    """True if heads of some arm were removed."""
     return any(has_removed(line.arm) for line in lines)

@@ -1,4 +1,4 @@
-"""Two runs, arms or matrices side by side: configuration, circumstances, results.
+"""Two runs, arms or matrices side by side: configuration, environment, results.
 
 A subject is named by a directory (a matrix, an arm, a run), or within a results
 directory by a step ("5", or "5:1337" for one seed) or a name ("ra"). Differences are
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2.report.arms import Arm, Change, config_changes, group_arms
-from gpt2.report.checklist import CIRCUMSTANCES
+from gpt2.report.checklist import ENVIRONMENT
 from gpt2.report.evidence import Rules
 from gpt2.report.read_results import NUMBERS, LeftOutRun, Run, read_matrix
 from gpt2.report.verdicts import Comparison, compare
@@ -23,7 +23,7 @@ from lib.safe_json import clean
 
 @dataclass(frozen=True, slots=True)
 class ComparedSide:
-    """What A or B stands for: the arms it has, often a single one."""
+    """Arms on one side of a comparison, often a single one."""
 
     label: str
     arms: list[Arm]
@@ -32,18 +32,18 @@ class ComparedSide:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """An arm of A and its counterpart in B, with all that differs."""
+    """An arm of A and its counterpart in B, with all differences."""
 
     a: Arm
     b: Arm
     comparison: Comparison
     settings: list[Change]
-    circumstances: list[Change]
+    environment: list[Change]
     results: list[tuple[str, float | None, float | None]]
 
     @property
     def is_same(self) -> bool:
-        """Whether both were told to train the very same runs."""
+        """True if both sides have the same run hashes, that is, the same settings."""
         return [r.row["hash"] for r in self.a.runs] == [
             r.row["hash"] for r in self.b.runs
         ] and self.a.runs[0].row["hash"] is not None
@@ -59,7 +59,7 @@ class SideBySide:
 
 
 def find_subject(name: str, results: Path | None) -> ComparedSide:
-    """The subject of that name; ValueError says what there is instead.
+    """Find the arms of a name; ValueError lists what exists if there are none.
 
     results: the results directory in which steps and names are looked up.
     """
@@ -68,13 +68,13 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
     if Path(name).is_dir():
         matrix = read_matrix(name)
         if not matrix.runs:
-            raise ValueError(f"{name} holds no run")
+            raise ValueError(f"there are no runs in {name}")
         arms = group_arms(matrix)
         tested = [arm for arm in arms if not arm.is_control]
         return ComparedSide(name, tested or arms, matrix.left_out)
     if results is None or not results.is_dir():
         raise ValueError(
-            f"{name!r} is no directory, and there are no results to look it up in"
+            f"{name!r} is not a directory, and there are no results to look it up in"
         )
     matrix = read_matrix(results)
     arms = group_arms(matrix)
@@ -82,7 +82,9 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
     chosen = [arm for arm in arms if which in (str(arm.step), arm.name, arm.label)]
     if not chosen:
         known = ", ".join(arm.label for arm in arms) or "nothing"
-        raise ValueError(f"{name!r} is no directory and no arm of {results}: {known}")
+        raise ValueError(
+            f"{name!r} is neither a directory nor an arm of {results}: {known}"
+        )
     if seed:
         chosen = [_one_seed(chosen[0], seed)]
     return ComparedSide(f"{results}: {name}", chosen[:1], matrix.left_out)
@@ -99,8 +101,8 @@ def _one_seed(arm: Arm, seed: str) -> Arm:
 def side_by_side(
     a: ComparedSide, b: ComparedSide, rules: Rules | None = None
 ) -> SideBySide:
-    """Single arms are compared with each other whatever they are; of matrices
-    those of the same step and name."""
+    """Match arms: two single arms with each other, arms of matrices by step and
+    name."""
     if len(a.arms) == len(b.arms) == 1:
         matched = [(a.arms[0], b.arms[0])]
     else:
@@ -125,30 +127,31 @@ def _pair(a: Arm, b: Arm, comparison: Comparison) -> Pair:
         b,
         comparison,
         config_changes(first.settings, second.settings),
-        [(name, x, y) for name, x, y in _circumstances(a, b) if x != y],
+        [(name, x, y) for name, x, y in _environment(a, b) if x != y],
         [row for row in results if row[1] is not None or row[2] is not None],
     )
 
 
-def _circumstances(a: Arm, b: Arm) -> list[Change]:
-    """Each item of the checklist as the two sides tell it."""
+def _environment(a: Arm, b: Arm) -> list[Change]:
+    """Each item of the checklist as recorded by the two sides."""
     return [
-        (name, _told(a, tell), _told(b, tell)) for name, tell in CIRCUMSTANCES.items()
+        (name, _recorded(a, read), _recorded(b, read))
+        for name, read in ENVIRONMENT.items()
     ]
 
 
-def _told(arm: Arm, tell: Callable[[Run], str | None]) -> str:
-    told = dict.fromkeys(tell(run) for run in arm.runs)
-    return "; ".join(x for x in told if x) or human.NONE
+def _recorded(arm: Arm, read: Callable[[Run], str | None]) -> str:
+    values = dict.fromkeys(read(run) for run in arm.runs)
+    return "; ".join(x for x in values if x) or human.NONE
 
 
 def shown(value: object) -> str:
-    """A setting's value as text; absent ones are a dash."""
+    """Value of a setting as text; a dash if absent."""
     return human.NONE if value is None else clean(value)
 
 
 def shared_changes(pairs: list[Pair]) -> list[Change]:
-    """Settings that differ in the same way in every pair."""
+    """Settings with the same difference in every pair."""
     if not pairs:
         return []
     rest = [{_key(change) for change in pair.settings} for pair in pairs[1:]]
@@ -156,7 +159,7 @@ def shared_changes(pairs: list[Pair]) -> list[Change]:
 
 
 def own_changes(pair: Pair, shared: list[Change]) -> list[Change]:
-    """Settings of a pair that differ beyond those that do everywhere."""
+    """Differing settings of a pair that are not in ``shared``."""
     known = {_key(change) for change in shared}
     return [change for change in pair.settings if _key(change) not in known]
 

@@ -1,18 +1,18 @@
-"""A/A control: a baseline trained again through other kernels, compared seed by seed.
+"""A/A control: a baseline trained again with other kernels, compared seed by seed.
 
-Right kernels differ by rounding, which training amplifies: two right runs end apart,
-too. NOISE is the largest standard deviation of such a difference that was measured, in
-nats: eight combinations of kernels with one seed at 124M spread over 0.02 after 100
-updates. At the end of long runs even seeds spread over less (0.0013 to 0.0019). A steep
-start amplifies more: after 150 updates with a warm-up of 20 two seeds of one arm were
-0.09 apart, and the control of one of them 0.06 (124M, H200), so the spread of the seeds
-counts where it is larger, up to LARGEST_NOISE. If a control differs by more than that
-explains, some kernel is wrong, and since it may have served any arm, no verdict of the
-matrix stands.
+Correct kernels differ by rounding, which training amplifies, so two correct runs end at
+different losses, too. NOISE is the largest measured standard deviation of such a
+difference, in nats: eight combinations of kernels with one seed at 124M spread over
+0.02 after 100 updates. At the end of long runs even seeds spread over less (0.0013 to
+0.0019). A steep start amplifies more: after 150 updates with a warm-up of 20 two seeds
+of one arm were 0.09 apart, and the control of one of them 0.06 (124M, H200). Where the
+seeds spread more than NOISE, their spread is used instead, up to LARGEST_NOISE. If a
+control differs by more than this explains, some kernel is wrong, and since any arm may
+have used it, all verdicts of the matrix are void.
 
-With noise up to NOISE, less than 1% of healthy controls are refused (simulated; with
-heavy tails, up to three quarters of NOISE). A shift of 0.05 nats in every seed is
-refused in 97% of matrices of one seed at that noise, in 99.9% with two or more.
+With noise up to NOISE, less than 1% of correct controls are rejected (simulated; with
+heavy tails, for up to three quarters of NOISE). A shift of 0.05 nats in every seed is
+rejected in 97% of matrices of one seed at that noise, in 99.9% with two or more.
 """
 
 from __future__ import annotations
@@ -34,19 +34,19 @@ if TYPE_CHECKING:
 
 EQUAL, PENDING, DIFFERS = "EQUAL", "PENDING", "INVALID"
 NOISE = 0.01  # nats; see above
-SIGMAS = 3.0  # of the mean difference, by that noise
-LARGEST = 5.0  # of the difference of one seed, in units of the noise
-LARGEST_NOISE = 0.1  # nats; what spreads more must not excuse a wrong kernel
-ALPHA = 0.005  # of a t test on the differences, which finds less than NOISE explains
-ROUNDING = rounding_variance(2**-22, 2**-22)  # losses of 2 to 4 nats in float32
-KERNELS = ("attention_backend", "mlp_backend", "compile")  # of a manifest
+SIGMAS = 3.0  # largest mean difference, in units of its standard error
+LARGEST = 5.0  # largest difference of one seed, in units of the noise
+LARGEST_NOISE = 0.1  # nats; a larger spread must not excuse a wrong kernel
+ALPHA = 0.005  # of a t test on the differences, which detects less than NOISE
+ROUNDING = rounding_variance(2**-22, 2**-22)  # for losses of 2 to 4 nats in float32
+KERNELS = ("attention_backend", "mlp_backend", "compile")  # fields of a manifest
 
 
 @dataclass(frozen=True, slots=True)
 class Control:
-    """An A/A arm against its baseline. Losses in nats, control minus baseline.
+    """Comparison of an A/A arm with its baseline: losses in nats, control - baseline.
 
-    grade: EQUAL, PENDING (unfinished, or without meaning) or DIFFERS, which makes all
+    grade: EQUAL, PENDING (unfinished, or nothing measured) or DIFFERS, which makes all
     verdicts of the matrix INVALID. reasons: for PENDING and DIFFERS.
     """
 
@@ -68,7 +68,7 @@ class Control:
         return stats.t_interval(self.differences) if self.differences else None
 
 
-# (paired differences, margin, noise) -> why they are more than rounding, or ""
+# (paired differences, margin, noise) -> reason if larger than rounding, else ""
 Test = Callable[[Sequence[float], float, float], str]
 
 
@@ -77,7 +77,7 @@ def controls_of(
 ) -> list[Control]:
     """Judge the controls of a matrix. One without its baseline is PENDING.
 
-    tests: is_large and is_steady unless given.
+    tests: by default is_large and is_steady.
     """
     tests = (is_large, is_steady) if tests is None else tests
     found = []
@@ -117,14 +117,14 @@ def judge_control(
 
 
 def is_alarming(control: Control) -> bool:
-    """Whether a control differs, or is finished and measured nothing."""
+    """True if a control differs, or finished without measuring anything."""
     is_empty = control.grade == PENDING and not _unfinished(control.arm, control.seeds)
     return control.grade == DIFFERS or is_empty
 
 
 def noise_of(*losses: Sequence[float]) -> float:
-    """Standard deviation that rounding may have, from the losses of both arms' seeds:
-    NOISE, or what the seeds of an arm spread over, if that is more."""
+    """Standard deviation that rounding may explain: NOISE, or the spread of the seeds
+    of both arms if that is larger."""
     spreads = [variance(values) for values in losses if len(values) > 1]
     spread = math.sqrt(fmean(spreads)) if spreads else 0.0
     return min(max(NOISE, spread), LARGEST_NOISE)
@@ -135,7 +135,7 @@ def is_large(differences: Sequence[float], margin: float, noise: float = NOISE) 
     mean, worst = fmean(differences), max(differences, key=abs)
     limit = max(margin, SIGMAS * noise / math.sqrt(len(differences)))
     if abs(mean) > limit:
-        return f"differs by {_nats(mean)}, where rounding explains {limit:.4f}"
+        return f"differs by {_nats(mean)}; rounding explains at most {limit:.4f}"
     if abs(worst) > max(margin, LARGEST * noise):
         return f"differs by {_nats(worst)} in one seed, more than rounding explains"
     return ""
@@ -144,7 +144,7 @@ def is_large(differences: Sequence[float], margin: float, noise: float = NOISE) 
 def is_steady(differences: Sequence[float], margin: float, noise: float = NOISE) -> str:
     """Test by Student's t for a difference that is small and the same in all seeds.
 
-    Imports scipy and with it threads, which a process that forks must not have.
+    Imports scipy, which starts threads; a process that forks must not have them.
     """
     from lib import stats
 
@@ -159,20 +159,21 @@ def _nats(value: float) -> str:
 
 
 def _broken(arm: Arm) -> list[str]:
-    """Runs of a control that diverged, as its baseline did not."""
+    """Seeds of a control that diverged although its baseline did not."""
     diverged = [run for run in arm.runs if has_diverged(run) or above_guess(run)]
     seeds = ", ".join(str(run.row["seed"]) for run in diverged)
     return [f"diverged (seed {seeds})"] if diverged else []
 
 
 def _unfinished(arm: Arm, seeds: Sequence[int]) -> list[str]:
-    """A reason if the control or its baseline lacks one of the control's seeds."""
+    """Reason if the control or its baseline lacks one of the control's seeds."""
     done, planned = len(seeds), len(arm.runs)
     return [] if done == planned else [f"{done} of {planned} seeds finished"]
 
 
 def _same_kernels(arm: Arm, baseline: Arm) -> list[str]:
-    """Runs of a control with the kernels of their baseline, which measure nothing."""
+    """Reason if runs of a control used their baseline's kernels: they measure
+    nothing."""
     theirs = {run.row["seed"]: _kernels(run) for run in baseline.done}
     same = [r for r in arm.done if _kernels(r) == theirs.get(r.row["seed"])]
     seeds = ", ".join(str(run.row["seed"]) for run in same)
@@ -181,15 +182,15 @@ def _same_kernels(arm: Arm, baseline: Arm) -> list[str]:
 
 
 def _kernels(run: Run) -> tuple[str, ...]:
-    """Attention, MLP and compilation of a run, by its manifest."""
+    """Attention backend, MLP backend and compilation of a run, from its manifest."""
     return tuple(str(run.manifest.get(name)) for name in KERNELS)
 
 
 def void_reasons(
     baselines: Sequence[Arm], controls: Sequence[Control]
 ) -> tuple[str, ...]:
-    """Why no verdict of a matrix stands: its A/A control differs, or a baseline ended
-    above a uniform guess. () if neither did."""
+    """Reasons that void all verdicts of a matrix: its A/A control differs, or a
+    baseline ended above a uniform guess."""
     found = [
         f"the A/A control of {control.baseline.label} {reason}"
         for control in controls
@@ -203,7 +204,7 @@ def void_reasons(
 
 def sentence(control: Control) -> str:
     """One sentence for the head of the report."""
-    begin = f"A/A control: {control.baseline.label} through other kernels"
+    begin = f"A/A control: {control.baseline.label} with other kernels"
     if control.grade == EQUAL:
         return f"{begin} ends {so_far(control)}: the numerical noise of this matrix."
     more = f" ({so_far(control)})" if control.differences else ""
@@ -211,7 +212,7 @@ def sentence(control: Control) -> str:
 
 
 def so_far(control: Control) -> str:
-    """The difference, as in "+2.1e-05 ± 1.8e-05 nats from it over 3 seeds"."""
+    """Difference as text: "+2.1e-05 ± 1.8e-05 nats from it over 3 seeds"."""
     assert control.mean is not None
     seeds = f"{len(control.seeds)} seed{'s' * (len(control.seeds) > 1)}"
     interval = control.interval

@@ -1,4 +1,4 @@
-"""Curves of an arm over its seeds, for the plots."""
+"""Loss curves of an arm over its seeds, for the plots."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Points = list[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class Band:
-    """Mean, least and greatest value over ``seeds`` runs, at each x."""
+    """Mean, minimum and maximum over ``seeds`` runs at each x."""
 
     x: list[float]
     mean: list[float]
@@ -31,10 +31,10 @@ def band(
 ) -> Band | None:
     """Validation (or training) loss of an arm over updates, tokens or seconds.
 
-    Over the finished runs, or where none is finished over those begun. The seeds
-    are brought to common x, linearly, where all of them have values. None where
-    there is nothing to draw.
-    base: draw the difference to this arm, each seed minus its own counterpart.
+    Uses the finished runs, or all started ones if none has finished. Curves are
+    interpolated linearly to common x, in the range where all have values. None if there
+    is nothing to draw.
+    base: draw the difference to this arm, seed by seed.
     """
     by_seed = _by_seed(arm, axis, kind)
     if base is not None:
@@ -63,7 +63,7 @@ def _by_seed(arm: Arm, axis: str, kind: str) -> list[tuple[object, Points]]:
 
 
 def _minus(points: Points, base: Points) -> Points:
-    """Each y minus the base's, linearly in between, where the base has values."""
+    """Each y minus the base's, interpolated linearly, where the base has values."""
     inside = [(x, y) for x, y in points if base and base[0][0] <= x <= base[-1][0]]
     at = np.interp(
         [x for x, _ in inside], [x for x, _ in base] or [0], [y for _, y in base] or [0]
@@ -72,7 +72,7 @@ def _minus(points: Points, base: Points) -> Points:
 
 
 def _points(records: Sequence[dict[str, float]], axis: str, kind: str) -> Points:
-    """(x, loss) with rising x; training loss only where it is a number."""
+    """Points (x, loss) with increasing x, for losses that are numbers."""
     key = "val_loss" if kind == "eval" else "loss"
     points: Points = []
     for record in records:
@@ -83,7 +83,8 @@ def _points(records: Sequence[dict[str, float]], axis: str, kind: str) -> Points
 
 
 def _thin(values: Sequence[float], average: bool) -> list[float]:
-    """At most MAX_POINTS of them: noisy ones averaged, others picked, ends kept."""
+    """Reduce to MAX_POINTS values: averages of noisy ones, else picked ones with both
+    ends."""
     data = np.asarray(values, dtype=float)
     if len(data) <= MAX_POINTS:
         kept = data

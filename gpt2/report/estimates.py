@@ -1,6 +1,6 @@
-"""What `make estimate` said, held to what happened.
+"""Accuracy of `make estimate`, from finished runs.
 
-An error is the actual value over the estimated one, less 1: +10% took longer.
+An error is actual / estimated - 1, so +10% means that it took longer.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ Scores = dict[str, dict[str, Any]]
 
 
 def score(estimate: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> Scores:
-    """The errors of each measure over the runs that are done, as summary.json has
-    them; a measure that was not estimated is left out.
+    """Errors of each measure over the finished runs, in the format of summary.json.
 
-    estimate: estimates.json, from wherever. Runs of other settings do not count.
+    estimate: contents of estimates.json (untrusted). Measures that were not estimated
+    and runs with other settings are left out.
     """
     jobs, cells = _by(estimate.get("jobs"), "hash"), _by(estimate.get("cells"), "name")
     errors: dict[str, list[tuple[float, str]]] = {name: [] for name in MEASURES}
@@ -57,10 +57,10 @@ def _summary(found: list[tuple[float, str]]) -> dict[str, Any]:
 
 
 def score_lines(scores: Scores) -> list[str]:
-    """The errors in words, one sentence a measure."""
+    """Errors in words, one sentence per measure."""
     return [
-        f"Estimated {name} against actual, {one['runs']} runs: "
-        f"{_percent(one['median'])} in the median, {_percent(one['worst'])} at worst "
+        f"Estimated {name} compared with actual, {one['runs']} runs: "
+        f"median error {_percent(one['median'])}, largest {_percent(one['worst'])} "
         f"({one['worst_run']})."
         for name, one in scores.items()
     ]

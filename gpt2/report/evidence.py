@@ -1,4 +1,4 @@
-"""Evidence: whether two arms may be compared, and their differences by seed."""
+"""Evidence for a verdict: whether two arms are comparable, and their differences."""
 
 from __future__ import annotations
 
@@ -23,18 +23,23 @@ from lib.jobs.run_files import finite
 from lib.rounding import resolution, rounding_variance
 from lib.safe_json import as_dict, clean, number
 
-ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # settings that must tell
+ACTING = (
+    "model.",
+    "mechanisms.",
+    "optim.",
+    "pruning.",
+)  # settings that must have an effect
 
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What the grades are decided by; recorded with them."""
+    """Parameters of the grading; recorded with the grades."""
 
     alpha: float = 0.05  # family-wise error over the comparisons of a matrix
-    looks: int = 1  # planned reports with ever more seeds, which share alpha
-    margin: float = 0.003  # nats; as Kconfig has it, for results that record none
-    power: float = 0.8  # for the number of seeds that would decide
-    tolerance: float = 0.01  # relative difference of budgets that passes as equal
+    looks: int = 1  # planned reports as seeds are added, which share alpha
+    margin: float = 0.003  # nats; Kconfig's default, for results without one
+    power: float = 0.8  # for the number of seeds needed
+    tolerance: float = 0.01  # largest relative difference of equal budgets
 
     def __post_init__(self) -> None:
         for name in ("alpha", "power", "tolerance"):
@@ -56,7 +61,8 @@ Losses = tuple[dict[int, float], dict[int, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Reasons against a verdict, strongest first, and arm minus partner by seed."""
+    """Reasons against a verdict, strongest first, and differences arm - partner by
+    seed."""
 
     invalid: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
@@ -64,13 +70,13 @@ class Evidence:
     seeds: tuple[int, ...] = ()
     differences: tuple[float, ...] = ()
     losses: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # by those seeds
-    resolution: float = 0.0  # the losses of arm or partner are multiples of it, nats
+    resolution: float = 0.0  # step of which the losses are multiples, nats
     rounding: float = 0.0  # variance that this adds to a difference
     seconds: float | None = None
 
 
 def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
-    """The final losses, after the same number of updates on the same tokens."""
+    """Compare final losses, after the same number of updates on the same tokens."""
     losses = arm.by_seed("val_loss"), partner.by_seed("val_loss")
     widths = [resolution(a.values("val_loss")) for a in (arm, partner)]
     unmatched = _unlike_budgets(arm, partner, rules, ("parameters", "tokens"))
@@ -79,17 +85,17 @@ def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
 
 
 def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
-    """The losses when the first of all these runs ended, between evaluations.
+    """Compare the losses when the first of all these runs ended, interpolated.
 
-    The slower arm is read before its schedule ended, with the learning rate still
-    high, so this measure is hard on it.
+    The slower arm is then still in the middle of its learning-rate schedule, with a
+    high learning rate, which is a disadvantage for it.
     """
     shared = set(arm.by_seed("val_loss")) & set(partner.by_seed("val_loss"))
     runs = [r for a in (arm, partner) for r in a.done if r.row["seed"] in shared]
     ends = [last_eval_seconds(run) for run in runs]
     known = [end for end in ends if end is not None]
     if not runs or len(known) < len(runs):
-        lost = "no evaluations over time" if runs else "no seed in common is finished"
+        lost = "no evaluations over time" if runs else _no_common_seed(arm, partner)
         return _evidence(arm, partner, ({}, {}), (), None, (), lost)
     budget = min(known)
     losses = _losses_at(arm, budget), _losses_at(partner, budget)
@@ -116,12 +122,12 @@ def _evidence(
     unmatched: tuple[str, ...],
     seconds: float | None,
     widths: Sequence[float],
-    lost: str = "no seed in common is finished",
+    lost: str = "",
 ) -> Evidence:
     invalid = _faults(arm, "") + _faults(partner, f"{partner.label}: ")
     seeds = tuple(sorted(losses[0].keys() & losses[1].keys()))
     if not seeds and not invalid:
-        invalid = (lost,)
+        invalid = (lost or _no_common_seed(arm, partner),)
     invalid += not_paired(arm, partner) + _does_nothing(arm, partner)
     return Evidence(
         invalid=invalid,
@@ -139,8 +145,17 @@ def _evidence(
     )
 
 
+def _no_common_seed(arm: Arm, partner: Arm) -> str:
+    """Reason with the finished seeds of both arms."""
+    mine, theirs = (
+        ", ".join(str(run.row["seed"]) for run in a.done) or "none"
+        for a in (arm, partner)
+    )
+    return f"no common seed is finished ({mine} here, {theirs} in {partner.label})"
+
+
 def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:
-    """Why the runs of an arm say nothing; in words, with the seeds."""
+    """Reasons why the runs of an arm are invalid, with their seeds."""
     found = []
     if missing := [run for run in arm.runs if not is_done(run)]:
         states = ", ".join(f"seed {r.row['seed']} {_state(r)}" for r in missing)
@@ -151,18 +166,19 @@ def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:
     found += [f"{prefix}{why}" for why in worse_than_guess(arm)]
     losses = arm.values("val_loss")
     if len(losses) > 1 and min(losses) == max(losses):
-        found.append(f"{prefix}all seeds gave the very same loss: no replicas")
+        found.append(f"{prefix}all seeds have the same loss, so they are not replicas")
     return tuple(found)
 
 
 def worse_than_guess(arm: Arm) -> list[str]:
-    """The runs of an arm that ended above a uniform guess, in words."""
+    """Messages about runs of an arm that ended above a uniform guess."""
     found = ((run.row["seed"], above_guess(run)) for run in arm.runs)
     return [f"seed {seed} {why}" for seed, why in found if why]
 
 
 def not_paired(arm: Arm, partner: Arm) -> tuple[str, ...]:
-    """Reasons if the runs of a seed did not train on and start from the same."""
+    """Reasons why runs of the same seed are not paired (other batches, windows,
+    weights)."""
     theirs = {run.row["seed"]: run for run in partner.done}
     both = [
         (run, theirs[run.row["seed"]]) for run in arm.done if run.row["seed"] in theirs
@@ -178,20 +194,19 @@ def not_paired(arm: Arm, partner: Arm) -> tuple[str, ...]:
 
 
 def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
-    """A reason if the arm is set otherwise than its partner and trained the same."""
+    """Reason if an arm differs from its partner in its settings but not in its
+    losses."""
     if not any(name.startswith(ACTING) for name, _, _ in changes_between(partner, arm)):
         return ()
     theirs = {run.row["seed"]: curve_of(run) for run in partner.done}
     pairs = [(curve_of(r), theirs.get(r.row["seed"], [])) for r in arm.done]
     if not pairs or not all(are_identical(a, b) for a, b in pairs):
         return ()
-    return (
-        "its losses are its partner's in every digit: what it changes does not act",
-    )
+    return ("its losses are identical to its partner's: its changes have no effect",)
 
 
 def curve_of(run: Run) -> list[tuple[int, float]]:
-    """Every loss that was evaluated, the one in the result among them."""
+    """Every evaluated loss, including the one in the result."""
     records = (r for r in run.evals if "val_loss" in r)
     found = {int(r["step"]): r["val_loss"] for r in records}
     return [*found.items(), (1 + max(found, default=0), run.row["val_loss"])]
@@ -223,7 +238,8 @@ def _unlike_budgets(
 
 
 def _unlike(arm: Arm, partner: Arm, column: str, tolerance: float) -> tuple[str, ...]:
-    """A reason if the means of a column differ by more than a share; () if unknown."""
+    """Reason if the means of a column differ by more than ``tolerance``; () if
+    unknown."""
     mine, theirs = arm.mean(column), partner.mean(column)
     if mine is None or theirs is None:
         return ()

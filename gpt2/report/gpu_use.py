@@ -1,8 +1,8 @@
-"""gpu.jsonl of a run, thinned for a chart.
+"""GPU records of a run (gpu.jsonl), thinned for a chart.
 
 A record is {"seconds", "gpus": [{"index", "name", "utilisation" (percent),
-"memory_used_bytes", "power_w", "temperature_c"}, ...]}; whatever a GPU does not tell
-is null or absent.
+"memory_used_bytes", "power_w", "temperature_c"}, ...]}; values that a GPU does not
+report are null or absent.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MAX_GPUS = 16
 
 
 def gpu_use(matrix: MatrixResults, run: Run) -> list[dict[str, Any]]:
-    """Per GPU: name, minutes, and a list for each panel (None where not told)."""
+    """Name, minutes and a list for each panel (None where not reported) of each GPU."""
     if not run.on_disk:
         return []
     records = records_of(matrix, matrix.root / run.run_dir / GPU_FILE)
@@ -41,8 +41,8 @@ def gpu_use(matrix: MatrixResults, run: Run) -> list[dict[str, Any]]:
 
 
 def _add(found: dict, place: int, gpu: dict[str, Any], minutes: float) -> None:
-    told = whole(gpu.get("index"))
-    index = place if told is None else told
+    reported = whole(gpu.get("index"))
+    index = place if reported is None else reported
     if index not in found:
         name = clean(gpu.get("name") or "GPU", 40)
         panels: dict[str, Any] = {key: [] for key, _, _ in PANELS}

@@ -1,8 +1,8 @@
-"""report.html: one file, from disk, without a network; tables also without script.
+"""HTML report: one file that works offline, and whose tables work without scripts.
 
-The charts are plotly.js, embedded from the plotly package. Everything that comes from
-the results goes through Jinja's escaping or as JSON data, and a content security
-policy lets only the scripts written here run and no request leave the page.
+The charts use plotly.js, embedded from the plotly package. All contents of the results
+are escaped by Jinja or embedded as JSON data, and a content security policy allows only
+the scripts of this package and no network requests.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ COSTS = (
     ("parameters", "parameters"),
     ("seconds", "training time (s)"),
     ("peak_memory_bytes", "peak memory (bytes)"),
-    ("flops_per_token", "FLOPs a token"),
-    ("kv_bytes_per_token", "decode cache (bytes a token)"),
+    ("flops_per_token", "FLOPs per token"),
+    ("kv_bytes_per_token", "decode cache (bytes per token)"),
 )
 FIRST = (
     *("step", "title", "grade", "difference", "grade_time", "difference_time"),
@@ -75,7 +75,7 @@ RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class TableCell:
-    """One table cell; ``sort`` is empty where the value is not known."""
+    """Table cell; ``sort`` is empty if the value is unknown."""
 
     key: str
     text: str
@@ -90,7 +90,7 @@ class PlotlyMissing(RuntimeError):
 
 
 def html_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
-    """The page. Raises PlotlyMissing without the plotly package."""
+    """Render report.html. Raises PlotlyMissing without the plotly package."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -107,7 +107,9 @@ def html_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
     return environment.get_template("page.html").render(
         name=name,
         policy=_policy(scripts),
-        style=Markup((PAGE / "style.css").read_text("utf-8")),  # ours, not the results'
+        style=Markup(
+            (PAGE / "style.css").read_text("utf-8")
+        ),  # our own file, not from the results
         headline=headline(matrix),
         controls=control_lines(judged),
         noise=[*noise_lines(judged), *seeds_lines(judged.comparisons, judged.rules)],
@@ -129,7 +131,7 @@ def html_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
 
 
 def plotly_source() -> str:
-    """plotly.js as the plotly package ships it; nothing of the package is run."""
+    """Source of plotly.js from the plotly package, which is not imported."""
     found = importlib.util.find_spec("plotly")
     if found is None or not found.submodule_search_locations:
         raise PlotlyMissing(
@@ -141,7 +143,7 @@ def plotly_source() -> str:
 
 
 def as_json(value: object) -> str:
-    """JSON that can stand inside a script element."""
+    """JSON that is safe inside a script element."""
     found = json.dumps(finite(value), separators=(",", ":"), allow_nan=False)
     for character in "<>&":
         found = found.replace(character, f"\\u{ord(character):04x}")
@@ -149,12 +151,12 @@ def as_json(value: object) -> str:
 
 
 def _script(source: str) -> str:
-    """A script as an HTML parser will hand it on, so that its sum is right."""
+    """Script with the line ends of an HTML parser, so that its hash is right."""
     return source.replace("\r\n", "\n").replace("</script", "<\\/script")
 
 
 def _policy(scripts: list[str]) -> str:
-    """Only these scripts run, and nothing is fetched from anywhere."""
+    """Content security policy: only these scripts run, and nothing is fetched."""
     sums = (hashlib.sha256(script.encode("utf-8")).digest() for script in scripts)
     allowed = " ".join(f"'sha256-{base64.b64encode(s).decode()}'" for s in sums)
     return (
@@ -164,7 +166,7 @@ def _policy(scripts: list[str]) -> str:
 
 
 def _reading_order(column: Column) -> int:
-    """What a phone shows without scrolling comes first; sorting is stable."""
+    """Sort key: columns that a phone should show without scrolling come first."""
     return FIRST.index(column.key) if column.key in FIRST else len(FIRST)
 
 
@@ -201,7 +203,7 @@ def _cell(column: Column, line: Line) -> TableCell:
 
 
 def _anchor(arm: Arm) -> str:
-    """A name for the arm's first row in the table of runs."""
+    """Anchor of the arm's first row in the table of runs."""
     return f"arm-{quote(arm.label, safe='')}"
 
 
@@ -260,7 +262,7 @@ def _costs(judged: Judgement) -> list[tuple[str, str]]:
 def _picture(matrix: MatrixResults, chart: str, markup: Any) -> Any:
     path = f"plots/{chart}.png"
     if not (matrix.root / path).is_file():
-        return "no picture was written"
+        return "no image was written"
     return markup(f'<img src="{path}" alt="" style="max-width:100%">')
 
 
@@ -310,13 +312,13 @@ def _effect(comparison: Comparison) -> dict[str, Any]:
 
 def _measure(verdict: Verdict) -> dict[str, Any]:
     inner, outer = verdict.interval, verdict.family_interval
-    told = f"{verdict.grade}: {difference_text(verdict)}, {interval_text(verdict)}"
+    summary = f"{verdict.grade}: {difference_text(verdict)}, {interval_text(verdict)}"
     return {
         "mean": verdict.mean,
         "inner": None if inner is None else [inner.low, inner.high],
         "outer": None if outer is None else [outer.low, outer.high],
         "mark": MARKS[verdict.grade],
-        "text": "; ".join([told, *verdict.reasons]),
+        "text": "; ".join([summary, *verdict.reasons]),
     }
 
 
@@ -332,7 +334,7 @@ FACTS = (
 
 
 def _settings(judged: Judgement) -> tuple[dict[str, str], list[dict[str, Any]]]:
-    """The first run's settings whole, and of each run what differs from them."""
+    """All settings of the first run, and for each run those that differ from them."""
     runs = [(arm, run, _flat(run)) for arm in judged.arms for run in arm.runs]
     base = runs[0][2] if runs else {}
     return base, [
@@ -355,5 +357,5 @@ def _flat(run: Run) -> dict[str, str]:
             found[clean(part)] = shown(fields)
             continue
         found |= {f"{clean(part)}.{clean(k)}": shown(v) for k, v in fields.items()}
-    told = {name: run.manifest.get(name) for name in FACTS}
-    return found | {f"run.{k}": shown(v) for k, v in told.items() if v is not None}
+    facts = {name: run.manifest.get(name) for name in FACTS}
+    return found | {f"run.{k}": shown(v) for k, v in facts.items() if v is not None}

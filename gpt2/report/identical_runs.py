@@ -1,6 +1,7 @@
-"""Runs that were set otherwise and trained the same: what differs does not act.
+"""Runs with different settings and identical losses: the settings had no effect.
 
-Finished runs only: cells of a test matrix are the same until pruning begins.
+Only finished runs are compared: cells of a test matrix are identical until pruning
+begins.
 """
 
 from __future__ import annotations
@@ -18,9 +19,10 @@ from lib.jobs.run_files import finite
 
 
 def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
-    """Pairs of finished runs of one seed with unlike settings and equal losses."""
+    """Pairs of finished runs of the same seed with different settings and equal
+    losses."""
     by_seed: dict[int | None, dict[str, Run]] = {}
-    for run in filter(is_done, runs):  # one stands for all that were set alike
+    for run in filter(is_done, runs):  # one run for each distinct setting
         by_seed.setdefault(run.row["seed"], {}).setdefault(_acting(run), run)
     found = []
     for group in by_seed.values():
@@ -35,15 +37,18 @@ def _acting(run: Run) -> str:
 
 
 def twin_alarms(matrix: MatrixResults) -> dict[str, str]:
-    """In words, by their folders, of a matrix that was read without its curves: these
-    take seconds, and only those that end at the same loss are read here."""
+    """Alarms about identical runs, keyed by their folders.
+
+    For a matrix that was read without curves, since reading all takes seconds: only
+    the curves of runs with the same final loss are read here.
+    """
     ends = Counter(map(_end, filter(is_done, matrix.runs)))
     alike = [run for run in matrix.runs if ends[_end(run)] > 1]
     for run in alike:
         read_curves(matrix, run)
     return {
-        (both := f"{one.run_dir} and {other.run_dir}"): f"{both} have the same losses "
-        "in every digit: does what differs between them act?"
+        (both := f"{one.run_dir} and {other.run_dir}"): f"{both} have identical "
+        "losses: do the settings in which they differ have an effect?"
         for one, other in twins(alike)
     }
 
@@ -53,7 +58,7 @@ def _end(run: Run) -> tuple[Any, Any]:
 
 
 def twin_arms(arms: Iterable[Arm]) -> list[tuple[Arm, Arm, list[int]]]:
-    """Pairs of arms with runs that are twins, and the seeds of these."""
+    """Pairs of arms with identical runs, and the seeds of these runs."""
     runs = {run.run_dir: (arm, run) for arm in arms for run in arm.runs}
     found: dict[tuple[str, str], tuple[Arm, Arm, list[int]]] = {}
     for one, other in twins(run for _, run in runs.values()):

@@ -1,4 +1,4 @@
-"""Noise over seeds, and how many seeds a verdict would take at that noise."""
+"""Noise over seeds, and the number of seeds that a verdict needs at that noise."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from gpt2.report.arms import Arm
 from gpt2.report.evidence import Rules
 from lib import pooled, stats
 
-# Standard deviation over seeds of the validation loss of GPT-2 124M, nats: the range
-# found in the literature. Used only for planning, where replicas are missing, and only
-# for models of that size: a toy's noise is ten times as large.
+# Standard deviation over seeds of the validation loss of GPT-2 124M, nats: the range in
+# the literature. Used only for planning without replicas, and only for models of that
+# size: the noise of a tiny model is ten times as large.
 KNOWN_NOISE = (0.0013, 0.0019)
 KNOWN_PARAMETERS = (100e6, 150e6)
 
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Spread over the seeds of an arm that has no partner."""
+    """Spread over the seeds of a baseline."""
 
     arm: Arm
     sample: stats.Sample
@@ -27,7 +27,7 @@ class Noise:
 
 
 def noise_of(arms: Sequence[Arm]) -> list[Noise]:
-    """Noise of each arm that has two seeds or more with different losses."""
+    """Noise of each arm that has at least two seeds with different losses."""
     found = []
     for arm in arms:
         losses = arm.values("val_loss")
@@ -40,7 +40,7 @@ def noise_of(arms: Sequence[Arm]) -> list[Noise]:
 
 
 def is_known(parameters: float | None) -> bool:
-    """Whether KNOWN_NOISE is that of a model of this size."""
+    """True if KNOWN_NOISE applies to a model of this size."""
     low, high = KNOWN_PARAMETERS
     return parameters is not None and low <= parameters <= high
 
@@ -53,20 +53,20 @@ def known_noise_of(arms: Sequence[Arm]) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Design:
-    """What the number of seeds of a comparison depends on, beside its differences."""
+    """Inputs to the number of seeds of a comparison, except its differences."""
 
     rules: Rules
-    family: int  # comparisons that the tests are corrected for
+    family: int  # number of comparisons in the correction
     is_pooled: bool  # whether the pooled test decides
     runs_sd: float | None  # of one run, from replicas of a baseline
-    runs_origin: str = "by the noise floor"
+    runs_origin: str = "the noise floor"
     pooled_sd: float | None = None  # of a paired difference, over all arms
 
 
 def power_with(
     delta: float, sd: float, rules: Rules, family: int, is_pooled: bool, margin: float
 ) -> Callable[[int], float]:
-    """Chance, by number of seeds, that the test which decides finds ``delta``.
+    """Power of the deciding test to detect ``delta``, as a function of the seeds.
 
     sd is that of a paired difference; margin as for stats.power_of_difference.
     """
@@ -79,7 +79,7 @@ def power_with(
 def seeds_to_find(
     delta: float, sd: float, rules: Rules, family: int, is_pooled: bool, margin: float
 ) -> stats.Seeds | None:
-    """Numbers of seeds with which ``delta`` is found with the power of the rules."""
+    """Numbers of seeds that detect ``delta`` with the power of the rules."""
     chance = power_with(delta, sd, rules, family, is_pooled, margin)
     if abs(delta) >= margin:
         return stats.seeds_needed(chance, rules.power)
@@ -91,7 +91,7 @@ def seeds_to_find(
 def seeds_to_exclude(
     delta: float, sd: float, rules: Rules, family: int
 ) -> stats.Seeds | None:
-    """Numbers of seeds with which a true ``delta`` is found to be within the margin."""
+    """Numbers of seeds that show a true ``delta`` to be within the margin."""
     alpha = rules.alpha_of_look / family
     return stats.seeds_for_equivalence(delta, rules.margin, sd, alpha, rules.power)
 
@@ -99,13 +99,13 @@ def seeds_to_exclude(
 def seeds_to_decide(
     differences: Sequence[float], design: Design
 ) -> tuple[int | None, str] | None:
-    """Seeds that would show the difference, or its smallness, if it is as observed, and
-    in words what that rests on; None if nothing is known of the noise.
+    """Number of seeds to show the observed difference, or that it is within the margin,
+    and the basis of that number in words; None if the noise is unknown.
 
-    The number is None if it exceeds stats.MAX_SEEDS. Two differences say too little of
-    their own spread, so the larger of it and the noise floor counts (sd of a difference
-    of two runs: sqrt(2) times that of one); from three on, the larger of their own and
-    the pooled spread.
+    The number is None if it exceeds stats.MAX_SEEDS. Two differences are too few to
+    estimate their spread, so the larger of it and the noise floor is used (sd of a
+    difference of two runs: sqrt(2) times that of one); from three on, the larger of
+    their own and the pooled spread.
     """
     found = _spread(stats.describe(differences), design)
     if found is None:
@@ -121,8 +121,8 @@ def seeds_to_decide(
 
 
 def _spread(sample: stats.Sample, design: Design) -> tuple[float, str] | None:
-    """Standard deviation of a paired difference to plan with, and its origin."""
-    own = "by the spread of its own differences"
+    """Standard deviation of a paired difference for planning, and its origin."""
+    own = "the spread of its own differences"
     of_runs = None if design.runs_sd is None else math.sqrt(2) * design.runs_sd
     if sample.n < 2:
         return None if of_runs is None else (of_runs, design.runs_origin)
@@ -130,5 +130,5 @@ def _spread(sample: stats.Sample, design: Design) -> tuple[float, str] | None:
         larger = of_runs is not None and of_runs > sample.sd
         return (of_runs, design.runs_origin) if larger and of_runs else (sample.sd, own)
     if design.pooled_sd is not None and design.pooled_sd > sample.sd:
-        return design.pooled_sd, "by the spread of all arms' differences"
+        return design.pooled_sd, "the spread of all arms' differences"
     return sample.sd, own

@@ -1,4 +1,4 @@
-"""What stands below the table of the report: what a grade does not say itself."""
+"""Remarks below the table of the report, on what the grades do not show."""
 
 from __future__ import annotations
 
@@ -11,14 +11,17 @@ from gpt2.report.verdicts import Judgement, Verdict
 
 
 def remarks(judged: Judgement) -> list[tuple[str, str]]:
-    """(label of the arm, sentence) for everything a grade does not say itself."""
+    """Remarks as (label of the arm, sentence), each once.
+
+    Reasons that void the whole matrix are left out: they head the report.
+    """
     found = []
     for comparison in judged.comparisons:
         label, reasons = comparison.arm.label, comparison.at_steps.reasons
         if comparison.note:
             with_whom = f"compared with {comparison.partner.label}"
             found.append((label, f"{with_whom}, because {comparison.note}"))
-        found.extend((label, reason) for reason in reasons)
+        found.extend((label, x) for x in reasons if x not in judged.void)
         if doubt := _bootstrap_doubt(comparison.at_steps):
             found.append((label, doubt))
     found.extend((c.arm.label, reason) for c in judged.controls for reason in c.reasons)
@@ -39,14 +42,14 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
         for alarm in run.alarms
     )
     found.extend(_twins(judged))
-    return found
+    return list(dict.fromkeys(found))
 
 
 def _twins(judged: Judgement) -> list[tuple[str, str]]:
-    """Arms that trained alike though they are not compared, where the grade tells."""
+    """Arms with identical losses that are not compared with each other."""
     compared = {frozenset((c.arm.label, c.partner.label)) for c in judged.comparisons}
     return [
-        (b.label, f"its losses are those of {a.label} in every digit (seeds {seeds})")
+        (b.label, f"its losses are identical to those of {a.label} (seeds {seeds})")
         for a, b, numbers in twin_arms(judged.arms)
         if frozenset((a.label, b.label)) not in compared
         for seeds in [", ".join(map(str, numbers))]
@@ -54,10 +57,10 @@ def _twins(judged: Judgement) -> list[tuple[str, str]]:
 
 
 def _bootstrap_doubt(verdict: Verdict) -> str:
-    """A remark where the two ways to an interval disagree about 0."""
+    """Remark if the two kinds of interval disagree about 0."""
     t, bootstrap = verdict.interval, verdict.bootstrap
     if t is None or bootstrap is None or (0 in t) == (0 in bootstrap):
         return ""
-    which = "holds" if 0 in bootstrap else "excludes"
+    which = "includes" if 0 in bootstrap else "excludes"
     ends = interval_text(Verdict(interval=bootstrap))
     return f"the bootstrap interval {ends} {which} 0, unlike Student's t"

@@ -1,5 +1,7 @@
-"""Whether runs of one seed are paired: the same batches, validation windows and, as far
-as they have them in common, initial weights, by what their manifests recorded.
+"""Pairing of runs of one seed, from the fingerprints in their manifests.
+
+Paired runs have the same batches and validation windows, and the same initial weights
+where they share parameters.
 """
 
 from __future__ import annotations
@@ -11,21 +13,21 @@ from typing import Any
 from gpt2.report.read_results import Run
 from lib.safe_json import as_dict, clean, number, text, whole
 
-ROUNDING = 1e-5  # of initial weights, drawn on unlike processors
+ROUNDING = 1e-5  # of initial weights drawn on different processors
 MAX_NAMED = 3
 
 
 def recorded(run: Run) -> dict[str, Any]:
-    """The fingerprints in a run's manifest; {} if there are none of its batches."""
+    """Fingerprints in a run's manifest; {} if there are none of its batches."""
     found = as_dict(run.manifest.get("pairing"))
     return found if as_dict(found.get("batches")) else {}
 
 
 def unpaired(one: Run, other: Run) -> list[str]:
-    """What two runs of a seed should share and do not; [] too where it is not known.
+    """Reasons why two runs of a seed are not paired; [] if paired or unknown.
 
-    Batches of unequal size or of other data are not compared: that is said of the
-    effective batch and the data themselves.
+    Batches of different size or data are not compared: these differences are reported
+    as such.
     """
     mine, theirs = recorded(one), recorded(other)
     if not (mine and theirs) or _has_other_tokens(one, other):
@@ -36,7 +38,7 @@ def unpaired(one: Run, other: Run) -> list[str]:
         found.append(f"the batches of update {_first_number(differing)} differ")
     if text(mine.get("validation")) != text(theirs.get("validation")):
         found.append("the validation windows differ")
-    if _depth(one) == _depth(other):  # initial weights are scaled by it
+    if _depth(one) == _depth(other):  # initial weights are scaled by the depth
         weights = as_dict(mine.get("initial_weights"))
         found += _other_weights(weights, as_dict(theirs.get("initial_weights")))
     return found
@@ -71,7 +73,7 @@ def _other_weights(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
 
 
 def _is_near(mine: object, theirs: object) -> bool:
-    """Whether two fingerprints, [length, direction], are equal up to rounding."""
+    """True if two fingerprints [length, direction] are equal up to rounding."""
     if not (isinstance(mine, list) and isinstance(theirs, list)):
         return False
     pairs = [(number(a), number(b)) for a, b in zip(mine, theirs, strict=False)]
@@ -82,7 +84,8 @@ def _is_near(mine: object, theirs: object) -> bool:
 
 
 def unpaired_runs(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """By run directory, what a run does not share with the most common of its seed."""
+    """Reasons by run directory why a run is not paired with the majority of its
+    seed."""
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         if recorded(run):

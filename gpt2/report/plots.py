@@ -1,4 +1,4 @@
-"""The charts of a matrix as PNG: loss curves, differences, loss against cost."""
+"""Charts of a matrix as PNG: loss curves, differences, loss against cost."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
     ("seconds", "training time (minutes)", 60.0),
     ("peak_memory_bytes", "peak memory (GiB)", float(1 << 30)),
 )
-LOSS = "validation loss (nats a token)"
+LOSS = "validation loss (nats per token)"
 
 
 def write_plots(judged: Judgement, directory: Path) -> list[Path]:
-    """Write what there is data for; the paths written. Stale ones are removed.
+    """Write the charts that have data, remove stale ones, return the paths written.
 
     Raises lib.files.Linked, and neither writes nor removes, if directory is a link.
     """
@@ -44,7 +44,7 @@ def write_plots(judged: Judgement, directory: Path) -> list[Path]:
 
 
 def places(judged: Judgement) -> dict[str, int]:
-    """Label of each arm to its place in the palette; 0 is the first baseline."""
+    """Place of each arm (by label) in the palette; 0 is the first baseline."""
     first = judged.noise[0].arm if judged.noise else None
     compared = {c.arm.label for c in judged.comparisons}
     bases = [arm for arm in judged.arms if arm.label not in compared]
@@ -59,7 +59,7 @@ def _loss(judged: Judgement, path: Path) -> bool:
     base = next((arm for arm in judged.arms if place[arm.label] == 0), None)
     less = _curves(judged, place, base) if len(lines) > 1 and base else []
     if lines:
-        title = "Mean over the seeds, band from least to greatest"
+        title = "Mean over the seeds, band from minimum to maximum"
         versus = f"Minus {base.label}, seed by seed" if base else ""
         plots.curves(path, lines, "optimizer updates", LOSS, title, less, versus)
     return bool(lines)
@@ -84,7 +84,7 @@ def _forest(judged: Judgement, path: Path) -> bool:
     compared = [line.comparison for line in lines_of(judged) if line.comparison]
     rows = [row for c in compared if (row := _effect(c)) is not None]
     if rows:
-        xlabel = "difference in validation loss (nats a token), negative is better"
+        xlabel = "difference in validation loss (nats per token), negative is better"
         title = "Thick: 95% interval; thin: 95% for all arms together; grey: margin"
         plots.forest(path, rows, judged.rules.margin, xlabel, title)
     return bool(rows)

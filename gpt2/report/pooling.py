@@ -1,4 +1,4 @@
-"""The pooled test on the arms of a matrix."""
+"""Pooled test on the arms of a matrix."""
 
 from __future__ import annotations
 
@@ -14,11 +14,13 @@ from lib import pooled, stats
 
 @dataclass(frozen=True, slots=True)
 class Pooled:
-    """Outcome for a comparison; p is None with too few seeds or arms, or if it is
-    invalid. ``is_planned``: with more seeds the pooled test decides."""
+    """Outcome of a comparison; p is None with too few seeds or arms, or if invalid.
+
+    is_planned: with more seeds the pooled test would decide.
+    """
 
     p: float | None = None
-    half_width: float = 0.0  # of the interval that holds for all comparisons together
+    half_width: float = 0.0  # of the simultaneous interval over all comparisons
     sd: float | None = None  # of a paired difference, over all arms
     is_planned: bool = True
 
@@ -26,11 +28,12 @@ class Pooled:
 def pool(
     pairs: Sequence[tuple[Arm, Arm]], evidence: Sequence[Evidence], rules: Rules
 ) -> list[Pooled | None]:
-    """By comparison of a family; None where the pooled test does not decide.
+    """Outcome for each comparison of a family; None where another test decides.
 
     Comparisons over the same seeds are tested together; p is corrected for the whole
-    family. At equal time each pair is read at a time of its own, so that the losses of
-    a shared partner differ: the arms are no two-way layout then.
+    family. At equal time each pair is read at its own time, so a shared partner has
+    several losses per seed and the arms do not form the two-way layout (arm x seed)
+    that the pooled variance is estimated from.
     """
     if any(item.seconds is not None for item in evidence):
         return [None] * len(evidence)
@@ -54,7 +57,7 @@ def _test(
     evidence: Sequence[Evidence],
     rules: Rules,
 ) -> dict[int, Pooled | None]:
-    """Outcomes of the comparisons over one set of seeds."""
+    """Outcomes of comparisons over the same seeds."""
     rows: dict[int, int] = {}
     losses: list[tuple[float, ...]] = []
     design = []
@@ -71,7 +74,7 @@ def _test(
         comparisons=len(pairs),
         rounding=max(evidence[index].rounding for index in members),
     )
-    if result is None:  # two arms over these seeds
+    if result is None:  # only two arms have these seeds
         return dict.fromkeys(members)
     return {
         index: Pooled(float(p), float(half), result.sd)

@@ -1,4 +1,4 @@
-"""How many seeds a question takes: noise measured in results, or known from 124M."""
+"""Number of seeds to plan, from the noise in results or the known noise at 124M."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib import stats
 
 @dataclass(frozen=True, slots=True)
 class Spread:
-    """Standard deviation of a paired difference, nats, and where it is from."""
+    """Standard deviation of a paired difference, nats, and its origin."""
 
     sd: float
     origin: str
@@ -24,22 +24,23 @@ class Answer:
     """Numbers of seeds for one spread; None: no number up to stats.MAX_SEEDS."""
 
     spread: Spread
-    find: stats.Seeds | None  # a difference of delta, as SUPPORTED or HARMFUL
-    exclude: stats.Seeds | None  # that it reaches the margin, if there is none
+    find: stats.Seeds | None  # detect a difference of delta (SUPPORTED or HARMFUL)
+    exclude: stats.Seeds | None  # show that a difference of 0 is within the margin
 
 
 def known_spreads() -> list[Spread]:
-    """The range found in the literature for one run, for a difference of two."""
+    """Range in the literature, converted from one run to a difference of two."""
     return [of_runs(sd, f"124M in the literature, run sd {sd}") for sd in KNOWN_NOISE]
 
 
 def of_runs(sd: float, origin: str) -> Spread:
-    """From the spread of single runs, as if pairing by seed took nothing off."""
+    """Convert the sd of single runs, assuming that pairing does not reduce it."""
     return Spread(math.sqrt(2) * sd, origin)
 
 
 def measured_spread(judged: Judgement) -> Spread | None:
-    """From paired differences of valid comparisons, else from a baseline's seeds."""
+    """Spread of the paired differences of valid comparisons, else of a baseline's
+    seeds."""
     samples = [
         c.at_steps.differences
         for c in judged.comparisons
@@ -57,12 +58,13 @@ def measured_spread(judged: Judgement) -> Spread | None:
 
 
 def comparisons_of(judged: Judgement) -> int:
-    """Size of the family that Holm's correction counts."""
+    """Number of comparisons in the correction."""
     return sum(c.at_steps.grade != UNMATCHED for c in judged.comparisons)
 
 
 def answer(spread: Spread, delta: float, arms: int, rules: Rules) -> Answer:
-    """With the strictest step of the correction, so never too few."""
+    """Numbers of seeds under the strictest step of Holm's correction, so never too
+    few."""
     return Answer(
         spread,
         seeds_to_find(delta, spread.sd, rules, arms, True, rules.margin),

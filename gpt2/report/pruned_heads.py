@@ -1,4 +1,4 @@
-"""What the report tells of arms whose pruned heads were cut out."""
+"""Report texts for arms whose pruned heads were removed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def short_time(seconds: float | None) -> str:
 
 
 MEASURED = (
-    ("decode cache", "kv_bytes_per_token", human.size, "a token"),
-    ("decoding", "decode_seconds", short_time, "a token"),
-    ("forward", "forward_seconds", short_time, "a pass"),
+    ("decode cache", "kv_bytes_per_token", human.size, "per token"),
+    ("decoding", "decode_seconds", short_time, "per token"),
+    ("forward", "forward_seconds", short_time, "per pass"),
 )
 
 
@@ -52,8 +52,6 @@ def removal_remark(arm: Arm) -> str:
         for what, name, form, unit in MEASURED
     ]
     spared = arm.mean("heads_spared")
-    last = (
-        f", {spared:g} more were asked for, but each layer keeps one" if spared else ""
-    )
+    last = f", {spared:g} more were due, but each layer keeps one" if spared else ""
     found = f"{heads_text(arm)} heads left (by layer, {by_layer or human.NONE}){last}"
     return f"{found}; {', '.join(changes)}"

@@ -1,10 +1,9 @@
-"""Run directories of a matrix, read as data: rows, curves, and what was left out.
+"""Read the run directories of a matrix as data: rows, curves, and unusable files.
 
-Nothing found there is trusted or executed: results may be copied, half finished,
-damaged, or a stranger's. A file that is not what it should be is named and left
-out; the row of its run stays, with the status "unreadable" where the run itself
-cannot be told. Paths in the results are those found on disk, relative to the
-matrix, so a copied directory reads the same.
+Nothing in them is trusted or executed: results may be copied, unfinished, damaged or
+from somebody else. An unusable file is listed in ``left_out``; the row of its run
+stays, with the status "unreadable" if the run's own status is lost. Paths are those
+found on disk, relative to the matrix, so a copied directory reads the same.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from lib.safe_json import (
 
 UNREADABLE = "unreadable"
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
-MAX_DEPTH = 3  # run directories lie at most this deep below the matrix
+MAX_DEPTH = 3  # maximum depth of run directories below the matrix
 
 NUMBERS = (  # columns of a result, in the order of the tables
     "val_loss",
@@ -83,15 +82,15 @@ COLUMNS = (
 )
 EXTRA_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,47}")
 MAX_EXTRA_COLUMNS = 64
-MAX_ALARMS = 10  # of a run; a trainer raises each kind once
-MAX_EVALUATIONS = 100_000  # of a run, that are looked for one by one
+MAX_ALARMS = 10  # per run; a trainer raises each kind once
+MAX_EVALUATIONS = 100_000  # per run that are checked one by one
 
 Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
 class LeftOutRun:
-    """A file or directory that was not used (path relative to the matrix)."""
+    """File or directory that was not used (path relative to the matrix)."""
 
     path: str
     reason: str
@@ -99,7 +98,7 @@ class LeftOutRun:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """One run as found on disk; ``row`` has every name of COLUMNS."""
+    """Run as found on disk; ``row`` has every name of COLUMNS."""
 
     row: Row
     job: dict[str, Any] = field(default_factory=dict)
@@ -132,7 +131,7 @@ class MatrixResults:
         return [run.row for run in self.runs]
 
     def leave_out(self, path: str | Path, reason: str) -> None:
-        """Note a path, absolute or relative to the matrix, as not used."""
+        """Record a path, absolute or relative to the matrix, as not used."""
         path = Path(path)
         if path.is_absolute():
             path = path.relative_to(self.root)
@@ -142,16 +141,16 @@ class MatrixResults:
 def read_matrix(
     root: str | Path, jobs: Iterable[Any] | None = None, *, curves: bool = True
 ) -> MatrixResults:
-    """Everything usable below a results directory (or a single run directory).
+    """Read everything usable below a results directory (or a single run directory).
 
     jobs: the planned jobs, as objects with to_json() or as plain data; by default
     those that matrix.json lists. Planned runs without a directory get a row too.
-    curves: also read metrics.jsonl. Raises ValueError only if root is no directory.
+    curves: also read metrics.jsonl. Raises ValueError only if root is not a directory.
     """
     root = Path(root)
     if not root.is_dir():
         raise ValueError(
-            f"there are no results at {root}: it is no directory; run `make` first "
+            f"there are no results at {root}: it is not a directory; run `make` first "
             "or name the directory that holds summary.json"
         )
     matrix = MatrixResults(root)
@@ -176,7 +175,7 @@ def read_matrix(
 
 
 def _run_directories(matrix: MatrixResults) -> Iterator[Path]:
-    """Directories holding a file of a run; links are not followed."""
+    """Directories that contain a file of a run; links are not followed."""
     for base, directories, files in os.walk(matrix.root, followlinks=False):
         path = Path(base)
         if any(name in files for name in RUN_FILES):
@@ -189,7 +188,7 @@ def _run_directories(matrix: MatrixResults) -> Iterator[Path]:
         )
         for name in directories:
             if (path / name).is_symlink():
-                matrix.leave_out(path / name, "a link, which is not followed")
+                matrix.leave_out(path / name, "links are not followed")
 
 
 def _planned(
@@ -210,7 +209,7 @@ def _planned(
 
 
 def _leave_out_unplanned(matrix: MatrixResults, cells: Any) -> None:
-    """What the plan itself left out, with its reason."""
+    """Record the cells that the plan left out, with their reasons."""
     for cell in cells if isinstance(cells, list) else []:
         name, reason = text(as_dict(cell).get("name")), text(
             as_dict(cell).get("reason")
@@ -231,16 +230,18 @@ def _read_run(
     job = _load(matrix, directory / JOB_FILE, missing_ok=True)
     if not _is_job(job):
         if job is not None:
-            matrix.leave_out(directory / JOB_FILE, "not the job of a run")
+            matrix.leave_out(directory / JOB_FILE, "does not describe a run")
         job = planned.get(run_dir)
         if job is None:
-            matrix.leave_out(directory, "without a readable job.json nobody can tell")
+            matrix.leave_out(directory, "has no readable job.json")
             return None
     status = _load_status(matrix, directory)
     manifest = as_dict(_load(matrix, directory / MANIFEST_FILE, missing_ok=True))
     theirs = manifest.get("hash")
     if theirs is not None and theirs != job.get("hash"):
-        matrix.leave_out(directory / MANIFEST_FILE, "of another run (hash differs)")
+        matrix.leave_out(
+            directory / MANIFEST_FILE, "belongs to another run (its hash differs)"
+        )
         status, manifest = {"status": UNREADABLE, "message": "manifest differs"}, {}
     run = Run(_row(job, status, manifest, run_dir), job, manifest)
     if curves:
@@ -264,7 +265,7 @@ def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
     status = _load(matrix, path)
     if isinstance(status, dict) and status.get("status") in STATUSES:
         if status["status"] == "running":
-            # Of a stranger's folder, whatever it has for a lock or a process.
+            # In a folder from somebody else, lock and process may be anything.
             with suppress(OSError, ValueError, TypeError, OverflowError):
                 status["status"] = effective_status(directory)
         return status
@@ -274,13 +275,13 @@ def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
 
 
 def _load(matrix: MatrixResults, path: Path, missing_ok: bool = False) -> Any:
-    """The JSON value of a file, or None, noted in left_out with the reason."""
+    """JSON value of a file, or None, with the reason recorded in left_out."""
     if missing_ok and not path.exists():
         return None
     try:
         value = read_json(path)
         if value is None:
-            raise Unusable("holds nothing (null)")
+            raise Unusable("is empty (null)")
         return value
     except Unusable as error:
         matrix.leave_out(path, str(error))
@@ -312,7 +313,7 @@ def _row(job: dict, status: dict, manifest: dict, run_dir: str) -> Row:
 
 
 def _extra_columns(result: dict, row: Row) -> Row:
-    """Further plain values that a trainer put into its result."""
+    """Other plain values in the result of a run."""
     found: Row = {}
     for name, value in result.items():
         wanted = isinstance(name, str) and EXTRA_COLUMN.fullmatch(name)
@@ -328,7 +329,7 @@ def _extra_columns(result: dict, row: Row) -> Row:
 
 
 def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:
-    """Two directories claiming one run: the one in its own place stays."""
+    """Drop duplicates of a run: the one in its planned directory is kept."""
     owners: dict[tuple, Run] = {}
     for run in list(found.values()):
         key = (run.row["step"], run.row["name"], run.row["seed"])
@@ -342,12 +343,13 @@ def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:
         owners[key] = run if loser is other else other
         del found[loser.run_dir]
         if loser.on_disk:
-            reason = f"claims to be the same run as {owners[key].run_dir}"
+            reason = f"duplicate of {owners[key].run_dir}"
             matrix.leave_out(Path(loser.run_dir), reason)
 
 
 def _place(run: Run, order: Mapping[str, int]) -> tuple:
-    """Steps by number; cells of a test matrix as planned, the unplanned last."""
+    """Sort key: steps by number; cells of a test matrix as planned, unplanned ones
+    last."""
     row = run.row
     place = order.get(run.run_dir, len(order))
     if row["step"] is not None:
@@ -355,11 +357,12 @@ def _place(run: Run, order: Mapping[str, int]) -> tuple:
     return (1, 0, place, row["name"], row["seed"] or 0, row["run_dir"])
 
 
-# ---- records, one a line --------------------------------------------------------
+# ---- records, one per line ------------------------------------------------------
 
 
 def read_curves(matrix: MatrixResults, run: Run) -> None:
-    """Evaluations and training records by step; a step written again counts last."""
+    """Read evaluations and training records; of repeated updates the last one
+    counts."""
     evals: dict[int, dict[str, float]] = {}
     trains: dict[int, dict[str, float]] = {}
     noted = len(matrix.left_out)
@@ -377,22 +380,24 @@ def read_curves(matrix: MatrixResults, run: Run) -> None:
 
 
 def _note_missing(matrix: MatrixResults, run: Run, found: Collection[int]) -> None:
-    """Note evaluations that a finished run has made and that are not on record."""
+    """Record evaluations that are missing from the metrics of a finished run."""
     last = run.row["updates"] or 0
     interval = whole(as_dict(run.settings.get("data")).get("eval_interval")) or 0
     if not 0 < last <= interval * MAX_EVALUATIONS:
-        interval = max(last, 1)  # unknown, or a stranger's: just the first and the last
+        interval = max(
+            last, 1
+        )  # unknown or not plausible: check only the first and the last
     expected = {*range(0, last, interval), last}
     if missing := sorted(expected.difference(found)):
         matrix.leave_out(
             matrix.root / run.run_dir / METRICS_FILE,
-            f"{len(missing)} of {len(expected)} evaluations of a run that is done are "
-            f"not on record, first that of step {missing[0]}: its curve is not whole",
+            f"{len(missing)} of {len(expected)} evaluations of a finished run are "
+            f"missing, the first at update {missing[0]}: its curve is incomplete",
         )
 
 
 def records_of(matrix: MatrixResults, path: Path) -> list[dict[str, Any]]:
-    """All whole records of a file, none if it is not there; bad lines are noted."""
+    """Complete records of a file, [] if it does not exist; bad lines are noted."""
     if not path.exists():
         return []
     try:

@@ -1,4 +1,4 @@
-"""summary.json and results.csv: what is known of a results directory, as data."""
+"""Write summary.json and results.csv, the contents of a results directory as data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 from gpt2.report.read_results import COLUMNS, MatrixResults, Row, read_matrix
 from lib.jobs.run_files import atomic_write_json, atomic_write_text, finite
 
-SCHEMA = 3  # rises with every change of fields: readers refuse what is new
+SCHEMA = 3  # increased with every change of fields; readers refuse newer ones
 
 
 def write_summary(
@@ -22,8 +22,8 @@ def write_summary(
 ) -> MatrixResults:
     """Write summary.json and results.csv of a results directory, atomically.
 
-    One entry per job, whatever its status. ``verdicts`` is what the report adds;
-    without it the field is null, so that no verdict outlives the runs it was about.
+    One entry per job, whatever its status. verdicts: added by the report; the field is
+    null otherwise, so that no verdict outlives a change of its runs.
     """
     output_dir = Path(output_dir)
     if matrix is None:
@@ -41,7 +41,8 @@ def write_summary(
 
 
 def to_csv(rows: list[Row]) -> str:
-    """The rows as CSV; absent values are empty, texts no spreadsheet formula."""
+    """Rows as CSV; missing values are empty, and texts cannot be spreadsheet
+    formulas."""
     names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

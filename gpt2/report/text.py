@@ -1,4 +1,4 @@
-"""The report as text: a table for the terminal, and REPORT.md to paste."""
+"""Text reports: a table for the terminal, and REPORT.md."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpt2.report.columns import (
     Line,
     difference_text,
     grade_text,
-    has_cuts,
+    has_removed_heads,
     has_zeros,
     lines_of,
     p_text,
@@ -31,7 +31,6 @@ from lib.terminal import columns_that_fit, report_console
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.table import Table
 
 STYLES = {
     "SUPPORTED": "bold green",
@@ -56,13 +55,13 @@ TERMINAL = (  # heading, column, justification
     ("verdict", "grade", "left"),
 )
 MORE = "more room for the title"
-# What to show by importance.
+# Columns by importance, for narrow terminals.
 BY_IMPORTANCE = (
     *("title", "step", "grade", "difference", "sparsity", "heads_left", MORE),
     *("seeds", "val_loss", "tokens_per_s", "parameters", "val_perplexity"),
     *("val_accuracy", "seconds"),
 )
-TITLE_WIDTH, MORE_WIDTH = 12, 8  # at least, and what it likes besides
+TITLE_WIDTH, MORE_WIDTH = 12, 8  # minimum width of the title, and additional width
 GAP = 2  # between two columns, and around the table
 
 
@@ -77,20 +76,22 @@ def headline(matrix: MatrixResults) -> str:
 
 
 def control_lines(judged: Judgement) -> list[str]:
-    """What the A/A control found, and if no verdict of the matrix stands, why."""
+    """Outcome of the A/A control, and reasons that void all verdicts of the matrix."""
     found = [sentence(control) for control in judged.controls]
     if judged.void:
-        found.append(f"NO VERDICT OF THIS MATRIX STANDS: {'; '.join(judged.void)}.")
+        found.append(
+            f"ALL VERDICTS OF THIS MATRIX ARE INVALID: {'; '.join(judged.void)}."
+        )
     return found
 
 
 def noise_lines(judged: Judgement) -> list[str]:
-    """The noise floor in words, one sentence a baseline."""
+    """Noise floor in words, one sentence per baseline."""
     if not judged.noise:
         low, high = KNOWN_NOISE
         known = f" (sd at 124M in the literature: {low} to {high})"
         return [
-            "Noise floor: not measured, it takes a baseline with two or more seeds"
+            "Noise floor: not measured; this needs a baseline with two or more seeds"
             f"{known if known_noise_of(judged.arms) else ''}."
         ]
     return [
@@ -102,20 +103,20 @@ def noise_lines(judged: Judgement) -> list[str]:
 
 
 def seeds_lines(comparisons: Sequence[Comparison], rules: Rules) -> list[str]:
-    """How to add seeds without finding what is not there, where seeds are missing."""
+    """Advice on adding seeds without false findings, if seeds are missing."""
     short = any(c.at_steps.grade == INCONCLUSIVE for c in comparisons)
     if rules.looks > 1:
         return [
-            f"Looks: {rules.looks} reports with ever more seeds are planned, each at "
-            f"{rules.alpha_of_look:.2%}; further ones would find what is not there."
+            f"Looks: {rules.looks} reports are planned as seeds are added, each at "
+            f"{rules.alpha_of_look:.2%}; more of them would produce false findings."
         ]
     if not short:
         return []
     return [
-        "More seeds: adding them until a verdict comes finds differences that are "
-        'not there (18% instead of 5% with "about N seeds" followed three times). Run '
-        "the whole number as fresh seeds into a folder of their own, or fix the number "
-        "of seeds of each report beforehand, and set LOOKS to the number of reports."
+        "More seeds: adding them until a verdict appears produces false findings (18% "
+        'instead of 5% if "about N seeds" is followed three times). Run the whole '
+        "number as fresh seeds in a new folder, or fix the number of seeds of each "
+        "report in advance and set LOOKS to the number of reports."
     ]
 
 
@@ -127,7 +128,7 @@ def _seeds_lines(judged: Judgement) -> list[str]:
 
 
 def show(matrix: MatrixResults, judged: Judgement) -> None:
-    """Print the table and its remarks on standard output."""
+    """Print the table and the remarks on standard output."""
     console = report_console()
     for part in terminal_report(matrix, judged, console.width):
         console.print(part)
@@ -136,23 +137,28 @@ def show(matrix: MatrixResults, judged: Judgement) -> None:
 def terminal_report(
     matrix: MatrixResults, judged: Judgement, width: int = 120
 ) -> list[RenderableType]:
-    """What `make` and `make report` print, as things for rich to print.
+    """Report of `make` and `make report` as objects for rich.
 
-    Columns that a narrow terminal has no room for are left out.
+    Columns that do not fit into the width are left out.
     """
     from rich.text import Text
 
     style = "bold red" if judged.void else ""
     parts: list[RenderableType] = [Text(x, style=style) for x in control_lines(judged)]
-    parts.append(_terminal_table(judged, width))
+    parts.extend(_terminal_table(judged, width))
+    if judged.comparisons:
+        parts.append(
+            Text("difference: val loss minus the partner's; negative is better.")
+        )
     parts.append(Text(headline(matrix)))
     parts.extend(Text(x) for x in (*noise_lines(judged), *_seeds_lines(judged)))
     parts.extend(Text(line) for line in score_lines(matrix.estimates))
     if has_zeros(lines_of(judged)):
-        parts.append(Text("Zeros: single weights anywhere, which bring no speed."))
-    if has_cuts(lines_of(judged)):
-        told = "Heads: cut out of the exported models; all else is of the masked ones."
-        parts.append(Text(told))
+        parts.append(Text("zeros: single pruned weights, which bring no speed."))
+    if has_removed_heads(lines_of(judged)):
+        parts.append(
+            Text("heads: removed from the exported models; other columns: masked.")
+        )
     parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
     if failed := [run for run in matrix.runs if _is_fault(run)]:
         parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
@@ -163,7 +169,7 @@ def terminal_report(
     return parts
 
 
-def _terminal_table(judged: Judgement, width: int) -> Table:
+def _terminal_table(judged: Judgement, width: int) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -179,6 +185,8 @@ def _terminal_table(judged: Judgement, width: int) -> Table:
     } | {"title": TITLE_WIDTH, MORE: MORE_WIDTH - GAP}
     needs = [(key, widths[key] + GAP) for key in BY_IMPORTANCE if key not in absent]
     shown = columns_that_fit(needs, width)
+    if "grade" not in shown:
+        return [Text(_short_line(line)) for line in lines]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for heading, key, justify in TERMINAL:
         if key not in shown:
@@ -194,7 +202,13 @@ def _terminal_table(judged: Judgement, width: int) -> Table:
         cells = (COLUMN[key].show(line) for _, key, _ in TERMINAL if key in shown)
         style = STYLES.get(line.grade, "")
         table.add_row(*(Text(cell, style=style) for cell in cells))
-    return table
+    return [table]
+
+
+def _short_line(line: Line) -> str:
+    """Label, grade and difference, where a table with verdicts does not fit."""
+    cells = (COLUMN[key].show(line) for key in ("grade", "difference"))
+    return f"{line.arm.label}: {', '.join(cells)}"
 
 
 def _has_steps(lines: list[Line]) -> bool:
@@ -215,39 +229,40 @@ def _fault(run: Run) -> str:
 
 METHOD = """\
 Arms are paired by seed with the arm they are compared with; a difference is the arm's
-validation loss minus its partner's, in nats a token, and a negative one is better.
-Intervals are 95% by Student's t on the paired differences. It takes three seeds for a
-verdict. Whether a difference is 0 is decided by the pooled test, which takes the noise
-from all arms over the same seeds and is guarded against arms noisier than the rest;
-with two arms alone, and at equal time, by the paired t test with Holm's correction. The
-family-wise error over all arms is {alpha:.0%}{looks}. The remarks give both tests where
-they disagree; docs/statistics.md has their error rates. The margin of ±{margin:g} nats
-(REPORT_MARGIN, to be chosen before the results are seen) is what was declared too small
-to matter: NEUTRAL is a difference that lies within it (two one-sided t tests with
-Holm's correction), be it 0 or not; SUPPORTED and HARMFUL are differences that are not 0
-and not surely within the margin; INCONCLUSIVE needs more seeds. UNMATCHED arms differ
-from their partner in parameters or tokens by more than {tolerance:.0%}, or in data, so
-that nothing follows for the architecture. At equal time, losses are read, between
-evaluations, when the first of the compared runs ended; the slower arm is then still in
-the middle of its learning-rate schedule, so this reading is hard on it."""
+validation loss minus its partner's, in nats per token; negative is better. Intervals
+are 95% by Student's t on the paired differences. A verdict needs three seeds. Whether a
+difference is 0 is decided by the pooled test, which estimates the noise from all arms
+over the same seeds and is guarded against arms noisier than the rest; with only two
+arms, and at equal time, by the paired t test with Holm's correction. The family-wise
+error over all arms is {alpha:.0%}{looks}. The remarks give both tests where they
+disagree; docs/statistics.md has their error rates. The margin of ±{margin:g} nats
+(REPORT_MARGIN, to be chosen before seeing results) is the difference declared too small
+to matter. NEUTRAL: the difference is within the margin (two one-sided t tests with
+Holm's correction), whether or not it is 0. SUPPORTED and HARMFUL: it is not 0, and not
+shown to be within the margin. INCONCLUSIVE: more seeds are needed. UNMATCHED: the arm
+differs from its partner in parameters or tokens by more than {tolerance:.0%}, or in
+data, which says nothing about the architecture. At equal time, losses are interpolated
+between evaluations to the time when the first of the compared runs ended; the slower
+arm is then still in the middle of its learning-rate schedule, which is a disadvantage
+for it."""
 
 
 ZEROS = """\
-Zeros are counted among the weights of linear layers, embeddings and a head tied to
-them excluded; they are single weights anywhere, which bring no speed and no memory on
-common hardware: a pruned arm costs what the same arm costs unpruned."""
+Zeros are counted among the weights of linear layers, excluding embeddings and a head
+tied to them. They are unstructured, which saves neither time nor memory on common
+hardware: a pruned arm costs as much as the same arm unpruned."""
 
 
-CUTS = """\
-Pruned heads are zeros during training and are cut out of the exported model, whose
-logits were compared with the masked one's. Decode cache, time of decoding a token and
-time of a forward pass are given before and after the cut; the times were measured at
-the end of each run on its device, not compiled. KV/token is the exported model's; all
-else in the tables (loss, parameters, zeros, speed of training) is the masked one's."""
+REMOVED_HEADS = """\
+Pruned heads are masked during training and removed from the exported model, whose
+logits were compared with the masked model's. Decode cache, time per decoded token and
+time of a forward pass are given before and after the removal; the times were measured
+at the end of each run on its device, not compiled. KV/token is the exported model's;
+all other columns (loss, parameters, zeros, training speed) are the masked model's."""
 
 
 def markdown_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
-    """REPORT.md. Everything from the results is escaped."""
+    """Render REPORT.md. All texts from the results are escaped."""
     parts = [
         f"# {escape(name)}",
         " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
@@ -257,7 +272,7 @@ def markdown_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
         _main_table(judged),
         _remarks(judged),
         _chart_links(matrix),
-        "## At equal steps and at equal time",
+        "## At equal updates and at equal time",
         _both_table(judged),
         "## Cost",
         _cost_table(judged),
@@ -274,7 +289,7 @@ def markdown_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
 
 
 def method(judged: Judgement) -> str:
-    """How the verdicts came about, in words."""
+    """Method of the verdicts, in words."""
     rules = judged.rules
     looks = f", shared by {rules.looks} planned looks" if rules.looks > 1 else ""
     text = METHOD.format(
@@ -284,15 +299,19 @@ def method(judged: Judgement) -> str:
         looks=looks,
     )
     lines = lines_of(judged)
-    told = [text, *[ZEROS] * has_zeros(lines), *[CUTS] * has_cuts(lines)]
-    return " ".join(told)
+    parts = [text]
+    if has_zeros(lines):
+        parts.append(ZEROS)
+    if has_removed_heads(lines):
+        parts.append(REMOVED_HEADS)
+    return " ".join(parts)
 
 
-LONGEST = 2000  # characters of a cell: remarks of ours are longer than a stranger's
+LONGEST = 2000  # characters of a cell; our own remarks are long
 
 
 def escape(text: str) -> str:
-    """A text from the results as plain Markdown, also inside a table."""
+    """Escape a text from the results for Markdown, including tables."""
     line = clean(text, LONGEST)
     escaped = "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
@@ -328,7 +347,7 @@ def _cost_table(judged: Judgement) -> str:
 
 
 def _both_table(judged: Judgement) -> str:
-    heads = ["arm", "compared with", "equal steps", "verdict", "time budget"]
+    heads = ["arm", "compared with", "equal updates", "verdict", "time budget"]
     heads += ["equal time", "p", "verdict"]
     rows = []
     for c in judged.comparisons:

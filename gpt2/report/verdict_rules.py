@@ -1,4 +1,4 @@
-"""Rules that the verdicts are given by: asked for, configured, or recorded."""
+"""Choose the rules of the verdicts: from the command, the configuration or the runs."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def rules_for(
     looks: int | None = None,
     **others: Any,
 ) -> Rules:
-    """Rules with the margin and the looks asked for, else those of config.py if one is
-    given and there, else those that all runs were configured with, else the default.
+    """Rules with the given margin and looks, else those of config.py if it exists, else
+    those recorded by all runs, else the defaults.
 
-    others: fields of Rules. ValueError for rules that make no sense.
+    others: fields of Rules. Raises ValueError for values out of range.
     """
     runs = list(runs)
     if margin is None:
@@ -46,6 +46,6 @@ def _found(
 
 
 def _recorded(run: Run, field: str) -> float | None:
-    """Value in the job of a run; None where it is not positive."""
+    """Value in the job of a run; None if it is not positive."""
     found = number(as_dict(run.settings.get("matrix")).get(field))
     return found if found is not None and found > 0 else None

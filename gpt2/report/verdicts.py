@@ -1,30 +1,31 @@
-"""Grades: what a comparison of two arms allows one to say.
+"""Grades of the comparisons of a matrix.
 
 An arm is paired by seed with its partner; d = its loss minus the partner's, so a
-negative d is better. Over the comparisons of a matrix, in this order:
+negative d is better. The first grade that applies counts:
 
 INVALID       a run is missing, failed, diverged or ended above a uniform guess, or a
               certificate failed; all of them where the A/A control differs from its
               baseline (gpt2/report/controls.py), or a baseline ended above a guess
-UNMATCHED     budget or data differ: no verdict on the architecture
+UNMATCHED     budget or data differ: says nothing about the architecture
 UNVERIFIED    the certificates were not run
-INCONCLUSIVE  fewer than three seeds, or no test below is decided
+INCONCLUSIVE  fewer than three seeds, or none of the tests below rejects
 NEUTRAL       d lies within the margin (two one-sided t tests)
 SUPPORTED     d is below 0 (pooled test on the paired differences)
 HARMFUL       d is above 0
 
-The pooled test (lib/pooled.py) takes the noise from all arms over the same seeds. Where
-there are only two arms, and at equal time, where each pair is read at a time of its
-own, the paired t test decides. p values are corrected over all comparisons that could
-get a grade from them, those still to be run included, so that no grade falls when
-another arm finishes: by Holm's method for t tests, by simulation for the pooled one.
+The pooled test (lib/pooled.py) estimates the noise from all arms over the same seeds.
+The paired t test decides if there are only two arms, and at equal time, where each pair
+is read at its own time. p values are corrected for all comparisons that could get a
+grade from them, including those still to be run, so that no grade changes for the worse
+when another arm finishes: by Holm's method for t tests, by simulation for the pooled
+test.
 
-With many seeds d can be surely not 0 and surely within the margin at once: a trivial
-difference (one of the four outcomes in Lakens 2017, "Equivalence Tests"). It is
-NEUTRAL, and the reason says that it is real. The margin is what was declared not to
-matter, so to call such a difference SUPPORTED would let enough seeds turn anything
-into a finding. Both kinds of claims keep their family-wise error, and the number of
-seeds planned for an effect reckons with it (the tests simulate both).
+With many seeds d can be significantly different from 0 and significantly within the
+margin at once: a trivial difference (one of the four outcomes in Lakens 2017,
+"Equivalence Tests"). It is NEUTRAL, and the reason says that it is real. The margin was
+declared not to matter, so grading such a difference SUPPORTED would let enough seeds
+turn anything into a finding. Both kinds of claims keep their family-wise error, and the
+planned number of seeds for an effect takes this into account (the tests simulate both).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ INVALID, UNVERIFIED = "INVALID", "UNVERIFIED"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Verdict:
-    """One comparison by one measure. Losses in nats, arm minus partner."""
+    """Result of one comparison by one measure. Losses in nats, arm minus partner."""
 
     grade: str = INVALID
     reasons: tuple[str, ...] = ()
@@ -63,12 +64,12 @@ class Verdict:
     p_holm: float | None = None
     p_pooled: float | None = None  # pooled test, corrected over all comparisons
     p_equivalent_holm: float | None = None
-    seeds_needed: int | None = None  # only INCONCLUSIVE; None there: too many
+    seeds_needed: int | None = None  # set if INCONCLUSIVE and not too many
     seconds: float | None = None  # the common time budget, where there is one
 
     @property
     def p_deciding(self) -> float | None:
-        """p, corrected, of the test that decides about a difference."""
+        """Corrected p of the test that decides whether there is a difference."""
         return self.p_holm if self.p_pooled is None else self.p_pooled
 
     def to_json(self) -> dict[str, Any]:
@@ -81,7 +82,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An arm against its partner, at equal steps and at equal time."""
+    """An arm and its partner, compared at equal updates and at equal time."""
 
     arm: Arm
     partner: Arm
@@ -93,7 +94,7 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class Judgement:
-    """Everything the report says about a matrix."""
+    """All verdicts of a matrix and their basis."""
 
     rules: Rules
     arms: list[Arm]
@@ -101,13 +102,13 @@ class Judgement:
     noise: list[Noise]
     notes: dict[str, str]  # label of an arm without partner -> why
     controls: list[Control] = field(default_factory=list)
-    void: tuple[str, ...] = ()  # why no verdict of this matrix stands
+    void: tuple[str, ...] = ()  # reasons that make all verdicts INVALID
 
     def of(self, arm: Arm) -> Comparison | None:
         return next((c for c in self.comparisons if c.arm is arm), None)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, under "verdicts" in summary.json."""
+        """Plain data, as under "verdicts" in summary.json."""
         return {
             "rules": dataclasses.asdict(self.rules),
             "noise": [
@@ -170,7 +171,7 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
 
 
 def _voided(comparison: Comparison, void: tuple[str, ...]) -> Comparison:
-    """INVALID by what spoils the whole matrix, if anything does."""
+    """Make a comparison INVALID if there are reasons that void the whole matrix."""
     if not void:
         return comparison
     verdicts = (comparison.at_steps, comparison.at_time)
@@ -186,8 +187,10 @@ def compare(
     rules: Rules,
     noise: Sequence[Noise] | None = None,
 ) -> list[Comparison]:
-    """Grade (arm, partner, note) triples as one family. noise: of a baseline; by
-    default of the partners."""
+    """Grade (arm, partner, note) triples as one family.
+
+    noise: of a baseline; by default of the partners.
+    """
     if noise is None:
         noise = noise_of([partner for _, partner, _ in pairs])
     paired = [(arm, partner) for arm, partner, _ in pairs]
@@ -236,7 +239,7 @@ def _design(
 ) -> Design:
     known = known_noise_of(pair)
     floor = max((n.sample.sd for n in noise), default=None)
-    origin = "by the noise floor" if noise else "by the noise known at 124M"
+    origin = "the noise floor" if noise else "the known noise at 124M"
     return Design(
         rules=rules,
         family=max(family, 1),
@@ -249,14 +252,14 @@ def _design(
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Paired differences, and the variance that rounded losses add to their mean."""
+    """Paired differences, and the variance that rounding adds to their mean."""
 
     differences: tuple[float, ...] = ()
     rounding: float = 0.0
 
     @classmethod
     def of(cls, evidence: Evidence) -> Differences:
-        """Of a comparison; empty where it is invalid, and counts as still to come."""
+        """Sample of a comparison; empty if invalid, which counts as still to be run."""
         if evidence.invalid:
             return cls()
         return cls(evidence.differences, evidence.rounding)
@@ -267,10 +270,10 @@ def grade_family(
     rules: Rules | None = None,
     together: Sequence[Pooled | None] | None = None,
 ) -> list[Verdict]:
-    """Grades from paired differences alone, one sample a comparison.
+    """Grades from paired differences alone, one sample per comparison.
 
-    An empty sample stands for a comparison still to come: it counts in the correction
-    and gets no grade of its own. together: of the pooled test, where it decides.
+    An empty sample is a comparison still to be run: it counts in the correction and
+    gets no grade. together: outcomes of the pooled test, where it decides.
     """
     rules = rules or Rules()
     tests = [_tests(sample, rules) for sample in samples]
@@ -300,7 +303,7 @@ def _with_pooled(verdict: Verdict, found: Pooled) -> Verdict:
 
 
 def _tests(sample: Differences, rules: Rules) -> tuple[float | None, float | None]:
-    """p of the paired t test and of equivalence; None with too few seeds."""
+    """p of the paired t test and of the equivalence test; None with too few seeds."""
     if len(sample.differences) < stats.MIN_SEEDS:
         return None, None
     return (
@@ -337,7 +340,8 @@ def _grade(verdict: Verdict, rules: Rules) -> str:
 
 
 def _finish(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
-    """What outranks the tests, with its reasons; and the seeds still needed."""
+    """Apply grades that outrank the tests, add reasons and the number of seeds
+    needed."""
     rules = design.rules
     bootstrap = stats.bootstrap_interval(verdict.differences or [0.0], rules.alpha)
     verdict = dataclasses.replace(verdict, bootstrap=bootstrap)
@@ -358,13 +362,14 @@ def _finish(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
 
 
 def _seeds_text(differences: Sequence[float], design: Design) -> tuple[str, int | None]:
-    """Why a comparison is INCONCLUSIVE, and the seeds that would decide if known."""
+    """Reason why a comparison is INCONCLUSIVE, and the number of seeds needed if
+    known."""
     found = seeds_to_decide(differences, design)
-    text, seeds = "nothing is known of the noise at this size", None
+    text, seeds = "the noise at this size is unknown", None
     if found is not None:
         seeds, basis = found
         many = f"more than {stats.MAX_SEEDS}" if seeds is None else f"about {seeds}"
-        text = f"{many} seeds would decide, {basis}"
+        text = f"would need {many} seeds at {basis}"
     few = {1: "one seed is", 2: "two seeds are"}.get(len(differences))
     if few is not None:
         text = f"{few} not enough for a verdict (at least {stats.MIN_SEEDS}); {text}"
@@ -372,7 +377,7 @@ def _seeds_text(differences: Sequence[float], design: Design) -> tuple[str, int 
 
 
 def _trivial(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
-    """A reason if a NEUTRAL difference is nevertheless one."""
+    """Reason if a NEUTRAL difference is significantly different from 0."""
     assert verdict.mean is not None and verdict.p_deciding is not None
     if verdict.p_deciding >= rules.alpha_of_look:
         return ()
@@ -381,7 +386,7 @@ def _trivial(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
 
 
 def _disagreement(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
-    """Both tests of a difference where only one of them finds it."""
+    """Reason with both tests of a difference if they disagree."""
     pooled, holm, alpha = verdict.p_pooled, verdict.p_holm, rules.alpha_of_look
     if pooled is None or holm is None or (pooled < alpha) == (holm < alpha):
         return ()
@@ -395,10 +400,10 @@ def _disagreement(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
 
 
 def _rounded(evidence: Evidence, rules: Rules) -> tuple[str, ...]:
-    """A reason if losses are so coarse that rounding can matter beside the margin."""
+    """Reason if losses are so coarse that rounding matters compared with the margin."""
     if evidence.resolution < rules.margin / 100:
         return ()
     return (
-        f"losses are multiples of {evidence.resolution:g}, which is reckoned with: "
-        "a difference of that size proves nothing",
+        f"losses are multiples of {evidence.resolution:g} (taken into account): a "
+        "difference of that size proves nothing",
     )

@@ -106,11 +106,11 @@ def test_runs_that_are_not_done_are_left_out_or_refused(folder):
     [
         (
             ("nowhere",),
-            "is no folder and no run of results, which has 0 baseline, 5 ra",
+            "is neither a folder nor a run of results: it has 0 baseline, 5 ra",
         ),
         (("no*where",), "matches no folder"),
-        (("5:7",), "no run of results"),
-        (("data",), "no run is in data"),
+        (("5:7",), "nor a run of results"),
+        (("data",), "no runs in data"),
         (("--config", "none.py"), "make defconfig-NAME"),
         (("--overrides", "DEVICE=cuda:77"), "DEVICE"),
     ],

@@ -127,13 +127,13 @@ def test_the_report_compares_the_cells_and_says_what_zeros_bring(folder, monkeyp
         assert name in shown.stdout
     assert shown.stdout.count("50.0%") == 3
     assert "4 of 8 heads left (by layer, seed 1: " in shown.stdout
-    assert "decode cache 256 B → 128 B a token" in shown.stdout
+    assert "decode cache 256 B → 128 B per token" in shown.stdout
     assert "bring no speed" in shown.stdout
     text = (folder / "results" / "REPORT.md").read_text()
     assert "bring no speed" in text and " ms |" in text
     (row,) = (line for line in text.splitlines() if "4 of 8 |" in line)
     assert re.search(r"256 B → 128 B \| [\d.]+ ms → [\d.]+ ms \| [\d.]+ ms → ", row)
-    assert "cut out of the exported model" in text
+    assert "removed from the exported model" in text
     summary = json.loads((folder / "results" / "summary.json").read_text())
     partners = {
         c["name"]: c["partner"]["name"] for c in summary["verdicts"]["comparisons"]

@@ -30,9 +30,9 @@ def matrix(tmp_path):
 def test_steps_are_compared_pair_by_pair(matrix, a, b):
     done = compare(a, b, cwd=matrix)
     assert done.returncode == 0, done.stderr
-    assert "B against A: SUPPORTED, −0.04" in done.stdout
+    assert "B relative to A: SUPPORTED, −0.04" in done.stdout
     assert "124.0M" in done.stdout and "124.2M" in done.stdout
-    assert "Circumstances: No known one differs." in done.stdout
+    assert "Environment: No differences found." in done.stdout
 
 
 def test_direction_is_b_minus_a(matrix):
@@ -63,7 +63,7 @@ def test_seeds_are_planned_by_the_noise_of_what_is_compared(matrix):
         status["result"]["val_loss"] += more
         path.write_text(json.dumps(status))
     done = compare("two/step05-ra", "two/step00-baseline", cwd=matrix)
-    assert "seeds would decide, by the noise floor" in done.stdout
+    assert "seeds at the noise floor" in done.stdout
 
 
 def test_matrices_are_matched_by_arm(matrix):
@@ -80,7 +80,7 @@ def test_matrices_are_matched_by_arm(matrix):
     changed = [line.split() for line in lines if "learning_rate" in line]
     assert changed == [["optim.learning_rate", "0.0006", "0.1"]]
     assert any("commit" in line and "f" * 16 in line for line in lines)
-    assert sum("does not act" in line for line in lines) == 2  # same losses
+    assert sum("have no effect" in line for line in lines) == 2  # same losses
 
 
 def test_other_data_is_said(matrix):
@@ -95,9 +95,9 @@ def test_other_data_is_said(matrix):
 @pytest.mark.parametrize(
     ("a", "words"),
     [
-        ("7", "no arm of out: 0 baseline, 2 r25, 8 mla"),
+        ("7", "nor an arm of out: 0 baseline, 2 r25, 8 mla"),
         ("0:9", "0 baseline has no seed 9; it has 1, 2, 3"),
-        ("empty", "empty holds no run"),
+        ("empty", "there are no runs in empty"),
         ("", "name both sides"),
     ],
 )

@@ -72,7 +72,10 @@ def test_what_no_number_of_seeds_finds_is_said(tmp_path):
 def test_a_window_of_seeds_is_found_and_said(tmp_path):
     """Below the margin the power rises and falls again with the seeds."""
     words = ("--delta", "0.0026", "--sd", "0.00070711")
-    assert re.search(r"0\.0010 +5 only +3", plan(*words, cwd=tmp_path).stdout)
+    shown = plan(*words, cwd=tmp_path).stdout
+    assert re.search(r"0\.0010 +5 only +3", shown)
+    rows = re.findall(r"^ +(\d+) +(0\.\d{4}) *$", shown, re.M)
+    assert [n for n, smallest in rows if float(smallest) <= 0.0026] == ["5"], rows
     wide = plan(*words, "--arms", "6", cwd=tmp_path).stdout
     assert re.search(r"0\.0010 +4 to \d\d only", wide)
 
@@ -89,7 +92,7 @@ def test_looks_take_more_seeds_and_are_said(tmp_path):
 def test_the_noise_of_124m_is_not_taken_for_another_size(tmp_path):
     write_matrix(tmp_path, (0,), (1,), result={"parameters": 800_000})
     done = plan("--results", tmp_path, cwd=tmp_path)
-    assert done.returncode == 2 and "800.0k parameters is not known" in done.stderr
+    assert done.returncode == 2 and "800.0k parameters is unknown" in done.stderr
     assert "RESULTS=folder" in done.stderr and "SD=" in done.stderr
     assert "124M" not in done.stdout
     assert plan("--results", tmp_path, "--sd", "0.02", cwd=tmp_path).returncode == 0

@@ -327,7 +327,7 @@ def test_stale_charts_go(tmp_path):
     ("arguments", "words"),
     [
         (["absent"], "run `make` first"),
-        (["empty"], "no run is in"),
+        (["empty"], "no runs in"),
         ([], "make defconfig-NAME"),
         (["empty", "--margin", "-1"], "MARGIN=-1 must be a positive loss"),
         (["empty", "--margin", "x"], "MARGIN=x must be a positive loss in nats"),

@@ -14,7 +14,7 @@
 
   const sortValue = (row, index) => row.cells[index].dataset.sort;
   function order(a, b) {
-    if (a === "" || b === "") return (a === "") - (b === ""); // unknown goes last
+    if (a === "" || b === "") return (a === "") - (b === ""); // unknown values go last
     const x = Number(a), y = Number(b);
     return Number.isNaN(x) || Number.isNaN(y) ? a.localeCompare(b) : x - y;
   }
@@ -110,7 +110,7 @@
   }
 
   const picked = (name) => document.querySelector(`input[name="${name}"]:checked`).value;
-  const LOSS = "loss (nats a token)";
+  const LOSS = "loss (nats per token)";
 
   // differences with intervals; the wider, thinner one holds for all arms together
   function drawForest() {
@@ -133,8 +133,8 @@
     const ends = rows.flatMap((r) => [of(r).mean, ...(of(r).outer || of(r).inner || [])]);
     const low = Math.min(-margin, ...ends), high = Math.max(margin, ...ends);
     const room = 0.04 * (high - low);
-    const title = isNarrow() ? "difference (nats a token)"
-      : "difference in loss (nats a token), negative is better";
+    const title = isNarrow() ? "difference (nats per token)"
+      : "difference in loss (nats per token), negative is better";
     const shape = layout(title, "", {
       shapes: [{
         type: "rect", xref: "x", yref: "paper", x0: -margin, x1: margin, y0: 0, y1: 1,

@@ -72,9 +72,12 @@ def test_errors_are_actual_over_estimated_less_1(results: Path) -> None:
 
 def test_terminal_and_markdown_tell_them(results: Path) -> None:
     matrix = read_matrix(results)
-    line = "Estimated time against actual, 3 runs: +0.0% in the median, −25.0% at worst"
+    line = "Estimated time compared with actual, 3 runs: "
+    line += "median error +0.0%, largest −25.0%"
     assert f"{line} (step05-ra/seed1)." in said(matrix)
-    assert "Estimated memory against actual, 2 runs: −10.0%" in said(matrix)
+    assert "Estimated memory compared with actual, 2 runs: median error −10.0%" in said(
+        matrix
+    )
     assert line in markdown_report(matrix, judge(matrix), "x")
 
 

@@ -212,7 +212,7 @@ def test_a_copied_run_directory_is_not_counted_twice(tmp_path):
     assert [run.run_dir for run in matrix.runs] == [
         "step00-baseline/seed1", "step00-baseline/seed2",
     ]  # fmt: skip
-    assert "same run as step00-baseline/seed1" in reasons(matrix)["a-copy"]
+    assert "duplicate of step00-baseline/seed1" in reasons(matrix)["a-copy"]
 
 
 def test_links_and_special_files_are_not_followed(tmp_path):
@@ -227,7 +227,7 @@ def test_links_and_special_files_are_not_followed(tmp_path):
     matrix = read_matrix(here)
     assert [run.row["step"] for run in matrix.runs] == [0]
     assert reasons(matrix) == {
-        "step05-ra": "a link, which is not followed",
+        "step05-ra": "links are not followed",
         "step00-baseline/seed1/metrics.jsonl": "not a plain file",
     }
 

@@ -141,14 +141,14 @@ def test_checklist_says_whether_every_number_was_recomputed(tmp_path):
     (run_dir / "metrics.jsonl").open("a").write("{}\n")
     assert items(tmp_path)["audit"].value == "passed (3 runs); stale (1 run)"
     write_audit(run_dir, [AuditLine("val_loss", DIFFERS)])
-    assert items(tmp_path)["audit"].remark == "1 of 4 runs report what they do not hold"
+    assert items(tmp_path)["audit"].remark == "1 of 4 runs report wrong numbers"
 
 
 @pytest.mark.parametrize("count", [1, 2])
 def test_checklist_asks_for_three_seeds(tmp_path, count):
     write_matrix(tmp_path, (0,), (1, 2, 3))
     write_matrix(tmp_path, (5,), range(1, count + 1))
-    assert "fewer than 3 seeds" in items(tmp_path)["seeds"].remark
+    assert "at least 3 seeds" in items(tmp_path)["seeds"].remark
 
 
 def test_checklist_ticks_nothing_without_manifests(tmp_path):
@@ -207,7 +207,7 @@ def printed(matrix, width):
     return lines, lines + console.export_text().splitlines()
 
 
-@pytest.mark.parametrize("width", [20, 40, 60, 72, 80, 100, 120])
+@pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 120])
 def test_terminal_table_has_whole_columns_and_every_title(tmp_path, width):
     write_matrix(tmp_path, (0, 5, 8), (1, 2, 3), effects={5: 0.5})
     matrix = read_matrix(tmp_path)
@@ -218,7 +218,7 @@ def test_terminal_table_has_whole_columns_and_every_title(tmp_path, width):
     for word in ("GPT-2", "baseline", "RA,", "MLA,", "latent"):
         assert any(word in line for line in table), word
     verdicts = [line for line in table if "INCONCLUSIVE" in line or "HARMFUL" in line]
-    assert len(verdicts) == (2 if width >= 40 else 0)
+    assert len(verdicts) == 2
     assert ("difference" in table[1]) == (width >= 60)
     assert ("params" in table[1]) == (width >= 100)
 
@@ -230,6 +230,13 @@ CUT = {
     **{"forward_seconds": 0.0301, "forward_seconds_before": 0.04},
     "sparsity": 0.2,
 }
+
+
+def test_a_terminal_too_narrow_for_the_table_shows_the_verdicts(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), effects={5: -0.5})
+    parts = terminal_report(read_matrix(tmp_path), judge(read_matrix(tmp_path)), 20)
+    shown = [str(part) for part in parts]
+    assert any(text.startswith("5 ra: ▲ SUPPORTED, −0.5") for text in shown)
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -244,14 +251,14 @@ def test_removed_heads_are_told_with_what_they_brought(tmp_path, width):
     (told,) = (what for label, what in remarks(judged) if "heads left" in what)
     assert told == (
         "6 of 16 heads left (by layer, seed 1: 4 1 1; seed 2: 4 1 1), 2 more were "
-        "asked for, but each layer keeps one; decode cache 2.0 KiB → 768 B a token, "
-        "decoding 1.23 ms → 0.90 ms a token, forward 40.00 ms → 30.10 ms a pass"
+        "due, but each layer keeps one; decode cache 2.0 KiB → 768 B per token, "
+        "decoding 1.23 ms → 0.90 ms per token, forward 40.00 ms → 30.10 ms per pass"
     )
     console = Console(width=width, record=True, file=open("/dev/null", "w"))
     for part in terminal_report(matrix, judged, width):
         console.print(part)
     text = console.export_text()
-    assert "6 of 16" in text and "cut out of the exported models" in text
+    assert "6 of 16" in text and "removed from the exported models" in text
     assert "INCONCLUSIVE" in text or "NEUTRAL" in text, "the verdict is whole"
     assert "bring no speed" not in text  # it is what zeros that stay bring
 
