@@ -41,6 +41,8 @@ EXIT_CTRL_C = 128 + 2  # what shells report for SIGINT
 PLAIN = {
     "−": "-",
     "±": "+-",
+    "·": ".",
+    "≈": "~",
     "–": "-",
     "≠": "!",
     "▲": "^",
