@@ -70,7 +70,9 @@ def test_a_control_joins_an_old_matrix_and_is_shown_first(here: Path) -> None:
 
     plant(here, 0.05)
     said = " ".join(report(here).split())
-    assert "ALL VERDICTS OF THIS MATRIX ARE INVALID: the A/A control of 0 baseline" in said
+    assert (
+        "ALL VERDICTS OF THIS MATRIX ARE INVALID: the A/A control of 0 baseline" in said
+    )
     status = run_script("run_test_matrix.py", "--status", *ON, cwd=here).stdout
     assert "ALARM 0 baseline-aa: the A/A control differs by −0.0500 nats" in status
     assert f"{CONTROL}  done" in status
@@ -123,7 +125,10 @@ def test_a_baseline_that_blows_up_at_once_is_told_and_spoils_the_matrix(
     assert re.search(began, done.stdout)
     assert "ALARM step00-baseline/seed1 ended at" in done.stdout
     said = " ".join(report(folder).split())
-    assert "ALL VERDICTS OF THIS MATRIX ARE INVALID: the baseline 0 baseline: seed 1" in said
+    assert (
+        "ALL VERDICTS OF THIS MATRIX ARE INVALID: the baseline 0 baseline: seed 1"
+        in said
+    )
     text = (folder / "results" / "REPORT.md").read_text()
     assert re.search(r"- \[ \] alarms: \d", text)
     assert "INVALID" in text and "baseline**: seed 1 ended at" in text
