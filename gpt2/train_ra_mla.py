@@ -58,13 +58,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     prepare_environment(job)
     with collector_at_rest():  # torch takes seconds to import
-        from gpt2.train.run import carry_out
+        from gpt2.train.run import Run
 
-    return carry_out(job, options.run_dir, options.micro_batch, os.environ)
+    return Run(job, options.run_dir, options.micro_batch, os.environ).carry_out()
 
 
 def prepare_environment(job: Job) -> None:
-    """What torch reads only once, when it is imported."""
+    """Set what torch reads only once, when it is imported."""
     resources = job.settings.resources
     if resources.compile_model:
         os.environ.update(cache_environment(os.environ))

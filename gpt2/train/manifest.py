@@ -1,4 +1,4 @@
-"""manifest.json: what a run directory's numbers came from."""
+"""manifest.json: where the numbers of a run directory come from."""
 
 from __future__ import annotations
 
@@ -20,80 +20,118 @@ from lib.jobs.run_files import MANIFEST_FILE, atomic_write_json, now, read_json
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def read(run_dir: Path, run_hash: str) -> dict[str, Any]:
-    """The manifest of earlier attempts at the same run; {} if there is none."""
-    try:
-        found = read_json(run_dir / MANIFEST_FILE)
-    except (OSError, ValueError):
-        return {}
-    same = isinstance(found, dict) and found.get("hash") == run_hash
-    return found if same else {}
+class Manifest:
+    """manifest.json of one run; only the first of several ranks writes to it."""
 
+    def __init__(self, run_dir: Path, run_hash: str, writes: bool) -> None:
+        self.path, self.hash, self.writes = run_dir / MANIFEST_FILE, run_hash, writes
 
-def allowed_micro_batch(manifest: Mapping[str, Any], otherwise: int) -> int:
-    """The micro batch to begin with: the reduced one, if memory once ran out."""
-    if not manifest.get("out_of_memory"):
-        return otherwise
-    return min(otherwise, int(manifest.get("micro_batch", otherwise)))
+    def read(self) -> dict[str, Any]:
+        """What earlier attempts at the same run left; {} if there is nothing."""
+        try:
+            found = read_json(self.path)
+        except (OSError, ValueError):
+            return {}
+        same = isinstance(found, dict) and found.get("hash") == self.hash
+        return found if same else {}
 
+    def allowed_micro_batch(self, configured: int) -> int:
+        """The micro batch to begin with: the reduced one, if memory once ran out."""
+        found = self.read()
+        if not found.get("out_of_memory"):
+            return configured
+        return min(configured, int(found.get("micro_batch", configured)))
 
-def settled_micro_batch(manifest: Mapping[str, Any]) -> int | None:
-    """The micro batch that an earlier attempt trained with; None: there was none."""
-    found = manifest.get("micro_batch")
-    return found if isinstance(found, int) and found > 0 else None
+    def settled_micro_batch(self) -> int | None:
+        """The micro batch that an earlier attempt trained with; None if none did."""
+        found = self.read().get("micro_batch")
+        return found if isinstance(found, int) and found > 0 else None
 
+    def write(
+        self,
+        job: Job,
+        context: RunContext,
+        *,
+        parameters: int,
+        serving: Mapping[str, str],
+        resumed_at: int | None,
+        random_streams: str,
+        environ: Mapping[str, str],
+        startup: Startup,
+        start: Mapping[str, Any],
+    ) -> None:
+        """Write the manifest of an attempt that begins.
 
-def write(
-    run_dir: Path,
-    job: Job,
-    context: RunContext,
-    *,
-    parameters: int,
-    serving: Mapping[str, str],
-    resumed_at: int | None,
-    random_streams: str,
-    environ: Mapping[str, str],
-    startup: Startup,
-    start: Mapping[str, Any],
-) -> dict[str, Any]:
-    """Write the manifest of this attempt and return it.
+        serving: the kernels that serve the model (gpt2/model/autotune). start:
+        fingerprints of what the run starts from (gpt2/train/fingerprints.py).
+        random_streams: dropout's, "continued" from a checkpoint or "fresh". A fresh run
+        gets a new manifest; one that is resumed keeps where it began and adds to
+        ``resumed``. Raises lib.jobs.run_files.DiskFull.
+        """
+        before = self.read()
+        here = provenance.collect(ROOT, environ)
+        kept = before if resumed_at is not None else {}
+        manifest = {
+            "schema": 1,
+            "provenance": kept.get("provenance", here),
+            "device": asdict(context.device) | asdict(startup),
+            "settings": job.settings.to_dict(),
+            "origins": dict(job.origins),
+            "hash": job.hash,
+            "seed": job.seed,
+            "data_fingerprint": context.train.fingerprint,
+            "effective_batch": job.settings.effective_batch,
+            **_resources(job, context),
+            **serving,
+            "verified": environ.get(VERIFIED) or before.get("verified"),
+            "parameters": parameters,
+            "pairing": {**kept.get("pairing", {}), **start},
+            "started": kept.get("started", now()),
+            "resumed": [*kept.get("resumed", [])],
+            "as_trained": kept.get("as_trained"),
+            "kernels": {},
+            "out_of_memory": before.get("out_of_memory", []),
+        }
+        if resumed_at is not None:
+            manifest["resumed"].append(
+                _resumption(resumed_at, random_streams, here, context)
+            )
+        atomic_write_json(self.path, manifest)
 
-    ``serving`` names the paths that serve the model (gpt2/model/autotune), ``start``
-    has fingerprints of what the run starts from (gpt2/train/fingerprints.py),
-    ``random_streams`` tells whether dropout's are "continued" from a checkpoint or
-    "fresh". A fresh run gets a new manifest; one that is resumed keeps where it began
-    and adds to ``resumed``. Raises lib.jobs.run_files.DiskFull.
-    """
-    before = read(run_dir, job.hash)
-    here = provenance.collect(ROOT, environ)
-    kept = before if resumed_at is not None else {}
-    manifest = {
-        "schema": 1,
-        "provenance": kept.get("provenance", here),
-        "device": asdict(context.device) | asdict(startup),
-        "settings": job.settings.to_dict(),
-        "origins": dict(job.origins),
-        "hash": job.hash,
-        "seed": job.seed,
-        "data_fingerprint": context.train.fingerprint,
-        "effective_batch": job.settings.effective_batch,
-        **_resources(job, context),
-        **serving,
-        "verified": environ.get(VERIFIED) or before.get("verified"),
-        "parameters": parameters,
-        "pairing": {**kept.get("pairing", {}), **start},
-        "started": kept.get("started", now()),
-        "resumed": [*kept.get("resumed", [])],
-        "as_trained": kept.get("as_trained"),
-        "kernels": {},
-        "out_of_memory": before.get("out_of_memory", []),
-    }
-    if resumed_at is not None:
-        manifest["resumed"].append(
-            _resumption(resumed_at, random_streams, here, context)
+    def note(self, **fields: Any) -> None:
+        """Record what is known only after the start."""
+        if self.writes:
+            atomic_write_json(self.path, self.read() | fields)
+
+    def note_out_of_memory(self, step: int, micro_batch: int, smaller: int) -> None:
+        """Record that memory ran out, and the micro batch to go on with."""
+        before = self.read() or {"schema": 1, "hash": self.hash}
+        entry = {"date": now(), "step": step, "micro_batch": micro_batch}
+        entries = [*before.get("out_of_memory", []), entry]
+        self.note(**before | {"out_of_memory": entries, "micro_batch": smaller})
+
+    def note_comparison(self, found: GradientComparison) -> None:
+        """Add a comparison with the formulas: each one in short, and of each parameter
+        the largest deviation of all."""
+        before = self.read().get("as_trained") or {}
+        record = found.record()
+        deviations = record.pop("deviations")
+        largest = before.get("deviations", {})
+        self.note(
+            as_trained={
+                "checks": [*before.get("checks", []), record],
+                "deviations": {
+                    name: max(value, largest.get(name, 0.0))
+                    for name, value in deviations.items()
+                },
+            },
         )
-    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
-    return manifest
+
+    def note_batches(self, batches: Mapping[str, str]) -> None:
+        """Record fingerprints of batches, by update, beside earlier attempts'."""
+        pairing = self.read().get("pairing", {})
+        both = {**pairing.get("batches", {}), **batches}
+        self.note(pairing={**pairing, "batches": both})
 
 
 def _resources(job: Job, context: RunContext) -> dict[str, Any]:
@@ -124,47 +162,3 @@ def _resumption(
         "random_streams": random_streams,
         "threads": torch.get_num_threads(),
     }
-
-
-def note_out_of_memory(
-    run_dir: Path, job: Job, context: RunContext, *, step: int, micro_batch: int
-) -> None:
-    """Record that memory ran out, and the micro batch to go on with."""
-    manifest = read(run_dir, job.hash) or {"schema": 1, "hash": job.hash}
-    entry = {"date": now(), "step": step, "micro_batch": context.split.micro_batch}
-    manifest["out_of_memory"] = [*manifest.get("out_of_memory", []), entry]
-    manifest["micro_batch"] = micro_batch
-    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
-
-
-def note(run_dir: Path, job: Job, **fields: Any) -> None:
-    """Record what is known only after the start."""
-    manifest = read(run_dir, job.hash)
-    atomic_write_json(run_dir / MANIFEST_FILE, manifest | fields)
-
-
-def note_comparison(run_dir: Path, job: Job, found: GradientComparison) -> None:
-    """Add a comparison with the formulas: each one in short, and of each parameter the
-    largest deviation of all."""
-    before = read(run_dir, job.hash).get("as_trained") or {}
-    record = found.record()
-    deviations = record.pop("deviations")
-    largest = before.get("deviations", {})
-    note(
-        run_dir,
-        job,
-        as_trained={
-            "checks": [*before.get("checks", []), record],
-            "deviations": {
-                name: max(value, largest.get(name, 0.0))
-                for name, value in deviations.items()
-            },
-        },
-    )
-
-
-def note_batches(run_dir: Path, job: Job, batches: Mapping[str, str]) -> None:
-    """Record fingerprints of batches, by update, beside those of earlier attempts."""
-    pairing = read(run_dir, job.hash).get("pairing", {})
-    both = {**pairing.get("batches", {}), **batches}
-    note(run_dir, job, pairing={**pairing, "batches": both})

@@ -25,6 +25,7 @@ from gpt2.plan.jobs import Job
 from gpt2.settings.schema import Settings
 from gpt2.train.batch_split import split_batch
 from gpt2.train.export import load_export
+from gpt2.train.finish import finish
 from gpt2.train.record import Follower
 from gpt2.train.run_context import RunContext
 from gpt2.train.stopping import StopRequest
@@ -96,7 +97,8 @@ def certify_updates(optimizer: str, method: str, variant: str) -> dict[str, Row]
     )
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         run = Watched(settings, Path(folder))
-        run.trainer.run()
+        run.trainer.train()
+        finish(run.trainer)
         return {"updates": run.row(), "export": run.export_row()}
 
 

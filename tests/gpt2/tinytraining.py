@@ -125,7 +125,7 @@ def train_here(
 ) -> None:
     """The training, in this process, which ends with it."""
     from gpt2.plan.jobs import job_from_json
-    from gpt2.train.run import carry_out
+    from gpt2.train.run import Run
 
     os.environ.update(environ)
     log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
@@ -133,7 +133,8 @@ def train_here(
     os.dup2(log, 2)
     if setup is not None:
         setup()
-    code = carry_out(job_from_json(job), Path(run_dir), micro_batch, os.environ)
+    run = Run(job_from_json(job), Path(run_dir), micro_batch, os.environ)
+    code = run.carry_out()
     sys.stdout.flush()
     os._exit(code)
 

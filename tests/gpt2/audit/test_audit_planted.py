@@ -15,6 +15,7 @@ import pytest
 
 from gpt2.data.tokenizer import bytes_encoding
 from gpt2.train import evaluate, trainer
+from gpt2.train import finish as finishing
 from gpt2.train.batches import BatchPlan, TokenSplit, open_tokens, split_file
 from gpt2.train.evaluate import Evaluator
 from gpt2.train.progress import Progress
@@ -51,13 +52,13 @@ def in_result(change: Callable[[Record], Mapping[str, Any]]) -> None:
     """Let the result of a run be changed."""
 
     def make(result: Any) -> Any:
-        def changed(self: Trainer) -> Record:
-            found = result(self)
+        def changed(trainer: Trainer) -> Record:
+            found = result(trainer)
             return {**found, **change(found)}
 
         return changed
 
-    wrap(Trainer, "result", make)
+    wrap(finishing, "result_of", make)
 
 
 # ---- training loss ----------------------------------------------------------------
@@ -157,7 +158,7 @@ def export_of_other_weights() -> None:
 
         return moved
 
-    wrap(trainer, "write_export", make)
+    wrap(finishing, "write_export", make)
 
 
 # ---- times ------------------------------------------------------------------------
@@ -330,7 +331,7 @@ def export_without_masks() -> None:
 
         return dense
 
-    wrap(trainer, "write_export", make)
+    wrap(finishing, "write_export", make)
 
 
 def test_an_export_without_its_masks_is_named(data_dir, tmp_path):

@@ -15,10 +15,11 @@ from gpt2.model import mlp
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.steps import STEPS
-from gpt2.train import as_trained, run, update
+from gpt2.train import as_trained, update
 from gpt2.train.as_trained import GradientComparison, compare
 from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import load_data
+from gpt2.train.failures import EXIT_USAGE
 from gpt2.train.run_context import RunContext
 from gpt2.train.update import Updater
 from gpt2.verify.subject import scramble
@@ -261,7 +262,7 @@ def test_wrong_gradients_are_refused_before_the_first_update(
     data: Path, tmp_path: Path
 ) -> None:
     done = train(tiny_job(data), tmp_path / "run", setup=wrong_from_the_start)
-    assert done.process.exitcode == run.EXIT_USAGE, done.log
+    assert done.process.exitcode == EXIT_USAGE, done.log
     told = status(tmp_path / "run")
     assert told["status"] == "failed" and told["step"] == 0
     assert "NOT AS THE FORMULAS" in told["message"]

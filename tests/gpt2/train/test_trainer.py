@@ -336,7 +336,7 @@ def test_batches_are_loaded_by_as_many_workers_as_asked_for(data_dir):
         tiny_job(data_dir, **asked), GPT(tiny_job(data_dir).settings)
     )
     trainer.micro_batches()
-    loader = trainer._loader._loader
+    loader = trainer.loader._loader
     assert {name: getattr(loader, name) for name in asked} == asked
 
 

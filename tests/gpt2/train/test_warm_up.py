@@ -4,6 +4,7 @@ import torch
 
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
+from gpt2.train.prepare import warm_up
 from lib.gpu.device import seed_everything
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import finish, manifest, tiny_job
@@ -22,7 +23,7 @@ def test_warming_up_changes_neither_weights_nor_random_numbers(tmp_path):
         before = [p.detach().clone() for p in model.parameters()]
         passes: list[int] = []
         model.register_forward_hook(lambda *_, seen=passes: seen.append(1))
-        trainer.warm_up(times)
+        warm_up(trainer, times)
         assert len(passes) == times
         assert all(p.grad is None for p in model.parameters())
         after = list(model.parameters())

@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 
+from gpt2.train import finish, trainer, update
 from gpt2.train import optimizer as optimize
-from gpt2.train import trainer, update
 from gpt2.train.batches import BatchPlan
 from gpt2.train.update import Updater
 from gpt2.verify.certify_training import Trained
@@ -184,7 +184,7 @@ def test_heads_of_the_highest_score_are_found(monkeypatch):
 
 def test_an_export_without_masks_is_found(monkeypatch):
     """What was pruned comes back in the file, small enough for no logit to tell."""
-    true = trainer.write_export
+    true = finish.write_export
 
     def unmasked(path, model, *rest, **origin):
         for weight in model.blocks[0].parameters():
@@ -192,18 +192,18 @@ def test_an_export_without_masks_is_found(monkeypatch):
                 weight[weight == 0] = 1e-12
         true(path, model, *rest, **origin)
 
-    monkeypatch.setattr(trainer, "write_export", unmasked)
+    monkeypatch.setattr(finish, "write_export", unmasked)
     row = certify_updates("adamw", "magnitude", "")["export"]
     assert not row.passed and "pruned weights are not 0" in row.detail
 
 
 def test_an_export_of_other_weights_is_found(monkeypatch):
-    true = trainer.write_export
+    true = finish.write_export
 
     def older(path, model, *rest, **origin):
         with torch.no_grad():
             model.wpe.weight.mul_(1.1)
         true(path, model, *rest, **origin)
 
-    monkeypatch.setattr(trainer, "write_export", older)
+    monkeypatch.setattr(finish, "write_export", older)
     assert not certify_updates("adamw", "none", "")["export"].passed

@@ -1,0 +1,78 @@
+"""FINISH: the last checkpoint, the exported model and the result of a run."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from gpt2.model.gpt import GPT
+from gpt2.train.batches import gather
+from gpt2.train.export import write_export
+from gpt2.train.fingerprints import batch_fingerprints
+from gpt2.train.head_removal import TIMED_WINDOWS, Removal, remove_heads, told_of
+from gpt2.train.outcome import held, scored, trained
+from gpt2.train.trainer import Trainer
+from lib.gpu import device as devices
+from lib.jobs.run_files import EXPORT_FILE
+from lib.pruning.heads import HeadPruner
+
+
+def finish(trainer: Trainer) -> dict[str, Any]:
+    """Write what remains of a trained model; the result for status.json.
+
+    Raises NonFinite and lib.jobs.run_files.DiskFull.
+    """
+    trainer.save()
+    _note_batches(trainer)
+    found = result_of(trainer) | _export(trainer)
+    trainer.recorder.phase("written")
+    return found
+
+
+def result_of(trainer: Trainer) -> dict[str, Any]:
+    """The numbers of a finished run, as status.json and the tables have them."""
+    settings, progress, updater = trainer.settings, trainer.progress, trainer.updater
+    costs = trained(settings, progress, trainer.epoch_tokens, trainer.peak_flops)
+    return {
+        **costs,
+        **scored(progress, trainer.context.val.bytes_per_token),
+        **held(updater.optimizer, updater.pruner),
+        "parameters": sum(p.numel() for p in updater.parameters),
+        "as_trained": progress.deviation,
+        "peak_memory_bytes": devices.peak_memory(trainer.device)[0],
+        **devices.reserved_memory(trainer.device),
+    }
+
+
+def _note_batches(trainer: Trainer) -> None:
+    """Record fingerprints of the batches of the updates that this attempt made."""
+    sums = {} if trainer.loader is None else trainer.loader.window_sums
+    last = trainer.progress.step
+    made = {update: share for update, share in sums.items() if update <= last}
+    trainer.manifest.note_batches(batch_fingerprints(trainer.ranks.gather(made)))
+
+
+def _export(trainer: Trainer) -> dict[str, Any]:
+    """Write the trained model: pruned weights are exact zeros in it, pruned heads are
+    not in it. For the result: what the removal of heads brought."""
+    if not trainer.ranks.is_first:
+        return {}
+    model, heads, found = trainer.model, None, {}
+    if isinstance(trainer.updater.pruner, HeadPruner):
+        removal = _remove_heads(trainer, trainer.updater.pruner)
+        model, heads, found = removal.model, removal.heads, removal.result
+        trainer.recorder.say(told_of(removal))
+    origin = {
+        "hash": trainer.job.hash,
+        "step": str(trainer.progress.step),
+        "seed": str(trainer.job.seed),
+    }
+    path = trainer.recorder.run_dir / EXPORT_FILE
+    write_export(path, model, trainer.settings, heads, **origin)
+    return found
+
+
+def _remove_heads(trainer: Trainer, pruner: HeadPruner) -> Removal:
+    settings, offsets = trainer.settings, trainer.evaluator.offsets[:TIMED_WINDOWS]
+    windows = gather(trainer.context.val.tokens, offsets, settings.model.block_size)
+    model = cast(GPT, trainer.model)
+    return remove_heads(model, settings, pruner, *windows, trainer.device)
