@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -27,6 +28,7 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("untimed")
     for name in FROM_MAKE:
         os.environ.pop(name, None)
+    os.environ["PYTHONPATH"] = str(Path(__file__).with_name("faults"))
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
     card.choose(os.environ.get("PYTEST_XDIST_WORKER", ""), card.visible())
     # Hundreds of processes would compile our modules, each worker rewrite all tests.

@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gpt2.train import faults
 from gpt2.train.failures import Refused, is_disk_full
 from lib.files import hidden_name, own_folder, remove_folder
 from lib.hashing import diff_fields, file_sha256, identity
@@ -157,14 +156,11 @@ def save(
 def _write_files(
     partial: Path, stamp: Stamp, weights: Weights, state: Mapping[str, Any]
 ) -> None:
-    faults.linger_in_checkpoint()
     _write_weights(partial / WEIGHTS_FILE, weights, {"hash": stamp.hash})
-    faults.linger_in_checkpoint()
     with open(partial / STATE_FILE, "wb") as file:
         torch.save(dict(state), file)
         file.flush()
         os.fsync(file.fileno())
-    faults.linger_in_checkpoint()
     index = {
         "schema": SCHEMA,
         "stamp": asdict(stamp),

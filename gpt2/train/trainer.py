@@ -19,7 +19,6 @@ from gpt2.plan.budget import budget
 from gpt2.plan.jobs import Job
 from gpt2.plan.run_length import seconds_of
 from gpt2.settings.schema import Settings
-from gpt2.train import faults
 from gpt2.train.as_trained import LATER, compare
 from gpt2.train.batches import Batch, Batches
 from gpt2.train.evaluate import Evaluator, Scorer
@@ -166,11 +165,8 @@ class Trainer:
     def update(self, data: Iterator[Batch]) -> None:
         """One optimizer update over the effective batch."""
         update = self.progress.step + 1
-        fake_nan = self._planned_faults(update)
         self._rate = learning_rate(update, self.optim, self._time_share())
         loss, self._norm = self.updater(data, update, self._rate)
-        if fake_nan:
-            loss = loss * math.nan
         self._sums += torch.stack([loss, self._norm])
         self.progress.count(self.tokens_per_update)
         self.is_over = self._has_ended()
@@ -188,14 +184,6 @@ class Trainer:
         spent = self.progress.train_seconds + self._clock.peek()
         share = torch.tensor(spent / self._time_budget, device=self._on)
         return self.ranks.mean(share).item()
-
-    def _planned_faults(self, update: int) -> bool:
-        """Let the faults of tests happen; whether the loss is to be NaN."""
-        kinds = faults.wanted(update, self.job.name)
-        if self.split.micro_batch != self.resources.batch_size:
-            kinds -= {"oom"}
-        faults.commit(kinds)
-        return "nan" in kinds
 
     def _after_update(self) -> None:
         step = self.progress.step

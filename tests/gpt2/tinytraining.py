@@ -29,6 +29,7 @@ from gpt2.settings.schema import SYMBOL_OF
 from lib.jobs.run_files import atomic_write_json, read_json, read_jsonl
 from lib.kconfig.config_py import Config
 from lib.kconfig.strict import load_strict
+from tests.faults import sitecustomize
 from tests.gpt2.tinydata import ROOT
 
 SCRIPT = ROOT / "gpt2" / "train_ra_mla.py"
@@ -128,6 +129,7 @@ def train_here(
     from gpt2.train.run import Run
 
     os.environ.update(environ)
+    sitecustomize.install()
     log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

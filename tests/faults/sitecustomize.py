@@ -1,0 +1,166 @@
+"""Faults for tests, put into the processes that tests start.
+
+tests/conftest.py sets PYTHONPATH to this folder, so that every Python that a test
+starts imports this module first; it changes gpt2.train where one of these is set:
+
+KABLATE_TEST_FAULTS="nan@5,oom@3": each is KIND@UPDATE or KIND@UPDATE@NAME (only in the
+run of that name); nan (a loss), oom (while the micro batch is the configured one),
+crash, kill (SIGKILL to itself), hang, disk.
+KABLATE_TEST_CHECKPOINT_SECONDS: seconds to wait before each file of a checkpoint.
+"""
+
+from __future__ import annotations
+
+import errno
+import importlib.abc
+import importlib.machinery
+import importlib.util
+import math
+import os
+import signal
+import sys
+import time
+from types import ModuleType
+from typing import Any, NoReturn
+
+FAULTS, SECONDS = "KABLATE_TEST_FAULTS", "KABLATE_TEST_CHECKPOINT_SECONDS"
+
+# ---- faults of an update --------------------------------------------------------
+
+
+def wanted(update: int, name: str) -> set[str]:
+    """The kinds of fault that are to happen in this update of the named run."""
+    found = set()
+    for text in filter(None, os.environ.get(FAULTS, "").split(",")):
+        kind, _, where = text.partition("@")
+        number, _, only = where.partition("@")
+        if kind not in ACTS or not number.isdecimal():
+            raise ValueError(f"{FAULTS}: {text!r} is not KIND@UPDATE, of {list(ACTS)}")
+        if int(number) == update and only in ("", name):
+            found.add(kind)
+    return found
+
+
+def _nan() -> None:
+    """Happens after the update."""
+
+
+def _oom() -> NoReturn:
+    import torch
+
+    raise torch.OutOfMemoryError("out of memory (injected)")
+
+
+def _crash() -> NoReturn:
+    raise RuntimeError("crash (injected)")
+
+
+def _kill() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hang() -> NoReturn:
+    while True:
+        time.sleep(60.0)
+
+
+def _disk() -> NoReturn:
+    raise OSError(errno.ENOSPC, "no space left (injected)")
+
+
+ACTS = {
+    "nan": _nan,
+    "oom": _oom,
+    "crash": _crash,
+    "kill": _kill,
+    "hang": _hang,
+    "disk": _disk,
+}
+
+
+def change_trainer(trainer: ModuleType) -> None:
+    """Let faults happen at the beginning of an update."""
+    true = trainer.Trainer.update
+
+    def update(self: Any, data: Any) -> None:
+        kinds = wanted(self.progress.step + 1, self.job.name)
+        if self.split.micro_batch != self.resources.batch_size:
+            kinds -= {"oom"}
+        for kind, act in ACTS.items():
+            if kind in kinds:
+                act()
+        true(self, data)
+        if "nan" in kinds:
+            self._sums[0] = math.nan
+
+    trainer.Trainer.update = update
+
+
+# ---- slow checkpoints -----------------------------------------------------------
+
+
+def change_checkpoint(checkpoint: ModuleType) -> None:
+    """Wait before each file of a checkpoint, for a kill to strike there."""
+    write_files, write_weights = checkpoint._write_files, checkpoint._write_weights
+    write_json, inside = checkpoint.atomic_write_json, []
+
+    def linger() -> None:
+        if inside and os.environ.get(SECONDS):
+            time.sleep(float(os.environ[SECONDS]))
+
+    def slow_files(*given: Any) -> None:
+        inside.append(True)
+        try:
+            linger()
+            write_files(*given)
+        finally:
+            inside.pop()
+
+    def slow_weights(*given: Any) -> None:
+        write_weights(*given)
+        linger()
+
+    def slow_json(*given: Any) -> None:
+        linger()
+        write_json(*given)
+
+    checkpoint._write_files = slow_files
+    checkpoint._write_weights = slow_weights
+    checkpoint.atomic_write_json = slow_json
+
+
+# ---- putting them in ------------------------------------------------------------
+
+CHANGES = {
+    "gpt2.train.trainer": change_trainer,
+    "gpt2.train.checkpoint": change_checkpoint,
+}
+
+
+class Changing(importlib.abc.MetaPathFinder):
+    """Changes modules as they are imported."""
+
+    def find_spec(self, name: str, path: Any, target: Any = None) -> Any:
+        if name not in CHANGES:
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path, target)
+        assert spec is not None and spec.loader is not None, name
+        execute = spec.loader.exec_module
+
+        def exec_module(module: ModuleType) -> None:
+            execute(module)
+            CHANGES[name](module)
+
+        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
+        return spec
+
+
+def install() -> None:
+    """Change the modules: those that are imported now, the others when they are."""
+    for name in CHANGES.keys() & sys.modules.keys():
+        CHANGES[name](sys.modules[name])
+    sys.meta_path.insert(0, Changing())
+
+
+if os.environ.get(FAULTS) or os.environ.get(SECONDS):
+    install()
