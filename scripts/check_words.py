@@ -74,7 +74,7 @@ def search(path: Path, words: Sequence[str]) -> list[Violation]:
 
 def is_prose(path: Path) -> bool:
     kconfig = path.name.startswith("Kconfig") or path.parent.name == "defconfigs"
-    return kconfig or path.suffix in (".md", ".rst")
+    return kconfig or path.suffix in (".kconfig", ".md", ".rst")
 
 
 if __name__ == "__main__":

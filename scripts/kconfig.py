@@ -178,6 +178,7 @@ def is_current() -> bool:
     """Whether config.py was made from this .config. By its contents: one that is put
     back with mv or cp -p is older than config.py."""
     sources = [configured(), KCONFIG, *ROOT.glob("gpt2/**/Kconfig*")]
+    sources += ROOT.glob("lib/**/*.kconfig")
     newest = max(source.stat().st_mtime_ns for source in sources)
     is_late = not CONFIG.is_file() or CONFIG.stat().st_mtime_ns < newest
     return (

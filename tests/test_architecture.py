@@ -36,6 +36,9 @@ TORCH_FREE = (
     *("gpt2.mechanisms", "gpt2.settings", "gpt2.data", "gpt2.plan"),
     *("gpt2.report", "gpt2.run"),
     *("lib.kconfig", "lib.jobs", "scripts"),
+    *("lib.optim.registry", "lib.optim.spec", "lib.optim.optimizers"),
+    *("lib.pruning.registry", "lib.pruning.spec", "lib.pruning.methods"),
+    "lib.pruning.schedules",
 )
 # Files of a mechanism's folder that gpt2/model alone imports, by the folder's name.
 MODEL_CODE = ("layer", "naive")
@@ -164,6 +167,7 @@ def product_knows_no_tests(this: Source) -> Iterator[str]:
 def symbols() -> frozenset[str]:
     """Names of all settings: the symbols of Kconfig, and short names for them."""
     paths = [ROOT / "Kconfig", *sorted((ROOT / "gpt2").rglob("Kconfig*"))]
+    paths += sorted((ROOT / "lib").rglob("*.kconfig"))
     text = "\n".join(path.read_text(encoding="utf-8") for path in paths)
     found = re.findall(r"^\s*(?:menu)?config (\w+)", text, re.MULTILINE)
     return frozenset({*found, *ALIASES} - {*NOT_OURS})

@@ -31,6 +31,7 @@ from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import FOLDER, STATE_FILE
 from lib.jobs.run_files import BAD_JSON, EXPORT_FILE
+from lib.pruning.registry import METHODS
 from lib.safe_json import clean
 
 FIXED = "basis"  # end of the names of buffers, which are no parameters
@@ -226,8 +227,7 @@ def _scheduled(
 def _zeros_asked(settings: Settings, weights: Weights) -> int:
     pruning, layers = settings.pruning, settings.model.n_layer
     share, sizes = pruning.prune_sparsity, {n: t.numel() for n, t in weights.items()}
-    is_state = pruning.prune_method == "state"
-    if is_state and settings.optim.adamwprune_variant == "bitter4":
+    if settings.score_variant in METHODS[pruning.prune_method].by_depth:
         depth = {name: int(name.split(".")[1]) / max(1, layers - 1) for name in sizes}
         return sum(
             round(min(LARGEST_LAYER, share * (0.7 + 0.6 * depth[name])) * size)

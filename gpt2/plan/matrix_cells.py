@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gpt2.settings.checks import heads_pruned
-from gpt2.settings.schema import Matrix, Settings
-from lib.optim.names import OPTIMIZERS
-from lib.pruning.names import METHODS, SAME_RANKING, VARIANTS, why_not
+from gpt2.settings.schema import SYMBOL_OF, Matrix, Settings
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS, VARIANTS, why_not
 from lib.pruning.schedules import CubicSchedule, ramp
 
 BASELINE = "adamw-none"
@@ -94,22 +94,24 @@ def cells_of(settings: Settings) -> tuple[list[MatrixCell], list[LeftOutCell]]:
 
 def chosen(matrix: Matrix, names: Iterable[str]) -> list[str]:
     """Those of ``names`` that are in the configured set, in their order."""
-    return [name for name in names if getattr(matrix, f"with_{name}")]
+    return [name for name in names if matrix.has(name)]
 
 
 def _require_sets(matrix: Matrix) -> None:
     for what, names in (("OPTIMIZER", OPTIMIZERS), ("PRUNING METHOD", METHODS)):
         if not chosen(matrix, names):
-            prefix = "TEST_MATRIX_" + ("PRUNING_" if names is METHODS else "")
-            some = ", ".join(prefix + name.upper() for name in names)
+            some = ", ".join(SYMBOL_OF[f"with_{name}"] for name in names)
             raise ValueError(
                 f"the test matrix has no {what.lower()}: set one of {some} to y"
             )
-    if matrix.with_state and not chosen(matrix, VARIANTS):
-        raise ValueError(
-            "the test matrix has state pruning but no score for it: set one of "
-            "TEST_MATRIX_BITTER0 to TEST_MATRIX_BITTER9 to y"
-        )
+    for method in chosen(matrix, METHODS):
+        variants = METHODS[method].variants
+        if variants and not chosen(matrix, variants):
+            some = ", ".join(SYMBOL_OF[f"with_{name}"] for name in variants)
+            raise ValueError(
+                f"the test matrix has {method} pruning but no score for it: set one of "
+                f"{some} to y"
+            )
 
 
 def _pair(matrix: Matrix, optimizer: str, method: str) -> Iterator[MatrixCell]:
@@ -117,8 +119,8 @@ def _pair(matrix: Matrix, optimizer: str, method: str) -> Iterator[MatrixCell]:
     if method == "none":
         yield MatrixCell(optimizer=optimizer, method=method)
         return
-    needs_state = METHODS[method].needs_state
-    scores = chosen(matrix, VARIANTS) if needs_state else [None]
+    variants = METHODS[method].variants
+    scores = chosen(matrix, variants) if variants else [None]
     for score in scores:
         for sparsity in matrix.sparsities:
             yield MatrixCell(
@@ -145,7 +147,7 @@ def _twin(
     """Why a cell would only repeat another one that is in the matrix."""
     if cell.variant is None:
         return None
-    like = SAME_RANKING.get(cell.variant, cell.variant)
+    like = METHODS[cell.method].same_ranking.get(cell.variant, cell.variant)
     magnitude = cell_name(STATE_OF, "magnitude", cell.sparsity, None)
     one_rate = rates_of(settings, STATE_OF) == rates_of(settings, cell.optimizer)
     if like == "bitter1" and magnitude in there and one_rate:
@@ -167,7 +169,7 @@ def rates_of(settings: Settings, optimizer: str) -> tuple[float, float]:
     have a schedule of one shape.
     """
     optim = settings.optim
-    own = getattr(settings.matrix, f"rate_{optimizer}")
+    own = settings.matrix.own_rate(optimizer)
     if own is None:
         return optim.learning_rate, optim.min_lr
     return own, optim.min_lr * own / optim.learning_rate
@@ -179,7 +181,7 @@ def cell_changes(cell: MatrixCell, settings: Settings) -> dict[str, Any]:
         "optimizer": cell.optimizer,
         "prune_method": cell.method,
     }
-    if getattr(settings.matrix, f"rate_{cell.optimizer}") is not None:
+    if settings.matrix.own_rate(cell.optimizer) is not None:
         peak, final = rates_of(settings, cell.optimizer)
         changes |= {"learning_rate": peak, "min_lr": final}
     if cell.sparsity is not None:
@@ -194,20 +196,20 @@ def partner_of(cell: MatrixCell, cells: Sequence[MatrixCell]) -> MatrixCell | No
     which it differs in one thing. None for the baseline, which comes first.
 
     - unpruned: adamw unpruned;
-    - magnitude: the same optimizer unpruned, for the price of the zeros;
-    - heads: as magnitude, for the price of the heads;
-    - movement, state: magnitude of the same optimizer (adamw for adamwprune) at
-      the same sparsity, for what the better score is worth; else as magnitude;
+    - magnitude, heads: the same optimizer unpruned, for the price of zeros or heads;
+    - other methods: magnitude of the same optimizer (adamw for adamwprune) at the
+      same sparsity, for what the better score is worth; else as magnitude;
     - where none of these is in the matrix: the first cell.
     """
     if cell is cells[0]:
         return None
-    own = STATE_OF if cell.method == "state" else cell.optimizer
+    method = METHODS[cell.method]
+    own = STATE_OF if method.needs_state else cell.optimizer
     wanted = [BASELINE]
     if cell.method != "none":
         wanted.insert(0, cell_name(own, "none", None, None))
-    if cell.method in ("movement", "state"):
-        wanted.insert(0, cell_name(own, "magnitude", cell.sparsity, None))
+        if method.against != "none":
+            wanted.insert(0, cell_name(own, method.against, cell.sparsity, None))
     there = {other.name: other for other in cells}
     return next((there[name] for name in wanted if name in there), cells[0])
 
@@ -229,14 +231,18 @@ def pruning_schedule(settings: Settings) -> CubicSchedule:
 
 def require_effect(settings: Settings) -> None:
     """Refuse pruning for which no mask update fits into the run or no head goes, and
-    a warm-up of SPAM that never ends. Raises ValueError, naming the symbols.
+    settings of an optimizer that exclude each other. Raises ValueError, naming the
+    symbols.
     """
     optim, pruning = settings.optim, settings.pruning
-    if optim.optimizer == "adamwspam" and optim.spam_warmup >= optim.spam_interval:
-        raise ValueError(
-            f"SPAM_WARMUP={optim.spam_warmup} must be less than "
-            f"SPAM_INTERVAL={optim.spam_interval}: the rate would never recover"
-        )
+    own = optim.own_of(optim.optimizer)
+    try:
+        OPTIMIZERS[optim.optimizer].refuse(own)
+    except ValueError as error:
+        said = str(error)
+        for name in own:
+            said = said.replace(f"{name}=", f"{SYMBOL_OF[name]}=")
+        raise ValueError(said) from error
     if pruning.prune_method == "none":
         return
     if optim.time_budget:
@@ -259,7 +265,8 @@ def require_effect(settings: Settings) -> None:
 def _require_heads(settings: Settings) -> None:
     """Refuse to prune no head at all."""
     m, sparsity = settings.model, settings.pruning.prune_sparsity
-    if settings.pruning.prune_method != "heads" or heads_pruned(settings, sparsity)[1]:
+    is_structured = METHODS[settings.pruning.prune_method].is_structured
+    if not is_structured or heads_pruned(settings, sparsity)[1]:
         return
     raise ValueError(
         f"PRUNING_SPARSITY={sparsity:g}, PRUNING_SCOPE={settings.pruning.prune_scope}: "

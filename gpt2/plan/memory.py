@@ -16,7 +16,8 @@ from gpt2.mechanisms import enabled, needs_of, projection_of
 from gpt2.mechanisms.spec import FLOAT, Kept
 from gpt2.plan.budget import budget, linear_weights
 from gpt2.settings.schema import Settings
-from lib.pruning.names import method_kind
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS
 
 BOOL, INT64 = 1, 8
 CHUNK, MULTIPLE = 8192, 128  # as in gpt2/model/loss.py
@@ -44,9 +45,6 @@ TUNED = {
     True: Tuned(logit=2, head=8, backward=4, scores=2, workspace=64 << 20),
 }
 USABLE = 0.9  # of a card's memory: the driver, the display, fragments take the rest
-# Optimizer state, bytes a parameter.
-STATES = {"adamwadv": 3 * FLOAT, "sgd": FLOAT}
-MOMENTS = 2 * FLOAT
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +102,10 @@ def misfit(settings: Settings) -> str:
 
 def _in_update(s: Settings, peak: Memory) -> Memory:
     """While the weights are updated: gradients, but no activations."""
-    spikes = FLOAT if s.optim.optimizer == "adamwspam" else 0
+    scratch = FLOAT * OPTIMIZERS[s.optim.optimizer].scratch
     sums = FLOAT if s.resources.ddp_gpus_per_job > 1 else 0  # over the ranks
     n = peak.weights // FLOAT
-    temporaries = (spikes + sums) * n + TUNED[s.resources.compile_model].workspace
+    temporaries = (scratch + sums) * n + TUNED[s.resources.compile_model].workspace
     return Memory(
         peak.weights, FLOAT * n, peak.optimizer, peak.pruning, 0, 0, temporaries
     )
@@ -140,22 +138,21 @@ def _normed(s: Settings) -> int:
 
 def optimizer_bytes(s: Settings) -> int:
     """What the optimizer keeps between updates; counters are not worth counting."""
-    name, n = s.optim.optimizer, budget(s).parameters
-    if name == "muon":  # momentum alone for the matrices inside the blocks
-        return MOMENTS * n - FLOAT * linear_weights(s)
-    if name == "sgd" and not s.optim.momentum:
-        return 0
-    return STATES.get(name, MOMENTS) * n
+    spec, values = OPTIMIZERS[s.optim.optimizer], s.flat()
+    hidden, n = linear_weights(s), budget(s).parameters
+    kept = spec.kept_by(True, values) * hidden
+    return FLOAT * (kept + spec.kept_by(False, values) * (n - hidden))
 
 
 def pruning_bytes(s: Settings) -> int:
     """Masks; of methods that bring weights back also scores and the weights."""
     if s.pruning.prune_method == "none":
         return 0
-    kind = method_kind(s.pruning.prune_method)
-    if kind.is_structured:
+    method = METHODS[s.pruning.prune_method]
+    if method.is_structured:
         return BOOL * s.model.n_layer * s.model.n_head
-    return (BOOL + (2 * FLOAT if kind.regrows else 0)) * linear_weights(s)
+    numbers = (method.accumulate is not None) + method.regrows
+    return (BOOL + FLOAT * numbers) * linear_weights(s)
 
 
 def _temporaries(s: Settings, tokens: int) -> int:

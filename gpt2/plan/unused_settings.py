@@ -15,6 +15,7 @@ from gpt2.mechanisms.spec import Mechanism, Reads
 from gpt2.plan.jobs import Plan
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF, Settings
 from lib.kconfig.config_py import Config
+from lib.optim.registry import OPTIMIZERS
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,27 +38,28 @@ def _is_read(mechanism: Mechanism, reads: Reads, settings: Settings) -> bool:
     return mechanism.reads_on(settings.mechanisms, reads)
 
 
+def _of_optimizers() -> Iterator[Reader]:
+    """One for each setting that not all optimizers read."""
+    users: dict[str, list[str]] = {}
+    for name, spec in OPTIMIZERS.items():
+        for field in (*spec.reads, *(own.name for own in spec.own)):
+            users.setdefault(field, []).append(name)
+    for field, names in users.items():
+        what = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
+        yield Reader(f"uses {what}", (field,), partial(_is_used, names))
+
+
+def _is_used(names: list[str], settings: Settings) -> bool:
+    return settings.optim.optimizer in names
+
+
 READERS = (
     *_of_mechanisms(),
-    Reader(
-        "uses an optimizer of the Adam family",
-        ("beta1", "beta2", "eps"),
-        lambda s: s.optim.optimizer != "sgd",
-    ),
-    Reader(
-        "uses SGD or Muon",
-        ("momentum",),
-        lambda s: s.optim.optimizer in ("sgd", "muon"),
-    ),
-    Reader(
-        "uses AdamWSPAM",
-        ("spam_threshold", "spam_interval", "spam_warmup", "spam_reset_counter"),
-        lambda s: s.optim.optimizer == "adamwspam",
-    ),
+    *_of_optimizers(),
     Reader(
         "is pruned by AdamWPrune's state",
         ("adamwprune_variant",),
-        lambda s: s.pruning.prune_method == "state",
+        lambda s: bool(s.score_variant),
     ),
     Reader(
         "is pruned",

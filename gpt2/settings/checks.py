@@ -15,7 +15,8 @@ from gpt2.mechanisms import enabled, mechanisms
 from gpt2.settings.schema import SYMBOL_OF, Settings
 from lib.gpu.env import check_allocator
 from lib.jobs.slots import gpu_names
-from lib.pruning.names import why_not
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS, why_not
 from lib.pruning.schedules import head_target
 
 LARGEST_SEED = 2**32 - 1  # of numpy's generators
@@ -43,13 +44,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         o.min_lr > o.learning_rate,
         f"GPT2_MIN_LR={o.min_lr:g} is above LEARNING_RATE={o.learning_rate:g}",
     )
-    yield (
-        s.pruning.prune_method == "state" and o.optimizer != "adamwprune",
-        "PRUNING_METHOD 'state' prunes by AdamWPrune's state: it needs "
-        f"OPTIMIZER_ADAMWPRUNE=y, but the optimizer is {o.optimizer!r}",
-    )
-    if s.pruning.prune_method == "heads":
-        yield from _head_rules(s)
+    yield from _pruning_rules(s)
     yield (
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
@@ -163,11 +158,16 @@ def _why_unreadable(text: str, read: Callable[[str], object]) -> str:
     return ""
 
 
-def _head_rules(s: Settings) -> Iterator[tuple[bool, str]]:
-    refusal = heads_refusal(s)
-    yield bool(refusal), f"PRUNING_METHOD 'heads': {refusal}"
-    why = why_not(s.optim.optimizer, "heads")
-    yield why is not None, f"PRUNING_METHOD 'heads': {why}"
+def _pruning_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    """Of a method that scores by moments. The others go with adamwprune too, which is
+    adamw then: only a test matrix leaves that out."""
+    method = s.pruning.prune_method
+    if not METHODS[method].reads_moments:
+        return
+    refusal = heads_refusal(s) if METHODS[method].is_structured else ""
+    why = why_not(s.optim.optimizer, method)
+    for reason in (refusal, why or ""):
+        yield bool(reason), f"PRUNING_METHOD {method!r}: {reason}"
 
 
 def remarks(settings: Settings) -> list[str]:
@@ -185,19 +185,17 @@ def remarks(settings: Settings) -> list[str]:
             f"the warm-up of {o.warmup_steps} updates outlasts the {o.max_iters} of a "
             f"run: the learning rate ends at {peak:.3g} and never decays"
         )
-    in_cells = matrix.mode == "matrix" and matrix.with_adamwspam
-    if (in_cells or o.optimizer == "adamwspam") and o.spam_interval > o.max_iters:
-        found.append(
-            f"adamwspam resets its moments every {o.spam_interval} updates, and a run "
-            f"has {o.max_iters}: it never does"
-        )
-    return found + list(_head_remarks(settings))
+    for name, spec in OPTIMIZERS.items():
+        in_cells = matrix.mode == "matrix" and matrix.has(name)
+        if in_cells or o.optimizer == name:
+            found.append(spec.remark(o.own_of(name), o.max_iters))
+    return [text for text in found if text] + list(_head_remarks(settings))
 
 
 def _head_remarks(s: Settings) -> Iterator[str]:
     """Where the last head of a layer keeps a run from what was asked of it."""
     if s.matrix.mode == "matrix":
-        asked = s.matrix.sparsities if s.matrix.with_heads else ()
+        asked = s.matrix.sparsities if s.matrix.has("heads") else ()
     else:
         is_asked = s.pruning.prune_method == "heads"
         asked = (s.pruning.prune_sparsity,) if is_asked else ()

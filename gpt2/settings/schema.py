@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from gpt2.mechanisms import mechanisms, projections
 from gpt2.mechanisms.spec import GPT2_ATTENTION, annotated, setting
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS, SCOPES, VARIANTS
 from lib.trackers import BACKENDS
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
@@ -34,6 +36,38 @@ def rate(symbol: str) -> Any:
 def part(cls: type[T]) -> type[T]:
     """A frozen group of settings; field names are unique over all parts."""
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
+
+
+def derived(fields: Iterable[tuple[str, Any, Any]]) -> Callable[[type[T]], type[T]]:
+    """Add fields, (name, type, setting), to a class that becomes a part."""
+
+    def add(cls: type[T]) -> type[T]:
+        for name, hint, value in fields:
+            cls.__annotations__[name] = hint
+            setattr(cls, name, value)
+        return cls
+
+    return add
+
+
+def own_fields() -> Iterator[tuple[str, Any, Any]]:
+    """The settings that one optimizer alone has."""
+    for own in (own for spec in OPTIMIZERS.values() for own in spec.own):
+        bounds: dict[str, Any] = {"low": own.low, "high": own.high, "above": own.above}
+        yield own.name, own.kind, setting(own.name.upper(), **bounds)
+
+
+def cell_fields() -> Iterator[tuple[str, Any, Any]]:
+    """The sets of the test matrix, and learning rates (None: LEARNING_RATE)."""
+    for name in OPTIMIZERS:
+        yield f"with_{name}", bool, setting(f"TEST_MATRIX_{name.upper()}")
+    for name in METHODS:
+        yield f"with_{name}", bool, setting(f"TEST_MATRIX_PRUNING_{name.upper()}")
+    for name in VARIANTS:
+        yield f"with_{name}", bool, setting(f"TEST_MATRIX_{name.upper()}")
+    for name in OPTIMIZERS:
+        symbol = f"TEST_MATRIX_{name.upper()}_LEARNING_RATE"
+        yield f"rate_{name}", float | None, rate(symbol)
 
 
 @part
@@ -88,10 +122,11 @@ else:
 
 
 @part
+@derived(own_fields())
 class Optim:
     """Optimizer, schedule and arithmetic; steps count optimizer updates."""
 
-    optimizer: str = setting("OPTIMIZER")
+    optimizer: str = setting("OPTIMIZER", allowed=tuple(OPTIMIZERS))
     learning_rate: float = setting("LEARNING_RATE", above=0.0, high=10.0)
     min_lr: float = setting("GPT2_MIN_LR", low=0.0, high=10.0)
     warmup_steps: int = setting("GPT2_WARMUP_STEPS")
@@ -107,25 +142,23 @@ class Optim:
         "MIXED_PRECISION_DTYPE", allowed=("fp32", "bf16", "fp16")
     )
     residual_fp32: bool = setting("RESIDUAL_FP32")
-    spam_threshold: float = setting("SPAM_THRESHOLD", above=0.0, high=1e9)
-    spam_interval: int = setting("SPAM_INTERVAL")
-    spam_warmup: int = setting("SPAM_WARMUP")
-    spam_reset_counter: bool = setting("SPAM_RESET_COUNTER")
-    adamwprune_variant: str = setting("ADAMWPRUNE_VARIANT")
+    adamwprune_variant: str = setting("ADAMWPRUNE_VARIANT", allowed=tuple(VARIANTS))
+
+    def own_of(self, optimizer: str) -> dict[str, Any]:
+        """The values of the settings that one optimizer alone has, by field."""
+        return {own.name: getattr(self, own.name) for own in OPTIMIZERS[optimizer].own}
 
 
 @part
 class Pruning:
     """Pruning of single linear weights, or of heads; cadence in updates."""
 
-    prune_method: str = setting(
-        "PRUNING_METHOD", allowed=("none", "magnitude", "movement", "state", "heads")
-    )
+    prune_method: str = setting("PRUNING_METHOD", allowed=tuple(METHODS))
     prune_sparsity: float = setting("PRUNING_SPARSITY", low=0.0, high=0.99)
     prune_interval: int = setting("PRUNING_INTERVAL")
     prune_warmup: int = setting("PRUNING_WARMUP_STEPS")
     prune_ramp_end: float = setting("PRUNING_RAMP_END", above=0.0, high=1.0)
-    prune_scope: str = setting("PRUNING_SCOPE", allowed=("global", "layer"))
+    prune_scope: str = setting("PRUNING_SCOPE", allowed=SCOPES)
 
 
 @part
@@ -196,6 +229,7 @@ class Resources:
 
 
 @part
+@derived(cell_fields())
 class Matrix:
     """Which runs a plan consists of, and what they are judged by."""
 
@@ -207,39 +241,18 @@ class Matrix:
     controls: bool = setting("CONTROLS")
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
-    # The sets of the test matrix, and learning rates (None: LEARNING_RATE).
-    with_sgd: bool = setting("TEST_MATRIX_SGD")
-    with_adam: bool = setting("TEST_MATRIX_ADAM")
-    with_adamw: bool = setting("TEST_MATRIX_ADAMW")
-    with_adamwadv: bool = setting("TEST_MATRIX_ADAMWADV")
-    with_adamwspam: bool = setting("TEST_MATRIX_ADAMWSPAM")
-    with_adamwprune: bool = setting("TEST_MATRIX_ADAMWPRUNE")
-    with_muon: bool = setting("TEST_MATRIX_MUON")
-    with_none: bool = setting("TEST_MATRIX_PRUNING_NONE")
-    with_magnitude: bool = setting("TEST_MATRIX_PRUNING_MAGNITUDE")
-    with_movement: bool = setting("TEST_MATRIX_PRUNING_MOVEMENT")
-    with_state: bool = setting("TEST_MATRIX_PRUNING_STATE")
-    with_heads: bool = setting("TEST_MATRIX_PRUNING_HEADS")
     sparsities: tuple[float, ...] = setting(
         "TEST_MATRIX_SPARSITIES", above=0.0, high=0.99
     )
-    with_bitter0: bool = setting("TEST_MATRIX_BITTER0")
-    with_bitter1: bool = setting("TEST_MATRIX_BITTER1")
-    with_bitter2: bool = setting("TEST_MATRIX_BITTER2")
-    with_bitter3: bool = setting("TEST_MATRIX_BITTER3")
-    with_bitter4: bool = setting("TEST_MATRIX_BITTER4")
-    with_bitter5: bool = setting("TEST_MATRIX_BITTER5")
-    with_bitter6: bool = setting("TEST_MATRIX_BITTER6")
-    with_bitter7: bool = setting("TEST_MATRIX_BITTER7")
-    with_bitter8: bool = setting("TEST_MATRIX_BITTER8")
-    with_bitter9: bool = setting("TEST_MATRIX_BITTER9")
-    rate_sgd: float | None = rate("TEST_MATRIX_SGD_LEARNING_RATE")
-    rate_adam: float | None = rate("TEST_MATRIX_ADAM_LEARNING_RATE")
-    rate_adamw: float | None = rate("TEST_MATRIX_ADAMW_LEARNING_RATE")
-    rate_adamwadv: float | None = rate("TEST_MATRIX_ADAMWADV_LEARNING_RATE")
-    rate_adamwspam: float | None = rate("TEST_MATRIX_ADAMWSPAM_LEARNING_RATE")
-    rate_adamwprune: float | None = rate("TEST_MATRIX_ADAMWPRUNE_LEARNING_RATE")
-    rate_muon: float | None = rate("TEST_MATRIX_MUON_LEARNING_RATE")
+
+    def has(self, name: str) -> bool:
+        """Whether an optimizer, pruning method or score is in the test matrix."""
+        return bool(getattr(self, f"with_{name}"))
+
+    def own_rate(self, optimizer: str) -> float | None:
+        """The learning rate of an optimizer's cells, if it has one of its own."""
+        found: float | None = getattr(self, f"rate_{optimizer}")
+        return found
 
 
 @part
@@ -284,6 +297,12 @@ class Settings:
             mine = {k: v for k, v in changes.items() if PART_OF[k] == name}
             parts[name] = dataclasses.replace(getattr(self, name), **mine)
         return dataclasses.replace(self, **parts)
+
+    @property
+    def score_variant(self) -> str:
+        """Of a pruning method that has several scores, the one in use; else empty."""
+        variants = METHODS[self.pruning.prune_method].variants
+        return self.optim.adamwprune_variant if variants else ""
 
     @property
     def vocab_size(self) -> int:

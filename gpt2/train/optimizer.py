@@ -15,6 +15,7 @@ from lib.optim.groups import OptimizerLike, decay_groups
 from lib.optim.registry import build
 from lib.pruning.heads import HeadPruner
 from lib.pruning.pruner import Pruner
+from lib.pruning.registry import METHODS
 
 
 def optim_config(optim: Optim) -> OptimConfig:
@@ -25,10 +26,7 @@ def optim_config(optim: Optim) -> OptimConfig:
         beta2=optim.beta2,
         eps=optim.eps,
         momentum=optim.momentum,
-        spam_threshold=optim.spam_threshold,
-        spam_interval=optim.spam_interval,
-        spam_warmup=optim.spam_warmup,
-        spam_reset_counter=optim.spam_reset_counter,
+        own=optim.own_of(optim.optimizer),
     )
 
 
@@ -79,12 +77,12 @@ def make_pruner(
     ValueError: sparsity 0, a schedule without room for one mask update, or no head
     that could go.
     """
-    pruning, optim = settings.pruning, settings.optim
+    pruning = settings.pruning
     weights = prunable(model)
     schedule = None
     if pruning.prune_method != "none":
         schedule = pruning_schedule(settings)
-    if pruning.prune_method == "heads":
+    if METHODS[pruning.prune_method].is_structured:
         assert isinstance(model, GPT), "heads are pruned of a GPT"
         assert schedule is not None
         scope, layers = pruning.prune_scope, head_layers(model)
@@ -95,6 +93,6 @@ def make_pruner(
         method=pruning.prune_method,
         schedule=schedule,
         scope=pruning.prune_scope,
-        variant=optim.adamwprune_variant,
+        variant=settings.score_variant,
         depth_of=depths(list(weights), settings.model.n_layer),
     )

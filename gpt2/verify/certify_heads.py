@@ -31,7 +31,7 @@ from lib.optim.certify import Row
 from lib.optim.groups import set_learning_rate
 from lib.pruning import reference
 from lib.pruning.heads import HeadPruner, head_scores, keep_heads
-from lib.pruning.names import SCOPES
+from lib.pruning.registry import SCOPES
 from lib.pruning.schedules import ramp
 
 UPDATES = 10

@@ -16,14 +16,14 @@ from gpt2.verify.subject import Finding
 from gpt2.verify.trainer_updates import certify_updates
 from lib.hashing import identity
 from lib.optim.certify import Row, certify_optimizer
-from lib.optim.names import OPTIMIZERS
+from lib.optim.registry import OPTIMIZERS
 from lib.pruning.certify import certify_pruning
-from lib.pruning.names import METHODS, VARIANTS, pairs
+from lib.pruning.registry import METHODS, pairs
 from lib.pruning.watched import ANY_SCORE
 
 OPTIMIZER_COLUMNS = (
-    *("groups", "reference", "decay", "resume"),
-    *("theta 50", "clip", "resets", "warm-up"),  # of adamwspam alone
+    *("groups", "reference", "decay", "resume", "state", "settings"),
+    *(name for spec in OPTIMIZERS.values() for name in spec.columns),
     *("updates", "export"),
 )
 PRUNING_COLUMNS = (
@@ -37,7 +37,7 @@ HEAD_COLUMNS = tuple(name for name in PRUNING_COLUMNS if name != "masks")
 class Trained:
     """An optimizer (method "none"), or pruning beside one.
 
-    variant: the score of method "state", else empty.
+    variant: the score of a method that has several, else empty.
     """
 
     optimizer: str
@@ -77,12 +77,11 @@ class Trained:
 
 def trained_by(settings: Settings) -> list[Trained]:
     """What the certificates of one cell's training are about."""
-    optim, method = settings.optim, settings.pruning.prune_method
-    alone = [Trained(optim.optimizer)]
+    optimizer, method = settings.optim.optimizer, settings.pruning.prune_method
+    alone = [Trained(optimizer)]
     if method == "none":
         return alone
-    variant = optim.adamwprune_variant if METHODS[method].needs_state else ""
-    return [*alone, Trained(optim.optimizer, method, variant)]
+    return [*alone, Trained(optimizer, method, settings.score_variant)]
 
 
 def at_hand(plans: Iterable[Plan]) -> list[Trained]:
@@ -100,7 +99,7 @@ def everything() -> list[Trained]:
     """Every optimizer, and every pair that can be run."""
     found = [Trained(name) for name in OPTIMIZERS]
     for optimizer, method in pairs():
-        scores = VARIANTS if METHODS[method].needs_state else ("",)
+        scores = METHODS[method].variants or ("",)
         found += [Trained(optimizer, method, score) for score in scores]
     return sorted(found, key=_table)
 

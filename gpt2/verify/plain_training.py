@@ -20,13 +20,15 @@ from torch.nn.functional import cross_entropy
 
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
-from lib.optim import reference as rules
+from lib.optim.registry import OPTIMIZERS
 from lib.pruning import reference as pruning
+from lib.pruning.registry import METHODS
+from lib.pruning.spec import MethodSpec
 
 Array = np.ndarray
 EMBEDDINGS = ("wte.weight", "wpe.weight")  # which Muon leaves to AdamW
 STREAM = 0x6261746368  # of the draws of batches
-CLOSE_MUON = 1e-2  # of scores: its updates are bfloat16
+CLOSE_BFLOAT16 = 1e-2  # of scores, where updates are
 
 
 @dataclass(slots=True)
@@ -46,12 +48,12 @@ class PlainTraining:
     rate: float = 0.0
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     keep: dict[str, Array] = field(default_factory=dict)
-    movement: dict[str, Array] = field(default_factory=dict)
-    aside: dict[str, Array] = field(default_factory=dict)  # movement: the masked
+    sums: dict[str, Array] = field(default_factory=dict)
+    aside: dict[str, Array] = field(default_factory=dict)  # masked, may come back
 
     @property
-    def method(self) -> str:
-        return self.settings.pruning.prune_method
+    def method(self) -> MethodSpec:
+        return METHODS[self.settings.pruning.prune_method]
 
     # ---- one update -----------------------------------------------------------------
 
@@ -59,7 +61,7 @@ class PlainTraining:
         """The weights after update n = 1, 2, ..., from those before it; masks are
         applied, new ones are not chosen yet."""
         gradients = self._gradients(n, weights)
-        self._accumulate_movement(gradients, weights)
+        self._accumulate(gradients, weights)
         for name, keep in self.keep.items():
             gradients[name] = gradients[name] * keep
         norm = math.sqrt(sum(float((g * g).sum()) for g in gradients.values()))
@@ -74,15 +76,14 @@ class PlainTraining:
     def _rule(self, name: str, w: Array, g: Array, n: int) -> Array:
         optim = self.settings.optim
         values = {f: getattr(optim, f) for f in ("beta1", "beta2", "eps", "momentum")}
-        spam = ("spam_threshold", "spam_interval", "spam_warmup", "spam_reset_counter")
-        values |= {f: getattr(optim, f) for f in spam}
+        values |= optim.own_of(optim.optimizer)
         values |= {
             "lr": self.rate,
             "decay": optim.weight_decay if w.ndim >= 2 else 0.0,
             "embedding": name in EMBEDDINGS,
         }
         state = self.states.setdefault(name, {})
-        return rules.RULES[optim.optimizer](w, g, state, n, values)
+        return OPTIMIZERS[optim.optimizer].formula(w, g, state, n, values)
 
     def _rate(self, n: int) -> float:
         """Linear warm-up, then a cosine that reaches min_lr at the last update."""
@@ -147,7 +148,7 @@ class PlainTraining:
         last = int(p.prune_ramp_end * self.settings.optim.max_iters)
         count = (last - start) // every
         due = start <= n <= start + count * every and (n - start) % every == 0
-        if self.method == "none" or not due:
+        if self.method.name == "none" or not due:
             return None
         return pruning.sparsity(n, start, every, count, p.prune_sparsity, 0.0)
 
@@ -160,17 +161,17 @@ class PlainTraining:
         """
         share = self.share(n)
         wrong = 0
-        if self.method == "heads":
+        if self.method.is_structured:
             wrong = self._wrong_heads(n, share, kept)
         elif share is not None:
-            is_muon = self.settings.optim.optimizer == "muon"
+            is_bfloat16 = OPTIMIZERS[self.settings.optim.optimizer].is_bfloat16
             scores = {name: self._score(name, stepped[name], n) for name in kept}
             for names, pruned in self._groups(share, stepped):
                 wrong += pruning.wrong_choices(
                     [scores[name] for name in names],
                     [kept[name] for name in names],
                     pruned,
-                    CLOSE_MUON if is_muon else pruning.CLOSE,
+                    CLOSE_BFLOAT16 if is_bfloat16 else pruning.CLOSE,
                 )
         else:
             wrong = sum(int((kept[k] != m).sum()) for k, m in self.keep.items())
@@ -183,7 +184,7 @@ class PlainTraining:
         after = dict(stepped)
         for name, keep in kept.items():
             before = self.keep.get(name, np.ones_like(keep))
-            if self.method == "movement":
+            if self.method.regrows:
                 aside = self.aside.get(name, np.zeros_like(after[name]))
                 dense = np.where(before, after[name], aside)
                 self.aside[name] = np.where(keep, 0.0, dense)
@@ -196,25 +197,27 @@ class PlainTraining:
             self.keep[name] = keep
         return after
 
-    def _accumulate_movement(
+    def _accumulate(
         self, gradients: Mapping[str, Array], weights: Mapping[str, Array]
     ) -> None:
-        if self.method != "movement":
+        if self.method.sum_reference is None:
             return
         for name in self.prunable(weights):
             dense = weights[name] + self.aside.get(name, 0.0)
-            step = -gradients[name] * dense
-            self.movement[name] = self.movement.get(name, 0.0) + step
+            sums = self.sums.get(name, np.zeros_like(dense))
+            self.sums[name] = self.method.sum_reference(sums, gradients[name], dense)
 
     def _score(self, name: str, w: Array, n: int) -> Array:
-        if self.method == "movement":
-            return self.movement[name]
-        score = np.abs(w)
-        if self.method == "state":
-            optim, state = self.settings.optim, self.states[name]
-            score = pruning.score(
-                optim.adamwprune_variant, w, state["m"], state["v"], n, optim.beta1
-            )
+        values: dict[str, Any] = {
+            "variant": self.settings.score_variant,
+            "sums": self.sums.get(name),
+        }
+        if self.method.reads_moments:
+            values |= {**self.states[name], "n": n, "beta1": self.settings.optim.beta1}
+        assert self.method.reference is not None
+        score = self.method.reference(w, values)
+        if self.method.regrows:
+            return score
         gone = ~self.keep.get(name, np.ones_like(w, dtype=bool))
         return np.where(gone, -math.inf, score)
 
@@ -224,8 +227,8 @@ class PlainTraining:
         """(matrices under one threshold, how many of their entries are to go)."""
         names = self.prunable(weights)
         sizes = {name: weights[name].size for name in names}
-        p, optim = self.settings.pruning, self.settings.optim
-        if self.method == "state" and optim.adamwprune_variant == "bitter4":
+        p = self.settings.pruning
+        if self.settings.score_variant in self.method.by_depth:
             last = max(1, self.settings.model.n_layer - 1)
             depth = {name: int(name.split(".")[1]) / last for name in names}
             shares = {k: min(0.95, share * (0.7 + 0.6 * d)) for k, d in depth.items()}

@@ -23,19 +23,18 @@ from gpt2.train.run_context import RunContext
 from gpt2.train.update import Updater
 from gpt2.verify.subject import Subject
 from lib.gpu.device import select_device
+from lib.optim.registry import OPTIMIZERS
 
 UPDATES = 26
 LAYERS = 2
-# What settings are brought down to. SPAM clips from 20 updates after a reset on, and
-# its intervals must be longer than that.
+# What settings are brought down to.
 CAPS = {
     "warmup_steps": 3,
     "prune_interval": 2,
     "prune_warmup": 3,
-    "spam_interval": 23,
-    "spam_warmup": 4,
     "batch_size": 2,
     "gradient_accumulation": 2,
+    **{own.name: own.cap for s in OPTIMIZERS.values() for own in s.own if own.cap},
 }
 # Settings are raised to the first value, or some would prune nothing in so few updates
 # of so few heads; of two that differ below it the larger gets the second.

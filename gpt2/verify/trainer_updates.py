@@ -36,21 +36,14 @@ from gpt2.verify.random_tokens import stand_in
 from lib.gpu.device import select_device
 from lib.jobs.run_files import EXPORT_FILE
 from lib.optim.certify import Row
+from lib.optim.registry import OPTIMIZERS
 from lib.pruning.heads import HeadPruner
+from lib.pruning.registry import METHODS
 
-UPDATES, SEED = 8, 7
-# AdamWSPAM clips and resets after 20 updates at the earliest.
-SPAM = {
-    "max_iters": 24,
-    "eval_interval": 24,
-    "spam_interval": 22,
-    "spam_warmup": 2,
-    "spam_threshold": 2.0,
-    "spam_reset_counter": True,
-}
+SEED = 7
 # Of an update, relative to its length: losses and so their gradients are float32.
 TOLERANCE = 3e-4
-MUON = 0.25  # which orthogonalises in bfloat16 (see lib/optim/certify.py)
+BFLOAT16 = 0.25  # of what is computed so (see lib/optim/certify.py)
 RECORDS = 1e-5  # of losses in nats
 
 
@@ -66,7 +59,6 @@ def _tiny(of_heads: bool) -> Settings:
         settings = settings.replace(**dict.fromkeys(switches, False))
     return settings.replace(
         dropout=0.0,
-        max_iters=UPDATES,
         warmup_steps=3,
         learning_rate=3e-3,
         min_lr=1e-3,
@@ -75,7 +67,6 @@ def _tiny(of_heads: bool) -> Settings:
         batch_size=2,
         gradient_accumulation=2,
         num_workers=0,
-        eval_interval=UPDATES,
         eval_samples=4,
         log_interval=3,
         checkpoint_interval=1000,
@@ -89,11 +80,14 @@ def _tiny(of_heads: bool) -> Settings:
 
 def certify_updates(optimizer: str, method: str, variant: str) -> dict[str, Row]:
     """The certificates of a run with this optimizer and pruning, by short names."""
-    settings = _tiny(method == "heads").replace(
+    spec = OPTIMIZERS[optimizer]
+    settings = _tiny(METHODS[method].is_structured).replace(
         optimizer=optimizer,
         prune_method=method,
         adamwprune_variant=variant or "bitter0",
-        **(SPAM if optimizer == "adamwspam" else {}),
+        max_iters=spec.training_updates,
+        eval_interval=spec.training_updates,
+        **{own.name: own.short for own in spec.own},
     )
     with tempfile.TemporaryDirectory() as folder, _one_thread():
         run = Watched(settings, Path(folder))
@@ -181,8 +175,9 @@ class Watched(Follower):
             self.wrong.append(f"{self.where} deviates by {self.worst:.2g} tolerances")
 
     def _allowed(self, name: str, weight: Array) -> float:
-        by_muon = self.settings.optim.optimizer == "muon" and weight.ndim == 2
-        return MUON if by_muon and name not in EMBEDDINGS else TOLERANCE
+        is_hidden = weight.ndim == 2 and name not in EMBEDDINGS
+        is_bfloat16 = OPTIMIZERS[self.settings.optim.optimizer].is_bfloat16
+        return BFLOAT16 if is_bfloat16 and is_hidden else TOLERANCE
 
     def _kept(self, found: Mapping[str, Array]) -> dict[str, Array]:
         """The pruner's masks by parameter, from its update of the masks on."""

@@ -1,15 +1,16 @@
 """Certificates of the optimizers: each is run and watched, on any device.
 
-Every check takes the thing to check (a `make` function that returns an
-optimizer over given groups), so that a faulty one can be put in its place.
+Every check takes the thing to check (a `make` function that returns an optimizer over
+given groups), so that a faulty one can be put in its place. What is allowed where is
+stated here, never by the optimizer: it may only say that it computes in bfloat16.
 """
 
 from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -17,9 +18,14 @@ from torch import Tensor, nn
 
 from lib.optim import reference
 from lib.optim.config import OptimConfig
-from lib.optim.groups import Group, OptimizerLike, decay_groups, set_learning_rate
-from lib.optim.registry import build
-from lib.optim.spam import CLIP_AFTER, warmup_scale
+from lib.optim.groups import (
+    Group,
+    OptimizerLike,
+    decay_groups,
+    set_learning_rate,
+    state_bytes,
+)
+from lib.optim.registry import build, optimizer_spec
 
 UPDATES = 1000
 PEAK_RATE = 1e-2
@@ -32,20 +38,18 @@ SHAPES = {
 }
 # Inside the first 20 updates and those after a reset no clip may fire.
 SPIKES = (10, 100, 300, 505, 560, 700)
-CONFIG = OptimConfig(
-    learning_rate=PEAK_RATE,
-    beta1=0.9,
-    beta2=0.95,
-    eps=1e-8,
-    momentum=0.9,
-    spam_threshold=5000.0,
-    spam_interval=500,
-    spam_warmup=150,
-    spam_reset_counter=False,
-)
-# Muon orthogonalises in bfloat16, whose rounding its five steps of slope 3.4
-# amplify (1% to 4% seen); the others compute in their weights' type.
-TOLERANCE = {"muon": 0.1}
+COMMON = {
+    "learning_rate": 0.01,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "momentum": 0.9,
+}
+# Others, each of which must change the weights where the setting is read.
+CHANGED = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-2, "momentum": 0.5}
+# An orthogonalisation in bfloat16 amplifies its rounding by five steps of slope 3.4
+# (1% to 4% seen); all else computes in its weights' type.
+BFLOAT16 = 0.1
 
 Make = Callable[[str, list[Group], OptimConfig], OptimizerLike]
 Weights = dict[str, nn.Parameter]
@@ -60,18 +64,6 @@ class Row(NamedTuple):
     detail: str
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """One update of one weight: n, gradient as given, and what came of it."""
-
-    update: int
-    gradient: Tensor
-    before: Tensor
-    after: Tensor
-    first: Tensor
-    second: Tensor
-
-
 def make_default(name: str, groups: list[Group], config: OptimConfig) -> OptimizerLike:
     """The optimizer that ships."""
     return build(name, groups, config, embeddings=EMBEDDINGS)
@@ -81,25 +73,22 @@ def certify_optimizer(
     name: str, make: Make = make_default, device: str = "cpu"
 ) -> dict[str, Row]:
     """All certificates of one optimizer, by short names."""
+    spec = optimizer_spec(name)
     rows = {
         "groups": check_groups(),
         "reference": check_reference(name, make, device=device),
         "decay": check_decay(name, make, device=device),
         "resume": check_resume(name, make, device),
+        "state": check_state(name, make, device),
+        "settings": check_settings(name, make, device),
     }
-    return rows | (check_spam(make, device) if name == "adamwspam" else {})
+    return rows | (spec.certificates(make, device) if spec.certificates else {})
 
 
-def check_spam(make: Make = make_default, device: str = "cpu") -> dict[str, Row]:
-    """What only AdamWSPAM has; its other threshold and counter as well."""
-    other = replace(CONFIG, spam_threshold=50.0, spam_reset_counter=True)
-    trace = spam_trace(make, device=device)
-    return {
-        "theta 50": check_reference("adamwspam", make, other, device=device),
-        "clip": check_clip(trace),
-        "resets": check_reset(trace),
-        "warm-up": check_warmup(trace),
-    }
+def trial_config(name: str, *, short: bool = False) -> OptimConfig:
+    """The values of these checks, of the optimizer's own settings too."""
+    own = {o.name: o.short if short else o.trial for o in optimizer_spec(name).own}
+    return OptimConfig(**COMMON, own=own)
 
 
 def fresh_weights(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Weights:
@@ -152,16 +141,17 @@ def advance(
 def check_reference(
     name: str,
     make: Make = make_default,
-    config: OptimConfig = CONFIG,
+    config: OptimConfig | None = None,
     dtype: torch.dtype = torch.float64,
     updates: int = UPDATES,
     device: str = "cpu",
 ) -> Row:
     """1,000 updates with spikes; the largest error, over the distance moved."""
+    spec, config = optimizer_spec(name), config or trial_config(name)
     weights, table = fresh_weights(dtype, device), gradient_table(updates)
     start = {key: w.detach().double().cpu().clone() for key, w in weights.items()}
     expected = reference.run(
-        name,
+        spec.formula,
         {key: value.numpy() for key, value in start.items()},
         lambda n: {key: value[n - 1].numpy() for key, value in table.items()},
         rate_at,
@@ -181,11 +171,14 @@ def check_reference(
         errors = _relative_errors(seen, wanted, start[key])
         if not errors.max().item() <= worst:
             worst, at = errors.max().item(), int(errors.argmax()) + 1
-    allowed = TOLERANCE.get(name, 1e-9 if dtype is torch.float64 else 1e-3)
-    label = f"{name} = float64 reference"
-    if name == "adamwspam":
-        label += f", theta {config.spam_threshold:g}"
-        label += ", counter reset" if config.spam_reset_counter else ""
+    allowed = 1e-9 if dtype is torch.float64 else 1e-3
+    allowed = BFLOAT16 if spec.is_bfloat16 else allowed
+    others = [
+        f", {o.name} {config.own[o.name]:g}"
+        for o in spec.own
+        if o.trial != config.own[o.name]
+    ]
+    label = f"{name} = float64 reference{''.join(others)}"
     detail = f"{updates} updates, worst at {at}, allowed {allowed:g}"
     return Row(label, worst <= allowed, worst, detail)
 
@@ -200,10 +193,9 @@ def _relative_errors(path: Tensor, wanted: Tensor, start: Tensor) -> Tensor:
 
 def _settings(config: OptimConfig) -> dict[str, dict[str, Any]]:
     """Each weight's settings for the reference, written out by hand."""
-    common = {field: getattr(config, field) for field in config.__slots__}
     return {
         name: {
-            **common,
+            **config.flat(),
             "decay": 0.1 if len(shape) >= 2 else 0.0,
             "embedding": name in EMBEDDINGS,
         }
@@ -216,15 +208,14 @@ def check_decay(
 ) -> Row:
     """Zero gradients: only decay moves the weights, along a closed form.
 
-    Decoupled: w (1 - lr decay)^n. SGD's L2 with momentum mu: the linear
-    recurrence b <- mu b + decay w, w <- w - lr b, solved by a matrix power.
-    Adam's L2: one update from w is w - lr decay w / (|decay w| + eps).
-    Biases do not move. The figure is the largest error over lr * decay.
+    That of the optimizer's L2 penalty, or w (1 - lr decay)^n. Biases do not move. The
+    figure is the largest error over lr * decay.
     """
+    spec, config = optimizer_spec(name), trial_config(name)
     weights = fresh_weights(device=device)
-    start = {key: weight.detach().clone() for key, weight in weights.items()}
-    optimizer = make(name, groups_of(weights, decay), CONFIG)
-    updates = 1 if name == "adam" else 20
+    start = {key: w.detach().cpu().numpy().copy() for key, w in weights.items()}
+    optimizer = make(name, groups_of(weights, decay), config)
+    updates = spec.decay_updates if spec.decayed else 20
     for _ in range(updates):
         for weight in weights.values():
             weight.grad = torch.zeros_like(weight)
@@ -232,37 +223,22 @@ def check_decay(
         optimizer.step()
     error = 0.0
     for key, weight in weights.items():
-        wanted = _decayed(name, start[key], decay if weight.ndim >= 2 else 0.0, updates)
-        error = max(error, (weight.detach() - wanted).abs().max().item())
+        before, asked = start[key], decay if weight.ndim >= 2 else 0.0
+        wanted = before * (1.0 - PEAK_RATE * asked) ** updates
+        if spec.decayed:
+            wanted = spec.decayed(before, PEAK_RATE, asked, updates, config)
+        error = max(error, float(abs(weight.detach().cpu().numpy() - wanted).max()))
     figure = error / (PEAK_RATE * decay)
     detail = f"{updates} updates at zero gradient, decay {decay:g}"
     return Row(f"{name}: decay as asked", figure <= 1e-9, figure, detail)
 
 
-def _decayed(name: str, start: Tensor, decay: float, updates: int) -> Tensor:
-    if name == "adam":
-        penalty = decay * start
-        return start - PEAK_RATE * penalty / (penalty.abs() + CONFIG.eps)
-    if name != "sgd":
-        return start * (1.0 - PEAK_RATE * decay) ** updates
-    # (w, b) after one update is this matrix times (w, b) before it.
-    mu = CONFIG.momentum
-    once = torch.tensor(
-        [[1.0 - PEAK_RATE * decay, -PEAK_RATE * mu], [decay, mu]], dtype=torch.float64
-    )
-    left: float = torch.linalg.matrix_power(once, updates)[0, 0].item()
-    return start * left
-
-
 def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> Row:
-    """Stop, save, load, go on: equal bit for bit to never having stopped.
-
-    SPAM is stopped in the middle of a warm-up; the others have no phases.
-    """
-    stop, end = (560, 600) if name == "adamwspam" else (30, 70)
+    """Stop, save, load, go on: equal bit for bit to never having stopped."""
+    config, (stop, end) = trial_config(name), optimizer_spec(name).resume_at
     table = gradient_table(end)
     whole = fresh_weights(torch.float32, device)
-    optimizer = make(name, groups_of(whole), CONFIG)
+    optimizer = make(name, groups_of(whole), config)
     advance(optimizer, whole, table, range(1, stop + 1))
     saved = io.BytesIO()
     model = {key: weight.detach() for key, weight in whole.items()}
@@ -272,13 +248,68 @@ def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> R
     saved.seek(0)
     loaded = torch.load(saved, weights_only=True)
     parts = {key: nn.Parameter(value) for key, value in loaded["model"].items()}
-    resumed = make(name, groups_of(parts), CONFIG)
+    resumed = make(name, groups_of(parts), config)
     resumed.load_state_dict(loaded["optimizer"])
     advance(resumed, parts, table, range(stop + 1, end + 1))
     figure = max((whole[k] - parts[k]).abs().max().item() for k in whole)
     passed = all(torch.equal(whole[key], parts[key]) for key in whole)
     detail = f"stopped at {stop}, compared at {end}"
     return Row(f"{name}: resume is exact", passed, figure, detail)
+
+
+def check_state(name: str, make: Make = make_default, device: str = "cpu") -> Row:
+    """As many numbers are kept as the memory estimate has it, and counters besides.
+
+    The figure is the number of those that are too many or too few.
+    """
+    spec, config = optimizer_spec(name), trial_config(name)
+    wrong = 0
+    kinds: list[dict[str, Any]] = [{}, {spec.kept_if: 0.0}] if spec.kept_if else [{}]
+    for changes in kinds:
+        weights = fresh_weights(device=device)
+        changed = replace(config, **changes)
+        optimizer = make(name, groups_of(weights), changed)
+        advance(optimizer, weights, gradient_table(3), range(1, 4))
+        found = state_bytes(optimizer) // 8
+        kept = sum(
+            spec.kept_by(key not in EMBEDDINGS and w.ndim == 2, changed.flat())
+            * w.numel()
+            for key, w in weights.items()
+        )
+        wrong += abs(found - kept) if not 0 <= found - kept <= len(weights) else 0
+    detail = f"{spec.kept} per weight claimed"
+    return Row(f"{name}: state as claimed", wrong == 0, float(wrong), detail)
+
+
+def check_settings(name: str, make: Make = make_default, device: str = "cpu") -> Row:
+    """A setting changes the weights if and only if the optimizer claims to read it."""
+    spec, config = optimizer_spec(name), trial_config(name, short=True)
+    updates = spec.training_updates + 2
+
+    def trained(config: OptimConfig) -> list[Tensor]:
+        weights = fresh_weights(device=device)
+        optimizer = make(name, groups_of(weights), config)
+        advance(optimizer, weights, gradient_table(updates), range(1, updates + 1))
+        return [weight.detach() for weight in weights.values()]
+
+    before, wrong = trained(config), []
+    for field, other in _one_setting_changed(config):
+        pairs = zip(before, trained(other), strict=True)
+        acts = any(not torch.equal(one, two) for one, two in pairs)
+        if acts != (field in spec.reads or field in config.own):
+            wrong.append(f"{field} {'acts' if acts else 'does not act'}")
+    detail = "; ".join(wrong) or "each acts if and only if it is read"
+    return Row(f"{name}: settings act", not wrong, float(len(wrong)), detail)
+
+
+def _one_setting_changed(config: OptimConfig) -> Iterator[tuple[str, OptimConfig]]:
+    for field, value in CHANGED.items():
+        change: dict[str, Any] = {field: value}
+        yield field, replace(config, **change)
+    for field, value in config.own.items():
+        other = not value if isinstance(value, bool) else value + 1
+        other = value / 2 if isinstance(value, float) else other
+        yield field, replace(config, own={**config.own, field: other})
 
 
 def check_groups(
@@ -305,83 +336,3 @@ def check_grouping(
     figure = len(wrong) + strangers + misdecayed
     detail = f"not exactly once: {wrong or 'none'}; wrong decay: {misdecayed}"
     return Row("groups: each parameter once", figure == 0, float(figure), detail)
-
-
-def spam_trace(
-    make: Make = make_default,
-    config: OptimConfig = CONFIG,
-    updates: int = UPDATES,
-    device: str = "cpu",
-) -> list[Seen]:
-    """Every update of "wide.weight" under AdamWSPAM, without decay."""
-    weights, table = fresh_weights(device=device), gradient_table(updates)
-    optimizer = make("adamwspam", groups_of(weights, 0.0), config)
-    watched = weights["wide.weight"]
-    trace = []
-    for update in range(1, updates + 1):
-        before = watched.detach().cpu().clone()
-        advance(optimizer, weights, table, range(update, update + 1))
-        state = optimizer.state[watched]
-        seen = Seen(
-            update,
-            table["wide.weight"][update - 1],
-            before,
-            watched.detach().cpu().clone(),
-            state["exp_avg"].cpu().clone(),
-            state["exp_avg_sq"].cpu().clone(),
-        )
-        trace.append(seen)
-    return trace
-
-
-def _entered(now: Seen, first_before: Tensor) -> Tensor:
-    """The gradient that entered the first moment at this update."""
-    return (now.first - CONFIG.beta1 * first_before) / (1.0 - CONFIG.beta1)
-
-
-def check_clip(trace: list[Seen], config: OptimConfig = CONFIG) -> Row:
-    """Spikes enter the moments as sqrt(theta v), and only where they should."""
-    fired, error = 0, 0.0
-    for last, now in zip(trace, trace[1:], strict=False):
-        n = now.update
-        if n % config.spam_interval == 0:
-            continue
-        limit = (config.spam_threshold * last.second).sqrt()
-        open_ = n >= CLIP_AFTER and n % config.spam_interval >= CLIP_AFTER
-        spike = (now.gradient.abs() > limit) & open_
-        wanted = torch.where(spike, now.gradient.sign() * limit, now.gradient)
-        entered = _entered(now, last.first)
-        error = max(
-            error, ((entered - wanted).abs() / wanted.abs().clamp(min=1)).max().item()
-        )
-        fired += int(spike.sum())
-    passed = fired > 0 and error <= 1e-6
-    return Row("adamwspam: clip fires", passed, error, f"{fired} entries clipped")
-
-
-def check_reset(trace: list[Seen], config: OptimConfig = CONFIG) -> Row:
-    """The moments hold one gradient alone after updates n mod T == 0, only then."""
-    wanted = [s.update for s in trace if s.update % config.spam_interval == 0]
-    resets = [
-        now.update
-        for now in trace[1:]
-        if torch.allclose(now.first, (1 - config.beta1) * now.gradient, rtol=1e-9)
-        and torch.allclose(now.second, (1 - config.beta2) * now.gradient**2, rtol=1e-9)
-    ]
-    detail = f"at {resets}, wanted {wanted}"
-    return Row("adamwspam: resets", resets == wanted, float(len(resets)), detail)
-
-
-def check_warmup(trace: list[Seen], config: OptimConfig = CONFIG) -> Row:
-    """Step length over Adam's, which is s: 0.01 at a reset, 1 from k = N on."""
-    error, lowest = 0.0, 1.0
-    for now in trace:
-        n = now.update
-        first = now.first / (1 - config.beta1**n)
-        second = now.second / (1 - config.beta2**n)
-        full = rate_at(n) * first / (second.sqrt() + config.eps)
-        scale = ((now.before - now.after).norm() / full.norm()).item()
-        wanted = warmup_scale(n, config.spam_interval, config.spam_warmup)
-        error, lowest = max(error, abs(scale - wanted)), min(lowest, scale)
-    passed = error <= 1e-6 and lowest < 0.02
-    return Row("adamwspam: warm-up", passed, error, f"lowest scale seen {lowest:.4f}")

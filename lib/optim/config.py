@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """Hyperparameters by name; no defaults, since those live in Kconfig.
+    """Hyperparameters by name; no defaults, since those are in Kconfig.
 
     Weight decay is not here: each parameter group carries its own (see
     groups.decay_groups), and so no second value can contradict it.
 
-    momentum: of SGD and of Muon. spam_threshold: theta, the ratio g^2 / v
-    beyond which an entry is a spike. spam_interval, spam_warmup: updates
-    between momentum resets, and of warm-up after each. spam_reset_counter:
-    restart the bias correction at a reset too.
+    momentum: of SGD and of Muon. own: settings of one optimizer alone, by name.
     """
 
     learning_rate: float
@@ -23,10 +22,7 @@ class OptimConfig:
     beta2: float
     eps: float
     momentum: float
-    spam_threshold: float
-    spam_interval: int
-    spam_warmup: int
-    spam_reset_counter: bool
+    own: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         _check("learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
@@ -38,6 +34,16 @@ class OptimConfig:
     @property
     def betas(self) -> tuple[float, float]:
         return (self.beta1, self.beta2)
+
+    @property
+    def adam(self) -> dict[str, Any]:
+        """The arguments of torch's Adams."""
+        return {"lr": self.learning_rate, "betas": self.betas, "eps": self.eps}
+
+    def flat(self) -> dict[str, Any]:
+        """All values by name, those of `own` included."""
+        values = asdict(self)
+        return {**values, **values.pop("own")}
 
 
 def _check(field: str, value: float, holds: bool, allowed: str) -> None:

@@ -8,10 +8,14 @@ same. Where a torch wraps in a way that does not show, its wrappers stay.
 
 from __future__ import annotations
 
+from functools import cache
 from inspect import unwrap
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
+
+from lib.optim.groups import Group, fused_options
 
 
 class Eager(Optimizer):
@@ -23,17 +27,20 @@ class Eager(Optimizer):
     load_state_dict = unwrap(Optimizer.load_state_dict)
 
 
-class SGD(Eager, torch.optim.SGD):
-    step = torch.no_grad()(unwrap(torch.optim.SGD.step))
-
-
-class Adam(Eager, torch.optim.Adam):
-    step = torch.no_grad()(unwrap(torch.optim.Adam.step))
-
-
 class AdamW(Eager, torch.optim.AdamW):
     step = torch.no_grad()(unwrap(torch.optim.AdamW.step))
 
 
-class Muon(Eager, torch.optim.Muon):
-    step = torch.no_grad()(unwrap(torch.optim.Muon.step))
+@cache
+def uncompiled(name: str) -> Any:
+    """The class of that name in torch.optim, with unwrapped methods."""
+    if name == "AdamW":
+        return AdamW
+    kind = getattr(torch.optim, name)
+    step = torch.no_grad()(unwrap(kind.step))
+    return type(name, (Eager, kind), {"step": step})
+
+
+def fused(name: str, groups: list[Group], **options: Any) -> Any:
+    """torch's optimizer of that name, fused where all of `groups` is on a GPU."""
+    return uncompiled(name)(groups, **fused_options(groups), **options)

@@ -80,7 +80,7 @@ def copied(groups: Iterable[Group]) -> list[Group]:
     return result
 
 
-def fused_options(groups: Iterable[Group]) -> dict[str, bool]:
+def fused_options(groups: Iterable[Group]) -> dict[str, Any]:
     """{"fused": True} where every parameter lies on a GPU, else torch's choice."""
     devices = {p.device.type for group in groups for p in group["params"]}
     return {"fused": True} if devices == {"cuda"} else {}

@@ -1,25 +1,27 @@
-"""From an optimizer's name to the optimizer."""
+"""All optimizers, by name, as lib/optim/optimizers/ has them. Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import TYPE_CHECKING
 
-from lib.optim.adam import adam, adamw, adamwadv
-from lib.optim.config import OptimConfig
-from lib.optim.groups import Group, OptimizerLike, copied
-from lib.optim.muon import muon
-from lib.optim.names import optimizer_kind
-from lib.optim.sgd import sgd
-from lib.optim.spam import adamwspam
+from lib.discovery import specs_in
+from lib.optim.spec import OptimizerSpec
 
-_BUILDERS = {
-    "sgd": sgd,
-    "adam": adam,
-    "adamw": adamw,
-    "adamwadv": adamwadv,
-    "adamwspam": adamwspam,
-    "adamwprune": adamw,
-}
+if TYPE_CHECKING:
+    from lib.optim.config import OptimConfig
+    from lib.optim.groups import Group, OptimizerLike
+
+OPTIMIZERS: dict[str, OptimizerSpec] = specs_in("lib.optim.optimizers")
+
+
+def optimizer_spec(name: str) -> OptimizerSpec:
+    """The optimizer called `name`; ValueError names the ones there are."""
+    if name not in OPTIMIZERS:
+        raise ValueError(
+            f"optimizer: {name!r} is unknown; allowed: {', '.join(OPTIMIZERS)}"
+        )
+    return OPTIMIZERS[name]
 
 
 def build(
@@ -31,13 +33,12 @@ def build(
 ) -> OptimizerLike:
     """The optimizer `name` over `groups` (see groups.decay_groups).
 
-    Every group brings its own weight_decay. `embeddings`: names of embedding
-    and head weights; only Muon asks. The caller sets group["lr"] before each
-    update. ValueError: unknown name, a group without decay, values that the
-    optimizer cannot honour.
+    Every group brings its own weight_decay. `embeddings`: names of embedding and head
+    weights. The caller sets group["lr"] before each update. ValueError: unknown name,
+    a group without decay, values that the optimizer cannot honour.
     """
-    kind = optimizer_kind(name)
-    own = copied(groups)
-    if kind.name == "muon":
-        return muon(own, config, embeddings)
-    return _BUILDERS[kind.name](own, config)
+    from lib.optim.groups import copied
+
+    spec = optimizer_spec(name)
+    spec.refuse(config.own)
+    return spec.build(copied(groups), config, embeddings)

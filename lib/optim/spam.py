@@ -32,8 +32,8 @@ from torch import Tensor
 from lib.optim.config import OptimConfig
 from lib.optim.eager import AdamW
 from lib.optim.groups import Group, fused_options
+from lib.optim.optimizers.adamwspam import CLIP_AFTER
 
-CLIP_AFTER = 20  # updates of history before a ratio g^2 / v means anything
 WARMUP_DEPTH = 0.99  # s starts at 1 - WARMUP_DEPTH
 UPDATES = "spam_updates"  # n, kept in the parameter groups and so in state_dict
 
@@ -51,9 +51,8 @@ class AdamWSPAM(AdamW):
     """AdamW that clips spikes and forgets its moments now and then.
 
     Gradients are clipped in place. State per parameter is AdamW's; the phase
-    is one count in each parameter group, so a resumed run is exact.
-    ValueError: threshold <= 0, interval <= 20 (clipping would never act), or
-    warmup >= interval (the learning rate would never recover).
+    is one count in each parameter group, so a resumed run is exact. Which phases
+    make sense: `refuse` of lib/optim/optimizers/adamwspam.py.
     """
 
     def __init__(
@@ -69,7 +68,6 @@ class AdamWSPAM(AdamW):
         reset_counter: bool,
         fused: bool | None = None,
     ) -> None:
-        _check_phases(threshold, interval, warmup)
         self.threshold = threshold
         self.interval = interval
         self.warmup = warmup
@@ -162,31 +160,15 @@ class AdamWSPAM(AdamW):
                 group["lr"], group["weight_decay"] = rate, decay
 
 
-def _check_phases(threshold: float, interval: int, warmup: int) -> None:
-    if not threshold > 0:
-        raise ValueError(f"spam_threshold: {threshold!r} is out of range; allowed: > 0")
-    if interval <= CLIP_AFTER:
-        raise ValueError(
-            f"spam_interval: {interval!r} leaves clipping no update to act on, since "
-            f"it waits {CLIP_AFTER} updates after a reset; allowed: > {CLIP_AFTER}"
-        )
-    if not 0 <= warmup < interval:
-        raise ValueError(
-            f"spam_warmup: {warmup!r} does not fit between resets; allowed: 0 to "
-            f"{interval - 1} (spam_interval - 1)"
-        )
-
-
-def adamwspam(groups: list[Group], config: OptimConfig) -> AdamWSPAM:
+def from_config(groups: list[Group], config: OptimConfig) -> AdamWSPAM:
     """AdamWSPAM with the phases that `config` asks for."""
+    own = config.own
     return AdamWSPAM(
         groups,
-        lr=config.learning_rate,
-        betas=config.betas,
-        eps=config.eps,
-        threshold=config.spam_threshold,
-        interval=config.spam_interval,
-        warmup=config.spam_warmup,
-        reset_counter=config.spam_reset_counter,
+        **config.adam,
+        threshold=own["spam_threshold"],
+        interval=own["spam_interval"],
+        warmup=own["spam_warmup"],
+        reset_counter=own["spam_reset_counter"],
         **fused_options(groups),
     )

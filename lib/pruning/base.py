@@ -1,4 +1,4 @@
-"""What all pruners share: the order of calls, what follows an update, true zeros."""
+"""Base of the pruners: the order of calls, what follows an update, true zeros."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
-from lib.pruning.names import SCOPES
+from lib.pruning.registry import SCOPES
 from lib.pruning.schedules import CubicSchedule
 
 
@@ -23,8 +23,14 @@ def betas_of(optimizer: OptimizerLike, weight: Tensor) -> tuple[float, float]:
     return beta1, beta2
 
 
+def require_no_nan(name: str, is_nan: bool) -> None:
+    """FloatingPointError if a score is NaN: the order would be meaningless."""
+    if is_nan:
+        raise FloatingPointError(f"pruning: score of {name} is not a number")
+
+
 class PrunerBase:
-    """A schedule, followed update by update, and the weights that zeros are of."""
+    """Follows a schedule update by update, and counts zeros among the weights."""
 
     def __init__(
         self,
@@ -33,7 +39,7 @@ class PrunerBase:
         schedule: CubicSchedule | None,
         scope: str,
     ) -> None:
-        """Raises ValueError for a scope that is none of names.SCOPES."""
+        """Raises ValueError for a scope that is none of registry.SCOPES."""
         if scope not in SCOPES:
             raise ValueError(f"pruning scope: {scope!r} is unknown; allowed: {SCOPES}")
         self.weights = dict(weights)
@@ -80,7 +86,7 @@ class PrunerBase:
         raise NotImplementedError
 
     def zeros(self) -> tuple[int, int]:
-        """(weights that are exactly zero now, all weights), counted anew.
+        """(weights that are exactly zero now, all weights).
 
         A weight that happens to be 0 counts too, so this may exceed what is pruned.
         """

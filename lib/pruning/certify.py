@@ -17,12 +17,12 @@ from torch import Tensor
 from lib.optim.certify import Row
 from lib.pruning.certify_scores import (
     check_masks,
-    check_movement,
     check_scores,
     check_selection,
+    check_sums,
 )
-from lib.pruning.names import METHODS, SCOPES
 from lib.pruning.pruner import Pruner
+from lib.pruning.registry import METHODS, SCOPES
 from lib.pruning.watched import (
     ANY_SCORE,
     SCHEDULE,
@@ -54,10 +54,12 @@ def certify_pruning(
         "resume": check_resume(optimizer, method, make, variant, device),
         "selection": check_selection(),
     }
-    if METHODS[method].needs_state:
-        rows["scores"] = check_scores()
-    if METHODS[method].regrows:
-        rows["scores"] = check_movement(make, optimizer, device)
+    is_summed = METHODS[method].accumulate is not None
+    rows["scores"] = (
+        check_sums(method, make, optimizer, device)
+        if is_summed
+        else check_scores(method)
+    )
     return rows
 
 
@@ -86,7 +88,7 @@ def check_schedule(
                 worst, at = deviation, step
     reached = run.pruner.sparsity()
     label = f"{optimizer}, {method}"
-    label += f" {variant}" if method == "state" else ""
+    label += f" {variant}" if METHODS[method].variants else ""
     detail = f"worst at update {at}, final sparsity {reached:.3f}"
     passed = worst <= 1.0 and reached > 0.5
     return Row(f"{label}, {scope}: on schedule", passed, worst, detail)

@@ -7,18 +7,19 @@ can take its place.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lib.optim.certify import CONFIG, Row
+from lib.optim.certify import COMMON, Row
 from lib.pruning import reference
 from lib.pruning.masks import keep_masks
-from lib.pruning.names import SCOPES, VARIANTS
 from lib.pruning.pruner import Pruner
 from lib.pruning.reference import Array
-from lib.pruning.scores import Moments, state_score
+from lib.pruning.registry import METHODS, SCOPES
+from lib.pruning.spec import Inputs, Moments
 from lib.pruning.watched import (
     ANY_SCORE,
     SCHEDULE,
@@ -58,9 +59,9 @@ class _Truth:
     """The scores that the masks of a run ought to follow, in float64."""
 
     def __init__(self, run: WatchedTraining) -> None:
-        self.run = run
+        self.run, self.kind = run, run.pruner.kind
         shapes = {name: tuple(w.shape) for name, w in run.prunable.items()}
-        self.movement = {name: np.zeros(shape) for name, shape in shapes.items()}
+        self.sums = {name: np.zeros(shape) for name, shape in shapes.items()}
         self.aside = {name: np.zeros(shape) for name, shape in shapes.items()}
 
     def wrong_after(self, step: int) -> int:
@@ -69,9 +70,9 @@ class _Truth:
         run, pruner = self.run, self.run.pruner
         run.backward(step)
         for name, weight in run.prunable.items():
-            assert weight.grad is not None
-            dense = _array(weight) + self.aside[name]
-            self.movement[name] -= _array(weight.grad) * dense
+            self.sums[name] = sum_of(
+                self.kind.name, self.sums[name], weight, self.aside[name]
+            )
         pruner.before_step(step)
         run.step()
         scores = {name: self._score(name, step) for name in run.prunable}
@@ -80,11 +81,12 @@ class _Truth:
         pruner.after_step(step)
         after = {name: mask.cpu().numpy() for name, mask in run.masks().items()}
         for name, old in before.items():
-            dense = np.where(old, stepped[name], self.aside[name])
-            self.aside[name] = np.where(after[name], 0.0, dense)
+            if self.kind.regrows:
+                dense = np.where(old, stepped[name], self.aside[name])
+                self.aside[name] = np.where(after[name], 0.0, dense)
         if not SCHEDULE.is_update(step):
             return 0
-        by = by_depth(pruner.kind.name, str(pruner.variant))
+        by = by_depth(self.kind.name, str(pruner.variant))
         return sum(
             reference.wrong_choices(
                 [scores[n] for n in names],
@@ -96,78 +98,91 @@ class _Truth:
 
     def _score(self, name: str, step: int) -> Array:
         """-inf where pruned is pruned for good."""
-        run, kind = self.run, self.run.pruner.kind
-        if kind.regrows:
-            return self.movement[name]
-        weight = _array(run.weights[name])
-        score = np.abs(weight)
-        if kind.needs_state:
-            state, variant = run.optimizer.state[run.weights[name]], run.pruner.variant
-            first, second = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
-            score = reference.score(
-                str(variant), weight, first, second, step, CONFIG.beta1
-            )
-        kept = run.pruner.masks[name].cpu().numpy()
+        pruner, weight = self.run.pruner, self.run.weights[name]
+        values: dict[str, Any] = {"variant": pruner.variant, "sums": self.sums[name]}
+        if self.kind.reads_moments:
+            state = self.run.optimizer.state[weight]
+            m, v = _array(state["exp_avg"]), _array(state["exp_avg_sq"])
+            values |= {"m": m, "v": v, "n": step, "beta1": COMMON["beta1"]}
+        assert self.kind.reference is not None
+        score = self.kind.reference(_array(weight), values)
+        kept = pruner.masks[name].cpu().numpy() | self.kind.regrows
         result: Array = np.where(kept, score, -np.inf)
         return result
+
+
+def sum_of(method: str, sums: Array, weight: Tensor, aside: Array) -> Array:
+    """The method's sums after a gradient, in float64; unchanged where it has none."""
+    add = METHODS[method].sum_reference
+    assert weight.grad is not None
+    return add(sums, _array(weight.grad), _array(weight) + aside) if add else sums
 
 
 def _array(tensor: Tensor) -> Array:
     return tensor.detach().double().cpu().numpy().copy()
 
 
-def check_movement(
-    make: MakePruner = Pruner, optimizer: str = "adamw", device: str = "cpu"
+def check_sums(
+    method: str,
+    make: MakePruner = Pruner,
+    optimizer: str = "adamw",
+    device: str = "cpu",
 ) -> Row:
-    """Scores equal -sum g w in float64, g of the forward with W * mask.
+    """Sums equal the naive ones in float64, g being of the forward with W * mask.
 
     The dense W is followed here by itself: what the optimizer left where the
-    mask keeps, what stood there at pruning where it does not.
+    mask keeps, what was there at pruning where it does not.
     """
-    run = WatchedTraining(optimizer, "movement", make, device=device)
-    dense = {n: w.detach().double().clone() for n, w in run.prunable.items()}
-    score = {n: torch.zeros_like(w) for n, w in dense.items()}
+    run = WatchedTraining(optimizer, method, make, device=device)
+    regrows = METHODS[method].regrows
+    aside = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
+    sums = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
     for step in range(1, STEPS + 1):
         run.backward(step)
         for name, weight in run.prunable.items():
-            assert weight.grad is not None
-            score[name] -= weight.grad.double() * dense[name]
+            sums[name] = sum_of(method, sums[name], weight, aside[name])
         run.pruner.before_step(step)
         before = run.masks()
         run.step()
-        for name, weight in run.prunable.items():
-            dense[name] = torch.where(
-                before[name], weight.detach().double(), dense[name]
-            )
+        dense = {
+            n: np.where(before[n].cpu().numpy(), _array(w), aside[n])
+            for n, w in run.prunable.items()
+        }
         run.pruner.after_step(step)
         for name, weight in run.prunable.items():
-            shown = dense[name] * run.pruner.masks[name]
-            assert shown.shape == weight.shape
-            if not torch.equal(shown.float(), weight.detach()):
-                return Row("movement: masked forward", False, float(step), "W * mask")
+            kept = run.pruner.masks[name].cpu().numpy()
+            if not np.array_equal(dense[name] * kept, _array(weight)):
+                return Row(f"{method}: masked forward", False, float(step), "W * mask")
+            if regrows:
+                aside[name] = np.where(kept, 0.0, dense[name])
     figure = max(
-        ((run.pruner.scores[n].double() - s).abs().max() / s.abs().max()).item()
-        for n, s in score.items()
+        float(abs(_array(run.pruner.scores[n]) - s).max() / abs(s).max())
+        for n, s in sums.items()
     )
     detail = f"relative to the largest score, after {STEPS} updates"
-    return Row("movement: score = -sum g w", figure <= 1e-5, figure, detail)
+    return Row(f"{method}: sums = formula", figure <= 1e-5, figure, detail)
 
 
-def check_scores() -> Row:
+def check_scores(method: str) -> Row:
     """Every variant against its float64 formula; the largest relative error."""
+    spec = METHODS[method]
+    assert spec.score is not None and spec.reference is not None
     generator = torch.Generator().manual_seed(4)
     weight, first = torch.randn((2, 64), generator=generator)
     second = torch.rand(64, generator=generator) * first**2 + 1e-6
     second[:3] = first[:3] = 0.0
+    moments = Moments(first, second, 7, 0.9)
+    w, m, v = (tensor.double().numpy() for tensor in (weight, first, second))
     worst, at = 0.0, ""
-    for variant in VARIANTS:
-        score = state_score(variant, weight, Moments(first, second, 7, 0.9))
-        w, m, v = (tensor.double().numpy() for tensor in (weight, first, second))
-        wanted = torch.as_tensor(reference.score(variant, w, m, v, 7, 0.9))
-        error = ((score.double() - wanted).abs().max() / wanted.abs().max()).item()
+    for variant in spec.variants or ("",):
+        score = spec.score(weight, Inputs(lambda: moments, variant=variant)).double()
+        values = {"m": m, "v": v, "n": 7, "beta1": 0.9, "variant": variant}
+        wanted = torch.as_tensor(spec.reference(w, values))
+        error = ((score - wanted).abs().max() / wanted.abs().max()).item()
         if not error <= worst:
-            worst, at = error, variant
-    return Row("state scores = formulas", worst <= 1e-5, worst, f"worst is {at}")
+            worst, at = error, variant or method
+    detail = f"worst is {at}" if at else "none deviates"
+    return Row(f"{method}: scores = formulas", worst <= 1e-5, worst, detail)
 
 
 def check_selection(

@@ -20,9 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
-from lib.pruning.base import PrunerBase, betas_of
+from lib.pruning.base import PrunerBase, betas_of, require_no_nan
 from lib.pruning.schedules import CubicSchedule, head_target
-from lib.pruning.scores import EPS
+from lib.pruning.spec import EPS
 
 METHOD = "heads"
 
@@ -172,8 +172,7 @@ class HeadPruner(PrunerBase):
     def _ranked(self, name: str) -> list[float]:
         """Scores for the selection; -inf where pruned, which is for good."""
         scores = self._scores(name)
-        if any(math.isnan(score) for score in scores):
-            raise FloatingPointError(f"pruning: score of {name} is not a number")
+        require_no_nan(name, any(math.isnan(score) for score in scores))
         kept = self.masks[name].tolist()
         return [s if k else -math.inf for s, k in zip(scores, kept, strict=True)]
 

@@ -13,13 +13,12 @@ is the masked forward, its gradient is the masked forward's gradient, and
 whatever is saved or exported is pruned: no hook, no wrapper, nothing for
 torch.compile to notice. The device is waited for at mask updates only.
 
-- magnitude, state: a pruned weight stays pruned; its gradient and its
-  optimizer state are zero from then on.
-- movement (Sanh et al., arXiv 2005.07683): the scores of all weights go on
-  accumulating -g w, those of pruned weights with the value they had when they
-  were pruned, kept aside in `shadow`. A weight whose score rises comes back
-  with that value. Meanwhile its gradient is masked, and its optimizer state is
-  left to fade, both as in the paper's masked layer. Its value does not decay.
+Where a method does not regrow, a pruned weight stays pruned; its gradient and its
+optimizer state are zero from then on. Where it does, as movement (Sanh et al., arXiv
+2005.07683), scores of all weights go on accumulating, those of pruned weights with the
+value they had when they were pruned, kept aside in `shadow`. A weight whose score rises
+comes back with that value. Meanwhile its gradient is masked, and its optimizer state is
+left to fade, both as in the paper's masked layer. Its value does not decay.
 """
 
 from __future__ import annotations
@@ -32,18 +31,11 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
-from lib.pruning.base import PrunerBase, betas_of
+from lib.pruning.base import PrunerBase, betas_of, require_no_nan
 from lib.pruning.masks import keep_masks
-from lib.pruning.names import VARIANTS, method_kind
+from lib.pruning.registry import method_spec
 from lib.pruning.schedules import CubicSchedule
-from lib.pruning.scores import (
-    Moments,
-    accumulate_movement,
-    layer_sparsity,
-    magnitude,
-    require_no_nan,
-    state_score,
-)
+from lib.pruning.spec import Inputs, Moments, layer_sparsity
 
 Tensors = dict[str, Tensor]
 
@@ -54,8 +46,8 @@ class Pruner(PrunerBase):
     weights: what may be pruned, by name; leave out embeddings and a head tied
         to them, norms and biases.
     scope: "global" (one threshold) or "layer" (one a weight).
-    variant: the score of method "state", one of names.VARIANTS; bitter4 is
-        always per layer and needs `depth_of`, 0 (first) to 1 (last) by name.
+    variant: the score of a method that has several; one by depth is always per layer
+        and needs `depth_of`, 0 (first) to 1 (last) by name.
     ValueError: an unknown name, or a method without what it needs.
     """
 
@@ -72,7 +64,7 @@ class Pruner(PrunerBase):
     ) -> None:
         schedule = None if method == "none" else schedule
         super().__init__(weights, optimizer, schedule, scope)
-        self.kind = method_kind(method)
+        self.kind = method_spec(method)
         self.variant = variant
         self.depth_of = depth_of
         self._check_arguments()
@@ -84,9 +76,10 @@ class Pruner(PrunerBase):
                 name: torch.ones_like(weight, dtype=torch.bool)
                 for name, weight in self.weights.items()
             }
-        if self.kind.regrows:
-            for name, weight in self.weights.items():
+        for name, weight in self.weights.items():
+            if self.kind.accumulate:
                 self.scores[name] = torch.zeros_like(weight, dtype=torch.float32)
+            if self.kind.regrows:
                 self.shadow[name] = torch.zeros_like(weight)
 
     def _check_arguments(self) -> None:
@@ -98,17 +91,18 @@ class Pruner(PrunerBase):
             raise ValueError(
                 f"pruning method {self.kind.name!r} needs a schedule and weights"
             )
-        if self.kind.needs_state and self.variant not in VARIANTS:
+        variants = self.kind.variants
+        if variants and self.variant not in variants:
             raise ValueError(
-                f"adamwprune variant: {self.variant!r} is unknown; "
-                f"allowed: {', '.join(VARIANTS)}"
+                f"{self.kind.name} pruning: variant {self.variant!r} is unknown; "
+                f"allowed: {', '.join(variants)}"
             )
         if self._by_depth and not set(self.weights) <= set(self.depth_of or ()):
-            raise ValueError("adamwprune variant bitter4 needs every weight's depth")
+            raise ValueError(f"variant {self.variant} needs every weight's depth")
 
     @property
     def _by_depth(self) -> bool:
-        return self.kind.needs_state and self.variant == "bitter4"
+        return self.variant in self.kind.by_depth
 
     def targets(self, step: int) -> list[tuple[tuple[str, ...], int]]:
         """(names, how many of their weights are to be zero) after `step` updates.
@@ -134,19 +128,18 @@ class Pruner(PrunerBase):
     def before_step(self, step: int) -> None:
         """With this update's whole gradient, unscaled and not yet clipped."""
         self._require_next(step)
-        if self.kind.regrows:
-            self._accumulate()
+        self._accumulate()
         if self._started:
             for name, weight in self.weights.items():
                 if weight.grad is not None:
                     weight.grad.masked_fill_(~self.masks[name], 0.0)
 
     def _accumulate(self) -> None:
-        for name, weight in self.weights.items():
-            if weight.grad is not None:
-                accumulate_movement(
-                    self.scores[name], weight.grad, weight, self.shadow[name]
-                )
+        for name, sums in self.scores.items():
+            weight = self.weights[name]
+            if weight.grad is not None and self.kind.accumulate:
+                aside = self.shadow.get(name)
+                self.kind.accumulate(sums, weight.grad, weight, aside)
 
     def _zero_weights(self) -> None:
         for name, weight in self.weights.items():
@@ -161,19 +154,18 @@ class Pruner(PrunerBase):
     def _ranked(self, name: str) -> Tensor:
         """Scores for the selection; -inf where pruned is pruned for good."""
         score = self._score(name)
-        require_no_nan(name, score)
+        require_no_nan(name, bool(torch.isnan(score).any()))
         if self.kind.regrows:
             return score
         return score.masked_fill(~self.masks[name], -math.inf)
 
     def _score(self, name: str) -> Tensor:
         weight = self.weights[name]
-        if self.kind.name == "movement":
-            return self.scores[name]
-        if self.kind.name == "magnitude":
-            return magnitude(weight)
-        assert self.variant is not None
-        return state_score(self.variant, weight, self._moments(weight))
+        assert self.kind.score is not None, self.kind
+        inputs = Inputs(
+            lambda: self._moments(weight), self.scores.get(name), self.variant or ""
+        )
+        return self.kind.score(weight, inputs)
 
     def _moments(self, weight: nn.Parameter) -> Moments:
         state = self.optimizer.state[weight]

@@ -1,7 +1,7 @@
-"""Naive float64 schedule, scores and masks of pruning: the truth.
+"""Naive float64 schedule and masks of pruning, which certificates compare with.
 
 Written from the formulas in numpy, with no torch and nothing shared with the
-code under test.
+code under test. The scores of single weights are in lib/pruning/methods/.
 """
 
 from __future__ import annotations
@@ -20,24 +20,6 @@ def sparsity(
     if done < 0:
         return initial
     return final + (initial - final) * (1 - done / updates) ** 3
-
-
-def score(variant: str, w: Array, m: Array, v: Array, t: int, beta1: float) -> Array:
-    """The scores bitter0 to bitter9 (eps 1e-8 beside each sqrt(v))."""
-    size, root, eps = np.abs(w), np.sqrt(v), 1e-8
-    towards = np.sign(w) * m / (root + eps)
-    return {
-        "bitter0": size * np.abs(m) * size / (root + eps),
-        "bitter1": size,
-        "bitter2": size,
-        "bitter3": size * np.sqrt(np.abs(m)),
-        "bitter4": size * np.sqrt(np.abs(m)),
-        "bitter5": towards + 0.1 * size,
-        "bitter6": size * np.sqrt(np.abs(m)) * np.abs(m) / (root + eps),
-        "bitter7": size * v**0.25,
-        "bitter8": size * np.sqrt(np.abs(m / (1 - beta1**t))),
-        "bitter9": size * np.sqrt(np.abs(m)) + 0.1 * towards,
-    }[variant]
 
 
 def keep_masks(scores: list[Array], pruned: int) -> list[Array]:

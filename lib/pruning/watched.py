@@ -10,12 +10,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from lib.optim.certify import CONFIG
+from lib.optim.certify import trial_config
 from lib.optim.groups import OptimizerLike, decay_groups, set_learning_rate
 from lib.optim.registry import build
 from lib.pruning.pruner import Pruner
+from lib.pruning.registry import METHODS
 from lib.pruning.schedules import ramp
-from lib.pruning.scores import LAYER_CAP
 
 STEPS = 50
 SCHEDULE = ramp(sparsity=0.6, warmup_steps=8, interval=4, ramp_end=0.8, steps=STEPS)
@@ -53,7 +53,9 @@ class WatchedTraining:
         self.targets = torch.randn((STEPS, 16, 3), generator=generator).to(device)
         self.rate = RATES.get(optimizer, 0.03)
         groups = decay_groups(list(self.weights.items()), 0.1)
-        self.optimizer: OptimizerLike = build(optimizer, groups, CONFIG)
+        self.optimizer: OptimizerLike = build(
+            optimizer, groups, trial_config(optimizer)
+        )
         self.pruner = make(
             self.prunable,
             self.optimizer,
@@ -93,7 +95,7 @@ class WatchedTraining:
 
 
 def by_depth(method: str, variant: str) -> bool:
-    return method == "state" and variant == "bitter4"
+    return variant in METHODS[method].by_depth
 
 
 def wanted_zeros(
@@ -103,7 +105,7 @@ def wanted_zeros(
     sizes = {name: float(torch.Size(SHAPES[name]).numel()) for name in DEPTHS}
     share = SCHEDULE.sparsity(step)
     if is_by_depth:
-        shares = {n: min(LAYER_CAP, share * (0.7 + 0.6 * d)) for n, d in DEPTHS.items()}
+        shares = {n: min(0.95, share * (0.7 + 0.6 * d)) for n, d in DEPTHS.items()}
         return [([name], shares[name], sizes[name]) for name in DEPTHS]
     if scope == "layer":
         return [([name], share, sizes[name]) for name in DEPTHS]

@@ -15,8 +15,8 @@ from gpt2.settings.parse import ALIASES, symbol_types
 from gpt2.settings.schema import Matrix
 from lib.kconfig.config_py import ConfigError
 from lib.kconfig.strict import load_strict
-from lib.optim.names import OPTIMIZERS
-from lib.pruning.names import METHODS, VARIANTS
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS, VARIANTS, why_not
 from tests.gpt2.helpers import KCONFIG, make_config
 from tests.scratch import ROOT
 
@@ -57,6 +57,29 @@ def test_the_sets_have_a_switch_for_each_name():
     assert switches == {f"with_{name}" for name in wanted}
     rates = {f.name for f in fields(Matrix) if f.name.startswith("rate_")}
     assert rates == {f"rate_{name}" for name in OPTIMIZERS}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_the_menu_offers_the_methods_that_are_possible(optimizer: str) -> None:
+    """Those that score by moments depend on an optimizer that keeps them."""
+    for method in METHODS:
+        asked = {symbol_of("OPTIMIZER", optimizer): "y"}
+        asked |= {symbol_of("PRUNING", method): "y"}
+        is_hidden = METHODS[method].reads_moments and why_not(optimizer, method)
+        try:
+            values = make_config(**asked).values
+        except ConfigError as error:
+            assert is_hidden and "OPTIMIZER_" in str(error)
+        else:
+            assert not is_hidden, (optimizer, method)
+            assert (values["OPTIMIZER"], values["PRUNING_METHOD"]) == (
+                optimizer,
+                method,
+            )
+
+
+def symbol_of(choice: str, name: str) -> str:
+    return f"{choice}_{name.upper()}"
 
 
 def test_by_default_there_is_the_baseline_alone():

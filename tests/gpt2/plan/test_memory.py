@@ -50,6 +50,8 @@ from gpt2.run.plan_listing import budget_table, listing
 from gpt2.settings.schema import Settings
 from gpt2.train.optimizer import make_optimizer, make_pruner, prunable
 from lib.optim.groups import state_bytes
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS
 from tests import card
 from tests.gpt2.helpers import full_size, make_config, tiny, tiny_step
 
@@ -159,10 +161,8 @@ def test_linear_weights_are_those_that_may_be_pruned(step: int) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "name", ["sgd", "adam", "adamw", "adamwadv", "adamwspam", "adamwprune", "muon"]
-)
-@pytest.mark.parametrize("method", ["none", "magnitude", "movement", "heads"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("method", METHODS)
 def test_state_of_optimizers_and_pruning(name: str, method: str) -> None:
     settings = tiny(mlp_width=40, optimizer=name, prune_method=method)
     model = GPT(settings)

@@ -38,7 +38,7 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
         "GPT2_N_LAYER=1 leaves nothing to flow to",
     ),
     ({"min_lr": 1.0}, "GPT2_MIN_LR=1 is above LEARNING_RATE=0.0006"),
-    ({"prune_method": "state"}, "needs OPTIMIZER_ADAMWPRUNE=y"),
+    ({"prune_method": "state"}, "by adamwprune's state; adamw has none"),
     ({"prune_method": "heads", "attention": "mla"}, "'heads': .* is 'mla', whose"),
     (
         {"prune_method": "heads", "cross_token": True, "cross_rank": 2},

@@ -22,7 +22,7 @@ from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import fail_on
 from lib.kconfig.symbols import prompts
 from lib.kconfig.tree import Tree
-from lib.optim.names import OPTIMIZERS
+from lib.optim.registry import OPTIMIZERS
 from tests.gpt2.helpers import KCONFIG, tiny
 from tests.scratch import ROOT
 

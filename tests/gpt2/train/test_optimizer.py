@@ -10,19 +10,9 @@ from torch import Tensor, nn
 
 from gpt2.settings.schema import Optim
 from gpt2.train.optimizer import make_optimizer, make_pruner
+from lib.optim.registry import OPTIMIZERS
 from tests.gpt2.helpers import generic, tiny, tiny_model
 
-SPAM = {"spam_threshold", "spam_interval", "spam_warmup", "spam_reset_counter"}
-ADAM = {"beta1", "beta2", "eps"}
-ACTS = {
-    "sgd": {"momentum"},
-    "adam": ADAM,
-    "adamw": ADAM,
-    "adamwadv": ADAM,
-    "adamwspam": ADAM | SPAM,
-    "adamwprune": ADAM,
-    "muon": ADAM | {"momentum"},
-}
 BASE = {
     "learning_rate": 0.01,
     "eps": 1e-3,
@@ -66,7 +56,7 @@ def trained(optim: Optim) -> Tensor:
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
-@pytest.mark.parametrize("name", ACTS)
+@pytest.mark.parametrize("name", OPTIMIZERS)
 def test_every_hyperparameter_of_an_optimizer_acts_and_no_other(name: str) -> None:
     optim = tiny(optimizer=name, **BASE).optim
     before = trained(optim)
@@ -75,7 +65,9 @@ def test_every_hyperparameter_of_an_optimizer_acts_and_no_other(name: str) -> No
         for field, value in OTHER.items()
         if not torch.equal(trained(replace(optim, **{field: value})), before)
     }
-    assert changed == ACTS[name] | {"learning_rate", "weight_decay"}
+    spec = OPTIMIZERS[name]
+    read = {*spec.reads, *(own.name for own in spec.own)}
+    assert changed == read | {"learning_rate", "weight_decay"}
 
 
 def test_the_decay_is_the_one_asked_for_and_of_matrices_alone() -> None:

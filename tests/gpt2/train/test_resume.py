@@ -12,8 +12,8 @@ import torch
 
 from gpt2.report.read_results import read_matrix
 from lib.jobs.run_files import atomic_write_json
-from lib.optim.names import OPTIMIZERS
-from lib.pruning.names import METHODS
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import METHODS
 from tests.gpt2.tinytraining import (
     STEPS,
     assert_same_run,

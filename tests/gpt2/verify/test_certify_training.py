@@ -11,8 +11,8 @@ from gpt2.verify import certify_training
 from gpt2.verify.certify_steps import Proof
 from gpt2.verify.certify_training import Trained, at_hand, everything, prove, trained_by
 from gpt2.verify.subject import Finding
-from lib.optim.names import OPTIMIZERS
-from lib.pruning.names import VARIANTS
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.registry import VARIANTS
 from tests.gpt2.helpers import make_config
 
 
@@ -49,8 +49,8 @@ def test_everything_is_every_optimizer_and_every_possible_pair():
     alone = [s.optimizer for s in found if s.method == "none"]
     assert alone == list(OPTIMIZERS)
     assert {s.variant for s in found if s.method == "state"} == set(VARIANTS)
-    others = [kind for name, kind in OPTIMIZERS.items() if name != "adamwprune"]
-    cut = sum(not kind.lacks_moments for kind in others)  # by heads
+    others = [spec for name, spec in OPTIMIZERS.items() if name != "adamwprune"]
+    cut = sum(not spec.lacks_moments for spec in others)  # by heads
     expected = len(OPTIMIZERS) + len(others) * 2 + 10 + cut
     assert len(found) == len(set(found)) == expected
 

@@ -17,7 +17,7 @@ from gpt2.verify.trainer_updates import certify_updates
 from lib.pruning import heads, pruner
 from lib.pruning.masks import keep_masks
 from lib.pruning.pruner import Pruner
-from lib.pruning.scores import magnitude
+from lib.pruning.registry import METHODS
 
 
 @pytest.mark.parametrize(
@@ -134,7 +134,9 @@ def test_position_embeddings_handed_to_muon_are_found(monkeypatch):
 
 
 def test_pruning_the_largest_weights_is_found(monkeypatch):
-    monkeypatch.setattr(pruner, "magnitude", lambda weight: -magnitude(weight))
+    spec = METHODS["magnitude"]
+    largest = dataclasses.replace(spec, score=lambda weight, _: -weight.abs())
+    monkeypatch.setitem(METHODS, "magnitude", largest)
     assert "other weights pruned" in updates("adamw", "magnitude")
 
 

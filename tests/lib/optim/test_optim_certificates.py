@@ -5,15 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from lib.optim import certify
+from lib.optim import certify, certify_spam
 from lib.optim.config import OptimConfig
 from lib.optim.groups import Group, copied, decay_groups
-from lib.optim.muon import MuonAdamW
-from lib.optim.names import OPTIMIZERS
+from lib.optim.muon_adamw import MuonAdamW
+from lib.optim.registry import OPTIMIZERS
 from lib.optim.spam import UPDATES, AdamWSPAM
 
 # The same phases in fewer updates: resets at 60 and 120, a spike in each window.
-SHORT = replace(certify.CONFIG, spam_interval=60, spam_warmup=30)
+TRIAL = certify.trial_config("adamwspam")
+SHORT = replace(TRIAL, own={**TRIAL.own, "spam_interval": 60, "spam_warmup": 30})
 SHORT_UPDATES = 130
 
 
@@ -21,23 +22,19 @@ def spam_of(kind: type[AdamWSPAM]) -> certify.Make:
     """A `make` that builds `kind` where the registry would build AdamWSPAM."""
 
     def make(name: str, groups: list[Group], config: OptimConfig) -> AdamWSPAM:
-        return kind(
-            copied(groups),
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            threshold=config.spam_threshold,
-            interval=config.spam_interval,
-            warmup=config.spam_warmup,
-            reset_counter=config.spam_reset_counter,
-        )
+        phases = {k.removeprefix("spam_"): v for k, v in config.own.items()}
+        return kind(copied(groups), **config.adam, **phases)
 
     return make
 
 
 def verdicts(kind: type[AdamWSPAM]) -> dict[str, bool]:
-    trace = certify.spam_trace(spam_of(kind), SHORT, SHORT_UPDATES)
-    checks = (certify.check_clip, certify.check_reset, certify.check_warmup)
+    trace = certify_spam.spam_trace(spam_of(kind), SHORT, SHORT_UPDATES)
+    checks = (
+        certify_spam.check_clip,
+        certify_spam.check_reset,
+        certify_spam.check_warmup,
+    )
     rows = [check(trace, SHORT) for check in checks]
     return {row.name.removeprefix("adamwspam: "): row.passed for row in rows}
 
@@ -67,12 +64,38 @@ def test_resume_is_exact(name):
 
 
 def test_spam_clips_resets_and_warms_up():
-    rows = certify.check_spam().values()
+    rows = certify_spam.check_spam().values()
     assert all(row.passed for row in rows), rows
 
 
 def test_spam_on_the_short_cycle_passes():
     assert all(verdicts(AdamWSPAM).values())
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_state_and_settings_are_as_claimed(name):
+    rows = [certify.check_state(name), certify.check_settings(name)]
+    assert all(row.passed for row in rows), rows
+
+
+@pytest.mark.parametrize(
+    "claim",
+    [{"kept": 1}, {"kept": 3}, {"reads": ("beta1", "beta2")}]
+    + [{"reads": ("beta1", "beta2", "eps", "momentum")}],
+)
+def test_a_wrong_claim_of_an_optimizer_is_caught(claim, monkeypatch):
+    monkeypatch.setitem(OPTIMIZERS, "adamw", replace(OPTIMIZERS["adamw"], **claim))
+    check = certify.check_state if "kept" in claim else certify.check_settings
+    assert not check("adamw").passed
+
+
+def test_an_own_setting_that_does_not_act_is_caught():
+    def make(name, groups, config):
+        own = {**config.own, "spam_warmup": 4}
+        return certify.make_default(name, groups, replace(config, own=own))
+
+    row = certify.check_settings("adamwspam", make)
+    assert not row.passed and row.detail == "spam_warmup does not act"
 
 
 def test_groups_hold_each_parameter_once():

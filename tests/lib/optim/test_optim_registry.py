@@ -1,4 +1,4 @@
-"""Building optimizers: groups, what is refused, memory, and no torch in names."""
+"""Building optimizers: groups, what is refused, memory, specs without torch."""
 
 import subprocess
 import sys
@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from lib.optim.certify import CONFIG
+from lib.optim.certify import trial_config
 from lib.optim.groups import decay_groups, set_learning_rate, state_bytes
-from lib.optim.muon import MuonAdamW
-from lib.optim.names import OPTIMIZERS
-from lib.optim.registry import build
+from lib.optim.muon_adamw import MuonAdamW
+from lib.optim.registry import OPTIMIZERS, build
+
+CONFIG = trial_config("adamw")
 
 
 class Small(nn.Module):
@@ -58,7 +59,7 @@ def test_frozen_parameters_are_left_out():
 def test_the_callers_groups_are_left_as_they_were(name):
     mine = groups()
     before = [set(group) for group in mine]
-    optimizer = build(name, mine, CONFIG, embeddings=["embedding.weight"])
+    optimizer = build(name, mine, trial_config(name), embeddings=["embedding.weight"])
     set_learning_rate(optimizer, 0.5)
     one_update(optimizer)
     assert [set(group) for group in mine] == before
@@ -83,7 +84,7 @@ def test_muon_takes_hidden_matrices_only():
     [("sgd", 4), ("adam", 8), ("adamw", 8), ("adamwadv", 12), ("adamwspam", 8)],
 )
 def test_state_bytes_counts_the_moments(name, per_weight):
-    optimizer = build(name, groups(), CONFIG)
+    optimizer = build(name, groups(), trial_config(name))
     assert state_bytes(optimizer) == 0
     one_update(optimizer)
     members = [p for group in optimizer.param_groups for p in group["params"]]
@@ -109,7 +110,8 @@ def test_muon_keeps_one_buffer_for_a_hidden_matrix():
 )
 def test_what_cannot_be_honoured_is_refused(name, change, words):
     with pytest.raises(ValueError, match="allowed") as error:
-        build(name, groups(), replace(CONFIG, **change))
+        own = {**trial_config("adamwspam").own, **change}
+        build(name, groups(), replace(CONFIG, own=own))
     assert all(word in str(error.value) for word in words)
 
 
@@ -137,9 +139,9 @@ def test_muon_refuses_embeddings_it_cannot_find():
         )
 
 
-def test_names_can_be_asked_without_torch():
+def test_specs_are_read_without_torch_or_numpy():
     code = (
-        "import sys, lib.optim.names, lib.pruning.names, lib.pruning.schedules;"
-        "sys.exit('torch' in sys.modules)"
+        "import sys, lib.optim.registry, lib.pruning.registry, lib.pruning.schedules;"
+        "sys.exit(bool({'torch', 'numpy'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

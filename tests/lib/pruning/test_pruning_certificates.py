@@ -7,9 +7,9 @@ import torch
 
 from lib.pruning import certify
 from lib.pruning.masks import kth_lowest
-from lib.pruning.names import METHODS as KINDS
-from lib.pruning.names import SCOPES, VARIANTS, pairs
 from lib.pruning.pruner import Pruner
+from lib.pruning.registry import METHODS as KINDS
+from lib.pruning.registry import SCOPES, VARIANTS, pairs
 
 PAIRS = [(name, method) for name, method in pairs() if not KINDS[method].is_structured]
 METHODS = [("adamw", "magnitude"), ("adamw", "movement"), ("adamwprune", "state")]
@@ -47,8 +47,9 @@ def test_resume_is_exact_beside_other_optimizers(optimizer, method):
 
 def test_movement_scores_selection_and_formulas():
     rows = [
-        certify.check_movement(),
-        certify.check_scores(),
+        certify.check_sums("movement"),
+        certify.check_scores("state"),
+        certify.check_scores("magnitude"),
         certify.check_selection(),
     ]
     assert all(row.passed for row in rows), rows
@@ -164,7 +165,7 @@ def test_scores_of_other_moments_are_caught(variant):
 
 
 def test_movement_with_masked_weights_is_caught():
-    assert not certify.check_movement(ForgetsPruned).passed
+    assert not certify.check_sums("movement", ForgetsPruned).passed
 
 
 def test_a_threshold_that_takes_or_spares_all_ties_is_caught():

@@ -9,10 +9,12 @@ from hypothesis import strategies as st
 
 from lib.pruning import reference
 from lib.pruning.masks import keep_masks, kth_lowest
-from lib.pruning.names import SAME_RANKING, VARIANTS, why_not
+from lib.pruning.methods.state import variant_score
+from lib.pruning.registry import METHODS, VARIANTS, why_not
 from lib.pruning.schedules import head_target, ramp
-from lib.pruning.scores import Moments, state_score
+from lib.pruning.spec import Moments
 
+SAME_RANKING = METHODS["state"].same_ranking
 RAMP = {"sparsity": 0.5, "warmup_steps": 200, "interval": 50, "ramp_end": 0.75}
 
 
@@ -92,7 +94,7 @@ def test_variants_said_to_rank_alike_do_and_others_do_not():
     weight, first = torch.randn(2, 200)
     state = Moments(first, first**2 * torch.rand(200), 50, 0.9)
     order = {
-        variant: tuple(state_score(variant, weight, state).argsort().tolist())
+        variant: tuple(variant_score(variant, weight, state).argsort().tolist())
         for variant in VARIANTS
     }
     for variant, twin in SAME_RANKING.items():
@@ -105,7 +107,7 @@ def test_variants_said_to_rank_alike_do_and_others_do_not():
 def test_scores_stay_finite_where_no_gradient_has_come():
     zeros = torch.zeros(3)
     for variant in VARIANTS:
-        score = state_score(variant, torch.ones(3), Moments(zeros, zeros, 1, 0.9))
+        score = variant_score(variant, torch.ones(3), Moments(zeros, zeros, 1, 0.9))
         assert torch.isfinite(score).all()
 
 

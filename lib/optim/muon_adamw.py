@@ -15,8 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from lib.optim.config import OptimConfig
-from lib.optim.eager import AdamW, Muon
-from lib.optim.groups import Group, fused_options
+from lib.optim.eager import fused, uncompiled
+from lib.optim.groups import Group, OptimizerLike
 
 
 class MuonAdamW:
@@ -26,7 +26,7 @@ class MuonAdamW:
     seen by both; `state` is the union of both.
     """
 
-    def __init__(self, muon: Muon, adamw: AdamW) -> None:
+    def __init__(self, muon: OptimizerLike, adamw: OptimizerLike) -> None:
         self.muon = muon
         self.adamw = adamw
 
@@ -89,23 +89,15 @@ def split_matrices(
     return hidden, rest
 
 
-def muon(
+def muon_adamw(
     groups: list[Group], config: OptimConfig, embeddings: Collection[str]
 ) -> MuonAdamW:
-    """Muon (Nesterov, five Newton-Schulz steps in bfloat16) with AdamW beside it."""
+    """The pair over `groups`; ValueError as split_matrices."""
     hidden, rest = split_matrices(groups, embeddings)
-    return MuonAdamW(
-        Muon(
-            hidden,
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            adjust_lr_fn="match_rms_adamw",
-        ),
-        AdamW(
-            rest,
-            lr=config.learning_rate,
-            betas=config.betas,
-            eps=config.eps,
-            **fused_options(rest),
-        ),
+    muon = uncompiled("Muon")(
+        hidden,
+        lr=config.learning_rate,
+        momentum=config.momentum,
+        adjust_lr_fn="match_rms_adamw",
     )
+    return MuonAdamW(muon, fused("AdamW", rest, **config.adam))

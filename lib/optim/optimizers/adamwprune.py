@@ -1,0 +1,13 @@
+"""AdamWPrune: AdamW, whose moments lib/pruning/methods/state.py reads."""
+
+from dataclasses import replace
+
+from lib.optim.optimizers import adamw
+
+SPEC = replace(
+    adamw.SPEC,
+    name="adamwprune",
+    summary="AdamW whose state scores the weights to prune",
+    scores_pruning=True,
+    place=6,
+)

@@ -1,0 +1,117 @@
+"""What an optimizer states of itself. Imports no torch.
+
+Each optimizer is one file in lib/optim/optimizers/: SPEC, builder, and formula in
+float64. What needs torch or numpy is imported inside its functions, so that plans and
+listings start without them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from lib.optim.certify import Make, Row
+    from lib.optim.config import OptimConfig
+    from lib.optim.groups import Group, OptimizerLike
+    from lib.optim.reference import Array, State
+
+    Builder = Callable[[list[Group], OptimConfig, Collection[str]], OptimizerLike]
+    Formula = Callable[[Array, Array, State, int, Mapping[str, Any]], Array]
+    DecayFormula = Callable[[Array, float, float, int, OptimConfig], Array]
+    Certificates = Callable[[Make, str], dict[str, Row]]
+
+
+def _nothing(*_: object) -> str:
+    return ""
+
+
+def _accept(_: Mapping[str, Any]) -> None:
+    return None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Own:
+    """A setting that one optimizer alone has; its symbol is the name in upper case.
+
+    Its default is in the optimizer's menu, as is the range of a whole number. Bounds
+    are inclusive except `above`.
+    trial: its value in the certificates of 1,000 updates.
+    short: its value in trainings of some 20 updates.
+    cap: the most that 26 updates allow it to be, where that matters.
+    """
+
+    name: str
+    kind: type
+    trial: Any
+    short: Any
+    cap: int | None = None
+    low: float = -math.inf
+    high: float = math.inf
+    above: float = -math.inf
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class OptimizerSpec:
+    """One optimizer: how it is built, its formula, and what it can do.
+
+    build: (groups, config, names of embedding and head weights) -> optimizer. Each
+        group has its own weight_decay; the caller sets group["lr"] before each update.
+    formula: (weight, gradient, state, n, settings) -> new weight, in float64. state is
+        a dict kept for the weight, empty before n = 1; settings has lr, decay,
+        embedding (whether the weight is one) and the values of OptimConfig by name.
+    reads: the fields of OptimConfig that it uses, besides its own.
+    decayed: for an L2 penalty, (weight, lr, decay, n, config) -> the weight after n
+        updates without gradient. None: decoupled, w (1 - lr decay)^n.
+    decay_updates: the n for which `decayed` holds.
+    scores_pruning: its state may serve as the score of pruning method "state".
+    lacks_moments: why its state is not Adam's m and v of every weight at all times;
+        empty if it is.
+    is_bfloat16: hidden matrices are updated in bfloat16, which certificates allow for.
+    kept: numbers that it keeps for each weight between updates.
+    kept_hidden: the same for matrices inside the blocks, where it differs.
+    kept_if: the setting without which (0) it keeps none; empty: always.
+    scratch: numbers for each weight that one update needs besides.
+    refuse: raises ValueError, with names of fields, for own values that do not go
+        together.
+    remark: (own values, updates of a run) -> what is worth a word, or "".
+    resume_at: updates after which certificates stop, and compare a resumed run.
+    training_updates: of the trainer's certificate, in which all phases must act.
+    certificates, columns: checks of its own, and their short names.
+    place: where it stands in listings; equal ones by name.
+    """
+
+    name: str
+    summary: str
+    build: Builder
+    formula: Formula
+    reads: tuple[str, ...] = ()
+    own: tuple[Own, ...] = ()
+    decayed: DecayFormula | None = None
+    decay_updates: int = 20
+    scores_pruning: bool = False
+    lacks_moments: str = "does not keep them"
+    is_bfloat16: bool = False
+    kept: int = 1
+    kept_hidden: int | None = None
+    kept_if: str = ""
+    scratch: int = 0
+    refuse: Callable[[Mapping[str, Any]], None] = _accept
+    remark: Callable[[Mapping[str, Any], int], str] = _nothing
+    resume_at: tuple[int, int] = (30, 70)
+    training_updates: int = 8
+    certificates: Certificates | None = None
+    columns: tuple[str, ...] = ()
+    place: int = 100
+
+    def kept_by(self, is_hidden: bool, values: Mapping[str, Any]) -> int:
+        """Numbers kept for each weight of a matrix inside the blocks, or another one,
+        with these settings."""
+        if self.kept_if and not values[self.kept_if]:
+            return 0
+        hidden = self.kept if self.kept_hidden is None else self.kept_hidden
+        return hidden if is_hidden else self.kept
