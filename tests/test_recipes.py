@@ -119,6 +119,94 @@ def test_adding_a_preset_is_one_file(tree: Path) -> None:
     succeed(python(tree, "scripts/check.py", "--quick", "defconfigs/gpt2-mine"))
 
 
+LION = ("lib/optim/optimizers/lion", "Add an optimizer")
+AGREEMENT = ("lib/pruning/methods/agreement", "Add a pruning method")
+
+
+def add_both_files(tree: Path, where: tuple[str, str], wrong: str = "") -> list[str]:
+    """The two files that a recipe gives; wrong: what is left out of the Python one."""
+    path, heading = where
+    python_text = recipe(heading, "python")
+    assert wrong in python_text
+    write(tree, f"{path}.py", python_text.replace(wrong, "") if wrong else python_text)
+    write(tree, f"{path}.kconfig", recipe(heading, "kconfig"))
+    return [f"{path}.kconfig", f"{path}.py"]
+
+
+TRY_BOTH = """
+import dataclasses
+from gpt2.plan.jobs import make_plan
+from gpt2.plan.unused_settings import idle
+from gpt2.settings.configuration import KCONFIG
+from gpt2.settings.parse import symbol_types
+from lib.kconfig.strict import load_strict
+overrides = ["TEST_MATRIX_MODE=y", "TEST_MATRIX_LION=y", "SGD_MOMENTUM=0.5"]
+overrides += ["TEST_MATRIX_PRUNING_AGREEMENT=y", "TEST_MATRIX_LION_LEARNING_RATE=1e-4"]
+config = load_strict(KCONFIG, [], overrides, types=symbol_types())
+plan = make_plan(config)
+for job in plan.jobs:
+    print(job.name, job.parent_name, job.settings.optim.learning_rate)
+print(*[f"{cell.name}: {cell.reason}" for cell in plan.left_out], *idle(plan, config))
+from lib.optim.certify import certify_optimizer, check_reference
+from lib.optim.registry import OPTIMIZERS
+from lib.pruning.certify import certify_pruning, check_masks
+from lib.pruning.registry import METHODS
+rows = certify_optimizer("lion") | certify_pruning("adamw", "agreement")
+print("failed:", [row for row in rows.values() if not row.passed])
+lion, agreement = OPTIMIZERS["lion"], METHODS["agreement"]
+other = lambda w, g, state, n, s: lion.formula(w, g, state, n, {**s, "beta1": 0.8})
+OPTIMIZERS["lion"] = dataclasses.replace(lion, formula=other)
+other = lambda w, values: agreement.reference(w, {**values, "m": 1.0})
+METHODS["agreement"] = dataclasses.replace(agreement, reference=other)
+wrong = [check_reference("lion"), check_masks("adamw", "agreement")]
+print("wrong:", [row.passed for row in wrong])
+"""
+
+
+def test_an_optimizer_and_a_pruning_method_are_two_files_each(tree: Path) -> None:
+    files = add_both_files(tree, LION) + add_both_files(tree, AGREEMENT)
+    assert changed(tree) == set(files)
+    said = succeed(python(tree, "-c", TRY_BOTH)).splitlines()
+    assert said[:3] == [
+        "adamw-none None 0.0006",
+        "adamw-agreement-50 adamw-none 0.0006",
+        "lion-none adamw-none 0.0001",
+    ]
+    assert "lion-agreement: agreement pruning scores by Adam's two moments" in said[3]
+    assert "SGD_MOMENTUM=0.5 (command line) changes nothing: no job uses one" in said[3]
+    assert said[4:] == ["failed: []", "wrong: [False, False]"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("where", "asked", "wrong", "column"),
+    [
+        (LION, ["OPTIMIZER_LION=y"], ' * s["decay"]', "reference"),
+        (AGREEMENT, ["PRUNING_AGREEMENT=y"], ".abs()", "masks"),
+    ],
+)
+def test_what_was_added_is_explained_verified_trained_and_refused_if_wrong(
+    tree: Path, where: tuple[str, str], asked: list[str], wrong: str, column: str
+) -> None:
+    files = add_both_files(tree, where)
+    git(tree, "add", *files)
+    succeed(python(tree, "scripts/check.py", "--quick", *files))
+    succeed(python(tree, "-m", "mypy", files[1]))
+    succeed(make(tree, "defconfig-gpt2-cpu-smoke"))
+    short = [*asked, "MAX_ITERS=20", "PRUNING_WARMUP_STEPS=5", "PRUNING_INTERVAL=5"]
+    short += ["SINGLE_RUN_MODE=y", "SEEDS=1", "WARMUP_STEPS=5"]
+    name = asked[0].removesuffix("=y")
+    said = succeed(make(tree, "explain", f"SYMBOL={name}"))
+    assert f"{files[0]}:3" in said
+    assert files[1].split("/")[-1][:-3] in succeed(make(tree, "dry-run", *short))
+    for target in (["data"], []):
+        succeed(make(tree, *target, *short))
+    assert re.search(r"\bdone\b.* 20\b", succeed(make(tree, "status", *short)))
+    add_both_files(tree, where, wrong)
+    refused = make(tree, "dry-run", *short)
+    assert refused.returncode != 0 and column in refused.stdout + refused.stderr
+
+
 def test_commands_of_the_document_exist() -> None:
     """Every make target and script that CONTRIBUTING.md names is there."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

@@ -8,6 +8,7 @@ references of lib/.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,6 +29,7 @@ from lib.pruning.spec import MethodSpec
 Array = np.ndarray
 EMBEDDINGS = ("wte.weight", "wpe.weight")  # which Muon leaves to AdamW
 STREAM = 0x6261746368  # of the draws of batches
+ROUNDING = 1e-6  # of a gradient, relative to the largest of the model
 CLOSE_BFLOAT16 = 1e-2  # of scores, where updates are
 
 
@@ -48,6 +50,7 @@ class PlainTraining:
     rate: float = 0.0
     states: dict[str, dict[str, Any]] = field(default_factory=dict)
     keep: dict[str, Array] = field(default_factory=dict)
+    rounded: dict[str, Array] = field(default_factory=dict)  # see _decided_by_rounding
     sums: dict[str, Array] = field(default_factory=dict)
     aside: dict[str, Array] = field(default_factory=dict)  # masked, may come back
 
@@ -68,6 +71,8 @@ class PlainTraining:
         limit = self.settings.optim.grad_clip or math.inf
         clip = min(1.0, limit / (norm + 1e-6))
         self.rate = self._rate(n)
+        if OPTIMIZERS[self.settings.optim.optimizer].jumps:
+            self.rounded = self._decided_by_rounding(n, weights, gradients, clip)
         return {
             name: self._rule(name, w, gradients[name] * clip, n)
             for name, w in weights.items()
@@ -84,6 +89,30 @@ class PlainTraining:
         }
         state = self.states.setdefault(name, {})
         return OPTIMIZERS[optim.optimizer].formula(w, g, state, n, values)
+
+    def _decided_by_rounding(
+        self,
+        n: int,
+        weights: Mapping[str, Array],
+        gradients: Mapping[str, Array],
+        clip: float,
+    ) -> dict[str, Array]:
+        """Entries whose update depends on the rounding of their gradient.
+
+        Some gradients are 0 but for rounding, such as those of the keys' biases, and
+        the sign of rounding is not the same in two orders of summation.
+        """
+        error = ROUNDING * clip * max(abs(g).max() for g in gradients.values())
+        states, found = copy.deepcopy(self.states), {}
+        for name, w in weights.items():
+            ends = []
+            for e in (-error, error):
+                self.states = copy.deepcopy(states)
+                ends.append(self._rule(name, w, gradients[name] * clip + e, n))
+            jumps = abs(ends[1] - ends[0]) > self.rate * ROUNDING
+            found[name] = jumps & self.keep.get(name, np.ones_like(jumps))
+        self.states = states
+        return found
 
     def _rate(self, n: int) -> float:
         """Linear warm-up, then a cosine that reaches min_lr at the last update."""

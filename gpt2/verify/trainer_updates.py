@@ -44,6 +44,7 @@ SEED = 7
 # Of an update, relative to its length: losses and so their gradients are float32.
 TOLERANCE = 3e-4
 BFLOAT16 = 0.25  # of what is computed so (see lib/optim/certify.py)
+ROUNDED = 0.02  # of the weights, at most, may depend on rounding and are left out
 RECORDS = 1e-5  # of losses in nats
 
 
@@ -155,6 +156,10 @@ class Watched(Follower):
             said = f"update {self.updates}: {wrong} other {what} pruned than by score"
             self.wrong.append(said)
         self._compare_weights(found, self.plain.adopt(stepped, kept))
+        rounded = sum(int(m.sum()) for m in self.plain.rounded.values())
+        if rounded > ROUNDED * sum(w.size for w in found.values()):
+            said = f"update {self.updates}: rounding decides {rounded} weights"
+            self.wrong.append(said)
         self.weights = found
 
     def _compare_weights(
@@ -164,8 +169,9 @@ class Watched(Follower):
         reported."""
         was_right = self.worst <= 1.0
         for name, before in self.weights.items():
-            error = float(np.linalg.norm(found[name] - wanted[name]))
-            moved = float(np.linalg.norm(wanted[name] - before))
+            compared = ~self.plain.rounded.get(name, np.zeros_like(before, dtype=bool))
+            error = float(np.linalg.norm((found[name] - wanted[name])[compared]))
+            moved = float(np.linalg.norm((wanted[name] - before)[compared]))
             least = 1e-9 * max(1.0, float(np.linalg.norm(before)))
             share = error / max(moved, least) / self._allowed(name, before)
             share = math.inf if math.isnan(share) else share

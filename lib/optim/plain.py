@@ -6,18 +6,15 @@ GPU than torch's fused optimizers need.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
 
 from lib.optim.eager import Eager
 from lib.optim.groups import Group
 
-# (weight, gradient, state, lr, decay) changes the weight in place. The state is a dict
-# of the weight's own, empty before the first update; its tensors are saved.
-Update = Callable[[Tensor, Tensor, dict[str, Any], float, float], object]
+if TYPE_CHECKING:
+    from lib.optim.spec import Update
 
 
 class PlainOptimizer(Eager):

@@ -17,9 +17,12 @@ if TYPE_CHECKING:
 
     from lib.optim.certify import Make, Row
     from lib.optim.config import OptimConfig
-    from lib.optim.groups import Group, OptimizerLike
+    from lib.optim.groups import Group, OptimizerLike, Tensor
     from lib.optim.reference import Array, State
 
+    # (weight, gradient, state, lr, decay) changes the weight in place. The state is a
+    # dict of the weight's own, empty before its first update; its tensors are saved.
+    Update = Callable[[Tensor, Tensor, State, float, float], object]
     Builder = Callable[[list[Group], OptimConfig, Collection[str]], OptimizerLike]
     Formula = Callable[[Array, Array, State, int, Mapping[str, Any]], Array]
     DecayFormula = Callable[[Array, float, float, int, OptimConfig], Array]
@@ -72,6 +75,8 @@ class OptimizerSpec:
     lacks_moments: why its state is not Adam's m and v of every weight at all times;
         empty if it is.
     is_bfloat16: hidden matrices are updated in bfloat16, which certificates allow for.
+    jumps: its update jumps where a gradient changes sign, as that of sign(m) does. The
+        trainer's certificate then leaves out weights whose gradient is rounding error.
     kept: numbers that it keeps for each weight between updates.
     kept_hidden: the same for matrices inside the blocks, where it differs.
     kept_if: the setting without which (0) it keeps none; empty: always.
@@ -96,6 +101,7 @@ class OptimizerSpec:
     scores_pruning: bool = False
     lacks_moments: str = "does not keep them"
     is_bfloat16: bool = False
+    jumps: bool = False
     kept: int = 1
     kept_hidden: int | None = None
     kept_if: str = ""

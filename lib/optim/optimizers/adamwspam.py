@@ -11,10 +11,15 @@ from lib.optim.optimizers import adamw
 from lib.optim.spec import Own
 
 if TYPE_CHECKING:
-    from lib.optim.certify import Make, Row
-    from lib.optim.config import OptimConfig
-    from lib.optim.groups import Group, OptimizerLike
-    from lib.optim.reference import Array, State
+    from lib.optim.spec import (
+        Array,
+        Group,
+        Make,
+        OptimConfig,
+        OptimizerLike,
+        Row,
+        State,
+    )
 
 CLIP_AFTER = 20  # updates of history before a ratio g^2 / v means anything
 

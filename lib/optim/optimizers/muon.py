@@ -10,9 +10,7 @@ from lib.optim.optimizers import adamw
 from lib.optim.spec import OptimizerSpec
 
 if TYPE_CHECKING:
-    from lib.optim.config import OptimConfig
-    from lib.optim.groups import Group, OptimizerLike
-    from lib.optim.reference import Array, State
+    from lib.optim.spec import Array, Group, OptimConfig, OptimizerLike, State
 
 
 def build(

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lib.optim.spec import OptimizerSpec
 
 if TYPE_CHECKING:
-    from lib.optim.config import OptimConfig
-    from lib.optim.groups import Group, OptimizerLike
-    from lib.optim.reference import Array, State
+    from lib.optim.spec import Array, Group, OptimConfig, OptimizerLike, State
 
 
 def build(

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 from lib.pruning.spec import Inputs, MethodSpec
 
 if TYPE_CHECKING:
-    from lib.optim.groups import Tensor
-    from lib.pruning.reference import Array
+    from lib.pruning.spec import Array, Tensor
 
 
 def score(weight: Tensor, inputs: Inputs) -> Tensor:

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 from lib.pruning.spec import EPS, Inputs, MethodSpec, Moments
 
 if TYPE_CHECKING:
-    from lib.optim.groups import Tensor
-    from lib.pruning.reference import Array
+    from lib.pruning.spec import Array, Tensor
 
 VARIANTS = {
     "bitter0": "|w m| |w| / (sqrt(v) + eps)",
