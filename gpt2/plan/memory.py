@@ -20,7 +20,9 @@ from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS
 
 BOOL, INT64 = 1, 8
-CHUNK, MULTIPLE = 8192, 128  # as in gpt2/model/loss.py
+# Of gpt2/model/loss.py: rows whose logits are in memory at a time (0.8 GB in bf16 at
+# GPT-2's vocabulary), and what the vocabulary is padded to a multiple of.
+CHUNK, MULTIPLE = 8192, 128
 
 
 class Tuned(NamedTuple):

@@ -30,8 +30,7 @@ from gpt2.model.backends.call import Platform
 from gpt2.model.backends.registry import served_by
 from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
-from gpt2.model.loss import CHUNK, MULTIPLE, linear_cross_entropy
-from gpt2.plan import memory as arithmetic
+from gpt2.model.loss import linear_cross_entropy
 from gpt2.plan.budget import linear_weights
 from gpt2.plan.jobs import make_plan, step_settings
 from gpt2.plan.memory import (
@@ -190,10 +189,6 @@ def test_the_path_is_the_one_that_serves(backend: str) -> None:
             assert served_by(named, GPU) == attention_backend(settings), step
         else:
             assert attention_backend(settings) in served, step
-
-
-def test_sizes_of_the_loss_are_its_own() -> None:
-    assert (arithmetic.CHUNK, arithmetic.MULTIPLE) == (CHUNK, MULTIPLE)
 
 
 # ---- the whole --------------------------------------------------------------------
