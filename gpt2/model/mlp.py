@@ -15,8 +15,7 @@ from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.gating import MlpGate
 from gpt2.model.low_rank_hidden import Factored, Hidden, added, read
 from gpt2.settings.schema import Settings
-
-SMALLEST_SUM = 1e-12  # of kept weights, to divide by
+from lib.kernels.rows import SMALLEST_SUM
 
 
 class CrossToken(nn.Module):

@@ -1,9 +1,13 @@
 """Triton: causal attention with a transposed band, row statistics and mean weights.
 
-Logits in base 2: s_ij = c r_i (q_i.k_j + alpha [i - j <= W] k_i.q_j), j <= i, with
-c = scale log2(e). Tiles of BM rows and BN columns. Columns before the band of a
-row tile need neither mask nor band: loops are cut there. Nothing is written by
-two programs, so results do not depend on the order of execution.
+Logits in base 2, as GPUs have an instruction for 2^x and none for e^x: s_ij = c r_i
+(q_i.k_j + alpha [i - j <= W] k_i.q_j), j <= i, with c = scale log2(e) and the row
+factor r_i. A program takes a tile of BM rows and passes over the columns in tiles of
+BN, with the softmax of FlashAttention (Dao et al., arXiv 2205.14135): a running maximum
+m and sum, and an output that is rescaled whenever m grows. Columns before the band of a
+row tile need neither mask nor band, so each loop is cut there: part 0 is before, part 1
+has the band and the diagonal. No number is written by two programs, so results do not
+depend on the order of execution.
 
 q, k, o [B, H, T, D] come with strides of their first three dimensions; lse, stat,
 threshold, row factor [B, H, T] and mean [B, T, T] are contiguous. Gradients:
@@ -19,7 +23,8 @@ from lib.kernels.topk_tiles import keep_eights, keep_largest
 
 LN2 = tl.constexpr(0.6931471805599453)
 NONE, TOPK, MAX, ENTROPY, RMS = (tl.constexpr(n) for n in range(5))
-# A score computed twice, in tiles of another shape, differs by rounding.
+# The backward pass computes a score again, in tiles of another shape, and compares it
+# with the k-th largest: it may differ by rounding.
 SLACK = tl.constexpr(1e-5)
 
 
@@ -61,8 +66,8 @@ def in_band(i, j, W):
 
 @triton.jit
 def in_square(i, j, T):
-    """[BM, BN] of a T x T matrix. What is not causal has p = 0, and a mask that
-    knows it would split a load of eight numbers into eight loads."""
+    """[BM, BN] of a T x T matrix. It does not leave out what lies beyond the diagonal,
+    where p = 0: such a mask would split a load of eight numbers into eight loads."""
     return (i[:, None] < T) & (j[None, :] < T)
 
 
@@ -89,7 +94,8 @@ def forward_kernel(
     """o, lse (base 2), statistic and threshold of one row tile; grid [B H, tiles]."""
     bh = tl.program_id(0)
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
-    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM  # the longest first
+    # The tiles with most columns start first, so that no long one is left at the end.
+    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BM
     i = first + tl.arange(0, BM)
     q_base, k_base = q_ptr + b * qb + h * qh, k_ptr + b * kb + h * kh
     v_base = v_ptr + b * vb + h * vh
@@ -107,7 +113,7 @@ def forward_kernel(
     total = tl.zeros([BM], tl.float32)
     extra = tl.zeros([BM], tl.float32)
     acc = tl.zeros([BM, BDV], tl.float32)
-    # Up to eight are kept by a network, more by putting one after the other in place.
+    # Up to eight are kept by a sorting network, more by inserting one after the other.
     NETWORK: tl.constexpr = K <= 8 and BN == 64
     unused = tl.arange(0, K)[None, :] >= topk
     top = tl.zeros([BM, K], tl.float32) + tl.where(unused, float("inf"), float("-inf"))

@@ -1,14 +1,25 @@
 """Triton: gradients of causal.py, by rows and then by columns.
 
-ds_ij = p_ij (dp_ij + a_i f_ij + dM_ij / H - D_i). f is the slope of the row's
-statistic (top-k: p_ij among the k largest; entropy: -ln p_ij; rms: p_ij),
-D_i = o_i.do_i + g_i stat_i + sum_j p_ij dM_ij / H.
+With dp_ij = do_i.v_j, the gradient g_i of the row's statistic and that of the mean
+weights dM, the gradient of a logit is
 
-dM is a matrix [B, T, T] or, for rows of which few weights are read, KEPT numbers a
-row at the columns that stand beside them (-1: none): their share of dq_i and D_i is
-summed first, column by column, and the tiles know nothing of them.
+    ds_ij = p_ij (dp_ij + a_i f_ij + dM_ij / H - D_i),
+    D_i = o_i.do_i + g_i stat_i + sum_j p_ij dM_ij / H,
 
-Tensors as in causal.py; do [B, H, T, Dv] comes with strides, D_i [B, H, T] not.
+which is softmax's: p_ij times what p_ij would get alone, less the row's mean of that.
+f is the derivative of the statistic by p_ij up to a constant of the row and the factor
+a_i (top-k and max: 1 among the k largest, else 0; entropy: -ln p_ij; rms: p_ij).
+
+A logit in the band depends on q_i, k_j, k_i and q_j. rows_kernel gives dq_i and the
+band's share of dk_i, columns_kernel dk_j, dv_j and the band's share of dq_j, which it
+adds to what rows_kernel wrote: two kernels one after the other instead of atomics,
+whose order would show in the results.
+
+dM is a matrix [B, T, T] or, for rows of which few weights are read, KEPT numbers per
+row with their columns (-1: none): their share of dq_i and D_i is summed first, number
+by number, and the loops over tiles leave them out.
+
+Tensors as in causal.py; do [B, H, T, Dv] comes with strides, D_i [B, H, T] without.
 """
 
 from __future__ import annotations
@@ -34,7 +45,8 @@ from lib.kernels.causal import (
 
 @triton.jit
 def _slope(s, p, lse, threshold, STAT: tl.constexpr):
-    """f: d stat / d s_ij = a_i p_ij (f_ij - its mean); all in natural units."""
+    """f of the statistic: d stat / d s_ij = a_i p_ij (f_ij - the row's mean of f), for
+    logits in base e."""
     if STAT == TOPK or STAT == MAX:
         return tl.where(s >= threshold, 1.0, 0.0)
     if STAT == ENTROPY:
@@ -64,7 +76,8 @@ def rows_kernel(
     KEPT: tl.constexpr, FACTOR: tl.constexpr, LEARNED: tl.constexpr, P: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """D_i, dq_i as a row, the band's dk_i, and what alpha and row factor get."""
+    """D_i, dq_i, the band's share of dk_i, and the gradients of alpha and row factor of
+    one row tile; grid [B H, tiles]."""
     bh = tl.program_id(0)
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     tile = tl.num_programs(1) - 1 - tl.program_id(1)
@@ -126,8 +139,9 @@ def rows_kernel(
             dq += (slope * factor_i)[:, None] * key
             if BAND:
                 drk += (slope * factor_i)[:, None] * query
-    # What a whole dM adds to D_i is known at the end of the row alone: sums of p_ij k_j
-    # and of what else ds_ij is multiplied by take it off then, without a second pass.
+    # What a whole dM adds to D_i is known only at the end of the row. Sums of p_ij k_j
+    # (and of p_ij times whatever else ds_ij is multiplied by) are kept until then, so
+    # that it can be subtracted without a second pass.
     shared = tl.zeros([BM], tl.float32)
     k_mean = tl.zeros([BM, BD], tl.float32)
     cq_mean = tl.zeros([BM, BD], tl.float32)
@@ -207,7 +221,8 @@ def columns_kernel(
     FACTOR: tl.constexpr, LEARNED: tl.constexpr, P: tl.constexpr,
     BM: tl.constexpr, BN: tl.constexpr,
 ):  # fmt: skip
-    """dk_j, dv_j, and the band's dq_j added to what rows_kernel left there."""
+    """dk_j and dv_j of one tile of columns, and the band's share of dq_j, added to what
+    rows_kernel wrote; grid [B H, tiles]."""
     bh = tl.program_id(0)
     b, h = (bh // H).to(tl.int64), (bh % H).to(tl.int64)
     first = tl.program_id(1) * BN

@@ -1,6 +1,6 @@
-"""The causal kernels as torch operators, with gradients; torch.compile passes them.
+"""The causal kernels as torch operators with gradients, opaque to torch.compile.
 
-Importing this needs Triton. On a CPU they run under TRITON_INTERPRET=1 alone.
+Importing this needs Triton. On a CPU the kernels run under TRITON_INTERPRET=1 only.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib.kernels import causal, causal_backward
 from lib.kernels.rows import packed
-from lib.kernels.tiles import Tiled, precision, slots
+from lib.kernels.tiles import INTERPRETED, Tiled, precision, slots
 from lib.kernels.topk_rows import spread, write_largest
 
 STATISTICS = ("none", "topk", "max", "entropy", "rms")
@@ -36,7 +36,7 @@ Results = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True, slots=True)
 class KernelOptions:
-    """What all kernels of one call are told."""
+    """Options that the kernels of one call share."""
 
     scale: float
     alpha: float
@@ -45,7 +45,7 @@ class KernelOptions:
     topk: int
     values: bool
     mean: bool
-    kept: int  # how many mean weights of a row; 0: all
+    kept: int  # how many mean weights of a row are given; 0: all
 
     @property
     def band(self) -> bool:
@@ -53,7 +53,7 @@ class KernelOptions:
 
     @property
     def reach(self) -> int:
-        """The window; 0 without a band, for the loops to part at the diagonal."""
+        """The window; 0 without a band, so that the loops are cut at the diagonal."""
         return max(self.window, 0)
 
 
@@ -83,14 +83,14 @@ def _flags(
 
 
 def _apart(inputs: Sequence[Tensor]) -> Sequence[Tensor]:
-    """q, k, v [B, H, T, D] of themselves, or views of one [B, T, 3, H, D]."""
+    """q, k, v [B, H, T, D], given as such or as one tensor [B, T, 3, H, D]."""
     if len(inputs) == 3:
         return inputs
     return [part.transpose(1, 2) for part in inputs[0].unbind(2)]
 
 
 def _tokens_first(like: Tensor, width: int) -> Tensor:
-    """Empty [B, H, T, width] that lies as [B, T, H, width]."""
+    """Empty [B, H, T, width], laid out in memory as [B, T, H, width]."""
     b, h, t, _ = like.shape
     return like.new_empty(b, t, h, width).transpose(1, 2)
 
@@ -127,7 +127,7 @@ def causal_op(
     mean: bool,
     kept: int,
 ) -> Results:
-    """What ``attention`` gives, and what its gradients need."""
+    """Results of ``attention``, with the numbers per row that its gradients need."""
     q, k, v = _apart(inputs)
     x = KernelOptions(scale, alpha, window, statistic, topk, values, mean, kept)
     results = _empty_results(q, v, x)
@@ -169,7 +169,7 @@ def _(
 def _empty_gradients(
     inputs: Sequence[Tensor], x: KernelOptions, factor: bool, learned: bool
 ) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Of the inputs, the row factor and alpha per head."""
+    """Empty gradients of the inputs, the row factor and alpha per head."""
     q, k, v = _apart(inputs)
     if len(inputs) == 1:
         slopes = [torch.empty_like(inputs[0])]
@@ -214,7 +214,9 @@ def backward_op(
     o, do, out = (o, do, dv) if x.values else (q, q, q)
     assert do is not None, "an output without its gradient"
     delta = torch.empty_like(lse)
-    smallest = 16 if flags["BD"] < 256 else 8
+    # One sum for alpha per tile of rows: adding them up atomically would make the
+    # result depend on the order of programs. As many places as the smallest tile needs.
+    smallest = INTERPRETED.rows
     parts = q.new_zeros(
         b, h, triton.cdiv(t, smallest) if alphas is not None else 0, dtype=torch.float32
     )
@@ -286,8 +288,8 @@ def _backward(
 
 
 def _narrow_type(q: Tensor) -> torch.dtype:
-    """Of a whole dM: bf16 if q is. Each head of each tile reads it, and adds a share
-    of it to what is rounded to bf16 next."""
+    """dtype of a whole dM: bf16 if q's is. The tiles of all heads read it, so its size
+    counts, and they add it to numbers that are then rounded to bf16 anyway."""
     return torch.bfloat16 if q.dtype == torch.bfloat16 else torch.float32
 
 
@@ -317,9 +319,9 @@ def attention(
     lib/kernels/rows.py; row_factor
     [B, H, T] on a row's logits. kept: of each row's mean weights only that many,
     [B, T, kept] with their columns (lib/kernels/topk_rows.py). What is not asked for
-    comes back empty. ``qkv`` [B, T, 3, H, D]: what q, k and v are views of; their
-    gradients then are written into one tensor, as the projection's backward pass reads
-    them.
+    comes back empty. ``qkv`` [B, T, 3, H, D]: the tensor that q, k and v are views of;
+    their gradients are then written into one tensor, as the projection's backward pass
+    reads them, instead of being concatenated.
     """
     number = alpha if isinstance(alpha, float) else 0.0
     alphas = None if isinstance(alpha, float) else alpha.float().contiguous()

@@ -1,10 +1,10 @@
-"""Choices among kernels that compute the same, made once and then kept.
+"""Choices among tiles or algorithms that compute the same, made once and then kept.
 
-Tiles and algorithms differ in speed and, in 16-bit arithmetic, in rounding. One process
-chooses by timing (``timing``), writes down what it found (``found``), and every process
-that trains takes that (``load``). A key without a choice gets the first option that
-runs: never a trial beside the training, where a busy host or a neighbour on the card
-would decide about the numbers of one run and not of the next.
+They differ in speed and, in 16-bit arithmetic, in rounding. One process chooses by
+timing (``timing``) and stores its choices (``found``); every process that trains takes
+those (``load``). A key without a choice gets the first option that runs. Nothing is
+timed beside the training, where a busy host or another process on the GPU would decide
+the rounding of one run and not that of the next.
 """
 
 from __future__ import annotations

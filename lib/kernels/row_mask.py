@@ -1,8 +1,9 @@
-"""Which of a row's weights are kept: the k largest, or those of a share of the rms.
+"""Triton: keep the k largest weights of each row, or those above a share of its rms.
 
-The k-th largest is found exactly by one read of the row, without sorting: bits of
-non-negative floats are ordered as the floats are, and the largest pattern that k of the
-row reach is found bit by bit. Rows of which few weights are kept: topk_rows.py.
+The k-th largest is found exactly by one read of the row, without sorting: non-negative
+floats have the same order as their bits read as integers, and the largest pattern that
+at least k weights reach is found bit by bit, from the highest. topk_rows.py serves rows
+of which few weights are kept.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lib.kernels.rows import warps_for
+from lib.kernels.rows import SMALLEST_SUM, warps_for
 
-SMALLEST_SUM = tl.constexpr(1e-12)  # to divide by, as in gpt2/model/mlp.py
+_SMALLEST_SUM = tl.constexpr(SMALLEST_SUM)
 
 
 @triton.jit
@@ -24,11 +25,12 @@ def _keep_kernel(
     x_ptr, kept_ptr, total_ptr, S, N, k, tau,
     TOPK: tl.constexpr, RMS: tl.constexpr, RENORM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row; it sees as many columns as come before it and itself."""
+    """One row of S; it sees the columns up to its own position, the last S of N."""
     row = tl.program_id(0).to(tl.int64)
     visible = row % S + 1 + N - S
     at = tl.arange(0, BLOCK)
-    # Whole rows are read, since a mask of any length would read number by number.
+    # Whole rows are read: with a mask of arbitrary length Triton cannot combine loads
+    # and reads number by number.
     x = tl.load(x_ptr + row * N + at, mask=at < N, other=0.0)
     x = tl.where(at < visible, x, 0.0)
     least = 0.0
@@ -40,6 +42,7 @@ def _keep_kernel(
             reach = tl.sum((bits >= more).to(tl.int32), 0)
             kth = tl.where(reach >= k, more, kth)
         least = kth.to(tl.float32, bitcast=True)
+        # Of several weights equal to the k-th largest, the first are kept.
         equal = (x == least).to(tl.int32)
         room = k - tl.sum((x > least).to(tl.int32), 0)
         x = tl.where((equal == 1) & (tl.cumsum(equal, 0) > room), 0.0, x)
@@ -47,7 +50,7 @@ def _keep_kernel(
         least = tau * tl.sqrt(tl.sum(x * x, 0) / visible)
     x = tl.where(x >= least, x, 0.0)
     if RENORM:
-        total = tl.maximum(tl.sum(x, 0), SMALLEST_SUM)
+        total = tl.maximum(tl.sum(x, 0), _SMALLEST_SUM)
         tl.store(total_ptr + row, total)
         x = x / total
     tl.store(kept_ptr + row * N + at, x, mask=at < N)
@@ -87,7 +90,7 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward(ctx: Any, slope: Tensor, _total: Any) -> Any:
-    """In torch's own operations, for a compiler to join with what comes next."""
+    """In torch's own operations, which a compiler can fuse with their neighbours."""
     kept, total = ctx.saved_tensors
     slope = slope.float()
     if ctx.renorm:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-WIDEST_HEAD = 128  # of queries, keys or values: a tile of them has to fit a program
+WIDEST_HEAD = 128  # of queries, keys or values, for Triton's kernels and cuDNN alike
 WIDEST_TOPK = 32  # the largest weights of a row that a program keeps beside its tile
+SMALLEST_SUM = 1e-12  # divisor of a row of weights that are all zero
 
 
 def packed(x: Tensor) -> Tensor:

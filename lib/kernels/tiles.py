@@ -1,7 +1,7 @@
 """Triton kernels with tile sizes chosen from a list (lib/kernels/choices.py).
 
-The lists, one for each kernel and family of GPUs, stand in ``TILES``. The registers and
-the shared memory of each tile are measured by tests/lib/kernels/test_compiled.py.
+``TILES`` has one list per kernel and family of GPUs. The registers and the shared
+memory of each tile are measured by tests/lib/kernels/test_compiled.py.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ class Tile(NamedTuple):
     stages: int
 
 
-# For fp32 products that no matrix unit computes: unrolled, on NVIDIA a tile
-# of 64 by 64 takes a compiler a minute. RDNA has no unit for fp32 numbers.
+# For fp32 products without a matrix unit (precision "ieee"; RDNA has none for fp32):
+# the compiler unrolls them, and on NVIDIA takes a minute for a tile of 64 by 64.
 EXACT = {
     "nvidia": Tile(32, 32, 4, 2),
     "ampere": Tile(32, 32, 4, 2),
     "cdna": Tile(32, 32, 4, 2),
     "rdna": Tile(16, 16, 8, 1),
 }
-INTERPRETED = Tile(16, 16, 4, 1)
+INTERPRETED = Tile(16, 16, 4, 1)  # no list has one of fewer rows
 PASSES_FAILED = "PassManager::run failed"  # of Triton's compiler, as a RuntimeError
 
 
@@ -48,13 +48,13 @@ def _tiles(*sizes: tuple[int, int, int, int]) -> tuple[Tile, ...]:
     return tuple(Tile(*size) for size in sizes)
 
 
-# In the order of preference: a process that trains takes the first that runs where none
-# was timed. "nvidia" begins with what was fastest for most steps on an H200. RDNA
+# In the order of preference: a process that trains takes the first one that runs where
+# none was timed. "nvidia" begins with the fastest for most steps on an H200. RDNA
 # (waves of 32, 256 registers per thread, 64 KiB of LDS) needs small tiles of one stage:
-# a wave keeps the columns' operands of WMMA in registers, on gfx11 twice, and what a
-# second stage loads ahead as well. CDNA (waves of 64, up to 512 registers, 64 KiB) does
-# with two: a third takes all of its LDS. Ampere, Ada and the GeForce cards of Blackwell
-# keep operands in registers too, and most have 99 KiB.
+# a wave keeps the columns' operands of WMMA in registers, on gfx11 twice, and those
+# loaded ahead by a second stage too. CDNA (waves of 64, up to 512 registers, 64 KiB)
+# has room for two stages: a third takes all of its LDS. Ampere, Ada and the GeForce
+# cards of Blackwell keep operands in registers too, and most have 99 KiB.
 TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
     "forward_kernel": {
         "nvidia": _tiles(
@@ -97,7 +97,7 @@ TILES: dict[str, dict[str, tuple[Tile, ...]]] = {
 
 @cache
 def architecture(where: torch.device) -> str:
-    """Of a device: "gfx1100", "sm_90"; its kind if it is no GPU."""
+    """Architecture of a device: "gfx1100", "sm_90"; for other devices their kind."""
     if where.type != "cuda":
         return where.type
     backend = "rocm" if torch.version.hip else "cuda"
@@ -105,7 +105,7 @@ def architecture(where: torch.device) -> str:
 
 
 def family(architecture: str) -> str:
-    """The name of its lists in ``TILES``."""
+    """Name of the architecture's lists in ``TILES``."""
     families = {
         r"gfx9": "cdna",
         r"gfx1": "rdna",
@@ -127,7 +127,7 @@ def precision(x: Tensor) -> str:
 
 
 def slots(x: Tensor, k: int) -> int:
-    """How many places of a row keep its k largest: a power of 2.
+    """Places for the k largest of a row: a power of 2.
 
     At least 16 on RDNA, where Triton 3.6 has no layout of WMMA for fewer columns.
     """

@@ -1,4 +1,4 @@
-"""How long a kernel takes on a GPU, however slow its host is."""
+"""Time of a kernel on a GPU, independent of how fast the host launches it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ AHEAD, FARTHEST = 32, 512  # such writes before all of them: 3 ms on an H100, an
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Median time that the GPU spends on a call, its caches cold.
+    """Median time that the GPU spends on a call, with cold caches.
 
-    All calls are queued behind other work. A host that compiles at the same time takes
-    longer to launch some kernels than they run, and a GPU that waits for it between two
-    marks makes one choice look as slow as the next.
+    All calls are queued behind other work. A host that compiles at the same time may
+    take longer to launch a kernel than the kernel runs; if the GPU waited for it
+    between two events, all choices would look equally slow.
     """
-    call()  # whatever is made by the first
+    call()  # allocations and compilation of the first call
     space = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
     ahead = AHEAD
     while True:
@@ -33,7 +33,7 @@ def seconds(call: Callable[[], object]) -> float:
             call()
             end.record()
             marks.append((start, end))
-        late = marks[0][0].query()  # had come so far before all were queued
+        late = marks[0][0].query()  # the GPU was there before all were queued
         marks[-1][1].synchronize()
         if not late or ahead >= FARTHEST:
             return statistics.median(a.elapsed_time(b) for a, b in marks) / 1e3
@@ -41,7 +41,7 @@ def seconds(call: Callable[[], object]) -> float:
 
 
 def once(call: Callable[[], object]) -> float:
-    """0 after a launch that the GPU has completed: to see whether it can be done."""
+    """Run a call to its end, to see whether it can be done; 0."""
     call()
     torch.cuda.synchronize()
     return 0.0

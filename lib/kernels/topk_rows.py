@@ -1,6 +1,6 @@
-"""The k largest of each row's weights, as columns and values; sums over what they name.
+"""Triton: the k largest weights of each row, as columns and values, and weighted sums.
 
-[.., K] instead of [.., N]: memory is linear in the length. They stand in falling order,
+[.., K] instead of [.., N]: memory is linear in the length. They are in falling order,
 equal ones by column; where fewer than K weights are positive, column -1 and value 0.
 """
 
@@ -19,7 +19,7 @@ from lib.kernels.rows import packed, warps_for
 
 @triton.jit
 def _first(value, column, other, beside):
-    """The larger of two; of equal ones that of the smaller column."""
+    """The larger of two values with its column; of equal ones the first column."""
     mine = (value > other) | ((value == other) & (column < beside))
     return tl.where(mine, value, other), tl.where(mine, column, beside)
 
@@ -29,16 +29,17 @@ def _largest_kernel(
     x_ptr, column_ptr, value_ptr, N, K, SLOTS: tl.constexpr, GROUPS: tl.constexpr,
     EACH: tl.constexpr,
 ):  # fmt: skip
-    """One row; it sees the columns up to its own place in the square.
+    """One row i of a square matrix; it sees the columns up to i.
 
-    Columns that are equal modulo GROUPS are a group. The K largest are members of the K
-    groups whose largest are the largest, so that a row is looked at once.
+    Columns that are equal modulo GROUPS are a group. The K largest are all in the K
+    groups with the largest maxima, so that the row is searched once, for the maxima,
+    and the K rounds that follow look at these groups alone.
     """
     row = tl.program_id(0).to(tl.int64)
     visible = row % N + 1
     place = tl.arange(0, EACH)[:, None] * GROUPS
     at = place + tl.arange(0, GROUPS)[None, :]
-    # A mask of any length would read number by number.
+    # With a mask of arbitrary length Triton would read number by number.
     end = tl.minimum(tl.cdiv(visible, 16) * 16, N)
     x = tl.load(x_ptr + row * N + at, mask=at < end, other=0.0)
     x = tl.where(at < visible, x, 0.0)
@@ -60,10 +61,10 @@ def _largest_kernel(
 
 
 def write_largest(weights: Tensor, columns: Tensor, values: Tensor) -> None:
-    """The largest of each row into columns [B, T, K] (int32) and values (fp32).
+    """Write the largest of each row into columns [B, T, K] (int32) and values (fp32).
 
-    weights [B, T, T] in fp32, non-negative and contiguous; of row i columns up to i
-    are looked at.
+    weights [B, T, T] in fp32, non-negative and contiguous; row i is read up to
+    column i.
     """
     b, rows, k = columns.shape
     block = triton.next_power_of_2(rows)
@@ -116,8 +117,9 @@ def _sum_kernel(
     column_ptr, value_ptr, low_ptr, out_ptr, lb, S, ln: tl.constexpr, R: tl.constexpr,
     K: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Sum of value low[column] for some rows; grid [row tiles, B]. Known when it is
-    compiled, a stride of 88 is read eight numbers at a time."""
+    """Sum of value low[column] for some rows; grid [row tiles, B]. The stride ln is a
+    constant because Triton vectorises loads only by a factor that it can see in it:
+    with 88, eight numbers at a time."""
     b = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     row = b * S + i
@@ -136,7 +138,7 @@ def _slope_kernel(
     column_ptr, dout_ptr, low_ptr, dvalue_ptr, lb, S, ln: tl.constexpr, R: tl.constexpr,
     K: tl.constexpr, BM: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """What each value gets of the sum's gradient: dout_i . low[column]."""
+    """Gradient of each value: dout_i . low[column]."""
     b = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BM + tl.arange(0, BM)
     row = b * S + i
@@ -151,7 +153,7 @@ def _slope_kernel(
 
 
 def _tiles(columns: Tensor, low: Tensor) -> tuple[tuple[int, int], dict[str, int]]:
-    """The grid of the kernels by rows, and what they are compiled for."""
+    """Grid and constants of the kernels that go by rows."""
     b, rows, k = columns.shape
     width = triton.next_power_of_2(low.shape[2])
     height = max(1, 1024 // width)
@@ -180,8 +182,8 @@ def _(values: Tensor, columns: Tensor, low: Tensor) -> Tensor:
 def sum_backward_op(
     dout: Tensor, values: Tensor, columns: Tensor, low: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of values and low. Low's is a product with the spread matrix: adding
-    row by row would depend on the order in which programs run."""
+    """Gradients of values and low. Low's is a product with the spread matrix: atomic
+    additions row by row would depend on the order in which programs run."""
     low = packed(low)
     (_, rows, _), n = columns.shape, low.shape[1]
     dout, dvalues = dout.contiguous(), torch.empty_like(values)
@@ -213,6 +215,6 @@ sum_op.register_autograd(_backward, setup_context=_save)
 
 def sum_kept(values: Tensor, columns: Tensor, low: Tensor) -> Tensor:
     """sum_k values_ik low[columns_ik]; values [B, S, K] in fp32, columns [B, S, K],
-    low [B, N, R] -> [B, S, R] in low's type."""
+    low [B, N, R] -> [B, S, R] in low's dtype."""
     total: Tensor = sum_op(values, columns, low)
     return total

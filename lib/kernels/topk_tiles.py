@@ -1,8 +1,8 @@
-"""Triton: the largest scores of each row, kept while tiles of them come by.
+"""Triton: the largest scores of each row so far, updated by tiles of new scores.
 
-Any number by ``keep_largest``, which puts one after the other in place, in as many
-rounds as the worst row of a tile needs. Eight by ``keep_eights``: a network over what
-each thread holds of a row, the same work for every tile.
+``keep_largest`` keeps any number of them, inserting one after the other in as many
+rounds as the worst row of a tile needs. ``keep_eights`` keeps eight, by a sorting
+network over the scores that each thread holds: the same work for every tile.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _merged(a0, a1, a2, a3, a4, a5, a6, a7, b0, b1, b2, b3, b4, b5, b6, b7):
 @triton.jit
 def keep_eights(top, s, BM: tl.constexpr):
     """``top`` [BM, 4, 8], the eight largest so far of each of four lanes in falling
-    order, with the rows of s [BM, 64] taken in.
+    order, updated by the rows of s [BM, 64].
 
     On NVIDIA, a matrix unit's accumulator gives a thread two neighbours of every eight
     columns of a row; four such threads are the lanes, so that nothing crosses threads.

@@ -12,8 +12,7 @@ from gpt2.model.backends.call import (
     Platform,
     first_reason,
 )
-
-WIDEST_HEAD = 128
+from lib.kernels.rows import WIDEST_HEAD
 
 
 def unsupported(shape: CallShape, platform: Platform) -> str:
