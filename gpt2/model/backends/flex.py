@@ -1,9 +1,10 @@
 """Attention composed of torch's FlexAttention, for GPUs under torch.compile.
 
-A band is two calls merged by log-sum-exp: near keys, where the transposed score
-counts, with doubled head width ([q, alpha k].[k, q]), and far keys without it.
-The entropy comes from values widened by the keys: sum_j p_ij s_ij is the row's
-query times sum_j p_ij k_j.
+A band takes two calls, merged by their log-sum-exps: near keys, where the transposed
+score counts, with doubled head width ([q, alpha k].[k, q]), and far keys without it.
+FlexAttention gives no weights, but the entropy needs only their mean score, ln Z -
+sum_j p_ij s_ij, and sum_j p_ij s_ij = q_i.(sum_j p_ij k_j): the keys are appended to
+the values, and the second half of the output is that sum.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import (
-    BlockMask,
+    AuxRequest,
     create_block_mask,
     flex_attention,
 )
@@ -71,9 +72,11 @@ def run(call: AttentionCall) -> Attended:
 def banded(
     q: Tensor, k: Tensor, v: Tensor, weighted: Tensor, *, scale: float, window: int
 ) -> Tensor:
-    """Output [B, H, T, Dv]; ``weighted`` [B, H, T, D] are the rows' keys times
-    alpha (and the row's factor, which q then carries too); k and the queries of
-    the columns come in ``k`` as [k, q]."""
+    """Output [B, H, T, Dv] with the transposed score within the window.
+
+    ``weighted`` [B, H, T, D] are the rows' keys times alpha, and times the row's factor
+    where q has it too; ``k`` [B, H, T, 2 D] are keys and queries of the columns.
+    """
     width = q.shape[-1]
     near, near_lse = _flex(
         torch.cat([q, weighted], -1), k, v, scale, _near(window), q.shape[2]
@@ -110,10 +113,14 @@ def with_entropy(
 def _flex(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Mask, length: int
 ) -> tuple[Tensor, Tensor]:
-    blocks: BlockMask = create_block_mask(
-        mask, None, None, length, length, device=q.device
+    """Output [B, H, T, Dv] and log-sum-exp [B, H, T] over the keys that mask shows."""
+    blocks = create_block_mask(mask, None, None, length, length, device=q.device)
+    wanted = AuxRequest(lse=True)
+    out, found = flex_attention(
+        q, k, v, block_mask=blocks, scale=scale, return_aux=wanted
     )
-    return flex_attention(q, k, v, block_mask=blocks, scale=scale, return_lse=True)
+    assert found.lse is not None, "the log-sum-exp was asked for"
+    return out, found.lse
 
 
 def _causal(b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ TOPK = Statistic("topk", 8, False)
 ENTROPY = Statistic("entropy", 8, False)
 
 
-# ---- which path serves ------------------------------------------------------------
+# ---- which backend serves ---------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ ENTROPY = Statistic("entropy", 8, False)
         (replace(PLAIN, dtype=torch.float64), "sdpa"),
     ],
 )
-def test_paths_say_what_they_cannot_serve(shape: CallShape, able: str) -> None:
-    paths = ("sdpa", "flex", "triton")
-    found = [path for path in paths if not BACKENDS[path].unsupported(shape, GPU)]
+def test_backends_say_what_they_cannot_serve(shape: CallShape, able: str) -> None:
+    names = ("sdpa", "flex", "triton")
+    found = [name for name in names if not BACKENDS[name].unsupported(shape, GPU)]
     assert found == able.split()
-    for path in paths:
-        expected = path if path in found else "sdpa" if "sdpa" in found else "reference"
-        assert serving(shape, path, GPU) == expected
+    for name in names:
+        expected = name if name in found else "sdpa" if "sdpa" in found else "reference"
+        assert serving(shape, name, GPU) == expected
 
 
-def test_gpu_paths_need_a_gpu_and_flex_a_compiler() -> None:
+def test_gpu_backends_need_a_gpu_and_flex_a_compiler() -> None:
     band = replace(PLAIN, window=64)
     assert serving(band, "triton", CPU) == "reference"
     assert serving(PLAIN, "triton", CPU) == "sdpa"
@@ -93,7 +93,7 @@ def test_reference_by_name_is_the_reference() -> None:
 
 
 @pytest.mark.parametrize("number", STEPS)
-def test_a_gpu_has_a_fast_path_for_every_step(number: int) -> None:
+def test_a_gpu_has_a_fast_backend_for_every_step(number: int) -> None:
     base = {"head_dim": 64, "mixed_precision": "bf16", "block_size": 128}
     settings = tiny_step(number, **base)
     assert "triton" in candidates(settings, GPU)
@@ -112,7 +112,7 @@ def test_served_by_tells_both_calls_of_a_layer() -> None:
 
 
 @pytest.mark.parametrize("number", STEPS)
-def test_settings_foretell_what_a_layer_asks_for(
+def test_settings_predict_the_calls_of_a_layer(
     number: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = tiny_step(number, mixed_precision="fp32")
@@ -129,10 +129,10 @@ def test_settings_foretell_what_a_layer_asks_for(
     assert tuple(asked) == expected
 
 
-# ---- trying the paths -------------------------------------------------------------
+# ---- trying the backends ----------------------------------------------------------
 
 
-def test_a_wrong_path_is_found_out() -> None:
+def test_a_wrong_backend_is_detected() -> None:
     settings = tiny_step(29)
 
     def right(heads: Heads) -> Attended:
@@ -155,7 +155,7 @@ def test_a_wrong_path_is_found_out() -> None:
         assert "differs from the reference" in problem, wrong
 
 
-def test_a_path_is_compared_and_timed() -> None:
+def test_a_backend_is_compared_and_timed() -> None:
     trial = try_attention("sdpa", tiny_step(29), torch.device("cpu"), 2)
     assert trial.problem == ""
     assert trial.seconds > 0
