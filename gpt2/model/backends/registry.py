@@ -1,7 +1,8 @@
 """The attention backends by name, and which of them serves a call.
 
 A backend is one module of this folder: ``unsupported`` says what it cannot do, ``run``
-does it. All agree up to rounding.
+does it. All agree up to rounding. A new one needs its module, a row in ``BACKENDS``, a
+symbol in gpt2/Kconfig.hardware and what it keeps in gpt2/plan/memory.py.
 """
 
 from __future__ import annotations

@@ -103,7 +103,7 @@ def test_attention_equals_the_loops_on_every_backend(
     expected = [naive.tensor_of(naive.outputs(weights, naive.heads_of(x.v)))]
     leaves = x.leaves(ra["alpha"] == "learned")
     slopes = gradients_of(expected, leaves)
-    for backend in BACKENDS:
+    for backend in ("auto", *BACKENDS):
         got = attend(
             AttentionCall(x.q, x.k, x.v, scale=scale, transposed=x.transposed(**ra)),
             backend,
@@ -122,7 +122,7 @@ def test_row_factors_act_on_the_logits(ra: dict[str, Any]) -> None:
     )
     leaves = [*x.leaves(ra["alpha"] == "learned"), factors]
     slopes = gradients_of([expected], leaves)
-    for backend in BACKENDS:
+    for backend in ("auto", *BACKENDS):
         got = attend(
             AttentionCall(
                 x.q,
@@ -166,7 +166,7 @@ def test_statistic_and_mean_weights_come_with_the_output(
     ]
     leaves = x.leaves(False)
     slopes = gradients_of(theirs, leaves)
-    for backend in BACKENDS:
+    for backend in ("auto", *BACKENDS):
         got = attend(
             AttentionCall(
                 x.q,

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 import torch
 
+import gpt2
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model import attention
 from gpt2.model.attention import Heads
@@ -90,6 +93,12 @@ def test_gpu_backends_need_a_gpu_and_flex_a_compiler() -> None:
 def test_reference_by_name_is_the_reference() -> None:
     assert serving(PLAIN, "reference", GPU) == "reference"
     assert serving(PLAIN, "auto", GPU) == "sdpa"
+
+
+def test_the_menu_offers_each_backend() -> None:
+    menu = Path(gpt2.__file__).with_name("Kconfig.hardware").read_text()
+    offered = re.findall(r"^config RA_MLA_ATTENTION_BACKEND_(\w+)$", menu, re.MULTILINE)
+    assert set(offered) == {"AUTO", *(name.upper() for name in BACKENDS)}
 
 
 @pytest.mark.parametrize("number", STEPS)
