@@ -38,6 +38,7 @@ from gpt2.data.token_files import (
 from gpt2.plan.jobs import Plan, make_plan, only
 from gpt2.run import estimate, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
+from gpt2.run.conflicts import refusal
 from gpt2.run.placement import scheduler_options
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
@@ -164,7 +165,7 @@ def prove(
 
 def warn_of_other_settings(plan: Plan) -> None:
     """Say what `make` would refuse, as runs in the folder have other settings."""
-    if why := folder.refusal(plan.output_dir, plan, plan.base):
+    if why := refusal(plan.output_dir, plan, plan.base):
         print_refusal(why)
 
 

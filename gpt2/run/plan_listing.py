@@ -15,7 +15,7 @@ from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
 from gpt2.plan.jobs import Job, Plan, step_settings
 from gpt2.plan.memory import memory, misfit
 from gpt2.plan.unused_settings import idle
-from gpt2.run.results_dir import conflicts
+from gpt2.run.conflicts import conflicts
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings

@@ -1,8 +1,7 @@
-"""The results folder of a matrix: what it is to hold, what it holds already, who is
-at work in it.
+"""The results folder of a matrix: its files, its lock, runs kept or moved aside.
 
-Torch-free. The folder is the truth: a runner can die at any moment, and the next
-one reads from the folder what is done, what goes on and what comes next.
+Torch-free. All state is in the folder: a runner can die at any moment, and the next
+one reads from it what is done and what is missing.
 """
 
 from __future__ import annotations
@@ -15,17 +14,15 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gpt2.plan.jobs import Job, Plan, identity_of, make_plan
 from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE
 from gpt2.settings.rerun_commands import matrix_command
-from gpt2.settings.schema import IDENTITY_PARTS, Settings
+from gpt2.settings.schema import Settings
 from lib import provenance
 from lib.files import refuse_link, safe_join
-from lib.hashing import diff_fields
 from lib.jobs import run_files
 from lib.kconfig.config_py import read_config
 
@@ -34,7 +31,6 @@ MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in
 PROBE_MARK = ".kablate-probe"  # a file in them
-MOST_LINES = 40  # of what differs between a folder and a plan
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
 CONFIG_FILE = "config.py"  # the configuration of the last call
 _ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
@@ -42,15 +38,6 @@ _ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
 
 class MatrixError(ValueError):
     """The matrix cannot be run as asked; the message says why and the ways out."""
-
-
-@dataclass(frozen=True, slots=True)
-class Conflict:
-    """A run on disk that is not the run planned for its place."""
-
-    run_dir: str
-    reason: str
-    fields: tuple[tuple[str, Any, Any], ...] = ()
 
 
 # ---- the folder -----------------------------------------------------------------
@@ -102,7 +89,7 @@ def _unfinished(output_dir: Path) -> Path:
 
 
 def _is_results_dir(output_dir: Path) -> bool:
-    return (output_dir / MATRIX_FILE).is_file() or bool(_begun_in(output_dir))
+    return (output_dir / MATRIX_FILE).is_file() or bool(begun_in(output_dir))
 
 
 def refuse_foreign(output_dir: Path) -> None:
@@ -207,7 +194,7 @@ def read_matrix_file(output_dir: Path) -> dict[str, Any]:
     try:
         found = run_files.read_json(path)
     except FileNotFoundError:
-        if _begun_in(output_dir):
+        if begun_in(output_dir):
             return _without_matrix_file(output_dir)
         raise MatrixError(f"nothing was run yet: there is no {path}") from None
     except NotADirectoryError as error:
@@ -227,7 +214,7 @@ def _lists_jobs(found: Any) -> bool:
     )
 
 
-def _begun_in(output_dir: Path) -> list[Path]:
+def begun_in(output_dir: Path) -> list[Path]:
     """The job.json of each run that was begun there, known to matrix.json or not."""
     return sorted(output_dir.glob(f"*/seed*/{run_files.JOB_FILE}"))
 
@@ -247,7 +234,7 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
             f"its runs are: {error}. {_ANOTHER}"
         ) from None
     jobs = []
-    for path in _begun_in(output_dir):
+    for path in begun_in(output_dir):
         with suppress(OSError, ValueError, TypeError):
             run_dir = path.parent.relative_to(output_dir).as_posix()
             jobs.append({**run_files.read_json(path), "run_dir": run_dir})
@@ -256,7 +243,7 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
 
 def _way_out(output_dir: Path) -> str:
     """Of a damaged matrix.json, what the user can do."""
-    if not _begun_in(output_dir):
+    if not begun_in(output_dir):
         return (
             f"No run was begun there: move {output_dir} away and type "
             f"`{matrix_command()}` again"
@@ -290,39 +277,6 @@ def render_matrix_file(
 # ---- what is already there ------------------------------------------------------
 
 
-def conflicts(output_dir: Path, jobs: Iterable[Job]) -> list[Conflict]:
-    """Runs on disk that were begun with other settings than are planned now."""
-    found = (_conflict(output_dir / job.run_dir, job) for job in jobs)
-    return [conflict for conflict in found if conflict is not None]
-
-
-def _conflict(run_dir: Path, job: Job) -> Conflict | None:
-    path = run_dir / run_files.JOB_FILE
-    if not path.exists():
-        begun = (run_dir / run_files.STATUS_FILE).exists()
-        reason = f"it was begun, but its {path.name} is missing"
-        return Conflict(job.run_dir, reason) if begun else None
-    try:
-        old = run_files.read_json(path)
-        if old["hash"] == job.hash:
-            return None
-        before = identity_of_json(old)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
-    changed = diff_fields(before, identity_of(job.settings, job.seed))
-    return Conflict(job.run_dir, "its settings were different", tuple(changed))
-
-
-def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
-    """gpt2.plan.jobs.identity_of for a job.json, also one of an older version."""
-    settings = job["settings"]
-    parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
-    place = settings["resources"]
-    effective = place["batch_size"] * place["gradient_accumulation"]
-    control = {"control": True} if place.get("other_kernels") else {}
-    return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
-
-
 def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
     """Jobs of matrix.json that were begun and are not planned now: a run with
     STEPS=5 does not make the other steps' results disappear."""
@@ -339,66 +293,6 @@ def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
         run_dir = safe_join(output_dir, job["run_dir"])
         return (run_dir / run_files.JOB_FILE).exists()
     return False
-
-
-def check(
-    output_dir: Path, plan: Plan, settings: Settings, *, replaced: bool = False
-) -> None:
-    """Stop before anything starts if old runs do not fit what is planned.
-
-    replaced: the planned runs begin anew, and only the others have to fit. Raises
-    MatrixError with the field-by-field difference and the ways out.
-    """
-    found = [] if replaced else conflicts(output_dir, plan.jobs)
-    lines = _explain(found)
-    rerun = f"`{matrix_command('rerun')}`"
-    if not found and kept_jobs(output_dir, plan.jobs):
-        base = read_matrix_file(output_dir).get("base") or {}
-        changed = diff_fields(base, identity_of(settings, 0))
-        if changed:
-            lines = [
-                "the other runs in this folder had other settings",
-                *_rows(changed),
-            ]
-            rerun += ", its STEPS, SEEDS and ONLY taking all of them in"
-    if lines:
-        shown = "\n".join(lines[:MOST_LINES])
-        if len(lines) > MOST_LINES:
-            shown += f"\n    and {len(lines) - MOST_LINES} lines more"
-        raise MatrixError(
-            f"{output_dir} holds runs of other settings; nothing was started.\n"
-            f"{shown}\n"
-            "Ways out: set the fields back, choose another folder with "
-            "OUTPUT_DIR=..., or replace these runs, all in one call, and keep the old "
-            f"ones aside: {rerun}"
-        )
-
-
-def refusal(output_dir: Path, plan: Plan, settings: Settings) -> str:
-    """Why check() would stop this plan; empty if nothing was begun or all fits."""
-    if not (output_dir / MATRIX_FILE).is_file() and not _begun_in(output_dir):
-        return ""
-    try:
-        check(output_dir, plan, settings)
-    except (MatrixError, OSError) as error:
-        return str(error)
-    return ""
-
-
-def _explain(found: Iterable[Conflict]) -> list[str]:
-    """Each difference once, under the first of the runs that have it."""
-    alike: dict[str, list[Conflict]] = {}
-    for conflict in found:
-        alike.setdefault(f"{conflict.reason}{conflict.fields}", []).append(conflict)
-    lines = []
-    for first, *others in alike.values():
-        more = f" and {len(others)} more" if others else ""
-        lines += [f"{first.run_dir}{more}: {first.reason}", *_rows(first.fields)]
-    return lines
-
-
-def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
-    return [f"    {name:<32} was {old!r}, is now {new!r}" for name, old, new in fields]
 
 
 def update(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:

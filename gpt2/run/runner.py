@@ -18,12 +18,12 @@ from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.names import MATRIX_FILE, VERIFIED
 from gpt2.plan.run_length import last_update, seconds_of
 from gpt2.run import estimate
+from gpt2.run.conflicts import check
 from gpt2.run.gpu_sharing import at_once, share
 from gpt2.run.plan_listing import cells, tokens_of
 from gpt2.run.results_dir import (
     STOP_FILE,
     MatrixError,
-    check,
     held,
     missing,
     scratch,

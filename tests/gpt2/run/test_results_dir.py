@@ -13,11 +13,11 @@ import pytest
 
 from gpt2.plan.jobs import Plan, make_plan
 from gpt2.plan.names import MATRIX_FILE
+from gpt2.run.conflicts import check
 from gpt2.run.results_dir import (
     STOP_FILE,
     MatrixError,
     ask_to_stop,
-    check,
     kept_jobs,
     matrix_lock,
     open_folder,

@@ -1,0 +1,128 @@
+"""Runs of a results folder that do not fit the plan: which, and how they differ.
+
+Torch-free. A run is never continued with other settings than it was begun with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.jobs import Job, Plan, identity_of
+from gpt2.plan.names import MATRIX_FILE
+from gpt2.run.results_dir import (
+    MatrixError,
+    begun_in,
+    kept_jobs,
+    read_matrix_file,
+)
+from gpt2.settings.rerun_commands import matrix_command
+from gpt2.settings.schema import IDENTITY_PARTS, Settings
+from lib.hashing import diff_fields
+from lib.jobs import run_files
+
+MOST_LINES = 40  # of the differences that a message lists
+
+
+@dataclass(frozen=True, slots=True)
+class Conflict:
+    """A run on disk that differs from the one planned under its name."""
+
+    run_dir: str
+    reason: str
+    fields: tuple[tuple[str, Any, Any], ...] = ()
+
+
+def conflicts(output_dir: Path, jobs: Iterable[Job]) -> list[Conflict]:
+    """Runs on disk whose settings differ from the planned ones."""
+    found = (_conflict(output_dir / job.run_dir, job) for job in jobs)
+    return [conflict for conflict in found if conflict is not None]
+
+
+def _conflict(run_dir: Path, job: Job) -> Conflict | None:
+    path = run_dir / run_files.JOB_FILE
+    if not path.exists():
+        begun = (run_dir / run_files.STATUS_FILE).exists()
+        reason = f"it was begun, but its {path.name} is missing"
+        return Conflict(job.run_dir, reason) if begun else None
+    try:
+        old = run_files.read_json(path)
+        if old["hash"] == job.hash:
+            return None
+        before = identity_of_json(old)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
+    changed = diff_fields(before, identity_of(job.settings, job.seed))
+    return Conflict(job.run_dir, "its settings were different", tuple(changed))
+
+
+def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
+    """As gpt2.plan.jobs.identity_of, from a job.json of this or an older version."""
+    settings = job["settings"]
+    parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
+    place = settings["resources"]
+    effective = place["batch_size"] * place["gradient_accumulation"]
+    control = {"control": True} if place.get("other_kernels") else {}
+    return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
+
+
+def check(
+    output_dir: Path, plan: Plan, settings: Settings, *, replaced: bool = False
+) -> None:
+    """Refuse a plan that earlier runs of the folder do not fit, before any starts.
+
+    replaced: the planned runs start again, so that only the others have to fit. Raises
+    MatrixError with the differing fields and what the user can do.
+    """
+    found = [] if replaced else conflicts(output_dir, plan.jobs)
+    lines = _explain(found)
+    rerun = f"`{matrix_command('rerun')}`"
+    if not found and kept_jobs(output_dir, plan.jobs):
+        base = read_matrix_file(output_dir).get("base") or {}
+        changed = diff_fields(base, identity_of(settings, 0))
+        if changed:
+            lines = [
+                "the other runs in this folder have different settings",
+                *_rows(changed),
+            ]
+            rerun += ", with STEPS, SEEDS and ONLY that include all of them"
+    if lines:
+        shown = "\n".join(lines[:MOST_LINES])
+        if len(lines) > MOST_LINES:
+            shown += f"\n    and {len(lines) - MOST_LINES} more lines"
+        raise MatrixError(
+            f"{output_dir} contains runs with different settings; nothing was "
+            f"started.\n{shown}\n"
+            "To continue: restore these settings, choose another folder with "
+            "OUTPUT_DIR=..., or replace all of these runs in one call, which keeps the "
+            f"old ones aside: {rerun}"
+        )
+
+
+def refusal(output_dir: Path, plan: Plan, settings: Settings) -> str:
+    """The message of check(); empty if nothing was begun or all runs fit."""
+    if not (output_dir / MATRIX_FILE).is_file() and not begun_in(output_dir):
+        return ""
+    try:
+        check(output_dir, plan, settings)
+    except (MatrixError, OSError) as error:
+        return str(error)
+    return ""
+
+
+def _explain(found: Iterable[Conflict]) -> list[str]:
+    """Each difference once, under the first run that has it."""
+    alike: dict[str, list[Conflict]] = {}
+    for conflict in found:
+        alike.setdefault(f"{conflict.reason}{conflict.fields}", []).append(conflict)
+    lines = []
+    for first, *others in alike.values():
+        more = f" and {len(others)} more" if others else ""
+        lines += [f"{first.run_dir}{more}: {first.reason}", *_rows(first.fields)]
+    return lines
+
+
+def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
+    return [f"    {name:<32} was {old!r}, is now {new!r}" for name, old, new in fields]
