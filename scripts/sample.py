@@ -19,7 +19,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
+from lib.output import EXIT_USAGE, begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -37,7 +37,6 @@ if TYPE_CHECKING:
     from gpt2.infer.text import Request
     from gpt2.infer.trained import TrainedModel
 
-EXIT_USAGE = 2
 TEMPERATURE = Allowed(
     float, lambda x: 0 <= x < math.inf, "a number of at least 0, as in 0.8"
 )
