@@ -100,13 +100,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
         check_if_prepared(plan.jobs[0].settings)
-        tasks = runner.prepare(
-            plan,
-            plan.base,
-            copies(config),
-            PlainView(sys.stderr),
-            partial(prove, given),
-        )
+        view, proofs = PlainView(sys.stderr), partial(prove, given)
+        tasks = runner.prepare(plan, copies(config), view, proofs)
         print_exact(render(plan, tasks, options))
     except (ValueError, OSError, RuntimeError) as error:
         print(with_settings(error, given.overrides), file=sys.stderr)

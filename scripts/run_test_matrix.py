@@ -165,7 +165,7 @@ def prove(
 
 def warn_of_other_settings(plan: Plan) -> None:
     """Say what `make` would refuse, as runs in the folder have other settings."""
-    if why := refusal(plan.output_dir, plan, plan.base):
+    if why := refusal(plan):
         print_refusal(why)
 
 
@@ -238,18 +238,17 @@ def statuses(plan: Plan) -> Counter[str]:
 def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     from lib.jobs.progress import make_view
 
-    settings = plan.base
     check_data(plan)
-    asked = scheduler_options(settings.resources, plan.output_dir)
+    asked = scheduler_options(plan.base.resources, plan.output_dir)
     files = copies(config)
     with make_view() as view:
         if given.as_trained:
-            compared = runner.compare_as_trained(plan, settings, files, asked, view)
+            compared = runner.compare_as_trained(plan, files, asked, view)
         elif given.estimate:
-            found = runner.make_estimate(plan, settings, files, asked, view)
+            found = runner.make_estimate(plan, files, asked, view)
         else:
             proofs = partial(prove, given)
-            code = runner.run(plan, settings, files, asked, view, proofs, given.rerun)
+            code = runner.run(plan, files, asked, view, proofs, given.rerun)
     if given.as_trained:
         print(runner.comparison_table(compared), end="")
         return EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED

@@ -19,7 +19,7 @@ from gpt2.run.results_dir import (
     read_matrix_file,
 )
 from gpt2.settings.rerun_commands import matrix_command
-from gpt2.settings.schema import IDENTITY_PARTS, Settings
+from gpt2.settings.schema import IDENTITY_PARTS
 from lib.hashing import diff_fields
 from lib.jobs import run_files
 
@@ -68,20 +68,19 @@ def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
     return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
 
 
-def check(
-    output_dir: Path, plan: Plan, settings: Settings, *, replaced: bool = False
-) -> None:
+def check(plan: Plan, *, replaced: bool = False) -> None:
     """Refuse a plan that earlier runs of the folder do not fit, before any starts.
 
     replaced: the planned runs start again, so that only the others have to fit. Raises
     MatrixError with the differing fields and what the user can do.
     """
+    output_dir = plan.output_dir
     found = [] if replaced else conflicts(output_dir, plan.jobs)
     lines = _explain(found)
     rerun = f"`{matrix_command('rerun')}`"
     if not found and kept_jobs(output_dir, plan.jobs):
         base = read_matrix_file(output_dir).get("base") or {}
-        changed = diff_fields(base, identity_of(settings, 0))
+        changed = diff_fields(base, identity_of(plan.base, 0))
         if changed:
             lines = [
                 "the other runs in this folder have different settings",
@@ -101,12 +100,13 @@ def check(
         )
 
 
-def refusal(output_dir: Path, plan: Plan, settings: Settings) -> str:
+def refusal(plan: Plan) -> str:
     """The message of check(); empty if nothing was begun or all runs fit."""
-    if not (output_dir / MATRIX_FILE).is_file() and not begun_in(output_dir):
+    folder = plan.output_dir
+    if not (folder / MATRIX_FILE).is_file() and not begun_in(folder):
         return ""
     try:
-        check(output_dir, plan, settings)
+        check(plan)
     except (MatrixError, OSError) as error:
         return str(error)
     return ""

@@ -20,7 +20,6 @@ from typing import Any
 from gpt2.plan.jobs import Job, Plan, identity_of, make_plan
 from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE
 from gpt2.settings.rerun_commands import matrix_command
-from gpt2.settings.schema import Settings
 from lib import provenance
 from lib.files import refuse_link, safe_join
 from lib.jobs import run_files
@@ -139,14 +138,14 @@ def matrix_lock(output_dir: Path) -> Path:
 
 
 @contextmanager
-def held(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> Iterator[Path]:
+def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
     """The folder of a plan, created unless it is there, under its runner's lock.
 
     copies: files to put beside matrix.json (config.py, .config), name -> text.
     Raises MatrixError, and LockHeld if another runner is at work here.
     """
     root = plan.output_dir
-    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan, settings)})
+    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan)})
     with ExitStack() as stack:
         try:
             stack.enter_context(run_files.lock(matrix_lock(root)))
@@ -258,15 +257,12 @@ def _way_out(output_dir: Path) -> str:
     )
 
 
-def render_matrix_file(
-    plan: Plan, settings: Settings, kept: Sequence[Mapping[str, Any]] = ()
-) -> str:
+def render_matrix_file(plan: Plan, kept: Sequence[Mapping[str, Any]] = ()) -> str:
     """The text of matrix.json: planned jobs, then those kept from before."""
-    base = identity_of(settings, 0)
     record = {
         "schema": run_files.SCHEMA,
         "updated": run_files.now(),
-        "base": base,
+        "base": identity_of(plan.base, 0),
         "jobs": [job.to_json() for job in plan.jobs] + [dict(job) for job in kept],
         "left_out": [{"name": x.name, "reason": x.reason} for x in plan.left_out],
         "provenance": provenance.collect(ROOT),
@@ -295,10 +291,10 @@ def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
     return False
 
 
-def update(plan: Plan, settings: Settings, copies: Mapping[str, str]) -> None:
+def update(plan: Plan, copies: Mapping[str, str]) -> None:
     """Bring the folder's own files up to the plan, which check() has let pass."""
     root = plan.output_dir
-    text = render_matrix_file(plan, settings, kept_jobs(root, plan.jobs))
+    text = render_matrix_file(plan, kept_jobs(root, plan.jobs))
     for name, content in {**copies, MATRIX_FILE: text}.items():
         run_files.atomic_write_text(root / name, content)
 

@@ -81,7 +81,6 @@ def _launcher(settings: Settings) -> tuple[str, ...]:
 
 def run(
     plan: Plan,
-    settings: Settings,
     copies: Mapping[str, str],
     options: Options,
     view: View,
@@ -96,13 +95,13 @@ def run(
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """
-    with held(plan, settings, copies) as root:
-        check(root, plan, settings, replaced=rerun)
+    with held(plan, copies) as root:
+        check(plan, replaced=rerun)
         todo = list(plan.jobs) if rerun else missing(root, plan.jobs)
         estimate.require_space(plan, todo, len(options.slots))
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
-        update(plan, settings, copies)
+        update(plan, copies)
         proofs = prove(root / STOP_FILE) if todo else Proofs()
         refused = refuse(root, todo, proofs, view)
         _summarise(root)
@@ -117,7 +116,6 @@ def run(
 
 def prepare(
     plan: Plan,
-    settings: Settings,
     copies: Mapping[str, str],
     view: View,
     prove: Callable[[Path], Proofs],
@@ -127,9 +125,9 @@ def prepare(
 
     prove: as for run(). Raises as run().
     """
-    with held(plan, settings, copies) as root:
-        check(root, plan, settings)
-        update(plan, settings, copies)
+    with held(plan, copies) as root:
+        check(plan)
+        update(plan, copies)
         todo = missing(root, plan.jobs)
         proofs = prove(root / STOP_FILE) if todo else Proofs()
         refused = refuse(root, todo, proofs, view)
@@ -154,7 +152,6 @@ def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:
 
 def make_estimate(
     plan: Plan,
-    settings: Settings,
     copies: Mapping[str, str],
     options: Options,
     view: View,
@@ -164,8 +161,8 @@ def make_estimate(
 
     Raises as run().
     """
-    with held(plan, settings, copies) as root, scratch(root) as folder:
-        check(root, plan, settings)
+    with held(plan, copies) as root, scratch(root) as folder:
+        check(plan)
         firsts = [group[0] for group in cells(plan.jobs)]
         tasks = [task_of(estimate.probe_job(job), folder, "skipped") for job in firsts]
         tasks, options = share(tasks, firsts, root, options, view)
@@ -177,7 +174,6 @@ def make_estimate(
 
 def compare_as_trained(
     plan: Plan,
-    settings: Settings,
     copies: Mapping[str, str],
     options: Options,
     view: View,
@@ -187,7 +183,7 @@ def compare_as_trained(
 
     Runs that are in the folder do not matter. Raises as run().
     """
-    with held(plan, settings, copies) as root, scratch(root) as folder:
+    with held(plan, copies) as root, scratch(root) as folder:
         probes = [estimate.probe_job(g[0], updates=1) for g in cells(plan.jobs)]
         asked = {"as_trained": True}  # also where the runs themselves leave it out
         jobs = [replace(p, settings=p.settings.replace(**asked)) for p in probes]

@@ -81,7 +81,7 @@ def test_a_stopped_estimate_leaves_the_one_before_and_no_request(
     view = Stopping(io.StringIO())
     root = view.folder = plan.output_dir
     options = Options(stop_file=root / STOP_FILE)
-    assert make_estimate(plan, plan.base, {}, options, view) == {}
+    assert make_estimate(plan, {}, options, view) == {}
     probed(plan)
     before = (root / ESTIMATES_FILE).read_bytes()
 
@@ -90,7 +90,7 @@ def test_a_stopped_estimate_leaves_the_one_before_and_no_request(
     (root / f"{PROBES}old" / PROBE_MARK).touch()
     run_files.atomic_write_text(root / f"{PROBES}mine" / "notes", "kept: no probe's")
     (root / f"{PROBES}link").symlink_to(root / f"{PROBES}old")
-    assert make_estimate(plan, plan.base, {}, options, view) == {}
+    assert make_estimate(plan, {}, options, view) == {}
     assert (root / ESTIMATES_FILE).read_bytes() == before
     left = sorted(path.name for path in root.glob(f"{PROBES}*"))
     assert left == [f"{PROBES}link", f"{PROBES}mine"], "only what probes left may go"

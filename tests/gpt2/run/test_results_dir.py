@@ -27,20 +27,18 @@ from gpt2.run.results_dir import (
     update,
 )
 from gpt2.run.runner import task_of
-from gpt2.settings.parse import settings_from
-from gpt2.settings.schema import Settings
 from lib.jobs import run_files
 from tests.tinymatrix import TINY, write_config
 
-Make = Callable[..., tuple[Plan, Settings]]
+Make = Callable[..., Plan]
 
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Plan and settings of TINY with lines replaced; paths are in tmp_path."""
+    """The plan of TINY with lines replaced; paths are in tmp_path."""
     monkeypatch.chdir(tmp_path)
 
-    def plan(**lines: str) -> tuple[Plan, Settings]:
+    def plan(**lines: str) -> Plan:
         text = "".join(
             next(
                 (f"CONFIG_{k}={v}" for k, v in lines.items() if f"_{k}=" in line), line
@@ -48,18 +46,16 @@ def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
             + "\n"
             for line in TINY.splitlines()
         )
-        config = write_config(tmp_path, text)
-        return make_plan(config), settings_from(config)
+        return make_plan(write_config(tmp_path, text))
 
     return plan
 
 
-def create(plan: Plan, settings: Settings) -> None:
-    files = {
-        "config.py": "",
-        MATRIX_FILE: render_matrix_file(plan, settings),
-    }
+def create(plan: Plan) -> Plan:
+    """Make the results folder of the plan, as a runner does; the plan."""
+    files = {"config.py": "", MATRIX_FILE: render_matrix_file(plan)}
     open_folder(plan.output_dir, files)
+    return plan
 
 
 def begin(plan: Plan, *which: int) -> None:
@@ -75,8 +71,7 @@ def begin(plan: Plan, *which: int) -> None:
 
 
 def test_the_folder_appears_whole(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     names = sorted(p.name for p in plan.output_dir.iterdir())
     assert names == ["config.py", "matrix.json"]
     found = read_matrix_file(plan.output_dir)
@@ -91,19 +86,18 @@ def test_the_folder_appears_whole(make: Make) -> None:
 
 
 def test_an_existing_matrix_is_not_touched(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     before = (plan.output_dir / MATRIX_FILE).read_bytes()
     open_folder(plan.output_dir, {MATRIX_FILE: "other"})
     assert (plan.output_dir / MATRIX_FILE).read_bytes() == before
 
 
 def test_a_folder_of_something_else_is_refused(make: Make) -> None:
-    plan, settings = make()
+    plan = make()
     plan.output_dir.mkdir()
     (plan.output_dir / "thesis.tex").write_text("years of work")
     with pytest.raises(MatrixError, match="OUTPUT_DIR=.*, not a results folder"):
-        create(plan, settings)
+        create(plan)
     assert [p.name for p in plan.output_dir.iterdir()] == ["thesis.tex"]
 
 
@@ -111,11 +105,11 @@ def test_a_folder_of_something_else_is_refused(make: Make) -> None:
 def test_a_place_for_no_folder_is_refused_by_its_setting(
     make: Make, tmp_path: Path, name: str
 ) -> None:
-    plan, settings = make()
+    plan = make()
     (tmp_path / "file").write_text("kept")
     plan = replace(plan, output_dir=tmp_path / name)
     with pytest.raises(MatrixError, match=f"OUTPUT_DIR={plan.output_dir}") as refused:
-        create(plan, settings)
+        create(plan)
     assert "Choose another OUTPUT_DIR" in str(refused.value)
     assert ".tmp" not in str(refused.value) and "Errno" not in str(refused.value)
     with pytest.raises(MatrixError, match="OUTPUT_DIR=|nothing was run yet"):
@@ -125,11 +119,11 @@ def test_a_place_for_no_folder_is_refused_by_its_setting(
 
 
 def test_an_empty_folder_is_used_be_it_a_link(make: Make, tmp_path: Path) -> None:
-    plan, settings = make()
+    plan = make()
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / ".matrix.json.0123.tmp").touch()  # a killed writer's
     plan.output_dir.symlink_to(tmp_path / "elsewhere")
-    create(plan, settings)
+    create(plan)
     assert (tmp_path / "elsewhere" / MATRIX_FILE).exists()
     assert plan.output_dir.is_symlink()
 
@@ -155,22 +149,20 @@ def test_of_many_at_once_one_makes_the_folder(tmp_path: Path) -> None:
 
 
 def test_the_same_plan_does_not_conflict(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 0, 3)
-    check(plan.output_dir, plan, settings)
-    other, other_settings = make(BATCH_SIZE="1", GPT2_GRADIENT_ACCUMULATION="2")
-    check(other.output_dir, other, other_settings)  # the same effective batch
+    check(plan)
+    other = make(BATCH_SIZE="1", GPT2_GRADIENT_ACCUMULATION="2")
+    check(other)  # the same effective batch
 
 
 def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 0, 1)
     changed = {"GPT2_MAX_ITERS": "20", "GPT2_N_EMBD": "32", "BATCH_SIZE": "4"}
-    plan, settings = make(**changed)
+    plan = make(**changed)
     with pytest.raises(MatrixError) as caught:
-        check(plan.output_dir, plan, settings)
+        check(plan)
     said = str(caught.value)
     for part in (
         "nothing was started",
@@ -188,21 +180,19 @@ def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> No
 
 
 def test_runs_outside_the_plan_count_too(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 3)
-    only, only_settings = make(RA_MLA_ABLATION_STEPS='"0"')
-    check(only.output_dir, only, only_settings)
-    changed, changed_settings = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
+    only = make(RA_MLA_ABLATION_STEPS='"0"')
+    check(only)
+    changed = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
     with pytest.raises(MatrixError, match="other runs.*\n.*max_iters.*was 10"):
-        check(changed.output_dir, changed, changed_settings)
+        check(changed)
 
 
 def test_a_smaller_plan_keeps_what_was_begun(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 1, 3)
-    only, _ = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
+    only = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
     kept = kept_jobs(only.output_dir, only.jobs)
     assert [job["run_dir"] for job in kept] == [
         "step00-baseline/seed2",
@@ -212,26 +202,23 @@ def test_a_smaller_plan_keeps_what_was_begun(make: Make) -> None:
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"hash": "x"}'])
 def test_a_damaged_job_file_stops(make: Make, text: str) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 0)
     (plan.output_dir / plan.jobs[0].run_dir / "job.json").write_text(text)
     with pytest.raises(MatrixError, match="seed1: its job.json is damaged"):
-        check(plan.output_dir, plan, settings)
+        check(plan)
 
 
 def test_a_run_without_its_job_file_stops(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 0)
     (plan.output_dir / plan.jobs[0].run_dir / "job.json").unlink()
     with pytest.raises(MatrixError, match="its job.json is missing"):
-        check(plan.output_dir, plan, settings)
+        check(plan)
 
 
 def test_hostile_paths_in_matrix_json_are_not_followed(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     outside = plan.output_dir.parent / "outside"
     run_files.atomic_write_json(outside / "job.json", {})
     found: dict[str, Any] = read_matrix_file(plan.output_dir)
@@ -244,8 +231,7 @@ def test_hostile_paths_in_matrix_json_are_not_followed(make: Make) -> None:
 
 
 def test_set_aside_overwrites_nothing(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     places = []
     for _ in range(2):
         begin(plan, 0)
@@ -254,12 +240,11 @@ def test_set_aside_overwrites_nothing(make: Make) -> None:
     assert [place for _, place in places] == [aside / "seed1.1", aside / "seed1.2"]
     assert all((place / "job.json").exists() for _, place in places)
     assert not (plan.output_dir / plan.jobs[0].run_dir).exists()
-    check(plan.output_dir, plan, settings)
+    check(plan)
 
 
 def test_a_running_job_is_not_set_aside(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 0, 1)
     first, second = (plan.output_dir / job.run_dir for job in plan.jobs[:2])
     with run_files.lock(run_files.run_lock(second)), pytest.raises(run_files.LockHeld):
@@ -268,8 +253,7 @@ def test_a_running_job_is_not_set_aside(make: Make) -> None:
 
 
 def test_asking_to_stop_needs_a_runner(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     stop = plan.output_dir / STOP_FILE
     assert "no runner is at work" in ask_to_stop(plan.output_dir)
     assert not stop.exists()
@@ -279,7 +263,7 @@ def test_asking_to_stop_needs_a_runner(make: Make) -> None:
 
 
 def test_a_matrix_file_that_is_none(make: Make) -> None:
-    plan, settings = make()
+    plan = make()
     with pytest.raises(MatrixError, match="nothing was run yet"):
         read_matrix_file(plan.output_dir)
     for text, what in (
@@ -291,47 +275,45 @@ def test_a_matrix_file_that_is_none(make: Make) -> None:
         with pytest.raises(MatrixError, match=f"{what}.* move .*results away"):
             read_matrix_file(plan.output_dir)
     plan.output_dir.rename("elsewhere")  # as it says
-    create(plan, settings)
-    check(plan.output_dir, plan, settings)
+    create(plan)
+    check(plan)
 
 
 def test_a_matrix_file_is_written_anew_by_the_runs_and_their_config(make: Make) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 1, 3)
     path, config = (plan.output_dir / name for name in (MATRIX_FILE, "config.py"))
     config.write_bytes(Path("config.py").read_bytes())
     path.write_text("{")
     with pytest.raises(MatrixError, match="Remove it and type `make`"):
-        check(plan.output_dir, plan, settings)
+        check(plan)
     path.unlink()  # as it says
 
-    only, only_settings = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
-    create(only, only_settings)
-    check(only.output_dir, only, only_settings)
-    update(only, only_settings, {})
+    only = make(RA_MLA_ABLATION_STEPS='"0"', SEEDS='"1"')
+    create(only)
+    check(only)
+    update(only, {})
     found = [job["run_dir"] for job in read_matrix_file(plan.output_dir)["jobs"]]
     first, second, _, last = (job.run_dir for job in plan.jobs)
     assert found == [first, second, last]
 
     path.unlink()
-    other, other_settings = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
+    other = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
     with pytest.raises(MatrixError, match=r"max_iters +was 10, is now 20"):
-        check(other.output_dir, other, other_settings)
+        check(other)
 
     config.write_text("CONFIG_SEEDS = 1\n")  # nothing tells what the runs were
     for text in ("{", None):
         path.write_text(text) if text else path.unlink()
         with pytest.raises(MatrixError, match="choose another OUTPUT_DIR"):
-            check(plan.output_dir, plan, settings)
+            check(plan)
 
 
 @pytest.mark.parametrize("link", [".replaced", ".replaced/step00-baseline"])
 def test_nothing_is_set_aside_behind_a_link(
     make: Make, tmp_path: Path, link: str
 ) -> None:
-    plan, settings = make()
-    create(plan, settings)
+    plan = create(make())
     begin(plan, 0)
     place = plan.output_dir / link.replace("step00-baseline", plan.jobs[0].cell)
     (tmp_path / "theirs").mkdir()

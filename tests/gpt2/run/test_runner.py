@@ -90,7 +90,7 @@ def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
         return meanwhile(plan, "step05-ra/seed1")
 
     view, options = PlainView(io.StringIO()), Options(fail_fast=True)
-    assert run(plan, plan.base, {}, options, view, prove) == EXIT_FAILED
+    assert run(plan, {}, options, view, prove) == EXIT_FAILED
     assert before == [{"results/step00-baseline/seed1/status.json": 1}]
     ends = [run_files.read_status(plan.output_dir / job.run_dir) for job in plan.jobs]
     found = [(status["status"], status["failure"]) for status in ends]
@@ -101,5 +101,5 @@ def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
 def test_what_ended_during_the_proofs_is_not_submitted(plan: Plan) -> None:
     view = PlainView(io.StringIO())
     ended = "step00-baseline/seed2"
-    found = prepare(plan, plan.base, {}, view, lambda stop: meanwhile(plan, ended))
+    found = prepare(plan, {}, view, lambda stop: meanwhile(plan, ended))
     assert found == []
