@@ -26,11 +26,10 @@ from pathlib import Path
 
 from gpt2.plan.jobs import Plan, make_plan
 from gpt2.run.plan_listing import too_large
-from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
+from gpt2.settings.configuration import strict_kconfig
 from lib.gpu.peaks import PEAKS
 from lib.house_rules import Violation
 from lib.kconfig.dotconfig import leading_comments
-from lib.kconfig.strict import open_strict
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -51,13 +50,7 @@ def faults_of(preset: Path) -> Iterator[str]:
     """Lines that name what is wrong with one preset."""
     name = preset.relative_to(ROOT).as_posix()
     try:
-        tree = open_strict(
-            ROOT / "Kconfig",
-            [preset],
-            types=symbol_types(),
-            aliases=ALIASES,
-            prefixes=PREFIXES,
-        )
+        tree = strict_kconfig().open([preset])
         plan = make_plan(tree.config())
         minimal = tree.minimal().split("\n")
     except (ValueError, OSError) as error:

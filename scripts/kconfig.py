@@ -28,14 +28,12 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 from gpt2.data.token_files import DataError, check_if_prepared
-from gpt2.settings.configuration import note_environment
+from gpt2.settings.configuration import note_environment, strict_kconfig
 from gpt2.settings.parse import ALIASES, PREFIXES, settings_from, symbol_types
 from lib.jobs.run_files import atomic_write_bytes, atomic_write_text
-from lib.kconfig import strict as kconfig
 from lib.kconfig.config_py import (
     Config,
     ConfigError,
@@ -62,15 +60,13 @@ UNCONFIGURED = (
     "defconfig-NAME loads one, and make menuconfig starts without"
 )
 
-strict = partial(
-    kconfig.open_strict, types=symbol_types(), aliases=ALIASES, prefixes=PREFIXES
-)
+strict = strict_kconfig()
 
 
 def defconfig(names: str, overrides: str) -> None:
     """Load presets, merged from left to right, into .config and config.py."""
     files = [preset(name) for name in names.split("+")]
-    tree = strict(KCONFIG, files, split_overrides(overrides))
+    tree = strict.open(files, split_overrides(overrides))
     config = tree.config()
     note_environment(config, overrides)
     check_settings(config)
@@ -134,7 +130,7 @@ def savedefconfig(name: str) -> None:
             f"NAME={name!r}: a preset's name has letters, digits, '.', '_' and '-', "
             "as in make savedefconfig NAME=gpt2-mine"
         )
-    tree = strict(KCONFIG, [configured()])
+    tree = strict.open([configured()])
     path = DEFCONFIGS / name
     comments = comments_of(path) if path.is_file() else []
     comments = comments or [f"# {name}: say what it is for; hardware; expected hours"]
@@ -151,7 +147,7 @@ def check_minimal(path: Path, text: str, wanted: Config) -> None:
     trial = path.with_name(f".{path.name}.trial")
     try:
         atomic_write_text(trial, text)
-        loaded = strict(KCONFIG, [trial]).config().values
+        loaded = strict.open([trial]).config().values
     finally:
         trial.unlink(missing_ok=True)
     lost = [n for n, value in wanted.values.items() if loaded.get(n) != value]
@@ -189,7 +185,7 @@ def is_current() -> bool:
 def regenerate() -> Config:
     """Write config.py from .config; its contents."""
     old = previous()
-    config = kconfig.refresh(KCONFIG, configured(), old, types=symbol_types())
+    config = strict.refresh(configured(), old)
     check_settings(config)
     for edit in edits(old):
         if edit.value != (now := config.values.get(edit.name)):
@@ -216,7 +212,7 @@ def edits(config: Config | None) -> Iterator[Edit]:
     if config is None or not MADE_FROM.is_file():
         return
     try:
-        made = strict(KCONFIG, [MADE_FROM]).config().values
+        made = strict.open([MADE_FROM]).config().values
     except (ConfigError, OSError):  # by another Kconfig
         return
     for name, value in config.values.items():
@@ -300,7 +296,7 @@ def olddefconfig() -> None:
     configured()
     keep_old()
     drop_unusable()
-    atomic_write_text(DOTCONFIG, strict(KCONFIG, [DOTCONFIG]).dotconfig())
+    atomic_write_text(DOTCONFIG, strict.open([DOTCONFIG]).dotconfig())
     config = regenerate()
     print(f".config and config.py are up to date. {next_commands(config)}")
 
@@ -308,14 +304,14 @@ def olddefconfig() -> None:
 def is_droppable() -> bool:
     """Whether .config has lines that olddefconfig would drop."""
     try:
-        return bool(kconfig.unusable_lines(KCONFIG, DOTCONFIG))
+        return bool(strict.unusable_lines(DOTCONFIG))
     except (ConfigError, OSError):
         return False
 
 
 def drop_unusable() -> None:
     """Take lines that have no effect out of .config, naming each."""
-    dropped = kconfig.unusable_lines(KCONFIG, DOTCONFIG)
+    dropped = strict.unusable_lines(DOTCONFIG)
     for reason in dropped.values():
         print(f"dropped {reason}", flush=True)
     if dropped:
@@ -328,30 +324,22 @@ def explain(name: str, overrides: str) -> None:
     """Print all about one symbol, as it is configured now or by default."""
     if not name:
         raise ConfigError("say which: make explain SYMBOL=GPT2_MAX_ITERS")
-    types = symbol_types()
     if DOTCONFIG.is_file():
         if is_current():
-            config = kconfig.require_possible(KCONFIG, read_made(), types=types)
+            config = strict.require_possible(read_made())
         else:
-            config = kconfig.refresh(KCONFIG, DOTCONFIG, previous(), types=types)
+            config = strict.refresh(DOTCONFIG, previous())
     else:
         print("(nothing is configured yet: these are defaults)")
-        config = strict(KCONFIG, []).config()
+        config = strict.open([]).config()
     note_environment(config, overrides)
-    config = kconfig.apply_overrides(
-        KCONFIG,
-        config,
-        split_overrides(overrides),
-        types=types,
-        aliases=ALIASES,
-        prefixes=PREFIXES,
-    )
+    config = strict.override(config, split_overrides(overrides))
     alias = ALIASES.get(name)
     kinds = dict.fromkeys(config.values, "")
     symbol = (
         alias if isinstance(alias, str) else symbol_for(name, kinds, ALIASES, PREFIXES)
     )
-    print(kconfig.explain(KCONFIG, config, symbol, types=types))
+    print(strict.explain(config, symbol))
 
 
 # ---- command line ---------------------------------------------------------------

@@ -352,7 +352,7 @@ model.eval()
 ast.literal_eval(text)
 torch.load(path, weights_only=True)
 subprocess.run(["ls"], shell=False)
-from lib.kconfig.strict import load_strict
+from lib.kconfig.strict import StrictKconfig
 """
 
 

@@ -137,12 +137,10 @@ TRY_BOTH = """
 import dataclasses
 from gpt2.plan.jobs import make_plan
 from gpt2.plan.unused_settings import idle
-from gpt2.settings.configuration import KCONFIG
-from gpt2.settings.parse import symbol_types
-from lib.kconfig.strict import load_strict
+from gpt2.settings.configuration import strict_kconfig
 overrides = ["TEST_MATRIX_MODE=y", "TEST_MATRIX_LION=y", "SGD_MOMENTUM=0.5"]
 overrides += ["TEST_MATRIX_PRUNING_AGREEMENT=y", "TEST_MATRIX_LION_LEARNING_RATE=1e-4"]
-config = load_strict(KCONFIG, [], overrides, types=symbol_types())
+config = strict_kconfig().load([], overrides)
 plan = make_plan(config)
 for job in plan.jobs:
     print(job.name, job.parent_name, job.settings.optim.learning_rate)

@@ -7,9 +7,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gpt2.settings.parse import ALIASES, symbol_types
+from gpt2.settings.configuration import strict_kconfig
+from gpt2.settings.parse import symbol_types
 from lib.kconfig.config_py import Config, render_config
-from lib.kconfig.strict import load_strict
 from tests.scratch import ROOT
 
 SCRIPT = ROOT / "scripts" / "run_test_matrix.py"
@@ -46,9 +46,8 @@ def write_config(folder: Path, text: str = TINY) -> Config:
     """config.py in a folder, from the lines of a defconfig."""
     preset = folder / "preset"
     preset.write_text(text)
-    types = symbol_types()
-    config = load_strict(ROOT / "Kconfig", [preset], types=types, aliases=ALIASES)
-    (folder / "config.py").write_text(render_config(config, types))
+    config = strict_kconfig().load([preset])
+    (folder / "config.py").write_text(render_config(config, symbol_types()))
     return config
 
 

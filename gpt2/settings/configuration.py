@@ -10,11 +10,15 @@ import os
 import sys
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
 from gpt2.settings.rerun_commands import assignments
 from lib.kconfig.config_py import Config, ConfigError, read_config, render_config
 from lib.kconfig.dotconfig import split_overrides
+
+if TYPE_CHECKING:
+    from lib.kconfig.strict import StrictKconfig
 
 ROOT = Path(__file__).resolve().parents[2]
 KCONFIG = ROOT / "Kconfig"
@@ -27,6 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
     add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
     add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
+
+
+def strict_kconfig() -> StrictKconfig:
+    """Our Kconfig, with the types and short names of its symbols."""
+    from lib.kconfig.strict import StrictKconfig  # kconfiglib: only where it is needed
+
+    return StrictKconfig(KCONFIG, symbol_types(), ALIASES, PREFIXES)
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
@@ -46,16 +57,12 @@ def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Co
     note_environment(config, overrides)
     if overrides.strip() or first:
         return override(config, overrides, first)
-    from lib.kconfig.strict import require_possible
-
-    return require_possible(KCONFIG, config, types=symbol_types())
+    return strict_kconfig().require_possible(config)
 
 
 def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
     """Kconfig's defaults with assignments applied; raises ConfigError."""
-    from lib.kconfig.strict import load_strict
-
-    config = load_strict(KCONFIG, [], types=symbol_types(), aliases=ALIASES)
+    config = strict_kconfig().load([])
     note_environment(config, overrides)
     return override(config, overrides, first)
 
@@ -116,12 +123,9 @@ def load_or_defaults(
 
 def copies(config: Config) -> dict[str, str]:
     """config.py and .config as they stand, overrides included, to keep with results."""
-    from lib.kconfig.strict import render_dotconfig
-
-    types = symbol_types()
     return {
-        "config.py": render_config(config, types),
-        ".config": render_dotconfig(KCONFIG, config, types=types),
+        "config.py": render_config(config, symbol_types()),
+        ".config": strict_kconfig().render_dotconfig(config),
     }
 
 
@@ -129,14 +133,6 @@ def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Confi
     """``config`` with assignments applied; raises ConfigError."""
     if not overrides.strip() and not first:
         return config
-    from lib.kconfig.strict import apply_overrides
-
     words = split_overrides(overrides)
-    return apply_overrides(
-        KCONFIG,
-        config,
-        [*(word for word in first if word not in words), *words],
-        types=symbol_types(),
-        aliases=ALIASES,
-        prefixes=PREFIXES,
-    )
+    first = [word for word in first if word not in words]
+    return strict_kconfig().override(config, [*first, *words])

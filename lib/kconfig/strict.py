@@ -7,7 +7,7 @@ and reason; every value keeps the place where it was asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from lib.kconfig.config_py import DEFAULT, Config, Types
@@ -23,168 +23,135 @@ from lib.kconfig.symbols import (
 )
 from lib.kconfig.tree import Tree
 
-
-def open_strict(
-    kconfig: str | Path,
-    files: Iterable[str | Path],
-    overrides: Iterable[str] = (),
-    *,
-    types: Types | None = None,
-    aliases: Aliases | None = None,
-    prefixes: Sequence[str] = (),
-) -> Tree:
-    """As load_strict, for one who also wants the text of .config or a defconfig."""
-    tree = Tree(kconfig, types)
-    problems = [problem for file in files for problem in tree.read(file)]
-    fail_on(problems + tree.check())
-    tree.override(overrides, aliases or {}, prefixes)
-    return tree
+Files = Iterable[str | Path]
 
 
-def load_strict(
-    kconfig: str | Path,
-    files: Iterable[str | Path],
-    overrides: Iterable[str] = (),
-    *,
-    types: Types | None = None,
-    aliases: Aliases | None = None,
-    prefixes: Sequence[str] = (),
-) -> Config:
-    """The configuration that ``files`` ask for; a later file overrules an earlier one.
+@dataclass(frozen=True)
+class StrictKconfig:
+    """A Kconfig file, and how a project reads values and names of its symbols.
 
-    ``overrides`` as in apply_overrides, after the files. Raises ConfigError with a
-    line for each fault of the files, OSError if one cannot be read.
+    types: readers of the symbols whose string is something else, as a float.
+    aliases, prefixes: short names on the command line. KEY in ``KEY=VALUE`` is an
+    alias, a symbol, or a symbol without one of the prefixes.
+
+    All methods raise lib.kconfig.config_py.ConfigError with a line for each fault,
+    and OSError for a file that cannot be read.
     """
-    return open_strict(
-        kconfig, files, overrides, types=types, aliases=aliases, prefixes=prefixes
-    ).config()
 
+    kconfig: str | Path
+    types: Types = field(default_factory=dict)
+    aliases: Aliases = field(default_factory=dict)
+    prefixes: Sequence[str] = ()
 
-def apply_overrides(
-    kconfig: str | Path,
-    config: Config,
-    overrides: Iterable[str],
-    *,
-    types: Types | None = None,
-    aliases: Aliases | None = None,
-    prefixes: Sequence[str] = (),
-) -> Config:
-    """``config`` with ``KEY=VALUE`` assignments from the command line applied.
+    def open(self, files: Files, overrides: Iterable[str] = ()) -> Tree:
+        """As load(), for the text of .config or of a defconfig as well."""
+        tree = self._tree()
+        problems = [problem for file in files for problem in tree.read(file)]
+        fail_on(problems + tree.check())
+        tree.override(overrides, self.aliases, self.prefixes)
+        return tree
 
-    KEY is a name in ``aliases``, a symbol, or one without a prefix in ``prefixes``.
-    An override takes effect or is an error; a symbol that it hides falls back to its
-    default, and everything else stays and keeps its origin. Raises ConfigError.
-    """
-    overrides = list(overrides)
-    if not overrides:
-        return config
-    tree = Tree(kconfig, types)
-    tree.replay(config)
-    tree.override(overrides, aliases or {}, prefixes)
-    return tree.config()
+    def load(self, files: Files, overrides: Iterable[str] = ()) -> Config:
+        """The configuration that the files ask for, a later one overruling earlier
+        ones, and then the overrides, as for override()."""
+        return self.open(files, overrides).config()
 
+    def override(self, config: Config, overrides: Iterable[str]) -> Config:
+        """``config`` with ``KEY=VALUE`` assignments from the command line applied.
 
-def require_possible(
-    kconfig: str | Path, config: Config, *, types: Types | None = None
-) -> Config:
-    """A config.py with the origins of values that were edited by hand.
+        An override takes effect or is an error. A symbol that it hides falls back to
+        its default; everything else stays and keeps its origin.
+        """
+        overrides = list(overrides)
+        if not overrides:
+            return config
+        tree = self._tree(config)
+        tree.override(overrides, self.aliases, self.prefixes)
+        return tree.config()
 
-    Raises ConfigError for values that no .config leads to.
-    """
-    tree = Tree(kconfig, types)
-    tree.replay(config)
-    return tree.config()
+    def require_possible(self, config: Config) -> Config:
+        """A config.py with the origins of values that were edited by hand; refuses
+        values that no .config leads to."""
+        return self._tree(config).config()
 
+    def render_dotconfig(self, config: Config) -> str:
+        """The text of the .config that ``config`` stands for, overrides included."""
+        return self._tree(config).dotconfig()
 
-def refresh(
-    kconfig: str | Path,
-    dotconfig: str | Path,
-    previous: Config | None = None,
-    *,
-    types: Types | None = None,
-) -> Config:
-    """The configuration in .config, which names every symbol, asked for or not.
+    def _tree(self, config: Config | None = None) -> Tree:
+        tree = Tree(self.kconfig, self.types)
+        if config is not None:
+            tree.replay(config)
+        return tree
 
-    What equals ``previous`` keeps its origin there; of the rest, what is not default
-    originates in its line of .config. Raises ConfigError as load_strict.
-    """
-    tree = Tree(kconfig, types)
-    fail_on(tree.read(dotconfig) + tree.check())
-    loaded, changed = tree.config(), assigned_names(tree.minimal(), tree.kinds)
-    old = previous or Config({})
-    for name, assignment in list(tree.asked.items()):
-        known = old.origins.get(name, f"{assignment.source}:")
-        if known == old.places.get(name):  # edited by hand, and so in .config now
-            known = f"{assignment.source}:"
-        same = name in old.values and old.values[name] == loaded.values.get(name)
-        if same and not known.startswith(f"{assignment.source}:"):
-            tree.asked[name] = replace(assignment, origin=known)
-        elif name not in changed:
-            del tree.asked[name]
-    return tree.config()
+    def refresh(self, dotconfig: str | Path, previous: Config | None = None) -> Config:
+        """The configuration in .config, which names every symbol, asked for or not.
+
+        What equals ``previous`` keeps its origin there; of the rest, what is not
+        default originates in its line of .config.
+        """
+        tree = self._tree()
+        fail_on(tree.read(dotconfig) + tree.check())
+        loaded, changed = tree.config(), assigned_names(tree.minimal(), tree.kinds)
+        old = previous or Config({})
+        for name, assignment in list(tree.asked.items()):
+            known = old.origins.get(name, f"{assignment.source}:")
+            if known == old.places.get(name):  # edited by hand, and so in .config now
+                known = f"{assignment.source}:"
+            same = name in old.values and old.values[name] == loaded.values.get(name)
+            if same and not known.startswith(f"{assignment.source}:"):
+                tree.asked[name] = replace(assignment, origin=known)
+            elif name not in changed:
+                del tree.asked[name]
+        return tree.config()
+
+    def unusable_lines(self, dotconfig: str | Path) -> dict[int, str]:
+        """The lines of .config that have no effect, by number from 1, each with why.
+
+        Refuses a file that dropping lines cannot repair.
+        """
+        dropped: dict[int, str] = {}
+        while True:
+            tree = Tree(self.kconfig)
+            problems = tree.read(dotconfig, skip=dropped) + tree.check()
+            if not problems:
+                return dict(sorted(dropped.items()))
+            fail_on(p for p in problems if not p.line)
+            dropped |= {p.line: str(p) for p in problems}
+
+    def explain(self, config: Config, name: str) -> str:
+        """One symbol: value, origin, default, prompt, range, conditions, help."""
+        kind = kind_of(name, self._tree().kinds)
+        tree = self._tree(config)
+        symbol = tree.symbols[name]
+        origin = config.origin(name)
+        bounds = active_range(symbol)
+        rivals = (
+            [s.name for s in symbol.choice.syms if s != symbol] if symbol.choice else []
+        )
+        follows = dict.fromkeys(s.name for s in deciding(symbol))
+        if origin == DEFAULT:
+            origin = f"{DEFAULT} ({place_of(symbol)})"
+        facts = {
+            "origin": origin,
+            "prompt": prompt_of(symbol) or "none: derived, it cannot be set",
+            "menu": menu_of(symbol),
+            "choice": prompt_of(symbol.choice) if symbol.choice else "",
+            "instead of": ", ".join(rivals),
+            "type": kind,
+            "range": f"{bounds[0]} to {bounds[1]}" if bounds else "",
+            "follows": ", ".join(follows),
+            "depends on": "; and on ".join(map(tree.clause, conditions(symbol))),
+            "defined in": place_of(symbol),
+            "default": tree.default(symbol) or "empty",
+            "help": help_of(symbol).replace("\n", "\n" + 14 * " "),
+        }
+        value = config.values.get(name, "")
+        lines = [f"  {label:<12}{fact}" for label, fact in facts.items() if fact]
+        return "\n".join([f"CONFIG_{name} = {value!r}", *lines])
 
 
 def assigned_names(text: str, kinds: Mapping[str, str]) -> set[str]:
     """The symbols that the lines of a .config assign."""
     parsed = (parse_line(line, kinds) for line in text.split("\n"))
     return {line[0] for line in parsed if line}
-
-
-def unusable_lines(kconfig: str | Path, dotconfig: str | Path) -> dict[int, str]:
-    """The lines of .config that have no effect, by number from 1, each with why.
-
-    Raises ConfigError for what no dropped line can mend, OSError if unreadable.
-    """
-    dropped: dict[int, str] = {}
-    while True:
-        tree = Tree(kconfig)
-        problems = tree.read(dotconfig, skip=dropped) + tree.check()
-        if not problems:
-            return dict(sorted(dropped.items()))
-        fail_on(p for p in problems if not p.line)
-        dropped |= {p.line: str(p) for p in problems}
-
-
-def render_dotconfig(
-    kconfig: str | Path, config: Config, *, types: Types | None = None
-) -> str:
-    """The text of the .config that ``config`` stands for, overrides included."""
-    tree = Tree(kconfig, types)
-    tree.replay(config)
-    return tree.dotconfig()
-
-
-def explain(
-    kconfig: str | Path, config: Config, name: str, *, types: Types | None = None
-) -> str:
-    """All about one symbol: value, origin, default, prompt, range, conditions, help.
-
-    Raises ConfigError, with the nearest name, for an unknown symbol.
-    """
-    tree = Tree(kconfig, types)
-    kind = kind_of(name, tree.kinds)
-    tree.replay(config)
-    symbol = tree.symbols[name]
-    origin = config.origin(name)
-    bounds = active_range(symbol)
-    rivals = (
-        [s.name for s in symbol.choice.syms if s != symbol] if symbol.choice else []
-    )
-    follows = dict.fromkeys(s.name for s in deciding(symbol))
-    facts = {
-        "origin": f"{DEFAULT} ({place_of(symbol)})" if origin == DEFAULT else origin,
-        "prompt": prompt_of(symbol) or "none: derived, it cannot be set",
-        "menu": menu_of(symbol),
-        "choice": prompt_of(symbol.choice) if symbol.choice else "",
-        "instead of": ", ".join(rivals),
-        "type": kind,
-        "range": f"{bounds[0]} to {bounds[1]}" if bounds else "",
-        "follows": ", ".join(follows),
-        "depends on": "; and on ".join(map(tree.clause, conditions(symbol))),
-        "defined in": place_of(symbol),
-        "default": tree.default(symbol) or "empty",
-        "help": help_of(symbol).replace("\n", "\n" + 14 * " "),
-    }
-    value = config.values.get(name, "")
-    lines = [f"  {label:<12}{fact}" for label, fact in facts.items() if fact]
-    return "\n".join([f"CONFIG_{name} = {value!r}", *lines])

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.jobs import step_settings
-from gpt2.settings.parse import ALIASES, PREFIXES, settings_from, symbol_types
+from gpt2.settings.configuration import strict_kconfig
+from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
 from lib.kconfig.config_py import Config
-from lib.kconfig.strict import load_strict
 from tests import reference as naive
 
 KCONFIG = Path(__file__).resolve().parents[2] / "Kconfig"
@@ -44,14 +44,7 @@ TINY = {
 
 def make_config(**symbols: str) -> Config:
     """The Kconfig defaults with symbols (aliases allowed) from the command line."""
-    return load_strict(
-        KCONFIG,
-        [],
-        [f"{name}={value}" for name, value in symbols.items()],
-        types=symbol_types(),
-        aliases=ALIASES,
-        prefixes=PREFIXES,
-    )
+    return strict_kconfig().load([], [f"{k}={v}" for k, v in symbols.items()])
 
 
 @cache

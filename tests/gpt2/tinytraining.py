@@ -24,11 +24,11 @@ import torch
 from safetensors import safe_open
 
 from gpt2.plan.jobs import Job, make_plan, step_job
-from gpt2.settings.parse import ALIASES, settings_from, symbol_types
+from gpt2.settings.configuration import strict_kconfig
+from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.jobs.run_files import atomic_write_json, read_json, read_jsonl
 from lib.kconfig.config_py import Config
-from lib.kconfig.strict import load_strict
 from tests.faults import sitecustomize
 from tests.gpt2.tinydata import ROOT
 
@@ -66,14 +66,8 @@ TIMES = (
 @cache
 def tiny_config(*overrides: str, text_path: str = "unknown") -> Config:
     """The configuration of these tests, as the command line would change it."""
-    return load_strict(
-        ROOT / "Kconfig",
-        [],
-        (*TINY, f"DATASET_TEXT_PATH={text_path}", *overrides),
-        types=symbol_types(),
-        aliases=ALIASES,
-        prefixes=("GPT2_", "RA_MLA_"),
-    )
+    words = (*TINY, f"DATASET_TEXT_PATH={text_path}", *overrides)
+    return strict_kconfig().load([], words)
 
 
 def tiny_job(data_dir: Path, step: int | None = None, **fields: Any) -> Job:

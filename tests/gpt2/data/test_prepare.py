@@ -33,7 +33,7 @@ from gpt2.data.token_files import (
 from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.settings.parse import symbol_types
 from lib.kconfig.config_py import render_config
-from lib.kconfig.strict import load_strict
+from tests.gpt2.helpers import make_config
 from tests.gpt2.tinydata import (
     ROOT,
     prepare_texts,
@@ -331,11 +331,8 @@ def project(tmp_path):
         "GPT2_TOKENIZER_BYTES": "y",
         "DATA_DIR": str(tmp_path / "data"),
     }
-    types = symbol_types()
-    config = load_strict(
-        ROOT / "Kconfig", [], [f"{k}={v}" for k, v in wanted.items()], types=types
-    )
-    (tmp_path / "config.py").write_text(render_config(config, types))
+    text = render_config(make_config(**wanted), symbol_types())
+    (tmp_path / "config.py").write_text(text)
     return tmp_path
 
 

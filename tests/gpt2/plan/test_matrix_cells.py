@@ -11,13 +11,12 @@ import pytest
 
 from gpt2.plan.jobs import Job, Plan, job_from_json, make_plan
 from gpt2.plan.matrix_cells import BASELINE
-from gpt2.settings.parse import ALIASES, symbol_types
+from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.schema import Matrix
 from lib.kconfig.config_py import ConfigError
-from lib.kconfig.strict import load_strict
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS, VARIANTS, why_not
-from tests.gpt2.helpers import KCONFIG, make_config
+from tests.gpt2.helpers import make_config
 from tests.scratch import ROOT
 
 PRESETS = sorted((ROOT / "defconfigs").glob("*"))
@@ -313,8 +312,7 @@ def test_a_step_whose_pruning_could_not_act_is_refused():
 
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_every_preset_can_be_planned(preset):
-    config = load_strict(KCONFIG, [preset], types=symbol_types(), aliases=ALIASES)
-    found = make_plan(config)
+    found = make_plan(strict_kconfig().load([preset]))
     assert found.jobs and len({job.hash for job in found.jobs}) == len(found.jobs)
     if found.base.matrix.mode == "matrix":
         assert found.jobs[0].name == BASELINE

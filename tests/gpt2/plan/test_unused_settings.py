@@ -9,18 +9,15 @@ import pytest
 from gpt2.plan.jobs import make_plan
 from gpt2.plan.unused_settings import idle
 from gpt2.run.plan_listing import listing
-from gpt2.settings.configuration import override
-from gpt2.settings.parse import symbol_types
+from gpt2.settings.configuration import override, strict_kconfig
 from lib.kconfig.config_py import Config
-from lib.kconfig.strict import load_strict
 from tests.gpt2.helpers import KCONFIG
 
 PRESETS = KCONFIG.parent / "defconfigs"
 
 
 def preset(name: str, overrides: str = "") -> Config:
-    loaded = load_strict(KCONFIG, [PRESETS / name], types=symbol_types())
-    return override(loaded, overrides)
+    return override(strict_kconfig().load([PRESETS / name]), overrides)
 
 
 def idle_in(config: Config) -> list[str]:

@@ -23,9 +23,8 @@ from gpt2.report.plots import places
 from gpt2.report.read_results import Run, read_matrix
 from gpt2.report.text import escape, terminal_report
 from gpt2.report.verdicts import Verdict, judge
-from gpt2.settings.parse import ALIASES, symbol_types
+from gpt2.settings.configuration import strict_kconfig
 from lib import stats
-from lib.kconfig.strict import load_strict
 from tests.results_factory import pairing, pass_audits, write_matrix, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -161,7 +160,7 @@ def test_checklist_ticks_nothing_without_manifests(tmp_path):
 
 
 def test_ratio_is_that_of_the_settings():
-    settings = load_strict(KCONFIG, [PRESET], types=symbol_types(), aliases=ALIASES)
+    settings = strict_kconfig().load([PRESET])
     job = make_plan(settings).jobs[0]
     assert ratio_of(Run({}, job.to_json())) == pytest.approx(budget(job.settings).ratio)
 

@@ -8,10 +8,10 @@ import pytest
 
 from gpt2.plan.jobs import make_plan
 from gpt2.settings.checks import check, remarks
-from gpt2.settings.parse import settings_from, settings_from_dict, symbol_types
+from gpt2.settings.configuration import strict_kconfig
+from gpt2.settings.parse import settings_from, settings_from_dict
 from lib.kconfig.config_py import ConfigError
-from lib.kconfig.strict import load_strict
-from tests.gpt2.helpers import KCONFIG, make_config, tiny
+from tests.gpt2.helpers import make_config, tiny
 
 SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"n_embd": 10, "n_head": 4, "head_dim": 0}, "GPT2_N_EMBD=10 is no multiple"),
@@ -93,7 +93,7 @@ def test_heads_that_cannot_be_pruned_are_refused_with_the_line(tmp_path, first) 
     preset = tmp_path / "preset"
     preset.write_text(f"CONFIG_{first}=y\nCONFIG_PRUNING_HEADS=y\n")
     with pytest.raises(ConfigError, match=r"preset:2: CONFIG_PRUNING_HEADS depends"):
-        load_strict(KCONFIG, [preset], types=symbol_types())
+        strict_kconfig().load([preset])
 
 
 def test_an_ablation_may_prune_heads_in_steps_that_own_them() -> None:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from kconfiglib import Choice, Symbol
 
-from gpt2.settings.parse import settings_from, settings_from_dict, symbol_types
+from gpt2.settings.configuration import strict_kconfig
+from gpt2.settings.parse import settings_from, settings_from_dict
 from gpt2.settings.schema import (
     FIELD_TYPES,
     FIELDS,
@@ -19,7 +20,6 @@ from gpt2.settings.schema import (
     Settings,
 )
 from lib.kconfig.config_py import Config
-from lib.kconfig.dotconfig import fail_on
 from lib.kconfig.symbols import prompts
 from lib.kconfig.tree import Tree
 from lib.optim.registry import OPTIMIZERS
@@ -76,20 +76,14 @@ def alone() -> list[str]:
 
 @pytest.fixture(scope="module")
 def load(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Config]:
-    """A preset by name, with overrides, as load_strict, the tree being parsed once."""
+    """A preset by name, with overrides; each loaded once."""
     folder = tmp_path_factory.mktemp("presets")
     for name, text in PRESETS.items():
         (folder / name).write_text(text)
-    shared = Tree(KCONFIG, symbol_types())
 
     @cache
     def loaded(preset: str, *overrides: str) -> Config:
-        shared.kconf.unset_values()
-        shared.kconf.warnings.clear()
-        shared.asked.clear()
-        fail_on(shared.read(folder / preset) + shared.check())
-        shared.override(overrides, {}, ())
-        return shared.config()
+        return strict_kconfig().load([folder / preset], overrides)
 
     return loaded
 

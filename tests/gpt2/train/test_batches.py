@@ -20,7 +20,7 @@ from gpt2.data.token_files import (
     fingerprint,
     prepared,
 )
-from gpt2.settings.parse import settings_from, symbol_types
+from gpt2.settings.parse import settings_from
 from gpt2.train.batches import (
     BatchPlan,
     batches,
@@ -30,8 +30,8 @@ from gpt2.train.batches import (
     load_split,
     open_tokens,
 )
-from lib.kconfig.strict import load_strict
-from tests.gpt2.tinydata import ROOT, prepare_texts, text_folder, text_request, texts
+from tests.gpt2.helpers import make_config
+from tests.gpt2.tinydata import prepare_texts, text_folder, text_request, texts
 from tests.gpt2.tinytraining import server
 
 T = 16
@@ -300,10 +300,7 @@ def settings_for(data_dir, **wanted):
         "DATA_DIR": str(data_dir),
         **wanted,
     }
-    assignments = [f"{k}={v}" for k, v in overrides.items()]
-    return settings_from(
-        load_strict(ROOT / "Kconfig", [], assignments, types=symbol_types())
-    )
+    return settings_from(make_config(**overrides))
 
 
 def test_load_data_takes_what_the_settings_ask_for(data_dir):

@@ -7,15 +7,7 @@ import kconfiglib
 import pytest
 
 from lib.kconfig.config_py import Config, ConfigError, parse_config, render_config
-from lib.kconfig.strict import (
-    apply_overrides,
-    explain,
-    load_strict,
-    open_strict,
-    refresh,
-    render_dotconfig,
-    unusable_lines,
-)
+from lib.kconfig.strict import StrictKconfig
 
 TREE = """\
 mainmenu "Test"
@@ -113,14 +105,16 @@ def preset(root: Path, text: str, name: str = "x") -> Path:
     return path
 
 
+def strict(root: Path) -> StrictKconfig:
+    return StrictKconfig(root / "Kconfig", TYPES, **NAMES)
+
+
 def load(root: Path, text: str, *overrides: str) -> Config:
-    return load_strict(
-        root / "Kconfig", [preset(root, text)], overrides, types=TYPES, **NAMES
-    )
+    return strict(root).load([preset(root, text)], overrides)
 
 
 def override(root: Path, config: Config, *overrides: str) -> Config:
-    return apply_overrides(root / "Kconfig", config, overrides, types=TYPES, **NAMES)
+    return strict(root).override(config, overrides)
 
 
 def refusal(root: Path, text: str, *overrides: str) -> str:
@@ -273,7 +267,7 @@ def test_a_good_file_loads_as_kconfiglib_loads_it(
         "CONFIG_MATRIX=y\nCONFIG_HEAVY=y\nCONFIG_LATENT_DIM=3\nCONFIG_WIDTH=5\n"
         "# CONFIG_GPT2_BIAS is not set\n",
     )
-    tree = open_strict(root / "Kconfig", [path])
+    tree = strict(root).open([path])
     monkeypatch.setenv("srctree", str(root))
     theirs = kconfiglib.Kconfig("Kconfig")
     theirs.load_config(str(path))
@@ -286,18 +280,18 @@ def test_a_good_file_loads_as_kconfiglib_loads_it(
 def test_fragments_merge_and_the_later_wins(root: Path) -> None:
     one = preset(root, "CONFIG_ABLATION=y\nCONFIG_GPT2_BLOCK_SIZE=64\n", "a")
     two = preset(root, "CONFIG_MATRIX=y\nCONFIG_GPT2_BLOCK_SIZE=32\n", "b")
-    config = load_strict(root / "Kconfig", [one, two])
+    config = strict(root).load([one, two])
     assert config.values["MODE"] == "matrix"
     assert config.values["GPT2_BLOCK_SIZE"] == 32
     assert config.origin("GPT2_BLOCK_SIZE") == "defconfigs/b:2"
-    assert load_strict(root / "Kconfig", [two, one]).values["MODE"] == "ablation"
+    assert strict(root).load([two, one]).values["MODE"] == "ablation"
 
 
 def test_a_fragment_that_switches_off_what_another_needs_is_refused(root: Path) -> None:
     one = preset(root, "CONFIG_MLA=y\nCONFIG_LATENT_DIM=8\n", "a")
     two = preset(root, "# CONFIG_MLA is not set\n", "b")
     with pytest.raises(ConfigError) as refused:
-        load_strict(root / "Kconfig", [one, two])
+        strict(root).load([one, two])
     assert str(refused.value) == (
         "defconfigs/a:2: CONFIG_LATENT_DIM depends on MLA, which is n (defconfigs/b:1)"
     )
@@ -406,7 +400,7 @@ def test_a_key_that_two_prefixes_fit_is_refused(root: Path) -> None:
     path = root / "Kconfig.more"
     path.write_text(path.read_text() + '\nconfig RA_BIAS\n\tbool "Bias"\n')
     with pytest.raises(ConfigError, match="write GPT2_BIAS or RA_BIAS"):
-        load_strict(root / "Kconfig", [], ["BIAS=y"], prefixes=("GPT2_", "RA_"))
+        StrictKconfig(root / "Kconfig", prefixes=("GPT2_", "RA_")).load([], ["BIAS=y"])
 
 
 @pytest.mark.parametrize("value", ["it's", 'a "b" c', "$(touch x)", "x=y", "ä b", "\\"])
@@ -414,8 +408,8 @@ def test_strings_need_no_quotes_on_the_command_line(root: Path, value: str) -> N
     config = load(root, "", f"OUTPUT_DIR={value}")
     assert config.values["OUTPUT_DIR"] == value
     dotconfig = root / ".config"
-    dotconfig.write_text(render_dotconfig(root / "Kconfig", config, types=TYPES))
-    again = refresh(root / "Kconfig", dotconfig, types=TYPES)
+    dotconfig.write_text(strict(root).render_dotconfig(config))
+    again = strict(root).refresh(dotconfig)
     assert again.values == config.values
 
 
@@ -482,20 +476,20 @@ def test_origins_survive_an_edit_of_other_symbols(root: Path) -> None:
     text = "CONFIG_MLA=y\nCONFIG_GPT2_BLOCK_SIZE=128\nCONFIG_ABLATION=y\n"
     before = load(root, text, "LR=1e-3")
     dotconfig = root / ".config"
-    lines = render_dotconfig(root / "Kconfig", before, types=TYPES).split("\n")
+    lines = strict(root).render_dotconfig(before).split("\n")
     edited = [{"CONFIG_LATENT_DIM=16": "CONFIG_LATENT_DIM=9"}.get(x, x) for x in lines]
     dotconfig.write_text("\n".join(edited))
-    after = refresh(root / "Kconfig", dotconfig, before, types=TYPES)
+    after = strict(root).refresh(dotconfig, before)
     assert after.values == before.values | {"LATENT_DIM": 9}
     line = edited.index("CONFIG_LATENT_DIM=9") + 1
     assert after.origins == before.origins | {"LATENT_DIM": f".config:{line}"}
     # Its line may move; then the origin moves along.
     dotconfig.write_text("\n".join(["# moved", *edited]))
-    moved = refresh(root / "Kconfig", dotconfig, after, types=TYPES)
+    moved = strict(root).refresh(dotconfig, after)
     assert moved.origin("LATENT_DIM") == f".config:{line + 1}"
     # Back at the default it is one again.
     dotconfig.write_text("\n".join(lines))
-    assert refresh(root / "Kconfig", dotconfig, moved, types=TYPES) == before
+    assert strict(root).refresh(dotconfig, moved) == before
 
 
 def test_without_a_config_py_only_what_is_not_default_comes_from_dotconfig(
@@ -503,8 +497,8 @@ def test_without_a_config_py_only_what_is_not_default_comes_from_dotconfig(
 ) -> None:
     config = load(root, "CONFIG_MATRIX=y\nCONFIG_WIDTH=5\n")
     dotconfig = root / ".config"
-    dotconfig.write_text(render_dotconfig(root / "Kconfig", config, types=TYPES))
-    fresh = refresh(root / "Kconfig", dotconfig, types=TYPES)
+    dotconfig.write_text(strict(root).render_dotconfig(config))
+    fresh = strict(root).refresh(dotconfig)
     assert fresh.values == config.values
     assert set(fresh.origins) == {"MATRIX", "MODE", "WIDTH"}
     assert all(origin.startswith(".config:") for origin in fresh.origins.values())
@@ -522,18 +516,18 @@ def test_lines_without_effect_are_found_with_their_reasons(root: Path) -> None:
     ]
     dotconfig = root / ".config"
     dotconfig.write_text("\n".join(lines))
-    found = unusable_lines(root / "Kconfig", dotconfig)
+    found = strict(root).unusable_lines(dotconfig)
     assert list(found) == [2, 3, 5, 6, 7]
     assert found[3] == ".config:3: CONFIG_LATENT_DIM depends on MLA, which is n"
     dotconfig.write_text(f"{lines[0]}\n{lines[3]}\n")
-    assert unusable_lines(root / "Kconfig", dotconfig) == {}
-    config = refresh(root / "Kconfig", dotconfig)
+    assert strict(root).unusable_lines(dotconfig) == {}
+    config = strict(root).refresh(dotconfig)
     assert (config.values["WIDTH"], config.values["MODE"]) == (7, "matrix")
 
 
 def test_minimal_keeps_only_what_differs_from_the_defaults(root: Path) -> None:
     path = preset(root, "CONFIG_SINGLE=y\nCONFIG_GPT2_BIAS=y\nCONFIG_MLA=y\n")
-    assert open_strict(root / "Kconfig", [path]).minimal() == "CONFIG_MLA=y\n"
+    assert strict(root).open([path]).minimal() == "CONFIG_MLA=y\n"
 
 
 # ---- explain --------------------------------------------------------------------
@@ -541,7 +535,7 @@ def test_minimal_keeps_only_what_differs_from_the_defaults(root: Path) -> None:
 
 def test_explain_tells_value_origin_range_and_conditions(root: Path) -> None:
     config = load(root, "CONFIG_MLA=y\nCONFIG_GPT2_BLOCK_SIZE=64\n")
-    text = explain(root / "Kconfig", config, "GPT2_BLOCK_SIZE", types=TYPES)
+    text = strict(root).explain(config, "GPT2_BLOCK_SIZE")
     for part in (
         "CONFIG_GPT2_BLOCK_SIZE = 64",
         "defconfigs/x:2",
@@ -552,14 +546,13 @@ def test_explain_tells_value_origin_range_and_conditions(root: Path) -> None:
         "Tokens that a model sees.",
     ):
         assert part in text
-    text = explain(root / "Kconfig", config, "LATENT_RECIPROCITY", types=TYPES)
+    text = strict(root).explain(config, "LATENT_RECIPROCITY")
     assert "default (Kconfig.more:11)" in text
     assert "MLA, which is y (defconfigs/x:1)" in text
     assert "!MATRIX, where MATRIX is n" in text
-    text = explain(root / "Kconfig", config, "WIDTH", types=TYPES)
+    text = strict(root).explain(config, "WIDTH")
     assert "follows     MLA" in text and "defconfigs/x:1" in text
-    assert "instead of  SINGLE, MATRIX" in explain(
-        root / "Kconfig", config, "ABLATION", types=TYPES
-    )
+    shown = strict(root).explain(config, "ABLATION")
+    assert "instead of  SINGLE, MATRIX" in shown
     with pytest.raises(ConfigError, match="nearest: CONFIG_WIDTH"):
-        explain(root / "Kconfig", config, "WIDHT", types=TYPES)
+        strict(root).explain(config, "WIDHT")
