@@ -13,7 +13,9 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Collection
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -92,13 +94,19 @@ def tune(
     batch: int,
     tuning: Tuning,
     dropped: Collection[str] = (),
+    passed: Callable[[str], None] = lambda stage: None,
 ) -> Tuning:
     """``tuning`` with what these settings need, found in this process: ranks of the
-    paths that `auto` chooses from, then tiles and algorithms of a real micro step."""
+    paths that `auto` chooses from, then tiles and algorithms of a real micro step.
+
+    passed: called with the name of each stage when it is done.
+    """
     on, resources = device.torch_device, settings.resources
     found = dataclasses.replace(tuning, ranks=dict(tuning.ranks))
     choices.load(tuning.choices)
     parts = ((attention, resources.attention_backend), (mlp, resources.mlp_backend))
+    attention.compile_ahead(settings, on, batch)
+    passed("kernels collected")
     with choices.timing():
         for part, backend in parts:
             key = part.key(settings, batch)
@@ -106,8 +114,10 @@ def tune(
             if ranked and key not in found.ranks:
                 found.ranks[key], line = part.rank(settings, on, batch)
                 found.lines = {**found.lines, key: line}
+                passed(line.partition(":")[0])
         built, _ = choose_backends(settings, on, batch, found, dropped)
         _pass_micro_steps(built, device, batch)
+        passed("micro step")
     found.choices = {**found.choices, **choices.found()}
     found.arms = [*found.arms, arm_of(built, batch)]
     return found
@@ -149,6 +159,7 @@ def _in_a_process(
         "batch": batch,
         "tuning": dataclasses.asdict(tuning),
         "dropped": sorted(dropped),
+        "began": time.time(),
     }
     with tempfile.TemporaryDirectory(prefix="kablate-tuning-") as folder:
         answer = Path(folder, "answer.json")
@@ -173,20 +184,43 @@ def _in_a_process(
 def main(answer: Path) -> int:
     """Read a request from stdin, tune, write the answer; the exit code."""
     request = json.load(sys.stdin)
+    watch = Stopwatch(request["began"])
     settings = settings_from_dict(request["settings"])
     resources = settings.resources
     device = devices.select_device(request["device"])
     devices.set_math(device, tf32=resources.tf32, benchmark=resources.cudnn_benchmark)
     tuning = Tuning.of(request["tuning"])
+    watch("start")
     try:
-        found = tune(settings, device, request["batch"], tuning, request["dropped"])
+        found = tune(
+            settings, device, request["batch"], tuning, request["dropped"], watch
+        )
     except Exception as error:
         if not is_out_of_memory(error):
             raise
         print(error, file=sys.stderr)
         return EXIT_OOM
     answer.write_text(json.dumps(dataclasses.asdict(found)))
+    print(f"kernels chosen in {watch}", file=sys.stderr)
     return 0
+
+
+class Stopwatch:
+    """Seconds that stages took, one after the other."""
+
+    def __init__(self, began: float) -> None:
+        """began: Unix seconds."""
+        self._marks = [("", began)]
+
+    def __call__(self, stage: str) -> None:
+        """This stage is done."""
+        self._marks.append((stage, time.time()))
+
+    def __str__(self) -> str:
+        pairs = list(pairwise(self._marks))
+        stages = [f"{name} {end - start:.1f}" for (_, start), (name, end) in pairs]
+        total = self._marks[-1][1] - self._marks[0][1]
+        return f"{total:.1f} s: {', '.join(stages)}"
 
 
 if __name__ == "__main__":

@@ -58,6 +58,12 @@ def choose(
     return choice
 
 
+def still_open(key: str, options: Sequence[T]) -> Sequence[T]:
+    """The options that ``choose`` may return for this key while ``timing``."""
+    settled = _used.get(key, _known.get(key))
+    return [option for option in options if option == settled] or options
+
+
 @contextmanager
 def timing() -> Iterator[None]:
     """Choose by timing what is not known yet."""

@@ -17,7 +17,7 @@ import triton
 from torch import Tensor
 
 from lib.gpu import device
-from lib.kernels import choices
+from lib.kernels import ahead, choices
 from lib.kernels.timing import once, seconds
 
 Launch = Callable[..., None]
@@ -135,6 +135,16 @@ def slots(x: Tensor, k: int) -> int:
     return max(least, int(triton.next_power_of_2(k)))
 
 
+def _named(tile: Tile) -> dict[str, int]:
+    """A tile as arguments of a kernel and of Triton."""
+    return {
+        "BM": tile.rows,
+        "BN": tile.columns,
+        "num_warps": tile.warps,
+        "num_stages": tile.stages,
+    }
+
+
 class Tiled:
     """A kernel whose last two arguments, BM and BN, are those of a tile.
 
@@ -172,6 +182,9 @@ class Tiled:
         return f"{self.kernel.__name__} {kind} T={arguments[self.length]} {shown}"
 
     def _launch(self, grid: Any, *arguments: Any, **flags: Any) -> None:
+        if ahead.is_collecting():
+            self._note(grid, arguments, flags)
+            return
         run = partial(self._run, grid, arguments, flags)
         trial = partial(self._trial, run, arguments)
         tile = choices.choose(
@@ -182,17 +195,19 @@ class Tiled:
         )
         run(Tile(*tile))
 
+    def _note(self, grid: Any, arguments: Sequence[Any], flags: dict[str, Any]) -> None:
+        """Have every tile compiled that this launch may get."""
+        key = self.key(arguments, flags)
+        options = self.options(arguments[0], flags["P"])
+        for tile in choices.still_open(key, options):
+            named = {**flags, **_named(Tile(*tile))}
+            warm_up = partial(self.kernel.warmup, *arguments, grid=grid, **named)
+            ahead.note((key, tile), warm_up)
+
     def _run(
         self, grid: Any, arguments: Sequence[Any], flags: dict[str, Any], tile: Tile
     ) -> None:
-        self.kernel[grid](
-            *arguments,
-            **flags,
-            BM=tile.rows,
-            BN=tile.columns,
-            num_warps=tile.warps,
-            num_stages=tile.stages,
-        )
+        self.kernel[grid](*arguments, **flags, **_named(tile))
 
     def _trial(
         self,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 
 import torch
+
+from lib.kernels import ahead
 
 CALLS = 10
 FLUSH = 256 << 20  # bytes written before each call: more than a GPU's caches hold
@@ -13,17 +14,20 @@ AHEAD, FARTHEST = 32, 512  # such writes before all of them: 3 ms on an H100, an
 
 
 def seconds(call: Callable[[], object]) -> float:
-    """Median time that the GPU spends on a call, with cold caches.
+    """Shortest time that the GPU spends on a call, with cold caches.
 
     All calls are queued behind other work. A host that compiles at the same time may
     take longer to launch a kernel than the kernel runs; if the GPU waited for it
-    between two events, all choices would look equally slow.
+    between two events, all choices would look equally slow. Another process on the
+    GPU, such as a run that trains while the next one prepares, makes some calls longer;
+    the shortest is one that ran alone.
     """
     call()  # allocations and compilation of the first call
+    ahead.wait()
     space = torch.empty(FLUSH, dtype=torch.uint8, device="cuda")
-    ahead = AHEAD
+    writes = AHEAD
     while True:
-        for _ in range(ahead):
+        for _ in range(writes):
             space.zero_()
         marks = []
         for _ in range(CALLS):
@@ -35,9 +39,9 @@ def seconds(call: Callable[[], object]) -> float:
             marks.append((start, end))
         late = marks[0][0].query()  # the GPU was there before all were queued
         marks[-1][1].synchronize()
-        if not late or ahead >= FARTHEST:
-            return statistics.median(a.elapsed_time(b) for a, b in marks) / 1e3
-        ahead *= 2
+        if not late or writes >= FARTHEST:
+            return min(a.elapsed_time(b) for a, b in marks) / 1e3
+        writes *= 2
 
 
 def once(call: Callable[[], object]) -> float:

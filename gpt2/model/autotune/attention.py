@@ -21,6 +21,7 @@ from gpt2.model.block import RA_MLA_Block
 from gpt2.model.mlp import keep_weights
 from gpt2.settings.schema import Settings
 from lib.gpu.compile_cache import compiled
+from lib.kernels import ahead
 
 # Wherever triton serves too, flex took twice its time (H100, torch 2.11) and compiles
 # for long: it is tried where no other path is right.
@@ -57,6 +58,27 @@ def candidates(settings: Settings, platform: Platform) -> list[str]:
         if name != "reference"
         and not any(backend.unsupported(shape, platform) for shape in shapes)
     ]
+
+
+def compile_ahead(settings: Settings, device: torch.device, batch: int) -> None:
+    """Begin to compile the tiles of Triton's kernels where they may serve: all that
+    will be tried, on all cores. What fails here is reported by a trial later."""
+    resources = settings.resources
+    platform = platform_of(device.type, resources.compile_model)
+    serves = "triton" in candidates(settings, platform)
+    asked = resources.attention_backend in ("auto", "triton")
+    if device.type != "cuda" or not serves or not asked:
+        return
+    try:
+        weigh = _weigher("triton", settings.replace(compile_model=False), device)
+        heads, leaves = inputs(settings, device, batch)
+        with ahead.collected():
+            found = _numbers(weigh(heads))
+            torch.autograd.grad(found, leaves, [torch.zeros_like(x) for x in found])
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        print(f"kernels are compiled one by one: {error}")
 
 
 def try_attention(

@@ -7,15 +7,18 @@ slow there is chosen, and nothing of a trial is left in the process that trains.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from lib.kernels.timing import seconds
+
 # Relative to the norm; the products are in these types, fp32 ones perhaps in TF32.
 TOLERANCE = {torch.float32: 5e-3, torch.float16: 1e-2, torch.bfloat16: 3e-2}
-REPEATS = 10
+REPEATS = 10  # on a CPU
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +106,13 @@ def gradients(
 
 
 def kernel_seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Summed time of the GPU's kernels in a warm call; gaps in which the host
-    launches are not part of it. Of a CPU, its own time."""
-    on_gpu = device.type == "cuda"
-    activity = torch.profiler.ProfilerActivity
-    kinds = [activity.CUDA if on_gpu else activity.CPU]
+    """Time of the GPU's kernels in a warm call, without the gaps in which the host
+    launches them. Of a CPU, the time of a call."""
     for _ in range(3):
         step()
-    _wait(device)
-    with torch.profiler.profile(activities=kinds) as profile:
-        for _ in range(REPEATS):
-            step()
-        _wait(device)
-    spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
-    total = sum(getattr(event, spent) for event in profile.key_averages())
-    return total / REPEATS / 1e6
-
-
-def _wait(device: torch.device) -> None:
     if device.type == "cuda":
-        torch.cuda.synchronize(device)
+        return seconds(step)
+    start = time.perf_counter()
+    for _ in range(REPEATS):
+        step()
+    return (time.perf_counter() - start) / REPEATS
