@@ -1,14 +1,14 @@
-"""Audit finished runs: recompute what they report, by other code, from what they keep.
+"""Audit finished runs: recompute their results from their files with independent code.
 
-Goes by metrics, the prepared text and the exported weights. Prints each figure as
-reported and as recomputed, and writes audit.json beside each run, which the report
-mentions. What it reads may be copied, damaged or a stranger's, and is never executed.
-A run that was made on a GPU can be audited without one, within the tolerance of its
-number format; a window of a 124M model then takes seconds, and `make audit WINDOWS=16`
-scores that many of them, within a wider tolerance.
-Exit codes: 0 all that can be checked agrees; 1 something differs; 2 no such run, or
-none that is finished; 3 nothing differs, but something for a check is missing; 6 the
-disk is full.
+Uses metrics, the prepared text and the exported weights. Prints each figure as reported
+and as recomputed, and writes audit.json into each run's folder, which the report shows.
+The files may be copied, damaged or untrusted, and are never executed. A run that was
+made on a GPU can be audited without one, within the tolerance of its number format; a
+window of a 124M model then takes seconds, and `make audit WINDOWS=16` scores only 16 of
+them, within a wider tolerance.
+Exit codes: 0 everything that can be checked agrees; 1 something differs; 2 no such run,
+or none is finished; 3 nothing differs, but something needed is missing; 6 the disk is
+full.
 """
 
 from __future__ import annotations
@@ -86,10 +86,10 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="audit.py", description=__doc__)
     add = found.add_argument
     names = "folder or glob of runs, or a step or name of the results (5, ra, 5:1337)"
-    add("run", nargs="?", default="", help=f"{names}; default: all of the results")
+    add("run", nargs="?", default="", help=f"{names}; default: all results")
     add("--results", type=Path, help="results folder; default: that of --config")
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
-    overrides = "where text and device are, as in 'DATA_DIR=data DEVICE=cpu'"
+    overrides = "settings of text and device, for example 'DATA_DIR=data DEVICE=cpu'"
     add("--overrides", default="", help=overrides)
     windows = "score this many of the validation windows (default: all)"
     add_number(found, "WINDOWS", COUNT_OR_0, default=0, help=windows)
@@ -102,10 +102,10 @@ def parser() -> argparse.ArgumentParser:
 def prepare(
     options: argparse.Namespace,
 ) -> tuple[Callable[[], AuditOptions], Path | None]:
-    """How to audit, made when asked for, as it takes torch; and the configured
+    """Function that returns the audit options (it imports torch), and the configured
     results, if there is a configuration.
 
-    Raises ValueError or OSError for a configuration that makes no sense.
+    Raises ValueError or OSError for an invalid configuration.
     """
     config = load_or_defaults(options.config, options.overrides)
     resources = settings_from(config).resources
@@ -132,7 +132,7 @@ def prepare(
 
 
 def _say(text: str) -> None:
-    """What is being computed, for somebody who waits at a terminal."""
+    """Print progress, on a terminal only."""
     if sys.stderr.isatty():
         print(f"{text} ...", file=sys.stderr, flush=True)
 
@@ -140,7 +140,7 @@ def _say(text: str) -> None:
 def carry_out(
     chosen: Chosen, how: AuditOptions, options: argparse.Namespace
 ) -> Iterator[Audit]:
-    """Audit one run after the other, showing and keeping what is found.
+    """Audit one run after the other, print and save the findings.
 
     Raises DiskFull.
     """
@@ -160,7 +160,7 @@ def carry_out(
 
 
 def keep(audit: Audit, options: argparse.Namespace) -> None:
-    """Write audit.json; where that is not allowed, say so. Raises DiskFull."""
+    """Write audit.json, or print why that is not possible. Raises DiskFull."""
     if options.no_write:
         return
     try:
@@ -169,11 +169,11 @@ def keep(audit: Audit, options: argparse.Namespace) -> None:
         raise
     except OSError as error:
         reason = f"cannot write to {audit.run_dir}: {error.strerror}"
-        print(f"audit: {reason} (--no-write leaves it out)", file=sys.stderr)
+        print(f"audit: {reason} (--no-write does not try)", file=sys.stderr)
 
 
 def tell_rest(chosen: Chosen) -> None:
-    """What was not audited, and why."""
+    """Print runs that were not audited, and why."""
     for path, state in chosen.others:
         print(f"not audited: {path} is not finished ({state})")
     for item in chosen.left_out:

@@ -1,1 +1,1 @@
-"""Audits of finished runs: every reported number recomputed by other code."""
+"""Audits of finished runs: recompute every reported number with independent code."""

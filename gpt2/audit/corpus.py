@@ -1,7 +1,7 @@
-"""The prepared text of a run: its tokens, the bytes they stand for, its windows.
+"""Prepared text of a run: its tokens, their bytes, and its windows.
 
 Torch-free. Bytes are those of the decoded tokens, not the count in meta.json. Windows
-and batches follow from their definitions: evenly spread, and drawn by the seed.
+and batches follow from their definitions: evenly spaced, and drawn with the seed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ BYTES = Tolerance(relative=1e-12, why="decoded tokens")
 
 
 class NoText(ValueError):
-    """The text of a run is not at hand; the message says what is there instead."""
+    """The text of a run is not available; the message says what was found instead."""
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedText:
-    """Both splits; ``val_bytes`` is None where the tokenizer is not at hand."""
+    """Both splits; ``val_bytes`` is None if the tokenizer is not available."""
 
     train: Tokens
     val: Tokens
@@ -41,7 +41,7 @@ class PreparedText:
 
 
 def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> PreparedText:
-    """The text that a run was trained on, found by the sums of its token files.
+    """Find the text that a run was trained on by the hashes of its token files.
 
     fingerprint: as the run recorded it. Raises NoText if it is not in data_dir.
     """
@@ -59,11 +59,11 @@ def open_text(settings: Settings, data_dir: Path, fingerprint: str) -> PreparedT
     found = identity({"tokenizer": data.tokenizer, "sha256": sums})
     if found != fingerprint:
         raise NoText(
-            f"{folder} holds other text (fingerprint {found}) than the run was "
+            f"{folder} has other text (fingerprint {found}) than the run was "
             f"trained on ({fingerprint})"
         )
     if int(val.max()) >= VOCAB_SIZES[data.tokenizer]:
-        raise NoText(f"{files['val']} holds tokens that {data.tokenizer} does not have")
+        raise NoText(f"{files['val']} has tokens that {data.tokenizer} does not have")
     try:
         return PreparedText(train, val, count_bytes(val, data.tokenizer))
     except TokenizerUnavailable as error:
@@ -77,12 +77,12 @@ def _sum_of(path: Path) -> str:
 
 @cache
 def _sum_at(path: Path, size: int, changed: int) -> str:
-    """The sha256 of a file, taken once for all runs that were trained on it."""
+    """sha256 of a file, computed once for all runs that were trained on it."""
     return file_sha256(path)
 
 
 def count_bytes(tokens: Tokens, tokenizer: str) -> int:
-    """UTF-8 bytes of the text that tokens stand for; an end of text has none."""
+    """UTF-8 bytes of the decoded tokens; end-of-text tokens have none."""
     counts = np.bincount(tokens, minlength=VOCAB_SIZES[tokenizer])
     return int(counts @ _lengths(tokenizer))
 
@@ -102,13 +102,13 @@ def _lengths(tokenizer: str) -> npt.NDArray[np.int64]:
 
 
 def meta_finding(text: PreparedText, meta_bytes: object) -> AuditLine:
-    """Whether meta.json has the bytes of the validation text that it decodes to."""
+    """Check the bytes of the validation text in meta.json against the decoded text."""
     return compare("bytes of the validation text", meta_bytes, text.val_bytes, BYTES)
 
 
 def validation_offsets(n_tokens: int, block_size: int, samples: int) -> list[int]:
-    """First tokens of the validation windows: window i of n starts at i / (n - 1) of
-    the last possible start, rounded down."""
+    """First token of each validation window: window i of n starts at i / (n - 1) of the
+    last possible start, rounded down."""
     last = n_tokens - block_size - 1
     return [number * last // max(samples - 1, 1) for number in range(samples)]
 
@@ -116,12 +116,12 @@ def validation_offsets(n_tokens: int, block_size: int, samples: int) -> list[int
 def batch_offsets(
     seed: int, update: int, n_tokens: int, block_size: int, sequences: int
 ) -> Offsets:
-    """First tokens of the windows of update 1, 2, ...: drawn uniformly by the seed and
+    """First token of each window of update 1, 2, ...: drawn uniformly with the seed and
     the number of updates before it."""
     draw = np.random.default_rng([seed, BATCHES, update - 1])
     return draw.integers(0, n_tokens - block_size, size=sequences)
 
 
 def window(tokens: Tokens, start: int, block_size: int) -> npt.NDArray[np.int64]:
-    """block_size + 1 tokens from ``start``: each but the last predicts the next."""
+    """block_size + 1 tokens from ``start``; each but the last predicts the next."""
     return tokens[start : start + block_size + 1].astype(np.int64)

@@ -1,7 +1,7 @@
 """Costs of a run: FLOPs, cache, utilisation, energy.
 
-Torch-free. FLOPs and cache per token are those of gpt2/plan/budget.py, which `make
-verify` holds to counted ones; the audit checks that they are the ones reported.
+Torch-free. FLOPs and cache per token come from gpt2/plan/budget.py, which `make verify`
+compares with counted ones; the audit checks that these were reported.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ from lib.gpu.peaks import peak_flops
 from lib.jobs.run_files import GPU_FILE
 from lib.safe_json import Unusable, as_dict, number, read_records, text, whole
 
-LONGEST_GAP = 10.0  # seconds without a reading that no energy is counted over
+LONGEST_GAP = 10.0  # seconds; no energy is counted over longer gaps between readings
 JOULES = Tolerance(relative=1e-6, why="a sum of many readings")
 
 
 def cost_findings(
     evidence: RunFiles, heads: Sequence[int] | None
 ) -> Iterator[AuditLine]:
-    """heads: what each layer has left in the export, None where none were removed."""
+    """Check all costs. heads: remaining heads per layer in the export, None if none
+    were removed."""
     settings, result = evidence.settings, evidence.result
     flops = budget(settings).flops_training
     yield compare("flops_per_token", result.get("flops_per_token"), flops, SAME)
@@ -62,7 +63,7 @@ def _utilisation(evidence: RunFiles, flops: int) -> Iterator[AuditLine]:
     one = peak_flops(name, units, evidence.settings.optim.mixed_precision)
     if one is None or not reported:
         if reported:
-            yield not_checked("mfu", f"no peak is known of {name!r}")
+            yield not_checked("mfu", f"the peak of {name!r} is unknown")
         return
     peak = one * evidence.ranks
     rate = value(evidence.result, "tokens_per_s")
@@ -77,7 +78,8 @@ def _utilisation(evidence: RunFiles, flops: int) -> Iterator[AuditLine]:
 
 
 def _energy(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Power integrated over the readings of gpu.jsonl, and per million tokens."""
+    """Check the energy (integral of the power in gpu.jsonl), also per million
+    tokens."""
     figure, result = "energy_j", evidence.result
     try:
         records, _ = read_records(evidence.run_dir / GPU_FILE)
@@ -93,7 +95,8 @@ def _energy(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _joules(records: Sequence[dict[str, Any]]) -> float:
-    """By trapezoids, GPU by GPU, between readings at most LONGEST_GAP apart."""
+    """Joules by the trapezoidal rule, GPU by GPU, between readings at most LONGEST_GAP
+    apart."""
     total = 0.0
     last: dict[int, float] = {}
     moment: float | None = None
@@ -110,7 +113,7 @@ def _joules(records: Sequence[dict[str, Any]]) -> float:
 
 
 def _powers(record: dict[str, Any]) -> dict[int, float]:
-    """Watts by the number of the GPU."""
+    """Watts by GPU index."""
     gpus = record.get("gpus")
     found = {}
     for gpu in gpus if isinstance(gpus, list) else []:

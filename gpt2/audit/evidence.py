@@ -1,6 +1,6 @@
-"""The files of a finished run, read as data: what an audit goes by.
+"""Read the files of a finished run as data, for an audit.
 
-Torch-free. A file that is missing or damaged becomes a finding that names it.
+Torch-free. A missing or damaged file becomes a finding that names it.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ KINDS = ("train", "eval", "epoch", "alarm", "as_trained")
 
 
 class NothingToAudit(ValueError):
-    """A run directory that does not even say which run it is of, or is unfinished."""
+    """The run is unfinished, or its directory does not say which run it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunFiles:
-    """What a run says of itself. Records are in the order of the file."""
+    """Contents of the files of a run. Records are in the order of the file."""
 
     run_dir: Path
     job: Job
@@ -44,7 +44,7 @@ class RunFiles:
     evals: list[Record]
     epochs: list[Record]
     alarms: list[Record]
-    comparisons: list[Record]  # of gradients with the formulas, as trained
+    comparisons: list[Record]  # comparisons of gradients with the formulas, as trained
     problems: list[AuditLine] = field(default_factory=list)
 
     @property
@@ -57,12 +57,12 @@ class RunFiles:
 
     @property
     def updates(self) -> int:
-        """Updates made, by the last record of the training loss."""
+        """Number of updates, from the last record of the training loss."""
         return whole(self.trains[-1].get("step")) or 0 if self.trains else 0
 
     @property
     def resumed_at(self) -> set[int | None]:
-        """Updates after which an attempt went on."""
+        """Updates after which the run was resumed."""
         found = self.manifest.get("resumed")
         attempts = found if isinstance(found, list) else []
         return {whole(as_dict(attempt).get("step")) for attempt in attempts}
@@ -73,7 +73,7 @@ class RunFiles:
 
 
 def read_evidence(run_dir: Path) -> RunFiles:
-    """The files of a finished run.
+    """Read the files of a finished run.
 
     Raises NothingToAudit if the run is not done, or its job cannot be read.
     """
@@ -107,7 +107,7 @@ def read_evidence(run_dir: Path) -> RunFiles:
 
 
 def _read(path: Path) -> dict[str, Any] | str:
-    """The object in a JSON file, or why there is none."""
+    """Object in a JSON file, or the reason why there is none."""
     try:
         found = read_json(path)
     except Unusable as error:
@@ -129,7 +129,7 @@ def _job(path: Path) -> Job:
 
 
 def _records(path: Path) -> tuple[list[Record], list[AuditLine]]:
-    """The records of metrics.jsonl, and the findings on the file."""
+    """Records of metrics.jsonl, and findings about the file."""
     try:
         records, bad = read_records(path)
     except Unusable as error:
@@ -143,7 +143,7 @@ def _records(path: Path) -> tuple[list[Record], list[AuditLine]]:
 
 
 def origin_findings(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Whether job, manifest and status are of one run, and of one batch split."""
+    """Check that job, manifest and status belong to one run with one batch split."""
     job, manifest = evidence.job, evidence.manifest
     yield compare("status step", evidence.status.get("step"), evidence.updates, SAME)
     yield compare("max_steps", evidence.status.get("max_steps"), evidence.updates, SAME)
@@ -164,14 +164,14 @@ def origin_findings(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def alarm_findings(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Whether status.json shows the alarms on record."""
+    """Check that status.json has the recorded alarms."""
     shown = evidence.status.get("alarms")
     shown = shown if isinstance(shown, list) else []
     mine = [{k: v for k, v in a.items() if k != "kind"} for a in evidence.alarms]
     count = f"{len(shown)} in {STATUS_FILE}"
-    yield holds("alarms", shown == mine, count, f"{len(mine)} on record")
+    yield holds("alarms", shown == mine, count, f"{len(mine)} recorded")
 
 
 def value(record: Record, name: str) -> float | None:
-    """A number of a record, None if it holds none."""
+    """Number in a record, or None."""
     return number(record.get(name))

@@ -1,4 +1,4 @@
-"""Findings of an audit: a figure as reported, as recomputed, and whether they agree.
+"""Findings of an audit: a reported figure, the recomputed one, and whether they agree.
 
 Torch-free.
 """
@@ -14,9 +14,9 @@ from lib.safe_json import number, text
 
 OK = "ok"
 DIFFERS = "differs"
-NOT_CHECKED = "not checked"  # could be checked, but something for it is missing
+NOT_CHECKED = "not checked"  # could be checked, but something needed is missing
 LEFT_OUT = (
-    "left out"  # cannot be checked from what a run keeps, or not in sensible time
+    "left out"  # cannot be checked from the files of a run, or not in reasonable time
 )
 STATES = (OK, DIFFERS, NOT_CHECKED, LEFT_OUT)
 
@@ -27,14 +27,14 @@ Value = float | int | str | None
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Tolerance:
-    """The allowed difference, absolute + relative x |recomputed|, and its reason."""
+    """Allowed difference, absolute + relative x |recomputed|, and its reason."""
 
     absolute: float = 0.0
     relative: float = 0.0
     why: str = ""
 
     def admits(self, reported: float, recomputed: float) -> bool:
-        """Whether the two agree; infinities agree with themselves only."""
+        """True if the two agree; an infinity agrees only with itself."""
         if math.isinf(reported) or math.isinf(recomputed):
             return reported == recomputed
         allowed = self.absolute + self.relative * abs(recomputed)
@@ -56,7 +56,7 @@ SAME = Tolerance()
 
 @dataclass(frozen=True, slots=True)
 class AuditLine:
-    """One line of an audit."""
+    """Line of an audit."""
 
     figure: str
     state: str
@@ -82,9 +82,9 @@ def compare(
     tolerance: Tolerance = EXACT,
     reason: str = "",
 ) -> AuditLine:
-    """Hold a reported number or text to the recomputed one.
+    """Compare a reported number or text with the recomputed one.
 
-    What was not reported, or is neither a number nor a text, is not checked.
+    A value that was not reported, or is neither a number nor a text, is "not checked".
     """
     if isinstance(recomputed, str):
         word = text(reported)
@@ -109,9 +109,9 @@ def compare_all(
     tolerance: Tolerance = EXACT,
     reason: str = "",
 ) -> AuditLine:
-    """Hold a series to its recomputation; the worst pair stands for all.
+    """Compare a series with its recomputation; the finding has the worst pair.
 
-    triples: (where, reported, recomputed), as in ("step 40", 3.1, 3.1).
+    triples: (where, reported, recomputed), for example ("step 40", 3.1, 3.1).
     """
     found = [(w, compare(figure, r, c, tolerance)) for w, r, c in triples]
     if not found:
@@ -145,17 +145,17 @@ def _gap(finding: AuditLine) -> float:
 def holds(
     figure: str, is_so: bool, reported: Value, bound: str, reason: str = ""
 ) -> AuditLine:
-    """A condition on a reported figure, such as a bound, in words."""
+    """Finding for a condition on a reported figure, such as a bound, in words."""
     return AuditLine(figure, OK if is_so else DIFFERS, reported, bound, "", reason)
 
 
 def not_checked(figure: str, reason: str, reported: object = None) -> AuditLine:
-    """A figure for which something is missing that could have been there."""
+    """Finding for a figure that could be checked if nothing were missing."""
     return AuditLine(figure, NOT_CHECKED, _shown(reported), None, "", reason)
 
 
 def left_out(figure: str, reason: str, reported: object = None) -> AuditLine:
-    """A figure that nothing kept of a run allows to check."""
+    """Finding for a figure that cannot be checked from the files of a run."""
     return AuditLine(figure, LEFT_OUT, _shown(reported), None, "", reason)
 
 

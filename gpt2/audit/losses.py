@@ -1,8 +1,9 @@
-"""Losses of a run computed once more, from its weights and its text.
+"""Recompute losses of a run from its weights and its text.
 
-By the plain formulas of gpt2/model/reference/formulas.py in fp32, one window at a time,
-which share no code with the model, its loss or its evaluation. Two evaluations can be
-computed so: the one before the first update, from the seed, and the last one, from the
+Uses the plain formulas of gpt2/model/reference/formulas.py in fp32, one window at a
+time. They share no code with the model, its loss or its evaluation. Two evaluations can
+be
+recomputed: the one before the first update, from the seed, and the last one, from the
 export.
 """
 
@@ -26,17 +27,19 @@ from gpt2.settings.schema import Settings
 from lib.safe_json import as_dict, whole
 from lib.stats import t_quantile
 
-COARSE = 0.5  # nats: a sample of windows that tells less checks nothing
-SURE = 1e-6  # chance of a false alarm where only some windows are scored
+COARSE = 0.5  # nats; a sample of windows with a larger error checks nothing
+SURE = 1e-6  # probability of a false alarm if only some windows are scored
 
 # ---- tolerances -------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """Allowed differences to fp32, for the arithmetic that a run trained in: of a mean
-    loss in nats, of the share of right tokens, of a gradient's norm (relative); and
-    the relative error of one rounding."""
+    """Allowed differences from fp32 for the arithmetic of a run.
+
+    For a mean loss in nats, the share of right tokens, and the norm of a gradient
+    (relative); and the relative error of one rounding.
+    """
 
     loss: float
     accuracy: float
@@ -54,7 +57,7 @@ FORMATS = {
 
 
 def format_of(evidence: RunFiles) -> Format:
-    """The arithmetic that a run was trained and evaluated in."""
+    """Arithmetic in which a run was trained and evaluated."""
     settings = evidence.settings
     precision = settings.optim.mixed_precision
     backend = as_dict(evidence.manifest.get("device")).get("backend")
@@ -68,9 +71,8 @@ def format_of(evidence: RunFiles) -> Format:
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Mean loss in nats per token, share of right tokens, over how many tokens and
-    windows, of how many windows; and how far both means may be off where not all
-    windows were scored."""
+    """Mean loss in nats per token, share of right tokens, number of tokens, of scored
+    windows and of all windows; and sampling errors if not all windows were scored."""
 
     loss: float
     accuracy: float
@@ -85,7 +87,7 @@ class Scored:
 def score(
     weights: Weights, settings: Settings, tokens: Tokens, options: AuditOptions
 ) -> Scored:
-    """The validation loss and accuracy of weights on the windows of the settings.
+    """Validation loss and accuracy of weights on the windows of the settings.
 
     weights: fp32, by name, on any device; tokens: of the validation split.
     """
@@ -113,15 +115,15 @@ def score(
 
 
 def _spread(offsets: list[int], wanted: int) -> list[int]:
-    """So many of them, evenly spread; all if there are no more."""
+    """``wanted`` of the offsets, evenly spread; all if there are no more."""
     if wanted >= len(offsets):
         return offsets
     return [offsets[n * len(offsets) // wanted] for n in range(wanted)]
 
 
 def _sampling_error(values: Sequence[float], missing: float) -> float:
-    """How far the mean of a sample without replacement is from that of all, by
-    Student's t; missing: share of all that is not in the sample."""
+    """Bound by Student's t on the distance of the mean of a sample without replacement
+    from that of all. missing: share of all that is not in the sample."""
     if missing <= 0:
         return 0.0
     if len(values) < 2:
@@ -135,13 +137,13 @@ def _sampling_error(values: Sequence[float], missing: float) -> float:
 def pair(
     tokens: Tokens, start: int, block: int, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """x [T] and the tokens y [T] that follow each."""
+    """Input x [T] and the following tokens y [T]."""
     both = torch.from_numpy(window(tokens, start, block)).to(device)
     return both[:-1], both[1:]
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """-log softmax at the target, in nats, [T]; logits [T, V]."""
+    """Cross-entropy -log softmax at the target, in nats, [T]; logits [T, V]."""
     top = logits.max(-1, keepdim=True).values
     total = (logits - top).exp().sum(-1).log() + top[:, 0]
     return total - logits.gather(-1, targets[:, None])[:, 0]
@@ -155,13 +157,13 @@ def evaluation_findings(
     *,
     at_start: bool,
 ) -> Iterator[AuditLine]:
-    """The first or the last evaluation, from the weights of that moment."""
+    """Check the first or the last evaluation, from the weights at that time."""
     where = "at update 0" if at_start else "of the export"
     record = evidence.evals[0 if at_start else -1] if evidence.evals else {}
     if not at_start:
         record = evidence.result
     elif whole(record.get("step")) != 0:
-        yield not_checked(f"validation loss {where}", "it is not on record")
+        yield not_checked(f"validation loss {where}", "it is not recorded")
         return
     options.say(f"{evidence.run_dir}: validation {where}")
     found, form = score(weights, evidence.settings, text.val, options), format_of(
@@ -170,7 +172,7 @@ def evaluation_findings(
     loss, share = _allowed(found, form)
     reason = f"{found.windows} of {found.of} validation windows"
     if found.loss_error > COARSE:
-        why = f"{reason} tell the loss to {found.loss_error:.2g} nats only"
+        why = f"{reason} give the loss only to within {found.loss_error:.2g} nats"
         yield not_checked(f"validation loss {where}", why, record.get("val_loss"))
         return
     loss_reported, share_reported = record.get("val_loss"), record.get("val_accuracy")
@@ -183,13 +185,13 @@ def _allowed(found: Scored, form: Format) -> tuple[Tolerance, Tolerance]:
     if found.windows < found.of:
         why += f", {found.windows} windows for {found.of}"
     loss = form.loss + found.loss_error
-    one_token = 1 / found.tokens  # of two that are equally likely
+    one_token = 1 / found.tokens  # two tokens that are equally likely
     share = form.accuracy + one_token + found.accuracy_error
     return Tolerance(absolute=loss, why=why), Tolerance(absolute=share, why=why)
 
 
 def initial_weights(settings: Settings, seed: int) -> Weights:
-    """The weights that a run with this seed begins with."""
+    """Initial weights of a run with this seed."""
     model = GPT(settings)
     init_parameters(model, seed)
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}

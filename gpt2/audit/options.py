@@ -1,4 +1,4 @@
-"""Options of an audit: where its text is, and where and on how much to compute.
+"""Options of an audit: where the text is, on which device, and how many windows.
 
 Torch-free.
 """
@@ -16,9 +16,11 @@ def _silent(text: str) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AuditOptions:
-    """data_dirs: where the prepared text is looked for, after the folder that the run
-    itself names unless ``own_data`` is off. device: as torch names it. windows: how
-    many validation windows to score, 0 for all. say: reports progress.
+    """Options of an audit.
+
+    data_dirs: folders to search for the prepared text, after the one recorded by the
+    run unless ``own_data`` is off. device: as torch names it. windows: number of
+    validation windows to score, 0 for all. say: reports progress.
     """
 
     data_dirs: tuple[Path, ...] = ()

@@ -1,7 +1,7 @@
-"""Losses, tokens and learning rates of a run, recomputed from its records.
+"""Recompute losses, tokens and learning rates of a run from its records.
 
-Torch-free. Nothing here calls the code that wrote the figures: each is recomputed from
-its definition.
+Torch-free. Does not call the code that wrote the figures: each is recomputed from its
+definition.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from gpt2.plan.run_length import seconds_of
 from gpt2.settings.schema import Optim
 from lib.safe_json import whole
 
-# A training loss below both validation losses around it by more than this factor
-# cannot come from text that is seen for the first time.
+# A training loss that is smaller than both neighbouring validation losses by more than
+# this factor cannot come from text that is seen for the first time.
 IMPLAUSIBLE = 1.8
-RANKS_SKEW = 0.02  # of a time budget: how far the first rank's clock is from the mean
+RANKS_SKEW = 0.02  # of a time budget: deviation of the first rank's clock from the mean
 
 
 def record_findings(evidence: RunFiles) -> Iterator[AuditLine]:
-    """All that the records alone allow to check."""
+    """Check everything that needs only the records."""
     yield from _steps(evidence)
     yield from _tokens(evidence)
     yield _rates(evidence)
@@ -43,7 +43,7 @@ def record_findings(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def at(record: Record) -> str:
-    """Which record this is, in words."""
+    """Name of a record, in words."""
     return f"step {record.get('step')}"
 
 
@@ -51,7 +51,8 @@ def at(record: Record) -> str:
 
 
 def _steps(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Every update is in one record of the training loss, every evaluation is there."""
+    """Check that each update is in one record of the training loss, and all evaluations
+    exist."""
     last = evidence.updates
     spans = zip(evidence.trains, _spans(evidence), strict=True)
     yield compare_all(
@@ -74,7 +75,7 @@ def _steps(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _spans(evidence: RunFiles) -> list[int]:
-    """Updates between each record of the training loss and the one before."""
+    """Updates between consecutive records of the training loss."""
     steps = [0, *(whole(record.get("step")) or 0 for record in evidence.trains)]
     return [after - before for before, after in pairwise(steps)]
 
@@ -84,12 +85,12 @@ def _first_difference(found: list[object], wanted: list[int]) -> str:
     more = [step for step in found if step not in wanted]
     twice = len(found) != len({str(step) for step in found})
     parts = [f"step {odd[0]} is missing"] if odd else []
-    parts += [f"step {more[0]} is not one of them"] if more else []
-    return "; ".join(parts + ["one is there twice"] * twice)
+    parts += [f"step {more[0]} is not expected"] if more else []
+    return "; ".join(parts + ["one is repeated"] * twice)
 
 
 def _tokens(evidence: RunFiles) -> Iterator[AuditLine]:
-    """tokens = updates x effective batch x context length."""
+    """Check tokens = updates x effective batch x context length."""
     settings = evidence.settings
     batch = settings.resources.batch_size * settings.resources.gradient_accumulation
     each = batch * settings.model.block_size
@@ -108,11 +109,11 @@ def _tokens(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def rate_at(update: int, optim: Optim, share: float | None = None) -> float:
-    """The learning rate of update 1, 2, ...: linear to the peak at the last update of
-    the warm-up, then half a cosine to min_lr at the last one (arXiv 1608.03983).
+    """Learning rate of update 1, 2, ...: linear to the peak at the last update of the
+    warm-up, then half a cosine to min_lr at the last update (arXiv 1608.03983).
 
-    share: of a time budget, what was spent before the update; the cosine then goes
-    over the whole budget and is multiplied by the warm-up.
+    share: share of a time budget that was spent before the update; the cosine then
+    spans the whole budget and is multiplied by the warm-up.
     """
     peak, low, warm = optim.learning_rate, optim.min_lr, optim.warmup_steps
     ramp = update / warm if warm and update < warm else 1.0
@@ -136,7 +137,8 @@ def _rates(evidence: RunFiles) -> AuditLine:
 
 
 def _rates_by_time(evidence: RunFiles) -> AuditLine:
-    """By a time budget the rate lies between those at the two records around it."""
+    """Check that with a time budget the rate lies between those at the neighbouring
+    records."""
     optim, figure = evidence.settings.optim, "learning rates"
     budget = seconds_of(optim.time_budget)
     skew = RANKS_SKEW if evidence.ranks > 1 else 0.0
@@ -175,9 +177,8 @@ def _training_losses(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _plausible(evidence: RunFiles) -> AuditLine:
-    """In its first epoch a model has not seen the text that it trains on, so its
-    training loss is no smaller than its validation loss, but for the difference of
-    the texts."""
+    """Check that in the first epoch the training loss is not far below the validation
+    loss: the model has not seen either text before."""
     figure = "training losses near the validation losses"
     epoch = value(evidence.result, "epochs")
     if not epoch or not evidence.evals:
@@ -200,8 +201,8 @@ def _plausible(evidence: RunFiles) -> AuditLine:
 
 
 def _losses_around(evidence: RunFiles, first: int, last: int) -> list[float]:
-    """Validation losses at the evaluations from the one before ``first`` to the one
-    after ``last``; [] if both ends are not there."""
+    """Validation losses from the evaluation before ``first`` to the one after ``last``;
+    [] if either is missing."""
     points = [
         (whole(record.get("step")), value(record, "val_loss"))
         for record in evidence.evals
@@ -215,7 +216,7 @@ def _losses_around(evidence: RunFiles, first: int, last: int) -> list[float]:
 
 
 def _validation_losses(evidence: RunFiles) -> Iterator[AuditLine]:
-    """The last and the best evaluation, and what follows from a loss."""
+    """Check the last and the best evaluation, and values derived from a loss."""
     evals, result = evidence.evals, evidence.result
     last = evals[-1] if evals else {}
     for name in ("val_loss", "val_perplexity", "val_accuracy", "bits_per_byte"):
@@ -237,7 +238,7 @@ def _validation_losses(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _repeated(evidence: RunFiles) -> Iterator[AuditLine]:
-    """An epoch that ends without an evaluation of its own repeats an earlier one."""
+    """Check that an epoch that ends without an evaluation repeats an earlier one."""
     known = {record.get("step"): record for record in evidence.evals}
     pairs = [
         (at(record), record.get("val_loss"), loss)
@@ -249,7 +250,7 @@ def _repeated(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _comparisons(evidence: RunFiles) -> Iterator[AuditLine]:
-    """The certificate "as trained": the largest deviation, and that all passed.
+    """Check the certificate "as trained": the largest deviation, and that all passed.
 
     A comparison of an attempt that came to nothing is followed by one of the same
     update and does not count, unless it was made within the attempt before.
@@ -259,7 +260,7 @@ def _comparisons(evidence: RunFiles) -> Iterator[AuditLine]:
     figure, reported = "as_trained", value(evidence.result, "as_trained")
     if not known:
         if reported is not None:
-            yield not_checked(figure, "no comparison is on record", reported)
+            yield not_checked(figure, "no comparison is recorded", reported)
         return
     sizes, last = {size for _, size in known}, dict(known)
     is_so = reported in sizes and max(last.values()) <= (reported or 0.0)
@@ -271,7 +272,7 @@ def _comparisons(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _passed(record: Record) -> bool:
-    """Whether every deviation of a comparison is within its tolerance."""
+    """True if every deviation of a comparison is within its tolerance."""
     limit, worst = value(record, "tolerance"), value(record, "worst")
     loss, most = value(record, "loss_deviation"), value(record, "loss_tolerance")
     if limit is None or worst is None or loss is None or most is None:
@@ -280,7 +281,8 @@ def _passed(record: Record) -> bool:
 
 
 def bits_per_byte(evidence: RunFiles, tokens: int, text_bytes: int) -> AuditLine:
-    """Nats per token / ln 2 x tokens per byte, for every evaluation.
+    """Check bits per byte = nats per token / ln 2 x tokens per byte, of every
+    evaluation.
 
     tokens, text_bytes: of the validation split.
     """

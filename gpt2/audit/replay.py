@@ -1,8 +1,7 @@
-"""The first updates of a run made once more, from its seed and its text.
+"""Replay the first updates of a run from its seed and its text.
 
-Losses and gradients are those of the plain formulas of
-gpt2/model/reference/formulas.py, batches and learning rates follow from their
-definitions; the optimizer is the run's.
+Losses and gradients come from the plain formulas of gpt2/model/reference/formulas.py,
+batches and learning rates from their definitions; the optimizer is the run's.
 """
 
 from __future__ import annotations
@@ -31,18 +30,18 @@ from lib.optim.groups import set_learning_rate
 from lib.safe_json import whole
 
 FIRST_LOSS, FIRST_NORM = "first training loss", "first gradient norm"
-# FLOPs that a replay may take: some tens of seconds.
+# Maximum FLOPs of a replay: some tens of seconds.
 MOST_FLOPS = {"cpu": 5e11, "cuda": 1e15}
-BY_CLOCK = 0.01  # of a loss, where rates depend on the time of each update
-GROWTH = 10.0  # times the effect of one rounding, where a replay disagrees
+BY_CLOCK = 0.01  # of a loss, if learning rates depend on the time of each update
+GROWTH = 10.0  # times the effect of one rounding, if a replay disagrees
 
 
 def replay_findings(
     evidence: RunFiles, text: PreparedText, options: AuditOptions
 ) -> Iterator[AuditLine]:
-    """The first record of the training loss, by making its updates once more."""
+    """Check the first record of the training loss by repeating its updates."""
     if not evidence.trains:
-        yield not_checked(FIRST_LOSS, "it is not on record")
+        yield not_checked(FIRST_LOSS, "it is not recorded")
         return
     first = evidence.trains[0]
     updates = whole(first.get("step")) or 0
@@ -62,15 +61,15 @@ def replay_findings(
 def _replayed(
     evidence: RunFiles, once: Replayed, again: Callable[[float], Replayed]
 ) -> Iterator[AuditLine]:
-    """The first record held to its replay.
+    """Compare the first record with its replay.
 
-    Where they disagree, the replay is repeated from weights that differ by a rounding:
-    at a high learning rate a few updates make much of it, and that much is allowed.
+    If they disagree, the replay is repeated from weights that differ by a rounding. At
+    a high learning rate a few updates amplify it, and that difference is allowed.
     """
     first, form = evidence.trains[0], format_of(evidence)
     dropout = evidence.settings.model.dropout
-    if dropout:  # as if it rounded so coarsely
-        form = Format(0.1 * dropout, 1.0, 1.0, dropout, f"dropout {dropout:g} left out")
+    if dropout:  # as if its rounding were this coarse
+        form = Format(0.1 * dropout, 1.0, 1.0, dropout, f"without dropout {dropout:g}")
     loss = Tolerance(absolute=form.loss, why=form.why)
     if evidence.settings.optim.time_budget:
         loss = Tolerance(relative=BY_CLOCK, why="learning rates by the clock")
@@ -86,29 +85,29 @@ def _replayed(
 
 
 def _with_growth(allowed: Tolerance, one: float, other: float) -> Tolerance:
-    """A tolerance wider by what a rounding grew to."""
+    """Tolerance widened by the effect of a rounding."""
     grown = GROWTH * abs(one - other)
     why = f"{allowed.why}, {GROWTH:g} x the effect of one rounding of the weights"
     return replace(allowed, absolute=allowed.absolute + grown, why=why)
 
 
 def _no_replay(evidence: RunFiles, updates: int, options: AuditOptions) -> str:
-    """Why the first updates are not made once more; empty if they can be."""
+    """Reason why the first updates cannot be repeated, or ""."""
     settings = evidence.settings
     flops = budget(settings).flops_training * settings.tokens_per_update * updates
     most = MOST_FLOPS.get(torch.device(options.device).type, MOST_FLOPS["cpu"])
     if not 0 < updates:
-        return "its step is not on record"
+        return "its step is not recorded"
     if flops > most:
         return f"{updates} updates take {flops:.1e} FLOPs, above {most:.0e} here"
     if settings.optim.mixed_precision == "fp16":
-        return "fp16 leaves out updates that overflow"
+        return "fp16 skips updates that overflow"
     return ""
 
 
 @dataclass(frozen=True, slots=True)
 class Replayed:
-    """The mean loss of the first updates, and the last gradient's norm."""
+    """Mean loss of the first updates, and norm of the last gradient."""
 
     loss: float
     norm: float
@@ -122,9 +121,9 @@ def replay(
     device: torch.device,
     jitter: float = 0.0,
 ) -> Replayed:
-    """Make the first updates once more, from the seed.
+    """Repeat the first updates, from the seed.
 
-    Gradients are those of the formulas, over the whole batch window by window.
+    Gradients come from the formulas, accumulated over the batch window by window.
     jitter: relative noise on the initial weights.
     """
     job, settings = evidence.job, evidence.settings
@@ -164,7 +163,7 @@ def _jitter(model: GPT, size: float) -> None:
 
 
 def _rate(evidence: RunFiles, update: int) -> float:
-    """The learning rate; by a time budget, as if the updates took equally long."""
+    """Learning rate; with a time budget, as if all updates took equally long."""
     optim, first = evidence.settings.optim, evidence.trains[0]
     if not optim.time_budget:
         return rate_at(update, optim)
@@ -180,7 +179,7 @@ def _gradients(
     offsets: list[int],
     device: torch.device,
 ) -> float:
-    """Leave the gradients of the mean loss over all windows; that loss."""
+    """Compute the gradients of the mean loss over all windows, and return that loss."""
     weights = dict(model.state_dict(keep_vars=True))
     losses = []
     for start in offsets:
@@ -198,7 +197,7 @@ def _squares(parameter: Tensor) -> float:
 
 
 def _clip(parameters: Sequence[Tensor], norm: float, limit: float) -> None:
-    """Scale all gradients to the limit where their norm is above it (0: none)."""
+    """Scale all gradients so that their norm is at most the limit (0: no limit)."""
     if limit and norm > limit:
         for parameter in parameters:
             if parameter.grad is not None:

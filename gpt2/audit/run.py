@@ -1,4 +1,4 @@
-"""The audit of one finished run: every check, over whatever of the run is at hand."""
+"""Audit of one finished run: every check that its available files allow."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ FROM_TEXT = (
     replay.FIRST_LOSS,
 )
 FROM_EXPORT = ("parameters", "validation loss of the export", "kv_bytes_per_token")
-MACHINE = "a measurement of which nothing else is kept"
+MACHINE = "a measurement without other records"
 
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """The findings on a run."""
+    """Findings about a run."""
 
     run_dir: Path
     findings: tuple[AuditLine, ...]
@@ -59,10 +59,9 @@ class Audit:
 
 
 def audit_run(run_dir: Path, options: AuditOptions) -> Audit:
-    """Every check of one run.
+    """Run every check on one run.
 
-    Raises gpt2.audit.evidence.NothingToAudit for a run that is not done or does not
-    say what it is.
+    Raises gpt2.audit.evidence.NothingToAudit if it is not done, or unidentified.
     """
     evidence = read_evidence(run_dir)
     found = list(evidence.problems)
@@ -93,10 +92,10 @@ def _all(evidence: RunFiles, options: AuditOptions) -> Iterator[AuditLine]:
 def _guarded(
     figure: str, check: Callable[..., Iterable[AuditLine]], *given: Any
 ) -> list[AuditLine]:
-    """The findings of a check; data that it stumbles over are a finding too."""
+    """Findings of a check; an exception on unexpected data is a finding, too."""
     try:
         return list(check(*given))
-    except Exception as error:  # a stranger's files may hold anything
+    except Exception as error:  # untrusted files may contain anything
         reason = f"cannot be checked: {type(error).__name__}: {clean(error)}"
         state = NOT_CHECKED if is_out_of_memory(error) else DIFFERS
         return [AuditLine(figure, state, reason=reason)]
@@ -106,7 +105,8 @@ def _guarded(
 
 
 def _text(evidence: RunFiles, options: AuditOptions) -> PreparedText | list[AuditLine]:
-    """The text of the run, or for each figure that needs it why it is not checked."""
+    """Text of the run, or a finding for each figure that cannot be checked without
+    it."""
     settings = evidence.settings
     fingerprint = text(evidence.manifest.get("data_fingerprint"))
     own = (Path(settings.resources.data_dir).expanduser(),) if options.own_data else ()
@@ -118,7 +118,7 @@ def _text(evidence: RunFiles, options: AuditOptions) -> PreparedText | list[Audi
             return open_text(settings, folder, fingerprint)
         except NoText as error:
             reasons.append(str(error))
-    why = clean("; ".join(reasons) or "no folder of data was named")
+    why = clean("; ".join(reasons) or "no data folder was given")
     return [not_checked(figure, why) for figure in FROM_TEXT]
 
 
@@ -134,7 +134,7 @@ def _text_findings(evidence: RunFiles, found: PreparedText) -> Iterator[AuditLin
 
 
 def _meta_bytes(found: PreparedText) -> object:
-    """Bytes of the validation text as meta.json has them; None without one."""
+    """Bytes of the validation text in meta.json; None if it is missing."""
     try:
         meta = read_json(Path(found.val.filename).with_name(META_FILE))  # type: ignore
     except Unusable:
@@ -146,7 +146,7 @@ def _meta_bytes(found: PreparedText) -> object:
 
 
 def _export(evidence: RunFiles) -> Export | list[AuditLine]:
-    """The exported model, or the findings in its place."""
+    """Exported model, or findings if it is missing or bad."""
     try:
         return read_export(evidence.run_dir / EXPORT_FILE, evidence.settings)
     except FileNotFoundError:
@@ -172,7 +172,7 @@ def _recomputed(
     export: Export | list[AuditLine],
     options: AuditOptions,
 ) -> Iterator[AuditLine]:
-    """The losses that can be computed once more."""
+    """Check the losses that can be recomputed."""
     if isinstance(export, Export):
         evaluation = partial(losses.evaluation_findings, at_start=False)
         given = (evidence, of_text, export.whole, options)
@@ -187,18 +187,18 @@ def _recomputed(
 def _start(
     evidence: RunFiles, of_text: PreparedText, options: AuditOptions
 ) -> Iterator[AuditLine]:
-    """The evaluation before the first update."""
+    """Check the evaluation before the first update."""
     weights_then = losses.initial_weights(evidence.settings, evidence.job.seed)
     yield from losses.evaluation_findings(
         evidence, of_text, weights_then, options, at_start=True
     )
 
 
-# ---- what is left -----------------------------------------------------------------
+# ---- unchecked figures ------------------------------------------------------------
 
 
 def _uncovered(evidence: RunFiles, found: Sequence[AuditLine]) -> Iterator[AuditLine]:
-    """The numbers of the result that no check was about."""
+    """Findings for numbers of the result that no check covers."""
     covered = {finding.figure for finding in found}
     for name, reported in evidence.result.items():
         is_number = number(reported) is not None

@@ -1,4 +1,4 @@
-"""Audits on a terminal. Torch-free."""
+"""Print audits on a terminal. Torch-free."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ COLOURS = {OK: "green", DIFFERS: "bold red"}
 def show_audit(
     console: Console, run_dir: Path, findings: Sequence[AuditLine], *, whole: bool
 ) -> None:
-    """One run: a line with its verdict, and its findings.
+    """Print a line with the verdict of a run, and its findings.
 
-    whole: all of them; else what is neither ok nor left out.
+    whole: print all findings; otherwise those that are neither ok nor left out.
     """
     console.print(Text(f"{run_dir}: {summary(findings)}"))
     shown = [f for f in findings if whole or f.state not in (OK, STATES[-1])]
@@ -31,7 +31,7 @@ def show_audit(
 
 
 def summary(findings: Sequence[AuditLine]) -> str:
-    """The verdict with the number of findings in each state."""
+    """Verdict with the number of findings in each state."""
     counts = Counter(finding.state for finding in findings)
     parts = ", ".join(f"{counts[state]} {state}" for state in STATES if counts[state])
     return f"{verdict(findings)} ({parts})"

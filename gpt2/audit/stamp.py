@@ -1,7 +1,8 @@
-"""audit.json: the result of an audit in its run directory, and whether it still holds.
+"""Write audit.json, the result of an audit in its run directory, and check its
+validity.
 
-Torch-free. It names the files that were audited by their sums, so that an audit of a
-run that changed since, or of another run, is no longer taken for one of this run.
+Torch-free. It contains hashes of the audited files, so that an audit of another run, or
+of a run that has changed since, is recognised as stale.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def write_audit(run_dir: Path, findings: Sequence[AuditLine]) -> None:
 
 
 def audit_state(run_dir: Path) -> str:
-    """One of VERDICTS; NONE without an audit, STALE if a file changed since."""
+    """State of the audit: one of VERDICTS, NONE without one, STALE if a file changed
+    since."""
     path = run_dir / AUDIT_FILE
     if not path.exists():
         return NONE
@@ -59,7 +61,7 @@ def audit_state(run_dir: Path) -> str:
 
 
 def _seal(path: Path) -> dict[str, Any] | None:
-    """Size, time and sum of a file; None if there is no such file."""
+    """Size, time and hash of a file; None if it does not exist."""
     if not path.is_file():
         return None
     info = path.stat()
@@ -68,8 +70,8 @@ def _seal(path: Path) -> dict[str, Any] | None:
 
 
 def _is_same(path: Path, seal: object) -> bool:
-    """Whether a file is as it was sealed. The export may have gigabytes: it is read
-    only where its time says that it may have changed, as in a copy."""
+    """True if a file is unchanged. The export may have gigabytes, so it is read only if
+    its time has changed, as in a copy."""
     known = as_dict(seal)
     try:
         if not path.is_file():

@@ -1,4 +1,4 @@
-"""Whether summary.json and results.csv have the numbers of a run as it reported them.
+"""Check that summary.json and results.csv have the numbers that a run reported.
 
 Torch-free.
 """
@@ -27,8 +27,7 @@ REMEDY = "`make report` writes it from the runs"
 
 
 def results_folder(evidence: RunFiles) -> Path | None:
-    """The results folder of a run that is in its own place there; None for a copy
-    elsewhere, and for a folder without a summary."""
+    """Results folder of a run; None for a copy elsewhere, or without a summary."""
     here, place = evidence.run_dir.absolute(), Path(evidence.job.run_dir)
     depth = len(place.parts)
     if not depth or here.parts[-depth:] != place.parts or depth >= len(here.parts):
@@ -38,7 +37,7 @@ def results_folder(evidence: RunFiles) -> Path | None:
 
 
 def table_findings(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Both files of a results folder, number by number; nothing without one."""
+    """Check both files of the results folder, number by number; [] without one."""
     root = results_folder(evidence)
     if root is None:
         return
@@ -71,7 +70,8 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(evidence: RunFiles, name: str, rows: list[dict[str, Any]]) -> AuditLine:
-    """The run's row, held to its result; a row from before its end is not one."""
+    """Compare the run's row with its result; rows written before its end do not
+    count."""
     done = [row for row in rows if row.get("status") == "done"]
     if not done:
         return not_checked(name, f"has no finished run of this name; {REMEDY}")
@@ -87,7 +87,7 @@ def _row(evidence: RunFiles, name: str, rows: list[dict[str, Any]]) -> AuditLine
 
 
 def _as_number(cell: object) -> Value:
-    """A cell of either file as a number; a text that is none stays one."""
+    """Cell as a number if it is one, else unchanged."""
     if isinstance(cell, str):
         try:
             return float(cell)

@@ -1,7 +1,7 @@
-"""Seconds, tokens per second and epochs of a run, recomputed from its records.
+"""Recompute seconds, tokens per second and epochs of a run from its records.
 
-Torch-free. An evaluation takes its time by a clock of its own, so that time booked as
-training although it was spent on evaluations shows.
+Torch-free. Evaluations are timed separately, so evaluation time that was booked as
+training time is detected.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from gpt2.plan.run_length import seconds_of
 from lib.safe_json import text, whole
 
 RATES = Tolerance(relative=1e-6, why="a difference of two sums of seconds")
-ROUNDING = 1e-6  # seconds that sums of seconds may be off
-STAMPS = 2.0  # seconds that two times of day, each cut to a second, may be off
+ROUNDING = 1e-6  # allowed error of sums of seconds
+STAMPS = 2.0  # allowed error of a difference of two times of day in whole seconds
 
 
 def time_findings(evidence: RunFiles) -> Iterator[AuditLine]:
-    """All that the recorded times allow to check."""
+    """Check everything that needs only the recorded times."""
     yield _rates(evidence)
     yield _order(evidence)
     yield from _sums(evidence)
@@ -46,7 +46,8 @@ def _train_seconds(record: Record) -> float | None:
 
 
 def _rates(evidence: RunFiles) -> AuditLine:
-    """Tokens since the record before, over the seconds of updates since then."""
+    """Check the rate: tokens since the previous record / seconds of updates since
+    then."""
     rows, before = [], (0.0, 0.0)
     for record in evidence.trains:
         tokens, seconds = value(record, "tokens"), _train_seconds(record)
@@ -61,7 +62,7 @@ def _rates(evidence: RunFiles) -> AuditLine:
 
 
 def _order(evidence: RunFiles) -> AuditLine:
-    """Times rise from record to record, and training is a part of what passed."""
+    """Check that times increase, and that training is a part of the elapsed time."""
     figure = "order of times"
     ends = {"seconds": evidence.result.get("seconds"), "step": "the result"}
     ends["train_seconds"] = evidence.result.get("train_seconds")
@@ -75,16 +76,16 @@ def _order(evidence: RunFiles) -> AuditLine:
         passed, trained = both[0] - before[0], both[1] - before[1]
         if trained < -ROUNDING or trained > passed + ROUNDING:
             shown = f"{passed:.6g} s, of them {trained:.6g} s in updates"
-            bound = "from 0 s to all seconds since the record before"
+            bound = "from 0 s to all seconds since the previous record"
             return holds(figure, False, shown, bound, at(record))
         before = (both[0], both[1])
     return holds(figure, True, f"{len(records)} records", "rising")
 
 
 def other_seconds(evidence: RunFiles) -> list[tuple[int, float]]:
-    """(step, seconds) of what was no training: evaluations and comparisons with the
-    formulas. An epoch's record may repeat an evaluation that was made before, and the
-    comparison at the start of an attempt comes before its clock."""
+    """(step, seconds) outside training: evaluations and comparisons with the formulas.
+    An epoch's record may repeat an earlier evaluation, and the comparison at the start
+    of an attempt is made before its clock starts."""
     found: dict[int, float] = {}
     for record in [*evidence.evals, *evidence.epochs]:
         step, seconds = whole(record.get("step")), value(record, "eval_seconds")
@@ -103,7 +104,8 @@ def other_seconds(evidence: RunFiles) -> list[tuple[int, float]]:
 
 
 def _sums(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Seconds of updates and of all else are within the seconds of the loop."""
+    """Check that seconds of updates and of everything else fit into those of the
+    loop."""
     figure = "train_seconds"
     others = other_seconds(evidence)
     if not others:
@@ -116,7 +118,7 @@ def _sums(evidence: RunFiles) -> Iterator[AuditLine]:
         if seconds is None or trained is None:
             yield not_checked(figure, f"{at(record)}: a time is not recorded")
             return
-        # At an evaluation those of the same update may be yet to come.
+        # At an evaluation, those of the same update may follow later.
         spent = sum(s for n, s in others if step is None or n < step)
         where = "the result" if step is None else at(record)
         rows.append((seconds - spent - trained, where, trained, seconds - spent))
@@ -128,7 +130,7 @@ def _sums(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _wall(evidence: RunFiles) -> AuditLine:
-    """The loop took no longer than the time of day from start to end says."""
+    """Check that the loop took no longer than the time of day from start to end."""
     began = _moment(evidence.manifest.get("started"))
     ended = _moment(evidence.status.get("updated"))
     seconds = value(evidence.result, "seconds")
@@ -149,7 +151,7 @@ def _moment(stamp: object) -> datetime | None:
 
 
 def _per_run(evidence: RunFiles) -> Iterator[AuditLine]:
-    """tokens_per_s and step_seconds are of the seconds of updates."""
+    """Check tokens_per_s and step_seconds against the seconds of updates."""
     result = evidence.result
     trained, tokens = value(result, "train_seconds"), value(result, "tokens")
     rate = tokens / trained if tokens is not None and trained else None
@@ -163,9 +165,9 @@ def _per_run(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _budget(evidence: RunFiles) -> AuditLine:
-    """A time budget is spent on updates, all of it, and the run ends there.
+    """Check that a run with a time budget spent all of it on updates and then ended.
 
-    A GPU may pass it while the loss of a record is waited for; one update follows.
+    A GPU may exceed it while the host waits for a loss; one more update follows.
     """
     figure = "time budget"
     budget = seconds_of(evidence.settings.optim.time_budget)
@@ -178,13 +180,13 @@ def _budget(evidence: RunFiles) -> AuditLine:
     is_next = evidence.updates == (whole(earlier.get("step")) or 0) + 1
     ends = before <= budget + skew or is_next
     bound = f"{budget:g} s, reached between the last two records"
-    reason = f"{before:.6g} s at the record before the last"
+    reason = f"{before:.6g} s at the last but one record"
     reached = spent >= budget - skew - ROUNDING
     return holds(figure, reached and ends, spent, bound, reason)
 
 
 def epoch_findings(evidence: RunFiles, epoch_tokens: int) -> Iterator[AuditLine]:
-    """Epochs, their time, and the records of those that ended.
+    """Check the number of epochs, their times, and the records of their ends.
 
     epoch_tokens: of the training split.
     """
@@ -221,7 +223,7 @@ def epoch_findings(evidence: RunFiles, epoch_tokens: int) -> Iterator[AuditLine]
 
 
 def _ends_of_epochs(evidence: RunFiles, epoch_tokens: int) -> list[int]:
-    """The updates in which another whole epoch's tokens were reached."""
+    """Updates at which another epoch was completed."""
     each = evidence.settings.tokens_per_update
     counts = [n * each // epoch_tokens for n in range(evidence.updates + 1)]
     return [n for n in range(1, len(counts)) if counts[n] > counts[n - 1]]

@@ -1,7 +1,7 @@
-"""The exported model of a run: parameters, zeros, masks and heads, counted in the file.
+"""Exported model of a run: parameters, zeros, masks and heads, counted in the file.
 
-Names and shapes of the whole model come from the model class; all numbers come from
-the tensors in the file.
+Names and shapes of the complete model come from the model class, all numbers from the
+tensors in the file.
 """
 
 from __future__ import annotations
@@ -34,23 +34,23 @@ from lib.jobs.run_files import BAD_JSON, EXPORT_FILE
 from lib.pruning.registry import METHODS
 from lib.safe_json import clean
 
-FIXED = "basis"  # end of the names of buffers, which are no parameters
-OF_HEADS = (".attn.", ".mlp.gate.")  # in the names of what a head owns
+FIXED = "basis"  # suffixes of buffers, which are not parameters
+OF_HEADS = (".attn.", ".mlp.gate.")  # in the names of tensors that a head owns
 FUSED = 3  # parts of a fused projection: queries, keys, values
-ACCIDENTAL = 1e-4  # of the weights that may be pruned: zeros that no mask made
-LARGEST_LAYER = 0.95  # sparsity of a layer under bitter4
+ACCIDENTAL = 1e-4  # share of prunable weights: zeros that are not due to a mask
+LARGEST_LAYER = 0.95  # maximum sparsity of a layer with bitter4
 
 Weights = dict[str, Tensor]
 
 
 class BadExport(ValueError):
-    """A model.safetensors that is not the whole model of its run."""
+    """model.safetensors is not the complete model of its run."""
 
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """``tensors`` as they are in the file; ``whole``: with a zero head in the place
-    of each that was removed, so that shapes are those of the settings."""
+    """Exported model. ``tensors``: as in the file; ``whole``: with zeros for each
+    removed head, so that shapes are those of the settings."""
 
     tensors: Weights
     whole: Weights
@@ -62,7 +62,8 @@ class Export:
 
 
 def read_export(path: Path, settings: Settings) -> Export:
-    """Raises FileNotFoundError, and BadExport for what is not a model of settings."""
+    """Read model.safetensors. Raises FileNotFoundError, and BadExport if it is not a
+    model of these settings."""
     if not path.exists():
         raise FileNotFoundError(path)
     try:
@@ -88,15 +89,15 @@ def read_export(path: Path, settings: Settings) -> Export:
 
 
 def shapes_of(settings: Settings) -> dict[str, torch.Size]:
-    """Names and shapes of all tensors of a model with every head."""
+    """Names and shapes of all tensors of a model with all heads."""
     with torch.device("meta"):
         model = GPT(settings)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _widened(name: str, tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor with zeros for removed heads; they come last, as a model with them
-    computes the same in any order. What heads do not own stays as it is."""
+    """Tensor with zeros for removed heads. They come last, since the order of heads
+    does not matter. Tensors that heads do not own are unchanged."""
     if tensor.shape == shape or not any(owner in name for owner in OF_HEADS):
         return tensor
     parts = FUSED if ".qkv." in name else 1
@@ -119,7 +120,7 @@ def _count(weights: Mapping[str, Tensor]) -> int:
 
 
 def prunable(weights: Mapping[str, Tensor]) -> Weights:
-    """The matrices of linear layers: those of the blocks, without fixed ones."""
+    """Prunable matrices: the linear layers of the blocks, without fixed ones."""
     return {
         name: tensor
         for name, tensor in weights.items()
@@ -127,11 +128,11 @@ def prunable(weights: Mapping[str, Tensor]) -> Weights:
     }
 
 
-# ---- what the file says of itself -------------------------------------------------
+# ---- metadata of the file ---------------------------------------------------------
 
 
 def origin_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
-    """Whether the file is of this run and of its last update."""
+    """Check that the file belongs to this run and its last update."""
     metadata, job = export.metadata, evidence.job
     yield compare("hash in the export", metadata.get("hash"), job.hash)
     yield compare("seed in the export", metadata.get("seed"), str(job.seed))
@@ -145,7 +146,7 @@ def origin_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
 
 
 def count_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
-    """Parameters and heads, counted in the file."""
+    """Check parameters and heads, counted in the file."""
     result, whole = evidence.result, _count(export.whole)
     reason = f"{len(export.tensors)} tensors in {EXPORT_FILE}"
     yield compare("parameters", result.get("parameters"), whole, SAME, reason)
@@ -179,15 +180,15 @@ def _all_heads(evidence: RunFiles) -> int:
 
 
 def heads_of(settings: Settings, export: Export) -> list[int]:
-    """Heads of each layer, by the width of its output projection."""
+    """Heads of each layer, from the width of its output projection."""
     names = (f"blocks.{n}.attn.proj.weight" for n in range(settings.model.n_layer))
     width = settings.model.head_dim
     return [export.tensors[name].shape[1] // width for name in names]
 
 
 def _heads_asked(settings: Settings) -> tuple[int, int]:
-    """(heads that the final sparsity asks to go, those of them that stay as the last
-    of their layer)."""
+    """Heads to remove at the final sparsity, and how many of them are kept as the last
+    of their layer."""
     model, pruning = settings.model, settings.pruning
     each = model.n_layer if pruning.prune_scope == "layer" else 1
     heads = model.n_layer * model.n_head // each
@@ -200,7 +201,7 @@ def _heads_asked(settings: Settings) -> tuple[int, int]:
 
 
 def pruning_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
-    """True zeros in the file, the number that the schedule asks for, and the masks."""
+    """Check zeros in the file, the number due by the schedule, and the masks."""
     pruning, result = evidence.settings.pruning, evidence.result
     if pruning.prune_method == "none":
         return
@@ -217,7 +218,8 @@ def pruning_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
 def _scheduled(
     settings: Settings, weights: Weights, zeros: int, total: int
 ) -> AuditLine:
-    """Zeros as the end of the ramp asks for; some more may be zero by accident."""
+    """Check the number of zeros at the end of the ramp; a few more may be zero by
+    chance."""
     asked = _zeros_asked(settings, weights)
     most = asked + int(ACCIDENTAL * total) + 1
     bound = f"{asked:,} to {most:,} by PRUNING_SPARSITY"
@@ -239,7 +241,7 @@ def _zeros_asked(settings: Settings, weights: Weights) -> int:
 
 
 def _masked(evidence: RunFiles, export: Export) -> AuditLine:
-    """Zeros are where the masks of the last checkpoint are."""
+    """Check that weights pruned by the masks of the last checkpoint are zero."""
     figure = "masks"
     masks = _last_masks(evidence)
     if isinstance(masks, AuditLine):
@@ -252,7 +254,7 @@ def _masked(evidence: RunFiles, export: Export) -> AuditLine:
     weights = prunable(export.whole)
     if masks.keys() != weights.keys():
         odd = sorted(masks.keys() ^ weights.keys())
-        return AuditLine(figure, DIFFERS, reason=f"not of the same weights: {odd[0]}")
+        return AuditLine(figure, DIFFERS, reason=f"other weights: {odd[0]}")
     for name, mask in masks.items():
         stray = int((weights[name][~mask] != 0).sum())
         if stray:
@@ -264,7 +266,7 @@ def _masked(evidence: RunFiles, export: Export) -> AuditLine:
 
 
 def _last_masks(evidence: RunFiles) -> dict[str, Tensor] | AuditLine:
-    """The masks in the checkpoint of the last update, or that there are none."""
+    """Masks in the checkpoint of the last update, or the reason why there are none."""
     folder = evidence.run_dir / FOLDER / f"step-{evidence.updates:06d}"
     path = folder / STATE_FILE
     if not path.is_file():
@@ -279,7 +281,7 @@ def _last_masks(evidence: RunFiles) -> dict[str, Tensor] | AuditLine:
 
 
 def export_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
-    """All that the file alone allows to check."""
+    """Check everything that needs only the exported file."""
     yield from origin_findings(evidence, export)
     yield from count_findings(evidence, export)
     yield from pruning_findings(evidence, export)

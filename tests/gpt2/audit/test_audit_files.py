@@ -237,7 +237,7 @@ def test_other_text_than_the_run_was_trained_on_is_not_used(run_dir, data_dir):
     edit(run_dir / "manifest.json", lambda m: m.update(data_fingerprint="0" * 16))
     found = audit(run_dir)
     reasons = {f.figure: f.reason for f in found.findings if f.state == NOT_CHECKED}
-    assert "holds other text" in reasons["validation loss of the export"]
+    assert "has other text" in reasons["validation loss of the export"]
     assert found.verdict == "incomplete"
 
 
