@@ -7,15 +7,18 @@
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
+EXPORT_OPTIONS := FORMAT OUT
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE $(SAMPLE_OPTIONS)
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO $(SAMPLE_OPTIONS) $(EXPORT_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit plan sample
-READ_RUN := audit sample
+READ_RESULTS := report audit plan sample export push
+READ_RUN := audit sample export push
+READ_REPO := push
+$(foreach v,$(EXPORT_OPTIONS),$(eval READ_$v := export push))
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 READ_WINDOWS := audit
 READ_ONLY := $(RUNS) sbatch
@@ -33,7 +36,7 @@ READ_SBATCH := sbatch
 READ_FORCE := data
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate as-trained status stop data verify overfit track sbatch audit sample
+	estimate as-trained status stop data verify overfit track sbatch audit sample export push
 
 # Variables given on the command line, byte for byte. make drops the leading blanks of a
 # value, so these are read from the command line of the make process itself.
@@ -138,6 +141,13 @@ compare: $(if $(wildcard .config),config.py) | setup ## compare two runs or matr
 sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with models (RUN=5 or 0,5; TEMPERATURE, TOP_K, TOP_P, SEED, STOP, COUNT)
 	$(PY) scripts/sample.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
+
+export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
+	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
+		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
+push: $(if $(wildcard .config),config.py) | setup ## export it and upload it to the hub (RUN=5:1337 REPO=user/name)
+	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
+		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) --repo=$(call arg,REPO) -- $(call arg,RUN)
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, verify each step

@@ -164,11 +164,10 @@ def _last_steps(found: Iterable[tuple[str, int]]) -> dict[str, int]:
     return last
 
 
-BACKENDS: dict[str, Callable[[], TrackerBackend]] = {
-    "trackio": Trackio,
-    "wandb": Wandb,
-    "tensorboard": TensorBoard,
-}
+NAMES = ("trackio", "wandb", "tensorboard")
+BACKENDS: dict[str, Callable[[], TrackerBackend]] = dict(
+    zip(NAMES, (Trackio, Wandb, TensorBoard), strict=True)
+)
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:

@@ -103,17 +103,27 @@ def bytes_encoding() -> tiktoken.Encoding:
     )
 
 
+def vocabulary_files(
+    cache_dir: str | Path | None = None, packages: Sequence[str] = PACKAGES
+) -> dict[str, bytes]:
+    """GPT-2's files by name: vocab.bpe (the merges) and encoder.json (the tokens).
+
+    cache_dir and errors: as of get_encoding.
+    """
+    cache = _cache_folder(cache_dir)
+    return {file.name: _find(file, cache, packages) for file in GPT2_FILES}
+
+
 def _gpt2(cache_dir: str | Path | None, packages: Sequence[str]) -> tiktoken.Encoding:
     import tiktoken
     import tiktoken.registry
 
     if "gpt2" in tiktoken.registry.ENCODINGS:  # parsing the files takes 0.2 s
         return tiktoken.get_encoding("gpt2")
-    cache = _cache_folder(cache_dir)
-    found = {file.cache_name: _find(file, cache, packages) for file in GPT2_FILES}
+    found = vocabulary_files(cache_dir, packages)
     with tempfile.TemporaryDirectory(prefix="kablate-tiktoken-") as folder:
-        for name, data in found.items():
-            (Path(folder) / name).write_bytes(data)
+        for file in GPT2_FILES:
+            (Path(folder) / file.cache_name).write_bytes(found[file.name])
         with _environment("TIKTOKEN_CACHE_DIR", folder):
             return tiktoken.get_encoding("gpt2")
 

@@ -18,7 +18,7 @@ from gpt2.mechanisms import mechanisms, projections
 from gpt2.mechanisms.spec import GPT2_ATTENTION, annotated, setting
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS, SCOPES, VARIANTS
-from lib.trackers import BACKENDS
+from lib.trackers import NAMES as TRACKERS
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 LARGEST_ARM = "largest"
@@ -225,7 +225,7 @@ class Resources:
     @property
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers that are told of a run."""
-        return tuple(name for name in BACKENDS if getattr(self, f"with_{name}"))
+        return tuple(name for name in TRACKERS if getattr(self, f"with_{name}"))
 
 
 @part

@@ -1,0 +1,225 @@
+"""A trained model as a folder that transformers loads.
+
+Step 0 becomes a native GPT-2, every other model a folder with its own code. Either is
+written beside its place, loaded again by a fresh interpreter that has transformers and
+nothing of kablate, and put in its place only if it computes the same.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from gpt2.infer import reload_check
+from gpt2.infer.flat_code import flat_modules
+from gpt2.infer.hf_tokenizer import tokenizer_files
+from gpt2.infer.model_card import model_card
+from gpt2.infer.trained import TrainedModel
+from gpt2.model.gpt2_weights import to_gpt2
+from gpt2.plan.mechanism_specs import MECHANISMS
+from gpt2.settings.schema import Settings
+from gpt2.train.checkpoint import weights_of
+from lib.files import hidden_name, remove_folder
+from lib.jobs.run_files import atomic_write_bytes, atomic_write_json
+
+ENTRY = "modeling_kablate"
+WEIGHTS_FILE = "model.safetensors"
+TOLERANCE = 1e-5  # of logits in fp32, relative to the largest
+OURS = re.compile(
+    r"(gpt2|lib)_\w+\.py|modeling_kablate\.py|(model|generation_|tokenizer_)?\w*"
+    r"\.(json|safetensors)|merges\.txt|README\.md|LICENSE"
+)
+ROOT = Path(__file__).resolve().parents[2]
+# Settings that name places and machines, and mean nothing elsewhere.
+PRIVATE = {
+    "text_path": "",
+    "data_dir": "",
+    "output_dir": "",
+    "ray_address": "",
+    "tracker_project": "",
+    "gpus": "",
+    "device": "auto",
+    "attention_backend": "auto",
+    "mlp_backend": "auto",
+}
+TEXTS = ("Reciprocal attention, 2 + 2 = 4.", "  zwölf\n\tBoxkämpfer 日本 🙂", "it's")
+
+
+class NotTheSame(RuntimeError):
+    """The folder as written does not compute what the trained model does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """folder; whether transformers' own GPT-2 loads it; the largest difference of
+    logits, relative; size in bytes."""
+
+    folder: Path
+    is_native: bool
+    deviation: float
+    size: int
+
+
+def export_hf(trained: TrainedModel, folder: Path) -> Exported:
+    """Write the folder, and replace an earlier one that holds nothing else.
+
+    Raises NotTheSame, FileExistsError for a folder with other files,
+    gpt2.data.tokenizer.TokenizerUnavailable, lib.jobs.run_files.DiskFull.
+    """
+    partial = hidden_name(folder)
+    partial.mkdir(parents=True)
+    try:
+        native = is_native(trained.settings, trained.heads)
+        write_folder(trained, partial, native)
+        deviation = check_folder(trained, partial)
+        if folder.exists() or folder.is_symlink():
+            if others := remove_folder(folder, OURS):
+                raise FileExistsError(
+                    f"{folder} is there and holds {', '.join(others[:3])}, which no "
+                    "export writes: name another folder by OUT="
+                )
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    size = sum(path.stat().st_size for path in folder.iterdir())
+    return Exported(folder, native, deviation, size)
+
+
+def is_native(settings: Settings, heads: tuple[int, ...] | None) -> bool:
+    """Whether the model is plain GPT-2 as transformers knows it."""
+    m = settings.model
+    plain = not any(mechanism.is_on(settings.mechanisms) for mechanism in MECHANISMS)
+    return plain and heads is None and m.n_head * m.head_dim == m.n_embd
+
+
+def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:
+    """Weights, configuration, tokenizer, card and, unless native, code."""
+    settings = trained.settings
+    weights = {name: tensor.cpu() for name, tensor in weights_of(trained.model).items()}
+    if native:
+        tensors = to_gpt2(weights, settings.model.n_layer)
+    else:
+        tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
+    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    config = native_config(settings) if native else custom_config(trained)
+    end = {f"{kind}_token_id": trained.encoding.eot_token for kind in ("bos", "eos")}
+    config |= {**end, "torch_dtype": "float32"}
+    atomic_write_json(folder / "config.json", config)
+    generation = {**end, "pad_token_id": trained.encoding.eot_token}
+    generation["max_length"] = settings.model.block_size
+    atomic_write_json(folder / "generation_config.json", generation)
+    files = tokenizer_files(trained.encoding, settings.model.block_size)
+    if not native:
+        code = flat_modules({f"gpt2.infer.{ENTRY}": ENTRY})
+        files |= {name: text.encode("utf-8") for name, text in code.items()}
+    files["README.md"] = model_card(trained, native).encode("utf-8")
+    files["LICENSE"] = (ROOT / "LICENSE").read_bytes()
+    for name, data in files.items():
+        atomic_write_bytes(folder / name, data)
+
+
+def native_config(settings: Settings) -> dict[str, Any]:
+    """config.json of transformers' GPT-2."""
+    m = settings.model
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": settings.vocab_size,
+        "n_positions": m.block_size,
+        "n_embd": m.n_embd,
+        "n_layer": m.n_layer,
+        "n_head": m.n_head,
+        "n_inner": m.mlp_width,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), m.dropout),
+        "tie_word_embeddings": True,
+    }
+
+
+def custom_config(trained: TrainedModel) -> dict[str, Any]:
+    """config.json of a folder with its own code."""
+    settings, m = trained.settings, trained.settings.model
+    return {
+        "architectures": ["KablateForCausalLM"],
+        "model_type": "kablate",
+        "auto_map": {
+            "AutoConfig": f"{ENTRY}.KablateConfig",
+            "AutoModelForCausalLM": f"{ENTRY}.KablateForCausalLM",
+        },
+        "vocab_size": settings.vocab_size,
+        "n_positions": m.block_size,
+        "n_embd": m.n_embd,
+        "n_layer": m.n_layer,
+        "n_head": m.n_head,
+        "settings": settings.replace(**PRIVATE).to_dict(),
+        "heads": None if trained.heads is None else list(trained.heads),
+        "tie_word_embeddings": False,  # the head is no tensor of its own
+    }
+
+
+# ---- what others will see ---------------------------------------------------------
+
+
+def check_folder(trained: TrainedModel, folder: Path) -> float:
+    """Largest deviation of the logits that a fresh interpreter computes from ours,
+    relative to the largest logit; raises NotTheSame if something differs."""
+    tokens = _tokens(trained)
+    with torch.no_grad():
+        expected = trained.model.logits(tokens.to(trained.device)).cpu()
+    with tempfile.TemporaryDirectory(prefix="kablate-export-") as scratch:
+        given, written = Path(scratch, "tokens"), Path(scratch, "logits")
+        save_file({"tokens": tokens}, given)
+        said = _load_elsewhere(folder.resolve(), given, written, scratch)
+        logits, cached = (load_file(written)[name] for name in ("logits", "cached"))
+    size = float(expected.abs().max().clamp_min(1.0))
+    deviation = float((logits - expected).abs().max()) / size
+    decoded = float((cached - expected[:, -1:]).abs().max()) / size
+    for what, found in {"logits": deviation, "logits by its cache": decoded}.items():
+        if not found <= TOLERANCE:
+            raise NotTheSame(f"{what} of {said['class']} differ by {found:.1e}")
+    ours = [trained.encoding.encode_ordinary(text) for text in TEXTS]
+    if said["tokens"] != ours:
+        raise NotTheSame(f"its tokenizer gives {said['tokens']}, not {ours}")
+    return max(deviation, decoded)
+
+
+def _tokens(trained: TrainedModel) -> torch.Tensor:
+    """Tokens [1, T] that fill the context: real text and its end, then any."""
+    context, encoding = trained.model.block_size, trained.encoding
+    words = [*encoding.encode_ordinary(" ".join(TEXTS)), encoding.eot_token]
+    generator = torch.Generator().manual_seed(0)
+    others = torch.randint(encoding.n_vocab, (context,), generator=generator)
+    return torch.cat([torch.tensor(words), others])[:context].unsqueeze(0)
+
+
+def _load_elsewhere(
+    folder: Path, given: Path, written: Path, scratch: str
+) -> Mapping[str, Any]:
+    """What gpt2/infer/reload_check.py says of a folder; raises NotTheSame."""
+    apart = {"HF_HOME": scratch, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
+    program = [sys.executable, "-I", reload_check.__file__]
+    done = subprocess.run(
+        [*program, str(folder), str(given), str(written)],
+        input=json.dumps(TEXTS),
+        cwd=scratch,
+        env={**os.environ, **apart},
+        capture_output=True,
+        text=True,
+    )
+    if done.returncode != 0:
+        raise NotTheSame(f"it does not load:\n{done.stderr[-2000:]}")
+    found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found

@@ -1,0 +1,103 @@
+"""Write a trained model as a folder that transformers loads.
+
+Step 0 becomes a native GPT-2; any other model brings its own code, which is loaded
+with trust_remote_code=True. The folder is loaded again by a fresh interpreter, and
+kept only if its logits and its tokens equal those of the trained model. With --repo it
+is then uploaded to the Hugging Face hub, as a private repository if it is new.
+Exit codes: 0 written, and uploaded if that was asked for; 1 the folder does not compute
+the same, and is not kept; 2 no such run, no usable model in it, or an option that makes
+no sense; 3 written, but not uploaded; 6 the disk is full.
+"""
+
+from __future__ import annotations
+
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from lib.human import size
+from lib.jobs.import_gc import collector_at_rest
+from lib.jobs.run_files import DiskFull
+
+EXIT_DIFFERS, EXIT_USAGE, EXIT_NOT_UPLOADED, EXIT_DISK = 1, 2, 3, 6
+FORMATS = ("hf",)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+        if options.format not in FORMATS:
+            allowed = ", ".join(FORMATS)
+            raise ValueError(f"FORMAT={options.format!r}: allowed are {allowed}")
+        if find_spec("transformers") is None:
+            raise ValueError("transformers is not installed: `make setup` does that")
+        chosen = chosen_runs(options, most=1)
+        return export(chosen.folders[0], options.out, options.repo)
+    except DiskFull as error:
+        print(f"export: {error}", file=sys.stderr)
+        return EXIT_DISK
+    except (ValueError, OSError) as error:
+        print(f"export: {error}", file=sys.stderr)
+        return EXIT_USAGE
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="export.py", description=__doc__)
+    add_run_options(found, several=False)
+    formats = f"one of {', '.join(FORMATS)} (default: %(default)s)"
+    found.add_argument("--format", default=FORMATS[0], help=formats)
+    words = "folder to write; default: one in exports/, named after the run"
+    found.add_argument("--out", type=Path, help=words)
+    words = "upload it there, as in user/name; without a network: say what would be"
+    found.add_argument("--repo", help=words)
+    return found
+
+
+def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
+    """Write the folder of a run, say where it is, and upload it if repo is given."""
+    with collector_at_rest():
+        from gpt2.infer.hf_export import NotTheSame, export_hf
+        from gpt2.infer.hub import NotUploaded, check_repo, upload
+        from gpt2.infer.trained import load_trained
+
+    if repo is not None:
+        check_repo(repo)
+    trained = load_trained(run_dir)
+    folder = out or Path("exports", *run_dir.resolve().parts[-3:])
+    try:
+        found = export_hf(trained, folder)
+    except NotTheSame as error:
+        print(f"export: {trained.label} is not exported: {error}", file=sys.stderr)
+        return EXIT_DIFFERS
+    kind = "GPT-2 of transformers" if found.is_native else "model with its own code"
+    trust = "" if found.is_native else ", trust_remote_code=True"
+    print(f"{trained.label}: {kind}, {size(found.size)}, in {folder}")
+    print(f"Logits agree within {found.deviation:.1e} (relative, fp32). Load it by")
+    print(f'  AutoModelForCausalLM.from_pretrained("{folder}"{trust})')
+    if repo is not None:
+        try:
+            print(f"Uploaded to {upload(folder, repo)}")
+        except NotUploaded as error:
+            print(f"export: {error}", file=sys.stderr)
+            return EXIT_NOT_UPLOADED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
