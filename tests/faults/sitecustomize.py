@@ -78,7 +78,7 @@ ACTS = {
 }
 
 
-def change_trainer(trainer: ModuleType) -> None:
+def change_trainer(trainer: Any) -> None:
     """Let faults happen at the beginning of an update."""
     true = trainer.Trainer.update
 
@@ -99,10 +99,11 @@ def change_trainer(trainer: ModuleType) -> None:
 # ---- slow checkpoints -----------------------------------------------------------
 
 
-def change_checkpoint(checkpoint: ModuleType) -> None:
+def change_checkpoint(checkpoint: Any) -> None:
     """Wait before each file of a checkpoint, for a kill to strike there."""
     write_files, write_weights = checkpoint._write_files, checkpoint._write_weights
-    write_json, inside = checkpoint.atomic_write_json, []
+    write_json = checkpoint.atomic_write_json
+    inside: list[bool] = []
 
     def linger() -> None:
         if inside and os.environ.get(SECONDS):
