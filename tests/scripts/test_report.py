@@ -342,16 +342,6 @@ def test_nothing_to_report_is_an_error_in_words(tmp_path, arguments, words):
     assert list((tmp_path / "empty").iterdir()) == []
 
 
-def test_report_does_without_torch(tmp_path):
-    code = "import sys, scripts.report; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    loaded = set(done.stdout.split())
-    assert "scripts.report" in loaded
-    assert not loaded & {"torch", "matplotlib", "pandas", "plotly", "datasets"}
-
-
 def test_the_plotting_library_may_be_absent(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2))
     hide = (

@@ -4,8 +4,6 @@ import csv
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jsonschema
@@ -303,13 +301,3 @@ def test_nothing_in_a_results_directory_is_executed(tmp_path):
 def test_a_missing_directory_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="run `make` first"):
         read_matrix(tmp_path / "absent")
-
-
-def test_reading_needs_neither_torch_nor_scipy_nor_matplotlib():
-    code = "import sys, gpt2.report.read_results; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
-    )
-    loaded = set(done.stdout.split())
-    assert "gpt2.report.read_results" in loaded
-    assert not loaded & {"torch", "scipy", "matplotlib", "numpy"}

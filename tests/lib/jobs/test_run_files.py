@@ -374,9 +374,3 @@ def test_a_damaged_status_is_an_error_that_names_it(tmp_path: Path) -> None:
             run_files.DamagedFile, match="status.json: not .*rerun this run"
         ):
             run_files.read_status(tmp_path)
-
-
-def test_start_is_light() -> None:
-    process = start("import sys, lib.jobs.run_files; print('torch' in sys.modules)")
-    assert first_line(process) == "False"
-    process.communicate()

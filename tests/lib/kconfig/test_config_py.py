@@ -16,7 +16,6 @@ from lib.kconfig.config_py import (
     read_config,
     render_config,
 )
-from tests.scratch import ROOT
 
 HOSTILE = [
     "'",
@@ -137,17 +136,6 @@ def test_a_binary_file_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"CONFIG_A = 1\r\nCONFIG_B = '\xff'\n")
     with pytest.raises(ConfigError, match=r"config\.py:2: not UTF-8"):
         read_config(path)
-
-
-def test_reading_needs_neither_kconfiglib_nor_torch() -> None:
-    code = (
-        "import sys, lib.kconfig.config_py; "
-        "print({'kconfiglib', 'torch'} & set(sys.modules))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
-    )
-    assert done.stdout == "set()\n", done.stderr
 
 
 @pytest.mark.parametrize(
