@@ -111,6 +111,13 @@ def environment(folder: Path, pip: bool = False) -> Path:
     return folder / "bin/python"
 
 
+def give(python: Path, wheels: Path, *names: str) -> None:
+    """The packages of these wheels, put in place without pip."""
+    site = next(python.parents[1].glob("lib/python3*/site-packages"))
+    for name in names:
+        zipfile.ZipFile(wheels / f"{name}-py3-none-any.whl").extractall(site)
+
+
 def test_from_nothing_to_an_environment_and_back(tree: Path, wheels: Path) -> None:
     nowhere = tree / "no wheels"
     ended = setup(tree, nowhere)
@@ -149,23 +156,7 @@ def test_an_active_environment_with_torch_is_used_and_keeps_it(
 ) -> None:
     active = tmp_path / "active"
     python = environment(active, pip=True)
-    pip: list[str | Path] = [
-        python,
-        "-m",
-        "pip",
-        "install",
-        "-q",
-        "--no-index",
-        "-f",
-        wheels,
-    ]
-    rocm: list[str | Path] = [
-        "-f",
-        wheels / "rocm",
-        "torch==2.13.0+rocm6.4",
-        "tool==2.0",
-    ]
-    subprocess.run([*pip, *rocm], check=True)
+    give(python, wheels, "rocm/torch-2.13.0+rocm6.4", "tool-2.0")
     said = done(tree, wheels, VIRTUAL_ENV=str(active))
     assert "Keeping torch 2.13.0+rocm6.4" in said and "VIRTUAL_ENV" in said
     assert installed(python) == {
@@ -179,7 +170,9 @@ def test_an_active_environment_with_torch_is_used_and_keeps_it(
     done(tree, wheels, "--remove")
     assert python.exists()
 
-    subprocess.run([*pip, "torch==2.5.0"], check=True)
+    for path in active.glob("lib/python3*/site-packages/torch*"):
+        shutil.rmtree(path)
+    give(python, wheels, "torch-2.5.0")
     old = setup(tree, wheels, VIRTUAL_ENV=str(active))
     assert old.returncode == 1 and "torch 2.5.0 is too old" in old.stderr
     assert installed(python)["torch"] == "2.5.0"
@@ -205,10 +198,7 @@ def test_which_interpreter_is_chosen(tree: Path, wheels: Path, tmp_path: Path) -
     assert odd.returncode == 1 and "/bin/ls is no Python that works" in odd.stderr
 
     # An interpreter once given is used until PYTHON=.venv.
-    site = next(bare.glob("lib/python3*/site-packages"))
-    for file in wheels.glob("*-1.0-*.whl"):
-        zipfile.ZipFile(file).extractall(site)
-    zipfile.ZipFile(wheels / "torch-2.13.0-py3-none-any.whl").extractall(site)
+    give(Path(python), wheels, "torch-2.13.0", "demo-1.0", "tool-1.0", "files-1.0")
     done(tree, wheels, PYTHON=python)
     assert chosen() == python
     assert chosen(PYTHON=".venv") == own
@@ -231,13 +221,6 @@ def test_where_nothing_can_be_written_it_says_so(tree: Path, wheels: Path) -> No
     said = f"setup: {tree}/.kablate: File exists, and .venv/bin/python lacks packages"
     assert ended.stderr.startswith(said) and "PYTHON=" in ended.stderr
     assert not (tree / ".venv").exists()
-
-
-def give(python: Path, wheels: Path, *names: str) -> None:
-    """The packages of these wheels, put in place without pip."""
-    site = next(python.parents[1].glob("lib/python3*/site-packages"))
-    for name in names:
-        zipfile.ZipFile(wheels / f"{name}-py3-none-any.whl").extractall(site)
 
 
 def test_an_environment_that_serves_needs_nothing_written(
