@@ -24,8 +24,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2.report.evidence import Rules
+from gpt2.report.gpu_time import price_of, read_timeline, time_lines
 from gpt2.report.read_results import MatrixResults, read_matrix
 from gpt2.report.summary import write_summary
+from gpt2.report.timeline import Timeline
 from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import results_of
@@ -42,18 +44,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = None if options.results else Path(options.config)
         asked = {"margin": options.margin, "looks": options.looks}
         rules = rules_for(config, matrix.runs, **asked, alpha=options.alpha)
+        price = price_of(config, matrix)
         if not matrix.runs:
             raise ValueError(f"no runs in {root}: `make` writes its results there")
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    judged = judge(matrix, rules)
+    judged, times = judge(matrix, rules), read_timeline(matrix)
     if not options.quiet:
         from gpt2.report.text import show
 
         show(matrix, judged)
+        print("\n".join(time_lines(times, judged, price)))
     try:
-        written = write_all(matrix, judged, options.plots, options.html)
+        written = write_all(matrix, judged, options.plots, options.html, times, price)
     except DiskFull as error:
         print(f"report: {error}", file=sys.stderr)
         return 6
@@ -96,7 +100,12 @@ def results_directory(results: str | None, config: str) -> Path:
 
 
 def write_all(
-    matrix: MatrixResults, judged: Judgement, plots: bool, html: bool
+    matrix: MatrixResults,
+    judged: Judgement,
+    plots: bool,
+    html: bool,
+    times: Timeline,
+    price: float | None = None,
 ) -> list[Path]:
     """Every file of the report; the paths written."""
     from gpt2.report.text import markdown_report
@@ -111,19 +120,26 @@ def write_all(
         except Linked as error:
             print(f"report: no plots: {error}", file=sys.stderr)
     if html:
-        written += write_page(matrix, judged, name)
-    atomic_write_text(root / "REPORT.md", markdown_report(matrix, judged, name))
+        written += write_page(matrix, judged, name, times, price)
+    lines = time_lines(times, judged, price)
+    atomic_write_text(root / "REPORT.md", markdown_report(matrix, judged, name, lines))
     write_summary(root, verdicts=judged.to_json(), matrix=matrix)
     return [*written, *(root / n for n in ("REPORT.md", "summary.json", "results.csv"))]
 
 
-def write_page(matrix: MatrixResults, judged: Judgement, name: str) -> list[Path]:
+def write_page(
+    matrix: MatrixResults,
+    judged: Judgement,
+    name: str,
+    times: Timeline,
+    price: float | None,
+) -> list[Path]:
     """report.html, or a word on standard error why there is none."""
     from gpt2.report.html import PlotlyMissing, html_report
 
     path = matrix.root / "report.html"
     try:
-        atomic_write_text(path, html_report(matrix, judged, name))
+        atomic_write_text(path, html_report(matrix, judged, name, times, price))
     except PlotlyMissing as error:
         print(f"report: {error}", file=sys.stderr)
         return []

@@ -178,6 +178,8 @@ def show_status(plan: Plan, only: str) -> int:
     folder.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
     print(status_table(plan, asked), end="")
+    if not only:
+        show_times(plan)
     warn_of_other_settings(plan)
     for alarm in runner.alarms(plan.output_dir).values():
         print(alarm)
@@ -185,6 +187,15 @@ def show_status(plan: Plan, only: str) -> int:
     running = run_files.is_locked(lock)
     print(str(run_files.lock_held(lock)) if running else "no runner is at work here")
     return 0
+
+
+def show_times(plan: Plan) -> None:
+    """What the GPUs or slots spent their time on, so far."""
+    from gpt2.report.gpu_time import folder_lines
+
+    price = plan.base.matrix.price_per_gpu_hour
+    for line in folder_lines(plan.output_dir, price):
+        print(line)
 
 
 def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
@@ -281,6 +292,7 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
 def show_table(plan: Plan) -> None:
     """The table of scripts/report.py, by the margin that is configured."""
     from gpt2.report.evidence import Rules
+    from gpt2.report.gpu_time import read_timeline, time_lines
     from gpt2.report.read_results import read_matrix
     from gpt2.report.text import show
     from gpt2.report.verdicts import judge
@@ -293,7 +305,10 @@ def show_table(plan: Plan) -> None:
     print(flush=True)
     configured = plan.base.matrix
     rules = Rules(margin=configured.report_margin, looks=configured.report_looks)
-    show(found, judge(found, rules))
+    judged = judge(found, rules)
+    show(found, judged)
+    times = read_timeline(found)
+    print("\n".join(time_lines(times, judged, configured.price_per_gpu_hour)))
     print()
 
 

@@ -32,11 +32,13 @@ from gpt2.report.columns import (
 from gpt2.report.compare import shown
 from gpt2.report.curves import AXES, band
 from gpt2.report.estimates import score_lines
+from gpt2.report.gpu_time import chart, read_timeline, time_lines
 from gpt2.report.gpu_use import PANELS, gpu_use
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places, spread
 from gpt2.report.read_results import MatrixResults, Run
 from gpt2.report.text import control_lines, headline, method, noise_lines, seeds_lines
+from gpt2.report.timeline import Timeline
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from lib import human
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
@@ -89,14 +91,22 @@ class PlotlyMissing(RuntimeError):
     """The plotly package is not installed."""
 
 
-def html_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
-    """Render report.html. Raises PlotlyMissing without the plotly package."""
+def html_report(
+    matrix: MatrixResults,
+    judged: Judgement,
+    name: str,
+    times: Timeline | None = None,
+    price: float | None = None,
+) -> str:
+    """Render report.html; price: of a GPU hour. Raises PlotlyMissing without the
+    plotly package."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
     environment = Environment(
         loader=FileSystemLoader(PAGE), autoescape=True, undefined=StrictUndefined
     )
+    times = read_timeline(matrix) if times is None else times
     lines = lines_of(judged)
     columns = sorted(shown_columns(lines), key=_reading_order)
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
@@ -119,12 +129,13 @@ def html_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
         costs=_costs(judged),
         estimates=score_lines(matrix.estimates),
         has_gpu=bool(gpu),
+        time_lines=time_lines(times, judged, price),
         picture=lambda chart: _picture(matrix, chart, Markup),
         run_heads=_run_heads(),
         runs=list(_runs(matrix, judged)),
         checklist=checklist(matrix, judged),
         left_out=matrix.left_out,
-        data=Markup(as_json(_data(matrix, judged, gpu))),
+        data=Markup(as_json(_data(matrix, judged, gpu) | {"times": chart(times)})),
         scripts=[Markup(script) for script in scripts],
         plotly_version=importlib.metadata.version("plotly"),
     )

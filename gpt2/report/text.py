@@ -261,8 +261,11 @@ at the end of each run on its device, not compiled. KV/token is the exported mod
 all other columns (loss, parameters, zeros, training speed) are the masked model's."""
 
 
-def markdown_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
-    """Render REPORT.md. All texts from the results are escaped."""
+def markdown_report(
+    matrix: MatrixResults, judged: Judgement, name: str, times: Sequence[str] = ()
+) -> str:
+    """Render REPORT.md; times: lines on GPU time. All texts from the results are
+    escaped."""
     parts = [
         f"# {escape(name)}",
         " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
@@ -277,6 +280,7 @@ def markdown_report(matrix: MatrixResults, judged: Judgement, name: str) -> str:
         "## Cost",
         _cost_table(judged),
         " ".join(map(escape, score_lines(matrix.estimates))),
+        "\n".join(f"- {escape(line)}" for line in times),
         "## How to read this",
         method(judged),
         "## Publishing checklist",

@@ -26,17 +26,19 @@ def rules_for(
     """
     runs = list(runs)
     if margin is None:
-        margin = _found("REPORT_MARGIN", "report_margin", config, runs)
+        margin = configured("REPORT_MARGIN", "report_margin", config, runs)
     if looks is None:
-        found = _found("REPORT_LOOKS", "report_looks", config, runs)
+        found = configured("REPORT_LOOKS", "report_looks", config, runs)
         looks = None if found is None else int(found)
     chosen: dict[str, Any] = {"margin": margin, "looks": looks, **others}
     return Rules(**{name: x for name, x in chosen.items() if x is not None})
 
 
-def _found(
+def configured(
     symbol: str, field: str, config: Path | None, runs: Iterable[Run]
 ) -> float | None:
+    """A positive number of config.py if it exists, else the one that all runs have
+    recorded in their part ``matrix``; None: neither."""
     if config is not None and config.is_file():
         configured = number(read_config(config).values.get(symbol))
         if configured is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from gpt2.run.results_dir import (
     set_aside,
     update,
 )
+from gpt2.run.sessions import recorded
 from gpt2.run.verification import Proofs
 from gpt2.settings.schema import Settings
 from lib.files import safe_join
@@ -102,16 +104,28 @@ def run(
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, copies)
-        proofs = prove(root / STOP_FILE) if todo else Proofs()
-        refused = refuse(root, todo, proofs, view)
-        _summarise(root)
-        if refused and options.fail_fast:
-            return EXIT_FAILED
-        jobs = [job for job in plan.jobs if job not in refused]
-        tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
-        tasks, options = share(tasks, jobs, root, options, view)
-        code = Scheduler(tasks, options, view, Watch(root, view)).run()
-        return code or (EXIT_FAILED if refused else EXIT_OK)
+        with recorded(root, options.slots) if todo else nullcontext():
+            return _run_missing(plan, root, todo, options, view, prove)
+
+
+def _run_missing(
+    plan: Plan,
+    root: Path,
+    todo: Sequence[Job],
+    options: Options,
+    view: View,
+    prove: Callable[[Path], Proofs],
+) -> int:
+    proofs = prove(root / STOP_FILE) if todo else Proofs()
+    refused = refuse(root, todo, proofs, view)
+    _summarise(root)
+    if refused and options.fail_fast:
+        return EXIT_FAILED
+    jobs = [job for job in plan.jobs if job not in refused]
+    tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
+    tasks, options = share(tasks, jobs, root, options, view)
+    code = Scheduler(tasks, options, view, Watch(root, view)).run()
+    return code or (EXIT_FAILED if refused else EXIT_OK)
 
 
 def prepare(

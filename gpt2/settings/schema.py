@@ -238,6 +238,9 @@ class Matrix:
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
     report_looks: int = setting("REPORT_LOOKS", low=1, high=20)
+    price_per_gpu_hour: float | None = setting(
+        "PRICE_PER_GPU_HOUR", above=0.0, high=1e6
+    )
     controls: bool = setting("CONTROLS")
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)

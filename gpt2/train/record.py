@@ -110,9 +110,9 @@ class Recorder:
         """A record of gpt2/train/as_trained.py; raises DiskFull, FolderGone."""
         self._append({"kind": AS_TRAINED, **record})
 
-    def phase(self, name: str, at: float | None = None) -> None:
+    def phase(self, name: str, at: float | None = None, place: str = "") -> None:
         """A record of lib/jobs/phases.py; raises DiskFull, FolderGone."""
-        self._append(phases.phase_record(name, self.attempt, at))
+        self._append(phases.phase_record(name, self.attempt, at, place))
 
     def alarm(self, record: Mapping[str, Any]) -> None:
         """A record with a "message" to look at; raises DiskFull, FolderGone."""
@@ -171,7 +171,7 @@ class Follower(Recorder):
 
     def comparison(self, record: Mapping[str, Any]) -> None: ...
 
-    def phase(self, name: str, at: float | None = None) -> None: ...
+    def phase(self, name: str, at: float | None = None, place: str = "") -> None: ...
 
     def alarm(self, record: Mapping[str, Any]) -> None: ...
 

@@ -40,6 +40,7 @@ from gpt2.train.tracking import tracking
 from lib.jobs.phases import process_start
 from lib.jobs.process import ATTEMPT
 from lib.jobs.run_files import LockHeld, lock, now, read_status, run_lock, write_status
+from lib.jobs.slots import GPUS
 from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 
@@ -111,7 +112,8 @@ class Run:
         given, before = self.environ.get(ATTEMPT, ""), read_status(self.run_dir)
         attempt = int(given) if given.isdecimal() else before["attempt"] + 1
         self.recorder.attempt = attempt
-        self.recorder.phase("started", process_start())
+        place = f"{socket.gethostname()}:{self.environ.get(GPUS, '')}"
+        self.recorder.phase("started", process_start(), place)
         self.recorder.phase("imported", self.imported)
         self.recorder.status(
             status="running",

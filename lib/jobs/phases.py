@@ -2,6 +2,8 @@
 
     {"kind": "phase", "name": "ready", "time": 1764500000.123, "attempt": 1}
 
+"started" also has "place": host and GPUs, as "node7:0,1", or "node7:" without any.
+
 time is in Unix seconds, so that the runs of a matrix can be put on one time line.
 Each attempt appends its own records; a phase that an attempt passes twice (it ran out
 of memory and prepared again) is there twice. A process that was killed leaves none
@@ -38,11 +40,14 @@ PHASES = (
 )
 
 
-def phase_record(name: str, attempt: int, at: float | None = None) -> dict[str, Any]:
+def phase_record(
+    name: str, attempt: int, at: float | None = None, place: str = ""
+) -> dict[str, Any]:
     """The record of one phase; at: Unix seconds, now by default."""
     assert name in PHASES, name
     seconds = round(time.time() if at is None else at, 3)
-    return {"kind": KIND, "name": name, "time": seconds, "attempt": attempt}
+    where = {"place": place} if place else {}
+    return {"kind": KIND, "name": name, "time": seconds, "attempt": attempt, **where}
 
 
 def phases_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, float, int]]:

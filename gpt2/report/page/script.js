@@ -245,7 +245,36 @@
     draw("gpu-chart", traces, shape);
   }
 
+  // one row for each GPU or slot, one colour for each state; idle time is left blank
+  function drawTimes() {
+    if (!$("time-line")) return;
+    const { states, lanes, bars } = data.times;
+    const colours = [2, 0, 4, 1, 3].map((place) => look(place + 1).colour);
+    const traces = states.slice(0, -1).map((state, number) => {
+      const mine = bars.filter((bar) => bar[1] === number);
+      return {
+        type: "bar", orientation: "h", name: plain(state), hoverinfo: "text",
+        y: mine.map((bar) => `${bar[0]}`), base: mine.map((bar) => bar[2]),
+        x: mine.map((bar) => bar[3]),
+        text: mine.map((bar) =>
+          `${plain(state)} ${(bar[3] * 60).toFixed(1)} s<br>${plain(bar[4])}`),
+        textposition: "none", marker: { color: colours[number] },
+      };
+    }).filter((trace) => trace.x.length);
+    const shape = layout("minutes", "", {
+      barmode: "overlay", bargap: 0.25, height: 110 + 34 * Math.max(lanes.length, 1),
+    });
+    Object.assign(shape.yaxis, {
+      type: "category", tickvals: lanes.map((_, i) => `${i}`),
+      ticktext: lanes.map((name) => shorten(name, isNarrow() ? 16 : 44)),
+      range: [lanes.length - 0.5, -0.5],
+    });
+    $("time-line").style.height = `${shape.height}px`;
+    draw("time-line", traces, shape);
+  }
+
   function drawAll() {
+    drawTimes();
     drawForest();
     drawLoss();
     drawPareto();

@@ -1,0 +1,107 @@
+"""Time line of a results folder, and what its GPU time cost. Torch-free."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.names import RUNNER_FILE
+from gpt2.report.read_results import MatrixResults, Run, read_matrix, records_of
+from gpt2.report.timeline import (
+    STATES,
+    RunSpan,
+    Timeline,
+    attempts_of,
+    cost_line,
+    sessions_of,
+    share_lines,
+    timeline_of,
+    wait_line,
+)
+from gpt2.report.verdict_rules import configured
+from gpt2.report.verdicts import HARMFUL, NEUTRAL, SUPPORTED, Judgement
+from lib.jobs.run_files import METRICS_FILE, STATUS_FILE
+from lib.safe_json import Unusable, as_dict, read_json
+
+MOST_SEGMENTS = 20_000  # of a chart
+
+
+def read_timeline(matrix: MatrixResults, now: float | None = None) -> Timeline:
+    """The time line of a matrix; now: Unix seconds, by default the present."""
+    now = time.time() if now is None else now
+    attempts = [a for run in matrix.runs for a in _attempts(matrix, run, now)]
+    running = any(run.row["status"] == "running" for run in matrix.runs)
+    last = max((attempt.end for attempt in attempts), default=now)
+    records = records_of(matrix, matrix.root / RUNNER_FILE)
+    return timeline_of(attempts, sessions_of(records, now if running else last))
+
+
+def _attempts(matrix: MatrixResults, run: Run, now: float) -> list[RunSpan]:
+    if not run.on_disk:
+        return []
+    records = records_of(matrix, matrix.root / run.run_dir / METRICS_FILE)
+    running = run.row["status"] == "running"
+    end = now if running else _updated(matrix.root / run.run_dir / STATUS_FILE)
+    return attempts_of(run.run_dir, records, end)
+
+
+def _updated(path: Path) -> float | None:
+    """When a status was last written, as it says; None: unknown."""
+    try:
+        return datetime.fromisoformat(
+            str(as_dict(read_json(path))["updated"])
+        ).timestamp()
+    except (Unusable, KeyError, ValueError, OverflowError):
+        return None
+
+
+def price_of(config: Path | None, matrix: MatrixResults) -> float | None:
+    """PRICE_PER_GPU_HOUR of config.py if it exists, else of all runs; None: not set."""
+    return configured("PRICE_PER_GPU_HOUR", "price_per_gpu_hour", config, matrix.runs)
+
+
+def time_lines(
+    timeline: Timeline, judged: Judgement | None = None, price: float | None = None
+) -> list[str]:
+    """Shares of time of each GPU or slot, waits, and cost, in words."""
+    verdicts = None if judged is None else verdicts_in(judged)
+    more = wait_line(timeline), cost_line(timeline, verdicts, price)
+    return [*share_lines(timeline), *(line for line in more if line)]
+
+
+def verdicts_in(judged: Judgement) -> int:
+    """How many comparisons were decided."""
+    decided = (SUPPORTED, NEUTRAL, HARMFUL)
+    return sum(c.at_steps.grade in decided for c in judged.comparisons)
+
+
+def folder_lines(output_dir: Path, price: float | None = None) -> list[str]:
+    """As time_lines, of a results folder while it runs; [] if there is none."""
+    if not output_dir.is_dir():
+        return []
+    matrix = read_matrix(output_dir, curves=False)
+    return time_lines(read_timeline(matrix), price=price)
+
+
+def chart(timeline: Timeline) -> dict[str, Any]:
+    """Bars for the page: minutes since the first of them, by state."""
+    lanes = [lane for lane in timeline.lanes if lane.segments]
+    zero = min((lane.segments[0].start for lane in lanes), default=0.0)
+    room = MOST_SEGMENTS // max(1, len(lanes))
+    return {
+        "states": list(STATES),
+        "lanes": [lane.name for lane in lanes],
+        "bars": [
+            [
+                place,
+                STATES.index(segment.state),
+                round((segment.start - zero) / 60, 4),
+                round(segment.seconds / 60, 4),
+                segment.run,
+            ]
+            for place, lane in enumerate(lanes)
+            for segment in lane.segments[:room]
+        ],
+    }
