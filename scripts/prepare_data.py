@@ -1,6 +1,6 @@
 """Prepare the configured data set: documents to token files in DATA_DIR.
 
-Exit codes: 0 the data is there; 1 it cannot be had or is damaged; 2 the configuration
+Exit codes: 0 the data is prepared; 1 it is unavailable or damaged; 2 the configuration
 is wrong; 6 the disk is full; 130 interrupted.
 """
 
@@ -62,22 +62,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return complain(place_of(error, settings.resources.data_dir), 1)
     except KeyboardInterrupt:
-        return complain(with_settings(f"interrupted; {PREPARE} goes on", more), 130)
+        return complain(with_settings(f"interrupted; {PREPARE} resumes", more), 130)
     return 0
 
 
 def place_of(error: OSError, data_dir: str) -> str:
-    """The error in words, with the setting to change if it is about DATA_DIR."""
+    """Message for an error, with the setting to change if it is about DATA_DIR."""
     if error.filename is None or not is_below(error.filename, data_dir):
         return str(error)
     return (
-        f"DATA_DIR={data_dir}: data cannot be kept there: {error.strerror}. Choose "
-        "another DATA_DIR, as in DATA_DIR=other_data"
+        f"DATA_DIR={data_dir}: data cannot be stored there: {error.strerror}. Choose "
+        "another DATA_DIR, for example DATA_DIR=other_data"
     )
 
 
 def is_below(path: str, data_dir: str) -> bool:
-    """Whether a path, relative or not, is in DATA_DIR by its name or by its links."""
+    """True if a path is in DATA_DIR, by its name or after resolving links."""
     folder = expand(data_dir, "DATA_DIR")
     ways = os.path.abspath, os.path.realpath
     return any(Path(way(path)).is_relative_to(way(folder)) for way in ways)
@@ -90,18 +90,18 @@ def parser() -> argparse.ArgumentParser:
         "--overrides", default="", metavar="'KEY=VALUE ...'", help="as after `make`"
     )
     result.add_argument(
-        "--verify", action="store_true", help="compare the sha256 of what is there"
+        "--verify", action="store_true", help="compare the sha256 of existing files"
     )
     result.add_argument(
-        "--force", action="store_true", help="prepare again what is there"
+        "--force", action="store_true", help="prepare existing data again"
     )
     return result
 
 
 def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
-    """Prepare what the settings ask for, or say that it is there.
+    """Prepare the data for the settings, or report that it exists.
 
-    more: settings of the command line, for the commands in messages.
+    more: settings of the command line, repeated in the commands of messages.
     """
     request, data_dir = request_of(settings), settings.resources.data_dir
     folder = dataset_folder(data_dir, request)
@@ -117,19 +117,19 @@ def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
 
 
 def notes(folder: Path, request: DataRequest) -> Iterator[str]:
-    """What has happened since the data set was prepared."""
+    """Changes since the data set was prepared."""
     if (folder / PARTIAL).is_dir():
-        yield f"{folder / PARTIAL} is of a later preparation; {REBUILD} goes on with it"
+        yield f"{folder / PARTIAL} belongs to a later preparation; {REBUILD} resumes it"
     before = recorded_files(folder)
     if not before:
         return
     try:
         changed = changes(before, open_corpus(request))
     except CorpusError as error:
-        yield f"its text is not there any more ({error})"
+        yield f"its text does not exist any more ({error})"
         return
     if changed:
-        yield f"files of its text since then: {changed}. {REBUILD} takes them in"
+        yield f"files of its text since then: {changed}. {REBUILD} includes them"
 
 
 def build(request: DataRequest, data_dir: str, force: bool) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def build(request: DataRequest, data_dir: str, force: bool) -> dict[str, Any]:
         unit="B",
         unit_scale=True,
         mininterval=0.3,
-        disable=None,  # on a terminal only: a log needs no bar
+        disable=None,  # only on a terminal
     ) as bar:
         return prepare(
             request,

@@ -1,7 +1,7 @@
 """A corpus: documents in an order that depends only on their content and names.
 
-No torch here. Reading a corpus twice gives the same documents, and it can be read from
-any of them on: that is how a preparation that was killed goes on.
+Torch-free. Reading a corpus twice gives the same documents, and reading can start after
+any of them, which is how an interrupted preparation resumes.
 """
 
 from __future__ import annotations
@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-PASSAGE = 8192  # characters, at least, of a passage of a one-file corpus
-ONE_TEXT_SHARE = 0.1  # as nanoGPT's tiny Shakespeare
+PASSAGE = 8192  # minimum characters of a passage of a one-file corpus
+ONE_TEXT_SHARE = 0.1  # as in nanoGPT's tiny Shakespeare
 PARAGRAPH_END = re.compile(r"\n[ \t\r]*\n")
 LINE_END = re.compile(r"\n")
-BOUNDARIES = (PARAGRAPH_END, LINE_END)  # where a text is cut, the better one first
+BOUNDARIES = (PARAGRAPH_END, LINE_END)  # places to cut a text, in order of preference
 
 Stat = tuple[int, int]  # bytes, and time of the last change in ns
 
 
 class CorpusError(RuntimeError):
-    """The documents cannot be had; the message names the ways out."""
+    """The documents cannot be read; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
 class Document:
     """One text with a name for messages.
 
-    place: plain data; a corpus that is read from there goes on behind this document.
+    place: plain data; reading a corpus from there continues after this document.
     """
 
     name: str
@@ -38,7 +38,7 @@ class Document:
 
 @dataclass(frozen=True)
 class LeftOutDocument:
-    """A document or folder that cannot be used, and why; ``place`` as in Document."""
+    """Unusable document or folder with the reason; ``place`` as in Document."""
 
     name: str
     reason: str
@@ -50,13 +50,14 @@ Item = Document | LeftOutDocument
 
 @dataclass(frozen=True)
 class Corpus:
-    """A source of documents and how it is divided.
+    """Source of documents and how it is split.
 
-    documents: all of them, or those behind a place (None: from the beginning).
-    held_out: "hash" holds out documents by the hash of their text; "tail" holds
-    out the last ones, for one text cut into passages, where neighbours of a
-    training passage would give its continuation away.
-    revision: a text that changes if the documents do. files: those it consists of.
+    documents: all of them, or those after a place (None: from the beginning).
+    held_out: "hash" holds out documents by the hash of their text; "tail" holds out
+    the last ones, for one text cut into passages, where the neighbours of a training
+    passage would leak its continuation.
+    revision: a string that changes if the documents do. files: the files it consists
+    of.
     """
 
     documents: Callable[[Any], Iterator[Item]]
@@ -68,7 +69,7 @@ class Corpus:
 
     @property
     def total_bytes(self) -> int | None:
-        """Bytes of all documents, None while unknown."""
+        """Bytes of all documents; None if unknown."""
         return sum(size for size, _ in self.files.values()) or None
 
 
@@ -82,10 +83,10 @@ def one_text_corpus(
     files: Mapping[str, Stat] | None = None,
     left_out: Sequence[LeftOutDocument] = (),
 ) -> Corpus:
-    """One text cut at its blank lines into passages, which are the documents.
+    """Corpus of one text, cut at blank lines into passages, which are the documents.
 
-    The validation split is the end of the text, as is usual for tiny
-    Shakespeare: passages taken from its middle have their context in training.
+    The validation split is the end of the text, as is usual for tiny Shakespeare:
+    passages from its middle would have their context in training.
     """
 
     def documents(place: Any) -> Iterator[Item]:
@@ -101,9 +102,10 @@ def one_text_corpus(
 
 
 def passages(text: str, size: int = PASSAGE) -> list[str]:
-    """Cut a text at blank lines, failing that at line ends; the parts join to it.
+    """Cut a text at blank lines, or else at line ends; joined parts give the text
+    again.
 
-    size: characters a passage has at least, less for a text under 20 passages.
+    size: minimum characters of a passage; smaller for a text of under 20 passages.
     Raises CorpusError for a text that cannot be cut.
     """
     size = min(size, max(1, len(text) // 20))
@@ -112,7 +114,7 @@ def passages(text: str, size: int = PASSAGE) -> list[str]:
         if len(parts) > 1:
             return parts
     raise CorpusError(
-        "the corpus is one text of one line: it cannot be divided into training "
+        "the corpus is one text of one line: it cannot be split into training "
         "and validation. Give at least two files, or a text with line ends"
     )
 

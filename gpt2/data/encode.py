@@ -1,4 +1,4 @@
-"""Documents to tokens, several at a time, in their order. No torch here."""
+"""Encode documents to tokens, in parallel and in order. Torch-free."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 
 Tokens = npt.NDArray[np.uint16]
 
-BATCH_CHARACTERS = 4 << 20  # of text tokenised at once
-MISFITS = 32  # documents over the limit in a row, after which it counts as reached
+BATCH_CHARACTERS = 4 << 20  # of text encoded at once
+MISFITS = 32  # consecutive documents over the limit, after which it counts as reached
 RUST_PANIC = "PanicException"
-LONG_RUN = 1 << 16  # characters of white space, from which on they are cut out
-# As \s of tiktoken's regular expressions, which has none of \x1c to \x1f.
+LONG_RUN = 1 << 16  # minimum length of white space that bypasses the pattern
+# \s in tiktoken's regular expressions, which does not include \x1c to \x1f.
 _SPACE = "\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000"
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """A document as tokens, the end-of-text token included; digest: of its UTF-8."""
+    """Document as tokens, including end-of-text; digest: of its UTF-8."""
 
     digest: bytes
     bytes: int
@@ -40,9 +40,9 @@ class Encoded:
 def encode_documents(
     items: Iterable[Item], encoding: tiktoken.Encoding, threads: int
 ) -> Iterator[Encoded | LeftOutDocument]:
-    """Encode in order, in parallel; blank documents are passed over.
+    """Encode in parallel, keeping the order; blank documents are skipped.
 
-    A document that the tokenizer fails on is left out by name.
+    A document on which the tokenizer fails is left out and named.
     """
     with ThreadPoolExecutor(threads) as pool:
         for batch in _batches(items):
@@ -83,7 +83,8 @@ def _encode_item(encoding: tiktoken.Encoding, item: Item) -> Encoded | LeftOutDo
 
 
 def encode_document(encoding: tiktoken.Encoding, document: Document) -> Encoded:
-    """Tokens of the text and one end-of-text; what looks like one is plain text."""
+    """Tokens of the text plus one end-of-text; special tokens in the text are plain
+    text."""
     data = document.text.encode("utf-8")
     tokens = encode_text(encoding, document.text)
     ended = np.append(tokens, encoding.eot_token).astype("<u2")
@@ -93,13 +94,13 @@ def encode_document(encoding: tiktoken.Encoding, document: Document) -> Encoded:
 def encode_text(
     encoding: tiktoken.Encoding, text: str, long_run: int = LONG_RUN
 ) -> npt.NDArray[np.uint32]:
-    """Tokens of a text, the same for every long_run, which is 2 or more.
+    """Tokens of a text, the same for every long_run >= 2.
 
-    Within its pattern tiktoken goes back over a run of white space by one character,
-    and keeps a place on its stack for each: from some 400,000 on that is full. The
-    pattern makes one piece of such a run, but for the last character, which may
-    belong to the word that follows. So this piece is taken to the byte-pair merges
-    without the pattern, and what is before and behind it is encoded by itself.
+    tiktoken's pattern backtracks over a run of white space character by character, with
+    a stack entry for each: from about 400,000 characters on the stack overflows. The
+    pattern makes one piece of such a run except for its last character, which may
+    belong to the following word. So this piece is passed to the byte-pair merges
+    without the pattern, and the text before and after it is encoded separately.
     """
     parts, start = [], 0
     has_pieces = encoding.name == "gpt2" and len(text) >= long_run
@@ -120,10 +121,10 @@ def _by_pattern(encoding: tiktoken.Encoding, text: str) -> npt.NDArray[np.uint32
 def limit(
     items: Iterable[Encoded], max_tokens: int, taken: int = 0
 ) -> Iterator[Encoded]:
-    """Whole documents of at most max_tokens in all (0: no limit).
+    """Whole documents with at most max_tokens in total (0: no limit).
 
-    taken: tokens of documents before these. A document that does not fit any more is
-    left out; after MISFITS in a row the rest is not looked at.
+    taken: tokens of documents before these. A document that does not fit is left out;
+    after MISFITS consecutive ones the rest is not read.
     """
     total, misfits = taken, 0
     if max_tokens and total >= max_tokens:

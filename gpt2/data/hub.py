@@ -1,4 +1,4 @@
-"""Corpora of the Hugging Face hub, by `datasets`: read to disk first, or streamed."""
+"""Corpora from the Hugging Face hub with `datasets`: downloaded first, or streamed."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ HUB: dict[str, HubDataset] = {
 
 
 def one_text_of(source: HubDataset) -> Corpus:
-    """The rows of a data set as one text, which was cut into them."""
+    """Rows of a data set joined to the one text that was cut into them."""
     return one_text_corpus(
         lambda: _joined(source), asdict(source), lambda: str(_builder(source).hash)
     )
@@ -56,7 +56,8 @@ def _joined(source: HubDataset) -> str:
 
 
 def hub_corpus(source: HubDataset, *, streaming: bool) -> Corpus:
-    """A data set of the Hugging Face hub (or files in one of its formats)."""
+    """Corpus of a data set on the Hugging Face hub (or of files in one of its
+    formats)."""
     return Corpus(
         lambda place: hub_documents(source, streaming=streaming, place=place),
         asdict(source),
@@ -68,12 +69,12 @@ def hub_corpus(source: HubDataset, *, streaming: bool) -> Corpus:
 def hub_documents(
     source: HubDataset, *, streaming: bool, place: Any = None
 ) -> Iterator[Document]:
-    """The rows of a data set as documents, in its own order.
+    """Rows of a data set as documents, in their order.
 
-    streaming: read over the network as needed, instead of all to disk first.
-    place: of the document behind which to begin; of what was streamed only the file
-    that it lies in is read again.
-    Raises CorpusError, soon and with the ways out, if the hub does not answer.
+    streaming: read over the network as needed, instead of downloading everything first.
+    place: of the document after which to start; when streaming, only the file that
+    contains it is read again.
+    Raises CorpusError with instructions soon if the hub does not answer.
     """
     number = place["row"] if place else 0
     try:
@@ -90,7 +91,7 @@ def hub_documents(
             yield Document(name, text, {"row": number, "state": state})
     except CorpusError:
         raise
-    except Exception as error:  # whatever the network or a format throws
+    except Exception as error:  # the network or a format may raise anything
         raise _no_rows(source, error) from error
 
 
@@ -108,10 +109,10 @@ def _rows(source: HubDataset, streaming: bool) -> Any:
 
 @functools.cache
 def _builder(source: HubDataset) -> DatasetBuilder:
-    """What knows the files of a data set; its hash is that of their revision."""
+    """Dataset builder, which knows the files; its hash identifies their revision."""
     silent = source.data_files is None and not _offline() and not _hub_answers()
     if silent:
-        # What is in the cache is still good, and this stops half a minute of
+        # The cache is still valid, and this avoids half a minute of
         # retries. It must happen before `datasets` is imported.
         os.environ["HF_HUB_OFFLINE"] = "1"
     try:
@@ -134,14 +135,16 @@ def _offline() -> bool:
 
 
 def _hub_answers() -> bool:
-    """Whether the hub gives any answer at all within REACH_SECONDS."""
+    """True if the hub answers within REACH_SECONDS."""
     address = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     try:
         urllib.request.urlopen(address, timeout=REACH_SECONDS).close()
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # others have other roots
+        return isinstance(
+            error.reason, ssl.SSLError
+        )  # other certificate roots may be configured
     except (OSError, ValueError):
         return False
     return True

@@ -1,12 +1,12 @@
-"""A preparation under way: token files that are appended to, and its cursor.
+"""State of an unfinished preparation: token files that grow, and a cursor.
 
-    cursor.json       how much of the files counts, and the place in the corpus
-    documents.bin     digest, bytes and tokens of each document that waits for its split
+    cursor.json       valid length of each file, and the place in the corpus
+    documents.bin     digest, bytes and tokens of each document without a split yet
     collected.bin     their tokens
     train.bin, val.bin
 
-The cursor is written, atomically, after what it counts is on disk. So whatever kills
-the work, it continues from the last cursor, and what was written after that is cut off.
+The cursor is written atomically after the data that it counts is on disk. After any
+kind of crash the work continues from the last cursor, and later data is cut off.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ NOTHING: Counts = {"tokens": 0, "documents": 0, "bytes": 0}
 
 
 class TokenWriter:
-    """Appends documents to a token file, behind what is counted of it already."""
+    """Appends documents to a token file, after the part that is already counted."""
 
     def __init__(self, path: Path, counts: Counts = NOTHING) -> None:
-        """Raises DamagedFile if the file has less than was counted."""
+        """Raises DamagedFile if the file is shorter than was counted."""
         self.tokens, self.documents = counts["tokens"], counts["documents"]
         self.bytes = counts["bytes"]
         self._file = open_at(path, self.tokens * TOKEN_BYTES)
@@ -57,19 +57,19 @@ class TokenWriter:
         self.bytes += item.bytes
 
     def flush(self) -> dict[str, int]:
-        """Wait until all is on disk; the counts."""
+        """Sync to disk and return the counts."""
         _flush(self._file)
         return {"tokens": self.tokens, "documents": self.documents, "bytes": self.bytes}
 
     def close(self) -> None:
-        with suppress(OSError):  # the buffer may not fit the disk
+        with suppress(OSError):  # the disk may be full
             self._file.close()
 
 
 def open_at(path: Path, size: int) -> Any:
-    """A file open for writing behind its first ``size`` bytes; the rest is cut off.
+    """Open a file for writing after its first ``size`` bytes; the rest is cut off.
 
-    Raises DamagedFile if it is smaller, or a link, which would lead elsewhere.
+    Raises DamagedFile if it is smaller, or a link, which might lead anywhere.
     """
     if path.is_symlink():
         raise DamagedFile(f"{path} is a link")
@@ -88,16 +88,16 @@ def _flush(file: Any) -> None:
 
 
 class Partial:
-    """What is written so far. Documents are collected, and divided once they are many;
-    fewer are divided at the end, when all their sizes are known."""
+    """Data written so far. Documents are collected and split once there are many of
+    them; few documents are split at the end, when all their sizes are known."""
 
     def __init__(
         self, folder: Path, key: Mapping[str, Any], share: float | None
     ) -> None:
-        """key: plain data that says what is prepared; what is there of another one is
-        not gone on with. share: for validation, None if not to divide before the end.
+        """key: plain data that identifies the preparation; one with another key is not
+        resumed. share: for validation, None to split only at the end.
 
-        Raises DamagedFile if the files are not what the cursor says.
+        Raises DamagedFile if the files do not match the cursor.
         """
         self.folder, self._key, self._share = folder, dict(key), share
         cursor = self._read_cursor()
@@ -106,7 +106,7 @@ class Partial:
             "skipped", {"documents": 0, "first": []}
         )
         self.is_resumed = bool(cursor)
-        self.rule = str(cursor.get("rule", "hash"))  # by which documents were divided
+        self.rule = str(cursor.get("rule", "hash"))  # by which documents were split
         self._collected: TokenWriter | None = None
         self._index: Any = None
         self.writers: dict[str, TokenWriter] = {}
@@ -153,16 +153,16 @@ class Partial:
 
     @property
     def tokens(self) -> int:
-        """Of all documents so far."""
+        """Tokens of all documents so far."""
         return sum(writer.tokens for writer in self._files)
 
     @property
     def text_bytes(self) -> int:
-        """Of the text of all documents so far."""
+        """Bytes of the text of all documents so far."""
         return sum(writer.bytes for writer in self._files)
 
     def add(self, item: Encoded) -> None:
-        """Append a document. The place of the last one is what save() goes by."""
+        """Append a document. save() records the place of the last one."""
         self.place = item.place
         if self._collected is None:
             assert self._share is not None
@@ -180,7 +180,7 @@ class Partial:
             self.divide(lambda number, digest: digest in held_out)
 
     def save(self) -> None:
-        """Write the cursor, once all that it counts is on disk."""
+        """Write the cursor after all data that it counts is on disk."""
         if self._collected is not None:
             _flush(self._index)
             files = {"collected": self._collected.flush()}
@@ -191,7 +191,7 @@ class Partial:
         atomic_write_json(self.folder / CURSOR_FILE, {**cursor, **more})
 
     def sizes(self) -> Sizes:
-        """Digest and bytes of each document that was collected."""
+        """Digest and bytes of each collected document."""
         return [(bytes(r["digest"].tobytes()), int(r["bytes"])) for r in self._rows()]
 
     def _rows(self) -> npt.NDArray[Any]:
@@ -199,7 +199,7 @@ class Partial:
         return np.fromfile(self.folder / INDEX_FILE, _ROW)
 
     def divide(self, is_val: Callable[[int, bytes], bool], rule: str = "hash") -> None:
-        """Give each collected document its split: is_val(number, digest)."""
+        """Assign each collected document to a split with is_val(number, digest)."""
         self._open_splits({})
         for number, item in enumerate(self._collected_documents()):
             split = "val" if is_val(number, item.digest) else "train"
@@ -221,9 +221,9 @@ class Partial:
             start = end
 
     def keep_splits(self, rule: str) -> None:
-        """Done with what was collected: from here on documents go to their split.
+        """Finish collecting: from here on documents go directly to their split.
 
-        rule: what meta.json says about how they got it.
+        rule: description of the split for meta.json.
         """
         assert self._collected is not None
         self.rule = rule
@@ -235,7 +235,7 @@ class Partial:
             (self.folder / name).unlink()
 
     def finish(self) -> dict[str, Any]:
-        """The record of each split, its files being on disk."""
+        """Sync the files and return the record of each split."""
         records = {split: writer.flush() for split, writer in self.writers.items()}
         self.close()
         return {

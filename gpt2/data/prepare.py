@@ -1,9 +1,9 @@
-"""From documents to train.bin and val.bin: tokenise, divide, write. No torch here.
+"""Prepare a data set: encode documents, split them, write train.bin and val.bin.
 
-Everything is written into a folder within that of the data set and put in place when
-all of it is on disk, meta.json last: whatever kills the work leaves nothing that looks
-like a data set, and the next call goes on from where it was (gpt2/data/partial.py).
-Memory is bounded by some batches of documents.
+Torch-free. Everything is written to a subfolder of the data set and moved into place
+when all of it is on disk, meta.json last: a crash leaves nothing that looks like a data
+set, and the next call resumes (gpt2/data/partial.py). Memory is bounded by a few
+batches of documents.
 """
 
 from __future__ import annotations
@@ -55,15 +55,15 @@ from lib.jobs.run_files import (
 if TYPE_CHECKING:
     import tiktoken
 
-SAVE_BYTES = 16 << 20  # of text, after which a killed preparation need not begin before
-LISTED = 20  # names of documents left out that meta.json keeps
+SAVE_BYTES = 16 << 20  # of text between two saved states of a preparation
+LISTED = 20  # maximum names of left-out documents in meta.json
 LOCK_FILE = ".lock"
-SOURCES_FILE = "sources.json"  # the files of the corpus, to notice their changes
+SOURCES_FILE = "sources.json"  # the files of the corpus, to detect changes
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 class ProgressBar(Protocol):
-    """Receives the bytes of text that were added (tqdm does it)."""
+    """Progress bar in bytes of text, such as tqdm."""
 
     def update(self, n: float) -> object: ...
 
@@ -74,10 +74,10 @@ Report = Callable[[str], object]
 def existing(
     request: DataRequest, data_dir: str | Path, *, verify: bool = False
 ) -> dict[str, Any] | None:
-    """meta.json of the data set if it is there, as asked for; None if it is not.
+    """meta.json of the data set if it exists as requested, else None.
 
-    verify: compare the sha256 sums even if nothing was written since. Raises
-    DataError if it is damaged or was prepared to another request.
+    verify: compare the sha256 hashes even if nothing was written since. Raises
+    DataError if it is damaged or was prepared for another request.
     """
     try:
         meta = read_meta(data_dir, request)
@@ -99,18 +99,18 @@ def prepare(
     progress: ProgressBar | None = None,
     report: Report = print,
 ) -> dict[str, Any]:
-    """Write the data set (unless it is there, or force) and return its meta.json.
+    """Write the data set (unless it exists and force is not set), return its meta.json.
 
-    Its folder may be a link to one on another disk, which is then written to. Raises
-    CorpusError, DataError or DiskFull; what was written by then is gone on with by
-    the next call, if it is worth it.
+    Its folder may be a link to another disk, which is then written to. Raises
+    CorpusError, DataError or DiskFull; the next call resumes from the data written so
+    far.
     """
     folder = dataset_folder(data_dir, request)
     require_reachable(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with _exclusive(folder, report):
         meta = None if force else existing(request, data_dir)
-        if meta is not None:  # somebody else was quicker
+        if meta is not None:  # another process has finished it meanwhile
             return meta
         _require_ours(folder)
         work = Work(folder, request, corpus, encoding, progress, report)
@@ -128,8 +128,8 @@ def prepare(
 
 
 def _require_ours(folder: Path) -> None:
-    """DataError if token files behind a link are not known to be those of a data set:
-    the link may lead to anything."""
+    """Raise DataError if a link leads to token files that are not known to belong to a
+    data set: it may lead anywhere."""
     files = [
         n for n in (META_FILE, *(f"{s}.bin" for s in SPLITS)) if (folder / n).exists()
     ]
@@ -138,15 +138,14 @@ def _require_ours(folder: Path) -> None:
             return
     if folder.is_symlink() and files:
         raise DataError(
-            f"{folder} is a link to {os.readlink(folder)!r}, and what lies there is no "
-            f"data set of this project, but has a {files[0]}: remove the link, or move "
-            "that file away"
+            f"{folder} is a link to {os.readlink(folder)!r}, which is not a kablate "
+            f"data set, but has a {files[0]}: remove the link, or move that file away"
         )
 
 
 @dataclass
 class Work:
-    """One preparation, in the folder PARTIAL of that of its data set."""
+    """One preparation, in the subfolder PARTIAL of its data set."""
 
     folder: Path
     request: DataRequest
@@ -161,7 +160,8 @@ class Work:
         return self.folder / PARTIAL
 
     def finished(self) -> dict[str, Any] | None:
-        """meta.json of an earlier call that was killed while it put files in place."""
+        """meta.json of an earlier call that was killed while moving files into
+        place."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             meta = read_json(self.place / META_FILE)
             if meta["revision"] == self.corpus.revision():
@@ -173,7 +173,7 @@ class Work:
         """Write the token files and meta.json. Raises CorpusError, OSError."""
         partial = self._partial = self._open()
         if partial.is_resumed:
-            self.report(f"going on behind {partial.text_bytes / 1e6:,.1f} MB of text")
+            self.report(f"resuming after {partial.text_bytes / 1e6:,.1f} MB of text")
             self._advance(partial.text_bytes)
         saved = partial.text_bytes
         items = self._counted(self._usable(self.corpus.documents(partial.place)))
@@ -187,7 +187,9 @@ class Work:
             try:
                 self._divide(partial)
             except CorpusError:
-                (self.place / CURSOR_FILE).unlink()  # more of the same would not help
+                (
+                    self.place / CURSOR_FILE
+                ).unlink()  # adding more of the same would not help
                 raise
         meta = self._meta(partial)
         files = {name: list(stat) for name, stat in self.corpus.files.items()}
@@ -196,12 +198,12 @@ class Work:
         return meta
 
     def _open(self) -> Partial:
-        """What an earlier call has left, or an empty folder."""
+        """Open the data of an earlier call, or an empty folder."""
         if self.place.is_symlink():
             led = os.readlink(self.place)
             self.place.unlink()
             self.report(
-                f"removed {self.place}, a link to {led!r}, which stays as it is"
+                f"removed {self.place}, a link to {led!r}; the target is unchanged"
             )
         key = {
             "request": asdict(self.request),
@@ -220,14 +222,14 @@ class Work:
             partial.close()
         if strangers := remove_folder(self.place, FILES):
             raise DataError(
-                f"{self.place} holds {strangers[0]}, which no preparation writes: move "
-                "it away"
+                f"{self.place} contains {strangers[0]}, which kablate did not write: "
+                "move it away"
             )
         self.place.mkdir(exist_ok=True)
         return Partial(self.place, key, share)
 
     def _usable(self, items: Iterable[Item]) -> Iterator[Encoded]:
-        """The documents as tokens; those that are left out are reported and noted."""
+        """Usable documents as tokens; those left out are reported and recorded."""
         threads = min(8, os.cpu_count() or 1)
         for item in encode_documents(items, self.encoding, threads):
             if isinstance(item, Encoded):
@@ -254,12 +256,12 @@ class Work:
     # ---- splits -----------------------------------------------------------------
 
     def _divide(self, partial: Partial) -> None:
-        """Divide the documents that were collected."""
+        """Split the collected documents."""
         sizes, share = partial.sizes(), self.corpus.val_share
         if len({digest for digest, _ in sizes}) < 2:
             raise CorpusError(
-                f"the corpus has {len(sizes)} documents, and two different ones are "
-                "needed, to train on and to validate on. Give more text, or raise "
+                f"the corpus has {len(sizes)} documents; at least two different ones "
+                "are needed, for training and validation. Give more text, or raise "
                 "GPT2_DATASET_MAX_TOKENS"
             )
         target = share * sum(size for _, size in sizes)
@@ -273,14 +275,14 @@ class Work:
             return
         if not rules.meets(whole, target):
             self.report(
-                f"the validation split is {whole * share / target:.1%} of the text and "
-                f"not {share:.1%}: the documents are few and cannot be cut at line ends"
+                f"the validation split is {whole * share / target:.1%} of the text "
+                f"instead of {share:.1%}: there are few documents, without line ends"
             )
         partial.divide(lambda number, digest: digest in chosen)
 
     def _divide_ends(self, partial: Partial, sizes: rules.Sizes, target: float) -> bool:
-        """Hold out the ends of long documents, which are read once more; False, and
-        they are as they were, if that does not come near enough to the target."""
+        """Hold out the ends of long documents, which are read a second time. Returns
+        False, without any change, if the result is too far from the target."""
         part = rules.end_share(sizes, target)
         left = Counter(digest for digest, _ in sizes)
         cut = 0
@@ -308,8 +310,8 @@ class Work:
             return False
         partial.keep_splits("ends")
         self.report(
-            f"the validation split is the ends of {cut} long documents, cut at blank "
-            "lines or else line ends: whole documents do not make up "
+            f"the validation split consists of the ends of {cut} long documents, cut "
+            "at blank lines or else line ends: whole documents do not add up to "
             f"{self.corpus.val_share:.1%}"
         )
         return True
@@ -318,9 +320,7 @@ class Work:
         splits = partial.finish()
         for split in SPLITS:
             if not splits[split]["documents"]:
-                raise CorpusError(
-                    f"the corpus left the {split} split empty: give more text"
-                )
+                raise CorpusError(f"the {split} split is empty: give more text")
         return {
             "schema": SCHEMA,
             "dataset": self.request.dataset,
@@ -338,7 +338,7 @@ class Work:
         }
 
     def close(self) -> None:
-        """Close the files; what is not worth going on with is removed."""
+        """Close the files; remove them if there is nothing worth resuming."""
         if self._partial is not None:
             self._partial.close()
             self._partial = None
@@ -347,9 +347,9 @@ class Work:
 
 
 def _put_in_place(folder: Path) -> None:
-    """Move the finished files to their places, meta.json last; older ones go.
+    """Move the finished files into place, replacing older ones, meta.json last.
 
-    If it is killed, the next call finds the rest of them, and meta.json among it.
+    If this is killed, the next call finds the remaining files, including meta.json.
     """
     partial = folder / PARTIAL
     (folder / META_FILE).unlink(missing_ok=True)
@@ -361,8 +361,7 @@ def _put_in_place(folder: Path) -> None:
 
 
 def recorded_files(folder: Path) -> dict[str, Any]:
-    """The files that a data set was prepared from, as Corpus.files had them; {} if
-    that is not known."""
+    """Source files of a data set, in the format of Corpus.files; {} if unknown."""
     try:
         found = read_json(folder / SOURCES_FILE)
     except (OSError, ValueError):
@@ -372,7 +371,7 @@ def recorded_files(folder: Path) -> dict[str, Any]:
 
 @contextmanager
 def _exclusive(folder: Path, report: Report) -> Iterator[None]:
-    """Only one process prepares a data set; a second one waits for it."""
+    """Let only one process prepare a data set; others wait for it."""
     path = folder / LOCK_FILE
     with ExitStack() as stack:
         try:
@@ -386,9 +385,9 @@ def _exclusive(folder: Path, report: Report) -> Iterator[None]:
 def _disk_full(folder: Path, error: OSError) -> DiskFull:
     free = shutil.disk_usage(folder).free
     kept = folder / PARTIAL
-    what = "nothing is left of it"
+    what = "the unfinished files were removed"
     if kept.exists():
-        what = f"what is done stays in {kept}, and {PREPARE} goes on with it"
+        what = f"the finished part stays in {kept}, and {PREPARE} resumes from it"
     return DiskFull(
         error.errno,
         f"no space left for {folder} ({os.strerror(error.errno or 0)}; "

@@ -1,4 +1,4 @@
-"""The corpus that a configuration asks for."""
+"""Select the configured corpus."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gpt2.data.token_files import DataRequest
 def open_corpus(
     request: DataRequest, hub: Mapping[str, HubDataset] | None = None
 ) -> Corpus:
-    """The corpus that a configuration asks for; documents are read later.
+    """Open the configured corpus; its documents are read later.
 
-    hub: what stands for each hub name, if not the table HUB. Raises CorpusError
-    if there is nothing to read.
+    hub: data sets by name, by default the table HUB. Raises CorpusError if there is
+    nothing to read.
     """
     if request.dataset == "stdlib":
         return stdlib_corpus()

@@ -1,14 +1,14 @@
-"""Which text is held out for validation. No torch here.
+"""Selection of the text that is held out for validation. Torch-free.
 
-The share is one of the bytes of text, so that every tokenizer holds out the same, and
-equal documents get the same split. By the first of these that applies:
+The share is measured in bytes of text, so that every tokenizer holds out the same text,
+and equal documents get the same split. The first of these that applies is used:
 
-    many documents    each by its own hash: a share of them, on average
-    whole documents   in the order of their hashes, those that make up the share, if
-                      they come to between 1/2.5 of it and 2.5 times of it
-    ends              of each long document its last part, cut behind a blank line, or
-                      else behind a line
-    few and uncut     whole documents that come nearest to the share
+    many documents    each by its own hash, which gives the share on average
+    whole documents   in the order of their hashes, up to the share, if their size is
+                      between 1/2.5 and 2.5 times the share
+    ends              the last part of each long document, cut after a blank line, or
+                      else after a line
+    few and uncut     whole documents whose size is nearest to the share
 """
 
 from __future__ import annotations
@@ -19,23 +19,26 @@ from collections.abc import Sequence
 
 from gpt2.data.corpus import BOUNDARIES
 
-MANY_DOCUMENTS = 8192  # with more than both of these, hashes alone decide
+MANY_DOCUMENTS = (
+    8192  # with more than both of these, each document is decided by its hash
+)
 MANY_BYTES = 32 << 20
-TOLERANCE = 2.5  # how far from the share, as a factor, whole documents may be
+TOLERANCE = 2.5  # largest factor between the share and whole documents
 
 Sizes = Sequence[tuple[bytes, int]]  # digest and bytes of each document
 
 
 def is_held_out(digest: bytes, share: float) -> bool:
-    """Whether the hash of a document, one among many, puts it into validation."""
+    """True if the hash of a document, one of many, assigns it to validation."""
     return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
 def by_rank(documents: Sizes, target: float) -> set[bytes]:
-    """Whole documents for validation, by digest: in the order of their hashes each
-    that still fits into target bytes. If these are too few, one more that is nearer.
+    """Digests of whole documents for validation: in the order of their hashes, each
+    that still fits into ``target`` bytes, plus one more if that is nearer to the
+    target.
 
-    documents: with at least two different ones; not all of them are chosen.
+    documents: at least two different ones; not all of them are selected.
     """
     sizes: Counter[bytes] = Counter()
     for digest, size in documents:
@@ -55,20 +58,20 @@ def by_rank(documents: Sizes, target: float) -> set[bytes]:
 
 
 def _is_nearer(size: int, than: int, target: float) -> bool:
-    """Compared as factors: nothing at all is as far as can be."""
+    """True if ``size`` is nearer to ``target``, as a factor; 0 is infinitely far."""
     if than == 0:
         return True
     return abs(math.log(size / target)) < abs(math.log(than / target))
 
 
 def meets(size: float, target: float) -> bool:
-    """Whether so many bytes are near enough to the share."""
+    """True if ``size`` is near enough to the share."""
     return target / TOLERANCE <= size <= target * TOLERANCE
 
 
 def by_tail(documents: Sizes, target: float) -> int:
-    """For passages of one text: how many come before validation, which is the last
-    ones that fit the target, at least one."""
+    """Number of training passages of one text; the last ones that fit into ``target``,
+    at least one, are for validation."""
     size, cut = 0, len(documents) - 1
     for index in range(len(documents) - 1, 0, -1):
         size += documents[index][1]
@@ -79,15 +82,15 @@ def by_tail(documents: Sizes, target: float) -> int:
 
 
 def end_share(documents: Sizes, target: float) -> float:
-    """The part of each long document, one of more than target bytes, that makes up
-    the target; 0 where there is none."""
+    """Share of each long document (of more than ``target`` bytes) that adds up to the
+    target; 0 if there are none."""
     long = sum(size for _, size in documents if size > target)
     return min(0.5, target / long) if long else 0.0
 
 
 def cut_end(text: str, share: float) -> int:
-    """Where the last part of a text begins: of about this share of its characters,
-    behind a blank line, or else a line end; 0 where it cannot be cut."""
+    """Start of the last part of a text with about this share of its characters, after a
+    blank line or else a line end; 0 if it cannot be cut."""
     wanted = len(text) * (1 - share)
     first, last = len(text) - len(text.lstrip()), len(text.rstrip())
     for boundary in BOUNDARIES:

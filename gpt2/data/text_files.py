@@ -1,6 +1,6 @@
-"""Corpora of text files: a folder, a glob, one file, Python's own sources.
+"""Corpora of text files: a folder, a glob, one file, Python's own source code.
 
-What cannot be read, folders included, is left out by name and not passed over.
+Files and folders that cannot be read are named, not silently skipped.
 """
 
 from __future__ import annotations
@@ -30,25 +30,25 @@ from gpt2.data.corpus import (
 from gpt2.data.token_files import expand
 
 NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test"}
-NOT_SOURCE = re.compile(r"_sysconfigdata_")  # this build's paths and flags
+NOT_SOURCE = re.compile(r"_sysconfigdata_")  # paths and flags of this Python build
 
 
 @dataclass(frozen=True)
 class Found:
-    """Files by the names of their documents, and what could not be looked into."""
+    """Files by document name, and folders that could not be read."""
 
     files: Sequence[tuple[str, Path]]
     left_out: Sequence[LeftOutDocument] = ()
 
 
 def stdlib_corpus() -> Corpus:
-    """The sources of the running Python's standard library, without its tests."""
+    """Source code of the running Python's standard library, without its tests."""
     root = Path(sysconfig.get_paths()["stdlib"])
     found = _walk(root, lambda parts: parts[-1] not in NOT_LIBRARY, links=False)
     sources = [
         (name, path)
         for name, path in found.files
-        # some distributions link to their own files
+        # some distributions have links to their own files
         if name.endswith(".py")
         and not NOT_SOURCE.match(path.name)
         and not path.is_symlink()
@@ -63,19 +63,20 @@ def stdlib_corpus() -> Corpus:
 
 
 def text_corpus(path: str, val_share: float) -> Corpus:
-    """The files of a folder, a glob, or one file, each a document.
+    """Files of a folder or a glob, each of which is a document, or one file.
 
-    A file or folder of just that name comes before a glob, as do the first parts of a
-    path. One file alone is cut into passages, see one_text_corpus. Hidden files are
-    left out. Raises CorpusError if nothing is there.
+    An existing file or folder of exactly that name takes precedence over a glob, also
+    for the first parts of a path. A single file is cut into passages, see
+    one_text_corpus. Hidden files are left out. Raises CorpusError if there are no
+    files.
     """
     symbol = "GPT2_DATASET_TEXT_PATH"
     found = _text_files(expand(path, symbol)) if path else Found([])
     if not found.files:
         reasons = "".join(f"; {x.name}: {x.reason}" for x in found.left_out[:3])
         raise CorpusError(
-            f"{symbol}={path!r} names no file{reasons}: give a folder, a file "
-            "or a glob such as 'books/**/*.txt' (seen from the present folder)"
+            f"{symbol}={path!r} matches no files{reasons}: give a folder, a file "
+            "or a glob such as 'books/**/*.txt' (relative to the current folder)"
         )
     if len(found.files) == 1:
         ((name, file),) = found.files
@@ -93,7 +94,7 @@ def text_corpus(path: str, val_share: float) -> Corpus:
 def _text_files(path: Path) -> Found:
     if path.is_dir():
         return _walk(path, lambda parts: True)
-    if path.is_file():  # whatever characters of a glob its name has
+    if path.is_file():  # even if its name has glob characters
         return Found([(path.name, path)])
     root = _fixed_part(path)
     pattern = path.relative_to(root)
@@ -101,7 +102,7 @@ def _text_files(path: Path) -> Found:
     found = (root / name for name in set(names))
     named = [(file.relative_to(root), file) for file in found if file.is_file()]
     files = [(n.as_posix(), file) for n, file in named if not _is_hidden(n.parts)]
-    # glob passes over what it cannot open without a word
+    # glob silently skips what it cannot open
     looked = _walk(root, lambda parts: _leads_to(parts, pattern.parts), links=False)
     return Found(files, looked.left_out)
 
@@ -109,10 +110,10 @@ def _text_files(path: Path) -> Found:
 def _walk(
     root: Path, enters: Callable[[tuple[str, ...]], bool], links: bool = True
 ) -> Found:
-    """The files below a folder that are not hidden.
+    """Files below a folder that are not hidden.
 
-    enters: whether to go into a folder, by the parts of its path below root.
-    links: whether to note links to folders, which are not followed.
+    enters: whether to enter a folder, given the parts of its path below root.
+    links: whether to report links to folders, which are not followed.
     """
     files: list[tuple[str, Path]] = []
     left_out: list[LeftOutDocument] = []
@@ -132,7 +133,7 @@ def _walk(
             if name[0] != "." and Path(base, name).is_file()
         ]
         for name in sorted(linked) if links else ():
-            reason = "a link to a folder, which is not followed"
+            reason = "links to folders are not followed"
             left_out.append(LeftOutDocument("/".join((*parts, name)), reason, 0))
     return Found(files, left_out)
 
@@ -142,7 +143,7 @@ def _is_hidden(parts: Sequence[str]) -> bool:
 
 
 def _leads_to(parts: Sequence[str], pattern: Sequence[str]) -> bool:
-    """Whether files of a glob may lie in a folder; both by their parts."""
+    """True if a folder may contain matches of a glob; both as path parts."""
     for part, wanted in zip(parts, pattern[:-1], strict=False):
         if wanted == "**":
             return True
@@ -152,7 +153,7 @@ def _leads_to(parts: Sequence[str], pattern: Sequence[str]) -> bool:
 
 
 def _fixed_part(pattern: Path) -> Path:
-    """The folder above the first part of a glob that is not there by just that name."""
+    """Folder above the first part of a glob that does not exist literally."""
     return next(folder for folder in pattern.parents if folder.exists())
 
 
@@ -161,14 +162,14 @@ def _survey(files: Sequence[tuple[str, Path]]) -> dict[str, Stat]:
     for name, path in files:
         try:
             info = path.stat()
-        except OSError:  # gone meanwhile; said when it is to be read
+        except OSError:  # removed meanwhile; reported when it is read
             continue
         found[_printable(name)] = (info.st_size, info.st_mtime_ns)
     return found
 
 
 def _printable(name: str) -> str:
-    """A file's name as UTF-8 can have it."""
+    """Name of a file that can be encoded as UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
@@ -177,9 +178,9 @@ def _digest(survey: Mapping[str, Stat]) -> str:
 
 
 def changes(before: Mapping[str, Sequence[int]], corpus: Corpus) -> str:
-    """What has become of a corpus's files since their survey, in words; "" for none.
+    """Changes of a corpus's files since ``before``, in words; "" for none.
 
-    before: Corpus.files of then.
+    before: Corpus.files at that time.
     """
     now = corpus.files
     kinds = {
@@ -196,10 +197,10 @@ def changes(before: Mapping[str, Sequence[int]], corpus: Corpus) -> str:
 
 
 def files_corpus(found: Found, source: Mapping[str, Any], val_share: float) -> Corpus:
-    """Each file a document, in the order of the hashes of their names.
+    """Corpus with a document per file, in the order of the hashes of their names.
 
-    That order is the same everywhere, and a limit on tokens then takes a fair
-    sample, not the beginning of the alphabet.
+    That order is the same on every machine, and makes a limit on tokens take a random
+    sample instead of the beginning of the alphabet.
     """
     ordered = sorted(
         found.files, key=lambda f: hashlib.sha256(os.fsencode(f[0])).digest()
@@ -222,10 +223,10 @@ def files_corpus(found: Found, source: Mapping[str, Any], val_share: float) -> C
 
 
 def _decode(data: bytes) -> str:
-    """Strictly UTF-8, line ends as they are; ValueError otherwise."""
+    """Decode strict UTF-8, keeping line ends; ValueError otherwise."""
     text = data.decode("utf-8")
     if "\0" in text:
-        raise ValueError("holds zero bytes: not text")
+        raise ValueError("contains zero bytes: not text")
     return text
 
 
@@ -239,4 +240,6 @@ def _only_text(name: str, path: Path) -> str:
     try:
         return _decode(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise CorpusError(f"{name}: {_reason(error)}; nothing else to read") from None
+        raise CorpusError(
+            f"{name}: {_reason(error)}; there is nothing else to read"
+        ) from None

@@ -1,8 +1,8 @@
-"""A prepared data set on disk: <DATA_DIR>/<dataset>-<tokenizer>/.
+"""Prepared data set on disk: <DATA_DIR>/<dataset>-<tokenizer>/.
 
-train.bin and val.bin hold token ids, unsigned 16-bit little-endian; meta.json
-says what they are, with counts and sha256 sums, and is there only if all of it is.
-Texts of the user's own have the name of their folder in it, see dataset_folder.
+train.bin and val.bin contain token ids, unsigned 16-bit little-endian; meta.json
+describes them, with counts and sha256 hashes, and exists only if the data set is
+complete. The folder of a user's own text includes its name, see dataset_folder.
 """
 
 from __future__ import annotations
@@ -33,23 +33,23 @@ DATASETS = (
 )
 SPLITS = ("train", "val")
 META_FILE = "meta.json"
-PARTIAL = ".partial"  # folder within: a preparation that has not come to its end
+PARTIAL = ".partial"  # subfolder with an unfinished preparation
 TOKEN_BYTES = 2
 PREPARE = "`make data`"
 REBUILD = "`make data FORCE=1`"
 
 
 class MissingData(FileNotFoundError):
-    """The data set was never prepared; the message names the command."""
+    """The data set was not prepared; the message names the command."""
 
 
 class DataError(ValueError):
-    """A data set that cannot be used as asked; the message says the way out."""
+    """The data set cannot be used as requested; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
 class DataRequest:
-    """What a configuration asks of the data; kept in meta.json and compared."""
+    """Data settings of a configuration; stored in meta.json and compared."""
 
     dataset: str
     tokenizer: str
@@ -67,16 +67,16 @@ def _allow(symbol: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def request_of(settings: Settings) -> DataRequest:
-    """What these settings ask of the data."""
+    """Data request of these settings."""
     data = settings.data
     return DataRequest(data.dataset, data.tokenizer, data.text_path, data.max_tokens)
 
 
 def with_settings(message: object, overrides: str) -> str:
-    """A message whose commands (`make data`) repeat the settings of the command line.
+    """Message whose commands (`make data`) repeat the settings of the command line.
 
-    overrides: as given to --overrides; without them the command would be about
-    another data set.
+    overrides: as given to --overrides; without them the command would prepare another
+    data set.
     """
     try:
         words = assignments(split_overrides(overrides))
@@ -86,7 +86,7 @@ def with_settings(message: object, overrides: str) -> str:
 
 
 def expand(path: str | Path, symbol: str) -> Path:
-    """The path with ~ replaced; DataError, naming the symbol, if that is unknown."""
+    """Path with ~ expanded; raises DataError with the symbol if that fails."""
     try:
         return Path(path).expanduser()
     except RuntimeError as error:
@@ -94,11 +94,11 @@ def expand(path: str | Path, symbol: str) -> Path:
 
 
 def dataset_folder(data_dir: str | Path, request: DataRequest) -> Path:
-    """The folder of a data set, prepared or not.
+    """Folder of a data set, prepared or not.
 
-    With a text_path its name has the last part of that and a hash of the whole, so
-    that corpora do not get into each other's way: text-books-1a2b3c-gpt2. One that
-    was prepared as text-gpt2 by an earlier version is found by its meta.json.
+    With a text_path its name includes the last part and a hash of that path, so that
+    different texts have different folders: text-books-1a2b3c-gpt2. A folder text-gpt2
+    of an earlier version is identified by its meta.json.
     """
     base = expand(data_dir, "DATA_DIR")
     plain = base / f"{request.dataset}-{request.tokenizer}"
@@ -125,7 +125,7 @@ def _text_path_of(folder: Path) -> Any:
 
 
 def split_file(folder: Path, split: str) -> Path:
-    """The token file of "train" or "val"."""
+    """Token file of "train" or "val"."""
     _allow("split", split, SPLITS)
     return folder / f"{split}.bin"
 
@@ -133,8 +133,8 @@ def split_file(folder: Path, split: str) -> Path:
 def read_meta(data_dir: str | Path, request: DataRequest) -> dict[str, Any]:
     """meta.json, checked against the files' sizes and the tokenizer's vocabulary.
 
-    Raises MissingData if there is no such data set, DataError if it is not whole
-    or not what its name says.
+    Raises MissingData if there is no such data set, DataError if it is incomplete or
+    does not match its name.
     """
     folder = dataset_folder(data_dir, request)
     _require_begun(folder)
@@ -153,21 +153,19 @@ def read_meta(data_dir: str | Path, request: DataRequest) -> dict[str, Any]:
 
 
 def require_reachable(folder: Path) -> None:
-    """DataError if a data set's folder is a link that leads nowhere."""
+    """Raise DataError if a data set's folder is a broken link."""
     if folder.is_symlink() and not folder.exists():
         raise DataError(
-            f"{folder} is a link to {os.readlink(folder)!r}, which is not there: mount "
-            "that disk, or remove the link"
+            f"{folder} is a link to {os.readlink(folder)!r}, which does not exist: "
+            "mount that disk, or remove the link"
         )
 
 
 def _require_begun(folder: Path) -> None:
-    """MissingData if a folder holds no part of a finished data set."""
+    """Raise MissingData if a folder has no part of a finished data set."""
     require_reachable(folder)
     if (folder / PARTIAL).is_dir() and not (folder / META_FILE).exists():
-        raise MissingData(
-            f"{folder} is not fully prepared: go on where it stopped with {PREPARE}"
-        )
+        raise MissingData(f"{folder} is not fully prepared: resume with {PREPARE}")
     names = (META_FILE, *(f"{split}.bin" for split in SPLITS))
     if not any((folder / name).exists() for name in names):
         raise MissingData(f"{folder} does not exist: prepare the data with {PREPARE}")
@@ -205,13 +203,13 @@ def _check_size(path: Path, tokens: int) -> None:
 
 def _unusable(folder: Path, reason: str) -> DataError:
     return DataError(
-        f"{folder} is not a whole data set: {reason}. Remove it or "
+        f"{folder} is not a complete data set: {reason}. Remove it or "
         f"prepare it again with {REBUILD}"
     )
 
 
 def check_request(meta: Mapping[str, Any], request: DataRequest) -> None:
-    """DataError, field by field, if the data was prepared to another request."""
+    """Raise DataError, field by field, if the data was prepared for another request."""
     had, asked = meta.get("request", {}), asdict(request)
     differing = [
         f"{symbol} was {had.get(field)!r} and is now {asked[field]!r}"
@@ -224,16 +222,15 @@ def check_request(meta: Mapping[str, Any], request: DataRequest) -> None:
     if differing:
         raise DataError(
             f"{request.dataset}-{request.tokenizer} was prepared differently: "
-            f"{'; '.join(differing)}. Set it back, choose another DATA_DIR, or "
+            f"{'; '.join(differing)}. Restore the setting, choose another DATA_DIR, or "
             f"prepare it again with {REBUILD}"
         )
 
 
 def prepared(settings: Settings) -> dict[str, Any]:
-    """meta.json of the data that these settings ask for.
+    """meta.json of the data for these settings, checked before a runner starts.
 
-    Raises MissingData or DataError, as read_meta, check_request and check_windows
-    do: what a runner asks before it starts anything.
+    Raises MissingData or DataError, as read_meta, check_request and check_windows do.
     """
     request = request_of(settings)
     meta = read_meta(settings.resources.data_dir, request)
@@ -243,10 +240,10 @@ def prepared(settings: Settings) -> dict[str, Any]:
 
 
 def check_if_prepared(settings: Settings) -> str:
-    """As prepared, but data that is not there yet is accepted: for commands that only
-    list jobs, and for jobs that run on another machine.
+    """Like prepared(), but accepts missing data: for commands that only list jobs, and
+    for jobs that run on another machine.
 
-    Returns what is missing and how to prepare it, "" if the data is there.
+    Returns what is missing and how to prepare it, "" if nothing is.
     """
     try:
         prepared(settings)
@@ -256,27 +253,27 @@ def check_if_prepared(settings: Settings) -> str:
 
 
 def check_windows(meta: Mapping[str, Any], block_size: int, samples: int) -> None:
-    """DataError unless each split has a window of block_size tokens and the next one,
-    and the validation split as many different ones as are evaluated."""
+    """Raise DataError unless each split has a window of block_size + 1 tokens, and the
+    validation split as many different windows as are evaluated."""
     for split in SPLITS:
         tokens = meta["splits"][split]["tokens"]
         if tokens < block_size + 1:
             raise DataError(
                 f"the {split} split of {meta['dataset']}-{meta['tokenizer']} has "
                 f"{tokens:,} tokens, too few for GPT2_BLOCK_SIZE={block_size}: prepare "
-                "more text or shorten the block"
+                "more text or reduce the block size"
             )
     windows = meta["splits"]["val"]["tokens"] - block_size
     if samples > windows:
         raise DataError(
             f"the val split of {meta['dataset']}-{meta['tokenizer']} has {windows:,} "
             f"windows of GPT2_BLOCK_SIZE={block_size}, fewer than GPT2_EVAL_SAMPLES="
-            f"{samples}: prepare more text or ask for at most {windows}"
+            f"{samples}: prepare more text or use at most {windows}"
         )
 
 
 def check_hashes(folder: Path, meta: Mapping[str, Any]) -> None:
-    """DataError if a token file is not, byte for byte, the one meta.json names."""
+    """Raise DataError if the hash of a token file differs from meta.json."""
     for split in SPLITS:
         found = file_sha256(split_file(folder, split))
         if found != meta["splits"][split]["sha256"]:
@@ -284,8 +281,8 @@ def check_hashes(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def check_untouched(folder: Path, meta: Mapping[str, Any]) -> None:
-    """check_hashes, if a token file is newer than meta.json, which is written last:
-    without reading what may be many GB for nothing."""
+    """Call check_hashes if a token file is newer than meta.json, which is written last:
+    reading many GB is avoided otherwise."""
     written = (folder / META_FILE).stat().st_mtime_ns
     newest = max(split_file(folder, split).stat().st_mtime_ns for split in SPLITS)
     if newest > written:
@@ -293,6 +290,6 @@ def check_untouched(folder: Path, meta: Mapping[str, Any]) -> None:
 
 
 def fingerprint(meta: Mapping[str, Any]) -> str:
-    """16 hex digits that name the tokens themselves: equal means the same data."""
+    """Fingerprint of the tokens, 16 hex digits: equal means the same data."""
     sums = {split: meta["splits"][split]["sha256"] for split in SPLITS}
     return identity({"tokenizer": meta["tokenizer"], "sha256": sums})

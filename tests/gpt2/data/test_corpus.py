@@ -114,7 +114,7 @@ def test_a_folder_that_is_a_link_is_left_out_by_name(tmp_path):
     (folder / "linked").symlink_to(tmp_path / "other")
     documents, left_out = read(text_corpus(folder))
     assert documents == texts(3)
-    assert left_out == {"linked": "a link to a folder, which is not followed"}
+    assert left_out == {"linked": "links to folders are not followed"}
 
 
 UNREADABLE = """
@@ -162,7 +162,7 @@ def test_folders_that_cannot_be_read_are_left_out_by_name(tmp_path):
 
 @pytest.mark.parametrize("path", ["", "missing", "missing/*.txt"])
 def test_no_file_is_an_error(tmp_path, path):
-    with pytest.raises(CorpusError, match="GPT2_DATASET_TEXT_PATH.*names no file"):
+    with pytest.raises(CorpusError, match="GPT2_DATASET_TEXT_PATH.*matches no files"):
         text_corpus(f"{tmp_path}/{path}" if path else "")
 
 

@@ -219,7 +219,7 @@ def test_stopped_before_meta_is_written_it_still_says_how_it_divided(
     request = text_request(tmp_path / "data")
     words = request, tmp_path / "data", open_corpus(request), get_encoding("bytes")
     meta = prepare(*words, report=said.append)
-    assert meta["held_out"]["by"] == rule and "going on behind" in said[0]
+    assert meta["held_out"]["by"] == rule and "resuming after" in said[0]
     other = prepare_texts(tmp_path / "other", files)
     assert fingerprint(meta) == fingerprint(read_meta(other, text_request(other)))
 
@@ -232,8 +232,8 @@ def test_documents_without_line_ends_stay_whole_and_the_share_is_reported(tmp_pa
     train, val = (documents(folder, "bytes", split) for split in ("train", "val"))
     assert sorted(train + val) == sorted(files.values()) and len(val) == 1
     assert said == [
-        "the validation split is 33.3% of the text and not 5.0%: the documents are few "
-        "and cannot be cut at line ends"
+        "the validation split is 33.3% of the text instead of 5.0%: there are few "
+        "documents, without line ends"
     ]
 
 
@@ -407,11 +407,11 @@ def test_missing_config_and_missing_text_are_plain_errors(project):
     assert code == 2 and "none.py" in err and "Traceback" not in err
     overrides = f"DATASET_TEXT_PATH={project}/nothing"
     code, _, err = run(project, "--overrides", overrides)
-    assert code == 1 and "names no file" in err and "Traceback" not in err
+    assert code == 1 and "matches no files" in err and "Traceback" not in err
     assert not text_folder(project / "data").exists()
     overrides = f"DATA_DIR={project}/config.py"
     code, _, err = run(project, "--overrides", overrides)
-    assert code == 1 and f"{overrides}: data cannot be kept there" in err
+    assert code == 1 and f"{overrides}: data cannot be stored there" in err
 
 
 @pytest.mark.parametrize("data_dir", ["data", "texts/../data", "~/data", "/dev/null/x"])
@@ -422,7 +422,7 @@ def test_data_that_cannot_be_written_is_a_plain_error(project, monkeypatch, data
         place = (project / data_dir.replace("~", ".")).resolve()
         (text_folder(place) / ".lock").mkdir(parents=True)
     code, _, err = run(project, "--force", "--overrides", f"DATA_DIR={data_dir}")
-    assert code == 1 and f"DATA_DIR={data_dir}: data cannot be kept there: " in err
+    assert code == 1 and f"DATA_DIR={data_dir}: data cannot be stored there: " in err
     assert "[Errno" not in err and "Choose another DATA_DIR" in err
 
 
@@ -490,10 +490,10 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(project, many_bytes)
         process = SavingOften(project, many_bytes)
         process.kill_when(lambda: stamp(cursor) != before)  # noqa: B023
         texts_done.append(json.loads(cursor.read_text())["place"])
-        with pytest.raises(MissingData, match="not fully prepared: go on .*make data"):
+        with pytest.raises(MissingData, match="not fully prepared: resume .*make data"):
             read_meta(project / "data", text_request(project / "data"))
     assert texts_done == sorted(set(texts_done)), "it began again"
-    assert "going on behind" in SavingOften(project, many_bytes).finish()
+    assert "resuming after" in SavingOften(project, many_bytes).finish()
     assert contents(folder) == expected and not cursor.parent.exists()
     assert expected[0]["skipped"]["documents"] == 1
 
@@ -513,7 +513,7 @@ def begun(project):
 def test_a_corpus_that_has_changed_is_not_gone_on_with(project):
     begun(project)
     (project / "texts" / "more.txt").write_text("One more document.\n")
-    assert "going on" not in SavingOften(project).finish()
+    assert "resuming" not in SavingOften(project).finish()
     meta = read_meta(project / "data", text_request(project / "data"))
     assert sum(s["documents"] for s in meta["splits"].values()) == len(texts()) + 25
 
@@ -525,7 +525,7 @@ def test_a_damaged_preparation_is_begun_again(project, damage):
         os.truncate(place / "collected.bin", 100)
     else:
         (place / "cursor.json").write_text("{")
-    assert "going on" not in SavingOften(project).finish()
+    assert "resuming" not in SavingOften(project).finish()
 
 
 @pytest.mark.parametrize("link", [False, True])
@@ -540,7 +540,7 @@ def test_what_no_preparation_writes_is_not_touched(project, link):
         (place / "cursor.json").unlink()
         (place / name).write_text("kept")
     code, _, err = run(project)
-    assert code == 1 and f"holds {name}, which no preparation writes" in err
+    assert code == 1 and f"contains {name}, which kablate did not write" in err
     assert (place / name).read_text() in ("kept", "kept" * 1_000_000)
 
 
@@ -567,7 +567,7 @@ def test_interrupted_says_how_to_go_on(project):
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130 and "Traceback" not in err
-    assert f"interrupted; `make data DATA_DIR={project}/other` goes on" in err
+    assert f"interrupted; `make data DATA_DIR={project}/other` resumes" in err
 
 
 def test_full_disk_is_said_and_leaves_nothing(project):
@@ -578,7 +578,7 @@ def test_full_disk_is_said_and_leaves_nothing(project):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 6, err
     assert "no space left" in err and "DATA_DIR" in err and "Traceback" not in err
-    assert "nothing is left of it" in err
+    assert "the unfinished files were removed" in err
     left = {path.name for path in text_folder(project / "data").iterdir()}
     assert left <= {".lock"}
 
@@ -633,7 +633,7 @@ def test_links_that_lead_to_something_else_are_refused_with_ways_out(project):
     folder.symlink_to(disk)
     code, _, err = run(project)
     assert (
-        code == 1 and "which is not there: mount that disk, or remove the link" in err
+        code == 1 and "which does not exist: mount that disk, or remove the link" in err
     )
     disk.mkdir()
     (disk / "train.bin").write_bytes(b"of another project")
@@ -648,7 +648,7 @@ def test_a_linked_partial_folder_is_no_obstacle(project):
     write_texts(theirs, {"cursor.json": "theirs"})
     place.symlink_to(theirs)
     code, _, err = run(project)
-    assert code == 0 and "a link to" in err and "which stays as it is" in err
+    assert code == 0 and "a link to" in err and "the target is unchanged" in err
     assert (theirs / "cursor.json").read_text() == "theirs"
 
 
@@ -662,13 +662,13 @@ def test_files_that_changed_since_are_named_with_the_command(project):
     assert code == 0 and "is already there" in out
     assert (
         "since then: 1 added (new.txt), 1 removed (part1/doc01.txt), 1 changed "
-        f"(part0/doc00.txt). `make data DATA_DIR={project}/data FORCE=1` takes them in"
+        f"(part0/doc00.txt). `make data DATA_DIR={project}/data FORCE=1` includes them"
     ) in err
     assert run(project, *words, "--force")[0] == 0
     assert run(project, *words)[2] == ""
     shutil.rmtree(project / "texts")
     code, out, err = run(project)
-    assert code == 0 and "its text is not there any more" in err
+    assert code == 0 and "its text does not exist any more" in err
 
 
 def test_two_at_once_make_one_data_set(project):

@@ -318,7 +318,7 @@ def test_load_data_takes_what_the_settings_ask_for(data_dir):
 @pytest.mark.parametrize(
     "symbol, over, message",
     [
-        ("GPT2_EVAL_SAMPLES", 1, "GPT2_EVAL_SAMPLES=.*ask for at most"),
+        ("GPT2_EVAL_SAMPLES", 1, "GPT2_EVAL_SAMPLES=.*use at most"),
         ("GPT2_BLOCK_SIZE", 32, "too few for GPT2_BLOCK_SIZE="),
     ],
 )

@@ -106,8 +106,8 @@ def test_metrics_that_were_emptied_are_missed(job, tmp_path):
     assert "has lost the records from the beginning" in resumed.log
     assert status(run_dir)["status"] == "done"
     (left_out,) = read_matrix(tmp_path).left_out
-    assert left_out.reason.startswith("2 of 4 evaluations of a run that is done")
-    assert "first that of step 0" in left_out.reason
+    assert left_out.reason.startswith("2 of 4 evaluations of a finished run")
+    assert "the first at update 0" in left_out.reason
 
 
 def kill_when_written(job, run_dir, name):
