@@ -85,7 +85,7 @@ def write_control(root: Path, seed: int, *, effect: float = 0.0, **run: Any) -> 
             **run,
             "job": {
                 "name": "baseline-aa",
-                "title": "A/A control: step 0 through other kernels",
+                "title": "A/A control: step 0 with other kernels",
                 "parent": 0,
                 "parent_name": "baseline",
                 "settings": settings(0, other_kernels=True),

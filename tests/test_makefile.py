@@ -222,7 +222,7 @@ def test_settings_in_the_environment_are_noted_as_without_effect(tree: Path) -> 
         *("note: OUTPUT_DIR='a  b'", "note: STEPS=0"),
     ]
     assert notes[1].endswith(
-        "has no effect: settings are typed after make, as in `make MAX_ITERS=5`"
+        "has no effect: settings are given after make, for example `make MAX_ITERS=5`"
     )
     values = read_config(tree / "config.py").values
     assert (values["GPT2_MAX_ITERS"], values["LEARNING_RATE"]) == (700, 0.1)
@@ -292,7 +292,7 @@ def test_sample_takes_a_run_and_how_to_draw(tree: Path) -> None:
     (tree / "empty").mkdir()
     words = ("RUN=5", "RESULTS=empty", "TOP_K=4", "STOP= x", "DEVICE=cpu")
     said = refused(tree, "sample", "PROMPT=a b", *words)
-    assert "RUN='5' is no folder and no run of empty" in said
+    assert "RUN='5' is neither a folder nor a run of empty" in said
     recipe = done(tree, "-n", "sample", *words)
     assert "--top_k='4' --stop=' x' -- '5'" in " ".join(recipe.split())
     assert "COUNT=many must be a whole number" in refused(tree, "sample", "COUNT=many")

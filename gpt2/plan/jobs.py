@@ -1,6 +1,6 @@
-"""From a configuration to the list of jobs, each fully resolved and hashed.
+"""Turn a configuration into a list of jobs, each fully resolved and hashed.
 
-Torch-free, so that listing a matrix starts at once.
+Torch-free, so that listing a matrix is fast.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SOLVED_FIELDS = (
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training run. ``origins`` says of each field where its value is from."""
+    """One training run. ``origins`` has the origin of each field's value."""
 
     step: int | None
     name: str
@@ -55,17 +55,17 @@ class Job:
 
     @property
     def hash(self) -> str:
-        """Identity of the run: what it trains, not on what it trains."""
+        """Identity of the run: what is trained, not on which machine."""
         return identity(identity_of(self.settings, self.seed))
 
     @property
     def is_control(self) -> bool:
-        """Whether it is the A/A control of a baseline."""
+        """True if it is the A/A control of a baseline."""
         return self.settings.resources.other_kernels
 
     @property
     def cell(self) -> str:
-        """What it shares with the other seeds: its folder without the seed."""
+        """Folder of the run without its seed, shared by all seeds."""
         return self.run_dir.rpartition("/")[0]
 
     def to_json(self) -> dict[str, Any]:
@@ -82,21 +82,21 @@ class Plan:
     jobs: tuple[Job, ...]
     left_out: tuple[LeftOutCell, ...]
     output_dir: Path
-    base: Settings  # as configured, before steps and solved widths
+    base: Settings  # as configured, before steps and derived widths
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
-    """What two runs must share to be the same run, as plain data."""
+    """Settings that identify a run, as plain data."""
     whole = settings.to_dict()
     parts = {name: whole[name] for name in IDENTITY_PARTS}
     same = {**parts, "seed": seed, "effective_batch": settings.effective_batch}
-    if settings.resources.other_kernels:  # all else of an A/A control is its baseline's
+    if settings.resources.other_kernels:  # otherwise an A/A control equals its baseline
         same["control"] = True
     return same
 
 
 def job_from_json(data: Mapping[str, Any]) -> Job:
-    """A job from job.json; ValueError if damaged, foreign or edited by hand."""
+    """Read a job from job.json; ValueError if damaged, not ours or edited by hand."""
     if data.get("schema") != JOB_SCHEMA:
         raise ValueError(f"job of schema {data.get('schema')!r}, not {JOB_SCHEMA}")
     names = [f.name for f in dataclasses.fields(Job)]
@@ -106,15 +106,15 @@ def job_from_json(data: Mapping[str, Any]) -> Job:
     fields = {name: data[name] for name in names}
     job = Job(**{**fields, "settings": settings_from_dict(data["settings"])})
     if job.hash != data["hash"]:
-        raise ValueError("the job's hash does not fit its settings")
+        raise ValueError("the job's hash does not match its settings")
     return job
 
 
 def make_plan(config: Config) -> Plan:
-    """Jobs of the configured mode x seeds.
+    """Plan the jobs of the configured mode for all seeds.
 
-    Raises ValueError for settings that make no sense or steps that do not
-    exist, naming symbol, value, where it was set and what is allowed.
+    Raises ValueError for invalid settings and unknown steps, with symbol, value, origin
+    and the allowed values.
     """
     try:
         return _plan(config)
@@ -137,10 +137,10 @@ def _plan(config: Config) -> Plan:
 
 
 def only(plan: Plan, patterns: str) -> Plan:
-    """The jobs whose run directory, or the start of it, matches one of the patterns,
-    as in "adamw-*,*/seed1"; all of them if there is no pattern.
+    """Restrict a plan to jobs whose run directory, or the start of it, matches one of
+    the patterns, for example "adamw-*,*/seed1"; without patterns all jobs are kept.
 
-    Raises ValueError if none does.
+    Raises ValueError if there is no match.
     """
     wanted = [text for text in map(str.strip, patterns.split(",")) if text]
     if not wanted:
@@ -156,12 +156,12 @@ def only(plan: Plan, patterns: str) -> Plan:
     )
     if not jobs:
         some = ", ".join(job.run_dir for job in plan.jobs[:3])
-        raise ValueError(f"ONLY={patterns!r} matches no job; they are {some}, ...")
+        raise ValueError(f"ONLY={patterns!r} matches no job; there are {some}, ...")
     return dataclasses.replace(plan, jobs=jobs)
 
 
 def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
-    """As ``make_plan``, from settings whose fields came from ``origins``."""
+    """Like ``make_plan``, from settings with the given origins."""
     cells, left_out = _CELLS[settings.matrix.mode](settings, origins)
     if settings.matrix.controls:
         cells, without = _with_control(settings, cells)
@@ -177,8 +177,8 @@ def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
 
 
 def registry_plan(config: Config) -> Plan:
-    """Every step of the registry, or those that the command line names, over a
-    configuration of whatever mode. Raises ValueError as ``make_plan``."""
+    """Plan every step of the registry, or those named on the command line, for a
+    configuration of any mode. Raises ValueError like ``make_plan``."""
     base = make_plan(config).base
     asked = config.origin(SYMBOL_OF["steps"]) == COMMAND_LINE
     steps = base.matrix.steps if asked else tuple(STEPS)
@@ -189,13 +189,14 @@ Cells = tuple[list[Job], list[LeftOutCell]]
 
 
 def _with_control(settings: Settings, cells: list[Job]) -> Cells:
-    """The cells with an A/A control behind the baseline, or why there is none."""
+    """Add an A/A control after the baseline. Raises ValueError if that is
+    impossible."""
     baseline = next((c for c in cells if c.parent_name is None), None)
     why = ""
     if baseline is None:
         why = "its baseline, step 0, is not among RA_MLA_ABLATION_STEPS"
     elif settings.optim.time_budget:
-        why = "TIME_BUDGET gives slower kernels fewer updates"
+        why = "with TIME_BUDGET slower kernels make fewer updates"
     elif settings.model.dropout:
         why = "with GPT2_DROPOUT other kernels drop other weights"
     if baseline is None or why:
@@ -205,12 +206,12 @@ def _with_control(settings: Settings, cells: list[Job]) -> Cells:
 
 
 def control_of(baseline: Job) -> Job:
-    """The A/A control of a baseline: the same training through other kernels."""
+    """A/A control of a baseline: the same training with other kernels."""
     which = baseline.name if baseline.step is None else f"step {baseline.step}"
     return dataclasses.replace(
         baseline,
         name=f"{baseline.name}-aa",
-        title=f"A/A control: {which} through other kernels",
+        title=f"A/A control: {which} with other kernels",
         parent=baseline.step,
         parent_name=baseline.name,
         settings=baseline.settings.replace(other_kernels=True),
@@ -236,7 +237,7 @@ def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:
 
 
 def no_steps(wanted: Iterable[int]) -> str:
-    """Which of these are no steps, in words; empty if all are."""
+    """Message about unknown steps; "" if all exist."""
     unknown = ", ".join(str(step) for step in sorted(set(wanted) - set(STEPS)))
     return unknown and f"there is no step {unknown}; steps are 0 to {max(STEPS)}"
 
@@ -273,7 +274,7 @@ def _matrix(settings: Settings, origins: Mapping[str, str]) -> Cells:
 
 
 def _resolved(settings: Settings) -> Settings:
-    """The model as configured, all its widths known."""
+    """Settings as configured, with all widths resolved."""
     base = derive_widths(settings)
     return resolve_widths(base, functools.partial(parameters_of, base))
 
@@ -282,7 +283,7 @@ _CELLS = {"single": _single, "ablation": _ablation, "matrix": _matrix}
 
 
 def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Job:
-    """One ablation step over the base settings; the seed is the first one."""
+    """Job of one ablation step over the base settings, with the first seed."""
     step = STEPS[step_id]
     resolved = step_settings(settings, step_id)
     set_by = {f: f"step {by}" for f, (_, by) in changes_of(step_id).items()}
@@ -300,10 +301,10 @@ def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Jo
 
 
 def step_settings(settings: Settings, step_id: int, **instead: Any) -> Settings:
-    """The resolved settings of a step over base settings.
+    """Resolved settings of a step over base settings.
 
-    instead: values of fields in place of those that the step and its ancestors set.
-    Raises ValueError, naming the step, if the combination makes no sense.
+    instead: values that replace those set by the step and its ancestors. Raises
+    ValueError with the step if the combination is invalid.
     """
     base = derive_widths(settings)
     flat = base.flat()
@@ -320,18 +321,20 @@ def step_settings(settings: Settings, step_id: int, **instead: Any) -> Settings:
 
 
 def parameters_of(settings: Settings, which: str) -> int:
-    """Parameters of step ``which`` over base settings, or of the largest arm."""
+    """Number of parameters of step ``which`` over base settings, or of the largest
+    arm."""
     if which == LARGEST_ARM:
         return max(_arm_sizes(settings))
     if not which.isdecimal() or int(which) not in STEPS:
         raise ValueError(
-            f"CONFIG_RA_MLA_MATCH_STEP={which!r} is no step and not {LARGEST_ARM!r}"
+            f"CONFIG_RA_MLA_MATCH_STEP={which!r} is neither a step nor {LARGEST_ARM!r}"
         )
     return budget(step_settings(settings, int(which))).parameters
 
 
 def _arm_sizes(settings: Settings) -> Iterator[int]:
-    """Parameters of the arms that the base settings allow; the control is none."""
+    """Parameters of all arms that are valid with the base settings, except the
+    control."""
     for arm in STEPS:
         if not _matches(arm, LARGEST_ARM):
             with contextlib.suppress(ValueError):
@@ -345,7 +348,7 @@ def _matches(step_id: int, which: str) -> bool:
 def _with_solved(
     origins: Mapping[str, str], base: Settings, resolved: Settings
 ) -> dict[str, str]:
-    """Mark the widths that the solver set."""
+    """Record the solver as origin of the widths that it set."""
     before, after = base.flat(), resolved.flat()
     solved = {f: "solved" for f in SOLVED_FIELDS if before[f] != after[f]}
     return {**origins, **solved}

@@ -1,4 +1,4 @@
-"""How long a run trains: in updates, or in tokens, epochs or time, made updates here.
+"""Convert tokens, epochs or time into optimizer updates.
 
 Torch-free.
 """
@@ -13,42 +13,40 @@ from gpt2.data.token_files import DataError, MissingData, read_meta, request_of
 from gpt2.settings.schema import SYMBOL_OF, Settings
 from lib.kconfig.dotconfig import COMMAND_LINE
 
-NO_END = 100_000_000  # updates of a run that ends by the clock; as in Kconfig
+NO_END = 100_000_000  # maximum updates of a run with a time budget; as in Kconfig
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
 
 
 def seconds_of(time: str) -> float:
-    """ "2h", "90m", "1h30m" or "45s" in seconds; 0 for the empty string.
+    """Seconds of "2h", "90m", "1h30m" or "45s"; 0 for the empty string.
 
     Raises ValueError for anything else.
     """
     found = _TIME.fullmatch(time)
     if not found:
         raise ValueError(
-            f"TIME_BUDGET={time!r} is no time: write 2h, 90m, 1h30m or 45s"
+            f"TIME_BUDGET={time!r} is not a time: write 2h, 90m, 1h30m or 45s"
         )
     hours, minutes, seconds = (int(part or 0) for part in found.groups())
     total = 3600.0 * hours + 60.0 * minutes + seconds
     if time and not total:
-        raise ValueError(f"TIME_BUDGET={time!r}: no time at all")
+        raise ValueError(f"TIME_BUDGET={time!r} must be above 0")
     return total
 
 
 def last_update(settings: Settings) -> int:
-    """The update that ends a run; 0 where the clock does."""
+    """Number of the last update of a run; 0 with a time budget."""
     return 0 if settings.optim.time_budget else settings.optim.max_iters
 
 
 def resolve(
     settings: Settings, origins: Mapping[str, str]
 ) -> tuple[Settings, dict[str, str]]:
-    """Settings with the updates that a budget in another unit comes to, and the
-    origins with it.
+    """Convert a budget in another unit to updates; returns settings and origins.
 
-    Tokens and epochs are rounded up to whole updates; an epoch has as many tokens
-    as the training split. Raises ValueError for two budgets at once, a number of
-    updates typed beside one included, a time that is none, or epochs of data that are
-    not prepared.
+    Tokens and epochs are rounded up to whole updates; an epoch has as many tokens as
+    the training split. Raises ValueError for two budgets at once (including a number of
+    updates on the command line), an invalid time, or epochs of unprepared data.
     """
     budgets = {
         "train_tokens": settings.matrix.train_tokens,
@@ -60,13 +58,13 @@ def resolve(
         return settings, dict(origins)
     if len(asked) > 1:
         symbols = " and ".join(SYMBOL_OF[field] for field in asked)
-        raise ValueError(f"{symbols} are both set: a run has one budget; empty one")
+        raise ValueError(f"{symbols} are both set, but a run has one budget: clear one")
     (field,) = asked
     if origins.get("max_iters") == COMMAND_LINE:
         raise ValueError(
-            f"GPT2_MAX_ITERS={settings.optim.max_iters} was typed, but "
-            f"{SYMBOL_OF[field]} ({origins.get(field, 'default')}) says how long a run "
-            "trains: leave one out, or empty it, as in TIME= or MAX_TOKENS=0"
+            f"GPT2_MAX_ITERS={settings.optim.max_iters} was given, but "
+            f"{SYMBOL_OF[field]} ({origins.get(field, 'default')}) sets the length "
+            "of a run: leave one out, or clear it, for example TIME= or MAX_TOKENS=0"
         )
     updates = _updates(settings, field, budgets[field])
     origin = f"{SYMBOL_OF[field]} ({origins.get(field, 'default')})"
@@ -77,7 +75,7 @@ def _updates(settings: Settings, field: str, amount: float) -> int:
     if field == "time_budget":
         if settings.pruning.prune_method != "none":
             raise ValueError(
-                "TIME_BUDGET: a pruning schedule needs to know the updates; give "
+                "TIME_BUDGET: a pruning schedule needs the number of updates; set "
                 "GPT2_MAX_ITERS, GPT2_MAX_TOKENS or GPT2_MAX_EPOCHS instead"
             )
         return NO_END

@@ -1,1 +1,1 @@
-"""Settings: their fields, how they are read, which exclude each other. Torch-free."""
+"""Settings: fields, parsing and conflicts. Torch-free."""

@@ -1,6 +1,6 @@
-"""Which settings exclude each other, and which are allowed but worth a word.
+"""Conflicts between settings, and remarks on settings that are valid but unusual.
 
-What a symbol may be by itself is Kconfig's and gpt2/settings/schema.py's. Torch-free.
+Bounds of single symbols are in Kconfig and gpt2/settings/schema.py. Torch-free.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS, why_not
 from lib.pruning.schedules import head_target
 
-LARGEST_SEED = 2**32 - 1  # of numpy's generators
+LARGEST_SEED = 2**32 - 1  # limit of numpy's generators
 
 
 def check(settings: Settings) -> None:
-    """Refuse combinations that make no sense, with the reason.
+    """Refuse invalid combinations of settings, with the reason.
 
     Raises ValueError with one line per problem.
     """
@@ -36,7 +36,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     m, o, r = s.model, s.optim, s.resources
     yield (
         not m.head_dim and m.n_embd % m.n_head != 0,
-        f"GPT2_N_EMBD={m.n_embd} is no multiple of GPT2_N_HEAD={m.n_head}: "
+        f"GPT2_N_EMBD={m.n_embd} is not a multiple of GPT2_N_HEAD={m.n_head}: "
         "change one of them or set GPT2_HEAD_DIM",
     )
     yield from _mechanism_rules(s)
@@ -53,27 +53,26 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     yield (
         first < 1 or r.profile_steps != tuple(range(first, last + 1)),
         f"PROFILE_STEPS={','.join(map(str, r.profile_steps))} must be one update, "
-        "counted from 1, or a range like 10-12",
+        "counted from 1, or a range such as 10-12",
     )
     yield (
         r.gradient_accumulation % r.ddp_gpus_per_job != 0,
         f"DDP_GPUS_PER_JOB={r.ddp_gpus_per_job} ranks share "
-        f"GPT2_GRADIENT_ACCUMULATION={r.gradient_accumulation} micro steps, which "
-        "does not come out even: choose a multiple (and a smaller BATCH_SIZE)",
+        f"GPT2_GRADIENT_ACCUMULATION={r.gradient_accumulation} micro steps, which is "
+        "not a multiple: choose a multiple (and a smaller BATCH_SIZE)",
     )
     yield (
         r.engine == "ray" and bool(r.gpus or ":" in r.device),
-        f"GPUS={r.gpus!r}, DEVICE={r.device!r}: with ENGINE=ray no GPU can be named: "
-        "Ray deals them out; leave GPUS empty and DEVICE auto, cpu, cuda or rocm",
+        f"GPUS={r.gpus!r}, DEVICE={r.device!r}: with ENGINE=ray GPUs cannot be named: "
+        "Ray assigns them; leave GPUS empty and DEVICE auto, cpu, cuda or rocm",
     )
     yield (
         r.engine == "ray" and r.jobs_per_gpu > 0,
-        f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray no GPU is shared: leave it 0",
+        f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray GPUs are not shared: set 0",
     )
     yield (
         re.fullmatch(r"auto|cpu|(cuda|rocm)(:[0-9]+)?", r.device) is None,
-        f"DEVICE={r.device!r} is none of auto, cpu, cuda, rocm, nor one GPU such as "
-        "cuda:1",
+        f"DEVICE={r.device!r} must be auto, cpu, cuda, rocm, or one GPU such as cuda:1",
     )
     yield (
         r.device == "cpu" and o.mixed_precision == "fp16",
@@ -81,7 +80,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     )
     yield (
         r.device == "cpu" and r.ddp_backend == "nccl",
-        "DEVICE='cpu' with DDP_BACKEND='nccl': CPUs communicate by gloo",
+        "DEVICE='cpu' with DDP_BACKEND='nccl': CPUs communicate with gloo",
     )
     for symbol, text, read in (
         ("GPUS", r.gpus, gpu_names),
@@ -96,7 +95,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     yield (
         not r.output_dir
         or not r.output_dir.isprintable()
-        or r.output_dir.startswith("~")  # which would be a folder of that name
+        or r.output_dir.startswith("~")  # ~ would be a folder of that name
         or ".." in PurePath(r.output_dir).parts,
         f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
         "control characters",
@@ -117,13 +116,13 @@ def _mechanism_rules(s: Settings) -> Iterator[tuple[bool, str]]:
     asked = Counter(name for each in on for name in each.attention(s))
     yield (
         max(asked.values(), default=0) > 1,
-        f"{' and '.join(m.name for m in on if m.attention(s))} ask for the same of one "
+        f"{' and '.join(m.name for m in on if m.attention(s))} use the same part of an "
         "attention call: switch one of them off",
     )
     switches = [SYMBOL_OF[next(iter(m.off))] for m in mechanisms() if m.paid_width]
     yield (
         share > 0 and not any(m.paid_width for m in on),
-        f"RA_MLA_MECHANISM_SHARE={share} has no mechanism to pay for: "
+        f"RA_MLA_MECHANISM_SHARE={share} has no mechanism to apply to: "
         f"enable {' or '.join(switches)}, or set it to 0",
     )
     for name in (m.paid_width for m in on if m.paid_width):
@@ -135,14 +134,14 @@ def _mechanism_rules(s: Settings) -> Iterator[tuple[bool, str]]:
     flows = [m.title for m in on if m.hands_on]
     yield (
         bool(flows) and s.model.n_layer < 2,
-        f"{' and '.join(flows)} flows from one block to the next: "
-        f"GPT2_N_LAYER={s.model.n_layer} leaves nothing to flow to",
+        f"{' and '.join(flows)} connects a block to the next one: it needs "
+        f"GPT2_N_LAYER of at least 2, but it is {s.model.n_layer}",
     )
 
 
 @contextmanager
 def naming(settings: str, way_out: str = "") -> Iterator[None]:
-    """Name the settings in a ValueError about their values, and what to do."""
+    """Add the names of settings, and a remedy, to a ValueError about their values."""
     try:
         yield
     except ValueError as error:
@@ -171,19 +170,19 @@ def _pruning_rules(s: Settings) -> Iterator[tuple[bool, str]]:
 
 
 def remarks(settings: Settings) -> list[str]:
-    """What is allowed but worth a word before a run."""
+    """Remarks on valid but unusual settings, before a run."""
     o, r, matrix = settings.optim, settings.resources, settings.matrix
     found = []
     if r.profile and r.profile_steps[0] > o.max_iters:
         found.append(
-            f"PROFILE_STEPS begins at update {r.profile_steps[0]}, and a run has "
+            f"PROFILE_STEPS begins at update {r.profile_steps[0]}, but a run has only "
             f"{o.max_iters}: nothing is profiled"
         )
     if o.warmup_steps >= o.max_iters:
         peak = o.learning_rate * o.max_iters / o.warmup_steps
         found.append(
-            f"the warm-up of {o.warmup_steps} updates outlasts the {o.max_iters} of a "
-            f"run: the learning rate ends at {peak:.3g} and never decays"
+            f"the warm-up ({o.warmup_steps} updates) is longer than the run "
+            f"({o.max_iters}): the learning rate ends at {peak:.3g} and never decays"
         )
     for name, spec in OPTIMIZERS.items():
         in_cells = matrix.mode == "matrix" and matrix.has(name)
@@ -193,7 +192,7 @@ def remarks(settings: Settings) -> list[str]:
 
 
 def _head_remarks(s: Settings) -> Iterator[str]:
-    """Where the last head of a layer keeps a run from what was asked of it."""
+    """Remarks if a sparsity cannot be reached because each layer keeps a head."""
     if s.matrix.mode == "matrix":
         asked = s.matrix.sparsities if s.matrix.has("heads") else ()
     else:
@@ -203,14 +202,14 @@ def _head_remarks(s: Settings) -> Iterator[str]:
         wanted, possible = heads_pruned(s, sparsity)
         if possible < wanted:
             yield (
-                f"heads pruned to {100 * sparsity:g}% would be {wanted} of "
-                f"{s.model.n_layer * s.model.n_head}; {possible} go, since each layer "
-                "keeps one"
+                f"a sparsity of {100 * sparsity:g}% would prune {wanted} of "
+                f"{s.model.n_layer * s.model.n_head} heads; {possible} are pruned, "
+                "since each layer keeps one"
             )
 
 
 def heads_refusal(s: Settings) -> str:
-    """Why single heads cannot be removed from a model; empty if they can.
+    """Reason why single heads cannot be removed from a model; "" if they can.
 
     Each head must own its weights, and no other part of the model may read all heads.
     """
@@ -219,7 +218,8 @@ def heads_refusal(s: Settings) -> str:
 
 
 def heads_pruned(settings: Settings, sparsity: float) -> tuple[int, int]:
-    """(heads that a final sparsity asks to prune, those that go): one a layer stays."""
+    """Heads to prune at a final sparsity, and those that are pruned: one per layer
+    stays."""
     m = settings.model
     if settings.pruning.prune_scope == "global":
         return head_target(sparsity, [m.n_head] * m.n_layer)

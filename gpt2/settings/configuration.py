@@ -1,4 +1,4 @@
-"""The configuration that a command works on: config.py and what was typed after it.
+"""Load the configuration of a command: config.py plus overrides.
 
 Torch-free.
 """
@@ -22,36 +22,40 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[2]
 KCONFIG = ROOT / "Kconfig"
-NOTED = "KABLATE_NOTED"  # set once settings in the environment have been noted
+NOTED = "KABLATE_NOTED"  # set after settings in the environment were reported
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """--config, --overrides and --only, by which a command knows its jobs."""
+    """Add --config, --overrides and --only, which select the jobs of a command."""
     add = parser.add_argument
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
-    add("--overrides", default="", help="assignments, as in 'MAX_ITERS=100 STEPS=0,5'")
-    add("--only", default="", help="jobs that match, as in 'adamw-*,*/seed1'")
+    add(
+        "--overrides",
+        default="",
+        help="assignments, for example 'MAX_ITERS=100 STEPS=0,5'",
+    )
+    add("--only", default="", help="jobs that match, for example 'adamw-*,*/seed1'")
 
 
 def strict_kconfig() -> StrictKconfig:
-    """Our Kconfig, with the types and short names of its symbols."""
+    """Our Kconfig, with types and short names of its symbols."""
     from lib.kconfig.strict import StrictKconfig  # kconfiglib: only where it is needed
 
     return StrictKconfig(KCONFIG, symbol_types(), ALIASES, PREFIXES)
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
-    """config.py with the assignments of the command line applied.
+    """Load config.py and apply the assignments of the command line.
 
-    overrides: as in "MAX_ITERS=100 STEPS=0,5". first: assignments to make before
-    them, unless they are among them. Raises FileNotFoundError with the way out,
+    overrides: for example "MAX_ITERS=100 STEPS=0,5". first: assignments to make before
+    them, unless they are among them. Raises FileNotFoundError with instructions, and
     lib.kconfig.config_py.ConfigError, also for values that Kconfig would not have
-    written: config.py was edited by hand.
+    written because config.py was edited by hand.
     """
     if not Path(path).exists():
         raise FileNotFoundError(
             f"there is no {path}: load a preset with `make defconfig-<name>` "
-            "(`make list-defconfigs` names them)"
+            "(`make list-defconfigs` lists them)"
         )
     config = read_config(path)
     note_environment(config, overrides)
@@ -61,15 +65,15 @@ def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Co
 
 
 def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
-    """Kconfig's defaults with assignments applied; raises ConfigError."""
+    """Load Kconfig's defaults and apply assignments; raises ConfigError."""
     config = strict_kconfig().load([])
     note_environment(config, overrides)
     return override(config, overrides, first)
 
 
 def results_of(path: str | Path) -> Path | None:
-    """OUTPUT_DIR of a config.py, as seen from beside it; None if there is no such
-    file. Raises lib.kconfig.config_py.ConfigError for one that cannot be read."""
+    """OUTPUT_DIR of a config.py, relative to its folder; None if the file does not
+    exist. Raises lib.kconfig.config_py.ConfigError if it cannot be read."""
     path = Path(path)
     if not path.is_file():
         return None
@@ -84,10 +88,10 @@ def results_of(path: str | Path) -> Path | None:
 def note_environment(
     config: Config, overrides: str, only: Collection[str] | None = None
 ) -> None:
-    """Say on stderr that settings in the environment are not read, as one might expect
-    of MAX_ITERS=5 before `make`; children of this process need not say it again.
+    """Warn on stderr about settings in the environment, such as `MAX_ITERS=5 make`:
+    they are not read. Child processes do not repeat the warning.
 
-    only: the symbols that the present command reads, all by default.
+    only: the symbols that this command reads, by default all.
     """
     if NOTED in os.environ:
         return
@@ -99,14 +103,14 @@ def note_environment(
         os.environ[NOTED] = "1"
         (word,) = assignments([f"{name}={value}"])
         print(
-            f"note: {word} in the environment has no effect: settings are typed after "
-            f"make, as in `make {word}`",
+            f"note: {word} in the environment has no effect: settings are given after "
+            f"make, for example `make {word}`",
             file=sys.stderr,
         )
 
 
 def _settings_named(name: str, config: Config) -> set[str]:
-    """The symbols that an override of this name would set, if any."""
+    """Symbols that an override of this name would set."""
     bare = name.removeprefix("CONFIG_")
     full = {bare, *(prefix + bare for prefix in PREFIXES)}
     return full & {*config.values} or ({name} & {*ALIASES})
@@ -115,14 +119,14 @@ def _settings_named(name: str, config: Config) -> set[str]:
 def load_or_defaults(
     path: Path | None, overrides: str, first: Sequence[str] = ()
 ) -> Config:
-    """As load where config.py exists, else as load_defaults."""
+    """Like load if config.py exists, else like load_defaults."""
     if path is not None and path.exists():
         return load(path, overrides, first)
     return load_defaults(overrides, first)
 
 
 def copies(config: Config) -> dict[str, str]:
-    """config.py and .config as they stand, overrides included, to keep with results."""
+    """Contents of config.py and .config, including overrides, to store with results."""
     return {
         "config.py": render_config(config, symbol_types()),
         ".config": strict_kconfig().render_dotconfig(config),
@@ -130,7 +134,7 @@ def copies(config: Config) -> dict[str, str]:
 
 
 def override(config: Config, overrides: str, first: Sequence[str] = ()) -> Config:
-    """``config`` with assignments applied; raises ConfigError."""
+    """Copy of ``config`` with assignments applied; raises ConfigError."""
     if not overrides.strip() and not first:
         return config
     words = split_overrides(overrides)

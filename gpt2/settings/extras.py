@@ -1,4 +1,4 @@
-"""Packages that only some settings need: `make setup EXTRAS=...` installs them."""
+"""Optional packages that some settings need: `make setup EXTRAS=...` installs them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterable
 
 
 def check_installed(setting: str, packages: Iterable[str], extra: str) -> None:
-    """Raise ValueError, naming what to install, if a package is missing.
+    """Raise ValueError with the command to install if a package is missing.
 
-    setting: the one that needs it. Nothing is imported, so that planning may ask.
+    setting: the one that needs it. Nothing is imported, so planning may call this.
     """
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:

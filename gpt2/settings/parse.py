@@ -1,7 +1,7 @@
-"""Settings from what is written: a configuration, a record, a command line.
+"""Parse Settings from config.py, JSON records and the command line.
 
-Numbers and lists come as text, which is parsed here and held to the bounds that
-gpt2/settings/schema.py sets. Torch-free.
+Numbers and lists arrive as text, which is parsed here and checked against the bounds in
+gpt2/settings/schema.py. Torch-free.
 """
 
 from __future__ import annotations
@@ -26,33 +26,38 @@ from gpt2.settings.schema import (
 from lib.kconfig.config_py import Config, ConfigError
 from lib.trackers import BACKENDS, parse_trackers
 
-MOST_IN_RANGE = 10_001  # 0-10000; each number becomes a job
+MOST_IN_RANGE = 10_001  # 0-10000; each number is a job
 
 
 def parse_int_list(text: str) -> tuple[int, ...]:
-    """``"0,5,8-12"`` to (0, 5, 8, 9, 10, 11, 12); order kept, no repeats."""
+    """Parse ``"0,5,8-12"`` to (0, 5, 8, 9, 10, 11, 12); the order is kept, no
+    repeats."""
     numbers: list[int] = []
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")
         if not first.isdecimal() or (dash and not last.isdecimal()):
-            raise ValueError(f"{item.strip()!r} is no number and no range like 8-12")
+            raise ValueError(
+                f"{item.strip()!r} is neither a number nor a range such as 8-12"
+            )
         low, high = int(first), int(last or first)
         if high < low:
             raise ValueError(f"{item.strip()!r} is not an ascending range")
         if high - low >= MOST_IN_RANGE:
             raise ValueError(
-                f"{item.strip()!r} is a range of {high - low + 1:,} numbers; the most "
-                f"is {MOST_IN_RANGE:,}"
+                f"{item.strip()!r} is a range of {high - low + 1:,} numbers; at most "
+                f"{MOST_IN_RANGE:,} are allowed"
             )
         numbers.extend(range(low, high + 1))
     if len(set(numbers)) != len(numbers):
-        raise ValueError(f"{text!r} names a number twice")
+        raise ValueError(f"{text!r} has a number twice")
     return tuple(numbers)
 
 
 def _parse_float(text: str) -> float:
     try:
-        if "_" in text:  # which Python ignores: 1_0 is more likely 1.0 than 10
+        if (
+            "_" in text
+        ):  # Python ignores underscores: 1_0 is more likely meant as 1.0 than as 10
             raise ValueError
         value = float(text)
     except ValueError:
@@ -63,15 +68,15 @@ def _parse_float(text: str) -> float:
 
 
 def _parse_floats(text: str) -> tuple[float, ...]:
-    """``"0.5, 0.9"`` to (0.5, 0.9); order kept, no repeats."""
+    """Parse ``"0.5, 0.9"`` to (0.5, 0.9); the order is kept, no repeats."""
     numbers = tuple(_parse_float(item) for item in text.split(","))
     if len(set(numbers)) != len(numbers):
-        raise ValueError(f"{text!r} names a number twice")
+        raise ValueError(f"{text!r} has a number twice")
     return numbers
 
 
 def symbol_types() -> dict[str, Callable[[str], Any]]:
-    """How config.py types the string symbols: only floats change their type."""
+    """Types of string symbols in config.py: only floats change their type."""
     return {
         SYMBOL_OF[name]: partial(_parse_field, name)
         for name, hint in FIELD_TYPES.items()
@@ -80,7 +85,7 @@ def symbol_types() -> dict[str, Callable[[str], Any]]:
 
 
 def _parse_field(name: str, text: str) -> float:
-    """The number in the text; ValueError with the field's range if there is none."""
+    """Parse the number of a field; ValueError with its range if there is none."""
     try:
         return _parse_float(text)
     except ValueError as error:
@@ -89,7 +94,7 @@ def _parse_field(name: str, text: str) -> float:
 
 
 def _convert(name: str, value: Any) -> Any:
-    """``value`` as the type of field ``name``; ValueError if it cannot be."""
+    """Convert ``value`` to the type of field ``name``; ValueError if that fails."""
     hint, bounds = FIELD_TYPES[name], FIELDS[name].metadata
     if hint == float | None:
         if value is None or value == "":
@@ -103,12 +108,12 @@ def _convert(name: str, value: Any) -> Any:
         value = tuple(value)
     expected = tuple if isinstance(hint, types.GenericAlias) else hint
     if type(value) is not expected:
-        raise ValueError(f"{value!r} is no {_KINDS[expected]}")
+        raise ValueError(f"{value!r} is not {_KINDS[expected]}")
     if bounds["allowed"] and value not in bounds["allowed"]:
-        raise ValueError(f"{value!r} is none of {', '.join(bounds['allowed'])}")
+        raise ValueError(f"{value!r} must be one of {', '.join(bounds['allowed'])}")
     for number in value if expected is tuple else ():
         if type(number) is not typing.get_args(hint)[0]:
-            raise ValueError(f"{value!r} holds {number!r}, which is no number of ours")
+            raise ValueError(f"{value!r} has {number!r}, which is not a number here")
     if float in (hint, *typing.get_args(hint)):
         for number in value if expected is tuple else (value,):
             _require_within(number, bounds)
@@ -117,10 +122,10 @@ def _convert(name: str, value: Any) -> Any:
 
 _KINDS = {
     bool: "y or n",
-    int: "whole number",
-    float: "number",
-    str: "text",
-    tuple: "list such as '1,2'",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    tuple: "a list such as '1,2'",
 }
 _PARSERS: dict[Any, Callable[[str], tuple[Any, ...]]] = {
     tuple[int, ...]: parse_int_list,
@@ -143,8 +148,8 @@ def _range(bounds: Mapping[str, Any]) -> str:
 def settings_from(config: Config) -> Settings:
     """Settings of a loaded configuration.
 
-    Raises ValueError naming the symbol, its value, its origin and what is
-    allowed; every wrong symbol is named, not only the first.
+    Raises ValueError with the symbol, its value, its origin and the allowed values, for
+    every wrong symbol and not only the first.
     """
     values, problems, missing = {}, [], []
     for name, symbol in SYMBOL_OF.items():
@@ -167,14 +172,14 @@ def settings_from(config: Config) -> Settings:
 
 
 def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
-    """The inverse of ``Settings.to_dict``; strict about places, names and types.
+    """Inverse of ``Settings.to_dict``; strict about parts, names and types.
 
-    Raises ValueError, also for what is no mapping of mappings.
+    Raises ValueError, also if data is not a mapping of mappings.
     """
     if not isinstance(data, Mapping) or set(data) != set(PARTS):
         raise ValueError(f"settings of another version: not {', '.join(PARTS)}")
     if not all(isinstance(part, Mapping) for part in data.values()):
-        raise ValueError("settings of another version: a part is no mapping")
+        raise ValueError("settings of another version: a part is not a mapping")
     found = {(part, name) for part, values in data.items() for name in values}
     if odd := found ^ {(part, name) for name, part in PART_OF.items()}:
         names = ", ".join(sorted(f"{part}.{name}" for part, name in odd))
@@ -193,12 +198,12 @@ def _assemble(values: Mapping[str, Any]) -> Settings:
     return Settings(**parts)
 
 
-# Symbols may be named without these on the command line.
+# Prefixes that may be omitted on the command line.
 PREFIXES = ("GPT2_", "RA_MLA_")
 
 
 def _tracker_symbols(value: str) -> dict[str, str]:
-    """TRACKER=trackio,wandb: these and no others."""
+    """Expand TRACKER=trackio,wandb: these trackers on, all others off."""
     try:
         wanted = parse_trackers(value)
     except ValueError as error:
@@ -208,7 +213,7 @@ def _tracker_symbols(value: str) -> dict[str, str]:
     }
 
 
-# Short names for overrides on the command line, besides those.
+# Other short names for overrides on the command line.
 ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
     "SPARSITIES": "TEST_MATRIX_SPARSITIES",

@@ -1,6 +1,6 @@
-"""Shell commands for the user to type, with all that was given to the present one.
+"""Commands to show to the user, including the settings of the current command.
 
-After `make OUTPUT_DIR=x STEPS=5` a plain `make` would go on in another folder.
+After `make OUTPUT_DIR=x STEPS=5`, a plain `make` would continue in another folder.
 """
 
 from __future__ import annotations
@@ -11,11 +11,10 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-# Exported by the Makefile as they were typed, quoted for a shell: the settings, and
-# which jobs are to be run.
+# Exported by the Makefile, quoted for a shell: the settings and the selected jobs.
 SETTINGS, JOBS = "KABLATE_SETTINGS", "KABLATE_JOBS"
 RUNNER = "run_test_matrix.py"
-# Options of the scripts over a matrix that say what to do, not with which jobs.
+# Options of matrix scripts that select an action, not jobs.
 _MODES = (
     *("--list", "--dry-run", "--estimate", "--budget", "--status", "--stop"),
     "--rerun",
@@ -24,10 +23,10 @@ _WITH_VALUE = ("--sbatch",)
 
 
 def matrix_command(target: str = "") -> str:
-    """The command that does ``target`` with the settings and jobs of this one.
+    """Command for ``target`` with the settings and jobs of the current command.
 
     target: of the Makefile, or, as an option, of scripts/run_test_matrix.py; empty to
-    run what is missing. Started by hand, one starts it by hand again.
+    run missing jobs. A script that was started without make is repeated without it.
     """
     script = Path(sys.argv[0])
     if SETTINGS not in os.environ and script.name in (RUNNER, "print_sbatch.py"):
@@ -38,7 +37,7 @@ def matrix_command(target: str = "") -> str:
 
 
 def report_command(results: Path, *, configured: bool) -> str:
-    """The command that reports on a folder; ``configured``: on that of config.py."""
+    """Command that reports on a folder; ``configured``: it is the one of config.py."""
     if SETTINGS not in os.environ:
         script = Path(sys.argv[0]).with_name("report.py")
         return shlex.join([sys.executable, str(script), str(results)])
@@ -47,13 +46,13 @@ def report_command(results: Path, *, configured: bool) -> str:
 
 
 def assignments(words: Iterable[str]) -> list[str]:
-    """NAME=VALUE words quoted for a shell, as one would type them."""
+    """NAME=VALUE words, quoted for a shell."""
     parts = (word.partition("=") for word in words)
     return [f"{name}{equals}{shlex.quote(value)}" for name, equals, value in parts]
 
 
 def _same_jobs() -> list[str]:
-    """The options of this process without those that say what to do."""
+    """Options of this process without those that select an action."""
     kept: list[str] = []
     words = iter(sys.argv[1:])
     for word in words:

@@ -1,9 +1,9 @@
-"""The typed settings of one run, and which Kconfig symbol feeds each field.
+"""Typed settings of one run, and the Kconfig symbol of each field.
 
-No default lives here: hyperparameters come from Kconfig, structure from the
-step registry (gpt2/plan/steps.py). Integer ranges are Kconfig's; those of what
-Kconfig must hold as strings (floats, lists) stand here, and gpt2/settings/parse.py
-parses and checks it. gpt2/settings/checks.py says which settings exclude each other.
+There are no defaults here: hyperparameters come from Kconfig, structure from the step
+registry (gpt2/plan/steps.py). Kconfig has the ranges of integers; those of floats and
+lists, which are strings in Kconfig, are here, and gpt2/settings/parse.py checks them.
+gpt2/settings/checks.py has the conflicts between settings.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ T = typing.TypeVar("T")
 
 
 def rate(symbol: str) -> Any:
-    """A learning rate that may be left empty."""
+    """Field for a learning rate that may be empty."""
     return setting(symbol, above=0.0, high=10.0)
 
 
@@ -34,7 +34,8 @@ def rate(symbol: str) -> Any:
     frozen_default=True, kw_only_default=True, field_specifiers=(setting, rate)
 )
 def part(cls: type[T]) -> type[T]:
-    """A frozen group of settings; field names are unique over all parts."""
+    """Decorator for a frozen group of settings; field names are unique over all
+    groups."""
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
 
 
@@ -72,7 +73,7 @@ def cell_fields() -> Iterator[tuple[str, Any, Any]]:
 
 @part
 class Model:
-    """Dimensions of the GPT-2 trunk. 0 for a width means: derive it."""
+    """Dimensions of the GPT-2 trunk; a width of 0 is derived."""
 
     model_size: str = setting("GPT2_MODEL")
     n_layer: int = setting("GPT2_N_LAYER")
@@ -86,7 +87,8 @@ class Model:
 
 
 class WidthRequests:
-    """Requests that gpt2/plan/budget.py turns into widths; the model reads none."""
+    """Requests that gpt2/plan/budget.py turns into widths; the model does not read
+    them."""
 
     mlp_ratio: float = setting("RA_MLA_MLP_RATIO", low=0.0, high=16.0)
     mechanism_share: float = setting("RA_MLA_MECHANISM_SHARE", low=0.0, high=0.5)
@@ -97,7 +99,7 @@ NO_WIDTH_REQUESTS = {"mlp_ratio": 0.0, "mechanism_share": 0.0, "match_step": ""}
 
 
 class Attention:
-    """The choice among gpt2/mechanisms' projections."""
+    """Choice of the attention projection in gpt2/mechanisms."""
 
     attention: str = setting(
         "RA_MLA_ATTENTION", allowed=(GPT2_ATTENTION, *(p.kind for p in projections()))
@@ -112,7 +114,7 @@ else:
         "Mechanisms",
         [field for group in groups for field in annotated(group)],
         namespace={
-            "__doc__": "What distinguishes the arms of an ablation.",
+            "__doc__": "Settings that distinguish the arms of an ablation.",
             "__module__": __name__,
         },
         frozen=True,
@@ -124,7 +126,7 @@ else:
 @part
 @derived(own_fields())
 class Optim:
-    """Optimizer, schedule and arithmetic; steps count optimizer updates."""
+    """Optimizer, schedule and arithmetic; steps are optimizer updates."""
 
     optimizer: str = setting("OPTIMIZER", allowed=tuple(OPTIMIZERS))
     learning_rate: float = setting("LEARNING_RATE", above=0.0, high=10.0)
@@ -163,7 +165,7 @@ class Pruning:
 
 @part
 class Data:
-    """The corpus and what is scored on it."""
+    """Corpus, tokenizer and evaluation."""
 
     dataset: str = setting("GPT2_DATASET")
     tokenizer: str = setting("GPT2_TOKENIZER", allowed=tuple(VOCAB_SIZES))
@@ -175,14 +177,14 @@ class Data:
 
 @part
 class Resources:
-    """How a run is carried out; never part of its identity."""
+    """How a run is executed; not part of its identity."""
 
     batch_size: int = setting("BATCH_SIZE")
     gradient_accumulation: int = setting("GPT2_GRADIENT_ACCUMULATION")
     device: str = setting("DEVICE")
     attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
     mlp_backend: str = setting("MLP_BACKEND")
-    other_kernels: bool = setting("OTHER_KERNELS")  # an A/A control: not the usual ones
+    other_kernels: bool = setting("OTHER_KERNELS")  # set for an A/A control
     compile_model: bool = setting("COMPILE_MODEL")
     compile_mode: str = setting("COMPILE_MODE")
     cuda_graphs: bool = setting("CUDA_GRAPHS")
@@ -231,7 +233,7 @@ class Resources:
 @part
 @derived(cell_fields())
 class Matrix:
-    """Which runs a plan consists of, and what they are judged by."""
+    """Selection of the runs of a plan, and rules of their verdicts."""
 
     mode: str = setting("KABLATE_MODE", allowed=("ablation", "matrix", "single"))
     steps: tuple[int, ...] = setting("RA_MLA_ABLATION_STEPS")
@@ -260,7 +262,7 @@ class Matrix:
 
 @part
 class Settings:
-    """Everything a run is told, resolved or not (gpt2/plan/jobs.py resolves it)."""
+    """All settings of a run, before or after resolution by gpt2/plan/jobs.py."""
 
     model: Model
     mechanisms: Mechanisms
@@ -271,7 +273,7 @@ class Settings:
     matrix: Matrix
 
     def flat(self) -> dict[str, Any]:
-        """Field name to value over all parts."""
+        """Values by field name, over all parts."""
         return {f.name: getattr(p, f.name) for p, f in self._fields()}
 
     def _fields(self) -> Iterator[tuple[Any, dataclasses.Field[Any]]]:
@@ -291,7 +293,7 @@ class Settings:
         }
 
     def replace(self, **changes: Any) -> Settings:
-        """A copy with fields changed by flat name; KeyError for an unknown one."""
+        """Copy with fields replaced by flat name; KeyError for an unknown one."""
         unknown = set(changes) - set(PART_OF)
         if unknown:
             raise KeyError(f"no such setting: {', '.join(sorted(unknown))}")

@@ -246,7 +246,7 @@ def test_a_fault_that_olddefconfig_cannot_mend_is_told_without_it(tree: Path) ->
     good = (tree / ".config").read_text()
     edit(tree, good.replace('_DEVICE="auto"', '_DEVICE="gpu"'))
     said = refused(tree, "generate")
-    assert said.startswith("DEVICE='gpu' is none of") and "(DEVICE: .config:" in said
+    assert said.startswith("DEVICE='gpu' must be") and "(DEVICE: .config:" in said
     assert "olddefconfig" not in said
     (tree / ".config").write_bytes(b"# a comment\n\xff" + good.encode())
     assert (

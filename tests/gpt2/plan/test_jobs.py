@@ -99,7 +99,9 @@ def test_a_single_run_solves_its_widths() -> None:
 @pytest.mark.parametrize("value", [str(NEXT), "0,999", "smallest", "-1"])
 def test_a_step_to_match_must_exist(value: str) -> None:
     assert single(RA_MLA_MATCH_STEP="largest").jobs
-    with pytest.raises(ValueError, match=f"RA_MLA_MATCH_STEP='{value}' is no step"):
+    with pytest.raises(
+        ValueError, match=f"RA_MLA_MATCH_STEP='{value}' is neither a step"
+    ):
         single(RA_MLA_MATCH_STEP=value)
 
 
@@ -129,12 +131,12 @@ def test_an_unknown_step_is_refused_by_name() -> None:
 @pytest.mark.parametrize(
     ("symbol", "value", "reason"),
     [
-        ("SEEDS", "", "no number"),
-        ("SEEDS", "1,1", "names a number twice"),
-        ("SEEDS", "1,x", "'x' is no number"),
-        ("SEEDS", "1-99999", "a range of 99,999 numbers; the most is 10,001"),
-        ("RA_MLA_ABLATION_STEPS", "", "no number"),
-        ("RA_MLA_ABLATION_STEPS", "0,5,3-6", "names a number twice"),
+        ("SEEDS", "", "neither a number"),
+        ("SEEDS", "1,1", "has a number twice"),
+        ("SEEDS", "1,x", "'x' is neither a number"),
+        ("SEEDS", "1-99999", "a range of 99,999 numbers; at most 10,001"),
+        ("RA_MLA_ABLATION_STEPS", "", "neither a number"),
+        ("RA_MLA_ABLATION_STEPS", "0,5,3-6", "has a number twice"),
         ("RA_MLA_ABLATION_STEPS", "6-3", "not an ascending range"),
     ],
 )
@@ -173,7 +175,7 @@ def test_a_control_is_the_baseline_through_other_kernels() -> None:
     ("symbols", "why"),
     [
         ({"STEPS": "5"}, "its baseline, step 0, is not among RA_MLA_ABLATION_STEPS"),
-        ({"TIME": "5m"}, "TIME_BUDGET gives slower kernels fewer updates"),
+        ({"TIME": "5m"}, "with TIME_BUDGET slower kernels make fewer updates"),
         ({"GPT2_DROPOUT": "0.1"}, "with GPT2_DROPOUT other kernels drop other weights"),
     ],
 )
@@ -222,7 +224,7 @@ def test_only_the_plan_asks_for_other_kernels() -> None:
 @pytest.mark.parametrize(
     ("symbols", "said"),
     [
-        ({"TIME": "banana"}, "TIME_BUDGET='banana' is no time"),
+        ({"TIME": "banana"}, "TIME_BUDGET='banana' is not a time"),
         ({"GPT2_MIN_LR": "1"}, "GPT2_MIN_LR=1 is above LEARNING_RATE"),
         (
             {"STEPS": f"0,{NEXT}"},
@@ -370,22 +372,22 @@ def edited(path: str, value: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("path", "value", "reason"),
     [
-        ("settings.optim.learning_rate", 1.0, "hash does not fit"),
-        ("settings.mechanisms.ra", False, "hash does not fit"),
-        ("settings.resources.batch_size", 9, "hash does not fit"),
-        ("seed", 7, "hash does not fit"),
-        ("hash", "0" * 16, "hash does not fit"),
+        ("settings.optim.learning_rate", 1.0, "hash does not match"),
+        ("settings.mechanisms.ra", False, "hash does not match"),
+        ("settings.resources.batch_size", 9, "hash does not match"),
+        ("seed", 7, "hash does not match"),
+        ("hash", "0" * 16, "hash does not match"),
         ("hash", None, "job without hash"),
         ("origins", None, "job without origins"),
         ("schema", 2, "schema 2, not 1"),
         ("schema", None, "schema None"),
         ("settings.optim.learning_rate", None, "learning_rate"),
         ("settings.optim.extra", 1, "extra"),
-        ("settings.optim.max_iters", True, "True is no whole number"),
+        ("settings.optim.max_iters", True, "True is not a whole number"),
         ("settings.optim.learning_rate", float("nan"), "not finite|nan"),
-        ("settings.mechanisms.attention", "gqa", "none of mha, mla, mla_rope"),
+        ("settings.mechanisms.attention", "gqa", "one of mha, mla, mla_rope"),
         ("settings.model", None, "model"),
-        ("settings.model", 5, "a part is no mapping"),
+        ("settings.model", 5, "a part is not a mapping"),
         ("settings", [], "settings of another version"),
     ],
 )

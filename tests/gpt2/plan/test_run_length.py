@@ -62,7 +62,7 @@ def test_two_budgets_are_one_too_many() -> None:
 
 @pytest.mark.parametrize("budget", ["TIME=1m", "MAX_TOKENS=100"])
 def test_updates_typed_beside_another_budget_are_not_dropped(budget: str) -> None:
-    with pytest.raises(ValueError, match="GPT2_MAX_ITERS=.* was typed.*leave one out"):
+    with pytest.raises(ValueError, match="GPT2_MAX_ITERS=.* was given.*leave one out"):
         plan_of(budget, max_iters_from="command line")
 
 

@@ -14,7 +14,7 @@ from lib.kconfig.config_py import ConfigError
 from tests.gpt2.helpers import make_config, tiny
 
 SENSELESS: list[tuple[dict[str, Any], str]] = [
-    ({"n_embd": 10, "n_head": 4, "head_dim": 0}, "GPT2_N_EMBD=10 is no multiple"),
+    ({"n_embd": 10, "n_head": 4, "head_dim": 0}, "GPT2_N_EMBD=10 is not a multiple"),
     ({"latent": "untied"}, "needs RA_MLA_ATTENTION='mla', but it is 'mha'"),
     ({"latent": "untied", "attention": "mla_rope"}, "it is 'mla_rope'"),
     (
@@ -31,11 +31,11 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"cross_token": True}, "RA_MLA_CROSS_RANK=0 takes its width from"),
     (
         {"mlp_gate": True, "mlp_gate_dim": 2, "n_layer": 1},
-        "GPT2_N_LAYER=1 leaves nothing to flow to",
+        "GPT2_N_LAYER of at least 2, but it is 1",
     ),
     (
         {"attention": "mla", "latent": "untied", "n_layer": 1},
-        "GPT2_N_LAYER=1 leaves nothing to flow to",
+        "GPT2_N_LAYER of at least 2, but it is 1",
     ),
     ({"min_lr": 1.0}, "GPT2_MIN_LR=1 is above LEARNING_RATE=0.0006"),
     ({"prune_method": "state"}, "by adamwprune's state; adamw has none"),
@@ -50,8 +50,8 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"prune_method": "heads", "optimizer": "muon"}, "muon keeps no second moment"),
     ({"dataset": "text", "text_path": ""}, "GPT2_DATASET_TEXT_PATH is empty"),
-    ({"engine": "ray", "gpus": "0"}, "GPUS='0'.* Ray deals them out"),
-    ({"engine": "ray", "device": "cuda:1"}, "DEVICE='cuda:1'.* Ray deals them out"),
+    ({"engine": "ray", "gpus": "0"}, "GPUS='0'.* Ray assigns them"),
+    ({"engine": "ray", "device": "cuda:1"}, "DEVICE='cuda:1'.* Ray assigns them"),
     ({"engine": "ray", "jobs_per_gpu": 2}, "JOBS_PER_GPU=2: with ENGINE=ray"),
     ({"gpus": "0,a"}, "GPUS='0,a': 'a' is neither a number nor a UUID"),
     ({"gpus": "0,0"}, "GPUS='0,0': it names GPU 0 twice"),
@@ -59,10 +59,10 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"output_dir": "../x"}, r"OUTPUT_DIR='\.\./x' must name a folder"),
     ({"output_dir": ""}, "OUTPUT_DIR='' must name a folder"),
     ({"output_dir": "~/x"}, "OUTPUT_DIR='~/x' must name a folder"),
-    ({"device": "gpu"}, "DEVICE='gpu' is none of auto, cpu, cuda"),
-    ({"device": "cpu:1"}, "DEVICE='cpu:1' is none of"),
+    ({"device": "gpu"}, "DEVICE='gpu' must be auto, cpu, cuda"),
+    ({"device": "cpu:1"}, "DEVICE='cpu:1' must be"),
     ({"device": "cpu", "mixed_precision": "fp16"}, "a CPU trains in bf16 or fp32"),
-    ({"device": "cpu", "ddp_backend": "nccl"}, "CPUs communicate by gloo"),
+    ({"device": "cpu", "ddp_backend": "nccl"}, "CPUs communicate with gloo"),
     ({"seeds": (1, 2**32)}, "SEEDS: 4294967296 is above 4294967295"),
     ({"output_dir": "a\0b"}, r"OUTPUT_DIR='a\\x00b' must name a folder"),
 ]
@@ -108,7 +108,8 @@ def test_an_ablation_may_prune_heads_in_steps_that_own_them() -> None:
 def test_it_is_said_where_the_last_head_of_a_layer_stays() -> None:
     found = remarks(tiny(prune_method="heads", prune_sparsity=0.9))
     assert found == [
-        "heads pruned to 90% would be 11 of 12; 9 go, since each layer keeps one"
+        "a sparsity of 90% would prune 11 of 12 heads; 9 are pruned, since each "
+        "layer keeps one"
     ]
     assert not remarks(tiny(prune_method="heads", prune_sparsity=0.5))
     settings = settings_from(

@@ -154,8 +154,8 @@ def test_every_wrong_symbol_is_named_at_once() -> None:
     said = str(error.value).splitlines()
     assert len(said) == 4
     assert any("LEARNING_RATE" in s and "above 0 to 10" in s for s in said)
-    assert any(".config:7" in s and "none of mha, mla, mla_rope" in s for s in said)
-    assert any("SEEDS" in s and "'one' is no number" in s for s in said)
+    assert any(".config:7" in s and "one of mha, mla, mla_rope" in s for s in said)
+    assert any("SEEDS" in s and "'one' is neither a number" in s for s in said)
     assert "missing: CONFIG_BATCH_SIZE; run `make olddefconfig`" in said
 
 
