@@ -58,9 +58,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     prepare_environment(job)
     with collector_at_rest():  # torch takes seconds to import
-        from gpt2.train.run import Run
+        from gpt2.train.run import TrainingRun
 
-    return Run(job, options.run_dir, options.micro_batch, os.environ).carry_out()
+    return TrainingRun(job, options.run_dir, options.micro_batch, os.environ).carry_out()
 
 
 def prepare_environment(job: Job) -> None:

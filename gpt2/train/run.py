@@ -44,7 +44,7 @@ from lib.jobs.slots import GPUS
 from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 
-class Run:
+class TrainingRun:
     """One attempt at a job in a run directory; of several ranks, this one's part."""
 
     def __init__(

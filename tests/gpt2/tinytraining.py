@@ -120,7 +120,7 @@ def train_here(
 ) -> None:
     """The training, in this process, which ends with it."""
     from gpt2.plan.jobs import job_from_json
-    from gpt2.train.run import Run
+    from gpt2.train.run import TrainingRun
 
     os.environ.update(environ)
     sitecustomize.install()
@@ -129,7 +129,7 @@ def train_here(
     os.dup2(log, 2)
     if setup is not None:
         setup()
-    run = Run(job_from_json(job), Path(run_dir), micro_batch, os.environ)
+    run = TrainingRun(job_from_json(job), Path(run_dir), micro_batch, os.environ)
     code = run.carry_out()
     sys.stdout.flush()
     os._exit(code)
