@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with collector_at_rest():  # torch takes seconds to import
         from gpt2.train.run import TrainingRun
 
-    return TrainingRun(job, options.run_dir, options.micro_batch, os.environ).carry_out()
+    return TrainingRun(
+        job, options.run_dir, options.micro_batch, os.environ
+    ).carry_out()
 
 
 def prepare_environment(job: Job) -> None:

@@ -210,7 +210,9 @@ def matrix_row(more: str) -> Row:
             [*run, "--skip-verify", "--no-table", "--overrides", more]
         )
         runs = [read_status(p.parent) for p in folder.glob("results/*/*/status.json")]
-        slots = settings_from(configuration.load(path, more)).resources.parallel_jobs
+        slots = (
+            settings_from(configuration.load(path, more)).resources.parallel_jobs or 1
+        )
     training = sum(run["result"]["seconds"] for run in runs)
     return {
         "part": "matrix",

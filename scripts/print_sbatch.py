@@ -174,7 +174,7 @@ def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:
     return SCRIPT.format(
         name=shlex.quote(plan.output_dir.name),
         last=len(tasks) - 1,
-        at_once=plan.base.resources.parallel_jobs,
+        at_once=plan.base.resources.parallel_jobs or 1,
         warning=WARNING_SECONDS,
         output=shlex.quote(place.replace("%", "%%")),  # as sbatch reads names
         options="".join(f"#SBATCH {option}\n" for option in options) + later(),

@@ -39,7 +39,7 @@ from gpt2.plan.jobs import Plan, make_plan, only
 from gpt2.run import estimate, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
-from gpt2.run.placement import scheduler_options
+from gpt2.run.placement import describe_plan, scheduler_options
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
 from gpt2.settings.rerun_commands import matrix_command, report_command
@@ -129,6 +129,8 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """
     missing = check_if_prepared(plan.jobs[0].settings)
     print(plan_listing.listing(plan, config), end="", flush=True)
+    if where := describe_plan(plan):
+        print(where, flush=True)
     try:
         folder.require_usable(plan.output_dir)
     except folder.MatrixError as error:

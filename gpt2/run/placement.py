@@ -9,12 +9,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from gpt2.plan.jobs import Job, Plan
+from gpt2.run.estimate import known
+from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
 from gpt2.settings.checks import naming
+from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import Resources
+from lib.human import duration
 from lib.jobs import ray_engine, slots
 from lib.jobs.process import Attempt, Patience
 from lib.jobs.scheduler import Launch, Options
@@ -34,7 +39,7 @@ def scheduler_options(asked: Resources, output_dir: Path) -> Options:
         launch=launch,
         patience=Patience(hang=asked.hang_timeout),
         fail_fast=asked.fail_fast,
-        longest_first=asked.parallel_jobs > 1,
+        longest_first=len(places) > 1,
         stop_file=output_dir / STOP_FILE,
     )
 
@@ -63,7 +68,9 @@ def ray_slots(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
     print(f"the Ray cluster has {cluster.describe()}", flush=True)
     hidden = {} if on_gpu else slots.no_gpu()
     slot = {"OMP_NUM_THREADS": str(threads), **hidden}
-    return [slot] * asked.parallel_jobs, cluster.launch
+    total = sum(machine.get("GPU", 0) for machine in cluster.machines())
+    every = int(total // ranks) if on_gpu else 1
+    return [slot] * (asked.parallel_jobs or max(1, every)), cluster.launch
 
 
 def local_slots(asked: Resources) -> list[dict[str, str]]:
@@ -71,7 +78,7 @@ def local_slots(asked: Resources) -> list[dict[str, str]]:
     from lib.provenance import usable_cores
 
     gpus = slots.find_gpus(os.environ) if asked.device in ANY_GPU else None
-    found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs)]
+    found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs or 1)]
     if gpus is not None:
         found = gpu_slots(asked, gpus)
     elif asked.gpus:
@@ -90,12 +97,13 @@ def local_slots(asked: Resources) -> list[dict[str, str]]:
 
 def gpu_slots(asked: Resources, visible: slots.Gpus) -> list[dict[str, str]]:
     """One environment for each run at a time; more runs than GPUs share them evenly."""
-    jobs, per_job = asked.parallel_jobs, asked.ddp_gpus_per_job
+    per_job = asked.ddp_gpus_per_job
     per_gpu = asked.jobs_per_gpu  # 0: as many as memory allows
     with naming(f"GPUS={asked.gpus!r}"):
         gpus = slots.choose_gpus(visible, asked.gpus)
     with naming(f"DDP_GPUS_PER_JOB={per_job}"):
         sets = slots.gpu_sets(gpus, per_job)
+    jobs = asked.parallel_jobs or len(sets)
     if per_gpu and jobs > per_gpu * len(sets):
         raise ValueError(
             f"PARALLEL_JOBS={jobs} (JOBS), but at JOBS_PER_GPU={per_gpu} and "
@@ -103,6 +111,34 @@ def gpu_slots(asked: Resources, visible: slots.Gpus) -> list[dict[str, str]]:
             "raise JOBS_PER_GPU (0: as memory allows), or run fewer jobs at a time"
         )
     return [sets[number % len(sets)] for number in range(jobs)]
+
+
+def describe(jobs: Sequence[Job], options: Options, ahead: Ahead, root: Path) -> str:
+    """Where these jobs run, for how long, and how many prepare meanwhile; "" on a CPU
+    where none does. root: the results folder, with what `make estimate` found."""
+    places = [place for slot in options.slots if (place := slots.place_of(slot))]
+    lines = []
+    if places and jobs:
+        names = ", ".join(dict.fromkeys(places))
+        seconds = [record["seconds"] for job in jobs if (record := known(root, job))]
+        time = f"`{matrix_command('estimate')}` says how long"
+        if len(seconds) == len(jobs):
+            time = f"about {duration(sum(seconds) / len(places))} by estimate"
+        lines.append(
+            f"{len(jobs)} jobs on GPU {names}, {len(places)} at a time; {time}"
+        )
+    return "\n".join([*lines, ahead.describe()]).strip()
+
+
+def describe_plan(plan: Plan) -> str:
+    """As describe(), of all jobs of a plan, if GPUs of this machine run them."""
+    asked = plan.base.resources
+    visible = slots.find_gpus(os.environ) if asked.device in ANY_GPU else None
+    if visible is None or asked.engine == "ray":
+        return ""
+    options = scheduler_options(asked, plan.output_dir)
+    ahead = runs_ahead(plan.jobs, options)
+    return describe(plan.jobs, options, ahead, plan.output_dir)
 
 
 def torch_sees_a_gpu() -> bool:

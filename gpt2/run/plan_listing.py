@@ -22,6 +22,7 @@ from gpt2.settings.schema import SYMBOL_OF, Settings
 from lib.files import Linked, links_to
 from lib.gpu.compile_cache import INDUCTOR, cache_folder, is_empty
 from lib.human import size
+from lib.jobs.phases import TRAINING
 from lib.jobs.run_files import effective_status, read_status
 from lib.kconfig.config_py import DEFAULT, Config
 
@@ -298,6 +299,9 @@ def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
         word = effective_status(run_dir)
     except (OSError, ValueError):
         return ("unreadable", "-", "-", "-", "-", "-")
+    stage = progress.stage(status["attempt"])
+    if word == "running" and stage != TRAINING:
+        word = stage
     if status["failure"] not in (None, word):
         word = f"{word} ({status['failure']})"
     return (

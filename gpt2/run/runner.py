@@ -21,7 +21,9 @@ from gpt2.plan.run_length import last_update, seconds_of
 from gpt2.run import estimate
 from gpt2.run.conflicts import check
 from gpt2.run.gpu_sharing import at_once, share
+from gpt2.run.placement import describe
 from gpt2.run.plan_listing import cells, tokens_of
+from gpt2.run.prepare_ahead import runs_ahead, with_turns
 from gpt2.run.results_dir import (
     STOP_FILE,
     MatrixError,
@@ -124,6 +126,11 @@ def _run_missing(
     jobs = [job for job in plan.jobs if job not in refused]
     tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
     tasks, options = share(tasks, jobs, root, options, view)
+    todo = missing(root, jobs)
+    ahead = runs_ahead(todo, options)
+    if plan_of_devices := describe(todo, options, ahead, root):
+        view.note(plan_of_devices)
+    options = with_turns(options, ahead, root)
     code = Scheduler(tasks, options, view, Watch(root, view)).run()
     return code or (EXIT_FAILED if refused else EXIT_OK)
 

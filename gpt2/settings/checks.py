@@ -71,6 +71,11 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray GPUs are not shared: set 0",
     )
     yield (
+        r.prepare_ahead > 0 and (r.engine == "ray" or r.ddp_gpus_per_job > 1),
+        f"PREPARE_AHEAD={r.prepare_ahead}: with ENGINE=ray or DDP_GPUS_PER_JOB above 1 "
+        "no run prepares while another trains: leave it -1",
+    )
+    yield (
         re.fullmatch(r"auto|cpu|(cuda|rocm)(:[0-9]+)?", r.device) is None,
         f"DEVICE={r.device!r} must be auto, cpu, cuda, rocm, or one GPU such as cuda:1",
     )

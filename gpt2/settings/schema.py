@@ -214,6 +214,7 @@ class Resources:
     hang_timeout: int = setting("HANG_TIMEOUT")
     gpus: str = setting("GPUS")
     jobs_per_gpu: int = setting("JOBS_PER_GPU")
+    prepare_ahead: int = setting("PREPARE_AHEAD")
     ddp_gpus_per_job: int = setting("DDP_GPUS_PER_JOB")
     ddp_backend: str = setting("DDP_BACKEND", allowed=("auto", "nccl", "gloo"))
     data_dir: str = setting("DATA_DIR")

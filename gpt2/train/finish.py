@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, cast
 
 from gpt2.model.gpt import GPT
@@ -16,14 +17,20 @@ from lib.jobs.run_files import EXPORT_FILE
 from lib.pruning.heads import HeadPruner
 
 
-def finish(trainer: Trainer) -> dict[str, Any]:
+def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
     """Write what remains of a trained model; the result for status.json.
 
-    Raises NonFinite and lib.jobs.run_files.DiskFull.
+    let_go: called once the next run may have the device. Removing heads is timed, so
+    it has to come before. Raises NonFinite and lib.jobs.run_files.DiskFull.
     """
+    times_more = isinstance(trainer.updater.pruner, HeadPruner)
+    if not times_more:
+        let_go()
     trainer.save()
     _note_batches(trainer)
     found = result_of(trainer) | _export(trainer)
+    if times_more:
+        let_go()
     trainer.recorder.phase("written")
     return found
 

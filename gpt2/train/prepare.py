@@ -49,6 +49,7 @@ from lib.gpu import device as devices
 from lib.gpu.compile_cache import graphs_compiled
 from lib.jobs.process import LAST_END
 from lib.jobs.slots import GPUS
+from lib.jobs.turn import Turn
 from lib.kernels import choices
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
@@ -65,12 +66,15 @@ class Preparation:
     """
 
     job: Job
+    turn: Turn
     recorder: Recorder
     stop: StopRequest
     ranks: Ranks
     environ: Mapping[str, str]
     micro_batch: int | None
     dropped: frozenset[str] = frozenset()
+    _has_turn: bool = False
+    _ran_out_of_memory: bool = False  # before its turn
     _context: RunContext | None = None
     _trainer: Trainer | None = field(default=None, repr=False)
 
@@ -84,13 +88,15 @@ class Preparation:
         Raises Refused for what the user must change, Interrupted if asked to stop,
         NotAsTrained, and torch's out-of-memory errors; for the last two see adapt().
         """
+        if self._must_be_alone():
+            self.take_turn()
         if self._context is None:
             self._context = self._first_context()
         self._reached("data")
         chosen = self._choose_kernels(self._context)
         self._reached("kernels")
         trainer = build_trainer(
-            self.job, chosen, self._context, self.recorder, self.stop
+            self.job, chosen, self._context, self.recorder, self.stop, self.turn
         )
         self._trainer = trainer
         self._start(trainer)
@@ -110,6 +116,36 @@ class Preparation:
         if self.ranks.is_single and (reason := self.stop.reason()):
             raise Interrupted(f"{reason}: it was still preparing")
 
+    # ---- the turn ---------------------------------------------------------------
+
+    def take_turn(self) -> None:
+        """Wait until the device is this run's. Raises Interrupted if asked to stop."""
+        if not self._has_turn:
+            self.turn.take(self._keep_waiting)
+            self._has_turn = True
+            if self.turn.is_shared and torch.cuda.is_initialized():
+                torch.cuda.set_per_process_memory_fraction(1.0)
+            self.recorder.phase("turn")
+
+    def _keep_waiting(self) -> None:
+        self.recorder.keep_alive()
+        if reason := self.stop.reason():
+            raise Interrupted(f"{reason}: it was waiting for its turn")
+
+    def _must_be_alone(self) -> bool:
+        """Whether not even its preparation may share the device: it ran out of memory,
+        or is about to try how much memory there is."""
+        tries = self.job.settings.resources.auto_batch and self.micro_batch is None
+        settled = self.manifest.settled_micro_batch()
+        return self._ran_out_of_memory or (tries and settled is None)
+
+    def _limit_memory(self, device: devices.DeviceInfo) -> None:
+        """Until its turn, keep to the share of memory that the runner has planned."""
+        if device.is_gpu and self.turn.memory and not self.turn.is_mine:
+            total = torch.cuda.get_device_properties(device.torch_device).total_memory
+            share = min(1.0, self.turn.memory / total)
+            torch.cuda.set_per_process_memory_fraction(share, device.torch_device)
+
     # ---- device, data, batch split ----------------------------------------------
 
     def _first_context(self) -> RunContext:
@@ -127,6 +163,7 @@ class Preparation:
         resources = settings.resources
         try:
             device = select_device(resources.device, self.environ, ranks)
+            self._limit_memory(device)
             ranks.join(resources.ddp_backend, device.torch_device)
             allowed = self.manifest.allowed_micro_batch(resources.batch_size)
             micro_batch = ranks.from_first(self.micro_batch or allowed)
@@ -163,7 +200,10 @@ class Preparation:
         for first in (True, False):  # one rank tries kernels, the others read the file
             if context.ranks.is_first == first:
                 say, dropped = self.recorder.say, self.dropped
-                tuning = known(settings, context.device, batch, file, say, dropped)
+                alone = self.turn.alone(self._keep_waiting)
+                tuning = known(
+                    settings, context.device, batch, file, say, dropped, alone
+                )
             context.ranks.from_first(None)
         chosen, lines = choose_backends(
             settings, context.device.torch_device, batch, tuning, self.dropped
@@ -217,6 +257,13 @@ class Preparation:
         if isinstance(error, NotAsTrained):
             assert trainer is not None, "proven before there is a trainer"
             self.dropped = self._other_kernels(trainer, error)
+        elif is_out_of_memory(error) and not self.turn.is_mine:
+            self._ran_out_of_memory = True
+            self._has_turn = False
+            self.recorder.say(
+                f"out of memory beside another run ({error}): preparing again once "
+                "the device is free"
+            )
         elif context is None or not is_out_of_memory(error):
             raise error
         elif not self.ranks.is_single:
@@ -297,6 +344,7 @@ def build_trainer(
     context: RunContext,
     recorder: Recorder,
     stop: StopRequest,
+    turn: Turn | None = None,
 ) -> Trainer:
     """A trainer over the initial weights.
 
@@ -308,7 +356,7 @@ def build_trainer(
         devices.seed_everything(job.seed + context.ranks.rank * RANK_STRIDE)
         model = initial_model(job, chosen)
         model.to(context.device.torch_device)
-        return Trainer(job, model, context, recorder, stop)
+        return Trainer(job, model, context, recorder, stop, turn)
     except ValueError as error:
         raise Refused(str(error)) from error
 

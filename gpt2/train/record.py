@@ -14,6 +14,7 @@ from lib.jobs import phases
 from lib.jobs.run_files import METRICS_FILE, append_jsonl, read_jsonl, write_status
 
 STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
+ALIVE_SECONDS = 10.0  # between them while a run waits: HANG_TIMEOUT looks at the file
 ALARM = "alarm"  # kind of a record that warns of a loss
 AS_TRAINED = "as_trained"  # kind of a record that compares gradients with formulas
 
@@ -148,6 +149,11 @@ class Recorder:
         if self.metrics.exists():
             with open(self.metrics, "rb+") as file:
                 os.fsync(file.fileno())
+
+    def keep_alive(self) -> None:
+        """Refresh status.json now and then; call it often while waiting."""
+        if time.monotonic() - self._last_status > ALIVE_SECONDS:
+            self.status()
 
     def status(self, **changes: Any) -> None:
         """Change fields of status.json; raises DiskFull, FolderGone."""

@@ -4,6 +4,8 @@
     TRAIN    gpt2/train/trainer.py: updates, evaluations, checkpoints
     FINISH   gpt2/train/finish.py: last checkpoint, exported model, result
 
+Between PREPARE and TRAIN it waits for its turn (lib/jobs/turn.py), if the runner has
+started it while another run has the device; that turn is over when FINISH begins.
 However an attempt ends, status.json and the exit code say it; the runner acts on those
 two alone.
 """
@@ -41,6 +43,7 @@ from lib.jobs.phases import process_start
 from lib.jobs.process import ATTEMPT
 from lib.jobs.run_files import LockHeld, lock, now, read_status, run_lock, write_status
 from lib.jobs.slots import GPUS
+from lib.jobs.turn import Turn
 from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 
@@ -176,8 +179,10 @@ class TrainingRun:
     def _go_through_phases(self) -> dict[str, Any]:
         """Prepare, train and finish, with a smaller micro batch or other kernels from
         the last checkpoint where that may help; the result."""
+        self.turn = Turn.from_environment(self.environ)
         preparation = Preparation(
             job=self.job,
+            turn=self.turn,
             recorder=self.recorder,
             stop=self.stop,
             ranks=self.ranks,
@@ -193,11 +198,16 @@ class TrainingRun:
 
     def _try_phases(self, preparation: Preparation) -> dict[str, Any]:
         trainer = preparation.trainer()
-        self.recorder.phase("turn")
+        preparation.take_turn()
         with watching(trainer.context, self.run_dir, self.recorder.say):
             trainer.train()
-        result = finish(trainer)
+        result = finish(trainer, self._let_go)
         return result | energy_used(self.run_dir, result["tokens"])
+
+    def _let_go(self) -> None:
+        """Let the next run of the slot train."""
+        self.turn.let_go()
+        self.recorder.phase("released")
 
 
 def _complain(error: object, code: int) -> int:

@@ -35,6 +35,7 @@ from gpt2.train.update import Updater
 from lib.gpu.peaks import peak_flops
 from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
 from lib.gpu.profiler import StepProfiler
+from lib.jobs.turn import Turn
 
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
 
@@ -49,6 +50,7 @@ class Trainer:
         context: RunContext,
         recorder: Recorder,
         stop: StopRequest,
+        turn: Turn | None = None,
     ) -> None:
         """model: initialised, on the device; its parameters are trained.
 
@@ -57,7 +59,7 @@ class Trainer:
         self.job, self.settings, self.model = job, job.settings, model
         self.context, self.ranks = context, context.ranks
         self.device, self.split = context.device, context.split
-        self.recorder, self.stop = recorder, stop
+        self.recorder, self.stop, self.turn = recorder, stop, turn or Turn()
         self.manifest = Manifest(recorder.run_dir, job.hash, self.ranks.is_first)
         self.optim, self.resources = self.settings.optim, self.settings.resources
         self.precision = self.optim.mixed_precision
@@ -109,6 +111,7 @@ class Trainer:
         with self._profiler() as profiler:
             while not self.is_over:
                 self._stop_if_asked()
+                self._lend_device()
                 with profiler.update(self.progress.step + 1):
                     self.update(data)
                 if not self.has_trained:
@@ -161,6 +164,14 @@ class Trainer:
         if self.ranks.any(reason is not None, self._on):
             self.save()
             raise Interrupted(f"{reason or 'another rank'}: checkpoint at step {step}")
+
+    def _lend_device(self) -> None:
+        """Wait, off the clock, while a run that prepares times its kernels."""
+        if self.turn.is_wished():
+            self.check_finite()  # waits for the device
+            self._book(training=True)
+            self.turn.lend(self.recorder.keep_alive)
+            self._book(training=False)
 
     def update(self, data: Iterator[Batch]) -> None:
         """One optimizer update over the effective batch."""

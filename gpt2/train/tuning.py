@@ -15,6 +15,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 
@@ -46,10 +47,12 @@ def known(
     file: Path,
     say: Callable[[str], None],
     dropped: Collection[str] = (),
+    alone: AbstractContextManager[object] | None = None,
 ) -> Tuning | None:
     """What kernels.json knows, after what is missing for these settings was tried in a
     process of its own; None where nothing is to be chosen. Its choices are loaded.
 
+    alone: entered while kernels are timed, to have the device to itself.
     Raises torch.OutOfMemoryError if the trials ran out of memory. Whatever else goes
     wrong in them is said, and training goes on with first choices.
     """
@@ -62,7 +65,8 @@ def known(
         found = store.read(file, where)
         if not is_complete(found, settings, on, batch, dropped):
             say("choosing kernels for this arm, in a process of its own")
-            new = _in_a_process(settings, device, batch, found, say, dropped)
+            with alone or nullcontext():
+                new = _in_a_process(settings, device, batch, found, say, dropped)
             found = store.add(file, where, new)
     choices.load(found.choices)
     return found

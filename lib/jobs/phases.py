@@ -40,6 +40,24 @@ PHASES = (
 )
 
 
+PREPARING, WAITING, TRAINING, FINISHING = (
+    "preparing",
+    "waiting",
+    "training",
+    "finishing",
+)
+_BEGIN = {"ready": WAITING, "turn": TRAINING, "released": FINISHING}
+
+
+def stage_of(name: str) -> str:
+    """The stage of a run after this phase; "" as before the first.
+
+    A run that has its turn and prepares again, with less memory, counts as training.
+    """
+    known = PHASES[: PHASES.index(name) + 1] if name in PHASES else ()
+    return next((_BEGIN[p] for p in reversed(known) if p in _BEGIN), PREPARING)
+
+
 def phase_record(
     name: str, attempt: int, at: float | None = None, place: str = ""
 ) -> dict[str, Any]:

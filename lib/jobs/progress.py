@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING, Self, TextIO
 
+from lib.jobs.phases import PREPARING, WAITING
 from lib.jobs.process import Outcome
 from lib.jobs.run_files import LOG_FILE
 from lib.jobs.scheduler import Scheduler
@@ -145,7 +147,7 @@ def _live_row(cell: TaskState) -> dict[str, str]:
     p = cell.attempt.progress
     texts = (
         cell.task.name,
-        f"{p.step}/{p.max_steps or '?'}",
+        WAITING if cell.stage == WAITING else f"{p.step}/{p.max_steps or '?'}",
         number(p.loss),
         number(p.val_loss),
         rate(p.tokens_per_s),
@@ -162,9 +164,11 @@ def summary(board: Scheduler) -> str:
     """ "3 of 9 done, 1 failed, 2 running, 3 queued, 0:10:00 left"."""
     over = board.count("done", "skipped")
     parts = [f"{over} of {len(board.cells)} done"]
-    for state in ("failed", "locked", "interrupted", "running", "queued"):
-        if board.count(state):
-            parts.append(f"{board.count(state)} {state}")
+    ahead = [cell for cell in board.running if board.options.ahead and cell.is_ahead]
+    found = Counter(cell.state for cell in board.cells if cell not in ahead)
+    found.update(cell.stage for cell in ahead)
+    order = ("failed", "locked", "interrupted", "running", PREPARING, WAITING, "queued")
+    parts += [f"{found[state]} {state}" for state in order if found[state]]
     return ", ".join(parts) + f", {clock(board.seconds_left)} left"
 
 
@@ -172,6 +176,8 @@ def progress_line(cell: TaskState) -> str:
     """How far one running task is, on one line."""
     assert cell.attempt is not None
     p = cell.attempt.progress
+    if cell.stage == WAITING:
+        return "ready, waiting for its turn"
     return (
         f"step {p.step}/{p.max_steps or '?'} loss {number(p.loss)} "
         f"val {number(p.val_loss)} {rate(p.tokens_per_s)} tok/s, "

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.human import size
-from lib.jobs import run_files
+from lib.jobs import phases, run_files
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
@@ -72,6 +72,7 @@ class RunProgress:
         self.val_step: int | None = None
         self.tokens_per_s: float | None = None
         self.gpu = ""  # what its GPUs did a moment ago; empty: nobody watches one
+        self._phase, self._phase_of, self._ready = "", 0, 0.0
         self._alarms: dict[str, bool] = {}  # text -> whether it was taken
         self._path = run_dir / run_files.METRICS_FILE
         self._inode = self._offset = self._from = 0
@@ -86,6 +87,10 @@ class RunProgress:
         fresh = [text for text, taken in self._alarms.items() if not taken]
         self._alarms.update(dict.fromkeys(fresh, True))
         return fresh
+
+    def stage(self, attempt: int) -> str:
+        """What an attempt that runs is doing, one of lib/jobs/phases.py's stages."""
+        return phases.stage_of(self._phase if self._phase_of == attempt else "")
 
     @property
     def own_steps(self) -> int:
@@ -138,6 +143,12 @@ class RunProgress:
         elif record.get("kind") == "alarm":
             text = f"at step {record.get('step')}: {record.get('message')}"
             self._alarms.setdefault(text, False)
+        for name, at, attempt in phases.phases_of([record]):
+            self._phase, self._phase_of = name, attempt
+            if name == "ready":
+                self._ready = at
+            elif name == "turn":  # waiting for it is no start-up time
+                self._made += max(0.0, at - self._ready) if self._ready else 0.0
 
     def _new_records(self) -> list[dict[str, Any]]:
         try:

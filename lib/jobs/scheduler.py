@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from lib.jobs import run_files
+from lib.jobs.phases import FINISHING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.slots import place_of
 from lib.jobs.task_state import Running, TaskState, seconds_left
@@ -49,6 +51,8 @@ class Options:
 
     slots: one environment for each task that may run at a time.
     memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
+    ahead: tasks that a slot begins while another of its tasks has the device; they
+    prepare and then wait for their turn (lib/jobs/turn.py), which the slots name.
     launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
     lock_wait: seconds to wait for the lock of a run that somebody else still holds,
     such as a trainer whose runner was killed and which is writing its checkpoint.
@@ -57,6 +61,7 @@ class Options:
 
     slots: Sequence[Mapping[str, str]] = ({},)
     memory: float = 0.0
+    ahead: int = 0
     launch: Launch = Attempt
     retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
     patience: Patience = field(default_factory=Patience)
@@ -97,7 +102,6 @@ class Scheduler:
         self._queue = list(self.cells)
         if options.longest_first:
             self._queue.sort(key=lambda cell: -cell.task.cost)
-        self._free = list(range(len(options.slots)))
         self._slot_of: dict[int, int] = {}
         self._signals: list[tuple[float, int]] = []
         self._stopping = False
@@ -161,6 +165,8 @@ class Scheduler:
         for cell in self.running:
             assert cell.attempt is not None
             progress, outcome = cell.attempt.progress, cell.attempt.poll()
+            if self.options.ahead:
+                progress.read()  # whether it has let the next one train
             for alarm in progress.take_alarms():
                 self.view.note(f"ALARM {cell.task.name} {alarm}")
             if outcome is not None:
@@ -184,22 +190,36 @@ class Scheduler:
 
     def _fill(self) -> None:
         for cell in list(self._queue):
-            if not self._free or self._stopping:
+            free = [n for n in range(len(self.options.slots)) if self._has_room(n)]
+            if not free or self._stopping:
                 return
-            slot = self._place(cell)
+            slot = self._place(cell, free)
             if slot is not None and time.monotonic() >= cell.look_again:
                 self._consider(cell, slot)
 
-    def _place(self, cell: TaskState) -> int | None:
+    def _has_room(self, slot: int) -> bool:
+        """Whether a slot may begin another task: one trains or comes next, ``ahead``
+        prepare, and one more may still be writing what it has trained."""
+        there = [c for c in self.running if self._slot_of[id(c)] == slot]
+        ahead = self.options.ahead
+        if not ahead:
+            return not there
+        to_come = [cell for cell in there if cell.stage != FINISHING]
+        return len(to_come) <= ahead and len(there) <= ahead + 1
+
+    def _place(self, cell: TaskState, free: Sequence[int]) -> int | None:
         """A free slot where the task's memory fits beside that of those at work."""
         slots = self.options.slots
         taken: dict[str, list[float]] = {}
         for other in self.running:
             place = place_of(slots[self._slot_of[id(other)]])
             taken.setdefault(place, []).append(other.task.memory)
-        for slot in sorted(
-            self._free, key=lambda i: len(taken.get(place_of(slots[i]), ()))
-        ):
+        own = Counter(self._slot_of[id(other)] for other in self.running)
+
+        def load(slot: int) -> tuple[int, int]:
+            return own[slot], len(taken.get(place_of(slots[slot]), ()))
+
+        for slot in sorted(free, key=load):
             there = taken.get(place_of(slots[slot]), [])
             if not there or sum(there) + cell.task.memory <= self.options.memory:
                 return slot
@@ -227,7 +247,6 @@ class Scheduler:
         place = options.slots[slot]
         cell.attempt = options.launch(cell.task, place, options.patience)
         self._queue.remove(cell)
-        self._free.remove(slot)
         self._slot_of[id(cell)] = slot
         cell.state = "running"
         self.view.started(cell)
@@ -246,9 +265,7 @@ class Scheduler:
     # ---- ending -----------------------------------------------------------------
 
     def _finish(self, cell: TaskState, outcome: Outcome) -> None:
-        slot = self._slot_of.pop(id(cell))
-        self._free.append(slot)
-        self._free.sort()
+        del self._slot_of[id(cell)]
         cell.attempt, cell.outcome = None, outcome
         if self._may_retry(cell, outcome):
             cell.failures[str(outcome.failure)] += 1

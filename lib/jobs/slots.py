@@ -113,6 +113,40 @@ def place_of(slot: Mapping[str, str]) -> str:
     return slot.get(GPUS, "")
 
 
+def card_memory(slot: Mapping[str, str], root: Path = ROOT) -> int:
+    """Bytes of the smallest GPU of this kind; 0 where the driver does not say."""
+    if VISIBLE["rocm"] in slot:
+        found = _amd_memory(root)
+    else:
+        found = [mib << 20 for mib in _nvidia_memory()]
+    return min(found, default=0)
+
+
+def _nvidia_memory() -> list[int]:
+    """MiB of each GPU."""
+    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [int(line) for line in done.stdout.split() if line.isdecimal()]
+
+
+def _amd_memory(root: Path) -> list[int]:
+    """Bytes of each card that the compute driver serves."""
+    found = []
+    for path in (root / "sys/class/kfd/kfd/topology/nodes").glob("*"):
+        try:
+            facts = (path / "properties").read_text()
+            banks = (path / "mem_banks/0/properties").read_text()
+        except OSError:
+            continue
+        size = re.search(r"^size_in_bytes (\d+)$", banks, re.MULTILINE)
+        if size and not re.search(r"^simd_count 0$", facts, re.MULTILINE):
+            found.append(int(size[1]))
+    return found
+
+
 def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
     """Whether some GPU serves more than one slot."""
     places = [place_of(slot) for slot in slots if place_of(slot)]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lib.jobs.phases import PREPARING, WAITING
 from lib.jobs.process import Outcome, Task
 from lib.jobs.run_log import Pace, RunProgress
 
@@ -44,6 +45,18 @@ class TaskState:
     look_again: float = 0.0
 
     @property
+    def stage(self) -> str:
+        """Of the present attempt (lib/jobs/phases.py); "" without one."""
+        if self.attempt is None:
+            return ""
+        return self.attempt.progress.stage(self.attempt.number)
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether it prepares, or waits, while another task of its slot trains."""
+        return self.stage in (PREPARING, WAITING)
+
+    @property
     def pace(self) -> Pace | None:
         """Of the present attempt, or of the one that has ended; None: not seen."""
         if self.attempt is not None:
@@ -62,10 +75,11 @@ def seconds_left(
     seen = _seen(cells)
     if seen is None:
         return None
-    ends = [_left(cell, *seen) for cell in cells if cell.attempt is not None]
+    busy = sorted((cell for cell in cells if cell.attempt), key=lambda c: c.is_ahead)
+    ends = [_left(cell, *seen) for cell in busy[:slots]]
     ends += [0.0] * (slots - len(ends))
     heapq.heapify(ends)
-    for cell in queue:
+    for cell in [*busy[slots:], *queue]:
         heapq.heapreplace(ends, ends[0] + _whole(cell, *seen))
     return max(ends)
 

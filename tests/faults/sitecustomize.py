@@ -5,7 +5,8 @@ starts imports this module first; it changes gpt2.train where one of these is se
 
 KABLATE_TEST_FAULTS="nan@5,oom@3": each is KIND@UPDATE or KIND@UPDATE@NAME (only in the
 run of that name); nan (a loss), oom (while the micro batch is the configured one),
-crash, kill (SIGKILL to itself), hang, disk.
+crash, kill (SIGKILL to itself), hang, disk; oom-ahead@0 (when a trainer is built before
+its turn).
 KABLATE_TEST_CHECKPOINT_SECONDS: seconds to wait before each file of a checkpoint.
 """
 
@@ -75,6 +76,7 @@ ACTS = {
     "kill": _kill,
     "hang": _hang,
     "disk": _disk,
+    "oom-ahead": _oom,
 }
 
 
@@ -94,6 +96,14 @@ def change_trainer(trainer: Any) -> None:
             self._sums[0] = math.nan
 
     trainer.Trainer.update = update
+    make = trainer.Trainer.__init__
+
+    def init(self: Any, job: Any, *given: Any) -> None:
+        make(self, job, *given)
+        if "oom-ahead" in wanted(0, job.name) and not self.turn.is_mine:
+            _oom()
+
+    trainer.Trainer.__init__ = init
 
 
 # ---- slow checkpoints -----------------------------------------------------------

@@ -162,7 +162,7 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
         (("--dry-run", "--overrides", "EVAL_SAMPLES=999999"), "use at most"),
         (("--dry-run", "--overrides", "BLOCK_SIZE=65536"), "GPT2_BLOCK_SIZE=65536"),
         (("--config", "none.py"), "make defconfig-"),
-        (("--overrides", "JOBS=0"), "PARALLEL_JOBS"),
+        (("--overrides", "JOBS=-1"), "PARALLEL_JOBS"),
         (("--dry-run", "--overrides", "GPUS=a"), "UUID of a GPU\n(GPUS: command"),
         (("--stop", "--only", "*/seed1"), "stopped as a whole"),
         (("--overrides", "ENGINE=ray GPUS=0"), "Ray assigns them"),

@@ -1,0 +1,99 @@
+"""PREPARE_AHEAD: runs that prepare on a device while another run trains there.
+
+A run imports, compiles, tunes and proves for up to a minute before its first update.
+The scheduler therefore begins the next runs of a slot early (lib/jobs/turn.py). Each of
+them, the one that trains and the one that still writes its results hold GPU memory, so
+that their number is bounded by the memory that the largest job needs by estimate.
+Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from gpt2.plan.jobs import Job
+from gpt2.plan.memory import USABLE, memory
+from gpt2.run.gpu_sharing import CONTEXT
+from gpt2.settings.schema import Resources
+from lib.human import size
+from lib.jobs.scheduler import Options
+from lib.jobs.slots import are_shared, card_memory, place_of
+from lib.jobs.turn import SHARE, TURN, turn_path
+from lib.provenance import usable_cores
+
+AUTO = -1
+MOST = 3
+CORES = 4  # that one run keeps busy while it compiles
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """count: runs that may prepare in each slot. need: bytes of a GPU for each run that
+    is there, by estimate; card: bytes of the smallest GPU; 0: no GPU, or not known."""
+
+    count: int
+    need: int = 0
+    card: int = 0
+
+    def describe(self) -> str:
+        """For the listing; "" if no run prepares ahead."""
+        if not self.count:
+            return ""
+        runs = (
+            "1 more run prepares" if self.count == 1 else f"{self.count} more prepare"
+        )
+        text = f"while a run trains, {runs} in its slot (PREPARE_AHEAD)"
+        if not self.need:
+            return text
+        most = (self.count + 2) * self.need
+        there = f" of {size(self.card)}" if self.card else ""
+        return (
+            f"{text}: with one that still writes its results at most {size(most)} of "
+            f"memory{there} on a GPU, by estimate"
+        )
+
+
+def runs_ahead(jobs: Sequence[Job], options: Options) -> Ahead:
+    """How many runs may prepare in each slot, as configured or as cores and memory
+    allow: none on a CPU, with several ranks or slots on a GPU, on Ray, and where a run
+    is limited by time, which others would take from it."""
+    if not jobs:
+        return Ahead(0)
+    asked, slots = jobs[0].settings.resources, options.slots
+    on_gpu = all(map(place_of, slots))
+    need = _need(jobs) if on_gpu else 0
+    card = card_memory(slots[0]) if on_gpu else 0
+    if _is_excluded(asked):
+        return Ahead(0)
+    if asked.prepare_ahead != AUTO:
+        return Ahead(min(asked.prepare_ahead, len(jobs) - 1), need, card)
+    budgeted = any(job.settings.optim.time_budget for job in jobs)
+    if not card or budgeted or are_shared(slots):
+        return Ahead(0)
+    by_cores = max(1, usable_cores() // len(slots) // CORES)
+    by_memory = max(0, int(USABLE * card // need) - 2)
+    left = -(-len(jobs) // len(slots)) - 1  # after the first of each slot
+    return Ahead(min(MOST, by_cores, by_memory, left), need, card)
+
+
+def _is_excluded(asked: Resources) -> bool:
+    return asked.engine == "ray" or asked.ddp_gpus_per_job > 1
+
+
+def _need(jobs: Sequence[Job]) -> int:
+    """Bytes for the largest job, with what driver and libraries take."""
+    return max(memory(job.settings).total for job in jobs) + CONTEXT
+
+
+def with_turns(options: Options, ahead: Ahead, root: Path) -> Options:
+    """The options with turns: in a results folder, by the number of each slot."""
+    if not ahead.count:
+        return options
+    share = {SHARE: str(ahead.need)} if ahead.card else {}
+    slots = [
+        {**slot, TURN: turn_path(root, number), **share}
+        for number, slot in enumerate(options.slots)
+    ]
+    return replace(options, slots=slots, ahead=ahead.count)

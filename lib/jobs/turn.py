@@ -1,0 +1,113 @@
+"""Turns on a device: the runs of one slot train one at a time while others prepare.
+
+The runner gives the runs of a slot a common path in TURN. Three lock files lie there:
+
+    .turn  held by the run that trains, from its first update to its last evaluation
+    .use   held by whoever must have the device alone for now: the run that trains, or
+           for seconds one that times kernels while it prepares
+    .wish  held by a run that waits for .use; the run that trains looks at it between
+           two updates, and lends .use
+
+They are POSIX record locks. The kernel frees them however their holder ends, and unlike
+flock's they do not pass on to the helpers that a run forks. So nothing is left to clean
+up after kill -9 of a run or of its runner.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+TURN = "KABLATE_TURN"  # the path; not set: the run has its device to itself
+SHARE = "KABLATE_PREPARE_BYTES"  # GPU memory that a run may take before its turn
+POLL = 0.02  # seconds between two looks at a lock
+
+# Called while waiting; raises to end that.
+KeepWaiting = Callable[[], None]
+
+
+class Turn:
+    """A run's place among those of its slot; without a path it is always its turn."""
+
+    def __init__(self, path: str = "", memory: int = 0) -> None:
+        """memory: bytes of the GPU that it may take before its turn; 0: no limit."""
+        self.is_shared, self.memory = bool(path), memory
+        self.is_mine = not path
+        self._files = {
+            name: os.open(f"{path}.{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
+            for name in (("turn", "use", "wish") if path else ())
+        }
+
+    @classmethod
+    def from_environment(cls, environ: Mapping[str, str]) -> Turn:
+        """The one that the runner has named. Raises OSError."""
+        text = environ.get(SHARE, "")
+        return cls(environ.get(TURN, ""), int(text) if text.isdecimal() else 0)
+
+    def take(self, keep_waiting: KeepWaiting) -> None:
+        """Wait until the device is ours to train on."""
+        if not self.is_mine:
+            self._wait("turn", keep_waiting)
+            self._wait("use", keep_waiting)
+            self.is_mine = True
+
+    def let_go(self) -> None:
+        """Let the next run train."""
+        if self.is_shared and self.is_mine:
+            self._free("use")
+            self._free("turn")
+            self.is_mine = False
+
+    @contextmanager
+    def alone(self, keep_waiting: KeepWaiting) -> Iterator[None]:
+        """The device to ourselves for seconds: a run that trains waits meanwhile."""
+        if self.is_mine:
+            yield
+            return
+        self._wait("wish", keep_waiting)
+        try:
+            self._wait("use", keep_waiting)
+            yield
+        finally:
+            self._free("use")
+            self._free("wish")
+
+    def is_wished(self) -> bool:
+        """Whether another run waits for the device that we train on."""
+        if not self.is_shared or not self.is_mine or not self._try("wish"):
+            return self.is_shared and self.is_mine
+        self._free("wish")
+        return False
+
+    def lend(self, keep_waiting: KeepWaiting) -> None:
+        """Let those who wish for the device use it, and wait for them."""
+        self._free("use")
+        self._wait("wish", keep_waiting)
+        self._free("wish")
+        self._wait("use", keep_waiting)
+
+    # ---- locks ------------------------------------------------------------------
+
+    def _try(self, name: str) -> bool:
+        try:
+            fcntl.lockf(self._files[name], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return False
+        return True
+
+    def _free(self, name: str) -> None:
+        fcntl.lockf(self._files[name], fcntl.LOCK_UN)
+
+    def _wait(self, name: str, keep_waiting: KeepWaiting) -> None:
+        while not self._try(name):
+            keep_waiting()
+            time.sleep(POLL)
+
+
+def turn_path(folder: Path, slot: int) -> str:
+    """Where the lock files of a slot lie in a results folder."""
+    return str(folder.absolute() / f".slot{slot}")
