@@ -1,9 +1,9 @@
 """gelu(x W^T + b) V^T with GELU, and its derivative, inside the matrix products.
 
 GELU is the tanh approximation of Hendrycks and Gimpel (arXiv 1606.08415, section 2).
-A forward product leaves its sums beside their GELU, so that the backward product,
-by V, can be multiplied by GELU's derivative as it is written: in between nothing
-passes over a matrix as wide as the MLP but the sum that the bias needs.
+The forward product also returns its sums, the argument of GELU, so that the backward
+product by V can be multiplied by GELU's derivative as it is written: no other pass over
+a matrix as wide as the MLP is needed than the sum for the bias.
 """
 
 from __future__ import annotations
@@ -15,16 +15,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lib.gpu.device import to_autocast_type
-from lib.kernels.cublaslt import KINDS, Epilogue, product
+from lib.kernels.cublaslt import DTYPES, product
 from lib.kernels.rows import packed
 
-MULTIPLE = 8  # of widths, which the library asks of what it leaves beside
+MULTIPLE = 8  # of widths: the library pads GELU's argument to it
 
 
-def _serves(x: Tensor) -> bool:
-    """Whether cuBLASLt computes it; elsewhere, and outside autocast, torch does."""
-    on_nvidia = x.device.type == "cuda" and torch.version.cuda is not None
-    return on_nvidia and x.dtype in KINDS
+def _serves(rows: Tensor) -> bool:
+    """Whether cuBLASLt computes it; torch does elsewhere, outside autocast, and for a
+    single row, of which no memory order can be told."""
+    on_nvidia = rows.device.type == "cuda" and torch.version.cuda is not None
+    return on_nvidia and rows.dtype in DTYPES and rows.shape[0] > 1
 
 
 @torch.library.custom_op("kablate::linear_gelu", mutates_args=())
@@ -35,18 +36,14 @@ def linear_gelu(
     if not _serves(x):
         sums = F.linear(x, weight, bias)
         return F.gelu(sums, approximate="tanh"), sums
-    out, sums = linear_gelu_shape(x, weight, bias)
-    kind = Epilogue.GELU_AUX if bias is None else Epilogue.GELU_AUX_BIAS
-    x, weight = packed(x), packed(weight)
-    product(x, weight, kind, aux=sums, out=out, bias=bias)
-    return out, sums
+    epilogue = "GELU_AUX" if bias is None else "GELU_AUX_BIAS"
+    out, found = product(packed(x), packed(weight).t(), epilogue, bias=bias)
+    assert found is not None, "GELU's argument was asked for"
+    return out, found
 
 
 @linear_gelu.register_fake
-def linear_gelu_shape(
-    x: Tensor, weight: Tensor, bias: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """What linear_gelu returns, unwritten."""
+def _(x, weight, bias):  # types: those of linear_gelu
     shape = (x.shape[0], weight.shape[0])
     return x.new_empty(shape), x.new_empty(shape)
 
@@ -57,34 +54,30 @@ def gelu_slopes(slopes: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
     if not _serves(slopes):
         backward = torch.ops.aten.gelu_backward
         return backward(slopes @ weight, sums, approximate="tanh")
-    out = torch.empty_like(sums)
-    product(packed(slopes), packed(weight), Epilogue.DGELU, aux=sums, out=out)
-    return out
+    return product(packed(slopes), packed(weight), "DGELU", aux=sums.contiguous())[0]
 
 
 @gelu_slopes.register_fake
-def _(slopes: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
+def _(slopes, weight, sums):  # types: those of gelu_slopes
     return torch.empty_like(sums)
 
 
 @torch.library.custom_op("kablate::weight_slopes", mutates_args=())
 def weight_slopes(slopes: Tensor, x: Tensor) -> Tensor:
-    """slopes^T x in fp32 or more, [N, K], as the sums leave the product; slopes
+    """slopes^T x, [N, K], in fp32 or more, without rounding the sums to 16 bits; slopes
     [M, N], x [M, K]."""
+    high = torch.promote_types(x.dtype, torch.float32)
     if not _serves(x):
-        return weight_slopes_shape(slopes, x).copy_(slopes.t() @ x)
+        return (slopes.t() @ x).to(high)
     if slopes.shape[1] % MULTIPLE or x.shape[1] % MULTIPLE:
-        return torch.mm(slopes.t(), x, out_dtype=torch.float32)
-    out = weight_slopes_shape(slopes, x)
-    product(packed(slopes), packed(x), Epilogue.NONE, out=out)
-    return out
+        return torch.mm(slopes.t(), x, out_dtype=high)
+    return product(packed(slopes).t(), packed(x), dtype=high)[0]
 
 
 @weight_slopes.register_fake
-def weight_slopes_shape(slopes: Tensor, x: Tensor) -> Tensor:
-    """What weight_slopes returns, unwritten."""
-    kind = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty((slopes.shape[1], x.shape[1]), dtype=kind)
+def _(slopes, x):  # types: those of weight_slopes
+    high = torch.promote_types(x.dtype, torch.float32)
+    return x.new_empty((slopes.shape[1], x.shape[1]), dtype=high)
 
 
 class _ThroughGelu(torch.autograd.Function):

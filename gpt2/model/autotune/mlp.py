@@ -31,8 +31,8 @@ def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str
 
     ``batch``: sequences in a micro batch.
     """
-    if refusal(settings, device):
-        return ["torch"], ""
+    if why := refusal(settings, device):
+        return ["torch"], f"MLP: torch; cublaslt {why}"
     tried = [try_mlp(path, settings, device, batch) for path in PATHS]
     return trials.ranked(tried, "torch"), trials.report("MLP", tried)
 
