@@ -69,7 +69,7 @@ def test_the_listing_names_cells_partners_and_what_is_left_out(folder):
     assert "cell sgd-none" in listed
     assert "left out: sgd-state: state pruning scores by adamwprune" in listed
     assert "left out: adamwprune-none: adamwprune without state" in listed
-    assert "left out: sgd-heads: heads are scored by Adam's two moments" in listed
+    assert "left out: sgd-heads: heads pruning scores by Adam's two moments" in listed
 
 
 def test_every_cell_is_done_and_has_its_columns(folder):
