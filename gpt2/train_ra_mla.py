@@ -60,9 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with collector_at_rest():  # torch takes seconds to import
         from gpt2.train.run import TrainingRun
 
-    return TrainingRun(
-        job, options.run_dir, options.micro_batch, os.environ
-    ).carry_out()
+    run = TrainingRun(job, options.run_dir, options.micro_batch, os.environ)
+    return run.carry_out()
 
 
 def prepare_environment(job: Job) -> None:

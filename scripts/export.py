@@ -34,8 +34,8 @@ from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import DiskFull
+from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
-EXIT_DIFFERS, EXIT_USAGE, EXIT_NOT_UPLOADED, EXIT_DISK = 1, 2, 3, 6
 FORMATS = ("hf",)
 
 
@@ -84,7 +84,7 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
         found = export_hf(trained, folder)
     except NotTheSame as error:
         print(f"export: {trained.label} is not exported: {error}", file=sys.stderr)
-        return EXIT_DIFFERS
+        return EXIT_FAILED
     kind = "GPT-2 of transformers" if found.is_native else "model with its own code"
     trust = "" if found.is_native else ", trust_remote_code=True"
     print(f"{trained.label}: {kind}, {size(found.size)}, in {folder}")
@@ -95,7 +95,7 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
             print(f"Uploaded to {upload(folder, repo)}")
         except NotUploaded as error:
             print(f"export: {error}", file=sys.stderr)
-            return EXIT_NOT_UPLOADED
+            return EXIT_INTERRUPTED
     return 0
 
 

@@ -62,7 +62,7 @@ class NotTheSame(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Exported:
+class HfFolder:
     """folder; whether transformers' own GPT-2 loads it; the largest difference of
     logits, relative; size in bytes."""
 
@@ -72,7 +72,7 @@ class Exported:
     size: int
 
 
-def export_hf(trained: TrainedModel, folder: Path) -> Exported:
+def export_hf(trained: TrainedModel, folder: Path) -> HfFolder:
     """Write the folder, and replace an earlier one that holds nothing else.
 
     Raises NotTheSame, FileExistsError for a folder with other files,
@@ -94,7 +94,7 @@ def export_hf(trained: TrainedModel, folder: Path) -> Exported:
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = sum(path.stat().st_size for path in folder.iterdir())
-    return Exported(folder, native, deviation, size)
+    return HfFolder(folder, native, deviation, size)
 
 
 def is_native(settings: Settings, heads: tuple[int, ...] | None) -> bool:
