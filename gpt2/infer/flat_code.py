@@ -16,10 +16,16 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
+from gpt2.mechanisms import names
+
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("gpt2", "lib")
 LEFT_OUT = "lib.kernels"  # written in Triton, or around a GPU's libraries
 TRITON = 'find_spec("triton")'
+# Modules whose names are there under another one's.
+INSTEAD = {"gpt2.settings.schema": "gpt2.infer.plain_settings"}
+MECHANISMS = "gpt2.mechanisms"  # which finds its folders and imports from them by name
+PARTS = ("spec", "layer")  # of a mechanism, that a model is made of
 
 
 @dataclass
@@ -78,6 +84,8 @@ def _source(sources: dict[str, _Source], name: str) -> _Source:
         path = _path(name)
         assert path is not None, f"{name} is not a module of this project"
         text = path.read_text(encoding="utf-8").replace(TRITON, "None")
+        for function, code in _without_folders(name).items():
+            text = _with_function(text, function, code)
         found = _Source(name, text.split("\n"), ast.parse(text).body)
         for place, statement in enumerate(found.body):
             for bound in _bound_by(statement):
@@ -96,6 +104,7 @@ def _want_all(sources: dict[str, _Source], name: str) -> None:
 
 def _want_name(sources: dict[str, _Source], module: str, name: str) -> None:
     """A name of a module, which may be a module itself."""
+    module = INSTEAD.get(module, module)
     inner = f"{module}.{name}"
     if _path(inner) is not None:
         _source(sources, inner)
@@ -110,6 +119,9 @@ def _want(sources: dict[str, _Source], source: _Source, place: int) -> None:
         return
     source.wanted.add(place)
     statement = source.body[place]
+    if source.name == MECHANISMS and "module_of" in _bound_by(statement):
+        for module in _parts_of_mechanisms():
+            _want_all(sources, module)
     for imported in _imports_of(statement):
         module = imported.module or ""
         if not _is_left_out(module):
@@ -120,8 +132,11 @@ def _want(sources: dict[str, _Source], source: _Source, place: int) -> None:
     used = {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
     for name in sorted(used & source.binds.keys()):
         _want(sources, source, source.binds[name])
-    for module, name in _through_modules(source, statement):
-        _want_name(sources, module, name)
+    for module, attribute in _through_modules(source, statement):
+        if attribute is None:
+            _want_all(sources, module)
+        else:
+            _want_name(sources, module, attribute)
     _want_imported(sources, source, used)
 
 
@@ -136,13 +151,22 @@ def _want_imported(
                     _want_name(sources, statement.module or "", alias.name)
 
 
-def _through_modules(source: _Source, statement: ast.stmt) -> Iterator[tuple[str, str]]:
-    """(module, name) for each module.name in a statement."""
+def _through_modules(
+    source: _Source, statement: ast.stmt
+) -> Iterator[tuple[str, str | None]]:
+    """(module, name) for each module.name in a statement, (module, None) for a module
+    that is used as a value."""
     modules = dict(_imported_modules(source, statement))
+    inner = set()
     for node in ast.walk(statement):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            inner.add(node.value)
             if node.value.id in modules:
                 yield modules[node.value.id], node.attr
+    for node in ast.walk(statement):
+        if isinstance(node, ast.Name) and node.id in modules and node not in inner:
+            if isinstance(node.ctx, ast.Load):
+                yield modules[node.id], None
 
 
 def _imported_modules(
@@ -181,9 +205,9 @@ def _is_text(statement: ast.stmt) -> bool:
 
 def _is_for_types(statement: ast.stmt) -> bool:
     """`if TYPE_CHECKING:`, of which nothing is there at run time."""
-    return (
-        isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING"
-    )
+    if not isinstance(statement, ast.If) or statement.orelse:
+        return False
+    return ast.unparse(statement.test) == "TYPE_CHECKING"
 
 
 def _is_ours(module: str | None) -> bool:
@@ -202,6 +226,35 @@ def _path(module: str) -> Path | None:
     base = ROOT.joinpath(*module.split("."))
     files = (base.with_suffix(".py"), base / "__init__.py")
     return next((path for path in files if path.is_file()), None)
+
+
+# ---- mechanisms, which are found at run time -----------------------------------------
+
+
+def _parts_of_mechanisms() -> list[str]:
+    modules = [f"{MECHANISMS}.{name}.{part}" for name in names() for part in PARTS]
+    return [module for module in modules if _path(module) is not None]
+
+
+def _without_folders(module: str) -> dict[str, str]:
+    """Functions of a module that look into folders, as they are in the flat folder."""
+    if module != MECHANISMS:
+        return {}
+    flat = flat_name(MECHANISMS)
+    return {
+        "names": f"def names() -> list[str]:\n    return {sorted(names())}",
+        "module_of": "def module_of(name: str, part: str) -> Any:\n"
+        f'    return import_module(f"{{__package__}}.{flat}_{{name}}_{{part}}")',
+    }
+
+
+def _with_function(text: str, name: str, code: str) -> str:
+    """The text of a module with one function replaced."""
+    body = ast.parse(text).body
+    (old,) = (s for s in body if isinstance(s, ast.FunctionDef) and s.name == name)
+    lines = text.split("\n")
+    lines[old.lineno - 1 : old.end_lineno] = code.split("\n")
+    return "\n".join(lines)
 
 
 # ---- the copies -------------------------------------------------------------------
@@ -271,7 +324,7 @@ def _relative(module: str, alias: ast.alias, names: Mapping[str, str]) -> str:
     inner = f"{module}.{alias.name}"
     if _path(inner) is not None:
         return f"from . import {names[inner]} as {alias.asname or alias.name}"
-    return f"from .{names[module]} import {alias.name}{said}"
+    return f"from .{names[INSTEAD.get(module, module)]} import {alias.name}{said}"
 
 
 def _rewritten(text: str, statement: ast.stmt, names: Mapping[str, str]) -> str:

@@ -27,8 +27,8 @@ from gpt2.infer.flat_code import flat_modules
 from gpt2.infer.hf_tokenizer import tokenizer_files
 from gpt2.infer.model_card import model_card
 from gpt2.infer.trained import TrainedModel
+from gpt2.mechanisms import enabled
 from gpt2.model.gpt2_weights import to_gpt2
-from gpt2.plan.mechanism_specs import MECHANISMS
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of
 from lib.files import hidden_name, remove_folder
@@ -42,18 +42,10 @@ OURS = re.compile(
     r"\.(json|safetensors)|merges\.txt|README\.md|LICENSE"
 )
 ROOT = Path(__file__).resolve().parents[2]
-# Settings that name places and machines, and mean nothing elsewhere.
-PRIVATE = {
-    "text_path": "",
-    "data_dir": "",
-    "output_dir": "",
-    "ray_address": "",
-    "tracker_project": "",
-    "gpus": "",
-    "device": "auto",
-    "attention_backend": "auto",
-    "mlp_backend": "auto",
-}
+# What a model reads of its settings besides those of its shape and mechanisms. None of
+# it names a place or a machine.
+READ = {"optim": ("residual_fp32", "mixed_precision"), "data": ("tokenizer",)}
+BACKENDS = {"attention_backend": "auto", "mlp_backend": "auto"}
 TEXTS = ("Reciprocal attention, 2 + 2 = 4.", "  zwölf\n\tBoxkämpfer 日本 🙂", "it's")
 
 
@@ -100,7 +92,7 @@ def export_hf(trained: TrainedModel, folder: Path) -> HfFolder:
 def is_native(settings: Settings, heads: tuple[int, ...] | None) -> bool:
     """Whether the model is plain GPT-2 as transformers knows it."""
     m = settings.model
-    plain = not any(mechanism.is_on(settings.mechanisms) for mechanism in MECHANISMS)
+    plain = not enabled(settings)
     return plain and heads is None and m.n_head * m.head_dim == m.n_embd
 
 
@@ -164,10 +156,18 @@ def custom_config(trained: TrainedModel) -> dict[str, Any]:
         "n_embd": m.n_embd,
         "n_layer": m.n_layer,
         "n_head": m.n_head,
-        "settings": settings.replace(**PRIVATE).to_dict(),
+        "settings": published_settings(settings),
         "heads": None if trained.heads is None else list(trained.heads),
         "tie_word_embeddings": False,  # the head is no tensor of its own
     }
+
+
+def published_settings(settings: Settings) -> dict[str, dict[str, Any]]:
+    """The settings by which exported code builds the model, by part."""
+    parts = settings.to_dict()
+    read = {part: {n: parts[part][n] for n in names} for part, names in READ.items()}
+    shape = {part: parts[part] for part in ("model", "mechanisms")}
+    return {**shape, **read, "resources": dict(BACKENDS)}
 
 
 # ---- what others will see ---------------------------------------------------------

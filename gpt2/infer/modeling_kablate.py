@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from transformers import GenerationMixin, PretrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from gpt2.infer.plain_settings import Settings
 from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
-from gpt2.settings.schema import PARTS, Settings
 
 MODEL_TYPE = "kablate"
 
 
 class KablateConfig(PretrainedConfig):
-    """``settings`` of the training by part, as in job.json; ``heads`` left in each
-    layer, None if none were removed."""
+    """``settings`` that the model reads, by part; ``heads`` left in each layer, None
+    if none were removed."""
 
     model_type = MODEL_TYPE
     attribute_map = {
@@ -53,8 +53,7 @@ class KablateConfig(PretrainedConfig):
 def settings_of(config: KablateConfig) -> Settings:
     """The settings in a configuration, by which the model is built."""
     assert config.settings is not None, "a configuration without settings"
-    parts = {name: PARTS[name](**values) for name, values in config.settings.items()}
-    return Settings(**parts)
+    return Settings(config.settings, config.vocab_size)
 
 
 class KablateCache:

@@ -22,11 +22,16 @@ if TYPE_CHECKING:
 def mechanisms() -> tuple[Mechanism, ...]:
     """The spec of each folder, in the order in which mechanisms act."""
     found = []
-    for path in Path(__file__).parent.glob("*/spec.py"):
-        spec = module_of(path.parent.name, "spec").SPEC
-        spec.name = path.parent.name
+    for name in names():
+        spec = module_of(name, "spec").SPEC
+        spec.name = name
         found.append(spec)
     return tuple(sorted(found, key=lambda spec: (spec.order, spec.name)))
+
+
+def names() -> list[str]:
+    """The folders that hold a spec."""
+    return [path.parent.name for path in Path(__file__).parent.glob("*/spec.py")]
 
 
 def module_of(name: str, part: str) -> Any:

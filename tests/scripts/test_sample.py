@@ -174,8 +174,8 @@ def test_what_is_no_run_is_refused_with_what_there_is(folder):
     atomic_write_json(path, {**read_json(path), "status": "interrupted"})
     for name, hint in {
         "5": "none of these runs is finished: results/step05-ra/seed1: interrupted",
-        "7": "no run of results, which has 0 baseline, 5 ra",
-        "none/": "no run of results",
+        "7": "nor a run of results: it has 0 baseline, 5 ra",
+        "none/": "nor a run of results",
     }.items():
         assert hint in sample(folder, "--prompt", "a", name, code=2).stderr
     for option, value, hint in [

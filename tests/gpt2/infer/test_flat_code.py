@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from gpt2.infer.flat_code import ROOT, flat_modules
+from gpt2.infer.hf_export import published_settings
 from gpt2.model.context import DecodeCache
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import Settings
@@ -37,15 +38,12 @@ def flat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
 
 
 def same(flat: ModuleType, settings: Settings, heads: tuple[int, ...] | None) -> None:
-    schema = sys.modules["flat_copy.gpt2_settings_schema"]
-    parts = {
-        name: schema.PARTS[name](**values)
-        for name, values in settings.to_dict().items()
-    }
+    plain = sys.modules["flat_copy.gpt2_infer_plain_settings"]
+    read = plain.Settings(published_settings(settings), settings.vocab_size)
     ours = generic(settings, dtype=torch.float32)
     if heads is not None:
         ours = type(ours)(settings, heads).eval()
-    theirs = flat.GPT(schema.Settings(**parts), heads).eval()
+    theirs = flat.GPT(read, heads).eval()
     theirs.load_state_dict(ours.state_dict())
     tokens = tokens_of(settings, 2, 9)
     with torch.no_grad():

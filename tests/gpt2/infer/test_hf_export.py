@@ -85,7 +85,7 @@ def test_custom_code_scores_trains_and_refuses(tmp_path, apart) -> None:
     theirs, tokens = load(folder), tokens_of(settings, 2, 7)
     loss = theirs(tokens, labels=tokens).loss
     assert loss.item() == pytest.approx(
-        float(mine.model(tokens[:, :-1], tokens[:, 1:]))
+        mine.model(tokens[:, :-1], tokens[:, 1:]).item()
     )
     theirs.train()(tokens, labels=tokens, use_cache=True).loss.backward()
     assert all(p.grad is not None for p in theirs.parameters())
