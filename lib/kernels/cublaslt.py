@@ -40,7 +40,7 @@ def missing() -> str:
         import_module("nvmath.linalg.advanced")
         import_module("nvmath.bindings.cublasLt").get_version()  # loads the library
     except (ImportError, OSError, RuntimeError) as error:
-        return f"needs nvmath-python (make setup EXTRAS=gpu): {error}"
+        return f"needs the package nvmath-python: {error}"
     return ""
 
 

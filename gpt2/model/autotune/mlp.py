@@ -50,7 +50,7 @@ def _checks(settings: Settings, device: torch.device) -> Iterator[tuple[bool, st
     from lib.kernels.gelu_op import MULTIPLE
 
     why = missing()
-    yield bool(why), why
+    yield bool(why), f"{why} (`make setup EXTRAS=gpu`)"
     mixed = settings.optim.mixed_precision != "fp32"
     yield not mixed, "16-bit products alone (MIXED_PRECISION)"
     for width in (m.n_embd, m.mlp_width):
