@@ -72,8 +72,9 @@ LAYERS = (
         ("gpt2.plan.unused_settings",),
     ),
     (
-        ("gpt2.model.context", "gpt2.model.gating", "gpt2.model.reciprocal"),
-        ("gpt2.model.attention", "gpt2.model.mla", "gpt2.model.mlp"),
+        ("gpt2.model.context", "gpt2.model.low_rank_hidden"),
+        ("gpt2.model.parts",),
+        ("gpt2.model.attention", "gpt2.model.mlp"),
         ("gpt2.model.block",),
         ("gpt2.model.gpt",),
         ("gpt2.model.autotune", "gpt2.model.reference"),
@@ -340,7 +341,7 @@ RULES: dict[Rule, list[tuple[str, str]]] = {
     layers_point_down: [
         ("gpt2/settings/schema.py", "from gpt2.settings.parse import symbol_types"),
         ("gpt2/model/context.py", "from gpt2.model import block"),
-        ("gpt2/model/mla.py", "from gpt2.model.gpt import GPT"),
+        ("gpt2/model/parts.py", "from gpt2.model.gpt import GPT"),
         ("gpt2/model/gpt.py", "from gpt2.model.reference.formulas import whole_loss"),
     ],
     no_code_from_data: [

@@ -27,6 +27,7 @@ from gpt2.audit.finding import (
     left_out,
     not_checked,
 )
+from gpt2.mechanisms import mechanisms
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import FOLDER, STATE_FILE
@@ -35,7 +36,8 @@ from lib.pruning.registry import METHODS
 from lib.safe_json import clean
 
 FIXED = "basis"  # suffixes of buffers, which are not parameters
-OF_HEADS = (".attn.", ".mlp.gate.")  # in the names of tensors that a head owns
+# In the names of tensors that a head owns.
+OF_HEADS = (".attn.", *(name for m in mechanisms() for name in m.next_heads))
 FUSED = 3  # parts of a fused projection: queries, keys, values
 ACCIDENTAL = 1e-4  # share of prunable weights: zeros that are not due to a mask
 LARGEST_LAYER = 0.95  # maximum sparsity of a layer with bitter4

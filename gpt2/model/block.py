@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from gpt2.model import mla
-from gpt2.model.attention import CausalAttention, MultiHead
+from gpt2.model.attention import CausalAttention
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.mlp import MLP
 from gpt2.settings.schema import Settings
@@ -24,10 +23,8 @@ class RA_MLA_Block(nn.Module):  # the name its users know
     ) -> None:
         super().__init__()
         m = settings.model
-        plain = settings.mechanisms.attention == "mha"
-        projection = MultiHead(settings) if plain else mla.projection(settings)
         self.ln_1 = nn.LayerNorm(m.n_embd, bias=m.bias)
-        self.attn = CausalAttention(settings, projection, layer)
+        self.attn = CausalAttention(settings, layer)
         self.ln_2 = nn.LayerNorm(m.n_embd, bias=m.bias)
         self.mlp = MLP(after or settings, produces=layer < m.n_layer - 1)
 

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-
-@dataclass(frozen=True, slots=True)
-class BlockContext:
-    """From block l to block l+1, always of the same batch.
-
-    ``mlp_gate`` [B, S, H] holds the gates of the next block's heads and
-    ``mlp_latent`` [B, S, L] what its key latent adds. Passed as an argument
-    and never stored: state on a module would outlive the batch.
-    """
-
-    mlp_gate: Tensor | None = None
-    mlp_latent: Tensor | None = None
+# From block l to block l+1, always of the same batch: tensors by the names under which
+# mechanisms hand them on. Passed as an argument and never stored: state on a module
+# would outlive the batch.
+BlockContext = Mapping[str, Tensor]
 
 
 @dataclass(slots=True)

@@ -77,7 +77,7 @@ class GPT(nn.Module):
 
     def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
         """Embeddings [B, S, E] through all blocks and the last norm."""
-        ctx = BlockContext()
+        ctx: BlockContext = {}
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]
             at = 0 if cache is None else cache.position

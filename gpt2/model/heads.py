@@ -6,45 +6,39 @@ from collections.abc import Sequence
 
 import torch
 
-from gpt2.model.attention import MultiHead
+from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.spec import MULTI_HEAD
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from lib.pruning.heads import HeadLayer, Slice
+
+SCORED = ("attn.projection.qkv.weight", "attn.proj.weight")
 
 
 def head_layers(model: GPT) -> dict[str, HeadLayer]:
     """The heads of each block, by its name, with all parameters that they share.
 
     A head is scored by its rows of queries, keys and values and its columns of the
-    output projection. Biases, RA's alphas, RA-CT's gates, the output gate and the
-    rows of the block before that make its MLP gate go with it. Only for models that
-    ``rules.heads_refusal`` does not refuse.
+    output projection. Biases and what mechanisms say that a head owns, here and in the
+    block before, go with it. Only for models that ``heads_refusal`` of
+    gpt2/settings/checks.py does not refuse.
     """
-    names = {id(p): name for name, p in model.named_parameters()}
+    named = dict(model.named_parameters())
+    specs = [MULTI_HEAD, *mechanisms()]
+    own = {n: rows for spec in specs for n, rows in (spec.own_of_heads or {}).items()}
+    of_next = {n: rows for spec in specs for n, rows in spec.next_heads.items()}
     found = {}
     for number, block in enumerate(model.layers()):
-        attention, projection = block.attn, block.attn.projection
-        assert isinstance(projection, MultiHead), "heads that share a latent"
-        parts = [
-            Slice(projection.qkv.weight, 3, is_scored=True),
-            Slice(attention.proj.weight, attention.proj.out_features, is_scored=True),
-        ]
-        if projection.qkv.bias is not None:
-            parts.append(Slice(projection.qkv.bias, 3))
-        if (
-            attention.reciprocity is not None
-            and attention.reciprocity.alpha is not None
-        ):
-            parts.append(Slice(attention.reciprocity.alpha))
-        if attention.ract is not None:
-            parts += [Slice(attention.ract.scale), Slice(attention.ract.bias)]
-        if attention.output_gate is not None:
-            parts.append(Slice(attention.output_gate.gate.weight))
-        gate = model.layers()[number - 1].mlp.gate if number else None
-        if gate is not None:
-            parts += [Slice(gate.up.weight), Slice(gate.bias)]
-        slices = {names[id(part.parameter)]: part for part in parts}
-        found[f"blocks.{number}"] = HeadLayer(attention.heads, slices)
+        width = block.attn.proj.out_features
+        parts = {f"blocks.{number}.{n}": k for n, k in own.items()}
+        parts |= {f"blocks.{number - 1}.{n}": k for n, k in of_next.items()}
+        parts[f"blocks.{number}.attn.proj.weight"] = width  # a head's columns
+        slices = {
+            name: Slice(named[name], rows, is_scored=name.endswith(SCORED))
+            for name, rows in parts.items()
+            if name in named
+        }
+        found[f"blocks.{number}"] = HeadLayer(block.attn.heads, slices)
     return found
 
 

@@ -50,6 +50,7 @@ def _watch(
 def _measure(
     layer: CausalAttention, heads: Heads, rows: int, window: int
 ) -> tuple[float, float]:
+    heads, term = layer.scored(heads)
     q, k = heads.q.float(), heads.k.float()
     length = q.shape[2]
     chosen = torch.linspace(1, length - 1, min(rows, length - 1), device=q.device)
@@ -63,8 +64,7 @@ def _measure(
     correlation = _correlation(
         scores[:, alive][..., band], mirrored[:, alive][..., band]
     )
-    if layer.reciprocity is not None:
-        term = layer.reciprocity(heads.row_q.float(), heads.row_k.float())
+    if term is not None:
         own = (distance >= 0) & (distance <= reach)
         scores = scores + term.alpha_per_head * mirrored * own
     logits = (scores * layer.projection.scale).masked_fill(distance < 0, float("-inf"))

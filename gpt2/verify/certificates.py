@@ -9,7 +9,6 @@ verify.py runs them all.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import replace
 from inspect import unwrap
 from typing import Any
@@ -18,18 +17,15 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gpt2.mechanisms.needs import WHOLE_CONTEXT
-from gpt2.model.attention import CausalAttention, Heads
-from gpt2.model.backends.call import Largest
+from gpt2.mechanisms import enabled
 from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 from gpt2.model.reference.formulas import forward_deviations, whole_deviations
-from gpt2.model.reference.measures import deviation, generic_sum
-from gpt2.model.reference.naive_attention import naive_attend
+from gpt2.model.reference.measures import deviation
 from gpt2.plan.budget import budget
-from gpt2.settings.schema import Optim, Settings
+from gpt2.settings.schema import Optim
 from gpt2.verify.features import acting, identity
-from gpt2.verify.subject import EXACT, ROUNDING, Finding, Subject
+from gpt2.verify.subject import EXACT, LENGTHS, ROUNDING, Finding, Subject
 from lib.optim.groups import OptimizerLike
 
 FLOP_TOLERANCE = 0.01
@@ -184,10 +180,9 @@ def budgets(subject: Subject) -> Finding:
 
 
 def _flop_ratio(subject: Subject) -> float:
-    """Counted over analytic. The reference path computes a band as the whole."""
-    whole = subject.settings.replace(
-        ra_window=WHOLE_CONTEXT, attention_backend="reference"
-    )
+    """Counted over analytic, where the reference does no more than is counted."""
+    counted = {n: v for m in enabled(subject.settings) for n, v in m.whole.items()}
+    whole = subject.settings.replace(attention_backend="reference", **counted)
     model, tokens = subject.model(whole), subject.tokens("flops")
     with FlopCounterMode(display=False) as counter:
         mode: Any = counter.mode  # as it is inside what keeps torch's compiler out
@@ -217,24 +212,14 @@ def decode(subject: Subject) -> Finding:
 
 
 def formula(subject: Subject) -> Finding:
-    """Attention of each layer equals loops over rows and keys, and each part of the
-    whole step its formula, with gradients."""
-    x, length = subject.settings.mechanisms, min(9, subject.settings.model.block_size)
+    """Each part of the model equals its formula, with gradients."""
+    flat, length = subject.settings.flat(), min(9, subject.settings.model.block_size)
     short = subject.settings.replace(
-        block_size=length,
-        ra_window=min(x.ra_window, length // 3),  # a band, or 0: the whole context
-        ract_topk=min(x.ract_topk, length // 3),
+        block_size=length, **{name: min(flat[name], length // 3) for name in LENGTHS}
     )
     model = subject.model(short).double()
     tokens = subject.tokens("formula", 1)[:, : short.model.block_size]
-    found = {
-        f"{name} of block {layer}": distance
-        for layer, heads in enumerate(_projected(model, tokens))
-        for name, distance in _compare_attention(
-            model.layers()[layer].attn, heads, short
-        ).items()
-    }
-    return _equal(found | whole_deviations(model, short, tokens[0]))
+    return _equal(whole_deviations(model, short, tokens[0]))
 
 
 def _equal(found: dict[str, float]) -> Finding:
@@ -254,61 +239,6 @@ def at_size(subject: Subject) -> Finding:
     model = subject.model(settings).double()
     (tokens,) = replace(subject, settings=settings).tokens("at size", 1)
     return _equal(forward_deviations(model, settings, tokens))
-
-
-def _projected(model: GPT, tokens: Tensor) -> list[Heads]:
-    """What each block's projection gives, detached, with gradients to take."""
-    found: list[Heads] = []
-
-    def watch(_: nn.Module, __: Any, heads: Heads) -> None:
-        q, k, v = (
-            x.detach().clone().requires_grad_() for x in (heads.q, heads.k, heads.v)
-        )
-        found.append(Heads(q, k, v, row_q=q, row_k=k))
-
-    with ExitStack() as hooks:
-        for block in model.layers():
-            projection = block.attn.projection
-            hooks.enter_context(projection.register_forward_hook(watch))
-        model.logits(tokens)
-    return found
-
-
-def _compare_attention(
-    layer: CausalAttention, heads: Heads, settings: Settings
-) -> dict[str, float]:
-    """Distances of output, statistic, mean weights and gradients."""
-    attended = layer.weigh(heads)
-    alpha: Tensor | float = 0.0
-    if layer.reciprocity is not None:
-        learned = layer.reciprocity.alpha
-        alpha = layer.reciprocity.fixed_alpha if learned is None else learned
-    output, statistic, mean = naive_attend(
-        heads, layer.projection.scale, settings.mechanisms, alpha, layer.ract
-    )
-    pairs = {"the output": (attended.output, output)}
-    if attended.statistic is not None:
-        ours = attended.statistic.expand_as(statistic)
-        pairs["the statistic"] = (ours, statistic)
-    if isinstance(attended.mean, Largest):
-        ours, k = attended.mean.matrix(mean.shape[-1]), attended.mean.columns.shape[-1]
-        least = mean.sort(descending=True).values[..., k - 1 : k]
-        pairs["the mean weights"] = (ours, mean * (mean >= least))
-    elif attended.mean is not None:
-        pairs["the mean weights"] = (attended.mean, mean)
-    found = {name: deviation(a, b) for name, (a, b) in pairs.items()}
-    leaves = (heads.q, heads.k, heads.v)
-    slopes = _gradients([a for a, _ in pairs.values()], leaves)
-    true_slopes = _gradients([b for _, b in pairs.values()], leaves)
-    for name, mine, true in zip("qkv", slopes, true_slopes, strict=True):
-        found[f"the gradient of {name}"] = deviation(mine, true)
-    return found
-
-
-def _gradients(outputs: list[Tensor], leaves: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Gradients of a generic linear function of the outputs."""
-    total = torch.stack([generic_sum(x) for x in outputs]).sum()
-    return torch.autograd.grad(total, leaves)
 
 
 CERTIFICATES: dict[str, Callable[[Subject], Finding]] = {

@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gpt2.mechanisms import mechanisms
 from gpt2.model.reference.measures import deviation, generic_sum
 from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
 from gpt2.plan.run_length import seconds_of
@@ -32,10 +31,8 @@ from gpt2.settings.schema import (
     SYMBOL_OF,
     Settings,
 )
-from gpt2.verify.subject import EXACT, Finding, Subject, scramble
+from gpt2.verify.subject import EXACT, LENGTHS, Finding, Subject, scramble
 
-# Lengths that tiny sizes cut down.
-CUT_OFF = tuple(name for m in mechanisms() for name in m.lengths)
 BATCH = ("batch_size", "gradient_accumulation")
 MIXED = 1e-6  # bf16 against bf16: of the largest weight
 Tensors = Mapping[str, Tensor]
@@ -121,7 +118,7 @@ def _by_function(one: Behaviour, other: Behaviour) -> float:
 def _by_length(one: Behaviour, other: Behaviour) -> float:
     """At a length at which what tiny sizes cut off acts as it will in the run."""
     numbers = [
-        {name: behaviour.subject.full.flat()[name] for name in CUT_OFF}
+        {name: behaviour.subject.full.flat()[name] for name in LENGTHS}
         for behaviour in (one, other)
     ]
     if numbers[0] == numbers[1]:

@@ -64,17 +64,12 @@ def _context_problems(model: GPT, tokens: Tensor) -> Iterator[str]:
     another certificate's."""
     base = _block_outputs(model, tokens)
     for layer in range(len(model.blocks) - 1):
-        if not any(_context(base[layer])):
+        if not base[layer][1]:
             continue
         knocked = _block_outputs(model, tokens, knock_out=layer)
         for index in range(layer + 1, len(base)):
             if deviation(base[index][0], knocked[index][0]) == 0:
                 yield f"context from block {layer} does not reach block {index}"
-
-
-def _context(output: tuple[Tensor, BlockContext]) -> tuple[bool, bool]:
-    ctx = output[1]
-    return ctx.mlp_gate is not None, ctx.mlp_latent is not None
 
 
 def _block_outputs(
@@ -87,12 +82,7 @@ def _block_outputs(
         outputs.append(output)
         if len(outputs) - 1 != knock_out:
             return output
-        gate, latent = output[1].mlp_gate, output[1].mlp_latent
-        none = BlockContext(
-            None if gate is None else torch.zeros_like(gate),
-            None if latent is None else torch.zeros_like(latent),
-        )
-        return output[0], none
+        return output[0], {n: torch.zeros_like(x) for n, x in output[1].items()}
 
     with ExitStack() as hooks:
         for block in model.blocks:

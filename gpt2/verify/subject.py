@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gpt2.mechanisms import mechanisms
 from gpt2.model.gpt import GPT
 from gpt2.model.init import generator_for, init_parameters
 from gpt2.settings.schema import Optim, Settings
@@ -17,6 +18,8 @@ from gpt2.train.optimizer import make_optimizer
 from lib.optim.groups import OptimizerLike
 
 EXACT = 1e-9  # float64 against float64
+# Settings that count tokens. Tiny sizes cut them down; 0, the whole context, stays.
+LENGTHS = tuple(name for m in mechanisms() for name in m.lengths)
 ROUNDING = 1e-5  # fp32 against fp32, relative to the largest logit
 
 

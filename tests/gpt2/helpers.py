@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gpt2.mechanisms import module_of
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
+from gpt2.model.reference.formulas import whole_trace
 from gpt2.plan.jobs import step_settings
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
 from lib.kconfig.config_py import Config
-from tests import reference as naive
 
 KCONFIG = Path(__file__).resolve().parents[2] / "Kconfig"
 
@@ -119,6 +121,22 @@ def leaves_of(module: nn.Module) -> dict[str, Tensor]:
     return {n: p.requires_grad_() for n, p in leaves.items()}
 
 
+def naive_logits(leaves: Mapping[str, Tensor], settings: Settings, tokens: Tensor):
+    """Logits [B, T, V] by the formulas."""
+    rows = [whole_trace(leaves, settings, row)["the logits"] for row in tokens]
+    return torch.stack(rows)
+
+
+def formula_of(
+    name: str, settings: Settings, module: nn.Module | None = None, at: str = ""
+) -> Any:
+    """A mechanism's formula with the leaves of a module that stands at ``at`` in a
+    block."""
+    state = {} if module is None else module.state_dict(keep_vars=True)
+    weights = {f"blocks.1.{at}.{n}": leaf for n, leaf in state.items()}
+    return module_of(name, "naive").Formula(weights, settings, 1)
+
+
 def deviation(a: Tensor, b: Tensor) -> float:
     """Largest difference, relative to the largest number where that is above 1."""
     assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
@@ -157,16 +175,3 @@ def assert_agree(
     for n, (a, b) in enumerate(pairs):
         assert b.abs().max() > 0, f"gradient {n} is zero: nothing is compared"
         assert deviation(a, b) <= tolerance, f"gradient {n}: {deviation(a, b):.1e}"
-
-
-def square(rows: naive.Rows) -> Tensor:
-    """Rows of visible keys as [B, H, T, T] with zeros above the diagonal."""
-    return naive.tensor_of(
-        [
-            [
-                [torch.cat([row, row.new_zeros(len(head) - len(row))]) for row in head]
-                for head in batch
-            ]
-            for batch in rows
-        ]
-    )

@@ -11,14 +11,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gpt2.mechanisms import needs_of
+from gpt2.mechanisms import needs_of, projection_of
+from gpt2.mechanisms.spec import MULTI_HEAD
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.autotune import trials
 from gpt2.model.autotune.trials import Trial
 from gpt2.model.backends.call import Attended, Largest, Platform, platform_of
 from gpt2.model.backends.registry import BACKENDS, shapes_of
 from gpt2.model.block import RA_MLA_Block
-from gpt2.model.mlp import keep_weights
+from gpt2.model.kept_weights import keep_weights
 from gpt2.settings.schema import Settings
 from lib.gpu.compile_cache import compiled
 from lib.kernels import ahead
@@ -108,10 +109,11 @@ def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
     torch.manual_seed(0)
     chosen = settings.replace(attention_backend=path, dropout=0.0)
     layer: CausalAttention = RA_MLA_Block(chosen, 0).to(device).attn
-    if layer.reciprocity is not None and layer.reciprocity.alpha is not None:
-        with torch.no_grad():  # learned weights start at 0, where nothing shows
-            layer.reciprocity.alpha.fill_(0.3)
-
+    with torch.no_grad():
+        for part in layer.parts():
+            for parameter in part.parameters():
+                if not parameter.any():  # learned weights at 0, where nothing shows
+                    parameter.fill_(0.3)
     compiles = settings.resources.compile_model and path != "reference"
     return compiled(layer.weigh) if compiles else layer.weigh
 
@@ -147,7 +149,7 @@ def inputs(
         numbers = torch.randn(shape, generator=generator, device=device)
         return numbers.to(asked.dtype).requires_grad_()
 
-    if settings.mechanisms.attention == "mha":
+    if projection_of(settings) is MULTI_HEAD:
         leaves = [draw(3, heads, asked.widths[0])]
     else:
         widths = (asked.widths[0], *asked.widths)

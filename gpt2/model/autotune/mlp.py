@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gpt2.model.autotune import trials
-from gpt2.model.mlp import through_gelu
+from gpt2.model.mlp import materialises, through_gelu
 from gpt2.settings.schema import Model, Settings
 from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DTYPES
@@ -45,6 +45,7 @@ def refusal(settings: Settings, device: torch.device) -> str:
 def _checks(settings: Settings, device: torch.device) -> Iterator[tuple[bool, str]]:
     m = settings.model
     yield device.type != "cuda", "needs an NVIDIA GPU"
+    yield materialises(settings), "a mechanism needs the hidden state itself"
     # Only now: to declare the operator takes torch a while.
     from lib.kernels.cublaslt import missing
     from lib.kernels.gelu_op import MULTIPLE

@@ -1,4 +1,4 @@
-"""gpt2/model/attention.py and every attention backend against loops."""
+"""gpt2/model/attention.py and every attention backend against the formulas."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from gpt2.mechanisms import module_of
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
+from gpt2.mechanisms.ract.naive import row_statistics
 from gpt2.model.backends.call import AttentionCall, Statistic, Transposed
 from gpt2.model.backends.reference import row_statistic
 from gpt2.model.backends.registry import BACKENDS, attend
-from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
-from tests import reference as naive
+from gpt2.model.reference.formula import softmax
 from tests.gpt2.helpers import (
     assert_agree,
     deviation,
     generic,
     gradients_of,
     normal,
-    square,
     tiny_model,
     tokens_of,
 )
@@ -59,16 +59,17 @@ class Inputs:
         weight = self.alpha if alpha == "learned" else alpha
         return Transposed(self.k, self.q, weight, window)
 
-    def scores(self, alpha: float | str | None, window: int, scale: float):
-        heads = self.q.shape[1]
-        weights = self.alpha if alpha == "learned" else [alpha] * heads
-        return naive.scores(
-            naive.heads_of(self.q),
-            naive.heads_of(self.k),
-            scale,
-            None if alpha is None else weights,
-            None if window == WHOLE_CONTEXT else window,
-        )
+    def logits(self, alpha: float | str | None, window: int, scale: float) -> Tensor:
+        """[B, H, T, T] by the formula, keys ahead included."""
+        learned = alpha == "learned"
+        fields = {"ra_window": window, "ra_learned_alpha": learned}
+        settings = tiny_model(**fields, ra_alpha=0.0 if learned else alpha or 0.0)
+        weights = {"blocks.1.attn.reciprocity.alpha": self.alpha}
+        formula = module_of("ra", "naive").Formula(weights, settings, 1)
+        pairs = list(zip(self.q, self.k, strict=True))
+        if alpha is None:
+            return torch.stack([q @ k.mT for q, k in pairs]) * scale
+        return torch.stack([formula.scores(q @ k.mT, q, k) for q, k in pairs]) * scale
 
     def leaves(self, learned: bool) -> list[Tensor]:
         return [self.q, self.k, self.v, *([self.alpha] if learned else [])]
@@ -95,12 +96,11 @@ RA = [
         (SIZES[2], torch.float32, 1e-5),
     ],
 )
-def test_attention_equals_the_loops_on_every_backend(
+def test_attention_equals_the_formulas_on_every_backend(
     ra: dict[str, Any], size: tuple[int, ...], dtype: torch.dtype, tolerance: float
 ) -> None:
     x, scale = Inputs.make(size, dtype), 0.37
-    weights = naive.weights(x.scores(scale=scale, **ra))
-    expected = [naive.tensor_of(naive.outputs(weights, naive.heads_of(x.v)))]
+    expected = [softmax(x.logits(scale=scale, **ra)) @ x.v]
     leaves = x.leaves(ra["alpha"] == "learned")
     slopes = gradients_of(expected, leaves)
     for backend in ("auto", *BACKENDS):
@@ -115,11 +115,7 @@ def test_attention_equals_the_loops_on_every_backend(
 def test_row_factors_act_on_the_logits(ra: dict[str, Any]) -> None:
     x, scale = Inputs.make(SIZES[0]), 0.6
     factors = normal(*x.q.shape[:3], seed=5)
-    rows = [[list(head) for head in batch] for batch in factors]
-    scaled = naive.times(x.scores(scale=scale, **ra), rows)
-    expected = naive.tensor_of(
-        naive.outputs(naive.weights(scaled), naive.heads_of(x.v))
-    )
+    expected = softmax(x.logits(scale=scale, **ra) * factors.unsqueeze(-1)) @ x.v
     leaves = [*x.leaves(ra["alpha"] == "learned"), factors]
     slopes = gradients_of([expected], leaves)
     for backend in ("auto", *BACKENDS):
@@ -144,26 +140,9 @@ def test_statistic_and_mean_weights_come_with_the_output(
     ra: dict[str, Any], kind: str, head_average: bool
 ) -> None:
     x, scale = Inputs.make(SIZES[2]), 0.5
-    p = naive.weights(x.scores(scale=scale, **ra))
-    b, h, t = x.q.shape[:3]
-    stats = torch.stack(
-        [
-            naive.statistic(
-                naive.head_mean(p, n, i) if head_average else p[n][g][i], kind, 3
-            )
-            for n in range(b)
-            for g in range(1 if head_average else h)
-            for i in range(t)
-        ]
-    ).view(b, -1, t)
-    means = square(
-        [[[naive.head_mean(p, n, i) for i in range(t)]] for n in range(b)]
-    ).squeeze(1)
-    theirs = [
-        naive.tensor_of(naive.outputs(p, naive.heads_of(x.v))),
-        stats,
-        means,
-    ]
+    p = softmax(x.logits(scale=scale, **ra))
+    rows = p.mean(1, keepdim=True) if head_average else p
+    theirs = [p @ x.v, row_statistics(rows, kind, 3), p.mean(1)]
     leaves = x.leaves(False)
     slopes = gradients_of(theirs, leaves)
     for backend in ("auto", *BACKENDS):
@@ -339,11 +318,11 @@ def test_a_consumer_names_its_missing_producer(
 ) -> None:
     model = generic(tiny_model(**fields))
     x = normal(1, 5, 10).detach()
-    attention_of(model, 0)(x, ctx=BlockContext())
+    attention_of(model, 0)(x, ctx={})
     with pytest.raises(
         AssertionError, match=f"block 1 reads {missing}, which block 0 did not produce"
     ):
-        attention_of(model, 1)(x, ctx=BlockContext())
+        attention_of(model, 1)(x, ctx={})
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -355,7 +334,7 @@ def test_dropout_acts_on_the_weights_in_training_alone(backend: str) -> None:
     attention = model.train().get_submodule("blocks.0.attn")
     attention.dropout.p = 0.0
     x = normal(2, 9, 10).detach()
-    first, second = (attention(x, ctx=BlockContext())[0] for _ in range(2))
+    first, second = (attention(x, ctx={})[0] for _ in range(2))
     assert not torch.equal(first, second)
 
 

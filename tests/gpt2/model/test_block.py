@@ -1,4 +1,4 @@
-"""gpt2/model/block.py against loops: one block, its context in and its context out."""
+"""gpt2/model/block.py against its formula: one block, its context in and out."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gpt2.model.attention import AttentionSide
 from gpt2.model.block import RA_MLA_Block
-from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
+from gpt2.model.parts import AttentionSide
+from gpt2.model.reference.formulas import NaiveBlock
 from gpt2.settings.schema import Settings
-from tests import reference as naive
 from tests.gpt2.helpers import (
     assert_agree,
     generic,
@@ -112,7 +111,7 @@ def contexts(settings: Settings, size: tuple[Any, ...]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("size", SIZES, ids=["b3h1t7", "b1h2t13", "b2h3t7-fp32"])
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_a_block_equals_the_loops(name: str, size: tuple[Any, ...]) -> None:
+def test_a_block_equals_its_formula(name: str, size: tuple[Any, ...]) -> None:
     b, h, t, dtype, tolerance = size
     settings = tiny_model(n_head=h, **COMBINATIONS[name])
     model = GPT(settings)
@@ -120,22 +119,21 @@ def test_a_block_equals_the_loops(name: str, size: tuple[Any, ...]) -> None:
     block = model.layers()[1].to(dtype)  # neither the first nor the last
     randomize(block)
     x, given = normal(b, t, 10, dtype=dtype), contexts(settings, size)
-    gate, latent = (
-        None if name not in given else naive.vectors_of(given[name])
-        for name in ("mlp_gate", "mlp_latent")
-    )
-    layer = naive.Layer(naive_state(block), settings, 1)
-    expected = layer(naive.vectors_of(x), gate, latent)
+    block_formula = NaiveBlock(naive_state(block), settings, 1)
+    rows = []
+    for n in range(b):
+        attended, mlp, made = block_formula(x[n], {k: v[n] for k, v in given.items()})
+        rows.append({"out": x[n] + attended + mlp, **made})
+    expected = {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
     if "rope" in name:
         tolerance = 1e-5  # its tables are fp32
     leaves = [x, *given.values(), *block.parameters()]
-    theirs = [naive.tensor_of(y) for y in expected if y is not None]
-    slopes = gradients_of(theirs, leaves)
+    slopes = gradients_of(expected.values(), leaves)
     for block.attn.backend in ("auto", "reference"):
-        out, ctx = block(x, ctx=BlockContext(**given))
-        got = (out, ctx.mlp_gate, ctx.mlp_latent)
-        assert [y is None for y in got] == [y is None for y in expected]
-        ours = [y for y in got if y is not None]
+        out, ctx = block(x, ctx=given)
+        assert ctx.keys() == given.keys()
+        ours = [{"out": out, **ctx}[name] for name in expected]
+        theirs = list(expected.values())
         assert_agree(ours, leaves, theirs, leaves, tolerance, slopes)
 
 
@@ -151,11 +149,11 @@ def test_the_first_block_reads_nothing_and_the_last_gives_nothing() -> None:
     model = generic(settings)
     x = normal(2, 7, 10).detach()
     blocks = model.layers()
-    through, ctx = blocks[0](x, ctx=BlockContext())
-    assert ctx.mlp_gate is not None and ctx.mlp_latent is not None
-    ignored = BlockContext(torch.zeros(2, 7, 4), torch.zeros(2, 7, 6))
+    through, ctx = blocks[0](x, ctx={})
+    assert ctx.keys() == {"mlp_gate", "mlp_latent"}
+    ignored = {"mlp_gate": torch.zeros(2, 7, 4), "mlp_latent": torch.zeros(2, 7, 6)}
     assert torch.equal(blocks[0](x, ctx=ignored)[0], through)
-    assert blocks[2](x, ctx=ctx)[1] == BlockContext(None, None)
+    assert blocks[2](x, ctx=ctx)[1] == {}
 
 
 def test_each_context_reaches_the_next_block() -> None:
@@ -163,15 +161,13 @@ def test_each_context_reaches_the_next_block() -> None:
     x = normal(2, 7, 10).detach()
     block = model.layers()[1]
     gate, latent = normal(2, 7, 4).sigmoid(), normal(2, 7, 6)
-    out = block(x, ctx=BlockContext(gate, latent))[0]
-    for changed in (
-        BlockContext(gate * 0.5, latent),
-        BlockContext(gate, latent + 1),
-    ):
-        assert not torch.equal(block(x, ctx=changed)[0], out)
+    given = {"mlp_gate": gate, "mlp_latent": latent}
+    out = block(x, ctx=given)[0]
+    for changed in ({"mlp_gate": gate * 0.5}, {"mlp_latent": latent + 1}):
+        assert not torch.equal(block(x, ctx={**given, **changed})[0], out)
     rows = torch.zeros_like(gate)
     rows[:, 3] = 0.25
-    moved = block(x, ctx=BlockContext(gate + rows, latent))[0] != out
+    moved = block(x, ctx={**given, "mlp_gate": gate + rows})[0] != out
     assert moved[:, 3].any() and not moved[:, :3].any(), "gates act per token"
 
 
@@ -182,10 +178,10 @@ def test_a_block_keeps_nothing_between_calls(name: str) -> None:
     before = {n: vars(m).copy() for n, m in block.named_modules()}
     x = normal(2, 7, 10).detach()
     given = contexts(settings, (2, 2, 7, torch.float64, 0))
-    first = block(x, ctx=BlockContext(**given))[0]
+    first = block(x, ctx=given)[0]
     other = contexts(settings, (3, 2, 5, torch.float64, 0))
-    block(normal(3, 5, 10, seed=4), ctx=BlockContext(**other))
-    assert torch.equal(block(x, ctx=BlockContext(**given))[0], first)
+    block(normal(3, 5, 10, seed=4), ctx=other)
+    assert torch.equal(block(x, ctx=given)[0], first)
     for n, module in block.named_modules():
         assert vars(module).keys() == before[n].keys()
         assert all(vars(module)[key] is before[n][key] for key in before[n])
@@ -206,7 +202,7 @@ def test_names_of_the_parts_stay() -> None:
 
 PARTS = {
     "embedding": lambda model, x: model.embed(torch.zeros(4, 16, dtype=torch.long)),
-    "attention": lambda model, x: model.layers()[0].attn(x, ctx=BlockContext())[0],
+    "attention": lambda model, x: model.layers()[0].attn(x, ctx={})[0],
     "mlp": lambda model, x: model.layers()[0].mlp(x, side=AttentionSide(None, None))[0],
 }
 

@@ -1,4 +1,4 @@
-"""gpt2/model/gpt.py: all steps against the naive model; causality, decoding, text."""
+"""gpt2/model/gpt.py: all steps against the formulas; causality, decoding, text."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gpt2.model.gpt import GPT
 from gpt2.plan.budget import budget
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import Settings
-from tests import reference as naive
 from tests.gpt2.helpers import (
     assert_agree,
     deviation,
     generic,
     gradients_of,
     leaves_of,
+    naive_logits,
     tiny,
     tiny_model,
     tiny_step,
@@ -47,10 +47,10 @@ def with_backend(model: GPT, settings: Settings, backend: str) -> GPT:
     return other
 
 
-def assert_equals_the_loops(settings: Settings, batch: int, length: int) -> None:
+def assert_equals_the_formulas(settings: Settings, batch: int, length: int) -> None:
     model, tokens = generic(settings), tokens_of(settings, batch, length)
     leaves = leaves_of(model)
-    expected = naive.gpt(leaves, settings, tokens)
+    expected = naive_logits(leaves, settings, tokens)
     theirs = [leaves[name] for name, _ in model.named_parameters()]
     # The rotary tables are fp32, whatever the model's weights are.
     tolerance = 1e-5 if settings.mechanisms.attention == "mla_rope" else 1e-10
@@ -62,23 +62,23 @@ def assert_equals_the_loops(settings: Settings, batch: int, length: int) -> None
 
 
 @pytest.mark.parametrize("number", ALL)
-def test_every_step_equals_the_loops(number: int) -> None:
-    assert_equals_the_loops(step_settings(number, n_layer=2), batch=1, length=7)
+def test_every_step_equals_the_formulas(number: int) -> None:
+    assert_equals_the_formulas(step_settings(number, n_layer=2), batch=1, length=7)
 
 
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_combinations_that_are_no_step_equal_the_loops(name: str) -> None:
+def test_combinations_that_are_no_step_equal_the_formulas(name: str) -> None:
     settings = tiny_model(n_head=2, n_layer=3, **COMBINATIONS[name])
-    assert_equals_the_loops(settings, batch=2, length=5)
+    assert_equals_the_formulas(settings, batch=2, length=5)
 
 
 @pytest.mark.parametrize("number", [0, 5, 12, 16, 17, 28, 29])
-def test_steps_equal_the_loops_in_fp32(number: int) -> None:
+def test_steps_equal_the_formulas_in_fp32(number: int) -> None:
     settings = step_settings(number, n_layer=2)
     model = generic(settings, dtype=torch.float32)
     tokens = tokens_of(settings, 1, 7)
     with torch.no_grad():
-        expected = naive.gpt(model.state_dict(), settings, tokens)
+        expected = naive_logits(model.state_dict(), settings, tokens)
         assert deviation(model.logits(tokens), expected) < 1e-5
 
 

@@ -28,7 +28,6 @@ from torch.utils._pytree import tree_leaves
 
 from gpt2.model.backends.call import Platform
 from gpt2.model.backends.registry import served_by
-from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
 from gpt2.model.loss import linear_cross_entropy
 from gpt2.plan.budget import linear_weights
@@ -81,10 +80,10 @@ def kept(settings: Settings, batch: int) -> int:
         return torch.autocast("cpu", torch.bfloat16, enabled=mixed)
 
     with autocast():
-        _, ctx = model.layers()[0](x, ctx=BlockContext())
-    handed = [None if c is None else leaf(c) for c in (ctx.mlp_gate, ctx.mlp_latent)]
+        _, ctx = model.layers()[0](x, ctx={})
+    handed = {name: leaf(c) for name, c in ctx.items()}
     with autocast(), saved_tensors_hooks(note, lambda x: x):
-        model.layers()[1](x, ctx=BlockContext(*handed))
+        model.layers()[1](x, ctx=handed)
     held = (x for number, x in found.items() if number not in own)
     return sum(x.untyped_storage().nbytes() for x in held)
 

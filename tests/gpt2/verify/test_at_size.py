@@ -9,7 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from gpt2.model import attention, gating, mla, mlp, reciprocal
+from gpt2.mechanisms.cross_token.layer import CrossToken
+from gpt2.mechanisms.mla_rope import layer as rope_layer
+from gpt2.mechanisms.mlp_gate.layer import GatedByMlp
+from gpt2.mechanisms.ra.layer import Reciprocity
+from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.model import gpt as model
 from gpt2.model.backends import reference
 from gpt2.plan.jobs import Plan, plan_settings
@@ -31,10 +35,10 @@ def subject(step: int) -> Subject:
     return found
 
 
-RECIPROCITY = reciprocal.Reciprocity.__init__
-STATISTIC = gating.StatisticGate.__init__
-CROSS = mlp.CrossToken.__init__
-GATE = attention.CausalAttention._mlp_gate
+RECIPROCITY = Reciprocity.__init__
+STATISTIC = StatisticGate.__init__
+CROSS = CrossToken.__init__
+GATE = GatedByMlp.gate_heads
 WEIGHTS = reference._weights
 
 
@@ -59,14 +63,14 @@ def base_1000(length, width):
     return torch.outer(torch.arange(length, dtype=torch.float64), rates).float()
 
 
-def keeps_at_most_4(self, settings):
-    CROSS(self, settings)
+def keeps_at_most_4(self, settings, produces):
+    CROSS(self, settings, produces)
     self.topk = min(self.topk, 4)
 
 
-def gates_of_8_heads(self, ctx):
-    factor = GATE(self, ctx)
-    return torch.cat([factor[:, :8], factor[:, 7:8].expand_as(factor[:, 8:])], 1)
+def gates_of_8_heads(self, out, attended, given):
+    gates = torch.cat([given[..., :8], given[..., 7:8].expand_as(given[..., 8:])], -1)
+    return GATE(self, out, attended, gates)
 
 
 def sees_256_keys(q, k, *rest):
@@ -76,17 +80,11 @@ def sees_256_keys(q, k, *rest):
 
 FAULTS: list[tuple[int, Any, str, Any, str]] = [
     (0, model.GPT, "embed", one_place_beyond_255, "the attention of block 0"),
-    (5, reciprocal.Reciprocity, "__init__", band_of_16, "the attention of block 0"),
-    (13, gating.StatisticGate, "__init__", sum_of_4, "the attention of block 0"),
-    (28, mla, "rope_angles", base_1000, "the attention of block 0"),
-    (22, mlp.CrossToken, "__init__", keeps_at_most_4, "the MLP of block 0"),
-    (
-        3,
-        attention.CausalAttention,
-        "_mlp_gate",
-        gates_of_8_heads,
-        "the attention of block 1",
-    ),
+    (5, Reciprocity, "__init__", band_of_16, "the attention of block 0"),
+    (17, StatisticGate, "__init__", sum_of_4, "the attention of block 0"),
+    (28, rope_layer, "rope_angles", base_1000, "the attention of block 0"),
+    (22, CrossToken, "__init__", keeps_at_most_4, "the MLP of block 0"),
+    (3, GatedByMlp, "gate_heads", gates_of_8_heads, "the attention of block 1"),
     (13, reference, "_weights", sees_256_keys, "the attention of block 0"),
 ]
 
@@ -121,7 +119,7 @@ def test_the_size_is_that_of_the_run_where_that_is_smaller() -> None:
 
 
 def test_it_is_a_column_of_the_table(monkeypatch) -> None:
-    monkeypatch.setattr(reciprocal.Reciprocity, "__init__", band_of_16)
+    monkeypatch.setattr(Reciprocity, "__init__", band_of_16)
     (proof,) = prove(plan_of(5, n_layer=2, n_embd=48, block_size=60, ra_window=20))
     assert list(proof.findings).index("at size") == 8
     assert proof.message.startswith("at size: the attention of block 0 deviates by")

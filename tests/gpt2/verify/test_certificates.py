@@ -12,10 +12,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from gpt2.mechanisms.latent.layer import LatentExchange
+from gpt2.mechanisms.mla_rope import layer as rope_layer
+from gpt2.mechanisms.mlp_gate.layer import GatedByMlp, MlpGate
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
-from gpt2.model import attention, block, gating, gpt, mla, mlp, reciprocal
+from gpt2.mechanisms.ra.layer import Reciprocity
+from gpt2.model import block, gpt, kept_weights, mlp
 from gpt2.model.backends import reference
-from gpt2.model.context import BlockContext
 from gpt2.plan.jobs import Plan, plan_settings
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import Settings
@@ -62,7 +65,7 @@ def mean_over_all(self, hidden, cache=None, position=0):
 
 
 def test_gate_averaging_over_all_tokens_is_not_causal(base, monkeypatch):
-    monkeypatch.setattr(gating.MlpGate, "forward", mean_over_all)
+    monkeypatch.setattr(MlpGate, "make", mean_over_all)
     found = failures(subject_of(base, 3))
     assert "moves earlier logits" in found["causal"]
 
@@ -78,7 +81,7 @@ def test_rms_over_the_whole_length_is_not_causal(base, monkeypatch):
     monkeypatch.setattr(reference, "row_statistic", over_total)
     found = failures(subject_of(base, 24))
     assert "cutting after" in found["causal"]
-    assert "the statistic" in found["formula"]
+    assert "the attention of block 0" in found["formula"]
 
 
 def mask(shift: int = 0, inverted: bool = False):
@@ -125,13 +128,13 @@ def test_context_kept_on_the_module_is_state(base, monkeypatch):
 
 def test_a_mechanism_that_is_off_while_training_is_found(base, monkeypatch):
     """With a fixed alpha there is no parameter that would miss its gradient."""
-    whole = reciprocal.Reciprocity.forward
+    whole = Reciprocity.score_term
 
-    def idle(self, q, k, cache=None):
-        found = whole(self, q, k, cache)
+    def idle(self, heads, cache):
+        found = whole(self, heads, cache)
         return dataclasses.replace(found, alpha=0.0) if self.training else found
 
-    monkeypatch.setattr(reciprocal.Reciprocity, "forward", idle)
+    monkeypatch.setattr(Reciprocity, "score_term", idle)
     found = failures(subject_of(base, 5))
     assert list(found) == ["stateless"]
     assert "in training are" in found["stateless"]
@@ -140,7 +143,7 @@ def test_a_mechanism_that_is_off_while_training_is_found(base, monkeypatch):
 def test_context_never_passed_names_the_producer(base, monkeypatch):
     def forgetful(self, x, cache=None):
         for each in self.blocks:
-            x, _ = each(x, ctx=BlockContext())
+            x, _ = each(x, ctx={})
         return self.ln_f(x)
 
     monkeypatch.setattr(gpt.GPT, "hidden", forgetful)
@@ -149,10 +152,7 @@ def test_context_never_passed_names_the_producer(base, monkeypatch):
 
 
 def test_context_accepted_but_not_read_does_not_act(base, monkeypatch):
-    def ones(self, ctx):
-        return torch.ones(())
-
-    monkeypatch.setattr("gpt2.model.attention.CausalAttention._mlp_gate", ones)
+    monkeypatch.setattr(GatedByMlp, "gate_heads", lambda self, out, *_: out)
     found = failures(subject_of(base, 3))
     assert "mlp_gate changes nothing" in found["acting"]
     assert "does not reach block 1" in found["acting"]
@@ -180,12 +180,12 @@ def test_producer_in_the_last_block_is_a_dead_parameter(base, monkeypatch):
 
 
 def test_detached_path_has_no_gradient(base, monkeypatch):
-    true = gating.MlpGate.forward
+    true = MlpGate.make
 
     def detached(self, hidden, cache=None, position=0):
         return true(self, hidden, cache, position).detach()
 
-    monkeypatch.setattr(gating.MlpGate, "forward", detached)
+    monkeypatch.setattr(MlpGate, "make", detached)
     assert "gate.down.weight had no gradient" in failures(subject_of(base, 3))["alive"]
 
 
@@ -232,17 +232,18 @@ def test_einsum_with_a_wrong_letter_is_not_the_formula(base, monkeypatch):
 
     monkeypatch.setattr(reference, "_transposed_scores", rank_one)
     found = failures(subject_of(base, 5))
-    assert "the output of block" in found["formula"]
+    assert "the attention of block" in found["formula"]
     assert "acting" not in found and "alive" not in found  # they cannot tell
 
 
 def test_transposed_score_untransposed_is_not_the_formula(base, monkeypatch):
-    true = reciprocal.Reciprocity.forward
+    true = Reciprocity.score_term
 
-    def swapped(self, q, k, cache=None):
-        return true(self, k, q, cache)
+    def swapped(self, heads, cache):
+        roles = {"row_q": heads.row_k, "row_k": heads.row_q}
+        return true(self, dataclasses.replace(heads, **roles), cache)
 
-    monkeypatch.setattr(reciprocal.Reciprocity, "forward", swapped)
+    monkeypatch.setattr(Reciprocity, "score_term", swapped)
     assert "formula" in failures(subject_of(base, 5))
 
 
@@ -250,37 +251,42 @@ def one_more_kept(weights, select, topk, tau, renorm):
     return KEEP(weights, select, topk + 1, tau, renorm)
 
 
-KEEP = mlp.keep_weights
-GATE = attention.CausalAttention._mlp_gate
-ROPE_ANGLES = mla.rope_angles
-READER = mlp.LatentExchange.reader
+KEEP = kept_weights.keep_weights
+GATE = GatedByMlp.gate_heads
+ROPE_ANGLES = rope_layer.rope_angles
+READER = LatentExchange.reader
 # What attention itself gives is right, and something around it is not.
 WIRED_WRONGLY = [
-    (22, "mlp.keep_weights", one_more_kept, "the MLP of block 0"),
-    (27, "mlp.chunk_of", lambda width, n: [i % n for i in range(width)], "the MLP of"),
+    (22, "cross_token.layer.keep_weights", one_more_kept, "the MLP of block 0"),
+    (
+        27,
+        "latent.layer.chunk_of",
+        lambda width, n: [i % n for i in range(width)],
+        "the MLP of",
+    ),
     (
         19,
-        "gating.OutputGate.forward",
+        "output_gate.layer.OutputGate.forward",
         lambda self, x: torch.tanh(self.gate(x)),
         "the attention of block 0",
     ),
     (
         3,
-        "attention.CausalAttention._mlp_gate",
-        lambda self, ctx: GATE(self, ctx).flip(1),
+        "mlp_gate.layer.GatedByMlp.gate_heads",
+        lambda self, out, attended, given: GATE(self, out, attended, given.flip(-1)),
         "the attention of block 1",
     ),
     (
         28,
-        "mla.rope_angles",
+        "mla_rope.layer.rope_angles",
         lambda length, width: 2 * ROPE_ANGLES(length, width),
         "the attention of block 0",
     ),
     (
         26,
-        "mlp.LatentExchange.reader",
+        "latent.layer.LatentExchange.reader",
         lambda self: 2 * READER(self),
-        "the latent from block 0",
+        "the mlp_latent of block 0",
     ),
 ]
 
@@ -288,38 +294,38 @@ WIRED_WRONGLY = [
 @pytest.mark.parametrize("fault", WIRED_WRONGLY, ids=lambda fault: fault[1])
 def test_part_that_is_wired_wrongly_is_named(base, monkeypatch, fault):
     step, place, wrong, where = fault
-    monkeypatch.setattr(f"gpt2.model.{place}", wrong)
+    monkeypatch.setattr(f"gpt2.mechanisms.{place}", wrong)
     finding = formula(subject_of(base, step))
     assert not finding.passed and finding.detail.startswith(where), finding
 
 
 def test_gradient_that_a_part_loses_is_named(base, monkeypatch):
-    true = mlp.LatentExchange.add
+    true = LatentExchange.update
 
-    def detached(self, hidden, key_latent):
-        return true(self, hidden, key_latent.detach())
+    def detached(self, hidden, side, cache):
+        side = side._replace(key_latent=side.key_latent.detach())
+        return true(self, hidden, side, cache)
 
-    monkeypatch.setattr(mlp.LatentExchange, "add", detached)
+    monkeypatch.setattr(LatentExchange, "update", detached)
     finding = formula(subject_of(base, 25))
     assert "the gradient of wte.weight deviates" in finding.detail
 
 
 def test_feature_that_is_not_neutral_at_zero_is_found(base, monkeypatch):
-    monkeypatch.setattr(gating, "mixed", lambda gate, mix: 1.0 - mix / 2 + mix * gate)
     monkeypatch.setattr(
-        "gpt2.model.attention.mixed", lambda gate, mix: 0.9 + mix * gate
+        "gpt2.mechanisms.mlp_gate.layer.mixed", lambda gate, mix: 0.9 + mix * gate
     )
     assert "neutral mlp_gate deviates" in failures(subject_of(base, 3))["identity"]
 
 
 def test_cache_that_forgets_the_window_is_found(base, monkeypatch):
-    true = reciprocal.Reciprocity.__init__
+    true = Reciprocity.__init__
 
     def short(self, settings):
         true(self, settings)
         self.keep = 1
 
-    monkeypatch.setattr(reciprocal.Reciprocity, "__init__", short)
+    monkeypatch.setattr(Reciprocity, "__init__", short)
     found = failures(subject_of(base, 5))
     assert "decoding deviates" in found["decode"]
     assert "the cache holds" in found["budget"]

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.mlp_gate.layer import MlpGate
+from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.mechanisms.spec import Projection
-from gpt2.model import gating
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Plan, plan_settings
 from gpt2.plan.steps import STEPS, Step
@@ -109,13 +110,13 @@ def test_a_field_that_the_model_does_not_read_is_not_seen() -> None:
 
 def test_a_gradient_that_one_of_two_models_lacks_is_a_difference(monkeypatch) -> None:
     """Logits alone would not tell them apart."""
-    true = gating.MlpGate.forward
+    true = MlpGate.make
 
     def cut(self, *given):
         return true(self, *given).detach() if self.pooled else true(self, *given)
 
-    monkeypatch.setattr(gating.MlpGate, "forward", cut)
-    monkeypatch.setattr(gating.MlpGate, "_prefix_mean", lambda self, low, *_: low)
+    monkeypatch.setattr(MlpGate, "make", cut)
+    monkeypatch.setattr(MlpGate, "_prefix_mean", lambda self, low, *_: low)
     found = compared(tiny_model(mlp_gate=True), mlp_gate_pool="prefix_mean")
     assert found is not None and found.kind == "function"
 
@@ -319,13 +320,13 @@ def test_steps_that_train_one_model_differently_are_distinct() -> None:
 
 
 def test_a_step_that_crashes_keeps_no_other_from_being_proven(monkeypatch) -> None:
-    true = gating.StatisticGate.forward
+    true = StatisticGate.forward
 
     def failing(self, statistic):
         assert self.statistic.kind != "max", "no such kernel"
         return true(self, statistic)
 
-    monkeypatch.setattr(gating.StatisticGate, "forward", failing)
+    monkeypatch.setattr(StatisticGate, "forward", failing)
     plan = plan_of(base(n_layer=2, n_embd=96, block_size=48), 13, 23)
     good, bad = prove(plan)
     assert good.message == ""

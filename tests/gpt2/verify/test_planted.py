@@ -12,7 +12,11 @@ import pytest
 import torch
 from torch import nn
 
-from gpt2.model import gating, gpt, mlp, reciprocal
+from gpt2.mechanisms.latent.layer import MlpLatent
+from gpt2.mechanisms.mlp_gate.layer import MlpGate
+from gpt2.mechanisms.ra.layer import Reciprocity
+from gpt2.mechanisms.ract.layer import StatisticGate
+from gpt2.model import gpt, mlp
 from gpt2.model.reference.measures import deviation
 from gpt2.plan.jobs import plan_settings
 from gpt2.settings.schema import Settings
@@ -169,18 +173,19 @@ def test_an_evaluation_that_freezes_the_model_is_found(monkeypatch):
 
 
 def test_a_feature_that_acts_by_rounding_alone_does_not_act(monkeypatch):
-    true = reciprocal.Reciprocity.forward
+    true = Reciprocity.score_term
 
-    def faint(self, q, k, cache=None):
-        return dataclasses.replace(true(self, q, k, cache), alpha=1e-6)
+    def faint(self, heads, cache):
+        return dataclasses.replace(true(self, heads, cache), alpha=1e-6)
 
-    monkeypatch.setattr(reciprocal.Reciprocity, "forward", faint)
+    monkeypatch.setattr(Reciprocity, "score_term", faint)
     assert "ra changes nothing" in told(acting(subject(5)))
 
 
 def test_a_neutral_value_that_rounds_is_not_neutral(monkeypatch):
     monkeypatch.setattr(
-        "gpt2.model.attention.mixed", lambda gate, mix: 1.0 + 2e-7 - mix + mix * gate
+        "gpt2.mechanisms.mlp_gate.layer.mixed",
+        lambda gate, mix: 1.0 + 2e-7 - mix + mix * gate,
     )
     assert "neutral mlp_gate deviates" in told(identity(subject(3)))
 
@@ -191,12 +196,12 @@ def never_zero(self, settings, *rest):
     self.mix = self.mix or 0.5
 
 
-INITS = {c: c.__init__ for c in (gating.StatisticGate, mlp.LatentExchange)}
+INITS = {c: c.__init__ for c in (StatisticGate, MlpLatent)}
 
 
 @pytest.mark.parametrize(
     ("step", "part", "name"),
-    [(13, gating.StatisticGate, "ract"), (25, mlp.LatentExchange, "latent")],
+    [(13, StatisticGate, "ract"), (25, MlpLatent, "latent")],
 )
 def test_each_feature_is_held_to_its_neutral_value(monkeypatch, step, part, name):
     monkeypatch.setattr(part, "__init__", never_zero)
@@ -245,15 +250,13 @@ def test_gates_that_nobody_should_make_are_named(monkeypatch):
     monkeypatch.setattr(
         mlp.MLP, "__init__", lambda self, settings, produces: true(self, settings, True)
     )
-    assert told(formula(subject(3))).startswith("the gates from block 2")
+    assert told(formula(subject(3))).startswith("the mlp_gate of block 2")
 
 
 def test_gates_that_are_wrong_are_named_before_what_they_do(monkeypatch):
-    true = gating.MlpGate.forward
-    monkeypatch.setattr(
-        gating.MlpGate, "forward", lambda self, *given: true(self, *given) / 2
-    )
-    assert told(formula(subject(3))).startswith("the gates from block 0")
+    true = MlpGate.make
+    monkeypatch.setattr(MlpGate, "make", lambda self, *given: true(self, *given) / 2)
+    assert told(formula(subject(3))).startswith("the mlp_gate of block 0")
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])

@@ -34,7 +34,7 @@ def few() -> tuple[Case, ...]:
 
 def deviation(device: str, cases: tuple[Case, ...]) -> float:
     """Largest difference of kept weights and of gradients from float64's."""
-    from gpt2.model.mlp import keep_weights
+    from gpt2.model.kept_weights import keep_weights
     from lib.kernels.row_mask import keep
 
     worst = 0.0

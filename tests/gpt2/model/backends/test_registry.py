@@ -36,7 +36,7 @@ from gpt2.model.backends.registry import (
     serving,
     shapes_of,
 )
-from gpt2.model.mlp import keep_weights
+from gpt2.model.kept_weights import keep_weights
 from gpt2.plan.steps import STEPS
 from tests.gpt2.helpers import generic, normal, tiny_step, tokens_of
 from tests.interpreted import interpreted

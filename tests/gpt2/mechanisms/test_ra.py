@@ -1,4 +1,4 @@
-"""gpt2/model/reciprocal.py: alpha, the band, and the queries kept for decoding."""
+"""gpt2/mechanisms/ra: alpha, the band, and the queries kept for decoding."""
 
 from __future__ import annotations
 
@@ -6,12 +6,19 @@ import pytest
 import torch
 
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
+from gpt2.mechanisms.ra.layer import Reciprocity
 from gpt2.model.backends.call import AttentionCall
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import LayerCache
-from gpt2.model.reciprocal import Reciprocity
-from tests import reference as naive
-from tests.gpt2.helpers import assert_agree, deviation, normal, tiny_model
+from gpt2.model.parts import Heads
+from gpt2.model.reference.formula import softmax
+from tests.gpt2.helpers import (
+    assert_agree,
+    deviation,
+    formula_of,
+    normal,
+    tiny_model,
+)
 
 
 def reciprocity(**fields: object) -> Reciprocity:
@@ -21,23 +28,19 @@ def reciprocity(**fields: object) -> Reciprocity:
 @pytest.mark.parametrize("learned", [False, True])
 @pytest.mark.parametrize("window", [1, 2, 5, WHOLE_CONTEXT])
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_the_module_equals_the_loops(heads: int, window: int, learned: bool) -> None:
-    module = reciprocity(
-        n_head=heads, ra_window=window, ra_alpha=0.7, ra_learned_alpha=learned
-    )
+def test_the_module_equals_its_formula(heads: int, window: int, learned: bool) -> None:
+    fields = {"ra_window": window, "ra_alpha": 0.7, "ra_learned_alpha": learned}
+    settings = tiny_model(n_head=heads, ra=True, **fields)
+    module = Reciprocity(settings).double()
     if learned:
         with torch.no_grad():
             module.alpha.copy_(normal(heads, seed=9))
     q, k, v = (normal(3, heads, 7, 5, seed=n) for n in range(3))
-    ours = attend(AttentionCall(q, k, v, scale=0.5, transposed=module(q, k))).output
-    s = naive.scores(
-        naive.heads_of(q),
-        naive.heads_of(k),
-        0.5,
-        module.alpha if learned else [0.7] * heads,
-        None if window == WHOLE_CONTEXT else window,
-    )
-    theirs = naive.tensor_of(naive.outputs(naive.weights(s), naive.heads_of(v)))
+    term = module.score_term(Heads(q, k, v, q, k))
+    ours = attend(AttentionCall(q, k, v, scale=0.5, transposed=term)).output
+    formula = formula_of("ra", settings, module, "attn.reciprocity")
+    scores = [formula.scores(a @ b.mT, a, b) for a, b in zip(q, k, strict=True)]
+    theirs = softmax(torch.stack(scores) * 0.5) @ v
     leaves = [q, k, v, *module.parameters()]
     assert_agree([ours], leaves, [theirs], leaves, 1e-12)
 
@@ -55,12 +58,14 @@ def test_decoding_needs_the_last_window_of_queries_alone(
 ) -> None:
     module = reciprocity(ra_window=window)
     q, k, v = (normal(2, 4, 9, 3, seed=n).detach() for n in range(3))
-    whole = attend(AttentionCall(q, k, v, scale=0.5, transposed=module(q, k))).output
+    term = module.score_term(Heads(q, k, v, q, k))
+    whole = attend(AttentionCall(q, k, v, scale=0.5, transposed=term)).output
     cache, at, parts = LayerCache(), 0, []
     for length in pieces:
         rows = slice(at, at + length)
         at += length
-        term = module(q[:, :, rows], k[:, :, rows], cache)
+        own = Heads(q, k, v, q[:, :, rows], k[:, :, rows])
+        term = module.score_term(own, cache)
         parts.append(
             attend(
                 AttentionCall(

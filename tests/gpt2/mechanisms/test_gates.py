@@ -1,4 +1,4 @@
-"""gpt2/model/gating.py against loops: RA-CT, the MLP's gates, the SDPA output gate."""
+"""RA-CT, the MLP's gates and the SDPA output gate against their formulas."""
 
 from __future__ import annotations
 
@@ -6,11 +6,20 @@ import pytest
 import torch
 from torch import Tensor
 
+from gpt2.mechanisms.mlp_gate.layer import MlpGate
+from gpt2.mechanisms.output_gate.layer import OutputGate
+from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.model.backends.reference import row_statistic
 from gpt2.model.context import LayerCache
-from gpt2.model.gating import MlpGate, OutputGate, StatisticGate, mixed
-from tests import reference as naive
-from tests.gpt2.helpers import assert_agree, deviation, normal, randomize, tiny_model
+from gpt2.model.parts import mixed
+from tests.gpt2.helpers import (
+    assert_agree,
+    deviation,
+    formula_of,
+    normal,
+    randomize,
+    tiny_model,
+)
 
 KINDS = ("topk", "max", "entropy", "rms")
 
@@ -25,36 +34,22 @@ def causal_weights(b: int, h: int, t: int) -> tuple[Tensor, Tensor]:
     return logits, (2 * logits).masked_fill(hidden, float("-inf")).softmax(-1)
 
 
-def rows_of(weights: Tensor) -> naive.Rows:
-    b, h, t, _ = weights.shape
-    return [
-        [[weights[n, g, i, : i + 1] for i in range(t)] for g in range(h)]
-        for n in range(b)
-    ]
-
-
 @pytest.mark.parametrize("heads", [1, 3])
 @pytest.mark.parametrize("head_average", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
-def test_statistic_gate_equals_the_loops(
+def test_statistic_gate_equals_its_formula(
     kind: str, head_average: bool, heads: int
 ) -> None:
     fields = {"ract": True, "ract_statistic": kind, "ract_head_average": head_average}
-    gate = StatisticGate(tiny_model(n_head=heads, ract_mix=0.37, **fields)).double()
+    settings = tiny_model(n_head=heads, ract_mix=0.37, **fields)
+    gate = StatisticGate(settings).double()
     randomize(gate)
     logits, weights = causal_weights(3, heads, 7)
     ours = gate(row_statistic(weights, gate.statistic))
-    theirs = naive.statistic_factors(
-        rows_of(weights),
-        gate.scale,
-        gate.bias,
-        kind=kind,
-        k=3,
-        mix=0.37,
-        head_average=head_average,
-    )
+    formula = formula_of("ract", settings, gate, "attn.ract")
+    theirs = torch.stack([formula.factors(each) for each in weights])
     leaves = [logits, gate.scale, gate.bias]
-    assert_agree([ours], leaves, [naive.tensor_of(theirs)], leaves, 1e-12)
+    assert_agree([ours], leaves, [theirs], leaves, 1e-12)
 
 
 def test_a_detached_statistic_trains_the_gate_alone() -> None:
@@ -89,19 +84,15 @@ def test_mix_zero_is_one_bit_for_bit_and_mix_one_is_the_gate() -> None:
 
 @pytest.mark.parametrize("pool", ["token", "prefix_mean"])
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_mlp_gate_equals_the_loops(pool: str, heads: int) -> None:
-    gate = MlpGate(tiny_model(n_head=heads, mlp_gate=True, mlp_gate_pool=pool)).double()
+def test_mlp_gate_equals_its_formula(pool: str, heads: int) -> None:
+    settings = tiny_model(n_head=heads, mlp_gate=True, mlp_gate_pool=pool)
+    gate = MlpGate(settings).double()
     randomize(gate)
     hidden = normal(3, 13, 11)
-    theirs = naive.mlp_gates(
-        naive.vectors_of(hidden),
-        gate.down.weight.T,
-        gate.up.weight.T,
-        gate.bias,
-        pool == "prefix_mean",
-    )
+    formula = formula_of("mlp_gate", settings, gate, "mlp.gate")
+    theirs = torch.stack([formula.made(each) for each in hidden])
     leaves = [hidden, *gate.parameters()]
-    assert_agree([gate(hidden)], leaves, [naive.tensor_of(theirs)], leaves, 1e-12)
+    assert_agree([gate.make(hidden)], leaves, [theirs], leaves, 1e-12)
 
 
 @pytest.mark.parametrize("pool", ["token", "prefix_mean"])
@@ -109,12 +100,12 @@ def test_mlp_gate_does_not_see_the_future(pool: str) -> None:
     gate = MlpGate(tiny_model(mlp_gate=True, mlp_gate_pool=pool)).double()
     randomize(gate)
     hidden = normal(2, 13, 11).detach()
-    whole = gate(hidden)
+    whole = gate.make(hidden)
     for cut in (1, 6, 12):
-        assert deviation(gate(hidden[:, :cut]), whole[:, :cut]) < 1e-14
+        assert deviation(gate.make(hidden[:, :cut]), whole[:, :cut]) < 1e-14
         changed = torch.cat([hidden[:, :cut], hidden[:, cut:] + 1], 1)
-        assert torch.equal(gate(changed)[:, :cut], whole[:, :cut])
-        assert (gate(changed)[:, cut:] != whole[:, cut:]).all()
+        assert torch.equal(gate.make(changed)[:, :cut], whole[:, :cut])
+        assert (gate.make(changed)[:, cut:] != whole[:, cut:]).all()
 
 
 @pytest.mark.parametrize("pieces", [[1] * 7, [3, 4], [5, 1, 1]])
@@ -125,9 +116,9 @@ def test_prefix_mean_goes_on_from_its_cache(pieces: list[int]) -> None:
     cache, position, parts = LayerCache(), 0, []
     for length in pieces:
         part = hidden[:, position : position + length]
-        parts.append(gate(part, cache, position))
+        parts.append(gate.make(part, cache, position))
         position += length
-    assert deviation(torch.cat(parts, 1), gate(hidden)) < 1e-14
+    assert deviation(torch.cat(parts, 1), gate.make(hidden)) < 1e-14
     assert cache.numbers == 2 * 3, "one running sum of the gate's width a sequence"
 
 
@@ -136,15 +127,19 @@ def test_prefix_mean_keeps_its_sum_in_fp32_under_autocast() -> None:
     randomize(gate)
     hidden = normal(1, 16, 11, dtype=torch.float32).detach()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        rounded = gate(hidden)
-    assert deviation(rounded.float(), gate(hidden)) < 0.02
+        rounded = gate.make(hidden)
+    assert deviation(rounded.float(), gate.make(hidden)) < 0.02
 
 
-def test_output_gate_equals_the_loops() -> None:
-    gate = OutputGate(tiny_model(output_gate=True)).double()
+def test_output_gate_equals_its_formula() -> None:
+    settings = tiny_model(output_gate=True)
+    gate = OutputGate(settings).double()
     randomize(gate)
-    x = normal(3, 7, 10)
-    rows = naive.each(naive.vectors_of(x), gate.gate.weight.T)
-    theirs = naive.tensor_of([[naive.sigmoid(y) for y in ys] for ys in rows])
-    leaves = [x, gate.gate.weight]
-    assert_agree([gate(x)], leaves, [theirs], leaves, 1e-12)
+    x, outputs = normal(3, 7, 10), normal(3, 4, 7, 3, seed=1)
+    ours = gate.gate_output(outputs.transpose(1, 2).flatten(2), x)
+    formula = formula_of("output_gate", settings, gate, "attn.output_gate")
+    pairs = zip(outputs, x, strict=True)
+    theirs = torch.stack([formula.outputs(o, o, own, {}) for o, own in pairs])
+    leaves = [x, outputs, gate.gate.weight]
+    theirs = theirs.transpose(1, 2).flatten(2)
+    assert_agree([ours], leaves, [theirs], leaves, 1e-12)

@@ -7,19 +7,20 @@ lies in the past and k_i belongs to the present token.
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.backends.call import Transposed
 from gpt2.model.context import LayerCache
+from gpt2.model.parts import AttentionPart, Heads
 from gpt2.settings.schema import Settings
 
 
-class Reciprocity(nn.Module):
-    """Holds alpha, fixed or one learned weight a head, and the band."""
+class Reciprocity(AttentionPart):
+    """Holds alpha, fixed or one learned weight per head, and the band."""
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__()
+        super().__init__(settings)
         m, x = settings.model, settings.mechanisms
         self.window = x.ra_window
         self.fixed_alpha = x.ra_alpha
@@ -27,10 +28,11 @@ class Reciprocity(nn.Module):
         learned = torch.full((m.n_head,), x.ra_alpha) if x.ra_learned_alpha else None
         self.alpha = None if learned is None else nn.Parameter(learned)
 
-    def forward(
-        self, q: Tensor, k: Tensor, cache: LayerCache | None = None
-    ) -> Transposed:
-        """The term for rows with queries q and keys k, both [B, H, S, D]."""
+    def score_term(self, heads: Heads, cache: LayerCache | None = None) -> Transposed:
+        q, k = heads.row_q, heads.row_k
         queries = q if cache is None else cache.slide("q", q, 2, self.keep)
         alpha = self.fixed_alpha if self.alpha is None else self.alpha
         return Transposed(k, queries, alpha, self.window)
+
+
+ATTENTION = {"reciprocity": Reciprocity}

@@ -1,4 +1,4 @@
-"""gpt2/model/mla.py against loops, and full-rank MLA against multi-head attention."""
+"""MLA and its rotary form against formulas, full-rank MLA against multi-head."""
 
 from __future__ import annotations
 
@@ -10,21 +10,23 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from gpt2.model.attention import Heads, Projection
+from gpt2.mechanisms.mla.layer import Up, at_once
+from gpt2.mechanisms.mla_rope.layer import rope_angles
+from gpt2.model.attention import make_projection as projection
 from gpt2.model.block import RA_MLA_Block
-from gpt2.model.context import BlockContext, LayerCache
-from gpt2.model.mla import Up, at_once, projection, rope_angles
+from gpt2.model.context import LayerCache
+from gpt2.model.parts import Heads, Projection
 from gpt2.settings.schema import Settings
-from tests import reference as naive
 from tests.gpt2.helpers import (
     assert_agree,
     deviation,
+    formula_of,
     generic,
     gradients_of,
     leaves_of,
+    naive_logits,
     normal,
     randomize,
-    square,
     tiny_model,
     tokens_of,
 )
@@ -43,36 +45,35 @@ def random_projection(settings: Settings) -> Projection:
 
 
 def naive_heads(
-    module: Projection, settings: Settings, x: Tensor, e: Tensor | None = None
-) -> tuple[naive.Heads, naive.Heads, naive.Heads, float]:
-    state = {f"blocks.0.attn.projection.{n}": p for n, p in module.named_parameters()}
-    layer = naive.Layer(state, settings, 0)
-    rows = naive.vectors_of(x)
-    return layer.project(rows, None if e is None else naive.vectors_of(e))[:4]
+    module: Projection, settings: Settings, x: Tensor, latent: Tensor | None = None
+) -> tuple[Tensor, ...]:
+    """q, k and v [B, H or 1, T, D] by the formula."""
+    name = settings.mechanisms.attention
+    formula = formula_of(name, settings, module, "attn.projection")
+    rows = [
+        formula.projected(x[n], None if latent is None else latent[n])[:3]
+        for n in range(len(x))
+    ]
+    return tuple(torch.stack(each) for each in zip(*rows, strict=True))
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 @pytest.mark.parametrize(("shared_k", "shared_v"), SHARED)
-def test_scores_and_values_equal_the_loops(
+def test_scores_and_values_equal_the_formulas(
     shared_k: bool, shared_v: bool, heads: int
 ) -> None:
-    # The loops put A_h on the query and compare it with the latent, as the formula
-    # has it; the module makes a key for each head.
     settings = mla(mla_shared_k=shared_k, mla_shared_v=shared_v, n_head=heads)
     module = random_projection(settings)
     x, e = normal(3, 7, 10), normal(3, 7, 6, seed=1)
     got = module(x, latent=e)
-    q, k, v, scale = naive_heads(module, settings, x, e)
+    q, k, v = naive_heads(module, settings, x, e)
     ours = [
         (got.q @ got.k.transpose(2, 3)).tril() * module.scale,
         (got.row_k @ got.row_q.transpose(2, 3)).tril() * module.scale,
         got.v,
     ]
-    theirs = [
-        square(naive.scores(q, k, scale)),
-        square(naive.scores(k, q, scale)),
-        naive.tensor_of(v),
-    ]
+    scale = settings.model.head_dim**-0.5
+    theirs = [(q @ k.mT).tril() * scale, (k @ q.mT).tril() * scale, v.expand_as(got.v)]
     leaves = [x, e, *module.parameters()]
     assert_agree(ours, leaves, theirs, leaves, 1e-12)
 
@@ -99,13 +100,11 @@ def test_full_rank_mla_is_multi_head_attention(ra: bool, dtype: torch.dtype) -> 
         }
         ours.load_state_dict(shared, strict=False)
     x = normal(3, 13, 10).detach().to(dtype)
-    got, expected = (
-        block.to(dtype)(x, ctx=BlockContext())[0] for block in (ours, theirs)
-    )
+    got, expected = (block.to(dtype)(x, ctx={})[0] for block in (ours, theirs))
     assert deviation(got, expected) <= (1e-5 if dtype == torch.float32 else 1e-10)
     with torch.no_grad():
         here.down_k.weight += 0.1
-    assert deviation(ours(x, ctx=BlockContext())[0], expected) > 1e-2
+    assert deviation(ours(x, ctx={})[0], expected) > 1e-2
 
 
 def test_the_scale_is_that_of_the_head_and_not_of_the_latent() -> None:
@@ -154,10 +153,10 @@ def test_the_cache_holds_the_latents_alone(
 
 
 def test_the_latent_of_the_mlp_is_added_to_the_keys_alone() -> None:
-    module = random_projection(mla(latent="untied", latent_mix=0.25))
+    module = random_projection(mla())
     x, e = normal(2, 5, 10).detach(), normal(2, 5, 6, seed=1).detach()
     without, with_it = module(x), module(x, latent=e)
-    assert deviation(with_it.key_latent, without.key_latent + 0.25 * e) < 1e-14
+    assert deviation(with_it.key_latent, without.key_latent + e) < 1e-14
     assert torch.equal(with_it.v, without.v)
     assert torch.equal(with_it.q, without.q)
     assert not torch.equal(with_it.k, without.k)
@@ -219,7 +218,7 @@ def test_spare_rows_of_one_product_change_nothing(bias: bool) -> None:
 
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
-def test_rotary_form_equals_the_loops(heads: int) -> None:
+def test_rotary_form_equals_the_formulas(heads: int) -> None:
     settings = mla(attention="mla_rope", n_head=heads)
     module = random_projection(settings)
     for name, table in (("cosine", math.cos), ("sine", math.sin)):
@@ -228,15 +227,13 @@ def test_rotary_form_equals_the_loops(heads: int) -> None:
         ]
         values = torch.tensor(exact, dtype=torch.float64)
         assert deviation(getattr(module, name).double(), values) < 1e-6
-        setattr(module, name, values)  # the loops' precision, not the buffer's
     x = normal(3, 7, 10)
     got = module(x)
-    q, k, v, _ = naive_heads(module, settings, x)
     leaves = [x]
     assert_agree(
         [got.q, got.k, got.v],
         leaves,
-        [naive.tensor_of(t) for t in (q, k, v)],
+        naive_heads(module, settings, x),
         leaves,
         1e-12,
     )
@@ -286,7 +283,7 @@ def test_rope_angles_are_those_of_the_paper() -> None:
 
 @pytest.mark.parametrize("attention", ["mla", "mla_rope"])
 @pytest.mark.parametrize("window", [1, 3, 0])
-def test_reciprocity_on_latents_equals_the_loops(attention: str, window: int) -> None:
+def test_reciprocity_on_latents_equals_its_formula(attention: str, window: int) -> None:
     settings = mla(attention=attention, ra=True, ra_alpha=-0.6, ra_window=window)
     model = generic(settings)
     tokens, leaves = tokens_of(settings, 1, 9), leaves_of(model)
@@ -294,7 +291,7 @@ def test_reciprocity_on_latents_equals_the_loops(attention: str, window: int) ->
     assert_agree(
         [model.logits(tokens)],
         list(model.parameters()),
-        [naive.gpt(leaves, settings, tokens)],
+        [naive_logits(leaves, settings, tokens)],
         [leaves[n] for n in names],
         1e-10 if attention == "mla" else 1e-5,  # its rotary tables are fp32
     )
