@@ -134,7 +134,7 @@ def formula_of(
     block."""
     state = {} if module is None else module.state_dict(keep_vars=True)
     weights = {f"blocks.1.{at}.{n}": leaf for n, leaf in state.items()}
-    return module_of(name, "naive").Formula(weights, settings, 1)
+    return module_of(name, "naive").FORMULA(weights, settings, 1)
 
 
 def deviation(a: Tensor, b: Tensor) -> float:

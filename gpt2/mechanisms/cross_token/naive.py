@@ -7,7 +7,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula, visible
 
 
-class Formula(BlockFormula):
+class CrossTokenFormula(BlockFormula):
     """h_i + a (c_i V) U with c_i = sum_j w_ij h_j over kept mean weights w."""
 
     def hidden(self, h: Tensor, weights: Tensor, key_latent: Tensor | None) -> Tensor:
@@ -25,3 +25,6 @@ class Formula(BlockFormula):
             squares = mean.pow(2).sum(-1) / visible(mean)
             kept = mean * (mean >= self.x.cross_tau * squares.sqrt()[:, None])
         return kept / kept.sum(-1, keepdim=True) if self.x.cross_renorm else kept
+
+
+FORMULA = CrossTokenFormula

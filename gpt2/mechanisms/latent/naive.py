@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula
 
 
-class Formula(BlockFormula):
+class LatentFormula(BlockFormula):
     """h + a up(c^K), and a down(h) for the key latent of the next block."""
 
     def latent(self, ctx: Mapping[str, Tensor]) -> Tensor | None:
@@ -42,3 +42,6 @@ class Formula(BlockFormula):
         heads, width = self.model.n_head, int(self.x.latent_dim)
         owner = [i * heads // width for i in range(width)]
         return self.get(f"mlp.exchange.{name}")[owner]
+
+
+FORMULA = LatentFormula

@@ -7,7 +7,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula, Projected
 
 
-class Formula(BlockFormula):
+class MlaFormula(BlockFormula):
     """k_j = A_h c^K_j, v_j = U_h c^V_j with c = x W_down; A and U may be shared."""
 
     def projected(self, x: Tensor, latent: Tensor | None) -> Projected:
@@ -19,3 +19,6 @@ class Formula(BlockFormula):
         k = self.each("up_k.up", c_k, 1 if self.x.mla_shared_k else heads)
         v = self.each("up_v.up", c_v, 1 if self.x.mla_shared_v else heads)
         return Projected(self.each("q", x, heads), k, v, c_k)
+
+
+FORMULA = MlaFormula

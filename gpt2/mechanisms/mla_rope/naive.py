@@ -8,7 +8,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula, Projected
 
 
-class Formula(BlockFormula):
+class RopeMlaFormula(BlockFormula):
     """q = [q^C, q^R], k = [U^K c, k^R], v = U^V c with c the normed joint latent and
     k^R the same for all heads (DeepSeek-V2, eqs 14-19)."""
 
@@ -34,3 +34,6 @@ def rotated(x: Tensor) -> Tensor:
     cos, sin = angle.cos().to(x), angle.sin().to(x)
     one, two = x[..., :half], x[..., half:]
     return torch.cat([one * cos - two * sin, one * sin + two * cos], -1)
+
+
+FORMULA = RopeMlaFormula

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula, visible
 
 
-class Formula(BlockFormula):
+class MlpGateFormula(BlockFormula):
     """o^h <- (1-a) o^h + a gamma^h o^h by gamma = sigmoid(h W_1 W_2 + b) [T, H] of the
     block before; h may be the mean over the tokens up to each."""
 
@@ -30,3 +30,6 @@ class Formula(BlockFormula):
         return (
             low @ self.get("mlp.gate.up.weight").T + self.get("mlp.gate.bias")
         ).sigmoid()
+
+
+FORMULA = MlpGateFormula

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula
 
 
-class Formula(BlockFormula):
+class OutputGateFormula(BlockFormula):
     """o * sigmoid(x W), a number for each of the heads' outputs."""
 
     def outputs(
@@ -18,3 +18,6 @@ class Formula(BlockFormula):
     ) -> Tensor:
         gate = (x @ self.get("attn.output_gate.gate.weight").T).sigmoid()
         return outputs * torch.stack(gate.chunk(self.model.n_head, -1))
+
+
+FORMULA = OutputGateFormula

@@ -8,7 +8,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula
 
 
-class Formula(BlockFormula):
+class RaFormula(BlockFormula):
     """q_i.k_j + alpha_h [i - j <= W] q_j.k_i; W = 0: no band."""
 
     def scores(self, scores: Tensor, q: Tensor, k: Tensor) -> Tensor:
@@ -20,3 +20,6 @@ class Formula(BlockFormula):
         if self.x.ra_learned_alpha:
             alpha = self.get("attn.reciprocity.alpha")[:, None, None]
         return scores + alpha * back
+
+
+FORMULA = RaFormula

@@ -10,7 +10,7 @@ from torch import Tensor
 from gpt2.model.reference.formula import BlockFormula, softmax, visible
 
 
-class Formula(BlockFormula):
+class RactFormula(BlockFormula):
     """Factor 1 - a + a sigmoid(scale_h stat + bias_h) on outputs or on logits."""
 
     def logits(self, scores: Tensor) -> Tensor:
@@ -49,3 +49,6 @@ def row_statistics(weights: Tensor, kind: str, topk: int) -> Tensor:
     smallest = torch.finfo(weights.dtype).tiny
     nats = -(weights * weights.clamp_min(smallest).log()).sum(-1)
     return nats / visible(weights).clamp_min(2).log()
+
+
+FORMULA = RactFormula

@@ -1,6 +1,6 @@
 """Base class of the mechanisms' naive formulas, which gpt2/model/reference calls.
 
-A mechanism's naive.py has one class, ``Formula``, for one sequence in one block: whole
+A mechanism's naive.py names its class ``FORMULA``, for one sequence in one block: whole
 T x T matrices, without a line shared with its layer but the names of the weights.
 
 Shapes: T tokens, E width, H heads, D head width, L latent, M MLP width. Matrices are

@@ -162,7 +162,7 @@ class NaiveBlock:
         self.weights, self.prefix = weights, f"blocks.{number}."
         self.is_last = number == settings.model.n_layer - 1
         self.parts = {
-            spec: module_of(spec.name, "naive").Formula(weights, settings, number)
+            spec: module_of(spec.name, "naive").FORMULA(weights, settings, number)
             for spec in enabled(settings)
         }
         self.trunk: BlockFormula = self.parts.get(

@@ -65,7 +65,7 @@ class Inputs:
         fields = {"ra_window": window, "ra_learned_alpha": learned}
         settings = tiny_model(**fields, ra_alpha=0.0 if learned else alpha or 0.0)
         weights = {"blocks.1.attn.reciprocity.alpha": self.alpha}
-        formula = module_of("ra", "naive").Formula(weights, settings, 1)
+        formula = module_of("ra", "naive").FORMULA(weights, settings, 1)
         pairs = list(zip(self.q, self.k, strict=True))
         if alpha is None:
             return torch.stack([q @ k.mT for q, k in pairs]) * scale
