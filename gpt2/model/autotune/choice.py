@@ -1,4 +1,4 @@
-"""`auto` becomes a name before a model is built; which one, and what then serves."""
+"""Choose the backends of attention and MLP before a model is built."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lib.hashing import identity
 
 
 def wants_tuning(settings: Settings, device: torch.device) -> bool:
-    """Whether there is something to choose: on a GPU, unless plain formulas are
+    """Whether there is something to choose: on a GPU, unless the plain formulas are
     asked for."""
     return device.type == "cuda" and settings.resources.attention_backend != "reference"
 
@@ -30,9 +30,9 @@ def choose_backends(
 ) -> tuple[Settings, list[str]]:
     """The settings to build the model with, and lines for the log.
 
-    ``batch``: sequences in a micro batch. ``tuning``: the ranks of paths here; without
-    one, or where it knows nothing, `auto` leaves attention to ``attend`` and the MLP to
-    torch. ``dropped``: paths not to take, as ``name_of`` names them.
+    ``batch``: sequences in a micro batch. ``tuning``: the ranking of backends on this
+    device; without one `auto` leaves attention to ``attend`` and the MLP to torch.
+    ``dropped``: backends not to use, as ``name_of`` names them.
     """
     keys = attention.key(settings, batch), mlp.key(settings, batch)
     ranks: list[list[str]] = [[], []]
@@ -59,20 +59,20 @@ def choose_backends(
 def _first(
     part: str, backend: str, ranks: Sequence[str], dropped: Collection[str]
 ) -> str:
-    """The named path, or the best that is not dropped."""
+    """The named backend, or the best that is not dropped."""
     if backend != "auto":
         return backend
-    left = [path for path in ranks if name_of(part, path) not in dropped]
+    left = [backend for backend in ranks if name_of(part, backend) not in dropped]
     return left[0] if left else (ranks[-1] if ranks else "auto")
 
 
-def name_of(part: str, path: str) -> str:
-    """Of a path of "attention" or the "MLP", as messages and ``dropped`` have it."""
-    return f"{part} {path}"
+def name_of(part: str, backend: str) -> str:
+    """Name of a backend of "attention" or the "MLP" in messages and ``dropped``."""
+    return f"{part} {backend}"
 
 
 def names_of(built: Settings) -> tuple[str, str]:
-    """The paths that a model was built with."""
+    """The backends that a model was built with."""
     resources = built.resources
     return (
         name_of("attention", resources.attention_backend),
@@ -81,7 +81,7 @@ def names_of(built: Settings) -> tuple[str, str]:
 
 
 def suspects(built: Settings, device: torch.device, batch: int) -> list[str]:
-    """The paths of a model that are wrong by themselves, in this process and at the
+    """The backends of a model that are wrong by themselves, in this process and at the
     size of the run."""
     if device.type != "cuda":
         return []
@@ -93,9 +93,9 @@ def suspects(built: Settings, device: torch.device, batch: int) -> list[str]:
     )
     return [
         name
-        for name, trial, path in trials
-        if path not in ("auto", "reference", "torch")
-        and trial(path, built, device, batch).problem
+        for name, trial, backend in trials
+        if backend not in ("auto", "reference", "torch")
+        and trial(backend, built, device, batch).problem
     ]
 
 
@@ -105,8 +105,8 @@ def next_without(
     suspects: Collection[str],
     dropped: Collection[str],
 ) -> frozenset[str] | None:
-    """What to drop after a proof failed with the paths in ``built``: the suspects, or
-    else the MLP's path, then attention's. None if the settings name all that is left.
+    """Backends to drop after a comparison failed with those in ``built``: the suspects,
+    or else the MLP's, then attention's. None if the settings name all that are left.
     """
     of_attention, of_mlp = names_of(built)
     free = []
@@ -125,7 +125,7 @@ def next_without(
 
 
 def arm_of(built: Settings, batch: int) -> str:
-    """What the choices of tiles and algorithms are complete for, as a hash."""
+    """Hash of all that tiles and algorithms of a training step depend on."""
     optim, resources = built.optim, built.resources
     parts = built.to_dict()
     parts_that_decide = {
@@ -149,8 +149,8 @@ def built_with(model: GPT, settings: Settings) -> Settings:
 
 
 def serving(settings: Settings, device: str) -> dict[str, str]:
-    """The paths that serve a model of these settings in training, as a manifest
-    tells them; device: torch's name of its kind."""
+    """The backends that serve a model of these settings in training, as entries of the
+    manifest; device: torch's name of its kind."""
     platform = platform_of(device, settings.resources.compile_model)
     named = settings.resources.mlp_backend
     return {

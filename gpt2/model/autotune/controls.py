@@ -20,8 +20,8 @@ def choose_controls(
     """Settings with other kernels than ``usual``, which names those of the baseline,
     and a line that says which.
 
-    ranks: the right paths of a GPU, the fastest first. Attention and MLP each take the
-    next one; where neither has one, the control runs uncompiled, or else by the
+    ranks: the right backends on a GPU, the fastest first. Attention and MLP each take
+    the next one; where neither has one, the control runs uncompiled, or else by the
     reference. Raises ValueError where nothing can differ.
     """
     resources = usual.resources
@@ -33,9 +33,9 @@ def choose_controls(
         ),
         mlp_backend=_next(resources.mlp_backend, mlp_ranks),
     )
-    if _paths(changed, device) == _paths(usual, device):
+    if _kernels(changed, device) == _kernels(usual, device):
         changed = _plainer(usual, device)
-    before, after = _paths(usual, device), _paths(changed, device)
+    before, after = _kernels(usual, device), _kernels(changed, device)
     differ = [
         f"{part} {after[part]} instead of {before[part]}"
         for part in before
@@ -45,8 +45,8 @@ def choose_controls(
 
 
 def _next(now: str, ranks: Sequence[str]) -> str:
-    """The best other path but the reference, which is slow; unchanged without one."""
-    return next((path for path in ranks if path not in (now, "reference")), now)
+    """The best other one but the reference, which is slow; unchanged without one."""
+    return next((name for name in ranks if name not in (now, "reference")), now)
 
 
 def _on_cpu(usual: Settings, device: torch.device) -> str:
@@ -58,7 +58,7 @@ def _on_cpu(usual: Settings, device: torch.device) -> str:
     return wanted if served == wanted else now
 
 
-def _paths(settings: Settings, device: torch.device) -> dict[str, str]:
+def _kernels(settings: Settings, device: torch.device) -> dict[str, str]:
     """Attention, MLP and compilation of a model with these settings."""
     resources = settings.resources
     platform = platform_of(device.type, resources.compile_model)
@@ -73,7 +73,7 @@ def _plainer(usual: Settings, device: torch.device) -> Settings:
     """The usual kernels uncompiled, or else attention by the plain formulas."""
     if usual.resources.compile_model:
         return usual.replace(compile_model=False)
-    if _paths(usual, device)["attention"] == "reference":
+    if _kernels(usual, device)["attention"] == "reference":
         raise ValueError(
             "CONTROLS=y: no other right kernels than the baseline's serve here; set "
             "CONTROLS=n"

@@ -1,4 +1,4 @@
-"""Trials of paths that compute the same: is one right, and how fast is it?
+"""Trials of backends that compute the same: whether one is right, and how fast it is.
 
 Each is compared with a reference and timed at the size of the run, by the process of
 gpt2/train/tuning.py, so that neither a kernel that a device miscompiles nor one that is
@@ -23,42 +23,42 @@ REPEATS = 10  # on a CPU
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """One path: seconds of forward and backward, or why it was dropped."""
+    """One backend: seconds of forward and backward, or why it was dropped."""
 
-    path: str
+    backend: str
     seconds: float
     problem: str = ""
 
     def __str__(self) -> str:
-        return f"{self.path} " + (self.problem or f"{self.seconds * 1e3:.2f} ms")
+        return f"{self.backend} " + (self.problem or f"{self.seconds * 1e3:.2f} ms")
 
 
 def run_trial(
-    path: str, seconds: Callable[[], float], check: Callable[[], str]
+    backend: str, seconds: Callable[[], float], check: Callable[[], str]
 ) -> Trial:
-    """Time a path, then compare it by ``check``, which says what differs.
+    """Time a backend, then compare it by ``check``, which says what differs.
 
     In this order, so that kernels are tuned for the size of the run.
     """
     try:
         spent = seconds()
-        return Trial(path, spent, check())
+        return Trial(backend, spent, check())
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # whatever a compiler throws: another path will do
+    except Exception as error:  # whatever a compiler raises: another backend will do
         text = str(error).splitlines() or [""]
-        return Trial(path, 0.0, f"failed ({type(error).__name__}: {text[0][:120]})")
+        return Trial(backend, 0.0, f"failed ({type(error).__name__}: {text[0][:120]})")
 
 
 def ranked(trials: Sequence[Trial], otherwise: str) -> list[str]:
-    """The paths without a problem, the fastest first; ``otherwise`` comes last."""
+    """The backends without a problem, the fastest first; ``otherwise`` comes last."""
     right = sorted((t for t in trials if not t.problem), key=lambda t: t.seconds)
-    paths = [trial.path for trial in right]
-    return paths if otherwise in paths else [*paths, otherwise]
+    names = [trial.backend for trial in right]
+    return names if otherwise in names else [*names, otherwise]
 
 
 def report(subject: str, trials: Sequence[Trial]) -> str:
-    """A line for a log: each path with its time or its problem."""
+    """A line for a log: each backend with its time or its problem."""
     return f"{subject}: " + ", ".join(map(str, trials))
 
 
@@ -88,7 +88,7 @@ class Distance:
 
 
 def generic_weights(outputs: Sequence[Tensor]) -> list[Tensor]:
-    """Weights of a linear function of the outputs, none like another."""
+    """Weights of a linear function of the outputs, all different."""
     return [
         torch.linspace(-1.0, 1.3, x.numel(), device=x.device).view_as(x)
         for x in outputs

@@ -1,4 +1,4 @@
-"""gpt2/model/autotune: trials, and the paths of the MLP."""
+"""gpt2/model/autotune: trials, and the backends of the MLP."""
 
 from __future__ import annotations
 
@@ -30,24 +30,24 @@ from tests.gpt2.helpers import tiny_step
 CPU = torch.device("cpu")
 
 
-def test_right_paths_are_ranked_by_time() -> None:
+def test_right_backends_are_ranked_by_time() -> None:
     slow, fast = Trial("flex", 2.0), Trial("triton", 1.0)
     assert ranked([slow, fast], "reference") == ["triton", "flex", "reference"]
     wrong = replace(fast, problem="differs")
     assert ranked([slow, wrong], "reference") == ["flex", "reference"]
     assert ranked([wrong], "reference") == ["reference"]
-    assert ranked([replace(slow, path="torch")], "torch") == ["torch"]
+    assert ranked([replace(slow, backend="torch")], "torch") == ["torch"]
 
 
 @pytest.mark.parametrize("path", mlp.PATHS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_path_of_the_mlp_is_compared_and_timed(path: str, bias: bool) -> None:
+def test_a_backend_of_the_mlp_is_compared_and_timed(path: str, bias: bool) -> None:
     trial = mlp.try_mlp(path, tiny_step(0, bias=bias), CPU, 2)
     assert trial.problem == ""
     assert trial.seconds > 0
 
 
-def test_a_wrong_path_of_the_mlp_is_found_out(monkeypatch) -> None:
+def test_a_wrong_backend_of_the_mlp_is_detected(monkeypatch) -> None:
     def without_bias(
         x: Tensor, into: Tensor, bias: Tensor | None, outof: Tensor, backend: str
     ) -> Tensor:
@@ -60,7 +60,7 @@ def test_a_wrong_path_of_the_mlp_is_found_out(monkeypatch) -> None:
     assert "differs from the reference" in trial.problem
 
 
-def test_a_path_that_cannot_serve_is_said_and_replaced() -> None:
+def test_a_backend_that_cannot_serve_is_named_and_replaced() -> None:
     asked = tiny_step(5, mlp_backend="cublaslt", attention_backend="sdpa")
     chosen, told = choose_backends(asked, CPU, 4)
     assert told == [
@@ -114,7 +114,7 @@ def usual_on_a_gpu(**fields: str | bool) -> Settings:
         (["sdpa", "reference"], ("sdpa", False)),  # nothing else differs: uncompiled
     ],
 )
-def test_a_control_on_a_gpu_takes_the_next_right_path(
+def test_a_control_on_a_gpu_takes_the_next_right_backend(
     ranks: list[str], taken: tuple[str, bool], monkeypatch
 ) -> None:
     monkeypatch.setattr(
@@ -130,7 +130,7 @@ def test_a_control_on_a_gpu_takes_the_next_right_path(
         assert line == "A/A control: model eager instead of compiled"
 
 
-def test_a_control_takes_the_other_path_of_the_mlp_too() -> None:
+def test_a_control_takes_the_other_backend_of_the_mlp_too() -> None:
     usual = usual_on_a_gpu(mlp_backend="cublaslt")
     ranks = ["sdpa", "reference"], ["cublaslt", "torch"]
     changed, line = controls.choose_controls(usual, torch.device("cuda"), *ranks)
@@ -159,7 +159,7 @@ def known(settings: Settings) -> Tuning:
     )
 
 
-def test_a_dropped_path_is_followed_by_the_next() -> None:
+def test_a_dropped_backend_is_followed_by_the_next() -> None:
     settings, cuda = tiny_step(0, mixed_precision="bf16"), torch.device("cuda")
     built, _ = choose_backends(settings, cuda, 4, known(settings))
     assert names_of(built) == ("attention cudnn", "MLP torch")
@@ -173,13 +173,13 @@ def test_a_dropped_path_is_followed_by_the_next() -> None:
     assert next_without(settings, built, [], dropped) is None
 
 
-def test_a_named_path_is_never_dropped() -> None:
+def test_a_named_backend_is_never_dropped() -> None:
     settings = tiny_step(0, mixed_precision="bf16", attention_backend="cudnn")
     built, _ = choose_backends(settings, torch.device("cuda"), 4, known(settings))
     assert next_without(settings, built, ["attention cudnn"], frozenset()) is None
 
 
-def test_paths_that_fail_their_trial_are_suspects() -> None:
+def test_backends_that_fail_their_trial_are_suspects() -> None:
     built = usual_on_a_gpu(mlp_backend="cublaslt")
     absent = torch.device("cuda", 99)  # on which everything fails
     assert suspects(built, absent, 2) == ["attention sdpa", "MLP cublaslt"]
