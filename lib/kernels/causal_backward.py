@@ -70,7 +70,7 @@ def rows_kernel(
     lse_ptr, stat_ptr, threshold_ptr, g_ptr, dm_ptr, column_ptr, factor_ptr, alpha_ptr,
     delta_ptr, dfactor_ptr, dalpha_ptr,
     qb, qh, qt, kb, kh, kt, vb, vh, vt, ob, oh, ot, gb, gh, gt, xb, xh, xt, yb, yh, yt,
-    c, scale, alpha, H, T, W,
+    dalpha_tiles, c, scale, alpha, H, T, W,
     D: tl.constexpr, DV: tl.constexpr, BD: tl.constexpr, BDV: tl.constexpr,
     BAND: tl.constexpr, STAT: tl.constexpr, VALUES: tl.constexpr, MEAN: tl.constexpr,
     KEPT: tl.constexpr, FACTOR: tl.constexpr, LEARNED: tl.constexpr, P: tl.constexpr,
@@ -205,7 +205,7 @@ def rows_kernel(
         store(dk_ptr + b * yb + h * yh, drk * alpha, i, yt, T, D, BD)
         if LEARNED:
             share = tl.sum(tl.sum(drk * rk.to(tl.float32), 1), 0)
-            tl.store(dalpha_ptr + bh * tl.num_programs(1) + tile, share)
+            tl.store(dalpha_ptr + bh * dalpha_tiles + tile, share)
     if FACTOR:
         tl.store(dfactor_ptr + row, dfactor * LN2, mask=i < T)  # raw is in base 2
 

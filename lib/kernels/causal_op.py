@@ -214,22 +214,15 @@ def backward_op(
     o, do, out = (o, do, dv) if x.values else (q, q, q)
     assert do is not None, "an output without its gradient"
     delta = torch.empty_like(lse)
-    # One sum for alpha per tile of rows: adding them up atomically would make the
-    # result depend on the order of programs. As many places as the smallest tile needs.
-    smallest = INTERPRETED.rows
-    parts = q.new_zeros(
-        b, h, triton.cdiv(t, smallest) if alphas is not None else 0, dtype=torch.float32
-    )
+    # One sum for alpha per tile of rows, and zeros where tiles are larger than the
+    # smallest: adding them up atomically would make the result depend on the order of
+    # programs.
+    tiles = triton.cdiv(t, INTERPRETED.rows) if alphas is not None else 0
+    parts = q.new_zeros(b, h, tiles, dtype=torch.float32)
     c = scale * LOG2E
-    used: dict[str, int] = {}
-
-    def rows(meta: dict[str, int]) -> tuple[int, int]:
-        used["tiles"] = triton.cdiv(t, meta["BM"])
-        return b * h, used["tiles"]
-
-    _rows[rows](
+    _rows[lambda meta: (b * h, triton.cdiv(t, meta["BM"]))](
         q, k, v, o, do, dq, dk, lse, stat, threshold, dstat, dmean, columns, factor,
-        alphas, delta, dfactor, parts, *_strides(q, k, v, o, do, dq, dk),
+        alphas, delta, dfactor, parts, *_strides(q, k, v, o, do, dq, dk), tiles,
         c, scale, alpha, h, t, x.reach, MEAN=mean and not kept, KEPT=kept, **flags,
     )  # fmt: skip
     if kept:
@@ -241,8 +234,7 @@ def backward_op(
         c, scale, alpha, h, t, x.reach, MEAN=mean, **flags,
     )  # fmt: skip
     if alphas is not None:
-        whole = parts.view(-1)[: b * h * used["tiles"]].view(b, h, -1)
-        dalpha = whole.sum((0, 2))
+        dalpha = parts.sum((0, 2))
     return slopes, dfactor, dalpha
 
 

@@ -57,8 +57,9 @@ def test_settled_choices_are_the_only_open_ones() -> None:
     assert choices.still_open("old", (1, 2, 3)) == (1, 2, 3)
 
 
+@pytest.mark.parametrize("learned", [False, True])
 def test_all_tiles_of_a_layers_kernels_are_compiled_and_none_is_launched(
-    monkeypatch: pytest.MonkeyPatch,
+    learned: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pytest.importorskip("triton", reason="Triton is not installed")
     from triton.runtime.jit import JITFunction
@@ -82,7 +83,8 @@ def test_all_tiles_of_a_layers_kernels_are_compiled_and_none_is_launched(
         for _ in range(3)
     )
     with ahead.collected():
-        out = attention(q, k, v, scale=0.25)[0]
+        alpha = torch.zeros(2, requires_grad=True) if learned else 0.3
+        out = attention(q, k, v, scale=0.25, window=4, alpha=alpha)[0]
         torch.autograd.grad(out, (q, k, v), torch.zeros_like(out))
     ahead.wait()
     kernels = ("forward_kernel", "rows_kernel", "columns_kernel")
