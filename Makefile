@@ -202,7 +202,7 @@ bench: | setup ## measure speed: a table and bench_results/bench.json
 check: | setup ## check formatting, style, types, and run the fast tests
 	$(PY) scripts/check.py
 format: | setup ## fix formatting and generated text
-	$(PY) scripts/check.py --mend
+	$(PY) scripts/check.py --fix
 install-hooks: | setup ## make git check each commit
 	$(PY) scripts/install_hooks.py install
 remove-hooks: | setup ## remove these hooks

@@ -1,9 +1,9 @@
-"""Run every check of the house, stop at the first fault and say how to mend it.
+"""Run all checks of the project, stop at the first failure and say how to fix it.
 
-`make check` runs all of it, `make format` (`--mend`) mends what can be mended. The
+`make check` runs all of it, `make format` (`--fix`) fixes what can be fixed. The
 pre-commit hook runs `--staged`: the quick checks, on the files of the commit as they
-are staged, whatever the working tree holds.
-Exit status: 0 all well, otherwise that of the check that failed.
+are staged, not as they are in the working tree.
+Exit status: 0 all passed, otherwise that of the check that failed.
 """
 
 import _signal  # before all other imports, see lib/output.py
@@ -65,22 +65,22 @@ def python_files() -> list[str]:
 
 @dataclass(frozen=True)
 class Check:
-    """One check: what it runs, on which files, and how a user mends its findings."""
+    """A check: its command, the files it runs on, and how a user fixes its findings."""
 
     name: str
     command: tuple[str, ...]
-    mend: str
+    fix: str
     suffixes: tuple[str, ...] | None = None
     everything: Callable[[], Sequence[str]] = tuple
     quick: bool = True
     explain: Callable[[str], str] = str
 
     def arguments(self, files: Sequence[str] | None) -> list[str] | None:
-        """The command on `files` (None: on everything); None where none concerns it."""
+        """The command on `files` (None: on everything); None if it applies to none."""
         if files is None or self.suffixes is None:
             return [*self.command, *self.everything()]
-        concerned = [name for name in files if name.endswith(self.suffixes)]
-        return [*self.command, *concerned] if concerned else None
+        found = [name for name in files if name.endswith(self.suffixes)]
+        return [*self.command, *found] if found else None
 
 
 CHECKS = (
@@ -95,43 +95,43 @@ CHECKS = (
     Check(
         "whitespace",
         ("scripts/fix_whitespace_issues.py", "--check"),
-        "make format; what it leaves, by hand as said above",
+        "make format, and the rest by hand",
         ("",),
     ),
     Check("words", ("scripts/check_words.py",), "use another word", ("",)),
     Check(
         "defconfigs",
         ("scripts/check_defconfigs.py",),
-        "as said above; make defconfig-X and savedefconfig NAME=X write X minimally",
+        "make defconfig-X savedefconfig NAME=X writes a minimal defconfigs/X",
     ),
     Check("generated text", ("scripts/generate_docs.py", "--check"), "make format"),
     Check(
         "lint",
         ("-m", "ruff", "check", "--quiet", "--output-format=concise"),
-        "make format; what it leaves, by hand (ruff rule CODE explains a code)",
+        "make format, and the rest by hand (ruff rule CODE explains a code)",
         PYTHON_FILES,
         python_files,
     ),
-    Check("types", ("-m", "mypy"), "as said above", quick=False),
+    Check("types", ("-m", "mypy"), "see above", quick=False),
     Check(
         "fast tests",
         (
             *("-m", "pytest", "-q", "-x", "-n", "3", "--dist", "worksteal"),
             *("-m", "not slow and not gpu"),
         ),
-        "as said above; one alone: python -m pytest PATH::NAME",
+        "see above; one test alone: python -m pytest PATH::NAME",
         quick=False,
     ),
 )
 NAMES = tuple(check.name for check in CHECKS)
 
-# What `make format` runs, in this order: black has the last word on what ruff moved.
-# ruff with all rules: with fewer, comments that excuse the others look useless to it.
-PYTHON_MENDERS = (
+# `make format` runs these in this order, so that black formats what ruff has moved.
+# ruff runs with all rules: with fewer, it would remove `noqa` comments of the others.
+PYTHON_FIXERS = (
     ("-m", "ruff", "check", "--quiet", "--fix-only"),
     ("-m", "black", "--quiet"),
 )
-MENDERS = (
+FIXERS = (
     ("scripts/generate_docs.py",),
     ("scripts/fix_whitespace_issues.py",),
 )
@@ -147,9 +147,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def act(options: argparse.Namespace) -> int:
-    """The exit status of what was asked for; HouseRulesError where git fails."""
-    if options.mend:
-        return mend()
+    """Fix or check as the options say; the exit status. HouseRulesError: git failed."""
+    if options.fix:
+        return fix()
     if options.staged:
         return check_staged()
     checks = [check for check in CHECKS if check.name in (options.only or NAMES)]
@@ -167,7 +167,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="leave out types and tests"
     )
-    parser.add_argument("--mend", action="store_true", help="mend instead of check")
+    parser.add_argument("--fix", action="store_true", help="fix instead of check")
     parser.add_argument(
         "--staged", action="store_true", help="quick checks of what is staged"
     )
@@ -177,10 +177,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def mend() -> int:
-    """Run every mender, also after one that failed; the first failure's status."""
+def fix() -> int:
+    """Run every fixer, also after one that failed; the first failure's status."""
     files = python_files()
-    commands = [*((*command, *files) for command in PYTHON_MENDERS if files), *MENDERS]
+    commands = [*((*command, *files) for command in PYTHON_FIXERS if files), *FIXERS]
     ends = [
         subprocess.run([sys.executable, *arguments], cwd=ROOT, check=False).returncode
         for arguments in commands
@@ -194,21 +194,21 @@ def run_all(checks: Sequence[Check], files: Sequence[str] | None) -> int:
         arguments = check.arguments(files)
         status = 0 if arguments is None else run_one(check, arguments)
         if status:
-            print(f"check: {check.name}: refused. To mend: {check.mend}")
+            print(f"check: {check.name}: failed. To fix: {check.fix}")
             return status
-    print(f"check: {', '.join(check.name for check in checks)}: all well")
+    print(f"check: {', '.join(check.name for check in checks)}: all passed")
     return 0
 
 
 def run_one(check: Check, arguments: Sequence[str]) -> int:
     print(f"check: {check.name} ...", flush=True)
     started = time.monotonic()
-    # Only a check whose output is rewritten is captured: the others are seen live.
+    # Only output that is rewritten is captured, so that the rest appears at once.
     captured = subprocess.PIPE if check.explain is not str else None
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
-        # Two processes of tests share the cores; a user's own choice stands.
+        # The processes of pytest share the cores; the user's own value wins.
         env={"OMP_NUM_THREADS": "1", **os.environ},
         stdout=captured,
         text=True,
@@ -223,7 +223,9 @@ def run_one(check: Check, arguments: Sequence[str]) -> int:
 def check_staged() -> int:
     """Export the index to a temporary folder and run the quick checks there.
 
-    Single-file checks see the staged files; where there are only deletions, all files.
+    pre-commit would stash unstaged changes instead, and so change the files under a
+    matrix that is running. Single-file checks get the staged files; if there are only
+    deletions, all files.
     """
     with tempfile.TemporaryDirectory(prefix="kablate-staged-") as folder:
         git(ROOT, "checkout-index", "--all", f"--prefix={folder}/")

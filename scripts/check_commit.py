@@ -2,7 +2,7 @@
 
 The form is a subject `path: what changed`, an empty line, and a body in prose that
 says why. Trailers, forbidden patterns and banned words come from pyproject.toml,
-[tool.kablate.commit]. Exit status: 0 all well, 1 a message is refused, 2 bad usage.
+[tool.kablate.commit]. Exit status: 0 none refused, 1 a message is refused, 2 bad usage.
 """
 
 import _signal  # before all other imports, see lib/output.py
@@ -185,7 +185,7 @@ def check(message: Message, rules: CommitRules) -> list[Violation]:
         return sorted(findings)
     if FIXUP.fullmatch(message.subject):
         if message.shared:
-            said = "fold this commit into the one it mends: git rebase --autosquash"
+            said = "fold this commit into the one it fixes: git rebase --autosquash"
             findings.append(Violation(message.source, message.lines[0][0], said))
         return sorted(findings)
     findings += subject_findings(message)

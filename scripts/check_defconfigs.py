@@ -1,6 +1,6 @@
 """Load every preset strictly: is it minimal, explained, and will it fit its GPU?
 
-Every fault of every preset is named with file and line. Exit status: 0 all well, 1
+Every fault of every preset is named with file and line. Exit status: 0 all passed, 1
 some are not.
 """
 

@@ -1,10 +1,10 @@
-"""Find and mend whitespace faults in text files, and badly spaced defconfig lines.
+"""Find and fix whitespace faults in text files, and badly spaced defconfig lines.
 
-Works on bytes: what is binary or not UTF-8 is left untouched and named. Mended are
-trailing blanks, CRLF line ends, tabs in languages that want none, and a missing or
-extra newline at the end. Named but never mended, since that would change what a
+Binary files and those not in UTF-8 are left untouched and named. Fixed are
+trailing blanks, CRLF line ends, tabs in languages without them, and a missing or
+extra newline at the end. Named but never fixed, since that would change what a
 program or a configuration means: blanks and tabs inside string literals, and
-`CONFIG_X = y`. Exit status: 0 clean or mended, 1 something is left, 2 bad usage.
+`CONFIG_X = y`. Exit status: 0 clean or fixed, 1 something is left, 2 bad usage.
 """
 
 import _signal  # before all other imports, see lib/output.py
@@ -53,16 +53,16 @@ ASSIGNMENT = re.compile(rb"([ \t]*)(CONFIG_\w+)([ \t]*)=([ \t]*)(.*)")
 
 @dataclass
 class Examined:
-    """What one file looks like and what it would look like mended."""
+    """Faults of one file, and its bytes once they are fixed."""
 
-    mended: bytes
-    mendable: list[Violation] = field(default_factory=list)
+    fixed: bytes
+    fixable: list[Violation] = field(default_factory=list)
     by_hand: list[Violation] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Strings:
-    """Line numbers of a Python file where white space belongs to a string."""
+    """Line numbers of a Python file where whitespace belongs to a string."""
 
     ends_inside: frozenset[int] = frozenset()
     touched: frozenset[int] = frozenset()
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if left and options.check:
-        print(f"{left} whitespace faults; mend: scripts/fix_whitespace_issues.py")
+        print(f"{left} whitespace faults; to fix: scripts/fix_whitespace_issues.py")
     return 1 if left else 0
 
 
@@ -106,7 +106,7 @@ def chosen(given: Sequence[Path]) -> list[Path]:
 
 
 def treat(path: Path, check: bool) -> int:
-    """Report one file and mend it unless `check`; the number of faults left in it."""
+    """Report one file and fix it unless `check`; the number of faults left in it."""
     name = shown(path)
     if path.is_symlink():
         print(f"{name}: left untouched: a symbolic link", file=sys.stderr)
@@ -118,12 +118,12 @@ def treat(path: Path, check: bool) -> int:
         return 0
     result = examine(name, path, data)
     if check:
-        findings = sorted(result.mendable + result.by_hand)
+        findings = sorted(result.fixable + result.by_hand)
     else:
         findings = sorted(result.by_hand)
-        if result.mended != data:
-            write_keeping_mode(path, result.mended)
-            print(f"{name}: mended")
+        if result.fixed != data:
+            write_keeping_mode(path, result.fixed)
+            print(f"{name}: fixed")
     for finding in findings:
         print(finding)
     return len(findings)
@@ -141,7 +141,7 @@ def why_untouched(data: bytes) -> str | None:
 
 
 def examine(name: str, path: Path, data: bytes) -> Examined:
-    """Findings and the mended bytes of a UTF-8 file."""
+    """Findings and the fixed bytes of a UTF-8 file."""
     found = Examined(data)
     lines = unix_lines(name, data, found)
     doubtful = path.suffix in (".py", ".pyi") and any(map(has_blanks, lines))
@@ -150,7 +150,7 @@ def examine(name: str, path: Path, data: bytes) -> Examined:
     except (tokenize.TokenError, SyntaxError) as error:
         said = error.args[0]
         found.by_hand.append(Violation(name, error_line(error), f"not Python: {said}"))
-        found.mendable.clear()
+        found.fixable.clear()
         return found
     if path.suffix not in BLANKS_ARE_CONTENT:
         lines = strip_blanks(name, lines, strings, found)
@@ -158,7 +158,7 @@ def examine(name: str, path: Path, data: bytes) -> Examined:
         lines = expand_tabs(name, path, lines, strings, found)
     if is_configuration(path):
         found.by_hand += badly_spaced(name, lines)
-    found.mended = end_once(name, lines, found)
+    found.fixed = end_once(name, lines, found)
     return found
 
 
@@ -172,7 +172,7 @@ def unix_lines(name: str, data: bytes, found: Examined) -> list[bytes]:
     crlf = [n for n, line in enumerate(lines, 1) if line.endswith(b"\r")]
     if crlf:
         count = f" ({len(crlf)} lines)" if len(crlf) > 1 else ""
-        found.mendable.append(Violation(name, crlf[0], f"CRLF line end{count}"))
+        found.fixable.append(Violation(name, crlf[0], f"CRLF line end{count}"))
     return [line.rstrip(b"\r") if line.endswith(b"\r") else line for line in lines]
 
 
@@ -187,7 +187,7 @@ def strip_blanks(
             found.by_hand.append(Violation(name, number, message))
             bare = line
         elif bare != line:
-            found.mendable.append(Violation(name, number, "trailing blank"))
+            found.fixable.append(Violation(name, number, "trailing blank"))
         stripped.append(bare)
     return stripped
 
@@ -202,7 +202,7 @@ def expand_tabs(
             message = r"tab on a line with a string; write it as \t or as blanks"
             found.by_hand.append(Violation(name, number, message))
         elif b"\t" in line:
-            found.mendable.append(Violation(name, number, "tab"))
+            found.fixable.append(Violation(name, number, "tab"))
             line = line.decode().expandtabs(width).encode()
         expanded.append(line)
     return expanded
@@ -214,9 +214,9 @@ def end_once(name: str, lines: list[bytes], found: Examined) -> bytes:
     while last and not lines[last - 1]:
         last -= 1
     if lines[-1]:
-        found.mendable.append(Violation(name, len(lines), "no newline at the end"))
+        found.fixable.append(Violation(name, len(lines), "no newline at the end"))
     elif last < len(lines) - 1:
-        found.mendable.append(Violation(name, last + 1, "extra blank line at the end"))
+        found.fixable.append(Violation(name, last + 1, "extra blank line at the end"))
     return b"".join(line + b"\n" for line in lines[:last])
 
 
@@ -237,7 +237,7 @@ def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Violation]:
 
 
 def python_strings(lines: Sequence[bytes]) -> Strings:
-    """Where strings of a Python file lie; docstrings may be mended, so do not count.
+    """Where strings of a Python file lie; docstrings may be fixed, so do not count.
 
     tokenize.TokenError or SyntaxError where the text is not Python.
     """

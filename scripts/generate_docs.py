@@ -109,7 +109,7 @@ def bring_up(block: Block, check: bool) -> list[Violation]:
         return []
     if check:
         line = first + 1 + common(present, wanted)
-        said = "not what gpt2/plan/steps.py says; mend: scripts/generate_docs.py"
+        said = "not what gpt2/plan/steps.py says; to fix: scripts/generate_docs.py"
         return [Violation(block.path, line, said)]
     atomic_write_text(path, "\n".join([*lines[:first], *wanted, *lines[last:]]))
     print(f"{block.path}: written")

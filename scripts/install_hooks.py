@@ -1,8 +1,8 @@
-"""Install or remove the git hooks that run the house checks (`make install-hooks`).
+"""Install or remove the git hooks that check each commit (`make install-hooks`).
 
-Plain shell hooks: pre-commit checks what is staged, commit-msg the message. A hook
-that somebody else put there is never overwritten nor removed. Exit status: 0 done,
-1 refused.
+The hooks are in scripts/hooks, and core.hooksPath of this repository points there.
+Hooks of somebody else are refused, since git would no longer run them. Exit status: 0
+done, 1 refused.
 """
 
 import _signal  # before all other imports, see lib/output.py
@@ -26,22 +26,8 @@ from pathlib import Path
 from lib.house_rules import HouseRulesError, git
 
 ROOT = Path(__file__).resolve().parents[1]
-MARK = "# kablate: written by make install-hooks, removed by make remove-hooks"
-HOOK = """#!/bin/sh
-{mark}
-cd "$(git rev-parse --show-toplevel)" || exit 1
-if [ ! -f scripts/{script} ]; then
-    echo "{hook}: no scripts/{script} in this checkout, nothing checked" >&2
-    exit 0
-fi
-python=.venv/bin/python
-[ -x "$python" ] || python='{python}'
-exec "$python" scripts/{script} {arguments}
-"""
-HOOKS = {
-    "commit-msg": ("check_commit.py", '"$1"'),
-    "pre-commit": ("check.py", "--staged"),
-}
+HOOKS = "scripts/hooks"  # from the top of each worktree
+SETTING = ("config", "--local", "core.hooksPath")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -49,37 +35,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("action", choices=("install", "remove"))
     action = parser.parse_args(arguments).action
     try:
-        folder = hooks_folder()
-        if action == "install":
+        is_installed = hooks_folder() == ROOT / HOOKS
+        if action == "install" and not is_installed:
             require_own_repository()
-            install(folder)
-        else:
-            remove(folder)
+            require_no_other_hooks()
+            git(ROOT, *SETTING, HOOKS)
+        elif action == "remove" and is_installed:
+            git(ROOT, "config", "--local", "--unset", "core.hooksPath")
     except (HouseRulesError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    print(f"{action}: git takes its hooks from {hooks_folder()}")
     return 0
 
 
 def hooks_folder() -> Path:
-    """The folder git takes this repository's hooks from.
-
-    HouseRulesError where core.hooksPath points outside of the repository: hooks there
-    would run in other repositories too.
-    """
-    folder = (ROOT / git(ROOT, "rev-parse", "--git-path", "hooks").strip()).resolve()
-    common = ROOT / git(ROOT, "rev-parse", "--git-common-dir").strip()
-    if not any(folder.is_relative_to(home.resolve()) for home in (ROOT, common)):
-        raise HouseRulesError(
-            f"core.hooksPath is {folder}, outside of this repository; unset it here "
-            "with: git config --local core.hooksPath .git/hooks"
-        )
-    return folder
+    """The folder git takes the hooks of this worktree from."""
+    return ROOT / git(ROOT, "rev-parse", "--git-path", "hooks").strip()
 
 
 def require_own_repository() -> None:
-    """HouseRulesError where the project is a folder of another repository: hooks
-    there see all commits of that, and look for our scripts at its top."""
+    """HouseRulesError where the project is a folder of another repository: its hooks
+    see all commits of that repository."""
     top = Path(git(ROOT, "rev-parse", "--show-toplevel").rstrip("\n")).resolve()
     if top != ROOT:
         raise HouseRulesError(
@@ -88,40 +65,22 @@ def require_own_repository() -> None:
         )
 
 
-def install(folder: Path) -> None:
-    """Write both hooks, or none where one would overwrite a foreign hook."""
-    for hook in HOOKS:
-        if is_foreign(folder / hook):
-            raise HouseRulesError(
-                f"{folder / hook} is not ours; move it away, or call "
-                f"scripts/{HOOKS[hook][0]} {HOOKS[hook][1]} from it"
-            )
-    folder.mkdir(parents=True, exist_ok=True)
-    for hook, (script, passed) in HOOKS.items():
-        path = folder / hook
-        python = sys.executable.replace("'", "'\\''")
-        text = HOOK.format(
-            mark=MARK, hook=hook, script=script, arguments=passed, python=python
+def require_no_other_hooks() -> None:
+    """HouseRulesError where git runs hooks already, which it would stop running."""
+    folder = hooks_folder()
+    is_shared = folder.resolve() != (ROOT / default_folder()).resolve()
+    others = [path for path in folder.glob("*") if path.suffix != ".sample"]
+    if is_shared or others:
+        which = ", ".join(path.name for path in sorted(others)) or "nothing yet"
+        raise HouseRulesError(
+            f"git already takes hooks from {folder} ({which}): nothing was installed. "
+            f"Move them away (git config --unset core.hooksPath), or call the scripts "
+            f"in {HOOKS} from them"
         )
-        path.unlink(missing_ok=True)  # a link would lead elsewhere
-        path.write_text(text, encoding="utf-8")
-        path.chmod(0o755)
-        print(f"installed {path}")
 
 
-def remove(folder: Path) -> None:
-    for hook in HOOKS:
-        path = folder / hook
-        if is_foreign(path):
-            print(f"kept {path}: not ours")
-        elif path.exists():
-            path.unlink()
-            print(f"removed {path}")
-
-
-def is_foreign(path: Path) -> bool:
-    present = path.exists() or path.is_symlink()
-    return present and MARK not in path.read_text(encoding="utf-8", errors="replace")
+def default_folder() -> Path:
+    return Path(git(ROOT, "rev-parse", "--git-common-dir").strip(), "hooks")
 
 
 if __name__ == "__main__":

@@ -86,7 +86,7 @@ def append(tree: Path, name: str, text: str) -> int:
 def refused(done: CompletedProcess[str], stage: str, words: str) -> None:
     said = done.stdout + done.stderr
     assert done.returncode != 0, said
-    assert f"check: {stage}: refused. To mend: " in said
+    assert f"check: {stage}: failed. To fix: " in said
     assert words in said
 
 
@@ -237,7 +237,7 @@ def test_stops_at_the_first_fault_and_make_hands_its_status_on(few: Path) -> Non
     assert "F401" not in done.stdout
 
 
-def test_make_format_mends_what_can_be_mended(few: Path) -> None:
+def test_make_format_fixes_what_can_be_fixed(few: Path) -> None:
     readme = (few / "README.md").read_text()
     stale = readme.replace("| 5 | ", "| 5 | not ", 1)
     write(few, "README.md", stale + "blank \r\n")
@@ -249,8 +249,8 @@ def test_make_format_mends_what_can_be_mended(few: Path) -> None:
     done = check(few, *[f"--only={name}" for name in stages])
     assert done.returncode == 0, done.stdout + done.stderr
     assert (few / "README.md").read_text() == readme + "blank\n"
-    mended = '"""New."""\n\nimport os\nimport sys\n\nprint(sys, os)\n'
-    assert (few / "lib/new.py").read_text() == mended
+    fixed = '"""New."""\n\nimport os\nimport sys\n\nprint(sys, os)\n'
+    assert (few / "lib/new.py").read_text() == fixed
 
 
 NOT_MENDED = """\
@@ -280,13 +280,13 @@ def test_make_format_leaves_excused_lines_and_what_runs_wrote(few: Path) -> None
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_make_format_has_nothing_to_mend_in_this_tree() -> None:
+def test_make_format_has_nothing_to_fix_in_this_tree() -> None:
     python_files = [name for name in project_files() if name.endswith(".py")]
     done = python(ROOT, "-m", "ruff", "check", "--fix-only", "--diff", *python_files)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
 
 
-def test_make_format_says_what_it_cannot_mend_and_fails(few: Path) -> None:
+def test_make_format_says_what_it_cannot_fix_and_fails(few: Path) -> None:
     write(few, "defconfigs/new", "# New.\nCONFIG_X = y\n")
     write(few, "README.md", (few / "README.md").read_text() + "blank \n")
     git(few, "add", "--all")

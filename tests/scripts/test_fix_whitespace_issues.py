@@ -21,8 +21,8 @@ def fix(tree: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return python(tree, TOOL, *arguments)
 
 
-# (file, planted content, line named, words of the finding, content once mended)
-MENDABLE = {
+# (file, planted content, line named, words of the finding, content once fixed)
+FIXABLE = {
     "trailing blank": ("a.md", b"one\ntwo \t\n", 2, "trailing blank", b"one\ntwo\n"),
     "CRLF": ("a.md", b"one\ntwo\r\nthree\r\n", 2, "CRLF", b"one\ntwo\nthree\n"),
     "no newline": ("a.txt", b"one\ntwo", 2, "no newline", b"one\ntwo\n"),
@@ -104,7 +104,7 @@ class Treated:
 
 # Name and content of every case's file.
 CASES: dict[str, tuple[str, bytes]] = {
-    **{case: planted[:2] for case, planted in MENDABLE.items()},
+    **{case: planted[:2] for case, planted in FIXABLE.items()},
     **CLEAN,
     **{case: planted[:2] for case, planted in BY_HAND.items()},
 }
@@ -149,15 +149,15 @@ def test_check_refuses_and_writes_nothing(treated: Treated) -> None:
 
 def test_second_run_changes_nothing(treated: Treated) -> None:
     assert treated.after_again == treated.after_fix
-    assert "mended" not in treated.again.stdout
+    assert "fixed" not in treated.again.stdout
 
 
-@pytest.mark.parametrize("case", MENDABLE)
-def test_fault_is_named_then_mended(treated: Treated, case: str) -> None:
-    _, _, line, words, mended = MENDABLE[case]
+@pytest.mark.parametrize("case", FIXABLE)
+def test_fault_is_named_then_fixed(treated: Treated, case: str) -> None:
+    _, _, line, words, fixed = FIXABLE[case]
     said = findings(treated.checked.stdout, case)
     assert any(text.startswith(f"{line}: ") and words in text for text in said), said
-    assert treated.after_fix[place(case)] == mended
+    assert treated.after_fix[place(case)] == fixed
     assert findings(treated.again.stdout, case) == []
 
 
@@ -179,11 +179,11 @@ def test_what_carries_meaning_is_named_and_kept(treated: Treated, case: str) -> 
     assert treated.after_fix[place(case)] == content
 
 
-def test_all_mended_is_success(tree: Path) -> None:
+def test_all_fixed_is_success(tree: Path) -> None:
     path = write(tree, "a.md", b"one \r\n")
     git(tree, "add", "a.md")
     done = fix(tree)
-    assert (done.returncode, done.stdout) == (0, "a.md: mended\n")
+    assert (done.returncode, done.stdout) == (0, "a.md: fixed\n")
     assert path.read_bytes() == b"one\n"
     done = fix(tree, "--check")
     assert (done.returncode, done.stdout) == (0, "")

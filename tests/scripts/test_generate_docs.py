@@ -30,7 +30,7 @@ def test_every_step_is_told_with_its_partner(tree: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_stale_line_is_named_and_mended_once(tree: Path, name: str) -> None:
+def test_stale_line_is_named_and_fixed_once(tree: Path, name: str) -> None:
     current = (tree / name).read_text()
     lines = current.split("\n")
     planted = next(n for n, line in enumerate(lines) if STEPS[5].title in line)
