@@ -1,8 +1,9 @@
-"""How long a matrix takes and how much it needs, from a few real steps of each cell.
+"""Estimate time, memory and disk of a matrix from a few real updates of each cell.
 
-A probe is the trainer itself on a cut-down job, as many at a time as later run, so
-that they crowd each other as the real ones will. Torch-free. gpt2/report/estimates.py
-tells how far it was off.
+A probe is the trainer itself on a shortened job, as many at a time as later run, so
+that they slow each other down as the real ones will.
+
+Torch-free. gpt2/report/estimates.py compares estimates with the actual costs.
 """
 
 from __future__ import annotations
@@ -72,7 +73,7 @@ def probe(
 
 
 def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
-    """What a probe of ``job`` cost, and what the whole job will.
+    """Measured costs of a probe of ``job``, and the estimate for the whole job.
 
     Seconds: start-up and import, each update, each evaluation, each checkpoint.
     """
@@ -104,7 +105,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
 
 
 def _whole(job: Job, step: float, evaluation: float, save: float) -> float:
-    """Seconds in the loop of the whole job, without start-up."""
+    """Seconds of the whole job in the training loop, without start-up."""
     s = job.settings
     n = s.optim.max_iters
     if s.optim.time_budget:
@@ -115,7 +116,7 @@ def _whole(job: Job, step: float, evaluation: float, save: float) -> float:
 
 
 def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
-    """What torch held of the GPU at most, and what there was; {} on a CPU."""
+    """Peak memory that torch reserved, and that of the GPU; {} on a CPU."""
     reserved = result.get("reserved_memory_bytes")
     if reserved is None:
         return {}
@@ -125,7 +126,7 @@ def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
 
 
 def _disk(job: Job, run_dir: Path) -> dict[str, int]:
-    """Bytes of a checkpoint, and of all that stays of a finished run."""
+    """Bytes of a checkpoint, and of a finished run."""
     sizes = {
         path.relative_to(run_dir): path.stat().st_size
         for path in run_dir.rglob("*")
@@ -138,7 +139,7 @@ def _disk(job: Job, run_dir: Path) -> dict[str, int]:
 
 
 def hash_of(job: Job) -> str:
-    """Of all that decides how long it takes, on what it runs included."""
+    """Identity of all settings that affect time and memory, resources included."""
     settings = job.settings.replace(steps=(), seeds=(), output_dir="", data_dir="")
     return identity(settings.to_dict())
 
@@ -184,7 +185,7 @@ def read(output_dir: Path) -> dict[str, Any]:
 
 
 def makespan(seconds: Iterable[float], slots: int) -> float:
-    """When the last of these ends, dealt out over the slots longest first."""
+    """When the last of these ends, distributed over the slots, longest first."""
     ends = [0.0] * slots
     for length in sorted(seconds, reverse=True):
         heapq.heapreplace(ends, ends[0] + length)
@@ -192,7 +193,7 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
 
 
 def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
-    """The record of this very job's cell, if it was probed."""
+    """The record of the job's cell with these settings, if it was probed."""
     for record in read(output_dir).get("cells", []):
         if record.get("hash") == hash_of(job) and record.get("seconds") is not None:
             return dict(record)
@@ -203,8 +204,8 @@ def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
 
 
 def disk_needed(output_dir: Path, missing: Iterable[Job], slots: int) -> int:
-    """Bytes that the missing runs will take, so many of them at a time: as probed,
-    else the least they can."""
+    """Bytes that the missing runs will need, with ``slots`` at a time: as probed, else
+    a lower bound."""
     stays, passes = 0, []
     for job in missing:
         kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints

@@ -1,7 +1,7 @@
-"""Several jobs on one GPU, as far as the memory that their probes took allows.
+"""Several jobs on one GPU, as far as its memory allows by what their probes took.
 
-Torch-free. What a job takes is what torch's allocator held at most in its probe and
-what driver and libraries take for each process.
+Torch-free. A job needs the peak of torch's allocator in its probe and what driver and
+libraries take per process.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ Records = Sequence[Mapping[str, Any] | None]
 def share(
     tasks: Sequence[Task], jobs: Sequence[Job], root: Path, options: Options, view: View
 ) -> tuple[list[Task], Options]:
-    """Tasks with the memory they take, options with the memory there is.
+    """Tasks with the memory that they need, options with the memory available.
 
-    With JOBS_PER_GPU=0 a task that was not measured shares its GPU with nobody.
+    With JOBS_PER_GPU=0 a task that was not measured gets a GPU of its own.
     """
     if not jobs or not are_shared(options.slots):
         return list(tasks), options
@@ -45,12 +45,12 @@ def share(
             f"`{matrix_command('estimate')}` measures it, JOBS_PER_GPU=N does without"
         )
     pairs = zip(tasks, needs, strict=True)
-    told = [replace(t, memory=unknown if n is None else n) for t, n in pairs]
-    return told, replace(options, memory=available(records))
+    sized = [replace(t, memory=unknown if n is None else n) for t, n in pairs]
+    return sized, replace(options, memory=available(records))
 
 
 def taken(record: Mapping[str, Any] | None) -> float | None:
-    """Bytes that a job of this probe takes of its GPU; None: not measured."""
+    """Bytes of GPU memory that a job of this probe takes; None: not measured."""
     held = record.get("gpu_reserved_bytes") if record else None
     return None if held is None else float(held + CONTEXT)
 
@@ -62,7 +62,7 @@ def available(records: Records) -> float:
 
 
 def at_once(records: Records, slots: Sequence[Mapping[str, str]]) -> int:
-    """How many of the probed jobs run at a time for sure, given their memory."""
+    """How many of the probed jobs certainly run at a time, by their memory."""
     largest = max((n for r in records if (n := taken(r)) is not None), default=None)
     if largest is None:
         return len(slots)

@@ -36,7 +36,7 @@ _ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
 
 
 class MatrixError(ValueError):
-    """The matrix cannot be run as asked; the message says why and the ways out."""
+    """The matrix cannot be run as asked; the message says why and what to do."""
 
 
 # ---- the folder -----------------------------------------------------------------
@@ -83,7 +83,7 @@ def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
 
 
 def _unfinished(output_dir: Path) -> Path:
-    """A new name beside a results folder, for the time in which it is made."""
+    """A temporary name beside a results folder, while it is being created."""
     return output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
 
 
@@ -106,8 +106,8 @@ def refuse_foreign(output_dir: Path) -> None:
 def require_usable(output_dir: Path) -> None:
     """Raise MatrixError where open_folder or the runner's lock would fail.
 
-    Nothing is created: writing is tried by a temporary file without a name, in the
-    folder or the nearest one above it that exists.
+    Creates nothing: writing is tested with an unnamed temporary file in the folder, or
+    in the nearest parent that exists.
     """
     try:
         refuse_foreign(output_dir)
@@ -125,7 +125,7 @@ def require_usable(output_dir: Path) -> None:
 
 
 def _is_empty(folder: Path) -> bool:
-    """But for what a killed writer of MATRIX_FILE left, or a new file system."""
+    """Whether it is empty, or holds only leftovers of a killed writer or lost+found."""
     return all(
         path.match(f".{MATRIX_FILE}.*.tmp") or path.name == "lost+found"
         for path in folder.iterdir()
@@ -133,7 +133,7 @@ def _is_empty(folder: Path) -> bool:
 
 
 def matrix_lock(output_dir: Path) -> Path:
-    """The lock that a runner holds."""
+    """The lock file of the runner."""
     return output_dir / MATRIX_LOCK
 
 
@@ -161,7 +161,7 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _clear(root: Path) -> None:
-    """Take away what an earlier runner was asked, and what one that was killed left."""
+    """Remove an old request to stop, and probe folders of a runner that was killed."""
     (root / STOP_FILE).unlink(missing_ok=True)
     for mark in root.glob(f"{PROBES}*/{PROBE_MARK}"):
         if not (mark.is_symlink() or mark.parent.is_symlink()):
@@ -170,9 +170,9 @@ def _clear(root: Path) -> None:
 
 @contextmanager
 def scratch(root: Path) -> Iterator[Path]:
-    """A folder where probes run: on the disk of the results, and gone afterwards. They
-    choose kernels as the runs do, and the runs take what they found. A folder that a
-    killed runner left is known by a mark in it."""
+    """A temporary folder for probes on the disk of the results. Kernels that probes
+    choose are kept for the runs. A marker file identifies folders that a killed runner
+    left."""
     with tempfile.TemporaryDirectory(prefix=PROBES, dir=root) as name:
         folder = Path(name)
         (folder / PROBE_MARK).touch()
@@ -185,9 +185,9 @@ def scratch(root: Path) -> Iterator[Path]:
 
 
 def read_matrix_file(output_dir: Path) -> dict[str, Any]:
-    """matrix.json; where somebody has removed it, what can be told without it.
+    """Content of matrix.json; if it was removed, what the runs and config.py tell.
 
-    Raises MatrixError if nothing was run, or, with the way out, if it is damaged.
+    Raises MatrixError if nothing was run, or if it is damaged, with what to do.
     """
     path = output_dir / MATRIX_FILE
     try:
@@ -214,13 +214,12 @@ def _lists_jobs(found: Any) -> bool:
 
 
 def begun_in(output_dir: Path) -> list[Path]:
-    """The job.json of each run that was begun there, known to matrix.json or not."""
+    """The job.json of each run that was begun, listed in matrix.json or not."""
     return sorted(output_dir.glob(f"*/seed*/{run_files.JOB_FILE}"))
 
 
 def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
-    """What matrix.json would say of the runs that were begun, from their own files
-    and the configuration beside them.
+    """The content of matrix.json, rebuilt from the runs' own files and config.py.
 
     Raises MatrixError if that configuration cannot be read.
     """
@@ -241,7 +240,7 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
 
 
 def _way_out(output_dir: Path) -> str:
-    """Of a damaged matrix.json, what the user can do."""
+    """What the user can do about a damaged matrix.json."""
     if not begun_in(output_dir):
         return (
             f"No run was begun there: move {output_dir} away and type "
@@ -258,7 +257,7 @@ def _way_out(output_dir: Path) -> str:
 
 
 def render_matrix_file(plan: Plan, kept: Sequence[Mapping[str, Any]] = ()) -> str:
-    """The text of matrix.json: planned jobs, then those kept from before."""
+    """The text of matrix.json: planned jobs, then earlier ones that are kept."""
     record = {
         "schema": run_files.SCHEMA,
         "updated": run_files.now(),
@@ -274,8 +273,8 @@ def render_matrix_file(plan: Plan, kept: Sequence[Mapping[str, Any]] = ()) -> st
 
 
 def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
-    """Jobs of matrix.json that were begun and are not planned now: a run with
-    STEPS=5 does not make the other steps' results disappear."""
+    """Jobs of matrix.json that were begun and are not planned now: a call with
+    STEPS=5 keeps the results of the other steps."""
     planned = {job.run_dir for job in jobs}
     return [
         old
@@ -292,7 +291,7 @@ def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
 
 
 def update(plan: Plan, copies: Mapping[str, str]) -> None:
-    """Bring the folder's own files up to the plan, which check() has let pass."""
+    """Write the folder's own files for a plan that check() has accepted."""
     root = plan.output_dir
     text = render_matrix_file(plan, kept_jobs(root, plan.jobs))
     for name, content in {**copies, MATRIX_FILE: text}.items():
@@ -300,7 +299,7 @@ def update(plan: Plan, copies: Mapping[str, str]) -> None:
 
 
 def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
-    """Move the jobs' run directories away, so that they start anew; (run, new place).
+    """Move the jobs' run directories away, so that they start again; (run, new place).
 
     Nothing is deleted or overwritten. Raises LockHeld, and moves none, if one is
     running; lib.files.Linked if they would be moved behind a link.
@@ -325,7 +324,7 @@ def _set_aside(output_dir: Path, run: str) -> Path:
 
 
 def missing(output_dir: Path, jobs: Iterable[Job]) -> list[Job]:
-    """Those of the jobs that are not done, as their folders have it now."""
+    """The jobs that are not done, by the present state of their folders."""
     return [job for job in jobs if not _is_done(output_dir / job.run_dir)]
 
 
@@ -335,12 +334,12 @@ def _is_done(run_dir: Path) -> bool:
     return False
 
 
-# ---- who is at work -------------------------------------------------------------
+# ---- stopping -------------------------------------------------------------------
 
 
 def ask_to_stop(output_dir: Path) -> str:
-    """Ask the runner of this folder, wherever it runs, to end gracefully; what to
-    tell the user."""
+    """Ask the runner of this folder, on any machine, to stop gracefully; a message
+    for the user."""
     path = matrix_lock(output_dir)
     if not run_files.is_locked(path):
         return f"no runner is at work in {output_dir}"

@@ -1,4 +1,4 @@
-"""The certificates as the first stage of a run: what was proven, what must not run.
+"""Certificates as the first stage of a run: verify the cells, report failures.
 
 Torch-free: scripts/verify.py does the work in a process of its own.
 """
@@ -26,7 +26,7 @@ GRACE = 1.0  # seconds to end in, once they are
 
 
 class Stopped(RuntimeError):
-    """Somebody asked to stop while the steps were being proven."""
+    """The runner was asked to stop while the steps were being verified."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Proofs:
 
     @property
     def word(self) -> str:
-        """What a run that may go ahead notes in its manifest."""
+        """What the manifest of a run records about verification."""
         return SKIPPED if self.table is None else PASSED
 
 

@@ -1,7 +1,8 @@
-"""The end of a process that has imported torch.
+"""Exit without tearing down modules, for processes that have imported torch.
 
-An interpreter that ends takes its modules apart one by one, which for torch's takes
-it a second of CPU and more after a training. The kernel frees all at once.
+At exit the interpreter destroys its modules one by one, which takes 0.3 s of CPU time
+once torch is imported and more than a second after a training. The kernel frees the
+memory at once.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ from lib.output import exit_code
 
 
 def run_to_end(main: Callable[[], int]) -> NoReturn:
-    """Exit with what main returns once all else that is to be done at exit is done.
+    """Run main and exit with its result, after all threads and exit handlers.
 
-    Call it before torch is imported: what is registered first comes last. An
-    exception out of main ends the interpreter as ever.
+    Call it before torch is imported: handlers run in the reverse order of their
+    registration. After an exception in main the interpreter exits as usual.
     """
     codes: list[int] = []
     atexit.register(_end, codes)

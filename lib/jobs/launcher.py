@@ -1,7 +1,7 @@
-"""torchrun that ends as its ranks did: python lib/jobs/launcher.py N SCRIPT [WORDS...]
+"""torchrun with the exit code of its ranks: lib/jobs/launcher.py N SCRIPT [WORDS...]
 
-torchrun itself ends with code 1 whatever happened, so that a rank killed for want
-of memory looks like any crash.
+torchrun itself exits with 1 whatever happened, so that a rank that ran out of memory
+would look like any crash.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED
 
-# What a rank ends with that lost a peer, or that torchrun asked to end after one.
+# Exit codes of a rank that lost a peer, or that torchrun stopped after one.
 CONSEQUENCES = (EXIT_FAILED, -signal.SIGTERM, EXIT_INTERRUPTED)
 SOON = 10  # seconds; torchrun kills those that do not end 30 s after the first
 
@@ -57,14 +57,14 @@ def main(words: list[str]) -> int:
 
 
 def cause(failures: Sequence[Failure]) -> int:
-    """Which of the ranks' exit codes tells why they all ended."""
+    """The exit code of the rank that caused all of them to end."""
     first = min(failures, key=lambda one: one.timestamp)
     soon = [f.exitcode for f in failures if f.timestamp < first.timestamp + SOON]
     return min((c for c in soon if c not in CONSEQUENCES), default=first.exitcode)
 
 
 def end(code: int) -> int:
-    """An exit code to end with; of a signal we die ourselves."""
+    """The exit code to use; a signal is sent to this process itself."""
     if code >= 0:
         return code
     if -code != signal.SIGKILL:

@@ -1,4 +1,4 @@
-"""The view of a running matrix: a live table on a terminal, plain lines elsewhere."""
+"""Display of a running matrix: a live table on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def make_view() -> PlainView | LiveView:
 
 
 class PlainView:
-    """One line for each start and end, for a new evaluation (the newest, of several
-    since the last look), and about every ten seconds."""
+    """Prints a line for each start, end and new evaluation (the newest of several),
+    and about every ten seconds."""
 
     def __init__(self, out: TextIO, every: float = 10.0) -> None:
         self.out, self.every = out, every
@@ -70,7 +70,7 @@ class PlainView:
 
 
 class LiveView:
-    """A table of what runs, redrawn in place; what ends scrolls by above it."""
+    """Redraws a table of the running tasks; messages scroll by above it."""
 
     def __init__(self, out: TextIO) -> None:
         from rich.console import Console
@@ -111,10 +111,10 @@ class LiveView:
 
 
 def live_table(board: Scheduler, width: int) -> Group:
-    """A line that sums up the matrix, and a rich table of what runs.
+    """A summary line and a table of the running tasks.
 
-    width: of the terminal, in characters. A long name is folded, and columns that have
-    no room beside the names are left out.
+    width: of the terminal, in characters. Long names are folded, and columns without
+    room beside the names are left out.
     """
     from rich.console import Group
     from rich.progress_bar import ProgressBar
@@ -173,7 +173,7 @@ def summary(board: Scheduler) -> str:
 
 
 def progress_line(cell: TaskState) -> str:
-    """How far one running task is, on one line."""
+    """Progress of one running task, on one line."""
     assert cell.attempt is not None
     p = cell.attempt.progress
     if cell.stage == WAITING:
@@ -186,15 +186,15 @@ def progress_line(cell: TaskState) -> str:
 
 
 def start_line(cell: TaskState) -> str:
-    """What is said when a task starts."""
+    """The message when a task starts."""
     assert cell.attempt is not None
     attempt, step = cell.attempt.number, cell.attempt.progress.step
-    again = f" (attempt {attempt}, had come to step {step})" if attempt > 1 else ""
+    again = f" (attempt {attempt}, continues after step {step})" if attempt > 1 else ""
     return f"{cell.task.name}: {cell.attempt.begun}{again}"
 
 
 def end_lines(cell: TaskState, retried: bool) -> list[str]:
-    """What is said when a task ends; for a failure, the last lines of its log."""
+    """The messages when a task ends; of a failure with the end of its log."""
     outcome = cell.outcome
     assert outcome is not None
     name = cell.task.name

@@ -1,4 +1,4 @@
-"""One attempt on whatever machine it was sent to: lib/jobs/process.py, by JSON.
+"""Run one attempt (lib/jobs/process.py) on the machine that Ray chose, by JSON.
 
     python lib/jobs/ray_worker.py PARENT_PID < order.json > outcome.json
 
@@ -34,14 +34,14 @@ POLL = 0.05  # seconds
 def render_order(
     task: Task, slot: Mapping[str, str], patience: Patience, token: Path
 ) -> str:
-    """What an attendant reads. token: a file that the sender has just written, to
-    find out whether both see the same disk."""
+    """The input of this script. token: a file that the sender has just written, to
+    check that both see the same disk."""
     order = {"task": asdict(task), "slot": dict(slot), "patience": asdict(patience)}
     return json.dumps({**order, "token": str(token)}, default=str)
 
 
 def read_outcome(text: str) -> Outcome:
-    """The Outcome that an attendant wrote; ValueError if that is none."""
+    """The Outcome in the output of this script; ValueError if it is not one."""
     found = json.loads(text)
     if found["pace"] is not None:
         found["pace"] = Pace(**found["pace"])
@@ -61,7 +61,7 @@ def main() -> int:
 
 
 def carry_out(order: Mapping[str, Any], parent: int, asked: list[int]) -> Outcome:
-    """The attempt from its start to its end. asked: grows with each SIGTERM."""
+    """Run the attempt to its end. asked: has one item for each SIGTERM so far."""
     task = _task(order["task"])
     if not Path(order["token"]).exists():
         return Outcome(status="failed", failure="crash", message=_not_shared(task))

@@ -1,9 +1,8 @@
 """Run directories: atomic files, append-only records, locks, status.
 
-A run directory is the only truth about a run. So every file in it is either
-replaced as a whole (written beside its target, flushed to disk, renamed) or only
-ever appended to, one JSON record a line, and a reader accepts that a killed writer
-may have left its last line torn.
+A run directory is the only record of a run. So every file in it is either replaced as
+a whole (written beside its target, flushed to disk, renamed) or append-only, one JSON
+record per line. Readers accept an incomplete last line, left by a killed writer.
 """
 
 from __future__ import annotations
@@ -60,23 +59,23 @@ _NEW_STATUS: dict[str, Any] = {
     "started": None,
     "updated": None,
     "result": None,
-    "alarms": [],  # what was odd about the losses so far: step, alarm, message
+    "alarms": [],  # suspicious losses so far: step, alarm, message
 }
 
 
 class DiskFull(OSError):
-    """No space (or quota) left; the file that was being replaced is untouched."""
+    """No space (or quota) left; the file that was to be replaced is unchanged."""
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
 class DamagedFile(ValueError):
-    """A file that is not what this project writes; the message names the place."""
+    """A file that kablate did not write like this; the message says where."""
 
 
 class LockHeld(RuntimeError):
-    """Somebody else holds the lock; host, pid and since say who (None: unknown)."""
+    """Another process holds the lock: host, pid and since (None: unknown)."""
 
     def __init__(
         self, path: Path, host: str | None, pid: int | None, since: str | None
@@ -87,7 +86,7 @@ class LockHeld(RuntimeError):
 
 
 def now() -> str:
-    """The present time in UTC, ISO 8601, to the second."""
+    """The current time in UTC, ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
@@ -97,12 +96,11 @@ def now() -> str:
 def atomic_write_bytes(
     path: str | Path, data: bytes, *, make_folder: bool = True
 ) -> None:
-    """Replace the file at once: a reader sees the old content or the new, whole.
+    """Replace a file in one step: readers see the old content or the new.
 
-    A link of that name is replaced, and the file that it led to is left as it is.
-    make_folder: make the folders above it where they are missing. Raises DiskFull
-    when there is no space; the old file then still stands and nothing is left beside
-    it.
+    A link of that name is replaced, and its target left unchanged. make_folder: create
+    missing parent folders. Raises DiskFull when there is no space; the old file is
+    then unchanged and nothing is left beside it.
     """
     path = Path(path)
     with _disk_full_is_clear(path):
@@ -130,13 +128,13 @@ def atomic_write_text(path: str | Path, text: str, *, make_folder: bool = True) 
 def atomic_write_json(
     path: str | Path, value: object, *, make_folder: bool = True
 ) -> None:
-    """As atomic_write_bytes; ValueError on NaN or infinity, which JSON has not."""
+    """As atomic_write_bytes; ValueError for NaN or infinity, which JSON lacks."""
     text = json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False)
     atomic_write_text(path, text + "\n", make_folder=make_folder)
 
 
 def remove_leftovers(directory: str | Path) -> None:
-    """Delete half-written files of killed writers; hold the run's lock for this."""
+    """Delete half-written files of killed writers; requires the run's lock."""
     for path in Path(directory).glob(".*.tmp"):
         if HALF_WRITTEN.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -155,7 +153,7 @@ def fsync_directory(path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file; DamagedFile, naming the place, if it is none."""
+    """The value in a JSON file; DamagedFile, with the place, if it is not JSON."""
     path = Path(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
@@ -172,7 +170,7 @@ def _disk_full_is_clear(path: Path) -> Iterator[None]:
             if str(error.filename).endswith(".tmp"):  # a name that users do not know
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
-        text = f"no space left while writing {path}; what was there is untouched"
+        text = f"no space left while writing {path}; its old content is unchanged"
         raise DiskFull(
             error.errno, f"{text}. Free some space and start again"
         ) from None
@@ -187,8 +185,8 @@ def append_jsonl(
     """Append one record as one line. NaN and infinity become null.
 
     target: a path, or a file open for appending (text or binary, flushed here).
-    sync: also wait until the line is on disk. With a path, a torn last line left by
-    a killed writer is cut off first, and DiskFull leaves no half record behind.
+    sync: also wait until the line is on disk. With a path, an incomplete last line of
+    a killed writer is removed first, and DiskFull leaves no partial record.
     """
     line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
     if isinstance(target, str | Path):
@@ -203,9 +201,9 @@ def append_jsonl(
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
-    """All whole records; no file means none. A torn last line is left out.
+    """All complete records; none without a file. An incomplete last line is ignored.
 
-    Raises DamagedFile, with its line number, for a bad line anywhere else.
+    Raises DamagedFile, with the line number, for a bad line anywhere else.
     """
     records = []
     for number, (_, record) in enumerate(lines := _read_lines(Path(path)), 1):
@@ -217,9 +215,9 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
 
 
 def drop_bad_lines(path: str | Path) -> list[str]:
-    """Take out what read_jsonl refuses, atomically; each line with its number.
+    """Remove the lines that read_jsonl refuses, atomically; these with their numbers.
 
-    The records before and after it stay, byte for byte.
+    The other records stay, byte for byte.
     """
     lines = _read_lines(Path(path))
     bad = [
@@ -234,7 +232,7 @@ def drop_bad_lines(path: str | Path) -> list[str]:
 
 
 def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
-    """The lines of a file with the record in each; None: there is none in it."""
+    """The lines of a file, each with its record (None: not a record)."""
     try:
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows was never whole
     except FileNotFoundError:
@@ -251,9 +249,9 @@ def _record_in(line: bytes) -> dict[str, Any] | None:
 
 
 def truncate_metrics(path: str | Path, step: int) -> int:
-    """Drop the records after optimizer step `step`, atomically; how many went.
+    """Remove the records after update `step`, atomically; how many were removed.
 
-    A resumed run writes those steps again. Records without a step stay.
+    A resumed run writes them again. Records without a step stay.
     """
     path = Path(path)
     if not path.exists():
@@ -267,7 +265,7 @@ def truncate_metrics(path: str | Path, step: int) -> int:
 
 
 def finite(value: Any) -> Any:
-    """The same value with NaN and infinities, which JSON has not, as None."""
+    """The same value with None for NaN and infinities, which JSON lacks."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):
@@ -292,7 +290,7 @@ def _append_line(path: Path, line: bytes, sync: bool) -> None:
 
 
 def _end_of_whole_lines(file: Any) -> int:
-    """Cut off what follows the last newline; the length that is left, in bytes."""
+    """Remove what follows the last newline; the remaining length in bytes."""
     end = file.seek(0, os.SEEK_END)
     if end == 0:
         return 0
@@ -310,9 +308,9 @@ def _end_of_whole_lines(file: Any) -> int:
 
 @contextmanager
 def lock(path: str | Path, timeout: float = 1.0) -> Iterator[None]:
-    """Hold an exclusive lock on the file; the kernel frees it if we die.
+    """Hold an exclusive lock on the file; the kernel releases it if we die.
 
-    timeout: seconds to wait (the default outlasts a mere look by is_locked).
+    timeout: seconds to wait (the default is longer than a check by is_locked).
     Raises LockHeld, which names the holder as recorded beside the lock.
     """
     from filelock import FileLock, Timeout
@@ -337,8 +335,8 @@ def lock(path: str | Path, timeout: float = 1.0) -> Iterator[None]:
 def is_locked(path: str | Path) -> bool:
     """Whether a living process holds the lock at this moment.
 
-    A shared lock is tried on a file open for reading: whoever looks sees no other who
-    looks, and somebody else's folder, or one that cannot be written, can be looked at.
+    Checked by a shared lock on a file open for reading, so that readers do not block
+    each other, and a folder that is read-only or of another user can be checked.
     """
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # it may be a stranger's pipe
@@ -354,7 +352,7 @@ def is_locked(path: str | Path) -> bool:
 
 
 def lock_held(path: str | Path) -> LockHeld:
-    """The error that says who holds this lock, as far as is written down."""
+    """The error that names the holder of this lock, as far as recorded."""
     path = Path(path)
     try:
         holder = read_json(holder_file(path))
@@ -364,7 +362,7 @@ def lock_held(path: str | Path) -> LockHeld:
 
 
 def holder_file(path: str | Path) -> Path:
-    """Where the holder of a lock writes its name."""
+    """The file in which the holder of a lock identifies itself."""
     return Path(f"{path}.holder.json")
 
 
@@ -395,8 +393,8 @@ def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
     """Change fields of status.json, atomically; the whole new status.
 
     Fields not named keep their value; `updated` is set here. Raises ValueError for
-    an unknown field, status or failure class, and FileNotFoundError where there is no
-    run directory: one that was removed is not to come back with this file alone.
+    an unknown field, status or failure class, and FileNotFoundError without a run
+    directory: one that was removed must not come back with only this file in it.
     """
     unknown = changes.keys() - _NEW_STATUS.keys()
     if unknown:
@@ -411,11 +409,11 @@ def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
 
 
 def effective_status(run_dir: str | Path) -> str:
-    """The status as it is, not as it was left: "running" without a living holder
-    of the run's lock is "interrupted".
+    """The actual status: "running" becomes "interrupted" if no living process holds
+    the run's lock.
 
-    A run that is being started has no lock yet, but a living runner. A run that ended
-    between the look at its status and the look at its lock is looked at again.
+    A run that is starting has no lock yet, but a living runner. The status is read
+    again where the run may have ended between reading it and checking the lock.
     """
     seen: dict[str, Any] = {}
     while (status := read_status(run_dir)) != seen:

@@ -1,4 +1,4 @@
-"""What the files of a run say while it runs: its log, and how far it is."""
+"""Log and progress of a run, read from its files while it runs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def rotate_log(run_dir: Path) -> None:
-    """Keep the log of the attempt before: train.log becomes train.N.log, N counting
-    up, so that train.1.log is the first attempt's."""
+    """Keep the log of the previous attempt: train.log becomes train.N.log, where
+    train.1.log is the first attempt's."""
     current = run_dir / run_files.LOG_FILE
     if not os.path.lexists(current):  # a link is put by as well, not written through
         return
@@ -32,8 +32,8 @@ def rotate_log(run_dir: Path) -> None:
 
 
 def log_tail(path: Path, lines: int = 15) -> tuple[str, ...]:
-    """The last lines of a log, as a terminal would have left them: of a progress
-    bar its last state, no escape sequences, no control characters."""
+    """The last lines of a log as a terminal shows them: only the last state of a
+    progress bar, no escape sequences or control characters."""
     text = _last_bytes(path, 65536).decode("utf-8", errors="replace")
     shown = []
     for line in _ANSI.sub("", text).split("\n"):
@@ -57,9 +57,9 @@ class Pace:
 
 
 class RunProgress:
-    """What a run's own files say about how far it is; read() looks for news.
+    """Progress of a run by its own files; read() takes in new records.
 
-    Times are measured from outside and over this attempt alone.
+    Times are measured from outside and for this attempt only.
     budget: seconds of training after which the run ends, instead of steps.
     """
 
@@ -71,7 +71,7 @@ class RunProgress:
         self.val_loss: float | None = None
         self.val_step: int | None = None
         self.tokens_per_s: float | None = None
-        self.gpu = ""  # what its GPUs did a moment ago; empty: nobody watches one
+        self.gpu = ""  # latest figures of its GPUs; empty: none is monitored
         self._phase, self._phase_of, self._ready = "", 0, 0.0
         self._alarms: dict[str, bool] = {}  # text -> whether it was taken
         self._path = run_dir / run_files.METRICS_FILE
@@ -83,7 +83,7 @@ class RunProgress:
         self.take_alarms()
 
     def take_alarms(self) -> list[str]:
-        """Alarms of this attempt that read() found since the last call, each once."""
+        """New alarms of this attempt since the last call, each once."""
         fresh = [text for text, taken in self._alarms.items() if not taken]
         self._alarms.update(dict.fromkeys(fresh, True))
         return fresh
@@ -94,7 +94,7 @@ class RunProgress:
 
     @property
     def own_steps(self) -> int:
-        """Steps made since this object was there."""
+        """Steps made since this object was created."""
         return max(0, self.step - self._from)
 
     @property
@@ -119,7 +119,7 @@ class RunProgress:
         return max(0.0, (self.max_steps - self.step) * pace.per_step - since)
 
     def read(self) -> None:
-        """Take in the records that were appended since the last call."""
+        """Read the records appended since the last call."""
         before = self.step
         self.gpu = gpu_line(self._path.with_name(run_files.GPU_FILE))
         for record in self._new_records():
@@ -166,8 +166,8 @@ class RunProgress:
 
 
 def gpu_line(path: Path) -> str:
-    """ "97% 31.2 GiB 410 W 61 °C" of the newest record that gpu_monitor wrote: GPUs
-    together, but the mean of how busy they are and the hottest one."""
+    """ "97% 31.2 GiB 410 W 61 °C" from the newest record of gpu.jsonl: memory and power
+    summed over the GPUs, mean utilisation, highest temperature."""
     for line in reversed(_last_bytes(path, 65536).splitlines()):
         record = _record(line)
         gpus = record.get("gpus") if record else None

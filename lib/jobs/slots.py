@@ -1,7 +1,7 @@
-"""Slots: where a task may run, as the environment that keeps it there.
+"""Slots: where a task may run, given by environment variables.
 
-Set before the task's process imports torch, so it can see nothing else. Found
-without torch, which would take the GPUs for itself.
+They are set before the task's process imports torch, so that it sees no other GPU. GPUs
+are found without torch, which would reserve memory on them.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
-# Names of a set of GPUs, as ROCm and CUDA read them; ROCm reads the last one too.
-GPUS = "KABLATE_GPUS"  # what is set aside for a task; it compares what torch sees
+GPUS = "KABLATE_GPUS"  # reserved for a task, which compares them with what torch sees
 _NAME = re.compile(r"[0-9]+|(GPU|MIG)-[\w/-]+")
+# How CUDA and ROCm restrict the visible GPUs; ROCm reads both.
 VISIBLE = {"rocm": "HIP_VISIBLE_DEVICES", "cuda": "CUDA_VISIBLE_DEVICES"}
 
 
@@ -29,9 +29,9 @@ class Gpus:
 
 
 def find_gpus(environ: Mapping[str, str], root: Path = ROOT) -> Gpus | None:
-    """The GPUs that we may use; None if there are none.
+    """The GPUs that may be used; None if there are none.
 
-    What the environment restricts stays restricted. root: of /proc and /sys.
+    Restrictions in the environment apply. root: of /proc and /sys.
     """
     amd = _amd(root)
     nvidia = _nvidia(root)
@@ -46,7 +46,7 @@ def find_gpus(environ: Mapping[str, str], root: Path = ROOT) -> Gpus | None:
 
 
 def _nvidia(root: Path) -> int:
-    """How many the driver shows; where it shows none itself, its own tool is asked."""
+    """Number of GPUs that the driver shows in /proc, else that nvidia-smi lists."""
     found = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
     if found or root != ROOT or not shutil.which("nvidia-smi"):
         return found
@@ -60,7 +60,7 @@ def _nvidia(root: Path) -> int:
 
 
 def _amd(root: Path) -> int:
-    """Cards of AMD that the compute driver serves."""
+    """Number of AMD GPUs that the compute driver serves."""
     found = 0
     for path in (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
         try:
@@ -72,7 +72,7 @@ def _amd(root: Path) -> int:
 
 
 def gpu_names(wanted: str) -> tuple[str, ...]:
-    """Those of the list "0,2"; ValueError for what can be no such list anywhere."""
+    """The names in a list such as "0,2"; ValueError if it is malformed."""
     if not wanted.strip():
         return ()
     names = tuple(word.strip() for word in wanted.split(","))
@@ -85,7 +85,7 @@ def gpu_names(wanted: str) -> tuple[str, ...]:
 
 
 def choose_gpus(gpus: Gpus, wanted: str) -> Gpus:
-    """Those of the list "0,2" (empty: all); ValueError if one is not there."""
+    """The GPUs of a list such as "0,2" (empty: all); ValueError for a missing one."""
     names = gpu_names(wanted)
     missing = [name for name in names if name not in gpus.names]
     if missing:
@@ -109,7 +109,7 @@ def gpu_sets(gpus: Gpus, per_task: int) -> list[dict[str, str]]:
 
 
 def place_of(slot: Mapping[str, str]) -> str:
-    """Its GPUs; slots of equal places share them. "" without any."""
+    """The GPUs of a slot; slots with the same ones share them. "" without any."""
     return slot.get(GPUS, "")
 
 
@@ -154,7 +154,7 @@ def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
 
 
 def promised(environ: Mapping[str, str]) -> dict[str, str]:
-    """What a run is to find of the GPUs that the environment leaves it."""
+    """The variable that tells a run which GPUs the environment leaves it."""
     listed = [environ[name] for name in VISIBLE.values() if environ.get(name)]
     return {GPUS: listed[0]} if listed else {}
 
@@ -167,6 +167,6 @@ def no_gpu() -> dict[str, str]:
 def share_cores(
     slots: Sequence[Mapping[str, str]], cores: int, processes: int
 ) -> list[dict[str, str]]:
-    """The slots with an even share of the cores for each of their processes."""
+    """The slots, each process with an equal share of the cores."""
     threads = max(1, cores // (len(slots) * processes))
     return [{**slot, "OMP_NUM_THREADS": str(threads)} for slot in slots]

@@ -1,4 +1,4 @@
-"""Where the tasks of a scheduler stand, and how long all of them will take."""
+"""State of each task of a scheduler, and the time left for all of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from lib.jobs.run_log import Pace, RunProgress
 
 
 class Running(Protocol):
-    """An attempt under way. begun: the word for what was done to get it going."""
+    """A running attempt. begun: how messages say that it was started."""
 
     begun: str
     number: int
@@ -29,10 +29,10 @@ class Running(Protocol):
 
 @dataclass(kw_only=True)
 class TaskState:
-    """A task and where it stands in this call.
+    """State of a task in this call of the runner.
 
-    state: queued, running, or at the end skipped (was done), done, failed,
-    interrupted (may go on later), locked (somebody else holds it).
+    state: queued, running, or at the end skipped (was done before), done, failed,
+    interrupted (can be resumed), locked (held by another process).
     """
 
     task: Task
@@ -58,7 +58,7 @@ class TaskState:
 
     @property
     def pace(self) -> Pace | None:
-        """Of the present attempt, or of the one that has ended; None: not seen."""
+        """Pace of the current attempt, or of the last one; None: not known."""
         if self.attempt is not None:
             return self.attempt.progress.pace
         return self.outcome.pace if self.outcome is not None else None
@@ -70,8 +70,8 @@ class TaskState:
 def seconds_left(
     cells: Sequence[TaskState], queue: Sequence[TaskState], slots: int
 ) -> float | None:
-    """Until all cells have ended, None while unknown: the queue dealt out over the
-    slots, each task at the start-up time and the pace seen so far."""
+    """Seconds until all cells have ended, None while unknown: the queue distributed
+    over the slots, each task with the mean start-up time and pace so far."""
     seen = _seen(cells)
     if seen is None:
         return None
@@ -86,7 +86,7 @@ def seconds_left(
 
 def _seen(cells: Sequence[TaskState]) -> tuple[float, float] | None:
     """(seconds of start-up, seconds per unit of cost), means over this call; the
-    latter is of no meaning where all tasks have a time of their own."""
+    latter is not used where all tasks have a time budget."""
     starts, seconds, cost = [], 0.0, 0.0
     for cell in cells:
         pace = cell.pace
