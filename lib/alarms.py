@@ -1,8 +1,8 @@
-"""Sanity alarms on a training while it runs: cheap, once each, never fatal.
+"""Sanity alarms during training: cheap, raised once each, never fatal.
 
-They look for what a table of final losses hides: a leak of the future, a model that
-does not learn, a run that falls apart, an initialisation that is not one, gradients
-that do not lower the loss, and two experiments that are the same one.
+They detect what a table of final losses hides: a leak of future tokens, a model that
+does not learn, divergence, a wrong initialisation, gradients that do not lower the
+loss, and two experiments that are identical.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ SAME_POINTS = 3  # evaluations that must agree before two curves are called one
 
 @dataclass(frozen=True, slots=True)
 class Alarm:
-    """What was seen, at which optimizer update, in words for the user."""
+    """A finding, the optimizer update at which it was made, and its message."""
 
     kind: str
     step: int
@@ -30,7 +30,7 @@ class Alarm:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """When to raise an alarm; losses in nats a token unless said otherwise."""
+    """Thresholds of the alarms; losses in nats per token unless stated otherwise."""
 
     first_tolerance: float = 0.1  # share of ln(vocabulary)
     # No model of this size compresses text so well: byte models of GPT-2's size reach
@@ -52,10 +52,10 @@ class Limits:
 
 @dataclass(slots=True)
 class LossWatch:
-    """Watches one run. Give it each record of training and each evaluation.
+    """Alarms of one run. Pass it each training record and each evaluation.
 
-    vocab_size: number of tokens a uniform guess would choose from.
-    bytes_per_token: of the validation text; None: no bits a byte are known.
+    vocab_size: number of tokens that a uniform guess chooses from.
+    bytes_per_token: of the validation text; None: bits per byte are not known.
     """
 
     vocab_size: int
@@ -72,8 +72,8 @@ class LossWatch:
     def train(
         self, step: int, loss: float, grad_norm: float | None = None
     ) -> list[Alarm]:
-        """Alarms at the training loss of update number ``step``, a mean since the last
-        record, and at the norm of its gradient before the clip; mostly none."""
+        """Alarms for the training loss at update ``step``, a mean since the last
+        record, and for its gradient norm before clipping; usually none."""
         if not math.isfinite(loss):
             return self._once(DIVERGING, step, f"the loss is {loss}")
         alarms = self._first_loss(step, loss) if step <= 1 else []
@@ -89,7 +89,7 @@ class LossWatch:
         return alarms + self._flat(step) + self._diverging(step, mean)
 
     def evaluation(self, step: int, val_loss: float) -> list[Alarm]:
-        """Alarms at a validation loss: too good to be true?"""
+        """Alarms for a validation loss: is it too low to be true?"""
         if not math.isfinite(val_loss):
             return self._once(DIVERGING, step, f"the validation loss is {val_loss}")
         if step == 0:
@@ -126,7 +126,7 @@ class LossWatch:
         return self._once(FIRST, step, f"{text} = {uniform:.3f} of a uniform guess")
 
     def _worse_than_guess(self, step: int, loss: float, what: str) -> list[Alarm]:
-        """A training that fell apart before there was a lowest loss to compare with."""
+        """Divergence before there is a lowest loss to compare with."""
         uniform = math.log(self.vocab_size)
         if step <= 1 or loss <= max(uniform, self._first or 0.0) + self.limits.rise:
             return []
@@ -134,7 +134,7 @@ class LossWatch:
         return self._once(DIVERGING, step, f"{text} of a uniform guess")
 
     def _growing(self, step: int, loss: float, norm: float) -> list[Alarm]:
-        """Gradients that grow for long while the loss comes down by next to nothing."""
+        """Gradients that keep growing while the loss hardly falls."""
         limits, recent = self.limits, self._norms
         recent.append((step, loss, norm))
         while len(recent) > 2 and recent[1][0] <= step - limits.norm_span:
@@ -182,10 +182,10 @@ Curve = Sequence[tuple[int, float]]
 
 
 def are_identical(a: Curve, b: Curve, points: int = SAME_POINTS) -> bool:
-    """Whether two curves of (step, loss) agree in every digit where both have values.
+    """Whether two curves of (step, loss) are equal wherever both have values.
 
-    What both have before the first update says nothing of training and does not count;
-    at least ``points`` others must be shared.
+    Values before the first update do not count; at least ``points`` others must be
+    shared.
     """
     mine, theirs = dict(a), dict(b)
     shared = [step for step in mine.keys() & theirs.keys() if step > 0]
@@ -193,7 +193,7 @@ def are_identical(a: Curve, b: Curve, points: int = SAME_POINTS) -> bool:
 
 
 def identical_curves(curves: Mapping[str, Curve]) -> list[tuple[str, str]]:
-    """Each pair of names with the same curve. Give it runs that ought to differ."""
+    """Each pair of names with the same curve, for runs that should differ."""
     return [
         (one, two)
         for one, two in combinations(curves, 2)

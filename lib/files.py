@@ -1,12 +1,12 @@
-"""Links and deletion: nothing is written or deleted elsewhere than its name says.
+"""Safe writing and deletion where symbolic links may lead elsewhere.
 
 A results folder may come from a stranger, and a link in it may lead anywhere. So:
 
-    a file that is written replaces a link of its name (lib/jobs/run_files.py renames it
-    to there), and the file that the link led to keeps its content; a file that is
-    appended to, or a folder that is written into, is refused as a link; a folder is
-    deleted if it is a real one and holds nothing but plain files with names that this
-    project gives; otherwise nothing of it is.
+    a written file replaces a link of its name (lib/jobs/run_files.py renames it into
+    place), and the target of the link is unchanged; links are refused for files that
+    are appended to and folders that are written into; a folder is deleted only if it is
+    not a link and holds only plain files with names that this project uses, otherwise
+    nothing in it is deleted.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HALF_WRITTEN = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")  # names of hidden_name()
 
 
 class Linked(ValueError):
-    """A symbolic link where a real file or folder has to be; with the way out."""
+    """A symbolic link where a real file or folder is required; says what to do."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(
@@ -34,12 +34,12 @@ class Linked(ValueError):
 
 
 def hidden_name(path: Path) -> Path:
-    """A new name beside a path, for what is half written or about to go."""
+    """A temporary name beside a path, for files being written or deleted."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
 def refuse_link(path: Path) -> Path:
-    """The path as it is given; raises Linked if a link is there."""
+    """The same path; raises Linked if it is a link."""
     if path.is_symlink():
         raise Linked(path)
     return path
@@ -70,16 +70,16 @@ def links_to(root: Path, name: Path) -> Iterator[Path]:
 
 
 def own_folder(path: Path) -> Path:
-    """The folder, made if it is missing (its parent has to be there).
+    """The folder, created if it is missing (its parent must exist).
 
-    Raises Linked for a link, OSError if it cannot be made.
+    Raises Linked for a link, OSError if it cannot be created.
     """
     refuse_link(path).mkdir(exist_ok=True)
     return path
 
 
 def open_to_append(path: str | Path) -> IO[bytes]:
-    """A file open for reading and appending, unbuffered; made if it is missing.
+    """A file open for reading and appending, unbuffered; created if missing.
 
     Raises Linked for a link, OSError if it cannot be opened.
     """
@@ -93,9 +93,9 @@ def open_to_append(path: str | Path) -> IO[bytes]:
 
 
 def strangers(folder: Path, ours: re.Pattern[str]) -> list[str]:
-    """What a folder holds besides plain files with paths in it (as "a/b") like ours.
+    """Entries of a folder other than plain files whose relative path matches ``ours``.
 
-    A link is a stranger too, and so is the folder itself if it is one.
+    Links count as strangers, the folder itself included.
     """
     if folder.is_symlink() or not folder.is_dir():
         return [folder.name]
@@ -107,10 +107,10 @@ def strangers(folder: Path, ours: re.Pattern[str]) -> list[str]:
 
 
 def remove_folder(folder: Path, ours: re.Pattern[str]) -> list[str]:
-    """Delete a folder that holds files of ours alone; it goes by one rename.
+    """Delete a folder that holds only files of ours; it disappears by one rename.
 
-    Returns strangers(); if there are any, nothing is touched. What cannot be deleted
-    stays under a hidden name, and so does a file that was put there meanwhile.
+    Returns strangers(); if there are any, nothing is changed. What cannot be deleted,
+    or was added meanwhile, stays under a hidden name.
     """
     found = strangers(folder, ours)
     if not found:
@@ -125,7 +125,7 @@ def remove_folder(folder: Path, ours: re.Pattern[str]) -> list[str]:
 
 
 def _entries(folder: Path) -> Iterator[tuple[Path, str]]:
-    """Files and links below a folder, with their paths in it; links lead nowhere."""
+    """Files and links below a folder, with relative paths; links are not followed."""
     for base, folders, files in os.walk(folder):
         for name in [*files, *(n for n in folders if Path(base, n).is_symlink())]:
             path = Path(base, name)

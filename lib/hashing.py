@@ -1,4 +1,4 @@
-"""What is the same: one spelling for a value, a hash of it, and how two differ."""
+"""Canonical JSON of a value, its hash, and differences between two values."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers for people: short, with a unit, "–" where there is none."""
+"""Numbers for readers: short, with a unit, "–" for a missing value."""
 
 from __future__ import annotations
 

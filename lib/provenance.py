@@ -1,4 +1,4 @@
-"""Where a number came from: code, versions, machine, environment, date."""
+"""Provenance of a result: code, versions, machine, environment, date."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ ENVIRONMENT = (
 
 
 def collect(root: str | Path, environ: Mapping[str, str] | None = None) -> dict:
-    """All of it as plain data, ready for a manifest.
+    """Provenance as plain data for a manifest.
 
     root: the project's own folder, whose git state is recorded.
     environ: default os.environ; only the names in ENVIRONMENT are kept.
@@ -77,8 +77,8 @@ def collect(root: str | Path, environ: Mapping[str, str] | None = None) -> dict:
 def git_state(root: str | Path) -> dict[str, Any]:
     """{"sha", "dirty", "diff_sha256", "diff", "untracked", "note"} of a work tree.
 
-    sha is None, and note says why, without git or where root is no work tree of its
-    own (an unpacked archive inside somebody's repository, say). Changes and untracked
+    sha is None, and note says why, without git or where root is not a work tree of its
+    own (such as an unpacked archive inside another repository). Changes and untracked
     files count where they are in CODE. The diff is against HEAD; its text is cut at
     DIFF_LIMIT characters, its sum is of the whole.
     """

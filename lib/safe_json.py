@@ -1,8 +1,8 @@
-"""Files and values written by somebody else, read as data only.
+"""Files and values from unknown sources, read as data only.
 
-Results may be copied, half finished, damaged, or a stranger's. So: plain files of
-a bounded size only, nothing is executed, and a value that is not what it should be
-is None instead of an exception somewhere in a report.
+Results may be copied, incomplete, damaged, or from a stranger. So only plain files of a
+bounded size are read, nothing is executed, and a value of the wrong kind is None
+instead of an exception somewhere in a report.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Unusable(ValueError):
 
 
 def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
-    """The JSON value of a plain file of at most limit bytes; Unusable if it is none."""
+    """The JSON value of a plain file of at most limit bytes; raises Unusable."""
     data = read_plain(Path(path), limit)
     try:
         return json.loads(data)
@@ -35,9 +35,9 @@ def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
 
 
 def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
-    """The JSON objects of a file with one a line, and the numbers of bad lines.
+    """The JSON objects of a file with one per line, and the numbers of bad lines.
 
-    A torn last line is no fault: a killed writer leaves one. Raises Unusable.
+    An incomplete last line, left by a killed writer, is ignored. Raises Unusable.
     """
     lines = read_plain(Path(path), MAX_RECORDS_BYTES).split(b"\n")
     records, bad = [], []
@@ -56,7 +56,7 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
 
 
 def read_plain(path: Path, limit: int) -> bytes:
-    """The bytes of a plain file of at most limit bytes; Unusable if it is none."""
+    """The bytes of a plain file of at most limit bytes; raises Unusable."""
     try:
         info = path.lstat()
         if not stat.S_ISREG(info.st_mode):
@@ -84,9 +84,9 @@ def as_dict(value: object) -> dict[str, Any]:
 
 
 def number(value: object) -> float | int | None:
-    """A finite number, or None for anything else (a bool is none).
+    """A finite number, or None for anything else, a bool included.
 
-    None too for what no run can have measured, and whose sums and squares overflow.
+    None also for numbers so large that their sums and squares overflow.
     """
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None

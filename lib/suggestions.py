@@ -1,13 +1,13 @@
-"""What an unknown name may be a misspelling of, for every message that refuses one."""
+"""Suggestions of known names, for messages that refuse an unknown one."""
 
 from collections.abc import Iterable
 from difflib import get_close_matches
 
 
 def hint(name: str, known: Iterable[str], prefix: str = "") -> str:
-    """``"; nearest: A, B"``, each after ``prefix``, to go on in a message; or ``""``.
+    """``"; nearest: A, B"``, each with ``prefix``, to append to a message; or ``""``.
 
-    All that differ by a letter or two, at most three; else the best, if it is near.
+    Up to three names that differ by a letter or two, else the best one, if near.
     """
     choices = list(known)
     near = get_close_matches(name, choices, n=3, cutoff=0.85)

@@ -1,4 +1,4 @@
-"""The console that the reports print on, and tables on narrow terminals."""
+"""Console of the reports, and tables that fit narrow terminals."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def report_console() -> Console:
 def columns_that_fit(needs: Iterable[tuple[str, int]], room: int) -> set[str]:
     """The columns to show in `room` characters, the first of `needs` in any case.
 
-    needs: a column and the characters it takes, gap included, by falling importance.
-    What has no room is left out whole: half a number is another number.
+    needs: columns and their widths with the gap, most important first. A column without
+    room is left out: a number that is cut off would be another number.
     """
     (first, width), *others = needs
     shown, left = {first}, room - width

@@ -1,13 +1,13 @@
-"""Experiment trackers beside the truth on disk: trackio, wandb, tensorboard.
+"""Experiment trackers, which get a copy of the records: trackio, wandb, tensorboard.
 
-Each runs in a thread of its own behind a bounded queue. So a tracker that is slow
-loses records, one that fails is switched off with one message, and training never
-waits for either. What a tracker has is a copy: metrics.jsonl stays the record.
+Each runs in its own thread behind a bounded queue. So a slow tracker loses records, a
+failing one is switched off with one message, and training never waits for either. The
+record of a run is metrics.jsonl.
 
 A run that is resumed continues the same tracker run, whole and without repetition:
-its id is fixed, and a tracker is first told what the record holds and it has not. A
-killed process takes with it what a tracker had been told and not yet written, so the
-tracker itself is asked how far it got. wandb stays offline unless told otherwise.
+its id is fixed, and a tracker first gets the records that it lacks. A killed process
+may lose records that a tracker had not written yet, so the tracker itself is asked for
+its last step. wandb stays offline unless configured otherwise.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ History = Callable[[], Iterable[Record]]  # all records so far, in their order
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrackedRun:
-    """What a tracker is told of a run. ``run_id`` is the same after each resumption."""
+    """Identity of a run for a tracker; ``run_id`` is the same after each resumption."""
 
     project: str
     name: str
@@ -48,7 +48,7 @@ class TrackedRun:
 
 
 class TrackerBackend(Protocol):
-    """One tracker; all calls come from one thread and may raise whatever they like.
+    """One tracker; all calls come from one thread and may raise any exception.
 
     ``start`` returns the last step of each kind of record that the tracker has, from
     earlier attempts at the run. Values are named kind/name.
@@ -94,10 +94,10 @@ class Trackio:
 
 
 class Wandb:
-    """Offline, each attempt is a folder of its own, all of one id; the last is whole.
+    """Offline, each attempt is a folder with the same id; the last is complete.
 
-    What an attempt before has is not asked for, so everything is told again: online,
-    wandb leaves out steps that are not above the last one it has.
+    Earlier attempts cannot be queried, so all records are sent again: online, wandb
+    ignores steps that are not above its last one.
     """
 
     name = "wandb"
@@ -196,12 +196,12 @@ class Trackers:
         self._workers = [_Worker(backend, run, history, tell) for backend in backends]
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        """Tell ``kind/name`` for every number among the values."""
+        """Log ``kind/name`` for every number among the values."""
         for worker in self._workers:
             worker.put((kind, step, values))
 
     def finish(self, summary: Values, timeout: float = CLOSE_SECONDS) -> None:
-        """Hand over what is left; a tracker that takes longer is abandoned."""
+        """Flush the queues; a tracker that takes too long is abandoned."""
         for worker in self._workers:
             worker.close(summary)
         for worker in self._workers:
@@ -214,7 +214,7 @@ def open_trackers(
     history: History = tuple,
     say: Callable[[str], None] | None = None,
 ) -> Trackers:
-    """Start the named trackers; nothing has happened yet when this returns.
+    """Start the named trackers in the background.
 
     ``history`` is asked, in threads of theirs, once the first record has come.
     """

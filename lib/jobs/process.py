@@ -1,4 +1,4 @@
-"""One task, one process: start it, watch it, end it, say what became of it.
+"""One task in one process: start it, monitor it, end it, report the outcome.
 
 Knows run directories (lib/jobs/run_files.py) and nothing of what the process computes.
 The child leads a session of its own, so that a Ctrl-C in the terminal reaches only the
@@ -48,12 +48,12 @@ PARENT_PID = "KABLATE_PARENT_PID"  # whose end is a request to stop
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One run to be carried out by one command.
+    """One run, executed by one command.
 
     files: written into run_dir before each attempt (name -> text).
     cost: work relative to other tasks; for the order and for the time left.
     seconds: of training after which it ends, instead of max_steps.
-    memory: bytes that it takes of its GPU, as far as that is to count.
+    memory: bytes of GPU memory that it takes, 0 where that does not matter.
     """
 
     name: str
@@ -69,8 +69,8 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. steps: how far this attempt itself came. val_loss: of its
-    last evaluation on record, which it may have written since the last look."""
+    """How an attempt ended. steps: updates of this attempt. val_loss: of the last
+    evaluation on record, which may be newer than the last refresh."""
 
     status: str  # done, failed, oom, interrupted
     failure: str | None = None
@@ -85,9 +85,9 @@ class Outcome:
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
-    """Seconds to wait: without progress before a run counts as hung (0: for ever),
-    for a stack dump, after SIGTERM to a hung process, after SIGTERM to a sound one
-    (it writes a checkpoint first)."""
+    """Seconds to wait: without progress before a run counts as hung (0: forever), for a
+    stack dump, after SIGTERM to a hung process, after SIGTERM to a working one (it
+    writes a checkpoint first)."""
 
     hang: float = 1800.0
     dump: float = 2.0
@@ -96,7 +96,7 @@ class Patience:
 
 
 class Attempt:
-    """A running child. poll() until it gives the Outcome; then nothing is left."""
+    """A running child. Call poll() until it returns the Outcome."""
 
     begun = "started"
 
@@ -149,8 +149,8 @@ class Attempt:
         return self._process.pid
 
     def poll(self) -> Outcome | None:
-        """Look after the child; its Outcome once it has ended, with status.json
-        telling the same. Call this often: all waiting is done here."""
+        """The Outcome once the child has ended, with status.json in agreement. Call
+        this often: time limits are enforced here."""
         now = time.monotonic()
         if self._has_ended():
             return self._end()
@@ -192,10 +192,10 @@ class Attempt:
         return tuple(_mark(self.task.run_dir / name) for name in names)
 
     def _signal(self, number: signal.Signals) -> None:
-        """SIGKILL goes to the child and all its helpers, of which some may lead
-        sessions of their own. SIGTERM goes to the child alone: it has to end its
-        helpers itself, in order, to write a checkpoint. SIGUSR1 goes to those who
-        catch it, because it would end the others."""
+        """SIGKILL goes to the child and all its helpers, some of which may lead
+        sessions of their own. SIGTERM goes to the child only, which ends its helpers
+        itself to write a checkpoint. SIGUSR1 goes to those that catch it, as it would
+        end the others."""
         pids = {self.pid}
         if number != signal.SIGTERM:
             pids |= set(linux_processes.marked(MARK, self._mark))
@@ -211,8 +211,8 @@ class Attempt:
                 os.killpg(self.pid, number)
 
     def _has_ended(self) -> bool:
-        """Without reaping: as long as the leader is a zombie, no other process can
-        get its number, and the group can still be named safely."""
+        """Checked without reaping: as long as the leader is a zombie, its number is not
+        reused, and the group can be signalled safely."""
         how = os.WEXITED | os.WNOHANG | os.WNOWAIT
         return os.waitid(os.P_PID, self.pid, how) is not None
 
@@ -246,10 +246,10 @@ def settle(
     seconds: float,
     why: str = "",
 ) -> Outcome:
-    """The Outcome of an attempt that has ended, with status.json telling the same.
+    """The Outcome of an attempt that has ended; status.json is made to agree.
 
-    code, reason, starved: as for classify. why: what to say of a failure instead of
-    what the process said itself.
+    code, reason, starved: as for classify. why: replaces the process's own message of
+    a failure.
     """
     left = status_or_nothing(run_dir)
     status, failure, message = classify(code, left, attempt, reason, starved)
@@ -278,7 +278,7 @@ def settle(
 
 
 def never_started(error: OSError | ValueError) -> Outcome:
-    """The Outcome of an attempt that could not be made."""
+    """The Outcome of an attempt that could not be started."""
     failure = "disk" if isinstance(error, run_files.DiskFull) else "crash"
     return Outcome(status="failed", failure=failure, message=str(error))
 
@@ -294,9 +294,9 @@ def classify(
 
     code: as subprocess gives it, negative for a signal. left: its status.json (empty:
     unreadable). reason: why we ended it ("stop", "hang"), None if we did not.
-    starved: whether the kernel killed something for want of memory meanwhile. The
-    status is "oom" only where the process itself gave up; "failed" with the failure
-    "oom" may be tried again with less.
+    starved: whether the kernel has killed a process for lack of memory meanwhile. The
+    status is "oom" only if the process itself gave up; "failed" with the failure "oom"
+    can be retried with less memory.
     """
     said = str(left.get("message") or "")
     if code == EXIT_OK:
@@ -381,7 +381,7 @@ def status_or_nothing(run_dir: Path) -> dict[str, Any]:
 def _repair_status(
     run_dir: Path, attempt: int, status: str, failure: str | None, message: str
 ) -> None:
-    """Say in status.json what the child could not say itself."""
+    """Write the status that the child could not write itself."""
     if not status_or_nothing(run_dir):
         (run_dir / run_files.STATUS_FILE).unlink(missing_ok=True)
     said = {"status": status, "failure": failure, "message": message}

@@ -48,7 +48,7 @@ class Config:
         return self.origins.get(symbol, DEFAULT)
 
     def located(self, text: str) -> str:
-        """``text`` and where the symbols that it names were set, unless it says so."""
+        """``text`` with the places where the symbols that it names were set."""
         named = dict.fromkeys(re.findall(r"[A-Z][A-Z0-9_]+", text))
         found = {name: self.origins[name] for name in named if name in self.origins}
         told = [f"{name}: {o}" for name, o in found.items() if o not in text]
@@ -56,7 +56,7 @@ class Config:
 
 
 def not_text(file: str, error: UnicodeDecodeError) -> ConfigError:
-    """For a file whose bytes are no UTF-8, with the line of the first that is none."""
+    """The error for a file that is not UTF-8, with the line of the first bad byte."""
     line = error.object[: error.start].count(b"\n") + 1
     return ConfigError(f"{file}:{line}: not UTF-8 text ({error.reason})")
 
@@ -145,7 +145,7 @@ def _differ(values: Mapping[str, Literal], name: str, old: object) -> bool:
 
 
 def _assignments(text: str, name: str) -> Iterator[tuple[int, str, object]]:
-    """Line, name and value of each statement; nothing but plain literals passes."""
+    """Line, name and value of each statement; only plain literals are allowed."""
     try:
         body = ast.parse(text).body
     except SyntaxError as error:

@@ -1,4 +1,4 @@
-"""kconfiglib's menuconfig, guiconfig and oldconfig, which end without a traceback.
+"""Run kconfiglib's menuconfig, guiconfig or oldconfig without tracebacks.
 
 python -P lib/kconfig/editor.py TOOL; with -P no module of ours or of the working
 directory can stand in for kconfiglib's.
@@ -39,14 +39,14 @@ def main(tool: str) -> None:
 
 
 def take_the_tree_as_it_is_named() -> None:
-    """kconfiglib takes the path of the tree for a part of the globs in Kconfig."""
+    """Keep kconfiglib from reading the path of the tree as part of a glob."""
     module: Any = importlib.import_module("kconfiglib")
     root = os.path.join(os.path.realpath(os.environ["srctree"]), "")
     module.iglob = lambda p: glob.iglob(glob.escape(root) + p.removeprefix(root))
 
 
 def menuconfig() -> None:
-    """Run menuconfig until its user or its terminal leaves."""
+    """Run menuconfig until the user ends it or the terminal disappears."""
     module: Any = importlib.import_module("menuconfig")
     read = module._getch_compat
 
@@ -61,7 +61,7 @@ def menuconfig() -> None:
 
 
 def way_out(tool: str) -> str:
-    """What to do where a tool finds no terminal or display to work on."""
+    """What to do where a tool finds no terminal or display."""
     if tool == "guiconfig":
         return "it needs a display, which DISPLAY names; or use menuconfig"
     term = os.environ.get("TERM", "")

@@ -1,4 +1,4 @@
-"""A parsed Kconfig tree and what was asked of it.
+"""A parsed Kconfig tree and the assignments made to it.
 
 kconfiglib, like the C tools, drops what it cannot use with a warning or without
 one. Here an assignment either takes effect exactly as written or is a Problem with
