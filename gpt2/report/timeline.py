@@ -265,7 +265,7 @@ def timeline_of(
     for (place, is_gpu), group in _by_place(attempts, sessions).items():
         spans = [(s.start, s.end) for s in sessions if place in _parts(s.places)]
         spans = _union([*spans, *((a.start, a.end) for a in group)])
-        lanes.append(_lane(place, is_gpu, group, spans))
+        lanes.append(_lane(place, is_gpu, group, spans, [s.start for s in sessions]))
     return Timeline(_named(lanes), _first_updates(attempts, sessions))
 
 
@@ -321,10 +321,11 @@ def _lane(
     is_gpu: bool,
     attempts: Sequence[RunSpan],
     spans: Sequence[tuple[float, float]],
+    starts: Sequence[float],
 ) -> Lane:
     segments = [segment for attempt in attempts for segment in attempt.segments]
     idle = [Segment(start, end, IDLE) for start, end in spans]
-    return Lane(name, is_gpu, _overlaid([*segments, *idle]), _gaps(attempts))
+    return Lane(name, is_gpu, _overlaid([*segments, *idle]), _gaps(attempts, starts))
 
 
 def _overlaid(segments: Sequence[Segment]) -> list[Segment]:
@@ -351,14 +352,15 @@ def _overlaid(segments: Sequence[Segment]) -> list[Segment]:
     return found
 
 
-def _gaps(attempts: Sequence[RunSpan]) -> list[float]:
-    """From the end of each run to the first update of the next one that trained."""
-    trained = [a for a in attempts if a.first_update is not None]
-    trained.sort(key=lambda a: a.first_update or 0.0)
+def _gaps(attempts: Sequence[RunSpan], starts: Sequence[float]) -> list[float]:
+    """From the end of each run to the first update of the next one that trained, in
+    the same session; starts: of the sessions."""
+    updates = {a.first_update: a for a in attempts if a.first_update is not None}
     return [
-        (after.first_update or 0.0) - before.released
-        for before, after in pairwise(trained)
-        if (after.first_update or 0.0) >= before.released
+        after - updates[before].released
+        for before, after in pairwise(sorted(updates))
+        if after >= updates[before].released
+        and not any(updates[before].released < start < after for start in starts)
     ]
 
 

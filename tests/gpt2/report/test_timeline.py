@@ -164,7 +164,9 @@ def test_cpu_slots_are_told_apart_by_overlap() -> None:
 def test_time_between_two_calls_of_make_is_nobodys() -> None:
     runs = [*attempts(whole(10.0), "one"), *attempts(whole(1000.0), "two")]
     sessions = [Session(0.0, 110.0, ("a:0",)), Session(990.0, 1100.0, ("a:0",))]
-    (lane,) = timeline_of(runs, sessions).lanes
+    line = timeline_of(runs, sessions)
+    (lane,) = line.lanes
+    assert line.gaps == [] and line.first_updates == [40.0, 40.0]
     assert lane.seconds == 220
     assert seconds(lane.segments)["idle"] == 22
 
