@@ -11,13 +11,13 @@ The mechanisms' formulas are in their folders; shapes are those of formula.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from gpt2.mechanisms import enabled, module_of, projection_of
 from gpt2.model.context import BlockContext
@@ -27,6 +27,8 @@ from gpt2.model.parts import AttentionSide
 from gpt2.model.reference.formula import BlockFormula, Weights, softmax
 from gpt2.model.reference.measures import deviation, generic_sum
 from gpt2.settings.schema import Settings
+
+KEPT = 1 << 23  # layers x heads x T x T: some 300 MB of matrices in fp32
 
 
 def whole_deviations(
@@ -120,19 +122,29 @@ def whole_trace(
 def whole_loss(
     weights: Weights, settings: Settings, tokens: Tensor, targets: Tensor
 ) -> Tensor:
-    """Mean cross-entropy in nats of targets [T] after tokens [T]. Each block is
-    computed again for its gradients, so that the T x T matrices of one are held."""
+    """Mean cross-entropy in nats of targets [T] after tokens [T]. In a large model each
+    block is computed again for its gradients, so that T x T matrices are held of one
+    block at a time."""
     x = _embedded(weights, tokens)
     ctx: BlockContext = {}
-    for number in range(settings.model.n_layer):
+    m = settings.model
+    recomputes = m.n_layer * m.n_head * len(tokens) ** 2 > KEPT
+    for number in range(m.n_layer):
         block = NaiveBlock(weights, settings, number)
-        attended, added, ctx = checkpoint(
-            block, x, ctx, use_reentrant=False, preserve_rng_state=False
-        )
+        call = _recomputed(block) if recomputes else block
+        attended, added, ctx = call(x, ctx)
         x = x + attended + added
     logits = _logits(weights, x)
     own = logits.gather(-1, targets[:, None])[:, 0]
     return (logits.logsumexp(-1) - own).mean()
+
+
+def _recomputed(block: Callable[..., Any]) -> Callable[..., Any]:
+    # The import of torch's compiler, which comes with it, is half of the time that a
+    # short run on a CPU takes to start.
+    from torch.utils.checkpoint import checkpoint
+
+    return partial(checkpoint, block, use_reentrant=False, preserve_rng_state=False)
 
 
 def _embedded(weights: Weights, tokens: Tensor) -> Tensor:

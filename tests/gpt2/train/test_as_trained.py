@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch.nn.functional as F
 from gpt2.model import mlp
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
+from gpt2.model.reference import formulas
 from gpt2.plan.steps import STEPS
 from gpt2.train import as_trained, update
 from gpt2.train.as_trained import GradientComparison, compare
@@ -79,6 +81,27 @@ def test_it_leaves_no_trace(data: Path, fields: dict[str, Any]) -> None:
     assert all(torch.equal(a, b) and b.grad is None for a, b in pairs)
     assert subject.model.dropout.p == fields.get("dropout", 0.1)
     assert ("without dropout" in found.note) == (subject.model.dropout.p > 0)
+
+
+def test_a_large_model_recomputes_blocks_to_the_same_bits(
+    data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held = Subject(data, 16, dropout=0.0).compare()
+    monkeypatch.setattr(formulas, "KEPT", 0)
+    assert Subject(data, 16, dropout=0.0).compare().record()["deviations"] == (
+        held.record()["deviations"]
+    )
+
+
+def without_compiler() -> None:
+    """Makes each import of torch's compiler an error."""
+    sys.modules["torch._dynamo"] = None  # type: ignore[assignment]
+
+
+def test_a_run_on_a_cpu_does_not_import_the_compiler(
+    data: Path, tmp_path: Path
+) -> None:
+    finish(tiny_job(data, 5), tmp_path / "run", setup=without_compiler)
 
 
 # ---- planted faults --------------------------------------------------------------
