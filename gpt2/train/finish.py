@@ -26,9 +26,10 @@ def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
     times_more = isinstance(trainer.updater.pruner, HeadPruner)
     if not times_more:
         let_go()
-    trainer.save()
-    _note_batches(trainer)
-    found = result_of(trainer) | _export(trainer)
+    with trainer.checkpoints.writer.finished():
+        trainer.save()
+        _note_batches(trainer)
+        found = result_of(trainer) | _export(trainer)
     if times_more:
         let_go()
     trainer.recorder.phase("written")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 from torch import nn
@@ -14,6 +15,7 @@ from gpt2.train.progress import Progress
 from gpt2.train.record import Recorder
 from gpt2.train.run_context import RunContext
 from gpt2.train.update import Updater
+from gpt2.train.writer import HostCopies, Writer, writes_behind
 from lib.gpu import device as devices
 from lib.jobs.run_files import truncate_metrics
 
@@ -40,9 +42,12 @@ class Checkpoints:
         self.folder = recorder.run_dir / checkpoint.FOLDER
         self.step: int | None = None
         self.random_streams = "fresh"
+        self.writer = Writer(writes_behind(self.device))
+        self._copies = HostCopies()
 
     def newest_step(self) -> int | None:
-        """The step of the newest one on disk."""
+        """The step of the newest one on disk, once all are written."""
+        self.writer.wait()
         return checkpoint.newest_step(self.folder)
 
     def _stamp(self, step: int) -> checkpoint.Stamp:
@@ -54,15 +59,20 @@ class Checkpoints:
         )
 
     def save(self, progress: Progress) -> None:
-        """Write one of this step. Raises DiskFull."""
+        """Write one of this step; on a GPU its writing is only begun. Raises DiskFull,
+        also where that of the one before failed."""
+        self.writer.wait()
         state = {
             **self.updater.state_dict(),
             "rng": self.ranks.gather(devices.random_state(self.device)),
             "progress": asdict(progress),
         }
         if self.ranks.is_first:
-            weights = checkpoint.weights_of(self.model)
-            checkpoint.save(self.folder, self._stamp(progress.step), weights, state)
+            parts = checkpoint.weights_of(self.model), state
+            if self.writer.behind:
+                parts = self._copies.take(parts)
+            stamp = self._stamp(progress.step)
+            self.writer.write(partial(checkpoint.save, self.folder, stamp, *parts))
         self.step = progress.step
 
     def resume(self) -> Progress | None:

@@ -108,7 +108,7 @@ class Trainer:
             self._evaluate()
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
-        with self._profiler() as profiler:
+        with self._profiler() as profiler, self.checkpoints.writer.finished():
             while not self.is_over:
                 self._stop_if_asked()
                 self._lend_device()
@@ -163,6 +163,7 @@ class Trainer:
             return
         if self.ranks.any(reason is not None, self._on):
             self.save()
+            self.checkpoints.writer.wait()
             raise Interrupted(f"{reason or 'another rank'}: checkpoint at step {step}")
 
     def _lend_device(self) -> None:
