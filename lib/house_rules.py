@@ -1,4 +1,4 @@
-"""What the checking tools share: findings, tracked files, the rules in pyproject."""
+"""Common parts of the checking tools: findings, tracked files, rules in pyproject."""
 
 import ast
 import os
@@ -14,6 +14,8 @@ from typing import Any
 TABLE = "tool.kablate.commit"
 RESULTS_MARK = "matrix.json"  # in a folder that runs write to
 KEYS = ("required_trailers", "forbidden_patterns", "banned_words")
+WORDS_TABLE = "tool.kablate.words"
+WORDS_KEYS = ("habits", "exempt", "unfinished")
 
 
 class HouseRulesError(ValueError):
@@ -22,7 +24,7 @@ class HouseRulesError(ValueError):
 
 @dataclass(frozen=True, order=True)
 class Violation:
-    """One fault, printed as `path:line: message` so that editors can jump to it."""
+    """Finding, printed as `path:line: message` so that editors can jump to it."""
 
     path: str
     line: int
@@ -33,16 +35,38 @@ class Violation:
 
 
 @dataclass(frozen=True)
+class Habit:
+    """A wording to avoid, and what to write instead."""
+
+    pattern: re.Pattern[str]
+    instead: str
+
+
+@dataclass(frozen=True)
+class WordRules:
+    """Table [tool.kablate.words] of pyproject.toml.
+
+    exempt: files that quote the habits. unfinished: files and folders that are not
+    checked yet.
+    """
+
+    habits: tuple[Habit, ...] = ()
+    exempt: tuple[str, ...] = ()
+    unfinished: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class CommitRules:
-    """The table [tool.kablate.commit] of pyproject.toml."""
+    """Table [tool.kablate.commit] of pyproject.toml, and the rules about words."""
 
     required_trailers: tuple[str, ...] = ()
     forbidden_patterns: tuple[re.Pattern[str], ...] = ()
     banned_words: tuple[str, ...] = ()
+    words: WordRules = WordRules()
 
 
 def git(root: Path, *arguments: str) -> str:
-    """Standard output of git run in `root`; HouseRulesError with git's own words."""
+    """Standard output of git in `root`; HouseRulesError with git's error message."""
     try:
         done = subprocess.run(
             ["git", "-C", str(root), *arguments], capture_output=True, check=False
@@ -62,7 +86,7 @@ def tracked_files(root: Path) -> list[str]:
 
 
 def project_files(root: Path) -> list[str]:
-    """As tracked_files, with the files that are new and not ignored."""
+    """Tracked files, and new files that are not ignored."""
     return _listed(root, "--cached", "--others", "--exclude-standard")
 
 
@@ -72,12 +96,12 @@ def _listed(root: Path, *which: str) -> list[str]:
 
 
 def without_results(root: Path, names: Iterable[str]) -> list[str]:
-    """The names that lie in no results folder: what a run wrote is data, and a
-    config.py that was kept with it is not to be formatted."""
+    """Names outside of results folders: a run's files are data, and the config.py among
+    them must not be formatted."""
 
     @cache
     def holds_results(folder: PurePath) -> bool:
-        if folder == folder.parent:  # the root of names that are relative, or not
+        if folder == folder.parent:  # the root of relative or absolute names
             return False
         marked = (root / folder / RESULTS_MARK).is_file()
         return marked or holds_results(folder.parent)
@@ -90,15 +114,14 @@ def _is_regular(path: Path) -> bool:
 
 
 def shown(path: Path) -> str:
-    """The path as a user would type it: from the current folder where it lies there."""
+    """Path relative to the current folder if it is inside, else absolute."""
     here = Path.cwd()
     return str(path.relative_to(here) if path.is_relative_to(here) else path)
 
 
 def docstring_spans(text: str) -> Iterator[tuple[int, int]]:
-    """First and last line of each docstring; none where the text does not parse.
-
-    Python that does not parse is for the formatter and the linter to refuse.
+    """First and last line of each docstring; none if the text does not parse, which the
+    formatter and the linter report.
     """
     try:
         tree = ast.parse(text)
@@ -115,44 +138,67 @@ def docstring_spans(text: str) -> Iterator[tuple[int, int]]:
 
 
 def read_rules(root: Path) -> CommitRules:
-    """Rules of the tree at `root`; HouseRulesError names the key that is wrong."""
+    """Read the rules of the tree at `root`; HouseRulesError names a wrong key."""
     path = root / "pyproject.toml"
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise HouseRulesError(f"{path}: {error}") from error
-    table = document.get("tool", {}).get("kablate", {}).get("commit", {})
-    unknown = sorted(set(table) - set(KEYS))
-    if unknown:
-        allowed = ", ".join(KEYS)
-        raise HouseRulesError(f"[{TABLE}] has no key '{unknown[0]}'; keys: {allowed}")
+    tables = document.get("tool", {}).get("kablate", {})
+    table = _known(tables.get("commit", {}), TABLE, KEYS)
     return CommitRules(
         required_trailers=tuple(
             name.rstrip(": ") for name in _strings(table, "required_trailers")
         ),
         forbidden_patterns=tuple(
-            _compiled(pattern) for pattern in _strings(table, "forbidden_patterns")
+            _compiled(pattern, TABLE, "forbidden_patterns")
+            for pattern in _strings(table, "forbidden_patterns")
         ),
         banned_words=_strings(table, "banned_words"),
+        words=_word_rules(_known(tables.get("words", {}), WORDS_TABLE, WORDS_KEYS)),
     )
 
 
-def _strings(table: Mapping[str, Any], key: str) -> tuple[str, ...]:
+def _known(table: dict[str, Any], name: str, keys: Sequence[str]) -> dict[str, Any]:
+    """The table; HouseRulesError if it has another key."""
+    if unknown := sorted(set(table) - set(keys)):
+        allowed = ", ".join(keys)
+        raise HouseRulesError(f"[{name}] has no key '{unknown[0]}'; keys: {allowed}")
+    return table
+
+
+def _word_rules(table: Mapping[str, Any]) -> WordRules:
+    pairs = table.get("habits", [])
+    if not all(isinstance(p, list) and list(map(type, p)) == [str, str] for p in pairs):
+        raise HouseRulesError(
+            f"[{WORDS_TABLE}] habits: must be a list of [pattern, instead] pairs"
+        )
+    flags = re.IGNORECASE | re.MULTILINE
+    return WordRules(
+        habits=tuple(
+            Habit(_compiled(pattern, WORDS_TABLE, "habits", flags), instead)
+            for pattern, instead in pairs
+        ),
+        exempt=_strings(table, "exempt", WORDS_TABLE),
+        unfinished=_strings(table, "unfinished", WORDS_TABLE),
+    )
+
+
+def _strings(table: Mapping[str, Any], key: str, name: str = TABLE) -> tuple[str, ...]:
     value = table.get(key, [])
     if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
-        raise HouseRulesError(f"[{TABLE}] {key} = {value!r}: must be a list of strings")
+        raise HouseRulesError(f"[{name}] {key} = {value!r}: must be a list of strings")
     if any(not v.strip() for v in value):
-        raise HouseRulesError(f"[{TABLE}] {key} holds an empty string; remove it")
+        raise HouseRulesError(f"[{name}] {key} has an empty string; remove it")
     return tuple(value)
 
 
-def _compiled(pattern: str) -> re.Pattern[str]:
+def _compiled(pattern: str, table: str, key: str, flags: int = 0) -> re.Pattern[str]:
     try:
-        return re.compile(pattern)
+        return re.compile(pattern, flags)
     except re.error as error:
         raise HouseRulesError(
-            f"[{TABLE}] forbidden_patterns: {pattern!r} is no regular expression: "
-            f"{error}"
+            f"[{table}] {key}: {pattern!r} is not a regular expression: {error}"
         ) from error
 
 
@@ -167,7 +213,20 @@ def banned_in(
         re.IGNORECASE,
     )
     return [
-        Violation(path, number, f"banned word '{found.group()}'; say it otherwise")
+        Violation(path, number, f"banned word '{found.group()}'; use another word")
         for number, line in numbered
         for found in any_word.finditer(line)
+    ]
+
+
+def habits_in(path: str, first: int, text: str, rules: WordRules) -> list[Violation]:
+    """Every habit in a text whose first line has the given number."""
+    return [
+        Violation(
+            path,
+            first + text.count("\n", 0, found.start()),
+            f"{found.group()!r}: {habit.instead}",
+        )
+        for habit in rules.habits
+        for found in habit.pattern.finditer(text)
     ]

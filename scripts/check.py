@@ -53,7 +53,7 @@ def first_change_of_each_file(diff: str) -> str:
 
 
 def from_root(name: str) -> str:
-    """The path as the other checks name it."""
+    """Path in the form that the other checks print."""
     path = Path(name)
     return str(path.relative_to(ROOT) if path.is_relative_to(ROOT) else path)
 
@@ -98,7 +98,12 @@ CHECKS = (
         "make format, and the rest by hand",
         ("",),
     ),
-    Check("words", ("scripts/check_words.py",), "use another word", ("",)),
+    Check(
+        "words",
+        ("scripts/check_words.py",),
+        "use the wording shown above, or another word",
+        ("",),
+    ),
     Check(
         "defconfigs",
         ("scripts/check_defconfigs.py",),
@@ -189,7 +194,8 @@ def fix() -> int:
 
 
 def run_all(checks: Sequence[Check], files: Sequence[str] | None) -> int:
-    """Run the checks in order; the exit status of the first that fails, else 0."""
+    """Run the checks in order; return the exit status of the first that fails, else
+    0."""
     for check in checks:
         arguments = check.arguments(files)
         status = 0 if arguments is None else run_one(check, arguments)

@@ -31,6 +31,7 @@ from lib.house_rules import (
     Violation,
     banned_in,
     git,
+    habits_in,
     read_rules,
 )
 from lib.suggestions import hint
@@ -197,6 +198,8 @@ def check(message: Message, rules: CommitRules) -> list[Violation]:
 def wording(message: Message, rules: CommitRules) -> list[Violation]:
     """Banned words and forbidden patterns, which hold for every kind of commit."""
     findings = banned_in(message.source, message.lines, rules.banned_words)
+    for number, line in message.lines:
+        findings += habits_in(message.source, number, line, rules.words)
     findings += [
         Violation(message.source, number, f"forbidden here: {found.group().strip()!r}")
         for number, line in message.lines
@@ -220,7 +223,7 @@ def subject_findings(message: Message) -> list[Violation]:
         return [*findings, Violation(message.source, number, said)]
     for path in match["paths"].split(","):
         if path.strip().rstrip("/") not in message.names:
-            said = f"'{path.strip()}' is no path and no name in the tree"
+            said = f"'{path.strip()}' is neither a path nor a name in the tree"
             said += hint(path.strip(), message.names)
             findings.append(Violation(message.source, number, said))
     return findings

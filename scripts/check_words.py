@@ -1,8 +1,9 @@
-"""Refuse the banned words of pyproject.toml in docs, Kconfig help and docstrings.
+"""Refuse the banned words and the wordings to avoid that pyproject.toml lists.
 
-The words are `banned_words` of [tool.kablate.commit]. Markdown, Kconfig files and
-defconfigs are searched whole, Python files in their docstrings only. Exit status:
-0 none found, 1 some found, 2 bad usage.
+`banned_words` of [tool.kablate.commit] apply to Markdown, Kconfig files, defconfigs and
+the docstrings of Python. `habits` of [tool.kablate.words] apply to these, the Makefile,
+HTML and the whole text of Python, except for the files that the table lists. Exit
+status: 0 none found, 1 some found, 2 bad usage.
 """
 
 import _signal  # before all other imports, see lib/output.py
@@ -24,10 +25,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lib.house_rules import (
+    CommitRules,
     HouseRulesError,
     Violation,
+    WordRules,
     banned_in,
     docstring_spans,
+    habits_in,
     read_rules,
     shown,
     tracked_files,
@@ -39,9 +43,9 @@ ROOT = Path(__file__).resolve().parents[1]
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
-        words = read_rules(ROOT).banned_words
+        rules = read_rules(ROOT)
         files = options.files or [ROOT / name for name in tracked_files(ROOT)]
-        findings = [found for path in files for found in search(path, words)]
+        findings = [found for path in files for found in search(path, rules)]
     except (HouseRulesError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -59,22 +63,41 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def search(path: Path, words: Sequence[str]) -> list[Violation]:
-    """Findings in what people read as documentation of a file."""
+def search(path: Path, rules: CommitRules) -> list[Violation]:
+    """Findings in one file, in the order of its lines."""
     python = path.suffix in (".py", ".pyi")
-    if not python and not is_prose(path):
+    if not python and not is_prose(path) and not is_page(path):
         return []
     text = path.read_text(encoding="utf-8", errors="replace")
-    found = banned_in(shown(path), enumerate(text.split("\n"), 1), words)
-    if python and found:  # else it need not be parsed, which takes by far the longest
+    found = []
+    if not is_page(path):
+        lines = enumerate(text.split("\n"), 1)
+        found = banned_in(shown(path), lines, rules.banned_words)
+    if python and found:  # parsing takes by far the longest, so only where needed
         spans = list(docstring_spans(text))
         found = [one for one in found if any(i <= one.line <= j for i, j in spans)]
-    return found
+    if not is_excepted(path, rules.words):
+        found += habits_in(shown(path), 1, text, rules.words)
+    return sorted(found)
 
 
 def is_prose(path: Path) -> bool:
     kconfig = path.name.startswith("Kconfig") or path.parent.name == "defconfigs"
     return kconfig or path.suffix in (".kconfig", ".md", ".rst")
+
+
+def is_page(path: Path) -> bool:
+    """True for files with text for users that are neither prose nor Python."""
+    return path.name == "Makefile" or path.suffix in (".html", ".js")
+
+
+def is_excepted(path: Path, words: WordRules) -> bool:
+    """True if a file, or a folder that contains it, is exempt or unfinished."""
+    path = Path(os.path.abspath(path))
+    if not path.is_relative_to(ROOT):
+        return False
+    name = path.relative_to(ROOT)
+    return any(name.is_relative_to(one) for one in (*words.exempt, *words.unfinished))
 
 
 if __name__ == "__main__":

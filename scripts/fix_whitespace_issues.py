@@ -45,7 +45,7 @@ ROOT = Path(__file__).resolve().parents[1]
 NO_TABS = frozenset(".css .html .js .json .md .py .pyi .toml .yaml .yml".split())
 # A blank at the end of a line is content here: a context line, an empty column.
 BLANKS_ARE_CONTENT = frozenset({".diff", ".patch", ".tsv"})
-# Python's own tokenizer counts tab stops of 8; elsewhere 4 is the custom.
+# Python's tokenizer uses tab stops of 8; 4 is usual elsewhere.
 PYTHON_TAB, OTHER_TAB = 8, 4
 
 ASSIGNMENT = re.compile(rb"([ \t]*)(CONFIG_\w+)([ \t]*)=([ \t]*)(.*)")
@@ -91,7 +91,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(given: Sequence[Path]) -> list[Path]:
-    """The files to treat; a folder stands for the tracked files in it."""
+    """Files to examine; a folder stands for the tracked files in it."""
     if not given:
         return [ROOT / name for name in tracked_files(ROOT)]
     files: list[Path] = []
@@ -109,12 +109,12 @@ def treat(path: Path, check: bool) -> int:
     """Report one file and fix it unless `check`; the number of faults left in it."""
     name = shown(path)
     if path.is_symlink():
-        print(f"{name}: left untouched: a symbolic link", file=sys.stderr)
+        print(f"{name}: left unchanged: a symbolic link", file=sys.stderr)
         return 0
     data = path.read_bytes()
     reason = why_untouched(data)
     if reason:
-        print(f"{name}: left untouched: {reason}", file=sys.stderr)
+        print(f"{name}: left unchanged: {reason}", file=sys.stderr)
         return 0
     result = examine(name, path, data)
     if check:
@@ -163,7 +163,7 @@ def examine(name: str, path: Path, data: bytes) -> Examined:
 
 
 def has_blanks(line: bytes) -> bool:
-    """Whether a line ends in a blank or holds a tab: what a string may hold too."""
+    """True if a line ends in a blank or contains a tab, as a string may, too."""
     return line[-1:] == b" " or b"\t" in line
 
 
@@ -209,7 +209,7 @@ def expand_tabs(
 
 
 def end_once(name: str, lines: list[bytes], found: Examined) -> bytes:
-    """The lines joined, with exactly one newline at the end of a non-empty file."""
+    """Join the lines, with exactly one newline at the end of a non-empty file."""
     last = len(lines)
     while last and not lines[last - 1]:
         last -= 1
@@ -221,13 +221,14 @@ def end_once(name: str, lines: list[bytes], found: Examined) -> bytes:
 
 
 def is_configuration(path: Path) -> bool:
-    """A defconfig, a fragment or a .config: data for Kconfig, not code."""
+    """True for a defconfig, a fragment or a .config."""
     in_defconfigs = "defconfigs" in path.resolve().parts[:-1]
     return in_defconfigs or path.name == ".config" or path.suffix == ".config"
 
 
 def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Violation]:
-    """Assignments with blanks around them, which Kconfig would silently drop."""
+    """Findings for assignments with blanks around them, which Kconfig silently
+    drops."""
     for number, line in enumerate(lines, 1):
         match = ASSIGNMENT.fullmatch(line)
         if match and (match[1] or match[3] or match[4]):
@@ -239,7 +240,7 @@ def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Violation]:
 def python_strings(lines: Sequence[bytes]) -> Strings:
     """Where strings of a Python file lie; docstrings may be fixed, so do not count.
 
-    tokenize.TokenError or SyntaxError where the text is not Python.
+    Raises tokenize.TokenError or SyntaxError if the text is not Python.
     """
     text = b"\n".join(lines).decode()
     docstrings = {first for first, _ in docstring_spans(text)}
@@ -275,7 +276,7 @@ def error_line(error: Exception) -> int:
 
 
 def write_keeping_mode(path: Path, data: bytes) -> None:
-    """Replace the file in one step: an interruption leaves the old or the new."""
+    """Replace the file atomically, keeping its mode."""
     mode = stat.S_IMODE(path.stat().st_mode)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

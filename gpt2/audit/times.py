@@ -124,7 +124,7 @@ def _sums(evidence: RunFiles) -> Iterator[AuditLine]:
         rows.append((seconds - spent - trained, where, trained, seconds - spent))
     beyond = [row for row in rows if row[0] < -ROUNDING]
     _, where, trained, most = min(beyond) if beyond else rows[-1]
-    bound = f"at most {most:.6g} s beside evaluations"
+    bound = f"at most {most:.6g} s outside evaluations"
     reason = f"{where}: all seconds less those of evaluations and comparisons"
     yield holds(figure, not beyond, trained, bound, reason)
 

@@ -134,8 +134,8 @@ def _hardware(run: Run) -> str | None:
 
 def _runtime(run: Run) -> str | None:
     device = as_dict(run.manifest.get("device"))
-    told = [_field(device, name) for name in ("backend", "runtime", "driver")]
-    return " ".join(x for x in told if x) or None
+    found = [_field(device, name) for name in ("backend", "runtime", "driver")]
+    return " ".join(x for x in found if x) or None
 
 
 def _versions(run: Run) -> str | None:
@@ -151,8 +151,8 @@ def _effective_batch(run: Run) -> str | None:
 
 def _split(run: Run) -> str | None:
     names = ("micro_batch", "accumulation", "world_size")
-    told = [_field(run.manifest, name) for name in names]
-    return None if told[0] is None else " x ".join(x or "?" for x in told)
+    parts = [_field(run.manifest, name) for name in names]
+    return None if parts[0] is None else " x ".join(x or "?" for x in parts)
 
 
 def _precision(run: Run) -> str | None:
@@ -173,11 +173,11 @@ def _mlp(run: Run) -> str | None:
 
 def _data(run: Run) -> str | None:
     settings = as_dict(run.settings.get("data"))
-    told = _field(run.manifest, "data_fingerprint")
-    if told is None:
+    fingerprint = _field(run.manifest, "data_fingerprint")
+    if fingerprint is None:
         return None
     names = [_field(settings, "dataset"), _field(settings, "tokenizer")]
-    return " ".join([*(x for x in names if x), f"({told})"])
+    return " ".join([*(x for x in names if x), f"({fingerprint})"])
 
 
 def _tokens(run: Run) -> str | None:

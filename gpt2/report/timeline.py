@@ -412,7 +412,7 @@ def share_lines(timeline: Timeline) -> list[str]:
 
 
 def wait_line(timeline: Timeline) -> str:
-    """How long GPUs waited for a first update; empty if nothing was trained."""
+    """Times that GPUs waited for a first update; empty if nothing was trained."""
     parts = []
     if timeline.first_updates:
         first = human.duration(timeline.first_updates[-1])

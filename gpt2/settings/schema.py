@@ -52,14 +52,14 @@ def derived(fields: Iterable[tuple[str, Any, Any]]) -> Callable[[type[T]], type[
 
 
 def own_fields() -> Iterator[tuple[str, Any, Any]]:
-    """The settings that one optimizer alone has."""
+    """Settings that only one optimizer has."""
     for own in (own for spec in OPTIMIZERS.values() for own in spec.own):
         bounds: dict[str, Any] = {"low": own.low, "high": own.high, "above": own.above}
         yield own.name, own.kind, setting(own.name.upper(), **bounds)
 
 
 def cell_fields() -> Iterator[tuple[str, Any, Any]]:
-    """The sets of the test matrix, and learning rates (None: LEARNING_RATE)."""
+    """Sets of the test matrix, and learning rates (None: LEARNING_RATE)."""
     for name in OPTIMIZERS:
         yield f"with_{name}", bool, setting(f"TEST_MATRIX_{name.upper()}")
     for name in METHODS:
@@ -147,7 +147,7 @@ class Optim:
     adamwprune_variant: str = setting("ADAMWPRUNE_VARIANT", allowed=tuple(VARIANTS))
 
     def own_of(self, optimizer: str) -> dict[str, Any]:
-        """The values of the settings that one optimizer alone has, by field."""
+        """Values of the settings that only one optimizer has, by field."""
         return {own.name: getattr(self, own.name) for own in OPTIMIZERS[optimizer].own}
 
 
@@ -177,7 +177,7 @@ class Data:
 
 @part
 class Resources:
-    """How a run is executed; not part of its identity."""
+    """Hardware and execution of a run; not part of its identity."""
 
     batch_size: int = setting("BATCH_SIZE")
     gradient_accumulation: int = setting("GPT2_GRADIENT_ACCUMULATION")
@@ -227,7 +227,7 @@ class Resources:
 
     @property
     def trackers(self) -> tuple[str, ...]:
-        """Names of the trackers that are told of a run."""
+        """Names of the enabled trackers."""
         return tuple(name for name in TRACKERS if getattr(self, f"with_{name}"))
 
 
@@ -252,11 +252,11 @@ class Matrix:
     )
 
     def has(self, name: str) -> bool:
-        """Whether an optimizer, pruning method or score is in the test matrix."""
+        """True if an optimizer, pruning method or score is in the test matrix."""
         return bool(getattr(self, f"with_{name}"))
 
     def own_rate(self, optimizer: str) -> float | None:
-        """The learning rate of an optimizer's cells, if it has one of its own."""
+        """Learning rate of an optimizer's cells, if it has its own."""
         found: float | None = getattr(self, f"rate_{optimizer}")
         return found
 

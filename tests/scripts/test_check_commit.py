@@ -79,21 +79,21 @@ BODY = "\n\nThe reason is given here.\n"
 REFUSED = {
     "no path": ("say what a field is for" + BODY, 1, "'path: what changed'"),
     "no such path": (
-        "gpt2/settings/shema.py: mend it" + BODY,
+        "gpt2/settings/shema.py: fix it" + BODY,
         1,
         "nearest: gpt2/settings/schema.py",
     ),
-    "a kind of change": ("fix: mend it" + BODY, 1, "'fix' is no path"),
-    "one of two paths": ("gpt2, nowhere: mend" + BODY, 1, "'nowhere' is no path"),
-    "path outside": ("../gpt2: mend it" + BODY, 1, "'../gpt2' is no path"),
-    "untracked path": ("MESSAGE: mend it" + BODY, 1, "'MESSAGE' is no path"),
+    "a kind of change": ("fix: fix it" + BODY, 1, "'fix' is neither a path"),
+    "one of two paths": ("gpt2, nowhere: fix" + BODY, 1, "'nowhere' is neither a path"),
+    "path outside": ("../gpt2: fix it" + BODY, 1, "'../gpt2' is neither a path"),
+    "untracked path": ("MESSAGE: fix it" + BODY, 1, "'MESSAGE' is neither a path"),
     "no description": ("gpt2:" + BODY, 1, "'path: what changed'"),
-    "no blank after colon": ("gpt2:mend" + BODY, 1, "'path: what changed'"),
+    "no blank after colon": ("gpt2:fix" + BODY, 1, "'path: what changed'"),
     "long subject": ("gpt2: ".ljust(73, "x") + BODY, 1, "has 73 columns"),
-    "no empty line": ("gpt2: mend it\nThe reason is here.\n", 2, "an empty line"),
-    "subject only": ("gpt2: mend it\n", 1, "no body"),
-    "only trailers": ("gpt2: mend it\n\nSigned-off-by: A <a@b>\n", 3, "no body"),
-    "only quoted output": ("gpt2: mend it\n\n> all well\n", 3, "no body"),
+    "no empty line": ("gpt2: fix it\nThe reason is here.\n", 2, "an empty line"),
+    "subject only": ("gpt2: fix it\n", 1, "no body"),
+    "only trailers": ("gpt2: fix it\n\nSigned-off-by: A <a@b>\n", 3, "no body"),
+    "only quoted output": ("gpt2: fix it\n\n> all passed\n", 3, "no body"),
     "bullets": (GOOD + "\n- one\n", 5, "a list"),
     "stars": (GOOD + "\n * one\n", 5, "a list"),
     "numbers": (GOOD + "\n1. one\n", 5, "a list"),
@@ -124,7 +124,7 @@ REFUSED = {
         "forbidden here",
     ),
     "banned word in a fixup": (f"fixup! gpt2: {BANNED}\n", 1, "banned word"),
-    "revert of nothing here": ('Revert "fix: it"' + BODY, 1, "'fix' is no path"),
+    "revert of nothing here": ('Revert "fix: it"' + BODY, 1, "'fix' is neither a path"),
     "empty": ("# only a comment\n", 1, "empty message"),
     "comment above shifts lines": ("# one\n# two\nmend it" + BODY, 3, "path: what"),
 }
@@ -181,7 +181,7 @@ def test_trailers_as_the_readme_shows_them(tmp_path: Path) -> None:
         ("banned_word = ['x']", "no key 'banned_word'"),
         ("banned_words = 'x'", "must be a list of strings"),
         ("banned_words = ['']", "empty string"),
-        ("forbidden_patterns = ['(']", "no regular expression"),
+        ("forbidden_patterns = ['(']", "not a regular expression"),
         ("forbidden_patterns = [", "pyproject.toml"),
     ],
 )
@@ -222,12 +222,12 @@ def test_range_judges_paths_by_each_commits_own_tree(tmp_path: Path) -> None:
     write(tree, "gpt2/passing.py", "")
     commit_all(tree, "gpt2/passing.py: add it\n\nIt will be deleted again.\n")
     git(tree, "rm", "--quiet", "gpt2/passing.py")
-    commit_all(tree, "gpt2/passing.py: delete it\n\nNobody needs it.\n")
+    commit_all(tree, "gpt2/passing.py: delete it\n\nNo program needs it.\n")
     done = python(tree, TOOL, "--range", f"{first}..HEAD")
     assert done.returncode == 0, done.stdout
     write(tree, "lib/later.py", "")
     commit_all(tree, "gpt2/passing.py: name what is long gone\n\nNot there now.\n")
-    assert "'gpt2/passing.py' is no path" in (
+    assert "'gpt2/passing.py' is neither a path" in (
         python(tree, TOOL, "--range", f"{first}..HEAD").stdout
     )
 

@@ -208,7 +208,7 @@ def test_undecodable_and_binary_are_untouched_and_named(
     for arguments in (["--check"], []):
         done = fix(tree, *arguments)
         assert done.returncode == 0
-        assert f"a.md: left untouched: {reason}" in done.stderr
+        assert f"a.md: left unchanged: {reason}" in done.stderr
         assert path.read_bytes() == content
 
 
@@ -226,7 +226,7 @@ def test_symbolic_link_is_not_replaced_by_a_file(tree: Path) -> None:
     link = tree / "link.md"
     link.symlink_to("target.md")
     done = fix(tree, "link.md")
-    assert "link.md: left untouched" in done.stderr
+    assert "link.md: left unchanged" in done.stderr
     assert link.is_symlink()
     assert target.read_bytes() == b"one \n"
 

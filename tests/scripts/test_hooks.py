@@ -9,7 +9,7 @@ import pytest
 from tests.scratch import commit_all, copy_tree, git, python, run, write
 
 INSTALLER = "scripts/install_hooks.py"
-GOOD = "gpt2: mend it\n\nThe reason is given here.\n"
+GOOD = "gpt2: fix it\n\nThe reason is given here.\n"
 
 # A small tree in which every quick check has something to do and passes: the real
 # tools, and stand-ins for the two that need the whole project.
@@ -48,13 +48,13 @@ def test_good_commit_passes_both_hooks(tree: Path) -> None:
     git(tree, "add", "gpt2/new.py")
     done = commit(tree, "--message", GOOD)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert git(tree, "log", "-1", "--format=%s") == "gpt2: mend it\n"
+    assert git(tree, "log", "-1", "--format=%s") == "gpt2: fix it\n"
 
 
 def test_bad_message_is_refused(tree: Path) -> None:
     write(tree, "gpt2/new.py", "X = 1\n")
     git(tree, "add", "gpt2/new.py")
-    done = commit(tree, "--message", "mend it")
+    done = commit(tree, "--message", "fix it")
     assert done.returncode != 0
     assert "COMMIT_EDITMSG:1: the subject must read" in done.stdout + done.stderr
     assert "gpt2/new.py" not in git(tree, "ls-tree", "-r", "--name-only", "HEAD")

@@ -241,7 +241,7 @@ def test_a_fault_in_dotconfig_is_refused_and_olddefconfig_drops_it(tree: Path) -
     assert "dropped" not in done(tree, "olddefconfig")
 
 
-def test_a_fault_that_olddefconfig_cannot_mend_is_told_without_it(tree: Path) -> None:
+def test_a_fault_that_olddefconfig_cannot_fix_is_told_without_it(tree: Path) -> None:
     done(tree, "defconfig", "one")
     good = (tree / ".config").read_text()
     edit(tree, good.replace('_DEVICE="auto"', '_DEVICE="gpu"'))
