@@ -177,13 +177,13 @@ def write_run(
 
 
 def pass_audits(root: Path) -> None:
-    """An audit.json beside every run, as if `make audit` had found nothing wrong."""
+    """An audit.json in every run directory, as if `make audit` had found nothing wrong."""
     for path in root.glob("*/*/status.json"):
         write_audit(path.parent, [AuditLine("val_loss", OK)])
 
 
 def relabel(run_dir: Path, **fields: Any) -> None:
-    """Change fields of a run's job.json, as nobody should."""
+    """Change fields of a run's job.json, as if edited by hand."""
     path = run_dir / "job.json"
     _write(path, {**json.loads(path.read_text()), **fields})
 
@@ -278,7 +278,7 @@ def _manifest(
 
 
 def pairing(seed: int, step: int | None) -> dict[str, Any]:
-    """What runs of a seed share, as their manifests have it."""
+    """Fingerprints that runs of a seed share, as in their manifests."""
     updates = [str(2**n) for n in range(8)] + [str(UPDATES)]
     shared = {"wte.weight 50257x768": [1.28 + seed / 1000, 0.01 * seed]}
     own = {f"blocks.0.own.weight {step}x768": [float(step or 0), 0.5]}

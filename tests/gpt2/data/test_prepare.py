@@ -433,7 +433,7 @@ def big_texts(project, lines=2_000):
 
 
 def save_often(project, many_bytes):
-    """What a process does: the command, which writes down where it is each 100 kB, and
+    """Code of a process: the command, which writes down where it is each 100 kB, and
     divides by hash from so many bytes on."""
     encode.BATCH_CHARACTERS, preparing.SAVE_BYTES = 50_000, 100_000
     partial.MANY_DOCUMENTS, partial.MANY_BYTES = 10, many_bytes

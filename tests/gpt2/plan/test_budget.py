@@ -234,7 +234,7 @@ def test_flops_of_a_band_are_those_of_its_width() -> None:
 
 
 def test_gpt2s_flops_are_those_known_of_it() -> None:
-    # 2 FLOPs a weight that multiplies, and 2 T E a layer for scores and sums each.
+    # 2 FLOPs per weight that multiplies, and 2 T E per layer for scores and sums each.
     weights = 12 * 12 * 768**2 + 50257 * 768
     attention = 12 * 2 * 1024 * 768
     assert budget(full_step(0)).flops_forward == 2 * (weights + attention)

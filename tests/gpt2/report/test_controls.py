@@ -35,8 +35,8 @@ def grades(root):
     return {c.arm.step: c.at_steps.grade for c in found.comparisons}
 
 
-def told(root):
-    """What the runner says once a run has ended."""
+def runner_alarms(root):
+    """Alarms of the runner after a run has ended."""
     (root / "matrix.json").write_text('{"jobs": []}')
     said = io.StringIO()
     watch = Watch(root, PlainView(said))
@@ -90,7 +90,7 @@ def test_a_healthy_control_is_shown_first_and_changes_no_verdict(tmp_path):
     verdicts = json.loads(json.dumps(found.to_json()))
     jsonschema.validate({**summary, "verdicts": verdicts}, schema)
     assert item(root, "A/A control").ok and item(root, "attention backend").ok
-    assert told(root) == []
+    assert runner_alarms(root) == []
 
 
 @pytest.mark.parametrize("shift", [0.05, -0.05, 0.64])
@@ -109,7 +109,7 @@ def test_a_control_that_differs_spoils_the_whole_matrix(tmp_path, shift, seeds):
         "ALL VERDICTS OF THIS MATRIX ARE INVALID: the A/A control of 0 baseline" in text
     )
     assert not item(root, "A/A control").ok
-    (line,) = told(root)
+    (line,) = runner_alarms(root)
     assert line.startswith("ALARM 0 baseline-aa: the A/A control differs by")
     said = remarks(found)
     assert len(said) == len(set(said)), "each remark once"
@@ -122,7 +122,7 @@ def test_a_wrong_baseline_is_seen_by_its_control_and_from_above(tmp_path):
     for seed in (1, 2):
         write_control(root, seed)
     assert grades(root) == {5: INVALID}
-    lines = told(root)
+    lines = runner_alarms(root)
     assert len(lines) == 2 and "A/A control differs by −0.6" in lines[0]
     assert lines[1].startswith("ALARM 0 baseline: its loss is at least ")
     assert ("0 baseline", f"alarm: {lines[1].partition(': ')[2]}") in remarks(
@@ -164,7 +164,7 @@ def test_a_control_that_is_done_before_its_baseline_waits_for_it(tmp_path):
         write_control(root, seed)
     (control,) = judged(root).controls
     assert (control.grade, control.reasons) == ("PENDING", ("0 of 2 seeds finished",))
-    assert told(root) == []
+    assert runner_alarms(root) == []
     text = markdown_report(read_matrix(root), judged(root), "x")
     assert "with other kernels: PENDING: 0 of 2 seeds finished.**" in text
 
@@ -174,7 +174,7 @@ def test_a_control_by_the_same_kernels_says_nothing(tmp_path):
     write_control(root, 1, manifest={"attention_backend": "sdpa:flash"})
     (control,) = judged(root).controls
     assert control.grade == "PENDING" and "same kernels" in control.reasons[0]
-    assert "same kernels" in told(root)[0]
+    assert "same kernels" in runner_alarms(root)[0]
     write_control(
         root, 2, manifest={"attention_backend": "sdpa:flash", "compile": False}
     )
@@ -269,7 +269,7 @@ def test_a_baseline_above_a_uniform_guess_spoils_the_whole_matrix(tmp_path):
     reason, *_ = judged(root).void
     assert reason.startswith("the baseline 0 baseline: seed 1 ended at ")
     assert "above ln(50257) = 10.825 of a uniform guess" in reason
-    assert any("step00-baseline/seed1 ended at" in line for line in told(root))
+    assert any("step00-baseline/seed1 ended at" in line for line in runner_alarms(root))
     assert "step00-baseline/seed2 ended at" in item(root, "alarms").remark
 
 
@@ -282,12 +282,12 @@ def test_an_arm_above_a_uniform_guess_is_invalid_alone(tmp_path):
 
 def test_a_baseline_below_some_arm_raises_no_alarm(tmp_path):
     root = write_matrix(tmp_path, STEPS, SEEDS, {5: -0.6, 8: 0.02})
-    assert told(root) == [] and item(root, "alarms").value == "none"
+    assert runner_alarms(root) == [] and item(root, "alarms").value == "none"
 
 
 def test_an_effect_as_large_as_any_reported_raises_no_alarm(tmp_path):
     root = write_matrix(tmp_path, (0, 5), SEEDS, {5: -0.1})
-    assert told(root) == []
+    assert runner_alarms(root) == []
 
 
 def test_the_same_difference_in_every_seed_to_the_last_digit_is_steady():

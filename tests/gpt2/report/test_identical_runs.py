@@ -1,4 +1,4 @@
-"""Runs of different steps that trained the same: found whoever their partners are."""
+"""Runs of different steps that trained the same: found whichever partners they have."""
 
 import io
 import json
@@ -36,8 +36,8 @@ def pairs(root):
 
 def test_steps_that_trained_alike_are_found_and_reported(results):
     assert pairs(results) == [("step05-ra/seed1", "step08-mla/seed1")]
-    told = remarks(judge(read_matrix(results)))
-    assert ("8 mla", "its losses are identical to those of 5 ra (seeds 1)") in told
+    said = remarks(judge(read_matrix(results)))
+    assert ("8 mla", "its losses are identical to those of 5 ra (seeds 1)") in said
 
 
 def test_the_runner_tells_it_once(results):

@@ -64,12 +64,12 @@ def test_what_only_the_pooled_test_finds_is_found_and_both_are_shown(tmp_path):
     assert found.grade == SUPPORTED and found.p_pooled < 0.05 < found.p_holm
     words = "the pooled test finds a difference and the paired t test does not"
     assert words in found.reasons[0]
-    told = [what for label, what in remarks(judged(tmp_path)) if label.startswith("8")]
-    assert any(words in what and f"{found.p_holm:.3f}" in what for what in told)
+    said = [what for label, what in remarks(judged(tmp_path)) if label.startswith("8")]
+    assert any(words in what and f"{found.p_holm:.3f}" in what for what in said)
 
 
 def test_what_only_the_paired_test_finds_is_not_found_and_both_are_shown(tmp_path):
-    """A small difference of a quiet arm beside a very noisy one."""
+    """A small difference of a quiet arm together with a very noisy one."""
     write_matrix(tmp_path, ARMS, range(5), noise=1e-4, effects={5: -0.0035})
     set_losses(tmp_path, lambda step, seed, x: x + (step == 8) * (seed % 3 - 1) * 0.2)
     found = verdicts(tmp_path)[5]

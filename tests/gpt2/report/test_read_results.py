@@ -55,8 +55,8 @@ def test_csv_has_the_same_columns_and_values(tmp_path):
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
     assert [list(row) for row in rows] == [[*COLUMNS, "hellaswag"]] * 2
     for row, want in zip(rows, summary["runs"], strict=True):
-        told = {k: "" if v is None else str(v) for k, v in want.items()}
-        assert row == told
+        expected = {k: "" if v is None else str(v) for k, v in want.items()}
+        assert row == expected
 
 
 def test_summary_with_verdicts_fits_the_schema(tmp_path):

@@ -61,7 +61,7 @@ def test_seeds_evaluated_at_other_steps_meet_in_between():
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path):
-    """What the seeds share cancels; a seed without a counterpart is left out."""
+    """Effects common to the seeds cancel; a seed without a counterpart is left out."""
     write_matrix(tmp_path, (0,), (1, 2, 3), noise=0.1)
     write_matrix(tmp_path, (5,), (2, 3, 4), noise=0.1)
     base, arm = group_arms(read_matrix(tmp_path))
@@ -155,8 +155,8 @@ def test_checklist_ticks_nothing_without_manifests(tmp_path):
     for path in tmp_path.glob("*/*/manifest.json"):
         path.unlink()
     ticked = {name for name, item in items(tmp_path).items() if item.ok}
-    told = {"runs", "seeds", "precision", "training tokens", "alarms"}
-    assert ticked == told
+    said = {"runs", "seeds", "precision", "training tokens", "alarms"}
+    assert ticked == said
 
 
 def test_ratio_is_that_of_the_settings():
@@ -247,8 +247,8 @@ def test_removed_heads_are_told_with_what_they_brought(tmp_path, width):
         write_run(tmp_path, 5, seed, result=CUT)
     matrix = read_matrix(tmp_path)
     judged = judge(matrix)
-    (told,) = (what for label, what in remarks(judged) if "heads left" in what)
-    assert told == (
+    (said,) = (what for label, what in remarks(judged) if "heads left" in what)
+    assert said == (
         "6 of 16 heads left (by layer, seed 1: 4 1 1; seed 2: 4 1 1), 2 more were "
         "due, but each layer keeps one; decode cache 2.0 KiB → 768 B per token, "
         "decoding 1.23 ms → 0.90 ms per token, forward 40.00 ms → 30.10 ms per pass"

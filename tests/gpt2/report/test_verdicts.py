@@ -151,8 +151,8 @@ def test_a_sure_difference_within_the_margin_is_neutral_and_told(
     write_matrix(tmp_path, (0, 5), range(4), noise=1e-5, effects={5: effect})
     found = verdicts(tmp_path)[5]
     assert found.grade == NEUTRAL and found.p_holm < 0.05
-    told = f"a real {way}, but smaller than the margin of 0.003"
-    assert found.reasons == (told,)
+    reason = f"a real {way}, but smaller than the margin of 0.003"
+    assert found.reasons == (reason,)
     strict = verdicts(tmp_path, Rules(margin=0.0005))[5]
     assert (strict.grade, strict.reasons) == (beyond, ())
 

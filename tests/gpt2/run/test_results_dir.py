@@ -174,7 +174,7 @@ def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> No
         "make rerun",
     ):
         assert part in said
-    assert "step00-baseline/seed1 and 1 more: " in said, "alike, so told once"
+    assert "step00-baseline/seed1 and 1 more: " in said, "alike, so reported once"
     assert said.count("optim.max_iters") == 1
     assert "step05-ra" not in said  # never begun, so nothing to lose
 

@@ -64,7 +64,7 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
 
 
 def reads_of(name: str) -> Callable[[], Counter[str]]:
-    """How often each file of this name was opened since then."""
+    """Number of times each file of this name was opened since then."""
     found: Counter[str] = Counter()
 
     def note(event: str, given: tuple[Any, ...]) -> None:

@@ -190,7 +190,7 @@ def test_a_file_that_is_no_configuration_is_told_in_a_line() -> None:
     ],
 )
 def test_types_are_strict(symbol: str, value: Any) -> None:
-    with pytest.raises(ValueError, match=f"CONFIG_{symbol}: .* is no"):
+    with pytest.raises(ValueError, match=f"CONFIG_{symbol}: .* is not"):
         settings_from(Config({**defaults().values, symbol: value}))
 
 
