@@ -1,1 +1,1 @@
-"""Tools of the laboratory that know nothing of GPT-2."""
+"""Tools that are independent of GPT-2."""

@@ -16,7 +16,7 @@ from statistics import fmean, median_low
 
 FIRST, LEAK, FLAT, DIVERGING = "first", "leak", "flat", "diverging"
 GROWING = "growing"
-SAME_POINTS = 3  # evaluations that must agree before two curves are called one
+SAME_POINTS = 3  # evaluations that must agree before two curves count as identical
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,21 +33,21 @@ class Limits:
     """Thresholds of the alarms; losses in nats per token unless stated otherwise."""
 
     first_tolerance: float = 0.1  # share of ln(vocabulary)
-    # No model of this size compresses text so well: byte models of GPT-2's size reach
-    # about 0.9 bits a byte on prose and 0.6 on code, and repetitive text less.
+    # No model of this size compresses text this well: byte models of GPT-2's size
+    # reach about 0.9 bits per byte on prose, 0.6 on code, and less on repetitive text.
     least_bits_per_byte: float = 0.25
     drop_per_update: float = 0.5  # a loss falls no faster than this, after the first
     flat_after: int = 200  # updates
-    flat_share: float = 0.02  # of the first loss, that it must have come down by
-    window: int = 10  # updates that a running mean of the loss covers at least
+    flat_share: float = 0.02  # of the first loss: minimum decrease
+    window: int = 10  # minimum updates in a running mean of the loss
     records: int = 3  # that it has at least
     rise: float = 0.5  # of a running mean over the lowest one, or over a uniform guess
-    # Wrong gradients let the norm grow while the loss stalls: from 1.1 to 7.5 in 110
-    # updates in which the loss fell by 3%. In 16 healthy trainings on a CPU it came to
-    # at most 2.0 times its lowest by Adam's family and Muon, 3.0 times by SGD.
-    norm_growth: float = 4.0  # of a running norm over the lowest one
-    norm_span: int = 25  # updates that a running norm covers at least
-    stall: float = 0.05  # share of the loss that a training that works gains meanwhile
+    # With wrong gradients the norm grows while the loss stalls: from 1.1 to 7.5 in 110
+    # updates in which the loss fell by 3%. In 16 correct trainings on a CPU it reached
+    # at most 2.0 times its minimum with Adam's family and Muon, 3.0 times with SGD.
+    norm_growth: float = 4.0  # largest ratio of a running norm to the lowest one
+    norm_span: int = 25  # minimum updates in a running norm
+    stall: float = 0.05  # share of the loss that working training gains meanwhile
 
 
 @dataclass(slots=True)
@@ -80,7 +80,7 @@ class LossWatch:
         alarms += self._worse_than_guess(step, loss, "loss")
         if grad_norm is not None and DIVERGING not in self._raised:
             alarms += self._growing(step, loss, grad_norm)
-        if self._first is None:  # a run that is resumed began at a uniform guess too
+        if self._first is None:  # a resumed run started at a uniform guess, too
             self._first = loss if step <= 1 else math.log(self.vocab_size)
         mean = self._running_mean(step, loss)
         if mean is None:
@@ -104,12 +104,12 @@ class LossWatch:
             return []
         bits = val_loss / math.log(2) / self.bytes_per_token
         if bits < self.limits.least_bits_per_byte:
-            text = f"validation loss {val_loss:.3f} is {bits:.2f} bits a byte"
+            text = f"validation loss {val_loss:.3f} is {bits:.2f} bits per byte"
             return self._once(LEAK, step, f"{text}: does it see the future?")
         return []
 
     def _running_mean(self, step: int, loss: float) -> float | None:
-        """Mean of the latest losses; None before there are enough."""
+        """Mean of the latest losses; None until there are enough."""
         limits, recent = self.limits, self._recent
         recent.append((step, loss))
         while len(recent) > limits.records and recent[0][0] <= step - limits.window:
@@ -141,7 +141,9 @@ class LossWatch:
             recent.popleft()
         if recent[0][0] > step - limits.norm_span:
             return []
-        running = median_low(norm for _, _, norm in recent)  # no single spike counts
+        running = median_low(
+            norm for _, _, norm in recent
+        )  # a single spike does not count
         mean = fmean(loss for _, loss, _ in recent)
         self._calmest = lowest = min(self._calmest, running)
         if running <= limits.norm_growth / 2 * lowest:

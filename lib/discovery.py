@@ -1,4 +1,4 @@
-"""Find what a folder offers: each of its modules states itself in its SPEC."""
+"""Discover plug-ins in a package: each module describes itself in SPEC."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Safe writing and deletion where symbolic links may lead elsewhere.
 
-A results folder may come from a stranger, and a link in it may lead anywhere. So:
+A results folder may come from somebody else, and a link in it may lead anywhere. So:
 
     a written file replaces a link of its name (lib/jobs/run_files.py renames it into
     place), and the target of the link is unchanged; links are refused for files that
@@ -29,7 +29,7 @@ class Linked(ValueError):
     def __init__(self, path: Path) -> None:
         super().__init__(
             f"{path} is a link to {os.readlink(path)!r}: nothing is written or deleted "
-            "behind a link. Put what it leads to in its place, or remove the link"
+            "through a link. Move its target to its place, or remove the link"
         )
 
 
@@ -46,7 +46,7 @@ def refuse_link(path: Path) -> Path:
 
 
 def safe_join(root: str | Path, name: str | Path) -> Path:
-    """root/name; ValueError if that is not inside root, symbolic links followed."""
+    """root/name; ValueError if it is outside root after following symbolic links."""
     base = Path(root).resolve()
     path = Path(root) / name
     if "\0" not in str(name) and path.resolve().is_relative_to(base):
@@ -61,7 +61,7 @@ def safe_join(root: str | Path, name: str | Path) -> Path:
 
 
 def links_to(root: Path, name: Path) -> Iterator[Path]:
-    """The links among the folders between root and root/name, if name is plain."""
+    """Links among the folders between root and root/name, if name is plain."""
     if not name.is_absolute() and ".." not in name.parts and "\0" not in str(name):
         for depth in range(1, len(name.parts) + 1):
             path = root.joinpath(*name.parts[:depth])

@@ -17,12 +17,12 @@ def canonical_json(value: object) -> str:
 
 
 def identity(value: object) -> str:
-    """The first 16 hex digits of the sha256 of the canonical JSON."""
+    """First 16 hex digits of the sha256 of the canonical JSON."""
     return hashlib.sha256(canonical_json(value).encode("ascii")).hexdigest()[:16]
 
 
 def file_sha256(path: Path) -> str:
-    """The sha256 of a file's bytes, 64 hex digits; raises OSError."""
+    """sha256 of a file, 64 hex digits; raises OSError."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -30,9 +30,9 @@ def file_sha256(path: Path) -> str:
 def diff_fields(
     old: Mapping[str, Any], new: Mapping[str, Any]
 ) -> list[tuple[str, Any, Any]]:
-    """Each differing field as (dotted name, old, new); None where it is absent.
+    """Differing fields as (dotted name, old, new); None if absent.
 
-    Types count: 1, 1.0 and True are three values, as they are in the identity.
+    Types matter: 1, 1.0 and True are three values, as in the identity.
     """
     before, after = _flat(old), _flat(new)
     names = sorted(before.keys() | after.keys())

@@ -33,7 +33,7 @@ CACHEABLE = (
 
 
 def cache_folder(environ: Mapping[str, str]) -> Path:
-    """The folder of this user and kind of CPU, whether it exists or not.
+    """Cache folder of this user and kind of CPU; it need not exist.
 
     C++ code is compiled for the instructions of one CPU, and a home folder may be
     shared by several kinds.
@@ -54,12 +54,12 @@ def _cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
 
 
 def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
-    """What to add to ``environ`` before torch is imported; the folder is then there.
+    """Variables to add to ``environ`` before torch is imported; creates the folder.
 
-    Variables that are set stay as they are. {} where the folder cannot be written:
-    torch then takes a temporary one.
+    Variables that are set already are kept. {} if the folder cannot be written: torch
+    then uses a temporary one.
     """
-    if environ.get(INDUCTOR):  # torch puts Triton's beside it
+    if environ.get(INDUCTOR):  # torch puts Triton's cache next to it
         return {}
     folder = cache_folder(environ)
     try:
@@ -75,7 +75,7 @@ def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def is_empty(environ: Mapping[str, str]) -> bool:
-    """Whether there is no compiled graph in the folder that ``environ`` names."""
+    """True if the folder in ``environ`` has no compiled graph."""
     graphs = Path(environ.get(INDUCTOR) or cache_folder(environ) / "inductor")
     return not any((graphs / "fxgraph").glob("*"))
 

@@ -1,4 +1,4 @@
-"""The environment that a GPU process needs before it imports torch. Torch-free."""
+"""Environment variables of a GPU process before it imports torch. Torch-free."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ALLOCATOR_OPTIONS = {
 
 
 def check_allocator(text: str) -> None:
-    """Raise ValueError for what torch's allocator would not read.
+    """Raise ValueError for settings that torch's allocator would not accept.
 
     It is a list like "expandable_segments:True,max_split_size_mb:128"; "auto" or "".
     """
@@ -51,13 +51,13 @@ def check_allocator(text: str) -> None:
         name, colon, value = option.partition(":")
         if not colon:
             raise ValueError(
-                f"{option!r} is no option with its value, such as {EXPANDABLE}"
+                f"{option!r} is not an option with a value, such as {EXPANDABLE}"
             )
         if name not in ALLOCATOR_OPTIONS:
-            told = hint(name, ALLOCATOR_OPTIONS)
+            nearest = hint(name, ALLOCATOR_OPTIONS)
             raise ValueError(
-                f"no option of torch's allocator is called {name!r}{told}. One of a "
-                f"later torch can be set in the environment, by {ALLOCATOR}"
+                f"torch's allocator has no option {name!r}{nearest}. An option of a "
+                f"later torch can be set in the environment, with {ALLOCATOR}"
             )
         if not re.fullmatch(ALLOCATOR_OPTIONS[name], value):
             raise ValueError(f"{name} cannot be {value!r}")
@@ -66,10 +66,11 @@ def check_allocator(text: str) -> None:
 def child_environment(
     environ: Mapping[str, str], alloc_conf: str = AUTO, root: str | Path = "/"
 ) -> dict[str, str]:
-    """What to add to ``environ`` for the GPUs of this machine; {} without any.
+    """Variables to add to ``environ`` for the GPUs of this machine; {} without GPUs.
 
-    alloc_conf: for torch's allocator; "auto" lets segments grow on NVIDIA, where
-    that is supported, "" leaves it to torch. What is set already is left as it is.
+    alloc_conf: for torch's allocator; "auto" enables expandable segments on NVIDIA,
+    where they are supported, "" leaves it to torch. Variables that are set already are
+    kept.
     """
     gpus = find_gpus(environ, Path(root))
     if gpus is None:
@@ -79,7 +80,7 @@ def child_environment(
         alloc_conf = EXPANDABLE if gpus.backend == "cuda" else ""
     if alloc_conf and not any(name in environ for name in ALLOCATOR_NAMES):
         added[ALLOCATOR] = alloc_conf
-    # Without it SDPA silently falls back to plain maths on these cards.
+    # Without it SDPA silently falls back to plain matrix products on these cards.
     needs = gpus.backend == "rocm" and any(map(is_rdna3, gfx_versions(root)))
     if needs and AOTRITON not in environ:
         added[AOTRITON] = "1"
@@ -87,15 +88,15 @@ def child_environment(
 
 
 def gfx_versions(root: str | Path = "/") -> list[str]:
-    """Architectures of the AMD GPUs, "gfx1100", as the kernel driver tells them."""
+    """Architectures of the AMD GPUs ("gfx1100") from the kernel driver."""
     found = []
     nodes = Path(root) / "sys/class/kfd/kfd/topology/nodes"
     for path in sorted(nodes.glob("*/properties")):
         try:
-            told = re.search(r"^gfx_target_version (\d+)$", path.read_text(), re.M)
+            match = re.search(r"^gfx_target_version (\d+)$", path.read_text(), re.M)
         except OSError:
             continue
-        number = int(told[1]) if told else 0
+        number = int(match[1]) if match else 0
         if number:  # a CPU's is 0
             major, minor, step = number // 10_000, number // 100 % 100, number % 100
             found.append(f"gfx{major}{minor:x}{step:x}")

@@ -1,7 +1,7 @@
-"""What GPUs are doing, once a second, to a run's gpu.jsonl.
+"""Monitor GPUs once per second, writing to a run's gpu.jsonl.
 
-Watching never blocks, slows or fails what is watched: whatever a GPU does not tell
-is null.
+Monitoring never blocks, slows down or fails the run; values that a GPU does not report
+are null.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from typing import Any
 from lib.gpu.sources import Source, short
 from lib.jobs.run_files import append_jsonl, read_jsonl
 
-TRIES = 3  # failing reads in a row, after which a source counts as gone
-LONGEST_GAP = 10.0  # seconds between records that energy is summed over
+TRIES = 3  # consecutive failed reads after which a source counts as lost
+LONGEST_GAP = 10.0  # maximum seconds between records for energy sums
 
 
 class Monitor:
-    """Reads a source every `interval` seconds in a thread of its own, to a file.
+    """Reads a source every `interval` seconds in a separate thread, writing to a file.
 
-    Records are {"seconds", "gpus": [...]}; seconds go on where the file ended, so
-    that the attempts of a run follow each other without a gap. say is called once,
-    if watching ends before it is told to.
+    Records are {"seconds", "gpus": [...]}; seconds continue where the file ended, so
+    that the attempts of a run follow each other without a gap. say is called once if
+    monitoring ends early.
     """
 
     def __init__(
@@ -51,7 +51,7 @@ class Monitor:
         self.stop()
 
     def stop(self, patience: float = 3.0) -> None:
-        """Take a last record and end; a driver that hangs is not waited for."""
+        """Take a last record and stop; does not wait for a hanging driver."""
         self._stop.set()
         self._thread.join(patience)
 
@@ -66,7 +66,7 @@ class Monitor:
                 record = {"seconds": round(seconds, 3), "gpus": gpus}
                 append_jsonl(self._path, record)
                 failures = 0
-            except Exception as error:  # watching must not end what is watched
+            except Exception as error:  # monitoring must not end the run
                 failures += 1
                 if failures == TRIES:
                     self._say(f"the GPU is watched no more: {short(error)}")
@@ -86,20 +86,20 @@ def _last_second(path: Path) -> float:
 
 
 def energy(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """Joules of all GPUs over the records of a run: power, by trapezoids.
+    """Joules of all GPUs over the records of a run: power by the trapezoidal rule.
 
-    None where no GPU told its power twice. Gaps of more than LONGEST_GAP seconds
-    are left out.
+    None if no GPU reported its power twice. Gaps of more than LONGEST_GAP seconds are
+    left out.
     """
-    joules, told = 0.0, False
+    joules, is_known = 0.0, False
     for before, after in zip(records, records[1:], strict=False):
         seconds = after["seconds"] - before["seconds"]
         powers = [_powers(before), _powers(after)]
         both = powers[0].keys() & powers[1].keys()
         if both and 0 <= seconds <= LONGEST_GAP:
-            told = True
+            is_known = True
             joules += seconds * sum(powers[0][i] + powers[1][i] for i in both) / 2
-    return joules if told else None
+    return joules if is_known else None
 
 
 def _powers(record: Mapping[str, Any]) -> dict[int, float]:

@@ -1,8 +1,8 @@
-"""A profile of chosen updates: a trace, a snapshot of GPU memory, a summary in words.
+"""Profile of selected updates: a trace, a snapshot of GPU memory, a text summary.
 
-Profiling must not end what is profiled: what cannot be written is said, no more. The
-snapshot is a pickle, because torch writes no other kind. It is never read here, and
-reading one of a stranger would run code of theirs.
+Profiling must not end the run: if something cannot be written, it is only reported. The
+snapshot is a pickle, because torch writes no other format. It is never read here, since
+loading an untrusted pickle runs its code.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ TRACE_FILE = "trace.json.gz"
 SNAPSHOT_FILE = "memory.pickle"
 SUMMARY_FILE = "summary.txt"
 TOP = 20  # operators in the summary
-SNAPSHOT_ENTRIES = 200_000  # allocations and frees that a snapshot goes back
+SNAPSHOT_ENTRIES = 200_000  # maximum allocations and frees in a snapshot
 
-# What a kernel or operator does, by its name; the first pattern that is found.
+# Kinds of kernels and operators by name; the first pattern that matches counts.
 KINDS = (
     ("communication", r"nccl|rccl|gloo|c10d|allreduce"),
     (
@@ -62,7 +62,8 @@ OTHER = "other"
 
 @dataclass(frozen=True, slots=True)
 class Operator:
-    """One call of a kernel or operator, in us; ``own``: less what it called."""
+    """One call of a kernel or operator, in us; ``own`` excludes the calls that it
+    made."""
 
     name: str
     start: float
@@ -71,13 +72,13 @@ class Operator:
 
 
 def kind_of(name: str) -> str:
-    """Which of KINDS an operator or kernel is, by its name."""
+    """Kind of an operator or kernel, one of KINDS, by its name."""
     low = name.lower()
     return next((kind for kind, part in KINDS if re.search(part, low)), OTHER)
 
 
 def shares(operators: Iterable[Operator]) -> dict[str, float]:
-    """Kind to its share of all time, the largest first; {} where there is none."""
+    """Share of the total time by kind, the largest first; {} without any."""
     spent = _spent((kind_of(one.name), one.own) for one in operators)
     total = sum(spent.values())
     return {kind: own / total for kind, own in spent.items() if own}
@@ -103,7 +104,7 @@ def busy(operators: Iterable[Operator]) -> float:
 class StepProfiler:
     """Profiles the updates first to last of a training into a folder, once.
 
-    say gets a few lines when the files are there, or the reason why they are not.
+    say gets a few lines when the files are written, or the reason why they are not.
     """
 
     def __init__(
@@ -123,14 +124,14 @@ class StepProfiler:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Write also where a training ends in the midst; drop what failed."""
+        """Also write if training ends in between; discard a failed profile."""
         if kind is None:
             self._finish()
         self._drop()
 
     @contextmanager
     def update(self, number: int) -> Iterator[None]:
-        """Around each update; nothing happens at those that were not chosen."""
+        """Call around each update; updates that were not selected are not profiled."""
         if number in self._updates and self._running is None:
             self._start()
         if self._running is None:
@@ -151,7 +152,7 @@ class StepProfiler:
         running = torch.profiler.profile(activities=kinds)
         try:
             running.start()
-        except Exception as error:  # a profiler of somebody else's is at work
+        except Exception as error:  # another profiler is active
             self._give_up(error)
             return
         self._done, self._running = [], running
@@ -164,7 +165,7 @@ class StepProfiler:
         self._say(f"no profile: {type(error).__name__}: {text[0][:200]}")
 
     def _finish(self) -> None:
-        """Write what was profiled, if anything is under way."""
+        """Write the profile, if one is active."""
         running = self._running
         if running is None:
             return
@@ -173,12 +174,12 @@ class StepProfiler:
         try:
             running.stop()
             self._write(running, seconds)
-        except Exception as error:  # a full disk, a profiler that is not there
+        except Exception as error:  # a full disk, or a missing profiler
             self._give_up(error)
         self._drop()
 
     def _drop(self) -> None:
-        """End what is under way, so that torch can profile again."""
+        """Stop an active profile, so that torch can profile again."""
         running, self._running = self._running, None
         if running is None:
             return
@@ -201,9 +202,9 @@ class StepProfiler:
         self._say(f"profile: {head}\n  written to {self._folder}")
 
     def _replace(self, name: str, write: Callable[[str], Any]) -> None:
-        """Let ``write`` write a file; a reader never sees the half of one."""
+        """Let ``write`` write a file, which is replaced atomically."""
         half = self._folder / f".half-{name}"
-        half.unlink(missing_ok=True)  # a link would lead elsewhere
+        half.unlink(missing_ok=True)  # a link might lead anywhere
         try:
             write(str(half))
             os.replace(half, self._folder / name)
@@ -212,7 +213,7 @@ class StepProfiler:
 
 
 def operators_of(profile: torch.profiler.profile, gpu: bool) -> list[Operator]:
-    """What ran: kernels and copies on a GPU, otherwise torch's operators."""
+    """Operators of a profile: kernels and copies on a GPU, else torch's operators."""
     wanted = DeviceType.CUDA if gpu else DeviceType.CPU
     return [
         Operator(

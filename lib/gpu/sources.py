@@ -1,7 +1,7 @@
 """Readings of GPUs, NVIDIA and AMD alike.
 
 A source reads the GPUs of one vendor: nvml, amdsmi, or AMD's files in sysfs.
-Whatever a GPU does not tell is None.
+Values that a GPU does not report are None.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Source(Protocol):
 
 
 class NoSource(RuntimeError):
-    """There is nothing to read from; the message says why."""
+    """No source is available; the message says why."""
 
 
 def pci_address(text: str) -> str:
-    """ "0000:1b:00.0" of whatever spelling: "00000000:1B:00.0", "1b:00.0".
+    """Normal form "0000:1b:00.0" of an address such as "00000000:1B:00.0" or "1b:00.0".
 
-    ValueError for what is no PCI address.
+    Raises ValueError if the text is not a PCI address.
     """
     pattern = r"(?:([0-9a-f]{4,8}):)?([0-9a-f]{2}):([0-9a-f]{2})(?:\.([0-7]))?"
     found = re.fullmatch(pattern, text.strip().lower())
     if not found:
-        raise ValueError(f"{text!r} is no PCI address such as 0000:1b:00.0")
+        raise ValueError(f"{text!r} is not a PCI address such as 0000:1b:00.0")
     domain = int(found[1] or "0", 16)
     return f"{domain:04x}:{found[2]}:{found[3]}.{found[4] or 0}"
 
@@ -60,7 +60,7 @@ def open_source(
     """The first source that answers; backend is cuda or rocm.
 
     pci: addresses of the GPUs to watch, in the order of their indices (None: all).
-    root: where sys/ is. Raises NoSource, with the reason of each that was tried.
+    root: folder of sys/. Raises NoSource with the reason of each source that was tried.
     """
     makers: dict[str, Callable[[], Source]] = {"nvml": lambda: Nvml(pci)}
     if backend == "rocm":
@@ -72,7 +72,7 @@ def open_source(
     for name, make in makers.items():
         try:
             return make()
-        except Exception as error:  # these libraries raise whatever they like
+        except Exception as error:  # these libraries may raise anything
             reasons.append(f"{name}: {short(error)}")
     raise NoSource("; ".join(reasons))
 
@@ -83,16 +83,16 @@ def short(error: Exception) -> str:
 
 
 def _number(read: Callable[[], Any], unit: float = 1.0) -> float | None:
-    """What read() gives, times unit; None where it fails or is no number."""
+    """Value of read() times unit; None if it fails or is not a number."""
     try:
         value = float(read())
-    except Exception:  # NVMLError_NotSupported, "N/A", a file that is not there
+    except Exception:  # NVMLError_NotSupported, "N/A", a missing file
         return None
     return value * unit if math.isfinite(value) and value >= 0 else None
 
 
 def _chosen(found: Mapping[str, Any], pci: Sequence[str] | None) -> dict[str, Any]:
-    """The GPUs asked for by address, in that order."""
+    """GPUs with the given addresses, in that order."""
     if pci is None:
         chosen = dict(found)
     else:
@@ -108,12 +108,12 @@ def _chosen(found: Mapping[str, Any], pci: Sequence[str] | None) -> dict[str, An
 
 
 class OneByOne:
-    """A source that reads each GPU by whatever stands for it."""
+    """Source that reads each GPU with a handle."""
 
     _gpus: dict[str, Any]  # by address
 
     def read(self) -> list[Gpu]:
-        """Of each GPU, in order; raises what reading one does."""
+        """Readings of each GPU, in order; raises whatever reading one raises."""
         return [self._one(n, *gpu) for n, gpu in enumerate(self._gpus.items())]
 
     def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
@@ -121,7 +121,7 @@ class OneByOne:
 
 
 class Nvml(OneByOne):
-    """NVIDIA, by the package nvidia-ml-py (library: pynvml, or one like it)."""
+    """NVIDIA, with the package nvidia-ml-py (library: pynvml, or a compatible one)."""
 
     name = "nvml"
 
@@ -161,12 +161,12 @@ def _text(value: str | bytes) -> str:
 
 
 class AmdSmi(OneByOne):
-    """AMD, by the package amdsmi that comes with ROCm."""
+    """AMD, with the package amdsmi that comes with ROCm."""
 
     name = "amdsmi"
 
     def __init__(self, pci: Sequence[str] | None = None, library: Any = None) -> None:
-        with contextlib.redirect_stdout(io.StringIO()):  # it prints where it fails
+        with contextlib.redirect_stdout(io.StringIO()):  # it prints when it fails
             self._lib = library or import_module("amdsmi")
             self._lib.amdsmi_init()
             handles = self._lib.amdsmi_get_processor_handles()
@@ -200,16 +200,17 @@ class AmdSmi(OneByOne):
         return {"index": index, "name": name, "pci": pci, **numbers}
 
     def _power(self, gpu: Any) -> float | None:
-        """Instinct tells the present power, Radeon the average of a moment."""
+        """Instinct reports the current power, Radeon a short average."""
 
-        def told(key: str) -> float | None:
+        def reading(key: str) -> float | None:
             return _number(lambda: self._lib.amdsmi_get_power_info(gpu)[key])
 
         keys = ("current_socket_power", "average_socket_power", "socket_power")
-        return _first(map(told, keys))
+        return _first(map(reading, keys))
 
     def _temperature(self, gpu: Any) -> float | None:
-        """Of the die's edge; Instinct cards tell that of the hot spot only."""
+        """Temperature at the edge of the die; Instinct cards report only the hot
+        spot."""
         a = self._lib
 
         def at(place: str) -> float | None:
@@ -224,23 +225,23 @@ class AmdSmi(OneByOne):
 
         kind = getattr(self._lib.AmdSmiClkType, domain)
 
-        def told(key: str) -> float | None:
+        def reading(key: str) -> float | None:
             return _number(lambda: self._lib.amdsmi_get_clock_info(gpu, kind)[key])
 
-        return _first(map(told, ("clk", "cur_clk")))
+        return _first(map(reading, ("clk", "cur_clk")))
 
     def close(self) -> None:
         self._lib.amdsmi_shut_down()
 
 
 def _first(numbers: Iterable[float | None]) -> float | None:
-    """The first number above 0, else one that is 0, else None."""
-    told = [number for number in numbers if number is not None]
-    return next((number for number in told if number), told[0] if told else None)
+    """First number above 0, else 0 if there is one, else None."""
+    known = [number for number in numbers if number is not None]
+    return next((number for number in known if number), known[0] if known else None)
 
 
 class Sysfs(OneByOne):
-    """AMD, by the files of the amdgpu driver; root is where sys/ lies."""
+    """AMD, with the files of the amdgpu driver; root is the folder of sys/."""
 
     name = "sysfs"
 
@@ -276,7 +277,7 @@ class Sysfs(OneByOne):
         return {"index": index, "name": name, "pci": pci, **numbers}
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Do nothing: there is nothing to close."""
 
 
 def _card_number(card: Path) -> int:

@@ -1,6 +1,6 @@
-"""Processes as Linux shows them: descendants, handlers, kills for want of memory.
+"""Process information on Linux: descendants, signal handlers, out-of-memory kills.
 
-Elsewhere each function returns the safe answer: none.
+On other systems each function returns the safe answer: none.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def catches(pid: int, number: int) -> bool:
 
 
 def oom_kills(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Number of processes that the kernel has killed for want of memory so far.
+    """Number of processes that the kernel has killed for lack of memory so far.
 
     Counted in our own control group where it has a counter (version 2: memory.events,
     version 1: memory.oom_control), else on the whole machine; 0 where unknown.

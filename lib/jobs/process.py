@@ -1,8 +1,8 @@
 """One task in one process: start it, monitor it, end it, report the outcome.
 
-Knows run directories (lib/jobs/run_files.py) and nothing of what the process computes.
-The child leads a session of its own, so that a Ctrl-C in the terminal reaches only the
-runner, which then asks its children to stop one by one.
+Knows run directories (lib/jobs/run_files.py) but nothing about what the process
+computes. The child has its own session, so that a Ctrl-C in the terminal reaches only
+the runner, which then asks its children to stop one by one.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ _BY_EXIT_CODE = {
     EXIT_GRADIENTS: ("failed", "gradients"),
 }
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-# What an attempt finds in its environment; its helpers inherit it.
-MARK = "KABLATE_MARK"  # a word of its own, to know them by
+# Environment variables of an attempt, which its child processes inherit.
+MARK = "KABLATE_MARK"  # unique word that identifies them
 ATTEMPT = "KABLATE_ATTEMPT"  # its number, from 1
-LAST_END = "KABLATE_LAST_END"  # status/failure of the one before
-PARENT_PID = "KABLATE_PARENT_PID"  # whose end is a request to stop
+LAST_END = "KABLATE_LAST_END"  # status/failure of the previous one
+PARENT_PID = "KABLATE_PARENT_PID"  # process whose end is a request to stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,13 +130,13 @@ class Attempt:
         self.progress = RunProgress(task.run_dir, task.max_steps, task.seconds)
         self._oom_kills = linux_processes.oom_kills()
         self._mark = secrets.token_hex(8)
-        told = {
+        variables = {
             MARK: self._mark,
             ATTEMPT: str(self.number),
             LAST_END: f"{before['status']}/{before['failure']}",
         }
         try:
-            self._process = _start(task, slot, told)
+            self._process = _start(task, slot, variables)
         except OSError as error:
             _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
             raise
@@ -160,7 +160,7 @@ class Attempt:
         return None
 
     def stop(self) -> None:
-        """Ask for a checkpoint and an end; kill if that takes too long."""
+        """Request a checkpoint and exit; kill if that takes too long."""
         if self._reason is None:
             self._reason = "stop"
             now = time.monotonic()
@@ -168,7 +168,7 @@ class Attempt:
             self._steps = [(now, signal.SIGTERM), (late, signal.SIGKILL)]
 
     def kill(self) -> None:
-        """End the child and its group at once."""
+        """Kill the child and its process group at once."""
         self._reason = self._reason or "stop"
         self._steps = []
         self._signal(signal.SIGKILL)
@@ -261,7 +261,7 @@ def settle(
     progress.read()
     said = tuple(left.get(name) for name in ("status", "failure", "message"))
     if not run_dir.is_dir():
-        message = f"{run_dir} was removed or moved while the run was at work"
+        message = f"{run_dir} was removed or moved while the run was active"
     elif said != (status, failure, message):
         _repair_status(run_dir, attempt, status, failure, message)
     return Outcome(
@@ -309,12 +309,12 @@ def classify(
     cause = left.get("failure") if own else None
     if code in _BY_EXIT_CODE:
         status, failure = _BY_EXIT_CODE[code]
-        if own and cause == failure:  # of several ranks: it may go on with less
+        if own and cause == failure:  # one of several ranks: a retry may use less
             status = str(left["status"])
         return status, failure, said
     unclear = code == -signal.SIGKILL or cause in (None, "crash")
     if starved and reason is None and unclear:
-        return "failed", "oom", "killed by the kernel for want of memory"
+        return "failed", "oom", "killed by the kernel for lack of memory"
     if code < 0:
         return _by_signal(-code, reason)
     # a launcher in between may hide the exit code
@@ -331,7 +331,7 @@ def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
     if reason == "stop" or number in _ASKED_TO_END:
         return "interrupted", None, f"ended by {name}"
     if number == signal.SIGKILL:
-        text = "by hand, or by the kernel for want of memory"
+        text = "by hand, or by the kernel for lack of memory"
         return "failed", "killed", f"killed by {name}: {text}"
     return "failed", "crash", f"ended by {name}"
 
@@ -371,7 +371,7 @@ def _mark(path: Path) -> tuple[int, int]:
 
 
 def status_or_nothing(run_dir: Path) -> dict[str, Any]:
-    """status.json as run_files.read_status gives it; {} if it cannot be read."""
+    """Contents of status.json (run_files.read_status); {} if it cannot be read."""
     try:
         return run_files.read_status(run_dir)
     except (OSError, ValueError):

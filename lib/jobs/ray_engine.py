@@ -1,10 +1,9 @@
 """Attempts as tasks of a Ray cluster, for lib/jobs/scheduler.py to launch.
 
-Ray finds a machine with the CPUs and GPUs that a run needs and keeps others off them;
-nothing else is left to it. What a run is and how far it came stands in its run
-directory, on a disk that all machines share; how an attempt ended is told by
-lib/jobs/ray_worker.py on its machine, or by settle() if that machine is lost; and
-whether it is tried again is the scheduler's business, as ever.
+Ray only finds a machine with the CPUs and GPUs that a run needs, and reserves them. The
+state of a run is in its run directory, on a disk that all machines share.
+lib/jobs/ray_worker.py on its machine reports how an attempt ended, or settle() if that
+machine is lost. The scheduler decides about retries, as for local processes.
 """
 
 from __future__ import annotations
@@ -33,15 +32,15 @@ from lib.output import EXIT_OK
 
 ATTENDANT = Path(__file__).with_name("ray_worker.py")
 CONNECT = 10.0  # seconds
-LOOK = 1.0  # seconds between looks at what changes slowly
+LOOK = 1.0  # seconds between checks of slowly changing state
 
 
 class Cluster:
-    """A Ray cluster that this process is connected to; there can be only one."""
+    """Connection to a Ray cluster; a process can have only one."""
 
     def __init__(self, address: str) -> None:
-        """address: "auto" for the one that this machine belongs to, "local" for a new
-        one on this machine alone, or host:port.
+        """address: "auto" for the cluster of this machine, "local" for a new one on
+        this machine alone, or host:port.
 
         Raises ValueError if it cannot be reached, ImportError without Ray.
         """
@@ -52,19 +51,19 @@ class Cluster:
         try:
             _require_answer(address)
             ray.init(address, log_to_driver=False, logging_level="ERROR", **more)
-        except Exception as error:  # Ray raises no less general ones
+        except Exception as error:  # Ray raises such general exceptions
             raise ValueError(_first_line(error)) from error
         self._ray = ray
         self._need: dict[str, float] = {}
         self._attend = self._task = ray.remote(_remote_function())
 
     def machines(self) -> list[dict[str, float]]:
-        """The resources of each machine that is up, by Ray's names: CPU, GPU."""
+        """Resources of each machine that is up, by Ray's names: CPU, GPU."""
         return [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
 
     def require(self, *, cpus: int, gpus: int) -> None:
-        """What each run is given. Raises ValueError if no machine has as much, for
-        which Ray would wait for ever."""
+        """Set the resources of each run. Raises ValueError if no machine has that many;
+        Ray would wait forever."""
         self._need = {"CPU": float(cpus), "GPU": float(gpus)}
         self._task = self._attend.options(
             num_cpus=cpus, num_gpus=gpus, max_retries=0, scheduling_strategy="SPREAD"
@@ -76,37 +75,37 @@ class Cluster:
             )
 
     def can_hold(self) -> bool:
-        """Whether some machine, once idle, could take a run."""
+        """True if some machine, when idle, could hold a run."""
         return any(fits(machine, self._need) for machine in self.machines())
 
     def describe(self) -> str:
-        """Its machines in words."""
+        """Machines of the cluster in words."""
         return "; ".join(sorted(map(words, self.machines()))) or "no machine"
 
     def launch(
         self, task: Task, slot: Mapping[str, str], patience: Patience
     ) -> RemoteAttempt:
-        """An attempt that Ray starts as soon as a machine has room for it."""
+        """Attempt that Ray starts as soon as a machine has room for it."""
         return RemoteAttempt(self, task, slot, patience)
 
     # ---- for RemoteAttempt ------------------------------------------------------
 
     def submit(self, order: str) -> Any:
-        """A reference to what the attendant will have said."""
+        """Submit a task; returns a reference to the worker's report."""
         command = [sys.executable, str(ATTENDANT)]
         return self._task.remote(command, os.getcwd(), order)
 
     def result(self, ref: Any) -> Outcome | Exception | None:
-        """What the attendant said, or why it said nothing; None while it is at work."""
+        """Report of the worker, or why there is none; None while it is running."""
         if not self._ray.wait([ref], timeout=0)[0]:
             return None
         try:
-            return _told(*self._ray.get(ref))
+            return _report_of(*self._ray.get(ref))
         except self._ray.exceptions.RayError as error:
             return error
 
     def cancel(self, ref: Any) -> None:
-        """Take it out of the queue, or send the attendant another SIGTERM."""
+        """Remove the task from the queue, or send the worker another SIGTERM."""
         self._ray.cancel(ref)
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -115,8 +114,8 @@ class Cluster:
 
 
 def _require_answer(address: str) -> None:
-    """Raise OSError if nobody listens at the address, where Ray would try for long, or
-    ConnectionError or ValueError if there is none."""
+    """Raise OSError if nothing listens at the address (Ray would try for a long time),
+    ConnectionError or ValueError without an address."""
     from ray._private import services
 
     if address != "local":
@@ -126,7 +125,8 @@ def _require_answer(address: str) -> None:
 
 
 def _remote_function() -> Callable[[list[str], str, str], tuple[int, str, str]]:
-    """What Ray runs: it is sent as it stands, as a worker cannot import from here."""
+    """Function that Ray runs. It is sent as source, since a worker cannot import this
+    module."""
 
     def attend(command: list[str], folder: str, order: str) -> tuple[int, str, str]:
         import os
@@ -153,8 +153,8 @@ def _remote_function() -> Callable[[list[str], str, str], tuple[int, str, str]]:
             try:
                 while attendant.poll() is None:
                     time.sleep(0.1)
-                out, told = attendant.stdout.read(), attendant.stderr.read()
-                return attendant.returncode, out, told
+                out, err = attendant.stdout.read(), attendant.stderr.read()
+                return attendant.returncode, out, err
             except KeyboardInterrupt:  # ray.cancel
                 attendant.terminate()
 
@@ -162,8 +162,7 @@ def _remote_function() -> Callable[[list[str], str, str], tuple[int, str, str]]:
 
 
 class RemoteAttempt:
-    """An attempt in the cluster, to its runner what lib.jobs.process.Attempt is
-    here."""
+    """Attempt in the cluster, with the interface of lib.jobs.process.Attempt."""
 
     begun = "handed to Ray"
 
@@ -178,7 +177,7 @@ class RemoteAttempt:
         token = task.run_dir.absolute() / f".token.{secrets.token_hex(6)}.tmp"
         run_files.atomic_write_text(token, "")
         self._ref = cluster.submit(render_order(task, slot, patience, token))
-        self._is_there = False  # whether a machine has taken it up
+        self._is_there = False  # whether a machine has started it
         self._reason: str | None = None
         self._lost: Exception | None = None
         self._enter()
@@ -189,7 +188,7 @@ class RemoteAttempt:
         self.progress = RunProgress(self._run_dir, self._max_steps, self._seconds)
 
     def poll(self) -> Outcome | None:
-        """Its Outcome once it has ended, with status.json telling the same."""
+        """Outcome when the attempt has ended, with status.json updated."""
         now = time.monotonic()
         if self._lost is None:
             found = self._cluster.result(self._ref)
@@ -206,22 +205,23 @@ class RemoteAttempt:
         return None
 
     def stop(self) -> None:
-        """Ask for a checkpoint and an end; what still waits for a place ends now."""
+        """Request a checkpoint and exit; an attempt that is still queued ends now."""
         if self._reason is None:
             self._reason = "stop"
             self._cluster.cancel(self._ref)
 
     def kill(self) -> None:
-        """End the run at once."""
+        """Kill the run at once."""
         self.stop()
         self._cluster.cancel(self._ref)
 
     def _look_for_it(self, now: float) -> None:
-        """Note when it has begun; give up on a cluster that has lost what it needs."""
+        """Record when the attempt has started; give up if the cluster has lost the
+        machines it needs."""
         if self._is_there:
             return
         if status_or_nothing(self._run_dir).get("attempt", 0) >= self.number:
-            self._enter()  # waiting for a place is no start-up time
+            self._enter()  # time in the queue does not count as start-up time
             self._is_there = True
         elif self._cluster.can_hold():
             self._since = now
@@ -229,8 +229,8 @@ class RemoteAttempt:
             self.stop()
 
     def _end_of_lost(self, error: Exception, now: float) -> Outcome | None:
-        """What became of a run whose attendant cannot tell. The trainer may still be
-        there: it was told to end, is writing its checkpoint, and may even finish."""
+        """Outcome of a run whose worker is lost. The trainer may still be running: it
+        was asked to stop, is writing its checkpoint, and may even finish."""
         late = now - self._since > self._patience.stop
         if run_files.is_locked(run_files.run_lock(self._run_dir)) and not late:
             return None
@@ -251,8 +251,8 @@ class RemoteAttempt:
         )
 
 
-def _told(code: int, out: str, err: str) -> Outcome | Exception:
-    """What an attendant said, or that it was killed before it could."""
+def _report_of(code: int, out: str, err: str) -> Outcome | Exception:
+    """Report of a worker, or that it was killed before it could report."""
     if code < 0:
         return RuntimeError(f"its attendant was ended by signal {-code}")
     if code == 0:
@@ -261,7 +261,7 @@ def _told(code: int, out: str, err: str) -> Outcome | Exception:
 
 
 def fits(machine: Mapping[str, float], need: Mapping[str, float]) -> bool:
-    """Whether a machine with these resources could hold a run, were it idle."""
+    """True if a machine with these resources could hold a run when idle."""
     return all(machine.get(name, 0) >= amount for name, amount in need.items())
 
 

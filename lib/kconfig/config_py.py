@@ -1,9 +1,9 @@
-"""config.py: written from .config, read as data and never executed.
+"""Write config.py from .config, and read it as data that is never executed.
 
-One ``CONFIG_NAME = literal`` per line, then ``ORIGINS``, which says where each value
-that is not a default was asked for and what it was: a value that was edited by hand
-since comes from its line of config.py. A config.py may come from a stranger's results,
-so reading it parses literals and runs nothing.
+One ``CONFIG_NAME = literal`` per line, then ``ORIGINS``, which has the origin and value
+of each symbol that is not a default: a value that differs from it was edited by hand in
+config.py. A config.py may come from untrusted results, so reading it parses literals
+and executes nothing.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _NAME = re.compile(r"CONFIG_[A-Z0-9_]+")
 
 
 class ConfigError(ValueError):
-    """A configuration that cannot be used; ``problems`` has one line for each fault."""
+    """Unusable configuration; ``problems`` has one line for each fault."""
 
     def __init__(self, *problems: str) -> None:
         self.problems = problems
@@ -34,9 +34,9 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class Config:
-    """Values by symbol (without CONFIG_), and the origin of those not default.
+    """Values by symbol (without CONFIG_), and origins of those that are not defaults.
 
-    places: the line of config.py that holds a value, if it was read from there.
+    places: line of config.py with a value, if it was read from there.
     """
 
     values: dict[str, Literal]
@@ -44,15 +44,15 @@ class Config:
     places: dict[str, str] = field(default_factory=dict, compare=False, repr=False)
 
     def origin(self, symbol: str) -> str:
-        """Where the value of ``symbol`` comes from: "defconfigs/x:12", "default"..."""
+        """Origin of the value of ``symbol``: "defconfigs/x:12", "default"..."""
         return self.origins.get(symbol, DEFAULT)
 
     def located(self, text: str) -> str:
         """``text`` with the places where the symbols that it names were set."""
         named = dict.fromkeys(re.findall(r"[A-Z][A-Z0-9_]+", text))
         found = {name: self.origins[name] for name in named if name in self.origins}
-        told = [f"{name}: {o}" for name, o in found.items() if o not in text]
-        return f"{text}\n({'; '.join(told)})" if told else text
+        more = [f"{name}: {o}" for name, o in found.items() if o not in text]
+        return f"{text}\n({'; '.join(more)})" if more else text
 
 
 def not_text(file: str, error: UnicodeDecodeError) -> ConfigError:
@@ -62,7 +62,7 @@ def not_text(file: str, error: UnicodeDecodeError) -> ConfigError:
 
 
 def is_enabled(value: object) -> bool:
-    """Whether a bool in any spelling is on: True and "y" are, False, "n", "" not.
+    """True if a bool is on: True and "y" are on, False, "n" and "" off.
 
     Raises ValueError for anything else, so that ``"True"`` or 1 cannot pass for off.
     """
@@ -74,11 +74,11 @@ def is_enabled(value: object) -> bool:
 
 
 def render_config(config: Config, types: Types | None = None) -> str:
-    """The text of config.py.
+    """Contents of config.py.
 
-    ``types`` maps the symbols whose Kconfig string is something else to the function
-    that reads it, as in ``{"RATE": float}``. Raises ConfigError where that
-    fails or where a value cannot be written as a literal.
+    ``types`` maps symbols whose Kconfig string is of another type to the function that
+    parses it, for example ``{"RATE": float}``. Raises ConfigError if that fails or if a
+    value cannot be written as a literal.
     """
     typed = convert(config, types or {})
     lines = [f"CONFIG_{name} = {value!r}\n" for name, value in typed.values.items()]
@@ -91,7 +91,8 @@ def render_config(config: Config, types: Types | None = None) -> str:
 
 
 def convert(config: Config, types: Types) -> Config:
-    """``config`` with the strings in ``types`` read; ConfigError names all bad."""
+    """``config`` with the strings in ``types`` parsed; ConfigError names all bad
+    ones."""
     values, problems = dict(config.values), []
     for name, value in values.items():
         if isinstance(value, str) and name in types:
@@ -106,7 +107,7 @@ def convert(config: Config, types: Types) -> Config:
 
 
 def read_config(path: str | Path, name: str = "") -> Config:
-    """Read config.py as data; in messages it is ``name``, or else its path.
+    """Read config.py as data; messages call it ``name``, or else by its path.
 
     Raises ConfigError with file and line for anything but assignments of bools,
     numbers and strings; OSError if the file cannot be read.
@@ -119,13 +120,13 @@ def read_config(path: str | Path, name: str = "") -> Config:
 
 
 def parse_config(text: str, name: str) -> Config:
-    """As read_config, from a string; ``name`` stands for the file in messages."""
+    """Like read_config, from a string; messages call it ``name``."""
     found: dict[str, tuple[int, object]] = {}
     for line, target, value in _assignments(text, name):
         if target in found:
             raise ConfigError(f"{name}:{line}: {target} is set twice")
         if target != "ORIGINS" and not _NAME.fullmatch(target):
-            raise ConfigError(f"{name}:{line}: {target} is no CONFIG_NAME")
+            raise ConfigError(f"{name}:{line}: {target} is not a CONFIG_NAME")
         found[target] = line, value
     line, origins = found.pop("ORIGINS", (0, {}))
     values = {
@@ -140,7 +141,7 @@ def parse_config(text: str, name: str) -> Config:
 
 
 def _differ(values: Mapping[str, Literal], name: str, old: object) -> bool:
-    """Whether a symbol has another value than ORIGINS notes; 1 is not True."""
+    """True if a symbol has another value than in ORIGINS; 1 is not True."""
     return name in values and repr(values[name]) != repr(old)
 
 
@@ -157,14 +158,14 @@ def _assignments(text: str, name: str) -> Iterator[tuple[int, str, object]]:
             continue  # the header
         where = f"{name}:{node.lineno}"
         if not isinstance(node, ast.Assign) or len(node.targets) != 1:
-            raise ConfigError(f"{where}: only `CONFIG_NAME = literal` may stand here")
+            raise ConfigError(f"{where}: only `CONFIG_NAME = literal` is allowed here")
         target = node.targets[0]
         if not isinstance(target, ast.Name):
-            raise ConfigError(f"{where}: only `CONFIG_NAME = literal` may stand here")
+            raise ConfigError(f"{where}: only `CONFIG_NAME = literal` is allowed here")
         try:
             value = ast.literal_eval(node.value)
         except (ValueError, TypeError, RecursionError, MemoryError) as error:
-            raise ConfigError(f"{where}: {target.id} is no literal") from error
+            raise ConfigError(f"{where}: {target.id} is not a literal") from error
         yield node.lineno, target.id, value
 
 
@@ -181,7 +182,7 @@ def _checked_value(value: object, where: str) -> Literal:
 
 
 def _checked_origins(value: object, where: str) -> dict[str, tuple[Any, ...]]:
-    """(origin, value when written) by symbol; older files have the origin alone."""
+    """(origin, value when written) by symbol; older files have only the origin."""
     refusal = ConfigError(f"{where}: ORIGINS must map symbols to strings")
     if not isinstance(value, dict):
         raise refusal

@@ -1,8 +1,8 @@
-"""The grammar of .config and defconfig lines, and of KEY=VALUE overrides.
+"""Parse lines of .config and defconfigs, and KEY=VALUE overrides.
 
-Knows the names and kinds of the symbols ("bool", "int", "hex", "string"), not their
-dependencies: those are lib/kconfig/strict.py's. All that kconfiglib would drop in
-silence or with a warning is refused here with the reason and a way out.
+Knows the names and kinds of the symbols ("bool", "int", "hex", "string"), but not their
+dependencies, which lib/kconfig/strict.py checks. Lines that kconfiglib would drop
+silently or with a warning are refused here with the reason and a remedy.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class Assignment:
     name: str
     value: str
     origin: str  # "defconfigs/x:12", "command line"
-    source: str  # the file, or the command line: each may set a symbol once
+    source: str  # a file or the command line; each may set a symbol once
     line: int = 0
 
 
 @dataclass(frozen=True)
 class ConfigProblem:
-    """Why something cannot be used, and where it stands (line 0: in no line)."""
+    """Reason why something cannot be used, and its place (line 0: no line)."""
 
     origin: str
     text: str
@@ -71,8 +71,8 @@ def fail_on(problems: Iterable[ConfigProblem]) -> None:
 
 
 def read_lines(file: str | Path, label: str) -> list[str]:
-    """The lines of a file, in messages ``label``; ConfigError if it is no text,
-    OSError if unreadable."""
+    """Lines of a file (``label`` in messages); ConfigError if it is not text, OSError
+    if unreadable."""
     try:
         return Path(file).read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:
@@ -80,14 +80,14 @@ def read_lines(file: str | Path, label: str) -> list[str]:
 
 
 def parse_line(line: str, kinds: Kinds) -> tuple[str, str] | None:
-    """Symbol and value that a line assigns; None for a comment or an empty line.
+    """Symbol and value assigned by a line; None for a comment or an empty line.
 
     Raises ConfigError with the reason for any other line.
     """
     if unset := _UNSET.fullmatch(line):
         if kind_of(unset[1], kinds) != "bool":
             raise ConfigError(
-                f"CONFIG_{unset[1]} is no bool but of type {kinds[unset[1]]}: "
+                f"CONFIG_{unset[1]} is not a bool but of type {kinds[unset[1]]}: "
                 "only a bool can be 'not set'"
             )
         return unset[1], "n"
@@ -116,7 +116,7 @@ def _malformed(line: str, kinds: Kinds) -> str:
 
 
 def leading_comments(lines: Iterable[str]) -> list[str]:
-    """The lines of comment on top of a preset; `# X is not set` is none."""
+    """Comment lines at the top of a preset; `# X is not set` does not count."""
 
     def is_comment(line: str) -> bool:
         return line.startswith("#") and not line.endswith(" is not set")
@@ -125,19 +125,19 @@ def leading_comments(lines: Iterable[str]) -> list[str]:
 
 
 def kind_of(name: str, kinds: Kinds) -> str:
-    """The kind of a symbol; ConfigError with the nearest names if there is none."""
+    """Kind of a symbol; ConfigError with the nearest names if it does not exist."""
     if name not in kinds:
-        told = hint(name, kinds, "CONFIG_")
-        raise ConfigError(f"unknown symbol CONFIG_{name}{told}")
+        nearest = hint(name, kinds, "CONFIG_")
+        raise ConfigError(f"unknown symbol CONFIG_{name}{nearest}")
     return kinds[name]
 
 
 def literal_of(name: str, text: str, kinds: Kinds, *, quoted: bool = True) -> str:
-    """``text`` as the value of a symbol: strings unquoted, everything else checked.
+    """Value of a symbol from ``text``: strings unquoted, everything else checked.
 
-    Without ``quoted`` a string may come bare, a bool as 1 or 0, and blanks may stand
-    around all but strings, as on the command line.
-    Raises ConfigError if it does not fit the symbol's kind.
+    Without ``quoted``, as on the command line, a string may be unquoted, a bool 1 or 0,
+    and blanks are allowed around all but strings. Raises ConfigError if it does not fit
+    the symbol's kind.
     """
     kind = kind_of(name, kinds)
     if kind in _VALUES and not quoted:
@@ -159,7 +159,7 @@ def literal_of(name: str, text: str, kinds: Kinds, *, quoted: bool = True) -> st
 
 
 def split_overrides(text: str) -> list[str]:
-    """``"A=1 B='x y'"`` to its assignments, quoted as a shell quotes words."""
+    """Split ``"A=1 B='x y'"`` into assignments, quoted as for a shell."""
     try:
         return shlex.split(text)
     except ValueError as error:
@@ -169,7 +169,7 @@ def split_overrides(text: str) -> list[str]:
 def parse_override(
     text: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
 ) -> dict[str, str]:
-    """The symbols that ``KEY=VALUE`` assigns; ConfigError with the reason if none.
+    """Symbols assigned by ``KEY=VALUE``; ConfigError with the reason if there are none.
 
     KEY is an alias, a symbol, or a symbol without one of the ``prefixes``.
     """
@@ -187,7 +187,7 @@ def parse_override(
 def symbol_for(
     key: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
 ) -> str:
-    """The symbol of that name, or the only one that has it after a prefix.
+    """Symbol with this name, or the only one that has it after a prefix.
 
     Raises ConfigError with the nearest names if there is none.
     """
@@ -200,5 +200,5 @@ def symbol_for(
     if found:
         raise ConfigError(f"{key} is ambiguous: write {' or '.join(found)}")
     short = [n.removeprefix(p) for n in kinds for p in prefixes if n.startswith(p)]
-    told = hint(name.upper(), dict.fromkeys([*aliases, *short, *kinds]))
-    raise ConfigError(f"there is no setting {key}{told}")
+    nearest = hint(name.upper(), dict.fromkeys([*aliases, *short, *kinds]))
+    raise ConfigError(f"there is no setting {key}{nearest}")

@@ -18,10 +18,10 @@ NOTHING_SAVED = "so nothing was saved"
 
 
 def main(tool: str) -> None:
-    """Run a tool to its end; exits with a line that says why it could not."""
+    """Run a tool; exits with a message if it fails."""
     try:
         locale.setlocale(locale.LC_ALL, "")
-    except locale.Error:  # LANG names one that this machine lacks
+    except locale.Error:  # LANG names a locale that does not exist here
         os.environ["LC_ALL"] = "C.UTF-8"
     sys.argv = [tool]
     take_the_tree_as_it_is_named()
@@ -52,7 +52,7 @@ def menuconfig() -> None:
 
     def read_or_leave(window: object) -> object:
         key = read(window)
-        if key == -1 and not os.isatty(0):  # and so it would be for ever
+        if key == -1 and not os.isatty(0):  # kconfiglib would loop forever
             sys.exit(f"menuconfig: the terminal has gone, {NOTHING_SAVED}")
         return key
 

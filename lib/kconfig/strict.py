@@ -1,7 +1,7 @@
 """Strict loading of Kconfig configurations: files, overrides, config.py, .config.
 
-Every assignment takes effect exactly as written or is an error with its file, line
-and reason; every value keeps the place where it was asked for.
+Every assignment takes effect exactly as written, or is an error with its file, line and
+reason; every value keeps its origin.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ Files = Iterable[str | Path]
 
 @dataclass(frozen=True)
 class StrictKconfig:
-    """A Kconfig file, and how a project reads values and names of its symbols.
+    """Kconfig file, with the types and short names that a project uses for its symbols.
 
-    types: readers of the symbols whose string is something else, as a float.
+    types: parsers of symbols whose string is of another type, such as float.
     aliases, prefixes: short names on the command line. KEY in ``KEY=VALUE`` is an
     alias, a symbol, or a symbol without one of the prefixes.
 
@@ -52,8 +52,8 @@ class StrictKconfig:
         return tree
 
     def load(self, files: Files, overrides: Iterable[str] = ()) -> Config:
-        """The configuration that the files ask for, a later one overruling earlier
-        ones, and then the overrides, as for override()."""
+        """Configuration from the files, later ones overriding earlier ones, and then
+        the overrides, as for override()."""
         return self.open(files, overrides).config()
 
     def override(self, config: Config, overrides: Iterable[str]) -> Config:
@@ -70,12 +70,12 @@ class StrictKconfig:
         return tree.config()
 
     def require_possible(self, config: Config) -> Config:
-        """A config.py with the origins of values that were edited by hand; refuses
-        values that no .config leads to."""
+        """Resolve a config.py, with origins of values that were edited by hand; refuses
+        values that no .config can have."""
         return self._tree(config).config()
 
     def render_dotconfig(self, config: Config) -> str:
-        """The text of the .config that ``config`` stands for, overrides included."""
+        """Text of the .config for ``config``, including overrides."""
         return self._tree(config).dotconfig()
 
     def _tree(self, config: Config | None = None) -> Tree:
@@ -85,10 +85,10 @@ class StrictKconfig:
         return tree
 
     def refresh(self, dotconfig: str | Path, previous: Config | None = None) -> Config:
-        """The configuration in .config, which names every symbol, asked for or not.
+        """Configuration in .config, which has every symbol, changed or not.
 
-        What equals ``previous`` keeps its origin there; of the rest, what is not
-        default originates in its line of .config.
+        Values equal to ``previous`` keep their origin; other values that are not
+        defaults originate in their line of .config.
         """
         tree = self._tree()
         fail_on(tree.read(dotconfig) + tree.check())
@@ -96,7 +96,7 @@ class StrictKconfig:
         old = previous or Config({})
         for name, assignment in list(tree.asked.items()):
             known = old.origins.get(name, f"{assignment.source}:")
-            if known == old.places.get(name):  # edited by hand, and so in .config now
+            if known == old.places.get(name):  # edited by hand, and now in .config, too
                 known = f"{assignment.source}:"
             same = name in old.values and old.values[name] == loaded.values.get(name)
             if same and not known.startswith(f"{assignment.source}:"):
@@ -106,7 +106,7 @@ class StrictKconfig:
         return tree.config()
 
     def unusable_lines(self, dotconfig: str | Path) -> dict[int, str]:
-        """The lines of .config that have no effect, by number from 1, each with why.
+        """Lines of .config without effect, by number from 1, with the reasons.
 
         Refuses a file that dropping lines cannot repair.
         """
@@ -120,7 +120,8 @@ class StrictKconfig:
             dropped |= {p.line: str(p) for p in problems}
 
     def explain(self, config: Config, name: str) -> str:
-        """One symbol: value, origin, default, prompt, range, conditions, help."""
+        """Explain one symbol: value, origin, default, prompt, range, conditions,
+        help."""
         kind = kind_of(name, self._tree().kinds)
         tree = self._tree(config)
         symbol = tree.symbols[name]
@@ -152,6 +153,6 @@ class StrictKconfig:
 
 
 def assigned_names(text: str, kinds: Mapping[str, str]) -> set[str]:
-    """The symbols that the lines of a .config assign."""
+    """Symbols assigned by the lines of a .config."""
     parsed = (parse_line(line, kinds) for line in text.split("\n"))
     return {line[0] for line in parsed if line}

@@ -1,4 +1,4 @@
-"""What one symbol or choice of a parsed Kconfig tree is, whatever was asked of it."""
+"""Properties of a symbol or choice in a parsed Kconfig tree, whatever its value."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ KINDS = {BOOL: "bool", INT: "int", HEX: "hex", STRING: "string"}
 
 
 def prompts(item: Symbol | Choice) -> list[Any]:
-    """The menu nodes that offer a symbol or choice to the user."""
+    """Menu nodes that show a symbol or choice to the user."""
     return [node for node in item.nodes if node.prompt]
 
 
 def prompt_of(item: Symbol | Choice) -> str:
-    """What the menu calls a symbol or choice; empty where it does not show it."""
+    """Prompt of a symbol or choice; "" if it has none."""
     return next((node.prompt[0] for node in prompts(item)), "")
 
 
 def help_of(item: Symbol | Choice) -> str:
-    """The help text; a member of a choice that has none shows its choice's."""
+    """Help text; a member of a choice without help has its choice's."""
     texts = [node.help.strip() for node in item.nodes if node.help]
     choice = item.choice if isinstance(item, Symbol) else None
     return texts[0] if texts else help_of(choice) if choice else ""
 
 
 def menu_of(symbol: Symbol) -> str:
-    """The menus that lead to a symbol, outermost first."""
+    """Menus that contain a symbol, outermost first."""
     names, node = [], symbol.nodes[0].parent
     while node.parent:
         if node.item == kconfiglib.MENU:
@@ -54,7 +54,7 @@ def kind_of_symbol(symbol: Symbol) -> str:
 
 
 def conditions(item: Symbol | Choice) -> list[Any]:
-    """The conditions under which a symbol's prompt shows, its choice's included."""
+    """Conditions under which a symbol's prompt is shown, including its choice's."""
     found: list[Any] = []
     for node in prompts(item):
         for clause in kconfiglib.split_expr(node.prompt[1], kconfiglib.AND):
@@ -66,7 +66,7 @@ def conditions(item: Symbol | Choice) -> list[Any]:
 
 
 def deciding(symbol: Symbol) -> list[Symbol]:
-    """The symbols that a derived value follows, what decided it first."""
+    """Symbols that a derived value depends on, the deciding one first."""
     groups = [items(symbol.rev_dep)]
     for value, condition in symbol.defaults:
         groups.append(items(condition) + items(value))
@@ -76,7 +76,7 @@ def deciding(symbol: Symbol) -> list[Symbol]:
 
 
 def active_range(symbol: Symbol) -> tuple[str, str] | None:
-    """The bounds that hold now, or None."""
+    """Currently active bounds, or None."""
     for low, high, condition in symbol.ranges:
         if expr_value(condition):
             return low.str_value, high.str_value
@@ -84,14 +84,14 @@ def active_range(symbol: Symbol) -> tuple[str, str] | None:
 
 
 def items(expression: Any) -> list[Symbol]:
-    """The defined symbols in an expression, in the order of their names."""
+    """Defined symbols in an expression, ordered by name."""
     found = kconfiglib.expr_items(expression)
     symbols = [s for s in found if isinstance(s, Symbol) and s.nodes]
     return sorted(symbols, key=lambda s: s.name)
 
 
 def text_of(symbol: Symbol, value: Literal) -> str:
-    """A typed value as Kconfig's text."""
+    """Typed value as Kconfig text."""
     if isinstance(value, bool):
         return "y" if value else "n"
     if symbol.orig_type is HEX and isinstance(value, int):
@@ -100,6 +100,6 @@ def text_of(symbol: Symbol, value: Literal) -> str:
 
 
 def followed(symbol: Symbol) -> str:
-    """The symbols that decide one without a prompt."""
+    """Names of the symbols that decide the value of one without a prompt."""
     found = [s.name for _, when in symbol.defaults for s in items(when)]
     return ", ".join(dict.fromkeys(found)) or "nothing does"

@@ -1,8 +1,8 @@
 """A parsed Kconfig tree and the assignments made to it.
 
-kconfiglib, like the C tools, drops what it cannot use with a warning or without
-one. Here an assignment either takes effect exactly as written or is a Problem with
-its place and reason, and every value remembers the place that it comes from.
+kconfiglib, like the C tools, drops assignments that it cannot use, with or without a
+warning. Here an assignment either takes effect exactly as written or is a problem with
+place and reason, and every value has an origin.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from lib.kconfig.symbols import (
 
 
 class Tree:
-    """One parsed Kconfig tree and the assignments made to it."""
+    """Parsed Kconfig tree and the assignments made to it."""
 
     def __init__(self, kconfig: str | Path, types: Types | None = None) -> None:
         self.root = Path(kconfig).resolve().parent
@@ -58,7 +58,7 @@ class Tree:
     # ---- assignments ------------------------------------------------------------
 
     def read(self, file: str | Path, skip: Iterable[int] = ()) -> list[ConfigProblem]:
-        """Take every assignment of a file; what is wrong with its lines themselves."""
+        """Apply every assignment of a file; returns problems of its lines."""
         source = self.label(file)
         problems, found = [], []
         for number, line in enumerate(read_lines(file, source), 1):
@@ -75,13 +75,14 @@ class Tree:
         return problems + repeated
 
     def label(self, file: str | Path) -> str:
-        """A file's name in messages: relative to the root where it lies inside."""
+        """Name of a file in messages: relative to the root if it is inside."""
         path = Path(file).resolve()
         inside = path.is_relative_to(self.root)
         return str(path.relative_to(self.root) if inside else file)
 
     def _repeated(self, found: Sequence[Assignment]) -> Iterator[ConfigProblem]:
-        """Symbols set twice, and choices with two members on, in one source."""
+        """Problems: symbols set twice, and choices with two members on, in one
+        source."""
         first: dict[str | Choice, Assignment] = {}
         for a in found:
             choice = self.symbols[a.name].choice
@@ -99,7 +100,7 @@ class Tree:
                     yield ConfigProblem(a.origin, text, a.line)
 
     def take(self, assignments: Iterable[Assignment]) -> None:
-        """Make assignments; a member of a choice replaces one from another source."""
+        """Apply assignments; a member of a choice replaces one from another source."""
         for a in assignments:
             symbol = self.symbols[a.name]
             if symbol.choice and a.value == "y":
@@ -115,7 +116,8 @@ class Tree:
     # ---- checks -----------------------------------------------------------------
 
     def check(self) -> list[ConfigProblem]:
-        """Whatever was asked for and is not so, once every symbol is evaluated."""
+        """Problems: assignments that did not take effect, after evaluation of all
+        symbols."""
         values = {name: symbol.str_value for name, symbol in self.symbols.items()}
         problems = [
             ConfigProblem(a.origin, self.why_not(a), a.line)
@@ -125,7 +127,7 @@ class Tree:
         return problems or [ConfigProblem("Kconfig", w) for w in self.kconf.warnings]
 
     def why_not(self, a: Assignment) -> str:
-        """The reason that ``a`` had no effect."""
+        """Reason why ``a`` had no effect."""
         symbol = self.symbols[a.name]
         name = f"CONFIG_{a.name}"
         if not prompts(symbol):
@@ -148,12 +150,12 @@ class Tree:
         return f"{name}={a.value} has no effect: it is {symbol.str_value}{by}"
 
     def _unmet(self, item: Symbol | Choice) -> str:
-        """The conditions of a prompt that do not hold, with the values they have."""
+        """Conditions of a prompt that are not met, with their values."""
         failing = [c for c in conditions(item) if not expr_value(c)]
         return "; and on ".join(dict.fromkeys(map(self.clause, failing)))
 
     def clause(self, condition: Any) -> str:
-        """A condition with the values that its symbols have now."""
+        """Condition with the current values of its symbols."""
         if isinstance(condition, Symbol):
             return f"{condition.name}, which is {self._state(condition)}"
         states = [f"{s.name} is {self._state(s)}" for s in items(condition)]
@@ -168,7 +170,7 @@ class Tree:
     def override(
         self, overrides: Iterable[str], aliases: Aliases, prefixes: Sequence[str]
     ) -> None:
-        """Apply ``KEY=VALUE`` strings over what is there; ConfigError as documented."""
+        """Apply ``KEY=VALUE`` strings to the tree; raises ConfigError."""
         problems, found = [], []
         for text in overrides:
             try:
@@ -186,7 +188,8 @@ class Tree:
         fail_on(self.check())
 
     def _drop_hidden(self) -> None:
-        """Forget what an override has hidden: it falls back to its default."""
+        """Drop assignments that an override has hidden: they fall back to the
+        default."""
         for name, a in list(self.asked.items()):
             symbol = self.symbols[name]
             hidden = not symbol.visibility and symbol.str_value != a.value
@@ -195,14 +198,17 @@ class Tree:
                 del self.asked[name]
 
     def replay(self, config: Config) -> None:
-        """Bring the tree to the values of ``config``, read from a config.py.
+        """Set the tree to the values of ``config``, read from a config.py.
 
-        What has an origin is asked for again. The rest follows its defaults; a value
-        that does not was edited by hand, or the default has changed since, and comes
-        from its line of config.py. Raises ConfigError if the tree cannot get there.
+        Values with an origin are assigned again. The others should equal their
+        defaults; one that does not was edited by hand, or its default has changed
+        since, and originates in its line of config.py. Raises ConfigError if the values
+        are not possible.
         """
         fail_on(
-            ConfigProblem(_place(config, n), f"CONFIG_{n} is no symbol of this Kconfig")
+            ConfigProblem(
+                _place(config, n), f"CONFIG_{n} is not a symbol of this Kconfig"
+            )
             for n in config.values
             if n not in self.symbols
         )
@@ -231,7 +237,7 @@ class Tree:
     # ---- results ----------------------------------------------------------------
 
     def values(self) -> dict[str, Literal]:
-        """Typed values of all symbols; one that is hidden and has none is left out."""
+        """Typed values of all symbols, except hidden ones without a value."""
         raw: dict[str, Literal] = {}
         for name, symbol in self.symbols.items():
             numeric = symbol.orig_type in (INT, HEX) or name in self.types
@@ -248,13 +254,13 @@ class Tree:
         return convert(Config(raw, self.origins()), self.types).values
 
     def config(self) -> Config:
-        """Values and origins as they now are; ConfigError for an unreadable value."""
+        """Current values and origins; ConfigError for an unreadable value."""
         values = self.values()
         origins = {n: o for n, o in self.origins().items() if n in values}
         return Config(values, origins)
 
     def origins(self) -> dict[str, str]:
-        """Origin by symbol; a derived one has that of the symbol it follows."""
+        """Origin by symbol; a derived symbol has that of the symbol it depends on."""
         asked = {
             name: a.origin
             for name, a in self.asked.items()
@@ -268,7 +274,8 @@ class Tree:
     def _derived(
         self, symbol: Symbol, asked: Mapping[str, str], depth: int = 8
     ) -> str | None:
-        """The origin of what decided a hidden symbol's value, if that was asked for."""
+        """Origin of the assignment that decided a hidden symbol's value, if there is
+        one."""
         if symbol.visibility or symbol.choice or not depth:
             return None
         for other in deciding(symbol):
@@ -279,15 +286,15 @@ class Tree:
         return None
 
     def dotconfig(self) -> str:
-        """The text of .config: every symbol that has a say."""
+        """Text of .config, with every symbol that is written."""
         return _written(self.kconf.write_config)
 
     def minimal(self) -> str:
-        """As dotconfig, without what equals its default."""
+        """Like dotconfig, without symbols that equal their default."""
         return _written(self.kconf.write_min_config)
 
     def default(self, symbol: Symbol) -> str:
-        """What the symbol is when not asked for; forgets what was asked."""
+        """Default of the symbol; drops its assignment."""
         if symbol.choice:
             symbol.choice.unset_value()
         symbol.unset_value()
@@ -303,7 +310,7 @@ def _at(a: Assignment) -> str:
 
 
 def _parse(kconfig: Path) -> kconfiglib.Kconfig:
-    """Parse a Kconfig tree; whatever kconfiglib would only warn of is an error."""
+    """Parse a Kconfig tree; kconfiglib's warnings are errors."""
     root = kconfig.parent
     try:
         with _environment(srctree=str(root), KCONFIG_WARN_UNDEF="y"), _literal(root):
@@ -316,7 +323,8 @@ def _parse(kconfig: Path) -> kconfiglib.Kconfig:
 
 @contextmanager
 def _literal(root: Path) -> Iterator[None]:
-    """kconfiglib takes the path of the tree for a part of the glob in `source`."""
+    """Escape the path of the tree: kconfiglib uses it as part of the glob in
+    `source`."""
     start = f"{root}{os.sep}"
     kconfiglib.iglob = lambda p: glob.iglob(glob.escape(start) + p.removeprefix(start))
     try:
@@ -327,7 +335,7 @@ def _literal(root: Path) -> Iterator[None]:
 
 @contextmanager
 def _environment(**wanted: str) -> Iterator[None]:
-    """kconfiglib takes these from the environment and from nowhere else."""
+    """Set variables that kconfiglib reads only from the environment."""
     names = (*wanted, "CONFIG_", "KCONFIG_CONFIG_HEADER")
     saved = {name: os.environ.pop(name, None) for name in names}
     os.environ.update(wanted)
@@ -341,7 +349,7 @@ def _environment(**wanted: str) -> Iterator[None]:
 
 
 def _written(write: Callable[..., str]) -> str:
-    """What one of kconfiglib's writers puts into a file."""
+    """Text that one of kconfiglib's writers puts into a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config")
         write(str(path), header="")

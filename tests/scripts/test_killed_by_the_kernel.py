@@ -1,4 +1,4 @@
-"""A run that the kernel kills for want of memory, in too small a control group."""
+"""A run that the kernel kills for lack of memory, in too small a control group."""
 
 from __future__ import annotations
 
@@ -73,8 +73,8 @@ def test_it_goes_on_with_half_the_micro_batch(
         timeout=300,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    told = "FAILED (oom): killed by the kernel for want of memory; will be tried again"
-    assert told in done.stdout
+    line = "FAILED (oom): killed by the kernel for lack of memory; will be tried again"
+    assert line in done.stdout
     manifest = run_files.read_json(
         tmp_path / "results" / "step00-baseline" / "seed1" / "manifest.json"
     )

@@ -563,4 +563,4 @@ def test_a_linked_run_has_no_status_as_it_has_no_row_in_the_report(
     assert done.returncode == 0, done.stderr
     (line,) = [x for x in done.stdout.splitlines() if x.startswith("step05-ra/seed1 ")]
     assert line.split()[1:3] == ["a", "link"]
-    assert "Put what it leads to in its place, or remove the link" in done.stdout
+    assert "Move its target to its place, or remove the link" in done.stdout

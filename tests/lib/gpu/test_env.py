@@ -75,8 +75,8 @@ def test_the_allocator_is_told_only_what_torch_reads() -> None:
     ):
         check_allocator(text)
     for text, says in (
-        ("yes", "'yes' is no option with its value"),
-        ("max_split_size_mb:128,", "'' is no option"),
+        ("yes", "'yes' is not an option with a value"),
+        ("max_split_size_mb:128,", "'' is not an option"),
         ("banana:1", "is called 'banana'.*PYTORCH_ALLOC_CONF"),
         ("expandable_segment:True", "nearest: expandable_segments"),
         ("expandable_segments:true", "expandable_segments cannot be 'true'"),

@@ -184,7 +184,7 @@ def test_no_gpu_is_told_with_every_reason(tmp_path: Path) -> None:
 def test_addresses_of_any_spelling() -> None:
     for text in ("00000000:1B:00.0", "0000:1b:00.0", "1b:00.0", "1b:00"):
         assert pci_address(text) == "0000:1b:00.0"
-    with pytest.raises(ValueError, match="'GPU-0' is no PCI address"):
+    with pytest.raises(ValueError, match="'GPU-0' is not a PCI address"):
         pci_address("GPU-0")
 
 
