@@ -31,6 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.infer.hub import NotUploaded, check_repo, upload
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
 from lib.jobs.run_files import DiskFull
@@ -45,6 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.format not in FORMATS:
             allowed = ", ".join(FORMATS)
             raise ValueError(f"FORMAT={options.format!r}: allowed are {allowed}")
+        if options.repo is not None:
+            check_repo(options.repo)
         if find_spec("transformers") is None:
             raise ValueError("transformers is not installed: `make setup` does that")
         chosen = chosen_runs(options, most=1)
@@ -73,11 +76,8 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
     """Write the folder of a run, say where it is, and upload it if repo is given."""
     with collector_at_rest():
         from gpt2.infer.hf_export import NotTheSame, export_hf
-        from gpt2.infer.hub import NotUploaded, check_repo, upload
         from gpt2.infer.trained import load_trained
 
-    if repo is not None:
-        check_repo(repo)
     trained = load_trained(run_dir)
     folder = out or Path("exports", *run_dir.resolve().parts[-3:])
     try:

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 
-class Settings:
+class PlainSettings:
     """Settings by part and name, as in settings.model.n_head; ``parts`` as in job.json.
 
     Of the properties of gpt2.settings.schema.Settings it has those that a model reads.
@@ -28,7 +28,7 @@ class Settings:
         for name, values in parts.items():
             setattr(self, name, SimpleNamespace(**values))
 
-    def replace(self, **changes: Any) -> Settings:
+    def replace(self, **changes: Any) -> PlainSettings:
         """A copy with fields changed by flat name; KeyError for an unknown one."""
         parts = {name: dict(values) for name, values in self.parts.items()}
         for field, value in changes.items():
@@ -36,4 +36,7 @@ class Settings:
             if not holders:
                 raise KeyError(f"no such setting: {field}")
             holders[0][field] = value
-        return Settings(parts, self.vocab_size)
+        return PlainSettings(parts, self.vocab_size)
+
+
+Settings = PlainSettings  # the name by which the model's sources import it
