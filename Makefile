@@ -10,18 +10,20 @@ SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 EXPORT_OPTIONS := FORMAT OUT
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO $(SAMPLE_OPTIONS) $(EXPORT_OPTIONS)
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE $(SAMPLE_OPTIONS) $(EXPORT_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit plan sample export push
+READ_RESULTS := report audit plan sample export push bundle
 READ_RUN := audit sample export push
 READ_REPO := push
-$(foreach v,$(EXPORT_OPTIONS),$(eval READ_$v := export push))
+READ_FORMAT := export push
+READ_OUT := export push bundle
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 READ_WINDOWS := audit
 READ_ONLY := $(RUNS) sbatch
+READ_ON_DONE := all quickstart run continue rerun
 READ_SKIP_VERIFY := $(RUNS) sbatch
 READ_PYTEST_ARGS := test
 READ_A := compare
@@ -68,10 +70,10 @@ REPORTED :=
 ifndef PART
 # Also for messages that print the next command (gpt2/settings/rerun_commands.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
-export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY,$(if $(value $v),$v)))
+export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY ON_DONE,$(if $(value $v),$v)))
 # Results folder of a report or a plan: RESULTS, or OUTPUT_DIR as for a run.
 REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
-ifneq ($(filter-out $(if $(filter report plan,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
+ifneq ($(filter-out $(if $(filter report plan bundle,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
 ifeq ($(filter $(TAKE_SETTINGS),$(GOALS)),)
 $(error make $(MAKECMDGOALS) takes no settings, but there is $(KABLATE_SETTINGS))
 endif
@@ -114,10 +116,10 @@ quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
 	for part in defconfig-gpt2-quickstart data dry-run run report; do \
 		KABLATE_PART=1 $(MAKE) $$part || exit; done
 run: config.py | setup ## verify, then run what is missing (JOBS=2: two at a time)
-	$(MATRIX) $(if $(PART),--no-table)
+	$(MATRIX) $(if $(PART),--no-table) $(call option,ON_DONE)
 continue: run ## the same as run: resume where it stopped
 rerun: config.py | setup ## run jobs again (STEPS=5 SEEDS=1, ONLY='adamw-*'), keep the old
-	$(MATRIX) --rerun
+	$(MATRIX) --rerun $(call option,ON_DONE)
 status: config.py | setup ## progress of every run, also while they run
 	$(MATRIX) --status
 stop: config.py | setup ## write checkpoints and stop the runs
@@ -125,7 +127,7 @@ stop: config.py | setup ## write checkpoints and stop the runs
 sbatch: config.py | setup ## print a Slurm array of missing runs (SBATCH='--partition=gpu')
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
-report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder, MARGIN=0.002)
+report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder or bundle.zip, MARGIN=0.002)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
@@ -148,6 +150,10 @@ export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for t
 push: $(if $(wildcard .config),config.py) | setup ## export it and upload it to the hub (RUN=5:1337 REPO=user/name)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) --repo=$(call arg,REPO) -- $(call arg,RUN)
+
+bundle: $(if $(REPORTED),,config.py) | setup ## report and records in one zip to send (RESULTS=folder, OUT=file)
+	$(PY) scripts/bundle.py --config config.py $(call option,OUT) $(if \
+		$(REPORTED),-- $(call arg,$(REPORTED)))
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, verify each step

@@ -23,6 +23,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpt2.report.bundle import is_bundle, open_bundle
 from gpt2.report.evidence import Rules
 from gpt2.report.gpu_time import price_of, read_timeline, time_lines
 from gpt2.report.read_results import MatrixResults, read_matrix
@@ -72,7 +73,11 @@ def parser() -> argparse.ArgumentParser:
     rules = Rules()
     found = argparse.ArgumentParser(prog="report.py", description=__doc__)
     add = found.add_argument
-    add("results", nargs="?", help="results directory; default: that of --config")
+    add(
+        "results",
+        nargs="?",
+        help="results directory or bundle; default: that of --config",
+    )
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
     margin = "difference in nats that does not matter; default: as configured"
     add_number(found, "MARGIN", LOSS, help=margin)
@@ -88,6 +93,10 @@ def parser() -> argparse.ArgumentParser:
 
 def results_directory(results: str | None, config: str) -> Path:
     """The directory named, or OUTPUT_DIR of the configuration beside it."""
+    if results is not None and is_bundle(Path(results)):
+        folder = open_bundle(Path(results))
+        print(f"{results} is unpacked in {folder}")
+        return folder
     if results is not None:
         return Path(results)
     found = results_of(config)

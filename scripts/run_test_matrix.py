@@ -46,6 +46,7 @@ from gpt2.settings.rerun_commands import matrix_command, report_command
 from lib.jobs import run_files
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.on_done import on_done_command, run_on_done
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
 
 WATCH = 10.0  # seconds between looks at somebody else's work
@@ -60,6 +61,8 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--skip-verify", action="store_true", help=skip)
     bare = "do not print the table of results at the end"
     parser.add_argument("--no-table", action="store_true", help=bare)
+    when = "run this command when the matrix ends (docs/machines.md)"
+    parser.add_argument("--on_done", default="", help=when)
     what = parser.add_mutually_exclusive_group()
     for name, text in (
         ("list", "list the jobs and stop"),
@@ -79,6 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The command; errors for the user are told on stderr, without a traceback."""
     given = parse(arguments)
     try:
+        on_done_command(given.on_done)  # refused now and not after the runs
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         return act(given, config, plan)
@@ -210,6 +214,30 @@ def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
 
 
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
+    """Run what is missing, and then the command that was given for its end."""
+    try:
+        code = run_or_watch(given, config, plan)
+    except run_files.DiskFull:
+        tell_end(given, plan, EXIT_DISK)
+        raise
+    tell_end(given, plan, code)
+    return code
+
+
+def tell_end(given: argparse.Namespace, plan: Plan, code: int) -> None:
+    """Run the command for the end of a matrix."""
+    if given.estimate or given.as_trained:
+        return
+    told = {
+        "RESULTS": str(plan.output_dir.resolve()),
+        "EXIT_CODE": str(code),
+        "JOBS_DONE": str(statuses(plan)["done"]),
+        "JOBS_PLANNED": str(len(plan.jobs)),
+    }
+    run_on_done(on_done_command(given.on_done), told)
+
+
+def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
         cold = plan_listing.cold_cache(plan, os.environ)

@@ -302,6 +302,19 @@ def test_sample_takes_a_run_and_how_to_draw(tree: Path) -> None:
     assert "--count" not in recipe and "--prompt" not in recipe
 
 
+def test_exports_and_bundles_take_what_they_are_given(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    for words in (["export", "OUT=x"], ["push", "REPO=a/b"]):
+        said = refused(tree, *words, "RUN=5", "RESULTS=empty")
+        assert "RUN='5' is neither a folder nor a run of empty" in said
+    assert "REPO='' must be an account" in refused(tree, "push", "RUN=5")
+    said = refused(tree, "bundle", "RESULTS=empty")
+    assert "no runs in empty" in said
+    done(tree, "defconfig-one")
+    said = refused(tree, "run", "ON_DONE=nosuch 'a b'", "SKIP_VERIFY=1")
+    assert "ON_DONE=nosuch 'a b': there is no program 'nosuch'" in said
+
+
 def test_savedefconfig_and_explain_take_their_own_variables(tree: Path) -> None:
     done(tree, "defconfig-one")
     done(tree, "savedefconfig", "NAME=mine")

@@ -45,7 +45,7 @@ def write_audit(run_dir: Path, findings: Sequence[AuditLine]) -> None:
 
 def audit_state(run_dir: Path) -> str:
     """State of the audit: one of VERDICTS, NONE without one, STALE if a file changed
-    since."""
+    since. Weights may be absent, as they are in a bundle."""
     path = run_dir / AUDIT_FILE
     if not path.exists():
         return NONE
@@ -55,7 +55,8 @@ def audit_state(run_dir: Path) -> str:
         return STALE
     seals = as_dict(found.get("files"))
     known = found.get("schema") == SCHEMA and found.get("verdict") in VERDICTS
-    if not known or not all(_is_same(run_dir / n, seals.get(n)) for n in FILES):
+    files = [n for n in FILES if n != EXPORT_FILE or (run_dir / n).exists()]
+    if not known or not all(_is_same(run_dir / n, seals.get(n)) for n in files):
         return STALE
     return str(found["verdict"])
 
