@@ -41,10 +41,10 @@ class _LinearCrossEntropy(torch.autograd.Function):
         words, wide = weight.shape[0], _padded(weight.to(x.dtype))
         high = torch.promote_types(x.dtype, torch.float32)
         total = torch.zeros((), dtype=high, device=x.device)
-        slope_w = torch.zeros(wide.shape, dtype=high, device=x.device)
-        slopes_x, at_targets = [], []
+        grad_weight = torch.zeros(wide.shape, dtype=high, device=x.device)
+        grads_x, at_targets = [], []
         for rows, wanted in zip(x.split(chunk), targets.split(chunk), strict=True):
-            rows = _not_before(slope_w, rows)
+            rows = _not_before(grad_weight, rows)
             odds, missed = _odds(rows @ wide.t(), wanted, words)
             total = total + missed.log1p().sum()
             probability = 1 / (1 + missed)
@@ -53,22 +53,24 @@ class _LinearCrossEntropy(torch.autograd.Function):
             else:
                 scale = probability
             odds, at_target = odds.to(rows.dtype), missed * probability
-            slopes_x.append((odds @ wide) * scale - wide[wanted] * at_target)
-            slope_w = slope_w + (odds.t() @ (rows * scale).to(rows.dtype)).to(high)
+            grads_x.append((odds @ wide) * scale - wide[wanted] * at_target)
+            grad_weight = grad_weight + (odds.t() @ (rows * scale).to(rows.dtype)).to(
+                high
+            )
             at_targets.append(rows * at_target)
-        slope_w.index_add_(0, targets, torch.cat(at_targets), alpha=-1)
-        ctx.save_for_backward(torch.cat(slopes_x).to(x.dtype), slope_w[:words])
+        grad_weight.index_add_(0, targets, torch.cat(at_targets), alpha=-1)
+        ctx.save_for_backward(torch.cat(grads_x).to(x.dtype), grad_weight[:words])
         ctx.types = x.dtype, weight.dtype, targets.numel()
         return total / targets.numel()
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        slope_x, slope_w = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad_x, grad_weight = ctx.saved_tensors
         dtype_x, dtype_w, count = ctx.types
-        factor = slopes[0] / count
+        factor = grads[0] / count
         return (
-            (slope_x * factor).to(dtype_x),
-            (slope_w * factor).to(dtype_w),
+            (grad_x * factor).to(dtype_x),
+            (grad_weight * factor).to(dtype_w),
             None,
             None,
         )

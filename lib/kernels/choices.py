@@ -19,7 +19,7 @@ T = TypeVar("T", bound=int | tuple[int, ...])
 
 _known: dict[str, Any] = {}  # made by an earlier process
 _used: dict[str, Any] = {}  # by this one; its launches read nothing else
-_by_default: set[str] = set()  # of these, the ones that nobody has timed
+_by_default: set[str] = set()  # of these, the keys that were not timed
 _is_timing = False
 
 

@@ -23,7 +23,7 @@ MULTIPLE = 8  # of widths: the library pads GELU's argument to it
 
 def _serves(rows: Tensor) -> bool:
     """Whether cuBLASLt computes it; torch does elsewhere, outside autocast, and for a
-    single row, of which no memory order can be told."""
+    single row, which has no definite memory order."""
     on_nvidia = rows.device.type == "cuda" and torch.version.cuda is not None
     return on_nvidia and rows.dtype in DTYPES and rows.shape[0] > 1
 
@@ -48,36 +48,36 @@ def _(x, weight, bias):  # types: those of linear_gelu
     return x.new_empty(shape), x.new_empty(shape)
 
 
-@torch.library.custom_op("kablate::gelu_slopes", mutates_args=())
-def gelu_slopes(slopes: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
-    """(slopes V) gelu'(sums), [M, N]; slopes [M, K], weight V [K, N], sums [M, N]."""
-    if not _serves(slopes):
+@torch.library.custom_op("kablate::gelu_backward", mutates_args=())
+def gelu_backward(grad: Tensor, weight: Tensor, sums: Tensor) -> Tensor:
+    """(grad V) gelu'(sums), [M, N]; grad [M, K], weight V [K, N], sums [M, N]."""
+    if not _serves(grad):
         backward = torch.ops.aten.gelu_backward
-        return backward(slopes @ weight, sums, approximate="tanh")
-    return product(packed(slopes), packed(weight), "DGELU", aux=sums.contiguous())[0]
+        return backward(grad @ weight, sums, approximate="tanh")
+    return product(packed(grad), packed(weight), "DGELU", aux=sums.contiguous())[0]
 
 
-@gelu_slopes.register_fake
-def _(slopes, weight, sums):  # types: those of gelu_slopes
+@gelu_backward.register_fake
+def _(grad, weight, sums):  # types: those of gelu_backward
     return torch.empty_like(sums)
 
 
-@torch.library.custom_op("kablate::weight_slopes", mutates_args=())
-def weight_slopes(slopes: Tensor, x: Tensor) -> Tensor:
-    """slopes^T x, [N, K], in fp32 or more, without rounding the sums to 16 bits; slopes
+@torch.library.custom_op("kablate::weight_gradient", mutates_args=())
+def weight_gradient(grad: Tensor, x: Tensor) -> Tensor:
+    """grad^T x, [N, K], in fp32 or more, without rounding the sums to 16 bits; grad
     [M, N], x [M, K]."""
     high = torch.promote_types(x.dtype, torch.float32)
     if not _serves(x):
-        return (slopes.t() @ x).to(high)
-    if slopes.shape[1] % MULTIPLE or x.shape[1] % MULTIPLE:
-        return torch.mm(slopes.t(), x, out_dtype=high)
-    return product(packed(slopes).t(), packed(x), dtype=high)[0]
+        return (grad.t() @ x).to(high)
+    if grad.shape[1] % MULTIPLE or x.shape[1] % MULTIPLE:
+        return torch.mm(grad.t(), x, out_dtype=high)
+    return product(packed(grad).t(), packed(x), dtype=high)[0]
 
 
-@weight_slopes.register_fake
-def _(slopes, x):  # types: those of weight_slopes
+@weight_gradient.register_fake
+def _(grad, x):  # types: those of weight_gradient
     high = torch.promote_types(x.dtype, torch.float32)
-    return x.new_empty((slopes.shape[1], x.shape[1]), dtype=high)
+    return x.new_empty((grad.shape[1], x.shape[1]), dtype=high)
 
 
 class _ThroughGelu(torch.autograd.Function):
@@ -93,16 +93,16 @@ class _ThroughGelu(torch.autograd.Function):
         return hidden @ outof.t()
 
     @staticmethod
-    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grad: Tensor) -> tuple[Tensor | None, ...]:
         x, into, outof, hidden, sums = ctx.saved_tensors
         of_into, of_bias, of_outof = ctx.types
-        inner = gelu_slopes(slopes[0], outof, sums)
+        inner = gelu_backward(grad[0], outof, sums)
         high = torch.promote_types(inner.dtype, torch.float32)
         return (
             inner @ into,
-            weight_slopes(inner, x).to(of_into),
+            weight_gradient(inner, x).to(of_into),
             None if of_bias is None else inner.sum(0, dtype=high).to(of_bias),
-            weight_slopes(slopes[0], hidden).to(of_outof),
+            weight_gradient(grad[0], hidden).to(of_outof),
         )
 
 

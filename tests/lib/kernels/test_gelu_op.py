@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lib.kernels import gelu_op
 from lib.kernels.cublaslt import missing
-from lib.kernels.gelu_op import gelu_slopes, linear_gelu, through_gelu
+from lib.kernels.gelu_op import gelu_backward, linear_gelu, through_gelu
 
 # Rows, width, inner width, rows of the second matrix.
 SHAPES = ((1, 8, 16, 8), (7, 24, 40, 16), (300, 64, 256, 72), (1024, 768, 3072, 768))
@@ -62,7 +62,7 @@ def test_the_operators_keep_what_torch_asks_of_them() -> None:
     hidden, _ = linear_gelu(x, into, bias)
     calls = (
         (linear_gelu, (x, into, bias)),
-        (gelu_slopes, (x @ into.T @ outof.T, outof, hidden)),
+        (gelu_backward, (x @ into.T @ outof.T, outof, hidden)),
     )
     for operator, arguments in calls:
         torch.library.opcheck(

@@ -62,8 +62,8 @@ def test_a_wrong_backend_of_the_mlp_is_detected(monkeypatch) -> None:
 
 def test_a_backend_that_cannot_serve_is_named_and_replaced() -> None:
     asked = tiny_step(5, mlp_backend="cublaslt", attention_backend="sdpa")
-    chosen, told = choose_backends(asked, CPU, 4)
-    assert told == [
+    chosen, lines = choose_backends(asked, CPU, 4)
+    assert lines == [
         "attention by 'sdpa': no band; reference serves instead",
         "MLP by 'cublaslt': needs an NVIDIA GPU; torch serves instead",
     ]
@@ -94,8 +94,8 @@ def test_a_control_on_a_cpu_takes_the_other_attention(
 ) -> None:
     baseline = tiny_step(0, attention_backend=named)
     control = baseline.replace(other_kernels=True)
-    told = [choose_backends(settings, CPU, 4)[1] for settings in (baseline, control)]
-    assert told == [[], [f"A/A control: attention {other} instead of {usual}"]]
+    lines = [choose_backends(settings, CPU, 4)[1] for settings in (baseline, control)]
+    assert lines == [[], [f"A/A control: attention {other} instead of {usual}"]]
     for settings, path in ((baseline, usual), (control, other)):
         built = built_with(GPT(choose_backends(settings, CPU, 4)[0]), settings)
         assert serving(built, "cpu")["attention_backend"] == path
