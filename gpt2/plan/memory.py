@@ -1,10 +1,15 @@
 """Peak GPU memory of training, by arithmetic. Torch-free.
 
-What is there at the moment of the peak, which is inside the loss: weights, optimizer
-state, what each block keeps for the backward pass, and the logits of one chunk. What
-a block keeps is listed tensor by tensor, as autograd saves them without a compiler
-(tests count them); compiled code keeps the same but for casts made twice. The sizes
-of temporaries, in TUNED, are those that a GPU has to confirm.
+The peak is inside the loss: weights, optimizer state, what each block keeps for the
+backward pass, and the logits of one chunk. What a block keeps is listed tensor by
+tensor, as autograd saves them without a compiler (tests count them); compiled code
+keeps the same except that casts are computed twice. The sizes of temporaries, in TUNED,
+are those that a GPU has to confirm.
+
+torch's own estimate, MemTracker of torch.distributed over fake tensors, was compared:
+it takes 11 to 17 s per step at 124M, besides torch's import, where this takes 5 ms at
+most, and it sees eager code: 30.3 GiB for step 0 at micro batch 32, where a compiled
+run took 12.2 on an H200 and this says 12.8.
 """
 
 from __future__ import annotations
