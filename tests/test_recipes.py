@@ -149,14 +149,15 @@ from lib.optim.certify import certify_optimizer, check_reference
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.certify import certify_pruning, check_masks
 from lib.pruning.registry import METHODS
-rows = certify_optimizer("lion") | certify_pruning("adamw", "agreement")
+from lib.pruning.watched import Case
+rows = certify_optimizer("lion") | certify_pruning(Case("adamw", "agreement"))
 print("failed:", [row for row in rows.values() if not row.passed])
 lion, agreement = OPTIMIZERS["lion"], METHODS["agreement"]
 other = lambda w, g, state, n, s: lion.formula(w, g, state, n, {**s, "beta1": 0.8})
 OPTIMIZERS["lion"] = dataclasses.replace(lion, formula=other)
 other = lambda w, values: agreement.reference(w, {**values, "m": 1.0})
 METHODS["agreement"] = dataclasses.replace(agreement, reference=other)
-wrong = [check_reference("lion"), check_masks("adamw", "agreement")]
+wrong = [check_reference("lion"), check_masks(Case("adamw", "agreement"))]
 print("wrong:", [row.passed for row in wrong])
 """
 

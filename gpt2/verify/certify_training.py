@@ -19,7 +19,7 @@ from lib.optim.certify import Row, certify_optimizer
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.certify import certify_pruning
 from lib.pruning.registry import METHODS, pairs
-from lib.pruning.watched import ANY_SCORE
+from lib.pruning.watched import ANY_SCORE, Case
 
 OPTIMIZER_COLUMNS = (
     *("groups", "reference", "decay", "resume", "state", "settings"),
@@ -72,7 +72,8 @@ class Trained:
             return certify_optimizer(self.optimizer)
         if METHODS[self.method].is_structured:
             return certify_heads(self.optimizer)
-        return certify_pruning(self.optimizer, self.method, self.variant or ANY_SCORE)
+        case = Case(self.optimizer, self.method, variant=self.variant or ANY_SCORE)
+        return certify_pruning(case)
 
 
 def trained_by(settings: Settings) -> list[Trained]:

@@ -1,10 +1,8 @@
-"""Certificates of the unstructured pruner: a tiny model is pruned and watched.
+"""Certificates of the pruner of single weights, on a small model in training.
 
-Those of pruned heads are in gpt2/verify/certify_heads.py, since a head is part of a
-model.
-
-As in lib.optim.certify, every check takes what it checks (`make`, a function
-or class with Pruner's signature), so that a faulty one can take its place.
+Those of pruned heads need a whole model and are in gpt2/verify/certify_heads.py. As in
+lib/optim/certify.py, each check is given what it checks (`Case.make`, a class with
+Pruner's signature), so that tests can pass a faulty one.
 """
 
 from __future__ import annotations
@@ -21,92 +19,55 @@ from lib.pruning.certify_scores import (
     check_selection,
     check_sums,
 )
-from lib.pruning.pruner import Pruner
-from lib.pruning.registry import METHODS, SCOPES
-from lib.pruning.watched import (
-    ANY_SCORE,
-    SCHEDULE,
-    STEPS,
-    MakePruner,
-    WatchedTraining,
-    by_depth,
-    wanted_zeros,
-)
+from lib.pruning.registry import SCOPES
+from lib.pruning.watched import SCHEDULE, STEPS, Case, WatchedTraining, wanted_zeros
 
 
-def certify_pruning(
-    optimizer: str,
-    method: str,
-    variant: str = ANY_SCORE,
-    make: MakePruner = Pruner,
-    device: str = "cpu",
-) -> dict[str, Row]:
-    """All certificates of one possible pair, by short names."""
-    both = (
-        check_schedule(optimizer, method, make, scope, variant, device)
-        for scope in SCOPES
-    )
-    rows = {
+def certify_pruning(case: Case) -> dict[str, Row]:
+    """All certificates of a possible pair, by short names."""
+    both = (check_schedule(case, scope) for scope in SCOPES)
+    is_summed = case.kind.accumulate is not None
+    return {
         "schedule": max(both, key=lambda row: (not row.passed, row.figure)),
-        "gradients": check_gradients(optimizer, method, make, variant, device),
-        "for good": check_permanence(optimizer, method, make, variant, device),
-        "masks": check_masks(optimizer, method, make, variant, device),
-        "resume": check_resume(optimizer, method, make, variant, device),
+        "gradients": check_gradients(case),
+        "for good": check_permanence(case),
+        "masks": check_masks(case),
+        "resume": check_resume(case),
         "selection": check_selection(),
+        "scores": check_sums(case) if is_summed else check_scores(case.method),
     }
-    is_summed = METHODS[method].accumulate is not None
-    rows["scores"] = (
-        check_sums(method, make, optimizer, device)
-        if is_summed
-        else check_scores(method)
-    )
-    return rows
 
 
-def check_schedule(
-    optimizer: str,
-    method: str,
-    make: MakePruner = Pruner,
-    scope: str = "global",
-    variant: str = ANY_SCORE,
-    device: str = "cpu",
-) -> Row:
+def check_schedule(case: Case, scope: str = "global") -> Row:
     """True zeros within one weight of the schedule after every single update.
 
     Counted in the weights after decay and momentum had their say; the figure
     is the largest deviation, in weights.
     """
-    run = WatchedTraining(optimizer, method, make, scope, variant, device)
-    is_by_depth = by_depth(method, variant)
+    run = WatchedTraining(case, scope)
     worst, at = 0.0, 0
     for step in range(1, STEPS + 1):
         run.update(step)
-        for names, share, size in wanted_zeros(step, scope, is_by_depth):
+        for names, share, size in wanted_zeros(step, scope, case.is_by_depth):
             zeros = sum(int((run.weights[name] == 0).sum()) for name in names)
             deviation = abs(zeros - share * size)
             if deviation > worst:
                 worst, at = deviation, step
     reached = run.pruner.sparsity()
-    label = f"{optimizer}, {method}"
-    label += f" {variant}" if METHODS[method].variants else ""
+    label = f"{case.optimizer}, {case.method}"
+    label += f" {case.variant}" if case.kind.variants else ""
     detail = f"worst at update {at}, final sparsity {reached:.3f}"
     passed = worst <= 1.0 and reached > 0.5
     return Row(f"{label}, {scope}: on schedule", passed, worst, detail)
 
 
-def check_gradients(
-    optimizer: str,
-    method: str,
-    make: MakePruner = Pruner,
-    variant: str = ANY_SCORE,
-    device: str = "cpu",
-) -> Row:
+def check_gradients(case: Case) -> Row:
     """Gradients of pruned weights reach the optimizer as 0, those kept whole.
 
     Where pruning is for good the optimizer's state of them is 0 as well. The
     figure counts entries that are not as they should be.
     """
-    run = WatchedTraining(optimizer, method, make, variant=variant, device=device)
+    run = WatchedTraining(case)
     wrong = 0
     for step in range(1, STEPS + 1):
         run.backward(step)
@@ -121,11 +82,11 @@ def check_gradients(
             wrong += int((weight.grad != wanted).sum())
         run.step()
         run.pruner.after_step(step)
-        if not METHODS[method].regrows:
+        if not case.kind.regrows:
             wrong += _live_state(run)
     detail = f"{STEPS} updates, {run.pruner.zeros()[0]} weights pruned"
     passed = wrong == 0 and run.pruner.zeros()[0] > 0
-    return Row(f"{method}: gradients of the pruned", passed, float(wrong), detail)
+    return Row(f"{case.method}: gradients of the pruned", passed, float(wrong), detail)
 
 
 def _live_state(run: WatchedTraining) -> int:
@@ -138,18 +99,12 @@ def _live_state(run: WatchedTraining) -> int:
     )
 
 
-def check_permanence(
-    optimizer: str,
-    method: str,
-    make: MakePruner = Pruner,
-    variant: str = ANY_SCORE,
-    device: str = "cpu",
-) -> Row:
+def check_permanence(case: Case) -> Row:
     """Pruned stays pruned; under movement some come back, as they had been.
 
     The figure is the number of weights that came back.
     """
-    run = WatchedTraining(optimizer, method, make, variant=variant, device=device)
+    run = WatchedTraining(case)
     aside = {name: torch.zeros_like(w) for name, w in run.prunable.items()}
     back, changed = 0, 0
     for step in range(1, STEPS + 1):
@@ -165,21 +120,17 @@ def check_permanence(
             back += int(grown.sum())
             changed += int((weight != aside[name])[grown].sum())
             aside[name] = torch.where(old & ~mask, stepped[name], aside[name])
-    passed = changed == 0 and (back > 0) == METHODS[method].regrows
+    passed = changed == 0 and (back > 0) == case.kind.regrows
     detail = f"{back} came back, {changed} of them with another value"
-    return Row(f"{method}: pruned stays pruned or returns", passed, float(back), detail)
+    return Row(
+        f"{case.method}: pruned stays pruned or returns", passed, float(back), detail
+    )
 
 
-def check_resume(
-    optimizer: str,
-    method: str,
-    make: MakePruner = Pruner,
-    variant: str = ANY_SCORE,
-    device: str = "cpu",
-) -> Row:
+def check_resume(case: Case) -> Row:
     """Stop in mid ramp, save, load, go on: equal bit for bit, zeros included."""
     stop = SCHEDULE.start + 3 * SCHEDULE.interval + 1
-    whole = WatchedTraining(optimizer, method, make, variant=variant, device=device)
+    whole = WatchedTraining(case)
     for step in range(1, stop + 1):
         whole.update(step)
     saved = io.BytesIO()
@@ -194,14 +145,14 @@ def check_resume(
 
     saved.seek(0)
     loaded = torch.load(saved, weights_only=True)
-    parts = WatchedTraining(optimizer, method, make, variant=variant, device=device)
+    parts = WatchedTraining(case)
     with torch.no_grad():
         for name, weight in parts.weights.items():
             weight.copy_(loaded["model"][name])
     parts.optimizer.load_state_dict(loaded["optimizer"])
     parts.pruner.load_state_dict(loaded["pruner"])
     zeros, exported = 0, True
-    for names, share, size in wanted_zeros(stop, "global", by_depth(method, variant)):
+    for names, share, size in wanted_zeros(stop, "global", case.is_by_depth):
         found = sum(int((loaded["model"][name] == 0).sum()) for name in names)
         exported &= abs(found - share * size) <= 1.0
         zeros += found
@@ -213,5 +164,5 @@ def check_resume(
     equal = all(torch.equal(whole.weights[k], w) for k, w in parts.weights.items())
     masks = all(torch.equal(m, parts.pruner.masks[k]) for k, m in whole.masks().items())
     detail = f"stopped at {stop} with {zeros} zeros saved, compared at {STEPS}"
-    label = f"{optimizer}, {method}: resume is exact"
+    label = f"{case.optimizer}, {case.method}: resume is exact"
     return Row(label, exported and equal and masks, figure, detail)

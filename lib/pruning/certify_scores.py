@@ -1,8 +1,4 @@
-"""Certificates of what is pruned: scores, masks and selection against plain formulas.
-
-As in lib/pruning/certify.py, every check takes what it checks, so that a faulty one
-can take its place.
-"""
+"""Certificates of scores, masks and selection, against naive formulas in float64."""
 
 from __future__ import annotations
 
@@ -16,28 +12,13 @@ from torch import Tensor
 from lib.optim.certify import COMMON, Row
 from lib.pruning import reference
 from lib.pruning.masks import keep_masks
-from lib.pruning.pruner import Pruner
 from lib.pruning.reference import Array
 from lib.pruning.registry import METHODS, SCOPES
 from lib.pruning.spec import Inputs, Moments
-from lib.pruning.watched import (
-    ANY_SCORE,
-    SCHEDULE,
-    STEPS,
-    MakePruner,
-    WatchedTraining,
-    by_depth,
-    wanted_zeros,
-)
+from lib.pruning.watched import SCHEDULE, STEPS, Case, WatchedTraining, wanted_zeros
 
 
-def check_masks(
-    optimizer: str,
-    method: str,
-    make: MakePruner = Pruner,
-    variant: str = ANY_SCORE,
-    device: str = "cpu",
-) -> Row:
+def check_masks(case: Case) -> Row:
     """Each mask update, in both scopes, drops the lowest of the reference's scores.
 
     Those are computed from the weights, and from the optimizer's own state, as they
@@ -45,14 +26,16 @@ def check_masks(
     """
     wrong, first = 0, ""
     for scope in SCOPES:
-        truth = _Truth(WatchedTraining(optimizer, method, make, scope, variant, device))
+        truth = _Truth(WatchedTraining(case, scope))
         for step in range(1, STEPS + 1):
             found = truth.wrong_after(step)
             if found and not first:
                 first = f", first at update {step} of scope {scope}"
             wrong += found
     detail = f"{wrong} weights chosen against their scores{first}"
-    return Row(f"{method}: masks = lowest scores", wrong == 0, float(wrong), detail)
+    return Row(
+        f"{case.method}: masks = lowest scores", wrong == 0, float(wrong), detail
+    )
 
 
 class _Truth:
@@ -86,7 +69,7 @@ class _Truth:
                 self.aside[name] = np.where(after[name], 0.0, dense)
         if not SCHEDULE.is_update(step):
             return 0
-        by = by_depth(self.kind.name, str(pruner.variant))
+        by = pruner.variant in self.kind.by_depth
         return sum(
             reference.wrong_choices(
                 [scores[n] for n in names],
@@ -122,25 +105,19 @@ def _array(tensor: Tensor) -> Array:
     return tensor.detach().double().cpu().numpy().copy()
 
 
-def check_sums(
-    method: str,
-    make: MakePruner = Pruner,
-    optimizer: str = "adamw",
-    device: str = "cpu",
-) -> Row:
+def check_sums(case: Case) -> Row:
     """Sums equal the naive ones in float64, g being of the forward with W * mask.
 
     The dense W is followed here by itself: what the optimizer left where the
     mask keeps, what was there at pruning where it does not.
     """
-    run = WatchedTraining(optimizer, method, make, device=device)
-    regrows = METHODS[method].regrows
+    run = WatchedTraining(case)
     aside = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
     sums = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
     for step in range(1, STEPS + 1):
         run.backward(step)
         for name, weight in run.prunable.items():
-            sums[name] = sum_of(method, sums[name], weight, aside[name])
+            sums[name] = sum_of(case.method, sums[name], weight, aside[name])
         run.pruner.before_step(step)
         before = run.masks()
         run.step()
@@ -152,15 +129,17 @@ def check_sums(
         for name, weight in run.prunable.items():
             kept = run.pruner.masks[name].cpu().numpy()
             if not np.array_equal(dense[name] * kept, _array(weight)):
-                return Row(f"{method}: masked forward", False, float(step), "W * mask")
-            if regrows:
+                return Row(
+                    f"{case.method}: masked forward", False, float(step), "W * mask"
+                )
+            if case.kind.regrows:
                 aside[name] = np.where(kept, 0.0, dense[name])
     figure = max(
         float(abs(_array(run.pruner.scores[n]) - s).max() / abs(s).max())
         for n, s in sums.items()
     )
     detail = f"relative to the largest score, after {STEPS} updates"
-    return Row(f"{method}: sums = formula", figure <= 1e-5, figure, detail)
+    return Row(f"{case.method}: sums = formula", figure <= 1e-5, figure, detail)
 
 
 def check_scores(method: str) -> Row:

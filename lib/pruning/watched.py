@@ -1,11 +1,12 @@
-"""A small model in training with a pruner, which the certificates of pruning watch.
+"""Training of a small model with a pruner, as the certificates of pruning need it.
 
-Its sizes, depths and schedule are written out here, apart from the pruner's own.
+Sizes, depths and schedule are written out here, independently of the pruner.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from lib.optim.registry import build
 from lib.pruning.pruner import Pruner
 from lib.pruning.registry import METHODS
 from lib.pruning.schedules import ramp
+from lib.pruning.spec import MethodSpec
 
 STEPS = 50
 SCHEDULE = ramp(sparsity=0.6, warmup_steps=8, interval=4, ramp_end=0.8, steps=STEPS)
@@ -30,39 +32,50 @@ ANY_SCORE = "bitter7"  # where the score does not matter
 MakePruner = Callable[..., Pruner]
 
 
-class WatchedTraining:
-    """A small model in training with a pruner; decay 0.1, SGD-like noise."""
+@dataclass(frozen=True, slots=True)
+class Case:
+    """A pruning method with an optimizer; make: the pruner's class, or a faulty one."""
 
-    def __init__(
-        self,
-        optimizer: str,
-        method: str,
-        make: MakePruner = Pruner,
-        scope: str = "global",
-        variant: str = ANY_SCORE,
-        device: str = "cpu",
-    ) -> None:
+    optimizer: str
+    method: str
+    make: MakePruner = Pruner
+    variant: str = ANY_SCORE
+    device: str = "cpu"
+
+    @property
+    def kind(self) -> MethodSpec:
+        return METHODS[self.method]
+
+    @property
+    def is_by_depth(self) -> bool:
+        return self.variant in self.kind.by_depth
+
+
+class WatchedTraining:
+    """A small model in training with a pruner; decay 0.1, noisy gradients."""
+
+    def __init__(self, case: Case, scope: str = "global") -> None:
         generator = torch.Generator().manual_seed(3)
         self.weights = {
             name: nn.Parameter(
-                (scale * torch.randn(SHAPES[name], generator=generator)).to(device)
+                (scale * torch.randn(SHAPES[name], generator=generator)).to(case.device)
             )
             for name, scale in SCALES.items()
         }
-        self.inputs = torch.randn((STEPS, 16, 5), generator=generator).to(device)
-        self.targets = torch.randn((STEPS, 16, 3), generator=generator).to(device)
-        self.rate = RATES.get(optimizer, 0.03)
+        self.inputs = torch.randn((STEPS, 16, 5), generator=generator).to(case.device)
+        self.targets = torch.randn((STEPS, 16, 3), generator=generator).to(case.device)
+        self.rate = RATES.get(case.optimizer, 0.03)
         groups = decay_groups(list(self.weights.items()), 0.1)
         self.optimizer: OptimizerLike = build(
-            optimizer, groups, trial_config(optimizer)
+            case.optimizer, groups, trial_config(case.optimizer)
         )
-        self.pruner = make(
+        self.pruner = case.make(
             self.prunable,
             self.optimizer,
-            method=method,
+            method=case.method,
             schedule=SCHEDULE,
             scope=scope,
-            variant=variant,
+            variant=case.variant,
             depth_of=DEPTHS,
         )
 
@@ -94,14 +107,10 @@ class WatchedTraining:
         return {name: mask.clone() for name, mask in self.pruner.masks.items()}
 
 
-def by_depth(method: str, variant: str) -> bool:
-    return variant in METHODS[method].by_depth
-
-
 def wanted_zeros(
     step: int, scope: str, is_by_depth: bool
 ) -> list[tuple[list[str], float, float]]:
-    """(names, share, size): the schedule's own words, apart from the pruner's."""
+    """(names, share, their size) of what the schedule prunes, computed naively."""
     sizes = {name: float(torch.Size(SHAPES[name]).numel()) for name in DEPTHS}
     share = SCHEDULE.sparsity(step)
     if is_by_depth:

@@ -10,6 +10,7 @@ from lib.pruning.masks import kth_lowest
 from lib.pruning.pruner import Pruner
 from lib.pruning.registry import METHODS as KINDS
 from lib.pruning.registry import SCOPES, VARIANTS, pairs
+from lib.pruning.watched import Case
 
 PAIRS = [(name, method) for name, method in pairs() if not KINDS[method].is_structured]
 METHODS = [("adamw", "magnitude"), ("adamw", "movement"), ("adamwprune", "state")]
@@ -18,22 +19,22 @@ METHODS = [("adamw", "magnitude"), ("adamw", "movement"), ("adamwprune", "state"
 @pytest.mark.parametrize(("optimizer", "method"), PAIRS)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_zeros_are_on_schedule_at_every_update(optimizer, method, scope):
-    row = certify.check_schedule(optimizer, method, scope=scope)
+    row = certify.check_schedule(Case(optimizer, method), scope)
     assert row.passed, row
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_is_on_schedule(variant):
-    row = certify.check_schedule("adamwprune", "state", variant=variant)
+    row = certify.check_schedule(Case("adamwprune", "state", variant=variant))
     assert row.passed, row
 
 
 @pytest.mark.parametrize(("optimizer", "method"), METHODS)
 def test_gradients_state_permanence_and_resume(optimizer, method):
     rows = [
-        certify.check_gradients(optimizer, method),
-        certify.check_permanence(optimizer, method),
-        certify.check_resume(optimizer, method),
+        certify.check_gradients(Case(optimizer, method)),
+        certify.check_permanence(Case(optimizer, method)),
+        certify.check_resume(Case(optimizer, method)),
     ]
     assert all(row.passed for row in rows), rows
 
@@ -41,13 +42,13 @@ def test_gradients_state_permanence_and_resume(optimizer, method):
 @pytest.mark.parametrize("optimizer", ["sgd", "adamwspam", "muon"])
 @pytest.mark.parametrize("method", ["magnitude", "movement"])
 def test_resume_is_exact_beside_other_optimizers(optimizer, method):
-    row = certify.check_resume(optimizer, method)
+    row = certify.check_resume(Case(optimizer, method))
     assert row.passed, row
 
 
 def test_movement_scores_selection_and_formulas():
     rows = [
-        certify.check_sums("movement"),
+        certify.check_sums(Case("adamw", "movement")),
         certify.check_scores("state"),
         certify.check_scores("magnitude"),
         certify.check_selection(),
@@ -124,12 +125,12 @@ FAULTS = [
 @pytest.mark.parametrize(("kind", "check", "method"), FAULTS)
 def test_a_fault_is_caught(kind, check, method):
     optimizer = "adamwprune" if method == "state" else "adamw"
-    assert not check(optimizer, method, kind).passed
+    assert not check(Case(optimizer, method, kind)).passed
 
 
 @pytest.mark.parametrize(("optimizer", "method"), METHODS)
 def test_masks_follow_the_scores_of_the_reference(optimizer, method):
-    row = certify.check_masks(optimizer, method)
+    row = certify.check_masks(Case(optimizer, method))
     assert row.passed, row
 
 
@@ -154,18 +155,18 @@ class ExchangedMoments(Pruner):
 def test_masks_against_the_scores_are_caught(kind):
     for optimizer, method in METHODS:
         if kind is not ForgetsPruned or method == "movement":
-            assert not certify.check_masks(optimizer, method, kind).passed
+            assert not certify.check_masks(Case(optimizer, method, kind)).passed
 
 
 @pytest.mark.parametrize("variant", sorted(set(VARIANTS) - {"bitter1", "bitter2"}))
 def test_scores_of_other_moments_are_caught(variant):
     """Those two score by the weight alone."""
-    row = certify.check_masks("adamwprune", "state", ExchangedMoments, variant)
+    row = certify.check_masks(Case("adamwprune", "state", ExchangedMoments, variant))
     assert not row.passed
 
 
 def test_movement_with_masked_weights_is_caught():
-    assert not certify.check_sums("movement", ForgetsPruned).passed
+    assert not certify.check_sums(Case("adamw", "movement", ForgetsPruned)).passed
 
 
 def test_a_threshold_that_takes_or_spares_all_ties_is_caught():

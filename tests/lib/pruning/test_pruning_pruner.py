@@ -5,11 +5,13 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from lib.pruning.pruner import Pruner
-from lib.pruning.watched import SCHEDULE, SHAPES, STEPS, WatchedTraining
+from lib.pruning.watched import SCHEDULE, SHAPES, STEPS, Case, WatchedTraining
 
 
-def finished(optimizer="adamw", method="magnitude", **options) -> WatchedTraining:
-    run = WatchedTraining(optimizer, method, **options)
+def finished(
+    optimizer="adamw", method="magnitude", scope="global", **options
+) -> WatchedTraining:
+    run = WatchedTraining(Case(optimizer, method, **options), scope)
     for step in range(1, STEPS + 1):
         run.update(step)
     return run
@@ -52,7 +54,7 @@ def test_bitter4_prunes_late_layers_harder():
 
 
 def test_bitter4_needs_to_know_the_depths():
-    run = WatchedTraining("adamwprune", "magnitude")
+    run = WatchedTraining(Case("adamwprune", "magnitude"))
     with pytest.raises(ValueError, match="depth"):
         Pruner(
             run.prunable,
@@ -89,7 +91,7 @@ def test_movement_keeps_masks_scores_and_shadow():
 
 
 def test_an_update_left_out_or_done_twice_is_refused():
-    run = WatchedTraining("adamw", "magnitude")
+    run = WatchedTraining(Case("adamw", "magnitude"))
     run.update(1)
     run.backward(2)
     for wrong in (1, 3):
@@ -110,7 +112,7 @@ def test_a_checkpoint_of_another_method_or_model_is_refused():
 
 
 def test_scores_survive_an_update_with_overflown_gradients():
-    run = WatchedTraining("adamw", "movement")
+    run = WatchedTraining(Case("adamw", "movement"))
     run.backward(1)
     run.weights["first.weight"].grad[0, 0] = float("inf")
     run.weights["first.weight"].grad[0, 1] = float("nan")
@@ -120,7 +122,7 @@ def test_scores_survive_an_update_with_overflown_gradients():
 
 
 def test_weights_that_are_not_numbers_stop_the_selection():
-    run = WatchedTraining("adamw", "magnitude")
+    run = WatchedTraining(Case("adamw", "magnitude"))
     for step in range(1, SCHEDULE.start):
         run.update(step)
     with torch.no_grad():
@@ -130,7 +132,7 @@ def test_weights_that_are_not_numbers_stop_the_selection():
 
 
 def test_unknown_names_are_refused():
-    run = WatchedTraining("adamw", "magnitude")
+    run = WatchedTraining(Case("adamw", "magnitude"))
     for options, word in (
         ({"method": "wanda"}, "wanda"),
         ({"method": "magnitude", "scope": "block"}, "block"),
