@@ -145,7 +145,7 @@ def paths_in_head() -> list[str]:
 
 
 def messages_in_range(revisions: str) -> Iterator[Message]:
-    """Every commit of the range, oldest first, with the names of its own tree."""
+    """The commits of the range, oldest first, each with the names in its tree."""
     listed = git(ROOT, "rev-list", "--reverse", "--end-of-options", revisions, "--")
     for commit in listed.split():
         parents, _, text = git(ROOT, "show", "-s", "--format=%P%n%B", commit).partition(
@@ -196,7 +196,7 @@ def check(message: Message, rules: CommitRules) -> list[Violation]:
 
 
 def wording(message: Message, rules: CommitRules) -> list[Violation]:
-    """Banned words and forbidden patterns, which hold for every kind of commit."""
+    """Banned words and forbidden patterns, checked for every kind of commit."""
     findings = banned_in(message.source, message.lines, rules.banned_words)
     for number, line in message.lines:
         findings += habits_in(message.source, number, line, rules.words)

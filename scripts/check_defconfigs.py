@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for fault in faults:
         print(fault)
     if not presets:
-        print("defconfigs: there is no preset at all")
+        print("defconfigs: no preset found")
     return 1 if faults or not presets else 0
 
 
@@ -68,21 +68,21 @@ def faults_of(preset: Path) -> Iterator[str]:
 
 
 def hardware_faults(comment: Sequence[str], plan: Plan) -> Iterator[str]:
-    """What the comment says of the GPU against GPU_MEMORY_GB, the table of cards and
+    """Check the comment's GPU against GPU_MEMORY_GB, the table of cards and
     the estimated memory of every cell."""
     resources = plan.base.resources
     if resources.device == "cpu":
         return
-    told = next((line for line in comment if line.startswith("# Hardware:")), "")
-    told = told.partition("Time:")[0]
+    hardware = next((line for line in comment if line.startswith("# Hardware:")), "")
+    hardware = hardware.partition("Time:")[0]
     memory = resources.gpu_memory
     if not memory:
         yield "GPU_MEMORY_GB tells what it is for; it is not set, nor is DEVICE='cpu'"
         return
-    if not re.search(rf"\b{memory} GB\b", told):
+    if not re.search(rf"\b{memory} GB\b", hardware):
         yield f"GPU_MEMORY_GB={memory}, but '# Hardware:' does not say '{memory} GB'"
     for peak in PEAKS:
-        if re.search(rf"\b{peak.card}\b", told) and peak.memory_gb != memory:
+        if re.search(rf"\b{peak.card}\b", hardware) and peak.memory_gb != memory:
             yield f"{peak.card}: {peak.memory_gb} GB, not GPU_MEMORY_GB={memory}"
     yield from too_large(plan)
 

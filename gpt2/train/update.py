@@ -78,11 +78,11 @@ class Updater:
         self.scaler.unscale_(optimizer)
         if self.scaler.is_enabled():
             self._drop_overflow()
-        self.pruner.before_step(update)
+        self.pruner.before_update(update)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.limit)
         self.scaler.step(optimizer)
         self.scaler.update()
-        self.pruner.after_step(update)
+        self.pruner.after_update(update)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 

@@ -98,9 +98,9 @@ class PrunedTraining:
 
     def update(self, step: int) -> None:
         self.backward(step)
-        self.pruner.before_step(step)
+        self.pruner.before_update(step)
         self.step()
-        self.pruner.after_step(step)
+        self.pruner.after_update(step)
 
     def finished(self) -> PrunedTraining:
         for step in range(1, UPDATES + 1):
@@ -232,13 +232,13 @@ def check_gradients(optimizer: str, make: MakePruner = HeadPruner) -> Row:
         for place in run.dead():
             for weight, mask in run.owned[place]:
                 wanted[names[id(weight)]][mask] = 0.0
-        run.pruner.before_step(step)
+        run.pruner.before_update(step)
         for name, gradient in wanted.items():
             found = named[name].grad
             assert found is not None
             wrong += int((found != gradient).sum())
         run.step()
-        run.pruner.after_step(step)
+        run.pruner.after_update(step)
         wrong += _live_state(run)
     dead = len(run.dead())
     detail = f"{UPDATES} updates, {dead} heads pruned"
@@ -325,7 +325,7 @@ def check_scores(optimizer: str, make: MakePruner = HeadPruner) -> Row:
     run, worst, wrong = PrunedTraining(optimizer, make), 0.0, 0
     for step in range(1, UPDATES + 1):
         run.backward(step)
-        run.pruner.before_step(step)
+        run.pruner.before_update(step)
         run.step()
         if run.schedule.is_update(step) and step > run.schedule.start:
             truth = [_naive_scores(run, layer, step) for layer in (0, 1)]
@@ -338,10 +338,10 @@ def check_scores(optimizer: str, make: MakePruner = HeadPruner) -> Row:
             for layer_of, head in run.dead():
                 truth[layer_of][head] = -1.0  # first to go, again
             pruned = round(run.schedule.sparsity(step) * 8)
-            run.pruner.after_step(step)
+            run.pruner.after_update(step)
             wrong += reference.keep_heads(truth, pruned) != run.pruner.kept()
         else:
-            run.pruner.after_step(step)
+            run.pruner.after_update(step)
     detail = f"{wrong} mask updates chose other heads"
     return Row("heads: scores = formula", worst <= 1e-5 and not wrong, worst, detail)
 

@@ -1,4 +1,4 @@
-"""Certificates of the optimizers: each is run and watched, on any device.
+"""Certificates of the optimizers, on any device.
 
 Every check takes the thing to check (a `make` function that returns an optimizer over
 given groups), so that a faulty one can be put in its place. What is allowed where is
@@ -45,7 +45,7 @@ COMMON = {
     "eps": 1e-8,
     "momentum": 0.9,
 }
-# Others, each of which must change the weights where the setting is read.
+# Other values. Each must change the weights if and only if the setting is read.
 CHANGED = {"beta1": 0.8, "beta2": 0.9, "eps": 1e-2, "momentum": 0.5}
 # An orthogonalisation in bfloat16 amplifies its rounding by five steps of slope 3.4
 # (1% to 4% seen); all else computes in its weights' type.
@@ -56,7 +56,7 @@ Weights = dict[str, nn.Parameter]
 
 
 class Row(NamedTuple):
-    """One line of the table: what was checked, the verdict, its number."""
+    """Result of one check: its name, whether it passed, its figure and details."""
 
     name: str
     passed: bool
@@ -65,7 +65,7 @@ class Row(NamedTuple):
 
 
 def make_default(name: str, groups: list[Group], config: OptimConfig) -> OptimizerLike:
-    """The optimizer that ships."""
+    """The optimizer of this name, as every run gets it."""
     return build(name, groups, config, embeddings=EMBEDDINGS)
 
 
@@ -115,7 +115,7 @@ def gradient_table(updates: int) -> dict[str, Tensor]:
 
 
 def rate_at(update: int) -> float:
-    """A schedule from outside: warm-up of 50 updates, then a cosine."""
+    """A learning-rate schedule: warm-up of 50 updates, then a cosine."""
     progress = update / UPDATES
     return PEAK_RATE * min(update / 50, 1.0) * (0.55 + 0.45 * math.cos(3.1 * progress))
 
@@ -234,7 +234,7 @@ def check_decay(
 
 
 def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> Row:
-    """Stop, save, load, go on: equal bit for bit to never having stopped."""
+    """Saving, loading and continuing gives the same bits as an uninterrupted run."""
     config, (stop, end) = trial_config(name), optimizer_spec(name).resume_at
     table = gradient_table(end)
     whole = fresh_weights(torch.float32, device)
@@ -258,7 +258,7 @@ def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> R
 
 
 def check_state(name: str, make: Make = make_default, device: str = "cpu") -> Row:
-    """As many numbers are kept as the memory estimate has it, and counters besides.
+    """The optimizer keeps as many numbers as the memory estimate assumes, and counters.
 
     The figure is the number of those that are too many or too few.
     """
@@ -327,7 +327,7 @@ def check_groups(
 def check_grouping(
     groups: list[Group], named: list[tuple[str, nn.Parameter]], decay: float
 ) -> Row:
-    """The same of any model's groups; the figure counts what is wrong."""
+    """As check_groups, for the groups of any model; the figure counts what is wrong."""
     members = [(p, group["weight_decay"]) for group in groups for p in group["params"]]
     found = [id(parameter) for parameter, _ in members]
     wrong = [name for name, parameter in named if found.count(id(parameter)) != 1]

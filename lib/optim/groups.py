@@ -1,4 +1,4 @@
-"""Parameter groups, learning rate and memory, alike for every optimizer."""
+"""Parameter groups, learning rate and memory of every optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Group = dict[str, Any]
 
 
 class OptimizerLike(Protocol):
-    """What the trainer and the pruner need of an optimizer."""
+    """Interface of an optimizer as the trainer and the pruner use it."""
 
     @property
     def param_groups(self) -> list[Group]: ...
@@ -67,10 +67,10 @@ def make_group(members: Sequence[tuple[str, nn.Parameter]], decay: float) -> Gro
 
 
 def copied(groups: Iterable[Group]) -> list[Group]:
-    """Groups of our own: torch writes into the ones it is given.
+    """Copies of groups, since torch writes into the ones it is given.
 
     ValueError: a group without weight_decay, for which torch would silently
-    fill in a default of its own.
+    use its default.
     """
     result = []
     for group in groups:

@@ -20,7 +20,7 @@ from lib.optim.groups import Group, OptimizerLike
 
 
 class MuonAdamW:
-    """Two torch optimizers behind one optimizer's interface.
+    """Two torch optimizers with the interface of one.
 
     `param_groups` lists the groups of both, so a learning rate set there is
     seen by both; `state` is the union of both.
@@ -57,7 +57,7 @@ class MuonAdamW:
 def split_matrices(
     groups: list[Group], embeddings: Collection[str]
 ) -> tuple[list[Group], list[Group]]:
-    """Groups of Muon's matrices and groups of the rest; decay goes along.
+    """Groups of Muon's matrices and groups of the rest, each with its decay.
 
     `embeddings` holds the names of embedding and head weights. ValueError: a
     name in it that no group has, groups without names, or nothing for one of

@@ -1,7 +1,7 @@
-"""An optimizer whose update is a function of one weight, for those torch lacks.
+"""An optimizer made from a function that updates one weight.
 
-One parameter after the other, as the formula reads: some launches more per update on a
-GPU than torch's fused optimizers need.
+It handles one parameter at a time, as a formula is written, and so launches more
+kernels per update on a GPU than torch's fused optimizers.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ OPTIMIZERS: dict[str, OptimizerSpec] = specs_in("lib.optim.optimizers")
 
 
 def optimizer_spec(name: str) -> OptimizerSpec:
-    """The optimizer called `name`; ValueError names the ones there are."""
+    """The optimizer called `name`; ValueError lists the known ones."""
     if name not in OPTIMIZERS:
         raise ValueError(
             f"optimizer: {name!r} is unknown; allowed: {', '.join(OPTIMIZERS)}"

@@ -9,7 +9,7 @@ are counted n = 1, 2, ...; with interval T, threshold theta and warm-up N:
 - k = n mod T updates after a reset, k < N: the learning rate is multiplied by
   s = 1 - 0.99 (1 + cos(pi k / (N + 1))) / 2; otherwise by 1.
 
-The rest is torch's AdamW (fused on a GPU). Three choices are ours to state.
+The rest is torch's AdamW (fused on a GPU). Three choices are ours.
 The decay takes the unscaled rate, as in the authors' code, and comes before
 the update, as in torch, so that before its first reset and without spikes SPAM
 is AdamW bit for bit. The bias correction's counter runs on through a reset, as
@@ -48,7 +48,7 @@ def warmup_scale(update: int, interval: int, warmup: int) -> float:
 
 
 class AdamWSPAM(AdamW):
-    """AdamW that clips spikes and forgets its moments now and then.
+    """AdamW that clips spikes and resets its moments periodically.
 
     Gradients are clipped in place. State per parameter is AdamW's; the phase
     is one count in each parameter group, so a resumed run is exact. Which phases
@@ -85,7 +85,7 @@ class AdamWSPAM(AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns the closure's loss, if there is one."""
+        """One update; returns the closure's loss, if it has one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -145,7 +145,7 @@ class AdamWSPAM(AdamW):
     def _scaled(self, scale: float) -> Iterator[None]:
         """Scale the rate of Adam's update but not that of the decay.
 
-        The decay is done here at the full rate, and torch is told of none.
+        The decay is applied here at the full rate, and torch's decay is set to 0.
         """
         asked = [(group["lr"], group["weight_decay"]) for group in self.param_groups]
         try:

@@ -1,4 +1,4 @@
-"""What an optimizer states of itself. Imports no torch.
+"""Description of an optimizer (OptimizerSpec). Imports no torch.
 
 Each optimizer is one file in lib/optim/optimizers/: SPEC, builder, and formula in
 float64. What needs torch or numpy is imported inside its functions, so that plans and
@@ -39,7 +39,7 @@ def _accept(_: Mapping[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Own:
-    """A setting that one optimizer alone has; its symbol is the name in upper case.
+    """A setting of one optimizer only; its symbol is the name in upper case.
 
     Its default is in the optimizer's menu, as is the range of a whole number. Bounds
     are inclusive except `above`.
@@ -60,14 +60,14 @@ class Own:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimizerSpec:
-    """One optimizer: how it is built, its formula, and what it can do.
+    """An optimizer: builder, formula, and what the rest of the project must know.
 
     build: (groups, config, names of embedding and head weights) -> optimizer. Each
         group has its own weight_decay; the caller sets group["lr"] before each update.
     formula: (weight, gradient, state, n, settings) -> new weight, in float64. state is
         a dict kept for the weight, empty before n = 1; settings has lr, decay,
         embedding (whether the weight is one) and the values of OptimConfig by name.
-    reads: the fields of OptimConfig that it uses, besides its own.
+    reads: the fields of OptimConfig that it uses, without its own.
     decayed: for an L2 penalty, (weight, lr, decay, n, config) -> the weight after n
         updates without gradient. None: decoupled, w (1 - lr decay)^n.
     decay_updates: the n for which `decayed` holds.
@@ -80,14 +80,14 @@ class OptimizerSpec:
     kept: numbers that it keeps for each weight between updates.
     kept_hidden: the same for matrices inside the blocks, where it differs.
     kept_if: the setting without which (0) it keeps none; empty: always.
-    scratch: numbers for each weight that one update needs besides.
+    scratch: further numbers for each weight that one update needs.
     refuse: raises ValueError, with names of fields, for own values that do not go
         together.
-    remark: (own values, updates of a run) -> what is worth a word, or "".
+    remark: (own values, updates of a run) -> a note for the user, or "".
     resume_at: updates after which certificates stop, and compare a resumed run.
     training_updates: of the trainer's certificate, in which all phases must act.
-    certificates, columns: checks of its own, and their short names.
-    place: where it stands in listings; equal ones by name.
+    certificates, columns: further checks, and their short names.
+    place: position in listings; equal ones are sorted by name.
     """
 
     name: str

@@ -14,7 +14,7 @@ from lib.pruning.schedules import CubicSchedule
 
 
 def betas_of(optimizer: OptimizerLike, weight: Tensor) -> tuple[float, float]:
-    """Adam's beta1 and beta2 of the group that a weight is in."""
+    """Adam's beta1 and beta2 of a weight's parameter group."""
     beta1, beta2 = next(
         group["betas"]
         for group in optimizer.param_groups
@@ -50,7 +50,7 @@ class PrunerBase:
 
     @property
     def _started(self) -> bool:
-        """Whether a mask update has been; before it there is nothing to mask."""
+        """Whether the masks have been updated; before that, nothing is pruned."""
         return self.schedule is not None and self.step >= self.schedule.start
 
     def _require_same(self, state: Mapping[str, Any], method: str) -> None:
@@ -68,7 +68,7 @@ class PrunerBase:
             )
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
+    def after_update(self, step: int) -> None:
         """After optimizer.step(): new masks if due, then exact zeros."""
         self._require_next(step)
         self.step = step
@@ -88,7 +88,7 @@ class PrunerBase:
     def zeros(self) -> tuple[int, int]:
         """(weights that are exactly zero now, all weights).
 
-        A weight that happens to be 0 counts too, so this may exceed what is pruned.
+        Kept weights that happen to be 0 count too, so this may exceed what is pruned.
         """
         counts = [int((weight == 0).sum()) for weight in self.weights.values()]
         return sum(counts), sum(weight.numel() for weight in self.weights.values())

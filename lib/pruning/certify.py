@@ -74,14 +74,14 @@ def check_gradients(case: Case) -> Row:
         given = {
             n: w.grad.clone() for n, w in run.prunable.items() if w.grad is not None
         }
-        run.pruner.before_step(step)
+        run.pruner.before_update(step)
         for name, weight in run.prunable.items():
             assert weight.grad is not None
             dead = (weight == 0) if step > SCHEDULE.start else torch.zeros_like(weight)
             wanted = given[name].masked_fill(dead.bool(), 0.0)
             wrong += int((weight.grad != wanted).sum())
         run.step()
-        run.pruner.after_step(step)
+        run.pruner.after_update(step)
         if not case.kind.regrows:
             wrong += _live_state(run)
     detail = f"{STEPS} updates, {run.pruner.zeros()[0]} weights pruned"
@@ -109,11 +109,11 @@ def check_permanence(case: Case) -> Row:
     back, changed = 0, 0
     for step in range(1, STEPS + 1):
         run.backward(step)
-        run.pruner.before_step(step)
+        run.pruner.before_update(step)
         run.step()
         stepped = {name: w.detach().clone() for name, w in run.prunable.items()}
         before = run.masks()
-        run.pruner.after_step(step)
+        run.pruner.after_update(step)
         for name, weight in run.prunable.items():
             mask, old = run.pruner.masks[name], before[name]
             grown = mask & ~old

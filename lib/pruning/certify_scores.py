@@ -39,7 +39,7 @@ def check_masks(case: Case) -> Row:
 
 
 class _Truth:
-    """The scores that the masks of a run ought to follow, in float64."""
+    """The scores that the masks of a run should follow, in float64."""
 
     def __init__(self, run: WatchedTraining) -> None:
         self.run, self.kind = run, run.pruner.kind
@@ -48,20 +48,20 @@ class _Truth:
         self.aside = {name: np.zeros(shape) for name, shape in shapes.items()}
 
     def wrong_after(self, step: int) -> int:
-        """Make an update of the run; how many weights its new masks, if there are
-        any, keep or drop against their scores."""
+        """Do one update; how many weights its new masks, if any, keep or drop against
+        their scores."""
         run, pruner = self.run, self.run.pruner
         run.backward(step)
         for name, weight in run.prunable.items():
             self.sums[name] = sum_of(
                 self.kind.name, self.sums[name], weight, self.aside[name]
             )
-        pruner.before_step(step)
+        pruner.before_update(step)
         run.step()
         scores = {name: self._score(name, step) for name in run.prunable}
         stepped = {name: _array(weight) for name, weight in run.prunable.items()}
         before = {name: mask.cpu().numpy() for name, mask in run.masks().items()}
-        pruner.after_step(step)
+        pruner.after_update(step)
         after = {name: mask.cpu().numpy() for name, mask in run.masks().items()}
         for name, old in before.items():
             if self.kind.regrows:
@@ -108,8 +108,8 @@ def _array(tensor: Tensor) -> Array:
 def check_sums(case: Case) -> Row:
     """Sums equal the naive ones in float64, g being of the forward with W * mask.
 
-    The dense W is followed here by itself: what the optimizer left where the
-    mask keeps, what was there at pruning where it does not.
+    The dense W is tracked here: the optimizer's result where the mask keeps a weight,
+    the value at the time of pruning where it does not.
     """
     run = WatchedTraining(case)
     aside = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
@@ -118,14 +118,14 @@ def check_sums(case: Case) -> Row:
         run.backward(step)
         for name, weight in run.prunable.items():
             sums[name] = sum_of(case.method, sums[name], weight, aside[name])
-        run.pruner.before_step(step)
+        run.pruner.before_update(step)
         before = run.masks()
         run.step()
         dense = {
             n: np.where(before[n].cpu().numpy(), _array(w), aside[n])
             for n, w in run.prunable.items()
         }
-        run.pruner.after_step(step)
+        run.pruner.after_update(step)
         for name, weight in run.prunable.items():
             kept = run.pruner.masks[name].cpu().numpy()
             if not np.array_equal(dense[name] * kept, _array(weight)):

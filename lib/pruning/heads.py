@@ -1,9 +1,9 @@
 """Pruning of whole attention heads, chosen by Adam's signal-to-noise ratio.
 
-What a head owns is a slice of several parameters: rows of the query, key and value
-projections, columns of the output projection, perhaps weights of gates. All of it is
-pruned together, so that the head can be cut out of the trained model, which then is
-smaller and faster, unlike one with single zeros anywhere.
+A head owns slices of several parameters: rows of the query, key and value projections,
+columns of the output projection, perhaps weights of gates. They are pruned together, so
+that the head can be removed from the trained model, which is then smaller and faster;
+scattered zeros make no model faster.
 
 Between updates pruned heads are exact zeros, and so are their gradients and the
 optimizer's state of them, as with the other methods (lib/pruning/pruner.py).
@@ -45,7 +45,7 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class HeadLayer:
-    """One attention layer: how many heads it has, and what they own, by name."""
+    """An attention layer: its number of heads, and the slices they own, by name."""
 
     heads: int
     slices: Mapping[str, Slice]
@@ -79,7 +79,7 @@ def _signal_to_noise(weight: Tensor, optimizer: OptimizerLike) -> Tensor:
 def keep_heads(scores: Sequence[Sequence[float]], pruned: int) -> list[list[bool]]:
     """Masks over the heads of each layer that drop the `pruned` of lowest score.
 
-    The last head of a layer always stays, so that there may be fewer. Of equal
+    The last head of a layer is never dropped, so fewer may go. Of equal
     scores those that come first, by layer and then by head, are dropped.
     """
     keep = [[True] * len(layer) for layer in scores]
@@ -97,7 +97,7 @@ class HeadPruner(PrunerBase):
     """Prunes the heads of `layers` along `schedule`; used as Pruner is.
 
     weights: what true zeros are counted among, as for the other methods.
-    scope: "global" (one order of all heads) or "layer" (one a layer).
+    scope: "global" (all heads are ranked together) or "layer" (those of each layer).
     `masks` hold a bool [heads] for each layer, False: pruned. ValueError: layers
     in which no head could go.
     """
@@ -136,8 +136,8 @@ class HeadPruner(PrunerBase):
         ]
 
     @torch.no_grad()
-    def before_step(self, step: int) -> None:
-        """With this update's whole gradient, unscaled and not yet clipped."""
+    def before_update(self, step: int) -> None:
+        """Call with the accumulated, unscaled gradient, before clipping."""
         self._require_next(step)
         if self._started:
             for part, heads, mask in self._slices():

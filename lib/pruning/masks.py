@@ -2,7 +2,7 @@
 
 Nothing is concatenated or sorted: the k-th lowest value is found by bisection
 over the float32 numbers themselves, 32 counts over the scores where they lie.
-Besides the scores that needs one bool per weight of a layer, where a sort of
+Apart from the scores, that needs one bool per weight of a layer; a sort of
 all of them would need several copies with 64-bit indices.
 """
 
@@ -26,7 +26,7 @@ def _number(key: int) -> float:
 def kth_lowest(scores: Sequence[Tensor], k: int) -> float:
     """The k-th lowest (k from 1) of all float32 `scores`; none may be NaN.
 
-    One host synchronisation a bisection step, 32 in all.
+    One host synchronisation per bisection step, 32 in all.
     """
     assert 1 <= k <= sum(score.numel() for score in scores), k
     low, high = -_INFINITY, _INFINITY

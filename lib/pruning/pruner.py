@@ -1,12 +1,12 @@
-"""The pruner: masks over named weights, beside any optimizer.
+"""The pruner: masks for named weights, with any optimizer.
 
 One optimizer update with pruning:
 
     loss.backward()                 # all micro steps
-    pruner.before_step(n)           # n = 1, 2, ... this update
+    pruner.before_update(n)           # n = 1, 2, ... this update
     clip_grad_norm_(...)            # pruned weights no longer count
     optimizer.step()
-    pruner.after_step(n)
+    pruner.after_update(n)
 
 Between updates the weights themselves hold exact zeros, so the model's forward
 is the masked forward, its gradient is the masked forward's gradient, and
@@ -45,7 +45,7 @@ class Pruner(PrunerBase):
 
     weights: what may be pruned, by name; leave out embeddings and a head tied
         to them, norms and biases.
-    scope: "global" (one threshold) or "layer" (one a weight).
+    scope: "global" (one threshold) or "layer" (one for each matrix).
     variant: the score of a method that has several; one by depth is always per layer
         and needs `depth_of`, 0 (first) to 1 (last) by name.
     ValueError: an unknown name, or a method without what it needs.
@@ -107,7 +107,7 @@ class Pruner(PrunerBase):
     def targets(self, step: int) -> list[tuple[tuple[str, ...], int]]:
         """(names, how many of their weights are to be zero) after `step` updates.
 
-        One entry for a global threshold, one a weight otherwise.
+        One entry for a global threshold, otherwise one for each matrix.
         """
         if self.schedule is None or not self.masks:
             return []
@@ -125,8 +125,8 @@ class Pruner(PrunerBase):
         return result
 
     @torch.no_grad()
-    def before_step(self, step: int) -> None:
-        """With this update's whole gradient, unscaled and not yet clipped."""
+    def before_update(self, step: int) -> None:
+        """Call with the accumulated, unscaled gradient, before clipping."""
         self._require_next(step)
         self._accumulate()
         if self._started:

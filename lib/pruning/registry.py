@@ -15,7 +15,7 @@ VARIANTS = {name: text for m in METHODS.values() for name, text in m.variants.it
 
 
 def method_spec(name: str) -> MethodSpec:
-    """The method called `name`; ValueError names the ones there are."""
+    """The method called `name`; ValueError lists the known ones."""
     if name not in METHODS:
         raise ValueError(
             f"pruning method: {name!r} is unknown; allowed: {', '.join(METHODS)}"

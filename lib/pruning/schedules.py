@@ -1,4 +1,4 @@
-"""How many weights are pruned when: one schedule for every method."""
+"""Sparsity over the updates of a run: one schedule for every method."""
 
 from __future__ import annotations
 
@@ -76,8 +76,8 @@ def ramp(
 def head_target(sparsity: float, heads: Sequence[int]) -> tuple[int, int]:
     """(whole heads nearest to a share of all, those of them that can go).
 
-    heads: how many each layer has. One a layer always stays, so at high sparsity
-    fewer can go than were asked for.
+    heads: how many each layer has. One per layer is never pruned, so at high
+    sparsity fewer can go than were requested.
     """
     wanted = round(sparsity * sum(heads))
     return wanted, min(wanted, sum(heads) - len(heads))

@@ -1,4 +1,4 @@
-"""What a pruning method states of itself. Imports no torch.
+"""Description of a pruning method (MethodSpec). Imports no torch.
 
 Each method is one file in lib/pruning/methods/: SPEC, score, and the same score naively
 in float64. What needs torch or numpy is imported inside its functions, so that plans
@@ -31,7 +31,7 @@ class Moments:
 
 @dataclass(frozen=True, slots=True)
 class Inputs:
-    """What a score may be made of, besides the weight.
+    """Inputs of a score, in addition to the weight.
 
     moments: called where the optimizer's are needed.
     sums: what `accumulate` has summed up so far, float32; None without it.
@@ -44,7 +44,7 @@ class Inputs:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MethodSpec:
-    """One pruning method: its score and what it can do.
+    """A pruning method: its score, and what the rest of the project must know.
 
     score: (weight, Inputs) -> a float32 score of each entry; the lowest are pruned.
     reference: the same in numpy from (weight, values): m, v, n and beta1 where it reads
@@ -54,15 +54,15 @@ class MethodSpec:
         come back, and is 0 elsewhere (None where none comes back).
     sum_reference: (sums, gradient, weight with what is aside) -> sums, in numpy.
     reads_moments: scores by Adam's m and v, so that the optimizer must keep them.
-    needs_state: only beside an optimizer that is made for it (`scores_pruning`).
+    needs_state: only with an optimizer that is made for it (`scores_pruning`).
     regrows: a pruned weight may come back at a later mask update.
     is_structured: prunes whole attention heads, which are removed from the exported
-        model; has a pruner of its own, and no score of single weights.
-    variants: its scores by name, each as a formula in words, where it has several.
+        model; has a separate pruner, and no score of single weights.
+    variants: if it has several scores, their names and formulas.
     same_ranking: variants that rank all weights as another one does.
     by_depth: variants whose sparsity grows with a layer's depth.
     against: the method that its cells are compared with, of the same optimizer.
-    place: where it stands in listings; equal ones by name.
+    place: position in listings; equal ones are sorted by name.
     """
 
     name: str

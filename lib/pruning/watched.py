@@ -95,9 +95,9 @@ class WatchedTraining:
 
     def update(self, step: int) -> None:
         self.backward(step)
-        self.pruner.before_step(step)
+        self.pruner.before_update(step)
         self.step()
-        self.pruner.after_step(step)
+        self.pruner.after_update(step)
 
     def step(self) -> None:
         set_learning_rate(self.optimizer, self.rate)

@@ -126,7 +126,7 @@ REFUSED = {
     "banned word in a fixup": (f"fixup! gpt2: {BANNED}\n", 1, "banned word"),
     "revert of nothing here": ('Revert "fix: it"' + BODY, 1, "'fix' is neither a path"),
     "empty": ("# only a comment\n", 1, "empty message"),
-    "comment above shifts lines": ("# one\n# two\nmend it" + BODY, 3, "path: what"),
+    "comment above shifts lines": ("# one\n# two\nfix it" + BODY, 3, "path: what"),
 }
 
 

@@ -1,1 +1,1 @@
-"""One file for each optimizer, and its menu beside it; see lib/optim/spec.py."""
+"""The optimizers: a file and a menu for each; see lib/optim/spec.py."""

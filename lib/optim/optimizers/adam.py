@@ -16,9 +16,8 @@ def build(
 ) -> OptimizerLike:
     """Adam (Kingma & Ba); its decay is an L2 penalty, g <- g + decay w.
 
-    Adam divides that penalty by its own sqrt(v) like any gradient, so the same
-    number decays otherwise than in AdamW. That difference is what sets "adam"
-    apart from "adamw"; without decay the two are one.
+    Adam divides that penalty by sqrt(v) like any gradient, so that the same decay has
+    another effect than in AdamW. Without decay the two are the same.
     """
     from lib.optim.eager import fused
 
@@ -26,7 +25,7 @@ def build(
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
-    """Kingma & Ba, arXiv 1412.6980; the decay is in g."""
+    """Kingma & Ba, arXiv 1412.6980; g includes the decay."""
     from lib.optim.reference import adam_update
 
     return w - s["lr"] * adam_update(g + s["decay"] * w, state, n, s)

@@ -21,7 +21,7 @@ def build(
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
-    """Loshchilov & Hutter, arXiv 1711.05101: the decay is apart."""
+    """Loshchilov & Hutter, arXiv 1711.05101: the decay is decoupled."""
     from lib.optim.reference import adam_update
 
     update = adam_update(g, state, n, s)

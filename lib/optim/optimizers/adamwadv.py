@@ -16,8 +16,8 @@ def build(
 ) -> OptimizerLike:
     """AdamW with AMSGrad (Reddi et al.): the denominator never shrinks.
 
-    The cosine schedule and the clip at 1.0 that belong to it are the
-    trainer's, and every arm has them.
+    The cosine schedule and the clip at 1.0 that belong to it are in the trainer, for
+    all arms.
     """
     from lib.optim.eager import fused
 

@@ -34,7 +34,7 @@ def build(
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
-    """Huang et al., arXiv 2501.06842; what is ours in it lib/optim/spam.py states."""
+    """Huang et al., arXiv 2501.06842; lib/optim/spam.py says where we differ."""
     import numpy as np
 
     from lib.optim.reference import adam_update
@@ -76,13 +76,13 @@ def refuse(own: Mapping[str, Any]) -> None:
 
 
 def remark(own: Mapping[str, Any], updates: int) -> str:
-    """Say so where a run is too short for a reset."""
+    """A note where a run is too short for a reset."""
     interval = own["spam_interval"]
     if interval <= updates:
         return ""
     return (
         f"adamwspam resets its moments every {interval} updates, and a run "
-        f"has {updates}: it never does"
+        f"has {updates}: it never resets them"
     )
 
 

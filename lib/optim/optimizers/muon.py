@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 def build(
     groups: list[Group], config: OptimConfig, embeddings: Collection[str]
 ) -> OptimizerLike:
-    """Muon (Nesterov, five Newton-Schulz steps in bfloat16) with AdamW beside it."""
+    """Muon (Nesterov, five Newton-Schulz steps in bfloat16) with AdamW for the rest."""
     from lib.optim.muon_adamw import muon_adamw
 
     return muon_adamw(groups, config, embeddings)
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
-    """Of hidden matrices, scaled as in Liu et al., arXiv 2502.16982; else AdamW."""
+    """For hidden matrices, scaled as in Liu et al., arXiv 2502.16982; else AdamW."""
     if w.ndim != 2 or s["embedding"]:
         return adamw.formula(w, g, state, n, s)
     mu = s["momentum"]

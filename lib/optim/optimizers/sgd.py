@@ -26,7 +26,7 @@ def build(
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
-    """b <- momentum b + g, from b = g; the decay is in g."""
+    """b <- momentum b + g, from b = g; g includes the decay."""
     g = g + s["decay"] * w
     state["b"] = g if n == 1 else s["momentum"] * state["b"] + g
     return w - s["lr"] * state["b"]

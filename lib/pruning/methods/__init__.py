@@ -1,1 +1,1 @@
-"""One file for each pruning method, and its menu beside it; see lib/pruning/spec.py."""
+"""The pruning methods: a file and a menu for each; see lib/pruning/spec.py."""

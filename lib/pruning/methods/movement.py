@@ -22,7 +22,7 @@ def accumulate(
 ) -> None:
     """sums <- sums - g w in place, w being the dense weight (eq. 4).
 
-    g is the gradient of the masked forward, w the weight beneath the mask. Non-finite
+    g is the gradient of the masked forward, w the weight under the mask. Non-finite
     entries of g count as 0: under a loss scaler such an update is skipped, and a score
     that took one in would be lost for good.
     """

@@ -1,6 +1,6 @@
 """State pruning: AdamWPrune's scores of a weight w by Adam's moments m and v.
 
-The formulas and their names are the lineage's, and are kept as they are: bitter5 and
+The formulas and their names are those of earlier systems, kept as they are: bitter5 and
 bitter9 keep what sign(w) m is large for, and as m is a gradient, these are the weights
 that descent moves towards zero.
 """

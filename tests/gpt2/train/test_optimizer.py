@@ -102,9 +102,9 @@ def masks(**fields: object) -> list[tuple[Tensor, ...]]:
     for step in range(1, 41):
         for parameter in model.parameters():
             parameter.grad = torch.randn(parameter.shape, generator=generator)
-        pruner.before_step(step)
+        pruner.before_update(step)
         optimizer.step()
-        pruner.after_step(step)
+        pruner.after_update(step)
         found.append(tuple(p.detach() == 0 for p in model.parameters()))
     return found
 

@@ -54,7 +54,7 @@ def forgets_biases(weights, layers, optimizer, **options):
 
 
 class GradientsLeft(HeadPruner):
-    def before_step(self, step):
+    def before_update(self, step):
         pass
 
 
@@ -110,25 +110,25 @@ class PrunesNothing(HeadPruner):
 class GradientsToState(HeadPruner):
     """What they leave in the optimizer is taken out in time."""
 
-    def before_step(self, step):
+    def before_update(self, step):
         self._require_next(step)
 
-    def after_step(self, step):
-        super().after_step(step)
+    def after_update(self, step):
+        super().after_update(step)
         self._zero_state()
 
 
 class GradientsOfKept(HeadPruner):
-    def before_step(self, step):
-        super().before_step(step)
+    def before_update(self, step):
+        super().before_update(step)
         next(iter(self.weights.values())).grad.zero_()
 
 
 class WeightsBack(HeadPruner):
     """Once, and the masks do not tell it."""
 
-    def after_step(self, step):
-        super().after_step(step)
+    def after_update(self, step):
+        super().after_update(step)
         if step == 8:
             for part, heads, _ in self._slices():
                 part.of(part.parameter.data, heads).add_(1.0)

@@ -69,7 +69,7 @@ class OneShort(Pruner):
 
 
 class GradientsLeft(Pruner):
-    def before_step(self, step):
+    def before_update(self, step):
         pass
 
 

@@ -96,9 +96,9 @@ def test_an_update_left_out_or_done_twice_is_refused():
     run.backward(2)
     for wrong in (1, 3):
         with pytest.raises(ValueError, match="once"):
-            run.pruner.before_step(wrong)
+            run.pruner.before_update(wrong)
         with pytest.raises(ValueError, match="once"):
-            run.pruner.after_step(wrong)
+            run.pruner.after_update(wrong)
 
 
 def test_a_checkpoint_of_another_method_or_model_is_refused():
@@ -116,7 +116,7 @@ def test_scores_survive_an_update_with_overflown_gradients():
     run.backward(1)
     run.weights["first.weight"].grad[0, 0] = float("inf")
     run.weights["first.weight"].grad[0, 1] = float("nan")
-    run.pruner.before_step(1)
+    run.pruner.before_update(1)
     assert torch.isfinite(run.pruner.scores["first.weight"]).all()
     assert run.pruner.scores["first.weight"].abs().sum() > 0
 
