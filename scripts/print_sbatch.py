@@ -87,13 +87,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     add_options(parser)
     more = "more options, as in '--partition=gpu'"
     parser.add_argument("--sbatch", default="", help=more)
-    skip = "print steps without proving them"
+    skip = "print steps without verifying them"
     parser.add_argument("--skip-verify", action="store_true", help=skip)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; errors for the user are told on stderr, without a traceback."""
+    """The command; errors of the user go to stderr without a traceback."""
     given = parse(arguments)
     try:
         config = load(given.config, given.overrides)
@@ -157,7 +157,7 @@ def means(given: str, name: str) -> bool:
 
 
 def prove(given: argparse.Namespace, stop_file: Path) -> verification.Proofs:
-    """The certificates of what is missing, unless they are to be skipped."""
+    """Verify the missing cells, unless that is skipped."""
     if given.skip_verify:
         return verification.Proofs()
     words = given.config, given.overrides, given.only

@@ -57,7 +57,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         description="Run the configured matrix; run it again to continue."
     )
     add_options(parser)
-    skip = "run steps without proving them"
+    skip = "run steps without verifying them"
     parser.add_argument("--skip-verify", action="store_true", help=skip)
     bare = "do not print the table of results at the end"
     parser.add_argument("--no-table", action="store_true", help=bare)
@@ -66,20 +66,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group()
     for name, text in (
         ("list", "list the jobs and stop"),
-        ("dry-run", "list the jobs, then prove each step at tiny size"),
-        ("estimate", "time a few steps of each cell and tell what all will take"),
+        ("dry-run", "list the jobs, then verify every step on a tiny model"),
+        ("estimate", "time a few updates of each cell and estimate the whole"),
         ("as-trained", "compare each cell's gradients with the formulas, as trained"),
         ("budget", "print parameters, FLOPs, cache and memory of each step"),
-        ("status", "say how far everything is, also while it runs"),
-        ("stop", "ask the runner at work to write checkpoints and stop"),
-        ("rerun", "run the jobs anew; what was there is kept aside"),
+        ("status", "show the progress of every run, also while they run"),
+        ("stop", "ask the active runner to write checkpoints and stop"),
+        ("rerun", "run the jobs again; earlier runs are kept aside"),
     ):
         what.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; errors for the user are told on stderr, without a traceback."""
+    """The command; errors of the user go to stderr without a traceback."""
     given = parse(arguments)
     try:
         on_done_command(given.on_done)  # refused now and not after the runs
@@ -91,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
         show_same_command(given)
         return EXIT_DISK
     except (KeyboardInterrupt, verification.Stopped):
-        print("stopped before a job was started", file=sys.stderr)
+        print("stopped before any job started", file=sys.stderr)
         show_same_command(given)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
@@ -100,9 +100,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show_same_command(given: argparse.Namespace) -> None:
-    """Print what to type after an early end; a rerun has set old runs aside by then."""
+    """Print the command to continue; a rerun has set old runs aside by then."""
     target = "estimate" if given.estimate else "dry-run" if given.dry_run else ""
-    print(f"to go on: {matrix_command(target)}", file=sys.stderr)
+    print(f"to continue: {matrix_command(target)}", file=sys.stderr)
 
 
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
@@ -159,10 +159,10 @@ def dry_run(given: argparse.Namespace) -> int:
 def prove(
     given: argparse.Namespace, stop_file: Path | None = None
 ) -> verification.Proofs:
-    """The first stage of every run, unless it is to be skipped."""
+    """Verify the cells, the first stage of every run, unless it is skipped."""
     if given.skip_verify:
         return verification.Proofs()
-    print("\nproving each step at tiny size", flush=True)
+    print("\nverifying every step on a tiny model", flush=True)
     words = given.config, given.overrides, given.only
     found = verification.prove(*words, stop_file=stop_file)
     print(flush=True)
@@ -170,17 +170,17 @@ def prove(
 
 
 def warn_of_other_settings(plan: Plan) -> None:
-    """Say what `make` would refuse, as runs in the folder have other settings."""
+    """Warn that a run would be refused, as the folder has different settings."""
     if why := refusal(plan):
         print_refusal(why)
 
 
 def print_refusal(why: str) -> None:
-    print(f"note: as it is, `{matrix_command()}` refuses to start: {why}", flush=True)
+    print(f"note: `{matrix_command()}` would refuse to start: {why}", flush=True)
 
 
 def show_status(plan: Plan, only: str) -> int:
-    """How far the runs of the results folder are, or those that were asked for."""
+    """Print the progress of the runs of the results folder, or of those selected."""
     folder.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
     print(status_table(plan, asked), end="")
@@ -191,7 +191,7 @@ def show_status(plan: Plan, only: str) -> int:
         print(alarm)
     lock = folder.matrix_lock(plan.output_dir)
     running = run_files.is_locked(lock)
-    print(str(run_files.lock_held(lock)) if running else "no runner is at work here")
+    print(str(run_files.lock_held(lock)) if running else "nothing is running")
     return 0
 
 
@@ -205,7 +205,7 @@ def show_times(plan: Plan) -> None:
 
 
 def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
-    """How far these runs are; by default all that are planned now or were begun, as
+    """Progress of these runs; by default of all that are planned now or were begun, as
     the last call of the runner may have been for a few of them."""
     begun = folder.read_matrix_file(plan.output_dir)["jobs"]
     runs = [job.run_dir for job in plan.jobs] + [job["run_dir"] for job in begun]
@@ -254,7 +254,7 @@ def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 
 
 def watch(plan: Plan) -> int:
-    """Show how far everything is until the runner ends; an exit code like its own."""
+    """Show the progress until the runner ends; an exit code like its own."""
     working, shown = True, ""
     while working:
         working = run_files.is_locked(folder.matrix_lock(plan.output_dir))
@@ -294,7 +294,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         print(runner.comparison_table(compared), end="")
         return EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
     if given.estimate and not found:
-        print("stopped before every cell was probed; nothing was noted")
+        print("stopped before every cell was probed; the estimate is unchanged")
         print(f"to start over: {matrix_command('estimate')}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if given.estimate:
@@ -316,7 +316,7 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
         command = report_command(plan.output_dir, configured=configured)
         print(f"for the report with plots and verdicts: {command}")
     if code:
-        print(f"to go on with what is missing: {matrix_command()}", file=sys.stderr)
+        print(f"to continue: {matrix_command()}", file=sys.stderr)
 
 
 def show_table(plan: Plan) -> None:

@@ -187,9 +187,9 @@ def _asked(config: Config) -> Iterator[str]:
     fields = {symbol: field for field, symbol in SYMBOL_OF.items()}
     asked = {s: o for s, o in config.origins.items() if o != DEFAULT and s in fields}
     if not asked:
-        yield "every setting is a default of Kconfig"
+        yield "all settings have their defaults"
         return
-    yield "asked for (all else is a default of Kconfig)"
+    yield "settings changed from their defaults"
     for symbol in sorted(asked, key=lambda s: list(fields).index(s)):
         yield _field_line(fields[symbol], str(config.values[symbol]), asked[symbol])
 
@@ -207,7 +207,7 @@ def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]
 
 def _costs(job: Job, reference: Settings) -> str:
     b = budget(job.settings)
-    partner = "compared with nothing"
+    partner = "baseline (no comparison)"
     if job.parent is not None:
         partner = f"compared with step {job.parent} ({job.parent_name})"
     elif job.parent_name is not None:

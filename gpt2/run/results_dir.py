@@ -201,7 +201,7 @@ def read_matrix_file(output_dir: Path) -> dict[str, Any]:
     except run_files.DamagedFile as error:
         raise MatrixError(f"{error}. {_way_out(output_dir)}") from None
     if not _lists_jobs(found):
-        why = "is no list of jobs; it was written by no runner"
+        why = "is not a list of jobs written by kablate"
         raise MatrixError(f"{path} {why}. {_way_out(output_dir)}")
     return dict(found)
 
@@ -342,7 +342,7 @@ def ask_to_stop(output_dir: Path) -> str:
     for the user."""
     path = matrix_lock(output_dir)
     if not run_files.is_locked(path):
-        return f"no runner is at work in {output_dir}"
+        return f"nothing is running in {output_dir}"
     run_files.atomic_write_text(output_dir / STOP_FILE, "")
     runner = run_files.lock_held(path)
     return f"asked pid {runner.pid} on {runner.host} to write checkpoints and stop"

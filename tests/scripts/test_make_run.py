@@ -53,7 +53,7 @@ def test_make_ends_with_the_table_and_commands_that_go_on(tree: Path) -> None:
     failed = type_in(tree, "make", *WORDS, "SKIP_VERIFY=1", **fault)
     assert "0 of 1 jobs are done" in failed.stdout
     assert "make report" not in failed.stdout  # there is nothing to report on
-    (again,) = re.findall("to go on with what is missing: (.*)", failed.stderr)
+    (again,) = re.findall("to continue: (.*)", failed.stderr)
     assert set(again.split(" ")) >= {"make", "JOBS=1", "MAX_ITERS=4", "SKIP_VERIFY=1"}
 
     done = type_in(tree, again)

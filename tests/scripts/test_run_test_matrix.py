@@ -144,7 +144,7 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
     words = ("--dry-run", "--overrides", "STEPS=0,5 SEEDS=1,2")
     done = prove_and_run(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    listed, proofs = done.stdout.split("proving each step")
+    listed, proofs = done.stdout.split("verifying every step")
     assert "results/step05-ra/seed2" in listed
     rows = re.findall(r"^ *(step\d\d-\S+)", proofs, re.MULTILINE)
     assert rows == ["step00-baseline", "step05-ra"]
@@ -205,7 +205,7 @@ def test_a_dry_run_refuses_the_folders_that_a_run_refuses(
     assert ran.returncode == previewed.returncode == 2 and says in ran.stderr
     assert previewed.stderr == ran.stderr and "1 step x 1 seed" in previewed.stdout
     assert listed.returncode == 0 and listed.stderr == ""
-    assert f"refuses to start: {ran.stderr}" in listed.stdout
+    assert f"would refuse to start: {ran.stderr}" in listed.stdout
     if "not a results" in says or "without" in says:
         assert look(folder, "--status", *words).stderr == ran.stderr
     assert sorted(folder.rglob("*")) == before
@@ -235,7 +235,7 @@ def test_a_preview_ends_with_the_data_that_is_missing(folder: Path) -> None:
         done = look(folder, mode, *words)
         assert (done.returncode, done.stderr) == (0, "")
         last = done.stdout.splitlines()[-1]
-        assert "refuses to start: nowhere/" in last
+        assert "would refuse to start: nowhere/" in last
         assert last.endswith("prepare the data with `make data DATA_DIR=nowhere`")
 
 
@@ -316,8 +316,8 @@ def test_proofs_end_at_a_ctrl_c_without_a_traceback(folder: Path) -> None:
         pass
     os.killpg(process.pid, signal.SIGINT)
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 3 and "stopped before a job was started" in said
-    assert f"to go on: {sys.executable} {SCRIPT} --dry-run\n" in said
+    assert process.returncode == 3 and "stopped before any job started" in said
+    assert f"to continue: {sys.executable} {SCRIPT} --dry-run\n" in said
     assert "Traceback" not in said
 
 
@@ -336,7 +336,7 @@ def test_proofs_end_at_a_ctrl_c_while_their_python_starts(folder: Path) -> None:
         start_new_session=True,
     )
     assert ended.returncode == 3
-    said = f"stopped before a job was started\nto go on: {sys.executable} {SCRIPT}"
+    said = f"stopped before any job started\nto continue: {sys.executable} {SCRIPT}"
     assert ended.stderr == f"{said} --dry-run\n"
 
 
@@ -353,11 +353,11 @@ def test_proofs_end_when_the_runner_is_asked_to_stop(
         text=True,
     )
     assert runner.stdout is not None
-    while "proving each step" not in runner.stdout.readline():
+    while "verifying every step" not in runner.stdout.readline():
         pass
     assert f"asked pid {runner.pid}" in look(folder, "--stop").stdout
     said, _ = runner.communicate(timeout=60)
-    assert runner.returncode == 3 and "stopped before a job was started" in said
+    assert runner.returncode == 3 and "stopped before any job started" in said
     assert " proven" not in said and "Traceback" not in said
     assert linux_processes.marked("KABLATE_TEST_PLACE", str(folder)) == []
     assert not (folder / "results" / ".stop").exists()
@@ -397,11 +397,13 @@ def test_other_settings_stop_before_anything_starts(
     for look_only in ("--list", "--status"):  # the preview says it too
         seen = look(folder, look_only, *words)
         assert seen.returncode == 0
-        assert "refuses to start" in seen.stdout and "was 10, is now" in seen.stdout
+        assert (
+            "would refuse to start" in seen.stdout and "was 10, is now" in seen.stdout
+        )
     listed = look(folder, "--list", *words).stdout
     assert f"{TINY_RUNS[0]}  [done, with other settings]\n" in listed
     assert "baseline/seed2\n" in listed
-    assert "refuses" not in look(folder, "--list").stdout
+    assert "would refuse" not in look(folder, "--list").stdout
     assert not (folder / "results" / "step00-baseline" / "seed2").exists()
     assert (folder / "results" / "matrix.json").read_bytes() == before
     assert "CONFIG_GPT2_MAX_ITERS = 10" in (folder / "results/config.py").read_text()
@@ -491,7 +493,7 @@ def test_while_one_runner_works(folder: Path) -> None:
     assert stop.returncode == 0 and f"asked pid {process.pid}" in stop.stdout
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 3 and "asked to stop" in said
-    assert "no runner is at work" in look(folder, "--status").stdout
+    assert "nothing is running" in look(folder, "--status").stdout
 
 
 def test_again_runs_only_what_is_missing_and_a_terminal_shows_it_live(

@@ -114,7 +114,7 @@ def test_a_place_for_no_folder_is_refused_by_its_setting(
     assert ".tmp" not in str(refused.value) and "Errno" not in str(refused.value)
     with pytest.raises(MatrixError, match="OUTPUT_DIR=|nothing was run yet"):
         read_matrix_file(plan.output_dir)
-    assert "no runner" in ask_to_stop(plan.output_dir)
+    assert "nothing is running" in ask_to_stop(plan.output_dir)
     assert (tmp_path / "file").read_text() == "kept"
 
 
@@ -255,7 +255,7 @@ def test_a_running_job_is_not_set_aside(make: Make) -> None:
 def test_asking_to_stop_needs_a_runner(make: Make) -> None:
     plan = create(make())
     stop = plan.output_dir / STOP_FILE
-    assert "no runner is at work" in ask_to_stop(plan.output_dir)
+    assert "nothing is running" in ask_to_stop(plan.output_dir)
     assert not stop.exists()
     with run_files.lock(matrix_lock(plan.output_dir)):
         assert "asked pid" in ask_to_stop(plan.output_dir)
@@ -267,8 +267,8 @@ def test_a_matrix_file_that_is_none(make: Make) -> None:
     with pytest.raises(MatrixError, match="nothing was run yet"):
         read_matrix_file(plan.output_dir)
     for text, what in (
-        ("[]", "no list of jobs"),
-        ('{"jobs": [{}]}', "no list of jobs"),
+        ("[]", "not a list of jobs"),
+        ('{"jobs": [{}]}', "not a list of jobs"),
         ("{", "not JSON"),
     ):
         run_files.atomic_write_text(plan.output_dir / MATRIX_FILE, text)
