@@ -9,7 +9,7 @@ MULTIPLE = 64  # of the tiles of 16-bit products on NVIDIA and AMD alike
 
 
 def unaligned(settings: Settings) -> list[str]:
-    """ "GPT2_N_EMBD=100" for each inner dimension that is no multiple of 64.
+    """ "GPT2_N_EMBD=100" for each inner dimension that is not a multiple of 64.
 
     The vocabulary is not among them: the loss pads it (gpt2/model/loss.py).
     """

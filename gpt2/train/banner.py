@@ -1,4 +1,4 @@
-"""What the log says of an attempt: what it is at its start, what came of it."""
+"""Start-up banner and closing line of a run's log."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def introduction(
     resumed_at: int | None,
     found: backend_probe.Startup,
 ) -> str:
-    """Lines for the log: the run, its device, and what serves and feeds it."""
+    """The banner: the run, its device, kernels, data and batch."""
     job, split, settings = trainer.job, context.split, trainer.settings
     step = "" if job.step is None else f"step {job.step} "
     served = serving(trainer)
@@ -50,7 +50,7 @@ def introduction(
         rows["peak memory"] = f"about {size(expected)} by estimate"
     odd = unaligned(settings)
     if context.device.is_gpu and odd:
-        rows["unaligned"] = f"no multiple of 64, which is slower: {', '.join(odd)}"
+        rows["unaligned"] = f"not a multiple of 64, which is slower: {', '.join(odd)}"
     title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
     table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
     return f"{title}\n{devices.describe(context.device)}\n{table}"
@@ -62,10 +62,10 @@ def closing(result: Mapping[str, Any]) -> str:
         f"done: validation loss {result['val_loss']:.4f} (best "
         f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "
         f"{result['seconds']:.1f} s in all, "
-        f"{result['mean_epoch_seconds']:.1f} s an epoch; the model is in {EXPORT_FILE}"
+        f"{result['mean_epoch_seconds']:.1f} s per epoch; the model is in {EXPORT_FILE}"
     )
 
 
 def serving(trainer: Trainer) -> dict[str, str]:
-    """The paths that serve this model in training."""
+    """The kernels that serve this model in training."""
     return choice.serving(trainer.built, trainer.device.torch_device.type)

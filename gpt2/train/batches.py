@@ -60,7 +60,7 @@ class TokenSplit:
 
     @property
     def bytes_per_token(self) -> float:
-        """UTF-8 bytes of text a token stands for: turns loss into bits per byte."""
+        """UTF-8 bytes of text per token: turns loss into bits per byte."""
         record = self.meta["splits"][self.split]
         return float(record["bytes"] / record["tokens"])
 
@@ -192,7 +192,7 @@ def _gather_pair(tokens: Tokens, offsets: Offsets, block_size: int) -> torch.Ten
 
 
 class _Windows(Dataset[torch.Tensor]):
-    """Micro batches by number: step-major, micro-minor. Workers map the file anew."""
+    """Micro batches by number: step-major, micro-minor. Each worker maps the file."""
 
     def __init__(self, path: Path, plan: BatchPlan) -> None:
         self.path, self.plan = path, plan
@@ -335,7 +335,7 @@ def batches(
 
 
 def _quiet_signals(worker: int) -> None:
-    """Ctrl-C is the trainer's to handle; a worker that is told to end just ends.
+    """Leave Ctrl-C to the trainer; end at once on SIGTERM.
 
     Exit status 0, since torch raises in the trainer, in the middle of its
     checkpoint, when a worker goes with another.

@@ -351,12 +351,12 @@ def check_stamp(path: Path, found: Stamp, expected: Stamp) -> None:
     """CheckpointMismatch, field by field, unless both are of one run and data."""
     if found.hash != expected.hash:
         differences = "\n".join(
-            f"  {name}: {old!r} in the checkpoint, {new!r} asked for"
+            f"  {name}: {old!r} in the checkpoint, {new!r} configured"
             for name, old, new in diff_fields(found.identity, expected.identity)
         )
         raise CheckpointMismatch(
             f"{path} is of another run (hash {found.hash}, not {expected.hash}):\n"
-            f"{differences}\nSet these back, or use another run directory"
+            f"{differences}\nRestore these settings, or use another run directory"
         )
     if found.data_fingerprint != expected.data_fingerprint:
         raise CheckpointMismatch(

@@ -55,7 +55,7 @@ def write_export(
 def load_export(path: Path) -> Exported:
     """The model in a run's model.safetensors; nothing in the file is executed.
 
-    Raises ValueError, naming the file, for anything that is no whole export.
+    Raises ValueError, naming the file, if it is not a complete export.
     """
     try:
         with safe_open(path, framework="pt") as file:
@@ -67,9 +67,11 @@ def load_export(path: Path) -> Exported:
         model = GPT(settings, heads)
         load_weights(model, weights)
     except KeyError as error:
-        raise ValueError(f"{path} is no exported model: it lacks {error}") from error
+        raise ValueError(
+            f"{path} is not an exported model: it lacks {error}"
+        ) from error
     except (SafetensorError, *BAD_JSON) as error:
-        raise ValueError(f"{path} is no exported model: {error}") from error
+        raise ValueError(f"{path} is not an exported model: {error}") from error
     origin = {name: text for name, text in metadata.items() if name != "settings"}
     return Exported(model.eval(), settings, heads, origin)
 

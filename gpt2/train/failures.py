@@ -1,7 +1,7 @@
-"""What ends a training early, and how each kind is reported.
+"""Errors that end a run early, and how each is reported.
 
-Every end has one exit code, one status and one class of failure, so that the
-runner and the report need not guess.
+Each has one exit code, one status and one class of failure, on which the runner and the
+report act.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class OutOfMemory(MemoryError):
 
 
 class LessMemory(MemoryError):
-    """Memory ran out; the next attempt is to take less of it."""
+    """Memory ran out; the next attempt must use less of it."""
 
 
 class FolderGone(RuntimeError):
@@ -52,12 +52,12 @@ class NonFinite(ArithmeticError):
 
 
 class NotAsTrained(ArithmeticError):
-    """What trains does not compute the gradients of the formulas."""
+    """The code that trains does not compute the gradients of the formulas."""
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended, as status.json and the exit code tell it."""
+    """How a run ended, for status.json and the exit code."""
 
     exit_code: int
     status: str
@@ -66,7 +66,7 @@ class End:
 
 
 def end_of(error: BaseException) -> End:
-    """The end that an exception stands for."""
+    """How a run ended, from the exception that ended it."""
     text = _first_line(error)
     if isinstance(error, Interrupted):
         return End(EXIT_INTERRUPTED, "interrupted", None, text)
@@ -88,7 +88,7 @@ def end_of(error: BaseException) -> End:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Of the device or of the host, as torch and Python tell it."""
+    """Whether memory of the device or the host ran out."""
     import torch
 
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
@@ -101,8 +101,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 def is_disk_full(error: BaseException) -> bool:
     """No space, quota or allowed file size left.
 
-    safetensors tells the number in its text only, and torch.save fails over what
-    it has not written while handling the true error.
+    safetensors has the number in its text only, and torch.save raises another error
+    while it handles the true one.
     """
     seen: BaseException | None = error
     passed: list[BaseException] = []  # a chain may lead back to itself

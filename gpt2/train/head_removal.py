@@ -86,9 +86,9 @@ def told_of(removal: Removal) -> str:
         f"{r['heads_left']} of {r['heads']} heads left (by layer: "
         f"{r['heads_by_layer']}), logits differ by {r['export_deviation']:.1e}; "
         f"cache {r['kv_bytes_per_token_before']:,.0f} -> "
-        f"{r['kv_bytes_per_token']:,.0f} bytes a token; measured: decoding "
+        f"{r['kv_bytes_per_token']:,.0f} bytes per token; measured: decoding "
         f"{1e3 * r['decode_seconds_before']:.2f} -> {1e3 * r['decode_seconds']:.2f} ms "
-        f"a token, forward {1e3 * r['forward_seconds_before']:.2f} -> "
+        f"per token, forward {1e3 * r['forward_seconds_before']:.2f} -> "
         f"{1e3 * r['forward_seconds']:.2f} ms"
     )
 

@@ -1,4 +1,4 @@
-"""The GPU monitor around a training: who watches what, and the energy used."""
+"""Monitoring of a run's GPUs while it trains, and the energy used."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Say = Callable[[str], None]
 
 @contextmanager
 def watching(context: RunContext, run_dir: Path, say: Say) -> Iterator[None]:
-    """Watch the GPUs of the run in the meantime; without any, nothing happens.
+    """Monitor the GPUs of the run inside the block; does nothing without GPUs.
 
-    The first rank of several watches for all ranks of its machine. What cannot be
-    watched is said once and fails nothing.
+    The first rank of several does it for all ranks of its machine. A monitor that
+    fails is reported in the log and does not end the run.
     """
     device, split = context.device, context.split
     if not device.is_gpu or split.rank:
@@ -40,8 +40,8 @@ def watching(context: RunContext, run_dir: Path, say: Say) -> Iterator[None]:
 def energy_used(run_dir: Path, tokens: int) -> dict[str, float]:
     """Energy of the run's GPUs over all its attempts, in J, and per million tokens.
 
-    Empty where it is not known. Evaluation, compilation and repeated updates are
-    in it: it is what the run took.
+    Empty if it is not known. Evaluations and repeated updates are included;
+    preparation is not, since another run may train on the GPU at that time.
     """
     try:
         joules = energy(read_jsonl(run_dir / GPU_FILE))

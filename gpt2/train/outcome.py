@@ -1,4 +1,4 @@
-"""The numbers of a finished run: what it cost and what it reached."""
+"""Costs and scores of a finished run."""
 
 from __future__ import annotations
 
@@ -59,13 +59,13 @@ def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:
 
 
 def bits_per_byte(loss: float, bytes_per_token: float) -> float:
-    """Of a loss in nats a token: comparable across tokenizers."""
+    """Bits per byte of text, from a loss in nats per token; for any tokenizer."""
     return loss / math.log(2.0) / bytes_per_token
 
 
 def held(optimizer: OptimizerLike, pruner: Pruner | HeadPruner) -> dict[str, Any]:
-    """What the optimizer keeps, and of pruned models the true zeros among the
-    weights that may be pruned: their share and their number."""
+    """Bytes of optimizer state and, of pruned models, share and number of the zeros
+    among the weights that may be pruned."""
     found: dict[str, Any] = {"optimizer_state_bytes": state_bytes(optimizer)}
     if pruner.masks:
         found["sparsity"] = pruner.sparsity()

@@ -1,4 +1,4 @@
-"""Whose a run directory is: the job that stands in it, and no other."""
+"""Check that a run directory belongs to this job, before anything is written to it."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from lib.jobs.run_files import (
 
 
 def claim(job: Job, run_dir: Path) -> None:
-    """Write job.json, clear half-written files away and drop damaged lines of
-    metrics.jsonl, saying which; hold the lock for this.
+    """Write job.json, remove half-written files and damaged lines of metrics.jsonl,
+    printing which. The caller holds the run's lock.
 
-    Raises Refused, field by field, if the directory is another run's, if it is none of
-    a run's, and if a link in it would lead what is written elsewhere.
+    Raises Refused if the directory is of another run (with the fields that differ), is
+    not a run directory, or contains a link that would lead a file elsewhere.
     """
     try:
         for name in (FOLDER, METRICS_FILE):
@@ -40,37 +40,38 @@ def claim(job: Job, run_dir: Path) -> None:
     path, mine = run_dir / JOB_FILE, job.to_json()
     if strangers := _strangers(run_dir):
         raise Refused(
-            f"{run_dir} is no run directory: it holds {strangers[0]}, for one, and no "
-            f"{JOB_FILE}. Nothing in it was touched; use another"
+            f"{run_dir} is not a run directory: it contains {strangers[0]}, and no "
+            f"{JOB_FILE}. Nothing in it was changed; use another directory"
         )
     theirs = _read_job(path)
     if theirs and theirs.get("hash") != job.hash:
         differences = "\n".join(
-            f"  {name}: {old!r} there, {new!r} asked for"
+            f"  {name}: {old!r} there, {new!r} configured"
             for name, old, new in diff_fields(_comparable(theirs), _comparable(mine))
         )
         raise Refused(
-            f"{run_dir} holds another run (hash {theirs.get('hash')}, not "
-            f"{job.hash}):\n{differences}\nSet these back, or use another run directory"
+            f"{run_dir} contains another run (hash {theirs.get('hash')}, not "
+            f"{job.hash}):\n{differences}\nRestore these settings, or use "
+            "another run directory"
         )
     remove_leftovers(run_dir)
     if read_status(run_dir)["status"] != "done":
         for line in drop_bad_lines(run_dir / METRICS_FILE):
-            print(f"dropped from {METRICS_FILE}, as no record: {line}", flush=True)
+            print(f"removed from {METRICS_FILE}, not a record: {line}", flush=True)
     if theirs != mine:
         atomic_write_json(path, mine)
 
 
 def _strangers(run_dir: Path) -> list[str]:
-    """What a directory holds that no run has; [] if there is anything that one has."""
+    """Names of files in a directory that has none of a run's files; [] otherwise."""
     names = sorted(path.name for path in run_dir.iterdir())
     ours = {JOB_FILE, STATUS_FILE, METRICS_FILE, LOG_FILE, FOLDER}
     return [] if ours & set(names) else [n for n in names if n[:1] != "."]
 
 
 def _read_job(path: Path) -> dict[str, Any]:
-    """job.json as it stands; {} if there is none or it is damaged (the stamps of
-    the checkpoints still tell whose they are)."""
+    """The content of job.json; {} if it is missing or damaged (the checkpoints also say
+    which run they belong to)."""
     try:
         found = read_json(path)
     except (FileNotFoundError, ValueError):
@@ -79,7 +80,7 @@ def _read_job(path: Path) -> dict[str, Any]:
 
 
 def _comparable(job: Mapping[str, Any]) -> dict[str, Any]:
-    """What the hash is of, from the JSON of a job."""
+    """The fields behind the hash, from the JSON of a job."""
     settings = job.get("settings", {})
     resources = settings.get("resources", {})
     names = ("batch_size", "gradient_accumulation")

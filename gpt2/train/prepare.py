@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from gpt2.data.token_files import MissingData
-from gpt2.model.autotune import attention, mlp
 from gpt2.model.autotune.choice import choose_backends, next_without, suspects
 from gpt2.model.autotune.store import file_of
 from gpt2.model.init import initial_model
@@ -26,7 +25,7 @@ from gpt2.settings.schema import Resources, Settings
 from gpt2.train import auto_batch, checkpoint
 from gpt2.train.banner import introduction, serving
 from gpt2.train.batch_split import BatchSplit, split_batch
-from gpt2.train.batches import eval_windows, gather, load_data
+from gpt2.train.batches import load_data
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import (
     Interrupted,
@@ -44,13 +43,12 @@ from gpt2.train.sanity import watch_losses
 from gpt2.train.stopping import StopRequest
 from gpt2.train.trainer import Trainer
 from gpt2.train.tuning import known
+from gpt2.train.warm_up import warm_up
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
-from lib.gpu.compile_cache import graphs_compiled
 from lib.jobs.process import LAST_END
 from lib.jobs.slots import GPUS
 from lib.jobs.turn import Turn
-from lib.kernels import choices
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
 # status/failure of an attempt that the kernel killed for want of memory.
@@ -395,42 +393,3 @@ def set_up_torch(device: devices.DeviceInfo, resources: Resources) -> None:
         # Its filling of fresh memory finds bugs of kernels and costs time.
         fill = "fill_uninitialized_memory"
         setattr(torch.utils.deterministic, fill, False)
-
-
-def warm_up(trainer: Trainer, times: int) -> None:
-    """Forward and backward so many times, leaving no trace but compiled code, tuned
-    kernels, a recorded graph and a warm GPU: weights and random numbers stay."""
-    block_size = trainer.settings.model.block_size
-    text, batch = trainer.context.train.tokens, trainer.split.micro_batch
-    windows = eval_windows(text.size, block_size, batch)
-    pair = gather(text, windows, block_size)
-    tokens, targets = (one.to(trainer.device.torch_device) for one in pair)
-    random = devices.random_state(trainer.device)
-    trainer.updater.warm_up(tokens, targets, times)
-    if trainer.device.is_gpu and trainer.resources.cuda_graphs:
-        state = trainer.updater.record(tokens, targets)
-        trainer.manifest.note(cuda_graph=state)
-        trainer.recorder.say(f"CUDA graph of a micro step: {state}")
-    _note_kernels(trainer)
-    devices.set_random_state(trainer.device, random)
-
-
-def _note_kernels(trainer: Trainer) -> None:
-    """Record tiles and algorithms, and which of them were not timed before."""
-    built, batch = trainer.built, trainer.split.micro_batch
-    untimed = choices.by_default()
-    graphs = graphs_compiled() if trainer.resources.compile_model else None
-    if graphs:
-        new, kept = graphs["compiled"], graphs["cached"]
-        trainer.recorder.say(f"compiled graphs: {kept} from the cache, {new} new")
-    if untimed:
-        trainer.recorder.say(
-            f"warning: {len(untimed)} kernels run with their first choice, which "
-            "was not timed; the manifest names them"
-        )
-    chosen = {
-        attention.key(built, batch): built.resources.attention_backend,
-        mlp.key(built, batch): built.resources.mlp_backend,
-        **choices.found(),
-    }
-    trainer.manifest.note(kernels=chosen, untimed_kernels=untimed, graphs=graphs)

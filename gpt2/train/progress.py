@@ -1,5 +1,5 @@
-"""How far a run is: updates, tokens, seconds, epochs. Plain data, kept in its
-checkpoints, so that a resumed run goes on counting."""
+"""Progress of a run: updates, tokens, seconds, epochs. Plain data that checkpoints
+keep, so that a resumed run continues the counts."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ class Progress:
             self.timed_seconds += seconds
 
     def times(self) -> dict[str, float]:
-        """Both times as records hold them, so that an audit can tell them apart."""
+        """Both times under the names of the records."""
         return {"seconds": self.seconds, "train_seconds": self.train_seconds}
 
     def start_interval(self) -> None:
-        """Begin anew what is summed between two records of the loss."""
+        """Reset the sums between two records of the loss."""
         self.updates_summed = self.timed_tokens = 0
         self.timed_seconds = 0.0
 

@@ -1,4 +1,4 @@
-"""What a training leaves behind while it runs: metrics, status, lines, a bar."""
+"""Output of a run while it trains: metrics, status, log lines, a progress bar."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ ALIVE_SECONDS = 10.0  # between them while a run waits: HANG_TIMEOUT looks at th
 ALARM = "alarm"  # kind of a record that warns of a loss
 AS_TRAINED = "as_trained"  # kind of a record that compares gradients with formulas
 
-# Is told of each record, by kind, once it is written; must not raise or wait.
+# Called with kind and record after each record is written; must not raise or block.
 Listener = Callable[[str, Mapping[str, Any]], None]
 
 
 class Recorder:
-    """Writes to a run directory and to stdout; the bar is for terminals alone."""
+    """Writes to a run directory and to stdout, with a bar if that is a terminal."""
 
     def __init__(self, run_dir: Path, max_steps: int) -> None:
         """max_steps: 0 where the clock ends the run."""
@@ -36,8 +36,8 @@ class Recorder:
         self._folder: int | None = None
 
     def check_folder(self) -> None:
-        """Raises FolderGone if the run directory is no longer the one of the first
-        call, which to write anew would make a run of its last records alone."""
+        """Raise FolderGone if the run directory is not the one of the first call: a new
+        one would contain the last records alone."""
         try:
             if self._folder is None:  # kept open, so that its number is not used again
                 self._folder = os.open(self.run_dir, os.O_RDONLY | os.O_DIRECTORY)
@@ -46,12 +46,12 @@ class Recorder:
             there = False
         if not there:
             raise FolderGone(
-                f"{self.run_dir} was removed or moved while the run trained: what it "
-                "held is lost to this run, which has to begin anew"
+                f"{self.run_dir} was removed or moved while the run trained: this run "
+                "cannot continue without it and has to start over"
             )
 
     def say(self, text: str) -> None:
-        """One or more lines for a reader, above the bar if there is one."""
+        """Print one or more lines, above the bar if there is one."""
         if self._bar is not None:
             self._bar.write(text, file=sys.stdout)
         else:
@@ -122,7 +122,7 @@ class Recorder:
         self.tell_alarms()
 
     def tell_alarms(self) -> None:
-        """Bring the alarms on record into status.json."""
+        """Copy the alarms in metrics.jsonl to status.json."""
         found = [r for r in read_jsonl(self.metrics) if r.get("kind") == ALARM]
         self.status(alarms=[{k: v for k, v in r.items() if k != "kind"} for r in found])
 
@@ -163,7 +163,7 @@ class Recorder:
 
 
 class Follower(Recorder):
-    """Of a rank that is not the first: it writes nothing and says nothing."""
+    """The recorder of a rank other than the first: writes and prints nothing."""
 
     def check_folder(self) -> None: ...
 

@@ -1,4 +1,4 @@
-"""What an attempt computes on and with, besides its job."""
+"""Runtime context of a run: device, batch split, data and ranks."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from lib.gpu.device import DeviceInfo
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunContext:
-    """What an attempt computes on and with, besides its job."""
+    """Everything that training needs besides the job itself."""
 
     device: DeviceInfo
     split: BatchSplit

@@ -18,8 +18,8 @@ def watch_losses(
 ) -> None:
     """Raise alarms at what is recorded from now on, each kind once a run.
 
-    A run that is resumed is watched as if it had never stopped: the records that
-    are kept are looked at again, in silence. bytes_per_token: of the validation
+    A resumed run is watched as if it had not stopped: the records that remain are
+    read again without raising alarms. bytes_per_token: of the validation
     text.
     """
     recorder.tell_alarms()  # those after the checkpoint are taken back
@@ -37,7 +37,7 @@ def watch_losses(
 
 
 def _look(watch: LossWatch, kind: str, record: Mapping[str, Any]) -> list[Alarm]:
-    """Alarms at one record; one without a loss is none of ours."""
+    """Alarms raised by one record; none by a record without a loss."""
     step, name = record.get("step"), "loss" if kind == "train" else "val_loss"
     loss = record.get(name)
     if not isinstance(step, int) or not isinstance(loss, float):

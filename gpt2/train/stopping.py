@@ -15,17 +15,17 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class StopRequest:
-    """Asked between updates; a signal only leaves a note here."""
+    """Whether the run was asked to end; a signal only leaves a note here."""
 
     def __init__(self, parent: int | None = None) -> None:
-        """parent: the process whose end is a request too (None: nobody's)."""
+        """parent: a process; its end also counts as a request (None: no process)."""
         self._parent = parent
         self._is_direct = parent == os.getppid()
         self._signal: int | None = None
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> StopRequest:
-        """With the runner that lib.jobs.process.PARENT_PID names, if it does."""
+        """With the runner that lib.jobs.process.PARENT_PID names, if it is set."""
         text = environ.get(PARENT_PID, "")
         return cls(int(text) if text.isdecimal() else None)
 
@@ -60,7 +60,7 @@ class StopRequest:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether the process exists and is no zombie."""
+    """Whether the process exists and is not a zombie."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -1,4 +1,4 @@
-"""What the trackers are told of a run, and under which names.
+"""Send the records of a run to its trackers.
 
 Torch-free. metrics.jsonl is written first and stays the record.
 """
@@ -21,7 +21,7 @@ from lib.safe_json import Unusable, as_dict, read_json
 from lib.trackers import CLOSE_SECONDS, Record, TrackedRun, open_trackers
 
 NAME = "trackers"
-TOLD = ("train", "eval", "epoch")  # kinds of records
+TRACKED = ("train", "eval", "epoch")  # kinds of records
 RUN_FILE = "tracker_run.json"
 CUT_SHORT_SECONDS = 3.0  # for trackers to finish where a run did not
 FOLDER = "test_matrix_results"  # results folders of presets begin with it
@@ -38,19 +38,18 @@ def project_of(resources: Resources) -> str:
 
 @contextmanager
 def tracking(job: Job, recorder: Recorder) -> Iterator[dict[str, Any]]:
-    """Tell the configured trackers each record meanwhile, and at the end what was
-    put into the dictionary that is yielded. Raises lib.jobs.run_files.DiskFull alone.
-    """
+    """Send each record to the configured trackers and, at the end, the values of the
+    dictionary that is yielded. Raises lib.jobs.run_files.DiskFull."""
     result: dict[str, Any] = {}
     names = job.settings.resources.trackers
     if not names:
         yield result
         return
     run = tracked_run(job, recorder.run_dir)
-    trackers = open_trackers(names, run, lambda: _told(recorder), recorder.say)
+    trackers = open_trackers(names, run, lambda: _tracked(recorder), recorder.say)
 
     def listen(kind: str, record: Mapping[str, Any]) -> None:
-        trackers.log(*_as_told(kind, record))
+        trackers.log(*_as_tracked(kind, record))
 
     recorder.listeners[NAME] = listen
     try:
@@ -61,13 +60,13 @@ def tracking(job: Job, recorder: Recorder) -> Iterator[dict[str, Any]]:
         trackers.finish(numbers, CLOSE_SECONDS if result else CUT_SHORT_SECONDS)
 
 
-def _told(recorder: Recorder) -> list[Record]:
-    """All that listeners were told, in this attempt and before."""
+def _tracked(recorder: Recorder) -> list[Record]:
+    """All tracked records, of this attempt and earlier ones."""
     found = read_jsonl(recorder.metrics)
-    return [_as_told(r["kind"], r) for r in found if r["kind"] in TOLD]
+    return [_as_tracked(r["kind"], r) for r in found if r["kind"] in TRACKED]
 
 
-def _as_told(kind: str, record: Mapping[str, Any]) -> Record:
+def _as_tracked(kind: str, record: Mapping[str, Any]) -> Record:
     values = {name: value for name, value in record.items() if name != "step"}
     return kind, record["step"], values
 
@@ -98,5 +97,5 @@ def tracked_run(job: Job, run_dir: Path) -> TrackedRun:
 
 
 def _new_id(job: Job) -> str:
-    """From job and seed, and from chance: a run made anew is another one."""
+    """From job, seed and chance: a run that is started over gets a new id."""
     return identity([job.hash, job.seed, secrets.token_hex(8)])

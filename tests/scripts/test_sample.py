@@ -143,7 +143,10 @@ def head_removed(tensors):
     ("change", "hint"),
     [
         (lambda path: path.unlink(), "model.safetensors is missing"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "is no exported model"),
+        (
+            lambda path: path.write_bytes(path.read_bytes()[:-9]),
+            "is not an exported model",
+        ),
         (lambda path: rewrite(path, not_finite), "wpe.weight has numbers that are not"),
         (
             lambda path: rewrite(path, other_vocabulary),

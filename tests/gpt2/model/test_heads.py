@@ -123,5 +123,5 @@ def test_what_is_no_export_is_refused_by_name(tmp_path, reason: str) -> None:
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x80\x04 a pickle, for all it is worth")
-    with pytest.raises(ValueError, match="is no exported model"):
+    with pytest.raises(ValueError, match="is not an exported model"):
         load_export(path)

@@ -370,7 +370,7 @@ def test_a_folder_of_something_else_is_left_alone(job, tmp_path):
     (tmp_path / "mine" / "notes.txt").write_text("mine")
     training = train(job, tmp_path / "mine")
     assert training.process.exitcode == 2
-    assert "it holds notes.txt, for one, and no job.json" in training.log
+    assert "it contains notes.txt, and no job.json" in training.log
     left = {path.name for path in (tmp_path / "mine").iterdir()}
     assert {name for name in left if name[0] != "."} == {"notes.txt"}
 

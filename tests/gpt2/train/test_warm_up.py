@@ -4,7 +4,7 @@ import torch
 
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
-from gpt2.train.prepare import warm_up
+from gpt2.train.warm_up import warm_up
 from lib.gpu.device import seed_everything
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import finish, manifest, tiny_job
