@@ -24,7 +24,6 @@ from gpt2.train.trainer import Trainer
 from lib.gpu.device import select_device
 from lib.jobs.phases import PHASES, phases_of
 from lib.jobs.run_files import read_jsonl
-from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import (
     STEPS,
     checkpoints,
@@ -242,8 +241,9 @@ def test_resources_change_neither_identity_nor_losses(job, done, data_dir, tmp_p
     assert losses(tmp_path / "run") == losses(done)
 
 
-def make_trainer(job, model, micro_batch=None, run_dir=ROOT / "nowhere"):
+def make_trainer(job, model, micro_batch=None, run_dir=None):
     """A trainer on the data of the job, in this process."""
+    run_dir = run_dir or Path(job.settings.resources.data_dir, "run")
     train_split, val_split = load_data(job.settings)
     split = split_batch(
         job.settings.effective_batch, micro_batch or job.settings.resources.batch_size
