@@ -95,7 +95,7 @@ def _results(result: Mapping[str, Any], status: Mapping[str, Any]) -> Iterator[s
 
 
 def _verdict(run_dir: Path, job: Job) -> Iterator[str]:
-    """What the report says of the arm, over all of its seeds."""
+    """Section with the report's results for the arm, over all of its seeds."""
     found = _comparison(run_dir, job)
     if found is None:
         yield "None: no report has compared this arm with another."

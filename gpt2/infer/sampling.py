@@ -15,7 +15,7 @@ from gpt2.model.gpt import GPT
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """How a token is drawn from its logits.
+    """Sampling of a token from its logits.
 
     temperature: divides the logits; 0 takes the likeliest token. top_k: only so many
     of the likeliest (0: all). top_p: only the likeliest that together reach this

@@ -36,7 +36,7 @@ class TextStream:
         return self._release()
 
     def rest(self) -> str:
-        """What was withheld, an unfinished character as U+FFFD."""
+        """Rest of the text, with an unfinished character as U+FFFD."""
         self.held += self.bytes.decode(b"", final=True)
         shown = self._release()
         shown, self.held = shown + self.held, ""
@@ -62,7 +62,8 @@ def _overlap(text: str, stop: str) -> int:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What to generate: at most ``count`` tokens, up to ``stop`` if it is not empty."""
+    """Generation request: at most ``count`` tokens, up to ``stop`` if it is not
+    empty."""
 
     count: int
     sampling: Sampling

@@ -95,6 +95,6 @@ def _check_origin(path: Path, exported: Exported, job: Job) -> None:
     theirs = exported.origin.get("hash")
     if theirs != job.hash or exported.settings.to_dict() != job.settings.to_dict():
         raise ValueError(
-            f"{path} is of another run than {JOB_FILE} beside it: hash "
+            f"{path} belongs to another run than its {JOB_FILE}: hash "
             f"{clean(theirs, 40)}, not {job.hash}"
         )

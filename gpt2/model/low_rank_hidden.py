@@ -1,4 +1,4 @@
-"""What reads the MLP's hidden state and what is added to it, without making it anew.
+"""Read and low-rank-update the MLP hidden state without materialising it.
 
 All that reads h is linear, and what the mechanisms add to it has a small rank:
 R (h + c U^T) = R h + (R U) c. One product over all rows of all readers takes the place
@@ -33,7 +33,7 @@ class Factored:
 
     def add(self, low: Tensor, up: Tensor, mix: float) -> None:
         """mix low up^T; low [B, S, r], up [M, r]."""
-        # Changes what has been read too: nobody looks there again.
+        # In place: the tensor that has been read is not used again.
         self.seen = self.seen + F.linear(low, self.matrix @ (mix * up))
 
     def read(self, name: str) -> Tensor:

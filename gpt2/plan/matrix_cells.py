@@ -192,7 +192,7 @@ def cell_changes(cell: MatrixCell, settings: Settings) -> dict[str, Any]:
 
 
 def partner_of(cell: MatrixCell, cells: Sequence[MatrixCell]) -> MatrixCell | None:
-    """What a cell is compared with: as far as it was asked for, the cell from
+    """Comparison partner of a cell: if it is in the matrix, the cell from
     which it differs in one thing. None for the baseline, which comes first.
 
     - unpruned: adamw unpruned;

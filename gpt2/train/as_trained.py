@@ -1,13 +1,13 @@
-"""Certificate "as trained": what trains gives the gradients of the plain formulas.
+"""Certificate "as trained": the training code gives the gradients of the formulas.
 
-In the process and on the device that train, after kernels were chosen, compiled and
-recorded, real sequences go through the very callable that trains: all micro steps of
-an update, the replay of a graph and the average over ranks included. Loss and gradient
+In the training process and on its device, after kernels were chosen, compiled and
+recorded, real sequences go through the same callable that trains, including all micro
+steps of an update, the replay of a graph and the average over ranks. Loss and gradient
 of every parameter are compared with the formulas of gpt2/model/reference/formulas.py in
 fp32 (on a CPU in float64), one sequence at a time.
 
-Why: checks of kernels in isolation passed while a plan that cuDNN had kept from one of
-them made each gradient of a training wrong (relative error 1.41; H200, torch 2.11).
+Reason: checks of kernels in isolation passed while a plan that cuDNN had cached in one
+of them made every gradient in training wrong (relative error 1.41; H200, torch 2.11).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LOSS_TOLERANCE = {"cpu": 1e-6, "fp32": 1e-3, "bf16": 2e-3, "fp16": 1e-3}
 # A parameter of which hardly any gradient is left is measured against a share of what
 # the average parameter has: sums that cancel in exact arithmetic leave only rounding.
 FLOOR = 1e-3
-WRONG = 1e9  # instead of what is not finite
+WRONG = 1e9  # replaces values that are not finite
 SEQUENCES = {"cpu": 2, "gpu": 4}  # different ones; they fill the micro batches by turns
 LATER = (20, 200)  # updates after which the comparison is repeated
 # Far from the initial weights rounding may move gradients by more. So many times what
@@ -49,7 +49,7 @@ MARGIN, MOST = 10.0, 1.0
 # Nats above a uniform guess from which a training counts as fallen apart: scores are so
 # large there that rounding decides about gradients. Such a run is INVALID anyway.
 FALLEN = 0.5
-LOSS = "the loss"  # among parameters, as if it were one
+LOSS = "the loss"  # name of the loss among the parameters
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,7 @@ class GradientComparison:
 
     @property
     def worst(self) -> tuple[str, float]:
-        """The parameter with the largest deviation, and that."""
+        """Parameter with the largest deviation, and that deviation."""
         return max(self.gradients.items(), key=lambda item: item[1])
 
     @property
@@ -81,12 +81,12 @@ class GradientComparison:
         return within and self.loss <= self.allowed(LOSS)
 
     def allowed(self, name: str) -> float:
-        """How far the gradient of a parameter, or LOSS, may be from its formula."""
+        """Tolerance of the gradient of a parameter, or of LOSS."""
         least = self.loss_tolerance if name == LOSS else self.tolerance
         return max(least, min(MOST, MARGIN * self.rounding.get(name, 0.0)))
 
     def describe(self) -> str:
-        """A line for the log."""
+        """Line for the log."""
         name, worst = self.worst
         verdict = "as the formulas" if self.passed else "NOT AS THE FORMULAS"
         if self.has_fallen:
@@ -99,7 +99,7 @@ class GradientComparison:
         )
 
     def record(self) -> dict[str, Any]:
-        """For metrics.jsonl and the manifest."""
+        """Plain data for metrics.jsonl and the manifest."""
         name, worst = self.worst
         return {
             "step": self.step,
@@ -118,7 +118,7 @@ class GradientComparison:
 def compare(
     updater: Updater, model: GPT, settings: Settings, context: RunContext, step: int
 ) -> GradientComparison:
-    """Compare an update's loss and gradients with the formulas; nothing changes.
+    """Compare an update's loss and gradients with the formulas, without side effects.
 
     settings: of the run. With several ranks each compares its averaged gradients with
     the average of the formulas' over all ranks.
@@ -147,8 +147,8 @@ def compare(
 
 @contextmanager
 def _without_dropout(model: GPT, updater: Updater) -> Iterator[str]:
-    """Dropout, which no formula can follow, switched off; compiled code follows, a
-    recorded graph cannot and is left aside. Gives the note that says so."""
+    """Switch off dropout, which the formulas cannot reproduce. Compiled code adapts, a
+    recorded graph cannot and is not used. Yields a note that says so."""
     layers = [m for m in model.modules() if isinstance(m, nn.Dropout) and m.p > 0]
     if not layers:
         yield ""
@@ -198,12 +198,12 @@ class _Sample:
         return cls(tokens.to(device), targets.to(device), rows.to(device))
 
     def micro_batches(self) -> Iterator[Batch]:
-        """One update's, as the trainer's loader gives them."""
+        """Micro batches of one update, as from the trainer's loader."""
         for rows in self.rows:
             yield self.tokens[rows], self.targets[rows]
 
     def shares(self) -> list[float]:
-        """Of the update's mean loss, what each sequence has."""
+        """Share of each sequence in the update's mean loss."""
         counts = torch.bincount(self.rows.flatten(), minlength=len(self.tokens))
         return (counts / self.rows.numel()).tolist()
 
@@ -229,7 +229,7 @@ def _deviations(
     updater.optimizer.zero_grad(set_to_none=True)
 
     def averaged(as_training: bool) -> tuple[Tensor, dict[str, Tensor]]:
-        """Over all ranks, on the device."""
+        """Average over all ranks, on the device."""
         true_loss, slopes = _by_formulas(model, settings, sample, context, as_training)
         on = context.device.torch_device
         return ranks.mean(true_loss.to(on)), {
@@ -251,7 +251,7 @@ def _relative(loss: Tensor, truth: Tensor) -> float:
 
 
 def _apart(mine: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str, float]:
-    """Distance of each gradient from the true one, relative to that."""
+    """Relative distance of each gradient from the true one."""
     numbers = sum(x.numel() for x in truth.values())
     mean_square = sum(x.square().sum().item() for x in truth.values()) / numbers
     found = {}
@@ -264,7 +264,7 @@ def _apart(mine: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> dict[str,
 
 
 def _finite(deviation: float) -> float:
-    """As it is, or a number far above every tolerance, which JSON can hold."""
+    """The deviation if finite, else a number far above every tolerance, for JSON."""
     return deviation if deviation < WRONG else WRONG
 
 

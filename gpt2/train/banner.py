@@ -57,7 +57,7 @@ def introduction(
 
 
 def closing(result: Mapping[str, Any]) -> str:
-    """One line for the log of a result as Trainer.run gives it."""
+    """Line for the log about a result of Trainer.run."""
     return (
         f"done: validation loss {result['val_loss']:.4f} (best "
         f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "

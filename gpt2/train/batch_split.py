@@ -1,7 +1,7 @@
-"""How an effective batch is cut: micro batch x accumulation x ranks.
+"""Split of an effective batch into micro batch x accumulation x ranks.
 
-A resource, not part of a run's identity: the cut may change between attempts,
-the batch of an update never does.
+A resource, not part of a run's identity: the split may change between attempts, but the
+batch of an update does not.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ class BatchSplit:
         return self.micro_batch * self.accumulation * self.world_size
 
     def smaller(self) -> BatchSplit | None:
-        """The next cut that needs less memory: half the micro batch, or the
-        largest divisor below that. None if there is nothing left to halve."""
+        """Next split that needs less memory: half the micro batch, or the largest
+        divisor below that; None for a micro batch of 1."""
         share = self.micro_batch * self.accumulation
         for micro in range(self.micro_batch // 2, 0, -1):
             if share % micro == 0:
@@ -37,7 +37,7 @@ class BatchSplit:
 def split_batch(
     effective_batch: int, micro_batch: int, world_size: int = 1, rank: int = 0
 ) -> BatchSplit:
-    """The cut with this micro batch; ValueError if it does not come out even."""
+    """Split with this micro batch; ValueError if the batch is not divisible."""
     together = micro_batch * world_size
     if micro_batch < 1 or effective_batch % together:
         raise ValueError(

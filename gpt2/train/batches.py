@@ -116,7 +116,8 @@ def open_tokens(path: Path) -> Tokens:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Which windows each micro batch of each rank reads. Sizes count sequences."""
+    """Plan of the windows that each micro batch of each rank reads. Sizes are in
+    sequences."""
 
     n_tokens: int
     block_size: int

@@ -1,4 +1,4 @@
-"""Checkpoints: folders ckpt/step-000123/ that are whole or not there.
+"""Checkpoints: folders ckpt/step-000123/, which are written atomically.
 
     model.safetensors   weights
     state.pt            everything else, loadable with weights_only
@@ -49,16 +49,17 @@ Weights = dict[str, Tensor]
 
 
 class DamagedCheckpoint(ValueError):
-    """A checkpoint that is not, byte for byte, what was written."""
+    """The checkpoint differs from what was written."""
 
 
 class CheckpointMismatch(Refused):
-    """A whole checkpoint, but of another run; the message has the differences."""
+    """The checkpoint is complete but belongs to another run; the message has the
+    differences."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Stamp:
-    """What a checkpoint is of. ``identity``: the plain data behind ``hash``."""
+    """Identity of a checkpoint. ``identity``: the plain data behind ``hash``."""
 
     step: int
     hash: str
@@ -135,7 +136,7 @@ def save(
 ) -> Path:
     """Write the checkpoint of stamp.step and drop all of this run but the newest two.
 
-    state: with ["progress"]["step"], which load holds to the stamp.
+    state: with ["progress"]["step"], which load compares with the stamp.
     Raises DiskFull, lib.files.Linked; older checkpoints then still stand.
     """
     target = folder / stamp.folder

@@ -6,9 +6,9 @@ the last micro step. torch's DistributedDataParallel overlaps that with the back
 pass, but a compiled backward pass is one autograd node unless it is split at each
 bucket, and no graph can be recorded around it: two H200s reached 1.58 times one.
 
-Every rank takes the same decisions, so whatever differs between them (a signal, a
-file) is agreed on first. A run of one process is a single rank and communicates with
-none.
+All ranks take the same decisions, so anything that may differ between them (a signal, a
+file) is agreed on first. A run of one process is a single rank and does not
+communicate.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ranks:
-    """Who we are among how many. local: our place on this machine."""
+    """Rank of this process and number of ranks. local: rank on this machine."""
 
     world_size: int = 1
     rank: int = 0
@@ -37,7 +37,7 @@ class Ranks:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Ranks:
-        """As torchrun tells it; a single rank without it."""
+        """Ranks from torchrun's environment variables; a single rank without them."""
         names = {"world_size": "WORLD_SIZE", "rank": "RANK", "local": "LOCAL_RANK"}
         if any(name not in environ for name in names.values()):
             return cls()
@@ -52,7 +52,8 @@ class Ranks:
         return self.world_size == 1
 
     def join(self, backend: str, device: torch.device) -> None:
-        """Meet the others. Raises RuntimeError if they do not come."""
+        """Initialise the process group. Raises RuntimeError if other ranks do not
+        join."""
         if self.is_single:
             return
         import torch.distributed as dist
@@ -62,7 +63,7 @@ class Ranks:
         dist.init_process_group(backend, timeout=TIMEOUT)
 
     def leave(self) -> None:
-        """Take leave in good order; after a failure simply end."""
+        """Destroy the process group; after a failure do nothing."""
         if not self.is_single:
             torch.distributed.destroy_process_group()
 
@@ -110,7 +111,7 @@ class Ranks:
         return value if self.is_single else self.sum(value) / self.world_size
 
     def any(self, flag: bool, device: torch.device) -> bool:
-        """Whether it is so on any rank."""
+        """True if ``flag`` is set on any rank."""
         if self.is_single:
             return flag
         return self.sum(torch.tensor(float(flag), device=device)).item() > 0

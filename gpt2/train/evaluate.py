@@ -27,7 +27,7 @@ FINGERPRINTED = 64  # windows in memory at a time
 
 
 class Scorer(Protocol):
-    """What evaluation needs of a model (gpt2.model.gpt.GPT is one)."""
+    """Interface of a model for evaluation (gpt2.model.gpt.GPT implements it)."""
 
     training: bool
 

@@ -1,4 +1,4 @@
-"""The exported model of a run: written, and read back as data."""
+"""Write the exported model of a run, and read it back as data."""
 
 from __future__ import annotations
 
@@ -89,5 +89,5 @@ def _heads_of(metadata: Mapping[str, str]) -> tuple[int, ...] | None:
         return None
     found = json.loads(metadata[HEADS])
     if not isinstance(found, list) or any(type(number) is not int for number in found):
-        raise ValueError(f"its {HEADS} are no list of whole numbers")
+        raise ValueError(f"its {HEADS} are not a list of whole numbers")
     return tuple(found)

@@ -9,7 +9,7 @@ from gpt2.model.gpt import GPT
 from gpt2.train.batches import gather
 from gpt2.train.export import write_export
 from gpt2.train.fingerprints import batch_fingerprints
-from gpt2.train.head_removal import TIMED_WINDOWS, Removal, remove_heads, told_of
+from gpt2.train.head_removal import TIMED_WINDOWS, Removal, log_line, remove_heads
 from gpt2.train.outcome import held, scored, trained
 from gpt2.train.trainer import Trainer
 from lib.gpu import device as devices
@@ -68,7 +68,7 @@ def _export(trainer: Trainer) -> dict[str, Any]:
     if isinstance(trainer.updater.pruner, HeadPruner):
         removal = _remove_heads(trainer, trainer.updater.pruner)
         model, heads, found = removal.model, removal.heads, removal.result
-        trainer.recorder.say(told_of(removal))
+        trainer.recorder.say(log_line(removal))
     origin = {
         "hash": trainer.job.hash,
         "step": str(trainer.progress.step),

@@ -1,4 +1,4 @@
-"""The end of a run that pruned heads: cut them out, compare, measure."""
+"""End of a run that pruned heads: remove them, compare outputs, measure cost."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def remove_heads(
     device: devices.DeviceInfo,
     cut: Cut = without_heads,
 ) -> Removal:
-    """Cut the pruned heads out of a trained model, compare both, and time both.
+    """Remove the pruned heads from a trained model, compare and time both models.
 
     tokens, targets: validation windows [B, T] on the CPU; T is the context. Raises
     RemovalDiffers if outputs or cache are not what they should be.
@@ -79,8 +79,8 @@ def remove_heads(
     )
 
 
-def told_of(removal: Removal) -> str:
-    """One line for the log."""
+def log_line(removal: Removal) -> str:
+    """Line for the log."""
     r = removal.result
     return (
         f"{r['heads_left']} of {r['heads']} heads left (by layer: "

@@ -1,4 +1,4 @@
-"""manifest.json: where the numbers of a run directory come from."""
+"""manifest.json: provenance of the results in a run directory."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Manifest:
         self.path, self.hash, self.writes = run_dir / MANIFEST_FILE, run_hash, writes
 
     def read(self) -> dict[str, Any]:
-        """What earlier attempts at the same run left; {} if there is nothing."""
+        """Manifest of earlier attempts at the same run; {} if there is none."""
         try:
             found = read_json(self.path)
         except (OSError, ValueError):
@@ -104,7 +104,7 @@ class Manifest:
             atomic_write_json(self.path, self.read() | fields)
 
     def note_out_of_memory(self, step: int, micro_batch: int, smaller: int) -> None:
-        """Record that memory ran out, and the micro batch to go on with."""
+        """Record that memory ran out, and the micro batch of the next attempt."""
         before = self.read() or {"schema": 1, "hash": self.hash}
         entry = {"date": now(), "step": step, "micro_batch": micro_batch}
         entries = [*before.get("out_of_memory", []), entry]
@@ -128,7 +128,8 @@ class Manifest:
         )
 
     def note_batches(self, batches: Mapping[str, str]) -> None:
-        """Record fingerprints of batches, by update, beside earlier attempts'."""
+        """Record fingerprints of batches by update, in addition to earlier
+        attempts'."""
         pairing = self.read().get("pairing", {})
         both = {**pairing.get("batches", {}), **batches}
         self.note(pairing={**pairing, "batches": both})

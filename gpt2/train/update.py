@@ -22,7 +22,7 @@ LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the lo
 
 
 class Updater:
-    """What changes a model's weights: optimizer, pruner, loss scaler, micro step."""
+    """Updater of a model's weights: optimizer, pruner, loss scaler, micro step."""
 
     def __init__(
         self, model: nn.Module, settings: Settings, context: RunContext

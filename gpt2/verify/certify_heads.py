@@ -2,7 +2,7 @@
 
 As in lib/pruning/certify.py, every check takes what it checks (`make`, with
 HeadPruner's signature, or `cut`, with without_heads'), so that a faulty one can take
-its place. Which numbers a head owns is written down here anew, index by index.
+its place. The numbers that a head owns are listed here independently, index by index.
 """
 
 from __future__ import annotations
@@ -151,7 +151,7 @@ def owned(model: GPT, layer: int, head: int) -> list[tuple[nn.Parameter, Tensor]
 def certify_heads(
     optimizer: str, make: MakePruner = HeadPruner, cut: Cut = without_heads
 ) -> dict[str, Row]:
-    """All certificates of head pruning beside one optimizer, by short names."""
+    """All certificates of head pruning with one optimizer, by short names."""
     return {
         "schedule": check_schedules(optimizer, make),
         "gradients": check_gradients(optimizer, make),

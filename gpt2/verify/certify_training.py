@@ -35,7 +35,7 @@ HEAD_COLUMNS = tuple(name for name in PRUNING_COLUMNS if name != "masks")
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """An optimizer (method "none"), or pruning beside one.
+    """An optimizer (method "none"), or pruning with one.
 
     variant: the score of a method that has several, else empty.
     """
@@ -77,7 +77,7 @@ class Trained:
 
 
 def trained_by(settings: Settings) -> list[Trained]:
-    """What the certificates of one cell's training are about."""
+    """Subject of the certificates of one cell's training."""
     optimizer, method = settings.optim.optimizer, settings.pruning.prune_method
     alone = [Trained(optimizer)]
     if method == "none":

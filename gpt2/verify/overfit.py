@@ -18,14 +18,14 @@ from gpt2.verify.subject import Subject
 
 TEXT = Path(__file__).resolve()
 BATCH = 4
-ENOUGH = 0.05  # nats a token
+ENOUGH = 0.05  # nats per token
 UPDATES = 400
 LEARNING_RATE = 3e-3
 
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The loss in nats a token, and after how many updates."""
+    """The loss in nats per token, and after how many updates."""
 
     first: float
     last: float

@@ -162,7 +162,7 @@ def head_removed(tensors):
             lambda path: shutil.copy(
                 path.parents[2] / "step05-ra/seed1" / path.name, path
             ),
-            "is of another run than job.json",
+            "belongs to another run than its job.json",
         ),
     ],
 )

@@ -101,7 +101,7 @@ def test_an_export_is_read_back(tmp_path, heads: tuple[int, ...] | None) -> None
 
 BAD = {
     "lacks 'settings'": {"settings": None},
-    "no list of whole numbers": {"heads": '["4", 4, 4]'},
+    "not a list of whole numbers": {"heads": '["4", 4, 4]'},
     "3 numbers from 1 to 4": {"heads": "[4,4]"},
     "of another model": {"heads": "[4,4,2]"},
     "another version": {"settings": "[]"},
@@ -116,7 +116,7 @@ def test_what_is_no_export_is_refused_by_name(tmp_path, reason: str) -> None:
     told = metadata(settings) | BAD[reason]
     told = {key: value for key, value in told.items() if value is not None}
     save_file(checkpoint.weights_of(GPT(settings)), path, metadata=told)
-    with pytest.raises(ValueError, match=rf"model\.safetensors is no .*{reason}"):
+    with pytest.raises(ValueError, match=rf"model\.safetensors is not .*{reason}"):
         load_export(path)
 
 

@@ -55,7 +55,7 @@ SENSELESS: list[tuple[dict[str, Any], str]] = [
     ({"engine": "ray", "jobs_per_gpu": 2}, "JOBS_PER_GPU=2: with ENGINE=ray"),
     ({"gpus": "0,a"}, "GPUS='0,a': 'a' is neither a number nor a UUID"),
     ({"gpus": "0,0"}, "GPUS='0,0': it names GPU 0 twice"),
-    ({"alloc_conf": "x"}, "PYTORCH_CUDA_ALLOC_CONF='x': 'x' is no option"),
+    ({"alloc_conf": "x"}, "PYTORCH_CUDA_ALLOC_CONF='x': 'x' is not an option"),
     ({"output_dir": "../x"}, r"OUTPUT_DIR='\.\./x' must name a folder"),
     ({"output_dir": ""}, "OUTPUT_DIR='' must name a folder"),
     ({"output_dir": "~/x"}, "OUTPUT_DIR='~/x' must name a folder"),
