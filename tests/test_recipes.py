@@ -1,13 +1,17 @@
 """CONTRIBUTING.md's recipes, followed to the letter in a copy of the tree."""
 
+import contextlib
 import re
 import textwrap
 from pathlib import Path
 from subprocess import CompletedProcess
 
 import pytest
+from safetensors import safe_open
 
+from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import ROOT, copy_tree, git, make, python, write
+from tests.tinymatrix import TINY
 
 PARTS = ["Makefile", "Kconfig", "pyproject.toml", "README.md", "defconfigs", "scripts"]
 PARTS += ["lib", "gpt2", "tests", ".gitignore"]
@@ -42,11 +46,14 @@ def jobs(tree: Path, *arguments: str) -> str:
     return succeed(python(tree, "scripts/run_test_matrix.py", "--list", *arguments))
 
 
-def recipe(heading: str, language: str) -> str:
-    """The first block in `language` under a heading of CONTRIBUTING.md."""
+def recipe(heading: str, language: str, begin: str = "") -> str:
+    """The first block in `language`, beginning as given, under a heading of
+    CONTRIBUTING.md."""
     text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.M)[0]
-    found = re.search(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
+    found = re.search(
+        rf"^```{language}\n({re.escape(begin)}.*?)^```$", section, re.M | re.S
+    )
     assert found, f"no {language} under {heading!r}"
     return found[1]
 
@@ -64,14 +71,7 @@ def replace_once(tree: Path, name: str, old: str, new: str) -> None:
 
 def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     row = recipe("Add an ablation step over existing mechanisms", "python")
-    registry = (tree / "gpt2/plan/steps.py").read_text()
-    head, end, tail = registry.partition("\n    )\n}\n")
-    assert end, "the end of STEPS"
-    write(
-        tree,
-        "gpt2/plan/steps.py",
-        f"{head}\n{textwrap.indent(row, ' ' * 8).rstrip()}{end}{tail}",
-    )
+    add_row(tree, row)
     assert changed(tree) == {"gpt2/plan/steps.py"}, "one file edited by hand"
 
     stale = python(tree, "scripts/check.py", "--only", "generated text")
@@ -204,6 +204,218 @@ def test_what_was_added_is_explained_verified_trained_and_refused_if_wrong(
     add_both_files(tree, where, wrong)
     refused = make(tree, "dry-run", *short)
     assert refused.returncode != 0 and column in refused.stdout + refused.stderr
+
+
+# ---- a mechanism --------------------------------------------------------------------
+
+HIDDEN_SCALE = {
+    "spec.py": '''
+"""Settings and costs of a learned scale of each hidden unit of the MLP."""
+
+from gpt2.mechanisms.spec import Cost, Mechanism, setting
+
+
+class HiddenScaleSpec(Mechanism):
+    title = "Scale of hidden units"
+    short = "scaled hidden units"
+    formula = "h <- h * s"
+
+    class Fields:
+        hidden_scale: bool = setting("RA_MLA_HIDDEN_SCALE")
+
+    off = {"hidden_scale": False}
+    neutral_weights = {"mlp.hidden_scale.scale": 1.0}
+
+    def cost(self, s) -> Cost:
+        return Cost(vectors=s.model.mlp_width)
+
+
+SPEC = HiddenScaleSpec()
+''',
+    "layer.py": '''
+"""A learned scale of each hidden unit."""
+
+import torch
+from torch import nn
+
+from gpt2.model.parts import MlpPart
+
+
+class HiddenScale(MlpPart):
+    def __init__(self, settings, produces) -> None:
+        super().__init__(settings, produces)
+        self.scale = nn.Parameter(torch.full((settings.model.mlp_width,), 1.25))
+
+    def update(self, hidden, side, cache):
+        return hidden * self.scale.to(hidden.dtype)
+
+
+MLP = {"hidden_scale": HiddenScale}
+''',
+    "naive.py": '''
+"""Formula of the scale."""
+
+from gpt2.model.reference.formula import BlockFormula
+
+
+class HiddenScaleFormula(BlockFormula):
+    def hidden(self, h, weights, key_latent):
+        return h * self.get("mlp.hidden_scale.scale")
+
+
+FORMULA = HiddenScaleFormula
+''',
+    "Kconfig": "config RA_MLA_HIDDEN_SCALE\n"
+    '\tbool "Scale of hidden units" if !RA_MLA_ABLATION_MODE\n\tdefault n\n'
+    "\thelp\n\t  Multiplies each hidden unit of the MLP by a parameter.\n",
+}
+SCALE_ROW = (
+    'Step(35, "hidden-scale", "scaled hidden units", "?", 0, {"hidden_scale": True}),'
+)
+MECHANISM = "Add a mechanism"
+# Each fault, and the certificate that has to refuse it.
+PROVE = """
+import dataclasses
+import sys
+import torch
+from gpt2.mechanisms import mechanisms, module_of
+from gpt2.mechanisms.spec import Cost
+from gpt2.plan.jobs import plan_settings
+from gpt2.plan.steps import STEPS
+from gpt2.settings import configuration
+from gpt2.settings.checks import check
+from gpt2.settings.parse import settings_from
+from gpt2.verify.certificates import certify
+from gpt2.verify.certify_steps import subjects
+
+torch.set_num_threads(1)
+base = settings_from(configuration.load_defaults("RA_MLA_ABLATION_MODE=y STEPS=34,35"))
+proven = dict(zip((34, 35), subjects(plan_settings(base, {})).values(), strict=True))
+specs = {m.name: m for m in mechanisms()}
+
+
+def failed(step):
+    subject = dataclasses.replace(proven[step], larger=None)
+    return [name for name, found in certify(subject).items() if not found.passed]
+
+
+def planted(step, place, name, wrong):
+    true = getattr(place, name)
+    setattr(place, name, wrong)
+    print(step, *failed(step))
+    setattr(place, name, true)
+
+
+for step, mechanism, part, effect in (
+    (34, "temperature", module_of("temperature", "layer").Temperature, "heads"),
+    (35, "hidden_scale", module_of("hidden_scale", "layer").HiddenScale, "update"),
+):
+    spec = specs[mechanism]
+    print(step, *failed(step))
+    planted(step, part, effect, lambda self, given, *rest: given)
+    wrong = dict.fromkeys(spec.neutral_weights, 1.01)
+    planted(step, spec, "neutral_weights", wrong)
+    planted(step, spec, "cost", lambda s: Cost(vectors=1))
+try:
+    check(proven[35].settings.replace(prune_method="heads"))
+except ValueError as refused:
+    print(refused)
+check(proven[34].settings.replace(prune_method="heads"))
+"""
+
+
+def parts_of(heading: str) -> dict[str, str]:
+    """Text of each file that a section describes: the block after a paragraph that
+    begins with the file's name in backquotes."""
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    section = re.split(r"^## ", text.split(f"\n## {heading}\n")[1], flags=re.M)[0]
+    block = r"^`([\w.]+)` has .*?^```\w+\n(.*?)^```$"
+    return dict(re.findall(block, section, re.M | re.S))
+
+
+def add_row(tree: Path, row: str) -> None:
+    """A row at the end of STEPS."""
+    registry = (tree / "gpt2/plan/steps.py").read_text()
+    head, end, tail = registry.partition("\n    )\n}\n")
+    assert end, "the end of STEPS"
+    row = textwrap.indent(row, " " * 8).rstrip()
+    write(tree, "gpt2/plan/steps.py", f"{head}\n{row}{end}{tail}")
+
+
+def add_mechanism(tree: Path, name: str, files: dict[str, str], row: str) -> None:
+    for file, text in {"__init__.py": "", **files}.items():
+        write(tree, f"gpt2/mechanisms/{name}/{file}", text.lstrip("\n"))
+    add_row(tree, row)
+
+
+@pytest.fixture
+def with_mechanisms(tree: Path) -> Path:
+    """The document's temperature on the scores, and a scale of the MLP's hidden units:
+    two places of a block."""
+    files = parts_of(MECHANISM)
+    assert files.keys() == {"naive.py", "spec.py", "layer.py", "Kconfig"}
+    row = recipe(MECHANISM, "python", "Step(")
+    assert sum(text.count("\n") for text in (*files.values(), row)) <= 120
+    add_mechanism(tree, "temperature", files, row)
+    add_mechanism(tree, "hidden_scale", HIDDEN_SCALE, SCALE_ROW)
+    folders = {name.rpartition("/")[0] for name in changed(tree)}
+    own = {f"gpt2/mechanisms/{name}" for name in ("temperature", "hidden_scale")}
+    assert folders == {*own, "gpt2/plan"}
+    return tree
+
+
+def test_a_mechanism_is_one_folder_and_one_row(with_mechanisms: Path) -> None:
+    """Proven as it is; and refused, each time by the certificate that should, without
+    its effect, with a wrong neutral value and with a wrong cost."""
+    assert succeed(python(with_mechanisms, "-c", PROVE)).splitlines() == [
+        *("34", "34 alive acting formula", "34 identity", "34 budget"),
+        *("35", "35 alive acting formula", "35 identity", "35 budget"),
+        "PRUNING_METHOD 'heads': heads cannot be removed: hidden_scale does not say "
+        "which of its numbers a head owns",
+    ]
+
+
+def test_steps_of_a_new_mechanism_train_and_are_reported(with_mechanisms: Path) -> None:
+    tree = with_mechanisms
+    write(tree, "defconfigs/tiny", f"# Tiny.\n{TINY}")
+    succeed(python(tree, "scripts/kconfig.py", "defconfig", "tiny"))
+    with contextlib.chdir(tree):
+        prepare_texts(Path("."))
+    words = ("--overrides", "STEPS=0,34,35 SEEDS=1 MAX_ITERS=20")
+    table = succeed(python(tree, "scripts/run_test_matrix.py", *words))
+    summary = (tree / "results" / "summary.json").read_text()
+    for step in ("step34-temperature", "step35-hidden-scale"):
+        assert f"{step}/seed1" in table and step in summary
+    for step, name, start in (
+        ("34-temperature", "attn.temperature.factor", 1.5),
+        ("35-hidden-scale", "mlp.hidden_scale.scale", 1.25),
+    ):
+        export = tree / "results" / f"step{step}" / "seed1" / "model.safetensors"
+        with safe_open(export, framework="pt") as weights:
+            learned = weights.get_tensor(f"blocks.1.{name}")
+        assert 0 < (learned - start).abs().max() < 0.5
+
+
+@pytest.mark.slow
+def test_every_command_knows_a_new_mechanism(with_mechanisms: Path) -> None:
+    tree = with_mechanisms
+    succeed(python(tree, "scripts/generate_docs.py"))
+    git(tree, "add", "--all")
+    temperature = [n for n in changed(tree) if "hidden_scale" not in n]
+    succeed(python(tree, "scripts/check.py", "--quick", *temperature))
+    succeed(python(tree, "-m", "mypy", "gpt2/mechanisms/temperature"))
+    succeed(make(tree, "defconfig-gpt2-cpu-smoke"))
+    said = succeed(make(tree, "explain", "SYMBOL=RA_MLA_TEMPERATURE_START"))
+    assert "Initial temperature" in said
+    steps = "STEPS=0,34,35"
+    assert "temperature" in succeed(make(tree, "budget", steps))
+    assert "step34-temperature" in succeed(make(tree, "dry-run", steps))
+    assert "step35-hidden-scale" in succeed(make(tree, "verify", "STEPS=34,35"))
+    for target in ("data", "all", "as-trained"):
+        succeed(make(tree, target, steps, "SEEDS=1"))
+    succeed(make(tree, "report"))
+    report = (tree / "test_matrix_results_cpu_smoke" / "REPORT.md").read_text()
+    assert "learned temperature per head" in report and "scaled hidden units" in report
 
 
 def test_commands_of_the_document_exist() -> None:
