@@ -1,7 +1,7 @@
-"""Paths of attention on a GPU: which could serve, which is right, which is fastest.
+"""Backends of attention on a GPU: which can serve, which is right, which is fastest.
 
-Each is held to the reference at the size of the run, by output, statistic, mean weights
-and the gradients of q, k and v.
+Each is compared with the reference at the size of the run: output, statistic, mean
+weights and the gradients of q, k and v.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from lib.gpu.compile_cache import compiled
 from lib.kernels import ahead
 
 # Wherever triton serves too, flex took twice its time (H100, torch 2.11) and compiles
-# for long: it is tried where no other path is right.
+# for long: it is tried where no other backend is right.
 LAST_RESORT = "flex"
 
 Weigh = Callable[[Heads], Attended]
 
 
 def key(settings: Settings, batch: int) -> str:
-    """What a choice of path depends on: the same for all arms that attend alike."""
+    """Key of a ranking: the same for all arms that attend alike."""
     asked = [str(shape) for shape in shapes_of(settings)]
     kind = f"{settings.mechanisms.attention}, {settings.model.n_head} heads"
     compiled = "compiled" if settings.resources.compile_model else "eager"
@@ -40,13 +40,13 @@ def key(settings: Settings, batch: int) -> str:
 
 
 def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
-    """The right paths, the fastest first and the reference last, and a line for the
+    """The right backends, the fastest first and the reference last, and a line for the
     log. ``batch``: sequences in a micro batch."""
     platform = platform_of(device.type, settings.resources.compile_model)
     tried: list[Trial] = []
-    for path in candidates(settings, platform):
-        if path != LAST_RESORT or all(trial.problem for trial in tried):
-            tried.append(try_attention(path, settings, device, batch))
+    for backend in candidates(settings, platform):
+        if backend != LAST_RESORT or all(trial.problem for trial in tried):
+            tried.append(try_attention(backend, settings, device, batch))
     return trials.ranked(tried, "reference"), trials.report("attention", tried)
 
 
@@ -83,50 +83,47 @@ def compile_ahead(settings: Settings, device: torch.device, batch: int) -> None:
 
 
 def try_attention(
-    path: str, settings: Settings, device: torch.device, batch: int
+    backend: str, settings: Settings, device: torch.device, batch: int
 ) -> Trial:
-    """Time a path, then compare it with the reference."""
+    """Time a backend, then compare it with the reference."""
 
     def seconds() -> float:
-        weigh = _weigher(path, settings, device)
+        weigh = _weigher(backend, settings, device)
         heads, leaves = inputs(settings, device, batch)
-        slopes = [torch.randn_like(x) for x in _numbers(weigh(heads))]
-        return trials.kernel_seconds(
-            lambda: torch.autograd.grad(_numbers(weigh(heads)), leaves, slopes), device
-        )
+        return trials.gradient_seconds(lambda: _numbers(weigh(heads)), leaves, device)
 
     def check() -> str:
-        ours = _weigher(path, settings, device)
+        ours = _weigher(backend, settings, device)
         return compare(
             ours, _weigher("reference", settings, device), settings, device, batch
         )
 
-    return trials.run_trial(path, seconds, check)
+    return trials.run_trial(backend, seconds, check)
 
 
-def _weigher(path: str, settings: Settings, device: torch.device) -> Weigh:
+def _weigher(backend: str, settings: Settings, device: torch.device) -> Weigh:
     """A layer's attention without projections, compiled as the model will be."""
     torch.manual_seed(0)
-    chosen = settings.replace(attention_backend=path, dropout=0.0)
+    chosen = settings.replace(attention_backend=backend, dropout=0.0)
     layer: CausalAttention = RA_MLA_Block(chosen, 0).to(device).attn
     with torch.no_grad():
         for part in layer.parts():
             for parameter in part.parameters():
                 if not parameter.any():  # learned weights at 0, where nothing shows
                     parameter.fill_(0.3)
-    compiles = settings.resources.compile_model and path != "reference"
+    compiles = settings.resources.compile_model and backend != "reference"
     return compiled(layer.weigh) if compiles else layer.weigh
 
 
 def _numbers(attended: Attended) -> list[Tensor]:
-    """What there is of output, statistic and mean weights."""
+    """Output, and statistic and mean weights where there are some."""
     mean = attended.mean
     given = mean.values if isinstance(mean, Largest) else mean
     return [x for x in (*attended[:2], given) if x is not None]
 
 
 def _comparable(attended: Attended, settings: Settings) -> Attended:
-    """With the mean weights as a matrix of those that are read."""
+    """The same with the mean weights as a matrix of those that are read."""
     kept, mean = needs_of(settings).kept, attended.mean
     if isinstance(mean, Largest):
         return attended._replace(mean=mean.matrix(mean.columns.shape[1]))
@@ -138,8 +135,9 @@ def _comparable(attended: Attended, settings: Settings) -> Attended:
 def inputs(
     settings: Settings, device: torch.device, batch: int
 ) -> tuple[Heads, list[Tensor]]:
-    """Random heads of whole sequences, laid out as a projection leaves them, and
-    their leaves: of GPT-2's one tensor, so that putting its gradient together counts.
+    """Random heads of whole sequences, in the memory layout of a projection's output,
+    and their leaves: one tensor for GPT-2's projection, so that the time to assemble
+    its gradient counts.
     """
     asked, heads = shapes_of(settings)[-1], settings.model.n_head
     generator = torch.Generator(device).manual_seed(1)
@@ -169,9 +167,9 @@ def heads_of(leaves: list[Tensor]) -> Heads:
 def compare(
     ours: Weigh, theirs: Weigh, settings: Settings, device: torch.device, batch: int
 ) -> str:
-    """What differs from the reference by more than rounding; empty: nothing.
+    """The first result that differs by more than rounding; empty: none does.
 
-    The reference takes one sequence at a time: its matrices are T x T.
+    theirs, the reference, takes one sequence at a time: its matrices are T x T.
     """
     heads, leaves = inputs(settings, device, batch)
     found = _numbers(_comparable(ours(heads), settings))

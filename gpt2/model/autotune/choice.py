@@ -45,7 +45,7 @@ def choose_backends(
     resources = settings.resources
     of_attention = _first("attention", resources.attention_backend, ranks[0], dropped)
     of_mlp = _first("MLP", resources.mlp_backend, ranks[1], dropped)
-    if of_mlp == "cublaslt" and (why := mlp.refusal(settings, device)):
+    if of_mlp == "cublaslt" and (why := mlp.unsupported(settings, device)):
         lines.append(f"MLP by 'cublaslt': {why}; torch serves instead")
         of_mlp = "torch"
     of_mlp = "torch" if of_mlp == "auto" else of_mlp

@@ -1,24 +1,23 @@
-"""Paths of the MLP: torch's products with GELU between them, or cuBLASLt's with GELU
+"""Backends of the MLP: torch's products with GELU between them, or cuBLASLt's with GELU
 inside (lib/kernels/gelu_op.py)."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from gpt2.model.autotune import trials
+from gpt2.model.backends.call import first_reason
 from gpt2.model.mlp import materialises, through_gelu
 from gpt2.settings.schema import Model, Settings
 from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DTYPES
 
-PATHS = ("torch", "cublaslt")
+BACKENDS = ("torch", "cublaslt")
 
 
 def key(settings: Settings, batch: int) -> str:
-    """What a choice of path depends on: the same for all arms with such an MLP."""
+    """Key of a ranking: the same for all arms with such an MLP."""
     m, resources = settings.model, settings.resources
     shape = f"{batch * m.block_size} x {m.n_embd} x {m.mlp_width}"
     compiled = "compiled" if resources.compile_model else "eager"
@@ -27,57 +26,53 @@ def key(settings: Settings, batch: int) -> str:
 
 
 def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
-    """The right paths, the fastest first, and a line for the log.
+    """The right backends, the fastest first, and a line for the log.
 
     ``batch``: sequences in a micro batch.
     """
-    if why := refusal(settings, device):
+    if why := unsupported(settings, device):
         return ["torch"], f"MLP: torch; cublaslt {why}"
-    tried = [try_mlp(path, settings, device, batch) for path in PATHS]
+    tried = [try_mlp(backend, settings, device, batch) for backend in BACKENDS]
     return trials.ranked(tried, "torch"), trials.report("MLP", tried)
 
 
-def refusal(settings: Settings, device: torch.device) -> str:
+def unsupported(settings: Settings, device: torch.device) -> str:
     """Why cuBLASLt cannot compute the MLP; empty if it can."""
-    return next((why for bad, why in _checks(settings, device) if bad), "")
-
-
-def _checks(settings: Settings, device: torch.device) -> Iterator[tuple[bool, str]]:
-    m = settings.model
-    yield device.type != "cuda", "needs an NVIDIA GPU"
-    yield materialises(settings), "a mechanism needs the hidden state itself"
-    # Only now: to declare the operator takes torch a while.
+    if device.type != "cuda":
+        return "needs an NVIDIA GPU"
+    # Not before: to declare the operators takes torch a while.
     from lib.kernels.cublaslt import missing
     from lib.kernels.gelu_op import MULTIPLE
 
-    why = missing()
-    yield bool(why), f"{why} (`make setup EXTRAS=gpu`)"
-    mixed = settings.optim.mixed_precision != "fp32"
-    yield not mixed, "16-bit products alone (MIXED_PRECISION)"
-    for width in (m.n_embd, m.mlp_width):
-        yield bool(width % MULTIPLE), f"width {width} is no multiple of {MULTIPLE}"
+    m, absent = settings.model, missing()
+    if absent and torch.version.cuda is not None:
+        absent += " (`make setup EXTRAS=gpu`)"
+    odd = [width for width in (m.n_embd, m.mlp_width) if width % MULTIPLE]
+    return first_reason(
+        (materialises(settings), "a mechanism needs the hidden state itself"),
+        (bool(absent), absent),
+        (settings.optim.mixed_precision == "fp32", "16-bit products (MIXED_PRECISION)"),
+        (bool(odd), f"width {odd} is not a multiple of {MULTIPLE}"),
+    )
 
 
 def try_mlp(
-    path: str, settings: Settings, device: torch.device, batch: int
+    backend: str, settings: Settings, device: torch.device, batch: int
 ) -> trials.Trial:
-    """Time a layer's MLP without mechanisms, then compare it with formulas in fp32."""
+    """Time a layer's MLP without mechanisms, then compare it with fp32 formulas."""
     m, kind = settings.model, DTYPES[settings.optim.mixed_precision]
 
     def call(
         x: Tensor, into: Tensor, outof: Tensor, bias: Tensor | None = None
     ) -> Tensor:
-        return through_gelu(x, into, bias, outof, path)
+        return through_gelu(x, into, bias, outof, backend)
 
     compiles = settings.resources.compile_model
     run = compiled(call) if compiles else call
 
     def seconds() -> float:
         leaves = _leaves(m, device, kind, batch * m.block_size)
-        slopes = torch.randn_like(run(*leaves))
-        return trials.kernel_seconds(
-            lambda: torch.autograd.grad(run(*leaves), leaves, slopes), device
-        )
+        return trials.gradient_seconds(lambda: [run(*leaves)], leaves, device)
 
     def check() -> str:
         ours = _leaves(m, device, kind, batch * m.block_size)
@@ -92,7 +87,7 @@ def try_mlp(
         )
         return distance.problem(kind)
 
-    return trials.run_trial(path, seconds, check)
+    return trials.run_trial(backend, seconds, check)
 
 
 def _leaves(

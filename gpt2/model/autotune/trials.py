@@ -105,14 +105,21 @@ def gradients(
     return list(torch.autograd.grad(total, leaves))
 
 
-def kernel_seconds(step: Callable[[], object], device: torch.device) -> float:
-    """Time of the GPU's kernels in a warm call, without the gaps in which the host
-    launches them. Of a CPU, the time of a call."""
+def gradient_seconds(
+    run: Callable[[], Sequence[Tensor]], leaves: Sequence[Tensor], device: torch.device
+) -> float:
+    """Seconds of ``run`` and of the gradients of the leaves, once warm: on a GPU those
+    of the kernels, without the gaps in which the host launches them."""
+    grads = [torch.randn_like(x) for x in run()]
+
+    def both() -> None:
+        torch.autograd.grad(run(), leaves, grads)
+
     for _ in range(3):
-        step()
+        both()
     if device.type == "cuda":
-        return seconds(step)
+        return seconds(both)
     start = time.perf_counter()
     for _ in range(REPEATS):
-        step()
+        both()
     return (time.perf_counter() - start) / REPEATS

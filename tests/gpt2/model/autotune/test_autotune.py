@@ -39,10 +39,10 @@ def test_right_backends_are_ranked_by_time() -> None:
     assert ranked([replace(slow, backend="torch")], "torch") == ["torch"]
 
 
-@pytest.mark.parametrize("path", mlp.PATHS)
+@pytest.mark.parametrize("backend", mlp.BACKENDS)
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_backend_of_the_mlp_is_compared_and_timed(path: str, bias: bool) -> None:
-    trial = mlp.try_mlp(path, tiny_step(0, bias=bias), CPU, 2)
+def test_a_backend_of_the_mlp_is_compared_and_timed(backend: str, bias: bool) -> None:
+    trial = mlp.try_mlp(backend, tiny_step(0, bias=bias), CPU, 2)
     assert trial.problem == ""
     assert trial.seconds > 0
 
@@ -78,7 +78,7 @@ def test_a_backend_that_cannot_serve_is_named_and_replaced() -> None:
 
 @pytest.mark.skipif(torch.version.cuda is not None, reason="this torch has CUDA")
 def test_cublaslt_is_missing_without_cuda() -> None:
-    why = mlp.refusal(tiny_step(0, mixed_precision="bf16"), torch.device("cuda"))
+    why = mlp.unsupported(tiny_step(0, mixed_precision="bf16"), torch.device("cuda"))
     assert why == "cuBLASLt belongs to CUDA, which this torch was not built for"
 
 
