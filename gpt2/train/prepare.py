@@ -259,7 +259,7 @@ class Preparation:
             self._ran_out_of_memory = True
             self._has_turn = False
             self.recorder.say(
-                f"out of memory beside another run ({error}): preparing again once "
+                f"out of memory while another run trains ({error}): preparing again once "
                 "the device is free"
             )
         elif context is None or not is_out_of_memory(error):
