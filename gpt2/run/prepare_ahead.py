@@ -31,10 +31,12 @@ CORES = 4  # that one run keeps busy while it compiles
 @dataclass(frozen=True, slots=True)
 class Ahead:
     """count: runs that may prepare in each slot. need: bytes of a GPU for each run that
-    is there, by estimate; card: bytes of the smallest GPU; 0: no GPU, or not known."""
+    prepares or trains, by estimate; rest: for one that still writes its results; card:
+    bytes of the smallest GPU; 0: no GPU, or not known."""
 
     count: int
     need: int = 0
+    rest: int = 0
     card: int = 0
 
     def describe(self) -> str:
@@ -47,7 +49,7 @@ class Ahead:
         text = f"while a run trains, {runs} in its slot (PREPARE_AHEAD)"
         if not self.need:
             return text
-        most = (self.count + 2) * self.need
+        most = (self.count + 1) * self.need + self.rest
         there = f" of {size(self.card)}" if self.card else ""
         return (
             f"{text}: with one that still writes its results at most {size(most)} of "
@@ -63,28 +65,31 @@ def runs_ahead(jobs: Sequence[Job], options: Options) -> Ahead:
         return Ahead(0)
     asked, slots = jobs[0].settings.resources, options.slots
     on_gpu = all(map(place_of, slots))
-    need = _need(jobs) if on_gpu else 0
+    need, rest = _needs(jobs) if on_gpu else (0, 0)
     card = card_memory(slots[0]) if on_gpu else 0
     if _is_excluded(asked):
         return Ahead(0)
     if asked.prepare_ahead != AUTO:
-        return Ahead(min(asked.prepare_ahead, len(jobs) - 1), need, card)
+        return Ahead(min(asked.prepare_ahead, len(jobs) - 1), need, rest, card)
     budgeted = any(job.settings.optim.time_budget for job in jobs)
     if not card or budgeted or are_shared(slots):
         return Ahead(0)
     by_cores = max(1, usable_cores() // len(slots) // CORES)
-    by_memory = max(0, int(USABLE * card // need) - 2)
+    by_memory = max(0, int((USABLE * card - rest) // need) - 1)
     left = -(-len(jobs) // len(slots)) - 1  # after the first of each slot
-    return Ahead(min(MOST, by_cores, by_memory, left), need, card)
+    return Ahead(min(MOST, by_cores, by_memory, left), need, rest, card)
 
 
 def _is_excluded(asked: Resources) -> bool:
     return asked.engine == "ray" or asked.ddp_gpus_per_job > 1
 
 
-def _need(jobs: Sequence[Job]) -> int:
-    """Bytes for the largest job, with what driver and libraries take."""
-    return max(memory(job.settings).total for job in jobs) + CONTEXT
+def _needs(jobs: Sequence[Job]) -> tuple[int, int]:
+    """Bytes for the largest job until its last update, and after it, when activations
+    are given back; with what driver and libraries take."""
+    found = [memory(job.settings) for job in jobs]
+    rest = max(one.total - one.activations - one.temporaries for one in found)
+    return max(one.total for one in found) + CONTEXT, rest + CONTEXT
 
 
 def with_turns(options: Options, ahead: Ahead, root: Path) -> Options:

@@ -26,6 +26,7 @@ def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
     times_more = isinstance(trainer.updater.pruner, HeadPruner)
     if not times_more:
         let_go()
+        trainer.free_activations()
     with trainer.checkpoints.writer.finished():
         trainer.save()
         _note_batches(trainer)

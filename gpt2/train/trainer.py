@@ -217,6 +217,13 @@ class Trainer:
         if step % self.resources.checkpoint_interval == 0:
             self.save()
 
+    def free_activations(self) -> None:
+        """Give back what micro steps take, once no update will follow: another run may
+        need it while this one writes its results."""
+        if self.turn.is_shared and self.device.is_gpu:
+            self.updater.micro_step = self.updater.plain_step  # drops its graph
+            torch.cuda.empty_cache()
+
     def check_finite(self) -> float:
         """Sum of the losses since the last record; waits for the device.
 
