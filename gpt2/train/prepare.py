@@ -198,10 +198,9 @@ class Preparation:
         for first in (True, False):  # one rank tries kernels, the others read the file
             if context.ranks.is_first == first:
                 say, dropped = self.recorder.say, self.dropped
-                alone = self.turn.alone(self._keep_waiting)
-                tuning = known(
-                    settings, context.device, batch, file, say, dropped, alone
-                )
+                # Another run may hold the file while it waits for the device.
+                with self.turn.lent(self.recorder.keep_alive):
+                    tuning = known(settings, context.device, batch, file, say, dropped)
             context.ranks.from_first(None)
         chosen, lines = choose_backends(
             settings, context.device.torch_device, batch, tuning, self.dropped
@@ -259,8 +258,8 @@ class Preparation:
             self._ran_out_of_memory = True
             self._has_turn = False
             self.recorder.say(
-                f"out of memory while another run trains ({error}): preparing again once "
-                "the device is free"
+                f"out of memory while another run trains ({error}): preparing again "
+                "once the device is free"
             )
         elif context is None or not is_out_of_memory(error):
             raise error

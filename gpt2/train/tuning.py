@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -33,6 +34,7 @@ from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
 from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo
+from lib.jobs.turn import Turn
 from lib.kernels import choices
 from lib.output import EXIT_OOM
 
@@ -47,12 +49,10 @@ def known(
     file: Path,
     say: Callable[[str], None],
     dropped: Collection[str] = (),
-    alone: AbstractContextManager[object] | None = None,
 ) -> Tuning | None:
     """What kernels.json knows, after what is missing for these settings was tried in a
     process of its own; None where nothing is to be chosen. Its choices are loaded.
 
-    alone: entered while kernels are timed, to have the device to itself.
     Raises torch.OutOfMemoryError if the trials ran out of memory. Whatever else goes
     wrong in them is said, and training goes on with first choices.
     """
@@ -65,8 +65,7 @@ def known(
         found = store.read(file, where)
         if not is_complete(found, settings, on, batch, dropped):
             say("choosing kernels for this arm, in a process of its own")
-            with alone or nullcontext():
-                new = _in_a_process(settings, device, batch, found, say, dropped)
+            new = _in_a_process(settings, device, batch, found, say, dropped)
             found = store.add(file, where, new)
     choices.load(found.choices)
     return found
@@ -99,11 +98,14 @@ def tune(
     tuning: Tuning,
     dropped: Collection[str] = (),
     passed: Callable[[str], None] = lambda stage: None,
+    alone: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Tuning:
     """``tuning`` with what these settings need, found in this process: ranks of the
     paths that `auto` chooses from, then tiles and algorithms of a real micro step.
 
-    passed: called with the name of each stage when it is done.
+    passed: called with the name of each stage when it is done. alone: makes a context
+    in which no other run uses the device, for what is timed; nothing is compiled there
+    that can be compiled before, as a run that trains waits meanwhile.
     """
     on, resources = device.torch_device, settings.resources
     found = dataclasses.replace(tuning, ranks=dict(tuning.ranks))
@@ -111,7 +113,7 @@ def tune(
     parts = ((attention, resources.attention_backend), (mlp, resources.mlp_backend))
     attention.compile_ahead(settings, on, batch)
     passed("kernels collected")
-    with choices.timing():
+    with alone(), choices.timing():
         for part, backend in parts:
             key = part.key(settings, batch)
             ranked = backend == "auto" or resources.other_kernels
@@ -119,15 +121,21 @@ def tune(
                 found.ranks[key], line = part.rank(settings, on, batch)
                 found.lines = {**found.lines, key: line}
                 passed(line.partition(":")[0])
-        built, _ = choose_backends(settings, on, batch, found, dropped)
-        _pass_micro_steps(built, device, batch)
-        passed("micro step")
+    built, _ = choose_backends(settings, on, batch, found, dropped)
+    once = _micro_step(built, device, batch)
+    once()
+    passed("micro step compiled")
+    choices.reconsider()
+    with alone(), choices.timing():
+        for _ in range(PASSES):
+            once()
+    passed("micro step")
     found.choices = {**found.choices, **choices.found()}
     found.arms = [*found.arms, arm_of(built, batch)]
     return found
 
 
-def _pass_micro_steps(built: Settings, device: DeviceInfo, batch: int) -> None:
+def _micro_step(built: Settings, device: DeviceInfo, batch: int) -> Callable[[], None]:
     """The micro step that will train, on weights and tokens that are thrown away."""
     on = device.torch_device
     model = GPT(built)
@@ -139,10 +147,13 @@ def _pass_micro_steps(built: Settings, device: DeviceInfo, batch: int) -> None:
     step = MicroStep(forward, device, built.optim.mixed_precision)
     shape = (batch, built.model.block_size)
     tokens = torch.randint(built.vocab_size, shape, device=on)
-    for _ in range(PASSES):
+
+    def once() -> None:
         step(tokens, tokens)
         model.zero_grad(set_to_none=True)
-    devices.synchronize(device)
+        devices.synchronize(device)
+
+    return once
 
 
 # ---- the process ----------------------------------------------------------------
@@ -196,9 +207,12 @@ def main(answer: Path) -> int:
     tuning = Tuning.of(request["tuning"])
     watch("start")
     try:
-        found = tune(
-            settings, device, request["batch"], tuning, request["dropped"], watch
-        )
+        dropped, turn = request["dropped"], Turn.from_environment(os.environ)
+
+        def alone() -> AbstractContextManager[None]:
+            return turn.alone(lambda: None)
+
+        found = tune(settings, device, request["batch"], tuning, dropped, watch, alone)
     except Exception as error:
         if not is_out_of_memory(error):
             raise

@@ -85,10 +85,21 @@ class Turn:
 
     def lend(self, keep_waiting: KeepWaiting) -> None:
         """Let those who wish for the device use it, and wait for them."""
+        with self.lent(keep_waiting):
+            self._wait("wish", keep_waiting)
+            self._free("wish")
+
+    @contextmanager
+    def lent(self, keep_waiting: KeepWaiting) -> Iterator[None]:
+        """The device, if it is ours, is anybody's inside the block."""
+        if not (self.is_shared and self.is_mine):
+            yield
+            return
         self._free("use")
-        self._wait("wish", keep_waiting)
-        self._free("wish")
-        self._wait("use", keep_waiting)
+        try:
+            yield
+        finally:
+            self._wait("use", keep_waiting)
 
     # ---- locks ------------------------------------------------------------------
 

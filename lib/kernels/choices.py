@@ -75,6 +75,13 @@ def timing() -> Iterator[None]:
         _is_timing = before
 
 
+def reconsider() -> None:
+    """Drop the choices made without timing; the next use of each key chooses again."""
+    for key in _by_default:
+        del _used[key]
+    _by_default.clear()
+
+
 def load(known: Mapping[str, Any]) -> None:
     """Take these choices, as ``found`` gave them, from the next first use on."""
     _known.update({k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})

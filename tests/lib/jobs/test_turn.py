@@ -150,3 +150,18 @@ def test_a_wait_ends_when_it_is_asked_to(path: str) -> None:
 
         with pytest.raises(InterruptedError):
             Turn(path).take(stop)
+
+
+def test_what_is_lent_can_be_used_by_others_and_the_turn_is_kept(path: str) -> None:
+    with run(path) as (one, _), run(path) as (other, _):
+        trains = Turn(path)
+        trains.take(lambda: None)
+        one.send("alone")
+        other.send("take")
+        with trains.lent(lambda: None):
+            assert answered(one) == "alone"
+            one.send("not alone")
+            assert answered(one) == "alone"  # its word, once it is done
+            assert not other.poll(0.1)
+        trains.let_go()
+        assert answered(other) == "take"

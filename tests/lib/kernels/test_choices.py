@@ -67,3 +67,14 @@ def test_without_an_option_that_runs_the_key_is_named() -> None:
         choose(options=(3,) * 2)
     with choices.timing(), pytest.raises(RuntimeError, match="product"):
         choose(options=(3,))
+
+
+def test_what_was_not_timed_is_chosen_again() -> None:
+    """A pass that compiles takes first options; the one that is timed then chooses."""
+    choices.load({"known": 2})
+    assert (choose("known"), choose()) == (2, 1)
+    choices.reconsider()
+    assert choices.by_default() == []
+    with choices.timing():
+        assert choose() == 2
+    assert choices.found() == {"known": 2, "product": 2}
