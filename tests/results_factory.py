@@ -177,7 +177,7 @@ def write_run(
 
 
 def pass_audits(root: Path) -> None:
-    """An audit.json without findings in every run directory, as of `make audit`."""
+    """An audit.json in every run directory, as if an audit had passed."""
     for path in root.glob("*/*/status.json"):
         write_audit(path.parent, [AuditLine("val_loss", OK)])
 

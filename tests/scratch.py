@@ -1,11 +1,12 @@
-"""A throw-away git repository with a copy of this tree, for planting faults."""
+"""Throw-away copies of this tree, as git repositories, for planting faults; waiting."""
 
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -13,6 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 STATE = ".kablate/setup.json"
 SETUP = (sys.executable, "scripts/setup_env.py")
 SETUP_PARTS = ("pyproject.toml", "scripts", "lib/__init__.py", "lib/output.py")
+
+
+def until(true: Callable[[], object], seconds: float = 120.0) -> None:
+    """Wait for something to become true; fail after so many seconds."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
 
 
 def without_git() -> dict[str, str]:

@@ -6,12 +6,17 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from gpt2.plan.jobs import Plan
 from gpt2.settings.schema import Settings
 from gpt2.verify.certify_heads import certify_heads
-from gpt2.verify.certify_steps import Proof, code_hash, read_cache, write_cache
+from gpt2.verify.certify_steps import (
+    Proof,
+    code_hash,
+    found_in,
+    read_cache,
+    write_cache,
+)
 from gpt2.verify.subject import Finding
 from gpt2.verify.trainer_updates import certify_updates
 from lib.hashing import identity
@@ -118,7 +123,7 @@ def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Pr
     known, code = read_cache(cache), code_hash()
     for subject in subjects:
         key = identity([code, "training", dataclasses.asdict(subject)])
-        findings = _from_cache(known.get(key))
+        findings = found_in(known.get(key))
         if findings is None:
             try:
                 rows = subject.certify()
@@ -132,15 +137,6 @@ def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Pr
 
 def _finding(row: Row) -> Finding:
     return Finding(row.passed, f"{row.figure:.2g}", f"{row.name}: {row.detail}")
-
-
-def _from_cache(stored: Any) -> dict[str, Finding] | None:
-    """Findings from the cache, if there are any and all passed."""
-    try:
-        found = {name: Finding(**finding) for name, finding in stored.items()}
-    except (TypeError, AttributeError):
-        return None
-    return found if found and all(f.passed for f in found.values()) else None
 
 
 def hold_to_account(

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from lib.jobs import run_files
+from tests.scratch import until
 from tests.scripts.test_run_test_matrix import (
     TINY_RUNS,
     attempts,
@@ -22,7 +23,6 @@ from tests.scripts.test_run_test_matrix import (
     losses,
     start,
     summary,
-    until,
     weights,
 )
 from tests.tinymatrix import run_matrix

@@ -12,13 +12,13 @@ import pytest
 
 from lib.jobs import run_files
 from lib.jobs.phases import phases_of
+from tests.scratch import until
 from tests.scripts.test_run_test_matrix import (
     assert_equal_to,
     attempts,
     look,
     start,
     summary,
-    until,
 )
 from tests.tinymatrix import run_matrix
 

