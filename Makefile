@@ -8,9 +8,11 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 EXPORT_OPTIONS := FORMAT OUT
+BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE JSON
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE $(SAMPLE_OPTIONS) $(EXPORT_OPTIONS)
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE $(SAMPLE_OPTIONS) \
+	$(EXPORT_OPTIONS) $(BENCH_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
@@ -21,6 +23,7 @@ READ_REPO := push
 READ_FORMAT := export push
 READ_OUT := export push bundle
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
+$(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
 READ_WINDOWS := audit
 READ_ONLY := $(RUNS) sbatch
 READ_ON_DONE := all quickstart run continue rerun
@@ -38,7 +41,8 @@ READ_SBATCH := sbatch
 READ_FORCE := data
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
-	estimate as-trained status stop data verify overfit track sbatch audit sample export push
+	estimate as-trained status stop data verify overfit track sbatch audit sample export push \
+	bench
 
 # Variables given on the command line, byte for byte. make drops the leading blanks of a
 # value, so these are read from the command line of the make process itself.
@@ -203,8 +207,9 @@ test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
 	$(BARE) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
-bench: | setup ## measure speed: a table and bench_results/bench.json
-	$(PY) scripts/bench.py
+bench: | setup ## measure speed (PARTS=gpu,matrix STEPS=0,5, NANOGPT=path): bench_results/
+	$(PY) scripts/bench.py $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(foreach \
+		o,$(BENCH_OPTIONS),$(call option,$o))
 check: | setup ## check formatting, style, types, and run the fast tests
 	$(PY) scripts/check.py
 format: | setup ## fix formatting and generated text

@@ -24,9 +24,10 @@ if __name__ == "__main__":
 
 import argparse
 import platform
+import statistics
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -35,9 +36,12 @@ import torch
 
 from gpt2.plan.jobs import step_settings
 from gpt2.plan.steps import STEPS
+from gpt2.report.gpu_time import read_timeline
+from gpt2.report.read_results import read_matrix
 from gpt2.settings import configuration
 from gpt2.settings.parse import settings_from
 from gpt2.train.benchmark import (
+    NANOGPT_PEERS,
     PEER,
     PEERS,
     Order,
@@ -48,9 +52,10 @@ from gpt2.train.benchmark import (
     our_update,
     peer_update,
     seconds_of,
-    settings_of,
 )
+from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import atomic_write_json, now, read_status
+from lib.kconfig.dotconfig import COMMAND_LINE
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a CPU trains in seconds; the other sizes are GPT-2's own.
@@ -61,12 +66,18 @@ SMALL = (
 PARTS = ("gpu", "attention", "cpu", "start", "certificates", "matrix")
 ON_CPU = "DEVICE=cpu MIXED_PRECISION=n"
 # Twelve runs as the quickstart has them, of a quarter of a minute on an idle core.
-MATRIX = (
+CPU_MATRIX = (
     "RA_MLA_ABLATION_MODE=y STEPS=0,2,5,8 SEEDS=1,2,3 JOBS=2 CPU_THREADS=1 "
     "MODEL=CUSTOM N_LAYER=4 N_HEAD=4 N_EMBD=128 BLOCK_SIZE=128 RA_MLA_LATENT_DIM=24 "
     "RA_MLA_RA_WINDOW=16 TOKENIZER=BYTES DATASET=TEXT BATCH_SIZE=16 ACCUMULATION=1 "
     "MAX_ITERS=100 WARMUP_STEPS=10 EVAL_INTERVAL=50 EVAL_SAMPLES=64 "
-    "CHECKPOINT_INTERVAL=50"
+    f"CHECKPOINT_INTERVAL=50 DATASET_TEXT_PATH={ROOT / 'gpt2'} {ON_CPU}"
+)
+# Six runs of GPT-2 124M, of 20 s each on an H100.
+GPU_MATRIX = (
+    "RA_MLA_ABLATION_MODE=y STEPS=0,5 SEEDS=1,2,3 DATASET=STDLIB BATCH_SIZE=32 "
+    "ACCUMULATION=2 MAX_ITERS=150 WARMUP_STEPS=10 EVAL_INTERVAL=75 "
+    "CHECKPOINT_INTERVAL=75 COMPILE_MODEL=y"
 )
 
 
@@ -74,13 +85,20 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
     add("--json", type=Path, default=ROOT / "bench_results" / "bench.json")
-    add("--steps", default=",".join(map(str, STEPS)), help="such as 0,5,16")
-    peers = "beside step 0, of which a CPU has transformers; none: --peers="
+    steps = "such as 0,5,16; default: STEPS of --settings, or all"
+    add("--steps", default="", help=steps)
+    peers = (
+        f"beside step 0, of {', '.join(PEERS)} (a CPU has transformers); none: a comma"
+    )
     add("--peers", default=",".join(PEERS), help=peers)
-    add("--micro-batches", default="8,32", help="on the GPU")
-    add("--at-once", type=int, default=1, help="rows that prepare at the same time")
+    path = "model.py of nanoGPT, or its folder: adds nanoGPT, compiled in two ways"
+    add("--nanogpt", default="", metavar="PATH", help=path)
+    add("--micro-batches", "--micro_batches", default="8,32", help="on the GPU")
+    once = "rows of the GPU that prepare at the same time"
+    add("--at-once", "--at_once", type=int, default=1, help=once)
     add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
-    add("--parts", default=",".join(PARTS))
+    parts = f"of {', '.join(PARTS)} (default: all)"
+    add("--parts", default=",".join(PARTS), help=parts)
     add("--settings", default="", help="of all that trains, as BLOCK_SIZE=4096")
     return parser.parse_args(arguments)
 
@@ -90,13 +108,15 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         parts = names("--parts", given.parts, PARTS)
         peers = [PEERS[name] for name in names("--peers", given.peers, PEERS)]
-        steps = [int(number) for number in given.steps.split(",")]
+        peers += NANOGPT_PEERS.values() if given.nanogpt else ()
+        steps = steps_of(given.steps, given.settings)
         batches = [int(number) for number in given.micro_batches.split(",")]
-        settings_of(given.settings)
     except ValueError as error:
         print(error, file=sys.stderr)
         return 2
-    order = Order(steps, peers, batches, given.at_once, given.repeats, given.settings)
+    more = given.at_once, given.repeats, given.settings, given.nanogpt
+    order = Order(steps, peers, batches, *more)
+    os.environ.update(cache_environment(os.environ))
     rows: list[Row] = []
     told = machine()
     print("  ".join(f"{key}: {value}" for key, value in told.items()))
@@ -109,7 +129,7 @@ def main(arguments: list[str] | None = None) -> int:
         "cpu": lambda: cpu_rows(order),
         "start": lambda: [start_row(given.repeats)],
         "certificates": lambda: [certificates_row(steps)],
-        "matrix": lambda: [matrix_row(given.settings)],
+        "matrix": lambda: matrix_rows(given.settings),
     }
     for part in parts:
         for row in measures[part]():
@@ -119,6 +139,17 @@ def main(arguments: list[str] | None = None) -> int:
             atomic_write_json(given.json, {"schema": 1, "machine": told, "rows": rows})
     print(f"written: {given.json}")
     return 0
+
+
+def steps_of(asked: str, overrides: str) -> list[int]:
+    """The steps that are asked for, else those that the settings name, else all.
+    Raises ValueError for wrong settings."""
+    words = f"RA_MLA_ABLATION_MODE=y {overrides}"
+    config = configuration.load_defaults(words)
+    if asked:
+        return [int(number) for number in asked.split(",")]
+    named = config.origin("RA_MLA_ABLATION_STEPS") == COMMAND_LINE
+    return [*settings_from(config).matrix.steps] if named else [*STEPS]
 
 
 def names(option: str, text: str, known: Collection[str]) -> list[str]:
@@ -175,10 +206,10 @@ def cpu_rows(order: Order) -> list[Row]:
 
 def start_row(repeats: int) -> Row:
     """The shortest of up to five starts of a listing."""
-    script = str(ROOT / "scripts" / "run_test_matrix.py")
     with TemporaryDirectory() as folder:
-        path = write_config(Path(folder), "RA_MLA_ABLATION_MODE=y")
-        command = [sys.executable, script, "--list", "--config", str(path)]
+        words = f"RA_MLA_ABLATION_MODE=y DATA_DIR={folder}"
+        path = write_config(Path(folder), words)
+        command = [*script("run_test_matrix"), "--list", "--config", str(path)]
         seconds = min(command_seconds(command) for _ in range(min(repeats, 5)))
     return {"part": "start", "what": "run_test_matrix.py --list", "seconds": seconds}
 
@@ -186,41 +217,59 @@ def start_row(repeats: int) -> Row:
 def certificates_row(steps: list[int]) -> Row:
     """The time to prove the steps anew."""
     wanted = "STEPS=" + ",".join(map(str, steps))
-    command = [sys.executable, str(ROOT / "scripts" / "verify.py"), "--fresh"]
+    command = [*script("verify"), "--fresh"]
     seconds = command_seconds([*command, "--at-hand", "--overrides", wanted])
     what = f"certificates of {len(steps)} steps"
     return {"part": "certificates", "what": what, "seconds": seconds}
 
 
-def matrix_row(more: str) -> Row:
-    """What of the slots' time the training loops had, evaluations and checkpoints
-    included; the rest is start-up, of the runner too. Our sources are the text."""
+def matrix_rows(more: str) -> Iterator[Row]:
+    """Where a matrix spends the time of its GPUs, with no compiled code and then with
+    the code of the first time; without a GPU, that of its slots.
+
+    The training loops have evaluations and checkpoints within; first update: seconds
+    after the start, verification on a GPU included; gap: seconds from the end of a run
+    to the first update of the next, the median and the longest.
+    """
+    gpu = torch.cuda.is_available()
     with TemporaryDirectory() as name:
         folder = Path(name)
-        places = f"DATASET_TEXT_PATH={ROOT / 'gpt2'} OUTPUT_DIR={folder / 'results'}"
-        words = f"{MATRIX} {ON_CPU} {places} DATA_DIR={folder / 'data'}"
+        words = f"{GPU_MATRIX if gpu else CPU_MATRIX} DATA_DIR={folder / 'data'}"
         path = write_config(folder, words)
-        scripts = [
-            str(ROOT / "scripts" / f"{n}.py")
-            for n in ("prepare_data", "run_test_matrix")
-        ]
-        prepare, run = ([sys.executable, s, "--config", str(path)] for s in scripts)
-        command_seconds(prepare)
-        seconds = command_seconds(
-            [*run, "--skip-verify", "--no-table", "--overrides", more]
-        )
-        runs = [read_status(p.parent) for p in folder.glob("results/*/*/status.json")]
-        slots = (
-            settings_from(configuration.load(path, more)).resources.parallel_jobs or 1
-        )
+        command_seconds([*script("prepare_data"), "--config", str(path)])
+        caches = {"XDG_CACHE_HOME": str(folder / "cache")}
+        for kind in ("cold", "warm") if gpu else ("",):
+            results = folder / f"results{kind}"
+            options = ["--config", str(path), "--no-table"]
+            options += [] if gpu else ["--skip-verify"]
+            options += ["--overrides", f"{more} OUTPUT_DIR={results}"]
+            command = [*script("run_test_matrix"), *options]
+            yield matrix_row(results, command_seconds(command, caches), kind)
+
+
+def matrix_row(results: Path, seconds: float, caches: str) -> Row:
+    """The row of a matrix that took so many seconds."""
+    runs = [read_status(p.parent) for p in results.glob("*/*/status.json")]
     training = sum(run["result"]["seconds"] for run in runs)
-    return {
+    times = read_timeline(read_matrix(results, curves=False))
+    lanes, gaps = times.lanes, times.gaps
+    where = f"{len(lanes)} {'GPUs' if lanes[0].is_gpu else 'slots'}"
+    row: Row = {
         "part": "matrix",
-        "what": f"{len(runs)} runs on {slots} slots",
+        "what": f"{len(runs)} runs on {where}{caches and f', {caches} caches'}",
         "seconds": seconds,
         "seconds a run": training / len(runs),
-        "share training": training / (slots * seconds),
+        "share training": training / (len(lanes) * seconds),
+        "first update": times.first_updates[0],
     }
+    if gaps:
+        row |= {"gap": statistics.median(gaps), "longest gap": max(gaps)}
+    return row | {f"of time {state}": x for state, x in times.shares().items() if x}
+
+
+def script(name: str) -> list[str]:
+    """The command of one of our scripts."""
+    return [sys.executable, str(ROOT / "scripts" / f"{name}.py")]
 
 
 def write_config(folder: Path, assignments: str) -> Path:
@@ -231,10 +280,10 @@ def write_config(folder: Path, assignments: str) -> Path:
     return path
 
 
-def command_seconds(command: list[str]) -> float:
+def command_seconds(command: list[str], environ: Mapping[str, str] = {}) -> float:
     """Wall time of a command. Raises CalledProcessError if it fails."""
-    start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT)
+    start, env = time.perf_counter(), {**os.environ, **environ}
+    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=env)
     return time.perf_counter() - start
 
 

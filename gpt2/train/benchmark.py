@@ -1,17 +1,21 @@
-"""Updates to be timed: ours, GPT-2 computed plainly, transformers'; and their rows.
+"""Updates to be timed: ours, nanoGPT's, plain GPT-2's, transformers'; and their rows.
 
-Every row of the GPU's table is measured in a process of its own, for its memory and its
-compiled code are to be its own.
+Every row of the GPU's table is measured in a process of its own, so that its memory and
+its compiled code are its own.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,13 +45,22 @@ ON_GPU = "COMPILE_MODEL=y MIXED_PRECISION=y"
 PEER = "HF transformers GPT-2"
 PLAIN = "plain GPT-2, all logits"
 EAGER = "eager reference"
-PEERS = {"plain": PLAIN, "transformers": PEER, "eager": EAGER}
+NANOGPT = "nanoGPT"
+FASTEST = "reduce-overhead"  # torch.compile's mode that records CUDA graphs
+FAST = f", {FASTEST}"  # after the name of a peer: compiled in that mode
+PEERS = {
+    "plain": PLAIN,
+    "plain-fast": PLAIN + FAST,
+    "transformers": PEER,
+    "eager": EAGER,
+}
+NANOGPT_PEERS = {"nanogpt": NANOGPT, "nanogpt-fast": NANOGPT + FAST}
 
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What the table of a GPU is to hold; peers: names of PEERS' values; settings:
-    assignments for all rows."""
+    """Contents of the table of a GPU; peers: values of PEERS and NANOGPT_PEERS;
+    settings: assignments for all rows; nanogpt: its model.py, or its folder."""
 
     steps: Sequence[int]
     peers: Sequence[str]
@@ -55,6 +68,7 @@ class Order:
     at_once: int
     repeats: int
     settings: str
+    nanogpt: str = ""
 
 
 def settings_of(overrides: str) -> Settings:
@@ -104,9 +118,11 @@ def our_model(settings: Settings, device: torch.device) -> Any:
     return model.to(device).train()
 
 
-def plain_update(settings: Settings, device: torch.device, batch: int) -> Update:
+def plain_update(
+    settings: Settings, device: torch.device, batch: int, mode: str | None = None
+) -> Update:
     """GPT-2 as nanoGPT computes it: all logits at once, in fp32 for the loss, a
-    residual stream in fp32, the padded vocabulary, no recording."""
+    residual stream in fp32, the padded vocabulary, no recording of our own."""
     settings = settings.replace(residual_fp32=True, cuda_graphs=False)
     model = our_model(settings, device)
 
@@ -116,7 +132,42 @@ def plain_update(settings: Settings, device: torch.device, batch: int) -> Update
         logits = F.linear(model.hidden(model.embed(tokens)), wide)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    return Update(loss, model, settings, device, batch)
+    return Update(loss, model, settings, device, batch, mode)
+
+
+def nanogpt_update(
+    settings: Settings, device: torch.device, batch: int, mode: str | None, path: str
+) -> Update:
+    """nanoGPT's own model (github.com/karpathy/nanoGPT, model.py) with its padded
+    vocabulary, in our optimizer; the file is executed. Raises ValueError if it does
+    not define that model."""
+    file = Path(path) / "model.py" if Path(path).is_dir() else Path(path)
+    spec = importlib.util.spec_from_file_location("nanogpt_model", file)
+    if spec is None or spec.loader is None or not file.is_file():
+        raise ValueError(f"NANOGPT={path}: there is no model.py of nanoGPT")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up
+    spec.loader.exec_module(module)
+    m, words = settings.model, settings.vocab_size
+    try:
+        config = module.GPTConfig(
+            block_size=m.block_size,
+            vocab_size=words + -words % 64,
+            n_layer=m.n_layer,
+            n_head=m.n_head,
+            n_embd=m.n_embd,
+            dropout=0.0,
+            bias=m.bias,
+        )
+        model = module.GPT(config).to(device).train()
+    except AttributeError as error:
+        raise ValueError(f"NANOGPT={path} is not nanoGPT's model: {error}") from error
+    settings = settings.replace(cuda_graphs=False)
+
+    def loss(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
+        return model(tokens, targets)[1]
+
+    return Update(loss, model, settings, device, batch, mode)
 
 
 def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
@@ -159,15 +210,17 @@ class Update:
         settings: Settings,
         device: torch.device,
         batch: int,
+        mode: str | None = None,
     ) -> None:
-        """Compile and run once, so that what is left to do is short."""
+        """Compile, in a mode of torch.compile, and run once, so that what is left to do
+        is short."""
         shape = (batch, settings.model.block_size)
         tokens = torch.randint(settings.vocab_size, shape, device=device)
         self.pair, self.parameters = (tokens, tokens.roll(-1, 1)), [*model.parameters()]
         self.optimizer: Any = make_optimizer(model, settings.optim)
         compiles = settings.resources.compile_model
         self.step: MicroStep | Recorded = MicroStep(
-            compiled(loss) if compiles else loss,
+            compiled(loss, mode) if compiles else loss,
             select_device("cpu" if device.type == "cpu" else "auto"),
             settings.optim.mixed_precision,
         )
@@ -212,7 +265,7 @@ def measure_together(order: Order, group: list[int | str], batch: int) -> list[R
     running = []
     for subject in group:
         here, there = fresh.Pipe()
-        arguments = (there, subject, batch, order.settings, order.repeats)
+        arguments = (there, subject, batch, order)
         process = fresh.Process(target=measure, args=arguments, daemon=True)
         process.start()
         there.close()  # so that the death of the process shows
@@ -237,18 +290,17 @@ def named(subject: int | str, batch: int) -> Row:
     return {"part": "gpu", "what": f"{name}, micro batch {batch}"}
 
 
-def measure(
-    pipe: Connection, subject: int | str, batch: int, overrides: str, repeats: int
-) -> None:
+def measure(pipe: Connection, subject: int | str, batch: int, order: Order) -> None:
     """Send one row: tokens/s, MFU and peak memory, or why there are none."""
     row, device = named(subject, batch), torch_device()
-    if subject in (PLAIN, PEER):  # torch's own choice, as their users have it
+    if is_others(subject):  # torch's own choice, as their users have it
         torch.backends.cuda.enable_cudnn_sdp(True)
     timed: tuple[Settings, Update] | None = None
     with failure_in(row):
-        settings, row["attention"] = subject_settings(subject, overrides, device, batch)
-        makers = {PLAIN: plain_update, PEER: peer_update}
-        update = makers.get(str(subject), our_update)(settings, device, batch)
+        settings, row["attention"] = subject_settings(
+            subject, order.settings, device, batch
+        )
+        update = update_of(subject, order.nanogpt)(settings, device, batch)
         timed = settings, update
     pipe.send("prepared")
     pipe.recv()
@@ -258,8 +310,25 @@ def measure(
             choices.forget()  # those made while others used the GPU, too
             with choices.timing():
                 update.record()
-            row |= speed(settings, batch, seconds_of(update, repeats))
+            row |= speed(settings, batch, seconds_of(update, order.repeats))
     pipe.send(row)
+
+
+def is_others(subject: int | str) -> bool:
+    """Whether it is a peer with code of its own, or what nanoGPT computes."""
+    return str(subject).removesuffix(FAST) in (PLAIN, NANOGPT, PEER)
+
+
+def update_of(subject: int | str, nanogpt: str) -> Callable[..., Update]:
+    """The maker of a subject's update, of settings, device and micro batch."""
+    name, fast = str(subject).removesuffix(FAST), str(subject).endswith(FAST)
+    mode = FASTEST if fast else None
+    makers: dict[str, Callable[..., Update]] = {
+        PLAIN: partial(plain_update, mode=mode),
+        NANOGPT: partial(nanogpt_update, mode=mode, path=nanogpt),
+        PEER: peer_update,
+    }
+    return makers.get(name, our_update)
 
 
 @contextmanager
@@ -288,7 +357,7 @@ def subject_settings(
             attention_backend="reference", mlp_backend="torch", compile_model=False
         )
     settings = step_settings(base, subject if isinstance(subject, int) else 0)
-    if subject in (PLAIN, PEER):
+    if is_others(subject):
         named = {"attention_backend": "sdpa", "mlp_backend": "torch"}
         return settings.replace(**named), "sdpa, torch"
     found = tune(settings, select_device("auto"), batch, Tuning())

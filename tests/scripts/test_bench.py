@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from gpt2.plan.steps import STEPS
+from gpt2.train import benchmark
+from scripts import bench
 from tests.scripts.inprocess import run_script
 
 SMALL = "MODEL=CUSTOM N_LAYER=1 N_EMBD=24 BLOCK_SIZE=16"
@@ -36,12 +39,76 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
 
 @pytest.mark.parametrize(
     ("option", "text"),
-    [("--settings", "BLOCK_SIZ=4"), ("--peers", "eagre"), ("--parts", "gpus")],
+    [
+        ("--settings", "BLOCK_SIZ=4"),
+        ("--peers", "eagre"),
+        ("--parts", "gpus"),
+        ("--steps", "zero"),
+    ],
 )
 def test_nonsense_is_refused(tmp_path: Path, option: str, text: str) -> None:
     result = run_script("bench.py", option, text, cwd=tmp_path)
     assert result.returncode == 2
     assert text.split("=")[0] in result.stderr
+
+
+def test_steps_are_those_of_the_settings_unless_named() -> None:
+    assert bench.steps_of("", "STEPS=0,5-7") == [0, 5, 6, 7]
+    assert bench.steps_of("3", "STEPS=0,5") == [3]
+    assert bench.steps_of("", "BLOCK_SIZE=64") == [*STEPS]
+
+
+NANOGPT = """
+from dataclasses import dataclass
+import torch
+from torch.nn import functional as F
+
+@dataclass
+class GPTConfig:
+    block_size: int
+    vocab_size: int
+    n_layer: int
+    n_head: int
+    n_embd: int
+    dropout: float
+    bias: bool
+
+class GPT(torch.nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+        self.table = torch.nn.Embedding(config.vocab_size, config.vocab_size)
+
+    def forward(self, idx, targets=None):
+        logits = self.table(idx)
+        return logits, F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+"""
+
+
+def test_nanogpts_own_model_is_trained_from_its_file(tmp_path: Path) -> None:
+    """By a stand-in of its interface: GPTConfig, GPT and what its forward returns."""
+    (tmp_path / "model.py").write_text(NANOGPT)
+    words = f"{SMALL} TOKENIZER=BYTES DEVICE=cpu MIXED_PRECISION=n"
+    settings, cpu = benchmark.settings_of(words), torch.device("cpu")
+    make = benchmark.update_of(benchmark.NANOGPT, str(tmp_path))
+    update = make(settings, cpu, 2)
+    assert update.parameters[0].shape == (320, 320), "257 words, padded to 64"
+    before = update.parameters[0].detach().clone()
+    update()
+    assert not torch.equal(before, update.parameters[0])
+    (tmp_path / "model.py").write_text("GPT = None")
+    with pytest.raises(ValueError, match="is not nanoGPT's model"):
+        make(settings, cpu, 2)
+    with pytest.raises(ValueError, match=r"there is no model\.py"):
+        benchmark.update_of(benchmark.NANOGPT, str(tmp_path / "none"))(settings, cpu, 2)
+
+
+def test_peers_in_the_fastest_mode_are_compiled_in_it() -> None:
+    for name, mode in (("plain", None), ("plain-fast", "reduce-overhead")):
+        assert benchmark.is_others(benchmark.PEERS[name])
+        made = benchmark.update_of(benchmark.PEERS[name], "")
+        assert made.keywords == {"mode": mode}  # type: ignore[attr-defined]
+    assert not benchmark.is_others(0) and not benchmark.is_others(benchmark.EAGER)
 
 
 @pytest.mark.slow
@@ -55,3 +122,7 @@ def test_the_share_of_slot_time_that_a_matrix_trains(tmp_path: Path) -> None:
     assert 0 < row["share training"] < 1
     training = 12 * row["seconds a run"]
     assert row["share training"] == pytest.approx(training / (2 * row["seconds"]))
+    assert 0 < row["first update"] < row["seconds"]
+    assert 0 < row["gap"] <= row["longest gap"]
+    shares = [x for name, x in row.items() if name.startswith("of time ")]
+    assert sum(shares) == pytest.approx(1)
