@@ -55,7 +55,7 @@ class Resources(NamedTuple):
 
 @dataclass(frozen=True)
 class Launch:
-    """What a kernel is compiled for, without its tile."""
+    """Target of a compilation, without the tile."""
 
     module: str
     kernel: str

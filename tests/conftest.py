@@ -1,4 +1,4 @@
-"""What holds for every test: a clean environment, and GPU tests only on a GPU."""
+"""Setup of every test: a clean environment, and GPU tests only on a GPU."""
 
 import fcntl
 import gc
@@ -71,7 +71,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 
 def gib_of(item: pytest.Item) -> float:
-    """What a test needs of a GPU's memory; 0 without one."""
+    """GPU memory that a test needs; 0 without a GPU."""
     marks = item.iter_markers("gpu")
     return max((mark.kwargs.get("gib", card.USUAL) for mark in marks), default=0.0)
 

@@ -18,7 +18,7 @@ from tests.scratch import ROOT
 
 
 def interpreted(function: Callable[[], Any]) -> Any:
-    """What a function of a module gives, as JSON knows it, with kernels interpreted.
+    """Result of a function of a module as JSON, with interpreted kernels.
 
     In a process of their own: what Triton compiles to is settled at its import.
     """

@@ -1,4 +1,4 @@
-"""Who may import whom, and which dangerous calls may stand nowhere.
+"""Imports that folders may have, and dangerous calls that no file may have.
 
 Read from the sources by ast; what start-up really loads is seen in a subprocess. Each
 rule is tried on a planted offender first, so that none can fall asleep.

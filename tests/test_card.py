@@ -44,8 +44,8 @@ def test_no_share_is_given_to_two(tmp_path: Path) -> None:
         other = start(WAITS, path, SHARES - 5)  # five too many
         assert other.stdout.readline() == "asks\n"
         assert other.poll() is None
-    told = other.communicate(timeout=60)[0]
-    assert len(set(told.split())) == SHARES - 5
+    output = other.communicate(timeout=60)[0]
+    assert len(set(output.split())) == SHARES - 5
     assert free(path) == SHARES
 
 
@@ -58,7 +58,7 @@ def test_shares_of_a_card(gib: float, card: float, shares: int) -> None:
 
 
 class Collected:
-    """What pytest is about to run."""
+    """Tests that pytest is about to run."""
 
     names: list[str]
 

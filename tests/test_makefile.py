@@ -361,7 +361,7 @@ def test_data_is_prepared_again_by_the_command_that_is_printed(tree: Path) -> No
 
 
 def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
-    shutil.rmtree(tree / ".kablate")  # make sets up what nobody has
+    shutil.rmtree(tree / ".kablate")  # make sets up what is missing
     assert "Setting up" in done(tree, "defconfig-one")
     kept = ("test_matrix_results/run/metrics.jsonl", "data/x/train.bin", ".venv/mine")
     (tree / "cache").mkdir()

@@ -42,7 +42,7 @@ def succeed(done: CompletedProcess[str]) -> str:
 
 
 def jobs(tree: Path, *arguments: str) -> str:
-    """What the matrix would run, listed without proving it."""
+    """List of the jobs of the matrix, without verification."""
     return succeed(python(tree, "scripts/run_test_matrix.py", "--list", *arguments))
 
 
@@ -90,11 +90,11 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
         *(tree, "scripts/run_test_matrix.py", "--dry-run"),
         *("--overrides", "STEPS=0,5,34"),
     )
-    assert title in succeed(done), "and it is no other step under this preset"
+    assert title in succeed(done), "and it is not another step under this preset"
     assert "\nstep34-ra-output-gate " in done.stdout
     words = ("-q", "-x", "-k", "34 or test_steps or test_jobs", *TESTS_OF_STEPS)
-    told = succeed(python(tree, "-m", "pytest", "-p", "no:cacheprovider", *words))
-    assert re.search(r"^\d{3} passed", told, re.M), told
+    output = succeed(python(tree, "-m", "pytest", "-p", "no:cacheprovider", *words))
+    assert re.search(r"^\d{3} passed", output, re.M), output
 
 
 def test_adding_a_preset_is_one_file(tree: Path) -> None:

@@ -1,4 +1,4 @@
-"""What wandb wrote offline, read back from its files: LevelDB's log format."""
+"""Read wandb's offline files: LevelDB's log format."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def from_wandb(folder: Path) -> dict[int, float]:
             for i in record.history.item
         }
         if "train/loss" in items:
-            assert items["_step"] not in found, "a step was told twice"
+            assert items["_step"] not in found, "a step was sent twice"
             found[items["_step"]] = items["train/loss"]
     return found
 

@@ -49,7 +49,7 @@ def prepare_texts(
 def text_request(
     data_dir: Path, tokenizer: str = "bytes", limit: int = 0
 ) -> DataRequest:
-    """What prepare_texts was asked for."""
+    """Arguments of prepare_texts."""
     return DataRequest("text", tokenizer, str(data_dir.parent / "texts"), limit)
 
 

@@ -15,7 +15,7 @@ OURS = re.compile(r"a|b/c")
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """A folder of files of ours, and beside it "else", which is a stranger's."""
+    """A folder of our own files, and next to it "else", which is not ours."""
     for name in ("mine/a", "mine/b/c", "else/a"):
         run_files.atomic_write_text(tmp_path / name, name)
     return tmp_path / "mine"

@@ -28,7 +28,7 @@ def tracked(directory, **fields):
 
 
 class Recorder:
-    """A tracker that keeps what it is told, with faults on request."""
+    """A tracker that keeps the records it receives, with faults on request."""
 
     def __init__(self, name="recorder", fail_at=None, hold=None, has=()):
         self.name, self.fail_at, self.hold = name, fail_at, hold
@@ -66,7 +66,7 @@ def test_records_arrive_in_order_with_their_kind(tmp_path):
 
 
 def test_what_the_record_has_and_the_tracker_has_not_is_told_first(tmp_path):
-    """The last of it is in the queue as well, and is told once."""
+    """The last record is in the queue as well, and is sent once."""
     recorder = Recorder(has={"train": 2})
     earlier = [("train", step, {"loss": float(step)}) for step in (1, 2, 3, 4)]
     earlier.insert(2, ("eval", 2, {"val_loss": 1.0}))
@@ -219,5 +219,5 @@ def test_wandb_stays_offline_keeps_its_id_and_is_whole_in_its_last_folder(tmp_pa
     folders = sorted((tmp_path / "wandb").glob("offline-run-*"))
     assert len(folders) == 2 and not list((tmp_path / "wandb").glob("run-*"))
     assert all(folder.name.endswith("-ab12cd34") for folder in folders)
-    told = from_wandb(folders[-1])
-    assert told == {step: pytest.approx(10.0 / step) for step in range(1, 9)}
+    found = from_wandb(folders[-1])
+    assert found == {step: pytest.approx(10.0 / step) for step in range(1, 9)}

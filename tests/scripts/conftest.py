@@ -18,7 +18,7 @@ from tests.tinymatrix import run_matrix, write_config
 def once(
     factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]
 ) -> Path:
-    """A folder that the first worker to ask for it fills; nobody may change it."""
+    """A folder that the first worker to ask for it fills; tests must not change it."""
     alone = "PYTEST_XDIST_WORKER" not in os.environ
     shared = factory.getbasetemp() if alone else factory.getbasetemp().parent
     place = shared / name
@@ -51,7 +51,7 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder after a run of step 0 and 5, seed 1, that nobody disturbed."""
+    """The folder after a run of step 0 and 5, seed 1, without interruption."""
 
     def fill(place: Path) -> None:
         shutil.copytree(prepared, place, dirs_exist_ok=True)

@@ -1,4 +1,4 @@
-"""`make as-trained`: every step's gradients against the formulas, beside the runs."""
+"""`make as-trained`: every step's gradients against the formulas; runs are not changed."""
 
 from __future__ import annotations
 

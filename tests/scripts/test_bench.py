@@ -19,7 +19,7 @@ SMALL = "MODEL=CUSTOM N_LAYER=1 N_EMBD=24 BLOCK_SIZE=16"
 def test_a_table_and_its_json_on_a_machine_without_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Beside transformers: in tests/gpt2/model/test_gpt.py, which imports it anyway."""
+    """tests/gpt2/model/test_gpt.py has the comparison with transformers."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     path = tmp_path / "deep" / "bench.json"

@@ -100,7 +100,7 @@ REFUSED = {
     "letters": (GOOD + "\na) one\n", 5, "a list"),
     "round bullets": (GOOD + "\n\u2022 one\n", 5, "a list"),
     "long line": (GOOD + "\n" + "word " * 15 + "\n", 5, "74 columns"),
-    "long line beside a URL": (
+    "long line next to a URL": (
         GOOD + "\nhttps://example.org " + "word " * 15 + "\n",
         5,
         "at most 72",
@@ -151,7 +151,7 @@ def test_required_trailers_when_configured(tmp_path: Path) -> None:
     tree = configured(
         tmp_path, 'required_trailers = ["Signed-off-by", "Generated-by:"]'
     )
-    signed = GOOD + "\nGenerated-by: nobody\n"
+    signed = GOOD + "\nGenerated-by: none\n"
     done = check(tree, signed)
     assert done.returncode == 1
     assert "MESSAGE:5: the trailer 'Signed-off-by:' is missing" in done.stdout

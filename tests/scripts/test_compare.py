@@ -16,7 +16,7 @@ def compare(*arguments, cwd):
 
 @pytest.fixture
 def matrix(tmp_path):
-    """A matrix of steps 0, 2 and 8, configured beside it."""
+    """A matrix of steps 0, 2 and 8, with its configuration next to it."""
     write_matrix(tmp_path / "out", (0, 2), (1, 2, 3))
     write_matrix(tmp_path / "out", (8,), (1, 2, 3), effects={8: -0.05})
     (tmp_path / "config.py").write_text("CONFIG_OUTPUT_DIR = 'out'\nORIGINS = {}\n")

@@ -18,7 +18,7 @@ ON = ("--overrides", "SEEDS=1 CONTROLS=y")
 
 
 def report(folder: Path) -> str:
-    """What `make report` prints of the results, and writes beside them."""
+    """Texts that `make report` prints, and writes into the results folder."""
     words = ("results", "--no-plots", "--no-html")
     done = run_script("report.py", *words, cwd=folder)
     assert done.returncode == 0, done.stderr

@@ -92,7 +92,7 @@ BY_HAND = {
 
 @dataclass
 class Treated:
-    """What --check said of all the cases at once, and the tool run twice on them."""
+    """Output of --check on all cases at once, and of two runs of the tool."""
 
     checked: subprocess.CompletedProcess[str]
     after_check: dict[str, bytes]

@@ -394,7 +394,7 @@ def type_keys(
 
 
 def read_until(terminal: int, awaited: str | None) -> str:
-    """What the terminal shows up to a text, or (None) up to its end."""
+    """Terminal output up to a text, or (None) up to its end."""
     text, end = "", time.monotonic() + 30
     while time.monotonic() < end and (awaited is None or awaited not in text):
         if select.select([terminal], [], [], 0.2)[0]:

@@ -1,4 +1,4 @@
-"""What a user is told to type at the end of `make`, typed."""
+"""Commands that `make` prints at its end, executed as printed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What may happen to a matrix overnight, with the real trainer: nothing is lost."""
+"""Failures of a matrix overnight, with the real trainer: nothing is lost."""
 
 from __future__ import annotations
 

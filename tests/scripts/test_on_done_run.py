@@ -12,7 +12,7 @@ from tests.tinymatrix import run_matrix
 TELL = """\
 import json, os
 found = {n: v for n, v in os.environ.items() if n.startswith("KABLATE_")}
-with open("told.json", "a") as file:
+with open("end.json", "a") as file:
     print(json.dumps(found), file=file)
 """
 
@@ -23,8 +23,8 @@ def test_a_matrix_that_ends_runs_the_command_once(undisturbed, tmp_path):
     words = "--on_done", shlex.join([sys.executable, "tell.py"])
     done = run_matrix(here, "--overrides", "SEEDS=1", *words)
     assert done.returncode == 0, done.stderr
-    (told,) = map(json.loads, (here / "told.json").read_text().splitlines())
-    assert told == {
+    (record,) = map(json.loads, (here / "end.json").read_text().splitlines())
+    assert record == {
         "KABLATE_RESULTS": str((here / "results").resolve()),
         "KABLATE_EXIT_CODE": "0",
         "KABLATE_JOBS_DONE": "2",

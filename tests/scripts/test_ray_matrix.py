@@ -161,8 +161,8 @@ def test_ranks_share_a_node_and_train_as_they_do_here(
         rows.append({k: v for k, v in summary(place)[FIRST].items() if k not in COSTS})
         found = run_files.read_json(place / "results" / FIRST / "manifest.json")
         assert (found["world_size"], found["accumulation"]) == (2, 1)
-        told = run_matrix(place, "--status", "--overrides", f"{ONE_SEED} {asked}")
-        seen.append(re.sub(r" +[\d.,]+k?\n", " SPEED\n", told.stdout))
+        listed = run_matrix(place, "--status", "--overrides", f"{ONE_SEED} {asked}")
+        seen.append(re.sub(r" +[\d.,]+k?\n", " SPEED\n", listed.stdout))
     assert rows[0] == rows[1] and seen[0] == seen[1] and FIRST in seen[0]
 
 

@@ -117,7 +117,7 @@ def test_summary_has_the_verdicts_and_fits_its_schema(results):
 
 
 def markdown_tables(text):
-    """Cells by row of every table; escaped bars are no separators."""
+    """Cells by row of every table; escaped bars are not separators."""
     rows = [line for line in text.splitlines() if line.startswith("|")]
     return [re.split(r"(?<!\\)\|", row)[1:-1] for row in rows]
 
@@ -312,7 +312,7 @@ def test_a_terminal_without_unicode_is_no_reason_to_crash(tmp_path, monkeypatch)
     assert done.returncode == 0, done.stderr
     assert "↕" in (tmp_path / "report.html").read_text("utf-8")
     assert "baseline" in done.stdout
-    assert re.search(r"-0\.0\d+ \+- \d", done.stdout), "a sign is no question mark"
+    assert re.search(r"-0\.0\d+ \+- \d", done.stdout), "a sign is not a question mark"
 
 
 def test_stale_charts_go(tmp_path):

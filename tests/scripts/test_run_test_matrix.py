@@ -58,7 +58,7 @@ def attempts(folder: Path, run: str) -> int:
 
 
 def losses(folder: Path, run: str) -> list[tuple[Any, ...]]:
-    """What was computed, without what was timed."""
+    """Computed results, without times."""
     records = run_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
     names = ("kind", "step", "tokens", "loss", "grad_norm", "val_loss", "val_accuracy")
     return [
@@ -471,7 +471,7 @@ def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
 
 
 def test_while_one_runner_works(folder: Path) -> None:
-    """A second is told who holds the matrix; status works; --stop stops the first."""
+    """A second runner names the first; status works; --stop stops the first."""
     # Four checkpoints are left for three looks, on a machine however busy.
     process = start(folder, KABLATE_TEST_CHECKPOINT_SECONDS="4")
     until(reached(folder, TINY_RUNS[0], 2))

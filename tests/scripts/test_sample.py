@@ -119,11 +119,11 @@ def folder(undisturbed, tmp_path):
 def rewrite(path, change=None, **metadata):
     """Write an export again with other tensors or metadata."""
     with safe_open(path, framework="pt") as file:
-        told = {**file.metadata(), **metadata}
+        stored = {**file.metadata(), **metadata}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if change is not None:
         change(tensors)
-    save_file(tensors, path, metadata=told)
+    save_file(tensors, path, metadata=stored)
 
 
 def not_finite(tensors):

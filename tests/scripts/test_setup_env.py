@@ -190,9 +190,9 @@ def test_which_interpreter_is_chosen(tree: Path, wheels: Path, tmp_path: Path) -
     assert chosen(CONDA_PREFIX=str(tmp_path / "gone")) == own
     assert chosen(PYTHON=python) == python
     assert chosen(PYTHON=python, VIRTUAL_ENV=sys.prefix) == python
-    unknown = setup(tree, wheels, PYTHON="python-of-nobody")
+    unknown = setup(tree, wheels, PYTHON="python-that-is-missing")
     assert unknown.returncode == 1
-    assert "PYTHON=python-of-nobody: there is no such program" in unknown.stderr
+    assert "PYTHON=python-that-is-missing: there is no such program" in unknown.stderr
 
     odd = setup(tree, wheels, PYTHON="/bin/ls")
     assert odd.returncode == 1 and "/bin/ls is no Python that works" in odd.stderr

@@ -24,7 +24,7 @@ ENTRIES = {"gpt2.model.gpt": "gpt"}
 
 @pytest.fixture(scope="module")
 def flat(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ModuleType]:
-    """The copy of gpt2/model/gpt.py, beside the modules that it imports."""
+    """The copy of gpt2/model/gpt.py, next to the modules that it imports."""
     folder = tmp_path_factory.mktemp("flat") / "flat_copy"
     folder.mkdir()
     (folder / "__init__.py").write_text("")

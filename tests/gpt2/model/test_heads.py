@@ -113,9 +113,9 @@ BAD = {
 @pytest.mark.parametrize("reason", BAD)
 def test_what_is_no_export_is_refused_by_name(tmp_path, reason: str) -> None:
     settings, path = tiny_model(), tmp_path / "model.safetensors"
-    told = metadata(settings) | BAD[reason]
-    told = {key: value for key, value in told.items() if value is not None}
-    save_file(checkpoint.weights_of(GPT(settings)), path, metadata=told)
+    stored = metadata(settings) | BAD[reason]
+    stored = {key: value for key, value in stored.items() if value is not None}
+    save_file(checkpoint.weights_of(GPT(settings)), path, metadata=stored)
     with pytest.raises(ValueError, match=rf"model\.safetensors is not .*{reason}"):
         load_export(path)
 

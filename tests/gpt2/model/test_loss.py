@@ -70,7 +70,7 @@ def test_a_hopeless_goal_gives_finite_numbers(gap: float) -> None:
 
 
 def test_a_certain_word_keeps_its_small_gradient_in_bf16() -> None:
-    """p - 1 is no difference of rounded numbers."""
+    """p - 1 is not computed as a difference of rounded numbers."""
     x, weight = torch.ones(1, 1, 1), torch.zeros(WORDS, 1)
     weight[0] = 16.0
     weight.requires_grad_()

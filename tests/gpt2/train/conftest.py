@@ -18,7 +18,7 @@ def job(data_dir):
 
 @pytest.fixture(scope="session")
 def done(job, tmp_path_factory):
-    """Its directory; whoever uses it only reads."""
+    """Directory of the run; tests only read it."""
     run_dir = tmp_path_factory.mktemp("done") / "run"
     finish(job, run_dir)
     return run_dir

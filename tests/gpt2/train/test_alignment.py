@@ -1,4 +1,4 @@
-"""Dimensions that are no multiples of 64 are named."""
+"""Dimensions that are not multiples of 64 are named."""
 
 from gpt2.plan.jobs import make_plan
 from gpt2.train.alignment import unaligned

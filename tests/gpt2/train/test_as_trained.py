@@ -235,14 +235,14 @@ def test_a_run_records_what_was_compared(data: Path, tmp_path: Path) -> None:
     found = records(tmp_path / "run", "as_trained")
     assert [record["step"] for record in found] == [0, 20, 22]
     assert all(record["passed"] for record in found)
-    told = manifest(tmp_path / "run")["as_trained"]
-    assert [check["step"] for check in told["checks"]] == [0, 20, 22]
-    assert len(told["deviations"]) == len(found[0]["deviations"]) == 28
+    recorded = manifest(tmp_path / "run")["as_trained"]
+    assert [check["step"] for check in recorded["checks"]] == [0, 20, 22]
+    assert len(recorded["deviations"]) == len(found[0]["deviations"]) == 28
     worst = max(record["worst"] for record in found)
     assert (
         result["as_trained"]
         == worst
-        == pytest.approx(max(told["deviations"].values()), rel=0.01)
+        == pytest.approx(max(recorded["deviations"].values()), rel=0.01)
     )
 
 
@@ -286,15 +286,15 @@ def test_wrong_gradients_are_refused_before_the_first_update(
 ) -> None:
     done = train(tiny_job(data), tmp_path / "run", setup=wrong_from_the_start)
     assert done.process.exitcode == EXIT_USAGE, done.log
-    told = status(tmp_path / "run")
-    assert told["status"] == "failed" and told["step"] == 0
-    assert "NOT AS THE FORMULAS" in told["message"]
-    assert "RA_MLA_ATTENTION_BACKEND_REFERENCE" in told["message"]
+    recorded = status(tmp_path / "run")
+    assert recorded["status"] == "failed" and recorded["step"] == 0
+    assert "NOT AS THE FORMULAS" in recorded["message"]
+    assert "RA_MLA_ATTENTION_BACKEND_REFERENCE" in recorded["message"]
 
 
 def test_gradients_that_become_wrong_end_the_run(data: Path, tmp_path: Path) -> None:
     done = train(tiny_job(data), tmp_path / "run", setup=wrong_after_update_5)
     assert done.process.exitcode == 7, done.log
-    told = status(tmp_path / "run")
-    assert (told["status"], told["failure"]) == ("failed", "gradients")
+    recorded = status(tmp_path / "run")
+    assert (recorded["status"], recorded["failure"]) == ("failed", "gradients")
     assert checkpoints(tmp_path / "run") == [], "any of them may be of wrong updates"

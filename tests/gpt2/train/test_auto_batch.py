@@ -31,7 +31,7 @@ def found(effective, micro, limit, world_size=1):
         (64, 8, 8, 8, [8, 16]),
         (64, 8, 3, 2, [8, 4, 2]),
         (64, 8, 0, 1, [8, 4, 2, 1]),
-        (60, 5, 1000, 60, [5, 10, 20, 60]),  # 40 is no divisor
+        (60, 5, 1000, 60, [5, 10, 20, 60]),  # 40 is not a divisor
         (7, 1, 3, 1, [1, 7]),
         (1, 1, 1, 1, [1]),
     ],
@@ -64,6 +64,6 @@ def test_on_a_gpu_the_largest_is_found_and_kept(tmp_path):
     training = Training(job, run_dir)
     assert training.wait() == 0, training.log
     assert "AUTO_BATCH: micro batch 8 (4 fits, 8 fits)" in training.log
-    told = manifest(run_dir)
-    assert (told["micro_batch"], told["accumulation"]) == (8, 1)
+    recorded = manifest(run_dir)
+    assert (recorded["micro_batch"], recorded["accumulation"]) == (8, 1)
     assert status(run_dir)["status"] == "done"

@@ -183,20 +183,20 @@ def test_loader_pickles_without_the_tokens(train):
 
 
 def wait(data_dir, log):
-    """A trainer that is told to end in its third step, and then takes its time."""
+    """A trainer that gets SIGTERM in its third update, and then takes its time."""
     os.setsid()
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
     os.dup2(file, 2)
-    told = []
+    received = []
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda number, frame: told.append(number))
+        signal.signal(number, lambda number, frame: received.append(number))
     train = load_split(data_dir, text_request(data_dir), "train", 16)
     plan = BatchPlan(train.tokens.size, 16, 4, 4, 1, 1, 0, 1)
     for step, _ in enumerate(batches(train, plan, 0, 10**6, num_workers=2)):
         if step == 2:
             print("ready", flush=True)
-            while not told:
+            while not received:
                 time.sleep(0.01)
             break
     for _ in range(30):  # a checkpoint is being written meanwhile

@@ -146,7 +146,7 @@ def test_a_copy_under_another_number_counts_as_damage(tmp_path):
 
 @pytest.mark.parametrize("inner", [{"progress": {"step": 6}}, {"progress": 3}, [3]])
 def test_a_state_of_another_step_counts_as_damage(tmp_path, inner):
-    """Whoever swaps it may do the sums anew: the run would count from elsewhere."""
+    """A swapped state with recomputed hashes would change the count of updates."""
     path = save(tmp_path, 3)
     torch.save(inner, path / STATE_FILE)
     do_sums(path)

@@ -175,8 +175,8 @@ class Forker:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = str(free.getsockname()[1])
-        told = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.pipe.send((job.to_json(), str(run_dir), {**told, **environ}, setup))
+        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        self.pipe.send((job.to_json(), str(run_dir), {**variables, **environ}, setup))
         assert self.pipe.poll(120), "it hangs"
         codes = self.pipe.recv()
         return codes, Path(f"{run_dir}.log").read_text()

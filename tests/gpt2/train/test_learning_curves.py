@@ -264,10 +264,20 @@ def test_a_path_learns_as_its_peer(path: str, data: Path, peer, tmp_path: Path) 
     done = run(tmp_path, job)
     assert done.returncode == 0, done.stdout
     check_curve(tmp_path / "run", peer, done.stdout)
-    told = manifest(tmp_path / "run")
-    print(path, told["attention_backend"], told["mlp_backend"], told.get("cuda_graph"))
-    print([(c["step"], c["worst"], c["seconds"]) for c in told["as_trained"]["checks"]])
-    print("untimed:", told["untimed_kernels"])
+    recorded = manifest(tmp_path / "run")
+    print(
+        path,
+        recorded["attention_backend"],
+        recorded["mlp_backend"],
+        recorded.get("cuda_graph"),
+    )
+    print(
+        [
+            (c["step"], c["worst"], c["seconds"])
+            for c in recorded["as_trained"]["checks"]
+        ]
+    )
+    print("untimed:", recorded["untimed_kernels"])
 
 
 def served(job: Job) -> str:
@@ -344,8 +354,8 @@ def test_a_poisoned_plan_is_left_aside(data: Path, peer, tmp_path: Path) -> None
         pytest.skip("cuDNN is NVIDIA's")
     done = run(tmp_path, job_of(data), "poison")
     assert done.returncode == 0, done.stdout
-    told = manifest(tmp_path / "run")
-    if told["attention_backend"] == "cudnn":
+    recorded = manifest(tmp_path / "run")
+    if recorded["attention_backend"] == "cudnn":
         assert "NOT AS THE FORMULAS" not in done.stdout, "this cuDNN is right"
     check_curve(tmp_path / "run", peer, done.stdout)
 

@@ -67,7 +67,7 @@ def waits(loss):
 
 
 def waits_while_recorded(loss):
-    """What no pass before the recording can show."""
+    """Faults that no pass before the recording can show."""
     if torch.cuda.is_current_stream_capturing():
         waits(loss)
 

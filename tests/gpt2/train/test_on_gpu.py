@@ -81,10 +81,10 @@ def test_an_absurd_micro_batch_is_halved_until_it_fits(tmp_path):
     fields = {"batch_size": 4096, "gradient_accumulation": 1, "max_iters": 2}
     steps = {"eval_interval": 2, "checkpoint_interval": 2, "log_interval": 1}
     log = run_on_gpu(tmp_path, **WIDE, **fields, **steps, warmup_steps=1, gpu_warmup=1)
-    told = manifest(tmp_path / "run")
-    assert told["out_of_memory"] and "out of memory after step 0" in log
-    assert told["micro_batch"] < 4096
-    assert told["micro_batch"] * told["accumulation"] == 4096
+    recorded = manifest(tmp_path / "run")
+    assert recorded["out_of_memory"] and "out of memory after step 0" in log
+    assert recorded["micro_batch"] < 4096
+    assert recorded["micro_batch"] * recorded["accumulation"] == 4096
     assert len(losses(tmp_path / "run")) == 2
 
 

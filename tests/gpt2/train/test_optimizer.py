@@ -93,7 +93,7 @@ DIFFERENT = {
 
 
 def masks(**fields: object) -> list[tuple[Tensor, ...]]:
-    """What a pruner keeps of a model after each of 40 updates."""
+    """Masks of a pruner after each of 40 updates."""
     settings = tiny_model(**{**PRUNE, "prune_sparsity": 0.5, **fields})
     model = generic(settings, dtype=torch.float32)
     optimizer = make_optimizer(model, settings.optim)

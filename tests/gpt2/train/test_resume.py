@@ -48,7 +48,7 @@ def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
     run_dir = tmp_path / "run"
     tidy = replace(job, settings=job.settings.replace(keep_checkpoints=False))
     train(tidy, run_dir, KABLATE_TEST_FAULTS=f"kill@{STEPS}")
-    assert checkpoints(run_dir)  # not done, so it may be gone on with
+    assert checkpoints(run_dir)  # not done, so it may be resumed
     (run_dir / "ckpt" / "keep").mkdir()
     ended = train(tidy, run_dir)
     assert ended.process.exitcode == 0 and "not of this run: keep" in ended.log

@@ -46,9 +46,9 @@ def test_a_training_that_falls_apart_raises_one_alarm(data_dir, tmp_path):
     table = status_table(tmp_path / "results", ["single/seed1337"])
     line = f"ALARM single/seed1337 at step {alarm['step']}: {alarm['message']}"
     assert table.splitlines()[-1] == line
-    told = [text for _, text in remarks(judge(read_matrix(tmp_path / "results")))]
+    said = [text for _, text in remarks(judge(read_matrix(tmp_path / "results")))]
     expected = f"alarm of seed 1337 at step {alarm['step']}: {alarm['message']}"
-    assert told[-1] == expected and told[0].startswith("seed 1337 ended at ")
+    assert said[-1] == expected and said[0].startswith("seed 1337 ended at ")
 
 
 def test_a_normal_training_raises_none(data_dir, tmp_path):

@@ -1,4 +1,4 @@
-"""Trackers beside real trainings: trackio and tensorboard, and ones that fail."""
+"""Trackers with real training runs: trackio and tensorboard, and ones that fail."""
 
 import importlib.util
 import json
@@ -108,7 +108,7 @@ def test_a_directory_keeps_its_tracker_run_and_a_new_one_gets_another(
     assert tracked_run(job, tmp_path / "a").project == "first"
 
 
-# Of each tracker, what it was told and had not written is lost with the process.
+# Records that a tracker had received but not written are lost with the process.
 KILLED = {"KABLATE_TEST_FAULTS": "kill@200"}
 
 
@@ -168,7 +168,7 @@ def from_trackio(folder):
         rows = [(name, step, json.loads(text)) for name, step, text in found]
     assert len({name for name, _, _ in rows}) == 1
     losses = [(s, m["train/loss"]) for _, s, m in rows if "train/loss" in m]
-    assert len(losses) == len(dict(losses)), "a step was told twice"
+    assert len(losses) == len(dict(losses)), "a step was sent twice"
     return dict(losses)
 
 

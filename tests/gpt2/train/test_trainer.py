@@ -470,7 +470,7 @@ def test_an_overflow_of_scaled_gradients_skips_the_update_and_goes_on(data_dir):
         scales.append(trainer.updater.scaler.get_scale())
     assert scales[0] == 2.0**126 and trainer.progress.step == len(scales) > 1
     assert all(torch.isfinite(p).all() for p in model.parameters())
-    trainer.check_finite()  # skipped updates are no failure
+    trainer.check_finite()  # skipped updates are not a failure
     trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=1e-6)
     with pytest.raises(NonFinite, match="every loss scale"):
         trainer.update(data)

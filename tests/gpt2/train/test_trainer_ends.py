@@ -1,4 +1,4 @@
-"""How a training ends when it does not come to its end, and what is then left."""
+"""Early ends of training, and the files that they leave."""
 
 import os
 import resource
@@ -82,8 +82,8 @@ def test_after_a_kill_for_memory_it_goes_on_with_half(data_dir, tmp_path):
     job = tiny_job(data_dir, dropout=0.0)
     run_dir = tmp_path / "run"
     train(job, run_dir, KABLATE_TEST_FAULTS="kill@5")
-    told = {"KABLATE_LAST_END": "failed/oom"}
-    killed = train(job, run_dir, KABLATE_TEST_FAULTS="kill@8", **told)
+    variables = {"KABLATE_LAST_END": "failed/oom"}
+    killed = train(job, run_dir, KABLATE_TEST_FAULTS="kill@8", **variables)
     assert "out of memory after step 4 with micro batch 4" in killed.log
     finish(job, run_dir, KABLATE_LAST_END="failed/killed")
     assert manifest(run_dir)["micro_batch"] == 2

@@ -43,14 +43,14 @@ class TakesTheLast(HeadPruner):
 
 
 def forgets_biases(weights, layers, optimizer, **options):
-    """A pruner told of no bias."""
-    told = {
+    """A pruner that does not know the biases."""
+    known = {
         name: HeadLayer(
             layer.heads, {k: s for k, s in layer.slices.items() if "bias" not in k}
         )
         for name, layer in layers.items()
     }
-    return HeadPruner(weights, told, optimizer, **options)
+    return HeadPruner(weights, known, optimizer, **options)
 
 
 class GradientsLeft(HeadPruner):
@@ -64,7 +64,7 @@ class StateLeft(HeadPruner):
 
 
 class Revives(HeadPruner):
-    """What was pruned counts as the best."""
+    """Pruned heads get the best score."""
 
     def _ranked(self, name):
         kept = self.masks[name].tolist()
@@ -108,7 +108,7 @@ class PrunesNothing(HeadPruner):
 
 
 class GradientsToState(HeadPruner):
-    """What they leave in the optimizer is taken out in time."""
+    """Their state in the optimizer is removed in time."""
 
     def before_update(self, step):
         self._require_next(step)
@@ -218,7 +218,7 @@ def test_a_wrong_cut_is_caught(cut):
 
 
 def end_of_run(cut):
-    """What a run does with the model that it has trained."""
+    """Export of a trained model, as at the end of a run."""
     run = certify.PrunedTraining("adamw").finished()
     tokens = run.tokens[0]
     return remove_heads(

@@ -68,8 +68,8 @@ def test_a_proof_is_kept_until_it_fails(tmp_path):
     assert again.findings["schedule"].figure == "from the cache"
     proof["schedule"]["passed"] = False
     cache.write_text(json.dumps(stored))
-    (anew,) = prove([subject], cache)
-    assert anew.findings == first.findings
+    (again,) = prove([subject], cache)
+    assert again.findings == first.findings
 
 
 def test_a_proof_that_crashes_has_failed_and_others_are_made():

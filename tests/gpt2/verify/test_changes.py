@@ -1,4 +1,4 @@
-"""What a step changes has to change the model, field by field; twins are found."""
+"""Each field that a step changes must change the model; identical steps are found."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_batches_by_step_are_found(monkeypatch):
 
 
 def test_batches_that_part_late_are_found(monkeypatch):
-    """As where an arm goes on with another seed."""
+    """As if an arm continued with another seed."""
     true = run_context.batches
 
     def late(split, plan, start, *rest, **options):

@@ -56,7 +56,7 @@ HIDDEN, LOGITS = gpt.GPT.hidden, gpt.GPT.logits
 EMBED, DECODE = gpt.GPT.embed, gpt.GPT.decode
 
 
-def told(finding) -> str:
+def message(finding) -> str:
     assert not finding.passed, finding
     return finding.detail
 
@@ -72,11 +72,11 @@ def test_a_gradient_from_the_future_alone_is_not_causal(monkeypatch):
         return HIDDEN(self, x + (ahead - ahead.detach()), cache)
 
     monkeypatch.setattr(gpt.GPT, "hidden", leaking)
-    assert told(causal(subject())).startswith("the gradient moves")
+    assert message(causal(subject())).startswith("the gradient moves")
 
 
 def test_a_later_token_that_the_first_text_has_not_is_seen(monkeypatch):
-    """What a cut leaves out changes nothing then, nor has a comparison a slope."""
+    """Tokens that are cut off have no effect, and a comparison has no gradient."""
     first, other = (subject().tokens(t) for t in ("causal", "another suffix"))
     rare = next(t for t in other[:, 1:].flatten().tolist() if not (first == t).any())
 
@@ -86,7 +86,7 @@ def test_a_later_token_that_the_first_text_has_not_is_seen(monkeypatch):
         return x + ahead[..., None] * x.flip(-1)
 
     monkeypatch.setattr(gpt.GPT, "embed", peeking)
-    assert told(causal(subject())).startswith("changing the tokens")
+    assert message(causal(subject())).startswith("changing the tokens")
 
 
 @pytest.mark.parametrize("place", [0, 22])
@@ -98,7 +98,7 @@ def test_one_place_that_sees_the_next_is_found(monkeypatch, place):
         return HIDDEN(self, x, cache)
 
     monkeypatch.setattr(gpt.GPT, "hidden", leaking)
-    assert "moves earlier logits" in told(causal(subject()))
+    assert "moves earlier logits" in message(causal(subject()))
 
 
 def test_the_largest_batch_so_far_is_state(monkeypatch):
@@ -107,7 +107,7 @@ def test_the_largest_batch_so_far_is_state(monkeypatch):
         return HIDDEN(self, x, cache) * self.largest
 
     monkeypatch.setattr(gpt.GPT, "hidden", growing)
-    assert "with the history" in told(stateless(subject()))
+    assert "with the history" in message(stateless(subject()))
 
 
 def test_a_mean_kept_while_training_is_state_in_evaluation(monkeypatch):
@@ -118,7 +118,7 @@ def test_a_mean_kept_while_training_is_state_in_evaluation(monkeypatch):
         return HIDDEN(self, x, cache) + getattr(self, "mean", 0.0)
 
     monkeypatch.setattr(gpt.GPT, "hidden", averaging)
-    assert "with the history" in told(stateless(subject()))
+    assert "with the history" in message(stateless(subject()))
 
 
 # ---- alive ------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def foreign(net, optim):
 )
 def test_an_optimizer_that_moves_other_tensors_is_found(fault, text):
     faulty = dataclasses.replace(subject(), optimizer=fault)
-    assert text in told(alive(faulty))
+    assert text in message(alive(faulty))
 
 
 @pytest.mark.parametrize("factor", [float("nan"), float("inf")])
@@ -154,7 +154,7 @@ def test_a_gradient_that_is_not_finite_is_not_alive(factor):
             self.ln_f.weight.register_hook(lambda g: torch.full_like(g, factor))
 
     faulty = dataclasses.replace(subject(), build=Bursting)
-    assert "ln_f.weight has a gradient that is not finite" in told(alive(faulty))
+    assert "ln_f.weight has a gradient that is not finite" in message(alive(faulty))
 
 
 def test_an_evaluation_that_freezes_the_model_is_found(monkeypatch):
@@ -166,7 +166,7 @@ def test_an_evaluation_that_freezes_the_model_is_found(monkeypatch):
 
     monkeypatch.setattr(gpt.GPT, "score", freezing)
     found = certify(dataclasses.replace(subject(), batch=1))["alive"]
-    assert found.figure == "crashed" and "does not require grad" in told(found)
+    assert found.figure == "crashed" and "does not require grad" in message(found)
 
 
 # ---- acting, identity -------------------------------------------------------------
@@ -179,7 +179,7 @@ def test_a_feature_that_acts_by_rounding_alone_does_not_act(monkeypatch):
         return dataclasses.replace(true(self, heads, cache), alpha=1e-6)
 
     monkeypatch.setattr(Reciprocity, "score_term", faint)
-    assert "ra changes nothing" in told(acting(subject(5)))
+    assert "ra changes nothing" in message(acting(subject(5)))
 
 
 def test_a_neutral_value_that_rounds_is_not_neutral(monkeypatch):
@@ -187,7 +187,7 @@ def test_a_neutral_value_that_rounds_is_not_neutral(monkeypatch):
         "gpt2.mechanisms.mlp_gate.layer.mixed",
         lambda gate, mix: 1.0 + 2e-7 - mix + mix * gate,
     )
-    assert "neutral mlp_gate deviates" in told(identity(subject(3)))
+    assert "neutral mlp_gate deviates" in message(identity(subject(3)))
 
 
 def never_zero(self, settings, *rest):
@@ -205,7 +205,7 @@ INITS = {c: c.__init__ for c in (StatisticGate, MlpLatent)}
 )
 def test_each_feature_is_held_to_its_neutral_value(monkeypatch, step, part, name):
     monkeypatch.setattr(part, "__init__", never_zero)
-    assert f"neutral {name} deviates" in told(identity(subject(step)))
+    assert f"neutral {name} deviates" in message(identity(subject(step)))
 
 
 # ---- budget, decode, formula ------------------------------------------------------
@@ -220,12 +220,12 @@ def test_parameters_are_counted_at_both_sizes(at_full_size):
                 self.more = nn.Parameter(torch.ones(3))
 
     faulty = dataclasses.replace(subject(), build=Larger)
-    assert "parameters, expected" in told(budgets(faulty))
+    assert "parameters, expected" in message(budgets(faulty))
 
 
 def test_fewer_operations_than_expected_are_found(monkeypatch):
     monkeypatch.setattr(gpt.GPT, "hidden", lambda self, x, cache=None: self.ln_f(x))
-    assert "FLOPs are 0." in told(budgets(subject()))
+    assert "FLOPs are 0." in message(budgets(subject()))
 
 
 @pytest.mark.parametrize("single", [False, True], ids=["prompt", "token"])
@@ -235,14 +235,14 @@ def test_decoding_is_tried_by_prompt_and_by_token(monkeypatch, single):
         return right * 1.01 if (tokens.shape[1] == 1) == single else right
 
     monkeypatch.setattr(gpt.GPT, "decode", wrong)
-    assert "decoding deviates" in told(decode(subject()))
+    assert "decoding deviates" in message(decode(subject()))
 
 
 def test_logits_that_alone_are_off_are_named(monkeypatch):
     monkeypatch.setattr(
         gpt.GPT, "logits", lambda self, tokens: LOGITS(self, tokens) + 0.1
     )
-    assert told(formula(subject())).startswith("the logits deviate")
+    assert message(formula(subject())).startswith("the logits deviate")
 
 
 def test_gates_that_nobody_should_make_are_named(monkeypatch):
@@ -250,13 +250,13 @@ def test_gates_that_nobody_should_make_are_named(monkeypatch):
     monkeypatch.setattr(
         mlp.MLP, "__init__", lambda self, settings, produces: true(self, settings, True)
     )
-    assert told(formula(subject(3))).startswith("the mlp_gate of block 2")
+    assert message(formula(subject(3))).startswith("the mlp_gate of block 2")
 
 
 def test_gates_that_are_wrong_are_named_before_what_they_do(monkeypatch):
     true = MlpGate.make
     monkeypatch.setattr(MlpGate, "make", lambda self, *given: true(self, *given) / 2)
-    assert told(formula(subject(3))).startswith("the mlp_gate of block 0")
+    assert message(formula(subject(3))).startswith("the mlp_gate of block 0")
 
 
 @pytest.mark.parametrize("odd", [float("nan"), float("inf")])

@@ -185,7 +185,7 @@ def test_heads_of_the_highest_score_are_found(monkeypatch):
 
 
 def test_an_export_without_masks_is_found(monkeypatch):
-    """What was pruned comes back in the file, small enough for no logit to tell."""
+    """Pruned weights return in the file, too small to change any logit."""
     true = finish.write_export
 
     def unmasked(path, model, *rest, **origin):

@@ -1,4 +1,4 @@
-"""What torch is found to use, and the warning where that is slow."""
+"""Kernels that torch is found to use, and the warning if they are slow."""
 
 from dataclasses import replace
 

@@ -20,7 +20,7 @@ class NotSupported(Exception):
 
 
 def pynvml(gpus: int = 2, *, power: int | None = 412_345) -> SimpleNamespace:
-    """What nvidia-ml-py 12 answered on an H100, by its own names."""
+    """Answers of nvidia-ml-py 12 on an H100, by its own names."""
 
     def power_usage(gpu: int) -> int:
         if power is None:
@@ -51,7 +51,7 @@ def pynvml(gpus: int = 2, *, power: int | None = 412_345) -> SimpleNamespace:
 
 
 def amdsmi(*, instinct: bool) -> SimpleNamespace:
-    """What amdsmi of ROCm 6 gives on an Instinct and on a Radeon card."""
+    """Answers of amdsmi in ROCm 6 on an Instinct and a Radeon card."""
     power = {
         "current_socket_power": 561 if instinct else "N/A",
         "average_socket_power": "N/A" if instinct else 236,
@@ -246,7 +246,7 @@ def record(seconds: float, *powers: float | None) -> dict:
 def test_energy_is_the_integral_of_power_over_all_gpus() -> None:
     records = [record(0, 100, 50), record(2, 200, 50), record(3, 200, 50)]
     assert monitor.energy(records) == 300 + 100 + 200 + 50
-    # A gap, in which nobody knows, and a GPU that tells nothing add nothing.
+    # A gap, and a GPU that reports nothing, add nothing.
     assert monitor.energy([*records, record(100, 200, 50)]) == 650
     assert monitor.energy([record(0, None), record(1, None)]) is None
     assert monitor.energy([record(0, 100)]) is None

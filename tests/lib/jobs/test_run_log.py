@@ -1,4 +1,4 @@
-"""What is read of a run's files while it goes on."""
+"""Reading a run's files while it is running."""
 
 import json
 from pathlib import Path

@@ -161,8 +161,8 @@ def test_a_crash_is_reported_with_its_log_and_stops_nobody(tmp_path: Path) -> No
     assert "    | reading the weights\n    | KeyError: 'the cause'" in said
     assert status_of(tmp_path, "bad") == ("failed", "crash", 1)
     assert status_of(tmp_path, "a") == status_of(tmp_path, "c") == ("done", None, 1)
-    mended = [tasks[0], task(tmp_path, "bad"), tasks[2]]
-    code, said, scheduler = run(mended)
+    fixed = [tasks[0], task(tmp_path, "bad"), tasks[2]]
+    code, said, scheduler = run(fixed)
     assert code == 0 and scheduler.count("skipped") == 2
     assert status_of(tmp_path, "bad") == ("done", None, 2)
     assert "KeyError" in (tmp_path / "bad" / "train.1.log").read_text()
@@ -306,7 +306,7 @@ def test_helpers_of_a_dead_leader_do_not_outlive_it(tmp_path: Path) -> None:
 
 @pytest.fixture
 def orphan(tmp_path: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """A worker that nobody's runner started, holding the lock of run "a"."""
+    """A worker that no runner started, holding the lock of run "a"."""
     command = task(tmp_path, "a", steps=10_000, sleep=0.05).command
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     until(lambda: run_files.holder_file(run_files.run_lock(tmp_path / "a")).exists())
@@ -446,8 +446,8 @@ def test_classify_tells_the_kernels_kills_from_others() -> None:
     assert classify(-9, at_work, 1, None, starved=True)[:2] == ("failed", "oom")
     assert classify(-9, at_work, 1, None)[:2] == ("failed", "killed")
     assert classify(1, at_work, 1, None, starved=True)[:2] == ("failed", "oom")
-    told = {"status": "failed", "failure": "nan", "attempt": 1}
-    assert classify(1, told, 1, None, starved=True)[:2] == ("failed", "nan")
+    recorded = {"status": "failed", "failure": "nan", "attempt": 1}
+    assert classify(1, recorded, 1, None, starved=True)[:2] == ("failed", "nan")
     assert classify(-9, at_work, 1, "stop", starved=True)[0] == "interrupted"
     assert classify(-11, at_work, 1, None)[:2] == ("failed", "crash")
 

@@ -18,11 +18,11 @@ FORK = multiprocessing.get_context("fork")
 
 
 def serve(path: str, line: Connection) -> None:
-    """A run that does as it is told, word by word."""
+    """A run that follows commands, word by word."""
     turn = Turn(path)
 
     def waiting() -> None:
-        assert not line.poll(), "told to give up"
+        assert not line.poll(), "asked to give up"
 
     for word in iter(line.recv, "end"):
         if word == "alone":

@@ -87,7 +87,7 @@ def test_a_value_that_was_edited_by_hand_comes_from_its_line() -> None:
     read = parse_config(edited.replace("ON = True\n", "ON = 1\n"), "config.py")
     assert read.origins == {"N": read.places["N"], "ON": read.places["ON"]}
     assert edited.split("\n")[int(read.origin("N").split(":")[1]) - 1] == "CONFIG_N = 2"
-    # Written once more, as beside results, the value and its origin stay.
+    # Written once more, as in a results folder, the value and its origin stay.
     again = parse_config(render_config(read), "results/config.py")
     assert again.origins == read.origins
 

@@ -28,7 +28,7 @@ HEAVY = {"rdna": 128, "cdna": 256, "ampere": 4 * 128, "nvidia": math.inf}
 
 
 def made(launch: Launch, architecture: str, tile: Any) -> Resources | str:
-    """What compiling it gives, or why it failed."""
+    """Result of compiling it, or the reason why it failed."""
     try:
         return compiled(launch, architecture, tile)
     except Exception as error:

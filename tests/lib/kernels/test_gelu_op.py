@@ -138,7 +138,7 @@ def test_products_can_be_recorded() -> None:
     graph, place = torch.cuda.CUDAGraph(), torch.zeros_like(x)
     with torch.cuda.graph(graph):
         found = ours(place, into, outof, bias)
-    for _ in range(2):  # by the graph and beside it, as training and evaluation do
+    for _ in range(2):  # with the graph and without it, as training and evaluation do
         place.copy_(x)
         graph.replay()
         assert torch.equal(found, expected)

@@ -9,7 +9,7 @@ import torch
 
 from lib.kernels.timing import seconds
 
-SLOW = 2e-3  # seconds that a host needs for a launch, with others beside it
+SLOW = 2e-3  # seconds that a host needs for a launch, with other work on the machine
 
 
 @pytest.mark.gpu

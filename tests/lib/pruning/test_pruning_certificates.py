@@ -98,7 +98,7 @@ class ForgetsPruned(Pruner):
 
 
 class Revives(Pruner):
-    """Masks chosen anew each time by magnitude before the weights were zeroed."""
+    """Masks chosen again each time by magnitude before the weights were zeroed."""
 
     def _ranked(self, name):
         score = super()._ranked(name)

@@ -150,7 +150,7 @@ def test_a_control_without_any_other_kernel_is_refused() -> None:
 
 
 def known(settings: Settings) -> Tuning:
-    """What trials on a GPU might have found."""
+    """Choices as trials on a GPU might find them."""
     return Tuning(
         ranks={
             attention.key(settings, 4): ["cudnn", "triton", "reference"],
