@@ -1,4 +1,4 @@
-"""`make as-trained`: every step's gradients against the formulas; runs are not changed."""
+"""`make as-trained`: gradients of every step against the formulas, beforehand."""
 
 from __future__ import annotations
 
