@@ -53,7 +53,7 @@ def overfit(plan: Plan) -> int:
     print(f"{'step':<34} {'updates':>7} {'first loss':>10} {'last loss':>9}")
     failed = 0
     for cell, subject in subjects(plan, n_layer=2).items():
-        found = overfit.learn_by_heart(subject)
+        found = overfit.overfit_batch(subject)
         failed += not found.ok
         mark = "" if found.ok else f"  above {overfit.ENOUGH}: it does not learn"
         numbers = f"{found.updates:>7} {found.first:>10.3f} {found.last:>9.3f}"

@@ -172,7 +172,7 @@ def test_an_optimizer_and_a_pruning_method_are_two_files_each(tree: Path) -> Non
         "lion-none adamw-none 0.0001",
     ]
     assert "lion-agreement: agreement pruning scores by Adam's two moments" in said[3]
-    assert "SGD_MOMENTUM=0.5 (command line) changes nothing: no job uses one" in said[3]
+    assert "SGD_MOMENTUM=0.5 (command line) has no effect: no job uses one" in said[3]
     assert said[4:] == ["failed: []", "wrong: [False, False]"]
 
 

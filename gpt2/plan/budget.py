@@ -1,8 +1,7 @@
-"""Parameters, FLOPs and cache of a model, analytic, and the width solver.
+"""Analytic parameters, FLOPs and cache of a model, and the width solver.
 
 Torch-free: listing a matrix and solving its widths must not import torch.
-gpt2/verify/certify_steps.py holds these formulas against the model that is really
-built.
+gpt2/verify/certify_steps.py compares these formulas with the model that is built.
 """
 
 from __future__ import annotations
@@ -37,20 +36,20 @@ class Budget:
 
     @property
     def ratio(self) -> float:
-        """r: MLP weights over attention weights."""
+        """Ratio r of MLP to attention weights."""
         return self.mlp / self.attention
 
     @property
     def flops_training(self) -> int:
-        """Forward and backward: a backward pass costs two forwards, less what has
-        no gradient."""
+        """FLOPs of forward and backward pass: the backward pass costs two forward
+        passes, except for parts without a gradient."""
         return 3 * self.flops_forward - self.flops_not_backward
 
 
 def budget(settings: Settings, heads: Sequence[int] | None = None) -> Budget:
     """Costs of a model whose widths are resolved (see ``resolve_widths``).
 
-    heads: how many each layer has, where heads were removed from the model.
+    heads: remaining heads of each layer, if heads were removed from the model.
     """
     m = settings.model
     own = [m.n_head] * m.n_layer if heads is None else list(heads)
@@ -96,19 +95,19 @@ def _norm(s: Settings) -> int:
 
 
 def attention_weights(s: Settings) -> int:
-    """Weights of one layer's attention matrices, mechanisms beside them not counted."""
+    """Weights of one layer's attention matrices, excluding mechanisms."""
     output = s.model.n_head * s.model.head_dim * s.model.n_embd
     return projection_of(s).cost(s).weights + output
 
 
 def linear_weights(s: Settings) -> int:
-    """Weights of all linear layers: what is cast under autocast, and may be pruned."""
+    """Weights of all linear layers, which autocast casts and pruning may prune."""
     layers = s.model.n_layer
     return layers * _block(s).weights + (layers - 1) * _producer(s).weights
 
 
 def _block(s: Settings) -> Cost:
-    """One block without what it hands to the next."""
+    """Cost of one block without the outputs for the next one."""
     m, projection = s.model, projection_of(s)
     inner = m.n_head * m.head_dim
     weights = attention_weights(s) + 2 * m.n_embd * m.mlp_width
@@ -126,7 +125,7 @@ def _block(s: Settings) -> Cost:
 
 
 def _producer(s: Settings) -> Cost:
-    """What every block but the last has to feed its successor."""
+    """Cost of the outputs of a block for the next one; the last block has none."""
     return sum_of(*(mechanism.producer_cost(s) for mechanism in enabled(s)))
 
 

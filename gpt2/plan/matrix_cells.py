@@ -1,8 +1,8 @@
-"""The cells of the test matrix: optimizer x pruning method x sparsity.
+"""Cells of the test matrix: optimizer x pruning method x sparsity.
 
 Torch-free. A cell changes the optimizer, its learning rate where it has its own,
 and the pruning; everything else (updates, tokens, evaluation, schedule, cadence
-and scope of pruning) is one for all cells.
+and scope of pruning) is the same for all cells.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from lib.pruning.registry import METHODS, VARIANTS, why_not
 from lib.pruning.schedules import CubicSchedule, ramp
 
 BASELINE = "adamw-none"
-STATE_OF = "adamw"  # what adamwprune is but for its pruning
+STATE_OF = "adamw"  # adamwprune without its pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +57,14 @@ class MatrixCell:
 def cell_name(
     optimizer: str, method: str, sparsity: float | None, variant: str | None
 ) -> str:
-    """As in adamw-none, adamwspam-magnitude-50, adamwprune-bitter7-state-50."""
+    """Name such as adamw-none, adamwspam-magnitude-50, adamwprune-bitter7-state-50."""
     share = None if sparsity is None else f"{100 * sparsity:g}"
     words = (optimizer, variant, method, share)
     return "-".join(word for word in words if word is not None)
 
 
 def cells_of(settings: Settings) -> tuple[list[MatrixCell], list[LeftOutCell]]:
-    """The cells to run, the baseline first, and those left out with the reason.
+    """Cells to run, the baseline first, and cells left out with the reason.
 
     Raises ValueError if a set is empty or two cells would have one name.
     """
@@ -93,7 +93,7 @@ def cells_of(settings: Settings) -> tuple[list[MatrixCell], list[LeftOutCell]]:
 
 
 def chosen(matrix: Matrix, names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that are in the configured set, in their order."""
+    """Those of ``names`` that are in the configured set, in the same order."""
     return [name for name in names if matrix.has(name)]
 
 
@@ -138,13 +138,13 @@ def _require_names(cells: list[MatrixCell]) -> None:
         )
 
 
-# ---- cells that are known to give the same --------------------------------------
+# ---- cells with identical results -----------------------------------------------
 
 
 def _twin(
     cell: MatrixCell, settings: Settings, there: Collection[str]
 ) -> LeftOutCell | None:
-    """Why a cell would only repeat another one that is in the matrix."""
+    """Reason why a cell would only repeat another one of the matrix."""
     if cell.variant is None:
         return None
     like = METHODS[cell.method].same_ranking.get(cell.variant, cell.variant)
@@ -159,14 +159,14 @@ def _twin(
     return None
 
 
-# ---- what a cell changes, and what it is held to --------------------------------
+# ---- changes of a cell, and its comparison partner ------------------------------
 
 
 def rates_of(settings: Settings, optimizer: str) -> tuple[float, float]:
     """Peak and final learning rate of an optimizer's cells.
 
-    One with a rate of its own has its final rate scaled along, so that all cells
-    have a schedule of one shape.
+    With its own peak rate the final rate is scaled along, so that all cells have a
+    schedule of the same shape.
     """
     optim = settings.optim
     own = settings.matrix.own_rate(optimizer)
@@ -176,7 +176,7 @@ def rates_of(settings: Settings, optimizer: str) -> tuple[float, float]:
 
 
 def cell_changes(cell: MatrixCell, settings: Settings) -> dict[str, Any]:
-    """The fields that a cell sets, over the configured settings."""
+    """Fields that a cell sets, over the configured settings."""
     changes: dict[str, Any] = {
         "optimizer": cell.optimizer,
         "prune_method": cell.method,
@@ -214,11 +214,11 @@ def partner_of(cell: MatrixCell, cells: Sequence[MatrixCell]) -> MatrixCell | No
     return next((there[name] for name in wanted if name in there), cells[0])
 
 
-# ---- what cannot work ------------------------------------------------------------
+# ---- invalid settings -------------------------------------------------------------
 
 
 def pruning_schedule(settings: Settings) -> CubicSchedule:
-    """When how much is pruned. ValueError where no mask update fits into the run."""
+    """Pruning schedule of a run. ValueError if no mask update fits into it."""
     pruning = settings.pruning
     return ramp(
         sparsity=pruning.prune_sparsity,
@@ -263,7 +263,7 @@ def require_effect(settings: Settings) -> None:
 
 
 def _require_heads(settings: Settings) -> None:
-    """Refuse to prune no head at all."""
+    """Refuse a sparsity that prunes no head at all."""
     m, sparsity = settings.model, settings.pruning.prune_sparsity
     is_structured = METHODS[settings.pruning.prune_method].is_structured
     if not is_structured or heads_pruned(settings, sparsity)[1]:

@@ -51,12 +51,12 @@ TUNED = {
     False: Tuned(logit=17, head=6, backward=5, scores=3, workspace=64 << 20),
     True: Tuned(logit=2, head=8, backward=4, scores=2, workspace=64 << 20),
 }
-USABLE = 0.9  # of a card's memory: the driver, the display, fragments take the rest
+USABLE = 0.9  # of a card's memory: driver, display and fragmentation need the rest
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes at the peak, by what takes them."""
+    """Bytes at the peak, by use."""
 
     weights: int
     gradients: int
@@ -72,8 +72,8 @@ class Memory:
 
 
 def memory(settings: Settings, micro_batch: int | None = None) -> Memory:
-    """Of a model whose widths are resolved, on one GPU; micro_batch: instead of
-    BATCH_SIZE."""
+    """Peak memory of a model whose widths are resolved, on one GPU; micro_batch:
+    instead of BATCH_SIZE."""
     s, r = settings, settings.resources
     batch = micro_batch or r.batch_size
     tokens = batch * s.model.block_size
@@ -94,8 +94,8 @@ def memory(settings: Settings, micro_batch: int | None = None) -> Memory:
 
 
 def misfit(settings: Settings) -> str:
-    """Why the run will hardly fit the memory that GPU_MEMORY_GB tells; empty: it
-    will, or there is no telling."""
+    """Reason why the run will hardly fit into GPU_MEMORY_GB; "" if it fits or the
+    memory is unknown."""
     there, needed = settings.resources.gpu_memory, memory(settings).total
     if not there or settings.resources.device == "cpu":
         return ""
@@ -108,7 +108,7 @@ def misfit(settings: Settings) -> str:
 
 
 def _in_update(s: Settings, peak: Memory) -> Memory:
-    """While the weights are updated: gradients, but no activations."""
+    """Memory while the weights are updated: gradients, but no activations."""
     scratch = FLOAT * OPTIMIZERS[s.optim.optimizer].scratch
     sums = FLOAT if s.resources.ddp_gpus_per_job > 1 else 0  # over the ranks
     n = peak.weights // FLOAT
@@ -128,8 +128,8 @@ def _compute(s: Settings) -> int:
 
 
 def _casts(s: Settings) -> int:
-    """16-bit copies of weights, for the backward pass; what is used transposed, or
-    is no parameter, is cast at each use. Compiled code casts again instead."""
+    """16-bit copies of weights for the backward pass; tensors that are used transposed,
+    or are not parameters, are cast at each use. Compiled code casts again instead."""
     if not _is_mixed(s) or s.resources.compile_model:
         return 0
     again = sum(mechanism.cast_again(s) for mechanism in enabled(s))
@@ -144,7 +144,7 @@ def _normed(s: Settings) -> int:
 
 
 def optimizer_bytes(s: Settings) -> int:
-    """What the optimizer keeps between updates; counters are not worth counting."""
+    """Bytes of optimizer state, without counters."""
     spec, values = OPTIMIZERS[s.optim.optimizer], s.flat()
     hidden, n = linear_weights(s), budget(s).parameters
     kept = spec.kept_by(True, values) * hidden
@@ -163,7 +163,8 @@ def pruning_bytes(s: Settings) -> int:
 
 
 def _temporaries(s: Settings, tokens: int) -> int:
-    """In the loss or at the start of the backward pass, whichever takes more."""
+    """Temporaries in the loss or at the start of the backward pass, whichever is
+    larger."""
     m, tuned = s.model, TUNED[s.resources.compile_model]
     wide = -(-s.vocab_size // MULTIPLE) * MULTIPLE
     loss = tuned.logit * min(tokens, CHUNK) * wide + tuned.head * wide * m.n_embd
@@ -174,7 +175,8 @@ def _temporaries(s: Settings, tokens: int) -> int:
     return int(max(loss, backward)) + tuned.workspace
 
 
-# ---- what the backward pass needs of the forward pass --------------------------------
+# ---- tensors kept for the backward pass
+# -----------------------------------------------
 
 
 def activations_per_token(s: Settings) -> int:
@@ -189,7 +191,7 @@ def activations_per_token(s: Settings) -> int:
 
 
 def kept_by_block(s: Settings) -> dict[str, int]:
-    """Bytes a token kept by one block but the first, by what it is.
+    """Bytes per token kept by one block (not the first), by kind of tensor.
 
     Per token, so that a matrix T x T of one sequence counts T.
     """
@@ -214,20 +216,20 @@ def _keeping(s: Settings) -> Kept:
 
 
 def kept_of_context(s: Settings) -> dict[str, int]:
-    """What a block keeps of what the one before handed to it."""
+    """Bytes per token that a block keeps of its inputs from the previous block."""
     parts = (m.kept_of_context(s, _keeping(s)) for m in enabled(s))
     return {name: size for part in parts for name, size in part.items()}
 
 
 def kept_by_producer(s: Settings) -> dict[str, int]:
-    """What a block keeps for making what it hands to the next."""
+    """Bytes per token that a block keeps to compute the outputs for the next one."""
     parts = (m.kept_by_producer(s, _keeping(s)) for m in enabled(s))
     return {name: size for part in parts for name, size in part.items()}
 
 
 def _copies(s: Settings) -> int:
-    """How often the attention's input is kept: without a compiler autocast makes a
-    copy for each product that reads it."""
+    """Number of kept copies of attention's input: without a compiler autocast makes one
+    for each product that reads it."""
     if s.resources.compile_model or not _is_mixed(s):
         return 1
     apart = s.resources.attention_backend == "reference"
@@ -293,8 +295,8 @@ def _kept_by_reference(s: Settings, by: Kept) -> int:
 
 
 def attention_backend(s: Settings) -> str:
-    """The path of attention on a GPU, as far as it is known beforehand: `auto` is
-    taken to choose SDPA where it serves and this project's kernels elsewhere."""
+    """Attention backend on a GPU, as far as it is known in advance: `auto` is assumed
+    to choose SDPA if it supports the step, and this project's kernels otherwise."""
     needs, backend = needs_of(s), s.resources.attention_backend
     fused = backend in ("auto", "sdpa", "cudnn")
     shows_weights = needs.statistic is not None or needs.mean

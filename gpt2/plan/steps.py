@@ -1,8 +1,8 @@
-"""STEPS, the registry of ablation steps: the one place that defines an arm.
+"""STEPS, the registry of ablation steps: the only place that defines an arm.
 
-Everything else derives from it: Kconfig help, README table, plan, run paths,
-the trainer's settings and the report's comparison partner. Ids are stable for
-ever. A new step over existing mechanisms is one more row here.
+Everything else is derived from it: Kconfig help, README table, plan, run paths, the
+trainer's settings and the report's comparison partner. Ids never change. A new step
+over existing mechanisms is one more row here.
 
 In the titles r is the ratio of MLP to attention parameters.
 """
@@ -44,7 +44,7 @@ class Step:
     changes: Mapping[str, Any]
 
 
-# GPT-2 itself: every mechanism off. Step 0, and so the root of each lineage.
+# GPT-2 itself, with every mechanism off: step 0, the root of each lineage.
 PLAIN = {
     name: value
     for values in (*({**m.off, **m.plain} for m in mechanisms()), NO_WIDTH_REQUESTS)
@@ -344,7 +344,7 @@ STEPS: dict[int, Step] = {
 
 
 def lineage(step_id: int) -> Iterator[Step]:
-    """The step's ancestors from the root down to itself; KeyError if unknown."""
+    """Ancestors of a step from the root down to itself; KeyError if unknown."""
     step = STEPS[step_id]
     if step.parent is not None:
         yield from lineage(step.parent)
@@ -352,7 +352,7 @@ def lineage(step_id: int) -> Iterator[Step]:
 
 
 def changes_of(step_id: int) -> dict[str, tuple[Any, int]]:
-    """Field to (value, id of the step that set it), over the whole lineage."""
+    """Fields with (value, id of the step that set it), over the whole lineage."""
     merged: dict[str, tuple[Any, int]] = {}
     for step in lineage(step_id):
         merged |= {field: (value, step.id) for field, value in step.changes.items()}

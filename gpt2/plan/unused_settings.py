@@ -1,7 +1,7 @@
-"""Settings that were asked for and change nothing in any job of a plan.
+"""Report settings that no job of a plan reads.
 
-A preset serves many sets of steps, so this is not an error, but a number must not be
-taken for the effect of a setting that nothing read. Torch-free.
+A preset is used with many sets of steps, so this is not an error, but a result must not
+be mistaken for the effect of a setting that was not read. Torch-free.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from lib.optim.registry import OPTIMIZERS
 
 @dataclass(frozen=True, slots=True)
 class Reader:
-    """What reads some fields, as the end of "no job ...", and where it is on."""
+    """Reader of some fields: its name as the end of "no job ...", and when it is on."""
 
     what: str
     fields: tuple[str, ...]
@@ -39,7 +39,7 @@ def _is_read(mechanism: Mechanism, reads: Reads, settings: Settings) -> bool:
 
 
 def _of_optimizers() -> Iterator[Reader]:
-    """One for each setting that not all optimizers read."""
+    """Readers for settings that not all optimizers read."""
     users: dict[str, list[str]] = {}
     for name, spec in OPTIMIZERS.items():
         for field in (*spec.reads, *(own.name for own in spec.own)):
@@ -101,19 +101,20 @@ READERS = (
 
 
 def idle(plan: Plan, config: Config) -> list[str]:
-    """A line for each setting of ``config`` that acts on no job, with its origin."""
+    """Line for each setting of ``config`` that has no effect on any job, with its
+    origin."""
     found = []
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol)
         why = "" if origin is None else _why_idle(plan, name, origin)
         if why:
             value = config.values[symbol]
-            found.append(f"{symbol}={value} ({origin}) changes nothing: {why}")
+            found.append(f"{symbol}={value} ({origin}) has no effect: {why}")
     return found
 
 
 def _why_idle(plan: Plan, name: str, origin: str) -> str:
-    """Why a field asked for at ``origin`` acts on no job; empty if it does."""
+    """Reason why a field set at ``origin`` has no effect on any job; "" if it has."""
     reader = next((r for r in READERS if name in r.fields), None)
     jobs = [job for job in plan.jobs if reader is None or reader.is_on(job.settings)]
     if reader is not None and not jobs:

@@ -360,7 +360,7 @@ def _naive_scores(run: PrunedTraining, layer: int, step: int) -> list[float]:
 def check_export(
     optimizer: str, make: MakePruner = HeadPruner, cut: Cut = without_heads
 ) -> Row:
-    """What is written without its pruned heads and read back computes what the masked
+    """A model written without its pruned heads and read back computes what the masked
     model does, with the parameters and the cache of the budget. The figure is the
     difference of logits relative to the largest, over a context and decoding."""
     run, label = (

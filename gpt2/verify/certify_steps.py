@@ -45,7 +45,7 @@ class Proof:
 
     @property
     def message(self) -> str:
-        """What failed and why; empty if nothing did."""
+        """Failures with reasons; "" if there are none."""
         return "; ".join(
             f"{name}: {f.detail or f.figure}"
             for name, f in self.findings.items()
@@ -178,8 +178,8 @@ class ProofCache:
 
 
 def _proven(settings: Settings | None) -> dict[str, Any]:
-    """What the certificates of a model depend on, as plain data: cells that differ
-    in pruning alone share theirs."""
+    """Settings that the certificates of a model depend on, as plain data: cells that
+    differ in pruning alone share theirs."""
     if settings is None:
         return {}
     whole = settings.replace(adamwprune_variant="").to_dict()

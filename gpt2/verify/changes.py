@@ -177,7 +177,7 @@ def _by_training(one: Behaviour, other: Behaviour) -> float:
 def _as_trained(one: Subject, other: Subject) -> tuple[Settings, Settings]:
     """Both at certificate size, with what that size sets aside and training reads.
 
-    Of the resources, which are no part of a run's identity, only the batch differs:
+    Of the resources, which are not part of a run's identity, only the batch differs:
     another kernel's rounding makes no other model.
     """
     tiny = [

@@ -1,4 +1,4 @@
-"""Each feature acts when it is on, and does nothing at its neutral value."""
+"""Certificates of features: each acts when it is on, and not at its neutral value."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gpt2.verify.subject import ROUNDING, Finding, Subject
 
 
 def features_of(settings: Settings) -> list[Mechanism]:
-    """The mechanisms that are on and that the same weights can do without."""
+    """Enabled mechanisms that can be switched off with the same weights."""
     return [m for m in enabled(settings) if not m.replaces]
 
 
@@ -75,7 +75,7 @@ def _context_problems(model: GPT, tokens: Tensor) -> Iterator[str]:
 def _block_outputs(
     model: GPT, tokens: Tensor, knock_out: int | None = None
 ) -> list[tuple[Tensor, BlockContext]]:
-    """What each block returned; the context out of one block may be zeroed."""
+    """Outputs of each block; the context from one block may be zeroed."""
     outputs: list[tuple[Tensor, BlockContext]] = []
 
     def watch(_: nn.Module, __: Any, output: tuple[Tensor, BlockContext]) -> Any:

@@ -1,7 +1,7 @@
-"""One batch of real text, learned by heart: what every step must be able to do.
+"""Overfit one batch of real text, which every step must be able to do.
 
-A model that cannot bring the loss of a single batch near zero has a fault that no
-amount of data would show: a mask that hides the answer, a gradient that is cut.
+A model that cannot bring the loss of a single batch near zero has a fault that more
+data would not reveal, such as a mask that hides the answer or a blocked gradient.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ LEARNING_RATE = 3e-3
 
 @dataclass(frozen=True, slots=True)
 class Learned:
-    """The loss in nats per token, and after how many updates."""
+    """Loss in nats per token, and the number of updates."""
 
     first: float
     last: float
@@ -49,7 +49,7 @@ def one_batch(block_size: int) -> tuple[Tensor, Tensor]:
     return pair[:, :-1], pair[:, 1:]
 
 
-def learn_by_heart(subject: Subject, updates: int = UPDATES) -> Learned:
+def overfit_batch(subject: Subject, updates: int = UPDATES) -> Learned:
     """Train on the one batch until the loss is low enough or the updates are up."""
     torch.manual_seed(subject.seed)
     model: GPT = subject.model(generic=False).train()

@@ -1,4 +1,4 @@
-"""Whether the arms of a plan are paired: checked before the first run starts.
+"""Check that the arms of a plan are paired, before the first run starts.
 
 Arms of a seed have to train on the same batches, from the same initial weights as far
 as they have them in common, over the same number of tokens, and be scored on the same
@@ -48,7 +48,7 @@ WeightKey = tuple[int, str, tuple[int, ...]]
 
 @dataclass(slots=True)
 class Pairing:
-    """What was compared, and by cell what is wrong with it.
+    """Result of the comparison: its extent, and problems by cell.
 
     text: what the tokens are of. batches: fingerprints by seed, of the updates.
     windows: of validation. weights: how many are common to several arms of a seed.
@@ -71,7 +71,7 @@ class Pairing:
             known.append(problem)
 
     def line(self) -> str:
-        """The result in words."""
+        """Result in words."""
         if self.problems:
             return f"pairing: FAILED for {', '.join(self.problems)}"
         if self.arms == 1:
@@ -90,7 +90,7 @@ class Pairing:
 def hold_to_account(
     proofs: Sequence[Proof], pairings: Iterable[Pairing]
 ) -> list[Proof]:
-    """The proofs of cells, each with whether it is paired with the others."""
+    """Proofs of cells, extended by whether each is paired with the others."""
     problems = {k: v for found in pairings for k, v in found.problems.items()}
     return [
         Proof(proof.cell, {**proof.findings, NAME: _finding(problems, proof.cell)})
@@ -145,7 +145,7 @@ def _compare_tokens(plan: Plan, found: Pairing) -> None:
 
 @contextmanager
 def _tokens(plan: Plan) -> Iterator[tuple[str, tuple[TokenSplit, TokenSplit] | None]]:
-    """What the tokens are of, and the splits; None for those of each job's own."""
+    """Origin of the tokens, and the splits; None if each job reads its own."""
     settings = plan.jobs[0].settings
     try:
         load_data(settings)
@@ -163,7 +163,7 @@ def _tokens(plan: Plan) -> Iterator[tuple[str, tuple[TokenSplit, TokenSplit] | N
 
 
 class _Reader:
-    """What the code that trains gives a job to train and to be scored on."""
+    """Reads the batches and windows of a job with the code that trains."""
 
     def __init__(
         self, updates: Sequence[int], splits: tuple[TokenSplit, TokenSplit] | None
@@ -250,8 +250,8 @@ def _weights(job: Job, settings: Settings) -> dict[WeightKey, str]:
 
 
 def undeclared(job: Job, plan: Plan) -> list[str]:
-    """How the settings of a job differ from its parent's otherwise than its row, or
-    its cell of a test matrix, says."""
+    """Differences of a job's settings from its parent's that its row, or its cell of a
+    test matrix, does not declare."""
     mode = plan.base.matrix.mode
     if job.is_control:
         return _of_control(job, plan)
@@ -333,7 +333,7 @@ def unnamed(step: Step) -> list[str]:
 
 
 def _spelled(step: Step, name: str, value: Any) -> str:
-    """How a title names a value; empty if it need not."""
+    """Form of a value in a title; "" if the title need not name it."""
     if isinstance(value, Times):
         return str(value.ratio)
     if name == "ra_window" and value == WHOLE_CONTEXT:

@@ -1,4 +1,4 @@
-"""What a certificate takes and what it gives: a step at certificate size, a finding."""
+"""Input and output of a certificate: a step at certificate size, and a finding."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Finding:
 
     @classmethod
     def of_crash(cls, error: Exception) -> Finding:
-        """What could not be brought to its end has failed."""
+        """Finding for a certificate that crashed: it failed."""
         text = f"{type(error).__name__}: {error}".splitlines()[0]
         return cls(False, "crashed", text)
 
@@ -95,7 +95,7 @@ class Subject:
 def scramble(model: nn.Module, seed: int, centre: float | None = None) -> None:
     """Move every parameter to a generic point, where no two effects cancel.
 
-    centre: of what is no matrix; None: its initial value.
+    centre: of parameters that are not matrices; None: their initial value.
     """
     for name, parameter in model.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator_for(seed, f"+{name}"))

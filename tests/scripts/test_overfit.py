@@ -1,4 +1,4 @@
-"""`make overfit`: steps learn one batch by heart, and a blind model does not."""
+"""`make overfit`: steps overfit one batch, and a blind model does not."""
 
 import subprocess
 import sys
@@ -9,7 +9,7 @@ import pytest
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import plan_settings
 from gpt2.verify.certify_steps import subjects
-from gpt2.verify.overfit import ENOUGH, learn_by_heart, one_batch
+from gpt2.verify.overfit import ENOUGH, one_batch, overfit_batch
 from tests.gpt2.tinydata import ROOT
 from tests.gpt2.tinytraining import tiny_job
 
@@ -57,5 +57,5 @@ def test_a_model_that_does_not_see_its_input_is_found_out(tmp_path, build):
     base = tiny_job(tmp_path / "data").settings
     plan = plan_settings(base.replace(mode="ablation", steps=(0,)), {})
     (subject,) = subjects(plan).values()
-    found = learn_by_heart(replace(subject, build=build), updates=150)
+    found = overfit_batch(replace(subject, build=build), updates=150)
     assert found.ok == (build is GPT), found
