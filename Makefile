@@ -8,26 +8,29 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 EXPORT_OPTIONS := FORMAT OUT
+EVAL_OPTIONS := TEXT CHOICES ITEMS
 BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE JSON
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE $(SAMPLE_OPTIONS) \
-	$(EXPORT_OPTIONS) $(BENCH_OPTIONS)
+	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS \
+	$(SAMPLE_OPTIONS) $(EXPORT_OPTIONS) $(EVAL_OPTIONS) $(BENCH_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
-RUNS := all quickstart run continue rerun dry-run estimate as-trained budget status stop
+OF_MATRIX := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit plan sample export push bundle
+READ_RESULTS := report audit plan sample export push bundle eval
 READ_RUN := audit sample export push
 READ_REPO := push
 READ_FORMAT := export push
-READ_OUT := export push bundle
+READ_OUT := export push bundle eval
+READ_RUNS := eval
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 $(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
+$(foreach v,$(EVAL_OPTIONS),$(eval READ_$v := eval))
 READ_WINDOWS := audit
-READ_ONLY := $(RUNS) sbatch
+READ_ONLY := $(OF_MATRIX) sbatch
 READ_ON_DONE := all quickstart run continue rerun
-READ_SKIP_VERIFY := $(RUNS) sbatch
+READ_SKIP_VERIFY := $(OF_MATRIX) sbatch
 READ_PYTEST_ARGS := test
 READ_A := compare
 READ_B := compare
@@ -43,6 +46,7 @@ READ_FORCE := data
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit sample export push \
 	bench
+	eval
 
 # Variables given on the command line, byte for byte. make drops the leading blanks of a
 # value, so these are read from the command line of the make process itself.
@@ -148,6 +152,9 @@ sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with mode
 	$(PY) scripts/sample.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
 
+eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, induction, CHOICES (RUNS=0,5; ITEMS=100)
+	$(PY) scripts/eval.py --config config.py $(WITH) $(foreach \
+		o,RESULTS OUT $(EVAL_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)

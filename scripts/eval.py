@@ -1,0 +1,191 @@
+"""Evaluate trained models on other text, on induction and on multiple choice.
+
+All of it works offline. Documents of TEXT (folders, globs or files) are scored in bits
+per byte and by position in the context, random sequences that repeat by the loss on
+the repeat, questions of CHOICES (JSONL) by whether the right answer is the likeliest.
+Runs of one arm are its seeds; every arm is compared with the first one over the same
+items and seeds, with an error that counts both.
+Exit codes: 0 done; 2 no such run, no usable model in it, or an option that makes no
+sense; 6 the disk is full.
+"""
+
+from __future__ import annotations
+
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.infer.compared import (
+    MeasureOfArm,
+    ScoredRun,
+    by_powers,
+    compare_arms,
+    position_rows,
+)
+from gpt2.infer.items import Choice, read_choices, read_texts
+from lib.jobs.import_gc import collector_at_rest
+from lib.jobs.run_files import DiskFull, atomic_write_json
+from lib.number_option import COUNT, add_number
+from lib.terminal import report_console
+
+MOST_RUNS = 256
+Texts = dict[str, list[str]]
+Choices = dict[str, list[Choice]]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+        chosen = chosen_runs(options, most=MOST_RUNS)
+        texts = {path: read_texts(path, options.items) for path in names(options.text)}
+        choices = {
+            Path(path).stem: read_choices(path, options.items)
+            for path in names(options.choices)
+        }
+        device = chosen.resources.device
+        runs, notes = score(chosen.folders, device, texts, choices, options.items)
+    except (ValueError, OSError) as error:
+        print(f"eval: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    compared = compare_arms(runs)
+    show(runs, compared, notes)
+    if not options.out:
+        return 0
+    try:
+        atomic_write_json(options.out, to_json(runs, compared, notes))
+    except DiskFull as error:
+        print(f"eval: {error}", file=sys.stderr)
+        return EXIT_DISK
+    print(f"Written: {options.out}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="eval.py", description=__doc__)
+    add = found.add_argument
+    add_run_options(found)
+    add("--text", default="", help="folders, globs or files, separated by commas")
+    words = 'JSONL files of {"context": ..., "choices": [...], "answer": 0}'
+    add("--choices", default="", help=words)
+    words = "documents, sequences and questions of each kind (default %(default)s)"
+    add_number(found, "ITEMS", COUNT, default=100, help=words)
+    add("--out", type=Path, help="also write all numbers to this JSON file")
+    return found
+
+
+def names(given: str) -> list[str]:
+    return [name.strip() for name in given.split(",") if name.strip()]
+
+
+def score(
+    folders: Sequence[Path], device: str, texts: Texts, choices: Choices, count: int
+) -> tuple[list[ScoredRun], list[str]]:
+    """The scores of each run, one model in memory at a time, and notes on them.
+
+    count: of sequences for induction.
+    """
+    with collector_at_rest():
+        from gpt2.infer.scores import (
+            Scores,
+            score_choices,
+            score_induction,
+            score_texts,
+        )
+        from gpt2.infer.trained import load_trained
+        from lib.gpu.device import select_device
+
+    where = select_device(device).device
+    runs: list[ScoredRun] = []
+    notes: dict[str, None] = {}
+    for folder in folders:
+        trained, found = load_trained(folder, where), Scores()
+        if texts:
+            score_texts(trained, texts, found)
+        score_induction(trained, count, found)
+        score_choices(trained, choices, found)
+        notes |= dict.fromkeys(found.notes)
+        job = trained.job
+        arm = job.name if job.step is None else f"{job.step} {job.name}"
+        positions = by_powers(found.positions)
+        runs.append(ScoredRun(arm, job.seed, str(folder), found.items, positions))
+    return runs, list(notes)
+
+
+def show(
+    runs: Sequence[ScoredRun], rows: Sequence[MeasureOfArm], notes: Sequence[str]
+) -> None:
+    """Print the measures of each arm, and the loss by position of each run."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    console = report_console()
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("measure", "arm", "mean", "difference", "95%", "p (Holm)", "over"):
+        table.add_column(column)
+    before = None
+    for row in rows:
+        shown = row.measure if row.measure != before else ""
+        table.add_row(*(Text(x) for x in (shown, *cells(row))))
+        before = row.measure
+    console.print(table)
+    if positions := list(position_rows(runs)):
+        table = Table(box=box.SIMPLE_HEAD, title="Loss by position in the context")
+        for column in ("position", *(f"{run.arm}, seed {run.seed}" for run in runs)):
+            table.add_column(Text(column))
+        for span, losses in positions:
+            table.add_row(span, *("" if x is None else f"{x:.4f}" for x in losses))
+        console.print(table)
+    if any(r.difference is not None and not r.difference.over_seeds for r in rows):
+        notes = [*notes, "one seed: the intervals are of these models on other items"]
+    for note in notes:
+        print(f"note: {note}")
+
+
+def cells(row: MeasureOfArm) -> list[str]:
+    found = row.difference
+    shown = [row.arm, f"{row.mean:.4f}"]
+    if found is None:
+        return [*shown, "", "", "", ""]
+    over = f"{found.items} items, {found.seeds} seed{'s' * (found.seeds > 1)}"
+    interval, p = "", "" if row.p_holm is None else f"{row.p_holm:.3g}"
+    if found.interval is not None:
+        interval = f"{found.interval.low:+.4f} to {found.interval.high:+.4f}"
+    return [*shown, f"{found.mean:+.4f}", interval, p, over]
+
+
+def to_json(
+    runs: Sequence[ScoredRun], rows: Sequence[MeasureOfArm], notes: Sequence[str]
+) -> dict[str, object]:
+    return {
+        "schema": 1,
+        "runs": [
+            {
+                **{"arm": run.arm, "seed": run.seed, "run_dir": run.run_dir},
+                "items": dict(run.items),
+                "loss_by_position": {str(k): v for k, v in run.positions.items()},
+            }
+            for run in runs
+        ],
+        "measures": [row.to_json() for row in rows],
+        "notes": list(notes),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
