@@ -164,7 +164,7 @@ def assert_agree(
 ) -> None:
     """Outputs and the gradients of all leaves are equal, and none of them is zero.
 
-    their_gradients: of theirs, where several are compared with the same loops.
+    their_gradients: gradients_of(theirs), where several use the same loops.
     """
     assert len(ours) == len(theirs)
     for n, (a, b) in enumerate(zip(ours, theirs, strict=True)):
