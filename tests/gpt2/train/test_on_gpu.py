@@ -40,7 +40,6 @@ def run_on_gpu(folder: Path, **fields: Any) -> str:
     """Train to the end; the log, which is also printed."""
     job = tiny_job(prepare_texts(folder, texts(60)), **BF16, **fields)
     path = write_job(folder / "job.json", job)
-    # Kernels are chosen for each micro batch that is tried, half a minute a time.
     words = ("--job", path, "--run-dir", folder / "run")
     done = run_command(*words, cwd=ROOT, timeout=600)
     print(done.stdout)
@@ -80,7 +79,10 @@ def test_a_profile_of_a_run_has_kernels_and_memory(tmp_path):
 def test_an_absurd_micro_batch_is_halved_until_it_fits(tmp_path):
     fields = {"batch_size": 4096, "gradient_accumulation": 1, "max_iters": 2}
     steps = {"eval_interval": 2, "checkpoint_interval": 2, "log_interval": 1}
-    log = run_on_gpu(tmp_path, **WIDE, **fields, **steps, warmup_steps=1, gpu_warmup=1)
+    # Named, or kernels would be chosen for each micro batch that is tried.
+    kernels = {"attention_backend": "sdpa", "mlp_backend": "torch"}
+    warm = {"warmup_steps": 1, "gpu_warmup": 1}
+    log = run_on_gpu(tmp_path, **WIDE, **fields, **steps, **kernels, **warm)
     recorded = manifest(tmp_path / "run")
     assert recorded["out_of_memory"] and "out of memory after step 0" in log
     assert recorded["micro_batch"] < 4096
