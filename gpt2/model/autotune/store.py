@@ -1,8 +1,8 @@
-"""kernels.json: which kernels the runs of a matrix train with, chosen once for all.
+"""kernels.json: the kernels that the runs of a matrix train with, chosen once for all.
 
-By place (device, versions of torch, Triton, cuDNN and CUDA), since a choice means
-nothing elsewhere: the right paths of attention and MLP by rank, tiles and algorithms,
-and for which arms these have been timed.
+By place (the device and the versions of torch, Triton and cuDNN), since a choice is
+valid nowhere else: the right backends of attention and MLP by speed, tiles and
+algorithms, and the arms for which all of these are known.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ PATIENCE = 1800.0  # seconds that another process may take to tune
 
 @dataclass(slots=True)
 class Tuning:
-    """What is known of one place. ranks: paths by request, the fastest first; lines:
-    what their trials took, for the log; choices: of lib/kernels/choices.py; arms:
-    those that ``choices`` are complete for."""
+    """Choices for one place. ranks: right backends by key, the fastest first; lines:
+    results of their trials, for the log; choices: of lib/kernels/choices.py; arms:
+    those for which ``choices`` are complete."""
 
     ranks: dict[str, list[str]] = field(default_factory=dict)
     lines: dict[str, str] = field(default_factory=dict)
@@ -47,15 +47,15 @@ class Tuning:
 
 
 def file_of(job: Job, run_dir: Path) -> Path:
-    """The file of the results folder that a run directory belongs to; beside a run
-    that stands alone."""
+    """The file of the results folder that a run directory belongs to; of a run outside
+    of a results folder, in its own directory."""
     parts, whole = Path(job.run_dir).parts, run_dir.absolute()
     inside = whole.parts[-len(parts) :] == parts
     return (whole.parents[len(parts) - 1] if inside else whole) / KERNELS_FILE
 
 
 def place(device: torch.device) -> str:
-    """What a choice of kernels depends on besides what is computed."""
+    """Device and versions, on which a choice of kernels depends besides its key."""
     try:
         triton = metadata.version("triton")
     except metadata.PackageNotFoundError:
@@ -67,7 +67,7 @@ def place(device: torch.device) -> str:
 
 
 def read(file: Path, where: str) -> Tuning:
-    """What is known of a place; nothing if the file is missing or damaged."""
+    """Choices for a place; none if the file is missing or damaged."""
     try:
         return Tuning.of(_places(file).get(where, {}))
     except TypeError:
@@ -76,7 +76,7 @@ def read(file: Path, where: str) -> Tuning:
 
 @contextmanager
 def exclusive(file: Path, name: str = "") -> Iterator[None]:
-    """Hold what ``name`` stands for; without one, the file itself."""
+    """Hold the lock of the file, or the one of that name beside it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = file.with_name(f".{file.stem}{'-' * bool(name)}{name}.lock")
     with FileLock(lock, timeout=PATIENCE):
@@ -84,8 +84,8 @@ def exclusive(file: Path, name: str = "") -> Iterator[None]:
 
 
 def add(file: Path, where: str, new: Tuning) -> Tuning:
-    """Put what was found beside what is known; all of that place. Of two processes
-    that chose alike, the first decides: later runs are to train as earlier ones did."""
+    """Add choices to those of a place, and return all of them. A choice that is there
+    already stays: later runs have to train with the kernels of earlier ones."""
     with exclusive(file):
         known = read(file, where)
         whole = Tuning(
