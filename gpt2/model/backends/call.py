@@ -110,12 +110,31 @@ class AttentionCall:
             values=self.v is not None,
         )
 
+    def check_packing(self) -> None:
+        """Assert that q, k and v are the parts of ``qkv`` where it is given.
+
+        Only the kernels that take it in their place would compute with other numbers,
+        so a layer that replaces one of them and keeps qkv is wrong on a GPU alone.
+        """
+        if self.qkv is None:
+            return
+        for part, x in zip(self.qkv.unbind(2), (self.q, self.k, self.v), strict=True):
+            assert x is not None and _place(x) == _place(
+                part.transpose(1, 2)
+            ), "qkv was kept although q, k or v was replaced"
+
     def expanded(self) -> tuple[Tensor, Tensor, Tensor]:
         """q, k and v in one dtype, with all heads, as fused kernels take them; v is
         q where there is none."""
         v = self.q if self.v is None else self.v
         k, v = (x.expand(*self.q.shape[:2], -1, -1) for x in (self.k, v))
         return self.q.to(v.dtype), k.to(v.dtype), v
+
+
+def _place(x: Tensor) -> tuple[object, ...]:
+    """Where the numbers of a tensor are in memory."""
+    storage = x.untyped_storage()._cdata
+    return storage, x.storage_offset(), x.shape, x.stride()
 
 
 @dataclass(frozen=True, slots=True)

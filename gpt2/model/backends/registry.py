@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Protocol
 
+import torch
+
 from gpt2.mechanisms import needs_of, projection_of
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.backends import cudnn, flex, reference, sdpa, triton
@@ -45,6 +47,8 @@ BACKENDS: dict[str, Backend] = {
 def attend(call: AttentionCall, backend: str = "auto") -> Attended:
     """Compute a call by the backend of that name; where it is "auto" or cannot serve,
     by sdpa, or else by the reference (``serving`` says which)."""
+    if not torch.compiler.is_compiling():  # which has no addresses
+        call.check_packing()
     name = serving(call.shape, backend, platform_of_tensor(call.q))
     return BACKENDS[name].run(call)
 

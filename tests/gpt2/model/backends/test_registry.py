@@ -417,6 +417,22 @@ def test_a_call_is_traced_whole_by_the_compiler(backend: str) -> None:
         assert torch.equal(found, expected)
 
 
+def test_replaced_queries_do_not_keep_the_packed_tensor() -> None:
+    qkv = normal(2, 9, 3, 3, 4, seed=0)
+    q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
+    packed = AttentionCall(q, k, v, 0.5, qkv=qkv)
+    plain = attend(AttentionCall(q, k, v, 0.5))
+    assert torch.equal(attend(packed).output, plain.output)
+    for stale in (
+        replace(packed, q=q * 1.0),
+        replace(packed, q=k),
+        replace(packed, k=k.flip(1)),
+        replace(packed, v=v[..., :2]),
+    ):
+        with pytest.raises(AssertionError, match="qkv was kept although q, k or v"):
+            attend(stale)
+
+
 def test_the_statistic_alone_is_that_of_attention() -> None:
     q, k, v = (normal(2, 3, 9, 4, seed=n) for n in range(3))
     together = attend(AttentionCall(q, k, v, scale=0.5, statistic=ENTROPY)).statistic
