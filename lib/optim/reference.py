@@ -18,14 +18,12 @@ Array = np.ndarray
 State = dict[str, Any]
 
 
-def adam_update(
-    g: Array, state: State, t: int, s: Mapping[str, Any], amsgrad: bool = False
-) -> Array:
+def adam_update(g: Array, state: State, t: int, s: Mapping[str, Any]) -> Array:
     """m_hat / (sqrt(v_hat) + eps) after the moments took in g as step t."""
     state["m"] = s["beta1"] * state.get("m", 0.0) + (1 - s["beta1"]) * g
     state["v"] = s["beta2"] * state.get("v", 0.0) + (1 - s["beta2"]) * g * g
     second = state["v"]
-    if amsgrad:
+    if s.get("amsgrad"):
         second = state["vmax"] = np.maximum(state.get("vmax", 0.0), state["v"])
     m_hat = state["m"] / (1 - s["beta1"] ** t)
     v_hat = second / (1 - s["beta2"] ** t)

@@ -37,6 +37,24 @@ def _accept(_: Mapping[str, Any]) -> None:
     return None
 
 
+def from_torch(kind: str, *reads: str, **options: Any) -> Builder:
+    """The builder of torch.optim's `kind`, fused where all parameters are on a GPU.
+
+    reads: the attributes of OptimConfig that it takes, apart from the learning rate.
+    options: further arguments.
+    """
+
+    def build(
+        groups: list[Group], config: OptimConfig, embeddings: Collection[str]
+    ) -> OptimizerLike:
+        from lib.optim.eager import fused
+
+        given = {name: getattr(config, name) for name in reads}
+        return fused(kind, groups, lr=config.learning_rate, **given, **options)
+
+    return build
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Own:
     """A setting of one optimizer only; its symbol is the name in upper case.

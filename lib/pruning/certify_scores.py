@@ -46,6 +46,7 @@ class _Truth:
         shapes = {name: tuple(w.shape) for name, w in run.prunable.items()}
         self.sums = {name: np.zeros(shape) for name, shape in shapes.items()}
         self.aside = {name: np.zeros(shape) for name, shape in shapes.items()}
+        self.dense: dict[str, Array] = {}
 
     def wrong_after(self, step: int) -> int:
         """Do one update; how many weights its new masks, if any, keep or drop against
@@ -53,9 +54,10 @@ class _Truth:
         run, pruner = self.run, self.run.pruner
         run.backward(step)
         for name, weight in run.prunable.items():
-            self.sums[name] = sum_of(
-                self.kind.name, self.sums[name], weight, self.aside[name]
-            )
+            assert weight.grad is not None
+            if add := self.kind.sum_reference:
+                dense = _array(weight) + self.aside[name]
+                self.sums[name] = add(self.sums[name], _array(weight.grad), dense)
         pruner.before_update(step)
         run.step()
         scores = {name: self._score(name, step) for name in run.prunable}
@@ -64,9 +66,9 @@ class _Truth:
         pruner.after_update(step)
         after = {name: mask.cpu().numpy() for name, mask in run.masks().items()}
         for name, old in before.items():
+            self.dense[name] = np.where(old, stepped[name], self.aside[name])
             if self.kind.regrows:
-                dense = np.where(old, stepped[name], self.aside[name])
-                self.aside[name] = np.where(after[name], 0.0, dense)
+                self.aside[name] = np.where(after[name], 0.0, self.dense[name])
         if not SCHEDULE.is_update(step):
             return 0
         by = pruner.variant in self.kind.by_depth
@@ -94,13 +96,6 @@ class _Truth:
         return result
 
 
-def sum_of(method: str, sums: Array, weight: Tensor, aside: Array) -> Array:
-    """The method's sums after a gradient, in float64; unchanged where it has none."""
-    add = METHODS[method].sum_reference
-    assert weight.grad is not None
-    return add(sums, _array(weight.grad), _array(weight) + aside) if add else sums
-
-
 def _array(tensor: Tensor) -> Array:
     return tensor.detach().double().cpu().numpy().copy()
 
@@ -111,32 +106,18 @@ def check_sums(case: Case) -> Row:
     The dense W is tracked here: the optimizer's result where the mask keeps a weight,
     the value at the time of pruning where it does not.
     """
-    run = WatchedTraining(case)
-    aside = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
-    sums = {n: np.zeros(tuple(w.shape)) for n, w in run.prunable.items()}
+    truth = _Truth(WatchedTraining(case))
+    run = truth.run
     for step in range(1, STEPS + 1):
-        run.backward(step)
-        for name, weight in run.prunable.items():
-            sums[name] = sum_of(case.method, sums[name], weight, aside[name])
-        run.pruner.before_update(step)
-        before = run.masks()
-        run.step()
-        dense = {
-            n: np.where(before[n].cpu().numpy(), _array(w), aside[n])
-            for n, w in run.prunable.items()
-        }
-        run.pruner.after_update(step)
+        truth.wrong_after(step)
         for name, weight in run.prunable.items():
             kept = run.pruner.masks[name].cpu().numpy()
-            if not np.array_equal(dense[name] * kept, _array(weight)):
-                return Row(
-                    f"{case.method}: masked forward", False, float(step), "W * mask"
-                )
-            if case.kind.regrows:
-                aside[name] = np.where(kept, 0.0, dense[name])
+            if not np.array_equal(truth.dense[name] * kept, _array(weight)):
+                label = f"{case.method}: masked forward"
+                return Row(label, False, float(step), "W * mask")
     figure = max(
         float(abs(_array(run.pruner.scores[n]) - s).max() / abs(s).max())
-        for n, s in sums.items()
+        for n, s in truth.sums.items()
     )
     detail = f"relative to the largest score, after {STEPS} updates"
     return Row(f"{case.method}: sums = formula", figure <= 1e-5, figure, detail)

@@ -1,27 +1,18 @@
-"""Adam with its L2 penalty: torch's own."""
+"""Adam (Kingma & Ba); its decay is an L2 penalty, g <- g + decay w. torch's own.
+
+Adam divides that penalty by sqrt(v) like any gradient, so that the same decay has
+another effect than in AdamW. Without decay the two are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lib.optim.spec import OptimizerSpec
+from lib.optim.spec import OptimizerSpec, from_torch
 
 if TYPE_CHECKING:
-    from lib.optim.spec import Array, Group, OptimConfig, OptimizerLike, State
-
-
-def build(
-    groups: list[Group], config: OptimConfig, embeddings: Collection[str]
-) -> OptimizerLike:
-    """Adam (Kingma & Ba); its decay is an L2 penalty, g <- g + decay w.
-
-    Adam divides that penalty by sqrt(v) like any gradient, so that the same decay has
-    another effect than in AdamW. Without decay the two are the same.
-    """
-    from lib.optim.eager import fused
-
-    return fused("Adam", groups, **config.adam)
+    from lib.optim.spec import Array, OptimConfig, State
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
@@ -40,7 +31,7 @@ def decayed(w: Array, lr: float, decay: float, n: int, config: OptimConfig) -> A
 SPEC = OptimizerSpec(
     name="adam",
     summary="Adam with L2 penalty",
-    build=build,
+    build=from_torch("Adam", "betas", "eps"),
     formula=formula,
     reads=("beta1", "beta2", "eps"),
     decayed=decayed,

@@ -1,23 +1,14 @@
-"""AdamW: torch's own."""
+"""AdamW (Loshchilov & Hutter): w <- w (1 - lr decay), then Adam's update; torch's."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lib.optim.spec import OptimizerSpec
+from lib.optim.spec import OptimizerSpec, from_torch
 
 if TYPE_CHECKING:
-    from lib.optim.spec import Array, Group, OptimConfig, OptimizerLike, State
-
-
-def build(
-    groups: list[Group], config: OptimConfig, embeddings: Collection[str]
-) -> OptimizerLike:
-    """AdamW (Loshchilov & Hutter): w <- w (1 - lr decay), then Adam's update."""
-    from lib.optim.eager import fused
-
-    return fused("AdamW", groups, **config.adam)
+    from lib.optim.spec import Array, State
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
@@ -31,7 +22,7 @@ def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> A
 SPEC = OptimizerSpec(
     name="adamw",
     summary="AdamW",
-    build=build,
+    build=from_torch("AdamW", "betas", "eps"),
     formula=formula,
     reads=("beta1", "beta2", "eps"),
     lacks_moments="",

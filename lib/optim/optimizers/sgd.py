@@ -1,28 +1,18 @@
-"""SGD with momentum: torch's own."""
+"""SGD with momentum: b <- mu b + (g + decay w), w <- w - lr b; torch's own.
+
+The decay is an L2 penalty: it passes through the momentum. At constant lr and mu = 0 it
+is the decoupled one; otherwise w shrinks by about lr * decay / (1 - mu) per update.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from lib.optim.spec import OptimizerSpec
+from lib.optim.spec import OptimizerSpec, from_torch
 
 if TYPE_CHECKING:
-    from lib.optim.spec import Array, Group, OptimConfig, OptimizerLike, State
-
-
-def build(
-    groups: list[Group], config: OptimConfig, embeddings: Collection[str]
-) -> OptimizerLike:
-    """SGD with momentum b <- mu b + (g + decay w), w <- w - lr b.
-
-    The decay is an L2 penalty: it passes through the momentum. At constant lr
-    and mu = 0 it is the decoupled one; otherwise w shrinks by about
-    lr * decay / (1 - mu) per update.
-    """
-    from lib.optim.eager import fused
-
-    return fused("SGD", groups, lr=config.learning_rate, momentum=config.momentum)
+    from lib.optim.spec import Array, OptimConfig, State
 
 
 def formula(w: Array, g: Array, state: State, n: int, s: Mapping[str, Any]) -> Array:
@@ -45,7 +35,7 @@ def decayed(w: Array, lr: float, decay: float, n: int, config: OptimConfig) -> A
 SPEC = OptimizerSpec(
     name="sgd",
     summary="SGD with momentum",
-    build=build,
+    build=from_torch("SGD", "momentum"),
     formula=formula,
     reads=("momentum",),
     decayed=decayed,
