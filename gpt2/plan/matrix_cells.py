@@ -18,7 +18,6 @@ from lib.pruning.registry import METHODS, VARIANTS, why_not
 from lib.pruning.schedules import CubicSchedule, ramp
 
 BASELINE = "adamw-none"
-STATE_OF = "adamw"  # adamwprune without its pruning
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,10 +147,11 @@ def _twin(
     if cell.variant is None:
         return None
     like = METHODS[cell.method].same_ranking.get(cell.variant, cell.variant)
-    magnitude = cell_name(STATE_OF, "magnitude", cell.sparsity, None)
-    one_rate = rates_of(settings, STATE_OF) == rates_of(settings, cell.optimizer)
+    unpruned = OPTIMIZERS[cell.optimizer].unpruned
+    magnitude = cell_name(unpruned, "magnitude", cell.sparsity, None)
+    one_rate = rates_of(settings, unpruned) == rates_of(settings, cell.optimizer)
     if like == "bitter1" and magnitude in there and one_rate:
-        said = f"scores by |w|, and all else is {STATE_OF}'s: the same as {magnitude}"
+        said = f"scores by |w|, and all else is {unpruned}'s: the same as {magnitude}"
         return LeftOutCell(cell.name, said)
     same = cell_name(cell.optimizer, cell.method, cell.sparsity, like)
     if like != cell.variant and same in there:
@@ -204,7 +204,7 @@ def partner_of(cell: MatrixCell, cells: Sequence[MatrixCell]) -> MatrixCell | No
     if cell is cells[0]:
         return None
     method = METHODS[cell.method]
-    own = STATE_OF if method.needs_state else cell.optimizer
+    own = OPTIMIZERS[cell.optimizer].unpruned or cell.optimizer
     wanted = [BASELINE]
     if cell.method != "none":
         wanted.insert(0, cell_name(own, "none", None, None))

@@ -89,7 +89,8 @@ class OptimizerSpec:
     decayed: for an L2 penalty, (weight, lr, decay, n, config) -> the weight after n
         updates without gradient. None: decoupled, w (1 - lr decay)^n.
     decay_updates: the n for which `decayed` holds.
-    scores_pruning: its state may serve as the score of pruning method "state".
+    unpruned: of an optimizer whose state scores the weights to prune, the optimizer
+        that it is without state pruning.
     lacks_moments: why its state is not Adam's m and v of every weight at all times;
         empty if it is.
     is_bfloat16: hidden matrices are updated in bfloat16, which certificates allow for.
@@ -116,7 +117,7 @@ class OptimizerSpec:
     own: tuple[Own, ...] = ()
     decayed: DecayFormula | None = None
     decay_updates: int = 20
-    scores_pruning: bool = False
+    unpruned: str = ""
     lacks_moments: str = "does not keep them"
     is_bfloat16: bool = False
     jumps: bool = False

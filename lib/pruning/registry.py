@@ -29,11 +29,13 @@ def why_not(optimizer: str, method: str) -> str | None:
     ValueError: an unknown optimizer or method.
     """
     spec, pruning = optimizer_spec(optimizer), method_spec(method)
-    if pruning.needs_state and not spec.scores_pruning:
-        able = " or ".join(n for n, s in OPTIMIZERS.items() if s.scores_pruning)
+    if pruning.needs_state and not spec.unpruned:
+        able = " or ".join(n for n, s in OPTIMIZERS.items() if s.unpruned)
         return f"{method} pruning scores by {able}'s state; {optimizer} has none"
-    if spec.scores_pruning and not pruning.needs_state:
-        return f"{optimizer} without state pruning is adamw; use adamw"
+    if spec.unpruned and not pruning.needs_state:
+        return (
+            f"{optimizer} without state pruning is {spec.unpruned}; use {spec.unpruned}"
+        )
     if pruning.reads_moments and spec.lacks_moments:
         lacks = f"{optimizer} {spec.lacks_moments}"
         return f"{method} pruning scores by Adam's two moments; {lacks}"

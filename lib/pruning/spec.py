@@ -54,7 +54,7 @@ class MethodSpec:
         come back, and is 0 elsewhere (None where none comes back).
     sum_reference: (sums, gradient, weight with what is aside) -> sums, in numpy.
     reads_moments: scores by Adam's m and v, so that the optimizer must keep them.
-    needs_state: only with an optimizer that is made for it (`scores_pruning`).
+    needs_state: only with an optimizer that is made for it (`unpruned`).
     regrows: a pruned weight may come back at a later mask update.
     is_structured: prunes whole attention heads, which are removed from the exported
         model; has a separate pruner, and no score of single weights.

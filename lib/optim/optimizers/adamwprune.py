@@ -8,6 +8,6 @@ SPEC = replace(
     adamw.SPEC,
     name="adamwprune",
     summary="AdamW whose state scores the weights to prune",
-    scores_pruning=True,
+    unpruned="adamw",
     place=6,
 )
