@@ -92,7 +92,7 @@ class OptimizerSpec:
     unpruned: of an optimizer whose state scores the weights to prune, the optimizer
         that it is without state pruning.
     lacks_moments: why its state is not Adam's m and v of every weight at all times;
-        empty if it is.
+        empty if it is: "exp_avg" and "exp_avg_sq" in torch, "m" and "v" in `formula`.
     is_bfloat16: hidden matrices are updated in bfloat16, which certificates allow for.
     jumps: its update jumps where a gradient changes sign, as that of sign(m) does. The
         trainer's certificate then leaves out weights whose gradient is rounding error.
