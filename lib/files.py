@@ -34,7 +34,7 @@ class Linked(ValueError):
 
 
 def hidden_name(path: Path) -> Path:
-    """A temporary name beside a path, for files being written or deleted."""
+    """A temporary name next to a path, for files being written or deleted."""
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 

@@ -35,8 +35,8 @@ def on_done_command(text: str) -> list[str]:
     return words
 
 
-def run_on_done(words: Sequence[str], told: Mapping[str, str]) -> None:
-    """Run the command, with ``told`` in its environment as KABLATE_NAME, and wait.
+def run_on_done(words: Sequence[str], summary: Mapping[str, str]) -> None:
+    """Run the command, with ``summary`` in its environment as KABLATE_NAME, and wait.
 
     Its failure is printed and changes nothing.
     """
@@ -47,7 +47,7 @@ def run_on_done(words: Sequence[str], told: Mapping[str, str]) -> None:
         for name, value in os.environ.items()
         if name not in NOT_HANDED_ON and not name.startswith(PREFIX)
     }
-    environ |= {PREFIX + name: value for name, value in told.items()}
+    environ |= {PREFIX + name: value for name, value in summary.items()}
     sys.stdout.flush()
     try:
         code = subprocess.run(words, env=environ, stdin=subprocess.DEVNULL).returncode

@@ -1,6 +1,6 @@
 """Charts as PNG for papers, by matplotlib: curves with bands, forest, scatter.
 
-Colours are Okabe and Ito's (told apart by all kinds of colour vision) and never the
+Colours are Okabe and Ito's (distinguished by all kinds of colour vision) and never the
 only mark: lines differ in dashes and points in shape as well. Labels may come from
 anywhere, so nothing in them is read as markup.
 """
@@ -88,7 +88,7 @@ def curves(
     differences: Sequence[Curve] = (),
     versus: str = "",
 ) -> None:
-    """Lines with bands; beside them, if there are any, the differences to one.
+    """Lines with bands; to their right, if there are any, the differences to one.
 
     The y axis leaves out the steep start, if there is one.
     """
@@ -143,9 +143,9 @@ def forest(
             range(len(rows)), [_label(row.label) for row in rows], fontsize=8
         )
         axes.set_ylim(len(rows) - 0.5, -0.5)
-        beside = axes.secondary_yaxis("right")
-        beside.set_yticks(range(len(rows)), [row.remark for row in rows], fontsize=7)
-        beside.tick_params(length=0)
+        right = axes.secondary_yaxis("right")
+        right.set_yticks(range(len(rows)), [row.remark for row in rows], fontsize=7)
+        right.tick_params(length=0)
         _set_texts(axes, xlabel, "", title)
         _save(figure, path)
 

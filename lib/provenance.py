@@ -27,8 +27,8 @@ PACKAGES = (
     "safetensors",
     "liger-kernel",
 )
-# What the numbers depend on, as paths of the project; results, texts, notes and virtual
-# environments may lie beside it, and presets are recorded as the settings they become.
+# Paths of the project that results depend on. Results, texts, notes and virtual
+# environments may be in the same folder; presets are recorded as resolved settings.
 CODE = ("Kconfig", "gpt2", "lib", "pyproject.toml", "scripts")
 # Named one by one: an environment may hold secrets, and a manifest is published.
 ENVIRONMENT = (

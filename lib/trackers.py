@@ -177,8 +177,8 @@ def parse_trackers(text: str) -> tuple[str, ...]:
         return ()
     for name in names:
         if name not in BACKENDS:
-            known, told = ", ".join(BACKENDS), hint(name, BACKENDS)
-            raise ValueError(f"{name!r} is none of {known}, {NONE}{told}")
+            known, near = ", ".join(BACKENDS), hint(name, BACKENDS)
+            raise ValueError(f"{name!r} is none of {known}, {NONE}{near}")
     return tuple(dict.fromkeys(names))
 
 

@@ -1,9 +1,9 @@
 """Measure: training steps, attention alone, and what a CPU shows; one table.
 
-On a GPU every step's training speed, beside HF transformers' GPT-2 and the eager
-reference; everywhere speed on the CPU beside transformers, the start of a listing,
-the time of the certificates, and how much of its slots' time a matrix trains. Without
-a GPU its rows are left out, and it says so.
+On a GPU the training speed of every step, compared with HF transformers' GPT-2 and the
+eager reference; everywhere the speed on the CPU compared with transformers, the start
+of a listing, the time of the certificates, and the share of its slots' time that a
+matrix trains. Without a GPU its rows are left out with a note.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     steps = "such as 0,5,16; default: STEPS of --settings, or all"
     add("--steps", default="", help=steps)
     peers = (
-        f"beside step 0, of {', '.join(PEERS)} (a CPU has transformers); none: a comma"
+        f"besides step 0, of {', '.join(PEERS)} (a CPU has transformers); none: a comma"
     )
     add("--peers", default=",".join(PEERS), help=peers)
     path = "model.py of nanoGPT, or its folder: adds nanoGPT, compiled in two ways"
@@ -118,8 +118,8 @@ def main(arguments: list[str] | None = None) -> int:
     order = Order(steps, peers, batches, *more)
     os.environ.update(cache_environment(os.environ))
     rows: list[Row] = []
-    told = machine()
-    print("  ".join(f"{key}: {value}" for key, value in told.items()))
+    specs = machine()
+    print("  ".join(f"{key}: {value}" for key, value in specs.items()))
     if not torch.cuda.is_available() and {"gpu", "attention"} & set(parts):
         parts = [part for part in parts if part not in ("gpu", "attention")]
         print("torch sees no GPU here: its rows are left out")
@@ -136,7 +136,7 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
             print(line_of(row), flush=True)
             # At once: a table that takes an hour may be cut short.
-            atomic_write_json(given.json, {"schema": 1, "machine": told, "rows": rows})
+            atomic_write_json(given.json, {"schema": 1, "machine": specs, "rows": rows})
     print(f"written: {given.json}")
     return 0
 
@@ -162,7 +162,7 @@ def names(option: str, text: str, known: Collection[str]) -> list[str]:
 
 
 def machine() -> dict[str, str]:
-    """What was measured on."""
+    """The machine that was measured."""
     gpu = torch.cuda.is_available()
     return {
         "date": now(),
@@ -215,7 +215,7 @@ def start_row(repeats: int) -> Row:
 
 
 def certificates_row(steps: list[int]) -> Row:
-    """The time to prove the steps anew."""
+    """The time to verify the steps without a cache."""
     wanted = "STEPS=" + ",".join(map(str, steps))
     command = [*script("verify"), "--fresh"]
     seconds = command_seconds([*command, "--at-hand", "--overrides", wanted])
@@ -224,7 +224,7 @@ def certificates_row(steps: list[int]) -> Row:
 
 
 def matrix_rows(more: str) -> Iterator[Row]:
-    """Where a matrix spends the time of its GPUs, with no compiled code and then with
+    """Use of the GPUs' time by a matrix, with no compiled code and then with
     the code of the first time; without a GPU, that of its slots.
 
     The training loops have evaluations and checkpoints within; first update: seconds

@@ -167,10 +167,10 @@ def comparability(pair: Pair) -> str:
     if verdict.grade in (INVALID, UNMATCHED):
         return f"Not comparable ({verdict.grade}): {why}"
     same = "Both have identical settings. " if pair.is_same else ""
-    told = f"{same}Comparable. B relative to A: {verdict.grade}"
+    line = f"{same}Comparable. B relative to A: {verdict.grade}"
     if verdict.grade != INCONCLUSIVE or verdict.mean:
-        told += f", {difference_text(verdict)} nats"
-    return f"{told} ({why})" if why else told
+        line += f", {difference_text(verdict)} nats"
+    return f"{line} ({why})" if why else line
 
 
 def grid(title: str, *heads: str) -> Table:

@@ -79,7 +79,7 @@ def defconfig(names: str, overrides: str) -> None:
 
 
 def next_commands(config: Config) -> str:
-    """What to type after the configuration; `make data` where its data is missing."""
+    """The next commands; with `make data` where the data is missing."""
     missing = ""
     with suppress(DataError, OSError):  # unfit data: make dry-run explains it
         missing = check_if_prepared(settings_from(config))
@@ -98,9 +98,9 @@ def preset(name: str) -> Path:
     """The file of a preset; ConfigError, with the nearest, if there is none."""
     known = preset_names()
     if name not in known:
-        told = hint(name, known)
+        near = hint(name, known)
         raise ConfigError(
-            f"there is no preset {name!r}{told} (make list-defconfigs shows all)"
+            f"there is no preset {name!r}{near} (make list-defconfigs shows all)"
         )
     return DEFCONFIGS / name
 
@@ -208,7 +208,7 @@ class Edit:
 
 
 def edits(config: Config | None) -> Iterator[Edit]:
-    """What was edited by hand in config.py since it was made."""
+    """Values edited by hand in config.py since it was written."""
     if config is None or not MADE_FROM.is_file():
         return
     try:

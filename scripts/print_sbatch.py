@@ -6,7 +6,7 @@
 The results folder must be one that all machines share. Each task trains one run and
 holds its lock; one that Slurm ends early has written a checkpoint and is queued again.
 `make status`, `make report` and `make` know no difference. The steps are proven first,
-which is told on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
+as reported on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
 def split(options: str) -> list[str]:
     """The options as a shell would take them apart, each with its value.
 
-    Raises ValueError, naming the setting, for what is no option of sbatch and for
+    Raises ValueError, naming the setting, for what is not an option of sbatch and for
     what the script sets itself.
     """
     found: list[list[str]] = []
@@ -125,7 +125,7 @@ def split(options: str) -> list[str]:
             elif found and len(found[-1]) == 1:
                 found[-1].append(word)
             else:
-                raise ValueError(f"{word!r} is no option")
+                raise ValueError(f"{word!r} is not an option")
         joined = [shlex.join(words) for words in found]
         for option in joined:
             refuse_own(option)

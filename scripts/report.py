@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def results_directory(results: str | None, config: str) -> Path:
-    """The directory named, or OUTPUT_DIR of the configuration beside it."""
+    """The directory named, or OUTPUT_DIR of the configuration."""
     if results is not None and is_bundle(Path(results)):
         folder = open_bundle(Path(results))
         print(f"{results} is unpacked in {folder}")

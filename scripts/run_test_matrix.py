@@ -196,7 +196,7 @@ def show_status(plan: Plan, only: str) -> int:
 
 
 def show_times(plan: Plan) -> None:
-    """What the GPUs or slots spent their time on, so far."""
+    """Time of the GPUs or slots by activity, so far."""
     from gpt2.report.gpu_time import folder_lines
 
     price = plan.base.matrix.price_per_gpu_hour
@@ -228,13 +228,13 @@ def tell_end(given: argparse.Namespace, plan: Plan, code: int) -> None:
     """Run the command for the end of a matrix."""
     if given.estimate or given.as_trained:
         return
-    told = {
+    summary = {
         "RESULTS": str(plan.output_dir.resolve()),
         "EXIT_CODE": str(code),
         "JOBS_DONE": str(statuses(plan)["done"]),
         "JOBS_PLANNED": str(len(plan.jobs)),
     }
-    run_on_done(on_done_command(given.on_done), told)
+    run_on_done(on_done_command(given.on_done), summary)
 
 
 def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:

@@ -87,7 +87,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def request(options: argparse.Namespace, number: int) -> Request:
-    """What to generate for the prompt of that number."""
+    """The request for the prompt of that number."""
     from gpt2.infer.sampling import Sampling
     from gpt2.infer.text import Request
 

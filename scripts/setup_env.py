@@ -73,7 +73,7 @@ class Environment:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What pyproject.toml and the constraints ask for."""
+    """Packages that pyproject.toml and the constraints require."""
 
     requirements: tuple[str, ...]
     data_packages: tuple[str, ...]  # installed without their dependencies
@@ -115,7 +115,7 @@ def probe(python: Path) -> tuple[tuple[int, ...], dict[str, str]]:
 def _said(python: Path, code: str) -> str:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise SetupError(f"{python} is no Python that works:\n{done.stderr.strip()}")
+        raise SetupError(f"{python} is not a working Python:\n{done.stderr.strip()}")
     return done.stdout
 
 
@@ -156,7 +156,7 @@ def fingerprint(want: Wanted, python: Path) -> str:
 
 
 def read_state(root: Path) -> dict[str, Any]:
-    """What earlier runs left: ``made`` our .venv, ``given`` an interpreter, and the
+    """State left by earlier runs: ``made`` our .venv, ``given`` an interpreter, and the
     record of each environment that is set up."""
     try:
         state = json.loads((root / STATE).read_text(encoding="utf-8"))
@@ -182,7 +182,7 @@ def _known(root: Path, python: Path) -> bool:
 
 
 def missing(root: Path, python: Path, extras: Sequence[str]) -> Wanted | None:
-    """What is still to be installed, or None; extras once installed stay."""
+    """Packages still to be installed, or None; extras once installed stay."""
     record = read_state(root)["done"].get(_shown(root, python), {})
     known = record.get("extras", [])
     want = wanted(root, sorted({*extras, *known}))

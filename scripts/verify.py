@@ -55,7 +55,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command; errors for the user are told on stderr, without a traceback."""
+    """The command; errors of the user go to stderr without a traceback."""
     given = parse(arguments)
     try:
         config = load(given.config, given.overrides)
@@ -110,8 +110,8 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     print(*("", *(found.line() for found in pairings)), sep="\n", flush=True)
     proofs = pairing.hold_to_account(proofs, pairings)
     trained = prove_training(plans, cache, given.at_hand)
-    told = [proof for proof in (*proofs, *trained) if not proof.ok]
-    for proof in told:
+    failed = [proof for proof in (*proofs, *trained) if not proof.ok]
+    for proof in failed:
         print(f"{proof.cell}: {proof.message}", file=sys.stderr)
     proofs = hold_to_account(proofs, plans, trained)
     proven = sum(proof.ok for proof in (*proofs, *trained))
@@ -119,7 +119,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     if given.json is not None:
         record = {pairing.NAME: [found.to_json() for found in pairings]}
         atomic_write_json(given.json, certify_steps.to_json(proofs) | record)
-    return EXIT_FAILED if told else 0
+    return EXIT_FAILED if failed else 0
 
 
 def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Proof]:

@@ -28,7 +28,7 @@ ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that name no particular G
 
 
 def scheduler_options(asked: Resources, output_dir: Path) -> Options:
-    """How the scheduler runs the jobs of a matrix.
+    """Options of the scheduler for the jobs of a matrix.
 
     Raises ValueError, naming the settings, where there is no place for them.
     """

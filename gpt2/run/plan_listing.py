@@ -1,4 +1,4 @@
-"""What a plan holds, in plain text: jobs, what differs from the baseline, costs.
+"""Listing of a plan in plain text: jobs, what differs from the baseline, costs.
 
 Torch-free: a listing has to be there at once.
 """
@@ -44,7 +44,7 @@ def listing(plan: Plan, config: Config) -> str:
 
 
 def notes(plan: Plan, config: Config) -> list[str]:
-    """What is allowed but worth a word before the jobs of a plan are run."""
+    """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
     found += control_costs(plan)
     wrap = TextWrapper(
@@ -84,7 +84,7 @@ def control_costs(plan: Plan) -> list[str]:
 
 
 def baseline_of(settings: Settings) -> Settings:
-    """What jobs are shown against: step 0, or without steps the configuration."""
+    """The settings that jobs are compared with: step 0, or the configuration."""
     if settings.matrix.mode == "ablation":
         return step_settings(settings, 0)
     return derive_widths(settings)
@@ -183,7 +183,7 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
 
 
 def _asked(config: Config) -> Iterator[str]:
-    """The settings that are no default of Kconfig, with their origin."""
+    """The settings changed from their Kconfig defaults, with their origin."""
     fields = {symbol: field for field, symbol in SYMBOL_OF.items()}
     asked = {s: o for s, o in config.origins.items() if o != DEFAULT and s in fields}
     if not asked:
@@ -243,8 +243,8 @@ def _status(root: Path, job: Job) -> str:
 
 
 def status_word(run_dir: Path) -> str:
-    """As lib.jobs.run_files.effective_status; "unreadable" where that cannot be
-    told."""
+    """As lib.jobs.run_files.effective_status; "unreadable" where that is not
+    known."""
     try:
         return effective_status(run_dir)
     except (OSError, ValueError):
@@ -262,7 +262,7 @@ def _plural(n: int, what: str) -> str:
 
 
 def status_table(output_dir: Path, runs: Sequence[str]) -> str:
-    """How far each run of a matrix is, and what is wrong, from its files alone."""
+    """Progress and failures of each run of a matrix, from its files alone."""
     from lib.jobs.run_log import RunProgress
 
     head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")

@@ -83,7 +83,7 @@ def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
 
 
 def _unfinished(output_dir: Path) -> Path:
-    """A temporary name beside a results folder, while it is being created."""
+    """A temporary name next to a results folder, while it is being created."""
     return output_dir.parent / f".{output_dir.name}.{secrets.token_hex(6)}.tmp"
 
 
@@ -141,7 +141,7 @@ def matrix_lock(output_dir: Path) -> Path:
 def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
     """The folder of a plan, created unless it is there, under its runner's lock.
 
-    copies: files to put beside matrix.json (config.py, .config), name -> text.
+    copies: files to put next to matrix.json (config.py, .config), name -> text.
     Raises MatrixError, and LockHeld if another runner is at work here.
     """
     root = plan.output_dir
@@ -240,7 +240,7 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
 
 
 def _way_out(output_dir: Path) -> str:
-    """What the user can do about a damaged matrix.json."""
+    """Advice for the user about a damaged matrix.json."""
     if not begun_in(output_dir):
         return (
             f"No run was begun there: move {output_dir} away and type "
@@ -251,8 +251,8 @@ def _way_out(output_dir: Path) -> str:
     except MatrixError:
         return _ANOTHER
     return (
-        f"Remove it and type `{matrix_command()}`, which writes it anew from "
-        f"{CONFIG_FILE} and the runs beside it: no run is lost"
+        f"Remove it and type `{matrix_command()}`, which writes it again from "
+        f"{CONFIG_FILE} and the runs in the folder: no run is lost"
     )
 
 

@@ -1,7 +1,6 @@
-"""A matrix carried out: its jobs as tasks, proven, shared out, run and summed up.
+"""Run a matrix: make tasks of its jobs, verify, schedule, summarise.
 
-Torch-free. What is done and what comes next stands in the folder
-(gpt2/run/results_dir.py).
+Torch-free. The state is in the results folder (gpt2/run/results_dir.py).
 """
 
 from __future__ import annotations
@@ -73,7 +72,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
 
 
 def _launcher(settings: Settings) -> tuple[str, ...]:
-    """What starts the trainer as several ranks."""
+    """The command that starts the trainer as several ranks."""
     ranks = settings.resources.ddp_gpus_per_job
     if ranks == 1:
         return ()
@@ -93,7 +92,7 @@ def run(
 ) -> int:
     """Run what is missing of a plan; the runner's exit code (lib/jobs/scheduler.py).
 
-    copies: files to put beside matrix.json (config.py, .config), name -> text.
+    copies: files to put next to matrix.json (config.py, .config), name -> text.
     prove: asked once if anything is missing, with the file whose appearance is to
     stop it; jobs whose proof fails are not run.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
@@ -312,7 +311,7 @@ class Watch:
 
 
 def alarms(output_dir: Path) -> dict[str, str]:
-    """What looks wrong between the finished runs of a folder, by what it is about."""
+    """Alarms about the finished runs of a folder together, by subject."""
     from gpt2.report.alarms import matrix_alarms
 
     return matrix_alarms(output_dir) if output_dir.is_dir() else {}

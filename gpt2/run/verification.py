@@ -42,7 +42,7 @@ class Proofs:
 
     @property
     def word(self) -> str:
-        """What the manifest of a run records about verification."""
+        """The entry about verification in the manifest of a run."""
         return SKIPPED if self.table is None else PASSED
 
 
@@ -66,7 +66,7 @@ def prove(
         code = _carry_out(command, to, stop_file)
         if code not in (0, 1) or not out.exists():
             raise RuntimeError(
-                f"the steps could not be proven (exit code {code}, told above); "
+                f"the steps could not be verified (exit code {code}, see above); "
                 "SKIP_VERIFY=1 runs them unproven"
             )
         table = read_json(out)

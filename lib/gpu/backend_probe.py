@@ -1,7 +1,7 @@
-"""What torch really uses on a device: attention kernels, precision, allocator.
+"""Probe of what torch uses on a device: attention kernels, precision, allocator.
 
 Asked by trying it, since a build or a card that lacks a kernel falls back to a slow
-one without a word.
+one silently.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ KERNELS = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Startup:
     """sdpa: the kernel that torch chooses; usable: all that ran, forward and
-    backward. warning: what is wrong and how to mend it, or empty."""
+    backward. warning: what is wrong and how to fix it, or empty."""
 
     sdpa: str
     usable: tuple[str, ...]
@@ -106,7 +106,7 @@ def _runs(info: DeviceInfo, dtype: torch.dtype, head_dim: int, name: str) -> boo
 
 
 def _chosen(info: DeviceInfo, dtype: torch.dtype, head_dim: int) -> str:
-    """What torch's own dispatcher says; "unknown" from a torch that does not."""
+    """The choice of torch's own dispatcher; "unknown" if it does not report one."""
     ask = getattr(torch, "_fused_sdp_choice", None)
     if ask is None:
         return "unknown"

@@ -34,7 +34,7 @@ class DeviceError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """What this torch can reach, as recorded from torch itself."""
+    """Version and devices of this torch, as reported by torch."""
 
     version: str  # of torch
     cuda: str | None  # CUDA version torch is built for
@@ -75,7 +75,7 @@ class DeviceInfo:
 
 
 def probe_runtime() -> Runtime:
-    """What the installed torch says about itself."""
+    """Version and devices of the installed torch."""
     gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     return Runtime(
         version=torch.__version__,
@@ -180,8 +180,8 @@ def pci_addresses(info: DeviceInfo, count: int = 1) -> list[str] | None:
     if count == 1:
         indices = range(info.torch_device.index, info.torch_device.index + 1)
     found = [pci_of(torch.cuda.get_device_properties(index)) for index in indices]
-    told = [address for address in found if address]
-    return told if len(told) == len(found) else None
+    known = [address for address in found if address]
+    return known if len(known) == len(found) else None
 
 
 def pci_of(properties: Any) -> str | None:
@@ -311,7 +311,7 @@ def random_state(info: DeviceInfo) -> dict[str, torch.Tensor | None]:
 def set_random_state(
     info: DeviceInfo, state: Mapping[str, torch.Tensor | None]
 ) -> None:
-    """What random_state gave, be it of another kind of device."""
+    """Restore a random_state, also of another kind of device."""
     assert state["cpu"] is not None
     torch.set_rng_state(state["cpu"])
     if info.is_gpu and state["gpu"] is not None:
@@ -328,7 +328,7 @@ def synchronize(info: DeviceInfo) -> None:
 
 
 def reset_peak_memory(info: DeviceInfo) -> None:
-    """Start peak_memory anew on a GPU; a CPU's is of the whole process, always."""
+    """Reset peak_memory on a GPU; that of a CPU is always of the whole process."""
     if info.is_gpu:
         torch.cuda.reset_peak_memory_stats(info.torch_device)
         _earlier_peaks.pop(info.torch_device.index, None)
@@ -364,7 +364,7 @@ def peak_memory(info: DeviceInfo) -> tuple[int, str]:
 
 
 def reserved_memory(info: DeviceInfo) -> dict[str, int]:
-    """What torch's allocator took of a GPU at most, as a result has it."""
+    """Peak of torch's allocator on a GPU, as an entry of a result."""
     if not info.is_gpu:
         return {}
     return {"reserved_memory_bytes": torch.cuda.max_memory_reserved(info.torch_device)}

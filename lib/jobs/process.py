@@ -69,7 +69,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How an attempt ended. steps: updates of this attempt. val_loss: of the last
+    """Outcome of an attempt. steps: updates of this attempt. val_loss: of the last
     evaluation on record, which may be newer than the last refresh."""
 
     status: str  # done, failed, oom, interrupted

@@ -114,7 +114,7 @@ def live_table(board: Scheduler, width: int) -> Group:
     """A summary line and a table of the running tasks.
 
     width: of the terminal, in characters. Long names are folded, and columns without
-    room beside the names are left out.
+    room next to the names are left out.
     """
     from rich.console import Group
     from rich.progress_bar import ProgressBar

@@ -1,7 +1,7 @@
 """Run directories: atomic files, append-only records, locks, status.
 
 A run directory is the only record of a run. So every file in it is either replaced as
-a whole (written beside its target, flushed to disk, renamed) or append-only, one JSON
+a whole (written next to its target, flushed to disk, renamed) or append-only, one JSON
 record per line. Readers accept an incomplete last line, left by a killed writer.
 """
 
@@ -100,7 +100,7 @@ def atomic_write_bytes(
 
     A link of that name is replaced, and its target left unchanged. make_folder: create
     missing parent folders. Raises DiskFull when there is no space; the old file is
-    then unchanged and nothing is left beside it.
+    then unchanged and nothing is left next to it.
     """
     path = Path(path)
     with _disk_full_is_clear(path):
@@ -311,7 +311,7 @@ def lock(path: str | Path, timeout: float = 1.0) -> Iterator[None]:
     """Hold an exclusive lock on the file; the kernel releases it if we die.
 
     timeout: seconds to wait (the default is longer than a check by is_locked).
-    Raises LockHeld, which names the holder as recorded beside the lock.
+    Raises LockHeld, which names the holder as recorded next to the lock.
     """
     from filelock import FileLock, Timeout
 

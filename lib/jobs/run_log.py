@@ -89,7 +89,7 @@ class RunProgress:
         return fresh
 
     def stage(self, attempt: int) -> str:
-        """What an attempt that runs is doing, one of lib/jobs/phases.py's stages."""
+        """The stage of a running attempt, one of lib/jobs/phases.py's stages."""
         return phases.stage_of(self._phase if self._phase_of == attempt else "")
 
     @property
@@ -147,7 +147,7 @@ class RunProgress:
             self._phase, self._phase_of = name, attempt
             if name == "ready":
                 self._ready = at
-            elif name == "turn":  # waiting for it is no start-up time
+            elif name == "turn":  # waiting for it does not count as start-up
                 self._made += max(0.0, at - self._ready) if self._ready else 0.0
 
     def _new_records(self) -> list[dict[str, Any]]:
@@ -177,12 +177,12 @@ def gpu_line(path: Path) -> str:
 
 
 def _gpu_words(gpus: list[dict[str, Any]]) -> str:
-    def told(key: str) -> list[float]:
+    def readings(key: str) -> list[float]:
         found = (gpu.get(key) for gpu in gpus)
         return [x for x in found if isinstance(x, int | float)]
 
-    busy, power = told("utilisation"), told("power_w")
-    used, heat = told("memory_used_bytes"), told("temperature_c")
+    busy, power = readings("utilisation"), readings("power_w")
+    used, heat = readings("memory_used_bytes"), readings("temperature_c")
     words = [f"{sum(busy) / len(busy):.0f}%"] if busy else []
     words += [size(sum(used))] if used else []
     words += [f"{sum(power):.0f} W"] if power else []

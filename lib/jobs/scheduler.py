@@ -3,7 +3,7 @@
 The truth about every task is in its run directory; this loop only looks there,
 starts attempts and reacts. An attempt is a process of its own (lib/jobs/process.py) or
 a task of a Ray cluster (lib/jobs/ray_engine.py), which makes no difference here. There
-is one thread, so that children can be told to die with it.
+is one thread, so that children can be set to end with it.
 """
 
 from __future__ import annotations
@@ -152,7 +152,7 @@ class Scheduler:
             try:
                 status = run_files.read_status(cell.task.run_dir)
             except (OSError, ValueError):
-                continue  # told when it is about to start
+                continue  # reported when it is about to start
             if status["status"] == "done":
                 self._queue.remove(cell)
                 cell.state = "skipped"
@@ -208,7 +208,7 @@ class Scheduler:
         return len(to_come) <= ahead and len(there) <= ahead + 1
 
     def _place(self, cell: TaskState, free: Sequence[int]) -> int | None:
-        """A free slot where the task's memory fits beside that of those at work."""
+        """A free slot where the task fits with the memory of the running ones."""
         slots = self.options.slots
         taken: dict[str, list[float]] = {}
         for other in self.running:

@@ -3,8 +3,8 @@
 The runner gives the runs of a slot a common path in TURN. Three lock files lie there:
 
     .turn  held by the run that trains, from its first update to its last evaluation
-    .use   held by whoever must have the device alone for now: the run that trains, or
-           for seconds one that times kernels while it prepares
+    .use   held by the run that must have the device alone for now: the one that trains,
+           or for seconds one that times kernels while it prepares
     .wish  held by a run that waits for .use; the run that trains looks at it between
            two updates, and lends .use
 

@@ -61,7 +61,7 @@ def menuconfig() -> None:
 
 
 def way_out(tool: str) -> str:
-    """What to do where a tool finds no terminal or display."""
+    """Advice where a tool finds no terminal or display."""
     if tool == "guiconfig":
         return "it needs a display, which DISPLAY names; or use menuconfig"
     term = os.environ.get("TERM", "")

@@ -195,7 +195,7 @@ def test_which_interpreter_is_chosen(tree: Path, wheels: Path, tmp_path: Path) -
     assert "PYTHON=python-that-is-missing: there is no such program" in unknown.stderr
 
     odd = setup(tree, wheels, PYTHON="/bin/ls")
-    assert odd.returncode == 1 and "/bin/ls is no Python that works" in odd.stderr
+    assert odd.returncode == 1 and "/bin/ls is not a working Python" in odd.stderr
 
     # An interpreter once given is used until PYTHON=.venv.
     give(Path(python), wheels, "torch-2.13.0", "demo-1.0", "tool-1.0", "files-1.0")
