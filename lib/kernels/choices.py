@@ -3,7 +3,7 @@
 They differ in speed and, in 16-bit arithmetic, in rounding. One process chooses by
 timing (``timing``) and stores its choices (``found``); every process that trains takes
 those (``load``). A key without a choice gets the first option that runs. Nothing is
-timed beside the training, where a busy host or another process on the GPU would decide
+timed during the training, where a busy host or another process on the GPU would decide
 the rounding of one run and not that of the next.
 """
 

@@ -86,7 +86,7 @@ def product(
 
 
 def _layout(x: Tensor) -> str:
-    """What an algorithm may depend on: sizes, strides and alignment in bytes."""
+    """Key of an algorithm: sizes, strides and alignment in bytes."""
     align = min(ALIGNMENT, x.data_ptr() & -x.data_ptr())
     return f"{x.shape[0]}x{x.shape[1]}/{x.stride(0)},{x.stride(1)}@{align}"
 

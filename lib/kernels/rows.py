@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 WIDEST_HEAD = 128  # of queries, keys or values, for Triton's kernels and cuDNN alike
-WIDEST_TOPK = 32  # the largest weights of a row that a program keeps beside its tile
+WIDEST_TOPK = 32  # the largest weights of a row that a program keeps with its tile
 SMALLEST_SUM = 1e-12  # divisor of a row of weights that are all zero
 
 

@@ -176,7 +176,7 @@ class Tiled:
         return (EXACT[kind],) if exact else self.tiles[kind]
 
     def key(self, arguments: Sequence[Any], flags: dict[str, Any]) -> str:
-        """What a choice depends on, readable: kernel, type, length, flags."""
+        """Key of a choice, readable: kernel, type, length, flags."""
         kind = str(arguments[0].dtype).removeprefix("torch.")
         shown = " ".join(f"{name}={flags[name]}" for name in sorted(flags))
         return f"{self.kernel.__name__} {kind} T={arguments[self.length]} {shown}"

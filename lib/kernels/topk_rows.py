@@ -18,10 +18,10 @@ from lib.kernels.rows import packed, warps_for
 
 
 @triton.jit
-def _first(value, column, other, beside):
+def _first(value, column, other, place):
     """The larger of two values with its column; of equal ones the first column."""
-    mine = (value > other) | ((value == other) & (column < beside))
-    return tl.where(mine, value, other), tl.where(mine, column, beside)
+    mine = (value > other) | ((value == other) & (column < place))
+    return tl.where(mine, value, other), tl.where(mine, column, place)
 
 
 @triton.jit

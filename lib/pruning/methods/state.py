@@ -59,7 +59,7 @@ def variant_score(variant: str, weight: Tensor, state: Moments) -> Tensor:
 
 
 def reference(w: Array, values: Mapping[str, Any]) -> Array:
-    """The scores bitter0 to bitter9 (eps 1e-8 beside each sqrt(v))."""
+    """The scores bitter0 to bitter9 (eps 1e-8 added to each sqrt(v))."""
     import numpy as np
 
     m, v, t, beta1 = (values[name] for name in ("m", "v", "n", "beta1"))
