@@ -373,7 +373,7 @@ def runner(place: Path, **what: object) -> subprocess.Popen[str]:
 def test_the_first_signal_lets_the_task_write_its_checkpoint(
     tmp_path: Path, number: int
 ) -> None:
-    process = runner(tmp_path, steps=100_000, sleep=0.02, saving=1.5)
+    process = runner(tmp_path, steps=100_000, sleep=0.02, saving=0.3)
     process.send_signal(number)
     process.send_signal(number)  # a double of the first, as `timeout` sends it
     said, _ = process.communicate(timeout=60)
