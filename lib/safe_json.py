@@ -23,7 +23,7 @@ class Unusable(ValueError):
     """A file that cannot be used; the message is the reason, without the path."""
 
 
-def read_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
+def read_foreign_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
     """The JSON value of a plain file of at most limit bytes; raises Unusable."""
     data = read_plain(Path(path), limit)
     try:

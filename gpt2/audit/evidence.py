@@ -19,7 +19,7 @@ from lib.safe_json import (
     as_dict,
     clean,
     number,
-    read_json,
+    read_foreign_json,
     read_records,
     whole,
 )
@@ -109,7 +109,7 @@ def read_evidence(run_dir: Path) -> RunFiles:
 def _read(path: Path) -> dict[str, Any] | str:
     """Object in a JSON file, or the reason why there is none."""
     try:
-        found = read_json(path)
+        found = read_foreign_json(path)
     except Unusable as error:
         return str(error)
     return found if isinstance(found, dict) else "not a JSON object"

@@ -28,7 +28,7 @@ from gpt2.audit.weights import BadExport, Export, export_findings, read_export
 from gpt2.data.token_files import META_FILE
 from gpt2.train.failures import is_out_of_memory
 from lib.jobs.run_files import EXPORT_FILE
-from lib.safe_json import Unusable, as_dict, clean, number, read_json, text
+from lib.safe_json import Unusable, as_dict, clean, number, read_foreign_json, text
 
 FROM_TEXT = (
     *("bits per byte of each evaluation", "epochs", "mean_epoch_seconds"),
@@ -136,7 +136,7 @@ def _text_findings(evidence: RunFiles, found: PreparedText) -> Iterator[AuditLin
 def _meta_bytes(found: PreparedText) -> object:
     """Bytes of the validation text in meta.json; None if it is missing."""
     try:
-        meta = read_json(Path(found.val.filename).with_name(META_FILE))  # type: ignore
+        meta = read_foreign_json(Path(found.val.filename).with_name(META_FILE))  # type: ignore
     except Unusable:
         return None
     return as_dict(as_dict(as_dict(meta).get("splits")).get("val")).get("bytes")

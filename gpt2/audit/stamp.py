@@ -22,7 +22,7 @@ from lib.jobs.run_files import (
     atomic_write_json,
     now,
 )
-from lib.safe_json import Unusable, as_dict, read_json
+from lib.safe_json import Unusable, as_dict, read_foreign_json
 
 AUDIT_FILE = "audit.json"
 FILES = (JOB_FILE, MANIFEST_FILE, STATUS_FILE, METRICS_FILE, EXPORT_FILE)
@@ -50,7 +50,7 @@ def audit_state(run_dir: Path) -> str:
     if not path.exists():
         return NONE
     try:
-        found = as_dict(read_json(path))
+        found = as_dict(read_foreign_json(path))
     except Unusable:
         return STALE
     seals = as_dict(found.get("files"))

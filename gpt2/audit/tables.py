@@ -18,7 +18,7 @@ from lib.safe_json import (
     Unusable,
     as_dict,
     number,
-    read_json,
+    read_foreign_json,
     read_plain,
 )
 
@@ -57,7 +57,7 @@ def _damaged(figure: str, reason: str) -> AuditLine:
 
 
 def _summary(path: Path) -> list[dict[str, Any]]:
-    runs = as_dict(read_json(path)).get("runs")
+    runs = as_dict(read_foreign_json(path)).get("runs")
     return [as_dict(row) for row in runs] if isinstance(runs, list) else []
 
 

@@ -12,7 +12,7 @@ from gpt2.plan.jobs import Job
 from gpt2.settings.schema import IDENTITY_PARTS, SYMBOL_OF
 from lib.human import count
 from lib.jobs.run_files import MANIFEST_FILE, STATUS_FILE
-from lib.safe_json import Unusable, as_dict, clean, number, read_json, text
+from lib.safe_json import Unusable, as_dict, clean, number, read_foreign_json, text
 
 RESULTS = {  # column of the result: how the card calls it, and its digits
     "val_loss": ("validation loss, nats per token", ".4f"),
@@ -188,6 +188,6 @@ def _parameters(trained: TrainedModel) -> int:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return as_dict(read_json(path))
+        return as_dict(read_foreign_json(path))
     except Unusable:
         return {}

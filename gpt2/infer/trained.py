@@ -14,7 +14,7 @@ from gpt2.plan.jobs import Job, job_from_json
 from gpt2.settings.schema import Settings
 from gpt2.train.export import Exported, load_export
 from lib.jobs.run_files import EXPORT_FILE, JOB_FILE
-from lib.safe_json import Unusable, clean, read_json
+from lib.safe_json import Unusable, clean, read_foreign_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -82,7 +82,7 @@ def read_job(run_dir: Path) -> Job:
     """The job of a run folder; ValueError, naming the file, if there is none."""
     path = run_dir / JOB_FILE
     try:
-        found = read_json(path)
+        found = read_foreign_json(path)
         if not isinstance(found, dict):
             raise Unusable("not a JSON object")
         return job_from_json(found)

@@ -23,7 +23,7 @@ from gpt2.report.timeline import (
 from gpt2.report.verdict_rules import configured
 from gpt2.report.verdicts import HARMFUL, NEUTRAL, SUPPORTED, Judgement
 from lib.jobs.run_files import METRICS_FILE, STATUS_FILE
-from lib.safe_json import Unusable, as_dict, read_json
+from lib.safe_json import Unusable, as_dict, read_foreign_json
 
 MOST_SEGMENTS = 20_000  # of a chart
 
@@ -51,7 +51,7 @@ def _updated(path: Path) -> float | None:
     """When a status was last written, as it says; None: unknown."""
     try:
         return datetime.fromisoformat(
-            str(as_dict(read_json(path))["updated"])
+            str(as_dict(read_foreign_json(path))["updated"])
         ).timestamp()
     except (Unusable, KeyError, ValueError, OverflowError):
         return None

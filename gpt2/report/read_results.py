@@ -31,7 +31,7 @@ from lib.safe_json import (
     as_dict,
     clean,
     number,
-    read_json,
+    read_foreign_json,
     read_records,
     text,
     whole,
@@ -279,7 +279,7 @@ def _load(matrix: MatrixResults, path: Path, missing_ok: bool = False) -> Any:
     if missing_ok and not path.exists():
         return None
     try:
-        value = read_json(path)
+        value = read_foreign_json(path)
         if value is None:
             raise Unusable("is empty (null)")
         return value

@@ -17,7 +17,7 @@ from gpt2.settings.schema import Resources
 from gpt2.train.record import Recorder
 from lib.hashing import identity
 from lib.jobs.run_files import atomic_write_json, read_jsonl
-from lib.safe_json import Unusable, as_dict, read_json
+from lib.safe_json import Unusable, as_dict, read_foreign_json
 from lib.trackers import CLOSE_SECONDS, Record, TrackedRun, open_trackers
 
 NAME = "trackers"
@@ -77,7 +77,7 @@ def tracked_run(job: Job, run_dir: Path) -> TrackedRun:
     resources = job.settings.resources
     known = {"project": project_of(resources), "run_id": _new_id(job)}
     try:
-        found = as_dict(read_json(path))
+        found = as_dict(read_foreign_json(path))
     except Unusable:
         found = {}
     if all(isinstance(found.get(name), str) for name in known):

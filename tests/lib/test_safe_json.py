@@ -10,7 +10,7 @@ from lib.safe_json import (
     as_dict,
     clean,
     number,
-    read_json,
+    read_foreign_json,
     read_records,
     text,
     whole,
@@ -30,7 +30,7 @@ from lib.safe_json import (
 def test_what_is_no_json_is_refused_with_a_reason(tmp_path, content, reason):
     (tmp_path / "x").write_bytes(content)
     with pytest.raises(Unusable, match=reason):
-        read_json(tmp_path / "x")
+        read_foreign_json(tmp_path / "x")
 
 
 def test_only_plain_files_of_bounded_size_are_read(tmp_path):
@@ -38,12 +38,12 @@ def test_only_plain_files_of_bounded_size_are_read(tmp_path):
     (tmp_path / "link").symlink_to("/dev/zero")
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(Unusable, match="larger than 1 MiB"):
-        read_json(tmp_path / "big", limit=1 << 20)
+        read_foreign_json(tmp_path / "big", limit=1 << 20)
     for name in ("link", "pipe", "."):
         with pytest.raises(Unusable, match="not a plain file"):
-            read_json(tmp_path / name)
+            read_foreign_json(tmp_path / name)
     with pytest.raises(Unusable, match="missing"):
-        read_json(tmp_path / "absent")
+        read_foreign_json(tmp_path / "absent")
 
 
 def test_records_survive_bad_lines_and_a_torn_end(tmp_path):
