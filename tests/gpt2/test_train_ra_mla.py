@@ -68,7 +68,7 @@ def test_a_step_by_hand_equals_the_job_of_the_matrix(data_dir, tmp_path):
             "--ra-mla-ablation-step: there is no step 99; steps are 0 to",
         ),
         (("--job", "job.json", "--seed", "3"), "--seed goes with --config"),
-        (("--job", "tampered.json"), "hash does not fit"),
+        (("--job", "tampered.json"), "hash does not match"),
     ],
 )
 def test_what_cannot_be_meant_is_refused_before_torch_is_loaded(

@@ -178,7 +178,7 @@ def test_a_run_that_is_not_finished_or_not_known_is_refused(run_dir, tmp_path):
     with pytest.raises(NothingToAudit, match=r"status.json: missing"):
         audit(tmp_path)
     edit(run_dir / "job.json", lambda job: job.update(seed=2))
-    with pytest.raises(NothingToAudit, match="hash does not fit"):
+    with pytest.raises(NothingToAudit, match="hash does not match"):
         audit(run_dir)
     (run_dir / "job.json").write_text("{")
     with pytest.raises(NothingToAudit, match=r"job.json: not JSON"):

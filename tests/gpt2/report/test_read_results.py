@@ -277,10 +277,14 @@ def test_a_copy_of_a_running_matrix_is_interrupted_as_make_status_says(tmp_path)
     write_run(running, 0, 1, status="running", updates=100)
     with lock(run_lock(running / "step00-baseline" / "seed1")):
         shutil.copytree(running, copy)
-        for root, status in ((running, "running"), (copy, "interrupted")):
+        # It has not recorded a phase yet, so that it is still preparing.
+        for root, status, shown in (
+            (running, "running", "preparing"),
+            (copy, "interrupted", "interrupted"),
+        ):
             (run,) = read_matrix(root).rows
             assert run["status"] == status
-            assert f"  {status}  " in status_table(root, [run["run_dir"]])
+            assert f"  {shown}  " in status_table(root, [run["run_dir"]])
 
 
 def test_a_strangers_lock_is_no_reason_to_wait(tmp_path):
