@@ -316,6 +316,7 @@ for step, mechanism, part, effect in (
     wrong = dict.fromkeys(spec.neutral_weights, 1.01)
     planted(step, spec, "neutral_weights", wrong)
     planted(step, spec, "cost", lambda s: Cost(vectors=1))
+planted(34, specs["temperature"], "own_of_heads", {})
 try:
     check(proven[35].settings.replace(prune_method="heads"))
 except ValueError as refused:
@@ -366,10 +367,10 @@ def with_mechanisms(tree: Path) -> Path:
 
 def test_a_mechanism_is_one_folder_and_one_row(with_mechanisms: Path) -> None:
     """Proven as it is; and refused, each time by the certificate that should, without
-    its effect, with a wrong neutral value and with a wrong cost."""
+    its effect, with a wrong neutral value, a wrong cost and heads cut wrongly."""
     assert succeed(python(with_mechanisms, "-c", PROVE)).splitlines() == [
         *("34", "34 alive acting formula", "34 identity", "34 budget"),
-        *("35", "35 alive acting formula", "35 identity", "35 budget"),
+        *("35", "35 alive acting formula", "35 identity", "35 budget", "34 heads"),
         "PRUNING_METHOD 'heads': heads cannot be removed: hidden_scale does not say "
         "which of its numbers a head owns",
     ]

@@ -25,6 +25,7 @@ from gpt2.model.reference.measures import deviation
 from gpt2.plan.budget import budget
 from gpt2.settings.schema import Optim
 from gpt2.verify.features import acting, identity
+from gpt2.verify.head_cuts import heads
 from gpt2.verify.subject import EXACT, LENGTHS, ROUNDING, Finding, Subject
 from lib.optim.groups import OptimizerLike
 
@@ -251,6 +252,7 @@ CERTIFICATES: dict[str, Callable[[Subject], Finding]] = {
     "decode": decode,
     "formula": formula,
     "at size": at_size,
+    "heads": heads,
 }
 
 

@@ -22,6 +22,7 @@ import torch
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.jobs import Job
+from gpt2.plan.steps import PLAIN
 from gpt2.settings.schema import Settings
 from gpt2.train.batch_split import split_batch
 from gpt2.train.export import load_export
@@ -56,8 +57,7 @@ def _tiny(of_heads: bool) -> Settings:
     """
     settings = certify_heads.tiny("adamw")
     if not of_heads:
-        switches = ("ra", "ra_learned_alpha", "ract", "mlp_gate", "output_gate")
-        settings = settings.replace(**dict.fromkeys(switches, False))
+        settings = settings.replace(**PLAIN)
     return settings.replace(
         dropout=0.0,
         warmup_steps=3,

@@ -10,8 +10,10 @@ import pytest
 
 import gpt2.mechanisms
 from gpt2.mechanisms import enabled, mechanisms
+from gpt2.mechanisms.output_gate.spec import OutputGate
 from gpt2.mechanisms.spec import Mechanism
 from gpt2.plan.steps import PLAIN
+from gpt2.settings.checks import check
 from gpt2.settings.schema import (
     FIELD_TYPES,
     FIELDS,
@@ -62,3 +64,23 @@ def test_a_field_is_read_where_its_mechanism_and_its_condition_hold() -> None:
     assert ract.reads_on(on, always) and not ract.reads_on(on, topk)
     assert ract.reads_on(tiny(ract=True, ract_statistic="topk").mechanisms, topk)
     assert not ract.reads_on(tiny(ract_statistic="topk").mechanisms, topk)
+
+
+def test_two_mechanisms_that_ask_for_the_same_of_attention_are_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    both = tiny(ra=True, output_gate=True)
+    check(both)
+    monkeypatch.setattr(OutputGate, "attention", lambda self, s: {"window": 1})
+    with pytest.raises(ValueError, match="ra and output_gate use the same part"):
+        check(both)
+
+
+def test_head_pruning_is_refused_where_it_is_not_said_what_heads_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pruned = tiny(output_gate=True, prune_method="heads")
+    check(pruned)
+    monkeypatch.setattr(OutputGate, "own_of_heads", None)
+    with pytest.raises(ValueError, match="output_gate does not say which"):
+        check(pruned)

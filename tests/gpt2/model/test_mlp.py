@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 import torch
 
+from gpt2.mechanisms.mlp_gate.layer import MlpGate
+from gpt2.model.autotune.mlp import refusal
 from gpt2.model.mlp import MLP
 from gpt2.model.parts import AttentionSide
 from tests.gpt2.helpers import (
@@ -85,3 +87,12 @@ def test_a_model_by_either_path_is_the_same(number: int) -> None:
         found.append((loss, *torch.autograd.grad(loss, list(model.parameters()))))
     for a, b in zip(*found, strict=True):
         assert deviation(a, b) < 1e-10
+
+
+def test_a_mechanism_may_need_the_hidden_state_itself(monkeypatch) -> None:
+    settings = tiny_model(mlp_gate=True, mlp_backend="cublaslt")
+    x = normal(2, 5, 10, dtype=torch.float32)
+    assert not isinstance(MLP(settings, produces=True)._hidden(x, None), torch.Tensor)
+    monkeypatch.setattr(MlpGate, "factored", False)
+    assert isinstance(MLP(settings, produces=True)._hidden(x, None), torch.Tensor)
+    assert "the hidden state itself" in refusal(settings, torch.device("cuda"))
