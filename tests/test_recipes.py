@@ -14,7 +14,7 @@ from tests.scratch import ROOT, copy_tree, git, make, python, write
 from tests.tinymatrix import TINY
 
 PARTS = ["Makefile", "Kconfig", "pyproject.toml", "README.md", "defconfigs", "scripts"]
-PARTS += ["lib", "gpt2", "tests", ".gitignore"]
+PARTS += ["lib", "gpt2", "tests", ".gitignore", "LICENSE"]
 # What a step passes through: its own cases, and all of the tests about the registry.
 TESTS_OF_STEPS = [
     "tests/gpt2/plan/test_steps.py",
@@ -414,6 +414,7 @@ def test_every_command_knows_a_new_mechanism(with_mechanisms: Path) -> None:
     assert "step35-hidden-scale" in succeed(make(tree, "verify", "STEPS=34,35"))
     for target in ("data", "all", "as-trained"):
         succeed(make(tree, target, steps, "SEEDS=1"))
+    assert "34" in succeed(make(tree, "export", "RUN=34:1", "OUT=exported"))
     succeed(make(tree, "report"))
     report = (tree / "test_matrix_results_cpu_smoke" / "REPORT.md").read_text()
     assert "learned temperature per head" in report and "scaled hidden units" in report
