@@ -120,7 +120,7 @@ def test_a_gate_that_hardly_acts_or_is_hardly_neutral_is_seen(
     monkeypatch, certificate, factor, text
 ) -> None:
     assert certificate(subject(3)).passed
-    monkeypatch.setattr("gpt2.model.attention.mixed", factor)
+    monkeypatch.setattr("gpt2.mechanisms.mlp_gate.layer.mixed", factor)
     finding = certificate(subject(3))
     assert not finding.passed and text in finding.detail, finding
 
