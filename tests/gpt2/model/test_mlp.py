@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt2.mechanisms.mlp_gate.layer import MlpGate
-from gpt2.model.autotune.mlp import refusal
+from gpt2.model.autotune.mlp import unsupported
 from gpt2.model.mlp import MLP
 from gpt2.model.parts import AttentionSide
 from tests.gpt2.helpers import (
@@ -95,4 +95,4 @@ def test_a_mechanism_may_need_the_hidden_state_itself(monkeypatch) -> None:
     assert not isinstance(MLP(settings, produces=True)._hidden(x, None), torch.Tensor)
     monkeypatch.setattr(MlpGate, "factored", False)
     assert isinstance(MLP(settings, produces=True)._hidden(x, None), torch.Tensor)
-    assert "the hidden state itself" in refusal(settings, torch.device("cuda"))
+    assert "the hidden state itself" in unsupported(settings, torch.device("cuda"))
