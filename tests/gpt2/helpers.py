@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from gpt2.mechanisms import module_of
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.model.reference.formulas import whole_trace
@@ -125,16 +123,6 @@ def naive_logits(leaves: Mapping[str, Tensor], settings: Settings, tokens: Tenso
     """Logits [B, T, V] by the formulas."""
     rows = [whole_trace(leaves, settings, row)["the logits"] for row in tokens]
     return torch.stack(rows)
-
-
-def formula_of(
-    name: str, settings: Settings, module: nn.Module | None = None, at: str = ""
-) -> Any:
-    """A mechanism's formula with the leaves of a module that stands at ``at`` in a
-    block."""
-    state = {} if module is None else module.state_dict(keep_vars=True)
-    weights = {f"blocks.1.{at}.{n}": leaf for n, leaf in state.items()}
-    return module_of(name, "naive").FORMULA(weights, settings, 1)
 
 
 def deviation(a: Tensor, b: Tensor) -> float:

@@ -1,8 +1,7 @@
-"""MLA and its rotary form against formulas, full-rank MLA against multi-head."""
+"""MLA and its rotary form: caches, scales, positions; full rank is multi-head."""
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
@@ -18,20 +17,12 @@ from gpt2.model.context import LayerCache
 from gpt2.model.parts import Heads, Projection
 from gpt2.settings.schema import Settings
 from tests.gpt2.helpers import (
-    assert_agree,
     deviation,
-    formula_of,
-    generic,
     gradients_of,
-    leaves_of,
-    naive_logits,
     normal,
     randomize,
     tiny_model,
-    tokens_of,
 )
-
-SHARED = [(False, False), (True, False), (False, True), (True, True)]
 
 
 def mla(**fields: Any) -> Settings:
@@ -42,40 +33,6 @@ def random_projection(settings: Settings) -> Projection:
     module = projection(settings).double()
     randomize(module)
     return module
-
-
-def naive_heads(
-    module: Projection, settings: Settings, x: Tensor, latent: Tensor | None = None
-) -> tuple[Tensor, ...]:
-    """q, k and v [B, H or 1, T, D] by the formula."""
-    name = settings.mechanisms.attention
-    formula = formula_of(name, settings, module, "attn.projection")
-    rows = [
-        formula.projected(x[n], None if latent is None else latent[n])[:3]
-        for n in range(len(x))
-    ]
-    return tuple(torch.stack(each) for each in zip(*rows, strict=True))
-
-
-@pytest.mark.parametrize("heads", [1, 2, 3])
-@pytest.mark.parametrize(("shared_k", "shared_v"), SHARED)
-def test_scores_and_values_equal_the_formulas(
-    shared_k: bool, shared_v: bool, heads: int
-) -> None:
-    settings = mla(mla_shared_k=shared_k, mla_shared_v=shared_v, n_head=heads)
-    module = random_projection(settings)
-    x, e = normal(3, 7, 10), normal(3, 7, 6, seed=1)
-    got = module(x, latent=e)
-    q, k, v = naive_heads(module, settings, x, e)
-    ours = [
-        (got.q @ got.k.transpose(2, 3)).tril() * module.scale,
-        (got.row_k @ got.row_q.transpose(2, 3)).tril() * module.scale,
-        got.v,
-    ]
-    scale = settings.model.head_dim**-0.5
-    theirs = [(q @ k.mT).tril() * scale, (k @ q.mT).tril() * scale, v.expand_as(got.v)]
-    leaves = [x, e, *module.parameters()]
-    assert_agree(ours, leaves, theirs, leaves, 1e-12)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -217,28 +174,6 @@ def test_spare_rows_of_one_product_change_nothing(bias: bool) -> None:
 # ---- DeepSeek-V2's form ------------------------------------------------------------
 
 
-@pytest.mark.parametrize("heads", [1, 2, 3])
-def test_rotary_form_equals_the_formulas(heads: int) -> None:
-    settings = mla(attention="mla_rope", n_head=heads)
-    module = random_projection(settings)
-    for name, table in (("cosine", math.cos), ("sine", math.sin)):
-        exact = [
-            [table(t * 10000.0 ** (-2 * n / 4)) for n in range(2)] for t in range(16)
-        ]
-        values = torch.tensor(exact, dtype=torch.float64)
-        assert deviation(getattr(module, name).double(), values) < 1e-6
-    x = normal(3, 7, 10)
-    got = module(x)
-    leaves = [x]
-    assert_agree(
-        [got.q, got.k, got.v],
-        leaves,
-        naive_heads(module, settings, x),
-        leaves,
-        1e-12,
-    )
-
-
 def test_rotated_scores_depend_on_the_distance_alone() -> None:
     module = random_projection(mla(attention="mla_rope"))
     row = normal(1, 1, 10).detach()
@@ -279,19 +214,3 @@ def test_rope_angles_are_those_of_the_paper() -> None:
         angles[1], torch.tensor([1.0, 10000 ** (-1 / 3), 10000 ** (-2 / 3)])
     )
     assert torch.allclose(angles[4], 4 * angles[1])
-
-
-@pytest.mark.parametrize("attention", ["mla", "mla_rope"])
-@pytest.mark.parametrize("window", [1, 3, 0])
-def test_reciprocity_on_latents_equals_its_formula(attention: str, window: int) -> None:
-    settings = mla(attention=attention, ra=True, ra_alpha=-0.6, ra_window=window)
-    model = generic(settings)
-    tokens, leaves = tokens_of(settings, 1, 9), leaves_of(model)
-    names = [n for n, _ in model.named_parameters()]
-    assert_agree(
-        [model.logits(tokens)],
-        list(model.parameters()),
-        [naive_logits(leaves, settings, tokens)],
-        [leaves[n] for n in names],
-        1e-10 if attention == "mla" else 1e-5,  # its rotary tables are fp32
-    )

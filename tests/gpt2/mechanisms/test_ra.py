@@ -11,11 +11,8 @@ from gpt2.model.backends.call import AttentionCall
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import LayerCache
 from gpt2.model.parts import Heads
-from gpt2.model.reference.formula import softmax
 from tests.gpt2.helpers import (
-    assert_agree,
     deviation,
-    formula_of,
     normal,
     tiny_model,
 )
@@ -23,26 +20,6 @@ from tests.gpt2.helpers import (
 
 def reciprocity(**fields: object) -> Reciprocity:
     return Reciprocity(tiny_model(ra=True, **fields)).double()
-
-
-@pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("window", [1, 2, 5, WHOLE_CONTEXT])
-@pytest.mark.parametrize("heads", [1, 2, 3])
-def test_the_module_equals_its_formula(heads: int, window: int, learned: bool) -> None:
-    fields = {"ra_window": window, "ra_alpha": 0.7, "ra_learned_alpha": learned}
-    settings = tiny_model(n_head=heads, ra=True, **fields)
-    module = Reciprocity(settings).double()
-    if learned:
-        with torch.no_grad():
-            module.alpha.copy_(normal(heads, seed=9))
-    q, k, v = (normal(3, heads, 7, 5, seed=n) for n in range(3))
-    term = module.score_term(Heads(q, k, v, q, k))
-    ours = attend(AttentionCall(q, k, v, scale=0.5, transposed=term)).output
-    formula = formula_of("ra", settings, module, "attn.reciprocity")
-    scores = [formula.scores(a @ b.mT, a, b) for a, b in zip(q, k, strict=True)]
-    theirs = softmax(torch.stack(scores) * 0.5) @ v
-    leaves = [q, k, v, *module.parameters()]
-    assert_agree([ours], leaves, [theirs], leaves, 1e-12)
 
 
 def test_alpha_is_a_parameter_only_when_learned() -> None:

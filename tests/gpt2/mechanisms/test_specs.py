@@ -30,7 +30,8 @@ def test_every_folder_is_found_and_has_all_its_parts() -> None:
     assert sorted(m.name for m in mechanisms()) == sorted(p.name for p in folders)
     for folder in folders:
         names = {path.name for path in folder.iterdir() if path.is_file()}
-        assert names >= {"__init__.py", "spec.py", "Kconfig"}
+        parts = {"spec.py", "layer.py", "naive.py", "Kconfig"}
+        assert names >= {"__init__.py", *parts}
 
 
 def test_every_field_is_named_once() -> None:

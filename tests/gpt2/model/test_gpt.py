@@ -28,6 +28,7 @@ from tests.gpt2.helpers import (
     tiny_step,
     tokens_of,
 )
+from tests.gpt2.model.reference.test_formulas import FORMS, named
 from tests.gpt2.model.test_block import COMBINATIONS
 from tests.scripts.inprocess import run_script
 
@@ -66,10 +67,10 @@ def test_every_step_equals_the_formulas(number: int) -> None:
     assert_equals_the_formulas(step_settings(number, n_layer=2), batch=1, length=7)
 
 
-@pytest.mark.parametrize("name", COMBINATIONS)
-def test_combinations_that_are_no_step_equal_the_formulas(name: str) -> None:
-    settings = tiny_model(n_head=2, n_layer=3, **COMBINATIONS[name])
-    assert_equals_the_formulas(settings, batch=2, length=5)
+@pytest.mark.parametrize("form", [*COMBINATIONS.values(), *FORMS], ids=named)
+def test_forms_that_are_no_step_equal_the_formulas(form: dict[str, Any]) -> None:
+    settings = tiny_model(**{"n_head": 2, "n_layer": 3, **form})
+    assert_equals_the_formulas(settings, batch=2, length=6)
 
 
 @pytest.mark.parametrize("number", [0, 5, 12, 16, 17, 28, 29])
