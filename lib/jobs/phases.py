@@ -40,22 +40,20 @@ PHASES = (
 )
 
 
-PREPARING, WAITING, TRAINING, FINISHING = (
-    "preparing",
-    "waiting",
-    "training",
-    "finishing",
-)
-_BEGIN = {"ready": WAITING, "turn": TRAINING, "released": FINISHING}
+PREPARING, WAITING = "preparing", "waiting"
+TRAINING, FINISHING = "training", "finishing"
 
 
-def stage_of(name: str) -> str:
-    """The stage of a run after this phase; "" as before the first.
+def next_stage(stage: str, phase: str) -> str:
+    """The stage of a run, one of the four above, once it has reached a phase.
 
     A run that has its turn and prepares again, with less memory, counts as training.
     """
-    known = PHASES[: PHASES.index(name) + 1] if name in PHASES else ()
-    return next((_BEGIN[p] for p in reversed(known) if p in _BEGIN), PREPARING)
+    if phase == "started" or (phase == "data" and stage == FINISHING):
+        return PREPARING
+    if phase == "ready" and stage == PREPARING:
+        return WAITING
+    return {"turn": TRAINING, "released": FINISHING}.get(phase, stage)
 
 
 def phase_record(

@@ -72,7 +72,7 @@ class RunProgress:
         self.val_step: int | None = None
         self.tokens_per_s: float | None = None
         self.gpu = ""  # latest figures of its GPUs; empty: none is monitored
-        self._phase, self._phase_of, self._ready = "", 0, 0.0
+        self._stage, self._stage_of, self._ready = phases.PREPARING, 0, 0.0
         self._alarms: dict[str, bool] = {}  # text -> whether it was taken
         self._path = run_dir / run_files.METRICS_FILE
         self._inode = self._offset = self._from = 0
@@ -90,7 +90,7 @@ class RunProgress:
 
     def stage(self, attempt: int) -> str:
         """The stage of a running attempt, one of lib/jobs/phases.py's stages."""
-        return phases.stage_of(self._phase if self._phase_of == attempt else "")
+        return self._stage if self._stage_of == attempt else phases.PREPARING
 
     @property
     def own_steps(self) -> int:
@@ -144,7 +144,7 @@ class RunProgress:
             text = f"at step {record.get('step')}: {record.get('message')}"
             self._alarms.setdefault(text, False)
         for name, at, attempt in phases.phases_of([record]):
-            self._phase, self._phase_of = name, attempt
+            self._stage, self._stage_of = phases.next_stage(self._stage, name), attempt
             if name == "ready":
                 self._ready = at
             elif name == "turn":  # waiting for it does not count as start-up

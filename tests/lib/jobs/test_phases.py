@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from lib.jobs.phases import PHASES, phase_record, phases_of
+from lib.jobs.phases import PHASES, next_stage, phase_record, phases_of
 from tests.scratch import ROOT
 
 
@@ -50,3 +50,23 @@ def test_the_start_of_a_process_is_before_its_imports():
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
     )
     assert before - 0.05 <= float(done.stdout) <= time.time() - 0.25
+
+
+@pytest.mark.parametrize(
+    ("phases", "stage"),
+    [
+        ("started imported data", "preparing"),
+        ("started imported data kernels model compiled ready", "waiting"),
+        ("started imported data ready turn first_update", "training"),
+        ("started data ready turn data kernels ready", "training"),  # out of memory
+        ("started turn data ready", "training"),  # had to be alone from the start
+        ("started ready turn released written", "finishing"),
+        ("started ready turn released data", "preparing"),  # out of memory at the end
+        ("started ready turn first_update started", "preparing"),  # the next attempt
+    ],
+)
+def test_the_stage_of_a_run_follows_from_its_phases(phases: str, stage: str) -> None:
+    found = ""
+    for phase in phases.split():
+        found = next_stage(found, phase)
+    assert found == stage
