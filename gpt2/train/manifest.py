@@ -96,12 +96,12 @@ class Manifest:
             manifest["resumed"].append(
                 _resumption(resumed_at, random_streams, here, context)
             )
-        atomic_write_json(self.path, manifest)
+        atomic_write_json(self.path, manifest, make_folder=False)
 
     def note(self, **fields: Any) -> None:
         """Record what is known only after the start."""
         if self.writes:
-            atomic_write_json(self.path, self.read() | fields)
+            atomic_write_json(self.path, self.read() | fields, make_folder=False)
 
     def note_out_of_memory(self, step: int, micro_batch: int, smaller: int) -> None:
         """Record that memory ran out, and the micro batch of the next attempt."""

@@ -47,11 +47,14 @@ def pid_of(folder: Path, run: str) -> int:
 def test_runs_prepare_while_others_train_and_train_one_at_a_time(
     undisturbed: Path, folder: Path
 ) -> None:
-    done = run_matrix(folder, *AHEAD, **SLOW)
+    words = ("--overrides", "PREPARE_AHEAD=1 SEEDS=1 STEPS=0,5,6")
+    done = run_matrix(folder, *words, **SLOW)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 more run prepares in its slot" in done.stdout
     assert_equal_to(undisturbed, folder)
-    found = [times(folder, run) for run in RUNS]
+    runs = [path.parent for path in (folder / "results").glob("*/*/job.json")]
+    found = [times(folder, str(run.relative_to(folder / "results"))) for run in runs]
+    assert len(found) == 3
     turns = sorted((run["turn"], run["released"]) for run in found)
     for (_, before), (after, _) in zip(turns, turns[1:], strict=False):
         assert before <= after, "two runs trained at a time"

@@ -245,6 +245,7 @@ def test_resources_change_neither_identity_nor_losses(job, done, data_dir, tmp_p
 def make_trainer(job, model, micro_batch=None, run_dir=None):
     """A trainer on the data of the job, in this process."""
     run_dir = run_dir or Path(job.settings.resources.data_dir, "run")
+    run_dir.mkdir(exist_ok=True)
     train_split, val_split = load_data(job.settings)
     split = split_batch(
         job.settings.effective_batch, micro_batch or job.settings.resources.batch_size
