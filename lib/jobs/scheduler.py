@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Protocol
 
 from lib.jobs import run_files
-from lib.jobs.phases import FINISHING
+from lib.jobs.phases import FINISHING, PREPARING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.slots import place_of
 from lib.jobs.task_state import Running, TaskState, seconds_left
@@ -183,8 +183,14 @@ class Scheduler:
         self._stopping = True
         names = ", ".join(cell.task.name for cell in self.running)
         self.view.note(f"{why}: " + (f"waiting for {names}" if names else "stopping"))
-        for attempt in self._attempts:
-            attempt.stop()
+        for cell in self.running:
+            assert cell.attempt is not None
+            cell.attempt.progress.read()
+            # Compiling, it could not end before a minute, and has nothing to lose.
+            if self.options.ahead and cell.stage == PREPARING:
+                cell.attempt.kill()
+            else:
+                cell.attempt.stop()
 
     # ---- starting ---------------------------------------------------------------
 

@@ -510,3 +510,32 @@ def test_the_queue_of_a_time_budget_counts_too(tmp_path: Path) -> None:
     options = Options(patience=QUICK)
     assert Scheduler(tasks, options, Asking(io.StringIO())).run() == 0
     assert max(left) > 1000.0  # two wait
+
+
+# ---- ahead ----------------------------------------------------------------------
+
+
+def test_a_slot_begins_as_many_ahead_as_it_may(tmp_path: Path) -> None:
+    """What only prepares is ended at once by a stop, however deaf it is."""
+    tasks = [task(tmp_path, f"t{n}", fail="deaf") for n in range(6)]
+    asked, most = tmp_path / "stop", 0
+
+    class Stopping(PlainView):
+        def refresh(self, board: Scheduler) -> None:
+            nonlocal most
+            most = max(most, len(board.running))
+            begun = [cell for cell in board.running if is_deaf(cell)]
+            if len(begun) == 4:
+                asked.touch()
+
+    def is_deaf(cell: TaskState) -> bool:
+        path = cell.task.run_dir / "train.log"
+        return path.exists() and "attempt" in path.read_text()
+
+    options = Options(patience=QUICK, ahead=1, slots=({}, {}), stop_file=asked)
+    began = time.monotonic()
+    scheduler = Scheduler(tasks, options, Stopping(io.StringIO()))
+    assert scheduler.run() == 3 and most == 4
+    assert time.monotonic() - began < QUICK.stop, "it was waited for"
+    assert scheduler.count("interrupted") == 4 and scheduler.count("queued") == 2
+    assert status_of(tmp_path, "t0")[:2] == ("interrupted", None)
