@@ -114,7 +114,10 @@ def place_of(slot: Mapping[str, str]) -> str:
 
 
 def card_memory(slot: Mapping[str, str], root: Path = ROOT) -> int:
-    """Bytes of the smallest GPU of this kind; 0 where the driver does not say."""
+    """Bytes of the smallest GPU of this kind; 0 where the driver does not say, as of
+    slices of a GPU (MIG)."""
+    if "MIG" in place_of(slot):
+        return 0
     if VISIBLE["rocm"] in slot:
         found = _amd_memory(root)
     else:

@@ -9,6 +9,7 @@ import pytest
 from lib.jobs.slots import (
     Gpus,
     are_shared,
+    card_memory,
     choose_gpus,
     find_gpus,
     gpu_sets,
@@ -83,3 +84,25 @@ def test_cores_are_shared_by_all_processes() -> None:
     slots = share_cores([{}, {"X": "1"}], cores=16, processes=2)
     assert slots == [{"OMP_NUM_THREADS": "4"}, {"X": "1", "OMP_NUM_THREADS": "4"}]
     assert share_cores([{}] * 4, cores=2, processes=1)[3] == {"OMP_NUM_THREADS": "1"}
+
+
+def test_the_memory_of_the_smallest_card_is_read_from_its_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = amd(tmp_path / "a", 2)
+    for number, size in ((1, 48 << 30), (2, 32 << 30)):
+        place = f"sys/class/kfd/kfd/topology/nodes/{number}/mem_banks/0/properties"
+        write(root, place, f"heap_type 1\nsize_in_bytes {size}\nflags 0\n")
+    (rocm,) = gpu_sets(Gpus("rocm", ("0",)), 1)
+    assert card_memory(rocm, root) == 32 << 30
+    assert card_memory(rocm, tmp_path / "nothing") == 0
+
+    tool = tmp_path / "bin" / "nvidia-smi"
+    write(tool.parent, tool.name, "#!/bin/sh\necho 143771\necho 81559\necho '[N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent))
+    one, part = gpu_sets(Gpus("cuda", ("0", "MIG-1f")), 1)
+    assert card_memory(one) == 81559 << 20
+    assert card_memory(part) == 0, "a slice has less than its card"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert card_memory(one) == 0
