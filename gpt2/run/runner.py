@@ -67,6 +67,7 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         files={run_files.JOB_FILE: text + "\n"},
         seconds=seconds_of(job.settings.optim.time_budget),
         max_steps=last_update(job.settings),
+        code=job.cell if job.settings.resources.compile_model else "",
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
 

@@ -53,6 +53,7 @@ class Task:
     files: written into run_dir before each attempt (name -> text).
     cost: work relative to other tasks; for the order and for the time left.
     seconds: of training after which it ends, instead of max_steps.
+    code: names what it compiles before it trains; "" if it compiles nothing.
     memory: bytes of GPU memory that it takes, 0 where that does not matter.
     """
 
@@ -65,6 +66,7 @@ class Task:
     cost: float = 1.0
     seconds: float = 0.0
     memory: float = 0.0
+    code: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -199,6 +199,7 @@ class Scheduler:
             free = [n for n in range(len(self.options.slots)) if self._has_room(n)]
             if not free or self._stopping:
                 return
+            free = [n for n in free if not self._compiles_in_vain(cell.task, n)]
             slot = self._place(cell, free)
             if slot is not None and time.monotonic() >= cell.look_again:
                 self._consider(cell, slot)
@@ -206,12 +207,26 @@ class Scheduler:
     def _has_room(self, slot: int) -> bool:
         """Whether a slot may begin another task: one trains or comes next, ``ahead``
         prepare, and one more may still be writing what it has trained."""
-        there = [c for c in self.running if self._slot_of[id(c)] == slot]
-        ahead = self.options.ahead
+        there, ahead = self._in(slot), self.options.ahead
         if not ahead:
             return not there
         to_come = [cell for cell in there if cell.stage != FINISHING]
         return len(to_come) <= ahead and len(there) <= ahead + 1
+
+    def _in(self, slot: int) -> list[TaskState]:
+        return [cell for cell in self.running if self._slot_of[id(cell)] == slot]
+
+    def _compiles_in_vain(self, task: Task, slot: int) -> bool:
+        """Whether it would compile what another task is compiling, and could find in
+        the cache later, or delay the first update of a slot where nothing trains yet.
+        An empty slot does not wait for that."""
+        there = self._in(slot)
+        if not there or not task.code:
+            return False
+        preparing = [cell for cell in self.running if cell.stage == PREPARING]
+        if all(cell in preparing for cell in there):
+            return True
+        return any(cell.task.code == task.code for cell in preparing)
 
     def _place(self, cell: TaskState, free: Sequence[int]) -> int | None:
         """A free slot where the task fits with the memory of the running ones."""

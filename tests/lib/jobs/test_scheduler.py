@@ -539,3 +539,40 @@ def test_a_slot_begins_as_many_ahead_as_it_may(tmp_path: Path) -> None:
     assert time.monotonic() - began < QUICK.stop, "it was waited for"
     assert scheduler.count("interrupted") == 4 and scheduler.count("queued") == 2
     assert status_of(tmp_path, "t0")[:2] == ("interrupted", None)
+
+
+def test_what_another_task_is_compiling_is_not_compiled_twice(tmp_path: Path) -> None:
+    """Nor does anything delay the first task of a slot, which nothing else keeps busy.
+    An empty slot is not left idle for that."""
+    what = {"prepare": 0.3, "steps": 4, "sleep": 0.1}
+    names = ("a1", "a2", "a3", "b1", "b2", "c1")
+    tasks = [
+        dataclasses.replace(task(tmp_path, name, **what), code=name[0])
+        for name in names
+    ]
+    found: dict[str, list[tuple[str, str]]] = {}
+
+    class Noting(PlainView):
+        def started(self, cell: TaskState) -> None:
+            super().started(cell)
+            others = [c for c in scheduler.running if c is not cell]
+            found[cell.task.name] = [(c.task.name, c.stage) for c in others]
+
+    options = Options(patience=QUICK, ahead=3)
+    scheduler = Scheduler(tasks, options, Noting(io.StringIO()))
+    assert scheduler.run() == 0 and sorted(found) == sorted(names)
+    for name, others in found.items():
+        preparing = [other[0] for other, stage in others if stage == "preparing"]
+        assert name[0] not in preparing, found
+        assert not others or len(preparing) < len(others), found
+    assert any("preparing" in dict(others).values() for others in found.values())
+
+    (tmp_path / "two").mkdir()
+    pair = [
+        dataclasses.replace(task(tmp_path / "two", name, **what), code="a")
+        for name in ("a1", "a2")
+    ]
+    options = dataclasses.replace(options, slots=({}, {}))
+    scheduler = Scheduler(pair, options, Noting(io.StringIO()))
+    assert scheduler.run() == 0
+    assert found["a2"] == [("a1", "preparing")]

@@ -1,7 +1,8 @@
 """A stand-in for a trainer: real process, run directory and exit codes, no model.
 
 python tests/lib/jobs/worker.py RUN_DIR [key=value ...]; keys: steps, sleep, fail (what
-goes wrong), at (the step where), first (only in that many first attempts).
+goes wrong), at (the step where), first (only in that many first attempts), prepare
+(seconds before its turn, which it records).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[0] = str(ROOT)
 from lib.jobs import run_files  # noqa: E402
+from lib.jobs.phases import phase_record  # noqa: E402
 
 stop = False
 
@@ -89,6 +91,11 @@ def main() -> int:
                 [sys.executable, "-c", "import time;time.sleep(99)"]
             )
             (run_dir / "child").write_text(str(child.pid))
+        if "prepare" in given:
+            run_files.append_jsonl(metrics, phase_record("started", attempt))
+            time.sleep(float(given["prepare"]))
+            run_files.append_jsonl(metrics, phase_record("ready", attempt))
+            run_files.append_jsonl(metrics, phase_record("turn", attempt))
         for step in range(done + 1, steps + 1):
             if fail and step == at and attempt <= first:
                 go_wrong(fail, run_dir)
