@@ -39,6 +39,12 @@ class Ahead:
     rest: int = 0
     card: int = 0
 
+    @property
+    def share(self) -> int:
+        """Bytes that a run may take before its turn: an even part of what is there, for
+        the proof "as trained" needs more than the estimate, which is of training."""
+        return max(self.need, int(USABLE * self.card - self.rest) // (self.count + 1))
+
     def describe(self) -> str:
         """For the listing; "" if no run prepares ahead."""
         if not self.count:
@@ -49,11 +55,11 @@ class Ahead:
         text = f"while a run trains, {runs} in its slot (PREPARE_AHEAD)"
         if not self.need:
             return text
-        most = (self.count + 1) * self.need + self.rest
-        there = f" of {size(self.card)}" if self.card else ""
+        if not self.card:
+            return f"{text}; {size(self.need)} each by estimate"
         return (
-            f"{text}: with one that still writes its results at most {size(most)} of "
-            f"memory{there} on a GPU, by estimate"
+            f"{text}, {size(self.need)} each by estimate and at most "
+            f"{size(self.share)} of the {size(self.card)} of a GPU"
         )
 
 
@@ -96,7 +102,7 @@ def with_turns(options: Options, ahead: Ahead, root: Path) -> Options:
     """The options with turns: in a results folder, by the number of each slot."""
     if not ahead.count:
         return options
-    share = {SHARE: str(ahead.need)} if ahead.card else {}
+    share = {SHARE: str(ahead.share)} if ahead.card else {}
     slots = [
         {**slot, TURN: turn_path(root, number), **share}
         for number, slot in enumerate(options.slots)

@@ -72,6 +72,9 @@ def test_memory_bounds_it(machine: Any, fit: float, count: int) -> None:
     machine(64, round((fit * need + rest) / USABLE))
     ahead = runs_ahead(found, slots(1, found))
     assert (ahead.count, ahead.need, ahead.rest) == (count, need, rest)
+    if count:
+        assert need <= ahead.share
+        assert (count + 1) * ahead.share + rest <= USABLE * ahead.card
 
 
 def test_no_more_prepare_than_are_left(machine: Any) -> None:
@@ -119,13 +122,13 @@ def test_a_cpu_prepares_nothing_ahead_unless_asked() -> None:
 def test_slots_get_turns_of_their_own(tmp_path: Path) -> None:
     options = Options(slots=[{"A": "0"}, {"A": "1"}])
     assert with_turns(options, Ahead(0), tmp_path) is options
-    found = with_turns(options, Ahead(2, need=5, card=9), tmp_path)
+    found = with_turns(options, Ahead(2, need=20, rest=3, card=70), tmp_path)
     assert found.ahead == 2 and [slot["A"] for slot in found.slots] == ["0", "1"]
     assert [slot[TURN] for slot in found.slots] == [
         str(tmp_path / ".slot0"),
         str(tmp_path / ".slot1"),
     ]
-    assert {slot[SHARE] for slot in found.slots} == {"5"}
+    assert {slot[SHARE] for slot in found.slots} == {"20"}, "(0.9 * 70 - 3) / 3"
 
 
 def test_the_listing_says_where_for_how_long_and_with_how_much_memory(
@@ -137,5 +140,5 @@ def test_the_listing_says_where_for_how_long_and_with_how_much_memory(
     ahead = Ahead(1, need=10 * GIB, rest=2 * GIB, card=80 * GIB)
     first, second = describe(found, options, ahead, tmp_path).splitlines()
     assert first == "4 jobs on GPU 0, 1, 2 at a time; `make estimate` says how long"
-    assert "at most 22.0 GiB" in second and "80.0 GiB on a GPU" in second
+    assert "10.0 GiB each by estimate and at most 35.0 GiB of the 80.0 GiB" in second
     assert describe(found, Options(slots=[{}]), Ahead(0), tmp_path) == ""
