@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from torch import Tensor
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from gpt2.train.attention_metrics import attention_metrics
-from gpt2.train.batches import TokenSplit, eval_windows, gather
+from gpt2.train.batches import Offsets, TokenSplit, eval_windows, gather
 from gpt2.train.fingerprints import fingerprint, windows_sum
 from lib.gpu.device import DeviceInfo, autocast
 
@@ -83,24 +83,27 @@ class Evaluator:
 
     def __call__(self, model: Scorer) -> Evaluation:
         """Score; dropout is off meanwhile, and no random number is drawn."""
-        began, was_training = time.perf_counter(), model.training
-        model.train(False)
-        try:
-            total, right = self._sums(model)
+        began = time.perf_counter()
+        with _evaluating(model):
+            total, right = self._sums(model, self.offsets)
             attention = self._attention(model) if self.metric_rows else {}
-        finally:
-            model.train(was_training)
         tokens = len(self.offsets) * self.block_size
         seconds = time.perf_counter() - began
         return Evaluation(total / tokens, right / tokens, tokens, seconds, attention)
 
+    def warm_up(self, model: Scorer) -> None:
+        """Score one batch, so that kernels are loaded and compiled before the first
+        evaluation."""
+        with _evaluating(model):
+            self._sums(model, self.offsets[: self.batch])
+
     @torch.no_grad()
-    def _sums(self, model: Scorer) -> tuple[float, int]:
+    def _sums(self, model: Scorer, offsets: Offsets) -> tuple[float, int]:
         device = self.device.torch_device
         loss = torch.zeros((), dtype=torch.float64, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
-        for start in range(0, len(self.offsets), self.batch):
-            rows = self.offsets[start : start + self.batch]
+        for start in range(0, len(offsets), self.batch):
+            rows = offsets[start : start + self.batch]
             x, y = gather(self.split.tokens, rows, self.block_size)
             with self._autocast():
                 part, right = model.score(x.to(device), y.to(device))
@@ -118,3 +121,14 @@ class Evaluator:
 
     def _autocast(self) -> AbstractContextManager[Any]:
         return autocast(self.device, self.precision)
+
+
+@contextmanager
+def _evaluating(model: Scorer) -> Iterator[None]:
+    """Without dropout inside the block."""
+    was_training = model.training
+    model.train(False)
+    try:
+        yield
+    finally:
+        model.train(was_training)

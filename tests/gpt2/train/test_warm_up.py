@@ -40,3 +40,20 @@ def test_a_run_tells_what_it_used_and_how_long_it_waited(tmp_path):
     device = manifest(tmp_path / "run")["device"]
     assert device["backend"] == "cpu" and device["sdpa"] in device["usable"]
     assert device["allocator"] == "torch's default"
+
+
+def test_the_first_evaluation_finds_its_code_ready(tmp_path):
+    """One batch of windows is scored before, without dropout and without a trace."""
+    job = tiny_job(prepare_texts(tmp_path), device="cpu", dropout=0.3)
+    model = GPT(job.settings)
+    trainer, scored = make_trainer(job, model), []
+    model.train()
+    score = model.score
+
+    def noting(tokens, targets):
+        scored.append((len(tokens), model.training))
+        return score(tokens, targets)
+
+    model.score = noting
+    warm_up(trainer, 0)
+    assert scored == [(job.settings.resources.batch_size, False)] and model.training
