@@ -98,17 +98,22 @@ def _configure() -> None:
     import torch._functorch.config
     import torch._inductor.config
 
-    version = operators_version()
-    inductor: Any = torch._inductor.config
-    known = dict(inductor.unsafe_marked_cacheable_functions)
-    inductor.unsafe_marked_cacheable_functions = {
-        **known,
-        **dict.fromkeys(CACHEABLE, version),
-    }
-    # Formulas of autograd.Function are traced: they are in the graph and in the key.
-    name = "autograd_cache_allow_custom_autograd_functions"
-    if hasattr(torch._functorch.config, name):
-        setattr(torch._functorch.config, name, True)
+    options: tuple[tuple[Any, str, object], ...] = (
+        (
+            torch._inductor.config,
+            "unsafe_marked_cacheable_functions",
+            dict.fromkeys(CACHEABLE, operators_version()),
+        ),
+        # Formulas of autograd.Function are traced: they are in the graph and the key.
+        (
+            torch._functorch.config,
+            "autograd_cache_allow_custom_autograd_functions",
+            True,
+        ),
+    )
+    for module, name, value in options:
+        if hasattr(module, name):  # else that torch compiles such graphs each time
+            setattr(module, name, value)
 
 
 def operators_version(folder: Path = OPERATORS) -> str:
