@@ -27,6 +27,7 @@ def warm_up(trainer: Trainer, times: int) -> None:
         state = trainer.updater.record(tokens, targets)
         trainer.manifest.note(cuda_graph=state)
         trainer.recorder.say(f"CUDA graph of a micro step: {state}")
+    trainer.evaluator.warm_up(cast(Scorer, trainer.model))
     _note_kernels(trainer)
     trainer.evaluator.warm_up(cast(Scorer, trainer.model))
     devices.set_random_state(trainer.device, random)

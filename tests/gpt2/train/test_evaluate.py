@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from gpt2.data.token_files import DataError, request_of
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
+from gpt2.train import evaluate
 from gpt2.train.batches import eval_windows, load_split
-from gpt2.train.evaluate import Evaluation, Evaluator
+from gpt2.train.evaluate import Evaluation, Evaluator, compiles_evaluation
 from lib.gpu.device import select_device
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import tiny_job
@@ -101,3 +102,47 @@ def test_too_few_windows_are_refused_with_numbers(split, settings):
 
 def test_perplexity_of_a_hopeless_loss_is_infinite():
     assert Evaluation(1e4, 0.0, 1).perplexity == math.inf
+
+
+# ---- compiled ---------------------------------------------------------------------
+
+
+def test_a_run_that_evaluates_much_compiles_it(settings):
+    large = {"n_layer": 12, "n_embd": 768, "block_size": 1024, "compile_model": True}
+    often = {"eval_samples": 256, "eval_interval": 500}
+    few = settings.replace(**large, **often, max_iters=10_000)
+    assert not compiles_evaluation(few), "21 evaluations"
+    assert compiles_evaluation(few.replace(max_iters=40_000)), "81 evaluations"
+    assert not compiles_evaluation(few.replace(max_iters=40_000, compile_model=False))
+
+
+def test_only_whole_batches_are_compiled(model, split, settings, monkeypatch):
+    shapes = []
+
+    def compiled(function):
+        def call(x, y):
+            shapes.append(tuple(x.shape))
+            return function(x, y)
+
+        return call
+
+    monkeypatch.setattr(evaluate, "compiled", compiled)
+    plain = Evaluator(split, settings, DEVICE, 4)(model)
+    evaluator = Evaluator(split, settings, DEVICE, 4)
+    assert not evaluator.compiles, "on a CPU"
+    evaluator.compiles = True
+    evaluator.warm_up(model)
+    whole = (4, settings.model.block_size)
+    assert shapes == [whole] and len(evaluator.offsets) == SAMPLES
+    assert evaluator(model) == plain
+    assert shapes == [whole, whole], "7 windows are one batch of 4 and a rest"
+
+
+@pytest.mark.slow
+def test_compiled_evaluation_agrees(model, split, settings):
+    plain = Evaluator(split, settings, DEVICE, 4)(model)
+    evaluator = Evaluator(split, settings, DEVICE, 4)
+    evaluator.compiles = True
+    found = evaluator(model)
+    assert found.loss == pytest.approx(plain.loss, rel=1e-6)
+    assert found.accuracy == plain.accuracy
