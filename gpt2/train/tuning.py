@@ -35,7 +35,7 @@ from lib.gpu import device as devices
 from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo
 from lib.jobs.turn import Turn
-from lib.kernels import choices
+from lib.kernels import ahead, choices
 from lib.output import EXIT_OOM
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,15 +112,23 @@ def tune(
     choices.load(tuning.choices)
     parts = ((attention, resources.attention_backend), (mlp, resources.mlp_backend))
     attention.compile_ahead(settings, on, batch)
-    passed("kernels collected")
+    unranked = [
+        part
+        for part, backend in parts
+        if backend == "auto" or resources.other_kernels
+        if part.key(settings, batch) not in found.ranks
+    ]
+    for part in unranked:
+        part.warm_up(settings, on, batch)
+    ahead.wait()
+    choices.reconsider()
+    passed("kernels compiled")
     with alone(), choices.timing():
-        for part, backend in parts:
+        for part in unranked:
             key = part.key(settings, batch)
-            ranked = backend == "auto" or resources.other_kernels
-            if ranked and key not in found.ranks:
-                found.ranks[key], line = part.rank(settings, on, batch)
-                found.lines = {**found.lines, key: line}
-                passed(line.partition(":")[0])
+            found.ranks[key], line = part.rank(settings, on, batch)
+            found.lines = {**found.lines, key: line}
+            passed(line.partition(":")[0])
     built, _ = choose_backends(settings, on, batch, found, dropped)
     once = _micro_step(built, device, batch)
     once()

@@ -70,16 +70,26 @@ def compile_ahead(settings: Settings, device: torch.device, batch: int) -> None:
     asked = resources.attention_backend in ("auto", "triton")
     if device.type != "cuda" or not serves or not asked:
         return
-    try:
+    with trials.tried():
         weigh = _weigher("triton", settings.replace(compile_model=False), device)
         heads, leaves = inputs(settings, device, batch)
         with ahead.collected():
             found = _numbers(weigh(heads))
             torch.autograd.grad(found, leaves, [torch.zeros_like(x) for x in found])
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        print(f"kernels are compiled one by one: {error}")
+
+
+def warm_up(settings: Settings, device: torch.device, batch: int) -> None:
+    """Compile what ``rank`` will time into the cache of compiled code: it then needs
+    the device for itself for a short time."""
+    platform = platform_of(device.type, settings.resources.compile_model)
+    for backend in candidates(settings, platform):
+        if backend == LAST_RESORT:
+            continue
+        with trials.tried():
+            weigh = _weigher(backend, settings, device)
+            heads, leaves = inputs(settings, device, batch)
+            found = _numbers(weigh(heads))
+            torch.autograd.grad(found, leaves, [torch.zeros_like(x) for x in found])
 
 
 def try_attention(

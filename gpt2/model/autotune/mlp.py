@@ -3,6 +3,8 @@ inside (lib/kernels/gelu_op.py)."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -61,14 +63,7 @@ def try_mlp(
 ) -> trials.Trial:
     """Time a layer's MLP without mechanisms, then compare it with fp32 formulas."""
     m, kind = settings.model, DTYPES[settings.optim.mixed_precision]
-
-    def call(
-        x: Tensor, into: Tensor, outof: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
-        return through_gelu(x, into, bias, outof, backend)
-
-    compiles = settings.resources.compile_model
-    run = compiled(call) if compiles else call
+    run = _runner(backend, settings)
 
     def seconds() -> float:
         leaves = _leaves(m, device, kind, batch * m.block_size)
@@ -88,6 +83,30 @@ def try_mlp(
         return distance.problem(kind)
 
     return trials.run_trial(backend, seconds, check)
+
+
+def warm_up(settings: Settings, device: torch.device, batch: int) -> None:
+    """Compile what ``rank`` will time into the cache of compiled code: it then needs
+    the device for itself for a short time."""
+    if unsupported(settings, device):
+        return
+    m, kind = settings.model, DTYPES[settings.optim.mixed_precision]
+    for backend in BACKENDS:
+        with trials.tried():
+            leaves = _leaves(m, device, kind, batch * m.block_size)
+            out = _runner(backend, settings)(*leaves)
+            torch.autograd.grad(out, leaves, torch.zeros_like(out))
+
+
+def _runner(backend: str, settings: Settings) -> Callable[..., Tensor]:
+    """An MLP without mechanisms, compiled as the model will be."""
+
+    def call(
+        x: Tensor, into: Tensor, outof: Tensor, bias: Tensor | None = None
+    ) -> Tensor:
+        return through_gelu(x, into, bias, outof, backend)
+
+    return compiled(call) if settings.resources.compile_model else call
 
 
 def _leaves(

@@ -8,7 +8,8 @@ slow there is chosen, and nothing of a trial is left in the process that trains.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -48,6 +49,17 @@ def run_trial(
     except Exception as error:  # whatever a compiler raises: another backend will do
         text = str(error).splitlines() or [""]
         return Trial(backend, 0.0, f"failed ({type(error).__name__}: {text[0][:120]})")
+
+
+@contextmanager
+def tried() -> Iterator[None]:
+    """Go on after what a compiler or a kernel raises: the trial itself reports it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        print(f"not compiled ahead ({type(error).__name__})")
 
 
 def ranked(trials: Sequence[Trial], otherwise: str) -> list[str]:

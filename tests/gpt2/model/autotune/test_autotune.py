@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -200,3 +203,33 @@ def test_a_control_on_this_gpu_takes_other_kernels(compiled: bool) -> None:
     other, lines = choose_backends(control, info.torch_device, 4, found)
     assert lines[-1].startswith("A/A control: attention ")
     assert names_of(usual)[0] != names_of(other)[0]
+
+
+def test_backends_are_compiled_before_the_device_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With real trials, on the CPU."""
+    events: list[str] = []
+
+    @contextmanager
+    def alone() -> Iterator[None]:
+        events.append("alone")
+        yield
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*given: Any) -> Any:
+            events.append(name)
+            return function(*given)
+
+        return call
+
+    for name in ("warm_up", "try_attention"):
+        monkeypatch.setattr(attention, name, noted(name, getattr(attention, name)))
+    settings = tiny_step(0)
+    device = select_device("cpu")
+    found = tune(settings, device, 2, Tuning(), alone=alone)
+    served = len(found.ranks[attention.key(settings, 2)]) - 1  # besides the reference
+    assert events == ["warm_up", "alone", *["try_attention"] * served, "alone"]
+    events.clear()
+    tune(settings, device, 2, found, alone=alone)
+    assert events == ["alone", "alone"], "ranked already"
