@@ -106,7 +106,11 @@ def run(
         for name, place in set_aside(root, plan.jobs) if rerun else ():
             view.note(f"{name}: the old run is kept in {place}")
         update(plan, copies)
-        with recorded(root, options.slots) if todo else nullcontext():
+        with (
+            recorded(root, options.slots, plan.base.resources)
+            if todo
+            else nullcontext()
+        ):
             return _run_missing(plan, root, todo, options, view, prove)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from gpt2.plan.names import RUNNER_FILE
-from lib.jobs.phases import process_start
+from gpt2.settings.schema import Resources
+from lib.jobs.phases import place_name, process_start
 from lib.jobs.run_files import append_jsonl
 from lib.jobs.slots import place_of
 
@@ -17,11 +17,14 @@ KIND = "session"
 
 
 @contextmanager
-def recorded(root: Path, slots: Sequence[Mapping[str, str]]) -> Iterator[None]:
+def recorded(
+    root: Path, slots: Sequence[Mapping[str, str]], resources: Resources
+) -> Iterator[None]:
     """Note in the results folder that this process has these slots, from its start on
-    and until the end of the block. What cannot be written is left out."""
-    host = socket.gethostname()
-    places = [f"{host}:{place_of(slot)}" for slot in slots]
+    and until the end of the block. Those of Ray are not its own. What cannot be written
+    is left out."""
+    own = slots if resources.engine == "local" else ()
+    places = [place_name(place_of(slot), resources.device) for slot in own]
     _append(root, event="began", time=process_start(), places=places)
     try:
         yield

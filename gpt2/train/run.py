@@ -39,7 +39,7 @@ from gpt2.train.prepare import Preparation
 from gpt2.train.record import Follower, Recorder
 from gpt2.train.stopping import StopRequest
 from gpt2.train.tracking import tracking
-from lib.jobs.phases import process_start
+from lib.jobs.phases import place_name, process_start
 from lib.jobs.process import ATTEMPT
 from lib.jobs.run_files import LockHeld, lock, now, read_status, run_lock, write_status
 from lib.jobs.slots import GPUS
@@ -115,7 +115,8 @@ class TrainingRun:
         given, before = self.environ.get(ATTEMPT, ""), read_status(self.run_dir)
         attempt = int(given) if given.isdecimal() else before["attempt"] + 1
         self.recorder.attempt = attempt
-        place = f"{socket.gethostname()}:{self.environ.get(GPUS, '')}"
+        gpus = self.environ.get(GPUS, "")
+        place = place_name(gpus, self.job.settings.resources.device)
         self.recorder.phase("started", process_start(), place)
         self.recorder.phase("imported", self.imported)
         self.recorder.status(

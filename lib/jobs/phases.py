@@ -28,6 +28,7 @@ after its last one.
 from __future__ import annotations
 
 import os
+import socket
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -77,6 +78,12 @@ def phases_of(records: Iterable[Mapping[str, Any]]) -> list[tuple[str, float, in
         and isinstance(record.get("time"), int | float)
         and isinstance(record.get("attempt"), int)
     ]
+
+
+def place_name(gpus: str, device: str = "") -> str:
+    """Host and GPUs as in a record: ``gpus`` are those set aside, as "0,1"; without
+    any, the one that a ``device`` such as "cuda:1" names."""
+    return f"{socket.gethostname()}:{gpus or device.partition(':')[2]}"
 
 
 def process_start() -> float:

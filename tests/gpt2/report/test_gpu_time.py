@@ -13,6 +13,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
 from gpt2.run.sessions import recorded
 from lib.jobs.slots import GPUS
+from tests.gpt2.helpers import tiny_step
 from tests.gpt2.report.test_timeline import whole
 from tests.results_factory import settings, write_matrix
 
@@ -64,12 +65,30 @@ def test_price_of_the_configuration_or_of_the_runs(tmp_path: Path) -> None:
     assert price_of(None, plain) is None
 
 
-def test_a_session_is_noted_also_when_it_fails(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError), recorded(tmp_path, [{GPUS: "0"}, {GPUS: "1"}]):
-        raise RuntimeError
-    began, ended = map(json.loads, (tmp_path / "runner.jsonl").read_text().splitlines())
-    assert began["event"] == "began" and ended["event"] == "ended"
+def places_of(folder: Path, slots: list[dict[str, str]], **fields: str) -> list[str]:
+    """GPUs that a session in this folder notes."""
+    resources = tiny_step(0, **fields).resources
+    with recorded(folder, slots, resources):
+        pass
+    lines = (folder / "runner.jsonl").read_text().splitlines()
+    began, ended = map(json.loads, lines[-2:])
+    assert (began["event"], ended["event"]) == ("began", "ended")
     assert began["time"] <= ended["time"]
-    assert [place.rpartition(":")[2] for place in began["places"]] == ["0", "1"]
-    with recorded(tmp_path / "missing" / "folder", [{}]):
+    return [place.rpartition(":")[2] for place in began["places"]]
+
+
+def test_places_of_a_session(tmp_path: Path) -> None:
+    two = [{GPUS: "0"}, {GPUS: "1"}]
+    assert places_of(tmp_path, two, device="auto", engine="local") == ["0", "1"]
+    assert places_of(tmp_path, [{}], device="cuda:1", engine="local") == ["1"]
+    assert places_of(tmp_path, [{}, {}], device="cpu", engine="local") == ["", ""]
+    assert places_of(tmp_path, two, device="auto", engine="ray") == []
+
+
+def test_a_session_is_noted_also_when_it_fails(tmp_path: Path) -> None:
+    resources = tiny_step(0).resources
+    with pytest.raises(RuntimeError), recorded(tmp_path, [{}], resources):
+        raise RuntimeError
+    assert len((tmp_path / "runner.jsonl").read_text().splitlines()) == 2
+    with recorded(tmp_path / "missing" / "folder", [{}], resources):
         pass
