@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from datetime import datetime
 from pathlib import Path
@@ -14,14 +15,12 @@ from gpt2.report.timeline import (
     RunSpan,
     Timeline,
     attempts_of,
-    cost_line,
     sessions_of,
-    share_lines,
     timeline_of,
-    wait_line,
 )
 from gpt2.report.verdict_rules import configured
 from gpt2.report.verdicts import HARMFUL, NEUTRAL, SUPPORTED, Judgement
+from lib import human
 from lib.jobs.run_files import METRICS_FILE, STATUS_FILE
 from lib.safe_json import Unusable, as_dict, read_foreign_json
 
@@ -105,3 +104,57 @@ def chart(timeline: Timeline) -> dict[str, Any]:
             for segment in lane.segments[:room]
         ],
     }
+
+
+# ---- in words --------------------------------------------------------------------
+
+MOST_LINES = 16  # lanes that get a line of their own
+
+
+def share_lines(timeline: Timeline) -> list[str]:
+    """A line of shares for each GPU or slot, and what all of them took."""
+    lanes = [lane for lane in timeline.lanes if lane.seconds > 0]
+    if not lanes:
+        return []
+    rows = [(lane.name, [lane]) for lane in lanes[:MOST_LINES]]
+    if len(lanes) > 1:
+        rows.append((f"all {len(lanes)}", lanes))
+    found = []
+    for name, some in rows:
+        seconds = sum(lane.seconds for lane in some)
+        shown = ", ".join(
+            f"{state} {human.percent(share)}"
+            for state, share in timeline.shares(some).items()
+            if share >= 0.0005
+        )
+        found.append(f"{name}, {human.duration(seconds)}: {shown}")
+    return found
+
+
+def wait_line(timeline: Timeline) -> str:
+    """Times that GPUs waited for a first update; empty if nothing was trained."""
+    parts = []
+    if timeline.first_updates:
+        first = human.duration(timeline.first_updates[-1])
+        parts.append(f"first update {first} after the start")
+    if timeline.gaps:
+        middle, most = statistics.median(timeline.gaps), max(timeline.gaps)
+        parts.append(
+            f"from a run's end to the next one's first update {human.duration(middle)}"
+            f" (median; at most {human.duration(most)})"
+        )
+    return "; ".join(parts)
+
+
+def cost_line(timeline: Timeline, verdicts: int | None, price: float | None) -> str:
+    """GPU hours, per verdict where their number is known, and money at a price per
+    GPU hour; empty without GPUs."""
+    hours = timeline.gpu_hours
+    if not hours:
+        return ""
+    money = f", {hours * price:.2f} at {price:g} per hour" if price else ""
+    text = f"{hours:.2f} GPU hours{money}"
+    if verdicts:
+        each = f", {hours * price / verdicts:.2f}" if price else ""
+        text += f"; per verdict {hours / verdicts:.2f} GPU hours{each}"
+    return text

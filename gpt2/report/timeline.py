@@ -8,13 +8,11 @@ counts as what comes first in STATES. All times are Unix seconds.
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
 
-from lib import human
 from lib.safe_json import clean, number
 
 TRAINING, EVALUATING, COMPILING = "training", "evaluating", "compiling"
@@ -384,57 +382,3 @@ def _named(lanes: list[Lane]) -> list[Lane]:
         short = f"GPU {what}" if lane.is_gpu else what
         lane.name = f"{host} {short}" if len(hosts) > 1 else short
     return lanes
-
-
-# ---- in words --------------------------------------------------------------------
-
-MOST_LINES = 16  # lanes that get a line of their own
-
-
-def share_lines(timeline: Timeline) -> list[str]:
-    """A line of shares for each GPU or slot, and what all of them took."""
-    lanes = [lane for lane in timeline.lanes if lane.seconds > 0]
-    if not lanes:
-        return []
-    rows = [(lane.name, [lane]) for lane in lanes[:MOST_LINES]]
-    if len(lanes) > 1:
-        rows.append((f"all {len(lanes)}", lanes))
-    found = []
-    for name, some in rows:
-        seconds = sum(lane.seconds for lane in some)
-        shown = ", ".join(
-            f"{state} {human.percent(share)}"
-            for state, share in timeline.shares(some).items()
-            if share >= 0.0005
-        )
-        found.append(f"{name}, {human.duration(seconds)}: {shown}")
-    return found
-
-
-def wait_line(timeline: Timeline) -> str:
-    """Times that GPUs waited for a first update; empty if nothing was trained."""
-    parts = []
-    if timeline.first_updates:
-        first = human.duration(timeline.first_updates[-1])
-        parts.append(f"first update {first} after the start")
-    if timeline.gaps:
-        middle, most = statistics.median(timeline.gaps), max(timeline.gaps)
-        parts.append(
-            f"from a run's end to the next one's first update {human.duration(middle)}"
-            f" (median; at most {human.duration(most)})"
-        )
-    return "; ".join(parts)
-
-
-def cost_line(timeline: Timeline, verdicts: int | None, price: float | None) -> str:
-    """GPU hours, per verdict where their number is known, and money at a price per
-    GPU hour; empty without GPUs."""
-    hours = timeline.gpu_hours
-    if not hours:
-        return ""
-    money = f", {hours * price:.2f} at {price:g} per hour" if price else ""
-    text = f"{hours:.2f} GPU hours{money}"
-    if verdicts:
-        each = f", {hours * price / verdicts:.2f}" if price else ""
-        text += f"; per verdict {hours / verdicts:.2f} GPU hours{each}"
-    return text

@@ -6,16 +6,14 @@ from typing import Any
 
 import pytest
 
+from gpt2.report.gpu_time import cost_line, share_lines, wait_line
 from gpt2.report.timeline import (
     RunSpan,
     Segment,
     Session,
     attempts_of,
-    cost_line,
     sessions_of,
-    share_lines,
     timeline_of,
-    wait_line,
 )
 
 Records = list[dict[str, Any]]
