@@ -58,7 +58,7 @@ def cold_cache(plan: Plan, environ: Mapping[str, str]) -> list[str]:
     compiles = any(job.settings.resources.compile_model for job in plan.jobs)
     if not compiles or not is_empty(environ):
         return []
-    place = environ.get(INDUCTOR) or cache_folder(environ)
+    place = environ.get(INDUCTOR) or cache_folder(environ) or "a temporary folder"
     return [
         f"note: no compiled code in {place} yet: the first run of each step compiles, "
         "which later runs of it need not"

@@ -32,14 +32,16 @@ CACHEABLE = (
 # ---- the folder: torch-free ------------------------------------------------------
 
 
-def cache_folder(environ: Mapping[str, str]) -> Path:
-    """Cache folder of this user and kind of CPU; it need not exist.
+def cache_folder(environ: Mapping[str, str]) -> Path | None:
+    """Cache folder of this user and kind of CPU; it need not exist. None for a user
+    without a home folder.
 
     C++ code is compiled for the instructions of one CPU, and a home folder may be
     shared by several kinds.
     """
-    root = environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "kablate" / "compiled" / _cpu()
+    home = environ.get("HOME")
+    root = environ.get("XDG_CACHE_HOME") or (home and f"{home}/.cache")
+    return Path(root) / "kablate" / "compiled" / _cpu() if root else None
 
 
 def _cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
@@ -62,6 +64,8 @@ def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
     if environ.get(INDUCTOR):  # torch puts Triton's cache next to it
         return {}
     folder = cache_folder(environ)
+    if folder is None:
+        return {}
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError:
@@ -76,8 +80,9 @@ def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
 
 def is_empty(environ: Mapping[str, str]) -> bool:
     """True if the folder in ``environ`` has no compiled graph."""
-    graphs = Path(environ.get(INDUCTOR) or cache_folder(environ) / "inductor")
-    return not any((graphs / "fxgraph").glob("*"))
+    named, own = environ.get(INDUCTOR), cache_folder(environ)
+    folder = Path(named) if named else own and own / "inductor"
+    return folder is None or not any((folder / "fxgraph").glob("*"))
 
 
 # ---- torch.compile ---------------------------------------------------------------

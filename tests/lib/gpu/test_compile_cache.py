@@ -125,6 +125,7 @@ def test_folder_is_the_users_own(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
     added = cache_environment(environ)
     folder = compile_cache.cache_folder(environ)
+    assert folder is not None
     assert folder.is_relative_to(tmp_path / "kablate") and folder.is_dir()
     assert folder.stat().st_mode & 0o077 == 0
     assert added == {
@@ -139,6 +140,12 @@ def test_folder_is_the_users_own(tmp_path: Path) -> None:
 def test_folder_that_cannot_be_written_is_left_to_torch(tmp_path: Path) -> None:
     (tmp_path / "kablate").write_text("")  # a file
     assert cache_environment({"XDG_CACHE_HOME": str(tmp_path)}) == {}
+    assert cache_environment({}) == {} and is_empty({}), "no home"
+
+
+def test_the_home_folder_is_the_usual_place(tmp_path: Path) -> None:
+    added = cache_environment({"HOME": str(tmp_path)})
+    assert added[INDUCTOR].startswith(f"{tmp_path}/.cache/kablate/compiled/")
 
 
 def test_a_cold_cache_is_said_where_runs_compile(tmp_path: Path) -> None:
