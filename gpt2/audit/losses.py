@@ -21,7 +21,7 @@ from gpt2.audit.evidence import RunFiles
 from gpt2.audit.finding import AuditLine, Tolerance, compare, not_checked
 from gpt2.audit.options import AuditOptions
 from gpt2.model.gpt import GPT
-from gpt2.model.init import init_parameters
+from gpt2.model.init import start_parameters
 from gpt2.model.reference.formulas import Weights, whole_trace
 from gpt2.settings.schema import Settings
 from lib.safe_json import as_dict, whole
@@ -193,5 +193,5 @@ def _allowed(found: Scored, form: Format) -> tuple[Tolerance, Tolerance]:
 def initial_weights(settings: Settings, seed: int) -> Weights:
     """Initial weights of a run with this seed."""
     model = GPT(settings)
-    init_parameters(model, seed)
+    start_parameters(model, settings, seed)
     return {name: tensor.detach() for name, tensor in model.state_dict().items()}

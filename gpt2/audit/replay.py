@@ -20,7 +20,7 @@ from gpt2.audit.losses import Format, cross_entropy, format_of, pair
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.records import rate_at
 from gpt2.model.gpt import GPT
-from gpt2.model.init import init_parameters
+from gpt2.model.init import start_parameters
 from gpt2.model.reference.formulas import whole_trace
 from gpt2.plan.budget import budget
 from gpt2.plan.run_length import seconds_of
@@ -128,7 +128,7 @@ def replay(
     """
     job, settings = evidence.job, evidence.settings
     model = GPT(settings)
-    init_parameters(model, job.seed)
+    start_parameters(model, settings, job.seed)
     _jitter(model, jitter)
     model.to(device)
     optimizer = make_optimizer(model, settings.optim)

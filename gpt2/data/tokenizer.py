@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
+import json
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -112,6 +113,24 @@ def vocabulary_files(
     """
     cache = _cache_folder(cache_dir)
     return {file.name: _find(file, cache, packages) for file in GPT2_FILES}
+
+
+def vocabulary(name: str) -> dict[str, int]:
+    """Number of each token of an encoding, as GPT-2's files spell tokens: a printable
+    character for each byte. Errors as of get_encoding."""
+    if name == "gpt2":
+        found: dict[str, int] = json.loads(vocabulary_files()["encoder.json"])
+        return found
+    letters = {char: value for value, char in byte_characters().items()}
+    return {**letters, END_OF_TEXT: bytes_encoding().eot_token}
+
+
+def byte_characters() -> dict[int, str]:
+    """The printable character for each byte in GPT-2's files."""
+    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [value for value in range(256) if value not in shown]
+    moved = {value: chr(256 + place) for place, value in enumerate(others)}
+    return {value: moved.get(value, chr(value)) for value in range(256)}
 
 
 def _gpt2(cache_dir: str | Path | None, packages: Sequence[str]) -> tiktoken.Encoding:

@@ -7,7 +7,7 @@ from typing import Any
 
 import tiktoken
 
-from gpt2.data.tokenizer import END_OF_TEXT, vocabulary_files
+from gpt2.data.tokenizer import END_OF_TEXT, vocabulary, vocabulary_files
 
 
 def tokenizer_files(encoding: tiktoken.Encoding, context: int) -> dict[str, bytes]:
@@ -19,13 +19,9 @@ def tokenizer_files(encoding: tiktoken.Encoding, context: int) -> dict[str, byte
     if encoding.name == "gpt2":
         files = vocabulary_files()
         found = {"vocab.json": files["encoder.json"], "merges.txt": files["vocab.bpe"]}
-        vocabulary = json.loads(files["encoder.json"])
         lines = files["vocab.bpe"].decode("utf-8").split("\n")[1:]
         merges = [tuple(line.split()) for line in lines if line]
     else:
-        characters = byte_characters()
-        vocabulary = {characters[value]: value for value in range(256)}
-        vocabulary[END_OF_TEXT] = encoding.eot_token
         merges = []
     ends = dict.fromkeys(("bos_token", "eos_token", "unk_token"), END_OF_TEXT)
     config = {
@@ -34,7 +30,9 @@ def tokenizer_files(encoding: tiktoken.Encoding, context: int) -> dict[str, byte
         "clean_up_tokenization_spaces": False,
         **ends,
     }
-    text = _tokenizer_json(vocabulary, merges, is_bytes=encoding.name == "bytes")
+    text = _tokenizer_json(
+        vocabulary(encoding.name), merges, is_bytes=encoding.name == "bytes"
+    )
     return {
         **found,
         "tokenizer.json": text.encode("utf-8"),
@@ -43,22 +41,14 @@ def tokenizer_files(encoding: tiktoken.Encoding, context: int) -> dict[str, byte
 
 
 def _tokenizer_json(
-    vocabulary: dict[str, int], merges: list[Any], *, is_bytes: bool
+    tokens: dict[str, int], merges: list[Any], *, is_bytes: bool
 ) -> str:
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    tokenizer = Tokenizer(models.BPE(vocab=tokens, merges=merges))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(
         add_prefix_space=False, use_regex=not is_bytes
     )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([AddedToken(END_OF_TEXT, normalized=False)])
     return str(tokenizer.to_str())
-
-
-def byte_characters() -> dict[int, str]:
-    """The printable character that stands for each byte in GPT-2's vocabulary."""
-    shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [value for value in range(256) if value not in shown]
-    moved = {value: chr(256 + place) for place, value in enumerate(others)}
-    return {value: moved.get(value, chr(value)) for value in range(256)}

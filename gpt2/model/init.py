@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.model.gpt import GPT
+from gpt2.model.init_source import Start, copy_source
 from gpt2.plan.jobs import Job
 from gpt2.settings.schema import Settings
 
@@ -25,8 +26,18 @@ def initial_model(job: Job, settings: Settings) -> GPT:
     settings: the job's, at the size and with the kernels to build it with.
     """
     model = GPT(settings)
-    init_parameters(model, job.seed)
+    start_parameters(model, settings, job.seed)
     return model
+
+
+def start_parameters(model: GPT, settings: Settings, seed: int) -> Start | None:
+    """Draw the parameters by the seed, and copy those that INIT_FROM has.
+
+    Returns what was copied, None without INIT_FROM. Raises ValueError if its weights
+    cannot be used.
+    """
+    init_parameters(model, seed)
+    return copy_source(model, settings) if settings.data.init_sha256 else None
 
 
 @torch.no_grad()

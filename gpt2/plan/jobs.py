@@ -16,6 +16,7 @@ from typing import Any
 
 from gpt2.mechanisms import mechanisms
 from gpt2.plan.budget import budget, derive_widths, resolve_widths
+from gpt2.plan.init_source import resolve_source
 from gpt2.plan.matrix_cells import (
     LeftOutCell,
     cell_changes,
@@ -127,7 +128,8 @@ def _plan(config: Config) -> Plan:
         field: config.origins.get(symbol, "default")
         for field, symbol in SYMBOL_OF.items()
     }
-    plan = plan_settings(*resolve(settings_from(config), origins))
+    settings = resolve_source(*resolve(settings_from(config), origins))
+    plan = plan_settings(*settings)
     for job in plan.jobs:
         try:
             require_effect(job.settings)

@@ -165,7 +165,7 @@ class Pruning:
 
 @part
 class Data:
-    """Corpus, tokenizer and evaluation."""
+    """Corpus, tokenizer, evaluation, and the content of the weights to start from."""
 
     dataset: str = setting("GPT2_DATASET")
     tokenizer: str = setting("GPT2_TOKENIZER", allowed=tuple(VOCAB_SIZES))
@@ -173,6 +173,7 @@ class Data:
     max_tokens: int = setting("GPT2_DATASET_MAX_TOKENS")
     eval_interval: int = setting("GPT2_EVAL_INTERVAL")
     eval_samples: int = setting("GPT2_EVAL_SAMPLES")
+    init_sha256: str = setting("INIT_SHA256")
 
 
 @part
@@ -182,6 +183,7 @@ class Resources:
     batch_size: int = setting("BATCH_SIZE")
     gradient_accumulation: int = setting("GPT2_GRADIENT_ACCUMULATION")
     device: str = setting("DEVICE")
+    init_from: str = setting("INIT_FROM")
     attention_backend: str = setting("RA_MLA_ATTENTION_BACKEND")
     mlp_backend: str = setting("MLP_BACKEND")
     other_kernels: bool = setting("OTHER_KERNELS")  # set for an A/A control

@@ -17,7 +17,8 @@ import torch
 from gpt2.data.token_files import MissingData
 from gpt2.model.autotune.choice import choose_backends, next_without, suspects
 from gpt2.model.autotune.store import file_of
-from gpt2.model.init import initial_model
+from gpt2.model.gpt import GPT
+from gpt2.model.init import start_parameters
 from gpt2.plan.jobs import Job
 from gpt2.plan.memory import attention_backend
 from gpt2.settings.checks import naming
@@ -351,7 +352,10 @@ def build_trainer(
     job = replace(job, settings=job.settings.replace(compile_model=compiled))
     try:
         devices.seed_everything(job.seed + context.ranks.rank * RANK_STRIDE)
-        model = initial_model(job, chosen)
+        model = GPT(chosen)
+        start = start_parameters(model, chosen, job.seed)
+        if start is not None:
+            recorder.say(start.line)
         model.to(context.device.torch_device)
         return Trainer(job, model, context, recorder, stop, turn)
     except ValueError as error:

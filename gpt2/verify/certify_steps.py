@@ -80,6 +80,7 @@ def shrink(
         tokenizer="bytes",
         compile_model=False,
         mixed_precision="fp32",
+        init_sha256="",  # of weights that are larger
         **{name: value for values in shrunk for name, value in values.items()},
     )
 
