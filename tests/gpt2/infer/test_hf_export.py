@@ -17,7 +17,14 @@ from gpt2.infer.trained import TrainedModel
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Job
 from gpt2.settings.schema import SYMBOL_OF, Settings
-from tests.gpt2.helpers import generic, tiny, tiny_model, tiny_step, tokens_of
+from tests.gpt2.helpers import (
+    deviation,
+    generic,
+    tiny,
+    tiny_model,
+    tiny_step,
+    tokens_of,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -65,7 +72,8 @@ def test_custom_code_decodes_and_generates(tmp_path, apart, number, heads) -> No
     hf_export.write_folder(mine, folder, native=False)
     theirs, tokens = load(folder), tokens_of(settings, 2, 5)
     with torch.no_grad():
-        assert torch.equal(theirs(tokens).logits, mine.model.logits(tokens))
+        # transformers maps the file, and products over other alignments round so.
+        assert deviation(theirs(tokens).logits, mine.model.logits(tokens)) < 1e-6
     how = {"do_sample": False, "max_new_tokens": 8, "eos_token_id": None}
     expected = generate(mine.model, tokens, 8, Sampling(temperature=0.0))
     assert torch.equal(theirs.generate(tokens, **how), expected)
@@ -101,9 +109,8 @@ def test_custom_code_scores_trains_and_refuses(tmp_path, apart) -> None:
     # What is saved again loads again.
     theirs.save_pretrained(tmp_path / "again")
     with torch.no_grad():
-        assert torch.equal(
-            load(tmp_path / "again")(tokens).logits, theirs(tokens).logits
-        )
+        again = load(tmp_path / "again")(tokens).logits
+        assert deviation(again, theirs(tokens).logits) < 1e-6
 
 
 def test_no_path_of_this_machine_is_published(tmp_path) -> None:
