@@ -27,6 +27,7 @@ def tokenizer_files(encoding: tiktoken.Encoding, context: int) -> dict[str, byte
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "model_max_length": context,
+        "model_input_names": ["input_ids", "attention_mask"],
         "clean_up_tokenization_spaces": False,
         **ends,
     }

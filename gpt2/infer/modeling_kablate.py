@@ -113,15 +113,17 @@ class KablateForCausalLM(PreTrainedModel, GenerationMixin):
         self,
         input_ids: Tensor,
         past_key_values: KablateCache | None = None,
-        **others: Any,
+        attention_mask: Tensor | None = None,
+        use_cache: bool | None = None,
+        **kwargs: Any,  # generate() looks for this name
     ) -> dict[str, Any]:
         """The tokens that are not in the cache, and the cache."""
         seen = 0 if past_key_values is None else past_key_values.get_seq_length()
         return {
             "input_ids": input_ids[:, seen:],
             "past_key_values": past_key_values,
-            "attention_mask": others.get("attention_mask"),
-            "use_cache": others.get("use_cache"),
+            "attention_mask": attention_mask,
+            "use_cache": use_cache,
         }
 
     def forward(

@@ -43,15 +43,23 @@ def side_by_side(prompt: str, texts: Sequence[Continuation]) -> None:
     """Print a column for each text, on a terminal while they grow."""
     from rich.live import Live
 
-    shown = [prompt] * len(texts)
-    with Live(console=report_console(), auto_refresh=False) as live:
+    console, shown = report_console(), [prompt] * len(texts)
+    if not console.is_terminal:
+        shown = [prompt + printable("".join(text)) for text in texts]
+        console.print(_columns(texts, shown))
+        _print_summaries(texts)
+        return
+    with Live(console=console, auto_refresh=False) as live:
         with suppress(KeyboardInterrupt):
             for pieces in zip_longest(*texts, fillvalue=""):
                 shown = [a + printable(b) for a, b in zip(shown, pieces, strict=True)]
-                live.update(_columns(texts, shown), refresh=live.console.is_terminal)
-        live.update(_columns(texts, shown), refresh=True)
+                live.update(_columns(texts, shown), refresh=True)
+    _print_summaries(texts)
+
+
+def _print_summaries(texts: Sequence[Continuation]) -> None:
     for text in texts:
-        print(summary(text), file=sys.stderr)
+        print(summary(text), file=sys.stderr, flush=True)
 
 
 def _columns(texts: Sequence[Continuation], shown: Sequence[str]) -> Table:

@@ -78,6 +78,8 @@ def test_custom_code_decodes_and_generates(tmp_path, apart, number, heads) -> No
     expected = generate(mine.model, tokens, 8, Sampling(temperature=0.0))
     assert torch.equal(theirs.generate(tokens, **how), expected)
     assert torch.equal(theirs.generate(tokens, use_cache=False, **how), expected)
+    mask = torch.ones_like(tokens)  # as a tokenizer gives it
+    assert torch.equal(theirs.generate(tokens, attention_mask=mask, **how), expected)
     beams = [
         theirs.generate(tokens, num_beams=3, use_cache=cached, **how)
         for cached in (True, False)
