@@ -90,15 +90,6 @@ class Evaluator:
         self.compiles = device.is_gpu and compiles_evaluation(settings)
         self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
 
-    def warm_up(self, model: Scorer) -> None:
-        """Compile, if it is to, so that no evaluation waits for that."""
-        if self.compiles:
-            every, self.offsets = self.offsets, self.offsets[: self.batch]
-            try:
-                self(model)
-            finally:
-                self.offsets = every
-
     def fingerprint(self) -> str:
         """Of the windows that are scored."""
         parts = range(0, len(self.offsets), FINGERPRINTED)

@@ -29,7 +29,6 @@ def warm_up(trainer: Trainer, times: int) -> None:
         trainer.recorder.say(f"CUDA graph of a micro step: {state}")
     trainer.evaluator.warm_up(cast(Scorer, trainer.model))
     _note_kernels(trainer)
-    trainer.evaluator.warm_up(cast(Scorer, trainer.model))
     devices.set_random_state(trainer.device, random)
 
 
