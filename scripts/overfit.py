@@ -1,7 +1,7 @@
-"""Let each step learn one batch of text by heart, at a tiny size on the CPU.
+"""Overfit one batch of text with each step, at a tiny size on the CPU.
 
-Exit codes: 0 all reached a loss near zero; 1 one did not; 2 the configuration makes
-no sense.
+Exit codes: 0 all reached a loss near zero; 1 one did not; 2 the configuration is
+invalid.
 """
 
 from __future__ import annotations

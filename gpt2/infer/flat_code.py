@@ -143,7 +143,7 @@ def _want(sources: dict[str, _Source], source: _Source, place: int) -> None:
 def _want_imported(
     sources: dict[str, _Source], source: _Source, used: set[str]
 ) -> None:
-    """What the names that a statement uses stand for in other modules."""
+    """Names of a statement that refer to other modules."""
     for statement in source.body:
         if isinstance(statement, ast.ImportFrom) and _is_ours(statement.module):
             for alias in statement.names:

@@ -1,7 +1,7 @@
 """A trained model as a folder that transformers loads.
 
 Step 0 becomes a native GPT-2, every other model a folder with its own code. Either is
-written beside its place, loaded again by a fresh interpreter that has transformers and
+written next to its place, loaded again by a fresh interpreter that has transformers and
 nothing of kablate, and put in its place only if it computes the same.
 """
 
@@ -158,7 +158,7 @@ def custom_config(trained: TrainedModel) -> dict[str, Any]:
         "n_head": m.n_head,
         "settings": published_settings(settings),
         "heads": None if trained.heads is None else list(trained.heads),
-        "tie_word_embeddings": False,  # the head is no tensor of its own
+        "tie_word_embeddings": False,  # the head is not a separate tensor
     }
 
 
@@ -208,7 +208,7 @@ def _tokens(trained: TrainedModel) -> torch.Tensor:
 def _load_elsewhere(
     folder: Path, given: Path, written: Path, scratch: str
 ) -> Mapping[str, Any]:
-    """What gpt2/infer/reload_check.py says of a folder; raises NotTheSame."""
+    """Result of gpt2/infer/reload_check.py for a folder; raises NotTheSame."""
     apart = {"HF_HOME": scratch, "HF_HUB_OFFLINE": "1", "CUDA_VISIBLE_DEVICES": ""}
     program = [sys.executable, "-I", reload_check.__file__]
     done = subprocess.run(

@@ -57,7 +57,7 @@ def settings_of(config: KablateConfig) -> Settings:
 
 
 class KablateCache:
-    """What the layers keep between tokens, handed on by generate()."""
+    """Caches of the layers between tokens, passed on by generate()."""
 
     is_compileable = False
 
@@ -69,7 +69,7 @@ class KablateCache:
         return self.decode.position
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
-        """Keep the sequences that a beam search goes on with."""
+        """Select the sequences with which a beam search continues."""
         for layer in self.decode.layers:
             kept = {n: t.index_select(0, beam_idx) for n, t in layer.tensors.items()}
             layer.tensors = kept
@@ -92,7 +92,7 @@ class KablateForCausalLM(PreTrainedModel, GenerationMixin):
         return False  # mechanisms keep more than keys and values
 
     def _init_weights(self, module: nn.Module) -> None:
-        """Buffers that are no weights: transformers loses them while it loads."""
+        """Buffers that are not weights: transformers loses them while loading."""
         lost = dict(module.named_buffers(recurse=False))
         names = {id(part): name for name, part in self.model.named_modules()}
         if not lost or id(module) not in names:

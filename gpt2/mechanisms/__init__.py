@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @cache  # specs import this module, so they are not looked for while it is loaded
 def mechanisms() -> tuple[Mechanism, ...]:
-    """The spec of each folder, in the order in which mechanisms act."""
+    """Spec of each folder, in the order in which mechanisms act."""
     found = []
     for name in names():
         spec = module_of(name, "spec").SPEC
@@ -30,38 +30,38 @@ def mechanisms() -> tuple[Mechanism, ...]:
 
 
 def names() -> list[str]:
-    """The folders that hold a spec."""
+    """Names of the folders with a spec."""
     return [path.parent.name for path in Path(__file__).parent.glob("*/spec.py")]
 
 
 def module_of(name: str, part: str) -> Any:
-    """The module ``spec``, ``layer`` or ``naive`` of a mechanism."""
+    """Module ``spec``, ``layer`` or ``naive`` of a mechanism."""
     return import_module(f"{__name__}.{name}.{part}")
 
 
 def enabled(settings: Settings) -> list[Mechanism]:
-    """The mechanisms that are on, in the order in which they act."""
+    """Enabled mechanisms, in the order in which they act."""
     return [m for m in mechanisms() if m.is_on(settings.mechanisms)]
 
 
 def projections() -> list[Projection]:
-    """The mechanisms that take the place of multi-head attention's projection."""
+    """Mechanisms that replace the projection of multi-head attention."""
     return [m for m in mechanisms() if isinstance(m, Projection)]
 
 
 def projection_of(settings: Settings) -> Projection:
-    """How a model of these settings makes queries, keys and values."""
+    """Projection to queries, keys and values in a model with these settings."""
     found = (p for p in projections() if p.is_on(settings.mechanisms))
     return next(found, MULTI_HEAD)
 
 
 def added(settings: Settings) -> list[Mechanism]:
-    """The mechanisms that are on beside the projection."""
+    """Mechanisms that are on, except for the projection."""
     return [m for m in enabled(settings) if not isinstance(m, Projection)]
 
 
 def needs_of(settings: Settings) -> AttentionNeeds:
-    """What the mechanisms that are on ask of the attention call."""
+    """Requirements of the enabled mechanisms on the attention call."""
     asked: dict[str, Any] = {}
     for mechanism in enabled(settings):
         asked |= mechanism.attention(settings)

@@ -1,4 +1,4 @@
-"""What mechanisms ask of the attention call besides its output. Torch-free."""
+"""Requirements of mechanisms on the attention call besides its output. Torch-free."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MOST_KEPT = 16  # mean weights of a row that kernels give as numbers, not a matr
 
 @dataclass(frozen=True, slots=True)
 class Statistic:
-    """A number for each row of attention weights, over its visible keys."""
+    """Number for each row of attention weights, computed over its visible keys."""
 
     kind: str
     topk: int
@@ -19,7 +19,7 @@ class Statistic:
 
 @dataclass(frozen=True, slots=True)
 class AttentionNeeds:
-    """What all mechanisms of a model ask of the attention call together.
+    """Combined requirements of a model's mechanisms on the attention call.
 
     window: of a transposed score, in tokens (None: there is none; WHOLE_CONTEXT: no
         band). learned: its weight is a parameter.
@@ -36,12 +36,12 @@ class AttentionNeeds:
     kept: int = 0
 
     def is_banded(self, length: int) -> bool:
-        """Whether a transposed score leaves out some visible key of ``length``."""
+        """True if a transposed score leaves out some visible key of ``length``."""
         return self.window is not None and WHOLE_CONTEXT < self.window < length - 1
 
     @property
     def averages_heads(self) -> bool:
-        """Whether a statistic of the heads' mean weights is asked for with the output,
+        """True if a statistic of the heads' mean weights is required with the output,
         which needs all of them."""
         found = self.statistic is not None and self.statistic.head_average
         return found and not self.at_weights

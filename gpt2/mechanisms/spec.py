@@ -61,7 +61,7 @@ class Reads:
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a mechanism adds to one block.
+    """Costs that a mechanism adds to one block.
 
     weights: numbers in matrices. vectors: all other parameters.
     flops: multiply-adds per token; None: one for each weight.
@@ -89,7 +89,7 @@ NOTHING = Cost()
 
 
 def times(count: int, cost: Cost) -> Cost:
-    """The cost of ``count`` blocks alike."""
+    """Cost of ``count`` equal blocks."""
     numbers = {f.name: count * getattr(cost, f.name) for f in NUMBERS}
     return Cost(flops=count * cost.multiply_adds, **numbers)
 
@@ -104,7 +104,7 @@ NUMBERS = [f for f in dataclasses.fields(Cost) if f.name != "flops"]
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """How tensors are kept for the backward pass.
+    """Formats of tensors kept for the backward pass.
 
     number: bytes of a number in matrix products, 2 under autocast.
     path: of attention, as far as it is known before a run.
@@ -122,7 +122,7 @@ class Kept:
 
 @dataclass(frozen=True, slots=True)
 class Tiny:
-    """How settings are cut down to the size of certificates.
+    """Reduction of settings to the size of certificates.
 
     scale: of every width. heads, block_size: the numbers there.
     """
@@ -132,11 +132,11 @@ class Tiny:
     block_size: int
 
     def width(self, value: int, least: int = 1) -> int:
-        """A width scaled along; 0, which means "derive it", stays."""
+        """Width scaled like all others; 0, which means "derive it", is kept."""
         return max(least, round(value * self.scale)) if value else 0
 
     def length(self, value: int) -> int:
-        """A number of tokens that leaves some of the context out."""
+        """Number of tokens that leaves out some of the context."""
         return min(value, self.block_size // 6)
 
 
@@ -194,51 +194,52 @@ class Mechanism:
     input_products: ClassVar[int] = 0
 
     def is_on(self, x: Any) -> bool:
-        """Whether mechanism settings switch it on."""
+        """True if the mechanism settings switch it on."""
         return any(getattr(x, name) != value for name, value in self.off.items())
 
     def readers(self) -> list[Reads]:
-        """Which of its fields, its switch aside, are read when."""
+        """Conditions under which its fields, except its switch, are read."""
         named = {*self.off, *(name for reads in self.reads for name in reads.fields)}
         rest = [name for name, _, _ in annotated(self.Fields) if name not in named]
         always = [Reads(f"has {self.short}", tuple(rest))] if rest else []
         return [*always, *self.reads]
 
     def reads_on(self, x: Any, reads: Reads) -> bool:
-        """Whether the fields of ``reads`` have an effect."""
+        """True if the fields of ``reads`` have an effect."""
         return self.is_on(x) and all(
             getattr(x, name) == value for name, value in reads.where.items()
         )
 
-    # ---- rules, where it is on ------------------------------------------------------
+    # ---- rules, if it is on ---------------------------------------------------------
 
     def problems(self, s: Settings) -> Iterator[tuple[bool, str]]:
-        """(whether it holds, refusal) for combinations that make no sense; widths may
-        still be 0."""
+        """(True if it applies, refusal) for invalid combinations; widths may still be
+        0."""
         yield from ()
 
     def heads_refusal(self, s: Settings) -> str:
-        """Why single heads cannot be removed beside it; empty if they can."""
+        """Reason why single heads cannot be removed with this mechanism; "" if they
+        can."""
         if self.own_of_heads is None:
             return f"{self.name} does not say which of its numbers a head owns"
         return ""
 
     def tiny(self, x: Any, model: Any, to: Tiny) -> Mapping[str, Any]:
-        """Its settings at the size of certificates."""
+        """Settings at the size of certificates."""
         return {}
 
-    # ---- what it costs, where it is on ----------------------------------------------
+    # ---- costs, if it is on ---------------------------------------------------------
 
     def attention(self, s: Settings) -> Mapping[str, Any]:
         """Fields of AttentionNeeds that it sets."""
         return {}
 
     def cost(self, s: Settings) -> Cost:
-        """Of one block, without what it makes for the next."""
+        """Cost of one block, without its outputs for the next one."""
         return NOTHING
 
     def producer_cost(self, s: Settings) -> Cost:
-        """Of what every block but the last makes for the next."""
+        """Cost of a block's outputs for the next one; the last block has none."""
         return NOTHING
 
     def kept(self, s: Settings, by: Kept) -> Mapping[str, int]:
@@ -246,11 +247,12 @@ class Mechanism:
         return {}
 
     def kept_of_context(self, s: Settings, by: Kept) -> Mapping[str, int]:
-        """Bytes per token that a block keeps of what the one before handed on."""
+        """Bytes per token that a block keeps of its inputs from the previous block."""
         return {}
 
     def kept_by_producer(self, s: Settings, by: Kept) -> Mapping[str, int]:
-        """Bytes per token that a block keeps for making what it hands on."""
+        """Bytes per token that a block keeps to compute its outputs for the next
+        one."""
         return {}
 
     def cast_again(self, s: Settings) -> int:
@@ -259,7 +261,7 @@ class Mechanism:
 
 
 class Projection(Mechanism):
-    """How the block's input becomes queries, keys and values: GPT-2's own by default.
+    """Projection of the block's input to queries, keys and values: by default GPT-2's.
 
     kind: the value of the setting ``attention`` that chooses it.
     products: matrix products that read the input.
@@ -285,7 +287,7 @@ class Projection(Mechanism):
         return s.model.head_dim
 
     def cost(self, s: Settings) -> Cost:
-        """Of one layer's projections, that of the output not counted."""
+        """Cost of one layer's projections, except that of the output."""
         inner = s.model.n_head * s.model.head_dim
         return Cost(
             weights=3 * s.model.n_embd * inner,
@@ -294,7 +296,7 @@ class Projection(Mechanism):
         )
 
     def kept_latents(self, s: Settings, by: Kept) -> int:
-        """What keys and values are made from."""
+        """Bytes of the tensors that keys and values are computed from."""
         return 0
 
     def kept_queries_keys_values(self, s: Settings, by: Kept) -> int:

@@ -72,7 +72,7 @@ class CausalAttention(nn.Module):
         self.dropout = nn.Dropout(m.dropout)
 
     def parts(self) -> list[AttentionPart]:
-        """What mechanisms add, in the order in which they act."""
+        """Parts added by mechanisms, in the order in which they act."""
         return [getattr(self, name) for name in self.part_names]
 
     def forward(

@@ -14,7 +14,7 @@ class RA_MLA_Block(nn.Module):  # the name its users know
     """One pre-norm transformer block.
 
     Block 0 consumes no context and the last produces none, by construction: a
-    producer that nobody reads would be a dead parameter. ``after``: the settings of
+    producer without a reader would be a dead parameter. ``after``: the settings of
     the next block, for whose heads this one makes gates; by default its own.
     """
 

@@ -1,4 +1,4 @@
-"""What one block hands to the next, and what a layer keeps between tokens."""
+"""Values passed from block to block, and caches of layers between tokens."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each attention head owns of a model, and the model without some heads."""
+"""Parameters owned by each attention head, and removal of heads from a model."""
 
 from __future__ import annotations
 

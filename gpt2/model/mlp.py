@@ -71,7 +71,7 @@ class MLP(nn.Module):
         self.factors = not literal and bool(self.part_names)
 
     def part(self, name: str) -> MlpPart:
-        """What a mechanism adds, by its attribute."""
+        """Part added by a mechanism, by its attribute."""
         found: MlpPart = getattr(self, name)
         return found
 

@@ -71,7 +71,7 @@ def split_heads(x: Tensor, heads: int) -> Tensor:
 
 
 class Projection(nn.Module):
-    """How the block's input becomes queries, keys and values."""
+    """Projection of the block's input to queries, keys and values."""
 
     scale: float
 
@@ -88,7 +88,7 @@ class Projection(nn.Module):
 
 
 class AttentionPart(nn.Module):
-    """What a mechanism adds to the attention of a block; each place is optional.
+    """Part that a mechanism adds to the attention of a block; each method is optional.
 
     reads: a name in the context of the block before. A part that reads is left out of
     block 0, and its methods get that tensor as ``given``.
@@ -100,7 +100,7 @@ class AttentionPart(nn.Module):
         super().__init__()
 
     def latent(self, given: Tensor | None) -> Tensor | None:
-        """What is added to the key latent, [B, S, L]."""
+        """Term added to the key latent, [B, S, L]."""
         return None
 
     def heads(self, heads: Heads) -> Heads:
@@ -128,7 +128,7 @@ class AttentionPart(nn.Module):
 
 
 class AttentionSide(NamedTuple):
-    """What the MLP of the same block may read besides its input: the key latent
+    """Values that the MLP of the same block may read besides its input: the key latent
     [B, S, L] and the weights averaged over heads [B, S, N]."""
 
     key_latent: Tensor | None
@@ -136,7 +136,7 @@ class AttentionSide(NamedTuple):
 
 
 class MlpPart(nn.Module):
-    """What a mechanism does with the MLP's hidden state; each place is optional.
+    """Part that a mechanism adds to the MLP's hidden state; each method is optional.
 
     factored: whether it touches the state only by ``read`` and ``added`` of
         low_rank_hidden, so that it need not be materialised.
@@ -165,5 +165,5 @@ class MlpPart(nn.Module):
         return {}
 
     def make(self, hidden: Hidden, cache: LayerCache | None, position: int) -> Tensor:
-        """What the next block gets, where the spec names it by ``hands_on``."""
+        """Tensor for the next block, named ``hands_on`` in the spec."""
         raise NotImplementedError

@@ -66,7 +66,7 @@ class LatentExchange(MlpPart):
         return added(hidden, key_latent, self.up.weight, self.mix)
 
     def reader(self) -> Tensor:
-        """What ``make`` reads with, [L, M]."""
+        """Matrix [L, M] with which ``make`` reads the hidden state."""
         if self.kind == "per_head_scalar":
             return self.basis.T
         return self.up.weight.T if self.down is None else self.down.weight

@@ -69,7 +69,9 @@ class Latent(Mechanism):
 
     def kept_of_context(self, s: Settings, by: Kept) -> Mapping[str, int]:
         kept, width = {}, s.mechanisms.latent_dim
-        if s.resources.attention_backend != "reference":  # beside queries and values
+        if (
+            s.resources.attention_backend != "reference"
+        ):  # in addition to queries and values
             kept["key latent alone"] = by.number * width
         if s.mechanisms.latent == "per_head_scalar" and by.is_mixed:
             kept["key latent"] = FLOAT * width  # scaled by fp32 numbers

@@ -26,10 +26,10 @@ EVEN = 64
 def at_once(
     x: Tensor, layers: Sequence[nn.Linear], even: int = 1
 ) -> tuple[Tensor, ...]:
-    """What each layer makes of x [B, S, E], by one product over all their rows, and
-    one for the slope of x; rows of zeros make its width a multiple of ``even``.
+    """Outputs of several layers for x [B, S, E], with one product over all their rows,
+    and one for the gradient of x; rows of zeros make its width a multiple of ``even``.
 
-    The results are views of it: who keeps one for the backward pass keeps all.
+    The results are views of one tensor: keeping one for the backward pass keeps all.
     """
     widths = [layer.out_features for layer in layers]
     rows: list[Tensor] = [layer.weight for layer in layers]
@@ -55,7 +55,7 @@ class LatentProjection(Projection):
     def _read(
         self, x: Tensor, cache: LayerCache | None, *layers: nn.Linear
     ) -> tuple[Tensor, ...]:
-        """What each layer makes of x [B, S, E]; in training at once."""
+        """Outputs of several layers for x [B, S, E]; in training with one product."""
         if self.literal or cache is not None:
             return tuple(layer(x) for layer in layers)
         return at_once(x, layers, EVEN if platform_of_tensor(x).triton else 1)

@@ -92,7 +92,7 @@ class AttentionCall:
 
     @property
     def shape(self) -> CallShape:
-        """What backends decide by whether they support this call."""
+        """Shape of the call, from which backends decide whether they support it."""
         columns, window = self.k.shape[2], None
         if self.transposed is not None:
             window = self.transposed.window

@@ -32,7 +32,7 @@ class Projected(NamedTuple):
 
 
 class BlockFormula:
-    """What a mechanism changes in one block; each place leaves things as they are.
+    """Changes of a mechanism in one block; by default each method changes nothing.
 
     weights: of the whole model; number: of the block.
     """
@@ -57,7 +57,7 @@ class BlockFormula:
     # ---- the places, in the order in which they are visited -------------------------
 
     def latent(self, ctx: Mapping[str, Tensor]) -> Tensor | None:
-        """What is added to the key latent [T, L]."""
+        """Term added to the key latent [T, L]."""
         return None
 
     def projected(self, x: Tensor, latent: Tensor | None) -> Projected:
@@ -84,7 +84,7 @@ class BlockFormula:
         return h
 
     def made(self, h: Tensor) -> Tensor:
-        """What the next block gets, where the spec names it by ``hands_on``."""
+        """Tensor for the next block, named ``hands_on`` in the spec."""
         raise NotImplementedError
 
 

@@ -34,9 +34,9 @@ KEPT = 1 << 23  # layers x heads x T x T: some 300 MB of matrices in fp32
 def whole_deviations(
     model: GPT, settings: Settings, tokens: Tensor
 ) -> dict[str, float]:
-    """How far each part is from its formula for tokens [T], in the order in which
-    they work, then the gradient of each parameter; infinite for a part
-    that one of the two lacks."""
+    """Deviation of each part from its formula for tokens [T], in the order of
+    computation, then of the gradient of each parameter; infinite for a part that one of
+    the two lacks."""
     mine, true = _traces(model, settings, tokens)
     found = _between(mine, true)
     named = dict(model.named_parameters())
@@ -58,7 +58,7 @@ def forward_deviations(
 def _traces(
     model: GPT, settings: Settings, tokens: Tensor
 ) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """What the model gives and what the formulas give, by part."""
+    """Outputs of the model and of the formulas, by part."""
     weights = dict(model.state_dict(keep_vars=True))
     return _watched(model, tokens), whole_trace(weights, settings, tokens)
 
@@ -72,14 +72,14 @@ def _between(mine: dict[str, Tensor], true: dict[str, Tensor]) -> dict[str, floa
 
 
 def _slopes(logits: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
-    """Gradients of a generic linear function of logits; 0 where none flows."""
+    """Gradients of a generic linear function of logits; 0 for leaves without one."""
     found = torch.autograd.grad(generic_sum(logits), leaves, allow_unused=True)
     pairs = zip(found, leaves, strict=True)
     return [torch.zeros_like(p) if slope is None else slope for slope, p in pairs]
 
 
 def _watched(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
-    """What the parts of the model give, by the names of ``whole_trace``."""
+    """Outputs of the model's parts, with the names of ``whole_trace``."""
     trace: dict[str, Tensor] = {}
 
     def watch(number: int, part: nn.Module) -> Any:
@@ -105,7 +105,7 @@ def _watched(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
 def whole_trace(
     weights: Weights, settings: Settings, tokens: Tensor
 ) -> dict[str, Tensor]:
-    """What each part must give for tokens [T], in the order in which they work:
+    """Outputs that the formulas give for tokens [T], in the order of computation:
     of each block attention [T, E], MLP [T, E] and what it hands on; logits [T, V]."""
     x = _embedded(weights, tokens)
     ctx: BlockContext = {}
