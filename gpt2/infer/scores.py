@@ -1,4 +1,4 @@
-"""What a trained model scores on items that all models of a comparison share.
+"""Scores of a trained model on items shared by all models of a comparison.
 
 Loss is in nats per token, text in bits per byte, which models of any tokenizer share.
 """

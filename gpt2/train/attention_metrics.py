@@ -1,4 +1,4 @@
-"""What the attention does, measured on a few rows and without gradient.
+"""Attention metrics, measured on a few rows and without gradient.
 
 Memory is B x H x rows x T, never T x T.
 """

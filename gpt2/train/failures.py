@@ -57,7 +57,7 @@ class NotAsTrained(ArithmeticError):
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """How a run ended, for status.json and the exit code."""
+    """End of a run, for status.json and the exit code."""
 
     exit_code: int
     status: str
@@ -66,7 +66,7 @@ class End:
 
 
 def end_of(error: BaseException) -> End:
-    """How a run ended, from the exception that ended it."""
+    """End of a run, from the exception that ended it."""
     text = _first_line(error)
     if isinstance(error, Interrupted):
         return End(EXIT_INTERRUPTED, "interrupted", None, text)

@@ -1,4 +1,4 @@
-"""What is proven of a step before it may spend GPU time.
+"""Certificates of a step, checked before it may use GPU time.
 
 Each certificate takes a Subject, whose ``build`` makes the model, so that a
 planted fault can take its place. It returns a Finding: passed or not, the
@@ -151,7 +151,7 @@ def _group_problems(
         elif found[0] != wanted:
             yield f"{name} has weight decay {found[0]}, not {wanted}"
     if decay:
-        yield f"{len(decay)} tensors of the optimizer are no parameters of the model"
+        yield f"{len(decay)} tensors of the optimizer are not parameters of the model"
 
 
 # ---- 7 budget ---------------------------------------------------------------------
