@@ -132,6 +132,8 @@ def noise_of(*losses: Sequence[float]) -> float:
 
 def is_large(differences: Sequence[float], margin: float, noise: float = NOISE) -> str:
     """Test the mean, and each seed, against the noise."""
+    # The standard error of a mean of n differences is noise / sqrt(n). LARGEST is wider
+    # than SIGMAS because it is the most extreme of n seeds that is tested.
     mean, worst = fmean(differences), max(differences, key=abs)
     limit = max(margin, SIGMAS * noise / math.sqrt(len(differences)))
     if abs(mean) > limit:

@@ -123,6 +123,9 @@ def seeds_to_decide(
 def _spread(sample: stats.Sample, design: Design) -> tuple[float, str] | None:
     """Standard deviation of a paired difference for planning, and its origin."""
     own = "the spread of its own differences"
+    # Var(a - b) = 2 Var(a) for independent runs. Pairing by seed can only lower it, as
+    # long as batches and initial weights act alike on both arms: this plans too many
+    # seeds rather than too few.
     of_runs = None if design.runs_sd is None else math.sqrt(2) * design.runs_sd
     if sample.n < 2:
         return None if of_runs is None else (of_runs, design.runs_origin)

@@ -77,6 +77,7 @@ def _is_near(mine: object, theirs: object) -> bool:
     if not (isinstance(mine, list) and isinstance(theirs, list)):
         return False
     pairs = [(number(a), number(b)) for a, b in zip(mine, theirs, strict=False)]
+    # torch's normal numbers differ in the last digits between kinds of processors.
     return len(mine) == len(theirs) and all(
         a is not None and b is not None and abs(a - b) <= ROUNDING * max(1.0, abs(a))
         for a, b in pairs

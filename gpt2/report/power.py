@@ -35,7 +35,7 @@ def known_spreads() -> list[Spread]:
 
 def of_runs(sd: float, origin: str) -> Spread:
     """Convert the sd of single runs, assuming that pairing does not reduce it."""
-    return Spread(math.sqrt(2) * sd, origin)
+    return Spread(math.sqrt(2) * sd, origin)  # Var(a - b) = 2 Var(a) if independent
 
 
 def measured_spread(judged: Judgement) -> Spread | None:

@@ -332,6 +332,8 @@ def _grade(verdict: Verdict, rules: Rules) -> str:
     if verdict.p_deciding is None:
         return INCONCLUSIVE
     assert verdict.p_equivalent_holm is not None
+    # Equivalence first: a difference within the margin is NEUTRAL even if it is not 0.
+    # Each kind of claim keeps its own family-wise error, whatever the order.
     if verdict.p_equivalent_holm < rules.alpha_of_look:
         return NEUTRAL
     if verdict.p_deciding < rules.alpha_of_look:
