@@ -19,9 +19,9 @@ from collections.abc import Sequence
 
 from gpt2.data.corpus import BOUNDARIES
 
-# With more than both of these, each document is decided by its own hash. Drawn so, the
-# share p of n equal documents has a relative standard deviation of sqrt((1 - p) / (p n)):
-# 5% for p = 1/20 and n = 8192.
+# With more than both of these, each document is decided by its own hash. The share p of
+# n equal documents then has a relative standard deviation of sqrt((1 - p) / (p n)), 5%
+# for p = 1/20 and n = 8192.
 MANY_DOCUMENTS = 8192
 MANY_BYTES = 32 << 20
 TOLERANCE = 2.5  # largest factor between the share and whole documents

@@ -151,7 +151,10 @@ def _no_common_seed(arm: Arm, partner: Arm) -> str:
         ", ".join(str(run.row["seed"]) for run in a.done) or "none"
         for a in (arm, partner)
     )
-    return f"no common seed is finished ({mine} here, {theirs} in {partner.label})"
+    return (
+        f"no common seed is finished (seeds {mine} of {arm.label}, {theirs} of "
+        f"{partner.label})"
+    )
 
 
 def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:

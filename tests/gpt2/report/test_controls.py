@@ -82,7 +82,7 @@ def test_a_healthy_control_is_shown_first_and_changes_no_verdict(tmp_path):
     )
     text = markdown_report(matrix, found, "x")
     assert text.splitlines()[2] == f"**{sentence}**"
-    assert text.index("A/A control: step 0 through") < text.index("GPT-2 baseline")
+    assert text.index("A/A control: step 0 with") < text.index("GPT-2 baseline")
     assert plain(terminal_report(matrix, found, 160)).startswith(sentence)
     assert sentence in html_report(matrix, found, "x")
     summary = {"schema": 3, "runs": [], "left_out": [], "estimates": None}

@@ -245,7 +245,7 @@ def test_no_seed_in_common_is_invalid(tmp_path):
     write_matrix(tmp_path, (0,), (1, 2))
     write_matrix(tmp_path, (5,), (3, 4))
     assert verdicts(tmp_path)[5].reasons == (
-        "no common seed is finished (3, 4 here, 1, 2 in 0 baseline)",
+        "no common seed is finished (seeds 3, 4 of 5 ra, 1, 2 of 0 baseline)",
     )
 
 
