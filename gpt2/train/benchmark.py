@@ -247,7 +247,7 @@ class Update:
 
 def gpu_rows(order: Order) -> Iterator[Row]:
     """Each step at each micro batch, with ratios to step 0 and the peers."""
-    # 0 first, and the peers beside it.
+    # 0 first, followed by the peers.
     subjects: list[int | str] = [0, *order.peers, *sorted(set(order.steps) - {0})]
     for batch in order.micro_batches:
         first: Row | None = None
@@ -366,7 +366,7 @@ def subject_settings(
 
 
 def speed(settings: Settings, batch: int, seconds: float) -> Row:
-    """What updates in bf16 of so many seconds come to; MFU of the first card."""
+    """Speed of updates in bf16 that take ``seconds``; MFU of the first card."""
     rate = batch * settings.model.block_size / seconds
     flops = budget(settings).flops_training
     props = torch.cuda.get_device_properties(0)

@@ -1,9 +1,9 @@
-"""Choose kernels in a process that ends with it: trials leave no trace in a training.
+"""Choose kernels in a separate process, so that trials leave no state behind.
 
-A cuDNN plan, a tile or a compiled function that a trial made would be found again by
-the training, although it was made for other strides or beside other work. What is
-found goes into kernels.json (gpt2/model/autotune/store.py); compiled code stays in the
-caches of torch and Triton on disk, where the training finds it.
+Training would reuse a cuDNN plan, a tile or a compiled function from a trial, although
+it was made for other strides or next to other work. The choices go into kernels.json
+(gpt2/model/autotune/store.py); compiled code stays in the caches of torch and Triton on
+disk, where training finds it.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ def known(
     say: Callable[[str], None],
     dropped: Collection[str] = (),
 ) -> Tuning | None:
-    """What kernels.json knows, after what is missing for these settings was tried in a
-    process of its own; None where nothing is to be chosen. Its choices are loaded.
+    """Choices in kernels.json for these settings, after missing ones were tried in a
+    separate process; None if there is nothing to choose. The choices are loaded.
 
-    Raises torch.OutOfMemoryError if the trials ran out of memory. Whatever else goes
-    wrong in them is said, and training goes on with first choices.
+    Raises torch.OutOfMemoryError if the trials ran out of memory. Other failures of the
+    trials are reported, and training uses the first choices.
     """
     on = device.torch_device
     if not wants_tuning(settings, on):
@@ -175,7 +175,7 @@ def _in_a_process(
     say: Callable[[str], None],
     dropped: Collection[str],
 ) -> Tuning:
-    """What ``tune`` finds there; ``tuning`` as it is if the process fails."""
+    """Result of ``tune`` in a separate process; ``tuning`` unchanged if that fails."""
     request = {
         "settings": settings.to_dict(),
         "device": f"{device.backend}:{device.torch_device.index}",
