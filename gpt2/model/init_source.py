@@ -22,7 +22,7 @@ TOLERANCE = 1e-5  # of logits, relative to the largest
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """What a model starts from.
+    """Weights that a model starts from.
 
     copied: how many of its tensors are the source's; own: names of the others.
     deviation: of its logits at neutral values from those of the source, relative to the

@@ -59,7 +59,7 @@ class Heads:
         wide = factor.view(-1, 1, 1)  # in its own precision until after the product
         q = (self.q * wide).to(self.q.dtype)
         row_q = q if self.row_q is self.q else (self.row_q * wide).to(q.dtype)
-        # No qkv: the queries are no views of it any more.
+        # No qkv: the queries are not views of it any more.
         return Heads(
             q, self.k, self.v, row_q, self.row_k, self.value_up, self.key_latent
         )

@@ -8,7 +8,7 @@ from typing import Any
 from gpt2.data.tokenizer import TokenizerUnavailable, vocabulary
 from gpt2.settings.schema import Settings
 from lib.hashing import file_sha256
-from lib.safe_json import Unusable, as_dict, read_json
+from lib.safe_json import Unusable, as_dict, read_foreign_json
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 # What our model does where GPT-2's configuration leaves a choice, and its defaults.
@@ -65,13 +65,13 @@ def weights_path(settings: Settings) -> Path:
 
 def _read(folder: Path, name: str) -> Any:
     try:
-        return read_json(folder / name)
+        return read_foreign_json(folder / name)
     except Unusable as error:
         raise ValueError(f"INIT_FROM={folder}: {name}: {error}") from None
 
 
 def _misfit(config: dict[str, Any], settings: Settings) -> str:
-    """What differs between the source and a GPT-2 of these settings."""
+    """The difference between the source and a GPT-2 of these settings; "" if none."""
     m = settings.model
     if config.get("model_type") != "gpt2":
         return f"{CONFIG_FILE} is of a {config.get('model_type')!r}, not of a gpt2"

@@ -76,7 +76,7 @@ def read(file: Path, where: str) -> Tuning:
 
 @contextmanager
 def exclusive(file: Path, name: str = "") -> Iterator[None]:
-    """Hold the lock of the file, or the one of that name beside it."""
+    """Hold the lock of the file, or the one of that name next to it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = file.with_name(f".{file.stem}{'-' * bool(name)}{name}.lock")
     with FileLock(lock, timeout=PATIENCE):

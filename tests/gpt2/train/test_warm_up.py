@@ -54,6 +54,6 @@ def test_the_first_evaluation_finds_its_code_ready(tmp_path):
         scored.append((len(tokens), model.training))
         return score(tokens, targets)
 
-    model.score = noting
+    model.score = noting  # type: ignore[method-assign]
     warm_up(trainer, 0)
     assert scored == [(job.settings.resources.batch_size, False)] and model.training

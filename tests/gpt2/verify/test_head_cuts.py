@@ -1,4 +1,4 @@
-"""What mechanisms say about the numbers of a head is held to the model."""
+"""Numbers that a head owns, as mechanisms declare them, compared with the model."""
 
 import dataclasses
 from functools import cache

@@ -516,7 +516,7 @@ def test_the_queue_of_a_time_budget_counts_too(tmp_path: Path) -> None:
 
 
 def test_a_slot_begins_as_many_ahead_as_it_may(tmp_path: Path) -> None:
-    """What only prepares is ended at once by a stop, however deaf it is."""
+    """A stop ends at once a task that only prepares, even a deaf one."""
     tasks = [task(tmp_path, f"t{n}", fail="deaf") for n in range(6)]
     asked, most = tmp_path / "stop", 0
 
