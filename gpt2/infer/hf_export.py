@@ -110,7 +110,6 @@ def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:
     config |= {**end, "torch_dtype": "float32"}
     atomic_write_json(folder / "config.json", config)
     generation = {**end, "pad_token_id": trained.encoding.eot_token}
-    generation["max_length"] = settings.model.block_size
     atomic_write_json(folder / "generation_config.json", generation)
     files = tokenizer_files(trained.encoding, settings.model.block_size)
     if not native:

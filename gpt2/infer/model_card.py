@@ -61,7 +61,7 @@ def _usage(trained: TrainedModel, native: bool) -> Iterator[str]:
     yield "from transformers import AutoModelForCausalLM, AutoTokenizer"
     yield ""
     yield f'model = AutoModelForCausalLM.from_pretrained("FOLDER"{trust})'
-    yield 'tokenizer = AutoTokenizer.from_pretrained("FOLDER")'
+    yield f'tokenizer = AutoTokenizer.from_pretrained("FOLDER"{trust})'
     yield 'prompt = tokenizer("Once upon a time", return_tensors="pt")'
     yield "new = model.generate(**prompt, max_new_tokens=40, do_sample=True)"
     yield "print(tokenizer.decode(new[0]))"
