@@ -1,4 +1,4 @@
-"""FINISH: the last checkpoint, the exported model and the result of a run."""
+"""FINISH: the last proof, the last checkpoint, the exported model and the result."""
 
 from __future__ import annotations
 
@@ -18,14 +18,17 @@ from lib.pruning.heads import HeadPruner
 
 
 def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
-    """Write what remains of a trained model; the result for status.json.
+    """Prove the gradients once more and write the model; the result for status.json.
 
     let_go: called once the next run may have the device. Removing heads is timed, so
-    it has to come before. Raises NonFinite and lib.jobs.run_files.DiskFull.
+    it has to come before. Raises NotAsTrained, NonFinite, lib.jobs.run_files.DiskFull.
     """
     times_more = isinstance(trainer.updater.pruner, HeadPruner)
     if not times_more:
         let_go()
+    if trainer.has_trained:
+        trainer.prove_again()
+    if not times_more:
         trainer.free_activations()
     with trainer.checkpoints.writer.finished():
         trainer.save()

@@ -151,6 +151,13 @@ class Trainer:
             paths = " and ".join(names_of(self.built))
             raise NotAsTrained(f"{found.describe()}; computed by {paths}")
 
+    def prove_again(self) -> None:
+        """As prove(), after updates; its time is not counted as training."""
+        self.check_finite()
+        self._book(training=not self.is_over)
+        self.prove()
+        self._book(training=False)
+
     @property
     def built(self) -> Settings:
         """The settings with the kernels that the model was built with."""
@@ -209,11 +216,8 @@ class Trainer:
             self._evaluate()
         if self.progress.ended_epochs(self.tokens_per_update, self.epoch_tokens):
             self._record_epoch()
-        if step in LATER or self.is_over:
-            self.check_finite()
-            self._book(training=True)
-            self.prove()
-            self._book(training=False)
+        if step in LATER and not self.is_over:
+            self.prove_again()
         if step % self.resources.checkpoint_interval == 0:
             self.save()
 
