@@ -90,7 +90,7 @@ def test_a_damaged_line_of_the_metrics_costs_that_line_alone(
     path.write_text("".join([*lines, '{"kind": "train", "step": 8}\n']))
     resumed = train(job, run_dir)
     assert resumed.process.exitcode == 0, resumed.log
-    assert f"as no record: line {place + 1}, b'not JSON'" in resumed.log
+    assert f"not a record: line {place + 1}, b'not JSON'" in resumed.log
     expected = records(done)
     if where == "covered":
         expected = [r for r in expected if (r["kind"], r["step"]) != ("train", step)]
