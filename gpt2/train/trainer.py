@@ -218,7 +218,8 @@ class Trainer:
             self._record_epoch()
         if step in LATER and not self.is_over:
             self.prove_again()
-        if step % self.resources.checkpoint_interval == 0:
+        # The last one is written by finish(), when the next run may have the device.
+        if step % self.resources.checkpoint_interval == 0 and not self.is_over:
             self.save()
 
     def free_activations(self) -> None:
