@@ -125,16 +125,16 @@ quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
 run: config.py | setup ## verify, then run what is missing (JOBS=2: two at a time)
 	$(MATRIX) $(if $(PART),--no-table) $(call option,ON_DONE)
 continue: run ## the same as run: resume where it stopped
-rerun: config.py | setup ## run jobs again (STEPS=5 SEEDS=1, ONLY='adamw-*'), keep the old
+rerun: config.py | setup ## run jobs again and keep the old (STEPS=5, ONLY='adamw-*')
 	$(MATRIX) --rerun $(call option,ON_DONE)
 status: config.py | setup ## progress of every run, also while they run
 	$(MATRIX) --status
 stop: config.py | setup ## write checkpoints and stop the runs
 	$(MATRIX) --stop
-sbatch: config.py | setup ## print a Slurm array of missing runs (SBATCH='--partition=gpu')
+sbatch: config.py | setup ## print missing runs as a Slurm array (SBATCH='--partition=a')
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
-report: $(if $(REPORTED),,config.py) | setup ## tables, plots and verdicts (RESULTS=folder or bundle.zip, MARGIN=0.002)
+report: $(if $(REPORTED),,config.py) | setup ## tables, plots, verdicts (RESULTS=folder or zip, MARGIN=0.002)
 	$(PY) scripts/report.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
@@ -147,21 +147,21 @@ compare: $(if $(wildcard .config),config.py) | setup ## compare two runs or matr
 		-- $(call arg,A) $(call arg,B)
 
 ##@ Use what was trained
-sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with models (RUN=5 or 0,5; TEMPERATURE, TOP_K, TOP_P, SEED, STOP, COUNT)
+sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with models (RUN=0,5 TEMPERATURE=1 COUNT=100)
 	$(PY) scripts/sample.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
 
-eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, induction, CHOICES (RUNS=0,5; ITEMS=100)
+eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHOICES, repetition (RUNS=0,5)
 	$(PY) scripts/eval.py --config config.py $(WITH) $(foreach \
 		o,RESULTS OUT $(EVAL_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
-push: $(if $(wildcard .config),config.py) | setup ## export it and upload it to the hub (RUN=5:1337 REPO=user/name)
+push: $(if $(wildcard .config),config.py) | setup ## export and upload to the hub (RUN=5:1337, REPO=user/name)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) --repo=$(call arg,REPO) -- $(call arg,RUN)
 
-bundle: $(if $(REPORTED),,config.py) | setup ## report and records in one zip to send (RESULTS=folder, OUT=file)
+bundle: $(if $(REPORTED),,config.py) | setup ## report and records as one zip (RESULTS=folder, OUT=file)
 	$(PY) scripts/bundle.py --config config.py $(call option,OUT) $(if \
 		$(REPORTED),-- $(call arg,$(REPORTED)))
 
@@ -213,7 +213,7 @@ test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
 	$(BARE) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
-bench: | setup ## measure speed (PARTS=gpu,matrix STEPS=0,5, NANOGPT=path): bench_results/
+bench: | setup ## measure speed into bench_results/ (PARTS=gpu,matrix STEPS=0)
 	$(PY) scripts/bench.py $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(foreach \
 		o,$(BENCH_OPTIONS),$(call option,$o))
 check: | setup ## check formatting, style, types, and run the fast tests
@@ -227,7 +227,7 @@ remove-hooks: | setup ## remove these hooks
 clean: ## remove caches
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find gpt2 lib scripts tests -name __pycache__ -prune -exec rm -rf {} +
-mrproper: clean ## also remove .config, config.py and our .venv; keep results and data
+mrproper: clean ## also .config, config.py and our .venv; keep results and data
 	$(BOOT) scripts/setup_env.py --remove
 	rm -f .config .config.old config.py
 	if [ -d .kablate ] && [ ! -L .kablate ]; then \
