@@ -334,6 +334,7 @@ def explain(name: str, overrides: str) -> None:
         config = strict.open([]).config()
     note_environment(config, overrides)
     config = strict.override(config, split_overrides(overrides))
+    name = name.rpartition(".")[2].upper()  # also a field: mechanisms.ra_window
     alias = ALIASES.get(name)
     kinds = dict.fromkeys(config.values, "")
     symbol = (

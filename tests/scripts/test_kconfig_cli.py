@@ -281,7 +281,7 @@ def test_oldconfig_that_gets_no_answer_saves_nothing(tree: Path) -> None:
 
 def test_explain_finds_symbols_as_overrides_do(tree: Path) -> None:
     done(tree, "defconfig", "one")
-    for name in ("GPT2_MAX_ITERS", "CONFIG_GPT2_MAX_ITERS", "MAX_ITERS"):
+    for name in ("CONFIG_GPT2_MAX_ITERS", "GPT2_MAX_ITERS", "MAX_ITERS", "max_iters"):
         said = done(tree, "explain", name)
         assert "CONFIG_GPT2_MAX_ITERS = 700\n  origin      defconfigs/one:3\n" in said
         assert "1 to " in said and "gpt2/Kconfig.training:" in said
