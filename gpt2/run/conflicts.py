@@ -125,4 +125,19 @@ def _explain(found: Iterable[Conflict]) -> list[str]:
 
 
 def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
-    return [f"    {name:<32} was {old!r}, is now {new!r}" for name, old, new in fields]
+    """One line per field; None, for no field that identifies a run can have that value,
+    means that the version of kablate which began the run, or this one, lacks it."""
+    version = "(continue with the commit in its manifest.json)"
+    return [
+        f"    {name:<32} "
+        + (
+            f"is new since the run began, now {new!r} {version}"
+            if old is None
+            else (
+                f"was {old!r}, does not exist any more {version}"
+                if new is None
+                else f"was {old!r}, is now {new!r}"
+            )
+        )
+        for name, old, new in fields
+    ]

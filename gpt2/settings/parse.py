@@ -183,7 +183,10 @@ def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
     found = {(part, name) for part, values in data.items() for name in values}
     if odd := found ^ {(part, name) for name, part in PART_OF.items()}:
         names = ", ".join(sorted(f"{part}.{name}" for part, name in odd))
-        raise ValueError(f"settings of another version: {names} differ")
+        raise ValueError(
+            f"settings of another version: {names} differ; use the version that wrote "
+            "them (a run's manifest.json has its commit)"
+        )
     given = {name: value for part in data.values() for name, value in part.items()}
     settings = _assemble({n: _convert(n, v) for n, v in given.items()})
     check(settings)

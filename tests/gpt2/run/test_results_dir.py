@@ -3,6 +3,8 @@ stays."""
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -177,6 +179,24 @@ def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> No
     assert "step00-baseline/seed1 and 1 more: " in said, "alike, so reported once"
     assert said.count("optim.max_iters") == 1
     assert "step05-ra" not in said  # never begun, so nothing to lose
+
+
+def test_fields_of_other_versions_name_the_way_to_continue(make: Make) -> None:
+    plan = create(make())
+    begin(plan, 0)
+    path = plan.output_dir / plan.jobs[0].run_dir / run_files.JOB_FILE
+    job = json.loads(path.read_text())
+    del job["settings"]["data"]["init_sha256"]
+    job["settings"]["optim"]["lookahead"] = 5
+    path.write_text(json.dumps({**job, "hash": "0" * 16}))
+    with pytest.raises(MatrixError) as caught:
+        check(plan)
+    version = r" \(continue with the commit in its manifest.json\)"
+    for line in (
+        r"data.init_sha256 +is new since the run began, now ''" + version,
+        r"optim.lookahead +was 5, does not exist any more" + version,
+    ):
+        assert re.search(line, str(caught.value))
 
 
 def test_runs_outside_the_plan_count_too(make: Make) -> None:
