@@ -139,7 +139,7 @@ def savedefconfig(name: str) -> None:
     for edit in edits(previous()):
         print(f"{edit} was edited by hand and is not in {name}", file=sys.stderr)
     atomic_write_text(path, text)
-    print(f"Saved {path.relative_to(ROOT)}; its first lines say what it is for")
+    print(f"Saved {path.relative_to(ROOT)}: say in its first line what it is for")
 
 
 def check_minimal(path: Path, text: str, wanted: Config) -> None:
