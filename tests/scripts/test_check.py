@@ -34,6 +34,7 @@ PARTS = [
 FEW = ["Makefile", "pyproject.toml", "README.md", ".gitignore", "scripts/setup_env.py"]
 FEW += ["scripts/constraints.txt", "scripts/fix_whitespace_issues.py", CHECK]
 FEW += ["scripts/generate_docs.py", "gpt2/Kconfig.ablation"]
+FEW += ["lib/optim/optimizers", "lib/pruning/methods"]  # found by their folders
 IMPORTED = """
 import sys
 sys.path[:0] = [".", "scripts"]  # a script replaces the first by the root
