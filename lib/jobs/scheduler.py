@@ -91,7 +91,8 @@ class Scheduler:
         view: View,
         after: Callable[[TaskState], None] = lambda cell: None,
     ) -> None:
-        """after: called whenever a task has ended for good, to write a summary."""
+        """after: called whenever an attempt has ended, to write a summary; what it
+        raises ends the matrix."""
         if not options.slots:
             raise ValueError("no slot to run anything in; give at least one")
         if len({task.run_dir for task in tasks}) != len(tasks):
@@ -182,7 +183,8 @@ class Scheduler:
             return
         self._stopping = True
         names = ", ".join(cell.task.name for cell in self.running)
-        self.view.note(f"{why}: " + (f"waiting for {names}" if names else "stopping"))
+        what = f": saving checkpoints of {names}" if names else ""
+        self.view.note(f"stopping ({why}){what}")
         for cell in self.running:
             assert cell.attempt is not None
             cell.attempt.progress.read()
@@ -293,6 +295,7 @@ class Scheduler:
             cell.state = "queued"
             self._queue.append(cell)
             self.view.ended(cell, retried=True)
+            self.after(cell)
             return
         state = "failed" if outcome.status == "oom" else outcome.status
         self._conclude(cell, state, outcome)
@@ -301,6 +304,8 @@ class Scheduler:
         if outcome.failure is None or self._stopping or outcome.status == "oom":
             return False
         if outcome.failure == "crash" and not outcome.steps:
+            return False
+        if not cell.task.run_dir.is_dir():  # moved, with the checkpoints to resume from
             return False
         allowed = self.options.retries.get(outcome.failure, 0)
         return cell.failures[outcome.failure] < allowed
@@ -358,7 +363,7 @@ class Scheduler:
         if not self._signals:
             return
         first, number = self._signals[0]
-        self.stop(f"{signal.Signals(number).name}: again to kill")
+        self.stop(f"{signal.Signals(number).name}; a second one kills the runs")
         late = [at for at, _ in self._signals if at - first > _DOUBLE_SIGNAL]
         if late and not self._killed:
             self._killed = True

@@ -211,7 +211,7 @@ def test_a_runner_that_is_ended_in_each_way_goes_on_exactly(
         said, _ = runner.communicate(timeout=120)
         assert attempts(folder, first) == number, said
         if way == "asked":
-            assert runner.returncode == 3 and "waiting for step00" in said
+            assert runner.returncode == 3 and "checkpoints of step00" in said
             assert summary(folder)[first]["status"] == "interrupted"
     last = run_matrix(folder, "--overrides", TWO)
     assert last.returncode == 0, last.stdout + last.stderr

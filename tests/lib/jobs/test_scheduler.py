@@ -202,8 +202,12 @@ def test_classes_of_failure(
 
 
 def test_a_folder_that_goes_fails_its_task_and_stays_away(tmp_path: Path) -> None:
-    code, said, _ = run([task(tmp_path, "a", fail="moved", at=2)], retries={})
-    assert code == 1 and f"{tmp_path / 'a'} was removed or moved" in said
+    code, said, _ = run([task(tmp_path, "a", fail="moved", at=2)])
+    assert (
+        code == 1
+        and "tried again" not in said
+        and f"{tmp_path / 'a'} was removed or moved" in said
+    )
     assert not (tmp_path / "a").exists()
 
 
@@ -223,6 +227,17 @@ def test_a_killed_task_is_resumed_from_its_checkpoint(tmp_path: Path) -> None:
     assert status_of(tmp_path, "a") == ("done", None, 3)
     assert steps_of(tmp_path, "a") == [1, 2, 3, 4, 5, 6, 7]
     assert "from 4" in (tmp_path / "a" / "train.log").read_text()
+
+
+def test_what_looks_after_an_attempt_can_end_the_matrix(tmp_path: Path) -> None:
+    """As when the results folder was moved: nothing is tried again in its place."""
+
+    def after(cell: TaskState) -> None:
+        raise LookupError(cell.state)
+
+    with pytest.raises(LookupError, match="queued"):
+        run([task(tmp_path, "a", steps=7, fail="kill", at=3)], after)
+    assert status_of(tmp_path, "a") == ("failed", "killed", 1)
 
 
 def test_retries_are_bounded(tmp_path: Path) -> None:
@@ -377,7 +392,7 @@ def test_the_first_signal_lets_the_task_write_its_checkpoint(
     process.send_signal(number)
     process.send_signal(number)  # a double of the first, as `timeout` sends it
     said, _ = process.communicate(timeout=60)
-    assert process.returncode == 3 and "waiting for a" in said
+    assert process.returncode == 3 and "checkpoints of a" in said
     assert status_of(tmp_path, "a") == ("interrupted", None, 1)
     checkpoint = run_files.read_json(tmp_path / "a" / "ckpt.json")["step"]
     assert checkpoint == run_files.read_status(tmp_path / "a")["step"]
