@@ -224,9 +224,9 @@ def require_space(plan: Plan, missing: Sequence[Job], slots: int) -> None:
     free = shutil.disk_usage(plan.output_dir).free
     if missing and free < needed:
         raise ValueError(
-            f"{plan.output_dir}: {len(missing)} runs need at least {size(needed)}, "
-            f"but its disk has {size(free)} free; nothing was started. Free some "
-            "space, choose another OUTPUT_DIR, or run fewer steps or seeds"
+            f"{plan.output_dir}: the missing runs need at least {size(needed)}, but "
+            f"its disk has {size(free)} free; nothing was started. Free some space, "
+            "choose another OUTPUT_DIR, or run fewer steps or seeds"
         )
 
 
