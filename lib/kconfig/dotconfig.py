@@ -152,7 +152,8 @@ def literal_of(name: str, text: str, kinds: Kinds, *, quoted: bool = True) -> st
     if re.fullmatch(_STRING, text):
         text = re.sub(r"\\(.)", r"\1", text[1:-1])
     elif quoted:
-        raise ConfigError(f'CONFIG_{name} is a string: write CONFIG_{name}="{text}"')
+        inner = text.strip('"')
+        raise ConfigError(f'CONFIG_{name} is a string: write CONFIG_{name}="{inner}"')
     if any(unicodedata.category(c) in _NOT_TEXT for c in text):
         raise ConfigError(f"CONFIG_{name}: {text!r} has control characters")
     return text

@@ -154,7 +154,7 @@ MALFORMED = {
     "int for a bool": ("CONFIG_GPT2_BIAS=1", "must be y or n, not 1"),
     "text for an int": ("CONFIG_GPT2_BLOCK_SIZE=abc", "must be a whole number"),
     "float for an int": ("CONFIG_GPT2_BLOCK_SIZE=8.5", "must be a whole number"),
-    "open string": ('CONFIG_OUTPUT_DIR="a', "is a string"),
+    "open string": ('CONFIG_OUTPUT_DIR="a', 'write CONFIG_OUTPUT_DIR="a"'),
     "choice left open": ("# CONFIG_SINGLE is not set", "leaves the choice 'Mode' open"),
     "garbage": ("hello", "neither an assignment nor a comment"),
 }
