@@ -7,10 +7,10 @@ from typing import Any, cast
 
 from gpt2.model.gpt import GPT
 from gpt2.train.batches import gather
+from gpt2.train.costs_and_scores import held, scored, trained
 from gpt2.train.export import write_export
 from gpt2.train.fingerprints import batch_fingerprints
 from gpt2.train.head_removal import TIMED_WINDOWS, Removal, log_line, remove_heads
-from gpt2.train.outcome import held, scored, trained
 from gpt2.train.trainer import Trainer
 from lib.gpu import device as devices
 from lib.jobs.run_files import EXPORT_FILE

@@ -11,11 +11,11 @@ from torch import nn
 
 from gpt2.plan.jobs import Job, identity_of
 from gpt2.train import checkpoint
+from gpt2.train.checkpoint_writer import HostCopies, Writer, writes_behind
 from gpt2.train.progress import Progress
 from gpt2.train.record import Recorder
 from gpt2.train.run_context import RunContext
 from gpt2.train.update import Updater
-from gpt2.train.writer import HostCopies, Writer, writes_behind
 from lib.gpu import device as devices
 from lib.jobs.run_files import truncate_metrics
 

@@ -21,11 +21,11 @@ from gpt2.plan.run_length import seconds_of
 from gpt2.settings.schema import Settings
 from gpt2.train.as_trained import LATER, compare
 from gpt2.train.batches import Batch, Batches
+from gpt2.train.costs_and_scores import bits_per_byte, utilisation
 from gpt2.train.evaluate import Evaluator, Scorer
 from gpt2.train.failures import Interrupted, NonFinite, NotAsTrained
 from gpt2.train.lr_schedule import learning_rate
 from gpt2.train.manifest import Manifest
-from gpt2.train.outcome import bits_per_byte, utilisation
 from gpt2.train.progress import Clock, Progress
 from gpt2.train.record import Recorder
 from gpt2.train.resume import Checkpoints

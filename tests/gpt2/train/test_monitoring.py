@@ -12,8 +12,8 @@ import torch
 from gpt2.plan.budget import budget
 from gpt2.plan.jobs import make_plan
 from gpt2.train.batch_split import BatchSplit
+from gpt2.train.costs_and_scores import trained
 from gpt2.train.monitoring import energy_used, watching
-from gpt2.train.outcome import trained
 from gpt2.train.progress import Progress
 from gpt2.train.run_context import RunContext
 from lib.gpu import device as devices

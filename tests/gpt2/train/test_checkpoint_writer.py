@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from gpt2.train.writer import HostCopies, Writer
+from gpt2.train.checkpoint_writer import HostCopies, Writer
 from tests.gpt2.tinytraining import (
     STEPS,
     assert_same_run,
