@@ -33,10 +33,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2.plan.jobs import Job, job_from_json, make_plan, no_steps, step_job
+from gpt2.plan.jobs import Job, job_from_json, make_plan, step_job, steps_from
 from gpt2.plan.run_length import resolve
+from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load
-from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.gpu.compile_cache import cache_environment
 from lib.gpu.env import child_environment
@@ -115,10 +115,11 @@ def configured_job(options: argparse.Namespace) -> Job:
     config = load(options.config, options.overrides)
     step, mode = options.ra_mla_ablation_step, config.values.get("KABLATE_MODE")
     if step is not None:
-        if why := no_steps([step]):
-            raise ValueError(f"--ra-mla-ablation-step: {why}")
+        settings, registry = steps_from(config)
+        with naming("--ra-mla-ablation-step"):
+            (step,) = registry.ids([step])
         origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}
-        job = step_job(*resolve(settings_from(config), origins), step)
+        job = step_job(*resolve(settings, origins), step, registry)
     elif mode == "single":
         job = make_plan(config).jobs[0]
     else:

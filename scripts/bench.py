@@ -35,7 +35,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from gpt2.plan.jobs import step_settings
-from gpt2.plan.steps import STEPS
+from gpt2.plan.steps import SHIPPED
 from gpt2.report.gpu_time import read_timeline
 from gpt2.report.read_results import read_matrix
 from gpt2.settings import configuration
@@ -149,7 +149,8 @@ def steps_of(asked: str, overrides: str) -> list[int]:
     if asked:
         return [int(number) for number in asked.split(",")]
     named = config.origin("RA_MLA_ABLATION_STEPS") == COMMAND_LINE
-    return [*settings_from(config).matrix.steps] if named else [*STEPS]
+    wanted = settings_from(config).matrix.steps if named else SHIPPED.steps
+    return [*SHIPPED.ids(wanted)]
 
 
 def names(option: str, text: str, known: Collection[str]) -> list[str]:

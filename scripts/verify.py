@@ -79,7 +79,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 def load(path: Path | None, overrides: str) -> Config:
     """config.py or Kconfig's defaults, with assignments applied."""
-    steps = any(word.startswith("STEPS=") for word in split_overrides(overrides))
+    steps = any(
+        word.startswith(("STEPS=", "STEPS_FILE="))
+        for word in split_overrides(overrides)
+    )
     first = ["RA_MLA_ABLATION_MODE=y"] if steps else []
     return load_or_defaults(path, overrides, first)
 

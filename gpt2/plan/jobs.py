@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -25,7 +25,8 @@ from gpt2.plan.matrix_cells import (
     require_effect,
 )
 from gpt2.plan.run_length import resolve
-from gpt2.plan.steps import STEPS, Times, changes_of
+from gpt2.plan.steps import SHIPPED, Registry, Times
+from gpt2.plan.steps_file import registry_of
 from gpt2.settings.checks import check
 from gpt2.settings.parse import settings_from, settings_from_dict
 from gpt2.settings.schema import IDENTITY_PARTS, LARGEST_ARM, SYMBOL_OF, Settings
@@ -53,6 +54,7 @@ class Job:
     settings: Settings
     origins: Mapping[str, str]
     run_dir: str
+    ancestors: tuple[int, ...] = ()  # of a step, from its parent to the root
 
     @property
     def hash(self) -> str:
@@ -73,6 +75,7 @@ class Job:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["settings"] = self.settings.to_dict()
         data["origins"] = dict(self.origins)
+        data["ancestors"] = list(self.ancestors)
         return {"schema": JOB_SCHEMA, **data, "hash": self.hash}
 
 
@@ -84,6 +87,7 @@ class Plan:
     left_out: tuple[LeftOutCell, ...]
     output_dir: Path
     base: Settings  # as configured, before steps and derived widths
+    registry: Registry = SHIPPED
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
@@ -100,11 +104,12 @@ def job_from_json(data: Mapping[str, Any]) -> Job:
     """Read a job from job.json; ValueError if damaged, not ours or edited by hand."""
     if data.get("schema") != JOB_SCHEMA:
         raise ValueError(f"job of schema {data.get('schema')!r}, not {JOB_SCHEMA}")
-    names = [f.name for f in dataclasses.fields(Job)]
+    names = [f.name for f in dataclasses.fields(Job) if f.name != "ancestors"]
     missing = [name for name in (*names, "hash") if name not in data]
     if missing:
         raise ValueError(f"job without {', '.join(missing)}")
     fields = {name: data[name] for name in names}
+    fields["ancestors"] = tuple(data.get("ancestors", ()))
     job = Job(**{**fields, "settings": settings_from_dict(data["settings"])})
     if job.hash != data["hash"]:
         raise ValueError("the job's hash does not match its settings")
@@ -128,14 +133,28 @@ def _plan(config: Config) -> Plan:
         field: config.origins.get(symbol, "default")
         for field, symbol in SYMBOL_OF.items()
     }
-    settings = resolve_source(*resolve(settings_from(config), origins))
-    plan = plan_settings(*settings)
+    base, registry = steps_from(config)
+    settings = resolve_source(*resolve(base, origins))
+    plan = plan_settings(*settings, registry)
     for job in plan.jobs:
         try:
             require_effect(job.settings)
         except ValueError as error:
             raise ValueError(f"{job.run_dir}: {error}") from error
     return plan
+
+
+def steps_from(config: Config) -> tuple[Settings, Registry]:
+    """Settings of a configuration, with the ids of the configured steps, and the
+    registry that has them. Raises ValueError."""
+    settings = settings_from(config)
+    registry = registry_of(config, settings)
+    try:
+        steps = registry.ids(settings.matrix.steps)
+    except ValueError as error:
+        symbol = SYMBOL_OF["steps"]
+        raise ValueError(f"{config.origin(symbol)}: CONFIG_{symbol}: {error}") from None
+    return settings.replace(steps=steps), registry
 
 
 def only(plan: Plan, patterns: str) -> Plan:
@@ -162,9 +181,11 @@ def only(plan: Plan, patterns: str) -> Plan:
     return dataclasses.replace(plan, jobs=jobs)
 
 
-def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
+def plan_settings(
+    settings: Settings, origins: Mapping[str, str], registry: Registry = SHIPPED
+) -> Plan:
     """Like ``make_plan``, from settings with the given origins."""
-    cells, left_out = _CELLS[settings.matrix.mode](settings, origins)
+    cells, left_out = _CELLS[settings.matrix.mode](settings, origins, registry)
     if settings.matrix.controls:
         cells, without = _with_control(settings, cells)
         left_out = [*left_out, *without]
@@ -175,16 +196,18 @@ def plan_settings(settings: Settings, origins: Mapping[str, str]) -> Plan:
     )
     if not jobs:
         raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")
-    return Plan(jobs, tuple(left_out), Path(settings.resources.output_dir), settings)
+    output_dir = Path(settings.resources.output_dir)
+    return Plan(jobs, tuple(left_out), output_dir, settings, registry)
 
 
 def registry_plan(config: Config) -> Plan:
     """Plan every step of the registry, or those named on the command line, for a
     configuration of any mode. Raises ValueError like ``make_plan``."""
-    base = make_plan(config).base
+    plan = make_plan(config)
     asked = config.origin(SYMBOL_OF["steps"]) == COMMAND_LINE
-    steps = base.matrix.steps if asked else tuple(STEPS)
-    return plan_settings(base.replace(mode="ablation", steps=steps, controls=False), {})
+    steps = plan.base.matrix.steps if asked else tuple(plan.registry.steps)
+    base = plan.base.replace(mode="ablation", steps=steps, controls=False)
+    return plan_settings(base, {}, plan.registry)
 
 
 Cells = tuple[list[Job], list[LeftOutCell]]
@@ -222,7 +245,7 @@ def control_of(baseline: Job) -> Job:
     )
 
 
-def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:
+def _single(settings: Settings, origins: Mapping[str, str], _: Registry) -> Cells:
     resolved = _resolved(settings)
     job = Job(
         step=None,
@@ -238,19 +261,14 @@ def _single(settings: Settings, origins: Mapping[str, str]) -> Cells:
     return [job], []
 
 
-def no_steps(wanted: Iterable[int]) -> str:
-    """Message about unknown steps; "" if all exist."""
-    unknown = ", ".join(str(step) for step in sorted(set(wanted) - set(STEPS)))
-    return unknown and f"there is no step {unknown}; steps are 0 to {max(STEPS)}"
+def _ablation(
+    settings: Settings, origins: Mapping[str, str], registry: Registry
+) -> Cells:
+    steps = registry.ids(settings.matrix.steps)
+    return [step_job(settings, origins, step, registry) for step in steps], []
 
 
-def _ablation(settings: Settings, origins: Mapping[str, str]) -> Cells:
-    if why := no_steps(settings.matrix.steps):
-        raise ValueError(f"{origins['steps']}: CONFIG_RA_MLA_ABLATION_STEPS: {why}")
-    return [step_job(settings, origins, step) for step in settings.matrix.steps], []
-
-
-def _matrix(settings: Settings, origins: Mapping[str, str]) -> Cells:
+def _matrix(settings: Settings, origins: Mapping[str, str], _: Registry) -> Cells:
     cells, left_out = cells_of(settings)
     model = _resolved(settings)
     jobs = []
@@ -284,25 +302,33 @@ def _resolved(settings: Settings) -> Settings:
 _CELLS = {"single": _single, "ablation": _ablation, "matrix": _matrix}
 
 
-def step_job(settings: Settings, origins: Mapping[str, str], step_id: int) -> Job:
+def step_job(
+    settings: Settings,
+    origins: Mapping[str, str],
+    step_id: int,
+    registry: Registry = SHIPPED,
+) -> Job:
     """Job of one ablation step over the base settings, with the first seed."""
-    step = STEPS[step_id]
-    resolved = step_settings(settings, step_id)
-    set_by = {f: f"step {by}" for f, (_, by) in changes_of(step_id).items()}
+    *above, step = registry.lineage(step_id)
+    resolved = step_settings(settings, step_id, registry)
+    set_by = {f: f"step {by}" for f, (_, by) in registry.changes_of(step_id).items()}
     return Job(
         step=step.id,
         name=step.name,
         title=step.title,
         parent=step.parent,
-        parent_name=None if step.parent is None else STEPS[step.parent].name,
+        parent_name=above[-1].name if above else None,
         seed=settings.matrix.seeds[0],
         settings=resolved,
         origins=_with_solved({**origins, **set_by}, settings, resolved),
         run_dir=f"step{step.id:02d}-{step.name}",
+        ancestors=tuple(ancestor.id for ancestor in reversed(above)),
     )
 
 
-def step_settings(settings: Settings, step_id: int, **instead: Any) -> Settings:
+def step_settings(
+    settings: Settings, step_id: int, registry: Registry = SHIPPED, **instead: Any
+) -> Settings:
     """Resolved settings of a step over base settings.
 
     instead: values that replace those set by the step and its ancestors. Raises
@@ -312,39 +338,40 @@ def step_settings(settings: Settings, step_id: int, **instead: Any) -> Settings:
     flat = base.flat()
     changes = {
         field: value.of(flat[field]) if isinstance(value, Times) else value
-        for field, (value, _) in changes_of(step_id).items()
+        for field, (value, _) in registry.changes_of(step_id).items()
     }
     changed = base.replace(**{**changes, **instead})
     try:
         check(changed)
     except ValueError as error:
         raise ValueError(f"step {step_id}: {error}") from error
-    return resolve_widths(changed, functools.partial(parameters_of, settings))
+    sizes = functools.partial(parameters_of, settings, registry=registry)
+    return resolve_widths(changed, sizes)
 
 
-def parameters_of(settings: Settings, which: str) -> int:
+def parameters_of(settings: Settings, which: str, registry: Registry = SHIPPED) -> int:
     """Number of parameters of step ``which`` over base settings, or of the largest
-    arm."""
+    shipped arm."""
     if which == LARGEST_ARM:
         return max(_arm_sizes(settings))
-    if not which.isdecimal() or int(which) not in STEPS:
+    if not which.isdecimal() or int(which) not in registry.steps:
         raise ValueError(
             f"CONFIG_RA_MLA_MATCH_STEP={which!r} is neither a step nor {LARGEST_ARM!r}"
         )
-    return budget(step_settings(settings, int(which))).parameters
+    return budget(step_settings(settings, int(which), registry)).parameters
 
 
 def _arm_sizes(settings: Settings) -> Iterator[int]:
-    """Parameters of all arms that are valid with the base settings, except the
-    control."""
-    for arm in STEPS:
+    """Parameters of all shipped arms that are valid with the base settings, except the
+    control. A user's own arms do not count: adding one must not change step 20."""
+    for arm in SHIPPED.steps:
         if not _matches(arm, LARGEST_ARM):
             with contextlib.suppress(ValueError):
                 yield parameters_of(settings, str(arm))
 
 
 def _matches(step_id: int, which: str) -> bool:
-    return changes_of(step_id).get("match_step", ("", 0))[0] == which
+    return SHIPPED.changes_of(step_id).get("match_step", ("", 0))[0] == which
 
 
 def _with_solved(

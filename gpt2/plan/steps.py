@@ -2,14 +2,15 @@
 
 Everything else is derived from it: Kconfig help, README table, plan, run paths, the
 trainer's settings and the report's comparison partner. Ids never change. A new step
-over existing mechanisms is one more row here.
+over existing mechanisms is one more row here, or a row of a user's STEPS_FILE, where
+ids begin at 100.
 
 In the titles r is the ratio of MLP to attention parameters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -343,17 +344,57 @@ STEPS: dict[int, Step] = {
 }
 
 
-def lineage(step_id: int) -> Iterator[Step]:
-    """Ancestors of a step from the root down to itself; KeyError if unknown."""
-    step = STEPS[step_id]
-    if step.parent is not None:
-        yield from lineage(step.parent)
-    yield step
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """Steps by id: those of STEPS, and a user's own (gpt2/plan/steps_file.py).
+
+    text: content of the file of the own steps, which is kept with the results.
+    """
+
+    steps: Mapping[int, Step]
+    text: str = ""
+
+    def __getitem__(self, step_id: int) -> Step:
+        return self.steps[step_id]
+
+    @property
+    def own(self) -> tuple[int, ...]:
+        """Ids of the user's own steps."""
+        return tuple(step for step in self.steps if step not in STEPS)
+
+    def lineage(self, step_id: int) -> Iterator[Step]:
+        """Ancestors of a step from the root down to itself; KeyError if unknown."""
+        step = self.steps[step_id]
+        if step.parent is not None:
+            yield from self.lineage(step.parent)
+        yield step
+
+    def changes_of(self, step_id: int) -> dict[str, tuple[Any, int]]:
+        """Fields with (value, id of the step that set it), over the whole lineage."""
+        merged: dict[str, tuple[Any, int]] = {}
+        for step in self.lineage(step_id):
+            merged |= {name: (value, step.id) for name, value in step.changes.items()}
+        return merged
+
+    def ids(self, wanted: Iterable[int | str]) -> tuple[int, ...]:
+        """Ids of steps given by id or name. Raises ValueError for unknown ones, and for
+        one that is given twice."""
+        names: dict[int | str, int] = {s.name: s.id for s in self.steps.values()}
+        asked = list(wanted)
+        found = [names.get(each, each) for each in map(_number, asked)]
+        if unknown := [str(each) for each in found if each not in self.steps]:
+            own = ", ".join(f"{step} ({self.steps[step].name})" for step in self.own)
+            raise ValueError(
+                f"there is no step {', '.join(sorted(unknown))}; steps are 0 to "
+                f"{max(STEPS)}" + (f", and of STEPS_FILE {own}" if own else "")
+            )
+        if len(set(found)) != len(found):
+            raise ValueError(f"{','.join(map(str, asked))} has a step twice")
+        return tuple(int(each) for each in found)
 
 
-def changes_of(step_id: int) -> dict[str, tuple[Any, int]]:
-    """Fields with (value, id of the step that set it), over the whole lineage."""
-    merged: dict[str, tuple[Any, int]] = {}
-    for step in lineage(step_id):
-        merged |= {field: (value, step.id) for field, value in step.changes.items()}
-    return merged
+def _number(which: int | str) -> int | str:
+    return int(which) if isinstance(which, str) and which.isdecimal() else which
+
+
+SHIPPED = Registry(STEPS)

@@ -107,10 +107,16 @@ def idle(plan: Plan, config: Config) -> list[str]:
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol)
         why = "" if origin is None else _why_idle(plan, name, origin)
+        if name == "steps_file" and config.values[symbol] and not _has_own(plan):
+            why = "STEPS names none of its steps"
         if why:
             value = config.values[symbol]
             found.append(f"{symbol}={value} ({origin}) has no effect: {why}")
     return found
+
+
+def _has_own(plan: Plan) -> bool:
+    return any(job.step in plan.registry.own for job in plan.jobs)
 
 
 def _why_idle(plan: Plan, name: str, origin: str) -> str:

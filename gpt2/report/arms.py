@@ -8,16 +8,16 @@ the report says so.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gpt2.plan.steps import STEPS
+from gpt2.plan.steps import SHIPPED
 from gpt2.report.read_results import MatrixResults, Row, Run
 from gpt2.settings.schema import VOCAB_SIZES
 from lib.hashing import diff_fields
 from lib.jobs.run_files import finite
-from lib.safe_json import as_dict, clean, number
+from lib.safe_json import as_dict, clean, number, whole
 
 NOT_A_CHANGE = ("resources.", "matrix.")  # how and where a run is executed
 
@@ -116,13 +116,11 @@ def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
         return _cell_partner(arm, arms, name)
     if parent is None:
         return None, ""
-    wanted: int | None = parent
-    while wanted is not None:
+    for wanted in _ancestors(arm, parent):
         match = next((other for other in others if other.step == wanted), None)
         if match is not None:
             note = "" if wanted == parent else f"step {parent} was not run"
             return match, note
-        wanted = STEPS[wanted].parent if wanted in STEPS else None
     return None, f"step {parent}, its comparison partner, was not run"
 
 
@@ -138,6 +136,17 @@ def _cell_partner(
         return None, ""  # other cells name a partner, so this one is a baseline
     first = next(other for other in arms if other.step is None)
     return (None, "") if first is arm else (first, "")
+
+
+def _ancestors(arm: Arm, parent: int) -> Iterator[int]:
+    """The parent and its ancestors, as recorded in the arm's jobs; results that have
+    no record are of shipped steps."""
+    yield parent
+    recorded = [run.job.get("ancestors") for run in arm.runs]
+    found = next((x for x in recorded if isinstance(x, list) and x[:1] == [parent]), [])
+    if not found and parent in SHIPPED.steps:
+        found = [step.id for step in SHIPPED.lineage(parent)][::-1]
+    yield from (x for x in found[1:] if whole(x) is not None)
 
 
 def _asked_for(arm: Arm) -> tuple[int | None, str | None]:

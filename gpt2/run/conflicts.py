@@ -50,12 +50,34 @@ def _conflict(run_dir: Path, job: Job) -> Conflict | None:
     try:
         old = run_files.read_json(path)
         if old["hash"] == job.hash:
-            return None
+            return _other_parent(old, job)
         before = identity_of_json(old)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
     changed = diff_fields(before, identity_of(job.settings, job.seed))
     return Conflict(job.run_dir, "its settings were different", tuple(changed))
+
+
+def _other_parent(old: Mapping[str, Any], job: Job) -> Conflict | None:
+    """The same training, but compared with another step: STEPS_FILE has changed."""
+    if old["parent"] == job.parent:
+        return None
+    reason = "it was compared with another step"
+    return Conflict(job.run_dir, reason, (("parent", old["parent"], job.parent),))
+
+
+def _renamed(plan: Plan) -> list[Conflict]:
+    """Earlier runs under an id of STEPS_FILE that has another name now."""
+    names = {step: plan.registry[step].name for step in plan.registry.own}
+    return [
+        Conflict(
+            old["run_dir"],
+            f"its step {step} has another name in STEPS_FILE now",
+            (("name", old.get("name"), names[step]),),
+        )
+        for old in (kept_jobs(plan.output_dir, plan.jobs) if names else ())
+        if (step := old.get("step")) in names and old.get("name") != names[step]
+    ]
 
 
 def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -76,6 +98,7 @@ def check(plan: Plan, *, replaced: bool = False) -> None:
     """
     output_dir = plan.output_dir
     found = [] if replaced else conflicts(output_dir, plan.jobs)
+    found += _renamed(plan)
     lines = _explain(found)
     rerun = f"`{matrix_command('rerun')}`"
     if not found and kept_jobs(output_dir, plan.jobs):

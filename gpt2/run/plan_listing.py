@@ -140,7 +140,8 @@ def budget_table(plan: Plan) -> str:
 def _partner(job: Job, plan: Plan) -> tuple[Budget | None, str]:
     """Costs and name of what a job is compared with, planned or not."""
     if job.parent is not None:
-        return budget(step_settings(plan.base, job.parent)), str(job.parent)
+        settings = step_settings(plan.base, job.parent, plan.registry)
+        return budget(settings), str(job.parent)
     for other in plan.jobs:
         if other.name == job.parent_name:
             return budget(other.settings), other.name

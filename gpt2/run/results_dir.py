@@ -14,6 +14,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from gpt2.settings.rerun_commands import matrix_command
 from lib import provenance
 from lib.files import refuse_link, safe_join
 from lib.jobs import run_files
-from lib.kconfig.config_py import read_config
+from lib.kconfig.config_py import Config, read_config
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX_LOCK = ".lock"
@@ -31,6 +32,7 @@ STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in
 PROBE_MARK = ".kablate-probe"  # a file in them
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
+STEPS_COPY = "steps.toml"  # the user's own steps, if there are any
 CONFIG_FILE = "config.py"  # the configuration of the last call
 _ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
 
@@ -145,7 +147,7 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
     Raises MatrixError, and LockHeld if another runner is at work here.
     """
     root = plan.output_dir
-    open_folder(root, {**copies, MATRIX_FILE: render_matrix_file(plan)})
+    open_folder(root, _files(plan, copies, render_matrix_file(plan)))
     with ExitStack() as stack:
         try:
             stack.enter_context(run_files.lock(matrix_lock(root)))
@@ -225,7 +227,7 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
     """
     path = output_dir / CONFIG_FILE
     try:
-        base = make_plan(read_config(path)).base
+        base = make_plan(_as_copied(read_config(path), output_dir)).base
     except (OSError, ValueError) as error:
         raise MatrixError(
             f"{output_dir} has no {MATRIX_FILE}, and {path.name} does not tell what "
@@ -237,6 +239,14 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
             run_dir = path.parent.relative_to(output_dir).as_posix()
             jobs.append({**run_files.read_json(path), "run_dir": run_dir})
     return {"base": identity_of(base, 0), "jobs": jobs}
+
+
+def _as_copied(config: Config, output_dir: Path) -> Config:
+    """A folder's configuration, with its own copy of STEPS_FILE."""
+    if not config.values.get("STEPS_FILE"):
+        return config
+    place = {"STEPS_FILE": str(output_dir / STEPS_COPY)}
+    return replace(config, values={**config.values, **place})
 
 
 def _way_out(output_dir: Path) -> str:
@@ -254,6 +264,12 @@ def _way_out(output_dir: Path) -> str:
         f"Remove it and type `{matrix_command()}`, which writes it again from "
         f"{CONFIG_FILE} and the runs in the folder: no run is lost"
     )
+
+
+def _files(plan: Plan, copies: Mapping[str, str], matrix: str) -> dict[str, str]:
+    """The folder's own files, name -> text."""
+    own = {STEPS_COPY: plan.registry.text} if plan.registry.own else {}
+    return {**copies, **own, MATRIX_FILE: matrix}
 
 
 def render_matrix_file(plan: Plan, kept: Sequence[Mapping[str, Any]] = ()) -> str:
@@ -294,7 +310,7 @@ def update(plan: Plan, copies: Mapping[str, str]) -> None:
     """Write the folder's own files for a plan that check() has accepted."""
     root = plan.output_dir
     text = render_matrix_file(plan, kept_jobs(root, plan.jobs))
-    for name, content in {**copies, MATRIX_FILE: text}.items():
+    for name, content in _files(plan, copies, text).items():
         run_files.atomic_write_text(root / name, content)
 
 

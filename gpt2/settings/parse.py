@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from gpt2.settings.schema import (
 from lib.kconfig.config_py import Config, ConfigError
 from lib.trackers import BACKENDS, parse_trackers
 
+STEP_NAME = re.compile(r"[a-z][a-z0-9._-]{0,39}")
 MOST_IN_RANGE = 10_001  # 0-10000; each number is a job
 
 
@@ -51,6 +53,17 @@ def parse_int_list(text: str) -> tuple[int, ...]:
     if len(set(numbers)) != len(numbers):
         raise ValueError(f"{text!r} has a number twice")
     return tuple(numbers)
+
+
+def parse_steps(text: str) -> tuple[int | str, ...]:
+    """Parse ``"0,8-10,mine"`` to (0, 8, 9, 10, "mine"): ids, ranges and names of steps;
+    the order is kept, no repeats."""
+    found: list[int | str] = []
+    for item in map(str.strip, text.split(",")):
+        found += [item] if STEP_NAME.fullmatch(item) else parse_int_list(item)
+    if len(set(found)) != len(found):
+        raise ValueError(f"{text!r} has a step twice")
+    return tuple(found)
 
 
 def _parse_float(text: str) -> float:
@@ -93,7 +106,7 @@ def _parse_field(name: str, text: str) -> float:
         raise ValueError(f"{error}; {allowed}") from None
 
 
-def _convert(name: str, value: Any) -> Any:
+def convert(name: str, value: Any) -> Any:
     """Convert ``value`` to the type of field ``name``; ValueError if that fails."""
     hint, bounds = FIELD_TYPES[name], FIELDS[name].metadata
     if hint == float | None:
@@ -112,7 +125,8 @@ def _convert(name: str, value: Any) -> Any:
     if bounds["allowed"] and value not in bounds["allowed"]:
         raise ValueError(f"{value!r} must be one of {', '.join(bounds['allowed'])}")
     for number in value if expected is tuple else ():
-        if type(number) is not typing.get_args(hint)[0]:
+        kind, *_ = typing.get_args(hint)
+        if type(number) not in (typing.get_args(kind) or (kind,)):
             raise ValueError(f"{value!r} has {number!r}, which is not a number here")
     if float in (hint, *typing.get_args(hint)):
         for number in value if expected is tuple else (value,):
@@ -129,6 +143,7 @@ _KINDS = {
 }
 _PARSERS: dict[Any, Callable[[str], tuple[Any, ...]]] = {
     tuple[int, ...]: parse_int_list,
+    tuple[int | str, ...]: parse_steps,
     tuple[float, ...]: _parse_floats,
 }
 
@@ -155,7 +170,7 @@ def settings_from(config: Config) -> Settings:
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol, "default")
         try:
-            values[name] = _convert(name, config.values[symbol])
+            values[name] = convert(name, config.values[symbol])
         except KeyError:
             missing.append(f"CONFIG_{symbol}")
         except ValueError as error:
@@ -188,7 +203,7 @@ def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
             "them (a run's manifest.json has its commit)"
         )
     given = {name: value for part in data.values() for name, value in part.items()}
-    settings = _assemble({n: _convert(n, v) for n, v in given.items()})
+    settings = _assemble({n: convert(n, v) for n, v in given.items()})
     check(settings)
     return settings
 

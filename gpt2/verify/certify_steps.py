@@ -16,7 +16,7 @@ from typing import Any
 from gpt2.mechanisms import mechanisms
 from gpt2.mechanisms.spec import Tiny
 from gpt2.plan.jobs import Plan, plan_settings, step_settings
-from gpt2.plan.steps import STEPS, Step
+from gpt2.plan.steps import SHIPPED, Registry, Step
 from gpt2.settings.schema import IDENTITY_PARTS, Settings
 from gpt2.verify.certificates import CERTIFICATES, certify
 from gpt2.verify.changes import changes, distinct
@@ -94,8 +94,8 @@ def larger(settings: Settings) -> Settings:
 
 def subjects(plan: Plan, **size: int) -> dict[str, Subject]:
     """One subject for each cell of a plan, by run folder without the seed."""
-    small = plan_settings(shrink(plan.base, **size), {})
-    middle = plan_settings(larger(plan.base), {})
+    small = plan_settings(shrink(plan.base, **size), {}, plan.registry)
+    middle = plan_settings(larger(plan.base), {}, plan.registry)
     found: dict[str, Subject] = {}
     for job, tiny, mid in zip(plan.jobs, small.jobs, middle.jobs, strict=True):
         subject = Subject(tiny.settings, job.settings, mid.settings)
@@ -103,9 +103,10 @@ def subjects(plan: Plan, **size: int) -> dict[str, Subject]:
     return found
 
 
-def step_subject(base: Settings, step: int) -> Subject:
+def step_subject(base: Settings, step: int, registry: Registry = SHIPPED) -> Subject:
     """The subject of a step, also of one that is not at hand."""
-    return Subject(step_settings(shrink(base), step), step_settings(base, step))
+    tiny = step_settings(shrink(base), step, registry)
+    return Subject(tiny, step_settings(base, step, registry))
 
 
 def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
@@ -129,23 +130,26 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
         )
         if cell in steps:
             findings |= {
-                "changes": _changes(proofs, STEPS[steps[cell]], plan.base),
+                "changes": _changes(proofs, plan.registry[steps[cell]], plan),
                 "distinct": _distinct(proofs, apart)[cell],
             }
         yield Proof(cell, findings)
 
 
-def _changes(proofs: ProofCache, step: Step, base: Settings) -> Finding:
+def _changes(proofs: ProofCache, step: Step, plan: Plan) -> Finding:
     if step.parent is None:
         return NO_FINDING
     try:
-        mine, theirs = (step_subject(base, each) for each in (step.id, step.parent))
+        base, registry = plan.base, plan.registry
+        mine, theirs = (
+            step_subject(base, each, registry) for each in (step.id, step.parent)
+        )
         parts = [
             s.to_dict() for each in (mine, theirs) for s in (each.settings, each.full)
         ]
         found = proofs.of(
-            ["changes", step.id, *parts],
-            lambda: {"changes": changes(step, mine, theirs, base)},
+            ["changes", step.id, sorted(step.changes), *parts],
+            lambda: {"changes": changes(step, mine, theirs, base, registry)},
         )
     except Exception as error:  # also a parent that this base does not allow
         return Finding.of_crash(error)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import combinations
 from math import inf
 from typing import Any
@@ -22,7 +22,7 @@ from torch import Tensor
 from gpt2.model.reference.measures import deviation, generic_sum
 from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
 from gpt2.plan.run_length import seconds_of
-from gpt2.plan.steps import Step
+from gpt2.plan.steps import SHIPPED, Registry, Step
 from gpt2.settings.checks import check
 from gpt2.settings.schema import (
     LARGEST_ARM,
@@ -203,7 +203,13 @@ KINDS = {
 # ---- the changes of a step --------------------------------------------------------
 
 
-def changes(step: Step, subject: Subject, parent: Subject, base: Settings) -> Finding:
+def changes(
+    step: Step,
+    subject: Subject,
+    parent: Subject,
+    base: Settings,
+    registry: Registry = SHIPPED,
+) -> Finding:
     """Each field in which a step differs from its parent makes a difference. That they
     differ in nothing else is the business of gpt2/verify/pairing.py.
 
@@ -218,7 +224,7 @@ def changes(step: Step, subject: Subject, parent: Subject, base: Settings) -> Fi
     known = {s: Behaviour(s) for s in (subject, parent)}
     for name in changed:
         if name in NO_WIDTH_REQUESTS:
-            acts = moves_widths(name, step, base)
+            acts = moves_widths(name, step, base, registry)
         else:
             acts = any(
                 difference(*(known.get(s) or Behaviour(s) for s in pair))
@@ -280,19 +286,22 @@ def _with_fields_of(
     return replace(target, settings=found[0], full=found[1])
 
 
-def moves_widths(name: str, step: Step, base: Settings) -> bool:
+def moves_widths(
+    name: str, step: Step, base: Settings, registry: Registry = SHIPPED
+) -> bool:
     """Whether the widths that are solved for a step follow a request for them.
 
     The parent's widths may meet it already, so other requests are tried too.
     """
-    asked = step_settings(base, step.id)
+    settings = partial(step_settings, base, registry=registry)
+    asked = settings(step.id)
     value = asked.flat()[name]
     tried: list[Any] = [value / 2] if isinstance(value, float) else [LARGEST_ARM, "0"]
     if step.parent is not None:
-        tried.insert(0, step_settings(base, step.parent).flat()[name])
+        tried.insert(0, settings(step.parent).flat()[name])
     for other in tried:
         with suppress(ValueError):  # a combination that makes no sense shows nothing
-            if _widths(step_settings(base, step.id, **{name: other})) != _widths(asked):
+            if _widths(settings(step.id, **{name: other})) != _widths(asked):
                 return True
     return False
 

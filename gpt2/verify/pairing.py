@@ -26,7 +26,7 @@ from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model import init
 from gpt2.plan.jobs import SOLVED_FIELDS, Job, Plan, step_settings
 from gpt2.plan.matrix_cells import cell_changes, cells_of
-from gpt2.plan.steps import STEPS, Step, Times, lineage
+from gpt2.plan.steps import Step, Times
 from gpt2.settings.schema import PART_OF, Settings
 from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import TokenSplit, load_data
@@ -256,8 +256,9 @@ def undeclared(job: Job, plan: Plan) -> list[str]:
     if job.is_control:
         return _of_control(job, plan)
     if mode == "ablation" and job.step is not None:
-        rows = [problem for row in lineage(job.step) for problem in unnamed(row)]
-        return [*_of_step(job, STEPS[job.step], plan), *rows]
+        *above, step = plan.registry.lineage(job.step)
+        rows = [problem for row in (*above, step) for problem in unnamed(row)]
+        return [*_of_step(job, step, plan), *rows]
     return _of_cell(job, plan) if mode == "matrix" else []
 
 
@@ -276,7 +277,7 @@ def _settings_of(step: int, plan: Plan) -> Settings:
     """Those of its job, if the plan has one."""
     jobs = (job for job in plan.jobs if not job.is_control)
     there = (job.settings for job in jobs if job.step == step)
-    return next(there, None) or step_settings(plan.base, step)
+    return next(there, None) or step_settings(plan.base, step, plan.registry)
 
 
 def _of_control(job: Job, plan: Plan) -> list[str]:

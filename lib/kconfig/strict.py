@@ -119,6 +119,13 @@ class StrictKconfig:
             fail_on(p for p in problems if not p.line)
             dropped |= {p.line: str(p) for p in problems}
 
+    def ranges(self, config: Config) -> dict[str, tuple[int, int]]:
+        """Bounds of each int symbol that has any with this configuration."""
+        tree = self._tree(config)
+        whole = [n for n, kind in tree.kinds.items() if kind == "int"]
+        found = {name: active_range(tree.symbols[name]) for name in whole}
+        return {n: (int(b[0]), int(b[1])) for n, b in found.items() if b}
+
     def explain(self, config: Config, name: str) -> str:
         """Explain one symbol: value, origin, default, prompt, range, conditions,
         help."""

@@ -136,7 +136,7 @@ def test_an_unknown_step_is_refused_by_name() -> None:
         ("SEEDS", "1,x", "'x' is neither a number"),
         ("SEEDS", "1-99999", "a range of 99,999 numbers; at most 10,001"),
         ("RA_MLA_ABLATION_STEPS", "", "neither a number"),
-        ("RA_MLA_ABLATION_STEPS", "0,5,3-6", "has a number twice"),
+        ("RA_MLA_ABLATION_STEPS", "0,5,3-6", "has a step twice"),
         ("RA_MLA_ABLATION_STEPS", "6-3", "not an ascending range"),
     ],
 )

@@ -10,7 +10,7 @@ from fractions import Fraction
 import pytest
 
 from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
-from gpt2.plan.steps import PLAIN, STEPS, Times, changes_of, lineage
+from gpt2.plan.steps import PLAIN, SHIPPED, STEPS, Times
 from gpt2.plan.unused_settings import READERS
 from gpt2.settings.checks import check
 from gpt2.settings.schema import FIELDS, PART_OF
@@ -138,22 +138,22 @@ def test_the_root_states_every_switch() -> None:
 
 
 def test_lineages_end_at_the_root() -> None:
-    assert [s.id for s in lineage(16)] == [0, 8, 9, 11, 12, 16]
+    assert [s.id for s in SHIPPED.lineage(16)] == [0, 8, 9, 11, 12, 16]
     for number in STEPS:
-        line = [s.id for s in lineage(number)]
+        line = [s.id for s in SHIPPED.lineage(number)]
         assert line[0] == 0 and line[-1] == number
     with pytest.raises(KeyError):
-        list(lineage(len(STEPS)))
+        list(SHIPPED.lineage(len(STEPS)))
 
 
 def test_changes_name_the_step_that_made_them() -> None:
-    changes = changes_of(12)
+    changes = SHIPPED.changes_of(12)
     assert changes["ra"] == (True, 11)
     assert changes["attention"] == ("mla", 8)
     assert changes["mlp_ratio"] == (2.5, 9)
     assert changes["mechanism_share"] == (0.20, 12)
     assert changes["output_gate"] == (False, 0)
-    assert changes_of(4)["mechanism_share"] == (0.20, 4)
+    assert SHIPPED.changes_of(4)["mechanism_share"] == (0.20, 4)
 
 
 @pytest.mark.parametrize(
