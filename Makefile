@@ -22,7 +22,7 @@ READ_RESULTS := report audit plan sample export push bundle eval
 READ_RUN := audit sample export push
 READ_REPO := push
 READ_FORMAT := export push
-READ_OUT := export push bundle eval
+READ_OUT := export push bundle eval report
 READ_RUNS := eval
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 $(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
@@ -134,8 +134,8 @@ stop: config.py | setup ## write checkpoints and stop the runs
 sbatch: config.py | setup ## print missing runs as a Slurm array (SBATCH='--partition=a')
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
-report: $(if $(REPORTED),,config.py) | setup ## tables, plots, verdicts (RESULTS=folder or zip, MARGIN=0.002)
-	$(PY) scripts/report.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
+report: $(if $(REPORTED),,config.py) | setup ## tables, plots, verdicts (RESULTS=folder or zip; a,b merges)
+	$(PY) scripts/report.py --config config.py $(foreach o,MARGIN LOOKS OUT,$(call option,$o)) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
 	$(PY) scripts/audit.py --config config.py $(WITH) $(foreach \

@@ -26,6 +26,7 @@ from pathlib import Path
 from gpt2.report.bundle import is_bundle, open_bundle
 from gpt2.report.evidence import Rules
 from gpt2.report.gpu_time import price_of, read_timeline, time_lines
+from gpt2.report.merge import merge, sources_of
 from gpt2.report.read_results import MatrixResults, read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.timeline import Timeline
@@ -40,7 +41,7 @@ from lib.number_option import COUNT, LOSS, SHARE, add_number
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
-        root = results_directory(options.results, options.config)
+        root = results_directory(options.results, options.config, options.out)
         matrix = read_matrix(root)
         config = None if options.results else Path(options.config)
         asked = {"margin": options.margin, "looks": options.looks}
@@ -76,8 +77,11 @@ def parser() -> argparse.ArgumentParser:
     add(
         "results",
         nargs="?",
-        help="results directory or bundle; default: that of --config",
+        help="results directory or bundle, or several to merge, separated by commas; "
+        "default: that of --config",
     )
+    merged = "folder for merged results; default: next to the first, NAME-merged"
+    add("--out", type=Path, help=merged)
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
     margin = "difference in nats that does not matter; default: as configured"
     add_number(found, "MARGIN", LOSS, help=margin)
@@ -91,8 +95,15 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def results_directory(results: str | None, config: str) -> Path:
-    """The directory named, or OUTPUT_DIR of the configuration."""
+def results_directory(results: str | None, config: str, out: Path | None) -> Path:
+    """The directory named, or OUTPUT_DIR of the configuration; several are merged."""
+    names = [] if results is None else sources_of(results)
+    if len(names) > 1:
+        folder = merge(names, out)
+        print(f"{len(names)} results folders are merged in {folder}")
+        return folder
+    if out is not None:
+        raise ValueError("OUT is the folder of several merged results: RESULTS=a,b")
     if results is not None and is_bundle(Path(results)):
         folder = open_bundle(Path(results))
         print(f"{results} is unpacked in {folder}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 MATRIX_FILE = "matrix.json"
+# the user's own steps (gpt2/plan/steps_file.py), if there are any
+STEPS_COPY = "steps.toml"
 ESTIMATES_FILE = "estimates.json"
 # kernels of all runs (gpt2/model/autotune/store.py)
 KERNELS_FILE = "kernels.json"

@@ -6,13 +6,16 @@ import re
 from pathlib import Path
 
 from gpt2.audit.stamp import AUDIT_FILE
-from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE, RUNNER_FILE
-from gpt2.report.read_results import RUN_FILES, read_matrix
+from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE, RUNNER_FILE, STEPS_COPY
+from gpt2.report.read_results import MERGED_FILE, RUN_FILES, read_matrix
 from lib.bundle import unpack_bundle, write_bundle
 from lib.jobs.run_files import GPU_FILE, LOG_FILE, STATUS_FILE
 
 REPORT_FILES = ("REPORT.md", "results.csv", "summary.json")
-OF_MATRIX = (*REPORT_FILES, "report.html", MATRIX_FILE, ESTIMATES_FILE, RUNNER_FILE)
+OF_MATRIX = (
+    *(*REPORT_FILES, "report.html", MATRIX_FILE, MERGED_FILE),
+    *(ESTIMATES_FILE, RUNNER_FILE, STEPS_COPY),
+)
 OF_RUN = (*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE)
 SUFFIX = ".zip"
 

@@ -122,7 +122,11 @@ def html_report(
         ),  # our own file, not from the results
         headline=headline(matrix),
         controls=control_lines(judged),
-        noise=[*noise_lines(judged), *seeds_lines(judged.comparisons, judged.rules)],
+        noise=[
+            *matrix.merged,
+            *noise_lines(judged),
+            *seeds_lines(judged.comparisons, judged.rules),
+        ],
         method=method(judged),
         columns=columns,
         lines=[_line(line, columns, judged) for line in lines],

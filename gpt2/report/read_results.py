@@ -38,6 +38,7 @@ from lib.safe_json import (
 )
 
 UNREADABLE = "unreadable"
+MERGED_FILE = "merged.json"  # of folders merged by gpt2/report/merge.py
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
 MAX_DEPTH = 3  # maximum depth of run directories below the matrix
 
@@ -125,6 +126,7 @@ class MatrixResults:
     runs: list[Run] = field(default_factory=list)
     left_out: list[LeftOutRun] = field(default_factory=list)
     estimates: Scores = field(default_factory=dict)
+    merged: list[str] = field(default_factory=list)  # notes of merged folders
 
     @property
     def rows(self) -> list[Row]:
@@ -168,6 +170,8 @@ def read_matrix(
     matrix.runs = sorted(found.values(), key=lambda run: _place(run, order))
     estimate = _load(matrix, root / ESTIMATES_FILE, missing_ok=True)
     matrix.estimates = score(as_dict(estimate), matrix.rows)
+    merged = as_dict(_load(matrix, root / MERGED_FILE, missing_ok=True)).get("notes")
+    matrix.merged = [clean(x, 2000) for x in merged] if isinstance(merged, list) else []
     return matrix
 
 

@@ -151,6 +151,7 @@ def terminal_report(
             Text("difference: val loss minus the partner's; negative is better.")
         )
     parts.append(Text(headline(matrix)))
+    parts.extend(Text(line) for line in matrix.merged)
     parts.extend(Text(x) for x in (*noise_lines(judged), *_seeds_lines(judged)))
     parts.extend(Text(line) for line in score_lines(matrix.estimates))
     if has_zeros(lines_of(judged)):
@@ -270,6 +271,7 @@ def markdown_report(
         f"# {escape(name)}",
         " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
         f"{headline(matrix)}. {escape(' '.join(noise_lines(judged)))}",
+        "\n".join(f"- {escape(line)}" for line in matrix.merged),
         escape(" ".join(_seeds_lines(judged))),
         "## Verdicts",
         _main_table(judged),

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.plan.jobs import Job, Plan, identity_of, make_plan
-from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE
+from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE, STEPS_COPY
 from gpt2.settings.rerun_commands import matrix_command
 from lib import provenance
 from lib.files import refuse_link, safe_join
@@ -32,7 +32,6 @@ STOP_FILE = ".stop"
 PROBES = ".probe-"  # begins the names of folders that probes run in
 PROBE_MARK = ".kablate-probe"  # a file in them
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
-STEPS_COPY = "steps.toml"  # the user's own steps, if there are any
 CONFIG_FILE = "config.py"  # the configuration of the last call
 _ANOTHER = "Its runs stay as they are; choose another OUTPUT_DIR"
 

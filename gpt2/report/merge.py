@@ -1,0 +1,312 @@
+"""Merge results folders of one study that were made apart: other days or machines.
+
+The merged folder has copies of the records of each run, without weights and
+checkpoints, and is read like any other. The sources are only read. Torch-free.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from gpt2.plan.names import MATRIX_FILE
+from gpt2.report.arms import config_changes, is_done
+from gpt2.report.bundle import ALLOWED, OF_RUN, is_bundle, open_bundle
+from gpt2.report.checklist import ENVIRONMENT, KERNELS
+from gpt2.report.read_results import (
+    MERGED_FILE,
+    MatrixResults,
+    Run,
+    read_curves,
+    read_matrix,
+)
+from gpt2.settings.schema import IDENTITY_PARTS
+from lib.files import hidden_name, remove_folder
+from lib.jobs.run_files import (
+    SCHEMA,
+    atomic_write_bytes,
+    atomic_write_json,
+    finite,
+    now,
+)
+from lib.safe_json import (
+    MAX_RECORDS_BYTES,
+    Unusable,
+    as_dict,
+    clean,
+    number,
+    read_foreign_json,
+    read_plain,
+)
+
+PER_ARM = (*KERNELS, "training tokens")  # differ between arms of one machine
+MAX_SHOWN = 12  # of the differences in a refusal
+
+
+@dataclass(slots=True)
+class SourceFolder:
+    """A results folder, and its content."""
+
+    label: str
+    matrix: MatrixResults
+    base: dict[str, Any] = field(default_factory=dict)
+
+
+def sources_of(results: str) -> list[str]:
+    """Folders or bundles in RESULTS, separated by commas; a single one, which may have
+    a comma in its name, is returned as it is."""
+    if "," not in results or Path(results).exists():
+        return [results]
+    return [name for name in map(str.strip, results.split(",")) if name]
+
+
+def merge(names: Sequence[str], out: Path | None) -> Path:
+    """Merge results folders or bundles; the merged folder.
+
+    out: the folder to write; by default next to the first source, as NAME-merged. An
+    earlier merged folder is replaced. Raises ValueError for sources that do not belong
+    to one study, with the differing settings, and OSError.
+    """
+    places = [Path(name) for name in names]
+    roots = [open_bundle(path) if is_bundle(path) else path for path in places]
+    first = roots[0].resolve()
+    out = first.with_name(f"{first.name}-merged") if out is None else out
+    _check_places(roots, out)
+    found = [_read(name, root) for name, root in zip(names, roots, strict=True)]
+    _check_settings(found)
+    chosen, notes = _choose(found)
+    notes = [*_summary(found, chosen), *_differences(found, chosen), *notes]
+    _write(out, found, chosen, notes)
+    return out
+
+
+def _check_places(roots: Sequence[Path], out: Path) -> None:
+    twice = [path for path, n in Counter(p.resolve() for p in roots).items() if n > 1]
+    if twice:
+        raise ValueError(f"RESULTS names {twice[0]} twice")
+    for root in roots:
+        one, other = root.resolve(), out.resolve()
+        if one.is_relative_to(other) or other.is_relative_to(one):
+            raise ValueError(
+                f"OUT={out} and {root} are within each other: sources are not changed; "
+                "choose another OUT"
+            )
+    if out.is_symlink() or (out.exists() and not (out / MERGED_FILE).is_file()):
+        raise ValueError(
+            f"OUT={out} exists, and is not a folder of merged results: choose another"
+        )
+
+
+def _read(label: str, root: Path) -> SourceFolder:
+    matrix = read_matrix(root, curves=False)
+    if not matrix.runs or any(run.run_dir == "." for run in matrix.runs):
+        raise ValueError(f"{label} is not a results folder with runs")
+    try:
+        listed = as_dict(read_foreign_json(root / MATRIX_FILE))
+    except Unusable:
+        listed = {}
+    return SourceFolder(label, matrix, as_dict(listed.get("base")))
+
+
+# ---- one study --------------------------------------------------------------------
+
+
+def _check_settings(found: Sequence[SourceFolder]) -> None:
+    """Raise ValueError unless all folders have the same configuration, and every arm
+    the same settings in each of them."""
+    with_base = [source for source in found if source.base]
+    for other in with_base[1:]:
+        one = with_base[0]
+        if changed := config_changes(one.base, other.base):
+            _refuse("they are not of one study", one.label, other.label, changed)
+    arms: dict[str, tuple[str, Run]] = {}
+    names: dict[int, tuple[str, str]] = {}
+    for source in found:
+        for run in source.matrix.runs:
+            label, first = arms.setdefault(_arm(run), (source.label, run))
+            if changed := config_changes(_identity(first), _identity(run)):
+                what = f"{_arm(run)} has different settings"
+                _refuse(what, label, source.label, changed)
+            step, name = run.row["step"], run.row["name"]
+            if step is None or _is_control(run):
+                continue
+            label, known = names.setdefault(step, (source.label, name))
+            if known != name:
+                what = f"step {step} is not the same"
+                _refuse(what, label, source.label, [("name", known, name)])
+
+
+def _refuse(
+    what: str, one: str, other: str, changed: Iterable[tuple[str, object, object]]
+) -> None:
+    rows = [
+        f"    {clean(name):<32} {clean(repr(old))} in {one}, "
+        f"{clean(repr(new))} in {other}"
+        for name, old, new in changed
+    ]
+    more = [f"    and {len(rows) - MAX_SHOWN} more"] if len(rows) > MAX_SHOWN else []
+    raise ValueError(
+        "\n".join([f"not merged: {what}", *rows[:MAX_SHOWN], *more])
+        + "\nto see both results side by side: make compare A=... B=..."
+    )
+
+
+def _arm(run: Run) -> str:
+    return run.run_dir.rpartition("/")[0] or run.run_dir
+
+
+def _is_control(run: Run) -> bool:
+    return as_dict(run.settings.get("resources")).get("other_kernels") is True
+
+
+def _identity(run: Run) -> dict[str, Any]:
+    """What a run trains and is compared with, without its seed."""
+    place = as_dict(run.settings.get("resources"))
+    sizes = [number(place.get(n)) for n in ("batch_size", "gradient_accumulation")]
+    parts = {name: run.settings.get(name) for name in IDENTITY_PARTS}
+    batch = None if None in sizes else (sizes[0] or 0) * (sizes[1] or 0)
+    return {
+        **{name: value for name, value in parts.items() if value is not None},
+        "effective_batch": batch,
+        "parent": run.row["parent"],
+        "control": _is_control(run),
+    }
+
+
+# ---- which runs -------------------------------------------------------------------
+
+Chosen = dict[str, tuple[SourceFolder, Run]]
+
+
+def _choose(found: Sequence[SourceFolder]) -> tuple[Chosen, list[str]]:
+    """One run for each run directory, the one that is done; and notes on those that
+    several folders have."""
+    copies: dict[str, list[tuple[SourceFolder, Run]]] = {}
+    for source in found:
+        for run in source.matrix.runs:
+            copies.setdefault(run.run_dir, []).append((source, run))
+    chosen = {name: max(each, key=_progress) for name, each in copies.items()}
+    notes = []
+    for name, each in copies.items():
+        done = [(source, run) for source, run in each if is_done(run)]
+        if len(done) > 1 and len({repr(_result(s, r)) for s, r in done}) > 1:
+            losses = ", ".join(f"{r.row['val_loss']} in {s.label}" for s, r in done)
+            notes.append(
+                f"{name} was finished {len(done)} times, with different results "
+                f"({losses}); taken from {chosen[name][0].label}"
+            )
+    same = sum(sum(is_done(run) for _, run in each) > 1 for each in copies.values())
+    if same > len(notes):
+        notes.append(f"runs finished more than once, alike: {same - len(notes)}")
+    return chosen, notes
+
+
+def _progress(copy: tuple[SourceFolder, Run]) -> tuple[bool, bool, int]:
+    run = copy[1]
+    return is_done(run), run.on_disk, run.row["updates"] or 0
+
+
+def _result(source: SourceFolder, run: Run) -> tuple[Any, ...]:
+    """Losses of a run: the last one and all evaluations."""
+    if not run.evals:
+        read_curves(source.matrix, run)
+    return run.row["val_loss"], [(r["step"], r.get("val_loss")) for r in run.evals]
+
+
+def _summary(found: Sequence[SourceFolder], chosen: Chosen) -> Iterator[str]:
+    counts = Counter(source.label for source, run in chosen.values() if run.on_disk)
+    each = ", ".join(f"{counts[source.label]} of {source.label}" for source in found)
+    yield f"Merged runs: {each}"
+
+
+# ---- what differs -----------------------------------------------------------------
+
+
+def _differences(found: Sequence[SourceFolder], chosen: Chosen) -> Iterator[str]:
+    """Differences of hardware, versions and kernels between the folders."""
+    runs: dict[str, list[Run]] = {source.label: [] for source in found}
+    for source, run in chosen.values():
+        if is_done(run):
+            runs[source.label].append(run)
+    for name, read in ENVIRONMENT.items():
+        arms: dict[str, dict[str, list[Run]]] = {}
+        for label, mine in runs.items():
+            for run in mine:
+                key = _arm(run) if name in PER_ARM else ""
+                arms.setdefault(key, {}).setdefault(label, []).append(run)
+        for arm, by_label in arms.items():
+            if values := _apart(by_label, read):
+                yield f"different {name}{f' for {arm}' if arm else ''}: {values}"
+    kernels: dict[str, set[str]] = {}
+    for run in (run for mine in runs.values() for run in mine if not _is_control(run)):
+        for name, value in as_dict(run.manifest.get("kernels")).items():
+            kernels.setdefault(clean(name), set()).add(clean(value))
+    if differ := [name for name, values in kernels.items() if len(values) > 1]:
+        yield f"different kernels: {len(differ)}, first {differ[0][:60]}"
+
+
+def _apart(by_label: dict[str, list[Run]], read: Callable[[Run], str | None]) -> str:
+    """Values by folder, unless they are the same in all."""
+    values = {
+        label: ", ".join(sorted({read(run) or "not recorded" for run in runs}))
+        for label, runs in by_label.items()
+    }
+    if len(set(values.values())) < 2:
+        return ""
+    return "; ".join(f"{value} in {label}" for label, value in values.items())
+
+
+# ---- the merged folder ------------------------------------------------------------
+
+
+def _write(
+    out: Path, found: Sequence[SourceFolder], chosen: Chosen, notes: Sequence[str]
+) -> None:
+    """Write the folder under a hidden name, then put it in place of an earlier one."""
+    new = hidden_name(out)
+    new.mkdir(parents=True)
+    try:
+        for name, (source, run) in chosen.items():
+            if run.on_disk:
+                _copy(source.matrix.root / name, new / name)
+        left_out = {
+            (x.path, x.reason): {"name": x.path, "reason": x.reason}
+            for source in found
+            for x in source.matrix.left_out
+        }
+        base = next((source.base for source in found if source.base), {})
+        jobs = [{**run.job, "run_dir": name} for name, (_, run) in chosen.items()]
+        matrix = {"schema": SCHEMA, "updated": now(), "base": base, "jobs": jobs}
+        matrix["left_out"] = [*left_out.values()]
+        atomic_write_json(new / MATRIX_FILE, finite(matrix))
+        record = {
+            "schema": SCHEMA,
+            "sources": [str(source.matrix.root.resolve()) for source in found],
+            "notes": list(notes),
+        }
+        atomic_write_json(new / MERGED_FILE, record)
+        if out.exists() and (odd := remove_folder(out, ALLOWED)):
+            raise ValueError(
+                f"OUT={out} has {clean(odd[0])}, which a merge did not write: nothing "
+                "was changed; choose another OUT"
+            )
+        new.rename(out)
+    finally:
+        if new.exists():
+            remove_folder(new, ALLOWED)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copy the records of a run, as bytes; links are not followed."""
+    target.mkdir(parents=True)
+    for name in OF_RUN:
+        path = source / name
+        if path.is_file() and not path.is_symlink():
+            try:
+                data = read_plain(path, MAX_RECORDS_BYTES)
+            except Unusable as error:
+                raise ValueError(f"{path}: {error}") from None
+            atomic_write_bytes(target / name, data)

@@ -1,0 +1,157 @@
+"""Results folders of one study that were made apart, merged."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gpt2.report.merge import merge, sources_of
+from gpt2.report.read_results import read_matrix
+from tests.results_factory import DEVICE, relabel, settings, write_matrix, write_run
+
+
+def contents(root: Path) -> dict[str, str]:
+    """Hash of each file below a folder."""
+    return {
+        str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in root.rglob("*")
+        if path.is_file()
+    }
+
+
+def merged(*roots: Path, out: Path | None = None) -> tuple[Path, list[str]]:
+    folder = merge([str(root) for root in roots], out)
+    return folder, read_matrix(folder).merged
+
+
+def test_arms_and_seeds_come_together_and_sources_stay(tmp_path: Path) -> None:
+    a = write_matrix(tmp_path / "a", (0, 5), (1, 2))
+    b = write_matrix(tmp_path / "b", (0, 8), (2, 3))
+    before = contents(tmp_path)
+    folder, notes = merged(a, b)
+    assert folder == tmp_path / "a-merged"
+    found = {(run.row["step"], run.row["seed"]) for run in read_matrix(folder).runs}
+    assert found == {(0, 1), (0, 2), (0, 3), (5, 1), (5, 2), (8, 2), (8, 3)}
+    assert notes[0] == f"Merged runs: 4 of {a}, 3 of {b}"
+    assert "runs finished more than once, alike: 1" in notes
+    after = contents(tmp_path)
+    assert {name: after[name] for name in before} == before
+    # Again, after a run was added: the earlier merged folder is replaced.
+    write_run(b, 8, 4)
+    assert len(read_matrix(merged(a, b)[0]).runs) == 8
+
+
+def test_of_two_the_one_that_is_done_and_differing_results_are_named(
+    tmp_path: Path,
+) -> None:
+    a, b = tmp_path / "a", tmp_path / "b"
+    write_run(a, 0, 1, status="failed", failure="oom", updates=60)
+    write_run(b, 0, 1)
+    write_run(a, 0, 2)
+    write_run(b, 0, 2, effect=0.25)
+    folder, notes = merged(a, b)
+    first, second = read_matrix(folder).runs
+    assert (first.row["status"], second.row["status"]) == ("done", "done")
+    (note,) = [note for note in notes if "finished 2 times" in note]
+    assert "step00-baseline/seed2 was finished 2 times, with different results" in note
+    assert note.endswith(f"taken from {a}")
+    assert second.row["val_loss"] == read_matrix(a).runs[1].row["val_loss"]
+
+
+def test_what_differs_between_machines_is_said(tmp_path: Path) -> None:
+    a = write_matrix(tmp_path / "a", (0,), (1,))
+    h100 = {"device": {**DEVICE, "name": "NVIDIA H100"}, "mlp_backend": "triton"}
+    b = write_matrix(tmp_path / "b", (0, 5), (2,), manifest=h100)
+    _, notes = merged(a, b)
+    text = "\n".join(notes)
+    assert f"different hardware: 1 x NVIDIA A10G in {a}; 1 x NVIDIA H100 in {b}" in text
+    assert "different MLP backend for step00-baseline: torch in" in text
+    assert "step05" not in text and "versions" not in text
+
+
+def test_other_settings_of_an_arm_are_refused_with_the_difference(
+    tmp_path: Path,
+) -> None:
+    a = write_matrix(tmp_path / "a", (0, 5), (1,))
+    b = write_matrix(tmp_path / "b", (0,), (1,))
+    write_run(b, 5, 2, job={"settings": settings(5, ra_window=16)})
+    with pytest.raises(
+        ValueError, match=r"step05-ra has different.*\n.*ra_window +Non"
+    ):
+        merged(a, b)
+    assert not (tmp_path / "a-merged").exists()
+    assert not list(tmp_path.glob(".a-merged*"))
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"parent": 2}, r"step05-ra has different settings\n +parent +0 in"),
+        ({"name": "mine"}, r"step 5 is not the same\n +name +'ra' in .*'mine' in"),
+    ],
+)
+def test_other_partners_and_names_of_a_step_are_refused(
+    tmp_path: Path, fields: dict[str, object], message: str
+) -> None:
+    a = write_matrix(tmp_path / "a", (0, 5), (1,))
+    relabel(write_run(tmp_path / "b", 5, 2), **fields)
+    with pytest.raises(ValueError, match=message):
+        merged(a, tmp_path / "b")
+
+
+def test_another_configuration_is_refused(tmp_path: Path) -> None:
+    for name, rate in (("a", 1e-3), ("b", 2e-3)):
+        write_matrix(tmp_path / name, (0 if name == "a" else 5,), (1,))
+        matrix = {"base": {"optim": {"learning_rate": rate}}, "jobs": []}
+        (tmp_path / name / "matrix.json").write_text(json.dumps(matrix))
+    with pytest.raises(
+        ValueError, match=r"one study\n.*learning_rate +0.001 in .*0.002"
+    ):
+        merged(tmp_path / "a", tmp_path / "b")
+
+
+def test_places_that_cannot_be_written_or_read(tmp_path: Path) -> None:
+    a = write_matrix(tmp_path / "a", (0,), (1,))
+    b = write_matrix(tmp_path / "b", (0,), (2,))
+    (tmp_path / "c").mkdir()
+    for out, message in (
+        (a, "within each other"),
+        (tmp_path, "within each other"),
+        (b / "x", "within each other"),
+        (tmp_path / "c", "not a folder of merged results"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            merged(a, b, out=out)
+    with pytest.raises(ValueError, match="twice"):
+        merged(a, a)
+    with pytest.raises(ValueError, match="not a results folder"):
+        merged(a, tmp_path / "c")
+    with pytest.raises(ValueError, match="not a results folder"):
+        merged(a, b / "step00-baseline" / "seed2")
+    folder, _ = merged(a, b)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="notes.txt, which a merge did not write"):
+        merged(a, b)
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_links_in_a_source_are_not_followed(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    a = write_matrix(tmp_path / "a", (0,), (1,))
+    b = write_matrix(tmp_path / "b", (0,), (2,))
+    log = b / "step00-baseline" / "seed2" / "train.log"
+    log.unlink()
+    os.symlink(secret, log)
+    folder, _ = merged(a, b)
+    assert not (folder / "step00-baseline" / "seed2" / "train.log").exists()
+
+
+def test_names_with_a_comma_are_one_folder_if_they_exist(tmp_path: Path) -> None:
+    (tmp_path / "a,b").mkdir()
+    assert sources_of(f"{tmp_path}/a,b") == [f"{tmp_path}/a,b"]
+    assert sources_of("a, b.zip,") == ["a", "b.zip"]
