@@ -13,7 +13,15 @@ from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import ROOT, copy_tree, git, make, python, write
 from tests.tinymatrix import TINY
 
-PARTS = ["Makefile", "Kconfig", "pyproject.toml", "README.md", "defconfigs", "scripts"]
+PARTS = [
+    "Makefile",
+    "Kconfig",
+    "pyproject.toml",
+    "README.md",
+    "docs",
+    "defconfigs",
+    "scripts",
+]
 PARTS += ["lib", "gpt2", "tests", ".gitignore", "LICENSE"]
 # What a step passes through: its own cases, and all of the tests about the registry.
 TESTS_OF_STEPS = [
@@ -78,8 +86,9 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     assert stale.returncode != 0
     # A part of `make format`, which needs no words here: test_check.py has it.
     succeed(python(tree, "scripts/generate_docs.py"))
-    generated = {"README.md", "gpt2/Kconfig.ablation"}
-    assert changed(tree) == {"gpt2/plan/steps.py"} | generated
+    generated = {"README.md", "gpt2/Kconfig.ablation", "docs/mechanisms.md"}
+    with_settings = {*generated, "docs/settings.md"}
+    assert changed(tree) == {"gpt2/plan/steps.py"} | with_settings
     title = "RA with the SDPA output gate"
     for name in generated:
         assert title in (tree / name).read_text()

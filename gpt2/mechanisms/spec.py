@@ -143,7 +143,9 @@ class Tiny:
 class Mechanism:
     """One mechanism of a model; subclasses say what differs.
 
-    title, formula, sources: for readers; sources are papers and their like.
+    title, formula, shapes, known, sources: for docs/mechanisms.md. formula may have
+        several lines; shapes are of its letters; known says what is known of its
+        effect, by which of the sources, which are papers and their like.
     Fields: its settings, annotated like a dataclass with ``setting``.
     order: mechanisms act, and own parameters, in this order.
     off: its switch, and the value at which it is off.
@@ -170,6 +172,8 @@ class Mechanism:
     name: str  # of its folder, set by gpt2.mechanisms
     title: ClassVar[str]
     formula: ClassVar[str]
+    shapes: ClassVar[tuple[str, ...]] = ()
+    known: ClassVar[str] = ""
     sources: ClassVar[tuple[str, ...]] = ()
 
     class Fields:
@@ -268,7 +272,11 @@ class Projection(Mechanism):
     """
 
     title = "Multi-head attention"
-    formula = "s_ij = q_i.k_j / sqrt(D)"
+    formula = """\
+s_ij = q_i.k_j / sqrt(D)  for j <= i
+p_i  = softmax of s_ij over j <= i
+o_i  = sum_j p_ij v_j"""
+    shapes = ("q, k, v, o: [B, H, T, D]", "s, p: [B, H, T, T]")
     kind: ClassVar[str] = GPT2_ATTENTION
     off: Mapping[str, Any] = {"attention": GPT2_ATTENTION}
     own_of_heads: ClassVar[Mapping[str, int] | None] = {

@@ -25,6 +25,7 @@ PARTS = [
     "Kconfig",
     "pyproject.toml",
     "README.md",
+    "docs",
     "defconfigs",
     "scripts",
     "lib",
@@ -33,12 +34,13 @@ PARTS = [
 # Few files, for what runs black, ruff or mypy on all of them; with what these import.
 FEW = ["Makefile", "pyproject.toml", "README.md", ".gitignore", "scripts/setup_env.py"]
 FEW += ["scripts/constraints.txt", "scripts/fix_whitespace_issues.py", CHECK]
-FEW += ["scripts/generate_docs.py", "gpt2/Kconfig.ablation"]
+FEW += ["scripts/generate_docs.py", "docs", "Kconfig", "gpt2/*Kconfig*"]
 FEW += ["lib/optim/optimizers", "lib/pruning/methods"]  # found by their folders
 IMPORTED = """
 import sys
 sys.path[:0] = [".", "scripts"]  # a script replaces the first by the root
 import check, generate_docs
+generate_docs.defaults()  # Kconfig's modules are imported where they are needed
 print(*(m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", "")))
 """
 

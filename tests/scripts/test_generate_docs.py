@@ -1,23 +1,35 @@
-"""The step table and the step help follow the registry, and staleness is seen."""
+"""Generated text follows registry, specs and Kconfig, and staleness is seen."""
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
+from gpt2.model.gpt import GPT
+from gpt2.plan.jobs import step_settings
 from gpt2.plan.steps import STEPS
-from tests.scratch import copy_tree, python, write
+from gpt2.settings.configuration import strict_kconfig
+from gpt2.settings.parse import settings_from
+from lib.kconfig.symbols import prompts
+from tests.scratch import ROOT, copy_files, python, write
 
 TOOL = "scripts/generate_docs.py"
-PARTS = [TOOL, "lib", "gpt2", "README.md"]
-FILES = ("README.md", "gpt2/Kconfig.ablation")
+PARTS = [TOOL, "lib", "gpt2", "Kconfig", "README.md", "docs"]
+FILES = ("README.md", "gpt2/Kconfig.ablation", "docs/mechanisms.md")
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = copy_files(tmp_path_factory.mktemp("docs") / "tree", PARTS)
+    assert python(tree, TOOL).returncode == 0
+    return tree
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    tree = copy_tree(tmp_path, PARTS)
-    assert python(tree, TOOL).returncode == 0
-    return tree
+def tree(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "tree"))
 
 
 def test_every_step_is_told_with_its_partner(tree: Path) -> None:
@@ -58,7 +70,7 @@ def test_missing_or_doubled_last_row_is_stale(tree: Path, cut: int) -> None:
     assert done.stdout.startswith("README.md:")
 
 
-def test_changed_registry_makes_both_stale(tree: Path) -> None:
+def test_changed_registry_makes_all_stale(tree: Path) -> None:
     registry = tree / "gpt2/plan/steps.py"
     text = registry.read_text()
     assert STEPS[5].title in text
@@ -79,7 +91,58 @@ def test_text_around_the_block_is_kept(tree: Path, name: str) -> None:
 @pytest.mark.parametrize("name", FILES)
 def test_lost_marker_is_an_error_that_names_it(tree: Path, name: str) -> None:
     text = (tree / name).read_text()
-    write(tree, name, text.replace("/steps", "/stops"))
+    write(tree, name, re.sub(r"(# |-- )/\w+( -->)?$", r"\1/stop\2", text, flags=re.M))
     done = python(tree, TOOL)
     assert done.returncode == 1
     assert f"{name}: needs one line" in done.stderr
+
+
+def test_every_setting_is_described_with_what_it_takes(tree: Path) -> None:
+    page = (tree / "docs/settings.md").read_text()
+    described = set(re.findall(r"^### (\w+)$|^- `(\w+)`", page, re.MULTILINE))
+    names = {name for pair in described for name in pair if name}
+    kconfig = strict_kconfig().open([])
+    assert {n for n, symbol in kconfig.symbols.items() if prompts(symbol)} <= names
+    window = page.split("### RA_MLA_RA_WINDOW\n")[1].split("\n### ")[0]
+    for part in ("`RA_WINDOW`", "0 to 131072", "default `64`", "has RA", "step 29"):
+        assert part in " ".join(window.split()), part
+    assert "`GPT2_MODEL_774M`, `MODEL=774m`" in page
+
+
+def test_changed_sources_make_pages_stale(tree: Path) -> None:
+    """Each edit shows in the lines that a new run writes."""
+    for source, old, new in (
+        ("gpt2/mechanisms/ra/Kconfig", "default 64", "default 32"),
+        ("gpt2/mechanisms/ra/spec.py", "high=4.0", "high=5.0"),
+        ("gpt2/mechanisms/ra/spec.py", "q_j.k_i) /", "q_j.k_j) /"),
+        ("gpt2/plan/unused_settings.py", '"runs on a GPU"', '"runs on a card"'),
+    ):
+        text = (tree / source).read_text()
+        assert text.count(old) == 1, old
+        write(tree, source, text.replace(old, new))
+    checked = python(tree, TOOL, "--check")
+    assert checked.returncode == 1
+    stale = [line.split(":")[0] for line in checked.stdout.splitlines()]
+    assert stale == ["docs/mechanisms.md", "docs/settings.md"]
+
+    assert python(tree, TOOL).returncode == 0
+    mechanisms = (tree / "docs/mechanisms.md").read_text()
+    settings = (tree / "docs/settings.md").read_text()
+    assert "alpha [i-j <= W] q_j.k_j) / sqrt(D)" in mechanisms
+    assert "whole context) | `32` | 0 to 131072 |" in mechanisms
+    assert "-4 to 5" in mechanisms and "-4 to 5" in settings
+    assert "Read only where a job runs on a card." in settings
+
+
+def test_costs_are_those_of_the_model_that_is_built() -> None:
+    """Parameters on the page are those of torch's modules."""
+    page = (ROOT / "docs/mechanisms.md").read_text()
+    counts = {
+        int(step): int(number.replace(",", ""))
+        for step, number in re.findall(r"^\| (\d+) \| .*? \| ([\d,]+) \(", page, re.M)
+    }
+    base = settings_from(strict_kconfig().load([]))
+    for step in (8, 21, 28):
+        with torch.device("meta"):
+            model = GPT(step_settings(base, step))
+        assert counts[step] == sum(p.numel() for p in model.parameters())

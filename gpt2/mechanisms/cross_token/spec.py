@@ -17,7 +17,22 @@ BOOL, INDEX = 1, 4  # bytes of a mask's number, of a column's
 class CrossToken(Mechanism):
     title = "Cross-token MLP"
     short = "the cross-token MLP"
-    formula = "c_i = sum_j w_ij h_j, h <- h + a (c V) U; w: kept mean weights"
+    formula = """\
+m_ij = mean over heads of this block's p_ij, before dropout
+w_ij = m_ij where it is kept, else 0; renormalised: w_ij / sum_j w_ij
+c_i  = sum_j w_ij h_j
+h_i <- h_i + a (c_i V) U
+topk keeps the k largest m_ij of row i
+rms  keeps m_ij >= tau sqrt(sum_j m_ij^2 / (i+1)),  i from 0"""
+    shapes = (
+        "h, c: [B, T, M], hidden state of the MLP",
+        "m, w: [B, T, T]",
+        "V: M x R, U: R x M",
+    )
+    known = (
+        "No published measurement is known. Step 22 has it alone, at the parameters "
+        "of step 0."
+    )
     order = 50
 
     class Fields:

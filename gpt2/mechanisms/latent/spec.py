@@ -14,7 +14,22 @@ if TYPE_CHECKING:
 class Latent(Mechanism):
     title = "Latent reciprocity"
     short = "latent reciprocity"
-    formula = "h <- h + a up(c^K), and in the next block c^K <- c^K + a down(h)"
+    formula = """\
+this block:  h_i   <- h_i + a up(c^K_i)
+next block:  c^K_i <- c^K_i + a down(h_i)
+tied_transpose:   up(c) = c W^T,  down(h) = h W
+untied:           up(c) = c W_up, down(h) = h W_down
+per_head_scalar:  up(c) = (c s_up) P^T,  down(h) = (h P) s_down"""
+    shapes = (
+        "h: [B, T, M], hidden state of the MLP; c^K: [B, T, L], MLA's key latent",
+        "W: M x L; W_up: L x M; W_down: M x L",
+        "P: M x L, fixed and orthonormal; s_up, s_down: one scalar for each of H "
+        "contiguous chunks of L",
+    )
+    known = (
+        "No published measurement is known. Steps 25 to 27 compare the three forms "
+        "with step 9; 25 and 26 have its parameters."
+    )
     order = 40
 
     class Fields:

@@ -26,7 +26,22 @@ class LatentHeads(Projection):
 class MLA(LatentHeads):
     title = "Multi-head latent attention"
     short = "MLA"
-    formula = "k_j = A_h c^K_j, v_j = U_h c^V_j, c = x W_down; scale sqrt(D)"
+    formula = """\
+c^K_j = x_j W_dk,  c^V_j = x_j W_dv
+k_j^h = A_h c^K_j, v_j^h = U_h c^V_j
+s_ij^h = q_i^h.k_j^h / sqrt(D) = (A_h^T q_i^h).c^K_j / sqrt(D)"""
+    shapes = (
+        "x: [B, T, E], input of the block; c^K, c^V: [B, T, L], shared by all heads",
+        "W_dk, W_dv: E x L; A_h, U_h: D x L, one per head or one for all",
+    )
+    known = (
+        "With L = E it can represent multi-head attention exactly, which a test "
+        "checks to 1e-5 in fp32: hence the scale sqrt(D), as in DeepSeek-V2. The "
+        "second form of s is how it decodes: the cache holds latents, not keys. "
+        "Unlike DeepSeek-V2's, it has two latents, no norm and no rotary key; "
+        "positions are GPT-2's learned embeddings. MLA with a rotary key is a "
+        "mechanism of its own."
+    )
     sources = ("DeepSeek-V2, arXiv 2405.04434",)
     kind = "mla"
     order = 10

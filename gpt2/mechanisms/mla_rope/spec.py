@@ -15,7 +15,23 @@ if TYPE_CHECKING:
 class RopeMLA(LatentHeads):
     title = "Latent attention as in DeepSeek-V2"
     short = "MLA with a rotary key"
-    formula = "q = [q^C, q^R], k = [k^C, k^R] with c normed; scale sqrt(D + D_R)"
+    formula = """\
+c_j = RMSNorm(x_j W_d)
+q_i^h = [W_q^h x_i, RoPE_i(W_qr^h x_i)]
+k_j^h = [A_h c_j,   RoPE_j(W_kr x_j)]
+v_j^h = U_h c_j
+s_ij^h = q_i^h.k_j^h / sqrt(D + D_R)"""
+    shapes = (
+        "c: [B, T, L], one joint latent of keys and values",
+        "q, k: [B, H, T, D + D_R]; the rotary half of k is the same for all heads",
+        "A_h, U_h: D x L; W_qr^h, W_kr: D_R x E; RoPE of base 10000",
+    )
+    known = (
+        "RoPE is applied to a key of its own and never to the latent: a rotation "
+        "between A_h and the cache would prevent decoding from latents. The cache "
+        "holds the normed latent and the rotated key. GPT-2's learned positions "
+        "remain."
+    )
     sources = ("DeepSeek-V2, arXiv 2405.04434, eqs 14-19", "RoPE, arXiv 2104.09864")
     kind = "mla_rope"
     order = 11

@@ -14,8 +14,17 @@ if TYPE_CHECKING:
 class MlpGate(Mechanism):
     title = "MLP to attention gate"
     short = "the MLP gate"
-    formula = (
-        "gamma_t = sigmoid(h_t W_1 W_2 + b), next o^h <- (1-a) o^h + a gamma^h o^h"
+    formula = """\
+this block:  gamma_t = sigmoid(h_t W_1 W_2 + b)
+next block:  o_t^h <- (1-a) o_t^h + a gamma_t^h o_t^h
+prefix_mean: h_t is replaced by the mean of h_0 ... h_t"""
+    shapes = (
+        "h: [B, T, M], hidden state of the MLP; gamma: [B, T, H]",
+        "W_1: M x G; W_2: G x H; b: H, initially 2.0",
+    )
+    known = (
+        "No published measurement is known. Step 21 has it alone, at the parameters "
+        "of step 0."
     )
     order = 60
 

@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 class RA(Mechanism):
     title = "Reciprocal attention"
     short = "RA"
-    formula = "s_ij = (q_i.k_j + alpha [i-j <= W] q_j.k_i) / sqrt(D)"
+    formula = """\
+s_ij = (q_i.k_j + alpha [i-j <= W] q_j.k_i) / sqrt(D)  for j <= i
+on MLA: the second product is (A_h^T q_j).c^K_i"""
+    shapes = (
+        "q, k: [B, H, T, D]; s: [B, H, T, T]",
+        "alpha: one number, or one per head if it is learned",
+    )
+    known = (
+        "It is causal, since q_j belongs to an earlier token and k_i to the current "
+        "one. In a later study its authors found no variant that beat its paired "
+        "baseline. Swapping q and k everywhere would only relabel the baseline; the "
+        "certificates use unequal weights for them."
+    )
     order = 20
 
     class Fields:

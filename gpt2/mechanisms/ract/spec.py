@@ -17,7 +17,22 @@ if TYPE_CHECKING:
 class RACT(Mechanism):
     title = "RA-CT, gating by attention statistics"
     short = "RA-CT"
-    formula = "g = sigmoid(scale_h stat + bias_h), o <- (1-a) o + a g o"
+    formula = """\
+g_i^h = sigmoid(scale_h stat_i^h + bias_h)
+output:   o_i^h <- (1-a) o_i^h + a g_i^h o_i^h
+weights:  s_ij  <- s_ij (1 - a + a g_i^h), then the softmax again
+of the weights p of row i over its n = i+1 visible keys (i from 0), stat is
+topk:     sum of the k largest p
+max:      largest p
+entropy:  -sum p ln p / ln n, and 0 for n = 1
+rms:      sqrt(sum p^2 / n)"""
+    shapes = ("p: [B, H, T, T]; stat, g: [B, H, T]", "scale, bias: H, bias from 2.0")
+    known = (
+        "No published measurement is known. Statistics are divided by the number of "
+        "visible keys and not by the context, or they would depend on later tokens. "
+        "A factor of a row after the softmax would be the same as gating the output, "
+        "so `weights` acts before it (step 17 against 13)."
+    )
     order = 30
 
     class Fields:

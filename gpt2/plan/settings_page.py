@@ -1,0 +1,231 @@
+"""docs/settings.md: every setting with a prompt, from Kconfig and the schema.
+
+Torch-free.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
+from typing import Any, TypeAlias
+
+import kconfiglib
+from kconfiglib import Choice, Symbol, expr_str
+
+from gpt2.plan.steps import STEPS
+from gpt2.plan.unused_settings import READERS
+from gpt2.settings.parse import ALIASES, PREFIXES
+from gpt2.settings.schema import FIELD_TYPES, FIELDS, SYMBOL_OF
+from lib.kconfig.symbols import conditions, help_of, menu_of, prompt_of, prompts
+from lib.kconfig.tree import Tree
+
+WIDTH = 92
+FIELD_OF = {symbol: name for name, symbol in SYMBOL_OF.items()}
+KINDS: dict[Any, str] = {
+    bool: "y or n",
+    int: "whole number",
+    float: "number",
+    float | None: "number, or empty",
+    str: "text",
+    tuple[int, ...]: "list of whole numbers, as in `1,2,8-12`",
+    tuple[float, ...]: "list of numbers, as in `0.5,0.9`",
+}
+TOP = "Experiment"  # heading of what is in no menu
+GENERATED = re.compile(r"# steps: generated.*# /steps", re.DOTALL)
+STEPS_LIST = "README.md lists the steps."
+# Markdown that would begin in a plain text, and at the start of a wrapped line.
+MARKUP = re.compile(r"([*|`]|<(?=[a-zA-Z/!])|_(?=\W)|(?<!\w)_)")
+LINE_START = re.compile(r"^(?=[-+#>] |#|\d+[.)] )")
+
+Item: TypeAlias = Symbol | Choice
+
+
+def settings_lines(tree: Tree) -> list[str]:
+    """Markdown of all settings of a freshly parsed tree, grouped by menu."""
+    found = shown(tree)
+    lines = ["", *(line for menu in found for line in contents(menu, found[menu]))]
+    for menu, menu_items in found.items():
+        lines += ["", f"## {menu}", ""]
+        for item in menu_items:
+            lines += [f"### {name_of(item)}", "", *entry(item)]
+        lines.pop()
+    return [*lines, ""]
+
+
+def contents(menu: str, found: Iterable[Item]) -> list[str]:
+    """Links to the settings of a menu, as an item of a list."""
+    links = (f"[{name}](#{name.lower()})" for name in map(name_of, found))
+    return wrapped(f"- **{menu}**: {', '.join(links)}")
+
+
+def shown(tree: Tree) -> dict[str, list[Item]]:
+    """Choices and symbols outside of choices that have a prompt, by menu."""
+    found: dict[str, list[Item]] = {}
+    for node in tree.kconf.node_iter():
+        item = node.item
+        is_member = isinstance(item, Symbol) and item.choice is not None
+        if isinstance(item, Item) and prompts(item) and not is_member:
+            menu = menu_of(item).replace(" > ", ": ") or TOP
+            if item not in found.setdefault(menu, []):
+                found[menu].append(item)
+    return found
+
+
+def name_of(item: Item) -> str:
+    """Symbol of an item; of a choice, the one that follows from it."""
+    if isinstance(item, Symbol):
+        return str(item.name)
+    return derived_from(item) or prompt_of(item)
+
+
+def derived_from(choice: Choice) -> str:
+    """Setting that Kconfig derives from a choice; "" if there is none."""
+    for member in choice.syms:
+        for other in choice.kconfig.unique_defined_syms:
+            if other.name in FIELD_OF and any(c is member for _, c in other.defaults):
+                return str(other.name)
+    return ""
+
+
+def member_of(choice: Choice, value: str) -> str:
+    """Symbol of the member of a choice that gives its setting this value."""
+    (setting,) = (
+        s for s in choice.kconfig.unique_defined_syms if s.name == derived_from(choice)
+    )
+    by_value = {v.name: when for v, when in setting.defaults}
+    named = {when.name for when in by_value.values()}
+    rest = next((s.name for s in choice.syms if s.name not in named), "")
+    found = by_value[value].name
+    return str(found if found != "y" else rest)
+
+
+def entry(item: Item) -> list[str]:
+    """Lines of one setting, with an empty one at the end."""
+    text = GENERATED.sub(STEPS_LIST, help_of(item))
+    texts = [facts(item), *map(plain, text.split("\n\n")), readers(name_of(item))]
+    paragraphs = [line for text in texts if text for line in (*wrapped(text), "")]
+    listed = [line for text in members(item) for line in wrapped(text)]
+    return [*paragraphs, *listed, *[""] * bool(listed)]
+
+
+def wrapped(text: str) -> list[str]:
+    """Lines of a paragraph or of an item of a list."""
+    indent = "  " if text.startswith("- ") else ""
+    lines = textwrap.wrap(
+        " ".join(text.split()),
+        WIDTH,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    rest = (indent + LINE_START.sub(r"\\", line[len(indent) :]) for line in lines[1:])
+    return [*lines[:1], *rest]
+
+
+def facts(item: Item) -> str:
+    """Prompt, short names, type, default, range and condition."""
+    parts = [f"**{plain(prompt_of(item))}**"]
+    if isinstance(item, Choice):
+        parts.append("one of those below")
+    else:
+        parts += [spellings(item.name), kind(item), allowed(item)]
+    parts.append(f"default {default(item)}")
+    parts.append(condition(item))
+    return "; ".join(part for part in parts if part) + "."
+
+
+def condition(item: Item) -> str:
+    """When it can be set; "" if always."""
+    found = [f"`{expr_str(clause)}`" for clause in conditions(item)]
+    return f"shown if {' and '.join(found)}" if found else ""
+
+
+def kind(symbol: Symbol) -> str:
+    name = FIELD_OF.get(symbol.name)
+    if name is not None:
+        return KINDS[FIELD_TYPES[name]]
+    return {kconfiglib.BOOL: "y or n", kconfiglib.INT: "whole number"}.get(
+        symbol.orig_type, "text"
+    )
+
+
+def allowed(symbol: Symbol) -> str:
+    """Range or values, of Kconfig or of the schema."""
+    for low, high, _ in symbol.ranges:
+        return f"{low.name} to {high.name}"
+    if symbol.name not in FIELD_OF:
+        return ""
+    bounds = FIELDS[FIELD_OF[symbol.name]].metadata
+    if bounds["allowed"]:
+        return ", ".join(f"`{value}`" for value in bounds["allowed"])
+    if bounds["high"] == math.inf:
+        return ""
+    above = bounds["above"] > -math.inf
+    low = f"above {bounds['above']:g}" if above else f"{bounds['low']:g}"
+    return f"{low} to {bounds['high']:.10g}"
+
+
+def default(item: Item) -> str:
+    """Default, with its conditions where it depends on other settings."""
+    own = {*map(expr_str, kconfiglib.split_expr(item.direct_dep, kconfiglib.AND))}
+    found = []
+    for value, when in item.defaults:
+        clauses = map(expr_str, kconfiglib.split_expr(when, kconfiglib.AND))
+        needed = [f"`{clause}`" for clause in clauses if clause not in {*own, "y"}]
+        text = f"`{value.name}`" if value.name else "empty"
+        found.append(f"{text} if {' and '.join(needed)}" if needed else text)
+        if not needed:
+            return ", else ".join(found)
+    rest = "`n`" if item.orig_type == kconfiglib.BOOL else "empty"
+    return ", else ".join([*found, rest])
+
+
+def spellings(name: str, value: str = "") -> str:
+    """Short names of a symbol on the command line."""
+    short = [name.removeprefix(p) for p in PREFIXES if name.startswith(p)]
+    short += [alias for alias, target in ALIASES.items() if target == name]
+    return " or ".join(f"`{each}{value}`" for each in short)
+
+
+def assignment(member: Symbol) -> str:
+    """Assignment that selects a member of a choice, as short as possible."""
+    words = member.name.split("_")
+    for alias, expand in ALIASES.items():
+        for start in range(1, len(words)):
+            value = "_".join(words[start:])
+            with suppress(ValueError, TypeError):  # TypeError: a plain other name
+                if expand(value) == {member.name: "y"}:  # type: ignore[operator]
+                    return f"`{alias}={value.lower()}`"
+    return spellings(member.name, "=y")
+
+
+def members(item: Item) -> Iterator[str]:
+    """Values of a choice."""
+    for member in item.syms if isinstance(item, Choice) else ():
+        where = conditions(member)
+        outer = {*map(expr_str, conditions(item))}
+        extra = [f"`{expr_str(c)}`" for c in where if expr_str(c) not in outer]
+        needs = f" Needs {' and '.join(extra)}." if extra else ""
+        short = assignment(member)
+        names = f"`{member.name}`" + (f", {short}" if short else "")
+        text = help_of(member).replace("\n\n", " ")
+        yield f"- {names}: {plain(prompt_of(member))}. {plain(text)}{needs}"
+
+
+def readers(symbol: str) -> str:
+    """Readers of a setting, if not every job reads it, and the steps that set it."""
+    name = FIELD_OF.get(symbol)
+    found = [reader.what for reader in READERS if name in reader.fields]
+    steps = [str(step.id) for step in STEPS.values() if name in step.changes]
+    texts = [f"Read only where a job {what}." for what in found]
+    if steps:
+        texts.append(f"Set by step{'s' * (len(steps) > 1)} {', '.join(steps)}.")
+    return " ".join(texts)
+
+
+def plain(text: str) -> str:
+    """Text without characters that Markdown would take for markup."""
+    return MARKUP.sub(r"\\\1", text)
