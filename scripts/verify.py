@@ -22,7 +22,7 @@ if __name__ == "__main__":
 
 import argparse
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,49 +99,60 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
     with collector_at_rest():
-        from gpt2.verify import certify_steps, pairing
+        from gpt2.verify import certify_steps, pairing, table
         from gpt2.verify.certify_training import hold_to_account
 
     cache = None if given.fresh else CACHE
-    proofs = []
-    print(certify_steps.heading())
-    for plan in plans:
-        for proof in certify_steps.prove(plan, cache):
-            print(certify_steps.row(proof), flush=True)
-            proofs.append(proof)
+    print(f"{table.MARKS}; docs/reading.md explains it")
+    found = (proof for plan in plans for proof in certify_steps.prove(plan, cache))
+    proofs = print_table("step", certify_steps.COLUMNS, found)
     pairings = [pairing.check_pairing(plan) for plan in plans]
-    print(*("", *(found.line() for found in pairings)), sep="\n", flush=True)
+    print(
+        "", *(table.wrapped(found.line()) for found in pairings), sep="\n", flush=True
+    )
     proofs = pairing.hold_to_account(proofs, pairings)
-    trained = prove_training(plans, cache, given.at_hand)
+    by_kind = prove_training(plans, cache, given.at_hand)
+    trained = [proof for proofs_of in by_kind.values() for proof in proofs_of]
     failed = [proof for proof in (*proofs, *trained) if not proof.ok]
     for proof in failed:
         print(f"{proof.cell}: {proof.message}", file=sys.stderr)
     proofs = hold_to_account(proofs, plans, trained)
-    proven = sum(proof.ok for proof in (*proofs, *trained))
-    print(f"{proven} of {len(proofs) + len(trained)} proven")
+    counts = {kind: len(proofs_of) for kind, proofs_of in by_kind.items()}
+    wrong = sum(not proof.ok for proof in (*proofs, *trained))
+    print("\n" + table.closing({"step": len(proofs), **counts}, wrong))
     if given.json is not None:
         record = {pairing.NAME: [found.to_json() for found in pairings]}
         atomic_write_json(given.json, certify_steps.to_json(proofs) | record)
     return EXIT_FAILED if failed else 0
 
 
-def prove_training(plans: list[Plan], cache: Path | None, only: bool) -> list[Proof]:
-    """The optimizers and pruning methods: all of them, or those of the plans only."""
-    from gpt2.verify import certify_steps, certify_training
+def prove_training(
+    plans: list[Plan], cache: Path | None, only: bool
+) -> dict[str, list[Proof]]:
+    """Proofs by kind of the optimizers and pruning methods: all of them, or those of
+    the plans only."""
+    from gpt2.verify import certify_training as training
 
-    subjects = (
-        certify_training.at_hand(plans) if only else certify_training.everything()
-    )
-    proofs: list[Proof] = []
-    columns: tuple[str, ...] = ()
-    for subject in subjects:
-        if subject.columns != columns:
-            columns = subject.columns
-            kind = "optimizer" if subject.method == "none" else "pruning"
-            print("\n" + certify_steps.heading(kind, columns))
-        for proof in certify_training.prove([subject], cache):
-            print(certify_steps.row(proof, columns), flush=True)
-            proofs.append(proof)
+    subjects = training.at_hand(plans) if only else training.everything()
+    proofs = {}
+    for kind, columns in training.KINDS.items():
+        if mine := [subject for subject in subjects if subject.kind == kind]:
+            proofs[kind] = print_table(kind, columns, training.prove(mine, cache))
+    return proofs
+
+
+def print_table(
+    kind: str, columns: Sequence[str], found: Iterable[Proof]
+) -> list[Proof]:
+    """Print each proof when it is there, and then the legend; the proofs."""
+    from gpt2.verify import table
+
+    proofs = []
+    print("\n" + table.heading(kind, columns))
+    for proof in found:
+        print(table.row(proof, columns), flush=True)
+        proofs.append(proof)
+    print(*table.legend(kind, proofs, columns), sep="\n", flush=True)
     return proofs
 
 

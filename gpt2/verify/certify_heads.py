@@ -30,6 +30,7 @@ from lib.jobs.run_files import EXPORT_FILE
 from lib.optim.certify import Row
 from lib.optim.groups import set_learning_rate
 from lib.pruning import reference
+from lib.pruning.certify_scores import SCORES
 from lib.pruning.heads import HeadPruner, head_scores, keep_heads
 from lib.pruning.registry import SCOPES
 from lib.pruning.schedules import ramp
@@ -343,7 +344,7 @@ def check_scores(optimizer: str, make: MakePruner = HeadPruner) -> Row:
         else:
             run.pruner.after_update(step)
     detail = f"{wrong} mask updates chose other heads"
-    return Row("heads: scores = formula", worst <= 1e-5 and not wrong, worst, detail)
+    return Row("heads: scores = formula", worst <= SCORES and not wrong, worst, detail)
 
 
 def _naive_scores(run: PrunedTraining, layer: int, step: int) -> list[float]:

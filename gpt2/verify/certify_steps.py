@@ -1,4 +1,4 @@
-"""Certificates of a whole plan: sizes, the run of all steps, table and cache."""
+"""Certificates of a whole plan: sizes, the run of all steps, and cache."""
 
 from __future__ import annotations
 
@@ -240,7 +240,7 @@ def _sources() -> Iterator[Path]:
                 yield path
 
 
-# ---- what people see --------------------------------------------------------------
+# ---- as data -----------------------------------------------------------------------
 
 
 def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
@@ -257,20 +257,3 @@ def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
             for p in proofs
         ],
     }
-
-
-NAME_WIDTH = 30  # the longest name of a step has 28 characters
-
-
-def heading(first: str = "step", columns: Sequence[str] = COLUMNS) -> str:
-    """The first line of a table."""
-    return f"{first:<{NAME_WIDTH}}" + "".join(f" {name:>9}" for name in columns)
-
-
-def row(proof: Proof, columns: Sequence[str] = COLUMNS) -> str:
-    """One line of a table: the figure behind each certificate, FAILED, or a dash."""
-    found = (proof.findings.get(name, NO_FINDING) for name in columns)
-    figures = (f.figure if f.passed else "FAILED" for f in found)
-    return f"{proof.cell:<{NAME_WIDTH}}" + "".join(
-        f" {figure:>9}" for figure in figures
-    )

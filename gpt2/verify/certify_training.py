@@ -36,6 +36,11 @@ PRUNING_COLUMNS = (
     *("updates", "export"),
 )
 HEAD_COLUMNS = tuple(name for name in PRUNING_COLUMNS if name != "masks")
+KINDS = {  # of tables, with their columns
+    "optimizer": OPTIMIZER_COLUMNS,
+    "pruning": PRUNING_COLUMNS,
+    "head pruning": HEAD_COLUMNS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +61,15 @@ class Trained:
         return f"{self.optimizer} + {self.variant or self.method}"
 
     @property
-    def columns(self) -> tuple[str, ...]:
+    def kind(self) -> str:
+        """Name of its table, one of KINDS."""
         if METHODS[self.method].is_structured:
-            return HEAD_COLUMNS
-        return OPTIMIZER_COLUMNS if self.method == "none" else PRUNING_COLUMNS
+            return "head pruning"
+        return "optimizer" if self.method == "none" else "pruning"
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return KINDS[self.kind]
 
     def certify(self) -> dict[str, Row]:
         """By itself, then as the trainer uses it; of two rows of one name, as of the
@@ -98,7 +108,7 @@ def at_hand(plans: Iterable[Plan]) -> list[Trained]:
         for job in plan.jobs
         for subject in trained_by(job.settings)
     }
-    return sorted(found, key=_table)
+    return sorted(found, key=lambda subject: [*KINDS].index(subject.kind))
 
 
 def everything() -> list[Trained]:
@@ -107,14 +117,7 @@ def everything() -> list[Trained]:
     for optimizer, method in pairs():
         scores = METHODS[method].variants or ("",)
         found += [Trained(optimizer, method, score) for score in scores]
-    return sorted(found, key=_table)
-
-
-def _table(subject: Trained) -> int:
-    """Which of the tables, one after the other, it stands in."""
-    if subject.method == "none":
-        return 0
-    return 2 if METHODS[subject.method].is_structured else 1
+    return sorted(found, key=lambda subject: [*KINDS].index(subject.kind))
 
 
 def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Proof]:

@@ -47,6 +47,7 @@ TOLERANCE = 3e-4
 BFLOAT16 = 0.25  # of what is computed so (see lib/optim/certify.py)
 ROUNDED = 0.02  # of the weights, at most, may depend on rounding and are left out
 RECORDS = 1e-5  # of losses in nats
+EXPORT = 1e-4  # of the exported model's logits
 
 
 @cache
@@ -241,7 +242,7 @@ class Watched(Follower):
             alive = sum(int((exported[k][~keep] != 0).sum()) for k, keep in masks)
             if alive or self.method == "heads":
                 return Row(label, False, error, f"{alive} pruned weights are not 0")
-        return Row(label, error <= 1e-4, error, "largest difference of logits")
+        return Row(label, error <= EXPORT, error, "largest difference of logits")
 
 
 def _job(settings: Settings) -> Job:

@@ -28,6 +28,7 @@ from lib.optim.groups import (
 from lib.optim.registry import build, optimizer_spec
 
 UPDATES = 1000
+EXACT = 1e-9  # relative error of float64 against float64
 PEAK_RATE = 1e-2
 EMBEDDINGS = ("wte.weight",)
 SHAPES = {
@@ -171,7 +172,7 @@ def check_reference(
         errors = _relative_errors(seen, wanted, start[key])
         if not errors.max().item() <= worst:
             worst, at = errors.max().item(), int(errors.argmax()) + 1
-    allowed = 1e-9 if dtype is torch.float64 else 1e-3
+    allowed = EXACT if dtype is torch.float64 else 1e-3
     allowed = BFLOAT16 if spec.is_bfloat16 else allowed
     others = [
         f", {o.name} {config.own[o.name]:g}"
@@ -230,7 +231,7 @@ def check_decay(
         error = max(error, float(abs(weight.detach().cpu().numpy() - wanted).max()))
     figure = error / (PEAK_RATE * decay)
     detail = f"{updates} updates at zero gradient, decay {decay:g}"
-    return Row(f"{name}: decay as asked", figure <= 1e-9, figure, detail)
+    return Row(f"{name}: decay as asked", figure <= EXACT, figure, detail)
 
 
 def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> Row:

@@ -17,6 +17,8 @@ from lib.pruning.registry import METHODS, SCOPES
 from lib.pruning.spec import Inputs, Moments
 from lib.pruning.watched import SCHEDULE, STEPS, Case, WatchedTraining, wanted_zeros
 
+SCORES = 1e-5  # error of a score in float32, relative to the largest
+
 
 def check_masks(case: Case) -> Row:
     """Each mask update, in both scopes, drops the lowest of the reference's scores.
@@ -120,7 +122,7 @@ def check_sums(case: Case) -> Row:
         for n, s in truth.sums.items()
     )
     detail = f"relative to the largest score, after {STEPS} updates"
-    return Row(f"{case.method}: sums = formula", figure <= 1e-5, figure, detail)
+    return Row(f"{case.method}: sums = formula", figure <= SCORES, figure, detail)
 
 
 def check_scores(method: str) -> Row:
@@ -142,7 +144,7 @@ def check_scores(method: str) -> Row:
         if not error <= worst:
             worst, at = error, variant or method
     detail = f"worst is {at}" if at else "none deviates"
-    return Row(f"{method}: scores = formulas", worst <= 1e-5, worst, detail)
+    return Row(f"{method}: scores = formulas", worst <= SCORES, worst, detail)
 
 
 def check_selection(

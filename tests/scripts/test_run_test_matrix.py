@@ -141,7 +141,7 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
     rows = re.findall(r"^ *(step\d\d-\S+)", proofs, re.MULTILINE)
     assert rows == ["step00-baseline", "step05-ra"]
     assert re.search(r"^ *adamw\b", proofs, re.MULTILINE), proofs
-    assert "3 of 3 proven" in proofs
+    assert "All certificates passed (2 steps, 1 optimizer)" in proofs
     assert not (folder / "results").exists()
 
 
@@ -263,7 +263,10 @@ def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> N
     words = ("--overrides", f"{ONE_SEED} JOBS=2")
 
     listed = prove_and_run(folder, "--dry-run", *words, script=script)
-    assert listed.returncode == 1 and "2 of 3 proven" in listed.stdout
+    assert (
+        listed.returncode == 1
+        and "1 of 3 failed (2 steps, 1 optimizer)" in listed.stdout
+    )
     assert not (folder / "results").exists()
 
     done = prove_and_run(folder, *words, script=script)

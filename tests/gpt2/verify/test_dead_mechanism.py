@@ -10,6 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
+from gpt2.verify.table import FAILED
 from tests.scratch import copy_files, python, write
 
 PARTS = ["Kconfig", "defconfigs", "pyproject.toml", "scripts", "lib", "gpt2"]
@@ -47,8 +48,8 @@ def refused(done: CompletedProcess[str]) -> None:
     assert done.returncode == 1, done.stdout + done.stderr
     assert REFUSED in done.stdout + done.stderr
     rows = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
-    assert rows["step34-sharper"].count("FAILED") == 1
-    assert "FAILED" not in rows["step05-ra"]
+    assert rows["step34-sharper"].count(FAILED) == 1
+    assert FAILED not in rows["step05-ra"]
 
 
 def test_the_first_stage_of_a_dry_run_refuses_its_step(tree: Path) -> None:
