@@ -1,0 +1,164 @@
+"""Markdown files: links lead somewhere, numbers and messages are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+from gpt2.plan.mechanisms_page import slug
+from gpt2.report.alarms import FAR
+from gpt2.report.columns import COLUMNS, MARKS
+from gpt2.train.as_trained import LOSS_TOLERANCE, TOLERANCE
+from gpt2.verify.certify_steps import COLUMNS as OF_STEPS
+from gpt2.verify.certify_training import KINDS
+from gpt2.verify.table import MEANINGS
+from lib.alarms import SAME_POINTS, Limits
+from tests.scratch import ROOT, project_files
+
+MARKDOWN = [name for name in project_files() if name.endswith(".md")]
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PAGES = {
+    "step": "Steps",
+    "optimizer": "Optimizers",
+    "pruning": "Pruning",
+    "head pruning": "Head pruning",
+}
+
+
+def without_code(text: str) -> str:
+    return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
+
+
+@cache
+def anchors(path: Path) -> set[str]:
+    """Anchors of a Markdown file, those of equal headings numbered as by GitHub."""
+    found: dict[str, int] = {}
+    headings = re.findall(r"^#+ (.+)$", without_code(path.read_text()), re.M)
+    for heading in headings:
+        name = slug(re.sub(r"[`*]", "", heading))
+        found[name] = found.get(name, 0) + 1
+    return {f"{n}-{i}" if i else n for n, count in found.items() for i in range(count)}
+
+
+def broken(name: str, text: str) -> Iterator[str]:
+    """Relative links of a file that lead nowhere."""
+    for link in LINK.findall(without_code(text)):
+        if re.match(r"[a-z]+:", link):
+            continue
+        target, _, anchor = link.partition("#")
+        path = (ROOT / name).parent / target if target else ROOT / name
+        if not path.exists() or (anchor and anchor not in anchors(path)):
+            yield link
+
+
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_links_lead_somewhere(name: str) -> None:
+    assert [*broken(name, (ROOT / name).read_text())] == []
+
+
+def test_broken_links_are_found() -> None:
+    text = "[a](no.md) [b](reading.md#no) [c](#grades) [d](reading.md#grades) [e](#no)"
+    assert [*broken("docs/reading.md", text)] == ["no.md", "reading.md#no", "#no"]
+
+
+# ---- reading.md ------------------------------------------------------------------
+
+
+@cache
+def tables() -> dict[str, dict[str, list[str]]]:
+    """Rows of each section of docs/reading.md, by their first cell."""
+    text = (ROOT / "docs/reading.md").read_text()
+    found = {}
+    for section in re.split(r"^###? ", text, flags=re.M)[1:]:
+        title, _, body = section.partition("\n")
+        rows = (
+            line.strip("|").split("|") for line in body.split("\n") if line[:1] == "|"
+        )
+        cells = ([cell.strip() for cell in row] for row in rows)
+        found[title] = {first: rest for first, *rest in cells}
+    return found
+
+
+@pytest.mark.parametrize("kind", PAGES)
+def test_certificates_have_the_thresholds_that_decide(kind: str) -> None:
+    rows = tables()[PAGES[kind]]
+    columns = OF_STEPS if kind == "step" else KINDS[kind]
+    assert [*rows][2:] == [*columns]
+    meanings = MEANINGS[kind]
+    assert {n: rows[n][0] for n in columns} == {n: meanings[n].limit for n in columns}
+
+
+def test_limits_as_trained() -> None:
+    rows = tables()["As trained"]
+    assert {n: rows[n] for n in TOLERANCE} == {
+        n: [f"{TOLERANCE[n]:g}", f"{LOSS_TOLERANCE[n]:g}"] for n in TOLERANCE
+    }
+
+
+def test_columns_and_grades_of_the_report() -> None:
+    rows = tables()["Columns"]
+    assert [*rows][2:] == [column.heading for column in COLUMNS]
+    assert {c.heading: [c.help] for c in COLUMNS}.items() <= rows.items()
+    grades = tables()["Grades"]
+    marks = {
+        grade: row[0] for names, row in grades.items() for grade in names.split(", ")
+    }
+    assert MARKS.items() <= marks.items()
+
+
+def test_limits_of_the_alarms() -> None:
+    rows, limits = tables()["Alarms"], Limits()
+    for alarm, number in (
+        ("first", f"{limits.first_tolerance:.0%}"),
+        ("leak", f"{limits.drop_per_update:g} nats per update"),
+        ("leak", f"{limits.least_bits_per_byte:g} bits per byte"),
+        ("flat", f"{limits.flat_after} updates"),
+        ("flat", f"{limits.flat_share:.0%}"),
+        ("diverging", f"{limits.rise:g} nats"),
+        ("growing", f"{limits.norm_growth:g} times"),
+        ("growing", f"{limits.stall:.0%}"),
+        ("identical runs", f"{SAME_POINTS} evaluations"),
+        ("baseline far above", f"{FAR:.0%}"),
+    ):
+        assert number in rows[alarm][0], alarm
+
+
+# ---- troubleshooting.md ----------------------------------------------------------
+
+
+@cache
+def messages() -> str:
+    """Texts of the sources, with values in braces as dots, one per line."""
+    found = []
+    for name in project_files(("gpt2", "lib", "scripts")):
+        if name.endswith(".py"):
+            tree = ast.parse((ROOT / name).read_text())
+            found += [text_of(node) for node in ast.walk(tree)]
+    return "\n".join(found)
+
+
+def text_of(node: ast.AST) -> str:
+    """Text of a string or f-string; "" for another node."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        return node.value
+    if isinstance(node, ast.JoinedStr):
+        parts = (text_of(part) or "..." for part in node.values)
+        return "".join(parts)
+    return ""
+
+
+def quoted() -> list[str]:
+    """Headings of docs/troubleshooting.md that are messages."""
+    text = (ROOT / "docs/troubleshooting.md").read_text()
+    return re.findall(r"^### `(.+)`$", text, re.M)
+
+
+def test_quoted_messages_are_in_the_sources() -> None:
+    assert len(quoted()) >= 20
+    known = " ".join(messages().split())
+    assert [message for message in quoted() if message not in known] == []
