@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 from lib.kconfig.config_py import DEFAULT, Config, Types
 from lib.kconfig.dotconfig import Aliases, fail_on, kind_of, parse_line
 from lib.kconfig.symbols import (
     active_range,
+    choice_members,
     conditions,
     deciding,
     help_of,
@@ -77,6 +79,21 @@ class StrictKconfig:
     def render_dotconfig(self, config: Config) -> str:
         """Text of the .config for ``config``, including overrides."""
         return self._tree(config).dotconfig()
+
+    @cached_property
+    def kinds(self) -> dict[str, str]:
+        """Kind of each symbol: "bool", "int", "hex" or "string"."""
+        return self._tree().kinds
+
+    def members_of(self, name: str) -> dict[str, str]:
+        """Members of the choice that sets a derived string, by the string's value; {}
+        for a symbol that no choice sets."""
+        return self._members.get(name, {})
+
+    @cached_property
+    def _members(self) -> dict[str, dict[str, str]]:
+        symbols = self._tree().symbols.values()
+        return {s.name: members for s in symbols if (members := choice_members(s))}
 
     def _tree(self, config: Config | None = None) -> Tree:
         tree = Tree(self.kconfig, self.types)

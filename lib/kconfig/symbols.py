@@ -75,6 +75,25 @@ def deciding(symbol: Symbol) -> list[Symbol]:
     return [found for group in reversed(groups) for found in group]
 
 
+def choice_members(symbol: Symbol) -> dict[str, str]:
+    """Members of a choice by the value that they give to a string without a prompt,
+    as in ``default "topk" if STATISTIC_TOPK``; {} for other symbols.
+
+    A default without a condition stands for the one member that is not named.
+    """
+    if symbol.orig_type is not STRING or prompts(symbol):
+        return {}
+    found, rest = {}, ""
+    for value, condition in symbol.defaults:
+        if isinstance(condition, Symbol) and condition.choice:
+            found[value.str_value] = condition.name
+            others = {s.name for s in condition.choice.syms} - {*found.values()}
+            rest = others.pop() if len(others) == 1 else ""
+        elif condition is symbol.kconfig.y and rest and value.str_value not in found:
+            found[value.str_value] = rest
+    return found
+
+
 def active_range(symbol: Symbol) -> tuple[str, str] | None:
     """Currently active bounds, or None."""
     for low, high, condition in symbol.ranges:

@@ -556,3 +556,13 @@ def test_explain_tells_value_origin_range_and_conditions(root: Path) -> None:
     assert "instead of  SINGLE, MATRIX" in shown
     with pytest.raises(ConfigError, match="nearest: CONFIG_WIDTH"):
         strict(root).explain(config, "WIDHT")
+
+
+def test_members_of_a_choice_are_found_by_the_value_that_they_give(root: Path) -> None:
+    kconfig = strict(root)
+    modes = {"ablation": "ABLATION", "matrix": "MATRIX", "single": "SINGLE"}
+    assert kconfig.members_of("MODE") == modes
+    for value, member in modes.items():
+        assert kconfig.load([], [f"{member}=y"]).values["MODE"] == value
+    assert kconfig.members_of("GPT2_BLOCK_SIZE") == {}
+    assert kconfig.kinds["MODE"] == "string"
