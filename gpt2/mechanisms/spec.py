@@ -276,7 +276,10 @@ class Projection(Mechanism):
 s_ij = q_i.k_j / sqrt(D)  for j <= i
 p_i  = softmax of s_ij over j <= i
 o_i  = sum_j p_ij v_j"""
-    shapes = ("q, k, v, o: [B, H, T, D]", "s, p: [B, H, T, T]")
+    shapes: ClassVar[tuple[str, ...]] = (
+        "q, k, v, o: [B, H, T, D]",
+        "s, p: [B, H, T, T]",
+    )
     kind: ClassVar[str] = GPT2_ATTENTION
     off: Mapping[str, Any] = {"attention": GPT2_ATTENTION}
     own_of_heads: ClassVar[Mapping[str, int] | None] = {

@@ -163,7 +163,7 @@ def _is_control(run: Run) -> bool:
 
 
 def _identity(run: Run) -> dict[str, Any]:
-    """What a run trains and is compared with, without its seed."""
+    """Identity of what a run trains and of its partner, without the seed."""
     place = as_dict(run.settings.get("resources"))
     sizes = [number(place.get(n)) for n in ("batch_size", "gradient_accumulation")]
     parts = {name: run.settings.get(name) for name in IDENTITY_PARTS}
