@@ -31,6 +31,7 @@ KINDS: dict[Any, str] = {
     float | None: "number, or empty",
     str: "text",
     tuple[int, ...]: "list of whole numbers, as in `1,2,8-12`",
+    tuple[int | str, ...]: "list of numbers or names, as in `1,2,8-12,mine`",
     tuple[float, ...]: "list of numbers, as in `0.5,0.9`",
 }
 TOP = "Experiment"  # heading of what is in no menu
