@@ -190,4 +190,5 @@ def literature(mechanism: Mechanism) -> Iterator[str]:
 def table(heads: tuple[str, ...], rows: Rows) -> list[str]:
     """Markdown table."""
     cells = [heads, ("---",) * len(heads), *rows]
-    return [f"| {' | '.join(row)} |" for row in cells]
+    escaped = ([cell.replace("|", r"\|") for cell in row] for row in cells)
+    return [f"| {' | '.join(row)} |" for row in escaped]

@@ -38,7 +38,7 @@ TOP = "Experiment"  # heading of what is in no menu
 GENERATED = re.compile(r"# steps: generated.*# /steps", re.DOTALL)
 STEPS_LIST = "README.md lists the steps."
 # Markdown that would begin in a plain text, and at the start of a wrapped line.
-MARKUP = re.compile(r"([*|`]|<(?=[a-zA-Z/!])|_(?=\W)|(?<!\w)_)")
+MARKUP = re.compile(r"(\*|<(?=[a-zA-Z/!])|_(?=\W)|(?<!\w)_)")
 LINE_START = re.compile(r"^(?=[-+#>] |#|\d+[.)] )")
 
 Item: TypeAlias = Symbol | Choice
