@@ -19,7 +19,14 @@ from gpt2.plan.steps import STEPS
 from gpt2.plan.unused_settings import READERS
 from gpt2.settings.parse import ALIASES, PREFIXES
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, SYMBOL_OF
-from lib.kconfig.symbols import conditions, help_of, menu_of, prompt_of, prompts
+from lib.kconfig.symbols import (
+    choice_members,
+    conditions,
+    help_of,
+    menu_of,
+    prompt_of,
+    prompts,
+)
 from lib.kconfig.tree import Tree
 
 WIDTH = 92
@@ -84,23 +91,23 @@ def name_of(item: Item) -> str:
 
 def derived_from(choice: Choice) -> str:
     """Setting that Kconfig derives from a choice; "" if there is none."""
-    for member in choice.syms:
-        for other in choice.kconfig.unique_defined_syms:
-            if other.name in FIELD_OF and any(c is member for _, c in other.defaults):
-                return str(other.name)
-    return ""
+    return next((s.name for s in settings_of(choice)), "")
 
 
 def member_of(choice: Choice, value: str) -> str:
     """Symbol of the member of a choice that gives its setting this value."""
-    (setting,) = (
-        s for s in choice.kconfig.unique_defined_syms if s.name == derived_from(choice)
-    )
-    by_value = {v.name: when for v, when in setting.defaults}
-    named = {when.name for when in by_value.values()}
-    rest = next((s.name for s in choice.syms if s.name not in named), "")
-    found = by_value[value].name
-    return str(found if found != "y" else rest)
+    (setting,) = settings_of(choice)
+    return choice_members(setting)[value]
+
+
+def settings_of(choice: Choice) -> list[Symbol]:
+    """Symbols without a prompt that get their value from a choice."""
+    names = {member.name for member in choice.syms}
+    return [
+        symbol
+        for symbol in choice.kconfig.unique_defined_syms
+        if symbol.name in FIELD_OF and names & {*choice_members(symbol).values()}
+    ]
 
 
 def entry(item: Item) -> list[str]:
