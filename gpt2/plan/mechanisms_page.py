@@ -9,8 +9,6 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from kconfiglib import Choice, Symbol
-
 from gpt2.mechanisms import mechanisms
 from gpt2.mechanisms.spec import (
     MULTI_HEAD,
@@ -23,7 +21,6 @@ from gpt2.mechanisms.spec import (
 from gpt2.plan.budget import budget
 from gpt2.plan.jobs import step_settings
 from gpt2.plan.settings_page import (
-    Item,
     allowed,
     default,
     kind,
@@ -35,7 +32,7 @@ from gpt2.plan.settings_page import (
 )
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import SYMBOL_OF, Settings
-from lib.kconfig.symbols import prompt_of
+from lib.kconfig.symbols import Item, is_choice, prompt_of
 from lib.kconfig.tree import Tree
 
 Rows = Iterable[tuple[str, ...]]
@@ -103,10 +100,10 @@ def settings_table(mechanism: Mechanism, items: Items) -> list[str]:
     rows = []
     for symbol in dict.fromkeys(SYMBOL_OF[field] for field in fields):
         item = items[symbol]
-        if isinstance(item, Symbol):
-            values = allowed(item) or kind(item)
-        else:
+        if is_choice(item):
             values = ", ".join(f"`{member.name}`" for member in item.syms)
+        else:
+            values = allowed(item) or kind(item)
         link = f"[{symbol}](settings.md#{symbol.lower()})"
         rows.append((link, plain(prompt_of(item)), default(item), values))
     return [*table(("setting", "what", "default", "allowed"), rows), ""]
@@ -141,7 +138,7 @@ def assigned(values: Mapping[str, Any], items: Items) -> str:
 
 
 def written(item: Item, symbol: str, value: Any) -> str:
-    if isinstance(item, Choice):
+    if is_choice(item):
         return f"{member_of(item, value)}=y"
     if isinstance(value, bool):
         return f"{symbol}={'y' if value else 'n'}"

@@ -10,22 +10,23 @@ import re
 import textwrap
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import Any, TypeAlias
-
-import kconfiglib
-from kconfiglib import Choice, Symbol, expr_str
+from typing import Any
 
 from gpt2.plan.steps import STEPS
 from gpt2.plan.unused_settings import READERS
 from gpt2.settings.parse import ALIASES, PREFIXES
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, SYMBOL_OF
 from lib.kconfig.symbols import (
+    Item,
     choice_members,
-    conditions,
+    defaults_of,
+    derived_from,
     help_of,
-    menu_of,
+    is_choice,
+    kind_of_symbol,
     prompt_of,
-    prompts,
+    shown_by_menu,
+    shown_if,
 )
 from lib.kconfig.tree import Tree
 
@@ -48,8 +49,6 @@ STEPS_LIST = "README.md lists the steps."
 MARKUP = re.compile(r"(\*|<(?=[a-zA-Z/!])|_(?=\W)|(?<!\w)_)")
 LINE_START = re.compile(r"^(?=[-+#>] |#|\d+[.)] )")
 
-Item: TypeAlias = Symbol | Choice
-
 
 def settings_lines(tree: Tree) -> list[str]:
     """Markdown of all settings of a freshly parsed tree, grouped by menu."""
@@ -70,44 +69,25 @@ def contents(menu: str, found: Iterable[Item]) -> list[str]:
 
 
 def shown(tree: Tree) -> dict[str, list[Item]]:
-    """Choices and symbols outside of choices that have a prompt, by menu."""
-    found: dict[str, list[Item]] = {}
-    for node in tree.kconf.node_iter():
-        item = node.item
-        is_member = isinstance(item, Symbol) and item.choice is not None
-        if isinstance(item, Item) and prompts(item) and not is_member:
-            menu = menu_of(item).replace(" > ", ": ") or TOP
-            if item not in found.setdefault(menu, []):
-                found[menu].append(item)
-    return found
+    """Choices, and symbols outside of choices, that have a prompt, by heading."""
+    found = shown_by_menu(tree.kconf).items()
+    return {menu.replace(" > ", ": ") or TOP: items for menu, items in found if items}
 
 
 def name_of(item: Item) -> str:
     """Symbol of an item; of a choice, the one that follows from it."""
-    if isinstance(item, Symbol):
-        return str(item.name)
-    return derived_from(item) or prompt_of(item)
+    return str(setting_of(item).name) if is_choice(item) else str(item.name)
 
 
-def derived_from(choice: Choice) -> str:
-    """Setting that Kconfig derives from a choice; "" if there is none."""
-    return next((s.name for s in settings_of(choice)), "")
+def setting_of(choice: Item) -> Item:
+    """Setting that Kconfig derives from a choice."""
+    (found,) = (s for s in derived_from(choice) if s.name in FIELD_OF)
+    return found
 
 
-def member_of(choice: Choice, value: str) -> str:
+def member_of(choice: Item, value: str) -> str:
     """Symbol of the member of a choice that gives its setting this value."""
-    (setting,) = settings_of(choice)
-    return choice_members(setting)[value]
-
-
-def settings_of(choice: Choice) -> list[Symbol]:
-    """Symbols without a prompt that get their value from a choice."""
-    names = {member.name for member in choice.syms}
-    return [
-        symbol
-        for symbol in choice.kconfig.unique_defined_syms
-        if symbol.name in FIELD_OF and names & {*choice_members(symbol).values()}
-    ]
+    return choice_members(setting_of(choice))[value]
 
 
 def entry(item: Item) -> list[str]:
@@ -136,7 +116,7 @@ def wrapped(text: str) -> list[str]:
 def facts(item: Item) -> str:
     """Prompt, short names, type, default, range and condition."""
     parts = [f"**{plain(prompt_of(item))}**"]
-    if isinstance(item, Choice):
+    if is_choice(item):
         parts.append("one of those below")
     else:
         parts += [spellings(item.name), kind(item), allowed(item)]
@@ -147,20 +127,18 @@ def facts(item: Item) -> str:
 
 def condition(item: Item) -> str:
     """When it can be set; "" if always."""
-    found = [f"`{expr_str(clause)}`" for clause in conditions(item)]
+    found = [f"`{clause}`" for clause in shown_if(item)]
     return f"shown if {' and '.join(found)}" if found else ""
 
 
-def kind(symbol: Symbol) -> str:
+def kind(symbol: Item) -> str:
     name = FIELD_OF.get(symbol.name)
     if name is not None:
         return KINDS[FIELD_TYPES[name]]
-    return {kconfiglib.BOOL: "y or n", kconfiglib.INT: "whole number"}.get(
-        symbol.orig_type, "text"
-    )
+    return KINDS[{"bool": bool, "int": int}.get(kind_of_symbol(symbol), str)]
 
 
-def allowed(symbol: Symbol) -> str:
+def allowed(symbol: Item) -> str:
     """Range or values, of Kconfig or of the schema."""
     for low, high, _ in symbol.ranges:
         return f"{low.name} to {high.name}"
@@ -178,17 +156,15 @@ def allowed(symbol: Symbol) -> str:
 
 def default(item: Item) -> str:
     """Default, with its conditions where it depends on other settings."""
-    own = {*map(expr_str, kconfiglib.split_expr(item.direct_dep, kconfiglib.AND))}
     found = []
-    for value, when in item.defaults:
-        clauses = map(expr_str, kconfiglib.split_expr(when, kconfiglib.AND))
-        needed = [f"`{clause}`" for clause in clauses if clause not in {*own, "y"}]
-        text = f"`{value.name}`" if value.name else "empty"
-        found.append(f"{text} if {' and '.join(needed)}" if needed else text)
+    for value, needed in defaults_of(item):
+        text = f"`{value}`" if value else "empty"
+        conditions = " and ".join(f"`{clause}`" for clause in needed)
+        found.append(f"{text} if {conditions}" if needed else text)
         if not needed:
             return ", else ".join(found)
-    rest = "`n`" if item.orig_type == kconfiglib.BOOL else "empty"
-    return ", else ".join([*found, rest])
+    is_switch = not is_choice(item) and kind_of_symbol(item) == "bool"
+    return ", else ".join([*found, "`n`" if is_switch else "empty"])
 
 
 def spellings(name: str, value: str = "") -> str:
@@ -198,7 +174,7 @@ def spellings(name: str, value: str = "") -> str:
     return " or ".join(f"`{each}{value}`" for each in short)
 
 
-def assignment(member: Symbol) -> str:
+def assignment(member: Item) -> str:
     """Assignment that selects a member of a choice, as short as possible."""
     words = member.name.split("_")
     for alias, expand in ALIASES.items():
@@ -212,10 +188,9 @@ def assignment(member: Symbol) -> str:
 
 def members(item: Item) -> Iterator[str]:
     """Values of a choice."""
-    for member in item.syms if isinstance(item, Choice) else ():
-        where = conditions(member)
-        outer = {*map(expr_str, conditions(item))}
-        extra = [f"`{expr_str(c)}`" for c in where if expr_str(c) not in outer]
+    for member in item.syms if is_choice(item) else ():
+        outer = shown_if(item)
+        extra = [f"`{clause}`" for clause in shown_if(member) if clause not in outer]
         needs = f" Needs {' and '.join(extra)}." if extra else ""
         short = assignment(member)
         names = f"`{member.name}`" + (f", {short}" if short else "")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import kconfiglib
 from kconfiglib import BOOL, HEX, INT, STRING, Choice, Symbol, expr_value
@@ -12,24 +12,27 @@ from lib.kconfig.config_py import ConfigError, Literal
 KINDS = {BOOL: "bool", INT: "int", HEX: "hex", STRING: "string"}
 
 
-def prompts(item: Symbol | Choice) -> list[Any]:
+Item: TypeAlias = Symbol | Choice
+
+
+def prompts(item: Item) -> list[Any]:
     """Menu nodes that show a symbol or choice to the user."""
     return [node for node in item.nodes if node.prompt]
 
 
-def prompt_of(item: Symbol | Choice) -> str:
+def prompt_of(item: Item) -> str:
     """Prompt of a symbol or choice; "" if it has none."""
     return next((node.prompt[0] for node in prompts(item)), "")
 
 
-def help_of(item: Symbol | Choice) -> str:
+def help_of(item: Item) -> str:
     """Help text; a member of a choice without help has its choice's."""
     texts = [node.help.strip() for node in item.nodes if node.help]
     choice = item.choice if isinstance(item, Symbol) else None
     return texts[0] if texts else help_of(choice) if choice else ""
 
 
-def menu_of(symbol: Symbol) -> str:
+def menu_of(symbol: Item) -> str:
     """Menus that contain a symbol, outermost first."""
     names, node = [], symbol.nodes[0].parent
     while node.parent:
@@ -53,7 +56,7 @@ def kind_of_symbol(symbol: Symbol) -> str:
     return KINDS[symbol.orig_type]
 
 
-def conditions(item: Symbol | Choice) -> list[Any]:
+def conditions(item: Item) -> list[Any]:
     """Conditions under which a symbol's prompt is shown, including its choice's."""
     found: list[Any] = []
     for node in prompts(item):
@@ -122,3 +125,48 @@ def followed(symbol: Symbol) -> str:
     """Names of the symbols that decide the value of one without a prompt."""
     found = [s.name for _, when in symbol.defaults for s in items(when)]
     return ", ".join(dict.fromkeys(found)) or "nothing does"
+
+
+def is_choice(item: Item) -> bool:
+    return isinstance(item, Choice)
+
+
+def shown_by_menu(kconf: kconfiglib.Kconfig) -> dict[str, list[Item]]:
+    """Choices, and symbols outside of choices, that have a prompt, by menu."""
+    found: dict[str, list[Item]] = {}
+    for node in kconf.node_iter():
+        item = node.item
+        if not isinstance(item, Item) or not prompts(item):
+            continue
+        listed = found.setdefault(menu_of(item), [])
+        if item not in listed and (is_choice(item) or item.choice is None):
+            listed.append(item)
+    return found
+
+
+def derived_from(choice: Choice) -> list[Symbol]:
+    """Strings without a prompt that get their value from a choice."""
+    names = {member.name for member in choice.syms}
+    symbols = choice.kconfig.unique_defined_syms
+    return [s for s in symbols if names & {*choice_members(s).values()}]
+
+
+def defaults_of(item: Item) -> list[tuple[str, list[str]]]:
+    """Defaults, each with the conditions that it has besides the item's own; the first
+    whose conditions hold counts."""
+    own = {*clauses(item.direct_dep)}
+    return [
+        (value.name, [c for c in clauses(condition) if c not in {*own, "y"}])
+        for value, condition in item.defaults
+    ]
+
+
+def shown_if(item: Item) -> list[str]:
+    """Conditions of a prompt, as text."""
+    return [kconfiglib.expr_str(condition) for condition in conditions(item)]
+
+
+def clauses(expression: Any) -> list[str]:
+    """Expressions that an expression requires together, as text."""
+    parts = kconfiglib.split_expr(expression, kconfiglib.AND)
+    return [kconfiglib.expr_str(part) for part in parts]
