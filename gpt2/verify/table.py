@@ -19,7 +19,7 @@ from lib.optim.certify_spam import PHASES
 from lib.pruning.certify_scores import SCORES
 
 WIDTH = 80
-NAME_WIDTH = 30  # the longest name of a step has 28 characters
+NAME_WIDTH = 30  # the longest name of our steps has 28 characters
 PASSED, FAILED, NONE = "✓", "✗", "-"
 MARKS = f"{PASSED} passed, {FAILED} failed, {NONE} does not apply"
 
@@ -112,9 +112,12 @@ def heading(kind: str, columns: Sequence[str]) -> str:
 
 
 def row(proof: Proof, columns: Sequence[str]) -> str:
-    """One line of a table: a mark for each certificate."""
+    """One line of a table: a mark for each certificate; a long name has its own
+    line."""
     found = (proof.findings.get(name, NO_FINDING) for name in columns)
-    return f"{proof.cell:<{NAME_WIDTH}}" + "".join(f"{mark(f):>3}" for f in found)
+    name = proof.cell if len(proof.cell) < NAME_WIDTH else f"{proof.cell}\n"
+    width = NAME_WIDTH + (len(name) if name[-1] == "\n" else 0)
+    return f"{name:<{width}}" + "".join(f"{mark(f):>3}" for f in found)
 
 
 def mark(finding: Finding) -> str:

@@ -50,6 +50,14 @@ def test_marks_and_the_worst_figure_of_a_column() -> None:
     assert alive.split()[:5] == ["2", "alive", "0.0e+00", ">", "0"]
 
 
+def test_a_long_name_leaves_the_marks_in_their_columns() -> None:
+    columns = ("causal", "alive")
+    findings = dict.fromkeys(columns, GOOD)
+    short = row(Proof("one", findings), columns)
+    name, marks = row(Proof("x" * 60, findings), columns).split("\n")
+    assert name == "x" * 60 and marks == short.replace("one", "   ")
+
+
 def test_last_line_says_what_was_checked() -> None:
     assert closing({"step": 4, "optimizer": 1, "pruning": 0}, 0) == (
         "All certificates passed (4 steps, 1 optimizer)"
