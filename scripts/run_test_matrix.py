@@ -133,8 +133,9 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """
     missing = check_if_prepared(plan.jobs[0].settings)
     print(plan_listing.listing(plan, config), end="", flush=True)
-    if where := describe_plan(plan):
-        print(where, flush=True)
+    for line in (describe_plan(plan), estimate.price(plan) if plan.axes else ""):
+        if line:
+            print(line, flush=True)
     try:
         folder.require_usable(plan.output_dir)
     except folder.MatrixError as error:

@@ -91,7 +91,7 @@ def all_plans(config: Config) -> Iterator[Plan]:
     """Every step of the registry (or those asked for), then the configured cells."""
     yield registry_plan(config)
     plan = make_plan(config)
-    if plan.base.matrix.mode != "ablation":
+    if plan.base.matrix.mode != "ablation" or plan.parts:
         yield plan
 
 
@@ -106,7 +106,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     print(f"{table.MARKS}; docs/reading.md explains it")
     found = (proof for plan in plans for proof in certify_steps.prove(plan, cache))
     proofs = print_table("step", certify_steps.COLUMNS, found)
-    pairings = [pairing.check_pairing(plan) for plan in plans]
+    pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
     print(
         "", *(table.wrapped(found.line()) for found in pairings), sep="\n", flush=True
     )

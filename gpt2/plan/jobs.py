@@ -8,13 +8,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 from gpt2.mechanisms import mechanisms
+from gpt2.plan.axes import SYMBOL as SWEPT
+from gpt2.plan.axes import Axis, Point, axes_of, config_at, label, set_by
 from gpt2.plan.budget import budget, derive_widths, resolve_widths
 from gpt2.plan.init_source import resolve_source
 from gpt2.plan.matrix_cells import (
@@ -24,17 +27,27 @@ from gpt2.plan.matrix_cells import (
     partner_of,
     require_effect,
 )
+from gpt2.plan.readers import unread
 from gpt2.plan.run_length import resolve
 from gpt2.plan.steps import SHIPPED, Registry, Times
 from gpt2.plan.steps_file import registry_of
+from gpt2.plan.sweep import Sweep
 from gpt2.settings.checks import check
 from gpt2.settings.parse import settings_from, settings_from_dict
-from gpt2.settings.schema import IDENTITY_PARTS, LARGEST_ARM, SYMBOL_OF, Settings
+from gpt2.settings.schema import (
+    IDENTITY_PARTS,
+    LARGEST_ARM,
+    PART_OF,
+    SYMBOL_OF,
+    Settings,
+)
 from lib.hashing import identity
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 JOB_SCHEMA = 1
+# Between patterns of ONLY; the commas of "ra_window=16,ra_alpha=0.1" are not.
+BETWEEN = re.compile(r",(?![a-z0-9_]+=)")
 SOLVED_FIELDS = (
     *("head_dim", "mlp_width"),
     *(m.paid_width for m in mechanisms() if m.paid_width),
@@ -55,6 +68,7 @@ class Job:
     origins: Mapping[str, str]
     run_dir: str
     ancestors: tuple[int, ...] = ()  # of a step, from its parent to the root
+    coordinates: Mapping[str, Any] = field(default_factory=dict)  # of a sweep, by field
 
     @property
     def hash(self) -> str:
@@ -71,23 +85,48 @@ class Job:
         """Folder of the run without its seed, shared by all seeds."""
         return self.run_dir.rpartition("/")[0]
 
+    @property
+    def arm(self) -> str:
+        """Folder of the run without seed and coordinates."""
+        return self.run_dir.partition("/")[0]
+
     def to_json(self) -> dict[str, Any]:
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         data["settings"] = self.settings.to_dict()
         data["origins"] = dict(self.origins)
         data["ancestors"] = list(self.ancestors)
+        if not self.coordinates:
+            del data["coordinates"]
         return {"schema": JOB_SCHEMA, **data, "hash": self.hash}
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All jobs of a configuration, in the order of the matrix."""
+    """All jobs of a configuration, in the order of the matrix.
+
+    axes: of its sweep. parts: a plan for each point of the sweep, with the names that
+    its jobs have in the whole plan.
+    """
 
     jobs: tuple[Job, ...]
     left_out: tuple[LeftOutCell, ...]
     output_dir: Path
     base: Settings  # as configured, before steps and derived widths
     registry: Registry = SHIPPED
+    axes: tuple[Axis, ...] = ()
+    parts: tuple[Plan, ...] = ()
+
+    @property
+    def points(self) -> tuple[Plan, ...]:
+        """Plans that have one base for all of their jobs."""
+        return self.parts or (self,)
+
+    def base_of(self, job: Job) -> Settings:
+        """Base of a job: as configured, at its point of the sweep."""
+        found = (
+            p.base for p in self.points for j in p.jobs if j.run_dir == job.run_dir
+        )
+        return next(found, self.base)
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
@@ -104,11 +143,13 @@ def job_from_json(data: Mapping[str, Any]) -> Job:
     """Read a job from job.json; ValueError if damaged, not ours or edited by hand."""
     if data.get("schema") != JOB_SCHEMA:
         raise ValueError(f"job of schema {data.get('schema')!r}, not {JOB_SCHEMA}")
-    names = [f.name for f in dataclasses.fields(Job) if f.name != "ancestors"]
-    missing = [name for name in (*names, "hash") if name not in data]
+    optional = ("ancestors", "coordinates")
+    names = [f.name for f in dataclasses.fields(Job)]
+    wanted = [name for name in (*names, "hash") if name not in optional]
+    missing = [name for name in wanted if name not in data]
     if missing:
         raise ValueError(f"job without {', '.join(missing)}")
-    fields = {name: data[name] for name in names}
+    fields = {name: data[name] for name in names if name in data}
     fields["ancestors"] = tuple(data.get("ancestors", ()))
     job = Job(**{**fields, "settings": settings_from_dict(data["settings"])})
     if job.hash != data["hash"]:
@@ -129,13 +170,13 @@ def make_plan(config: Config) -> Plan:
 
 
 def _plan(config: Config) -> Plan:
-    origins = {
-        field: config.origins.get(symbol, "default")
-        for field, symbol in SYMBOL_OF.items()
-    }
-    base, registry = steps_from(config)
-    settings = resolve_source(*resolve(base, origins))
-    plan = plan_settings(*settings, registry)
+    axes = axes_of(config)
+    plan = _plan_at_point(config)
+    if axes:
+        flat = plan.base.flat()
+        usual = {axis.field: flat[axis.field] for axis in axes}
+        at = functools.partial(_plan_at, config, axes)
+        plan = Sweep(axes, at, trained_identity, usual).crossed()
     for job in plan.jobs:
         try:
             require_effect(job.settings)
@@ -157,28 +198,68 @@ def steps_from(config: Config) -> tuple[Settings, Registry]:
     return settings.replace(steps=steps), registry
 
 
+def _plan_at_point(config: Config) -> Plan:
+    origins = {f: config.origin(symbol) for f, symbol in SYMBOL_OF.items()}
+    base, registry = steps_from(config)
+    return plan_settings(*resolve_source(*resolve(base, origins)), registry)
+
+
+def _plan_at(config: Config, axes: Sequence[Axis], point: Point) -> Plan:
+    """Plan at a point of a sweep. Raises ValueError with the point."""
+    there = config_at(config, axes, point)
+    try:
+        plan = _plan_at_point(there)
+    except ValueError as error:
+        raise ValueError(f"SWEEP, at {label(point)}: {error}") from error
+    swept = set_by(config, there, point)
+    jobs = [
+        dataclasses.replace(
+            job,
+            origins={
+                field: SWEPT if field in swept and origin == COMMAND_LINE else origin
+                for field, origin in job.origins.items()
+            },
+        )
+        for job in plan.jobs
+    ]
+    return dataclasses.replace(plan, jobs=tuple(jobs))
+
+
+def trained_identity(job: Job) -> str:
+    """Identity of what a job trains: jobs that differ only in settings that they do
+    not read have the same one."""
+    same = identity_of(job.settings, job.seed)
+    for name in unread(job.settings):
+        del same[PART_OF[name]][name]
+    return identity(same)
+
+
 def only(plan: Plan, patterns: str) -> Plan:
     """Restrict a plan to jobs whose run directory, or the start of it, matches one of
     the patterns, for example "adamw-*,*/seed1"; without patterns all jobs are kept.
 
     Raises ValueError if there is no match.
     """
-    wanted = [text for text in map(str.strip, patterns.split(",")) if text]
+    wanted = [text for text in map(str.strip, BETWEEN.split(patterns)) if text]
     if not wanted:
         return plan
-    jobs = tuple(
-        job
-        for job in plan.jobs
-        if any(
-            fnmatchcase(job.run_dir, end)
-            for text in wanted
-            for end in (text, f"{text}/*")
-        )
-    )
+    jobs = _matching(plan, wanted)
     if not jobs:
         some = ", ".join(job.run_dir for job in plan.jobs[:3])
         raise ValueError(f"ONLY={patterns!r} matches no job; there are {some}, ...")
-    return dataclasses.replace(plan, jobs=jobs)
+    parts = [dataclasses.replace(p, jobs=_matching(p, wanted)) for p in plan.parts]
+    return dataclasses.replace(
+        plan, jobs=jobs, parts=tuple(part for part in parts if part.jobs)
+    )
+
+
+def _matching(plan: Plan, wanted: Iterable[str]) -> tuple[Job, ...]:
+    patterns = [end for text in wanted for end in (text, f"{text}/*")]
+    return tuple(
+        job
+        for job in plan.jobs
+        if any(fnmatchcase(job.run_dir, pattern) for pattern in patterns)
+    )
 
 
 def plan_settings(

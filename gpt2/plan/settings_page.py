@@ -12,8 +12,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import Any
 
+from gpt2.plan.readers import READERS
 from gpt2.plan.steps import STEPS
-from gpt2.plan.unused_settings import READERS
 from gpt2.settings.parse import ALIASES, PREFIXES
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, SYMBOL_OF
 from lib.kconfig.symbols import (

@@ -6,98 +6,10 @@ be mistaken for the effect of a setting that was not read. Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
-
-from gpt2.mechanisms import mechanisms
-from gpt2.mechanisms.spec import Mechanism, Reads
 from gpt2.plan.jobs import Plan
-from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF, Settings
+from gpt2.plan.readers import READERS
+from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF
 from lib.kconfig.config_py import Config
-from lib.optim.registry import OPTIMIZERS
-
-
-@dataclass(frozen=True, slots=True)
-class Reader:
-    """Reader of some fields: its name as the end of "no job ...", and when it is on."""
-
-    what: str
-    fields: tuple[str, ...]
-    is_on: Callable[[Settings], bool]
-
-
-def _of_mechanisms() -> Iterator[Reader]:
-    for mechanism in mechanisms():
-        for reads in mechanism.readers():
-            is_on = partial(_is_read, mechanism, reads)
-            yield Reader(reads.what, reads.fields, is_on)
-
-
-def _is_read(mechanism: Mechanism, reads: Reads, settings: Settings) -> bool:
-    return mechanism.reads_on(settings.mechanisms, reads)
-
-
-def _of_optimizers() -> Iterator[Reader]:
-    """Readers for settings that not all optimizers read."""
-    users: dict[str, list[str]] = {}
-    for name, spec in OPTIMIZERS.items():
-        for field in (*spec.reads, *(own.name for own in spec.own)):
-            users.setdefault(field, []).append(name)
-    for field, names in users.items():
-        what = names[0] if len(names) == 1 else f"one of {', '.join(names)}"
-        yield Reader(f"uses {what}", (field,), partial(_is_used, names))
-
-
-def _is_used(names: list[str], settings: Settings) -> bool:
-    return settings.optim.optimizer in names
-
-
-READERS = (
-    *_of_mechanisms(),
-    *_of_optimizers(),
-    Reader(
-        "is pruned by AdamWPrune's state",
-        ("adamwprune_variant",),
-        lambda s: bool(s.score_variant),
-    ),
-    Reader(
-        "is pruned",
-        (
-            "prune_sparsity",
-            "prune_interval",
-            "prune_warmup",
-            "prune_ramp_end",
-            "prune_scope",
-        ),
-        lambda s: s.pruning.prune_method != "none",
-    ),
-    Reader(
-        "has workers to load its data",
-        ("prefetch_factor", "persistent_workers"),
-        lambda s: s.resources.num_workers > 0,
-    ),
-    Reader(
-        "runs on a GPU",
-        (
-            "cuda_graphs",
-            "auto_batch",
-            "gpu_memory",
-            "tf32",
-            "cudnn_benchmark",
-            "gpu_warmup",
-            "alloc_conf",
-            "pin_memory",
-            "jobs_per_gpu",
-        ),
-        lambda s: s.resources.device != "cpu",
-    ),
-    Reader(
-        "is trained by several ranks",
-        ("ddp_backend",),
-        lambda s: s.resources.ddp_gpus_per_job > 1,
-    ),
-)
 
 
 def idle(plan: Plan, config: Config) -> list[str]:
@@ -112,6 +24,11 @@ def idle(plan: Plan, config: Config) -> list[str]:
         if why:
             value = config.values[symbol]
             found.append(f"{symbol}={value} ({origin}) has no effect: {why}")
+    for axis in plan.axes:
+        if all(axis.field not in job.coordinates for job in plan.jobs):
+            origin = config.origin(SYMBOL_OF["sweep"])
+            why = "none of its values changes what a job trains"
+            found.append(f"SWEEP of {axis.symbol} ({origin}) has no effect: {why}")
     return found
 
 

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
+from gpt2.plan.axes import nearest
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.read_results import MatrixResults, Row, Run
 from gpt2.settings.schema import VOCAB_SIZES
@@ -35,6 +36,11 @@ class Arm:
     def label(self) -> str:
         """Short and unique within a matrix."""
         return self.name if self.step is None else f"{self.step} {self.name}"
+
+    @property
+    def coordinates(self) -> dict[str, object]:
+        """Values of a sweep that its runs were made at, by setting."""
+        return self.runs[0].coordinates if self.runs else {}
 
     @property
     def is_control(self) -> bool:
@@ -106,8 +112,8 @@ def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
     """The arm's comparison partner, and a note if that is not the recorded one.
 
     A cell of a test matrix names its partner; if no cell names one, all are compared
-    with the first. None for a baseline, and if none of its ancestors was run (the note
-    says so).
+    with the first. In a sweep the partner has the same coordinates. None for a
+    baseline, and if none of its ancestors was run (the note says so).
     """
     arms = [other for other in arms if not other.is_control]
     others = [other for other in arms if other is not arm]
@@ -117,11 +123,28 @@ def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
     if parent is None:
         return None, ""
     for wanted in _ancestors(arm, parent):
-        match = next((other for other in others if other.step == wanted), None)
+        match = _at_point(arm, [o for o in others if o.step == wanted], name)
         if match is not None:
             note = "" if wanted == parent else f"step {parent} was not run"
-            return match, note
+            return match, note or _other_axes(arm, match)
     return None, f"step {parent}, its comparison partner, was not run"
+
+
+def _at_point(arm: Arm, candidates: list[Arm], name: str | None) -> Arm | None:
+    """The cell of a step to compare with: the recorded one, or else the one whose
+    coordinates fit best."""
+    if named := next((other for other in candidates if other.name == name), None):
+        return named
+    points = [other.coordinates for other in candidates]
+    point = nearest(arm.coordinates, points, {})
+    return None if point is None else candidates[points.index(dict(point))]
+
+
+def _other_axes(arm: Arm, partner: Arm) -> str:
+    """Note if a partner is swept over settings that the arm does not read."""
+    rest = [name for name in partner.coordinates if name not in arm.coordinates]
+    verb = "makes" if len(rest) == 1 else "make"
+    return f"{' and '.join(rest)} {verb} no difference to it" if rest else ""
 
 
 def _cell_partner(

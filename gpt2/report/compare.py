@@ -85,6 +85,12 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
         raise ValueError(
             f"{name!r} is neither a directory nor an arm of {results}: {known}"
         )
+    tested = [arm for arm in chosen if not arm.is_control]
+    if len(tested) > 1:
+        names = ", ".join(arm.name for arm in tested)
+        raise ValueError(
+            f"{name!r} names {len(tested)} arms of a sweep: name one: {names}"
+        )
     if seed:
         chosen = [_one_seed(chosen[0], seed)]
     return ComparedSide(f"{results}: {name}", chosen[:1], matrix.left_out)

@@ -38,7 +38,9 @@ def unpaired(one: Run, other: Run) -> list[str]:
         found.append(f"the batches of update {_first_number(differing)} differ")
     if text(mine.get("validation")) != text(theirs.get("validation")):
         found.append("the validation windows differ")
-    if _depth(one) == _depth(other):  # initial weights are scaled by the depth
+    if _model(one, "n_layer") == _model(
+        other, "n_layer"
+    ):  # initial weights are scaled by the depth
         weights = as_dict(mine.get("initial_weights"))
         found += _other_weights(weights, as_dict(theirs.get("initial_weights")))
     return found
@@ -46,12 +48,14 @@ def unpaired(one: Run, other: Run) -> list[str]:
 
 def _has_other_tokens(one: Run, other: Run) -> bool:
     prints = (text(run.manifest.get("data_fingerprint")) for run in (one, other))
-    sizes = (run.row["effective_batch"] for run in (one, other))
+    sizes = [
+        (run.row["effective_batch"], _model(run, "block_size")) for run in (one, other)
+    ]
     return len(set(prints)) > 1 or len(set(sizes)) > 1
 
 
-def _depth(run: Run) -> int | None:
-    return whole(as_dict(run.settings.get("model")).get("n_layer"))
+def _model(run: Run, name: str) -> int | None:
+    return whole(as_dict(run.settings.get("model")).get(name))
 
 
 def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

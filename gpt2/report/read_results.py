@@ -117,6 +117,11 @@ class Run:
     def settings(self) -> dict[str, Any]:
         return as_dict(self.job.get("settings"))
 
+    @property
+    def coordinates(self) -> dict[str, Any]:
+        """Values of a sweep that the run was made at, by setting."""
+        return coordinates_of(self.job)
+
 
 @dataclass(slots=True)
 class MatrixResults:
@@ -313,15 +318,21 @@ def _row(job: dict, status: dict, manifest: dict, run_dir: str) -> Row:
     }
     if row["parameters"] is None:
         row["parameters"] = number(manifest.get("parameters"))
-    return {**row, **_extra_columns(result, row)}
+    extra = _extra_columns(result, row)
+    return {**row, **extra, **coordinates_of(job)}
 
 
-def _extra_columns(result: dict, row: Row) -> Row:
-    """Other plain values in the result of a run."""
+def coordinates_of(job: dict) -> Row:
+    """Coordinates in a job.json, without what cannot be a column."""
+    return _extra_columns(as_dict(job.get("coordinates")), COLUMNS)
+
+
+def _extra_columns(values: dict, known: Collection[str]) -> Row:
+    """Plain values that are not among the known columns, by name."""
     found: Row = {}
-    for name, value in result.items():
+    for name, value in values.items():
         wanted = isinstance(name, str) and EXTRA_COLUMN.fullmatch(name)
-        if not wanted or name in row or len(found) >= MAX_EXTRA_COLUMNS:
+        if not wanted or name in known or len(found) >= MAX_EXTRA_COLUMNS:
             continue
         if isinstance(value, bool):
             found[name] = value
@@ -357,7 +368,9 @@ def _place(run: Run, order: Mapping[str, int]) -> tuple:
     row = run.row
     place = order.get(run.run_dir, len(order))
     if row["step"] is not None:
-        return (0, row["step"], 0, row["name"], row["seed"], row["run_dir"])
+        points = [(isinstance(v, str), v) for v in run.coordinates.values()]
+        name = row["name"].partition("/")[0]
+        return (0, row["step"], 0, name, points, row["seed"], row["run_dir"])
     return (1, 0, place, row["name"], row["seed"] or 0, row["run_dir"])
 
 

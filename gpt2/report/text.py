@@ -248,6 +248,13 @@ arm is then still in the middle of its learning-rate schedule, which is a disadv
 for it."""
 
 
+SWEPT = """\
+All {number} comparisons of the sweep, over all steps and all of its values, are one
+family: every p and every verdict is corrected for all of them. A cell is compared with
+the cell of its step's partner at the same values; a step that does not read a setting
+has one cell for all of its values."""
+
+
 ZEROS = """\
 Zeros are counted among the weights of linear layers, excluding embeddings and a head
 tied to them. They are unstructured, which saves neither time nor memory on common
@@ -306,6 +313,8 @@ def method(judged: Judgement) -> str:
     )
     lines = lines_of(judged)
     parts = [text]
+    if any(arm.coordinates for arm in judged.arms):
+        parts.append(SWEPT.format(number=len(judged.comparisons)))
     if has_zeros(lines):
         parts.append(ZEROS)
     if has_removed_heads(lines):

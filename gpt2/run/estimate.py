@@ -272,3 +272,13 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
         size(record["disk_bytes"]),
         duration(record["seconds"] + record["seconds_to_start"]),
     )
+
+
+def price(plan: Plan) -> str:
+    """One line on the time of a plan in the training loop, as probed earlier; "" if
+    some cell was not probed with these settings."""
+    records = [known(plan.output_dir, job) for job in plan.jobs]
+    seconds = [record["seconds"] for record in records if record is not None]
+    if len(seconds) < len(records):
+        return ""
+    return f"about {duration(sum(seconds))} of training in all, by `make estimate`"

@@ -139,12 +139,14 @@ def budget_table(plan: Plan) -> str:
 
 def _partner(job: Job, plan: Plan) -> tuple[Budget | None, str]:
     """Costs and name of what a job is compared with, planned or not."""
-    if job.parent is not None:
-        settings = step_settings(plan.base, job.parent, plan.registry)
-        return budget(settings), str(job.parent)
     for other in plan.jobs:
-        if other.name == job.parent_name:
-            return budget(other.settings), other.name
+        if (other.step, other.name) == (job.parent, job.parent_name):
+            name = other.name if job.parent is None else str(job.parent)
+            return budget(other.settings), name
+    if job.parent is not None:
+        base = plan.base_of(job)
+        settings = step_settings(base, job.parent, plan.registry)
+        return budget(settings), str(job.parent)
     return None, "-"
 
 
@@ -171,13 +173,18 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
     groups = cells([job for job in plan.jobs if not job.is_control])
     control = " and an A/A control" if any(job.is_control for job in plan.jobs) else ""
     kind = {"ablation": "step", "matrix": "cell"}.get(settings.matrix.mode, "model")
+    swept = ""
+    if plan.axes:
+        arms = len({jobs[0].arm for jobs in groups})
+        swept = f" ({_plural(arms, kind)}; sweep of {'; '.join(map(str, plan.axes))})"
+        kind = "arm"
     total = sum(tokens_of(job.settings) for job in plan.jobs)
     work = f"{total:,} tokens in all"
     if settings.optim.time_budget:
         work = f"{settings.optim.time_budget} of training each"
     seeds = len({job.seed for job in plan.jobs})
     yield (
-        f"{_plural(len(groups), kind)}{control} x {_plural(seeds, 'seed')} = "
+        f"{_plural(len(groups), kind)}{swept}{control} x {_plural(seeds, 'seed')} = "
         f"{_plural(len(plan.jobs), 'job')}, {work}"
     )
     yield f"results in {plan.output_dir}"

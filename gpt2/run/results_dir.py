@@ -216,7 +216,12 @@ def _lists_jobs(found: Any) -> bool:
 
 def begun_in(output_dir: Path) -> list[Path]:
     """The job.json of each run that was begun, listed in matrix.json or not."""
-    return sorted(output_dir.glob(f"*/seed*/{run_files.JOB_FILE}"))
+    depths = ("*", "*/*")  # without and with the coordinates of a sweep
+    return sorted(
+        path
+        for depth in depths
+        for path in output_dir.glob(f"{depth}/seed*/{run_files.JOB_FILE}")
+    )
 
 
 def _without_matrix_file(output_dir: Path) -> dict[str, Any]:

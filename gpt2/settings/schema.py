@@ -241,6 +241,7 @@ class Matrix:
     mode: str = setting("KABLATE_MODE", allowed=("ablation", "matrix", "single"))
     steps: tuple[int | str, ...] = setting("RA_MLA_ABLATION_STEPS")  # ids in a plan
     steps_file: str = setting("STEPS_FILE")
+    sweep: str = setting("SWEEP")
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
     report_looks: int = setting("REPORT_LOOKS", low=1, high=20)

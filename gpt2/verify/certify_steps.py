@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -94,13 +94,20 @@ def larger(settings: Settings) -> Settings:
 
 def subjects(plan: Plan, **size: int) -> dict[str, Subject]:
     """One subject for each cell of a plan, by run folder without the seed."""
-    small = plan_settings(shrink(plan.base, **size), {}, plan.registry)
-    middle = plan_settings(larger(plan.base), {}, plan.registry)
     found: dict[str, Subject] = {}
-    for job, tiny, mid in zip(plan.jobs, small.jobs, middle.jobs, strict=True):
-        subject = Subject(tiny.settings, job.settings, mid.settings)
-        found.setdefault(job.cell, subject)
+    for part in plan.points:
+        small = _settings_at(shrink(part.base, **size), part.registry)
+        middle = _settings_at(larger(part.base), part.registry)
+        for job in part.jobs:
+            subject = Subject(small[job.arm], job.settings, middle[job.arm])
+            found.setdefault(job.cell, subject)
     return found
+
+
+def _settings_at(base: Settings, registry: Registry) -> dict[str, Settings]:
+    """Settings of each cell over a base, by its folder without coordinates."""
+    jobs = plan_settings(base, {}, registry).jobs
+    return {job.arm: job.settings for job in jobs}
 
 
 def step_subject(base: Settings, step: int, registry: Registry = SHIPPED) -> Subject:
@@ -116,6 +123,17 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
     settings have not changed since.
     """
     proofs = ProofCache(cache)
+    proven: set[str] = set()
+    for part in plan.points:
+        for proof in _prove_part(part, proofs, proven):
+            proven.add(proof.cell)
+            yield proof
+
+
+def _prove_part(
+    plan: Plan, proofs: ProofCache, proven: Collection[str]
+) -> Iterator[Proof]:
+    """Proofs of the cells of one point of a sweep, except those proven before."""
     found = subjects(plan)
     steps = {
         job.cell: job.step
@@ -124,6 +142,8 @@ def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
     }
     apart = {cell: found[cell] for cell in sorted(steps, key=lambda c: steps[c])}
     for cell, subject in found.items():
+        if cell in proven:
+            continue
         findings = proofs.of(
             [_proven(s) for s in (subject.settings, subject.full, subject.larger)],
             partial(certify, subject),

@@ -294,9 +294,9 @@ def _of_cell(job: Job, plan: Plan) -> list[str]:
     """Cells are laid over one configuration, which the first of them shows."""
     first = next(other for other in plan.jobs if not other.is_control)
     declared = {c.name: cell_changes(c, plan.base) for c in cells_of(plan.base)[0]}
-    free = tuple(declared[first.name])
+    free = tuple(declared[first.arm])
     theirs = first.settings.flat()
-    return _differences(job, theirs, declared[job.name], first.cell, free)
+    return _differences(job, theirs, declared[job.arm], first.cell, free)
 
 
 def _differences(

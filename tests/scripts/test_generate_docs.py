@@ -115,7 +115,7 @@ def test_changed_sources_make_pages_stale(tree: Path) -> None:
         ("gpt2/mechanisms/ra/Kconfig", "default 64", "default 32"),
         ("gpt2/mechanisms/ra/spec.py", "high=4.0", "high=5.0"),
         ("gpt2/mechanisms/ra/spec.py", "q_j.k_i) /", "q_j.k_j) /"),
-        ("gpt2/plan/unused_settings.py", '"runs on a GPU"', '"runs on a card"'),
+        ("gpt2/plan/readers.py", '"runs on a GPU"', '"runs on a card"'),
     ):
         text = (tree / source).read_text()
         assert text.count(old) == 1, old

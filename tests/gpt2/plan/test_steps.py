@@ -10,8 +10,8 @@ from fractions import Fraction
 import pytest
 
 from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
+from gpt2.plan.readers import READERS
 from gpt2.plan.steps import PLAIN, SHIPPED, STEPS, Times
-from gpt2.plan.unused_settings import READERS
 from gpt2.settings.checks import check
 from gpt2.settings.schema import FIELDS, PART_OF
 from tests.gpt2.helpers import full_size, tiny, tiny_step
