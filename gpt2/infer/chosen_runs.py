@@ -9,6 +9,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+from gpt2.plan.axes import split_names
 from gpt2.report.audited_runs import Chosen, choose_runs
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
@@ -65,7 +66,7 @@ def _names(run: str) -> list[str]:
     """RUN split at commas, unless it is a folder as it stands."""
     if not run or Path(run).is_dir():
         return [run]
-    return [name.strip() for name in run.split(",") if name.strip()]
+    return split_names(run)
 
 
 def _check_finished(name: str, found: Chosen) -> None:

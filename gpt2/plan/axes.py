@@ -33,6 +33,7 @@ WHY_NOT = {
     "resources": "it says where and how runs are executed, not what they train",
     "matrix": "it selects the runs and rules of the plan",
 }
+BETWEEN = re.compile(r",(?!\s*[a-z0-9_]+=)")
 
 Point = Mapping[str, Any]  # value by field; some or all axes of a grid
 
@@ -187,6 +188,12 @@ def text_of(value: Any) -> str:
 def label(point: Point) -> str:
     """Name of a point: ``ra_window=16,ra_alpha=0.1``."""
     return ",".join(f"{field}={text_of(value)}" for field, value in point.items())
+
+
+def split_names(text: str) -> list[str]:
+    """Names or patterns separated by commas. Those between coordinates, as in
+    ``ra/ra_window=16,ra_alpha=0.1``, do not separate."""
+    return [name for name in map(str.strip, BETWEEN.split(text)) if name]
 
 
 def agreeing(mine: Point, theirs: Iterable[Point]) -> list[Point]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
@@ -17,7 +16,15 @@ from typing import Any
 
 from gpt2.mechanisms import mechanisms
 from gpt2.plan.axes import SYMBOL as SWEPT
-from gpt2.plan.axes import Axis, Point, axes_of, config_at, label, set_by
+from gpt2.plan.axes import (
+    Axis,
+    Point,
+    axes_of,
+    config_at,
+    label,
+    set_by,
+    split_names,
+)
 from gpt2.plan.budget import budget, derive_widths, resolve_widths
 from gpt2.plan.init_source import resolve_source
 from gpt2.plan.matrix_cells import (
@@ -46,8 +53,6 @@ from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 JOB_SCHEMA = 1
-# Between patterns of ONLY; the commas of "ra_window=16,ra_alpha=0.1" are not.
-BETWEEN = re.compile(r",(?![a-z0-9_]+=)")
 SOLVED_FIELDS = (
     *("head_dim", "mlp_width"),
     *(m.paid_width for m in mechanisms() if m.paid_width),
@@ -240,7 +245,7 @@ def only(plan: Plan, patterns: str) -> Plan:
 
     Raises ValueError if there is no match.
     """
-    wanted = [text for text in map(str.strip, BETWEEN.split(patterns)) if text]
+    wanted = split_names(patterns)
     if not wanted:
         return plan
     jobs = _matching(plan, wanted)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.axes import SWEPT_BESIDES, SWEPT_PARTS
+from gpt2.plan.axes import SWEPT_BESIDES, SWEPT_PARTS, split_names
 from gpt2.plan.jobs import Job, Plan, job_from_json, make_plan, only
 from gpt2.plan.unused_settings import idle
 from gpt2.report.read_results import COLUMNS
@@ -262,6 +262,21 @@ def test_only_selects_cells_of_a_sweep() -> None:
     assert [cell for point in points for cell in cells(point)] == [
         f"step05-ra/ra_window=2,ra_alpha={a}" for a in (0.1, 0.3)
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("adamw-*, */seed1", ["adamw-*", "*/seed1"]),
+        ("ra/ra_window=16,ra_alpha=0.1", ["ra/ra_window=16,ra_alpha=0.1"]),
+        ("5,ra/ra_window=1,ra_alpha=0.1,0", ["5", "ra/ra_window=1,ra_alpha=0.1", "0"]),
+        (" , ", []),
+    ],
+)
+def test_commas_between_coordinates_do_not_separate_names(
+    text: str, names: list[str]
+) -> None:
+    assert split_names(text) == names
 
 
 def test_a_job_of_a_sweep_is_read_back() -> None:
