@@ -24,6 +24,7 @@ from gpt2.report.evidence import Rules
 from gpt2.report.noise import KNOWN_NOISE, known_noise_of
 from gpt2.report.notes import remarks
 from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.sweep_tables import sweep_tables
 from gpt2.report.verdicts import INCONCLUSIVE, Comparison, Judgement
 from lib import human
 from lib.safe_json import clean
@@ -255,6 +256,12 @@ the cell of its step's partner at the same values; a step that does not read a s
 has one cell for all of its values."""
 
 
+BEST_OF_SWEEP = """\
+Mean validation loss over the seeds; \\* is the lowest of its row. It is chosen on the
+runs that it is read from, so that it is too optimistic by about the noise: the verdicts
+above compare arms at equal values, and not each at its best."""
+
+
 ZEROS = """\
 Zeros are counted among the weights of linear layers, excluding embeddings and a head
 tied to them. They are unstructured, which saves neither time nor memory on common
@@ -283,6 +290,7 @@ def markdown_report(
         "## Verdicts",
         _main_table(judged),
         _remarks(judged),
+        _sweep_tables(judged),
         _chart_links(matrix),
         "## At equal updates and at equal time",
         _both_table(judged),
@@ -394,6 +402,17 @@ def _chart_links(matrix: MatrixResults) -> str:
         for name, text in names.items()
         if (matrix.root / "plots" / f"{name}.png").is_file()
     )
+
+
+def _sweep_tables(judged: Judgement) -> str:
+    parts = []
+    for table in sweep_tables(judged):
+        rows = [[escape(cell) for cell in table.cells(row)] for row in table.rows]
+        numeric = [False, *(True for _ in table.values), False]
+        parts.append(_grid([escape(head) for head in table.heads], rows, numeric))
+    if not parts:
+        return ""
+    return "\n\n".join(["## Loss by swept value", *parts, BEST_OF_SWEEP])
 
 
 def _checklist(matrix: MatrixResults, judged: Judgement) -> str:

@@ -14,6 +14,7 @@ from gpt2.report.compare import find_subject
 from gpt2.report.pairing import unpaired_runs
 from gpt2.report.read_results import read_matrix
 from gpt2.report.summary import write_summary
+from gpt2.report.sweep_tables import sweep_tables
 from gpt2.report.text import markdown_report
 from gpt2.report.verdicts import HARMFUL, SUPPORTED, Judgement, judge
 from lib import stats
@@ -134,6 +135,44 @@ def test_a_partner_with_more_axes_is_explained(tmp_path: Path) -> None:
     (found,) = judge(read_matrix(tmp_path)).comparisons
     assert found.partner.label == "5 ra/ra_window=64"
     assert found.note == "ra_window makes no difference to it"
+
+
+def test_losses_are_tabulated_against_the_swept_values(tmp_path: Path) -> None:
+    effects = {0.001: 0.3, 0.002: 0.0, 0.004: 0.3, 0.01: 0.6}
+    for rate, effect in effects.items():
+        write_cell(tmp_path, 0, {"learning_rate": rate}, effect=effect)
+        point = {"ra_window": 16, "learning_rate": rate}
+        write_cell(tmp_path, 5, point, {"learning_rate": rate}, effect=-100 * rate)
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    (table,) = sweep_tables(judged)
+    assert (table.axis, table.values) == ("learning_rate", [*effects])
+    base, ra = table.rows
+    assert (base.name, base.best, base.is_at_edge) == ("0 baseline", 0.002, False)
+    assert (ra.name, ra.best, ra.is_at_edge) == ("5 ra/ra_window=16", 0.01, True)
+    means = {arm.label: arm.mean("val_loss") for arm in judged.arms}
+    assert base.losses[0.004] == means["0 baseline/learning_rate=0.004"]
+    text = markdown_report(matrix, judged, "x")
+    assert "| arm | learning\\_rate=0.001 | learning\\_rate=0.002 |" in text
+    best = f"{base.losses[0.002]:.4f}\\*"
+    (line,) = [row for row in text.splitlines() if best in row]
+    assert line.startswith("| 0 baseline |") and "edge" not in line
+    assert text.count("best at the edge") == 1
+    # No best is named while a run is missing.
+    write_run(
+        tmp_path,
+        0,
+        9,
+        status="planned",
+        twin="more",
+        job={
+            "name": "baseline/learning_rate=0.002",
+            "run_dir": "step00-baseline/learning_rate=0.002/seed9",
+            "coordinates": {"learning_rate": 0.002},
+        },
+    )
+    (table,) = sweep_tables(judge(read_matrix(tmp_path)))
+    assert table.rows[0].best is None and not table.rows[0].is_at_edge
 
 
 def test_compare_wants_one_arm(windows: Path) -> None:
