@@ -1,4 +1,4 @@
-"""Convert tokens, epochs or time into optimizer updates.
+"""Convert tokens, epochs or time into optimizer updates, and shares into rates.
 
 Torch-free.
 """
@@ -42,12 +42,14 @@ def last_update(settings: Settings) -> int:
 def resolve(
     settings: Settings, origins: Mapping[str, str]
 ) -> tuple[Settings, dict[str, str]]:
-    """Convert a budget in another unit to updates; returns settings and origins.
+    """Convert a budget in another unit to updates, and a share of the peak learning
+    rate to the final one; returns settings and origins.
 
     Tokens and epochs are rounded up to whole updates; an epoch has as many tokens as
     the training split. Raises ValueError for two budgets at once (including a number of
     updates on the command line), an invalid time, or epochs of unprepared data.
     """
+    settings, origins = _with_final_rate(settings, origins)
     budgets = {
         "train_tokens": settings.matrix.train_tokens,
         "train_epochs": settings.matrix.train_epochs,
@@ -69,6 +71,25 @@ def resolve(
     updates = _updates(settings, field, budgets[field])
     origin = f"{SYMBOL_OF[field]} ({origins.get(field, 'default')})"
     return settings.replace(max_iters=updates), {**origins, "max_iters": origin}
+
+
+def _with_final_rate(
+    settings: Settings, origins: Mapping[str, str]
+) -> tuple[Settings, Mapping[str, str]]:
+    """Final learning rate from MIN_LR_RATIO, if it is set. Raises ValueError if both
+    are given on the command line."""
+    ratio, peak = settings.matrix.min_lr_ratio, settings.optim.learning_rate
+    if ratio is None:
+        return settings, origins
+    origin = origins.get("min_lr_ratio", "default")
+    if origins.get("min_lr") == COMMAND_LINE:
+        raise ValueError(
+            f"GPT2_MIN_LR={settings.optim.min_lr:g} was given, but MIN_LR_RATIO "
+            f"({origin}) sets the final learning rate: leave one out, or clear "
+            "MIN_LR_RATIO="
+        )
+    found = {**origins, "min_lr": f"{SYMBOL_OF['min_lr_ratio']} ({origin})"}
+    return settings.replace(min_lr=ratio * peak), found
 
 
 def _updates(settings: Settings, field: str, amount: float) -> int:

@@ -161,7 +161,7 @@ class Sweep:
 
 
 def _along(axis: Axis, point: Point, trained: Mapping[Frozen, str]) -> set[str | None]:
-    """What is trained at all values of an axis, the others being as at a point."""
+    """Identities of the runs at all values of an axis, the others as at a point."""
     return {trained.get(frozen({**point, axis.field: value})) for value in axis.values}
 
 

@@ -46,7 +46,7 @@ def listing(plan: Plan, config: Config) -> str:
 def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
-    found += control_costs(plan)
+    found += control_costs(plan) + kept_final_rate(plan)
     wrap = TextWrapper(
         WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
@@ -81,6 +81,20 @@ def control_costs(plan: Plan) -> list[str]:
         f"{controls[0].cell}: {share}, to measure numerical noise; CONTROLS=n leaves "
         "it out"
     ]
+
+
+def kept_final_rate(plan: Plan) -> list[str]:
+    """One line if a sweep changes the peak of the learning rate and not its end."""
+    swept = {axis.field for axis in plan.axes}
+    base = plan.base
+    is_kept = base.matrix.min_lr_ratio is None and base.optim.min_lr > 0
+    if "learning_rate" not in swept or swept & {"min_lr", "min_lr_ratio"}:
+        return []
+    return [
+        f"SWEEP of LEARNING_RATE: GPT2_MIN_LR={base.optim.min_lr:g} is the end of all "
+        "schedules, which so differ in shape; MIN_LR_RATIO=0.1 ends each at a tenth of "
+        "its peak"
+    ] * is_kept
 
 
 def baseline_of(settings: Settings) -> Settings:

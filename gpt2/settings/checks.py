@@ -41,7 +41,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     )
     yield from _mechanism_rules(s)
     yield (
-        o.min_lr > o.learning_rate,
+        o.min_lr > o.learning_rate and s.matrix.min_lr_ratio is None,
         f"GPT2_MIN_LR={o.min_lr:g} is above LEARNING_RATE={o.learning_rate:g}",
     )
     yield from _pruning_rules(s)

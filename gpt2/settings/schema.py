@@ -249,6 +249,7 @@ class Matrix:
         "PRICE_PER_GPU_HOUR", above=0.0, high=1e6
     )
     controls: bool = setting("CONTROLS")
+    min_lr_ratio: float | None = setting("MIN_LR_RATIO", low=0.0, high=1.0)
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
     sparsities: tuple[float, ...] = setting(

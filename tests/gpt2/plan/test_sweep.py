@@ -174,6 +174,47 @@ def test_the_cells_of_a_test_matrix_are_swept_too() -> None:
     assert not [text for p in plan.points for j in p.jobs for text in undeclared(j, p)]
 
 
+# ---- learning rates ---------------------------------------------------------------
+
+
+def test_a_final_rate_in_shares_keeps_the_shape_of_the_schedule() -> None:
+    plan = swept("LEARNING_RATE=1e-3,1e-6", MIN_LR_RATIO="0.1")
+    rates = {
+        (j.settings.optim.learning_rate, j.settings.optim.min_lr) for j in plan.jobs
+    }
+    assert rates == {(1e-3, 0.1 * 1e-3), (1e-6, 0.1 * 1e-6)}
+    assert plan.jobs[0].origins["min_lr"] == "MIN_LR_RATIO (command line)"
+    # Only the rate is part of the identity: given in two ways, it is one run.
+    given = swept("", LEARNING_RATE="1e-3", GPT2_MIN_LR="1e-4")
+    assert given.jobs[0].settings.optim.min_lr == 1e-4 == 0.1 * 1e-3
+    assert given.jobs[0].hash == plan.jobs[0].hash
+
+
+def test_a_final_rate_is_given_once() -> None:
+    with pytest.raises(ValueError, match="GPT2_MIN_LR=0.0001 was given, but MIN_LR_RA"):
+        swept("", MIN_LR_RATIO="0.1", GPT2_MIN_LR="1e-4")
+    with pytest.raises(ValueError, match="MIN_LR_RATIO: 1.5 is not from 0 to 1"):
+        swept("", MIN_LR_RATIO="1.5")
+
+
+@pytest.mark.parametrize(
+    ("words", "is_noted"),
+    [
+        ({}, True),
+        ({"MIN_LR_RATIO": "0.1"}, False),
+        ({"GPT2_MIN_LR": "0"}, False),
+        ({"SWEEP": "WEIGHT_DECAY=0.1,0.2"}, False),
+        ({"SWEEP": "LR=1e-3,2e-3 MIN_LR_RATIO=0,0.1"}, False),
+    ],
+)
+def test_a_sweep_of_rates_that_share_their_end_is_noted(
+    words: dict[str, str], is_noted: bool
+) -> None:
+    config = make_config(**{**TINY, "STEPS": "0", "SWEEP": "LR=1e-3,2e-3", **words})
+    text = " ".join(listing(make_plan(config), config).split())
+    assert ("is the end of all schedules" in text) == is_noted
+
+
 # ---- refusals ---------------------------------------------------------------------
 
 
