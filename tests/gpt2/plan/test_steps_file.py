@@ -183,3 +183,22 @@ def test_files_that_cannot_be_read_and_unknown_names(tmp_path: Path) -> None:
         plan_of(path, OWN, "narrow,100")
     with pytest.raises(ValueError, match=r"own.toml:7: .*n_layer: 0 is outside its"):
         plan_of(path, row("n_layer = 0"), "0")
+
+
+def test_own_steps_are_swept_with_the_others(tmp_path: Path) -> None:
+    sweep = {"SWEEP": "RA_WINDOW=2,3 WEIGHT_DECAY=0.1,0.2"}
+    plan = plan_of(tmp_path / "own.toml", OWN, "ra,100", **sweep)
+    at = "ra_window={},weight_decay={}"
+    assert {job.cell: job.parent_name for job in plan.jobs} == {
+        **{
+            f"step05-ra/{at.format(w, d)}": "baseline"
+            for w in (2, 3)
+            for d in (0.1, 0.2)
+        },
+        # It sets the window itself: the configured one, 2, is its partner's.
+        **{
+            f"step100-narrow/weight_decay={d}": f"ra/{at.format(2, d)}"
+            for d in (0.1, 0.2)
+        },
+    }
+    assert plan.jobs[-1].ancestors == (5, 0)
