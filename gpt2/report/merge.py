@@ -130,13 +130,13 @@ def _check_settings(found: Sequence[SourceFolder]) -> None:
             if changed := config_changes(_identity(first), _identity(run)):
                 what = f"{_arm(run)} has different settings"
                 _refuse(what, label, source.label, changed)
-            step, name = run.row["step"], run.row["name"]
+            step, name = run.row["step"], run.run_dir.partition("/")[0]
             if step is None or _is_control(run):
                 continue
             label, known = names.setdefault(step, (source.label, name))
             if known != name:
                 what = f"step {step} is not the same"
-                _refuse(what, label, source.label, [("name", known, name)])
+                _refuse(what, label, source.label, [("folder", known, name)])
 
 
 def _refuse(

@@ -5,12 +5,12 @@ Torch-free. A run is never continued with other settings than it was begun with.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, identity_of
+from gpt2.plan.jobs import Job, Plan, identity_of, step_job
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.run.results_dir import (
     MatrixError,
@@ -66,18 +66,21 @@ def _other_parent(old: Mapping[str, Any], job: Job) -> Conflict | None:
     return Conflict(job.run_dir, reason, (("parent", old["parent"], job.parent),))
 
 
-def _renamed(plan: Plan) -> list[Conflict]:
-    """Earlier runs under an id of STEPS_FILE that has another name now."""
-    names = {step: plan.registry[step].name for step in plan.registry.own}
-    return [
-        Conflict(
-            old["run_dir"],
-            f"its step {step} has another name in STEPS_FILE now",
-            (("name", old.get("name"), names[step]),),
-        )
-        for old in (kept_jobs(plan.output_dir, plan.jobs) if names else ())
-        if (step := old.get("step")) in names and old.get("name") != names[step]
-    ]
+def _kept_own(plan: Plan) -> Iterator[Conflict]:
+    """Earlier runs, not planned now, of the user's steps that STEPS_FILE has changed or
+    renamed since: the folder's copy of the file would not describe them."""
+    own = plan.registry.own
+    for old in kept_jobs(plan.output_dir, plan.jobs) if own else ():
+        step, seed, run_dir = old.get("step"), old.get("seed"), old["run_dir"]
+        if step not in own:
+            continue
+        job = step_job(plan.base, {}, step, plan.registry)
+        if (folder := run_dir.partition("/")[0]) != job.run_dir:
+            reason = f"step {step} has another name in STEPS_FILE now"
+            yield Conflict(run_dir, reason, (("folder", folder, job.run_dir),))
+        elif run_dir == f"{job.run_dir}/seed{seed}":
+            job = replace(job, seed=int(str(seed)), run_dir=run_dir)
+            yield from conflicts(plan.output_dir, [job])
 
 
 def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -98,7 +101,7 @@ def check(plan: Plan, *, replaced: bool = False) -> None:
     """
     output_dir = plan.output_dir
     found = [] if replaced else conflicts(output_dir, plan.jobs)
-    found += _renamed(plan)
+    found += _kept_own(plan)
     lines = _explain(found)
     rerun = f"`{matrix_command('rerun')}`"
     if not found and kept_jobs(output_dir, plan.jobs):

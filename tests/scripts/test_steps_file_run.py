@@ -38,7 +38,8 @@ def test_own_steps_are_verified_run_reported_and_kept(
     )
     done = prove_and_run(here, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(r"^step100-ra-output-gate-spam .* 3 act", done.stdout, re.M)
+    marks = re.search(r"^step100-ra-output-gate-spam +(.*)", done.stdout, re.M)
+    assert marks and marks[1].split()[10] == "✓", "each of its changes acts"
     assert "3 of 3 jobs are done" in done.stdout
     assert (
         f"{RUN}: started" in done.stdout
@@ -59,12 +60,19 @@ def test_own_steps_are_verified_run_reported_and_kept(
     for old, new, message in (
         ("0.001\n", "0.002\n", r"optim.learning_rate +was 0.001, is now 0.002"),
         ('"ra"', "8", r"mechanisms.attention +was 'mha', is now 'mla'"),
-        ('name = "ra-', 'name = "x-', r"name +was 'ra-output-gate-spam', is now 'x-"),
+        (
+            'name = "ra-',
+            'name = "x-',
+            r"folder +was 'step100-ra-output.*, is now 'step100-x-",
+        ),
     ):
         file.write_text(own.replace(old, new))
         refused = run_script("run_test_matrix.py", "--list", *words, cwd=here)
         assert "would refuse to start" in refused.stdout
         assert re.search(message, refused.stdout), refused.stdout
+        others = ("--overrides", words[1].replace("0,ra,100", "0"))
+        kept = run_script("run_test_matrix.py", "--list", *others, cwd=here)
+        assert re.search(message, kept.stdout), "also if it is not among STEPS"
     file.unlink()
     reported = run_script("report.py", "results", "--no-plots", "--no-html", cwd=here)
     assert "100 ra-output-gate-spam" in reported.stdout, reported.stderr
