@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import PurePosixPath
@@ -15,6 +16,7 @@ import pytest
 from gpt2.plan.budget import budget
 from gpt2.plan.jobs import Job, Plan, job_from_json, make_plan, step_settings
 from gpt2.plan.steps import STEPS
+from gpt2.settings.configuration import load_defaults
 from gpt2.settings.schema import FIELDS, IDENTITY_PARTS, PART_OF, Settings
 from lib.hashing import diff_fields
 from tests.gpt2.helpers import TINY, make_config, tiny
@@ -42,6 +44,15 @@ def job(**symbols: str) -> Job:
 
 def with_settings(base: Job, **fields: Any) -> Job:
     return dataclasses.replace(base, settings=base.settings.replace(**fields))
+
+
+def test_commands_of_the_readme_can_be_planned() -> None:
+    text = (ROOT / "README.md").read_text()
+    found = re.findall(r"^make (?:dry-run )?((?:[A-Z_]+=\S+ ?)+)$", text, re.M)
+    assert len(found) == 2
+    for settings in found:
+        without = re.sub(r"INIT_FROM=\S+", "", settings)  # there is no such folder
+        assert make_plan(load_defaults(without, ["RA_MLA_ABLATION_MODE=y"])).jobs
 
 
 # ---- which jobs -------------------------------------------------------------------
