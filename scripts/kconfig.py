@@ -271,9 +271,11 @@ def edit(tool: str) -> None:
         )
     if tool == "menuconfig" and not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise ConfigError("menuconfig needs a terminal; or edit .config and run make")
+    before = b""
     if DOTCONFIG.is_file():
         keep_old()
         drop_unusable()
+        before = DOTCONFIG.read_bytes()
     environment = {
         **os.environ,
         "KCONFIG_CONFIG": str(DOTCONFIG),
@@ -288,7 +290,8 @@ def edit(tool: str) -> None:
         print("Nothing was saved")
         return
     config = regenerate()
-    print(f"Saved .config and config.py. {next_commands(config)}")
+    what = "Saved" if DOTCONFIG.read_bytes() != before else "Nothing was changed in"
+    print(f"{what} .config and config.py. {next_commands(config)}")
 
 
 def olddefconfig() -> None:

@@ -321,6 +321,14 @@ def test_menuconfig_saves_a_change(tree: Path) -> None:
     assert after.origins == before.origins | {"COMPILE_MODEL": f".config:{line}"}
 
 
+def test_menuconfig_left_without_saving_says_so(tree: Path) -> None:
+    done(tree, "defconfig", "one")
+    before = (tree / ".config").read_bytes()
+    status, screen = type_keys(tree, [("Mode", "q"), ("No changes to save", "")])
+    assert status == 0 and "Nothing was changed in .config" in screen
+    assert (tree / ".config").read_bytes() == before
+
+
 def test_menuconfig_ends_when_its_terminal_has_gone(tree: Path) -> None:
     """Without a signal, as of a terminal that is not the controlling one."""
     done(tree, "defconfig", "one")
