@@ -162,7 +162,8 @@ def cells(row: MeasureOfArm) -> list[str]:
     shown = [row.arm, f"{row.mean:.4f}"]
     if found is None:
         return [*shown, "", "", "", ""]
-    over = f"{found.items} items, {found.seeds} seed{'s' * (found.seeds > 1)}"
+    items, seeds = ("s" * (n != 1) for n in (found.items, found.seeds))
+    over = f"{found.items} item{items}, {found.seeds} seed{seeds}"
     interval, p = "", "" if row.p_holm is None else f"{row.p_holm:.3g}"
     if found.interval is not None:
         interval = f"{found.interval.low:+.4f} to {found.interval.high:+.4f}"
