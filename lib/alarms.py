@@ -56,12 +56,16 @@ class LossWatch:
 
     vocab_size: number of tokens that a uniform guess chooses from.
     bytes_per_token: of the validation text; None: bits per byte are not known.
+    trained: the weights at the start were trained before, so that the first loss is low
+    and need not fall; it is then the loss at update 0 that bounds how fast it may fall.
     """
 
     vocab_size: int
     bytes_per_token: float | None = None
+    trained: bool = False
     limits: Limits = field(default_factory=Limits)
     _first: float | None = None
+    _at_zero: float | None = None  # validation loss before the first update
     _recent: deque[tuple[int, float]] = field(default_factory=deque)
     _lowest: float = math.inf
     _norms: deque[tuple[int, float, float]] = field(default_factory=deque)
@@ -93,10 +97,12 @@ class LossWatch:
         if not math.isfinite(val_loss):
             return self._once(DIVERGING, step, f"the validation loss is {val_loss}")
         if step == 0:
+            self._at_zero = val_loss
             return self._first_loss(step, val_loss)
         if alarms := self._worse_than_guess(step, val_loss, "validation loss"):
             return alarms
-        fastest = math.log(self.vocab_size) - self.limits.drop_per_update * step
+        start = self._at_zero if self.trained else math.log(self.vocab_size)
+        fastest = (start or 0.0) - self.limits.drop_per_update * step
         if val_loss < fastest - self.limits.drop_per_update:
             text = f"validation loss {val_loss:.3f} after only {step} updates"
             return self._once(LEAK, step, f"{text}: does it see the future?")
@@ -120,7 +126,8 @@ class LossWatch:
 
     def _first_loss(self, step: int, loss: float) -> list[Alarm]:
         uniform = math.log(self.vocab_size)
-        if abs(loss - uniform) <= self.limits.first_tolerance * uniform:
+        lower = self.trained and loss < uniform
+        if lower or abs(loss - uniform) <= self.limits.first_tolerance * uniform:
             return []
         text = f"the first loss is {loss:.3f}, far from ln({self.vocab_size})"
         return self._once(FIRST, step, f"{text} = {uniform:.3f} of a uniform guess")
@@ -160,7 +167,7 @@ class LossWatch:
     def _flat(self, step: int) -> list[Alarm]:
         assert self._first is not None
         learnt = self._first - self._lowest
-        if step < self.limits.flat_after:
+        if step < self.limits.flat_after or self.trained:
             return []
         if learnt >= self.limits.flat_share * self._first:
             return []

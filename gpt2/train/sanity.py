@@ -23,7 +23,8 @@ def watch_losses(
     text.
     """
     recorder.tell_alarms()  # those after the checkpoint are taken back
-    watch = LossWatch(settings.vocab_size, bytes_per_token)
+    trained = bool(settings.data.init_sha256)
+    watch = LossWatch(settings.vocab_size, bytes_per_token, trained)
     for record in read_jsonl(recorder.metrics):
         _look(watch, str(record.get("kind")), record)
 

@@ -48,6 +48,25 @@ def test_a_resumed_curve_raises_nothing():
     assert kinds(healthy(first=1500)) == []
 
 
+def test_trained_weights_start_low_and_may_stay_there():
+    """As INIT_FROM of GPT-2: no leak and no failure to learn; both need random ones."""
+    curve = [(n, 3.3 + 0.01 * (n % 2)) for n in range(1, 400)]
+    for trained, expected in ((True, set()), (False, {FIRST, LEAK, FLAT})):
+        watch = LossWatch(VOCAB, 4.3, trained)
+        found = watch.evaluation(0, 3.31) + watch.evaluation(5, 3.3)
+        found += [alarm for n, loss in curve for alarm in watch.train(n, loss)]
+        assert {alarm.kind for alarm in found} == expected
+
+
+def test_trained_weights_that_fall_too_fast_or_fall_apart_raise_alarms():
+    watch = LossWatch(VOCAB, 4.3, trained=True)
+    assert watch.evaluation(0, 3.3) == []
+    assert [a.kind for a in watch.evaluation(2, 1.2)] == [LEAK]
+    broken = LossWatch(VOCAB, 4.3, trained=True)
+    assert [a.kind for a in broken.evaluation(0, 1.3 * START)] == [FIRST]
+    assert [a.kind for a in broken.evaluation(9, 1.5 * START)] == [DIVERGING]
+
+
 def test_noise_and_a_passing_spike_are_no_divergence():
     curve = [(n, x + (2.0 if n == 700 else 0.0)) for n, x in healthy(noise=0.2)]
     assert kinds(curve) == []
