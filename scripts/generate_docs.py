@@ -99,8 +99,8 @@ BLOCKS = (
     ),
     Block(
         "gpt2/Kconfig.ablation",
-        "# steps: generated",
-        "# /steps",
+        "Steps of the registry:",
+        "(from gpt2/plan/steps.py, by scripts/generate_docs.py)",
         "gpt2/plan/steps.py",
         help_lines,
     ),

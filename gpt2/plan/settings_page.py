@@ -43,7 +43,7 @@ KINDS: dict[Any, str] = {
     tuple[float, ...]: "list of numbers, as in `0.5,0.9`",
 }
 TOP = "Experiment"  # heading of what is in no menu
-GENERATED = re.compile(r"# steps: generated.*# /steps", re.DOTALL)
+GENERATED = re.compile(r"Steps of the registry:.*_docs\.py\)", re.DOTALL)
 STEPS_LIST = "README.md lists the steps."
 # Markdown that would begin in a plain text, and at the start of a wrapped line.
 MARKUP = re.compile(r"(\*|<(?=[a-zA-Z/!])|_(?=\W)|(?<!\w)_)")

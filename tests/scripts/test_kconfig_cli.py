@@ -287,6 +287,7 @@ def test_explain_finds_symbols_as_overrides_do(tree: Path) -> None:
         assert "1 to " in said and "gpt2/Kconfig.training:" in said
     said = done(tree, "explain", "LR", "--overrides", "LR=0.5")
     assert "CONFIG_LEARNING_RATE = 0.5\n  origin      command line\n" in said
+    assert "#" not in done(tree, "explain", "STEPS"), "no marker of a generator"
     assert "nearest: MAX_ITERS" in refused(tree, "explain", "MAX_ITRS")
     assert "SYMBOL=" in refused(tree, "explain", "")
 
