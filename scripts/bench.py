@@ -36,8 +36,8 @@ import torch
 
 from gpt2.plan.jobs import step_settings
 from gpt2.plan.steps import SHIPPED
-from gpt2.report.gpu_time import read_timeline
 from gpt2.report.read_results import read_matrix
+from gpt2.report.timeline_report import read_timeline
 from gpt2.settings import configuration
 from gpt2.settings.parse import settings_from
 from gpt2.train.benchmark import (

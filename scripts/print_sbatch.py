@@ -37,8 +37,8 @@ from gpt2.plan.names import VERIFIED
 from gpt2.run import runner, verification
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
+from lib.jobs.live_table import PlainView
 from lib.jobs.process import Task
-from lib.jobs.progress import PlainView
 from lib.output import EXIT_USAGE
 
 WARNING_SECONDS = 300  # before the limit, for a checkpoint

@@ -198,7 +198,7 @@ def show_status(plan: Plan, only: str) -> int:
 
 def show_times(plan: Plan) -> None:
     """Time of the GPUs or slots by activity, so far."""
-    from gpt2.report.gpu_time import folder_lines
+    from gpt2.report.timeline_report import folder_lines
 
     price = plan.base.matrix.price_per_gpu_hour
     for line in folder_lines(plan.output_dir, price):
@@ -278,7 +278,7 @@ def statuses(plan: Plan) -> Counter[str]:
 
 
 def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
-    from lib.jobs.progress import make_view
+    from lib.jobs.live_table import make_view
 
     check_data(plan)
     asked = scheduler_options(plan.base.resources, plan.output_dir)
@@ -323,9 +323,9 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
 def show_table(plan: Plan) -> None:
     """The table of scripts/report.py, by the margin that is configured."""
     from gpt2.report.evidence import Rules
-    from gpt2.report.gpu_time import read_timeline, time_lines
     from gpt2.report.read_results import read_matrix
     from gpt2.report.text import show
+    from gpt2.report.timeline_report import read_timeline, time_lines
     from gpt2.report.verdicts import judge
 
     try:

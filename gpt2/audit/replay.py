@@ -25,7 +25,7 @@ from gpt2.model.reference.formulas import whole_trace
 from gpt2.plan.budget import budget
 from gpt2.plan.run_length import seconds_of
 from gpt2.settings.schema import Settings
-from gpt2.train.optimizer import make_optimizer, make_pruner
+from gpt2.train.build_optimizer import make_optimizer, make_pruner
 from lib.optim.groups import set_learning_rate
 from lib.safe_json import whole
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.crossed import CrossedMean, crossed_mean
+from lib.items_by_seeds import CrossedMean, crossed_mean
 from lib.stats import holm
 
 

@@ -27,7 +27,7 @@ from gpt2.report.arms import Arm, above_guess, has_diverged
 from gpt2.report.evidence import Rules, not_paired, worse_than_guess
 from gpt2.report.read_results import Run
 from lib import human
-from lib.rounding import rounding_variance
+from lib.rounded_losses import rounding_variance
 
 if TYPE_CHECKING:
     from lib.stats import Interval

@@ -20,7 +20,7 @@ from gpt2.report.read_results import Run
 from lib.alarms import are_identical
 from lib.hashing import identity
 from lib.jobs.run_files import finite
-from lib.rounding import resolution, rounding_variance
+from lib.rounded_losses import resolution, rounding_variance
 from lib.safe_json import as_dict, clean, number
 
 ACTING = (

@@ -32,13 +32,13 @@ from gpt2.report.columns import (
 from gpt2.report.compare import shown
 from gpt2.report.curves import AXES, band
 from gpt2.report.estimates import score_lines
-from gpt2.report.gpu_time import chart, read_timeline, time_lines
-from gpt2.report.gpu_use import PANELS, gpu_use
+from gpt2.report.gpu_records import PANELS, gpu_use
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places, spread
 from gpt2.report.read_results import MatrixResults, Run
 from gpt2.report.text import control_lines, headline, method, noise_lines, seeds_lines
 from gpt2.report.timeline import Timeline
+from gpt2.report.timeline_report import chart, read_timeline, time_lines
 from gpt2.report.verdicts import Comparison, Judgement, Verdict
 from lib import human
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite

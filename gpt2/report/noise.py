@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpt2.report.arms import Arm
 from gpt2.report.evidence import Rules
-from lib import pooled, stats
+from lib import pooled_variance, stats
 
 # Standard deviation over seeds of the validation loss of GPT-2 124M, nats: the range in
 # the literature. Used only for planning without replicas, and only for models of that
@@ -71,8 +71,8 @@ def power_with(
     sd is that of a paired difference; margin as for stats.power_of_difference.
     """
     alpha = rules.alpha_of_look
-    if is_pooled and family + 1 >= pooled.MIN_ARMS:
-        return lambda n: pooled.power(delta, sd, n, family, alpha, margin)
+    if is_pooled and family + 1 >= pooled_variance.MIN_ARMS:
+        return lambda n: pooled_variance.power(delta, sd, n, family, alpha, margin)
     return lambda n: stats.power_of_difference(delta, sd, n, alpha / family, margin)
 
 
@@ -83,8 +83,8 @@ def seeds_to_find(
     chance = power_with(delta, sd, rules, family, is_pooled, margin)
     if abs(delta) >= margin:
         return stats.seeds_needed(chance, rules.power)
-    many = is_pooled and family + 1 >= pooled.MIN_ARMS
-    numbers = pooled.SEED_NUMBERS if many else stats.SEED_NUMBERS
+    many = is_pooled and family + 1 >= pooled_variance.MIN_ARMS
+    numbers = pooled_variance.SEED_NUMBERS if many else stats.SEED_NUMBERS
     return stats.seed_window(chance, rules.power, numbers)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from gpt2.report.arms import Arm
 from gpt2.report.evidence import Evidence, Rules
-from lib import pooled, stats
+from lib import pooled_variance, stats
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ def pool(
         if not item.invalid and len(item.seeds) >= stats.MIN_SEEDS:
             groups.setdefault(item.seeds, []).append(index)
     arms = {id(arm) for pair in pairs for arm in pair}
-    if len(arms) < pooled.MIN_ARMS:
+    if len(arms) < pooled_variance.MIN_ARMS:
         return [None] * len(evidence)
     found: list[Pooled | None] = [Pooled()] * len(evidence)
     for members in groups.values():
@@ -67,7 +67,7 @@ def _test(
                 losses.append(values)
         arm, partner = pairs[index]
         design.append((rows[id(arm)], rows[id(partner)]))
-    result = pooled.pooled_test(
+    result = pooled_variance.pooled_test(
         np.array(losses),
         tuple(design),
         alpha=rules.alpha_of_look,

@@ -314,7 +314,7 @@ def _wrong(output_dir: Path, run: str) -> Iterator[str]:
 
 
 def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
-    from lib.jobs.progress import number, rate
+    from lib.jobs.live_table import number, rate
 
     try:
         status = read_status(run_dir)

@@ -32,9 +32,9 @@ from gpt2.plan.jobs import step_settings
 from gpt2.settings import configuration
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
+from gpt2.train.build_optimizer import make_optimizer
+from gpt2.train.choose_kernels import tune
 from gpt2.train.micro_step import MicroStep, Recorded, record
-from gpt2.train.optimizer import make_optimizer
-from gpt2.train.tuning import tune
 from lib.gpu.compile_cache import compiled
 from lib.gpu.device import select_device
 from lib.gpu.peaks import peak_flops

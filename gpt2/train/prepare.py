@@ -27,6 +27,7 @@ from gpt2.train import auto_batch, checkpoint
 from gpt2.train.banner import introduction, serving
 from gpt2.train.batch_split import BatchSplit, split_batch
 from gpt2.train.batches import load_data
+from gpt2.train.choose_kernels import known
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import (
     Interrupted,
@@ -43,7 +44,6 @@ from gpt2.train.run_context import RunContext
 from gpt2.train.sanity import watch_losses
 from gpt2.train.stopping import StopRequest
 from gpt2.train.trainer import Trainer
-from gpt2.train.tuning import known
 from gpt2.train.warm_up import warm_up
 from lib.gpu import backend_probe
 from lib.gpu import device as devices

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from gpt2.settings.schema import Settings
 from gpt2.train.batches import Batch
+from gpt2.train.build_optimizer import make_optimizer, make_pruner
 from gpt2.train.micro_step import Forward, MicroStep, Recorded, record
-from gpt2.train.optimizer import make_optimizer, make_pruner
 from gpt2.train.run_context import RunContext
 from lib.gpu import device as devices
 from lib.gpu.compile_cache import compiled

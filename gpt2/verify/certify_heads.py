@@ -23,9 +23,9 @@ from gpt2.plan.budget import budget
 from gpt2.settings import configuration
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
+from gpt2.train.build_optimizer import make_optimizer, prunable
 from gpt2.train.export import load_export, write_export
 from gpt2.train.head_removal import TOLERANCE, Cut, RemovalDiffers, compare
-from gpt2.train.optimizer import make_optimizer, prunable
 from lib.jobs.run_files import EXPORT_FILE
 from lib.optim.certify import Row
 from lib.optim.groups import set_learning_rate

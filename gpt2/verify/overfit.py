@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.model.gpt import GPT
-from gpt2.train.optimizer import make_optimizer
+from gpt2.train.build_optimizer import make_optimizer
 from gpt2.verify.subject import Subject
 
 TEXT = Path(__file__).resolve()

@@ -14,7 +14,7 @@ from gpt2.mechanisms import mechanisms
 from gpt2.model.gpt import GPT
 from gpt2.model.init import generator_for, init_parameters
 from gpt2.settings.schema import Optim, Settings
-from gpt2.train.optimizer import make_optimizer
+from gpt2.train.build_optimizer import make_optimizer
 from lib.optim.groups import OptimizerLike
 
 EXACT = 1e-9  # float64 against float64

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lib import pooled
+from lib import pooled_variance
 
 Maker = Callable[[np.random.Generator, tuple[int, int, int]], np.ndarray]
 
@@ -99,12 +99,12 @@ HARDER: dict[str, Maker] = {  # between and beyond them
 CHAINED = ("equal noise", "lognormal sds", "arm 6x")  # also with chains of partners
 
 
-def star(arms: int) -> pooled.Pairs:
+def star(arms: int) -> pooled_variance.Pairs:
     """Every arm against the baseline."""
     return tuple((arm, 0) for arm in range(1, arms + 1))
 
 
-def chain(arms: int) -> pooled.Pairs:
+def chain(arms: int) -> pooled_variance.Pairs:
     """Every arm against the one before."""
     return tuple((arm, arm - 1) for arm in range(1, arms + 1))
 
@@ -123,15 +123,20 @@ def false_finding_rates(
 
 
 def significant(
-    losses: np.ndarray, pairs: pooled.Pairs, alpha: float = 0.05, rounding: float = 0.0
+    losses: np.ndarray,
+    pairs: pooled_variance.Pairs,
+    alpha: float = 0.05,
+    rounding: float = 0.0,
 ) -> np.ndarray:
     """(draws, comparisons) that the first step of pooled_test finds, many at a time."""
     _, arms, seeds = losses.shape
     means = losses.mean(axis=2)
     a, b = np.array(pairs).T
-    found = pooled.variances(losses - means[:, :, None], pairs, seeds)
+    found = pooled_variance.variances(losses - means[:, :, None], pairs, seeds)
     d2 = seeds * np.square(means[:, a] - means[:, b])
-    c = pooled.critical_value(pooled.nulls_of(arms, pairs, seeds, alpha), alpha)
+    c = pooled_variance.critical_value(
+        pooled_variance.nulls_of(arms, pairs, seeds, alpha), alpha
+    )
     first = d2 > found.bound(alpha, rounding)
     first &= d2 > c * (found.pooled + seeds * rounding)
     return first | (d2 > found.bound_alone(alpha, len(pairs), rounding))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lib import stats
-from lib.rounding import rounding_variance
+from lib.rounded_losses import rounding_variance
 
 
 @pytest.fixture(scope="module")

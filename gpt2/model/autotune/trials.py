@@ -1,8 +1,8 @@
 """Trials of backends that compute the same: whether one is right, and how fast it is.
 
 Each is compared with a reference and timed at the size of the run, by the process of
-gpt2/train/tuning.py, so that neither a kernel that a device miscompiles nor one that is
-slow there is chosen, and nothing of a trial is left in the process that trains.
+gpt2/train/choose_kernels.py, so that neither a kernel that a device miscompiles nor one
+that is slow there is chosen, and nothing of a trial is left in the process that trains.
 """
 
 from __future__ import annotations

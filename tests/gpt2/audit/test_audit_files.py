@@ -22,7 +22,7 @@ from gpt2.audit.times import epoch_findings, time_findings
 from gpt2.audit.weights import export_findings, prunable, read_export, shapes_of
 from gpt2.model.gpt import GPT
 from gpt2.report.summary import write_summary
-from gpt2.train import optimizer
+from gpt2.train import build_optimizer
 from lib.hashing import identity
 from tests.gpt2.audit.runs import audit, differing, edit, edit_records, edit_result
 from tests.gpt2.helpers import tiny_step
@@ -295,6 +295,6 @@ def test_an_audit_is_of_the_files_that_it_was_made_of(run_dir, tmp_path):
 @pytest.mark.parametrize("step", [0, 4, 16, 19, 25, 27, 28, 30])
 def test_prunable_weights_are_those_of_the_pruner(step):
     settings = tiny_step(step)
-    expected = optimizer.prunable(GPT(settings))
+    expected = build_optimizer.prunable(GPT(settings))
     shapes = {n: torch.empty(s, device="meta") for n, s in shapes_of(settings).items()}
     assert set(prunable(shapes)) == set(expected)

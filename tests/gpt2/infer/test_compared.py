@@ -1,7 +1,7 @@
 """gpt2/infer/compared.py: arms against the first, over shared seeds and items."""
 
 from gpt2.infer.compared import ScoredRun, by_powers, compare_arms, position_rows
-from lib.crossed import crossed_mean
+from lib.items_by_seeds import crossed_mean
 
 
 def run(arm, seed, values, **others):

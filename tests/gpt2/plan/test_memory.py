@@ -46,7 +46,7 @@ from gpt2.plan.memory import (
 from gpt2.plan.steps import STEPS
 from gpt2.run.plan_listing import budget_table, listing
 from gpt2.settings.schema import Settings
-from gpt2.train.optimizer import make_optimizer, make_pruner, prunable
+from gpt2.train.build_optimizer import make_optimizer, make_pruner, prunable
 from lib.optim.groups import state_bytes
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS

@@ -18,7 +18,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.text import markdown_report, terminal_report
 from gpt2.report.verdicts import INVALID, judge
 from gpt2.run.runner import Watch
-from lib.jobs.progress import PlainView
+from lib.jobs.live_table import PlainView
 from tests.results_factory import settings, write_control, write_matrix, write_run
 from tests.scratch import ROOT
 

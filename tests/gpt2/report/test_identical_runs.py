@@ -10,7 +10,7 @@ from gpt2.report.notes import remarks
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
 from gpt2.run.runner import Watch
-from lib.jobs.progress import PlainView
+from lib.jobs.live_table import PlainView
 from tests.results_factory import settings, write_matrix
 
 

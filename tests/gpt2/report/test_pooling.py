@@ -19,7 +19,7 @@ from gpt2.report.verdicts import (
     UNMATCHED,
     judge,
 )
-from lib import pooled, stats
+from lib import pooled_variance, stats
 from tests.results_factory import STEPS, write_matrix, write_run
 
 ARMS = (0, 5, 8, 29)
@@ -48,7 +48,7 @@ def test_verdicts_are_those_of_the_pooled_test(tmp_path):
     found = verdicts(tmp_path)
     losses = [arm.values("val_loss") for arm in group_arms(read_matrix(tmp_path))]
     # Steps 5 and 8 against 0, and 29 against 5.
-    want = pooled.pooled_test(np.array(losses), ((1, 0), (2, 0), (3, 1)))
+    want = pooled_variance.pooled_test(np.array(losses), ((1, 0), (2, 0), (3, 1)))
     assert [found[step].p_pooled for step in (5, 8, 29)] == pytest.approx(list(want.p))
     assert found[8].p_deciding == found[8].p_pooled != found[8].p_holm
     half = (found[8].family_interval.high - found[8].family_interval.low) / 2
@@ -103,7 +103,7 @@ def test_arms_over_other_seeds_are_tested_apart_and_counted(tmp_path):
     assert found[2].p_pooled is None and found[2].p_holm is not None
     rows = {a.step: a.by_seed("val_loss") for a in group_arms(read_matrix(tmp_path))}
     table = np.array([[rows[step][seed] for seed in (1, 2, 3)] for step in (0, 5, 8)])
-    want = pooled.pooled_test(table, ((1, 0), (2, 0)), comparisons=3)
+    want = pooled_variance.pooled_test(table, ((1, 0), (2, 0)), comparisons=3)
     assert [found[s].p_pooled for s in (5, 8)] == pytest.approx(list(want.p), rel=0.1)
 
 
@@ -227,7 +227,9 @@ def test_looks_share_the_level(tmp_path):
 def test_looks_share_the_level_of_the_pooled_test(tmp_path):
     write_matrix(tmp_path, (0, 5, 8), range(4))
     losses = [arm.values("val_loss") for arm in group_arms(read_matrix(tmp_path))]
-    want = pooled.pooled_test(np.array(losses), ((1, 0), (2, 0)), alpha=0.05 / 4)
+    want = pooled_variance.pooled_test(
+        np.array(losses), ((1, 0), (2, 0)), alpha=0.05 / 4
+    )
     found = verdicts(tmp_path, looks=4)[5].family_interval
     assert (found.high - found.low) / 2 == pytest.approx(want.half_width[0], rel=0.05)
 

@@ -16,7 +16,7 @@ from gpt2.report.arms import Arm, group_arms
 from gpt2.report.checklist import checklist
 from gpt2.report.columns import difference_text, p_text, ratio_of
 from gpt2.report.curves import MAX_POINTS, band
-from gpt2.report.gpu_use import gpu_use
+from gpt2.report.gpu_records import gpu_use
 from gpt2.report.html import as_json
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places

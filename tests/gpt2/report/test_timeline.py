@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from gpt2.report.gpu_time import cost_line, share_lines, wait_line
 from gpt2.report.timeline import (
     RunSpan,
     Segment,
@@ -15,6 +14,7 @@ from gpt2.report.timeline import (
     sessions_of,
     timeline_of,
 )
+from gpt2.report.timeline_report import cost_line, share_lines, wait_line
 
 Records = list[dict[str, Any]]
 ALL = (

@@ -16,7 +16,7 @@ from gpt2.run import estimate
 from gpt2.run.results_dir import PROBE_MARK, PROBES, STOP_FILE, ask_to_stop
 from gpt2.run.runner import make_estimate
 from lib.jobs import run_files
-from lib.jobs.progress import PlainView
+from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options, Scheduler
 from tests.tinymatrix import TINY, write_config
 

@@ -12,8 +12,8 @@ import pytest
 from gpt2.plan.jobs import Job, Plan, make_plan
 from gpt2.plan.names import ESTIMATES_FILE
 from gpt2.run import estimate, gpu_sharing
+from lib.jobs.live_table import PlainView
 from lib.jobs.process import Task
-from lib.jobs.progress import PlainView
 from lib.jobs.scheduler import Options, Scheduler
 from lib.jobs.slots import Gpus, find_gpus, gpu_sets, place_of
 from tests.lib.jobs.test_scheduler import QUICK, WORKER

@@ -18,7 +18,7 @@ from gpt2.run.results_dir import MatrixError
 from gpt2.run.runner import Watch, prepare, run, task_of
 from gpt2.run.verification import Proofs
 from lib.jobs import run_files
-from lib.jobs.progress import PlainView
+from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options
 from lib.output import EXIT_FAILED
 from tests.results_factory import write_matrix

@@ -13,10 +13,10 @@ from gpt2.model.init import init_parameters
 from gpt2.plan.jobs import identity_of
 from gpt2.train.batch_split import BatchSplit, split_batch
 from gpt2.train.batches import eval_windows, gather, load_data
+from gpt2.train.build_optimizer import make_optimizer, prunable
 from gpt2.train.costs_and_scores import trained
 from gpt2.train.failures import NonFinite
 from gpt2.train.lr_schedule import learning_rate
-from gpt2.train.optimizer import make_optimizer, prunable
 from gpt2.train.progress import Progress
 from gpt2.train.record import Recorder
 from gpt2.train.run_context import RunContext

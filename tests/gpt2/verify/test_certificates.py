@@ -22,7 +22,7 @@ from gpt2.model.backends import reference
 from gpt2.plan.jobs import Plan, plan_settings
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import Settings
-from gpt2.train import optimizer as optimize
+from gpt2.train import build_optimizer as optimize
 from gpt2.verify import certify_steps
 from gpt2.verify.certificates import budgets, certify, formula
 from gpt2.verify.certify_steps import (

@@ -20,7 +20,7 @@ from gpt2.model import gpt, mlp
 from gpt2.model.reference.measures import deviation
 from gpt2.plan.jobs import plan_settings
 from gpt2.settings.schema import Settings
-from gpt2.train.optimizer import make_optimizer
+from gpt2.train.build_optimizer import make_optimizer
 from gpt2.verify.certificates import (
     alive,
     budgets,

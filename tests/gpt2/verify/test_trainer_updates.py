@@ -8,8 +8,8 @@ import itertools
 import pytest
 import torch
 
+from gpt2.train import build_optimizer as optimize
 from gpt2.train import finish, trainer, update
-from gpt2.train import optimizer as optimize
 from gpt2.train.batches import BatchPlan
 from gpt2.train.update import Updater
 from gpt2.verify.certify_training import Trained

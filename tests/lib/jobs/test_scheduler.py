@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from lib.jobs import run_files
+from lib.jobs.live_table import PlainView
 from lib.jobs.process import Patience, Task, classify
-from lib.jobs.progress import PlainView
 from lib.jobs.run_log import RunProgress, log_tail
 from lib.jobs.scheduler import Options, Scheduler
 from lib.jobs.task_state import TaskState
@@ -363,7 +363,7 @@ for each in (signal.SIGHUP, signal.SIGINT, signal.SIGTERM):
 sys.path.insert(0, {root!r})
 from pathlib import Path
 from lib.jobs.process import Patience
-from lib.jobs.progress import PlainView
+from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options, Scheduler
 from tests.lib.jobs.test_scheduler import task
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -26,7 +26,7 @@ from gpt2.model.backends.call import Platform
 from gpt2.model.gpt import GPT
 from gpt2.model.mlp import through_gelu
 from gpt2.settings.schema import Settings
-from gpt2.train.tuning import tune
+from gpt2.train.choose_kernels import tune
 from lib.gpu.device import select_device
 from tests.gpt2.helpers import tiny_step
 

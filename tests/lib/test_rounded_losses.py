@@ -1,9 +1,9 @@
-"""lib/rounding.py: the grid that losses lie on."""
+"""lib/rounded_losses.py: the grid that losses lie on."""
 
 import numpy as np
 import pytest
 
-from lib.rounding import resolution, rounding_variance
+from lib.rounded_losses import resolution, rounding_variance
 
 
 @pytest.mark.parametrize(

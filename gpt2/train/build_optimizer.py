@@ -1,4 +1,4 @@
-"""From the settings to optimizer and pruner."""
+"""Build the optimizer and the pruner that the settings describe."""
 
 from __future__ import annotations
 

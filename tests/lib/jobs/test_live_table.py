@@ -1,4 +1,4 @@
-"""lib/jobs/progress.py: the live table of real processes, on terminals of any width."""
+"""lib/jobs/live_table.py: the table of real processes, on terminals of any width."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import pytest
 from rich.console import Console
 
-from lib.jobs.progress import PlainView, live_table
+from lib.jobs.live_table import PlainView, live_table
 from lib.jobs.scheduler import Options, Scheduler
 from tests.lib.jobs.test_scheduler import QUICK, task
 

@@ -1,4 +1,4 @@
-"""gpt2/train/optimizer.py: what is asked of optimizer and pruner reaches them."""
+"""gpt2/train/build_optimizer.py: what is asked of optimizer and pruner reaches them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.settings.schema import Optim
-from gpt2.train.optimizer import make_optimizer, make_pruner
+from gpt2.train.build_optimizer import make_optimizer, make_pruner
 from lib.optim.registry import OPTIMIZERS
 from tests.gpt2.helpers import generic, tiny, tiny_model
 

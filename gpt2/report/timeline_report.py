@@ -1,4 +1,4 @@
-"""Time line of a results folder, and what its GPU time cost. Torch-free."""
+"""Read the time line of a results folder; its text, chart and cost. Torch-free."""
 
 from __future__ import annotations
 

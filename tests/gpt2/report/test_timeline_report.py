@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.report.gpu_time import chart, folder_lines, price_of, read_timeline
 from gpt2.report.html import html_report
 from gpt2.report.read_results import read_matrix
+from gpt2.report.timeline_report import chart, folder_lines, price_of, read_timeline
 from gpt2.report.verdicts import judge
 from gpt2.run.sessions import recorded
 from lib.jobs.slots import GPUS

@@ -1,12 +1,12 @@
-"""lib/pooled.py: the test by hand-worked cases, and its error rates by simulation."""
+"""lib/pooled_variance.py: cases worked by hand, and error rates by simulation."""
 
 import math
 
 import numpy as np
 import pytest
 
-from lib import pooled, stats
-from lib.rounding import rounding_variance
+from lib import pooled_variance, stats
+from lib.rounded_losses import rounding_variance
 from tests.lib.noise_worlds import (
     HARDER,
     WORLDS,
@@ -45,13 +45,15 @@ def test_pooled_variance_is_that_of_the_two_way_layout():
     table = losses(4, 3)
     rest = table - table.mean(0) - table.mean(1, keepdims=True) + table.mean()
     want = 2 * np.square(rest).sum() / ((4 - 1) * (3 - 1))
-    assert pooled.pooled_test(table, star(3)).sd == pytest.approx(math.sqrt(want))
+    assert pooled_variance.pooled_test(table, star(3)).sd == pytest.approx(
+        math.sqrt(want)
+    )
 
 
 def test_guards_have_the_variances_of_the_pair_the_partner_and_the_arm():
     table = losses(5, 4)
     centred = (table - table.mean(1, keepdims=True))[None]
-    found = pooled.variances(centred, ((2, 1),), 4)
+    found = pooled_variance.variances(centred, ((2, 1),), 4)
     others = table[[0, 3, 4]].mean(0)
     scale = 2 / (1 + 1 / 3)
     assert found.own[0, 0] == pytest.approx(np.var(table[2] - table[1], ddof=1))
@@ -64,14 +66,14 @@ def test_guards_have_the_variances_of_the_pair_the_partner_and_the_arm():
 def test_critical_value_without_guards_is_dunnetts(monkeypatch):
     """Six arms and a control, 20 degrees of freedom, two-sided 5%: 2.73 (Dunnett 1964,
     table 2a, k = 6, df = 20 has 2.78; 24 degrees: 2.73)."""
-    monkeypatch.setattr(pooled.Variances, "guards", lambda self: ())
-    monkeypatch.setattr(pooled, "ALONE", 1e-12)
-    monkeypatch.setattr(pooled, "HUB_NOISE", 1.0)
-    monkeypatch.setattr(pooled, "SPREAD_OF_NOISE", 0.0)
-    pooled.nulls_of.cache_clear()
-    nulls = pooled.nulls_of(7, star(6), 5, 0.05)
-    pooled.nulls_of.cache_clear()
-    assert math.sqrt(pooled.critical_value(nulls, 0.05)) == pytest.approx(
+    monkeypatch.setattr(pooled_variance.Variances, "guards", lambda self: ())
+    monkeypatch.setattr(pooled_variance, "ALONE", 1e-12)
+    monkeypatch.setattr(pooled_variance, "HUB_NOISE", 1.0)
+    monkeypatch.setattr(pooled_variance, "SPREAD_OF_NOISE", 0.0)
+    pooled_variance.nulls_of.cache_clear()
+    nulls = pooled_variance.nulls_of(7, star(6), 5, 0.05)
+    pooled_variance.nulls_of.cache_clear()
+    assert math.sqrt(pooled_variance.critical_value(nulls, 0.05)) == pytest.approx(
         2.73, abs=0.03
     )
 
@@ -79,10 +81,10 @@ def test_critical_value_without_guards_is_dunnetts(monkeypatch):
 def test_seed_effects_cancel_and_equal_losses_give_equal_p():
     table = losses(5, 4)
     table[1] -= 0.004
-    first = pooled.pooled_test(table, star(4))
-    moved = pooled.pooled_test(table + [5.0, -3.0, 0.5, 0.0], star(4))
+    first = pooled_variance.pooled_test(table, star(4))
+    moved = pooled_variance.pooled_test(table + [5.0, -3.0, 0.5, 0.0], star(4))
     assert first.p == pytest.approx(moved.p) and first.p[0] < 0.05
-    assert (first.p == pooled.pooled_test(table, star(4)).p).all()
+    assert (first.p == pooled_variance.pooled_test(table, star(4)).p).all()
 
 
 def test_p_and_simultaneous_interval_agree_with_the_decision():
@@ -92,7 +94,7 @@ def test_p_and_simultaneous_interval_agree_with_the_decision():
     found = significant(drawn, star(6))
     assert 5 < found.sum() < 20
     for table, decided in zip(drawn, found, strict=True):
-        result = pooled.pooled_test(table, star(6))
+        result = pooled_variance.pooled_test(table, star(6))
         difference = np.abs(table[1:].mean(1) - table[0].mean())
         excludes = difference > result.half_width
         assert (excludes == decided).all()
@@ -103,8 +105,8 @@ def test_p_and_simultaneous_interval_agree_with_the_decision():
 def test_comparisons_still_to_come_raise_p_and_widen_the_interval():
     table = losses(7, 5)
     table[1] -= 0.004
-    now = pooled.pooled_test(table, star(6))
-    later = pooled.pooled_test(table, star(6), comparisons=12)
+    now = pooled_variance.pooled_test(table, star(6))
+    later = pooled_variance.pooled_test(table, star(6), comparisons=12)
     assert later.p[0] >= now.p[0] and (later.half_width >= now.half_width).all()
 
 
@@ -112,25 +114,27 @@ def test_an_unstable_arm_does_not_hide_a_large_difference_of_another():
     table = losses(7, 5)
     table[1] -= 0.05
     table[3] += np.array([0.3, -0.2, 0.0, 0.4, -0.1])
-    found = pooled.pooled_test(table, star(6))
+    found = pooled_variance.pooled_test(table, star(6))
     assert found.p[0] < 0.05 and found.p[2] > 0.05
 
 
 @pytest.mark.parametrize(("arms", "seeds"), [(2, 5), (4, 2)])
 def test_two_arms_or_two_seeds_are_not_pooled(arms, seeds):
-    assert pooled.pooled_test(losses(arms, seeds), star(arms - 1)) is None
+    assert pooled_variance.pooled_test(losses(arms, seeds), star(arms - 1)) is None
 
 
 def test_arms_without_any_spread_prove_nothing():
     table = np.repeat(np.array([[3.0], [2.9], [3.1]]), 4, axis=1)
-    assert (pooled.pooled_test(table, star(2)).p == 1.0).all()
+    assert (pooled_variance.pooled_test(table, star(2)).p == 1.0).all()
 
 
 def test_rounding_adds_to_every_variance():
     table = np.round(losses(5, 3, sd=0.0004) + 0.0, 3)
     table[1] -= 0.002
-    exact = pooled.pooled_test(table, star(4))
-    known = pooled.pooled_test(table, star(4), rounding=rounding_variance(0.001, 0.001))
+    exact = pooled_variance.pooled_test(table, star(4))
+    known = pooled_variance.pooled_test(
+        table, star(4), rounding=rounding_variance(0.001, 0.001)
+    )
     assert (known.p >= exact.p).all() and (known.half_width > exact.half_width).all()
     assert known.half_width.min() > 2 * 0.001 / math.sqrt(6)
 
@@ -152,11 +156,11 @@ def test_simulated_variances_have_the_distribution_of_those_of_losses(seeds):
     pairs = star(4)
     arms = np.ones((5, 1))
     parts = [
-        pooled.variances(r, pairs, seeds)
-        for _, r in pooled.draws(5, seeds, lambda _: arms, 8000)
+        pooled_variance.variances(r, pairs, seeds)
+        for _, r in pooled_variance.draws(5, seeds, lambda _: arms, 8000)
     ]
     table = normal(np.random.default_rng(3), (8000, 5, seeds))
-    real = pooled.variances(table - table.mean(2, keepdims=True), pairs, seeds)
+    real = pooled_variance.variances(table - table.mean(2, keepdims=True), pairs, seeds)
     for name in ("pooled", "own", "partner", "arm"):
         drawn = np.concatenate([getattr(part, name) for part in parts])[:, 0]
         seen = getattr(real, name)[:, 0]
@@ -178,10 +182,10 @@ def test_error_rates_and_power_at_small_scale():
 
 
 def rate(arms, seeds, world, draws=6000):
-    pooled.nulls_of.cache_clear()
+    pooled_variance.nulls_of.cache_clear()
     makers = {world: (WORLDS | HARDER)[world]}
     found = dict(false_finding_rates(arms, seeds, draws, makers))[world]
-    pooled.nulls_of.cache_clear()
+    pooled_variance.nulls_of.cache_clear()
     return found
 
 
@@ -190,13 +194,13 @@ def rate(arms, seeds, world, draws=6000):
     [(1, 6, 5, "baseline 3x"), (2, 3, 5, "two arms 100x")],
 )
 def test_guards_on_partner_and_arm_are_needed(guard, arms, seeds, world, monkeypatch):
-    guards = pooled.Variances.guards
+    guards = pooled_variance.Variances.guards
 
     def others(self):
         return tuple(each for i, each in enumerate(guards(self)) if i != guard)
 
     assert rate(arms, seeds, world) <= 0.052
-    monkeypatch.setattr(pooled.Variances, "guards", others)
+    monkeypatch.setattr(pooled_variance.Variances, "guards", others)
     assert rate(arms, seeds, world) > 0.055
 
 
@@ -206,7 +210,7 @@ def test_what_is_found_excludes_0_by_its_own_interval_too():
     drawn[:, 1:3] -= 4
     found = 0
     for table in drawn:
-        p = pooled.pooled_test(table, star(3)).p
+        p = pooled_variance.pooled_test(table, star(3)).p
         for arm in np.flatnonzero(p <= 0.05):
             found += 1
             assert 0 not in stats.t_interval(list(table[arm + 1] - table[0]))
@@ -215,14 +219,14 @@ def test_what_is_found_excludes_0_by_its_own_interval_too():
 
 def test_levels_are_divided_among_noisy_arms(monkeypatch):
     assert rate(18, 3, "three arms 100x", 3000) <= 0.06
-    monkeypatch.setattr(pooled, "NOISY", 1e9)
+    monkeypatch.setattr(pooled_variance, "NOISY", 1e9)
     assert rate(18, 3, "three arms 100x", 3000) > 0.07
 
 
 def test_c_is_that_of_the_noise_where_the_guards_protect_least():
     values = [
-        pooled.critical_value((n,), 0.05)
-        for n in pooled.nulls_of(19, star(18), 5, 0.05)
+        pooled_variance.critical_value((n,), 0.05)
+        for n in pooled_variance.nulls_of(19, star(18), 5, 0.05)
     ]
     equal, _, noisy_partner = values
     assert noisy_partner == max(values) > 1.1 * equal
@@ -260,5 +264,5 @@ def test_power_is_at_least_twice_that_of_the_paired_t_test(seeds, least, alone):
 @pytest.mark.parametrize(("arms", "seeds"), [(6, 3), (6, 5), (18, 4), (3, 10)])
 def test_planned_power_is_that_of_the_test(arms, seeds):
     found, _ = power(arms, seeds, draws=40_000)
-    planned = pooled.power(EFFECT, math.sqrt(2) * SD, seeds, arms, 0.05, 0.0)
+    planned = pooled_variance.power(EFFECT, math.sqrt(2) * SD, seeds, arms, 0.05, 0.0)
     assert planned == pytest.approx(found, abs=0.02)

@@ -1,4 +1,4 @@
-"""lib/crossed.py: the error of a mean over items and seeds."""
+"""lib/items_by_seeds.py: the error of a mean over items and seeds."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats as theirs
 
-from lib.crossed import crossed_mean
+from lib.items_by_seeds import crossed_mean
 
 
 def test_one_seed_is_the_t_test_over_items_and_one_item_that_over_seeds() -> None:
