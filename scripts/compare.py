@@ -41,7 +41,7 @@ from gpt2.report.compare import (
     side_by_side,
 )
 from gpt2.report.evidence import Rules
-from gpt2.report.text import seeds_lines
+from gpt2.report.sentences import seeds_lines
 from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from gpt2.settings.configuration import results_of

@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     judged, times = judge(matrix, rules), read_timeline(matrix)
     if not options.quiet:
-        from gpt2.report.text import show
+        from gpt2.report.terminal import show
 
         show(matrix, judged)
         print("\n".join(time_lines(times, judged, price)))
@@ -128,7 +128,7 @@ def write_all(
     price: float | None = None,
 ) -> list[Path]:
     """Every file of the report; the paths written."""
-    from gpt2.report.text import markdown_report
+    from gpt2.report.markdown import markdown_report
 
     root, name = matrix.root, matrix.root.resolve().name
     written: list[Path] = []

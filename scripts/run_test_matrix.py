@@ -324,7 +324,7 @@ def show_table(plan: Plan) -> None:
     """The table of scripts/report.py, by the margin that is configured."""
     from gpt2.report.evidence import Rules
     from gpt2.report.read_results import read_matrix
-    from gpt2.report.text import show
+    from gpt2.report.terminal import show
     from gpt2.report.timeline_report import read_timeline, time_lines
     from gpt2.report.verdicts import judge
 

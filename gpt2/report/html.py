@@ -36,7 +36,13 @@ from gpt2.report.gpu_records import PANELS, gpu_use
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places, spread
 from gpt2.report.read_results import MatrixResults, Run
-from gpt2.report.text import control_lines, headline, method, noise_lines, seeds_lines
+from gpt2.report.sentences import (
+    control_lines,
+    headline,
+    method,
+    noise_lines,
+    seeds_lines,
+)
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
 from gpt2.report.verdicts import Comparison, Judgement, Verdict

@@ -15,7 +15,8 @@ from gpt2.report.controls import LARGEST_NOISE, NOISE, is_large, is_steady, nois
 from gpt2.report.html import html_report
 from gpt2.report.notes import remarks
 from gpt2.report.read_results import read_matrix
-from gpt2.report.text import markdown_report, terminal_report
+from gpt2.report.terminal import terminal_report
+from gpt2.report.markdown import markdown_report
 from gpt2.report.verdicts import INVALID, judge
 from gpt2.run.runner import Watch
 from lib.jobs.live_table import PlainView

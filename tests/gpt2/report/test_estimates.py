@@ -15,7 +15,8 @@ from gpt2.report.estimates import score_lines
 from gpt2.report.html import html_report
 from gpt2.report.read_results import MatrixResults, read_matrix
 from gpt2.report.summary import write_summary
-from gpt2.report.text import markdown_report, terminal_report
+from gpt2.report.terminal import terminal_report
+from gpt2.report.markdown import markdown_report
 from gpt2.report.verdicts import judge
 from tests.results_factory import write_matrix, write_run
 from tests.scratch import ROOT

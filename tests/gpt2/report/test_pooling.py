@@ -9,7 +9,7 @@ from gpt2.report.arms import group_arms
 from gpt2.report.evidence import Rules, at_equal_steps
 from gpt2.report.notes import remarks
 from gpt2.report.read_results import read_matrix
-from gpt2.report.text import noise_lines, seeds_lines
+from gpt2.report.sentences import noise_lines, seeds_lines
 from gpt2.report.verdicts import (
     HARMFUL,
     INCONCLUSIVE,

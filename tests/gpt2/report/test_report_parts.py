@@ -21,7 +21,8 @@ from gpt2.report.html import as_json
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places
 from gpt2.report.read_results import Run, read_matrix
-from gpt2.report.text import escape, terminal_report
+from gpt2.report.terminal import terminal_report
+from gpt2.report.markdown import escape
 from gpt2.report.verdicts import Verdict, judge
 from gpt2.settings.configuration import strict_kconfig
 from lib import stats

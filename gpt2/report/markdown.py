@@ -1,0 +1,193 @@
+"""REPORT.md: verdicts, costs, method, checklist and runs as Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from urllib.parse import quote
+
+from gpt2.report.checklist import checklist
+from gpt2.report.columns import (
+    COLUMN,
+    difference_text,
+    grade_text,
+    lines_of,
+    p_text,
+    shown_columns,
+)
+from gpt2.report.estimates import score_lines
+from gpt2.report.notes import remarks
+from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.sentences import (
+    control_lines,
+    headline,
+    method,
+    noise_lines,
+    seeds_lines,
+)
+from gpt2.report.sweep_tables import sweep_tables
+from gpt2.report.verdicts import Judgement
+from lib import human
+from lib.safe_json import clean
+
+BEST_OF_SWEEP = """\
+Mean validation loss over the seeds; \\* is the lowest of its row. It is chosen on the
+runs that it is read from, so that it is too optimistic by about the noise: the verdicts
+above compare arms at equal values, and not each at its best."""
+
+
+def markdown_report(
+    matrix: MatrixResults, judged: Judgement, name: str, times: Sequence[str] = ()
+) -> str:
+    """Render REPORT.md; times: lines on GPU time. All texts from the results are
+    escaped."""
+    parts = [
+        f"# {escape(name)}",
+        " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
+        f"{headline(matrix)}. {escape(' '.join(noise_lines(judged)))}",
+        "\n".join(f"- {escape(line)}" for line in matrix.merged),
+        escape(" ".join(seeds_lines(judged.comparisons, judged.rules))),
+        "## Verdicts",
+        _main_table(judged),
+        _remarks(judged),
+        _sweep_tables(judged),
+        _chart_links(matrix),
+        "## At equal updates and at equal time",
+        _both_table(judged),
+        "## Cost",
+        _cost_table(judged),
+        " ".join(map(escape, score_lines(matrix.estimates))),
+        "\n".join(f"- {escape(line)}" for line in times),
+        "## How to read this",
+        method(judged),
+        "## Publishing checklist",
+        _checklist(matrix, judged),
+        "## Runs",
+        _runs(matrix),
+        _left_out(matrix),
+    ]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+LONGEST = 2000  # characters of a cell; our own remarks are long
+
+
+def escape(text: str) -> str:
+    """Escape a text from the results for Markdown, including tables."""
+    line = clean(text, LONGEST)
+    escaped = "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in line)
+    return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _grid(heads: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
+    rule = ["--:" if is_number else "---" for is_number in numeric]
+    lines = [heads, rule, *rows]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+
+
+def _columns_table(judged: Judgement, keys: list[str]) -> str:
+    lines = lines_of(judged)
+    shown = {column.key for column in shown_columns(lines)}
+    columns = [COLUMN[key] for key in keys if key in shown]
+    rows = [[escape(column.show(line)) for column in columns] for line in lines]
+    heads = [column.heading for column in columns]
+    return _grid(heads, rows, [column.is_number for column in columns])
+
+
+def _main_table(judged: Judgement) -> str:
+    keys = "step title seeds val_loss difference interval p_deciding val_perplexity"
+    return _columns_table(judged, [*keys.split(), "val_accuracy", "grade"])
+
+
+def _cost_table(judged: Judgement) -> str:
+    keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
+    more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
+    cells = "bits_per_byte step_seconds optimizer_state_bytes as_trained sparsity zeros"
+    cuts = "heads_left kv_change decode_change forward_change"
+    wanted = " ".join((keys, more, cells, cuts)).split()
+    return _columns_table(judged, wanted)
+
+
+def _both_table(judged: Judgement) -> str:
+    heads = ["arm", "compared with", "equal updates", "verdict", "time budget"]
+    heads += ["equal time", "p", "verdict"]
+    rows = []
+    for c in judged.comparisons:
+        steps, time = c.at_steps, c.at_time
+        cells = [c.arm.label, c.partner.label, difference_text(steps)]
+        cells += [grade_text(steps.grade), human.duration(time.seconds)]
+        cells += [
+            difference_text(time),
+            p_text(time.p_deciding),
+            grade_text(time.grade),
+        ]
+        rows.append([escape(cell) for cell in cells])
+    if not rows:
+        return "There is nothing to compare yet."
+    is_number = [False, False, True, False, True, True, True, False]
+    return _grid(heads, rows, is_number)
+
+
+def _remarks(judged: Judgement) -> str:
+    return "\n".join(
+        f"- **{escape(label)}**: {escape(what)}" for label, what in remarks(judged)
+    )
+
+
+def _chart_links(matrix: MatrixResults) -> str:
+    names = {"loss": "Loss curves", "forest": "Differences", "pareto": "Loss and cost"}
+    return "\n".join(
+        f"![{text}](plots/{name}.png)"
+        for name, text in names.items()
+        if (matrix.root / "plots" / f"{name}.png").is_file()
+    )
+
+
+def _sweep_tables(judged: Judgement) -> str:
+    parts = []
+    for table in sweep_tables(judged):
+        rows = [[escape(cell) for cell in table.cells(row)] for row in table.rows]
+        numeric = [False, *(True for _ in table.values), False]
+        parts.append(_grid([escape(head) for head in table.heads], rows, numeric))
+    if not parts:
+        return ""
+    return "\n\n".join(["## Loss by swept value", *parts, BEST_OF_SWEEP])
+
+
+def _checklist(matrix: MatrixResults, judged: Judgement) -> str:
+    lines = []
+    for item in checklist(matrix, judged):
+        remark = f" ({escape(item.remark)})" if item.remark else ""
+        mark = "x" if item.ok else " "
+        lines.append(f"- [{mark}] {item.name}: {escape(item.value)}{remark}")
+    return "\n".join(lines)
+
+
+def _runs(matrix: MatrixResults) -> str:
+    rows = []
+    for run in matrix.runs:
+        row = run.row
+        label = row["name"] if row["step"] is None else f"{row['step']} {row['name']}"
+        state = (
+            row["status"]
+            if not row["failure"]
+            else f"{row['status']}: {row['failure']}"
+        )
+        loss = human.fixed(row["val_loss"], 6)
+        cells = [escape(str(cell)) for cell in (label, row["seed"], state, loss)]
+        rows.append([*cells, _manifest_link(matrix, run), escape(row["hash"] or "")])
+    heads = ["arm", "seed", "status", "val loss", "manifest", "hash"]
+    return _grid(heads, rows, [False, True, False, True, False, False])
+
+
+def _manifest_link(matrix: MatrixResults, run: Run) -> str:
+    path = f"{run.run_dir}/manifest.json"
+    if not (matrix.root / path).is_file():
+        return human.NONE
+    return f"[{escape(run.run_dir)}]({quote(path)})"
+
+
+def _left_out(matrix: MatrixResults) -> str:
+    if not matrix.left_out:
+        return ""
+    lines = [f"- {escape(x.path)}: {escape(x.reason)}" for x in matrix.left_out]
+    return "\n".join(["## Left out", "", *lines])

@@ -1,0 +1,129 @@
+"""Sentences of the report that terminal, Markdown and HTML share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gpt2.report.columns import has_removed_heads, has_zeros, lines_of
+from gpt2.report.controls import sentence
+from gpt2.report.evidence import Rules
+from gpt2.report.noise import KNOWN_NOISE, known_noise_of
+from gpt2.report.read_results import MatrixResults
+from gpt2.report.verdicts import INCONCLUSIVE, Comparison, Judgement
+
+
+def headline(matrix: MatrixResults) -> str:
+    """ "9 of 12 runs finished, 1 failed, 2 planned"."""
+    counts: dict[str, int] = {}
+    for run in matrix.runs:
+        counts[run.row["status"]] = counts.get(run.row["status"], 0) + 1
+    done = counts.pop("done", 0)
+    rest = "".join(f", {n} {status}" for status, n in sorted(counts.items()))
+    return f"{done} of {len(matrix.runs)} runs finished{rest}"
+
+
+def control_lines(judged: Judgement) -> list[str]:
+    """Outcome of the A/A control, and reasons that void all verdicts of the matrix."""
+    found = [sentence(control) for control in judged.controls]
+    if judged.void:
+        found.append(
+            f"ALL VERDICTS OF THIS MATRIX ARE INVALID: {'; '.join(judged.void)}."
+        )
+    return found
+
+
+def noise_lines(judged: Judgement) -> list[str]:
+    """Noise floor in words, one sentence per baseline."""
+    if not judged.noise:
+        low, high = KNOWN_NOISE
+        known = f" (sd at 124M in the literature: {low} to {high})"
+        return [
+            "Noise floor: not measured; this needs a baseline with two or more seeds"
+            f"{known if known_noise_of(judged.arms) else ''}."
+        ]
+    return [
+        f"Noise floor: {noise.arm.label} has sd {noise.sample.sd:.4f} over "
+        f"{noise.sample.n} seeds (95%: {noise.interval.low:.4f} to "
+        f"{noise.interval.high:.4f})."
+        for noise in judged.noise
+    ]
+
+
+def seeds_lines(comparisons: Sequence[Comparison], rules: Rules) -> list[str]:
+    """Advice on adding seeds without false findings, if seeds are missing."""
+    short = any(c.at_steps.grade == INCONCLUSIVE for c in comparisons)
+    if rules.looks > 1:
+        return [
+            f"Looks: {rules.looks} reports are planned as seeds are added, each at "
+            f"{rules.alpha_of_look:.2%}; more of them would produce false findings."
+        ]
+    if not short:
+        return []
+    return [
+        "More seeds: adding them until a verdict appears produces false findings (18% "
+        'instead of 5% if "about N seeds" is followed three times). Run the whole '
+        "number as fresh seeds in a new folder, or fix the number of seeds of each "
+        "report in advance and set LOOKS to the number of reports."
+    ]
+
+
+METHOD = """\
+Arms are paired by seed with the arm they are compared with; a difference is the arm's
+validation loss minus its partner's, in nats per token; negative is better. Intervals
+are 95% by Student's t on the paired differences. A verdict needs three seeds. Whether a
+difference is 0 is decided by the pooled test, which estimates the noise from all arms
+over the same seeds and is guarded against arms noisier than the rest; with only two
+arms, and at equal time, by the paired t test with Holm's correction. The family-wise
+error over all arms is {alpha:.0%}{looks}. The remarks give both tests where they
+disagree; docs/statistics.md has their error rates. The margin of ±{margin:g} nats
+(REPORT_MARGIN, to be chosen before seeing results) is the difference declared too small
+to matter. NEUTRAL: the difference is within the margin (two one-sided t tests with
+Holm's correction), whether or not it is 0. SUPPORTED and HARMFUL: it is not 0, and not
+shown to be within the margin. INCONCLUSIVE: more seeds are needed. UNMATCHED: the arm
+differs from its partner in parameters or tokens by more than {tolerance:.0%}, or in
+data, which says nothing about the architecture. At equal time, losses are interpolated
+between evaluations to the time when the first of the compared runs ended; the slower
+arm is then still in the middle of its learning-rate schedule, which is a disadvantage
+for it."""
+
+
+SWEPT = """\
+All {number} comparisons of the sweep, over all steps and all of its values, are one
+family: every p and every verdict is corrected for all of them. A cell is compared with
+the cell of its step's partner at the same values; a step that does not read a setting
+has one cell for all of its values."""
+
+
+ZEROS = """\
+Zeros are counted among the weights of linear layers, excluding embeddings and a head
+tied to them. They are unstructured, which saves neither time nor memory on common
+hardware: a pruned arm costs as much as the same arm unpruned."""
+
+
+REMOVED_HEADS = """\
+Pruned heads are masked during training and removed from the exported model, whose
+logits were compared with the masked model's. Decode cache, time per decoded token and
+time of a forward pass are given before and after the removal; the times were measured
+at the end of each run on its device, not compiled. KV/token is the exported model's;
+all other columns (loss, parameters, zeros, training speed) are the masked model's."""
+
+
+def method(judged: Judgement) -> str:
+    """Method of the verdicts, in words."""
+    rules = judged.rules
+    looks = f", shared by {rules.looks} planned looks" if rules.looks > 1 else ""
+    text = METHOD.format(
+        alpha=rules.alpha,
+        margin=rules.margin,
+        tolerance=rules.tolerance,
+        looks=looks,
+    )
+    lines = lines_of(judged)
+    parts = [text]
+    if any(arm.coordinates for arm in judged.arms):
+        parts.append(SWEPT.format(number=len(judged.comparisons)))
+    if has_zeros(lines):
+        parts.append(ZEROS)
+    if has_removed_heads(lines):
+        parts.append(REMOVED_HEADS)
+    return " ".join(parts)

@@ -1,0 +1,157 @@
+"""Report for a terminal: the table, what limits it, and faults."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from gpt2.report.columns import (
+    COLUMN,
+    Line,
+    has_removed_heads,
+    has_zeros,
+    lines_of,
+    shown_columns,
+)
+from gpt2.report.estimates import score_lines
+from gpt2.report.notes import remarks
+from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.sentences import control_lines, headline, noise_lines, seeds_lines
+from gpt2.report.verdicts import Judgement
+from lib.terminal import columns_that_fit, report_console
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+STYLES = {
+    "SUPPORTED": "bold green",
+    "HARMFUL": "bold red",
+    "INVALID": "red",
+    "UNMATCHED": "yellow",
+    "UNVERIFIED": "yellow",
+}
+TERMINAL = (  # heading, column, justification
+    ("step", "step", "right"),
+    ("what changed", "title", "left"),
+    ("seeds", "seeds", "right"),
+    ("val loss", "val_loss", "right"),
+    ("difference", "difference", "right"),
+    ("ppl", "val_perplexity", "right"),
+    ("acc", "val_accuracy", "right"),
+    ("params", "parameters", "right"),
+    ("zeros", "sparsity", "right"),
+    ("heads", "heads_left", "right"),
+    ("tok/s", "tokens_per_s", "right"),
+    ("time", "seconds", "right"),
+    ("verdict", "grade", "left"),
+)
+MORE = "more room for the title"
+# Columns by importance, for narrow terminals.
+BY_IMPORTANCE = (
+    *("title", "step", "grade", "difference", "sparsity", "heads_left", MORE),
+    *("seeds", "val_loss", "tokens_per_s", "parameters", "val_perplexity"),
+    *("val_accuracy", "seconds"),
+)
+TITLE_WIDTH, MORE_WIDTH = 12, 8  # minimum width of the title, and additional width
+GAP = 2  # between two columns, and around the table
+
+
+def show(matrix: MatrixResults, judged: Judgement) -> None:
+    """Print the table and the remarks on standard output."""
+    console = report_console()
+    for part in terminal_report(matrix, judged, console.width):
+        console.print(part)
+
+
+def terminal_report(
+    matrix: MatrixResults, judged: Judgement, width: int = 120
+) -> list[RenderableType]:
+    """Report of `make` and `make report` as objects for rich.
+
+    Columns that do not fit into the width are left out.
+    """
+    from rich.text import Text
+
+    style = "bold red" if judged.void else ""
+    parts: list[RenderableType] = [Text(x, style=style) for x in control_lines(judged)]
+    parts.extend(_terminal_table(judged, width))
+    if judged.comparisons:
+        parts.append(
+            Text("difference: val loss minus the partner's; negative is better.")
+        )
+    parts.append(Text(headline(matrix)))
+    parts.extend(Text(line) for line in matrix.merged)
+    parts.extend(
+        Text(x)
+        for x in (*noise_lines(judged), *seeds_lines(judged.comparisons, judged.rules))
+    )
+    parts.extend(Text(line) for line in score_lines(matrix.estimates))
+    if has_zeros(lines_of(judged)):
+        parts.append(Text("zeros: single pruned weights, which bring no speed."))
+    if has_removed_heads(lines_of(judged)):
+        parts.append(
+            Text("heads: removed from the exported models; other columns: masked.")
+        )
+    parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
+    if failed := [run for run in matrix.runs if _is_fault(run)]:
+        parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
+    parts.extend(
+        Text(f"  left out: {item.path}: {item.reason}", style="yellow")
+        for item in matrix.left_out
+    )
+    return parts
+
+
+def _terminal_table(judged: Judgement, width: int) -> list[RenderableType]:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    lines = lines_of(judged)
+    absent = set() if _has_steps(lines) else {"step"}
+    absent |= {"sparsity", "heads_left"} - {
+        column.key for column in shown_columns(lines)
+    }
+    widths = {
+        key: max(map(len, (heading, *(COLUMN[key].show(line) for line in lines))))
+        for heading, key, _ in TERMINAL
+    } | {"title": TITLE_WIDTH, MORE: MORE_WIDTH - GAP}
+    needs = [(key, widths[key] + GAP) for key in BY_IMPORTANCE if key not in absent]
+    shown = columns_that_fit(needs, width)
+    if "grade" not in shown:
+        return [Text(_short_line(line)) for line in lines]
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for heading, key, justify in TERMINAL:
+        if key not in shown:
+            continue
+        wide = key == "title"
+        table.add_column(
+            heading,
+            justify=justify,  # type: ignore[arg-type]
+            no_wrap=not wide,
+            overflow="fold",
+        )
+    for line in lines:
+        cells = (COLUMN[key].show(line) for _, key, _ in TERMINAL if key in shown)
+        style = STYLES.get(line.grade, "")
+        table.add_row(*(Text(cell, style=style) for cell in cells))
+    return [table]
+
+
+def _short_line(line: Line) -> str:
+    """Label, grade and difference, where a table with verdicts does not fit."""
+    cells = (COLUMN[key].show(line) for key in ("grade", "difference"))
+    return f"{line.arm.label}: {', '.join(cells)}"
+
+
+def _has_steps(lines: list[Line]) -> bool:
+    return any(line.arm.step is not None for line in lines)
+
+
+def _is_fault(run: Run) -> bool:
+    return run.row["status"] in ("failed", "oom", "unreadable")
+
+
+def _fault(run: Run) -> str:
+    row = run.row
+    why = row["failure"] or row["status"]
+    return f"{row['run_dir']}: {why}: {row['message'] or 'see its train.log'}"
