@@ -29,7 +29,6 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2.report.arms import Change
-from gpt2.report.columns import difference_text, grade_text
 from gpt2.report.compare import (
     ComparedSide,
     Pair,
@@ -41,9 +40,10 @@ from gpt2.report.compare import (
     side_by_side,
 )
 from gpt2.report.evidence import Rules
+from gpt2.report.grades import INCONCLUSIVE, INVALID, UNMATCHED
+from gpt2.report.lines import difference_text, grade_text
 from gpt2.report.sentences import seeds_lines
 from gpt2.report.verdict_rules import rules_for
-from gpt2.report.verdicts import INCONCLUSIVE, INVALID, UNMATCHED
 from gpt2.settings.configuration import results_of
 from lib import human
 from lib.number_option import COUNT, LOSS, add_number

@@ -26,7 +26,8 @@ from pathlib import Path
 from gpt2.report.bundle import is_bundle, open_bundle
 from gpt2.report.evidence import Rules
 from gpt2.report.merge import merge, sources_of
-from gpt2.report.read_results import MatrixResults, read_matrix
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import MatrixResults
 from gpt2.report.summary import write_summary
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import price_of, read_timeline, time_lines

@@ -12,7 +12,8 @@ import pytest
 
 from gpt2.plan.mechanisms_page import slug
 from gpt2.report.alarms import FAR
-from gpt2.report.columns import COLUMNS, MARKS
+from gpt2.report.columns import COLUMNS
+from gpt2.report.lines import MARKS
 from gpt2.train.as_trained import LOSS_TOLERANCE, TOLERANCE
 from gpt2.verify.certify_steps import COLUMNS as OF_STEPS
 from gpt2.verify.certify_training import KINDS

@@ -9,7 +9,8 @@ from pathlib import Path
 from gpt2.report.arms import Arm, above_guess, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, is_alarming, is_large
 from gpt2.report.identical_runs import twin_alarms
-from gpt2.report.read_results import MatrixResults, read_matrix
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import MatrixResults
 from gpt2.report.verdict_rules import rules_for
 
 # Relative distance of a baseline's loss above every other arm that raises an alarm:

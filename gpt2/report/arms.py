@@ -14,7 +14,7 @@ from itertools import pairwise
 
 from gpt2.plan.axes import nearest
 from gpt2.plan.steps import SHIPPED
-from gpt2.report.read_results import MatrixResults, Row, Run
+from gpt2.report.results import MatrixResults, Row, Run
 from gpt2.settings.schema import VOCAB_SIZES
 from lib.hashing import diff_fields
 from lib.jobs.run_files import finite

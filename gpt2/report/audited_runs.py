@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gpt2.report.arms import group_arms
-from gpt2.report.read_results import LeftOutRun, Run, read_matrix
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import LeftOutRun, Run
 
 
 @dataclass(slots=True)

@@ -17,7 +17,7 @@ from gpt2.report.alarms import all_alarms
 from gpt2.report.arms import is_done
 from gpt2.report.controls import so_far
 from gpt2.report.pairing import recorded, unpaired_runs
-from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.results import MatrixResults, Run
 from gpt2.report.verdicts import Judgement
 from lib import stats
 from lib.safe_json import as_dict, clean, number

@@ -15,7 +15,8 @@ from pathlib import Path
 from gpt2.report.arms import Arm, Change, config_changes, group_arms
 from gpt2.report.checklist import ENVIRONMENT
 from gpt2.report.evidence import Rules
-from gpt2.report.read_results import NUMBERS, LeftOutRun, Run, read_matrix
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import NUMBERS, LeftOutRun, Run
 from gpt2.report.verdicts import Comparison, compare
 from lib import human
 from lib.safe_json import clean

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.report.arms import Arm, above_guess, has_diverged
 from gpt2.report.evidence import Rules, not_paired, worse_than_guess
-from gpt2.report.read_results import Run
+from gpt2.report.results import Run
 from lib import human
 from lib.rounded_losses import rounding_variance
 

@@ -16,7 +16,7 @@ from gpt2.report.arms import (
     loss_at,
 )
 from gpt2.report.pairing import unpaired
-from gpt2.report.read_results import Run
+from gpt2.report.results import Run
 from lib.alarms import are_identical
 from lib.hashing import identity
 from lib.jobs.run_files import finite

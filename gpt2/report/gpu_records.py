@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from gpt2.report.read_results import MatrixResults, Run, records_of
+from gpt2.report.read_results import records_of
+from gpt2.report.results import MatrixResults, Run
 from lib.jobs.run_files import GPU_FILE
 from lib.safe_json import clean, number, whole
 

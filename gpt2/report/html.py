@@ -20,22 +20,16 @@ from urllib.parse import quote
 
 from gpt2.report.arms import Arm
 from gpt2.report.checklist import checklist
-from gpt2.report.columns import (
-    MARKS,
-    Column,
-    Line,
-    difference_text,
-    interval_text,
-    lines_of,
-    shown_columns,
-)
+from gpt2.report.columns import Column, shown_columns
 from gpt2.report.compare import shown
 from gpt2.report.curves import AXES, band
 from gpt2.report.estimates import score_lines
 from gpt2.report.gpu_records import PANELS, gpu_use
+from gpt2.report.grades import Verdict
+from gpt2.report.lines import MARKS, Line, difference_text, interval_text, lines_of
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places, spread
-from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
     control_lines,
     headline,
@@ -45,7 +39,7 @@ from gpt2.report.sentences import (
 )
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
-from gpt2.report.verdicts import Comparison, Judgement, Verdict
+from gpt2.report.verdicts import Comparison, Judgement
 from lib import human
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
 from lib.safe_json import clean

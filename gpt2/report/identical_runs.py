@@ -12,7 +12,8 @@ from typing import Any
 
 from gpt2.report.arms import Arm, is_done
 from gpt2.report.evidence import ACTING, curve_of
-from gpt2.report.read_results import MatrixResults, Run, read_curves
+from gpt2.report.read_results import read_curves
+from gpt2.report.results import MatrixResults, Run
 from lib.alarms import identical_curves
 from lib.hashing import identity
 from lib.jobs.run_files import finite

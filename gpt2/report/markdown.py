@@ -6,17 +6,11 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
-from gpt2.report.columns import (
-    COLUMN,
-    difference_text,
-    grade_text,
-    lines_of,
-    p_text,
-    shown_columns,
-)
+from gpt2.report.columns import COLUMN, shown_columns
 from gpt2.report.estimates import score_lines
+from gpt2.report.lines import difference_text, grade_text, lines_of, p_text
 from gpt2.report.notes import remarks
-from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
     control_lines,
     headline,

@@ -16,13 +16,8 @@ from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.arms import config_changes, is_done
 from gpt2.report.bundle import ALLOWED, OF_RUN, is_bundle, open_bundle
 from gpt2.report.checklist import ENVIRONMENT, KERNELS
-from gpt2.report.read_results import (
-    MERGED_FILE,
-    MatrixResults,
-    Run,
-    read_curves,
-    read_matrix,
-)
+from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
+from gpt2.report.results import MatrixResults, Run
 from gpt2.settings.schema import IDENTITY_PARTS
 from lib.files import hidden_name, remove_folder
 from lib.jobs.run_files import (

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from gpt2.report.alarms import far_baselines
-from gpt2.report.columns import interval_text
 from gpt2.report.evidence import worse_than_guess
+from gpt2.report.grades import Verdict
 from gpt2.report.identical_runs import twin_arms
+from gpt2.report.lines import interval_text
 from gpt2.report.pruned_heads import has_removed, removal_remark
-from gpt2.report.verdicts import Judgement, Verdict
+from gpt2.report.verdicts import Judgement
 
 
 def remarks(judged: Judgement) -> list[tuple[str, str]]:

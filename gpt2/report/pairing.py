@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-from gpt2.report.read_results import Run
+from gpt2.report.results import Run
 from lib.safe_json import as_dict, clean, number, text, whole
 
 ROUNDING = 1e-5  # of initial weights drawn on different processors

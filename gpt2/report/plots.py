@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from gpt2.report.arms import Arm
-from gpt2.report.columns import lines_of
 from gpt2.report.curves import band
+from gpt2.report.lines import lines_of
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import plots, stats
 from lib.files import refuse_link

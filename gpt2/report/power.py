@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass
 
 from gpt2.report.evidence import Rules
+from gpt2.report.grades import INVALID, UNMATCHED
 from gpt2.report.noise import KNOWN_NOISE, seeds_to_exclude, seeds_to_find
-from gpt2.report.verdicts import INVALID, UNMATCHED, Judgement
+from gpt2.report.verdicts import Judgement
 from lib import stats
 
 

@@ -9,15 +9,22 @@ found on disk, relative to the matrix, so a copied directory reads the same.
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
-from gpt2.report.estimates import Scores, score
+from gpt2.report.estimates import score
+from gpt2.report.results import (
+    NUMBERS,
+    LeftOutRun,
+    MatrixResults,
+    Row,
+    Run,
+    coordinates_of,
+    extra_columns,
+)
 from lib.jobs.run_files import (
     JOB_FILE,
     MANIFEST_FILE,
@@ -42,107 +49,8 @@ MERGED_FILE = "merged.json"  # of folders merged by gpt2/report/merge.py
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
 MAX_DEPTH = 3  # maximum depth of run directories below the matrix
 
-NUMBERS = (  # columns of a result, in the order of the tables
-    "val_loss",
-    "val_perplexity",
-    "val_accuracy",
-    "best_val_loss",
-    "train_loss",
-    "bits_per_byte",
-    "parameters",
-    "flops_per_token",
-    "tokens",
-    "tokens_per_s",
-    "mfu",
-    "peak_memory_bytes",
-    "kv_bytes_per_token",
-    "seconds",
-    "mean_epoch_seconds",
-    "step_seconds",
-    "optimizer_state_bytes",
-    "sparsity",
-    "zeros",
-    "as_trained",
-)
-COLUMNS = (
-    "step",
-    "name",
-    "title",
-    "parent",
-    "seed",
-    "status",
-    "failure",
-    "message",
-    *NUMBERS,
-    "updates",
-    "max_updates",
-    "effective_batch",
-    "verified",
-    "hash",
-    "run_dir",
-)
-EXTRA_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,47}")
-MAX_EXTRA_COLUMNS = 64
 MAX_ALARMS = 10  # per run; a trainer raises each kind once
 MAX_EVALUATIONS = 100_000  # per run that are checked one by one
-
-Row = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class LeftOutRun:
-    """File or directory that was not used (path relative to the matrix)."""
-
-    path: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """Run as found on disk; ``row`` has every name of COLUMNS."""
-
-    row: Row
-    job: dict[str, Any] = field(default_factory=dict)
-    manifest: dict[str, Any] = field(default_factory=dict)
-    evals: list[dict[str, float]] = field(default_factory=list)
-    trains: list[dict[str, float]] = field(default_factory=list)
-    alarms: list[str] = field(default_factory=list)
-    on_disk: bool = True
-
-    @property
-    def run_dir(self) -> str:
-        return str(self.row["run_dir"])
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return as_dict(self.job.get("settings"))
-
-    @property
-    def coordinates(self) -> dict[str, Any]:
-        """Values of a sweep that the run was made at, by setting."""
-        return coordinates_of(self.job)
-
-
-@dataclass(slots=True)
-class MatrixResults:
-    """All runs of one results directory, in the order of the plan where known."""
-
-    root: Path
-    runs: list[Run] = field(default_factory=list)
-    left_out: list[LeftOutRun] = field(default_factory=list)
-    estimates: Scores = field(default_factory=dict)
-    merged: list[str] = field(default_factory=list)  # notes of merged folders
-
-    @property
-    def rows(self) -> list[Row]:
-        return [run.row for run in self.runs]
-
-    def leave_out(self, path: str | Path, reason: str) -> None:
-        """Record a path, absolute or relative to the matrix, as not used."""
-        path = Path(path)
-        if path.is_absolute():
-            path = path.relative_to(self.root)
-        self.left_out.append(LeftOutRun(clean(path.as_posix()), clean(reason)))
 
 
 def read_matrix(
@@ -318,29 +226,8 @@ def _row(job: dict, status: dict, manifest: dict, run_dir: str) -> Row:
     }
     if row["parameters"] is None:
         row["parameters"] = number(manifest.get("parameters"))
-    extra = _extra_columns(result, row)
+    extra = extra_columns(result, row)
     return {**row, **extra, **coordinates_of(job)}
-
-
-def coordinates_of(job: dict) -> Row:
-    """Coordinates in a job.json, without what cannot be a column."""
-    return _extra_columns(as_dict(job.get("coordinates")), COLUMNS)
-
-
-def _extra_columns(values: dict, known: Collection[str]) -> Row:
-    """Plain values that are not among the known columns, by name."""
-    found: Row = {}
-    for name, value in values.items():
-        wanted = isinstance(name, str) and EXTRA_COLUMN.fullmatch(name)
-        if not wanted or name in known or len(found) >= MAX_EXTRA_COLUMNS:
-            continue
-        if isinstance(value, bool):
-            found[name] = value
-        elif isinstance(value, str):
-            found[name] = clean(value)
-        elif number(value) is not None:
-            found[name] = value
-    return found
 
 
 def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:

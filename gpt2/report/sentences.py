@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpt2.report.columns import has_removed_heads, has_zeros, lines_of
 from gpt2.report.controls import sentence
 from gpt2.report.evidence import Rules
+from gpt2.report.grades import INCONCLUSIVE
+from gpt2.report.lines import has_removed_heads, has_zeros, lines_of
 from gpt2.report.noise import KNOWN_NOISE, known_noise_of
-from gpt2.report.read_results import MatrixResults
-from gpt2.report.verdicts import INCONCLUSIVE, Comparison, Judgement
+from gpt2.report.results import MatrixResults
+from gpt2.report.verdicts import Comparison, Judgement
 
 
 def headline(matrix: MatrixResults) -> str:

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from gpt2.report.columns import (
-    COLUMN,
-    Line,
-    has_removed_heads,
-    has_zeros,
-    lines_of,
-    shown_columns,
-)
+from gpt2.report.columns import COLUMN, shown_columns
 from gpt2.report.estimates import score_lines
+from gpt2.report.lines import Line, has_removed_heads, has_zeros, lines_of
 from gpt2.report.notes import remarks
-from gpt2.report.read_results import MatrixResults, Run
+from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import control_lines, headline, noise_lines, seeds_lines
 from gpt2.report.verdicts import Judgement
 from lib.terminal import columns_that_fit, report_console

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.plan.names import RUNNER_FILE
-from gpt2.report.read_results import MatrixResults, Run, read_matrix, records_of
+from gpt2.report.grades import HARMFUL, NEUTRAL, SUPPORTED
+from gpt2.report.read_results import read_matrix, records_of
+from gpt2.report.results import MatrixResults, Run
 from gpt2.report.timeline import (
     STATES,
     RunSpan,
@@ -19,7 +21,7 @@ from gpt2.report.timeline import (
     timeline_of,
 )
 from gpt2.report.verdict_rules import configured
-from gpt2.report.verdicts import HARMFUL, NEUTRAL, SUPPORTED, Judgement
+from gpt2.report.verdicts import Judgement
 from lib import human
 from lib.jobs.run_files import METRICS_FILE, STATUS_FILE
 from lib.safe_json import Unusable, as_dict, read_foreign_json

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.report.evidence import Rules
-from gpt2.report.read_results import Run
+from gpt2.report.results import Run
 from lib.kconfig.config_py import read_config
 from lib.safe_json import as_dict, number
 

@@ -1,31 +1,6 @@
-"""Grades of the comparisons of a matrix.
+"""Verdicts of a matrix: each arm is paired by seed with its partner and graded.
 
-An arm is paired by seed with its partner; d = its loss minus the partner's, so a
-negative d is better. The first grade that applies counts:
-
-INVALID       a run is missing, failed, diverged or ended above a uniform guess, or a
-              certificate failed; all of them where the A/A control differs from its
-              baseline (gpt2/report/controls.py), or a baseline ended above a guess
-UNMATCHED     budget or data differ: says nothing about the architecture
-UNVERIFIED    the certificates were not run
-INCONCLUSIVE  fewer than three seeds, or none of the tests below rejects
-NEUTRAL       d lies within the margin (two one-sided t tests)
-SUPPORTED     d is below 0 (pooled test on the paired differences)
-HARMFUL       d is above 0
-
-The pooled test (lib/pooled_variance.py) estimates the noise from all arms over the same
-seeds. The paired t test decides if there are only two arms, and at equal time, where
-each pair is read at its own time. p values are corrected for all comparisons that could
-get a grade from them, including those still to be run, so that no grade changes for the
-worse when another arm finishes: by Holm's method for t tests, by simulation for the
-pooled test.
-
-With many seeds d can be significantly different from 0 and significantly within the
-margin at once: a trivial difference (one of the four outcomes in Lakens 2017,
-"Equivalence Tests"). It is NEUTRAL, and the reason says that it is real. The margin was
-declared not to matter, so grading such a difference SUPPORTED would let enough seeds
-turn anything into a finding. Both kinds of claims keep their family-wise error, and the
-planned number of seeds for an effect takes this into account (the tests simulate both).
+At equal updates and at equal time, by gpt2/report/grades.py.
 """
 
 from __future__ import annotations
@@ -38,46 +13,17 @@ from typing import Any
 from gpt2.report.arms import Arm, Change, changes_between, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, void_reasons
 from gpt2.report.evidence import Evidence, Rules, at_equal_steps, at_equal_time
-from gpt2.report.noise import Design, Noise, known_noise_of, noise_of, seeds_to_decide
+from gpt2.report.grades import (
+    INVALID,
+    Differences,
+    Verdict,
+    finished,
+    grade_family,
+    ungraded,
+)
+from gpt2.report.noise import Design, Noise, known_noise_of, noise_of
 from gpt2.report.pooling import Pooled, pool
-from gpt2.report.read_results import MatrixResults
-from lib import stats
-
-SUPPORTED, NEUTRAL, HARMFUL = "SUPPORTED", "NEUTRAL", "HARMFUL"
-INCONCLUSIVE, UNMATCHED = "INCONCLUSIVE", "UNMATCHED"
-INVALID, UNVERIFIED = "INVALID", "UNVERIFIED"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
-    """Result of one comparison by one measure. Losses in nats, arm minus partner."""
-
-    grade: str = INVALID
-    reasons: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = ()
-    differences: tuple[float, ...] = ()
-    mean: float | None = None
-    interval: stats.Interval | None = None  # 1 - alpha, for this arm alone
-    family_interval: stats.Interval | None = None  # 1 - alpha for all arms together
-    bootstrap: stats.Interval | None = None
-    p: float | None = None  # paired t test of this comparison alone
-    p_holm: float | None = None
-    p_pooled: float | None = None  # pooled test, corrected over all comparisons
-    p_equivalent_holm: float | None = None
-    seeds_needed: int | None = None  # set if INCONCLUSIVE and not too many
-    seconds: float | None = None  # the common time budget, where there is one
-
-    @property
-    def p_deciding(self) -> float | None:
-        """Corrected p of the test that decides whether there is a difference."""
-        return self.p_holm if self.p_pooled is None else self.p_pooled
-
-    def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self) | {"p_deciding": self.p_deciding}
-        for name in ("interval", "family_interval", "bootstrap"):
-            found = getattr(self, name)
-            data[name] = None if found is None else [found.low, found.high]
-        return data
+from gpt2.report.results import MatrixResults
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,10 +169,10 @@ def _grade_all(
     for index, item in enumerate(evidence):
         verdict = graded.get(index, Verdict())
         if verdict.mean is None:
-            verdict = _alone(Differences(item.differences, item.rounding), rules)
+            verdict = ungraded(Differences(item.differences, item.rounding), rules)
         verdict = dataclasses.replace(verdict, seeds=item.seeds, seconds=item.seconds)
         design = _design(pairs[index], of_pool.get(index), rules, noise, len(family))
-        verdicts.append(_finish(verdict, item, design))
+        verdicts.append(finished(verdict, item, design))
     return verdicts
 
 
@@ -247,165 +193,4 @@ def _design(
         runs_sd=known if floor is None else floor,
         runs_origin=origin,
         pooled_sd=None if found is None else found.sd,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class Differences:
-    """Paired differences, and the variance that rounding adds to their mean."""
-
-    differences: tuple[float, ...] = ()
-    rounding: float = 0.0
-
-    @classmethod
-    def of(cls, evidence: Evidence) -> Differences:
-        """Sample of a comparison; empty if invalid, which counts as still to be run."""
-        if evidence.invalid:
-            return cls()
-        return cls(evidence.differences, evidence.rounding)
-
-
-def grade_family(
-    samples: Sequence[Differences],
-    rules: Rules | None = None,
-    together: Sequence[Pooled | None] | None = None,
-) -> list[Verdict]:
-    """Grades from paired differences alone, one sample per comparison.
-
-    An empty sample is a comparison still to be run: it counts in the correction and
-    gets no grade. together: outcomes of the pooled test, where it decides.
-    """
-    rules = rules or Rules()
-    tests = [_tests(sample, rules) for sample in samples]
-    unequal = stats.holm([1.0 if p is None else p for p, _ in tests])
-    equal = stats.holm([1.0 if q is None else q for _, q in tests])
-    verdicts = []
-    for index, (sample, (p, _)) in enumerate(zip(samples, tests, strict=True)):
-        verdict = _alone(sample, rules, len(samples))
-        if p is not None:
-            p_holm, q_holm = unequal[index], equal[index]
-            verdict = dataclasses.replace(
-                verdict, p=p, p_holm=p_holm, p_equivalent_holm=q_holm
-            )
-            found = together[index] if together else None
-            if found is not None and found.p is not None:
-                verdict = _with_pooled(verdict, found)
-        verdicts.append(dataclasses.replace(verdict, grade=_grade(verdict, rules)))
-    return verdicts
-
-
-def _with_pooled(verdict: Verdict, found: Pooled) -> Verdict:
-    assert verdict.mean is not None
-    ends = (verdict.mean - found.half_width, verdict.mean + found.half_width)
-    return dataclasses.replace(
-        verdict, p_pooled=found.p, family_interval=stats.Interval(*ends)
-    )
-
-
-def _tests(sample: Differences, rules: Rules) -> tuple[float | None, float | None]:
-    """p of the paired t test and of the equivalence test; None with too few seeds."""
-    if len(sample.differences) < stats.MIN_SEEDS:
-        return None, None
-    return (
-        stats.t_test(sample.differences, sample.rounding),
-        stats.equivalence_test(sample.differences, rules.margin, sample.rounding),
-    )
-
-
-def _alone(sample: Differences, rules: Rules, family: int = 1) -> Verdict:
-    """Mean and intervals of a sample, without a grade."""
-    values = sample.differences
-    if not values:
-        return Verdict()
-    of_all = rules.alpha_of_look / family
-    return Verdict(
-        differences=values,
-        mean=stats.describe(values).mean,
-        interval=stats.t_interval(values, rules.alpha, sample.rounding),
-        family_interval=stats.t_interval(values, of_all, sample.rounding),
-    )
-
-
-def _grade(verdict: Verdict, rules: Rules) -> str:
-    if verdict.mean is None:
-        return INVALID
-    if verdict.p_deciding is None:
-        return INCONCLUSIVE
-    assert verdict.p_equivalent_holm is not None
-    # Equivalence first: a difference within the margin is NEUTRAL even if it is not 0.
-    # Each kind of claim keeps its own family-wise error, whatever the order.
-    if verdict.p_equivalent_holm < rules.alpha_of_look:
-        return NEUTRAL
-    if verdict.p_deciding < rules.alpha_of_look:
-        return SUPPORTED if verdict.mean < 0 else HARMFUL
-    return INCONCLUSIVE
-
-
-def _finish(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
-    """Apply grades that outrank the tests, add reasons and the number of seeds
-    needed."""
-    rules = design.rules
-    bootstrap = stats.bootstrap_interval(verdict.differences or [0.0], rules.alpha)
-    verdict = dataclasses.replace(verdict, bootstrap=bootstrap)
-    for grade, reasons in (
-        (INVALID, evidence.invalid),
-        (UNMATCHED, evidence.unmatched),
-        (UNVERIFIED, evidence.unverified),
-    ):
-        if reasons:
-            return dataclasses.replace(verdict, grade=grade, reasons=reasons)
-    reasons = _disagreement(verdict, rules) + _rounded(evidence, rules)
-    if verdict.grade == NEUTRAL:
-        reasons = _trivial(verdict, rules) + reasons
-    if verdict.grade != INCONCLUSIVE:
-        return dataclasses.replace(verdict, reasons=reasons)
-    text, seeds = _seeds_text(verdict.differences, design)
-    return dataclasses.replace(verdict, reasons=(text, *reasons), seeds_needed=seeds)
-
-
-def _seeds_text(differences: Sequence[float], design: Design) -> tuple[str, int | None]:
-    """Reason why a comparison is INCONCLUSIVE, and the number of seeds needed if
-    known."""
-    found = seeds_to_decide(differences, design)
-    text, seeds = "the noise at this size is unknown", None
-    if found is not None:
-        seeds, basis = found
-        many = f"more than {stats.MAX_SEEDS}" if seeds is None else f"about {seeds}"
-        text = f"would need {many} seeds at {basis}"
-    few = {1: "one seed is", 2: "two seeds are"}.get(len(differences))
-    if few is not None:
-        text = f"{few} not enough for a verdict (at least {stats.MIN_SEEDS}); {text}"
-    return text, seeds
-
-
-def _trivial(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
-    """Reason if a NEUTRAL difference is significantly different from 0."""
-    assert verdict.mean is not None and verdict.p_deciding is not None
-    if verdict.p_deciding >= rules.alpha_of_look:
-        return ()
-    way = "improvement" if verdict.mean < 0 else "loss"
-    return (f"a real {way}, but smaller than the margin of {rules.margin:g}",)
-
-
-def _disagreement(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
-    """Reason with both tests of a difference if they disagree."""
-    pooled, holm, alpha = verdict.p_pooled, verdict.p_holm, rules.alpha_of_look
-    if pooled is None or holm is None or (pooled < alpha) == (holm < alpha):
-        return ()
-    found, not_found = (
-        ("pooled", "paired t") if pooled < alpha else ("paired t", "pooled")
-    )
-    return (
-        f"the {found} test finds a difference and the {not_found} test does not "
-        f"(p {pooled:.3f} pooled, which decides; {holm:.3f} paired t with Holm)",
-    )
-
-
-def _rounded(evidence: Evidence, rules: Rules) -> tuple[str, ...]:
-    """Reason if losses are so coarse that rounding matters compared with the margin."""
-    if evidence.resolution < rules.margin / 100:
-        return ()
-    return (
-        f"losses are multiples of {evidence.resolution:g} (taken into account): a "
-        "difference of that size proves nothing",
     )

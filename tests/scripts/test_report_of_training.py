@@ -14,8 +14,9 @@ from dataclasses import replace
 import jsonschema
 import pytest
 
+from gpt2.report.grades import HARMFUL, INVALID, NEUTRAL
 from gpt2.report.read_results import read_matrix
-from gpt2.report.verdicts import HARMFUL, INVALID, NEUTRAL, judge
+from gpt2.report.verdicts import judge
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import finish, tiny_job
 from tests.results_factory import relabel

@@ -10,7 +10,7 @@ import pytest
 from gpt2.plan.axes import SWEPT_BESIDES, SWEPT_PARTS, split_names
 from gpt2.plan.jobs import Job, Plan, job_from_json, make_plan, only
 from gpt2.plan.unused_settings import idle
-from gpt2.report.read_results import COLUMNS
+from gpt2.report.results import COLUMNS
 from gpt2.run.plan_listing import budget_table, listing
 from gpt2.settings.schema import PART_OF, SYMBOL_OF
 from gpt2.verify.certify_steps import subjects

@@ -12,12 +12,13 @@ import pytest
 from gpt2.report.arms import group_arms, partner_of
 from gpt2.report.checklist import checklist
 from gpt2.report.controls import LARGEST_NOISE, NOISE, is_large, is_steady, noise_of
+from gpt2.report.grades import INVALID
 from gpt2.report.html import html_report
+from gpt2.report.markdown import markdown_report
 from gpt2.report.notes import remarks
 from gpt2.report.read_results import read_matrix
 from gpt2.report.terminal import terminal_report
-from gpt2.report.markdown import markdown_report
-from gpt2.report.verdicts import INVALID, judge
+from gpt2.report.verdicts import judge
 from gpt2.run.runner import Watch
 from lib.jobs.live_table import PlainView
 from tests.results_factory import settings, write_control, write_matrix, write_run

@@ -13,10 +13,11 @@ from rich.console import Console
 
 from gpt2.report.estimates import score_lines
 from gpt2.report.html import html_report
-from gpt2.report.read_results import MatrixResults, read_matrix
+from gpt2.report.markdown import markdown_report
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import MatrixResults
 from gpt2.report.summary import write_summary
 from gpt2.report.terminal import terminal_report
-from gpt2.report.markdown import markdown_report
 from gpt2.report.verdicts import judge
 from tests.results_factory import write_matrix, write_run
 from tests.scratch import ROOT

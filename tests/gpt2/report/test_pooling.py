@@ -7,18 +7,18 @@ import pytest
 
 from gpt2.report.arms import group_arms
 from gpt2.report.evidence import Rules, at_equal_steps
-from gpt2.report.notes import remarks
-from gpt2.report.read_results import read_matrix
-from gpt2.report.sentences import noise_lines, seeds_lines
-from gpt2.report.verdicts import (
+from gpt2.report.grades import (
     HARMFUL,
     INCONCLUSIVE,
     INVALID,
     NEUTRAL,
     SUPPORTED,
     UNMATCHED,
-    judge,
 )
+from gpt2.report.notes import remarks
+from gpt2.report.read_results import read_matrix
+from gpt2.report.sentences import noise_lines, seeds_lines
+from gpt2.report.verdicts import judge
 from lib import pooled_variance, stats
 from tests.results_factory import STEPS, write_matrix, write_run
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from gpt2.report.read_results import COLUMNS, read_matrix
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import COLUMNS
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import judge
 from gpt2.run.plan_listing import status_table

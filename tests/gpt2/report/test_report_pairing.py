@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from gpt2.report.grades import INVALID
 from gpt2.report.pairing import unpaired, unpaired_runs
 from gpt2.report.read_results import read_matrix
-from gpt2.report.verdicts import INVALID, judge
+from gpt2.report.verdicts import judge
 from tests.results_factory import pairing, write_control, write_matrix
 
 

@@ -14,16 +14,18 @@ from gpt2.plan.budget import budget
 from gpt2.plan.jobs import make_plan
 from gpt2.report.arms import Arm, group_arms
 from gpt2.report.checklist import checklist
-from gpt2.report.columns import difference_text, p_text, ratio_of
 from gpt2.report.curves import MAX_POINTS, band
 from gpt2.report.gpu_records import gpu_use
+from gpt2.report.grades import Verdict
 from gpt2.report.html import as_json
+from gpt2.report.lines import difference_text, p_text, ratio_of
+from gpt2.report.markdown import escape
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places
-from gpt2.report.read_results import Run, read_matrix
+from gpt2.report.read_results import read_matrix
+from gpt2.report.results import Run
 from gpt2.report.terminal import terminal_report
-from gpt2.report.markdown import escape
-from gpt2.report.verdicts import Verdict, judge
+from gpt2.report.verdicts import judge
 from gpt2.settings.configuration import strict_kconfig
 from lib import stats
 from tests.results_factory import pairing, pass_audits, write_matrix, write_run

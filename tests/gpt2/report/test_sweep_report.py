@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from gpt2.report.compare import find_subject
+from gpt2.report.grades import HARMFUL, SUPPORTED
+from gpt2.report.markdown import markdown_report
 from gpt2.report.pairing import unpaired_runs
 from gpt2.report.read_results import read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.sweep_tables import sweep_tables
-from gpt2.report.markdown import markdown_report
-from gpt2.report.verdicts import HARMFUL, SUPPORTED, Judgement, judge
+from gpt2.report.verdicts import Judgement, judge
 from lib import stats
 from tests.results_factory import STEPS, relabel, write_matrix, write_run
 

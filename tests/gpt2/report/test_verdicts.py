@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from gpt2.report.noise import KNOWN_NOISE, Design, seeds_to_decide
-from gpt2.report.read_results import read_matrix
-from gpt2.report.verdicts import (
+from gpt2.report.evidence import Rules
+from gpt2.report.grades import (
     HARMFUL,
     INCONCLUSIVE,
     INVALID,
@@ -17,10 +16,11 @@ from gpt2.report.verdicts import (
     UNMATCHED,
     UNVERIFIED,
     Differences,
-    Rules,
     grade_family,
-    judge,
 )
+from gpt2.report.noise import KNOWN_NOISE, Design, seeds_to_decide
+from gpt2.report.read_results import read_matrix
+from gpt2.report.verdicts import judge
 from lib import stats
 from tests.results_factory import STEPS, settings, write_matrix, write_run
 

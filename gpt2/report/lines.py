@@ -1,0 +1,147 @@
+"""Lines of the report: an arm with its comparison, and the words for its numbers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gpt2.plan.budget import budget
+from gpt2.report.arms import Arm
+from gpt2.report.controls import EQUAL, PENDING, Control
+from gpt2.report.grades import Verdict
+from gpt2.report.pruned_heads import has_removed
+from gpt2.report.results import Run
+from gpt2.report.verdicts import Comparison, Judgement
+from gpt2.settings.parse import settings_from_dict
+from lib import human
+
+Value = float | str | None
+BASELINE, NO_PARTNER = "baseline", "no partner"
+DIGITS = 4  # of losses and their differences, nats
+MARKS = {  # before a grade, for readers who cannot rely on colour
+    "SUPPORTED": "▲",
+    "NEUTRAL": "=",
+    "HARMFUL": "▼",
+    "INCONCLUSIVE": "?",
+    "UNMATCHED": "≠",
+    "UNVERIFIED": "!",
+    "INVALID": "✕",
+    EQUAL: "≈",
+    PENDING: "…",
+    BASELINE: "·",
+    NO_PARTNER: "·",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An arm with its comparison, or None for a baseline or if its partner is
+    missing."""
+
+    arm: Arm
+    comparison: Comparison | None
+    alone: str = BASELINE  # shown instead of a grade without a partner
+
+    @property
+    def grade(self) -> str:
+        return self.comparison.at_steps.grade if self.comparison else self.alone
+
+    @property
+    def grade_at_time(self) -> str:
+        return self.comparison.at_time.grade if self.comparison else self.alone
+
+
+def lines_of(judged: Judgement) -> list[Line]:
+    """Lines: the A/A control first, then one per arm, in the order of the matrix."""
+    return [
+        *map(_control_line, judged.controls),
+        *(
+            Line(arm, judged.of(arm), _alone(arm, judged))
+            for arm in judged.arms
+            if not arm.is_control
+        ),
+    ]
+
+
+def _alone(arm: Arm, judged: Judgement) -> str:
+    return NO_PARTNER if arm.label in judged.notes else BASELINE
+
+
+def _control_line(control: Control) -> Line:
+    verdict = Verdict(
+        grade=control.grade,
+        reasons=control.reasons,
+        seeds=control.seeds,
+        differences=control.differences,
+        mean=control.mean,
+        interval=control.interval,
+    )
+    at_time = Verdict(grade=control.grade)  # other kernels have other speeds
+    arms = control.arm, control.baseline
+    return Line(control.arm, Comparison(*arms, "", [], verdict, at_time))
+
+
+def seeds_text(line: Line) -> str:
+    """Finished of planned runs, or one number if all are finished."""
+    done, planned = len(line.arm.done), len(line.arm.runs)
+    return str(done) if done == planned else f"{done}/{planned}"
+
+
+def difference_text(verdict: Verdict | None) -> str:
+    """Mean and half width of its interval, for example "−0.0182 ± 0.0041"."""
+    if verdict is None or verdict.mean is None:
+        return human.NONE
+    mean = human.fixed(verdict.mean, DIGITS, sign=True)
+    if verdict.interval is None:
+        return f"{mean} (1 seed)"
+    half = (verdict.interval.high - verdict.interval.low) / 2
+    return f"{mean} ± {human.fixed(half, DIGITS)}"
+
+
+def interval_text(verdict: Verdict | None) -> str:
+    """ "[−0.0223, −0.0141]" """
+    if verdict is None or verdict.interval is None:
+        return human.NONE
+    low, high = verdict.interval.low, verdict.interval.high
+    ends = human.fixed(low, DIGITS, True), human.fixed(high, DIGITS, True)
+    return f"[{ends[0]}, {ends[1]}]"
+
+
+def p_text(p: float | None) -> str:
+    """p with three decimals, or "<0.001"."""
+    if p is None:
+        return human.NONE
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def grade_text(grade: str) -> str:
+    return f"{MARKS[grade]} {grade}"
+
+
+def ratio_of(run: Run) -> float | None:
+    """Ratio r of MLP to attention weights, from the settings; None if unknown."""
+    try:
+        return budget(settings_from_dict(run.settings)).ratio
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError):
+        return None  # results of another version or another project
+
+
+def parameter_change(line: Line) -> float | None:
+    """Parameters relative to the partner: 0.11 for 11% more."""
+    if line.comparison is None:
+        return None
+    mine = line.arm.mean("parameters")
+    theirs = line.comparison.partner.mean("parameters")
+    return mine / theirs - 1 if mine is not None and theirs else None
+
+
+def has_zeros(lines: list[Line]) -> bool:
+    """True if single weights of some arm were pruned (they remain as zeros)."""
+    return any(
+        line.arm.mean("sparsity") is not None and not has_removed(line.arm)
+        for line in lines
+    )
+
+
+def has_removed_heads(lines: list[Line]) -> bool:
+    """True if heads of some arm were removed."""
+    return any(has_removed(line.arm) for line in lines)
