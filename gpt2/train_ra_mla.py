@@ -33,7 +33,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gpt2.plan.jobs import Job, job_from_json, make_plan, step_job, steps_from
+from gpt2.plan.jobs import Job, job_from_json
+from gpt2.plan.planning import make_plan, step_job, steps_from
 from gpt2.plan.run_length import resolve
 from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load

@@ -34,7 +34,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gpt2.plan.jobs import step_settings
+from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.read_results import read_matrix
 from gpt2.report.timeline_report import read_timeline

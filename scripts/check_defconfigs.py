@@ -24,7 +24,8 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from gpt2.plan.jobs import Plan, make_plan
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import make_plan
 from gpt2.run.plan_listing import too_large
 from gpt2.settings.configuration import strict_kconfig
 from lib.gpu.peaks import PEAKS

@@ -23,7 +23,8 @@ if __name__ == "__main__":
 import argparse
 from pathlib import Path
 
-from gpt2.plan.jobs import Plan, registry_plan
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest

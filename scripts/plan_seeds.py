@@ -31,7 +31,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.report.evidence import Rules
 from gpt2.report.noise import KNOWN_PARAMETERS, is_known, power_with
 from gpt2.report.power import (

@@ -32,8 +32,9 @@ from functools import partial
 from pathlib import Path
 
 from gpt2.data.token_files import check_if_prepared, with_settings
-from gpt2.plan.jobs import Plan, make_plan, only
+from gpt2.plan.jobs import Plan, only
 from gpt2.plan.names import VERIFIED
+from gpt2.plan.planning import make_plan
 from gpt2.run import runner, verification
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command

@@ -35,7 +35,8 @@ from gpt2.data.token_files import (
     request_of,
     with_settings,
 )
-from gpt2.plan.jobs import Plan, make_plan, only
+from gpt2.plan.jobs import Plan, only
+from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal

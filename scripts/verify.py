@@ -26,7 +26,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.plan.jobs import Plan, make_plan, only, registry_plan
+from gpt2.plan.jobs import Plan, only
+from gpt2.plan.planning import make_plan, registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest

@@ -156,7 +156,7 @@ def _one_update(
     current: list[int], step: int, dtype: torch.dtype, **fields: object
 ) -> None:
     from gpt2.model.gpt import GPT
-    from gpt2.plan.jobs import step_settings
+    from gpt2.plan.planning import step_settings
     from tests.gpt2.helpers import full_size
 
     current[:] = [step]

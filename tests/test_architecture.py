@@ -70,6 +70,7 @@ LAYERS = (
         ("gpt2.plan.steps", "gpt2.plan.matrix_cells", "gpt2.plan.budget"),
         ("gpt2.plan.axes", "gpt2.plan.readers"),
         ("gpt2.plan.jobs",),
+        ("gpt2.plan.planning",),
         ("gpt2.plan.unused_settings",),
     ),
     (

@@ -144,7 +144,7 @@ def add_both_files(tree: Path, where: tuple[str, str], wrong: str = "") -> list[
 
 TRY_BOTH = """
 import dataclasses
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.plan.unused_settings import idle
 from gpt2.settings.configuration import strict_kconfig
 overrides = ["TEST_MATRIX_MODE=y", "TEST_MATRIX_LION=y", "SGD_MOMENTUM=0.5"]
@@ -289,7 +289,7 @@ import sys
 import torch
 from gpt2.mechanisms import mechanisms, module_of
 from gpt2.mechanisms.spec import Cost
-from gpt2.plan.jobs import plan_settings
+from gpt2.plan.planning import plan_settings
 from gpt2.plan.steps import STEPS
 from gpt2.settings import configuration
 from gpt2.settings.checks import check

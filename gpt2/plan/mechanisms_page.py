@@ -19,7 +19,7 @@ from gpt2.mechanisms.spec import (
     times,
 )
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import step_settings
+from gpt2.plan.planning import step_settings
 from gpt2.plan.settings_page import (
     allowed,
     default,

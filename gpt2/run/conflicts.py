@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, identity_of, step_job
+from gpt2.plan.jobs import Job, Plan, identity_of
 from gpt2.plan.names import MATRIX_FILE
+from gpt2.plan.planning import step_job
 from gpt2.run.results_dir import (
     MatrixError,
     begun_in,

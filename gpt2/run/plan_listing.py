@@ -12,8 +12,9 @@ from textwrap import TextWrapper
 from typing import Any
 
 from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
-from gpt2.plan.jobs import Job, Plan, step_settings
+from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.memory import memory, misfit
+from gpt2.plan.planning import step_settings
 from gpt2.plan.unused_settings import idle
 from gpt2.run.conflicts import conflicts
 from gpt2.settings.checks import remarks

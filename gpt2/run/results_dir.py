@@ -18,8 +18,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, identity_of, make_plan
+from gpt2.plan.jobs import Job, Plan, identity_of
 from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE, STEPS_COPY
+from gpt2.plan.planning import make_plan
 from gpt2.settings.rerun_commands import matrix_command
 from lib import provenance
 from lib.files import refuse_link, safe_join

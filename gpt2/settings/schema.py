@@ -268,7 +268,7 @@ class Matrix:
 
 @part
 class Settings:
-    """All settings of a run, before or after resolution by gpt2/plan/jobs.py."""
+    """All settings of a run, before or after resolution by gpt2/plan/planning.py."""
 
     model: Model
     mechanisms: Mechanisms

@@ -28,7 +28,7 @@ from gpt2.model.backends.call import platform_of
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import step_settings
+from gpt2.plan.planning import step_settings
 from gpt2.settings import configuration
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from gpt2.model.reference.measures import deviation, generic_sum
-from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
+from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.run_length import seconds_of
 from gpt2.plan.steps import SHIPPED, Registry, Step
 from gpt2.settings.checks import check

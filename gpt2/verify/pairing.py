@@ -24,8 +24,9 @@ import torch
 from gpt2.data.token_files import DataError, MissingData
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model import init
-from gpt2.plan.jobs import SOLVED_FIELDS, Job, Plan, step_settings
+from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.matrix_cells import cell_changes, cells_of
+from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.steps import Step, Times
 from gpt2.settings.schema import PART_OF, Settings
 from gpt2.train.batch_split import split_batch

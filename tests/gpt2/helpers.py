@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.model.reference.formulas import whole_trace
-from gpt2.plan.jobs import step_settings
+from gpt2.plan.jobs import Job, Plan
+from gpt2.plan.planning import make_plan, step_settings
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
@@ -45,6 +46,15 @@ TINY = {
 def make_config(**symbols: str) -> Config:
     """The Kconfig defaults with symbols (aliases allowed) from the command line."""
     return strict_kconfig().load([], [f"{k}={v}" for k, v in symbols.items()])
+
+
+def tiny_plan(**symbols: str) -> Plan:
+    """Plan of TINY; symbols may replace its own."""
+    return make_plan(make_config(**{**TINY, **symbols}))
+
+
+def tiny_job(**symbols: str) -> Job:
+    return tiny_plan(**{"STEPS": "16", "SEEDS": "1", **symbols}).jobs[0]
 
 
 @cache

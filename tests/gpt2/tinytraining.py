@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from gpt2.plan.jobs import Job, make_plan, step_job
+from gpt2.plan.jobs import Job
+from gpt2.plan.planning import make_plan, step_job
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gpt2.model.gpt import GPT
-from gpt2.plan.jobs import step_settings
+from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import STEPS
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from gpt2.model.gpt import GPT
-from gpt2.plan.jobs import plan_settings
+from gpt2.plan.planning import plan_settings
 from gpt2.verify.certify_steps import subjects
 from gpt2.verify.overfit import ENOUGH, one_batch, overfit_batch
 from tests.gpt2.tinydata import ROOT

@@ -13,7 +13,7 @@ from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.mechanisms.ra.spec import band
 from gpt2.model.gpt import GPT
 from gpt2.plan.budget import attention_weights, budget
-from gpt2.plan.jobs import step_settings
+from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import Settings
 from tests.gpt2.helpers import full_size, tiny, tiny_model, tiny_step, tokens_of

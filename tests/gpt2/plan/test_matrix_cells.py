@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.jobs import Job, Plan, job_from_json, make_plan
+from gpt2.plan.jobs import Job, Plan, job_from_json
 from gpt2.plan.matrix_cells import BASELINE
+from gpt2.plan.planning import make_plan
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.schema import Matrix
 from lib.kconfig.config_py import ConfigError

@@ -31,7 +31,6 @@ from gpt2.model.backends.registry import served_by
 from gpt2.model.gpt import GPT
 from gpt2.model.loss import linear_cross_entropy
 from gpt2.plan.budget import linear_weights
-from gpt2.plan.jobs import make_plan, step_settings
 from gpt2.plan.memory import (
     TUNED,
     activations_per_token,
@@ -43,6 +42,7 @@ from gpt2.plan.memory import (
     optimizer_bytes,
     pruning_bytes,
 )
+from gpt2.plan.planning import make_plan, step_settings
 from gpt2.plan.steps import STEPS
 from gpt2.run.plan_listing import budget_table, listing
 from gpt2.settings.schema import Settings

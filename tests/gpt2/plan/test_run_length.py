@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.plan.run_length import NO_END, last_update, resolve, seconds_of
 from gpt2.settings.parse import settings_from
 from gpt2.train.lr_schedule import learning_rate

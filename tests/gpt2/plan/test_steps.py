@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import pytest
 
-from gpt2.plan.jobs import SOLVED_FIELDS, step_settings
+from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.readers import READERS
 from gpt2.plan.steps import PLAIN, SHIPPED, STEPS, Times
 from gpt2.settings.checks import check

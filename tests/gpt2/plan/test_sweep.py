@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from gpt2.plan.axes import SWEPT_BESIDES, SWEPT_PARTS, split_names
-from gpt2.plan.jobs import Job, Plan, job_from_json, make_plan, only
+from gpt2.plan.jobs import Job, Plan, job_from_json, only
+from gpt2.plan.planning import make_plan
 from gpt2.plan.unused_settings import idle
 from gpt2.report.results import COLUMNS
 from gpt2.run.plan_listing import budget_table, listing

@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.plan.unused_settings import idle
 from gpt2.run.plan_listing import listing
 from gpt2.settings.configuration import override, strict_kconfig

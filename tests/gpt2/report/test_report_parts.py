@@ -11,7 +11,7 @@ import pytest
 from gpt2.audit.finding import DIFFERS, AuditLine
 from gpt2.audit.stamp import write_audit
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.report.arms import Arm, group_arms
 from gpt2.report.checklist import checklist
 from gpt2.report.curves import MAX_POINTS, band

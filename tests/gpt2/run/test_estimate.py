@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import Plan, make_plan
+from gpt2.plan.jobs import Plan
 from gpt2.plan.names import ESTIMATES_FILE
+from gpt2.plan.planning import make_plan
 from gpt2.run import estimate
 from gpt2.run.results_dir import PROBE_MARK, PROBES, STOP_FILE, ask_to_stop
 from gpt2.run.runner import make_estimate

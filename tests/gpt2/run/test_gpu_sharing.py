@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.plan.jobs import Job, Plan, make_plan
+from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.names import ESTIMATES_FILE
+from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, gpu_sharing
 from lib.jobs.live_table import PlainView
 from lib.jobs.process import Task

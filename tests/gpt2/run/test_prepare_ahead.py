@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.jobs import Job, make_plan
+from gpt2.plan.jobs import Job
 from gpt2.plan.memory import USABLE, memory
+from gpt2.plan.planning import make_plan
 from gpt2.run import prepare_ahead
 from gpt2.run.gpu_sharing import CONTEXT
 from gpt2.run.placement import describe, gpu_slots

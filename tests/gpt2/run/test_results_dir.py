@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.jobs import Plan, make_plan
+from gpt2.plan.jobs import Plan
 from gpt2.plan.names import MATRIX_FILE
+from gpt2.plan.planning import make_plan
 from gpt2.run.conflicts import check
 from gpt2.run.results_dir import (
     STOP_FILE,

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.jobs import Plan, make_plan
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import make_plan
 from gpt2.run.results_dir import MatrixError
 from gpt2.run.runner import Watch, prepare, run, task_of
 from gpt2.run.verification import Proofs

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.settings.checks import check, remarks
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from, settings_from_dict

@@ -1,6 +1,6 @@
 """Dimensions that are not multiples of 64 are named."""
 
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.train.alignment import unaligned
 from tests.gpt2.tinytraining import tiny_config
 

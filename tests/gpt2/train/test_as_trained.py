@@ -21,11 +21,11 @@ from gpt2.train import as_trained, update
 from gpt2.train.as_trained import GradientComparison, compare
 from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import load_data
-from gpt2.train.failures import EXIT_USAGE
 from gpt2.train.run_context import RunContext
 from gpt2.train.update import Updater
 from gpt2.verify.subject import scramble
 from lib.gpu.device import random_state, select_device
+from lib.output import EXIT_USAGE
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (
     checkpoints,

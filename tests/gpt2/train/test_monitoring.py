@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.train.batch_split import BatchSplit
 from gpt2.train.costs_and_scores import trained
 from gpt2.train.monitoring import energy_used, watching

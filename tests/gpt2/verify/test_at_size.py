@@ -16,7 +16,8 @@ from gpt2.mechanisms.ra.layer import Reciprocity
 from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.model import gpt as model
 from gpt2.model.backends import reference
-from gpt2.plan.jobs import Plan, plan_settings
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import plan_settings
 from gpt2.verify.certificates import at_size, formula
 from gpt2.verify.certify_steps import LARGER, prove, subjects
 from gpt2.verify.subject import Finding, Subject

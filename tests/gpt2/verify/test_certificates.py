@@ -19,7 +19,8 @@ from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.mechanisms.ra.layer import Reciprocity
 from gpt2.model import block, gpt, kept_weights, mlp
 from gpt2.model.backends import reference
-from gpt2.plan.jobs import Plan, plan_settings
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import plan_settings
 from gpt2.plan.steps import STEPS
 from gpt2.settings.schema import Settings
 from gpt2.train import build_optimizer as optimize

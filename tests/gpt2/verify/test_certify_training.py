@@ -6,7 +6,8 @@ import json
 
 import pytest
 
-from gpt2.plan.jobs import Plan, make_plan
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import make_plan
 from gpt2.verify import certify_training
 from gpt2.verify.certify_steps import Proof
 from gpt2.verify.certify_training import Trained, at_hand, everything, prove, trained_by

@@ -14,7 +14,8 @@ from gpt2.mechanisms.mlp_gate.layer import MlpGate
 from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.mechanisms.spec import Projection
 from gpt2.model.gpt import GPT
-from gpt2.plan.jobs import Plan, plan_settings
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import plan_settings
 from gpt2.plan.steps import STEPS, Step
 from gpt2.settings.checks import check
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, NO_WIDTH_REQUESTS, PARTS, Settings

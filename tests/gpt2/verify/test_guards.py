@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from gpt2.model import gpt, mlp
-from gpt2.plan.jobs import Plan, plan_settings
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import plan_settings
 from gpt2.verify import certify_steps
 from gpt2.verify.certificates import (
     at_size,

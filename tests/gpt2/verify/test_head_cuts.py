@@ -7,7 +7,7 @@ import pytest
 
 from gpt2.mechanisms.ract.spec import RACT
 from gpt2.mechanisms.spec import MULTI_HEAD
-from gpt2.plan.jobs import plan_settings
+from gpt2.plan.planning import plan_settings
 from gpt2.train.head_removal import RemovalDiffers
 from gpt2.verify.certify_steps import subjects
 from gpt2.verify.head_cuts import heads

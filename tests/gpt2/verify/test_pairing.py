@@ -9,7 +9,8 @@ import pytest
 
 from gpt2.model import init
 from gpt2.plan import steps as ablation
-from gpt2.plan.jobs import Plan, make_plan, plan_settings
+from gpt2.plan.jobs import Plan
+from gpt2.plan.planning import make_plan, plan_settings
 from gpt2.plan.steps import STEPS
 from gpt2.train import evaluate, run_context
 from gpt2.train.batches import eval_windows

@@ -18,7 +18,7 @@ from gpt2.mechanisms.ra.layer import Reciprocity
 from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.model import gpt, mlp
 from gpt2.model.reference.measures import deviation
-from gpt2.plan.jobs import plan_settings
+from gpt2.plan.planning import plan_settings
 from gpt2.settings.schema import Settings
 from gpt2.train.build_optimizer import make_optimizer
 from gpt2.verify.certificates import (

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.run.plan_listing import cold_cache
 from gpt2.settings.configuration import load_defaults
 from lib.gpu import compile_cache
