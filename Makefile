@@ -226,6 +226,7 @@ remove-hooks: | setup ## remove these hooks
 	$(PY) scripts/install_hooks.py remove
 clean: ## remove caches
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf kablate.egg-info build/lib build/bdist.*  # of pip install
 	find gpt2 lib scripts tests -name __pycache__ -prune -exec rm -rf {} +
 mrproper: clean ## also .config, config.py and our .venv; keep results and data
 	$(BOOT) scripts/setup_env.py --remove

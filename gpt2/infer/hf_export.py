@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,17 @@ def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:
         code = flat_modules({f"gpt2.infer.{ENTRY}": ENTRY})
         files |= {name: text.encode("utf-8") for name, text in code.items()}
     files["README.md"] = model_card(trained, native).encode("utf-8")
-    files["LICENSE"] = (ROOT / "LICENSE").read_bytes()
+    files["LICENSE"] = licence().encode("utf-8")
     for name, data in files.items():
         atomic_write_bytes(folder / name, data)
+
+
+def licence() -> str:
+    """Text of kablate's licence: next to gpt2/ in a checkout, else as installed."""
+    path = ROOT / "LICENSE"
+    if path.is_file():
+        return path.read_text(encoding="utf-8")
+    return distribution("kablate").read_text("licenses/LICENSE") or ""
 
 
 def native_config(settings: Settings) -> dict[str, Any]:

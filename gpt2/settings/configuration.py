@@ -16,12 +16,17 @@ from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
 from gpt2.settings.rerun_commands import assignments
 from lib.kconfig.config_py import Config, ConfigError, read_config, render_config
 from lib.kconfig.dotconfig import split_overrides
+from lib.suggestions import hint
 
 if TYPE_CHECKING:
     from lib.kconfig.strict import StrictKconfig
 
 ROOT = Path(__file__).resolve().parents[2]
-KCONFIG = ROOT / "Kconfig"
+# A wheel lacks the first, which only sources the second.
+KCONFIG = next(
+    path for path in (ROOT / "Kconfig", ROOT / "gpt2" / "Kconfig") if path.is_file()
+)
+DEFCONFIGS = ROOT / "defconfigs"
 NOTED = "KABLATE_NOTED"  # set after settings in the environment were reported
 
 
@@ -41,7 +46,7 @@ def strict_kconfig() -> StrictKconfig:
     """Our Kconfig, with types and short names of its symbols."""
     from lib.kconfig.strict import StrictKconfig  # kconfiglib: only where it is needed
 
-    return StrictKconfig(KCONFIG, symbol_types(), ALIASES, PREFIXES)
+    return StrictKconfig(KCONFIG, symbol_types(), ALIASES, PREFIXES, ROOT)
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
@@ -69,6 +74,17 @@ def load_defaults(overrides: str = "", first: Sequence[str] = ()) -> Config:
     config = strict_kconfig().load([])
     note_environment(config, overrides)
     return override(config, overrides, first)
+
+
+def load_preset(name: str, overrides: str = "") -> Config:
+    """Load defconfigs/``name`` and apply assignments, as `make defconfig-name` does.
+
+    Raises ConfigError, with the nearest name if there is no such preset.
+    """
+    known = [path.name for path in DEFCONFIGS.glob("[!._]*") if path.is_file()]
+    if name not in known:
+        raise ConfigError(f"there is no preset {name!r}{hint(name, known)}")
+    return strict_kconfig().load([DEFCONFIGS / name], split_overrides(overrides))
 
 
 def results_of(path: str | Path) -> Path | None:

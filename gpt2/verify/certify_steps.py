@@ -254,7 +254,8 @@ def code_hash() -> str:
 
 
 def _sources() -> Iterator[Path]:
-    yield from (ROOT / "scripts" / "verify.py", ROOT / "Kconfig")
+    outside = (ROOT / "scripts" / "verify.py", ROOT / "Kconfig")
+    yield from filter(Path.is_file, outside)  # a wheel lacks the second
     for folder in ("gpt2", "lib"):
         for path in (ROOT / folder).rglob("*"):
             if path.is_file() and "__pycache__" not in path.parts:

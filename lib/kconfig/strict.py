@@ -35,6 +35,7 @@ class StrictKconfig:
     types: parsers of symbols whose string is of another type, such as float.
     aliases, prefixes: short names on the command line. KEY in ``KEY=VALUE`` is an
     alias, a symbol, or a symbol without one of the prefixes.
+    root: as for lib.kconfig.tree.Tree.
 
     All methods raise lib.kconfig.config_py.ConfigError with a line for each fault,
     and OSError for a file that cannot be read.
@@ -44,6 +45,7 @@ class StrictKconfig:
     types: Types = field(default_factory=dict)
     aliases: Aliases = field(default_factory=dict)
     prefixes: Sequence[str] = ()
+    root: str | Path | None = None
 
     def open(self, files: Files, overrides: Iterable[str] = ()) -> Tree:
         """As load(), for the text of .config or of a defconfig as well."""
@@ -96,7 +98,7 @@ class StrictKconfig:
         return {s.name: members for s in symbols if (members := choice_members(s))}
 
     def _tree(self, config: Config | None = None) -> Tree:
-        tree = Tree(self.kconfig, self.types)
+        tree = Tree(self.kconfig, self.types, self.root)
         if config is not None:
             tree.replay(config)
         return tree
@@ -129,7 +131,7 @@ class StrictKconfig:
         """
         dropped: dict[int, str] = {}
         while True:
-            tree = Tree(self.kconfig)
+            tree = Tree(self.kconfig, root=self.root)
             problems = tree.read(dotconfig, skip=dropped) + tree.check()
             if not problems:
                 return dict(sorted(dropped.items()))

@@ -44,12 +44,22 @@ from lib.kconfig.symbols import (
 
 
 class Tree:
-    """Parsed Kconfig tree and the assignments made to it."""
+    """Parsed Kconfig tree and the assignments made to it.
 
-    def __init__(self, kconfig: str | Path, types: Types | None = None) -> None:
-        self.root = Path(kconfig).resolve().parent
+    root: the folder that `source` and places are relative to, by default that of
+    ``kconfig``.
+    """
+
+    def __init__(
+        self,
+        kconfig: str | Path,
+        types: Types | None = None,
+        root: str | Path | None = None,
+    ) -> None:
+        kconfig = Path(kconfig).resolve()
+        self.root = kconfig.parent if root is None else Path(root).resolve()
         self.types = types or {}
-        self.kconf = _parse(Path(kconfig).resolve())
+        self.kconf = _parse(kconfig, self.root)
         self.asked: dict[str, Assignment] = {}
         defined = self.kconf.unique_defined_syms
         self.symbols: dict[str, Symbol] = {s.name: s for s in defined}
@@ -309,12 +319,12 @@ def _at(a: Assignment) -> str:
     return f" (first in line {a.line})" if a.line else ""
 
 
-def _parse(kconfig: Path) -> kconfiglib.Kconfig:
+def _parse(kconfig: Path, root: Path) -> kconfiglib.Kconfig:
     """Parse a Kconfig tree; kconfiglib's warnings are errors."""
-    root = kconfig.parent
+    start = str(kconfig.relative_to(root))
     try:
         with _environment(srctree=str(root), KCONFIG_WARN_UNDEF="y"), _literal(root):
-            tree = kconfiglib.Kconfig(kconfig.name, warn_to_stderr=False)
+            tree = kconfiglib.Kconfig(start, warn_to_stderr=False)
     except (kconfiglib.KconfigError, OSError) as error:
         raise ConfigError(" ".join(str(error).split())) from error
     fail_on(ConfigProblem("Kconfig", warning) for warning in tree.warnings)
