@@ -28,7 +28,9 @@ def pytest_configure() -> None:
     hypothesis.settings.load_profile("untimed")
     for name in FROM_MAKE:
         os.environ.pop(name, None)
-    os.environ["PYTHONPATH"] = str(Path(__file__).with_name("faults"))
+    own = os.environ.get("PYTHONPATH")  # packages of processes, too
+    paths = [str(Path(__file__).with_name("faults")), *([own] if own else [])]
+    os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
     card.choose(os.environ.get("PYTEST_XDIST_WORKER", ""), card.visible())
     # Hundreds of processes would compile our modules, each worker rewrite all tests.
