@@ -53,6 +53,7 @@ class Options:
     memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
     ahead: tasks that a slot begins while another of its tasks has the device; they
     prepare and then wait for their turn (lib/jobs/turn.py), which the slots name.
+    at_first: tasks that prepare in a slot in which nothing trains yet.
     launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
     lock_wait: seconds to wait for the lock of a run that somebody else still holds,
     such as a trainer whose runner was killed and which is writing its checkpoint.
@@ -62,6 +63,7 @@ class Options:
     slots: Sequence[Mapping[str, str]] = ({},)
     memory: float = 0.0
     ahead: int = 0
+    at_first: int = 1
     launch: Launch = Attempt
     retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
     patience: Patience = field(default_factory=Patience)
@@ -221,14 +223,17 @@ class Scheduler:
     def _compiles_in_vain(self, task: Task, slot: int) -> bool:
         """Whether it would compile what another task is compiling, and could find in
         the cache later, or delay the first update of a slot where nothing trains yet.
-        An empty slot does not wait for that."""
-        there = self._in(slot)
-        if not there or not task.code:
+        An empty slot waits for neither, unless other code is left to begin with."""
+        if not task.code:
             return False
+        there = self._in(slot)
         preparing = [cell for cell in self.running if cell.stage == PREPARING]
-        if all(cell in preparing for cell in there):
-            return True
-        return any(cell.task.code == task.code for cell in preparing)
+        codes = {cell.task.code for cell in preparing}
+        if not there:
+            others = {cell.task.code for cell in self._queue} - codes
+            return bool(self.options.ahead and task.code in codes and others)
+        waits = all(cell in preparing for cell in there)
+        return task.code in codes or (waits and len(there) >= self.options.at_first)
 
     def _place(self, cell: TaskState, free: Sequence[int]) -> int | None:
         """A free slot where the task fits with the memory of the running ones."""
