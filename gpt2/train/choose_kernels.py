@@ -14,16 +14,24 @@ import os
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 
 from gpt2.model.autotune import attention, mlp, store
-from gpt2.model.autotune.choice import arm_of, choose_backends, wants_tuning
+from gpt2.model.autotune.choice import (
+    arm_of,
+    choose_backends,
+    likely,
+    wants_tuning,
+)
 from gpt2.model.autotune.store import Tuning
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
@@ -32,13 +40,14 @@ from gpt2.settings.schema import Settings
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
-from lib.gpu.compile_cache import compiled
+from lib.gpu.compile_cache import compiled, import_compiler
 from lib.gpu.device import DeviceInfo
 from lib.jobs.turn import Turn
 from lib.kernels import ahead, choices
 from lib.output import EXIT_OOM
 
 ROOT = Path(__file__).resolve().parents[2]
+PARTS = "--parts"  # instead of a file for the answer: compile and choose nothing
 PASSES = 2  # of a micro step: the first meets every kernel, the second any that is left
 
 
@@ -79,13 +88,7 @@ def is_complete(
     dropped: Collection[str],
 ) -> bool:
     """Whether paths, tiles and algorithms are known for these settings."""
-    resources = settings.resources
-    asked = {
-        attention.key(settings, batch): resources.attention_backend,
-        mlp.key(settings, batch): resources.mlp_backend,
-    }
-    ranked = [key for key, b in asked.items() if b == "auto" or resources.other_kernels]
-    if any(key not in tuning.ranks for key in ranked):
+    if unranked(settings, batch, tuning):
         return False
     built, _ = choose_backends(settings, device, batch, tuning, dropped)
     return arm_of(built, batch) in tuning.arms
@@ -99,6 +102,7 @@ def tune(
     dropped: Collection[str] = (),
     passed: Callable[[str], None] = lambda stage: None,
     alone: Callable[[], AbstractContextManager[None]] = nullcontext,
+    compiled_elsewhere: Callable[[], object] = lambda: None,
 ) -> Tuning:
     """``tuning`` with what these settings need, found in this process: ranks of the
     paths that `auto` chooses from, then tiles and algorithms of a real micro step.
@@ -106,33 +110,30 @@ def tune(
     passed: called with the name of each stage when it is done. alone: makes a context
     in which no other run uses the device, for what is timed; nothing is compiled there
     that can be compiled before, as a run that trains waits meanwhile.
+    compiled_elsewhere: waits for another process that compiles the parts to the caches
+    on disk, while this one compiles the micro step of the paths that likely win.
     """
-    on, resources = device.torch_device, settings.resources
+    on = device.torch_device
     found = dataclasses.replace(tuning, ranks=dict(tuning.ranks))
     choices.load(tuning.choices)
-    parts = ((attention, resources.attention_backend), (mlp, resources.mlp_backend))
-    attention.compile_ahead(settings, on, batch)
-    unranked = [
-        part
-        for part, backend in parts
-        if backend == "auto" or resources.other_kernels
-        if part.key(settings, batch) not in found.ranks
-    ]
-    for part in unranked:
-        part.warm_up(settings, on, batch)
-    ahead.wait()
+    guess, once = _guessed_micro_step(settings, device, batch, found, dropped)
+    passed("micro step compiled")
+    compiled_elsewhere()
+    compile_parts(settings, on, batch, found)
     choices.reconsider()
     passed("kernels compiled")
     with alone(), choices.timing():
-        for part in unranked:
+        for part in unranked(settings, batch, found):
             key = part.key(settings, batch)
             found.ranks[key], line = part.rank(settings, on, batch)
             found.lines = {**found.lines, key: line}
             passed(line.partition(":")[0])
     built, _ = choose_backends(settings, on, batch, found, dropped)
-    once = _micro_step(built, device, batch)
-    once()
-    passed("micro step compiled")
+    if built != guess:
+        once = _micro_step(built, device, batch)
+        once()
+        passed("another micro step compiled")
+    assert once is not None, "compiled for what is built"
     choices.reconsider()
     with alone(), choices.timing():
         for _ in range(PASSES):
@@ -141,6 +142,50 @@ def tune(
     found.choices = {**found.choices, **choices.found()}
     found.arms = [*found.arms, arm_of(built, batch)]
     return found
+
+
+def unranked(settings: Settings, batch: int, tuning: Tuning) -> list[ModuleType]:
+    """attention or mlp, where the settings leave a choice that is not made yet."""
+    resources = settings.resources
+    parts = ((attention, resources.attention_backend), (mlp, resources.mlp_backend))
+    return [
+        part
+        for part, backend in parts
+        if backend == "auto" or resources.other_kernels
+        if part.key(settings, batch) not in tuning.ranks
+    ]
+
+
+def compile_parts(
+    settings: Settings, on: torch.device, batch: int, tuning: Tuning
+) -> None:
+    """Compile what will be timed, into the caches on disk and this process."""
+    attention.compile_ahead(settings, on, batch)
+    for part in unranked(settings, batch, tuning):
+        part.warm_up(settings, on, batch)
+    ahead.wait()
+
+
+def _guessed_micro_step(
+    settings: Settings,
+    device: DeviceInfo,
+    batch: int,
+    tuning: Tuning,
+    dropped: Collection[str],
+) -> tuple[Settings | None, Callable[[], None] | None]:
+    """Settings with the paths that likely win and their micro step, compiled; None and
+    None if these do not run, which a trial will find out and report."""
+    on = device.torch_device
+    guess = likely(settings, on, batch, tuning)
+    built, _ = choose_backends(settings, on, batch, guess, dropped)
+    once = _micro_step(built, device, batch)
+    try:
+        once()
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return None, None
+    return built, once
 
 
 def _micro_step(built: Settings, device: DeviceInfo, batch: int) -> Callable[[], None]:
@@ -155,9 +200,12 @@ def _micro_step(built: Settings, device: DeviceInfo, batch: int) -> Callable[[],
     step = MicroStep(forward, device, built.optim.mixed_precision)
     shape = (batch, built.model.block_size)
     tokens = torch.randint(built.vocab_size, shape, device=on)
+    # Two tensors, as in training: for one given twice torch.compile makes another
+    # graph, which no run would find in the cache.
+    targets = tokens.clone()
 
     def once() -> None:
-        step(tokens, tokens)
+        step(tokens, targets)
         model.zero_grad(set_to_none=True)
         devices.synchronize(device)
 
@@ -186,6 +234,8 @@ def _in_a_process(
     }
     with tempfile.TemporaryDirectory(prefix="kablate-tuning-") as folder:
         answer = Path(folder, "answer.json")
+        if settings.resources.compile_model:  # takes seconds, which are free now
+            threading.Thread(target=import_compiler, daemon=True).start()
         done = subprocess.run(
             [sys.executable, "-m", __name__, str(answer)],
             input=json.dumps(request),
@@ -206,28 +256,68 @@ def _in_a_process(
 
 def main(answer: Path) -> int:
     """Read a request from stdin, tune, write the answer; the exit code."""
-    request = json.load(sys.stdin)
+    text = sys.stdin.read()
+    request = json.loads(text)
     watch = Stopwatch(request["began"])
+    turn = Turn.from_environment(os.environ)
+
+    def alone() -> AbstractContextManager[None]:
+        return turn.alone(lambda: None)
+
+    with _compiling_parts(text) as compiled_elsewhere:
+        settings, device, batch, tuning = _start(request)
+        watch("start")
+        try:
+            found = tune(
+                settings,
+                device,
+                batch,
+                tuning,
+                request["dropped"],
+                watch,
+                alone,
+                compiled_elsewhere,
+            )
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            print(error, file=sys.stderr)
+            return EXIT_OOM
+    answer.write_text(json.dumps(dataclasses.asdict(found)))
+    print(f"kernels chosen in {watch}", file=sys.stderr)
+    return 0
+
+
+def _start(request: Mapping[str, Any]) -> tuple[Settings, DeviceInfo, int, Tuning]:
+    """Device and arithmetic as in training; settings, device, micro batch, tuning."""
     settings = settings_from_dict(request["settings"])
     resources = settings.resources
     device = devices.select_device(request["device"])
     devices.set_math(device, tf32=resources.tf32, benchmark=resources.cudnn_benchmark)
-    tuning = Tuning.of(request["tuning"])
-    watch("start")
-    try:
-        dropped, turn = request["dropped"], Turn.from_environment(os.environ)
+    return settings, device, request["batch"], Tuning.of(request["tuning"])
 
-        def alone() -> AbstractContextManager[None]:
-            return turn.alone(lambda: None)
 
-        found = tune(settings, device, request["batch"], tuning, dropped, watch, alone)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        print(error, file=sys.stderr)
-        return EXIT_OOM
-    answer.write_text(json.dumps(dataclasses.asdict(found)))
-    print(f"kernels chosen in {watch}", file=sys.stderr)
+@contextmanager
+def _compiling_parts(request: str) -> Iterator[Callable[[], int]]:
+    """A process that compiles the parts, as Python lets one thread compile at a time;
+    a function that waits for it. What fails there is compiled again here."""
+    words = [sys.executable, "-m", __spec__.name, PARTS]
+    with subprocess.Popen(
+        words, stdin=subprocess.PIPE, stdout=sys.stderr, text=True
+    ) as process:
+        assert process.stdin is not None, "a pipe was asked for"
+        with suppress(BrokenPipeError), process.stdin:
+            process.stdin.write(request)
+        try:
+            yield process.wait
+        finally:
+            process.kill()
+
+
+def compile_only() -> int:
+    """Read a request from stdin and compile its parts."""
+    settings, device, batch, tuning = _start(json.load(sys.stdin))
+    compile_parts(settings, device.torch_device, batch, tuning)
     return 0
 
 
@@ -250,4 +340,5 @@ class Stopwatch:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(Path(sys.argv[1])))
+    argument = sys.argv[1]
+    raise SystemExit(compile_only() if argument == PARTS else main(Path(argument)))

@@ -10,6 +10,7 @@ where another user could create it first.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import os
 import platform
 from collections.abc import Callable, Mapping
@@ -96,6 +97,13 @@ def compiled(
 
     _configure()
     return torch.compile(function, mode=mode, dynamic=False)
+
+
+def import_compiler() -> None:
+    """Import what torch.compile would import when it is first used: seconds."""
+    importlib.import_module("torch._inductor.compile_fx")
+
+    _configure()
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 
 import torch
 
@@ -13,6 +14,8 @@ from gpt2.model.backends.registry import fallbacks, served_by
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from lib.hashing import identity
+
+LIKELY = ("cudnn", "triton", "sdpa", "flex")
 
 
 def wants_tuning(settings: Settings, device: torch.device) -> bool:
@@ -54,6 +57,23 @@ def choose_backends(
         return usual, lines
     changed, line = controls.choose_controls(usual, device, *ranks)
     return changed, [*lines, line]
+
+
+def likely(
+    settings: Settings, device: torch.device, batch: int, tuning: Tuning
+) -> Tuning:
+    """``tuning`` with a guess for each ranking that it lacks, by what was fastest on
+    the GPUs measured so far (docs/performance.md)."""
+    served = attention.candidates(
+        settings, platform_of(device.type, settings.resources.compile_model)
+    )
+    guesses = [name for name in LIKELY if name in served]
+    of_mlp = "torch" if mlp.unsupported(settings, device) else "cublaslt"
+    ranks = {
+        attention.key(settings, batch): [*guesses, "reference"],
+        mlp.key(settings, batch): [of_mlp, "torch"],
+    }
+    return replace(tuning, ranks={**ranks, **tuning.ranks})
 
 
 def _first(

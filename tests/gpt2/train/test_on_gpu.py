@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from gpt2.train.export import load_export
-from lib.gpu import profiler
+from lib.gpu import compile_cache, profiler
 from tests.gpt2.tinydata import ROOT, prepare_texts, texts
 from tests.gpt2.tinytraining import (
     losses,
@@ -73,6 +73,17 @@ def test_a_profile_of_a_run_has_kernels_and_memory(tmp_path):
     for name in ("TRACE_FILE", "SNAPSHOT_FILE", "SUMMARY_FILE"):
         assert (folder / getattr(profiler, name)).stat().st_size > 500
     print((folder / profiler.SUMMARY_FILE).read_text())
+
+
+def test_a_run_finds_compiled_what_the_choice_of_kernels_compiled(
+    tmp_path, monkeypatch
+):
+    for name in (compile_cache.INDUCTOR, compile_cache.TRITON):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    log = run_on_gpu(tmp_path, **WIDE, compile_model=True, batch_size=2)
+    assert "choosing kernels for this arm" in log
+    assert "compiled graphs: 1 from the cache, 0 new" in log
 
 
 @pytest.mark.gpu(gib=inf)  # fills the card
