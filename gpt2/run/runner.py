@@ -36,6 +36,7 @@ from gpt2.run.sessions import recorded
 from gpt2.run.verification import Proofs
 from gpt2.settings.schema import Settings
 from lib.files import safe_join
+from lib.hashing import identity
 from lib.jobs import run_files
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, Scheduler, View
@@ -67,9 +68,18 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         files={run_files.JOB_FILE: text + "\n"},
         seconds=seconds_of(job.settings.optim.time_budget),
         max_steps=last_update(job.settings),
-        code=job.cell if job.settings.resources.compile_model else "",
+        code=_code(job.settings),
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
+
+
+def _code(settings: Settings) -> str:
+    """Names what a run compiles: the same for all seeds, rates and optimizers."""
+    if not settings.resources.compile_model:
+        return ""
+    parts, optim = settings.to_dict(), settings.optim
+    size = parts["model"], parts["mechanisms"], parts["resources"]
+    return identity([*size, optim.mixed_precision, optim.residual_fp32])
 
 
 def _launcher(settings: Settings) -> tuple[str, ...]:

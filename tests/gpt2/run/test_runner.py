@@ -22,6 +22,7 @@ from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options
 from lib.output import EXIT_FAILED
+from tests.gpt2.tinytraining import tiny_config
 from tests.results_factory import write_matrix
 from tests.tinymatrix import write_config
 
@@ -36,6 +37,18 @@ def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
     assert json.loads(task.files["job.json"]) == plan.jobs[3].to_json()
     assert task.max_steps == 10 and task.cost > 0
     assert task.env["KABLATE_VERIFIED"] == "passed"
+
+
+def test_tasks_that_compile_the_same_are_recognized(tmp_path: Path) -> None:
+    def codes(*settings: str) -> list[str]:
+        words = ("RA_MLA_ABLATION_MODE=y", "CONTROLS=n", *settings)
+        jobs = make_plan(tiny_config(*words)).jobs
+        return [task_of(job, tmp_path, "").code for job in jobs]
+
+    swept = "SWEEP=LEARNING_RATE=1e-3,2e-3"
+    found = codes("STEPS=0,5", "SEEDS=1,2", swept, "COMPILE_MODEL=y")
+    assert len(found) == 8 and len(set(found)) == 2, "one for each step"
+    assert codes("STEPS=0", "COMPILE_MODEL=n") == [""]
 
 
 def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:
