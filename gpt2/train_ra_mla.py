@@ -39,11 +39,11 @@ from gpt2.plan.run_length import resolve
 from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load
 from gpt2.settings.schema import SYMBOL_OF
+from lib.atomic_files import read_json
 from lib.gpu.compile_cache import cache_environment
 from lib.gpu.env import child_environment
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
-from lib.jobs.run_files import read_json
 from lib.output import EXIT_USAGE
 
 

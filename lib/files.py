@@ -2,7 +2,7 @@
 
 A results folder may come from somebody else, and a link in it may lead anywhere. So:
 
-    a written file replaces a link of its name (lib/jobs/run_files.py renames it into
+    a written file replaces a link of its name (lib/atomic_files.py renames it into
     place), and the target of the link is unchanged; links are refused for files that
     are appended to and folders that are written into; a folder is deleted only if it is
     not a link and holds only plain files with names that this project uses, otherwise

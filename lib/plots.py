@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lib.jobs.run_files import atomic_write_bytes
+from lib.atomic_files import atomic_write_bytes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

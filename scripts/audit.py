@@ -43,8 +43,8 @@ from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
+from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
-from lib.jobs.run_files import DiskFull
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT_OR_0, add_number
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE

@@ -53,8 +53,9 @@ from gpt2.train.benchmark import (
     peer_update,
     seconds_of,
 )
+from lib.atomic_files import atomic_write_json
 from lib.gpu.compile_cache import cache_environment
-from lib.jobs.run_files import atomic_write_json, now, read_status
+from lib.jobs.run_files import now, read_status
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -38,8 +38,8 @@ from gpt2.infer.compared import (
     position_rows,
 )
 from gpt2.infer.items import Choice, read_choices, read_texts
+from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
-from lib.jobs.run_files import DiskFull, atomic_write_json
 from lib.number_option import COUNT, add_number
 from lib.terminal import report_console
 

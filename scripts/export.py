@@ -32,9 +32,9 @@ from pathlib import Path
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.infer.hub import NotUploaded, check_repo, upload
+from lib.atomic_files import DiskFull
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
-from lib.jobs.run_files import DiskFull
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 FORMATS = ("hf",)

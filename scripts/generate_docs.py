@@ -32,8 +32,8 @@ from gpt2.plan.steps import STEPS, Step
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
+from lib.atomic_files import atomic_write_text
 from lib.house_rules import Violation
-from lib.jobs.run_files import atomic_write_text
 from lib.kconfig.tree import Tree
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -33,7 +33,7 @@ from pathlib import Path
 from gpt2.data.token_files import DataError, check_if_prepared
 from gpt2.settings.configuration import note_environment, strict_kconfig
 from gpt2.settings.parse import ALIASES, PREFIXES, settings_from, symbol_types
-from lib.jobs.run_files import atomic_write_bytes, atomic_write_text
+from lib.atomic_files import atomic_write_bytes, atomic_write_text
 from lib.kconfig.config_py import (
     Config,
     ConfigError,

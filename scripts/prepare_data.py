@@ -43,7 +43,7 @@ from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.settings.configuration import load
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
-from lib.jobs.run_files import DiskFull
+from lib.atomic_files import DiskFull
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -34,8 +34,8 @@ from gpt2.report.timeline_report import price_of, read_timeline, time_lines
 from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import results_of
+from lib.atomic_files import DiskFull, atomic_write_text
 from lib.files import Linked
-from lib.jobs.run_files import DiskFull, atomic_write_text
 from lib.number_option import COUNT, LOSS, SHARE, add_number
 
 

@@ -44,6 +44,7 @@ from gpt2.run.placement import describe_plan, scheduler_options
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
 from gpt2.settings.rerun_commands import matrix_command, report_command
+from lib import atomic_files
 from lib.jobs import run_files
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
@@ -87,7 +88,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         return act(given, config, plan)
-    except run_files.DiskFull as error:
+    except atomic_files.DiskFull as error:
         print(error, file=sys.stderr)
         show_same_command(given)
         return EXIT_DISK
@@ -219,7 +220,7 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing, and then the command that was given for its end."""
     try:
         code = run_or_watch(given, config, plan)
-    except run_files.DiskFull:
+    except atomic_files.DiskFull:
         tell_end(given, plan, EXIT_DISK)
         raise
     tell_end(given, plan, code)

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING
 from gpt2.plan.jobs import Plan, only
 from gpt2.plan.planning import make_plan, registry_plan
 from gpt2.settings.configuration import load_or_defaults
+from lib.atomic_files import atomic_write_json
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
-from lib.jobs.run_files import atomic_write_json
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import split_overrides
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE

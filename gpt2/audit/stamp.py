@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.audit.finding import FAILED, INCOMPLETE, PASSED, AuditLine, verdict
+from lib.atomic_files import atomic_write_json
 from lib.hashing import file_sha256
 from lib.jobs.run_files import (
     EXPORT_FILE,
@@ -19,7 +20,6 @@ from lib.jobs.run_files import (
     MANIFEST_FILE,
     METRICS_FILE,
     STATUS_FILE,
-    atomic_write_json,
     now,
 )
 from lib.safe_json import Unusable, as_dict, read_foreign_json
@@ -32,7 +32,7 @@ VERDICTS = (PASSED, FAILED, INCOMPLETE)
 
 
 def write_audit(run_dir: Path, findings: Sequence[AuditLine]) -> None:
-    """Write audit.json, atomically. Raises lib.jobs.run_files.DiskFull and OSError."""
+    """Write audit.json, atomically. Raises lib.atomic_files.DiskFull and OSError."""
     record = {
         "schema": SCHEMA,
         "made": now(),

@@ -31,7 +31,8 @@ from gpt2.mechanisms import mechanisms
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import FOLDER, STATE_FILE
-from lib.jobs.run_files import BAD_JSON, EXPORT_FILE
+from lib.atomic_files import BAD_JSON
+from lib.jobs.run_files import EXPORT_FILE
 from lib.pruning.registry import METHODS
 from lib.safe_json import clean
 

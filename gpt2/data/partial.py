@@ -24,8 +24,8 @@ import numpy.typing as npt
 from gpt2.data.encode import Encoded, Tokens
 from gpt2.data.split import MANY_BYTES, MANY_DOCUMENTS, Sizes, is_held_out
 from gpt2.data.token_files import SPLITS, TOKEN_BYTES, split_file
+from lib.atomic_files import DamagedFile, atomic_write_json, read_json
 from lib.hashing import file_sha256
-from lib.jobs.run_files import DamagedFile, atomic_write_json, read_json
 
 SCHEMA = 1
 CURSOR_FILE = "cursor.json"

@@ -40,17 +40,15 @@ from gpt2.data.token_files import (
     require_reachable,
 )
 from gpt2.settings.schema import VOCAB_SIZES
-from lib.files import remove_folder
-from lib.jobs.run_files import (
+from lib.atomic_files import (
     DamagedFile,
     DiskFull,
-    LockHeld,
     atomic_write_json,
     fsync_directory,
-    lock,
-    now,
     read_json,
 )
+from lib.files import remove_folder
+from lib.jobs.run_files import LockHeld, lock, now
 
 if TYPE_CHECKING:
     import tiktoken

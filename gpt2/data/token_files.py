@@ -18,8 +18,8 @@ from typing import Any
 
 from gpt2.settings.rerun_commands import assignments
 from gpt2.settings.schema import VOCAB_SIZES, Settings
+from lib.atomic_files import DamagedFile, read_json
 from lib.hashing import file_sha256, identity
-from lib.jobs.run_files import DamagedFile, read_json
 from lib.kconfig.dotconfig import split_overrides
 
 SCHEMA = 1

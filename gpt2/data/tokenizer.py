@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.settings.schema import VOCAB_SIZES
-from lib.jobs.run_files import atomic_write_bytes
+from lib.atomic_files import atomic_write_bytes
 
 if TYPE_CHECKING:
     import tiktoken

@@ -32,8 +32,8 @@ from gpt2.mechanisms import enabled
 from gpt2.model.gpt2_weights import to_gpt2
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of
+from lib.atomic_files import atomic_write_bytes, atomic_write_json
 from lib.files import hidden_name, remove_folder
-from lib.jobs.run_files import atomic_write_bytes, atomic_write_json
 
 ENTRY = "modeling_kablate"
 WEIGHTS_FILE = "model.safetensors"
@@ -69,7 +69,7 @@ def export_hf(trained: TrainedModel, folder: Path) -> HfFolder:
     """Write the folder, and replace an earlier one that holds nothing else.
 
     Raises NotTheSame, FileExistsError for a folder with other files,
-    gpt2.data.tokenizer.TokenizerUnavailable, lib.jobs.run_files.DiskFull.
+    gpt2.data.tokenizer.TokenizerUnavailable, lib.atomic_files.DiskFull.
     """
     partial = hidden_name(folder)
     partial.mkdir(parents=True)

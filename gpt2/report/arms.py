@@ -16,8 +16,8 @@ from gpt2.plan.axes import nearest
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.results import MatrixResults, Row, Run
 from gpt2.settings.schema import VOCAB_SIZES
+from lib.atomic_files import finite
 from lib.hashing import diff_fields
-from lib.jobs.run_files import finite
 from lib.safe_json import as_dict, clean, number, whole
 
 NOT_A_CHANGE = ("resources.", "matrix.")  # how and where a run is executed

@@ -18,8 +18,8 @@ from gpt2.report.arms import (
 from gpt2.report.pairing import unpaired
 from gpt2.report.results import Run
 from lib.alarms import are_identical
+from lib.atomic_files import finite
 from lib.hashing import identity
-from lib.jobs.run_files import finite
 from lib.rounded_losses import resolution, rounding_variance
 from lib.safe_json import as_dict, clean, number
 

@@ -41,7 +41,8 @@ from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import human
-from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE, finite
+from lib.atomic_files import finite
+from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE
 from lib.safe_json import clean
 
 PAGE = Path(__file__).resolve().parent / "page"

@@ -15,8 +15,8 @@ from gpt2.report.evidence import ACTING, curve_of
 from gpt2.report.read_results import read_curves
 from gpt2.report.results import MatrixResults, Run
 from lib.alarms import identical_curves
+from lib.atomic_files import finite
 from lib.hashing import identity
-from lib.jobs.run_files import finite
 
 
 def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:

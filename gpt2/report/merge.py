@@ -19,14 +19,9 @@ from gpt2.report.checklist import ENVIRONMENT, KERNELS
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
 from gpt2.settings.schema import IDENTITY_PARTS
+from lib.atomic_files import atomic_write_bytes, atomic_write_json, finite
 from lib.files import hidden_name, remove_folder
-from lib.jobs.run_files import (
-    SCHEMA,
-    atomic_write_bytes,
-    atomic_write_json,
-    finite,
-    now,
-)
+from lib.jobs.run_files import SCHEMA, now
 from lib.safe_json import (
     MAX_RECORDS_BYTES,
     Unusable,

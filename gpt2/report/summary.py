@@ -10,7 +10,7 @@ from typing import Any
 
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import COLUMNS, MatrixResults, Row
-from lib.jobs.run_files import atomic_write_json, atomic_write_text, finite
+from lib.atomic_files import atomic_write_json, atomic_write_text, finite
 
 SCHEMA = 3  # increased with every change of fields; readers refuse newer ones
 

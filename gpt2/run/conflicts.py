@@ -21,6 +21,7 @@ from gpt2.run.results_dir import (
 )
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import IDENTITY_PARTS
+from lib import atomic_files
 from lib.hashing import diff_fields
 from lib.jobs import run_files
 
@@ -49,7 +50,7 @@ def _conflict(run_dir: Path, job: Job) -> Conflict | None:
         reason = f"it was begun, but its {path.name} is missing"
         return Conflict(job.run_dir, reason) if begun else None
     try:
-        old = run_files.read_json(path)
+        old = atomic_files.read_json(path)
         if old["hash"] == job.hash:
             return _other_parent(old, job)
         before = identity_of_json(old)

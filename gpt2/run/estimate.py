@@ -20,6 +20,7 @@ from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.names import ESTIMATES_FILE
 from gpt2.plan.run_length import seconds_of
 from gpt2.run.plan_listing import cells, table
+from lib import atomic_files
 from lib.hashing import identity
 from lib.human import duration, size
 from lib.jobs import run_files
@@ -83,7 +84,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
         why = f"{status['failure'] or status['status']}: {status['message']}"
         return {**record, "seconds": None, "message": why}
     records, result = (
-        run_files.read_jsonl(run_dir / run_files.METRICS_FILE),
+        atomic_files.read_jsonl(run_dir / run_files.METRICS_FILE),
         status["result"],
     )
     trained = [r["seconds"] for r in records if r["kind"] == "train"]
@@ -120,7 +121,7 @@ def _gpu(run_dir: Path, result: Mapping[str, Any]) -> dict[str, int]:
     reserved = result.get("reserved_memory_bytes")
     if reserved is None:
         return {}
-    device = run_files.read_json(run_dir / run_files.MANIFEST_FILE)["device"]
+    device = atomic_files.read_json(run_dir / run_files.MANIFEST_FILE)["device"]
     total = device["memory_bytes"]
     return {"gpu_reserved_bytes": reserved, "gpu_memory_bytes": total}
 
@@ -171,14 +172,14 @@ def write(
         "jobs": jobs,
         "seconds": makespan(whole, slots) if len(whole) == len(jobs) else None,
     }
-    run_files.atomic_write_json(output_dir / ESTIMATES_FILE, estimate)
+    atomic_files.atomic_write_json(output_dir / ESTIMATES_FILE, estimate)
     return estimate
 
 
 def read(output_dir: Path) -> dict[str, Any]:
     """estimates.json; {} if there is none or it is damaged."""
     try:
-        found = run_files.read_json(output_dir / ESTIMATES_FILE)
+        found = atomic_files.read_json(output_dir / ESTIMATES_FILE)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) and found.get("schema") == SCHEMA else {}

@@ -22,7 +22,7 @@ from gpt2.plan.jobs import Job, Plan, identity_of
 from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE, STEPS_COPY
 from gpt2.plan.planning import make_plan
 from gpt2.settings.rerun_commands import matrix_command
-from lib import provenance
+from lib import atomic_files, provenance
 from lib.files import refuse_link, safe_join
 from lib.jobs import run_files
 from lib.kconfig.config_py import Config, read_config
@@ -51,7 +51,7 @@ def open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
     """
     try:
         _open_folder(output_dir, files)
-    except run_files.DiskFull:
+    except atomic_files.DiskFull:
         raise
     except OSError as error:
         raise _unusable(output_dir, error) from None
@@ -70,14 +70,14 @@ def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
     refuse_foreign(output_dir)
     if output_dir.exists():
         # perhaps a link or a mounted disk, which nothing can be renamed onto
-        run_files.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
+        atomic_files.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
         return
     new = _unfinished(output_dir)
     try:
         for name, text in files.items():
-            run_files.atomic_write_text(new / name, text)
+            atomic_files.atomic_write_text(new / name, text)
         os.rename(new, output_dir)
-        run_files.fsync_directory(output_dir.parent)
+        atomic_files.fsync_directory(output_dir.parent)
     except OSError as error:
         shutil.rmtree(new, ignore_errors=True)
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
@@ -151,7 +151,7 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
     with ExitStack() as stack:
         try:
             stack.enter_context(run_files.lock(matrix_lock(root)))
-        except run_files.DiskFull:
+        except atomic_files.DiskFull:
             raise
         except OSError as error:
             raise _unusable(root, error) from None
@@ -183,7 +183,7 @@ def scratch(root: Path) -> Iterator[Path]:
         yield folder
         if (folder / KERNELS_FILE).is_file():
             text = (folder / KERNELS_FILE).read_text()
-            run_files.atomic_write_text(root / KERNELS_FILE, text)
+            atomic_files.atomic_write_text(root / KERNELS_FILE, text)
 
 
 def read_matrix_file(output_dir: Path) -> dict[str, Any]:
@@ -193,14 +193,14 @@ def read_matrix_file(output_dir: Path) -> dict[str, Any]:
     """
     path = output_dir / MATRIX_FILE
     try:
-        found = run_files.read_json(path)
+        found = atomic_files.read_json(path)
     except FileNotFoundError:
         if begun_in(output_dir):
             return _without_matrix_file(output_dir)
         raise MatrixError(f"nothing was run yet: there is no {path}") from None
     except NotADirectoryError as error:
         raise _unusable(output_dir, error) from None
-    except run_files.DamagedFile as error:
+    except atomic_files.DamagedFile as error:
         raise MatrixError(f"{error}. {_way_out(output_dir)}") from None
     if not _lists_jobs(found):
         why = "is not a list of jobs written by kablate"
@@ -242,7 +242,7 @@ def _without_matrix_file(output_dir: Path) -> dict[str, Any]:
     for path in begun_in(output_dir):
         with suppress(OSError, ValueError, TypeError):
             run_dir = path.parent.relative_to(output_dir).as_posix()
-            jobs.append({**run_files.read_json(path), "run_dir": run_dir})
+            jobs.append({**atomic_files.read_json(path), "run_dir": run_dir})
     return {"base": identity_of(base, 0), "jobs": jobs}
 
 
@@ -316,7 +316,7 @@ def update(plan: Plan, copies: Mapping[str, str]) -> None:
     root = plan.output_dir
     text = render_matrix_file(plan, kept_jobs(root, plan.jobs))
     for name, content in _files(plan, copies, text).items():
-        run_files.atomic_write_text(root / name, content)
+        atomic_files.atomic_write_text(root / name, content)
 
 
 def set_aside(output_dir: Path, jobs: Iterable[Job]) -> list[tuple[str, Path]]:
@@ -364,6 +364,6 @@ def ask_to_stop(output_dir: Path) -> str:
     path = matrix_lock(output_dir)
     if not run_files.is_locked(path):
         return f"nothing is running in {output_dir}"
-    run_files.atomic_write_text(output_dir / STOP_FILE, "")
+    atomic_files.atomic_write_text(output_dir / STOP_FILE, "")
     runner = run_files.lock_held(path)
     return f"asked pid {runner.pid} on {runner.host} to write checkpoints and stop"

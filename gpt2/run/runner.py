@@ -35,6 +35,7 @@ from gpt2.run.results_dir import (
 from gpt2.run.sessions import recorded
 from gpt2.run.verification import Proofs
 from gpt2.settings.schema import Settings
+from lib import atomic_files
 from lib.files import safe_join
 from lib.hashing import identity
 from lib.jobs import run_files
@@ -170,7 +171,7 @@ def prepare(
         jobs = missing(root, [job for job in todo if job not in refused])
         for job in jobs:
             path = safe_join(root, job.run_dir) / run_files.JOB_FILE
-            run_files.atomic_write_json(path, job.to_json())
+            atomic_files.atomic_write_json(path, job.to_json())
         _summarise(root)
     return [task_of(job, root, proofs.word) for job in jobs]
 
@@ -242,7 +243,7 @@ class FormulaComparison:
     def of(cls, cell: str, run_dir: Path) -> FormulaComparison:
         status = run_files.read_status(run_dir)
         try:
-            manifest = run_files.read_json(run_dir / run_files.MANIFEST_FILE)
+            manifest = atomic_files.read_json(run_dir / run_files.MANIFEST_FILE)
         except (OSError, ValueError):
             manifest = {}
         checks = (manifest.get("as_trained") or {}).get("checks", [])
@@ -286,14 +287,14 @@ def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[
     others, as tasks of Slurm, have finished meanwhile stays as it is.
     """
     if proofs.table is not None:
-        run_files.atomic_write_json(root / CERTIFICATES_FILE, proofs.table)
+        atomic_files.atomic_write_json(root / CERTIFICATES_FILE, proofs.table)
     unproven = [job for job in todo if job.cell in proofs.failed]
     refused = missing(root, unproven)
     for job in refused:
         why = proofs.failed[job.cell]
         view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
         run_dir = safe_join(root, job.run_dir)
-        run_files.atomic_write_json(run_dir / run_files.JOB_FILE, job.to_json())
+        atomic_files.atomic_write_json(run_dir / run_files.JOB_FILE, job.to_json())
         run_files.write_status(
             run_dir,
             status="failed",

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from gpt2.plan.names import RUNNER_FILE
 from gpt2.settings.schema import Resources
+from lib.atomic_files import append_jsonl
 from lib.jobs.phases import place_name, process_start
-from lib.jobs.run_files import append_jsonl
 from lib.jobs.slots import place_of
 
 KIND = "session"

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from lib.atomic_files import read_json
 from lib.jobs.linux_processes import end_with
-from lib.jobs.run_files import read_json
 
 VERIFY = Path(__file__).resolve().parents[2] / "scripts" / "verify.py"
 PASSED, SKIPPED = "passed", "skipped"

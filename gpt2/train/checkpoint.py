@@ -23,9 +23,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt2.train.failures import Refused, is_disk_full
+from lib.atomic_files import DiskFull, atomic_write_json, fsync_directory, read_json
 from lib.files import hidden_name, own_folder, remove_folder
 from lib.hashing import diff_fields, file_sha256, identity
-from lib.jobs.run_files import DiskFull, atomic_write_json, fsync_directory, read_json
 
 SCHEMA = 1
 KEPT = 2

@@ -14,8 +14,8 @@ from gpt2.model.gpt import GPT
 from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import export, load_weights
+from lib.atomic_files import BAD_JSON
 from lib.hashing import canonical_json
-from lib.jobs.run_files import BAD_JSON
 
 HEADS = "heads"  # of the metadata: numbers of heads by layer, where some were removed
 

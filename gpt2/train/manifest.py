@@ -14,8 +14,9 @@ from gpt2.plan.names import VERIFIED
 from gpt2.train.as_trained import GradientComparison
 from gpt2.train.run_context import RunContext
 from lib import provenance
+from lib.atomic_files import atomic_write_json, read_json
 from lib.gpu.backend_probe import Startup
-from lib.jobs.run_files import MANIFEST_FILE, atomic_write_json, now, read_json
+from lib.jobs.run_files import MANIFEST_FILE, now
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -66,7 +67,7 @@ class Manifest:
         fingerprints of what the run starts from (gpt2/train/fingerprints.py).
         random_streams: dropout's, "continued" from a checkpoint or "fresh". A fresh run
         gets a new manifest; one that is resumed keeps where it began and adds to
-        ``resumed``. Raises lib.jobs.run_files.DiskFull.
+        ``resumed``. Raises lib.atomic_files.DiskFull.
         """
         before = self.read()
         here = provenance.collect(ROOT, environ)

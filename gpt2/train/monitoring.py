@@ -7,10 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from gpt2.train.run_context import RunContext
+from lib.atomic_files import read_jsonl
 from lib.gpu.device import pci_addresses
 from lib.gpu.monitor import Monitor, energy
 from lib.gpu.sources import open_source
-from lib.jobs.run_files import GPU_FILE, read_jsonl
+from lib.jobs.run_files import GPU_FILE
 
 Say = Callable[[str], None]
 

@@ -10,6 +10,12 @@ from gpt2.plan.jobs import Job
 from gpt2.settings.schema import IDENTITY_PARTS
 from gpt2.train.checkpoint import FOLDER
 from gpt2.train.failures import Refused
+from lib.atomic_files import (
+    atomic_write_json,
+    drop_bad_lines,
+    read_json,
+    remove_leftovers,
+)
 from lib.files import Linked, refuse_link
 from lib.hashing import diff_fields
 from lib.jobs.run_files import (
@@ -17,11 +23,7 @@ from lib.jobs.run_files import (
     LOG_FILE,
     METRICS_FILE,
     STATUS_FILE,
-    atomic_write_json,
-    drop_bad_lines,
-    read_json,
     read_status,
-    remove_leftovers,
 )
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.train.failures import FolderGone
+from lib.atomic_files import append_jsonl, read_jsonl
 from lib.jobs import phases
-from lib.jobs.run_files import METRICS_FILE, append_jsonl, read_jsonl, write_status
+from lib.jobs.run_files import METRICS_FILE, write_status
 
 STATUS_SECONDS = 1.0  # between refreshes of status.json, which flush the disk
 ALIVE_SECONDS = 10.0  # between them while a run waits: HANG_TIMEOUT looks at the file

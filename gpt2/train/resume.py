@@ -16,8 +16,8 @@ from gpt2.train.progress import Progress
 from gpt2.train.record import Recorder
 from gpt2.train.run_context import RunContext
 from gpt2.train.update import Updater
+from lib.atomic_files import truncate_metrics
 from lib.gpu import device as devices
-from lib.jobs.run_files import truncate_metrics
 
 
 class Checkpoints:

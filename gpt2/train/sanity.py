@@ -8,7 +8,7 @@ from typing import Any
 from gpt2.settings.schema import Settings
 from gpt2.train.record import Recorder
 from lib.alarms import Alarm, LossWatch
-from lib.jobs.run_files import read_jsonl
+from lib.atomic_files import read_jsonl
 
 NAME = "alarms"
 

@@ -15,8 +15,8 @@ from typing import Any
 from gpt2.plan.jobs import Job
 from gpt2.settings.schema import Resources
 from gpt2.train.record import Recorder
+from lib.atomic_files import atomic_write_json, read_jsonl
 from lib.hashing import identity
-from lib.jobs.run_files import atomic_write_json, read_jsonl
 from lib.safe_json import Unusable, as_dict, read_foreign_json
 from lib.trackers import CLOSE_SECONDS, Record, TrackedRun, open_trackers
 
@@ -39,7 +39,7 @@ def project_of(resources: Resources) -> str:
 @contextmanager
 def tracking(job: Job, recorder: Recorder) -> Iterator[dict[str, Any]]:
     """Send each record to the configured trackers and, at the end, the values of the
-    dictionary that is yielded. Raises lib.jobs.run_files.DiskFull."""
+    dictionary that is yielded. Raises lib.atomic_files.DiskFull."""
     result: dict[str, Any] = {}
     names = job.settings.resources.trackers
     if not names:

@@ -99,7 +99,7 @@ class Trainer:
         """Train to the last update and its evaluation.
 
         Raises Interrupted (after a checkpoint), NonFinite, NotAsTrained, torch's
-        out-of-memory errors, lib.jobs.run_files.DiskFull.
+        out-of-memory errors, lib.atomic_files.DiskFull.
         """
         self.model.train()
         self._clock.lap()  # what came before is in no time budget

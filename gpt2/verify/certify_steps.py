@@ -22,8 +22,8 @@ from gpt2.settings.schema import IDENTITY_PARTS, Settings
 from gpt2.verify.certificates import CERTIFICATES, certify
 from gpt2.verify.changes import changes, distinct
 from gpt2.verify.subject import Finding, Subject
+from lib.atomic_files import atomic_write_json, read_json
 from lib.hashing import identity
-from lib.jobs.run_files import atomic_write_json, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE_SCHEMA = 1

@@ -13,8 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.atomic_files import append_jsonl, read_jsonl
 from lib.gpu.sources import Source, short
-from lib.jobs.run_files import append_jsonl, read_jsonl
 
 TRIES = 3  # consecutive failed reads after which a source counts as lost
 LONGEST_GAP = 10.0  # maximum seconds between records for energy sums

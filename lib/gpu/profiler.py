@@ -21,9 +21,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, record_function
 
+from lib.atomic_files import atomic_write_bytes
 from lib.files import refuse_link
 from lib.gpu.device import DeviceInfo, synchronize
-from lib.jobs.run_files import atomic_write_bytes
 
 FOLDER = "profile"
 TRACE_FILE = "trace.json.gz"

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib import atomic_files
 from lib.files import open_to_append, safe_join
 from lib.jobs import linux_processes, run_files
 from lib.jobs.run_log import Pace, RunProgress, log_tail, rotate_log
@@ -105,7 +106,7 @@ class Attempt:
     def __init__(self, task: Task, slot: Mapping[str, str], patience: Patience) -> None:
         """Start the process; `slot` names its device and threads by environment.
 
-        Raises OSError if it cannot be started, lib.jobs.run_files.DiskFull on a full
+        Raises OSError if it cannot be started, lib.atomic_files.DiskFull on a full
         disk.
         """
         self.task, self.patience = task, patience
@@ -113,7 +114,7 @@ class Attempt:
         before = run_files.read_status(task.run_dir)
         self.number = int(before["attempt"]) + 1
         for name, text in task.files.items():
-            run_files.atomic_write_text(safe_join(task.run_dir, name), text)
+            atomic_files.atomic_write_text(safe_join(task.run_dir, name), text)
         rotate_log(task.run_dir)
         run_files.write_status(
             task.run_dir,
@@ -281,7 +282,7 @@ def settle(
 
 def never_started(error: OSError | ValueError) -> Outcome:
     """The Outcome of an attempt that could not be started."""
-    failure = "disk" if isinstance(error, run_files.DiskFull) else "crash"
+    failure = "disk" if isinstance(error, atomic_files.DiskFull) else "crash"
     return Outcome(status="failed", failure=failure, message=str(error))
 
 

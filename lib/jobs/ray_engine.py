@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.process import (
     Outcome,
@@ -169,13 +170,13 @@ class RemoteAttempt:
     def __init__(
         self, cluster: Cluster, task: Task, slot: Mapping[str, str], patience: Patience
     ) -> None:
-        """Raises OSError if nothing can be written, lib.jobs.run_files.DiskFull on a
+        """Raises OSError if nothing can be written, lib.atomic_files.DiskFull on a
         full disk."""
         self._cluster, self._run_dir, self._patience = cluster, task.run_dir, patience
         self._max_steps, self._seconds = task.max_steps, task.seconds
         self.number = int(run_files.read_status(task.run_dir)["attempt"]) + 1
         token = task.run_dir.absolute() / f".token.{secrets.token_hex(6)}.tmp"
-        run_files.atomic_write_text(token, "")
+        atomic_files.atomic_write_text(token, "")
         self._ref = cluster.submit(render_order(task, slot, patience, token))
         self._is_there = False  # whether a machine has started it
         self._reason: str | None = None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lib import atomic_files
 from lib.human import size
 from lib.jobs import phases, run_files
 
@@ -202,6 +203,6 @@ def _last_bytes(path: Path, count: int) -> bytes:
 def _record(line: bytes) -> dict[str, Any] | None:
     try:
         value = json.loads(line)
-    except run_files.BAD_JSON:
+    except atomic_files.BAD_JSON:
         return None
     return value if isinstance(value, dict) else None

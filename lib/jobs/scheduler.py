@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Protocol
 
+from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.phases import FINISHING, PREPARING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
@@ -270,7 +271,7 @@ class Scheduler:
             self._conclude(cell, "failed", never_started(error))
 
     def _start(self, cell: TaskState, slot: int) -> None:
-        run_files.remove_leftovers(cell.task.run_dir)
+        atomic_files.remove_leftovers(cell.task.run_dir)
         options = self.options
         place = options.slots[slot]
         cell.attempt = options.launch(cell.task, place, options.patience)

@@ -28,7 +28,7 @@ from gpt2.plan.planning import make_plan, step_job
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
-from lib.jobs.run_files import atomic_write_json, read_json, read_jsonl
+from lib.atomic_files import atomic_write_json, read_json, read_jsonl
 from lib.kconfig.config_py import Config
 from tests.faults import sitecustomize
 from tests.gpt2.tinydata import ROOT

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lib import atomic_files
 from lib.files import Linked, open_to_append, own_folder, remove_folder, safe_join
-from lib.jobs import run_files
 
 OURS = re.compile(r"a|b/c")
 
@@ -17,7 +17,7 @@ OURS = re.compile(r"a|b/c")
 def folder(tmp_path: Path) -> Path:
     """A folder of our own files, and next to it "else", which is not ours."""
     for name in ("mine/a", "mine/b/c", "else/a"):
-        run_files.atomic_write_text(tmp_path / name, name)
+        atomic_files.atomic_write_text(tmp_path / name, name)
     return tmp_path / "mine"
 
 
@@ -61,7 +61,7 @@ def test_a_file_that_is_written_replaces_a_link_and_not_its_target(
 ) -> None:
     link, target = folder / "link", folder.parent / "else" / "a"
     link.symlink_to(target)
-    run_files.atomic_write_text(link, "new")
+    atomic_files.atomic_write_text(link, "new")
     assert (link.read_text(), target.read_text()) == ("new", "else/a")
     assert not link.is_symlink()
 
@@ -71,7 +71,7 @@ def test_nothing_is_appended_behind_a_link(folder: Path, target: str) -> None:
     link = folder / "metrics.jsonl"
     link.symlink_to(folder.parent / target)
     with pytest.raises(Linked, match="metrics.jsonl is a link to .*remove the link"):
-        run_files.append_jsonl(link, {"step": 1})
+        atomic_files.append_jsonl(link, {"step": 1})
     assert names(folder.parent / "else") == ["a"]
     assert (folder.parent / "else" / "a").read_text() == "else/a"
 

@@ -8,7 +8,7 @@ import pytest
 
 from gpt2.audit.finding import PASSED
 from gpt2.audit.stamp import audit_state
-from lib.jobs.run_files import atomic_write_json, read_json
+from lib.atomic_files import atomic_write_json, read_json
 from tests.scripts.inprocess import run_script
 
 RUN, OTHER = "results/step00-baseline/seed1", "results/step05-ra/seed1"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.jobs import run_files
+from lib import atomic_files
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import run_matrix
 
@@ -26,7 +26,7 @@ def report(folder: Path) -> str:
 
 
 def read(folder: Path, run: str, name: str) -> dict:
-    return dict(run_files.read_json(folder / "results" / run / name))
+    return dict(atomic_files.read_json(folder / "results" / run / name))
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from gpt2.model.gpt2_weights import from_gpt2
-from lib.jobs.run_files import atomic_write_json, read_json
+from lib.atomic_files import atomic_write_json, read_json
 from tests.scripts.inprocess import run_script
 
 RUN = "results/step00-baseline/seed1"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from gpt2.infer.hf_export import write_folder
 from gpt2.infer.trained import load_trained
-from lib.jobs.run_files import read_json, read_jsonl
+from lib.atomic_files import read_json, read_jsonl
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import run_matrix
 

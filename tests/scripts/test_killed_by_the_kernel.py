@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.jobs import run_files
+from lib import atomic_files
 from tests.tinymatrix import TINY, command, write_config
 
 CGROUPS = Path("/sys/fs/cgroup")
@@ -75,7 +75,7 @@ def test_it_goes_on_with_half_the_micro_batch(
     assert done.returncode == 0, done.stdout + done.stderr
     line = "FAILED (oom): killed by the kernel for lack of memory; will be tried again"
     assert line in done.stdout
-    manifest = run_files.read_json(
+    manifest = atomic_files.read_json(
         tmp_path / "results" / "step00-baseline" / "seed1" / "manifest.json"
     )
     assert manifest["micro_batch"] < 1024 and manifest["world_size"] == ranks

@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lib import atomic_files
 from lib.jobs import run_files
 from tests.scratch import until
 from tests.scripts.test_run_test_matrix import (
@@ -32,7 +33,7 @@ TWO = "SEEDS=1 JOBS=2"
 
 
 def manifest(folder: Path, run: str) -> dict[str, object]:
-    return dict(run_files.read_json(folder / "results" / run / "manifest.json"))
+    return dict(atomic_files.read_json(folder / "results" / run / "manifest.json"))
 
 
 def status(folder: Path, run: str) -> dict[str, object]:
@@ -224,7 +225,7 @@ def has_passed(folder: Path, run: str, step: int) -> bool:
 
 
 def last_step(folder: Path, run: str) -> int:
-    records = run_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
+    records = atomic_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
     return max((record.get("step", 0) for record in records), default=0)
 
 
@@ -307,7 +308,7 @@ def test_an_estimate_is_made_used_and_scored(folder: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 runs, 2 at a time: about" in done.stdout
     path = folder / "results" / "estimates.json"
-    estimate = run_files.read_json(path)
+    estimate = atomic_files.read_json(path)
     assert [cell["name"] for cell in estimate["cells"]] == [
         "step00-baseline",
         "step05-ra",
@@ -320,7 +321,7 @@ def test_an_estimate_is_made_used_and_scored(folder: Path) -> None:
 
     done = run_matrix(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    scored = run_files.read_json(folder / "results" / "summary.json")["estimates"]
+    scored = atomic_files.read_json(folder / "results" / "summary.json")["estimates"]
     for measure in ("time", "memory"):
         assert scored[measure]["runs"] == 2
         assert scored[measure]["worst_run"] in TINY_RUNS

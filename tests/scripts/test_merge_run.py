@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lib.jobs.run_files import read_json
+from lib.atomic_files import read_json
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.phases import phases_of
 from tests.scratch import until
@@ -32,7 +33,7 @@ SLOW = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.3"}
 def times(folder: Path, run: str, attempt: int = 1) -> dict[str, float]:
     """Unix seconds of each phase of an attempt; of one passed twice, the last."""
     path = folder / "results" / run / "metrics.jsonl"
-    found = phases_of(run_files.read_jsonl(path))
+    found = phases_of(atomic_files.read_jsonl(path))
     return {name: at for name, at, number in found if number == attempt}
 
 
@@ -129,6 +130,6 @@ def test_out_of_memory_before_its_turn_is_tried_again_alone(
     assert "preparing again once the device is free" in log
     ahead, alone = RUNS[2], RUNS[0]
     assert times(folder, ahead)["model"] > times(folder, ahead)["turn"]
-    manifest = run_files.read_json(folder / "results" / ahead / "manifest.json")
+    manifest = atomic_files.read_json(folder / "results" / ahead / "manifest.json")
     assert manifest["out_of_memory"] == [] and manifest["micro_batch"] == 2
     assert [attempts(folder, run) for run in (alone, ahead)] == [1, 1]

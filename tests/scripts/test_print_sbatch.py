@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lib import atomic_files
 from lib.jobs import run_files
 from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import ROOT, write
@@ -55,7 +56,7 @@ def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
     run = project / "results" / "step05-ra" / "seed1"
     assert run_task(home, done.stdout, 1) == 0
     assert run_files.read_status(run)["status"] == "done"
-    assert run_files.read_json(run / "manifest.json")["verified"] == "skipped"
+    assert atomic_files.read_json(run / "manifest.json")["verified"] == "skipped"
     assert not (project / "requeued").exists()
 
     again = print_sbatch(project, "--skip-verify", *words)  # what is left

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from lib import atomic_files
 from lib.jobs import run_files
 from tests.lib.jobs.test_ray_engine import needs_ray
 from tests.scratch import until
@@ -159,7 +160,7 @@ def test_ranks_share_a_node_and_train_as_they_do_here(
     rows, seen = [], []
     for place in (there, folder):
         rows.append({k: v for k, v in summary(place)[FIRST].items() if k not in COSTS})
-        found = run_files.read_json(place / "results" / FIRST / "manifest.json")
+        found = atomic_files.read_json(place / "results" / FIRST / "manifest.json")
         assert (found["world_size"], found["accumulation"]) == (2, 1)
         listed = run_matrix(place, "--status", "--overrides", f"{ONE_SEED} {asked}")
         seen.append(re.sub(r" +[\d.,]+k?\n", " SPEED\n", listed.stdout))

@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
+from lib import atomic_files
 from lib.jobs import linux_processes, run_files
 from tests.lib.jobs.test_ray_engine import HAS_RAY
 from tests.scratch import copy_tree, until
@@ -59,7 +60,7 @@ def attempts(folder: Path, run: str) -> int:
 
 def losses(folder: Path, run: str) -> list[tuple[Any, ...]]:
     """Computed results, without times."""
-    records = run_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
+    records = atomic_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
     names = ("kind", "step", "tokens", "loss", "grad_norm", "val_loss", "val_accuracy")
     return [
         tuple(record.get(name) for name in names)
@@ -276,15 +277,15 @@ def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> N
     assert [runs[name]["status"] for name in TINY_RUNS] == ["done", "failed"]
     status = run_files.read_status(folder / "results" / TINY_RUNS[1])
     assert status["failure"] == "certificate" and status["attempt"] == 0
-    table = run_files.read_json(folder / "results" / "certificates.json")
+    table = atomic_files.read_json(folder / "results" / "certificates.json")
     assert [cell["passed"] for cell in table["cells"]] == [True, False]
     manifest = folder / "results" / TINY_RUNS[0] / "manifest.json"
-    assert run_files.read_json(manifest)["verified"] == "passed"
+    assert atomic_files.read_json(manifest)["verified"] == "passed"
 
     done = run_matrix(folder, *words)  # --skip-verify
     assert done.returncode == 0 and "step00" not in done.stdout
     manifest = folder / "results" / TINY_RUNS[1] / "manifest.json"
-    assert run_files.read_json(manifest)["verified"] == "skipped"
+    assert atomic_files.read_json(manifest)["verified"] == "skipped"
 
 
 def test_a_proof_that_cannot_be_carried_out_starts_nothing(folder: Path) -> None:
@@ -374,7 +375,7 @@ def test_a_finished_matrix(undisturbed: Path) -> None:
     config = (undisturbed / "results" / "config.py").read_text()
     assert "CONFIG_SEEDS = '1'" in config and "command line" in config
     assert 'CONFIG_SEEDS="1"' in (undisturbed / "results" / ".config").read_text()
-    job = run_files.read_json(undisturbed / "results" / TINY_RUNS[0] / "job.json")
+    job = atomic_files.read_json(undisturbed / "results" / TINY_RUNS[0] / "job.json")
     assert job["origins"]["seeds"] == "command line"
 
 
@@ -415,7 +416,7 @@ def test_the_way_out_of_a_damaged_matrix_file(undisturbed: Path, folder: Path) -
     path.unlink()
     done = look(folder, *words)
     assert done.returncode == 0 and "1 of 1 jobs are done" in done.stdout, done.stderr
-    assert [job["name"] for job in run_files.read_json(path)["jobs"]] == [
+    assert [job["name"] for job in atomic_files.read_json(path)["jobs"]] == [
         "baseline",
         "ra",
     ]
@@ -447,7 +448,7 @@ SLOW = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.3"}
 
 def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
     path = folder / "results" / run / "metrics.jsonl"
-    return lambda: any(r.get("step", 0) >= step for r in run_files.read_jsonl(path))
+    return lambda: any(r.get("step", 0) >= step for r in atomic_files.read_jsonl(path))
 
 
 def assert_equal_to(undisturbed: Path, folder: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from lib.jobs.run_files import atomic_write_json, read_json
+from lib.atomic_files import atomic_write_json, read_json
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from lib.jobs.run_files import read_json
+from lib.atomic_files import read_json
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import prove_and_run, run_matrix

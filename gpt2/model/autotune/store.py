@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from gpt2.plan.jobs import Job
 from gpt2.plan.names import KERNELS_FILE
-from lib.jobs.run_files import atomic_write_json, read_json
+from lib.atomic_files import atomic_write_json, read_json
 
 SCHEMA = 1
 PATIENCE = 1800.0  # seconds that another process may take to tune

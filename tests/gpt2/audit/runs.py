@@ -11,7 +11,7 @@ from gpt2.audit.finding import DIFFERS, AuditLine
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.run import Audit, audit_run
 from gpt2.plan.jobs import Job
-from lib.jobs.run_files import atomic_write_json, read_json, read_jsonl
+from lib.atomic_files import atomic_write_json, read_json, read_jsonl
 from tests.gpt2.tinytraining import tiny_job
 
 

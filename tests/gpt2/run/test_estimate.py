@@ -16,7 +16,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate
 from gpt2.run.results_dir import PROBE_MARK, PROBES, STOP_FILE, ask_to_stop
 from gpt2.run.runner import make_estimate
-from lib.jobs import run_files
+from lib import atomic_files
 from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options, Scheduler
 from tests.tinymatrix import TINY, write_config
@@ -35,7 +35,7 @@ def probed(plan: Plan) -> None:
     sizes = {"checkpoint_bytes": 5 * MIB, "disk_bytes": 2 * MIB, "seconds": 1.0}
     cells = [{"hash": estimate.hash_of(job), **sizes} for job in plan.jobs[::2]]
     file = {"schema": estimate.SCHEMA, "cells": cells}
-    run_files.atomic_write_json(plan.output_dir / ESTIMATES_FILE, file)
+    atomic_files.atomic_write_json(plan.output_dir / ESTIMATES_FILE, file)
 
 
 def test_the_disk_holds_what_stays_and_the_checkpoints_of_the_running(
@@ -87,9 +87,9 @@ def test_a_stopped_estimate_leaves_the_one_before_and_no_request(
     before = (root / ESTIMATES_FILE).read_bytes()
 
     (root / STOP_FILE).touch()  # a runner that was killed left these
-    run_files.atomic_write_text(root / f"{PROBES}old" / "weights", "")
+    atomic_files.atomic_write_text(root / f"{PROBES}old" / "weights", "")
     (root / f"{PROBES}old" / PROBE_MARK).touch()
-    run_files.atomic_write_text(root / f"{PROBES}mine" / "notes", "kept: no probe's")
+    atomic_files.atomic_write_text(root / f"{PROBES}mine" / "notes", "kept: no probe's")
     (root / f"{PROBES}link").symlink_to(root / f"{PROBES}old")
     assert make_estimate(plan, {}, options, view) == {}
     assert (root / ESTIMATES_FILE).read_bytes() == before

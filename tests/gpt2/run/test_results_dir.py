@@ -30,6 +30,7 @@ from gpt2.run.results_dir import (
     update,
 )
 from gpt2.run.runner import task_of
+from lib import atomic_files
 from lib.jobs import run_files
 from tests.tinymatrix import TINY, write_config
 
@@ -66,7 +67,7 @@ def begin(plan: Plan, *which: int) -> None:
     for number in which:
         task = task_of(plan.jobs[number], plan.output_dir, "passed")
         for name, text in task.files.items():
-            run_files.atomic_write_text(task.run_dir / name, text)
+            atomic_files.atomic_write_text(task.run_dir / name, text)
         run_files.write_status(task.run_dir, status="interrupted")
 
 
@@ -241,10 +242,10 @@ def test_a_run_without_its_job_file_stops(make: Make) -> None:
 def test_hostile_paths_in_matrix_json_are_not_followed(make: Make) -> None:
     plan = create(make())
     outside = plan.output_dir.parent / "outside"
-    run_files.atomic_write_json(outside / "job.json", {})
+    atomic_files.atomic_write_json(outside / "job.json", {})
     found: dict[str, Any] = read_matrix_file(plan.output_dir)
     found["jobs"] = [{"run_dir": "../outside"}, {"run_dir": str(outside)}]
-    run_files.atomic_write_json(plan.output_dir / MATRIX_FILE, found)
+    atomic_files.atomic_write_json(plan.output_dir / MATRIX_FILE, found)
     assert kept_jobs(plan.output_dir, plan.jobs) == []
 
 
@@ -292,7 +293,7 @@ def test_a_matrix_file_that_is_none(make: Make) -> None:
         ('{"jobs": [{}]}', "not a list of jobs"),
         ("{", "not JSON"),
     ):
-        run_files.atomic_write_text(plan.output_dir / MATRIX_FILE, text)
+        atomic_files.atomic_write_text(plan.output_dir / MATRIX_FILE, text)
         with pytest.raises(MatrixError, match=f"{what}.* move .*results away"):
             read_matrix_file(plan.output_dir)
     plan.output_dir.rename("elsewhere")  # as it says

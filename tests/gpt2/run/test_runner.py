@@ -18,6 +18,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.run.results_dir import MatrixError
 from gpt2.run.runner import Watch, prepare, run, task_of
 from gpt2.run.verification import Proofs
+from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options
@@ -71,8 +72,8 @@ def plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Plan:
     monkeypatch.chdir(tmp_path)
     plan = make_plan(write_config(tmp_path))
     done = plan.output_dir / plan.jobs[0].run_dir
-    run_files.atomic_write_json(plan.output_dir / "matrix.json", {"jobs": []})
-    run_files.atomic_write_json(done / "job.json", plan.jobs[0].to_json())
+    atomic_files.atomic_write_json(plan.output_dir / "matrix.json", {"jobs": []})
+    atomic_files.atomic_write_json(done / "job.json", plan.jobs[0].to_json())
     run_files.write_status(done, status="done")
     return plan
 

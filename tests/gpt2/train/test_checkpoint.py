@@ -21,9 +21,9 @@ from gpt2.train.checkpoint import (
     Stamp,
 )
 from gpt2.train.failures import end_of
+from lib.atomic_files import DiskFull
 from lib.files import Linked
 from lib.hashing import file_sha256, identity
-from lib.jobs.run_files import DiskFull
 
 STAMP = Stamp(
     step=3,

@@ -27,8 +27,8 @@ from gpt2.plan.jobs import Job
 from gpt2.run.runner import task_of
 from gpt2.train import checkpoint
 from gpt2.train.distributed import buckets
+from lib.atomic_files import read_jsonl
 from lib.jobs.process import Attempt, Outcome, Patience
-from lib.jobs.run_files import read_jsonl
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (
     assert_same_run,

@@ -16,9 +16,9 @@ from gpt2.train.costs_and_scores import trained
 from gpt2.train.monitoring import energy_used, watching
 from gpt2.train.progress import Progress
 from gpt2.train.run_context import RunContext
+from lib.atomic_files import read_jsonl
 from lib.gpu import device as devices
 from lib.gpu.peaks import peak_flops
-from lib.jobs.run_files import read_jsonl
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import finish, status, tiny_config, tiny_job
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gpt2.report.read_results import read_matrix
-from lib.jobs.run_files import atomic_write_json
+from lib.atomic_files import atomic_write_json
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS
 from tests.gpt2.tinytraining import (

@@ -10,7 +10,7 @@ from gpt2.report.verdicts import judge
 from gpt2.run.plan_listing import status_table
 from gpt2.train.record import Recorder
 from gpt2.train.sanity import watch_losses
-from lib.jobs.run_files import truncate_metrics
+from lib.atomic_files import truncate_metrics
 from tests.gpt2.helpers import tiny
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import finish, records, status, tiny_job, train

@@ -22,9 +22,9 @@ from gpt2.train.record import Recorder
 from gpt2.train.run_context import RunContext
 from gpt2.train.stopping import StopRequest
 from gpt2.train.trainer import Trainer
+from lib.atomic_files import read_jsonl
 from lib.gpu.device import select_device
 from lib.jobs.phases import PHASES, phases_of
-from lib.jobs.run_files import read_jsonl
 from tests.gpt2.tinytraining import (
     STEPS,
     checkpoints,

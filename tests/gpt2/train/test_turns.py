@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from lib.atomic_files import read_jsonl
 from lib.jobs.phases import phases_of
-from lib.jobs.run_files import read_jsonl
 from lib.jobs.turn import TURN, Turn, turn_path
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (

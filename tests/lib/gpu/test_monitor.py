@@ -7,10 +7,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from lib.atomic_files import read_jsonl
 from lib.gpu import monitor
 from lib.gpu.monitor import Monitor
 from lib.gpu.sources import AmdSmi, NoSource, Nvml, Sysfs, open_source, pci_address
-from lib.jobs.run_files import read_jsonl
 
 ROOT = Path(__file__).resolve().parents[3]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.jobs import run_files
+from lib import atomic_files
 from lib.jobs.process import Outcome, Task
 from lib.jobs.ray_engine import fits, words
 from lib.jobs.ray_worker import read_outcome, render_order
@@ -39,7 +39,7 @@ class Sent:
     ) -> None:
         token = task.run_dir / ".token.0.tmp"
         if shared:
-            run_files.atomic_write_text(token, "")
+            atomic_files.atomic_write_text(token, "")
         self.process = subprocess.Popen(
             [sys.executable, str(ATTENDANT), str(parent)],
             stdin=subprocess.PIPE,
@@ -58,7 +58,7 @@ class Sent:
 
 
 def begun(root: Path) -> bool:
-    return len(run_files.read_jsonl(root / "a" / "metrics.jsonl")) > 2
+    return len(atomic_files.read_jsonl(root / "a" / "metrics.jsonl")) > 2
 
 
 def test_an_attendant_tells_what_the_runner_would_have_seen(tmp_path: Path) -> None:
@@ -82,7 +82,7 @@ def test_a_second_signal_kills(tmp_path: Path) -> None:
     outcome = sent.outcome()
     assert outcome.status == status_of(tmp_path, "a")[0] == "interrupted"
     assert outcome.exit_code == -signal.SIGKILL
-    assert run_files.read_json(tmp_path / "a" / "ckpt.json")["step"] > 2
+    assert atomic_files.read_json(tmp_path / "a" / "ckpt.json")["step"] > 2
 
 
 def test_it_stops_when_its_parent_is_gone(tmp_path: Path) -> None:

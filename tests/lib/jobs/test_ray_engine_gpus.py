@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lib.jobs import run_files
+from lib import atomic_files
 from lib.jobs.process import Task
 from tests.lib.jobs.test_ray_engine import needs_ray
 from tests.scratch import ROOT
@@ -27,7 +27,7 @@ sys.path.insert(0, {str(ROOT)!r})
 from lib.jobs import run_files
 place, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
 seen = {{name: os.environ.get(name) for name in {NAMES}}}
-run_files.atomic_write_json(place / f"rank{{rank}}.json", seen)
+atomic_files.atomic_write_json(place / f"rank{{rank}}.json", seen)
 while not all(map(os.path.exists, sys.argv[2:])):
     time.sleep(0.05)
 if rank == "0":
@@ -112,7 +112,7 @@ def test_each_run_sees_its_own_gpus(
     assert done.returncode == 0, done.stderr
 
     def seen(run: str, rank: int = 0) -> Any:
-        return run_files.read_json(tmp_path / run / f"rank{rank}.json")
+        return atomic_files.read_json(tmp_path / run / f"rank{rank}.json")
 
     assert {seen("a")[mine], seen("b")[mine]} == {"0", "1"}
     assert [seen("both", rank)[mine] for rank in range(2)] == ["0,1", "0,1"]

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
 from lib.jobs.process import Patience, Task, classify
@@ -51,7 +52,7 @@ def run(
 
 
 def steps_of(root: Path, name: str) -> list[int]:
-    records = run_files.read_jsonl(root / name / "metrics.jsonl")
+    records = atomic_files.read_jsonl(root / name / "metrics.jsonl")
     return [r["step"] for r in records if r["kind"] == "train"]
 
 
@@ -273,10 +274,10 @@ def test_a_full_disk_stops_the_rest(tmp_path: Path) -> None:
 
 def test_a_summary_that_cannot_be_written_leaves_no_child(tmp_path: Path) -> None:
     def after(cell: TaskState) -> None:
-        raise run_files.DiskFull(28, "no space left")
+        raise atomic_files.DiskFull(28, "no space left")
 
     tasks = [task(tmp_path, "a"), task(tmp_path, "b", steps=10_000, sleep=0.05)]
-    with pytest.raises(run_files.DiskFull):
+    with pytest.raises(atomic_files.DiskFull):
         run(tasks, after, slots=({}, {}))
     status = run_files.read_status(tmp_path / "b")
     assert status["status"] == "interrupted" and not is_alive(status["pid"])
@@ -394,7 +395,7 @@ def test_the_first_signal_lets_the_task_write_its_checkpoint(
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 3 and "checkpoints of a" in said
     assert status_of(tmp_path, "a") == ("interrupted", None, 1)
-    checkpoint = run_files.read_json(tmp_path / "a" / "ckpt.json")["step"]
+    checkpoint = atomic_files.read_json(tmp_path / "a" / "ckpt.json")["step"]
     assert checkpoint == run_files.read_status(tmp_path / "a")["step"]
     assert not (tmp_path / "b").exists()
     reached = steps_of(tmp_path, "a")
@@ -500,7 +501,7 @@ def test_a_time_budget_tells_the_time_left(tmp_path: Path) -> None:
     assert progress.seconds_left is None
     for step, spent in ((1, 10.0), (2, 40.0)):
         record = {"kind": "train", "step": step, "loss": 1.0, "seconds": spent}
-        run_files.append_jsonl(metrics, record)
+        atomic_files.append_jsonl(metrics, record)
         progress.read()
     left = progress.seconds_left
     assert left is not None and 50.0 < left <= 60.0

@@ -17,6 +17,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[3]
 sys.path[0] = str(ROOT)
+from lib import atomic_files  # noqa: E402
 from lib.jobs import run_files  # noqa: E402
 from lib.jobs.phases import phase_record  # noqa: E402
 
@@ -81,8 +82,8 @@ def main() -> int:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     with run_files.lock(run_files.run_lock(run_dir)):
         attempt = int(os.environ.get("KABLATE_ATTEMPT", "0"))
-        done = run_files.read_json(checkpoint)["step"] if checkpoint.exists() else 0
-        run_files.truncate_metrics(metrics, done)
+        done = atomic_files.read_json(checkpoint)["step"] if checkpoint.exists() else 0
+        atomic_files.truncate_metrics(metrics, done)
         run_files.write_status(run_dir, pid=os.getpid(), max_steps=steps)
         print(f"attempt {attempt} from {done} in slot {os.environ.get('SLOT')}")
         print(f"after {os.environ.get('KABLATE_LAST_END')}")
@@ -92,21 +93,21 @@ def main() -> int:
             )
             (run_dir / "child").write_text(str(child.pid))
         if "prepare" in given:
-            run_files.append_jsonl(metrics, phase_record("started", attempt))
+            atomic_files.append_jsonl(metrics, phase_record("started", attempt))
             time.sleep(float(given["prepare"]))
-            run_files.append_jsonl(metrics, phase_record("ready", attempt))
-            run_files.append_jsonl(metrics, phase_record("turn", attempt))
+            atomic_files.append_jsonl(metrics, phase_record("ready", attempt))
+            atomic_files.append_jsonl(metrics, phase_record("turn", attempt))
         for step in range(done + 1, steps + 1):
             if fail and step == at and attempt <= first:
                 go_wrong(fail, run_dir)
             record = {"kind": "train", "step": step, "loss": 1 / step}
-            run_files.append_jsonl(metrics, {**record, "tokens_per_s": 1000.0})
+            atomic_files.append_jsonl(metrics, {**record, "tokens_per_s": 1000.0})
             if step % 5 == 0:
                 record = {"kind": "eval", "step": step, "val_loss": 2 / step}
-                run_files.append_jsonl(metrics, record)
+                atomic_files.append_jsonl(metrics, record)
             time.sleep(sleep)
             if stop or step % 2 == 0:
-                run_files.atomic_write_json(checkpoint, {"step": step})
+                atomic_files.atomic_write_json(checkpoint, {"step": step})
             if stop:
                 time.sleep(float(given.get("saving", 0)))
                 run_files.write_status(run_dir, status="interrupted", step=step)
