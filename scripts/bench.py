@@ -49,10 +49,8 @@ from gpt2.train.benchmark import (
     attention_rows,
     gpu_rows,
     line_of,
-    our_update,
-    peer_update,
-    seconds_of,
 )
+from gpt2.train.timed_updates import our_update, peer_update, seconds_of
 from lib.atomic_files import atomic_write_json
 from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import now, read_status
