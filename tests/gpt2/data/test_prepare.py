@@ -15,8 +15,7 @@ import time
 import numpy as np
 import pytest
 
-from gpt2.data import encode, partial
-from gpt2.data import prepare as preparing
+from gpt2.data import encode, partial, preparation
 from gpt2.data import split as rules
 from gpt2.data.corpus import CorpusError
 from gpt2.data.encode import Encoded, limit
@@ -435,7 +434,7 @@ def big_texts(project, lines=2_000):
 def save_often(project, many_bytes):
     """Code of a process: the command, which writes down where it is each 100 kB, and
     divides by hash from so many bytes on."""
-    encode.BATCH_CHARACTERS, preparing.SAVE_BYTES = 50_000, 100_000
+    encode.BATCH_CHARACTERS, preparation.SAVE_BYTES = 50_000, 100_000
     partial.MANY_DOCUMENTS, partial.MANY_BYTES = 10, many_bytes
     with open(project / "log", "w") as log:
         os.dup2(log.fileno(), 2)
