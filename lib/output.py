@@ -107,8 +107,8 @@ def _lost() -> int:
         sys.stdout.flush()
     except OSError as raised:  # a stream that begin() has not prepared
         error = raised
-    raw = getattr(getattr(sys.stdout, "buffer", None), "raw", None)
-    error = error or getattr(raw, "lost", None)
+    file = getattr(sys.stdout, "buffer", None)  # with python -u the raw file itself
+    error = error or getattr(getattr(file, "raw", file), "lost", None)
     if error is None:
         return 0
     _say(f"cannot write: {error.strerror}")

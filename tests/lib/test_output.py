@@ -52,13 +52,16 @@ def run(words, **options):
         ("kconfig.py", "list-defconfigs"),
         ("report.py", "--help"),
         ("verify.py", "--help"),  # which ends as what imports torch does
+        ("-u", "report.py", "--help"),
     ],
     ids=lambda words: words[0],
 )
-def test_output_on_a_full_disk_is_told_in_one_line(words):
+def test_output_on_a_full_disk_is_reported_in_one_line(words):
+    python = [sys.executable, *(word for word in words if word == "-u")]
+    words = [word for word in words if word != "-u"]
     with open("/dev/full", "w") as full:
         script = ROOT / "scripts" / words[0]
-        code, _, said = run([sys.executable, script, *words[1:]], stdout=full)
+        code, _, said = run([*python, script, *words[1:]], stdout=full)
     name = words[0].removesuffix(".py")
     expected = f"{name}: cannot write: No space left on device\n"
     assert (code, said.decode()) == (6, expected)
