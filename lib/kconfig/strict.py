@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 from lib.kconfig.config_py import DEFAULT, Config, Types
 from lib.kconfig.dotconfig import Aliases, fail_on, kind_of, parse_line
@@ -148,6 +149,22 @@ class StrictKconfig:
     def explain(self, config: Config, name: str) -> str:
         """Explain one symbol: value, origin, default, prompt, range, conditions,
         help."""
+        facts = self.facts(config, name)
+        value = facts.pop("value")
+        facts["prompt"] = facts["prompt"] or "none: derived, it cannot be set"
+        facts["instead_of"] = ", ".join(facts["instead_of"])
+        facts["follows"] = ", ".join(facts["follows"])
+        facts["range"] = "{} to {}".format(*facts["range"]) if facts["range"] else ""
+        facts["help"] = facts["help"].replace("\n", "\n" + 14 * " ")
+        lines = [f"  {k.replace('_', ' '):<12}{v}" for k, v in facts.items() if v]
+        return "\n".join([f"CONFIG_{name} = {value!r}", *lines])
+
+    def facts(self, config: Config, name: str) -> dict[str, Any]:
+        """Facts about a symbol; a text is empty where there is nothing.
+
+        instead_of: the other members of its choice. follows: symbols that it is derived
+        from. range: of the numbers that it takes now, None without one.
+        """
         kind = kind_of(name, self._tree().kinds)
         tree = self._tree(config)
         symbol = tree.symbols[name]
@@ -159,23 +176,21 @@ class StrictKconfig:
         follows = dict.fromkeys(s.name for s in deciding(symbol))
         if origin == DEFAULT:
             origin = f"{DEFAULT} ({place_of(symbol)})"
-        facts = {
+        return {
+            "value": config.values.get(name, ""),
             "origin": origin,
-            "prompt": prompt_of(symbol) or "none: derived, it cannot be set",
+            "prompt": prompt_of(symbol),
             "menu": menu_of(symbol),
             "choice": prompt_of(symbol.choice) if symbol.choice else "",
-            "instead of": ", ".join(rivals),
+            "instead_of": rivals,
             "type": kind,
-            "range": f"{bounds[0]} to {bounds[1]}" if bounds else "",
-            "follows": ", ".join(follows),
-            "depends on": "; and on ".join(map(tree.clause, conditions(symbol))),
-            "defined in": place_of(symbol),
+            "range": [int(bound, 0) for bound in bounds] if bounds else None,
+            "follows": list(follows),
+            "depends_on": "; and on ".join(map(tree.clause, conditions(symbol))),
+            "defined_in": place_of(symbol),
             "default": tree.default(symbol) or "empty",
-            "help": help_of(symbol).replace("\n", "\n" + 14 * " "),
+            "help": help_of(symbol),
         }
-        value = config.values.get(name, "")
-        lines = [f"  {label:<12}{fact}" for label, fact in facts.items() if fact]
-        return "\n".join([f"CONFIG_{name} = {value!r}", *lines])
 
 
 def assigned_names(text: str, kinds: Mapping[str, str]) -> set[str]:
