@@ -15,7 +15,7 @@ TABLE = "tool.kablate.commit"
 RESULTS_MARK = "matrix.json"  # in a folder that runs write to
 KEYS = ("required_trailers", "forbidden_patterns", "banned_words")
 WORDS_TABLE = "tool.kablate.words"
-WORDS_KEYS = ("habits", "exempt", "unfinished")
+WORDS_KEYS = ("habits", "exempt")
 
 
 class HouseRulesError(ValueError):
@@ -44,15 +44,10 @@ class Habit:
 
 @dataclass(frozen=True)
 class WordRules:
-    """Table [tool.kablate.words] of pyproject.toml.
-
-    exempt: files that quote the habits. unfinished: files and folders that are not
-    checked yet.
-    """
+    """Table [tool.kablate.words] of pyproject.toml; exempt: files that quote them."""
 
     habits: tuple[Habit, ...] = ()
     exempt: tuple[str, ...] = ()
-    unfinished: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -180,7 +175,6 @@ def _word_rules(table: Mapping[str, Any]) -> WordRules:
             for pattern, instead in pairs
         ),
         exempt=_strings(table, "exempt", WORDS_TABLE),
-        unfinished=_strings(table, "unfinished", WORDS_TABLE),
     )
 
 

@@ -92,12 +92,12 @@ def is_page(path: Path) -> bool:
 
 
 def is_excepted(path: Path, words: WordRules) -> bool:
-    """True if a file, or a folder that contains it, is exempt or unfinished."""
+    """True if a file, or a folder that contains it, is exempt."""
     path = Path(os.path.abspath(path))
     if not path.is_relative_to(ROOT):
         return False
     name = path.relative_to(ROOT)
-    return any(name.is_relative_to(one) for one in (*words.exempt, *words.unfinished))
+    return any(name.is_relative_to(one) for one in words.exempt)
 
 
 if __name__ == "__main__":
