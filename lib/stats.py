@@ -271,25 +271,6 @@ def _first(numbers: Sequence[int], holds: Callable[[int], bool]) -> int | None:
     return None
 
 
-def seeds_for_difference(
-    delta: float,
-    sd: float,
-    alpha: float = 0.05,
-    power: float = 0.8,
-    margin: float = 0.0,
-) -> Seeds | None:
-    """Pairs for a t test at alpha to find a mean of delta with this power.
-
-    margin: as for power_of_difference.
-    """
-
-    def chance(n: int) -> float:
-        return power_of_difference(delta, sd, n, alpha, margin)
-
-    falls = abs(delta) < margin
-    return seed_window(chance, power) if falls else seeds_needed(chance, power)
-
-
 def seeds_for_equivalence(
     delta: float, margin: float, sd: float, alpha: float = 0.05, power: float = 0.8
 ) -> Seeds | None:

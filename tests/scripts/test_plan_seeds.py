@@ -5,10 +5,12 @@ import re
 import numpy as np
 import pytest
 
+from gpt2.report.evidence import Rules
+from gpt2.report.noise import seeds_to_find
 from gpt2.report.power import measured_spread
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
-from lib import pooled_variance, stats
+from lib import pooled_variance
 from lib.kconfig.config_py import render_config
 from tests.gpt2.helpers import make_config
 from tests.results_factory import write_matrix
@@ -38,7 +40,7 @@ def test_more_comparisons_take_more_seeds(tmp_path):
         pooled_variance.power(0.003, sd, n, 11, 0.05, 0.003) for n in (found - 1, found)
     ]
     assert powers[0] < 0.8 <= powers[1]
-    assert found < stats.seeds_for_difference(0.003, sd, 0.05 / 11, 0.8, 0.003).first
+    assert found < seeds_to_find(0.003, sd, Rules(), 11, False, 0.003).first
     assert "over 11 comparisons" in done.stdout
 
 
