@@ -8,7 +8,7 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 
 SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 EXPORT_OPTIONS := FORMAT OUT
-EVAL_OPTIONS := TEXT CHOICES ITEMS
+EVAL_OPTIONS := TEXT CHOICES TASKS ITEMS
 BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE JSON
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
@@ -151,7 +151,7 @@ sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with mode
 	$(PY) scripts/sample.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
 
-eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHOICES, repetition (RUNS=0,5)
+eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHOICES, TASKS, repetition (RUNS=0,5)
 	$(PY) scripts/eval.py --config config.py $(WITH) $(foreach \
 		o,RESULTS OUT $(EVAL_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
@@ -206,7 +206,7 @@ explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
 	$(PY) scripts/kconfig.py explain $(WITH) -- $(call arg,SYMBOL)
 
 ##@ Develop
-setup: ## create the environment (PYTHON=..., EXTRAS=trackers,ray,gpu)
+setup: ## create the environment (EXTRAS=trackers,ray,gpu,eval)
 	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say)
 # Three workers for two cores: tests spend a third of their time waiting for processes.
 test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)

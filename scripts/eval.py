@@ -3,8 +3,11 @@
 All of it works offline. Documents of TEXT (folders, globs or files) are scored in bits
 per byte and by position in the context, random sequences that repeat by the loss on
 the repeat, questions of CHOICES (JSONL) by whether the right answer is the likeliest.
+TASKS are those of EleutherAI's lm-evaluation-harness, by name or YAML file (`make setup
+EXTRAS=eval`); a task file may run code, and most tasks fetch their data.
 Runs of one arm are its seeds; every arm is compared with the first one over the same
-items and seeds, with an error that counts both.
+items and seeds, with an error that counts both. The scores are kept in eval.json of
+each run, for the report.
 Exit codes: 0 done; 2 no such run, no usable model in it, or an option that makes no
 sense; 6 the disk is full.
 """
@@ -27,6 +30,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
@@ -38,6 +42,8 @@ from gpt2.infer.compared import (
     position_rows,
 )
 from gpt2.infer.items import Choice, read_choices, read_texts
+from gpt2.report.evaluations import write_evaluation
+from gpt2.settings.extras import check_installed
 from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.number_option import COUNT, add_number
@@ -48,30 +54,40 @@ Texts = dict[str, list[str]]
 Choices = dict[str, list[Choice]]
 
 
+@dataclass(frozen=True, slots=True)
+class Items:
+    """Items to score: documents and questions by name, names of tasks, and the number
+    of sequences for induction and of documents of a task."""
+
+    texts: Texts
+    choices: Choices
+    tasks: Sequence[str]
+    count: int
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         chosen = chosen_runs(options, most=MOST_RUNS)
-        texts = {path: read_texts(path, options.items) for path in names(options.text)}
-        choices = {
-            Path(path).stem: read_choices(path, options.items)
-            for path in names(options.choices)
-        }
-        device = chosen.resources.device
-        runs, notes = score(chosen.folders, device, texts, choices, options.items)
+        items = items_of(options)
+        runs, notes = score(chosen.folders, chosen.resources.device, items)
     except (ValueError, OSError) as error:
         print(f"eval: {error}", file=sys.stderr)
         return EXIT_USAGE
     compared = compare_arms(runs)
     show(runs, compared, notes)
-    if not options.out:
-        return 0
     try:
-        atomic_write_json(options.out, to_json(runs, compared, notes))
+        if options.write:
+            keep(runs)
+        if options.out:
+            atomic_write_json(options.out, to_json(runs, compared, notes))
+            print(f"Written: {options.out}")
     except DiskFull as error:
         print(f"eval: {error}", file=sys.stderr)
         return EXIT_DISK
-    print(f"Written: {options.out}")
+    except OSError as error:
+        print(f"eval: cannot write to {options.out}: {error.strerror}", file=sys.stderr)
+        return EXIT_USAGE
     return 0
 
 
@@ -82,9 +98,13 @@ def parser() -> argparse.ArgumentParser:
     add("--text", default="", help="folders, globs or files, separated by commas")
     words = 'JSONL files of {"context": ..., "choices": [...], "answer": 0}'
     add("--choices", default="", help=words)
+    words = "tasks of lm-evaluation-harness: names, or YAML files"
+    add("--tasks", default="", help=words)
     words = "documents, sequences and questions of each kind (default %(default)s)"
     add_number(found, "ITEMS", COUNT, default=100, help=words)
     add("--out", type=Path, help="also write all numbers to this JSON file")
+    words = "write no eval.json into the folders of the runs"
+    add("--no-write", dest="write", action="store_false", help=words)
     return found
 
 
@@ -92,13 +112,21 @@ def names(given: str) -> list[str]:
     return [name.strip() for name in given.split(",") if name.strip()]
 
 
-def score(
-    folders: Sequence[Path], device: str, texts: Texts, choices: Choices, count: int
-) -> tuple[list[ScoredRun], list[str]]:
-    """The scores of each run, one model in memory at a time, and notes on them.
+def items_of(options: argparse.Namespace) -> Items:
+    """Read the items. Raises ValueError if there are none, or for a missing extra."""
+    count, tasks = options.items, names(options.tasks)
+    if tasks:
+        check_installed("TASKS", ["lm_eval"], "eval")
+    texts = {path: read_texts(path, count) for path in names(options.text)}
+    paths = names(options.choices)
+    choices = {Path(path).stem: read_choices(path, count) for path in paths}
+    return Items(texts, choices, tasks, count)
 
-    count: of sequences for induction.
-    """
+
+def score(
+    folders: Sequence[Path], device: str, items: Items
+) -> tuple[list[ScoredRun], list[str]]:
+    """The scores of each run, one model in memory at a time, and notes on them."""
     with collector_at_rest():
         from gpt2.infer.scores import (
             Scores,
@@ -109,21 +137,44 @@ def score(
         from gpt2.infer.trained import load_trained
         from lib.gpu.device import select_device
 
+        if items.tasks:
+            from gpt2.infer.harness import Tasks, score_tasks
+
+            tasks = Tasks(items.tasks)
+            tasks.load()  # before the first model is scored
+
     where = select_device(device).device
     runs: list[ScoredRun] = []
     notes: dict[str, None] = {}
     for folder in folders:
         trained, found = load_trained(folder, where), Scores()
-        if texts:
-            score_texts(trained, texts, found)
-        score_induction(trained, count, found)
-        score_choices(trained, choices, found)
+        if items.texts:
+            score_texts(trained, items.texts, found)
+        score_induction(trained, items.count, found)
+        score_choices(trained, items.choices, found)
+        harness = {}
+        if items.tasks:
+            harness = score_tasks(trained, tasks, items.count, found)
         notes |= dict.fromkeys(found.notes)
         job = trained.job
         arm = job.name if job.step is None else f"{job.step} {job.name}"
         positions = by_powers(found.positions)
-        runs.append(ScoredRun(arm, job.seed, str(folder), found.items, positions))
+        own = job.hash, found.measures, positions, harness
+        runs.append(ScoredRun(arm, job.seed, str(folder), *own))
     return runs, list(notes)
+
+
+def keep(runs: Sequence[ScoredRun]) -> None:
+    """Write eval.json of each run, or print why that is not possible. Raises
+    DiskFull."""
+    for run in runs:
+        try:
+            write_evaluation(Path(run.run_dir), run.hash, run.measures, run.harness)
+        except DiskFull:
+            raise
+        except OSError as error:
+            reason = f"cannot write to {run.run_dir}: {error.strerror}"
+            print(f"eval: {reason} (--no-write does not try)", file=sys.stderr)
 
 
 def show(
@@ -178,8 +229,9 @@ def to_json(
         "runs": [
             {
                 **{"arm": run.arm, "seed": run.seed, "run_dir": run.run_dir},
-                "items": dict(run.items),
+                "items": {name: list(one.items) for name, one in run.measures.items()},
                 "loss_by_position": {str(k): v for k, v in run.positions.items()},
+                "harness": dict(run.harness),
             }
             for run in runs
         ],

@@ -5,32 +5,37 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from lib.items_by_seeds import CrossedMean, crossed_mean
+from gpt2.report.evaluation_columns import paired_difference
+from gpt2.report.evaluations import Measure
+from lib.items_by_seeds import CrossedMean
 from lib.stats import holm
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredRun:
-    """One model: its arm, seed, folder, and a number per item by measure.
+    """One model: its arm, seed, folder, hash, and measures by name.
 
     positions: mean loss by position in the context, in powers of two, by first one.
+    harness: results of lm-evaluation-harness, as it reports them.
     """
 
     arm: str
     seed: int
     run_dir: str
-    items: Mapping[str, Sequence[float]]
+    hash: str
+    measures: Mapping[str, Measure]
     positions: Mapping[int, float]
+    harness: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class MeasureOfArm:
     """Mean of a measure over an arm's seeds and items; difference from the first arm,
-    by items and the seeds that both have, and its p corrected over all differences
-    (Holm). None for the first arm, and where no seed is shared."""
+    over the seeds that both have with the same items, and its p corrected over all
+    differences (Holm). None for the first arm, and without such a seed."""
 
     measure: str
     arm: str
@@ -49,12 +54,12 @@ def compare_arms(runs: Sequence[ScoredRun]) -> list[MeasureOfArm]:
     for run in runs:
         arms.setdefault(run.arm, {})[run.seed] = run
     first = next(iter(arms.values()))
-    measures = dict.fromkeys(name for run in runs for name in run.items)
+    measures = dict.fromkeys(name for run in runs for name in run.measures)
     rows = [
         _row(measure, arm, by_seed, first)
         for measure in measures
         for arm, by_seed in arms.items()
-        if all(measure in run.items for run in by_seed.values())
+        if all(measure in run.measures for run in by_seed.values())
     ]
     return _corrected(rows)
 
@@ -65,21 +70,14 @@ def _row(
     by_seed: Mapping[int, ScoredRun],
     first: Mapping[int, ScoredRun],
 ) -> MeasureOfArm:
-    values = [value for run in by_seed.values() for value in run.items[measure]]
+    own, base = (
+        {s: run.measures[measure] for s, run in runs.items() if measure in run.measures}
+        for runs in (by_seed, first)
+    )
+    values = [value for one in own.values() for value in one.items]
     mean = math.fsum(values) / len(values)
-    shared = [seed for seed in by_seed if seed in first and by_seed is not first]
-    table = [
-        [a - b for a, b in zip(*_both(measure, by_seed[s], first[s]), strict=True)]
-        for s in shared
-        if measure in first[s].items
-    ]
-    return MeasureOfArm(measure, arm, mean, crossed_mean(table) if table else None)
-
-
-def _both(
-    measure: str, one: ScoredRun, other: ScoredRun
-) -> tuple[Sequence[float], Sequence[float]]:
-    return one.items[measure], other.items[measure]
+    found = None if by_seed is first else paired_difference(own, base)
+    return MeasureOfArm(measure, arm, mean, found)
 
 
 def _corrected(rows: list[MeasureOfArm]) -> list[MeasureOfArm]:

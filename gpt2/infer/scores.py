@@ -5,8 +5,9 @@ Loss is in nats per token, text in bits per byte, which models of any tokenizer 
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -15,35 +16,54 @@ from torch import Tensor
 
 from gpt2.infer.items import Choice
 from gpt2.infer.trained import TrainedModel
+from gpt2.report.evaluations import Measure
+from lib.hashing import identity
 
 MOST_LOGITS = 1 << 26  # at a time: 256 MiB in fp32
 
 
 @dataclass(slots=True)
 class Scores:
-    """One number per item by measure; ``positions``: summed loss and number of tokens
-    by the position in the context; ``notes``: what to know about them."""
+    """Measures by name; ``positions``: summed loss and number of tokens by the position
+    in the context; ``notes``: what to know about them."""
 
-    items: dict[str, list[float]] = field(default_factory=dict)
+    measures: dict[str, Measure] = field(default_factory=dict)
     positions: list[tuple[float, int]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
+    def add(self, name: str, items: Iterable[float], of: object) -> None:
+        """Add a number per item; of: the items as data, by which they are known."""
+        self.measures[name] = Measure(tuple(items), identity(of))
 
-@torch.no_grad()
+
 def token_losses(trained: TrainedModel, rows: Sequence[Sequence[int]]) -> list[Tensor]:
     """For each row of 2 to T+1 tokens the loss of all but its first, in nats."""
-    model, found = trained.model, [torch.empty(0)] * len(rows)
+    return [losses for losses, _ in token_scores(trained, rows)]
+
+
+@torch.no_grad()
+def token_scores(
+    trained: TrainedModel, rows: Sequence[Sequence[int]]
+) -> list[tuple[Tensor, Tensor]]:
+    """For each row of 2 to T+1 tokens (loss in nats, whether it is the likeliest) of
+    all but its first."""
+    model, found = trained.model, [(torch.empty(0), torch.empty(0))] * len(rows)
     for length, places in _by_length(rows).items():
         most = max(1, MOST_LOGITS // (length * trained.encoding.n_vocab))
         for start in range(0, len(places), most):
             chosen = places[start : start + most]
             batch = torch.tensor([rows[n] for n in chosen], device=trained.device)
             logits = model.logits(batch[:, :-1]).float()
+            goals = batch[:, 1:]
             losses = F.cross_entropy(
-                logits.flatten(0, 1), batch[:, 1:].flatten(), reduction="none"
+                logits.flatten(0, 1), goals.flatten(), reduction="none"
             )
-            for place, loss in zip(chosen, losses.view(len(chosen), -1), strict=True):
-                found[place] = loss.double().cpu()
+            likeliest = (logits.argmax(-1) == goals).cpu()
+            own = losses.view(len(chosen), -1).double().cpu()
+            for place, pair in zip(
+                chosen, zip(own, likeliest, strict=True), strict=True
+            ):
+                found[place] = pair
     return found
 
 
@@ -84,10 +104,11 @@ def score_texts(
             for place, value in enumerate(loss.tolist()):
                 total, count = into.positions[place]
                 into.positions[place] = total + value, count + 1
-        into.items[f"bits per byte, {name}"] = [
+        bits = (
             nat / math.log(2) / len(text.encode("utf-8", "replace"))
             for nat, text in zip(nats, texts, strict=True)
-        ]
+        )
+        into.add(f"bits per byte, {name}", bits, texts)
 
 
 def score_induction(trained: TrainedModel, count: int, into: Scores) -> None:
@@ -106,9 +127,11 @@ def score_induction(trained: TrainedModel, count: int, into: Scores) -> None:
     start = torch.full((count, 1), end)
     rows = torch.cat([start, first, first], 1)[:, : trained.model.block_size + 1]
     losses = token_losses(trained, rows.tolist())
-    into.items["random tokens, loss"] = [float(x[:half].mean()) for x in losses]
+    of = [count, half, end]
+    into.add("random tokens, loss", (float(x[:half].mean()) for x in losses), of)
     # The first token of the repeat cannot be foreseen.
-    into.items["repeated tokens, loss"] = [float(x[half + 1 :].mean()) for x in losses]
+    again = (float(x[half + 1 :].mean()) for x in losses)
+    into.add("repeated tokens, loss", again, of)
 
 
 def score_choices(
@@ -133,8 +156,9 @@ def score_choices(
                 sizes.append(len(own))
         losses = token_losses(trained, rows)
         nats = [float(x[-n:].sum()) for x, n in zip(losses, sizes, strict=True)]
-        into.items[f"accuracy, {name}"] = _right(items, nats, per_byte=False)
-        into.items[f"accuracy per byte, {name}"] = _right(items, nats, per_byte=True)
+        of = [dataclasses.astuple(item) for item in items]
+        into.add(f"accuracy, {name}", _right(items, nats, per_byte=False), of)
+        into.add(f"accuracy per byte, {name}", _right(items, nats, per_byte=True), of)
         if shortened:
             into.notes.append(
                 f"{name}: {shortened} of {len(rows)} texts lost their beginning to the "

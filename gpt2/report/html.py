@@ -24,6 +24,7 @@ from gpt2.report.columns import Column, shown_columns
 from gpt2.report.compare import shown
 from gpt2.report.curves import AXES, band
 from gpt2.report.estimates import score_lines
+from gpt2.report.evaluation_columns import evaluation_columns
 from gpt2.report.gpu_records import PANELS, gpu_use
 from gpt2.report.grades import Verdict
 from gpt2.report.lines import MARKS, Line, difference_text, interval_text, lines_of
@@ -110,6 +111,7 @@ def html_report(
     times = read_timeline(matrix) if times is None else times
     lines = lines_of(judged)
     columns = sorted(shown_columns(lines), key=_reading_order)
+    columns += evaluation_columns(lines)
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
     scripts = [
         _script(plotly_source()),

@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
-from gpt2.report.columns import COLUMN, shown_columns
+from gpt2.report.columns import COLUMN, Column, shown_columns
 from gpt2.report.estimates import score_lines
-from gpt2.report.lines import difference_text, grade_text, lines_of, p_text
+from gpt2.report.evaluation_columns import evaluation_columns
+from gpt2.report.lines import Line, difference_text, grade_text, lines_of, p_text
 from gpt2.report.notes import remarks
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
@@ -51,6 +52,7 @@ def markdown_report(
         _cost_table(judged),
         " ".join(map(escape, score_lines(matrix.estimates))),
         "\n".join(f"- {escape(line)}" for line in times),
+        *_evaluations(judged),
         "## How to read this",
         method(judged),
         "## Publishing checklist",
@@ -78,12 +80,24 @@ def _grid(heads: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
     return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
+def _evaluations(judged: Judgement) -> list[str]:
+    """Section with the results of `make eval`; none without them."""
+    lines = lines_of(judged)
+    if not (columns := evaluation_columns(lines)):
+        return []
+    table = _table(lines, [COLUMN["step"], COLUMN["title"], *columns])
+    return ["## Evaluations", table, escape(f"Differences: {columns[1].help}.")]
+
+
 def _columns_table(judged: Judgement, keys: list[str]) -> str:
     lines = lines_of(judged)
     shown = {column.key for column in shown_columns(lines)}
-    columns = [COLUMN[key] for key in keys if key in shown]
+    return _table(lines, [COLUMN[key] for key in keys if key in shown])
+
+
+def _table(lines: list[Line], columns: list[Column]) -> str:
     rows = [[escape(column.show(line)) for column in columns] for line in lines]
-    heads = [column.heading for column in columns]
+    heads = [escape(column.heading) for column in columns]
     return _grid(heads, rows, [column.is_number for column in columns])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
 from gpt2.report.estimates import score
+from gpt2.report.evaluations import EVAL_FILE, PREFIX, Measure, read_evaluation
 from gpt2.report.results import (
     NUMBERS,
     LeftOutRun,
@@ -160,7 +161,10 @@ def _read_run(
             directory / MANIFEST_FILE, "belongs to another run (its hash differs)"
         )
         status, manifest = {"status": UNREADABLE, "message": "manifest differs"}, {}
-    run = Run(_row(job, status, manifest, run_dir), job, manifest)
+    evaluation = _load_evaluation(matrix, directory, text(job.get("hash")))
+    row = _row(job, status, manifest, run_dir)
+    row |= {f"{PREFIX}{name}": one.mean for name, one in evaluation.items()}
+    run = Run(row, job, manifest, evaluation=evaluation)
     if curves:
         read_curves(matrix, run)
     return run
@@ -189,6 +193,18 @@ def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
     if status is not None:
         matrix.leave_out(path, "has no known status")
     return {"status": UNREADABLE, "message": "damaged status.json"}
+
+
+def _load_evaluation(
+    matrix: MatrixResults, directory: Path, run_hash: str | None
+) -> dict[str, Measure]:
+    path = directory / EVAL_FILE
+    found = _load(matrix, path, missing_ok=True)
+    try:
+        return {} if found is None else read_evaluation(found, run_hash)
+    except Unusable as error:
+        matrix.leave_out(path, str(error))
+        return {}
 
 
 def _load(matrix: MatrixResults, path: Path, missing_ok: bool = False) -> Any:

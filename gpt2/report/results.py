@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.report.estimates import Scores
+from gpt2.report.evaluations import Measure
 from lib.safe_json import as_dict, clean, number
 
 NUMBERS = (  # columns of a result, in the order of the tables
@@ -74,6 +75,7 @@ class Run:
     evals: list[dict[str, float]] = field(default_factory=list)
     trains: list[dict[str, float]] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
+    evaluation: dict[str, Measure] = field(default_factory=dict)
     on_disk: bool = True
 
     @property

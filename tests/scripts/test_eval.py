@@ -1,16 +1,31 @@
 """`make eval` as a user types it, on models that were trained."""
 
 import json
+import re
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 
 from tests.scripts.inprocess import run_script
 
+TASK = """
+task: t
+dataset_path: json
+dataset_kwargs: {data_files: {test: lines.jsonl}}
+test_split: test
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list: [{metric: word_perplexity}]
+"""
 QUESTION = {"context": "Document 1, line", "choices": [" 4", " five"], "answer": 0}
 
 
-def evaluate(folder, *words, code=0):
-    done = run_script("eval.py", *words, cwd=folder)
+def evaluate(folder, *words, code=0, keep=False):
+    more = [] if keep else ["--no-write"]
+    done = run_script("eval.py", *words, *more, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -36,6 +51,64 @@ def test_arms_are_scored_and_compared_on_what_is_given(undisturbed, tmp_path):
     assert len(ours) == 5 and ours != theirs
     mean = sum(a - b for a, b in zip(ours, theirs, strict=True)) / 5
     assert row["difference"]["mean"] == pytest.approx(mean)
+
+
+def test_the_report_has_what_was_evaluated(undisturbed, tmp_path):
+    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
+    words = ("0,5", "--items", "4", "--out", "eval.json")
+    evaluate(here, *words, keep=True)  # induction stays when text is added
+    evaluate(here, *words, "--text", "texts", keep=True)
+    run_script("report.py", "--no-plots", "--quiet", cwd=here)
+    measures = json.loads((here / "eval.json").read_text())["measures"]
+    runs = json.loads((here / "results/summary.json").read_text())["runs"]
+    page = (here / "results/report.html").read_text()
+    text = (here / "results/REPORT.md").read_text().replace("−", "-")
+    for row, run in zip(
+        (m for m in measures if m["measure"] == "bits per byte, texts"),
+        runs,
+        strict=True,
+    ):
+        assert run["eval: bits per byte, texts"] == pytest.approx(row["mean"])
+        assert f"| {row['mean']:.4f} |" in text and f"{row['mean']:.4f}" in page
+    found = row["difference"]
+    half = (found["interval"]["high"] - found["interval"]["low"]) / 2
+    assert f"| {found['mean']:+.4f} ± {half:.4f} (1 seed) |" in text
+    assert "repeated tokens, loss" in text
+    assert "eval: repeated tokens, loss" in (here / "results/results.csv").read_text()
+    # Of another run, and damaged.
+    other = here / "results/step05-ra/seed1/eval.json"
+    shutil.copy(here / "results/step00-baseline/seed1/eval.json", other)
+    (here / "results/step00-baseline/seed1/eval.json").write_text("{")
+    said = run_script("report.py", "--no-plots", "--no-html", cwd=here).stdout
+    assert "seed1/eval.json: is of another run" in said
+    assert "baseline/seed1/eval.json: " in said
+    assert "## Evaluations" not in (here / "results/REPORT.md").read_text()
+
+
+@pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_tasks_of_the_harness_need_the_extra(undisturbed):
+    said = evaluate(undisturbed, "0", "--tasks", "python_syntax", code=2)
+    assert "TASKS: lm_eval is not installed; run `make setup EXTRAS=eval`" in said
+
+
+def test_tasks_of_the_harness_are_scored_and_compared(undisturbed, tmp_path):
+    pytest.importorskip("lm_eval", reason="without `make setup EXTRAS=eval`")
+    lines = "".join(f'{{"text": "line {n} of some"}}\n' for n in range(4))
+    (tmp_path / "lines.jsonl").write_text(lines)
+    (tmp_path / "t.yaml").write_text(TASK)
+    words = ("--tasks", tmp_path / "t.yaml", "--items", "3", "--out", tmp_path / "o")
+    said = evaluate(undisturbed, "0,5", *words)
+    assert "t, nats per word" in said and "3 items, 1 seed" in said
+    assert "note: t: the first 3 of 4 documents (ITEMS)" in said
+    found = json.loads((tmp_path / "o").read_text())["runs"][1]
+    assert len(found["items"]["t, nats per word"]) == 3
+    assert found["harness"]["results"]["t"]["word_perplexity,none"] > 1
+    for wrong, hint in {
+        "pyton_syntax": "neither a file nor a task of .*; nearest: python_syntax",
+        "nothere.yaml": "there is no such file",
+    }.items():
+        said = evaluate(undisturbed, "0", "--tasks", wrong, code=2)
+        assert re.search(f"TASKS={wrong}: {hint}", said), said
 
 
 def test_without_text_or_questions_there_is_induction(undisturbed):

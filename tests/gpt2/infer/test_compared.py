@@ -1,11 +1,13 @@
 """gpt2/infer/compared.py: arms against the first, over shared seeds and items."""
 
 from gpt2.infer.compared import ScoredRun, by_powers, compare_arms, position_rows
+from gpt2.report.evaluations import Measure
 from lib.items_by_seeds import crossed_mean
 
 
-def run(arm, seed, values, **others):
-    return ScoredRun(arm, seed, "folder", {"m": values, **others}, {})
+def run(arm, seed, values, of="", **others):
+    measures = {n: Measure(tuple(v), of) for n, v in {"m": values, **others}.items()}
+    return ScoredRun(arm, seed, "folder", "hash", measures, {})
 
 
 def test_arms_are_paired_by_seed_and_item_with_the_first():
@@ -17,13 +19,14 @@ def test_arms_are_paired_by_seed_and_item_with_the_first():
             run("b", 1, [1.5, 2.0, 3.0]),
             run("b", 3, [9.0, 9.0, 9.0]),  # of a seed that the first does not have
             run("c", 7, [1.0, 1.0, 1.0]),
+            run("d", 1, [1.0, 1.0, 1.0], of="other items"),
         ]
     )
     assert [(row.arm, row.mean) for row in rows] == [
-        *(("a", 13 / 6), ("b", 43 / 9), ("c", 1.0))
+        *(("a", 13 / 6), ("b", 43 / 9), ("c", 1.0), ("d", 1.0))
     ]
-    first, second, third = rows
-    assert first.difference is third.difference is None
+    first, second, *others = rows
+    assert {row.difference for row in (first, *others)} == {None}
     assert second.difference == crossed_mean([[0.5, 1.0, 2.0], [0.5, 0.0, -1.0]])
     assert second.p_holm == second.difference.p
 
@@ -45,8 +48,8 @@ def test_positions_go_by_powers_of_two():
     positions = [(1.0, 1), (4.0, 2), (3.0, 1), (9.0, 2), (8.0, 4), (0.0, 0)]
     found = by_powers(positions)
     assert found == {0: 1.0, 1: 2.0, 2: 4.0, 4: 2.0}
-    one = ScoredRun("a", 1, "x", {}, found)
-    other = ScoredRun("b", 1, "x", {}, {0: 3.0, 8: 1.0})
+    one = ScoredRun("a", 1, "x", "h", {}, found)
+    other = ScoredRun("b", 1, "x", "h", {}, {0: 3.0, 8: 1.0})
     assert list(position_rows([one, other])) == [
         ("0", [1.0, 3.0]),
         ("1", [2.0, None]),

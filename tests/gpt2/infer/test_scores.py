@@ -42,7 +42,7 @@ def test_each_byte_is_scored_once_in_whole_contexts(
     found = Scores()
     score_texts(model, {"t": texts}, found)
     totals = [0.0] * 16
-    for text, bits in zip(texts, found.items["bits per byte, t"], strict=True):
+    for text, bits in zip(texts, found.measures["bits per byte, t"].items, strict=True):
         tokens, nats = [END, *text.encode()], 0.0
         for start in range(0, len(tokens) - 1, 16):
             losses = nats_of(model, tokens[start : start + 17])
@@ -63,7 +63,7 @@ def test_induction_scores_the_repeat_but_for_its_first_token(
     generator = torch.Generator().manual_seed(0)
     for number, row in enumerate(torch.randint(END, (3, 8), generator=generator)):
         nats = nats_of(model, [END, *row.tolist(), *row.tolist()])
-        first, again = found.items.values()
+        first, again = (one.items for one in found.measures.values())
         assert first[number] == pytest.approx(sum(nats[:8]) / 8, rel=1e-5)
         assert again[number] == pytest.approx(sum(nats[9:]) / 7, rel=1e-5)
 
@@ -86,7 +86,7 @@ def test_a_choice_is_right_by_the_sum_or_per_byte(model: TrainedModel) -> None:
             means.append(sum(nats) / len(nats))
         for name, own in {"accuracy, q": sums, "accuracy per byte, q": means}.items():
             right = own.index(min(own)) == item.answer
-            assert found.items[name][place] == float(right)
+            assert found.measures[name].items[place] == float(right)
     assert found.notes == [
         "q: 2 of 9 texts lost their beginning to the context of 16 tokens"
     ]
