@@ -18,8 +18,8 @@ OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA 
 OF_MATRIX := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit plan sample export push bundle eval
-READ_RUN := audit sample export push
+READ_RESULTS := report audit plan sample export push bundle eval attention
+READ_RUN := audit sample export push attention
 READ_REPO := push
 READ_FORMAT := export push
 READ_OUT := export push bundle eval report
@@ -27,7 +27,7 @@ READ_RUNS := eval
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 $(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
 $(foreach v,$(EVAL_OPTIONS),$(eval READ_$v := eval))
-READ_WINDOWS := audit
+READ_WINDOWS := audit attention
 READ_ONLY := $(OF_MATRIX) sbatch
 READ_ON_DONE := all quickstart run continue rerun
 READ_SKIP_VERIFY := $(OF_MATRIX) sbatch
@@ -45,7 +45,7 @@ READ_FORCE := data
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit sample export push \
-	bench eval
+	bench eval attention
 
 # Variables given on the command line, byte for byte. make drops the leading blanks of a
 # value, so these are read from the command line of the make process itself.
@@ -154,6 +154,9 @@ sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with mode
 eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHOICES, TASKS, repetition (RUNS=0,5)
 	$(PY) scripts/eval.py --config config.py $(WITH) $(foreach \
 		o,RESULTS OUT $(EVAL_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
+attention: $(if $(wildcard .config),config.py) | setup ## entropy and reciprocity of each head (RUN=0,5 WINDOWS=32)
+	$(PY) scripts/attention.py --config config.py $(WITH) $(foreach \
+		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)

@@ -25,6 +25,7 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)))
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 160
+MOST_NUMBERS = 16  # columns of a heat map with numbers in its cells
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,16 @@ class Panel:
 
     xlabel: str
     points: Sequence[Point]
+
+
+@dataclass(frozen=True, slots=True)
+class HeatMap:
+    """Rows of cells, None where there is nothing, and the ends of the colours."""
+
+    title: str
+    cells: Sequence[Sequence[float | None]]
+    low: float
+    high: float
 
 
 def colour(place: int) -> str:
@@ -171,6 +182,40 @@ def scatter(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> Non
         where: Any = "outside right"
         figure.legend(marks, labels, loc=where, fontsize=7, frameon=False)
         _save(figure, path)
+
+
+def heat_maps(
+    path: Path, maps: Sequence[HeatMap], xlabel: str, ylabel: str, title: str
+) -> None:
+    """Maps side by side, each with a scale of its own, and the number in each cell
+    where there is room."""
+    most = max(len(row) for one in maps for row in one.cells)
+    rows = max(len(one.cells) for one in maps)
+    with _plain_text():
+        figure = _figure(len(maps) * max(3.4, 0.34 * most), max(2.6, 0.3 * rows + 1.2))
+        places = figure.subplots(1, len(maps), squeeze=False)[0]
+        for axes, one in zip(places, maps, strict=True):
+            _heat_map(axes, one, most)
+            axes.set(xlabel=xlabel, ylabel=ylabel)
+        figure.suptitle(title, fontsize=10)
+        _save(figure, path)
+
+
+def _heat_map(axes: Any, one: HeatMap, columns: int) -> None:
+    empty = float("nan")
+    rows = [[*row, *[None] * (columns - len(row))] for row in one.cells]
+    grid = [[empty if x is None else x for x in row] for row in rows]
+    low, high = one.low, one.high if one.high > one.low else one.low + 1.0
+    shown = axes.imshow(grid, "viridis", aspect="auto", vmin=low, vmax=high)
+    axes.figure.colorbar(shown, ax=axes)
+    axes.set_title(one.title, fontsize=9)
+    axes.set_xticks(range(0, columns, 1 + columns // 16))
+    axes.set_yticks(range(0, len(grid), 1 + len(grid) // 16))
+    for y, row in enumerate(rows if columns <= MOST_NUMBERS else []):
+        for x, value in enumerate(row):
+            if value is not None:
+                ink = INK if value > (low + high) / 2 else "white"
+                axes.text(x, y, f"{value:.2f}", color=ink, ha="center", fontsize=6)
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

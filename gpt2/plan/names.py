@@ -10,5 +10,7 @@ ESTIMATES_FILE = "estimates.json"
 KERNELS_FILE = "kernels.json"
 # when a runner had which GPUs or slots (gpt2/run/sessions.py)
 RUNNER_FILE = "runner.jsonl"
+# attention of a run by layer and head (gpt2/infer/attention_heads.py), in its folder
+ATTENTION_FILE, ATTENTION_PLOT = "attention.json", "attention.png"
 # verification state for a run's manifest: Proofs.word
 VERIFIED = "KABLATE_VERIFIED"

@@ -6,7 +6,14 @@ import re
 from pathlib import Path
 
 from gpt2.audit.stamp import AUDIT_FILE
-from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE, RUNNER_FILE, STEPS_COPY
+from gpt2.plan.names import (
+    ATTENTION_FILE,
+    ATTENTION_PLOT,
+    ESTIMATES_FILE,
+    MATRIX_FILE,
+    RUNNER_FILE,
+    STEPS_COPY,
+)
 from gpt2.report.evaluations import EVAL_FILE
 from gpt2.report.read_results import MERGED_FILE, RUN_FILES, read_matrix
 from lib.bundle import unpack_bundle, write_bundle
@@ -17,7 +24,10 @@ OF_MATRIX = (
     *(*REPORT_FILES, "report.html", MATRIX_FILE, MERGED_FILE),
     *(ESTIMATES_FILE, RUNNER_FILE, STEPS_COPY),
 )
-OF_RUN = (*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE, EVAL_FILE)
+OF_RUN = (
+    *(*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE, EVAL_FILE),
+    *(ATTENTION_FILE, ATTENTION_PLOT),
+)
 SUFFIX = ".zip"
 
 

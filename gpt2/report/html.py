@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from gpt2.plan.names import ATTENTION_PLOT
 from gpt2.report.arms import Arm
 from gpt2.report.checklist import checklist
 from gpt2.report.columns import Column, shown_columns
@@ -64,6 +65,7 @@ LINKED_FILES = (
     ("job", JOB_FILE),
     ("metrics", METRICS_FILE),
     ("log", LOG_FILE),
+    ("attention", ATTENTION_PLOT),
 )
 RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
     ("val_loss", "val loss", lambda v: human.fixed(v, 6)),

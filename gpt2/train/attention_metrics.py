@@ -1,4 +1,4 @@
-"""Attention metrics, measured on a few rows and without gradient.
+"""Attention metrics by layer and head, measured on a few rows and without gradient.
 
 Memory is B x H x rows x T, never T x T.
 """
@@ -6,6 +6,7 @@ Memory is B x H x rows x T, never T x T.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,30 +17,53 @@ from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.gpt import GPT
 
 
-@torch.no_grad()
+@dataclass(frozen=True, slots=True)
+class HeadMetrics:
+    """Metrics of one layer. Pruned heads, whose queries are all zero, are left out.
+
+    heads [A]: numbers of the others. entropy [B, A, R]: of the weights of each row, in
+    nats. relative: the same over ln(visible keys), 1 if all keys weigh alike.
+    reciprocity [B, A]: correlation over the band's pairs j < i of the scores q_i.k_j
+    with their transposed counterparts q_j.k_i. alpha [A]: of RA; None without it.
+    """
+
+    heads: Tensor
+    entropy: Tensor
+    relative: Tensor
+    reciprocity: Tensor
+    alpha: Tensor | None
+
+
 def attention_metrics(
     model: GPT, tokens: Tensor, rows: int, window: int
 ) -> dict[str, list[float]]:
-    """For each layer, means over batch and heads of tokens [B, T]. Pruned heads, whose
-    queries are all zero, are not counted.
+    """For each layer, means over batch and heads of tokens [B, T]: ``relative`` as
+    "attention_entropy", and ``reciprocity``."""
+    found = head_metrics(model, tokens, rows, window)
+    return {
+        "attention_entropy": [layer.relative.mean().item() for layer in found],
+        "reciprocity": [layer.reciprocity.mean().item() for layer in found],
+    }
 
-    ``attention_entropy``: entropy of the weights over ln(visible keys), of
-    ``rows`` evenly spaced rows. ``reciprocity``: correlation over the band's
-    pairs j < i of the scores q_i.k_j with their transposed counterparts q_j.k_i.
-    """
-    found: list[tuple[float, float]] = []
+
+@torch.no_grad()
+def head_metrics(
+    model: GPT, tokens: Tensor, rows: int, window: int
+) -> list[HeadMetrics]:
+    """Metrics of each layer for tokens [B, T], of ``rows`` evenly spaced rows that see
+    more than one key; window: of the band, WHOLE_CONTEXT for all pairs."""
+    found: list[HeadMetrics] = []
     with ExitStack() as hooks:
         for block in model.layers():
             watch = _watch(block.attn, rows, window, found)
             projection = block.attn.projection
             hooks.enter_context(projection.register_forward_hook(watch))
         model.hidden(model.embed(tokens))
-    entropies, correlations = zip(*found, strict=True)
-    return {"attention_entropy": list(entropies), "reciprocity": list(correlations)}
+    return found
 
 
 def _watch(
-    layer: CausalAttention, rows: int, window: int, found: list[tuple[float, float]]
+    layer: CausalAttention, rows: int, window: int, found: list[HeadMetrics]
 ) -> Any:
     def hook(_: nn.Module, __: Any, heads: Heads) -> None:
         found.append(_measure(layer, heads, rows, window))
@@ -49,7 +73,7 @@ def _watch(
 
 def _measure(
     layer: CausalAttention, heads: Heads, rows: int, window: int
-) -> tuple[float, float]:
+) -> HeadMetrics:
     heads, term = layer.scored(heads)
     q, k = heads.q.float(), heads.k.float()
     length = q.shape[2]
@@ -64,17 +88,20 @@ def _measure(
     correlation = _correlation(
         scores[:, alive][..., band], mirrored[:, alive][..., band]
     )
+    alpha = None
     if term is not None:
         own = (distance >= 0) & (distance <= reach)
         scores = scores + term.alpha_per_head * mirrored * own
+        weights = torch.as_tensor(term.alpha, dtype=torch.float64, device=q.device)
+        alpha = weights.expand(q.shape[1])[alive]
     logits = (scores * layer.projection.scale).masked_fill(distance < 0, float("-inf"))
-    weights = logits.softmax(-1)
-    entropy = torch.special.entr(weights).sum(-1) / (chosen + 1).log()
-    return entropy[:, alive].mean().item(), correlation
+    entropy = torch.special.entr(logits.softmax(-1)).sum(-1)[:, alive]
+    relative = entropy / (chosen + 1).log()
+    return HeadMetrics(alive.nonzero()[:, 0], entropy, relative, correlation, alpha)
 
 
-def _correlation(a: Tensor, b: Tensor) -> float:
-    """Pearson's, along the last dimension, then the mean."""
+def _correlation(a: Tensor, b: Tensor) -> Tensor:
+    """Pearson's, along the last dimension."""
     a, b = a - a.mean(-1, keepdim=True), b - b.mean(-1, keepdim=True)
     scale = (a.square().sum(-1) * b.square().sum(-1)).sqrt().clamp_min(1e-12)
-    return ((a * b).sum(-1) / scale).mean().item()
+    return (a * b).sum(-1) / scale

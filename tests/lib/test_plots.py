@@ -56,6 +56,17 @@ def test_scatter_panels(tmp_path):
     assert picture(tmp_path / "x.png").shape[1] > 900
 
 
+def test_heat_maps_of_rows_of_any_length(tmp_path):
+    one = plots.HeatMap("$a", [[0.0, 1.0, 0.5], [1.0], [None, 0.0]], 0.0, 1.0)
+    flat = plots.HeatMap("flat", [[0.3] * 20], 0.3, 0.3)
+    plots.heat_maps(tmp_path / "a.png", [one], "x", "y", "_")
+    plots.heat_maps(tmp_path / "b.png", [one, flat], "x", "y", "$")
+    narrow, wide = (picture(tmp_path / f"{name}.png") for name in "ab")
+    assert wide.shape[1] > 2 * narrow.shape[1]
+    dark = (narrow[..., :3] < 0.35).all(-1).any()  # a cell at the low end
+    assert dark and np.ptp(narrow[..., 0]) > 0.9
+
+
 def test_frontier_is_what_nothing_beats():
     points = [(3, 1.0), (1, 3.0), (2, 4.0), (2, 2.0), (4, 1.0)]
     assert plots.frontier(points) == [(1, 3.0), (2, 2.0), (3, 1.0)]

@@ -11,7 +11,7 @@ import torch
 from gpt2.model.attention import Heads
 from gpt2.model.gpt import GPT
 from gpt2.model.heads import without_heads
-from gpt2.train.attention_metrics import attention_metrics
+from gpt2.train.attention_metrics import attention_metrics, head_metrics
 from tests.gpt2.helpers import generic, tiny_model, tiny_step, tokens_of
 from tests.gpt2.model.test_heads import KEPT, masked
 
@@ -65,6 +65,26 @@ def test_metrics_equal_loops(step):
         assert found["reciprocity"][layer] == pytest.approx(reciprocity, abs=1e-4)
 
 
+def test_each_head_has_its_own_numbers():
+    settings = tiny_step(30, ra_alpha=0.4)
+    model = generic(settings, dtype=torch.float32).eval()
+    tokens, window = tokens_of(settings, 2, 9), settings.mechanisms.ra_window
+    found = head_metrics(model, tokens, 100, window)
+    for layer, heads in enumerate(captured(model, tokens)):
+        attention, own = model.layers()[layer].attn, found[layer]
+        assert own.alpha.tolist() == attention.reciprocity.alpha.tolist()
+        assert own.heads.tolist() == [0, 1, 2, 3]
+        for h, alpha in enumerate(own.alpha.tolist()):
+            q, k, v = (x[:, h : h + 1] for x in (heads.q, heads.k, heads.v))
+            one = Heads(q, k, v, q, k)
+            scale = attention.projection.scale
+            relative, reciprocity = by_loops(one, scale, alpha, window)
+            assert own.relative[:, h].mean() == pytest.approx(relative, abs=1e-4)
+            assert own.reciprocity[:, h].mean() == pytest.approx(reciprocity, abs=1e-4)
+        visible = torch.arange(2.0, 10.0).log()
+        assert own.entropy.numpy() == pytest.approx((own.relative * visible).numpy())
+
+
 def test_symmetric_scores_are_fully_reciprocal():
     settings = tiny_step(0)
     model = generic(settings, dtype=torch.float32).eval()
@@ -96,6 +116,11 @@ def test_pruned_heads_are_not_counted():
     model = generic(settings)
     before = attention_metrics(model, tokens_of(settings, 2, 9), 100, 2)
     masked(model)
+    kept = [
+        one.heads.tolist()
+        for one in head_metrics(model, tokens_of(settings, 2, 9), 9, 2)
+    ]
+    assert kept == [[h for h, keep in enumerate(row) if keep] for row in KEPT]
     small = without_heads(model, settings, KEPT)
     found, wanted = (
         attention_metrics(one, tokens_of(settings, 2, 9), 100, 2)

@@ -1,0 +1,111 @@
+"""Entropy and reciprocity of the attention of finished runs, by layer and head.
+
+On windows of the validation text: the entropy of each head's weights, in nats and over
+the logarithm of the position, the correlation of scores with their transposed
+counterparts in RA's band, and RA's alpha. Written as attention.json and, as heat maps,
+attention.png into each run's folder; report.html links the picture.
+Exit codes: 0 done; 2 no such run, no usable model or text, or an option that makes no
+sense; 6 the disk is full.
+"""
+
+from __future__ import annotations
+
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from lib.atomic_files import DiskFull
+from lib.jobs.import_gc import collector_at_rest
+from lib.number_option import COUNT, add_number
+from lib.terminal import report_console
+
+WINDOWS = 32
+COLUMNS = ("entropy", "relative", "reciprocity", "alpha")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+        chosen = chosen_runs(options)
+        where = Path(chosen.resources.data_dir).expanduser()
+        for folder in chosen.folders:
+            measure(folder, where, chosen.resources.device, options.windows)
+    except DiskFull as error:
+        print(f"attention: {error}", file=sys.stderr)
+        return EXIT_DISK
+    except (ValueError, OSError) as error:
+        print(f"attention: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="attention.py", description=__doc__)
+    add_run_options(found)
+    words = "windows of the validation text (default %(default)s)"
+    add_number(found, "WINDOWS", COUNT, default=WINDOWS, help=words)
+    return found
+
+
+def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> None:
+    """Measure a run, write its files, print its layers.
+
+    Raises ValueError, OSError and DiskFull.
+    """
+    with collector_at_rest():
+        from gpt2.infer.attention_heads import (
+            attention_of,
+            validation_text,
+            write_attention,
+        )
+        from gpt2.infer.trained import load_trained
+        from lib.gpu.device import select_device
+
+    trained = load_trained(run_dir, select_device(device).device)
+    own = Path(trained.settings.resources.data_dir).expanduser()
+    tokens, fingerprint = validation_text(trained, [own, data_dir])
+    layers = attention_of(trained, tokens, windows)
+    source = {"windows": windows, "data_fingerprint": fingerprint}
+    written = write_attention(trained, layers, **source)
+    show(trained.label, layers)
+    print("Written: " + ", ".join(str(path) for path in written))
+
+
+def show(label: str, layers: list[list[dict[str, Any]]]) -> None:
+    """Print the mean over the heads of each layer, with the lowest and the highest."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    names = [name for name in COLUMNS if name in layers[0][0]]
+    table = Table(box=box.SIMPLE_HEAD, title=Text(label))
+    for column in ("layer", *names):
+        table.add_column(column)
+    for number, heads in enumerate(layers):
+        cells = [str(number)]
+        for name in names:
+            own = [head[name] for head in heads]
+            cells.append(f"{fmean(own):.3f} ({min(own):.3f} to {max(own):.3f})")
+        table.add_row(*map(Text, cells))
+    report_console().print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))
