@@ -29,6 +29,7 @@ from gpt2.audit.finding import (
 )
 from gpt2.mechanisms import mechanisms
 from gpt2.model.gpt import GPT
+from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import FOLDER, STATE_FILE
 from lib.atomic_files import BAD_JSON
@@ -141,7 +142,8 @@ def origin_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
     yield compare("seed in the export", metadata.get("seed"), str(job.seed))
     yield compare("update in the export", metadata.get("step"), str(evidence.updates))
     try:
-        same = json.loads(metadata.get("settings", "")) == job.settings.to_dict()
+        theirs = settings_from_dict(json.loads(metadata.get("settings", "")))
+        same = theirs == job.settings
     except BAD_JSON:
         same = False
     shown = "those of the job" if same else "others"

@@ -33,8 +33,14 @@ def setting(
     high: float = math.inf,
     above: float = -math.inf,
     allowed: tuple[str, ...] | None = None,
+    before: Any = None,
 ) -> Any:
-    """A field fed by CONFIG_<symbol>; bounds are inclusive except ``above``."""
+    """A field fed by CONFIG_<symbol>; bounds are inclusive except ``above``.
+
+    before: of a setting that is newer than recorded runs and part of their identity,
+    the value that trains what they trained (gpt2/settings/records.py); None: every
+    record has the setting.
+    """
     return dataclasses.field(
         metadata={
             "symbol": symbol,
@@ -42,6 +48,7 @@ def setting(
             "high": high,
             "above": above,
             "allowed": allowed,
+            "before": before,
         }
     )
 

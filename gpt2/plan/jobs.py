@@ -14,7 +14,8 @@ from gpt2.plan.matrix_cells import LeftOutCell
 from gpt2.plan.readers import unread
 from gpt2.plan.steps import SHIPPED, Registry
 from gpt2.settings.parse import settings_from_dict
-from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, Settings
+from gpt2.settings.records import identity_parts
+from gpt2.settings.schema import PART_OF, Settings
 from lib.hashing import identity
 
 JOB_SCHEMA = 1
@@ -97,8 +98,7 @@ class Plan:
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
     """Settings that identify a run, as plain data."""
-    whole = settings.to_dict()
-    parts = {name: whole[name] for name in IDENTITY_PARTS}
+    parts = identity_parts(settings.to_dict())
     same = {**parts, "seed": seed, "effective_batch": settings.effective_batch}
     if settings.resources.other_kernels:  # otherwise an A/A control equals its baseline
         same["control"] = True
@@ -128,7 +128,7 @@ def trained_identity(job: Job) -> str:
     not read have the same one."""
     same = identity_of(job.settings, job.seed)
     for name in unread(job.settings):
-        del same[PART_OF[name]][name]
+        same[PART_OF[name]].pop(name, None)
     return identity(same)
 
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 from gpt2.plan.axes import nearest
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.results import MatrixResults, Row, Run
+from gpt2.settings.records import with_before
 from gpt2.settings.schema import VOCAB_SIZES
 from lib.atomic_files import finite
 from lib.hashing import diff_fields
@@ -189,7 +190,7 @@ def config_changes(old: Mapping, new: Mapping) -> list[Change]:
     """Differing settings as (dotted name, old, new); one entry if they cannot be
     read."""
     try:
-        return diff_fields(finite(old), finite(new))
+        return diff_fields(finite(with_before(old)), finite(with_before(new)))
     except (TypeError, ValueError, RecursionError):
         return [("settings", "unreadable", "unreadable")]
 

@@ -18,7 +18,7 @@ from gpt2.report.bundle import ALLOWED, OF_RUN, is_bundle, open_bundle
 from gpt2.report.checklist import ENVIRONMENT, KERNELS
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
-from gpt2.settings.schema import IDENTITY_PARTS
+from gpt2.settings.records import identity_parts
 from lib.atomic_files import atomic_write_bytes, atomic_write_json, finite
 from lib.files import hidden_name, remove_folder
 from lib.jobs.run_files import SCHEMA, now
@@ -156,7 +156,7 @@ def _identity(run: Run) -> dict[str, Any]:
     """Identity of what a run trains and of its partner, without the seed."""
     place = as_dict(run.settings.get("resources"))
     sizes = [number(place.get(n)) for n in ("batch_size", "gradient_accumulation")]
-    parts = {name: run.settings.get(name) for name in IDENTITY_PARTS}
+    parts = identity_parts(run.settings)
     batch = None if None in sizes else (sizes[0] or 0) * (sizes[1] or 0)
     return {
         **{name: value for name, value in parts.items() if value is not None},

@@ -19,8 +19,8 @@ from gpt2.run.results_dir import (
     kept_jobs,
     read_matrix_file,
 )
+from gpt2.settings.records import identity_parts
 from gpt2.settings.rerun_commands import matrix_command
-from gpt2.settings.schema import IDENTITY_PARTS
 from lib import atomic_files
 from lib.hashing import diff_fields
 from lib.jobs import run_files
@@ -88,7 +88,7 @@ def _kept_own(plan: Plan) -> Iterator[Conflict]:
 def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
     """As gpt2.plan.jobs.identity_of, from a job.json of this or an older version."""
     settings = job["settings"]
-    parts = {name: settings[name] for name in IDENTITY_PARTS if name in settings}
+    parts = identity_parts(settings)
     place = settings["resources"]
     effective = place["batch_size"] * place["gradient_accumulation"]
     control = {"control": True} if place.get("other_kernels") else {}

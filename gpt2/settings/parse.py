@@ -16,10 +16,10 @@ from functools import partial
 from typing import Any
 
 from gpt2.settings.checks import check
+from gpt2.settings.records import completed
 from gpt2.settings.schema import (
     FIELD_TYPES,
     FIELDS,
-    PART_OF,
     PARTS,
     SYMBOL_OF,
     Settings,
@@ -189,20 +189,12 @@ def settings_from(config: Config) -> Settings:
 def settings_from_dict(data: Mapping[str, Mapping[str, Any]]) -> Settings:
     """Inverse of ``Settings.to_dict``; strict about parts, names and types.
 
-    Raises ValueError, also if data is not a mapping of mappings.
+    Settings that are newer than the record are added (gpt2/settings/records.py). Raises
+    ValueError, also if data is not a mapping of mappings.
     """
-    if not isinstance(data, Mapping) or set(data) != set(PARTS):
-        raise ValueError(f"settings of another version: not {', '.join(PARTS)}")
-    if not all(isinstance(part, Mapping) for part in data.values()):
-        raise ValueError("settings of another version: a part is not a mapping")
-    found = {(part, name) for part, values in data.items() for name in values}
-    if odd := found ^ {(part, name) for name, part in PART_OF.items()}:
-        names = ", ".join(sorted(f"{part}.{name}" for part, name in odd))
-        raise ValueError(
-            f"settings of another version: {names} differ; use the version that wrote "
-            "them (a run's manifest.json has its commit)"
-        )
-    given = {name: value for part in data.values() for name, value in part.items()}
+    given = {
+        name: value for part in completed(data).values() for name, value in part.items()
+    }
     settings = _assemble({n: convert(n, v) for n, v in given.items()})
     check(settings)
     return settings

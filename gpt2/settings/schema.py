@@ -54,7 +54,8 @@ def derived(fields: Iterable[tuple[str, Any, Any]]) -> Callable[[type[T]], type[
 def own_fields() -> Iterator[tuple[str, Any, Any]]:
     """Settings that only one optimizer has."""
     for own in (own for spec in OPTIMIZERS.values() for own in spec.own):
-        bounds: dict[str, Any] = {"low": own.low, "high": own.high, "above": own.above}
+        names = ("low", "high", "above", "before")
+        bounds: dict[str, Any] = {name: getattr(own, name) for name in names}
         yield own.name, own.kind, setting(own.name.upper(), **bounds)
 
 
@@ -173,7 +174,7 @@ class Data:
     max_tokens: int = setting("GPT2_DATASET_MAX_TOKENS")
     eval_interval: int = setting("GPT2_EVAL_INTERVAL")
     eval_samples: int = setting("GPT2_EVAL_SAMPLES")
-    init_sha256: str = setting("INIT_SHA256")
+    init_sha256: str = setting("INIT_SHA256", before="")
 
 
 @part

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.plan.jobs import Job
-from gpt2.settings.schema import IDENTITY_PARTS
+from gpt2.settings.records import identity_parts
 from gpt2.train.checkpoint import FOLDER
 from gpt2.train.failures import Refused
 from lib.atomic_files import (
@@ -87,7 +87,7 @@ def _comparable(job: Mapping[str, Any]) -> dict[str, Any]:
     resources = settings.get("resources", {})
     names = ("batch_size", "gradient_accumulation")
     return {
-        **{part: settings.get(part) for part in IDENTITY_PARTS},
+        **identity_parts(settings),
         "seed": job.get("seed"),
         "effective batch": " x ".join(str(resources.get(name)) for name in names),
         "A/A control": bool(resources.get("other_kernels")),

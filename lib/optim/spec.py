@@ -64,6 +64,7 @@ class Own:
     trial: its value in the certificates of 1,000 updates.
     short: its value in trainings of some 20 updates.
     cap: the most that 26 updates allow it to be, where that matters.
+    before: its default, if there are recorded runs from before it existed.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Own:
     low: float = -math.inf
     high: float = math.inf
     above: float = -math.inf
+    before: Any = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

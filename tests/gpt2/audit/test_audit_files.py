@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from gpt2.audit.corpus import open_text
@@ -20,8 +21,10 @@ from gpt2.audit.stamp import NONE, STALE, audit_state, write_audit
 from gpt2.audit.tables import results_folder, table_findings
 from gpt2.audit.times import epoch_findings, time_findings
 from gpt2.audit.weights import export_findings, prunable, read_export, shapes_of
+from gpt2.infer.trained import load_trained
 from gpt2.model.gpt import GPT
 from gpt2.report.summary import write_summary
+from gpt2.settings.records import BEFORE
 from gpt2.train import build_optimizer
 from lib.hashing import identity
 from tests.gpt2.audit.runs import audit, differing, edit, edit_records, edit_result
@@ -172,6 +175,24 @@ def change_precision(job: dict[str, Any], precision: str) -> None:
 
 
 # ---- damage -----------------------------------------------------------------------
+
+
+def test_a_run_of_an_older_version_is_audited_and_loaded(run_dir):
+    def age(parts: dict[str, Any]) -> dict[str, Any]:
+        newer = {*BEFORE, "sweep", "prepare_ahead"}
+        return {
+            part: {n: v for n, v in values.items() if n not in newer}
+            for part, values in parts.items()
+        }
+
+    edit(run_dir / "job.json", lambda job: job.update(settings=age(job["settings"])))
+    path = run_dir / "model.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    metadata["settings"] = json.dumps(age(json.loads(metadata["settings"])))
+    save_file(load_file(path), path, metadata=metadata)
+    assert not differing(without_losses(run_dir))
+    assert load_trained(run_dir).job == read_evidence(run_dir).job
 
 
 def test_a_run_that_is_not_finished_or_not_known_is_refused(run_dir, tmp_path):
