@@ -121,6 +121,32 @@ def curves(
         _save(figure, path)
 
 
+def rates(
+    path: Path,
+    lines: Sequence[Curve],
+    marks: Sequence[tuple[int, float, float]],
+    xlabel: str,
+    ylabel: str,
+    title: str,
+) -> None:
+    """Lines with bands over a logarithmic x axis, and marks (place, x, y) on them."""
+    with _plain_text():
+        figure = _figure(6.4, 4.4)
+        axes = figure.add_subplot()
+        axes.set_xscale("log")
+        for line in lines:
+            _line(axes, line)
+            axes.plot(line.x, line.y, ".", color=colour(line.place), ms=5)
+        for place, x, y in marks:
+            axes.plot([x], [y], SHAPES[place % len(SHAPES)], color=colour(place), ms=9)
+        values = sorted({x for line in lines for x in line.x})
+        axes.set_xticks(values, [f"{x:g}" for x in values], fontsize=7)
+        axes.set_xticks([], minor=True)
+        _set_texts(axes, xlabel, ylabel, title)
+        axes.legend(fontsize=7, frameon=False)
+        _save(figure, path)
+
+
 def _line(axes: Any, line: Curve) -> None:
     tint = colour(line.place)
     axes.fill_between(line.x, line.low, line.high, color=tint, alpha=0.18, lw=0)

@@ -46,6 +46,7 @@ from gpt2.settings.extras import check_installed
 from gpt2.settings.rerun_commands import matrix_command, report_command
 from lib import atomic_files
 from lib.jobs import run_files
+from lib.jobs.scheduler import View
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.on_done import on_done_command, run_on_done
@@ -221,16 +222,17 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     try:
         code = run_or_watch(given, config, plan)
     except atomic_files.DiskFull:
-        tell_end(given, plan, EXIT_DISK)
+        tell_end(given, config, EXIT_DISK)
         raise
-    tell_end(given, plan, code)
+    tell_end(given, config, code)
     return code
 
 
-def tell_end(given: argparse.Namespace, plan: Plan, code: int) -> None:
+def tell_end(given: argparse.Namespace, config: Config, code: int) -> None:
     """Run the command for the end of a matrix."""
-    if given.estimate or given.as_trained:
+    if given.estimate or given.as_trained or not given.on_done:
         return
+    plan = only(make_plan(config), given.only)  # with all rates that were added
     summary = {
         "RESULTS": str(plan.output_dir.resolve()),
         "EXIT_CODE": str(code),
@@ -291,8 +293,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         elif given.estimate:
             found = runner.make_estimate(plan, files, asked, view)
         else:
-            proofs = partial(prove, given)
-            code = runner.run(plan, files, asked, view, proofs, given.rerun)
+            plan, code = run_and_extend(given, config, plan, view)
     if given.as_trained:
         print(runner.comparison_table(compared), end="")
         return EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
@@ -305,6 +306,24 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         return EXIT_OK if found["seconds"] else EXIT_FAILED
     conclude(plan, config, code, table=not given.no_table)
     return code
+
+
+def run_and_extend(
+    given: argparse.Namespace, config: Config, plan: Plan, view: View
+) -> tuple[Plan, int]:
+    """Run what is missing, then the rates that LR_SWEEP_EXTEND adds by the results;
+    the plan with these, and an exit code."""
+    asked = scheduler_options(plan.base.resources, plan.output_dir)
+    files, proofs, rerun = copies(config), partial(prove, given), given.rerun
+    while True:
+        code = runner.run(plan, files, asked, view, proofs, rerun)
+        wider = only(make_plan(config), given.only)
+        is_wider = len(wider.added_rates) > len(plan.added_rates)
+        if code not in (EXIT_OK, EXIT_FAILED) or not is_wider:
+            return plan, code
+        for line in plan_listing.added_rates(wider)[len(plan.added_rates) :]:
+            view.note(line)
+        plan, rerun = wider, False
 
 
 def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:

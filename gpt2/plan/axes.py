@@ -10,7 +10,8 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ from lib.kconfig.dotconfig import COMMAND_LINE, symbol_for
 if TYPE_CHECKING:
     from lib.kconfig.strict import StrictKconfig
 
-SYMBOL = "SWEEP"
+SYMBOL, RATE_SYMBOL = "SWEEP", "LR_SWEEP"
 MOST_POINTS = 1_000
 # Settings outside of these parts do not change what is trained, with exceptions.
 SWEPT_PARTS = ("model", "mechanisms", "optim", "pruning")
@@ -43,11 +44,13 @@ Point = Mapping[str, Any]  # value by field; some or all axes of a grid
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A swept setting. values: of its field; words: an assignment for each of them."""
+    """A swept setting. values: of its field; words: an assignment for each of them;
+    source: the symbol that has them."""
 
     field: str
     values: tuple[Any, ...]
     words: tuple[str, ...]
+    source: str = SYMBOL
 
     @property
     def symbol(self) -> str:
@@ -58,30 +61,53 @@ class Axis:
 
 
 def axes_of(config: Config) -> tuple[Axis, ...]:
-    """Axes in CONFIG_SWEEP; () if it is empty.
+    """Axes in CONFIG_SWEEP and CONFIG_LR_SWEEP; () if both are empty.
 
-    Raises ValueError with the origin of SWEEP for an unknown or repeated setting, one
-    that cannot be swept, and a value that is repeated or of the wrong type.
+    Raises ValueError with the origin of the symbol for an unknown or repeated setting,
+    one that cannot be swept, and a value that is repeated or of the wrong type.
     """
     words = str(config.values.get(SYMBOL, "")).split()
-    if not words:
+    rates = str(config.values.get(RATE_SYMBOL, "")).strip()
+    if not (words or rates):
         return ()
-    try:
-        kconfig = strict_kconfig()
-        axes = tuple(_axis(word, kconfig) for word in words)
+    kconfig = strict_kconfig()
+    with _refusing(config, RATE_SYMBOL):
+        last = (_rates(rates, kconfig),) if rates else ()
+    with _refusing(config, SYMBOL):
+        axes = (*(_axis(word, kconfig) for word in words), *last)
         fields = [axis.field for axis in axes]
         if double := {axis.symbol for axis in axes if fields.count(axis.field) > 1}:
-            raise ValueError(f"{', '.join(sorted(double))} is there twice")
+            also = f" (once in {RATE_SYMBOL})" if last else ""
+            raise ValueError(f"{', '.join(sorted(double))} is there twice{also}")
         points = math.prod(len(axis.values) for axis in axes)
         if points > MOST_POINTS:
             raise ValueError(f"{points:,} points; at most {MOST_POINTS:,} are allowed")
-    except ValueError as error:
-        raise ValueError(_refused(config, str(error))) from error
     return axes
 
 
-def _refused(config: Config, why: str) -> str:
-    return f"{config.origin(SYMBOL)}: CONFIG_{SYMBOL}: {why}"
+@contextmanager
+def _refusing(config: Config, symbol: str) -> Iterator[None]:
+    """Add a symbol and its origin to a ValueError about its value."""
+    try:
+        yield
+    except ValueError as error:
+        where = config.origin(symbol)
+        raise ValueError(f"{where}: CONFIG_{symbol}: {error}") from error
+
+
+def _rates(text: str, kconfig: StrictKconfig) -> Axis:
+    """Axis of LR_SWEEP, ascending. ValueError with fewer than two rates."""
+    axis = _axis("LEARNING_RATE=" + "".join(text.split()), kconfig)
+    if len(axis.values) < 2:
+        raise ValueError(f"{text!r} is one rate: set LEARNING_RATE for that")
+    return with_rates(axis, axis.values)
+
+
+def with_rates(axis: Axis, rates: Iterable[float]) -> Axis:
+    """The axis of learning rates with these, in ascending order."""
+    values = tuple(sorted(rates))
+    words = tuple(f"{axis.symbol}={text_of(rate)}" for rate in values)
+    return Axis(axis.field, values, words, RATE_SYMBOL)
 
 
 def _axis(word: str, kconfig: StrictKconfig) -> Axis:
@@ -151,7 +177,7 @@ def grid(axes: Iterable[Axis]) -> Iterator[dict[str, Any]]:
         yield {axis.field: v for axis, v in zip(axes, values, strict=True)}
 
 
-def config_at(config: Config, axes: Iterable[Axis], point: Point) -> Config:
+def config_at(config: Config, axes: Sequence[Axis], point: Point) -> Config:
     """Configuration at a point. Raises ValueError if Kconfig does not allow it."""
     words = [
         axis.words[axis.values.index(point[axis.field])]
@@ -162,7 +188,9 @@ def config_at(config: Config, axes: Iterable[Axis], point: Point) -> Config:
         return override(config, "", words)
     except ConfigError as error:
         why = str(error).replace(f"{COMMAND_LINE}: ", "")
-        raise ValueError(_refused(config, why)) from error
+        source = next((a.source for a in axes if a.field in point), SYMBOL)
+        with _refusing(config, source):
+            raise ValueError(why) from error
 
 
 def set_by(before: Config, after: Config, point: Point) -> set[str]:

@@ -36,6 +36,7 @@ class Job:
     run_dir: str
     ancestors: tuple[int, ...] = ()  # of a step, from its parent to the root
     coordinates: Mapping[str, Any] = field(default_factory=dict)  # of a sweep, by field
+    tuning: bool = False  # chooses a learning rate; no verdict uses it
 
     @property
     def hash(self) -> str:
@@ -62,8 +63,9 @@ class Job:
         data["settings"] = self.settings.to_dict()
         data["origins"] = dict(self.origins)
         data["ancestors"] = list(self.ancestors)
-        if not self.coordinates:
-            del data["coordinates"]
+        for name in ("coordinates", "tuning"):
+            if not data[name]:
+                del data[name]
         return {"schema": JOB_SCHEMA, **data, "hash": self.hash}
 
 
@@ -72,7 +74,7 @@ class Plan:
     """All jobs of a configuration, in the order of the matrix.
 
     axes: of its sweep. parts: a plan for each point of the sweep, with the names that
-    its jobs have in the whole plan.
+    its jobs have in the whole plan. added_rates: by LR_SWEEP_EXTEND, with reasons.
     """
 
     jobs: tuple[Job, ...]
@@ -82,6 +84,7 @@ class Plan:
     registry: Registry = SHIPPED
     axes: tuple[Axis, ...] = ()
     parts: tuple[Plan, ...] = ()
+    added_rates: tuple[str, ...] = ()
 
     @property
     def points(self) -> tuple[Plan, ...]:
@@ -109,7 +112,7 @@ def job_from_json(data: Mapping[str, Any]) -> Job:
     """Read a job from job.json; ValueError if damaged, not ours or edited by hand."""
     if data.get("schema") != JOB_SCHEMA:
         raise ValueError(f"job of schema {data.get('schema')!r}, not {JOB_SCHEMA}")
-    optional = ("ancestors", "coordinates")
+    optional = ("ancestors", "coordinates", "tuning")
     names = [f.name for f in dataclasses.fields(Job)]
     wanted = [name for name in (*names, "hash") if name not in optional]
     missing = [name for name in wanted if name not in data]

@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.mechanisms import mechanisms
+from gpt2.plan.axes import (
+    RATE_SYMBOL,
+    Axis,
+    Point,
+    axes_of,
+    config_at,
+    label,
+    set_by,
+    with_rates,
+)
 from gpt2.plan.axes import SYMBOL as SWEPT
-from gpt2.plan.axes import Axis, Point, axes_of, config_at, label, set_by
 from gpt2.plan.budget import budget, derive_widths, resolve_widths
 from gpt2.plan.init_source import resolve_source
 from gpt2.plan.jobs import Job, Plan, trained_identity
+from gpt2.plan.lr_sweep import extension, tuning_seeds, without_needless
 from gpt2.plan.matrix_cells import (
     LeftOutCell,
     cell_changes,
@@ -28,7 +38,7 @@ from gpt2.plan.matrix_cells import (
 from gpt2.plan.run_length import resolve
 from gpt2.plan.steps import SHIPPED, Registry, Times
 from gpt2.plan.steps_file import registry_of
-from gpt2.plan.sweep import Sweep
+from gpt2.plan.sweep import Frozen, Sweep
 from gpt2.settings.checks import check
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import LARGEST_ARM, SYMBOL_OF, Settings
@@ -55,18 +65,32 @@ def make_plan(config: Config) -> Plan:
 
 def _plan(config: Config) -> Plan:
     axes = axes_of(config)
-    plan = _plan_at_point(config)
-    if axes:
-        flat = plan.base.flat()
-        usual = {axis.field: flat[axis.field] for axis in axes}
-        at = functools.partial(_plan_at, config, axes)
-        plan = Sweep(axes, at, trained_identity, usual).crossed()
+    known: dict[Frozen, Plan] = {}
+    plan = _crossed(config, axes, known) if axes else _plan_at_point(config)
+    rates = next((axis for axis in axes if axis.source == RATE_SYMBOL), None)
+    added: list[str] = []
+    while rates is not None and plan.base.matrix.lr_sweep_extend:
+        if not (more := dict(extension(plan, rates))):
+            break
+        before = next(axis.values for axis in plan.axes if axis.field == rates.field)
+        wider = with_rates(rates, (*before, *more))
+        added += [f"{rate:g}, since {why}" for rate, why in more.items()]
+        plan = _crossed(config, [*(a for a in axes if a is not rates), wider], known)
+    plan = dataclasses.replace(plan, added_rates=tuple(added))
     for job in plan.jobs:
         try:
             require_effect(job.settings)
         except ValueError as error:
             raise ValueError(f"{job.run_dir}: {error}") from error
     return plan
+
+
+def _crossed(config: Config, axes: Sequence[Axis], known: dict[Frozen, Plan]) -> Plan:
+    """Plan of a configuration at all points of its axes; those known are kept."""
+    flat = settings_from(config).flat()
+    usual = {axis.field: flat[axis.field] for axis in axes}
+    at = functools.partial(_plan_at, config, axes)
+    return without_needless(Sweep(axes, at, trained_identity, usual, known).crossed())
 
 
 def steps_from(config: Config) -> tuple[Settings, Registry]:
@@ -96,12 +120,17 @@ def _plan_at(config: Config, axes: Sequence[Axis], point: Point) -> Plan:
     except ValueError as error:
         raise ValueError(f"SWEEP, at {label(point)}: {error}") from error
     swept = set_by(config, there, point)
+    sources = {axis.field: axis.source for axis in axes}
     jobs = [
         dataclasses.replace(
             job,
             origins={
-                field: SWEPT if field in swept and origin == COMMAND_LINE else origin
-                for field, origin in job.origins.items()
+                name: (
+                    sources.get(name, SWEPT)
+                    if name in swept and origin == COMMAND_LINE
+                    else origin
+                )
+                for name, origin in job.origins.items()
             },
         )
         for job in plan.jobs
@@ -118,9 +147,15 @@ def plan_settings(
         cells, without = _with_control(settings, cells)
         left_out = [*left_out, *without]
     jobs = tuple(
-        dataclasses.replace(cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}")
+        dataclasses.replace(
+            cell, seed=seed, run_dir=f"{cell.run_dir}/seed{seed}", tuning=is_tuning
+        )
         for cell in cells
-        for seed in settings.matrix.seeds
+        for is_tuning, seeds in (
+            (False, settings.matrix.seeds),
+            (True, tuning_seeds(settings)),
+        )
+        for seed in seeds
     )
     if not jobs:
         raise ValueError("nothing to run: SEEDS or RA_MLA_ABLATION_STEPS is empty")

@@ -59,7 +59,7 @@ class Sweep:
     plan_at: Callable[[Point], Plan]
     trained: Callable[[Job], str]
     usual: Point  # values without the sweep
-    _plans: dict[Frozen, Plan] = field(default_factory=dict)
+    plans: dict[Frozen, Plan] = field(default_factory=dict)  # that are known
     _cells: dict[Frozen, dict[str, SweptCell]] = field(default_factory=dict)
 
     def crossed(self) -> Plan:
@@ -96,9 +96,9 @@ class Sweep:
 
     def _plan(self, point: Point) -> Plan:
         key = frozen(point)
-        if key not in self._plans:
-            self._plans[key] = self.plan_at(point)
-        return self._plans[key]
+        if key not in self.plans:
+            self.plans[key] = self.plan_at(point)
+        return self.plans[key]
 
     def _cells_at(self, point: Point) -> dict[str, SweptCell]:
         """Cells at a point by their folders without a sweep."""

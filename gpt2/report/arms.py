@@ -93,9 +93,19 @@ def above_guess(run: Run) -> str:
 
 
 def group_arms(matrix: MatrixResults) -> list[Arm]:
-    """Group runs by step and name, in the order of the matrix."""
+    """Group runs by step and name, in the order of the matrix, without those that
+    choose a learning rate: no verdict uses them."""
+    return _grouped(run for run in matrix.runs if not run.is_tuning)
+
+
+def tuning_arms(matrix: MatrixResults) -> list[Arm]:
+    """The runs that choose a learning rate, grouped like the others."""
+    return _grouped(run for run in matrix.runs if run.is_tuning)
+
+
+def _grouped(found: Iterable[Run]) -> list[Arm]:
     groups: dict[tuple[int | None, str], list[Run]] = {}
-    for run in matrix.runs:
+    for run in found:
         groups.setdefault((run.row["step"], run.row["name"]), []).append(run)
     arms = []
     for (step, name), runs in groups.items():

@@ -11,6 +11,7 @@ from gpt2.report.estimates import score_lines
 from gpt2.report.evaluation_columns import evaluation_columns
 from gpt2.report.lines import Line, difference_text, grade_text, lines_of, p_text
 from gpt2.report.notes import remarks
+from gpt2.report.rate_tables import OWN_BEST, best_table, rate_remarks, rate_table
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
     control_lines,
@@ -44,6 +45,7 @@ def markdown_report(
         "## Verdicts",
         _main_table(judged),
         _remarks(judged),
+        _rates(judged),
         _sweep_tables(judged),
         _chart_links(matrix),
         "## At equal updates and at equal time",
@@ -143,11 +145,39 @@ def _remarks(judged: Judgement) -> str:
 
 def _chart_links(matrix: MatrixResults) -> str:
     names = {"loss": "Loss curves", "forest": "Differences", "pareto": "Loss and cost"}
+    names["rates"] = "Loss and learning rate"
     return "\n".join(
         f"![{text}](plots/{name}.png)"
         for name, text in names.items()
         if (matrix.root / "plots" / f"{name}.png").is_file()
     )
+
+
+def _rates(judged: Judgement) -> str:
+    """Section on LR_SWEEP; "" without it."""
+    if not judged.own_best.arms:
+        return ""
+    heads, rows = rate_table(judged)
+    numeric = [False, False, *(True for _ in heads[2:])]
+    remarks = [
+        f"- **{escape(arm)}**: {escape(text)}" for arm, text in rate_remarks(judged)
+    ]
+    text = OWN_BEST.format(number=len(judged.own_best.comparisons))
+    parts = [
+        *("## Learning rates", _grid(heads, _escaped(rows), numeric)),
+        *("### Each arm at its own best rate", escape(judged.own_best.pending)),
+        "\n".join(remarks),
+        text,
+    ]
+    heads, rows = best_table(judged)
+    if rows:
+        is_number = [False, False, True, True, True, False]
+        parts.insert(4, _grid(heads, _escaped(rows), is_number))
+    return "\n\n".join(part for part in parts if part)
+
+
+def _escaped(rows: list[list[str]]) -> list[list[str]]:
+    return [[escape(cell) for cell in row] for row in rows]
 
 
 def _sweep_tables(judged: Judgement) -> str:

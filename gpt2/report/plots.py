@@ -32,6 +32,7 @@ def write_plots(judged: Judgement, directory: Path) -> list[Path]:
         "loss.png": _loss,
         "forest.png": _forest,
         "pareto.png": _pareto,
+        "rates.png": _rates,
     }
     written = []
     for name, make in makers.items():
@@ -124,3 +125,23 @@ def spread(arm: Arm) -> float:
     losses = arm.values("val_loss")
     found = statistics.stdev(losses) if len(losses) > 1 else 0.0
     return found if math.isfinite(found) else 0.0
+
+
+def _rates(judged: Judgement, path: Path) -> bool:
+    """Loss against learning rate: mean and range over all seeds, a mark at the best."""
+    lines, marks = [], []
+    for place, arm in enumerate(judged.own_best.arms):
+        points = [(rate, arm.all_losses(rate)) for rate in sorted(arm.losses)]
+        points = [(rate, found) for rate, found in points if found]
+        if not points:
+            continue
+        rates = [rate for rate, _ in points]
+        means = [statistics.fmean(found) for _, found in points]
+        ends = [[end(found) for _, found in points] for end in (min, max)]
+        lines.append(plots.Curve(arm.name, place, rates, means, *ends))
+        if (best := arm.choice.best) in rates:
+            marks.append((place, best, means[rates.index(best)]))
+    if lines:
+        title = "Mean and range over all seeds; mark: best by tuning seeds"
+        plots.rates(path, lines, marks, "peak learning rate", LOSS, title)
+    return bool(lines)

@@ -243,7 +243,8 @@ def _row(job: dict, status: dict, manifest: dict, run_dir: str) -> Row:
     if row["parameters"] is None:
         row["parameters"] = number(manifest.get("parameters"))
     extra = extra_columns(result, row)
-    return {**row, **extra, **coordinates_of(job)}
+    tuning = {"tuning": True} if job.get("tuning") is True else {}
+    return {**row, **extra, **coordinates_of(job), **tuning}
 
 
 def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:

@@ -91,6 +91,11 @@ class Run:
         """Values of a sweep that the run was made at, by setting."""
         return coordinates_of(self.job)
 
+    @property
+    def is_tuning(self) -> bool:
+        """True if it chooses a learning rate and is in no verdict."""
+        return self.job.get("tuning") is True
+
 
 @dataclass(slots=True)
 class MatrixResults:

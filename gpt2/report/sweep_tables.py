@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gpt2.plan.axes import label, text_of
+from gpt2.plan.lr_sweep import RATE
 from gpt2.report.arms import Arm
 from gpt2.report.verdicts import Judgement
 from lib import human
@@ -64,6 +65,8 @@ def sweep_tables(judged: Judgement) -> list[SweepTable]:
     """A table for each setting that was swept over at least two values."""
     arms = [arm for arm in judged.arms if not arm.is_control]
     axes = dict.fromkeys(field for arm in arms for field in arm.coordinates)
+    if judged.own_best.arms:  # these have tables of their own
+        axes.pop(RATE, None)
     tables = [_table(axis, [a for a in arms if axis in a.coordinates]) for axis in axes]
     return [table for table in tables if len(table.values) > 1]
 

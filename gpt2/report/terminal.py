@@ -8,6 +8,7 @@ from gpt2.report.columns import COLUMN, shown_columns
 from gpt2.report.estimates import score_lines
 from gpt2.report.lines import Line, has_removed_heads, has_zeros, lines_of
 from gpt2.report.notes import remarks
+from gpt2.report.rate_tables import rate_lines
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import control_lines, headline, noise_lines, seeds_lines
 from gpt2.report.verdicts import Judgement
@@ -86,6 +87,7 @@ def terminal_report(
             Text("heads: removed from the exported models; other columns: masked.")
         )
     parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
+    parts.extend(Text(line) for line in rate_lines(judged))
     if failed := [run for run in matrix.runs if _is_fault(run)]:
         parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
     parts.extend(

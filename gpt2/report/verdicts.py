@@ -10,7 +10,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2.report.arms import Arm, Change, changes_between, group_arms, partner_of
+from gpt2.report.arms import (
+    Arm,
+    Change,
+    changes_between,
+    group_arms,
+    partner_of,
+    tuning_arms,
+)
 from gpt2.report.controls import Control, controls_of, void_reasons
 from gpt2.report.evidence import Evidence, Rules, at_equal_steps, at_equal_time
 from gpt2.report.grades import (
@@ -22,6 +29,7 @@ from gpt2.report.grades import (
     ungraded,
 )
 from gpt2.report.noise import Design, Noise, known_noise_of, noise_of
+from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
 
@@ -49,6 +57,7 @@ class Judgement:
     notes: dict[str, str]  # label of an arm without partner -> why
     controls: list[Control] = field(default_factory=list)
     void: tuple[str, ...] = ()  # reasons that make all verdicts INVALID
+    own_best: OwnBest = field(default_factory=OwnBest)  # of LR_SWEEP
 
     def of(self, arm: Arm) -> Comparison | None:
         return next((c for c in self.comparisons if c.arm is arm), None)
@@ -89,6 +98,7 @@ class Judgement:
                 for c in self.controls
             ],
             "void": list(self.void),
+            **({"own_best": best.to_json()} if (best := self.own_best).arms else {}),
         }
 
 
@@ -110,21 +120,38 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
         elif note:
             notes[arm.label] = note
     bases = [arm for arm in tested if all(arm is not a for a, _, _ in pairs)]
-    noise = noise_of(bases)
-    void = void_reasons(bases if pairs else [], controls)
+    swept = swept_arms(tested, tuning_arms(matrix))
+    decisive = deciding(bases, swept)
+    noise = noise_of(decisive or bases)
+    void = void_reasons(decisive if pairs else [], controls)
     comparisons = [_voided(c, void) for c in compare(pairs, rules, noise)]
-    return Judgement(rules, arms, comparisons, noise, notes, controls, void)
+
+    def grade(found: Sequence[tuple[Arm, Arm]]) -> list[Verdict]:
+        return _grade_all(found, at_equal_steps, rules, noise)
+
+    best = own_best(swept, pairs, grade, rules.alpha_of_look)
+    best = dataclasses.replace(
+        best,
+        comparisons=[
+            dataclasses.replace(c, verdict=_void(c.verdict, void))
+            for c in best.comparisons
+        ],
+    )
+    return Judgement(rules, arms, comparisons, noise, notes, controls, void, best)
+
+
+def _void(verdict: Verdict, void: tuple[str, ...]) -> Verdict:
+    """Make a verdict INVALID if there are reasons that void the whole matrix."""
+    if not void:
+        return verdict
+    reasons = (*void, *verdict.reasons)
+    return dataclasses.replace(verdict, grade=INVALID, reasons=reasons)
 
 
 def _voided(comparison: Comparison, void: tuple[str, ...]) -> Comparison:
-    """Make a comparison INVALID if there are reasons that void the whole matrix."""
-    if not void:
-        return comparison
+    """The comparison with both verdicts voided, if there are reasons."""
     verdicts = (comparison.at_steps, comparison.at_time)
-    steps, time = (
-        dataclasses.replace(v, grade=INVALID, reasons=(*void, *v.reasons))
-        for v in verdicts
-    )
+    steps, time = (_void(verdict, void) for verdict in verdicts)
     return dataclasses.replace(comparison, at_steps=steps, at_time=time)
 
 

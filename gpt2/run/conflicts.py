@@ -52,7 +52,7 @@ def _conflict(run_dir: Path, job: Job) -> Conflict | None:
     try:
         old = atomic_files.read_json(path)
         if old["hash"] == job.hash:
-            return _other_parent(old, job)
+            return _other_use(old, job)
         before = identity_of_json(old)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
@@ -60,8 +60,12 @@ def _conflict(run_dir: Path, job: Job) -> Conflict | None:
     return Conflict(job.run_dir, "its settings were different", tuple(changed))
 
 
-def _other_parent(old: Mapping[str, Any], job: Job) -> Conflict | None:
-    """The same training, but compared with another step: STEPS_FILE has changed."""
+def _other_use(old: Mapping[str, Any], job: Job) -> Conflict | None:
+    """The same training, but compared with another step, since STEPS_FILE has changed,
+    or with another use, since LR_TUNING_SEEDS has."""
+    if (was := bool(old.get("tuning"))) != job.tuning:
+        reason = "LR_TUNING_SEEDS: a run that chose a rate must not be in a verdict"
+        return Conflict(job.run_dir, reason, (("tuning", was, job.tuning),))
     if old["parent"] == job.parent:
         return None
     reason = "it was compared with another step"

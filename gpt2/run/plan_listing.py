@@ -47,7 +47,7 @@ def listing(plan: Plan, config: Config) -> str:
 def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
-    found += control_costs(plan) + kept_final_rate(plan)
+    found += control_costs(plan) + kept_final_rate(plan) + added_rates(plan)
     wrap = TextWrapper(
         WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
@@ -91,11 +91,17 @@ def kept_final_rate(plan: Plan) -> list[str]:
     is_kept = base.matrix.min_lr_ratio is None and base.optim.min_lr > 0
     if "learning_rate" not in swept or swept & {"min_lr", "min_lr_ratio"}:
         return []
+    source = next(axis.source for axis in plan.axes if axis.field == "learning_rate")
     return [
-        f"SWEEP of LEARNING_RATE: GPT2_MIN_LR={base.optim.min_lr:g} is the end of all "
-        "schedules, which so differ in shape; MIN_LR_RATIO=0.1 ends each at a tenth of "
-        "its peak"
+        f"{source} of LEARNING_RATE: GPT2_MIN_LR={base.optim.min_lr:g} is the end of "
+        "all schedules, which so differ in shape; MIN_LR_RATIO=0.1 ends each at a "
+        "tenth of its peak"
     ] * is_kept
+
+
+def added_rates(plan: Plan) -> list[str]:
+    """One line for each rate that LR_SWEEP_EXTEND has added."""
+    return [f"LR_SWEEP_EXTEND=y adds LEARNING_RATE={text}" for text in plan.added_rates]
 
 
 def baseline_of(settings: Settings) -> Settings:
@@ -197,9 +203,11 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
     work = f"{total:,} tokens in all"
     if settings.optim.time_budget:
         work = f"{settings.optim.time_budget} of training each"
-    seeds = len({job.seed for job in plan.jobs})
+    seeds = _plural(len({job.seed for job in plan.jobs if not job.tuning}), "seed")
+    if tuning := {job.seed for job in plan.jobs if job.tuning}:
+        seeds += f" and {_plural(len(tuning), 'tuning seed')}"
     yield (
-        f"{_plural(len(groups), kind)}{swept}{control} x {_plural(seeds, 'seed')} = "
+        f"{_plural(len(groups), kind)}{swept}{control} x {seeds} = "
         f"{_plural(len(plan.jobs), 'job')}, {work}"
     )
     yield f"results in {plan.output_dir}"
@@ -225,7 +233,8 @@ def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]
     for field, before, after, origin in differences(job, reference):
         yield _field_line(field, f"{_short(before)} -> {_short(after)}", origin)
     for one in jobs:
-        yield f"  seed {one.seed:<6} {root / one.run_dir}{_status(root, one)}"
+        use = " (chooses the rate)" if one.tuning else ""
+        yield f"  seed {one.seed:<6} {root / one.run_dir}{use}{_status(root, one)}"
 
 
 def _costs(job: Job, reference: Settings) -> str:

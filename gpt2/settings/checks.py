@@ -97,6 +97,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         max(s.matrix.seeds, default=0) > LARGEST_SEED,
         f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
     )
+    yield from _rate_rules(s)
     yield (
         not r.output_dir
         or not r.output_dir.isprintable()
@@ -104,6 +105,23 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         or ".." in PurePath(r.output_dir).parts,
         f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
         "control characters",
+    )
+
+
+def _rate_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    matrix = s.matrix
+    if not matrix.lr_sweep.strip():
+        return
+    shared = sorted({*matrix.seeds} & {*matrix.lr_tuning_seeds})
+    listed = ",".join(map(str, matrix.lr_tuning_seeds))
+    yield (
+        bool(shared),
+        f"LR_TUNING_SEEDS={listed}: {', '.join(map(str, shared))} is in SEEDS, too: "
+        "the seeds that choose a rate must not be those of the verdict",
+    )
+    yield (
+        not matrix.lr_tuning_seeds or max(matrix.lr_tuning_seeds) > LARGEST_SEED,
+        f"LR_TUNING_SEEDS={listed!r} must be seeds from 0 to {LARGEST_SEED}",
     )
 
 

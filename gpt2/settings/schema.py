@@ -243,6 +243,9 @@ class Matrix:
     steps: tuple[int | str, ...] = setting("RA_MLA_ABLATION_STEPS")  # ids in a plan
     steps_file: str = setting("STEPS_FILE")
     sweep: str = setting("SWEEP")
+    lr_sweep: str = setting("LR_SWEEP")
+    lr_tuning_seeds: tuple[int, ...] = setting("LR_TUNING_SEEDS")
+    lr_sweep_extend: bool = setting("LR_SWEEP_EXTEND")
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
     report_looks: int = setting("REPORT_LOOKS", low=1, high=20)

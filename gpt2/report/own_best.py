@@ -1,0 +1,268 @@
+"""Comparison of arms, each at its own best learning rate (LR_SWEEP).
+
+The best rate of an arm is chosen on tuning runs, and compared on the others. Noise may
+choose different rates for two arms that are equal, and these rates do differ: more
+seeds would show that difference and not one between the arms. An arm is therefore
+better than its partner only if, at its best rate, it is better than the partner at
+every rate of the grid, one of which is the partner's true best; and worse only if the
+partner at its best is better than the arm at every rate. Each of these comparisons is
+tested at the level of the verdicts, corrected for the number of arms, and the largest p
+counts: an intersection-union test (Berger 1982), which needs no correction for the
+number of rates. NEUTRAL is about the two chosen rates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from gpt2.plan.axes import label
+from gpt2.plan.lr_sweep import RATE, RateChoice, choose, loss_of
+from gpt2.report.arms import Arm, has_diverged
+from gpt2.report.evidence import worse_than_guess
+from lib.atomic_files import finite
+from lib.safe_json import number
+
+if TYPE_CHECKING:
+    from gpt2.report.grades import Verdict
+
+Pair = tuple[Arm, Arm, str]  # arm, partner, note
+Grade = Callable[[Sequence[tuple[Arm, Arm]]], Sequence["Verdict"]]
+
+
+@dataclass(frozen=True, slots=True)
+class SweptArm:
+    """An arm over the rates, at equal other coordinates.
+
+    arms: its runs by rate, without tuning runs. losses, seeds: of the tuning runs.
+    """
+
+    name: str
+    arms: Mapping[float, Arm]
+    losses: Mapping[float, Sequence[float | None]]
+    seeds: Sequence[int] = ()
+
+    @property
+    def choice(self) -> RateChoice:
+        return choose(self.losses)
+
+    @property
+    def at_best(self) -> Arm | None:
+        best = self.choice.best
+        return None if best is None else self.arms.get(best)
+
+    def all_losses(self, rate: float) -> list[float]:
+        """Finite losses of all seeds at a rate."""
+        cell = self.arms.get(rate)
+        found = [*self.losses.get(rate, ()), *(cell.values("val_loss") if cell else ())]
+        return [loss for loss in found if loss is not None and math.isfinite(loss)]
+
+    @property
+    def missing(self) -> int:
+        """Tuning runs that have not finished."""
+        return sum(loss is None for found in self.losses.values() for loss in found)
+
+
+@dataclass(frozen=True, slots=True)
+class BestComparison:
+    """An arm at its own best rate and its partner at its own."""
+
+    arm: Arm
+    partner: Arm
+    note: str
+    verdict: Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class OwnBest:
+    """Arms over the rates, and their comparisons at their own best.
+
+    pending: why there are no comparisons yet, or "".
+    """
+
+    arms: Sequence[SweptArm] = ()
+    comparisons: Sequence[BestComparison] = ()
+    pending: str = ""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data, as under "verdicts" in summary.json."""
+        rates = [
+            {
+                "arm": arm.name,
+                "best": arm.choice.best,
+                "edge": arm.choice.edge,
+                "tuning_seeds": list(arm.seeds),
+                "tuning_losses": [
+                    [rate, mean] for rate, mean in arm.choice.means.items()
+                ],
+            }
+            for arm in self.arms
+        ]
+        comparisons = [
+            {
+                "step": c.arm.step,
+                "name": c.arm.name,
+                "partner": {"step": c.partner.step, "name": c.partner.name},
+                "note": c.note,
+                "at_equal_steps": c.verdict.to_json(),
+            }
+            for c in self.comparisons
+        ]
+        found: dict[str, Any] = finite(
+            {"pending": self.pending, "rates": rates, "comparisons": comparisons}
+        )
+        return found
+
+
+def swept_arms(arms: Iterable[Arm], tuning: Iterable[Arm]) -> list[SweptArm]:
+    """Arms that have tuning runs, over their rates."""
+    losses: dict[str, dict[float, list[float | None]]] = {}
+    seeds: dict[str, set[int]] = {}
+    for arm in tuning:
+        rate = number(arm.coordinates.get(RATE))
+        if rate is not None:
+            found = losses.setdefault(_name(arm), {}).setdefault(rate, [])
+            found += [_loss(run.row) for run in arm.runs]
+            seeds.setdefault(_name(arm), set()).update(arm.seeds)
+    cells: dict[str, dict[float, Arm]] = {}
+    for arm in arms:
+        rate = number(arm.coordinates.get(RATE))
+        if rate is not None and not arm.is_control:
+            cells.setdefault(_name(arm), {})[rate] = arm
+    return [
+        SweptArm(name, cells.get(name, {}), by_rate, sorted(seeds[name]))
+        for name, by_rate in losses.items()
+    ]
+
+
+def _name(arm: Arm) -> str:
+    rest = {name: v for name, v in arm.coordinates.items() if name != RATE}
+    first = arm.label.partition("/")[0]
+    return f"{first}/{label(rest)}" if rest else first
+
+
+def _loss(row: Mapping[str, object]) -> float | None:
+    return loss_of({**row, "result": {"val_loss": row["val_loss"]}})
+
+
+def own_best(
+    swept: Sequence[SweptArm], pairs: Sequence[Pair], grade: Grade, alpha: float
+) -> OwnBest:
+    """Compare each arm with its partner, each at its own best rate.
+
+    pairs: of all cells, at equal rates. grade: of comparisons as one family.
+    """
+    if not swept:
+        return OwnBest()
+    missing = sum(arm.missing for arm in swept)
+    if missing:
+        total = sum(len(x) for arm in swept for x in arm.losses.values())
+        why = f"{total - missing} of {total} tuning runs have finished"
+        return OwnBest(swept, pending=f"the best rates are not known yet: {why}")
+    by_cell = {id(cell): arm for arm in swept for cell in arm.arms.values()}
+    found = list(_at_best(pairs, by_cell))
+    rivals = [
+        [_rivals(cell, by_cell) for cell in (arm, partner)] for arm, partner, _ in found
+    ]
+    verdicts = grade([(arm, partner) for arm, partner, _ in found])
+    worst = [
+        _Guard(v.p_deciding if v.p_deciding is not None else 1.0) for v in verdicts
+    ]
+    sides = [v.mean is not None and v.mean < 0 for v in verdicts]  # True: better
+    for at in range(max((len(r) for both in rivals for r in both), default=0)):
+        # One rival of each comparison at a time: all families have the same size.
+        against = []
+        for (arm, partner, _), both, is_better in zip(
+            found, rivals, sides, strict=True
+        ):
+            rival = next(iter(both[is_better][at:]), partner if is_better else arm)
+            against.append((arm, rival) if is_better else (rival, partner))
+        for i, verdict in enumerate(grade(against)):
+            rival = against[i][1 if sides[i] else 0]
+            worst[i] = worst[i].against(rival, verdict, sides[i])
+    comparisons = [
+        BestComparison(arm, partner, note, _guarded(verdict, guard, alpha, is_better))
+        for (arm, partner, note), verdict, guard, is_better in zip(
+            found, verdicts, worst, sides, strict=True
+        )
+    ]
+    return OwnBest(swept, comparisons)
+
+
+def _at_best(
+    pairs: Sequence[Pair], by_cell: Mapping[int, SweptArm]
+) -> Iterator[tuple[Arm, Arm, str]]:
+    """Each arm at its best rate and its partner at its own, once."""
+    seen = set()
+    for arm, partner, note in pairs:
+        ends = [_best(cell, by_cell) for cell in (arm, partner)]
+        if ends[0] is None or ends[1] is None or (id(ends[0]), id(ends[1])) in seen:
+            continue
+        seen.add((id(ends[0]), id(ends[1])))
+        yield ends[0], ends[1], note
+
+
+def _best(cell: Arm, by_cell: Mapping[int, SweptArm]) -> Arm | None:
+    swept = by_cell.get(id(cell))
+    return cell if swept is None else swept.at_best
+
+
+def _rivals(cell: Arm, by_cell: Mapping[int, SweptArm]) -> list[Arm]:
+    """Cells of the same arm at its other rates that may be its true best: those at
+    which no run has diverged."""
+    swept = by_cell.get(id(cell))
+    others = [] if swept is None else swept.arms.values()
+    return [
+        other
+        for other in others
+        if other is not cell
+        and not any(has_diverged(run) for run in other.runs)
+        and not worse_than_guess(other)
+    ]
+
+
+@dataclass(frozen=True, slots=True)
+class _Guard:
+    """Largest p of a comparison over the rival rates, and the rival that has it."""
+
+    p: float
+    rival: Arm | None = None
+
+    def against(self, rival: Arm, verdict: Verdict, is_better: bool) -> _Guard:
+        p = 1.0 if verdict.p_deciding is None else verdict.p_deciding
+        if verdict.mean is None or (verdict.mean < 0) != is_better:
+            p = 1.0
+        return _Guard(p, rival) if p > self.p else self
+
+
+def _guarded(verdict: Verdict, guard: _Guard, alpha: float, better: bool) -> Verdict:
+    """The verdict with the largest p; INCONCLUSIVE where that is not significant."""
+    if verdict.p_deciding is None or guard.rival is None:
+        return verdict
+    if verdict.p_pooled is None:
+        verdict = dataclasses.replace(verdict, p_holm=guard.p)
+    else:
+        verdict = dataclasses.replace(verdict, p_pooled=guard.p)
+    if verdict.grade not in ("SUPPORTED", "HARMFUL") or guard.p < alpha:
+        return verdict
+    rate = guard.rival.coordinates[RATE]
+    whose, way = ("its partner's", "better") if better else ("its", "worse")
+    why = (
+        f"{way} at the two chosen rates, but {rate} may be {whose} best rate, and "
+        f"there the difference is not shown (p {guard.p:.3f})"
+    )
+    return dataclasses.replace(
+        verdict, grade="INCONCLUSIVE", reasons=(why, *verdict.reasons)
+    )
+
+
+def deciding(bases: Sequence[Arm], swept: Sequence[SweptArm]) -> list[Arm]:
+    """Baselines without those at another rate than their best: a rate that is too high
+    says nothing about the noise and the validity of a matrix."""
+    others = {
+        id(cell) for s in swept for cell in s.arms.values() if cell is not s.at_best
+    }
+    return [arm for arm in bases if id(arm) not in others]

@@ -1,0 +1,128 @@
+"""Tables and sentences of LR_SWEEP: loss against rate, each arm at its own best."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from gpt2.plan.axes import text_of
+from gpt2.plan.lr_sweep import RATE
+from gpt2.report.arms import Arm
+from gpt2.report.lines import difference_text, grade_text, interval_text, p_text
+from gpt2.report.own_best import SweptArm
+from gpt2.report.verdicts import Judgement
+from lib import human
+
+DIGITS = 4  # of losses, nats
+BEST = "*"
+DIVERGED = "diverged"
+
+OWN_BEST = """\
+\\* is the best rate of an arm: the lowest mean validation loss over the tuning seeds,
+which no verdict uses. "Each arm at its own best rate" is one family of {number}
+comparisons, corrected for that number; the comparisons at equal rates above are another
+family. Decide beforehand which of the two is the question. p at the own best is the
+largest over the rates that may be the better one's rival: an arm is SUPPORTED only if,
+at its best rate, it is better than its partner at every rate of the grid, and HARMFUL
+only if its partner at its best is better than it at every rate. NEUTRAL is about the
+two chosen rates."""
+
+Table = tuple[list[str], list[list[str]]]  # heads, rows
+
+
+def rate_table(judged: Judgement) -> Table:
+    """Mean loss by rate of each arm, on the tuning seeds and on the others."""
+    arms = judged.own_best.arms
+    rates = sorted({rate for arm in arms for rate in (*arm.losses, *arm.arms)})
+    heads = ["arm", "seeds", *map(text_of, rates)]
+    rows = []
+    for arm in arms:
+        tuning = [_tuning_cell(arm, rate) for rate in rates]
+        rows.append([arm.name, f"{listed(arm.seeds)} (tuning)", *tuning])
+        seeds = sorted({seed for cell in arm.arms.values() for seed in cell.seeds})
+        others = [_cell(arm, rate) for rate in rates]
+        rows.append([arm.name, listed(seeds), *others])
+    return heads, rows
+
+
+def listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def _tuning_cell(arm: SweptArm, rate: float) -> str:
+    choice = arm.choice
+    mean = choice.means.get(rate)
+    if mean is not None and math.isinf(mean):
+        return DIVERGED
+    return human.fixed(mean, DIGITS) + BEST * (choice.best == rate)
+
+
+def _cell(arm: SweptArm, rate: float) -> str:
+    cell = arm.arms.get(rate)
+    if cell is None or len(cell.done) < len(cell.runs):
+        return human.NONE
+    return human.fixed(cell.mean("val_loss"), DIGITS)
+
+
+def best_table(judged: Judgement) -> Table:
+    """Each arm at its own best rate against its partner at its own."""
+    heads = ["arm", "compared with", "difference", "95%", "p", "verdict"]
+    rows = [
+        [
+            *(c.arm.label, c.partner.label, difference_text(c.verdict)),
+            *(interval_text(c.verdict), p_text(c.verdict.p_deciding)),
+            grade_text(c.verdict.grade),
+        ]
+        for c in judged.own_best.comparisons
+    ]
+    return heads, rows
+
+
+def rate_remarks(judged: Judgement) -> list[tuple[str, str]]:
+    """Remarks as (arm, sentence): best rates at the edge, and reasons of verdicts."""
+    found = [(arm.name, text) for arm in judged.own_best.arms if (text := _edge(arm))]
+    for c in judged.own_best.comparisons:
+        if c.note:
+            with_whom = f"compared with {c.partner.label}, because {c.note}"
+            found.append((c.arm.label, with_whom))
+        found += [(c.arm.label, x) for x in c.verdict.reasons if x not in judged.void]
+    return list(dict.fromkeys(found))
+
+
+def _edge(arm: SweptArm) -> str:
+    choice = arm.choice
+    if choice.best is None:
+        return "" if arm.missing else "diverged at every rate on the tuning seeds"
+    if not choice.edge:
+        return ""
+    return (
+        f"its best rate, {text_of(choice.best)}, is the {choice.edge} of LR_SWEEP: a "
+        "better one may lie beyond it (LR_SWEEP_EXTEND=y goes on)"
+    )
+
+
+def rate_lines(judged: Judgement) -> list[str]:
+    """The own best in sentences, for the terminal."""
+    found = judged.own_best
+    if not found.arms:
+        return []
+    if found.pending:
+        return [f"Learning rates: {found.pending}."]
+    rates = ", ".join(
+        f"{arm.name} {text_of(arm.choice.best)}"
+        for arm in found.arms
+        if arm.choice.best is not None
+    )
+    lines = [f"Best learning rates, by tuning seeds: {rates}."]
+    for c in found.comparisons:
+        at = [f"{x.label.partition('/')[0]} at {_rate(x)}" for x in (c.arm, c.partner)]
+        lines.append(
+            f"Each at its own best: {at[0]} against {at[1]}: "
+            f"{difference_text(c.verdict)}, {grade_text(c.verdict.grade)}"
+        )
+    return lines + [f"  {arm}: {text}" for arm, text in rate_remarks(judged)]
+
+
+def _rate(arm: Arm) -> str:
+    rate = arm.coordinates.get(RATE)
+    return "its only rate" if rate is None else text_of(rate)

@@ -1,0 +1,145 @@
+"""gpt2/report/own_best.py: arms compared at their own best learning rates."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
+from gpt2.report.markdown import markdown_report
+from gpt2.report.read_results import read_matrix
+from gpt2.report.summary import write_summary
+from gpt2.report.verdicts import Judgement, judge
+from tests.results_factory import STEPS, write_run
+
+SEEDS, TUNING = (1, 2, 3, 4), (101, 102)
+# Loss by rate, in nats; "tuning" adds to it on the tuning seeds.
+Losses = Mapping[float, float]
+
+
+def write_arm(
+    root: Path, step: int, losses: Losses, tuning: Losses | None = None, **run: Any
+) -> None:
+    """Finished runs of a step at each rate, on the seeds of both kinds."""
+    name, title, of, *_ = STEPS[step]
+    for rate, loss in losses.items():
+        at = f"learning_rate={rate}"
+        for seed in (*SEEDS, *TUNING):
+            job: dict[str, Any] = {
+                "name": f"{name}/{at}",
+                "title": f"{title} ({at})",
+                "run_dir": f"step{step:02d}-{name}/{at}/seed{seed}",
+                "coordinates": {"learning_rate": rate},
+                "parent_name": None if of is None else f"{STEPS[of][0]}/{at}",
+            }
+            if seed in TUNING:
+                job["tuning"] = True
+            more = (tuning or {}).get(rate, 0.0) if seed in TUNING else 0.0
+            twin = f"{step} {at}"
+            write_run(root, step, seed, job=job, twin=twin, effect=loss + more, **run)
+
+
+def best(judged: Judgement) -> dict[str, tuple[str, str]]:
+    """Partner and grade of each arm at its own best."""
+    return {
+        c.arm.label: (c.partner.label, c.verdict.grade)
+        for c in judged.own_best.comparisons
+    }
+
+
+def test_each_arm_is_compared_at_the_rate_that_its_tuning_seeds_choose(
+    tmp_path: Path,
+) -> None:
+    write_arm(tmp_path, 0, {0.001: 0.02, 0.002: 0.0, 0.004: 0.05})
+    write_arm(tmp_path, 5, {0.001: 0.06, 0.002: 0.0, 0.004: -0.04})
+    write_arm(tmp_path, 8, {0.001: 0.04, 0.002: 0.08, 0.004: 0.1})
+    judged = judge(read_matrix(tmp_path))
+    assert best(judged) == {
+        "5 ra/learning_rate=0.004": ("0 baseline/learning_rate=0.002", SUPPORTED),
+        "8 mla/learning_rate=0.001": ("0 baseline/learning_rate=0.002", HARMFUL),
+    }
+    assert len(judged.comparisons) == 6  # at equal rates, a family of their own
+    assert all(arm.seeds == SEEDS for arm in judged.arms)
+    edges = {arm.name: arm.choice.edge for arm in judged.own_best.arms}
+    assert edges == {"0 baseline": "", "5 ra": "largest", "8 mla": "smallest"}
+
+
+def test_the_choice_is_of_the_tuning_seeds_alone(tmp_path: Path) -> None:
+    write_arm(tmp_path, 0, {0.001: 0.0, 0.002: 0.0}, {0.001: -0.05})
+    write_arm(tmp_path, 5, {0.001: 0.0, 0.002: -0.5}, {0.002: 1.0})
+    judged = judge(read_matrix(tmp_path))
+    assert [*best(judged)] == ["5 ra/learning_rate=0.001"]
+
+
+def test_an_unlucky_choice_for_the_partner_is_no_finding(tmp_path: Path) -> None:
+    """Equal arms: noise chose the baseline's worse rate, and the rates do differ."""
+    equal = {0.001: 0.0, 0.002: 0.03}
+    write_arm(tmp_path, 0, equal, {0.002: -0.1})
+    write_arm(tmp_path, 5, equal)
+    write_arm(tmp_path, 8, equal, {0.002: -0.1})
+    judged = judge(read_matrix(tmp_path))
+    found = best(judged)
+    assert found["5 ra/learning_rate=0.001"] == (
+        "0 baseline/learning_rate=0.002",
+        INCONCLUSIVE,
+    )
+    comparison, _ = judged.own_best.comparisons
+    assert comparison.verdict.mean is not None and comparison.verdict.mean < -0.02
+    assert "0.001 may be its partner's best rate" in comparison.verdict.reasons[0]
+    assert comparison.verdict.p_deciding is not None
+    assert comparison.verdict.p_deciding > 0.05
+
+
+def test_an_unlucky_choice_for_the_arm_is_no_finding(tmp_path: Path) -> None:
+    equal = {0.001: 0.0, 0.002: 0.03}
+    write_arm(tmp_path, 0, equal)
+    write_arm(tmp_path, 5, equal, {0.002: -0.1})
+    write_arm(tmp_path, 8, equal)
+    found = best(judge(read_matrix(tmp_path)))
+    assert found["5 ra/learning_rate=0.002"][1] == INCONCLUSIVE
+
+
+def test_a_rate_at_which_the_baseline_diverges_voids_nothing(tmp_path: Path) -> None:
+    write_arm(tmp_path, 0, {0.001: 0.02, 0.002: 0.0})
+    write_arm(tmp_path, 0, {0.004: 0.0}, status="failed", failure="nan")
+    write_arm(tmp_path, 0, {0.008: 30.0})  # above a uniform guess
+    write_arm(tmp_path, 5, {0.001: 0.0, 0.002: -0.04, 0.004: 0.0, 0.008: 0.0})
+    write_arm(tmp_path, 8, {0.001: 0.0, 0.002: -0.04, 0.004: 0.0, 0.008: 0.0})
+    judged = judge(read_matrix(tmp_path))
+    assert not judged.void
+    assert {grade for _, grade in best(judged).values()} == {SUPPORTED}
+    text = markdown_report(read_matrix(tmp_path), judged, "sweep")
+    row = next(line for line in text.splitlines() if "0 baseline | 101, 102" in line)
+    assert row.count("diverged") == 1
+
+
+def test_nothing_is_compared_until_all_rates_are_chosen(tmp_path: Path) -> None:
+    write_arm(tmp_path, 0, {0.001: 0.02, 0.002: 0.0})
+    write_arm(tmp_path, 5, {0.001: 0.0})
+    write_arm(tmp_path, 5, {0.002: 0.0}, status="running")
+    judged = judge(read_matrix(tmp_path))
+    assert judged.own_best.comparisons == []
+    assert judged.own_best.pending.endswith("6 of 8 tuning runs have finished")
+    assert judged.own_best.pending in markdown_report(
+        read_matrix(tmp_path), judged, "sweep"
+    )
+
+
+def test_report_and_tables_have_the_rates(tmp_path: Path) -> None:
+    write_arm(tmp_path, 0, {0.001: 0.02, 0.002: 0.0, 0.004: 0.05})
+    write_arm(tmp_path, 5, {0.001: 0.06, 0.002: 0.0, 0.004: -0.04})
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    text = markdown_report(matrix, judged, "sweep")
+    assert "## Learning rates" in text and "## Loss by swept value" not in text
+    assert "101, 102 (tuning)" in text and "| 1, 2, 3, 4 |" in text
+    assert "its best rate, 0.004, is the largest of LR\\_SWEEP" in text
+    write_summary(tmp_path, verdicts=judged.to_json(), matrix=matrix)
+    summary = json.loads((tmp_path / "summary.json").read_text())["verdicts"]
+    assert [arm["best"] for arm in summary["own_best"]["rates"]] == [0.002, 0.004]
+    assert summary["own_best"]["comparisons"][0]["at_equal_steps"]["grade"]
+    rows = csv.DictReader((tmp_path / "results.csv").open())
+    assert {row["seed"] for row in rows if row["tuning"] == "True"} == {"101", "102"}
