@@ -135,7 +135,7 @@ def _lowest(plan: Plan) -> float:
 
 
 def choices(plan: Plan) -> dict[str, RateChoice]:
-    """RateChoice of each arm of a plan, by its name at its other coordinates, from the runs
+    """Choice of each arm of a plan, by its name at its other coordinates, from the runs
     in its results folder."""
     losses: dict[str, dict[float, list[float | None]]] = {}
     for job in plan.jobs:
