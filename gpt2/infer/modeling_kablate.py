@@ -61,8 +61,8 @@ class KablateCache:
 
     is_compileable = False
 
-    def __init__(self, n_layer: int) -> None:
-        self.decode = DecodeCache.empty(n_layer)
+    def __init__(self, decode: DecodeCache) -> None:
+        self.decode = decode
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens that went through the model so far."""
@@ -71,8 +71,9 @@ class KablateCache:
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Select the sequences with which a beam search continues."""
         for layer in self.decode.layers:
-            kept = {n: t.index_select(0, beam_idx) for n, t in layer.tensors.items()}
-            layer.tensors = kept
+            for tensors in (layer.timed, layer.states):
+                for name, tensor in tensors.items():
+                    tensors[name] = tensor.index_select(0, beam_idx)
 
 
 class KablateForCausalLM(PreTrainedModel, GenerationMixin):
@@ -144,7 +145,7 @@ class KablateForCausalLM(PreTrainedModel, GenerationMixin):
         """
         self._check(input_ids, attention_mask, past_key_values, others)
         if use_cache and past_key_values is None and not self.training:
-            past_key_values = KablateCache(self.config.n_layer)
+            past_key_values = KablateCache(self.model.new_cache())
         if past_key_values is None:
             logits = self.model.logits(input_ids)
         else:

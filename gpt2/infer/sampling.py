@@ -9,7 +9,6 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 
 
@@ -34,9 +33,9 @@ def next_tokens(
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
     """New tokens [B, 1] after ``tokens`` [B, T], until the context is full."""
-    cache, new = DecodeCache.empty(len(model.blocks)), tokens
+    cache, new = model.new_cache(), tokens
     for _ in range(model.block_size - tokens.shape[1]):
-        logits = model.decode(new, cache)[:, -1].float()
+        logits = model.decode(new, cache, last_only=True)[:, -1].float()
         new = draw(logits, sampling, generator)
         yield new
 

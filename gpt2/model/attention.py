@@ -31,14 +31,16 @@ class MultiHead(Projection):
         *,
         latent: Tensor | None = None,
         cache: LayerCache | None = None,
-        position: int = 0,
     ) -> Heads:
         assert latent is None, "multi-head attention has no latent to add to"
         qkv = self.qkv(x).unflatten(-1, (3, self.heads, -1))
         q, k, v = (part.transpose(1, 2) for part in qkv.unbind(2))
-        if cache is None:
-            return Heads(q, k, v, q, k, qkv=qkv)
-        return Heads(q, cache.extend("k", k, 2), cache.extend("v", v, 2), q, k)
+        if cache is not None:
+            new = qkv[:, :, 1:].permute(0, 3, 2, 1, 4)  # [B, H, 2, S, D]: one write
+            held = cache.extend("kv", new, 3)
+            if not cache.place.is_empty:
+                return Heads(q, held[:, :, 0], held[:, :, 1], q, k)
+        return Heads(q, k, v, q, k, qkv=qkv)
 
 
 def make_projection(settings: Settings) -> Projection:
@@ -81,14 +83,13 @@ class CausalAttention(nn.Module):
         *,
         ctx: BlockContext,
         cache: LayerCache | None = None,
-        position: int = 0,
     ) -> tuple[Tensor, AttentionSide]:
         """x [B, S, E], the block's normed input -> [B, S, E] and the side."""
         given = [self._given(part, ctx) for part in self.parts()]
         pairs = list(zip(self.parts(), given, strict=True))
         latents = (part.latent(tensor) for part, tensor in pairs)
         latent = next((found for found in latents if found is not None), None)
-        heads = self.projection(x, latent=latent, cache=cache, position=position)
+        heads = self.projection(x, latent=latent, cache=cache)
         attended = self.weigh(heads, cache)
         out = heads.expand(attended.output)
         for part, tensor in pairs:
@@ -120,7 +121,8 @@ class CausalAttention(nn.Module):
     def weigh(self, heads: Heads, cache: LayerCache | None = None) -> Attended:
         """Weights times values before the gates on the output, with what they need."""
         heads, term = self.scored(heads, cache)
-        find = partial(self._statistic, heads, term)
+        row = None if cache is None else cache.place.row
+        find = partial(self._statistic, heads, term, row)
         needs, rows = self.needs, None
         for part in self.parts():
             factor = part.row_factor(find)
@@ -138,11 +140,16 @@ class CausalAttention(nn.Module):
             kept=needs.kept,
             dropout=self.dropout_p if self.training else 0.0,
             qkv=heads.qkv,
+            row=row,
         )
         return attend(call, self.backend)
 
     def _statistic(
-        self, heads: Heads, term: Transposed | None, statistic: Statistic
+        self,
+        heads: Heads,
+        term: Transposed | None,
+        row: Tensor | None,
+        statistic: Statistic,
     ) -> Tensor:
         """A statistic [B, H or 1, S] of the weights by the plain logits."""
         call = AttentionCall(
@@ -152,6 +159,7 @@ class CausalAttention(nn.Module):
             self.projection.scale,
             transposed=term,
             statistic=statistic,
+            row=row,
         )
         found = attend(call, self.backend).statistic
         assert found is not None, "a call for a statistic gave none"

@@ -34,12 +34,9 @@ class RA_MLA_Block(nn.Module):  # the name its users know
         *,
         ctx: BlockContext,
         cache: LayerCache | None = None,
-        position: int = 0,
     ) -> tuple[Tensor, BlockContext]:
         """x [B, S, E] and the context of the block before -> both for the next."""
-        attended, side = self.attn(
-            self.ln_1(x), ctx=ctx, cache=cache, position=position
-        )
+        attended, side = self.attn(self.ln_1(x), ctx=ctx, cache=cache)
         x = x + attended
-        result = self.mlp(self.ln_2(x), side=side, cache=cache, position=position)
+        result = self.mlp(self.ln_2(x), side=side, cache=cache)
         return x + result.output, result.ctx

@@ -62,16 +62,20 @@ class GPT(nn.Module):
         """The blocks, as what they are."""
         return [cast(RA_MLA_Block, block) for block in self.blocks]
 
-    def embed(self, tokens: Tensor, position: int = 0) -> Tensor:
+    def embed(self, tokens: Tensor, position: int | Tensor = 0) -> Tensor:
         """Token plus position embeddings, [B, S] -> [B, S, E].
 
-        Under autocast in its type, which the residual stream then keeps.
+        position: of the first token, or of the only one as a tensor [1]. Under autocast
+        in its type, which the residual stream then keeps.
         """
-        length = tokens.shape[1]
-        assert (
-            position + length <= self.block_size
-        ), f"{position + length} tokens do not fit GPT2_BLOCK_SIZE={self.block_size}"
-        where = torch.arange(position, position + length, device=tokens.device)
+        if isinstance(position, Tensor):
+            where = position
+        else:
+            end = position + tokens.shape[1]
+            assert (
+                end <= self.block_size
+            ), f"{end} tokens do not fit GPT2_BLOCK_SIZE={self.block_size}"
+            where = torch.arange(position, end, device=tokens.device)
         x = self.dropout(self.wte(tokens) + self.wpe(where))
         return x if self.residual_fp32 else to_autocast_type(x)
 
@@ -80,8 +84,7 @@ class GPT(nn.Module):
         ctx: BlockContext = {}
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]
-            at = 0 if cache is None else cache.position
-            x, ctx = block(x, ctx=ctx, cache=layer, position=at)
+            x, ctx = block(x, ctx=ctx, cache=layer)
         return self.ln_f(x)
 
     def logits(self, tokens: Tensor) -> Tensor:
@@ -108,9 +111,29 @@ class GPT(nn.Module):
         loss = F.cross_entropy(logits, flat, reduction="sum")
         return loss, (logits.argmax(-1) == flat).sum()
 
+    def new_cache(self, length: int | None = None) -> DecodeCache:
+        """An empty decode cache for ``length`` tokens, by default the whole context."""
+        return DecodeCache(len(self.blocks), length or self.block_size)
+
     @torch.no_grad()
-    def decode(self, tokens: Tensor, cache: DecodeCache) -> Tensor:
-        """Logits [B, S, V] of the next S tokens after those in the cache."""
-        x = self.hidden(self.embed(tokens, cache.position), cache)
-        cache.position += tokens.shape[1]
+    def decode(
+        self, tokens: Tensor, cache: DecodeCache, *, last_only: bool = False
+    ) -> Tensor:
+        """Logits [B, S, V] of the next S tokens [B, S] after those in the cache, or
+        [B, 1, V] of the last one only.
+
+        Raises ValueError if the tokens do not fit the cache.
+        """
+        start = cache.position
+        cache.advance(tokens.shape[1])
+        x = self.hidden(self.embed(tokens, start), cache)
+        return F.linear(x[:, -1:] if last_only else x, self.wte.weight)
+
+    @torch.no_grad()
+    def decode_at(self, tokens: Tensor, cache: DecodeCache, columns: int) -> Tensor:
+        """As ``decode`` for one token [B, 1], with the position in a tensor and
+        attention over a fixed number of columns, so that it can be recorded. The caller
+        advances the cache."""
+        row = cache.record(columns, tokens.device)
+        x = self.hidden(self.embed(tokens, row), cache)
         return F.linear(x, self.wte.weight)

@@ -16,16 +16,23 @@ def normalised(weights: Tensor) -> Tensor:
 
 
 def keep_weights(
-    weights: Tensor, select: str, topk: int, tau: float, renorm: bool
+    weights: Tensor,
+    select: str,
+    topk: int,
+    tau: float,
+    renorm: bool,
+    visible: Tensor | None = None,
 ) -> Tensor:
     """Keep the k largest of each row, or those of at least tau times its rms.
 
     weights [B, S, N] with zeros where j > i; gradients flow through what is
     kept. Of those that equal the k-th largest the first stay, so that every path
-    chooses the same. The rms is over the visible part of the row. The kernel gives
-    the type of autocast's products, everything else that of the weights.
+    chooses the same. The rms is over the visible part of the row, of ``visible`` [S]
+    columns where rows are not the last S of N positions. The kernel gives the type of
+    autocast's products, everything else that of the weights.
     """
-    if platform_of_tensor(weights).triton and weights.dtype == torch.float32:
+    kernel = platform_of_tensor(weights).triton and weights.dtype == torch.float32
+    if kernel and (visible is None or select != "rms"):
         from lib.kernels.row_mask import keep
 
         kind = torch.get_autocast_dtype(weights.device.type)
@@ -41,7 +48,8 @@ def keep_weights(
         room = topk - above.sum(-1, keepdim=True)
         weights = weights * (above | (equal & (equal.cumsum(-1) <= room)))
     elif select == "rms":
-        visible = row_positions(rows, columns, weights.device) + 1
-        rms = (weights.square().sum(-1, keepdim=True) / visible).sqrt()
+        if visible is None:
+            visible = row_positions(rows, columns, weights.device).squeeze(1) + 1
+        rms = (weights.square().sum(-1, keepdim=True) / visible.unsqueeze(1)).sqrt()
         weights = weights * (weights >= tau * rms).to(weights.dtype)
     return normalised(weights) if renorm else weights

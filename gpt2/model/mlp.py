@@ -81,14 +81,13 @@ class MLP(nn.Module):
         *,
         side: AttentionSide,
         cache: LayerCache | None = None,
-        position: int = 0,
     ) -> MlpResult:
         """x [B, S, E], normed; ``side`` from this block's attention."""
         hidden = self._hidden(x, cache)
         for name in self.part_names:
             hidden = self.part(name).update(hidden, side, cache)
         ctx = {
-            given: self.part(name).make(hidden, cache, position)
+            given: self.part(name).make(hidden, cache)
             for name, given in self.makes.items()
         }
         return MlpResult(self.dropout(self._project(hidden)), ctx)

@@ -34,16 +34,17 @@ class Heads:
 
     q [B, H, S, Dq], k [B, H or 1, N, Dq] and v [B, H or 1, N, Dv] may live in a
     latent space while decoding; then ``value_up`` [H, D, Dv] leads back.
-    ``row_q`` and ``row_k`` [B, H, S, D] are the rows' own, per head, for the
-    transposed score. ``key_latent`` [B, S, L] is MLA's, for the MLP to read.
-    ``qkv`` [B, S, 3, H, D] is there if q, k and v are views of it.
+    ``row_q`` and ``row_k`` [B, H, S, D] are the rows' own, per head, for a
+    transposed score; a latent projection decodes without them if there is none.
+    ``key_latent`` [B, S, L] is MLA's, for the MLP to read. ``qkv`` [B, S, 3, H, D] is
+    there if q, k and v are views of it.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
-    row_q: Tensor
-    row_k: Tensor
+    row_q: Tensor | None
+    row_k: Tensor | None
     value_up: Tensor | None = None
     key_latent: Tensor | None = None
     qkv: Tensor | None = None
@@ -58,7 +59,9 @@ class Heads:
         """With queries times one number per head [H], and so all scores."""
         wide = factor.view(-1, 1, 1)  # in its own precision until after the product
         q = (self.q * wide).to(self.q.dtype)
-        row_q = q if self.row_q is self.q else (self.row_q * wide).to(q.dtype)
+        row_q = self.row_q
+        if row_q is not None:
+            row_q = q if row_q is self.q else (row_q * wide).to(q.dtype)
         # No qkv: the queries are not views of it any more.
         return Heads(
             q, self.k, self.v, row_q, self.row_k, self.value_up, self.key_latent
@@ -81,7 +84,6 @@ class Projection(nn.Module):
         *,
         latent: Tensor | None = None,
         cache: LayerCache | None = None,
-        position: int = 0,
     ) -> Heads:
         """x [B, S, E]; ``latent`` [B, S, L] is added to the key latent."""
         raise NotImplementedError
@@ -164,6 +166,6 @@ class MlpPart(nn.Module):
         """As ``readers``, of ``make``."""
         return {}
 
-    def make(self, hidden: Hidden, cache: LayerCache | None, position: int) -> Tensor:
+    def make(self, hidden: Hidden, cache: LayerCache | None) -> Tensor:
         """Tensor for the next block, named ``hands_on`` in the spec."""
         raise NotImplementedError

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gpt2.model.autotune.choice import built_with
-from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 from gpt2.model.heads import without_heads
 from gpt2.plan.budget import budget, kv_bytes
@@ -144,7 +143,7 @@ def _decoded(
     model: GPT, tokens: Tensor, settings: Settings, heads: Sequence[int] | None
 ) -> Tensor:
     """Logits of all tokens by way of the cache, the last one alone."""
-    cache = DecodeCache.empty(len(model.blocks))
+    cache = model.new_cache(tokens.shape[1])
     parts = [model.decode(part, cache) for part in (tokens[:, :-1], tokens[:, -1:])]
     costs = budget(settings, heads)
     expected = tokens.shape[1] * costs.cache_per_token + costs.cache_constant
@@ -178,7 +177,7 @@ def measure(
         return _seconds(lambda: one.score(x, y), device)
 
     def decode(one: GPT) -> float:
-        cache = DecodeCache.empty(len(one.blocks))
+        cache = one.new_cache(length)
         one.decode(x[:1, : length - decoded], cache)
         ends = range(length - decoded, length)
         every = [x[:1, at : at + 1] for at in ends]

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2.mechanisms import enabled
-from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 from gpt2.model.reference.formulas import forward_deviations, whole_deviations
 from gpt2.model.reference.measures import deviation
@@ -169,9 +168,9 @@ def budgets(subject: Subject) -> Finding:
     ratio = _flop_ratio(subject)
     if abs(ratio - 1) > FLOP_TOLERANCE:
         problems.append(f"FLOPs are {ratio:.3f} times the expected")
-    cache = DecodeCache.empty(subject.settings.model.n_layer)
-    tokens = subject.tokens("budget", 1)
-    subject.model().decode(tokens, cache)
+    model, tokens = subject.model(), subject.tokens("budget", 1)
+    cache = model.new_cache(tokens.shape[1])
+    model.decode(tokens, cache)
     known = budget(subject.settings)
     expected = known.cache_per_token * tokens.shape[1] + known.cache_constant
     if cache.numbers != expected:
@@ -200,7 +199,7 @@ def decode(subject: Subject) -> Finding:
     """Token by token with the cache gives the logits of the whole at once."""
     model, tokens = subject.model(), subject.tokens("decode")
     full = model.logits(tokens)
-    cache = DecodeCache.empty(len(model.blocks))
+    cache = model.new_cache(tokens.shape[1])
     prompt = max(1, tokens.shape[1] // 4)
     pieces = [tokens[:, :prompt], *tokens[:, prompt:].split(1, 1)]
     found = torch.cat([model.decode(piece, cache) for piece in pieces], 1)

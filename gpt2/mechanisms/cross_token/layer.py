@@ -43,7 +43,9 @@ class CrossToken(MlpPart):
         if isinstance(weights, Largest):
             summed = sum_largest(weights, low, self.renorm)
         else:
-            kept = keep_weights(weights, self.select, self.topk, self.tau, self.renorm)
+            how = self.select, self.topk, self.tau, self.renorm
+            visible = None if cache is None else cache.place.counts(low.device)
+            kept = keep_weights(weights, *how, visible)
             summed = kept.to(low.dtype) @ low
         return added(hidden, summed, self.up.weight, self.mix)
 

@@ -74,9 +74,7 @@ class LatentExchange(MlpPart):
     def making_readers(self) -> dict[str, Tensor]:
         return {"latent": self.reader()}
 
-    def make(
-        self, hidden: Hidden, cache: LayerCache | None = None, position: int = 0
-    ) -> Tensor:
+    def make(self, hidden: Hidden, cache: LayerCache | None = None) -> Tensor:
         """[B, S, M] -> [B, S, L] for the next block."""
         low = read(hidden, "latent", self.reader())
         if self.kind == "per_head_scalar":

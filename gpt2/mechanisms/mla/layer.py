@@ -1,8 +1,9 @@
 """Multi-head latent attention: keys and values read from small shared latents.
 
 k_j = A_h c^K_j and v_j = U_h c^V_j with c = x W_down. In training keys and
-values are made per head; in decoding A_h moves to the query and U_h behind the
-sum, so that only the latents are cached (DeepSeek-V2, arXiv 2405.04434).
+values are made per head. In decoding A_h moves to the query and U_h behind the
+sum, so that only the latents are cached and read, once for all heads (DeepSeek-V2,
+arXiv 2405.04434); the product of A_h and the query's matrix is made once.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gpt2.mechanisms import needs_of
 from gpt2.model.backends.call import platform_of_tensor
 from gpt2.model.context import LayerCache
 from gpt2.model.parts import Heads, Projection, split_heads
@@ -51,12 +53,11 @@ class LatentProjection(Projection):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.literal = settings.resources.attention_backend == "reference"
+        self.is_reciprocal = needs_of(settings).window is not None
 
-    def _read(
-        self, x: Tensor, cache: LayerCache | None, *layers: nn.Linear
-    ) -> tuple[Tensor, ...]:
-        """Outputs of several layers for x [B, S, E]; in training with one product."""
-        if self.literal or cache is not None:
+    def _read(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+        """Outputs of several layers for x [B, S, E], with one product."""
+        if self.literal:
             return tuple(layer(x) for layer in layers)
         return at_once(x, layers, EVEN if platform_of_tensor(x).triton else 1)
 
@@ -80,9 +81,15 @@ class Up(nn.Module):
         copies = self.up.weight.unflatten(0, (1 if self.shared else self.heads, -1))
         return copies.expand(self.heads, -1, -1)
 
-    def absorb(self, q: Tensor) -> Tensor:
-        """Queries in the latent space: [B, H, S, D] -> [B, H, S, L]."""
-        return torch.einsum("bhsd,hdl->bhsl", q, self.per_head().to(q.dtype))
+    def absorbed(self, q: nn.Linear) -> tuple[Tensor, Tensor | None]:
+        """Weight [H, L, E] and bias [H, L] of queries in the latent space, which are
+        A_h^T q^h for a layer that gives q."""
+        ups, weight = self.per_head(), q.weight.unflatten(0, (self.heads, -1))
+        rows = torch.einsum("hdl,hde->hle", ups, weight)
+        if q.bias is None:
+            return rows, None
+        bias = q.bias.unflatten(0, (self.heads, -1))
+        return rows, torch.einsum("hdl,hd->hl", ups, bias)
 
 
 class Latent(LatentProjection):
@@ -104,24 +111,57 @@ class Latent(LatentProjection):
         *,
         latent: Tensor | None = None,
         cache: LayerCache | None = None,
-        position: int = 0,
     ) -> Heads:
-        q, c_k, c_v = self._read(x, cache, self.q, self.down_k, self.down_v)
+        if cache is not None and not cache.place.is_empty:
+            return self._decode(x, latent, cache)
+        q, c_k, c_v = self._read(x, self.q, self.down_k, self.down_v)
         q = split_heads(q, self.heads)
         if latent is not None:
             c_k = c_k + latent
+        if cache is not None:
+            cache.extend("c", torch.stack([c_k, c_v], 1), 2)
         k = self.up_k(c_k)
-        if cache is None:
-            return Heads(q, k, self.up_v(c_v), q, k, key_latent=c_k)
+        return Heads(q, k, self.up_v(c_v), q, k, key_latent=c_k)
+
+    def _decode(self, x: Tensor, latent: Tensor | None, cache: LayerCache) -> Heads:
+        """Queries in the latent space and the latents of all tokens so far."""
+        absorbed = self.heads * self.down_k.out_features
+        own = self.q.out_features if self.is_reciprocal else 0
+        out = F.linear(x, cache.once("rows", self._rows), self._bias(cache))
+        q, c, row_q = out.split([absorbed, 2 * self.down_k.out_features, own], -1)
+        c = c.unflatten(-1, (2, -1)).transpose(1, 2)  # [B, 2, S, L]
+        if latent is not None:
+            c = torch.stack([c[:, 0] + latent, c[:, 1]], 1)
+        held = cache.extend("c", c, 2)
         return Heads(
-            q=self.up_k.absorb(q),
-            k=cache.extend("c_k", c_k, 1).unsqueeze(1),
-            v=cache.extend("c_v", c_v, 1).unsqueeze(1),
-            row_q=q,
-            row_k=k,
+            q=split_heads(q, self.heads),
+            k=held[:, :1],
+            v=held[:, 1:],
+            row_q=split_heads(row_q, self.heads) if own else None,
+            row_k=self.up_k(c[:, 0]) if own else None,
             value_up=self.up_v.per_head(),
-            key_latent=c_k,
+            key_latent=c[:, 0],
         )
+
+    def _rows(self) -> Tensor:
+        """Matrix for queries in the latent space, both latents and, for RA, queries."""
+        rows, _ = self.up_k.absorbed(self.q)
+        parts = [rows.flatten(0, 1), self.down_k.weight, self.down_v.weight]
+        return torch.cat([*parts, self.q.weight] if self.is_reciprocal else parts)
+
+    def _bias(self, cache: LayerCache) -> Tensor | None:
+        """Bias of ``_rows``; the latents have none."""
+        if self.q.bias is None:
+            return None
+
+        def make() -> Tensor:
+            _, bias = self.up_k.absorbed(self.q)
+            assert bias is not None
+            none = bias.new_zeros(2 * self.down_k.out_features)
+            parts = [bias.flatten(), none]
+            return torch.cat([*parts, self.q.bias] if self.is_reciprocal else parts)
+
+        return cache.once("bias", make)
 
 
 PROJECTION = Latent

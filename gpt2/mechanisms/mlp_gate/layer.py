@@ -33,22 +33,22 @@ class MlpGate(MlpPart):
     def making_readers(self) -> dict[str, Tensor]:
         return {"gate": self.down.weight}
 
-    def make(
-        self, hidden: Hidden, cache: LayerCache | None = None, position: int = 0
-    ) -> Tensor:
+    def make(self, hidden: Hidden, cache: LayerCache | None = None) -> Tensor:
         """Gates [B, S, H] from hidden states [B, S, M]."""
         low = read(hidden, "gate", self.down.weight)
         if self.pooled:
-            low = self._prefix_mean(low, cache, position)
+            low = self._prefix_mean(low, cache)
         return torch.sigmoid(self.up(low) + self.bias)
 
     @staticmethod
-    def _prefix_mean(low: Tensor, cache: LayerCache | None, position: int) -> Tensor:
+    def _prefix_mean(low: Tensor, cache: LayerCache | None) -> Tensor:
         # The mean commutes with W_1, so the running sum is G wide, not M.
         sums = low.float().cumsum(1) if low.dtype != torch.float64 else low.cumsum(1)
-        if cache is not None:
+        if cache is None:
+            count = torch.arange(1, low.shape[1] + 1, device=low.device)
+        else:
             sums = sums + cache.add("gate_sum", sums[:, -1:])
-        count = torch.arange(low.shape[1], device=low.device) + position + 1
+            count = cache.place.counts(low.device)
         return (sums / count[:, None]).to(low.dtype)
 
 

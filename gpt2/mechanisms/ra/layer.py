@@ -30,9 +30,14 @@ class Reciprocity(AttentionPart):
 
     def score_term(self, heads: Heads, cache: LayerCache | None = None) -> Transposed:
         q, k = heads.row_q, heads.row_k
-        queries = q if cache is None else cache.slide("q", q, 2, self.keep)
+        assert q is not None and k is not None
         alpha = self.fixed_alpha if self.alpha is None else self.alpha
-        return Transposed(k, queries, alpha, self.window)
+        if cache is None:
+            return Transposed(k, q, alpha, self.window)
+        if self.keep >= cache.place.length:
+            return Transposed(k, cache.extend("q", q, 2), alpha, self.window)
+        ring = cache.place.row is not None
+        return Transposed(k, cache.ring("q", q, 2, self.keep), alpha, self.window, ring)
 
 
 ATTENTION = {"reciprocity": Reciprocity}

@@ -24,13 +24,15 @@ class Transposed:
 
     ``keys`` [B, H, S, D] belong to the rows; ``queries`` [B, H, <=N, D] to the last
     columns; with S = N they are the call's own k and q. ``alpha`` is a number or one
-    weight per head [H].
+    weight per head [H]. ``is_ring``: the queries are those of the window before the
+    only row, of column j at j mod W, and the row's own at the end.
     """
 
     keys: Tensor
     queries: Tensor
     alpha: float | Tensor
     window: int
+    is_ring: bool = False
 
     @property
     def alpha_per_head(self) -> float | Tensor:
@@ -75,7 +77,8 @@ class AttentionCall:
     weights' mean over heads; ``kept``: how many of a row's mean weights are read (0:
     all), for backends that then give those alone. ``dropout``: probability, on the
     weights. ``qkv`` [B, S, 3, H, D], if q, k and v are views of it, lets a kernel write
-    their gradients into one tensor.
+    their gradients into one tensor. ``row`` [1]: the position of the only row, if
+    columns behind it have been allocated and not been filled.
     """
 
     q: Tensor
@@ -89,6 +92,7 @@ class AttentionCall:
     kept: int = 0
     dropout: float = 0.0
     qkv: Tensor | None = None
+    row: Tensor | None = None
 
     @property
     def shape(self) -> CallShape:

@@ -80,14 +80,20 @@ def row_statistic(weights: Tensor, statistic: Statistic) -> Tensor:
     Normalised by the visible keys i + 1 and never by the length N, which would
     make it depend on the future.
     """
-    if statistic.head_average:
-        weights = weights.mean(1, keepdim=True)
     rows, columns = weights.shape[-2:]
     visible = row_positions(rows, columns, weights.device).squeeze(1) + 1
+    return statistic_of(weights, statistic, visible)
+
+
+def statistic_of(weights: Tensor, statistic: Statistic, visible: Tensor) -> Tensor:
+    """As ``row_statistic``; ``visible`` [S]: the number of keys that each row sees."""
+    if statistic.head_average:
+        weights = weights.mean(1, keepdim=True)
     visible = visible.to(weights.dtype)
     match statistic.kind:
         case "topk":
-            return weights.topk(min(statistic.topk, columns), dim=-1).values.sum(-1)
+            k = min(statistic.topk, weights.shape[-1])
+            return weights.topk(k, dim=-1).values.sum(-1)
         case "max":
             return weights.amax(-1)
         case "entropy":

@@ -14,7 +14,7 @@ import torch
 
 from gpt2.mechanisms import needs_of, projection_of
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
-from gpt2.model.backends import cudnn, flex, reference, sdpa, triton
+from gpt2.model.backends import cudnn, decode, flex, reference, sdpa, triton
 from gpt2.model.backends.call import (
     Attended,
     AttentionCall,
@@ -46,7 +46,11 @@ BACKENDS: dict[str, Backend] = {
 
 def attend(call: AttentionCall, backend: str = "auto") -> Attended:
     """Compute a call by the backend of that name; where it is "auto" or cannot serve,
-    by sdpa, or else by the reference (``serving`` says which)."""
+    by sdpa, or else by the reference (``serving`` says which). One row of a longer
+    sequence is decoded (decode.py)."""
+    if decode.serves(call) and (backend != "reference" or call.row is not None):
+        return decode.run(call)
+    assert call.row is None, "a recording decodes one row at a time"
     if not torch.compiler.is_compiling():  # which has no addresses
         call.check_packing()
     name = serving(call.shape, backend, platform_of_tensor(call.q))

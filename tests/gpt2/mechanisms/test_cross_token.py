@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gpt2.mechanisms.cross_token.layer import CrossToken
-from gpt2.model.context import LayerCache
+from gpt2.model.context import DecodeCache
 from gpt2.model.kept_weights import keep_weights
 from gpt2.model.parts import AttentionSide
 from tests.gpt2.helpers import (
@@ -61,11 +61,11 @@ def test_cross_token_goes_on_from_its_cache(select: str) -> None:
     cross = CrossToken(settings, True).double()
     randomize(cross)
     hidden, p = normal(2, 7, 11).detach(), mean_weights(2, 7)
-    cache = LayerCache()
-    parts = [
-        cross.update(hidden[:, a:b], AttentionSide(None, p[:, a:b, :b]), cache)
-        for a, b in ((0, 3), (3, 4), (4, 7))
-    ]
+    cache, parts = DecodeCache(1, 7), []
+    for a, b in ((0, 3), (3, 4), (4, 7)):
+        cache.advance(b - a)
+        side = AttentionSide(None, p[:, a:b, :b])
+        parts.append(cross.update(hidden[:, a:b], side, cache.layers[0]))
     assert (
         deviation(torch.cat(parts, 1), cross.update(hidden, AttentionSide(None, p)))
         < 1e-14

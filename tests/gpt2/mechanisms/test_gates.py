@@ -9,7 +9,7 @@ from torch import Tensor
 from gpt2.mechanisms.mlp_gate.layer import MlpGate
 from gpt2.mechanisms.ract.layer import StatisticGate
 from gpt2.model.backends.reference import row_statistic
-from gpt2.model.context import LayerCache
+from gpt2.model.context import DecodeCache
 from gpt2.model.parts import mixed
 from tests.gpt2.helpers import (
     deviation,
@@ -77,10 +77,11 @@ def test_prefix_mean_goes_on_from_its_cache(pieces: list[int]) -> None:
     gate = MlpGate(tiny_model(mlp_gate=True, mlp_gate_pool="prefix_mean")).double()
     randomize(gate)
     hidden = normal(2, 7, 11).detach()
-    cache, position, parts = LayerCache(), 0, []
+    cache, position, parts = DecodeCache(1, 7), 0, []
     for length in pieces:
         part = hidden[:, position : position + length]
-        parts.append(gate.make(part, cache, position))
+        cache.advance(length)
+        parts.append(gate.make(part, cache.layers[0]))
         position += length
     assert deviation(torch.cat(parts, 1), gate.make(hidden)) < 1e-14
     assert cache.numbers == 2 * 3, "one running sum of the gate's width a sequence"

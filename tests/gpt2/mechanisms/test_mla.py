@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,8 +14,8 @@ from gpt2.mechanisms.mla.layer import Up, at_once
 from gpt2.mechanisms.mla_rope.layer import rope_angles
 from gpt2.model.attention import make_projection as projection
 from gpt2.model.block import RA_MLA_Block
-from gpt2.model.context import LayerCache
-from gpt2.model.parts import Heads, Projection
+from gpt2.model.context import DecodeCache
+from gpt2.model.parts import Heads, Projection, split_heads
 from gpt2.settings.schema import Settings
 from tests.gpt2.helpers import (
     deviation,
@@ -74,18 +75,24 @@ def test_the_scale_is_that_of_the_head_and_not_of_the_latent() -> None:
 def test_absorbed_queries_give_the_same_scores(shared: bool) -> None:
     up = Up(6, 3, 5, shared).double()
     randomize(up)
-    q, c = normal(2, 3, 7, 5), normal(2, 7, 6, seed=1)
+    c = normal(2, 7, 6, seed=1)
+    layer = nn.Linear(4, 15).double()  # to queries [3, 5] of its input
+    rows, bias = up.absorbed(layer)
+    x = normal(2, 7, 4, seed=2)
+    q = split_heads(layer(x), 3)
+    absorbed = split_heads(F.linear(x, rows.flatten(0, 1), bias.flatten()), 3)
     through_keys = q @ up(c).transpose(2, 3)
-    through_queries = up.absorb(q) @ c.unsqueeze(1).transpose(2, 3)
+    through_queries = absorbed @ c.unsqueeze(1).transpose(2, 3)
     assert deviation(through_queries, through_keys) < 1e-13
     assert up.per_head().shape == (3, 5, 6)
     assert (up(c)[:, 0] == up(c)[:, 1]).all() == shared
 
 
 def cached(module: Projection, x: Tensor, pieces: list[int]) -> tuple[Heads, int]:
-    cache, at, heads = LayerCache(), 0, None
+    cache, at, heads = DecodeCache(1, x.shape[1]), 0, None
     for length in pieces:
-        heads = module(x[:, at : at + length], cache=cache, position=at)
+        cache.advance(length)
+        heads = module(x[:, at : at + length], cache=cache.layers[0])
         at += length
     assert heads is not None
     return heads, cache.numbers
@@ -98,7 +105,7 @@ def cached(module: Projection, x: Tensor, pieces: list[int]) -> tuple[Heads, int
 def test_the_cache_holds_the_latents_alone(
     fields: dict[str, Any], numbers: int
 ) -> None:
-    module = random_projection(mla(**fields))
+    module = random_projection(mla(ra=True, **fields))  # which needs the rows' own
     x = normal(2, 9, 10).detach()
     heads, held = cached(module, x, [4, 3, 2])
     assert held == 2 * 9 * numbers
@@ -106,7 +113,11 @@ def test_the_cache_holds_the_latents_alone(
     last = (heads.q @ heads.k.transpose(2, 3))[:, :, -1]
     assert deviation(last, (whole.q @ whole.k.transpose(2, 3))[:, :, -1]) < 1e-13
     assert deviation(heads.expand(heads.v.expand(-1, 4, -1, -1)), whole.v) < 1e-13
+    assert deviation(heads.row_q, whole.row_q[:, :, -2:]) < 1e-13
     assert deviation(heads.row_k, whole.row_k[:, :, -2:]) < 1e-13
+    plain, _ = cached(random_projection(mla(**fields)), x, [4, 3, 2])
+    assert plain.row_q is None and plain.row_k is None, "made and not read"
+    assert torch.equal(plain.q, heads.q)
 
 
 def test_the_latent_of_the_mlp_is_added_to_the_keys_alone() -> None:
@@ -189,21 +200,24 @@ def test_rotated_scores_depend_on_the_distance_alone() -> None:
 def test_no_latent_is_ever_rotated() -> None:
     module = random_projection(mla(attention="mla_rope"))
     x = normal(1, 1, 10).detach()
-    caches = [LayerCache(), LayerCache()]
-    for position, cache in zip((0, 7), caches, strict=True):
-        module(x, cache=cache, position=position)
-    first, later = (c.tensors for c in caches)
-    assert torch.equal(first["c"], later["c"])
-    assert not torch.equal(first["k_rope"], later["k_rope"])
+    cache = DecodeCache(1, 8)
+    for _ in range(8):
+        cache.advance(1)
+        module(x, cache=cache.layers[0])
+    latent, key = cache.layers[0].tensors["c"].split([7, 4], -1)
+    assert deviation(latent, latent[:, :1].expand_as(latent)) < 1e-13
+    assert all(deviation(key[:, n], key[:, 0]) > 1e-3 for n in range(1, 8))
 
 
 def test_the_cached_latent_is_normed() -> None:
     module = random_projection(mla(attention="mla_rope"))
     with torch.no_grad():
         module.norm.weight.fill_(1.0)
-    cache = LayerCache()
-    module(normal(2, 5, 10).detach() * 9, cache=cache)
-    rms = cache.tensors["c"].square().mean(-1).sqrt()
+    cache = DecodeCache(1, 5)
+    cache.advance(5)
+    module(normal(2, 5, 10).detach() * 9, cache=cache.layers[0])
+    latent = cache.layers[0].tensors["c"][..., :7]
+    rms = latent.square().mean(-1).sqrt()
     assert deviation(rms, torch.ones_like(rms)) < 1e-5
 
 

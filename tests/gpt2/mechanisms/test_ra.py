@@ -9,7 +9,7 @@ from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.mechanisms.ra.layer import Reciprocity
 from gpt2.model.backends.call import AttentionCall
 from gpt2.model.backends.registry import attend
-from gpt2.model.context import LayerCache
+from gpt2.model.context import DecodeCache
 from gpt2.model.parts import Heads
 from tests.gpt2.helpers import (
     deviation,
@@ -37,10 +37,12 @@ def test_decoding_needs_the_last_window_of_queries_alone(
     q, k, v = (normal(2, 4, 9, 3, seed=n).detach() for n in range(3))
     term = module.score_term(Heads(q, k, v, q, k))
     whole = attend(AttentionCall(q, k, v, scale=0.5, transposed=term)).output
-    cache, at, parts = LayerCache(), 0, []
+    whole_cache, at, parts = DecodeCache(1, 9), 0, []
+    (cache,) = whole_cache.layers
     for length in pieces:
         rows = slice(at, at + length)
         at += length
+        whole_cache.advance(length)
         own = Heads(q, k, v, q[:, :, rows], k[:, :, rows])
         term = module.score_term(own, cache)
         parts.append(
@@ -54,6 +56,6 @@ def test_decoding_needs_the_last_window_of_queries_alone(
                 )
             ).output
         )
-        kept = at if window == WHOLE_CONTEXT else min(window, at)
-        assert cache.numbers == 2 * 4 * 3 * kept
+        kept = 9 if window == WHOLE_CONTEXT else window
+        assert whole_cache.numbers == 2 * 4 * 3 * kept
     assert deviation(torch.cat(parts, 2), whole) < 1e-13

@@ -10,7 +10,6 @@ import torch
 from safetensors.torch import save_file
 
 from gpt2.infer.sampling import Sampling, generate
-from gpt2.model.context import DecodeCache
 from gpt2.model.gpt import GPT
 from gpt2.model.heads import head_layers, without_heads
 from gpt2.plan.budget import budget
@@ -46,7 +45,7 @@ def test_without_its_pruned_heads_a_model_computes_the_same(name: str) -> None:
     masked(model)
     small = without_heads(model, settings, KEPT).double()
     tokens = tokens_of(settings, 2, settings.model.block_size)
-    cache = DecodeCache.empty(3)
+    cache = small.new_cache()
     parts = [small.decode(part, cache) for part in tokens.split([9, 1, 6], 1)]
     with torch.no_grad():
         expected = model.logits(tokens)
@@ -61,7 +60,7 @@ def test_its_costs_are_those_of_the_budget(name: str) -> None:
     model, costs = GPT(settings, heads), budget(settings, heads)
     assert costs.parameters == sum(p.numel() for p in model.parameters())
     tokens = tokens_of(settings, 2, settings.model.block_size)
-    cache = DecodeCache.empty(3)
+    cache = model.new_cache()
     model.decode(tokens, cache)
     held = costs.cache_per_token * tokens.shape[1] + costs.cache_constant
     assert cache.numbers == 2 * held

@@ -60,7 +60,7 @@ def failures(subject: Subject) -> dict[str, str]:
     return {n: f.detail for n, f in certify(subject).items() if not f.passed}
 
 
-def mean_over_all(self, hidden, cache=None, position=0):
+def mean_over_all(self, hidden, cache=None):
     low = self.down(hidden).mean(1, keepdim=True).expand(-1, hidden.shape[1], -1)
     return torch.sigmoid(self.up(low) + self.bias)
 
@@ -113,14 +113,14 @@ def test_mask_that_hides_the_present_token_is_no_attention(base, monkeypatch):
 def test_context_kept_on_the_module_is_state(base, monkeypatch):
     true = block.RA_MLA_Block.forward
 
-    def stale(self, x, *, ctx, cache=None, position=0):
+    def stale(self, x, *, ctx, cache=None):
         """Reads what its predecessor left in the batch before."""
         kept = getattr(self, "kept", None)
         self.kept = ctx
         fits = kept is not None and kept.mlp_gate is not None
         if fits and kept.mlp_gate.shape[:2] == x.shape[:2]:
             ctx = kept
-        return true(self, x, ctx=ctx, cache=cache, position=position)
+        return true(self, x, ctx=ctx, cache=cache)
 
     monkeypatch.setattr(block.RA_MLA_Block, "forward", stale)
     found = failures(subject_of(base, 3))
@@ -183,8 +183,8 @@ def test_producer_in_the_last_block_is_a_dead_parameter(base, monkeypatch):
 def test_detached_path_has_no_gradient(base, monkeypatch):
     true = MlpGate.make
 
-    def detached(self, hidden, cache=None, position=0):
-        return true(self, hidden, cache, position).detach()
+    def detached(self, hidden, cache=None):
+        return true(self, hidden, cache).detach()
 
     monkeypatch.setattr(MlpGate, "make", detached)
     assert "gate.down.weight had no gradient" in failures(subject_of(base, 3))["alive"]
@@ -248,8 +248,8 @@ def test_transposed_score_untransposed_is_not_the_formula(base, monkeypatch):
     assert "formula" in failures(subject_of(base, 5))
 
 
-def one_more_kept(weights, select, topk, tau, renorm):
-    return KEEP(weights, select, topk + 1, tau, renorm)
+def one_more_kept(weights, select, topk, tau, renorm, visible):
+    return KEEP(weights, select, topk + 1, tau, renorm, visible)
 
 
 KEEP = kept_weights.keep_weights
@@ -335,9 +335,9 @@ def test_cache_that_forgets_the_window_is_found(base, monkeypatch):
 def test_extra_matrix_product_breaks_the_flop_budget(base, monkeypatch):
     true = mlp.MLP.forward
 
-    def twice(self, x, *, side, cache=None, position=0):
+    def twice(self, x, *, side, cache=None):
         F.linear(x, self.fc.weight)
-        return true(self, x, side=side, cache=cache, position=position)
+        return true(self, x, side=side, cache=cache)
 
     monkeypatch.setattr(mlp.MLP, "forward", twice)
     assert "FLOPs are" in failures(subject_of(base, 0))["budget"]
