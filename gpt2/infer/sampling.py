@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
 
 import torch
 from torch import Tensor
 
+from gpt2.infer.decoder import Decoder
 from gpt2.model.gpt import GPT
 
 
@@ -27,17 +27,19 @@ class Sampling:
 
 
 def next_tokens(
-    model: GPT,
+    decoder: Decoder,
     tokens: Tensor,
     sampling: Sampling,
     generator: torch.Generator | None = None,
 ) -> Iterator[Tensor]:
-    """New tokens [B, 1] after ``tokens`` [B, T], until the context is full."""
-    cache, new = model.new_cache(), tokens
-    for _ in range(model.block_size - tokens.shape[1]):
-        logits = model.decode(new, cache, last_only=True)[:, -1].float()
-        new = draw(logits, sampling, generator)
+    """New tokens [B, 1] after ``tokens`` [B, T], until the decoder's cache is full."""
+    room = decoder.cache.length - tokens.shape[1]
+    logits = decoder.begin(tokens)
+    for number in range(room):
+        new = draw(logits.float(), sampling, generator)
         yield new
+        if number < room - 1:
+            logits = decoder.step(new)
 
 
 def generate(
@@ -51,12 +53,13 @@ def generate(
 
     Raises ValueError if the result would not fit the context.
     """
-    if tokens.shape[1] + count > model.block_size:
+    length = tokens.shape[1] + count
+    if length > model.block_size:
         raise ValueError(
             f"{tokens.shape[1]} + {count} tokens do not fit "
             f"GPT2_BLOCK_SIZE={model.block_size}"
         )
-    new = islice(next_tokens(model, tokens, sampling, generator), count)
+    new = next_tokens(Decoder(model, length), tokens, sampling, generator)
     return torch.cat([tokens, *new], dim=1)
 
 

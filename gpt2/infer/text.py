@@ -96,7 +96,7 @@ class Continuation:
         generator = torch.Generator(device).manual_seed(request.seed)
         prompt = torch.tensor([self.prompt], device=device)
         text = TextStream(self.trained.encoding, request.stop)
-        new = next_tokens(self.trained.model, prompt, request.sampling, generator)
+        new = next_tokens(self.trained.decoder, prompt, request.sampling, generator)
         while not text.ended:
             begun = time.monotonic()
             token = next(new, None)

@@ -9,6 +9,7 @@ import tiktoken
 import torch
 
 from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
+from gpt2.infer.decoder import Decoder
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Job, job_from_json
 from gpt2.settings.schema import Settings
@@ -22,6 +23,7 @@ class TrainedModel:
     """The model of a run in evaluation mode, what it was trained as, its tokenizer.
 
     ``heads``: the numbers of heads by layer where some were removed, else None.
+    ``decoder``: continues texts, all of them in the same memory.
     """
 
     run_dir: Path
@@ -29,6 +31,7 @@ class TrainedModel:
     model: GPT
     heads: tuple[int, ...] | None
     encoding: tiktoken.Encoding
+    decoder: Decoder
 
     @property
     def settings(self) -> Settings:
@@ -75,6 +78,7 @@ def load_trained(run_dir: Path, device: str = "cpu") -> TrainedModel:
         model=model,
         heads=exported.heads,
         encoding=encoding,
+        decoder=Decoder(model),
     )
 
 

@@ -146,15 +146,19 @@ class DecodeCache:
     def length(self) -> int:
         return self.place.length
 
-    def advance(self, tokens: int) -> None:
-        """Make room for the next tokens, called directly. Raises ValueError if they
-        do not fit."""
-        columns = self.position + tokens
-        if columns > self.length:
+    def check(self, tokens: int) -> None:
+        """Raise ValueError if so many tokens more do not fit."""
+        if self.position + tokens > self.length:
             raise ValueError(
-                f"{columns} tokens do not fit a decode cache of {self.length}"
+                f"{self.position + tokens} tokens do not fit a decode cache of "
+                f"{self.length}"
             )
-        place = self.place
+
+    def advance(self, tokens: int) -> None:
+        """Place the next tokens, called directly. Raises ValueError if they do not
+        fit."""
+        self.check(tokens)
+        place, columns = self.place, self.position + tokens
         place.start, place.columns, place.row = self.position, columns, None
         self.position = columns
         if self.row is not None:

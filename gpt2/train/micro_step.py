@@ -6,20 +6,16 @@ kernels. Recorded as a CUDA (or HIP) graph they are launched at once.
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor, nn
 
 from gpt2.train.failures import is_out_of_memory
 from lib.gpu import device as devices
 from lib.gpu.device import DeviceInfo
+from lib.gpu.recording import record_graph, stream_restored, warm
 
 Forward = Callable[[Tensor, Tensor], Tensor]
-WARM = 3  # passes before a recording, in which kernels get compiled and tuned
 
 
 class MicroStep:
@@ -67,20 +63,13 @@ class Recorded:
         self.parameters = list(parameters)
         self.pair = tokens.clone(), targets.clone()
         self._drop()
-        side = torch.cuda.Stream(tokens.device)
-        side.wait_stream(torch.cuda.current_stream(tokens.device))
-        with torch.cuda.stream(side):
-            for _ in range(WARM - 1):
-                step(*self.pair)
-            with _waiting_is_an_error():
-                step(*self.pair)
-        torch.cuda.current_stream(tokens.device).wait_stream(side)
+        warm(lambda: step(*self.pair), tokens.device)
         self._drop()
-        self.first, self.first_loss = _record(lambda: step(*self.pair))
+        self.first, self.first_loss = record_graph(lambda: step(*self.pair))
         self.gradients = [p.grad for p in self.parameters]
         self.later, self.later_loss = self.first, self.first_loss
         if repeats:
-            self.later, self.later_loss = _record(
+            self.later, self.later_loss = record_graph(
                 lambda: step(*self.pair), self.first.pool()
             )
         self._drop()
@@ -102,34 +91,6 @@ class Recorded:
             parameter.grad = None
 
 
-@contextmanager
-def _waiting_is_an_error() -> Iterator[None]:
-    """Raise RuntimeError where the host waits for the GPU, before a recording does.
-
-    A recording that breaks off leaves torch 2.11 as if it went on: its stream is the
-    current one, its memory and that of batches copied ahead is kept for good, and
-    emptying the cache or drawing a random number is an error.
-    """
-    before = torch.cuda.get_sync_debug_mode()
-    with warnings.catch_warnings():  # that this does not see all that waits
-        warnings.simplefilter("ignore")
-        torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode(before)
-
-
-def _record(
-    work: Callable[[], Tensor], pool: Any = None
-) -> tuple[torch.cuda.CUDAGraph, Tensor]:
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, NCCL's watchdog for one, may go on querying the GPU.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-        result = work()
-    return graph, result
-
-
 def record(
     step: MicroStep,
     parameters: Sequence[nn.Parameter],
@@ -139,17 +100,12 @@ def record(
     repeats: bool,
 ) -> tuple[MicroStep | Recorded, str]:
     """The step recorded, or as it is where that fails, with the reason."""
-    stream = torch.cuda.current_stream(tokens.device)
     try:
-        return Recorded(step, parameters, tokens, targets, repeats=repeats), ""
+        with stream_restored(tokens.device):
+            return Recorded(step, parameters, tokens, targets, repeats=repeats), ""
     except RuntimeError as error:
         if is_out_of_memory(error):
             raise
         for parameter in parameters:
             parameter.grad = None
-        reason = str(error).splitlines()[0]
-    # Some recordings break off nevertheless. Training can go on from there.
-    torch.cuda.set_stream(stream)
-    generator = torch.cuda.default_generators[stream.device_index]
-    generator.graphsafe_set_state(generator.clone_state())
-    return step, reason
+        return step, str(error).splitlines()[0]

@@ -61,7 +61,7 @@ class LatentExchange(MlpPart):
             "attention did not produce"
         )
         if self.kind == "per_head_scalar":
-            scaled = key_latent * self.up_scale[self._chunk(key_latent)]
+            scaled = key_latent * self.up_scale[self._chunk(key_latent, cache)]
             return added(hidden, scaled, self.basis, self.mix)
         return added(hidden, key_latent, self.up.weight, self.mix)
 
@@ -79,11 +79,17 @@ class LatentExchange(MlpPart):
         low = read(hidden, "latent", self.reader())
         if self.kind == "per_head_scalar":
             assert self.down_scale is not None, "a producer without its scalars"
-            low = low * self.down_scale[self._chunk(low)]
+            low = low * self.down_scale[self._chunk(low, cache)]
         return low
 
-    def _chunk(self, like: Tensor) -> Tensor:
-        return torch.as_tensor(self.chunks, device=like.device)
+    def _chunk(self, like: Tensor, cache: LayerCache | None) -> Tensor:
+        """Head of each dimension of the latent, [L]; for decoding made once, since the
+        host waits for its copy to a GPU."""
+
+        def make() -> Tensor:
+            return torch.as_tensor(self.chunks, device=like.device)
+
+        return make() if cache is None else cache.once("chunk", make)
 
 
 def chunk_of(width: int, heads: int) -> list[int]:

@@ -10,6 +10,7 @@ import torch
 
 from gpt2.data.tokenizer import get_encoding
 from gpt2.infer import hf_export
+from gpt2.infer.decoder import Decoder
 from gpt2.infer.hf_export import NotTheSame, export_hf, is_native
 from gpt2.infer.hf_tokenizer import tokenizer_files
 from gpt2.infer.sampling import Sampling, generate
@@ -45,6 +46,7 @@ def trained(
         model=model,
         heads=heads,
         encoding=get_encoding(settings.data.tokenizer),
+        decoder=Decoder(model),
     )
 
 
