@@ -15,14 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.mechanisms import needs_of
+from gpt2.mechanisms.mla.spec import EVEN
 from gpt2.model.backends.call import platform_of_tensor
 from gpt2.model.context import LayerCache
 from gpt2.model.parts import Heads, Projection, split_heads
 from gpt2.settings.schema import Settings
-
-# Rows of other widths torch.compile writes with gaps on a GPU, and then a bias is
-# copied to each of them before the product. 128 bytes of a 16-bit type.
-EVEN = 64
 
 
 def at_once(
