@@ -1,4 +1,4 @@
-"""Certificates of the optimizers, on any device.
+"""Certificates of the optimizers, in float64 on the CPU.
 
 Every check takes the thing to check (a `make` function that returns an optimizer over
 given groups), so that a faulty one can be put in its place. What is allowed where is
@@ -70,20 +70,18 @@ def make_default(name: str, groups: list[Group], config: OptimConfig) -> Optimiz
     return build(name, groups, config, embeddings=EMBEDDINGS)
 
 
-def certify_optimizer(
-    name: str, make: Make = make_default, device: str = "cpu"
-) -> dict[str, Row]:
+def certify_optimizer(name: str) -> dict[str, Row]:
     """All certificates of one optimizer, by short names."""
     spec = optimizer_spec(name)
     rows = {
         "groups": check_groups(),
-        "reference": check_reference(name, make, device=device),
-        "decay": check_decay(name, make, device=device),
-        "resume": check_resume(name, make, device),
-        "state": check_state(name, make, device),
-        "settings": check_settings(name, make, device),
+        "reference": check_reference(name),
+        "decay": check_decay(name),
+        "resume": check_resume(name),
+        "state": check_state(name),
+        "settings": check_settings(name),
     }
-    return rows | (spec.certificates(make, device) if spec.certificates else {})
+    return rows | (spec.certificates() if spec.certificates else {})
 
 
 def trial_config(name: str, *, short: bool = False) -> OptimConfig:
@@ -92,11 +90,11 @@ def trial_config(name: str, *, short: bool = False) -> OptimConfig:
     return OptimConfig(**COMMON, own=own)
 
 
-def fresh_weights(dtype: torch.dtype = torch.float64, device: str = "cpu") -> Weights:
+def fresh_weights(dtype: torch.dtype = torch.float64) -> Weights:
     """The small model of these checks, from a fixed seed."""
     generator = torch.Generator().manual_seed(1)
     return {
-        name: nn.Parameter(torch.randn(shape, generator=generator).to(device, dtype))
+        name: nn.Parameter(torch.randn(shape, generator=generator).to(dtype))
         for name, shape in SHAPES.items()
     }
 
@@ -145,12 +143,11 @@ def check_reference(
     config: OptimConfig | None = None,
     dtype: torch.dtype = torch.float64,
     updates: int = UPDATES,
-    device: str = "cpu",
 ) -> Row:
     """1,000 updates with spikes; the largest error, over the distance moved."""
     spec, config = optimizer_spec(name), config or trial_config(name)
-    weights, table = fresh_weights(dtype, device), gradient_table(updates)
-    start = {key: w.detach().double().cpu().clone() for key, w in weights.items()}
+    weights, table = fresh_weights(dtype), gradient_table(updates)
+    start = {key: w.detach().double().clone() for key, w in weights.items()}
     expected = reference.run(
         spec.formula,
         {key: value.numpy() for key, value in start.items()},
@@ -168,7 +165,7 @@ def check_reference(
     worst, at = 0.0, 0
     for key, path in history.items():
         wanted = torch.stack([torch.as_tensor(then[key]) for then in expected])
-        seen = torch.stack(path).double().cpu()
+        seen = torch.stack(path).double()
         errors = _relative_errors(seen, wanted, start[key])
         if not errors.max().item() <= worst:
             worst, at = errors.max().item(), int(errors.argmax()) + 1
@@ -204,17 +201,15 @@ def _settings(config: OptimConfig) -> dict[str, dict[str, Any]]:
     }
 
 
-def check_decay(
-    name: str, make: Make = make_default, decay: float = 0.1, device: str = "cpu"
-) -> Row:
+def check_decay(name: str, make: Make = make_default) -> Row:
     """Zero gradients: only decay moves the weights, along a closed form.
 
     That of the optimizer's L2 penalty, or w (1 - lr decay)^n. Biases do not move. The
     figure is the largest error over lr * decay.
     """
-    spec, config = optimizer_spec(name), trial_config(name)
-    weights = fresh_weights(device=device)
-    start = {key: w.detach().cpu().numpy().copy() for key, w in weights.items()}
+    spec, config, decay = optimizer_spec(name), trial_config(name), 0.1
+    weights = fresh_weights()
+    start = {key: w.detach().numpy().copy() for key, w in weights.items()}
     optimizer = make(name, groups_of(weights, decay), config)
     updates = spec.decay_updates if spec.decayed else 20
     for _ in range(updates):
@@ -228,17 +223,17 @@ def check_decay(
         wanted = before * (1.0 - PEAK_RATE * asked) ** updates
         if spec.decayed:
             wanted = spec.decayed(before, PEAK_RATE, asked, updates, config)
-        error = max(error, float(abs(weight.detach().cpu().numpy() - wanted).max()))
+        error = max(error, float(abs(weight.detach().numpy() - wanted).max()))
     figure = error / (PEAK_RATE * decay)
     detail = f"{updates} updates at zero gradient, decay {decay:g}"
     return Row(f"{name}: decay as asked", figure <= EXACT, figure, detail)
 
 
-def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> Row:
+def check_resume(name: str, make: Make = make_default) -> Row:
     """Saving, loading and continuing gives the same bits as an uninterrupted run."""
     config, (stop, end) = trial_config(name), optimizer_spec(name).resume_at
     table = gradient_table(end)
-    whole = fresh_weights(torch.float32, device)
+    whole = fresh_weights(torch.float32)
     optimizer = make(name, groups_of(whole), config)
     advance(optimizer, whole, table, range(1, stop + 1))
     saved = io.BytesIO()
@@ -258,7 +253,7 @@ def check_resume(name: str, make: Make = make_default, device: str = "cpu") -> R
     return Row(f"{name}: resume is exact", passed, figure, detail)
 
 
-def check_state(name: str, make: Make = make_default, device: str = "cpu") -> Row:
+def check_state(name: str, make: Make = make_default) -> Row:
     """The optimizer keeps as many numbers as the memory estimate assumes, and counters.
 
     The figure is the number of those that are too many or too few.
@@ -267,7 +262,7 @@ def check_state(name: str, make: Make = make_default, device: str = "cpu") -> Ro
     wrong = 0
     kinds: list[dict[str, Any]] = [{}, {spec.kept_if: 0.0}] if spec.kept_if else [{}]
     for changes in kinds:
-        weights = fresh_weights(device=device)
+        weights = fresh_weights()
         changed = replace(config, **changes)
         optimizer = make(name, groups_of(weights), changed)
         advance(optimizer, weights, gradient_table(3), range(1, 4))
@@ -282,13 +277,13 @@ def check_state(name: str, make: Make = make_default, device: str = "cpu") -> Ro
     return Row(f"{name}: state as claimed", wrong == 0, float(wrong), detail)
 
 
-def check_settings(name: str, make: Make = make_default, device: str = "cpu") -> Row:
+def check_settings(name: str, make: Make = make_default) -> Row:
     """A setting changes the weights if and only if the optimizer claims to read it."""
     spec, config = optimizer_spec(name), trial_config(name, short=True)
     updates = spec.training_updates + 2
 
     def trained(config: OptimConfig) -> list[Tensor]:
-        weights = fresh_weights(device=device)
+        weights = fresh_weights()
         optimizer = make(name, groups_of(weights), config)
         advance(optimizer, weights, gradient_table(updates), range(1, updates + 1))
         return [weight.detach() for weight in weights.values()]

@@ -41,13 +41,13 @@ class Seen:
     second: Tensor
 
 
-def check_spam(make: Make = make_default, device: str = "cpu") -> dict[str, Row]:
+def check_spam() -> dict[str, Row]:
     """Certificates of the phases; of the other threshold and counter as well."""
     own = {**CONFIG.own, "spam_threshold": 50.0, "spam_reset_counter": True}
     other = replace(CONFIG, own=own)
-    trace = spam_trace(make, device=device)
+    trace = spam_trace()
     return {
-        "theta 50": check_reference(NAME, make, other, device=device),
+        "theta 50": check_reference(NAME, config=other),
         "clip": check_clip(trace),
         "resets": check_reset(trace),
         "warm-up": check_warmup(trace),
@@ -58,24 +58,23 @@ def spam_trace(
     make: Make = make_default,
     config: OptimConfig = CONFIG,
     updates: int = UPDATES,
-    device: str = "cpu",
 ) -> list[Seen]:
     """Every update of "wide.weight" under AdamWSPAM, without decay."""
-    weights, table = fresh_weights(device=device), gradient_table(updates)
+    weights, table = fresh_weights(), gradient_table(updates)
     optimizer = make(NAME, groups_of(weights, 0.0), config)
     watched = weights["wide.weight"]
     trace = []
     for update in range(1, updates + 1):
-        before = watched.detach().cpu().clone()
+        before = watched.detach().clone()
         advance(optimizer, weights, table, range(update, update + 1))
         state = optimizer.state[watched]
         seen = Seen(
             update,
             table["wide.weight"][update - 1],
             before,
-            watched.detach().cpu().clone(),
-            state["exp_avg"].cpu().clone(),
-            state["exp_avg_sq"].cpu().clone(),
+            watched.detach().clone(),
+            state["exp_avg"].clone(),
+            state["exp_avg_sq"].clone(),
         )
         trace.append(seen)
     return trace

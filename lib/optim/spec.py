@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from lib.optim.certify import Make, Row
+    from lib.optim.certify import Row
     from lib.optim.config import OptimConfig
     from lib.optim.groups import Group, OptimizerLike, Tensor
     from lib.optim.reference import Array, State
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     Builder = Callable[[list[Group], OptimConfig, Collection[str]], OptimizerLike]
     Formula = Callable[[Array, Array, State, int, Mapping[str, Any]], Array]
     DecayFormula = Callable[[Array, float, float, int, OptimConfig], Array]
-    Certificates = Callable[[Make, str], dict[str, Row]]
+    Certificates = Callable[[], dict[str, Row]]
 
 
 def _nothing(*_: object) -> str:

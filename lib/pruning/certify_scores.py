@@ -64,9 +64,9 @@ class _Truth:
         run.step()
         scores = {name: self._score(name, step) for name in run.prunable}
         stepped = {name: _array(weight) for name, weight in run.prunable.items()}
-        before = {name: mask.cpu().numpy() for name, mask in run.masks().items()}
+        before = {name: mask.numpy() for name, mask in run.masks().items()}
         pruner.after_update(step)
-        after = {name: mask.cpu().numpy() for name, mask in run.masks().items()}
+        after = {name: mask.numpy() for name, mask in run.masks().items()}
         for name, old in before.items():
             self.dense[name] = np.where(old, stepped[name], self.aside[name])
             if self.kind.regrows:
@@ -93,13 +93,13 @@ class _Truth:
             values |= {"m": m, "v": v, "n": step, "beta1": COMMON["beta1"]}
         assert self.kind.reference is not None
         score = self.kind.reference(_array(weight), values)
-        kept = pruner.masks[name].cpu().numpy() | self.kind.regrows
+        kept = pruner.masks[name].numpy() | self.kind.regrows
         result: Array = np.where(kept, score, -np.inf)
         return result
 
 
 def _array(tensor: Tensor) -> Array:
-    return tensor.detach().double().cpu().numpy().copy()
+    return tensor.detach().double().numpy().copy()
 
 
 def check_sums(case: Case) -> Row:
@@ -113,7 +113,7 @@ def check_sums(case: Case) -> Row:
     for step in range(1, STEPS + 1):
         truth.wrong_after(step)
         for name, weight in run.prunable.items():
-            kept = run.pruner.masks[name].cpu().numpy()
+            kept = run.pruner.masks[name].numpy()
             if not np.array_equal(truth.dense[name] * kept, _array(weight)):
                 label = f"{case.method}: masked forward"
                 return Row(label, False, float(step), "W * mask")

@@ -40,7 +40,6 @@ class Case:
     method: str
     make: MakePruner = Pruner
     variant: str = ANY_SCORE
-    device: str = "cpu"
 
     @property
     def kind(self) -> MethodSpec:
@@ -57,13 +56,11 @@ class WatchedTraining:
     def __init__(self, case: Case, scope: str = "global") -> None:
         generator = torch.Generator().manual_seed(3)
         self.weights = {
-            name: nn.Parameter(
-                (scale * torch.randn(SHAPES[name], generator=generator)).to(case.device)
-            )
+            name: nn.Parameter(scale * torch.randn(SHAPES[name], generator=generator))
             for name, scale in SCALES.items()
         }
-        self.inputs = torch.randn((STEPS, 16, 5), generator=generator).to(case.device)
-        self.targets = torch.randn((STEPS, 16, 3), generator=generator).to(case.device)
+        self.inputs = torch.randn((STEPS, 16, 5), generator=generator)
+        self.targets = torch.randn((STEPS, 16, 3), generator=generator)
         self.rate = RATES.get(case.optimizer, 0.03)
         groups = decay_groups(list(self.weights.items()), 0.1)
         self.optimizer: OptimizerLike = build(

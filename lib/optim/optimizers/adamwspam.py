@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from lib.optim.spec import (
         Array,
         Group,
-        Make,
         OptimConfig,
         OptimizerLike,
         Row,
@@ -86,11 +85,11 @@ def remark(own: Mapping[str, Any], updates: int) -> str:
     )
 
 
-def certificates(make: Make, device: str) -> dict[str, Row]:
+def certificates() -> dict[str, Row]:
     """Checks of the phases, see lib/optim/certify_spam.py."""
     from lib.optim.certify_spam import check_spam
 
-    return check_spam(make, device)
+    return check_spam()
 
 
 SPEC = replace(
