@@ -80,10 +80,15 @@ class Wanted:
     constraints: str
     extras: tuple[str, ...]
 
+    @property
+    def packages(self) -> tuple[str, ...]:
+        return *self.requirements, *self.data_packages
+
 
 def choose(root: Path, environ: Mapping[str, str]) -> Environment:
     """The environment to use; SetupError if PYTHON names none."""
-    given = environ.get("PYTHON") or read_state(root)["given"]
+    state = read_state(root)
+    given = environ.get("PYTHON") or state["given"]
     if given and given != ".venv":
         found = shutil.which(given)
         if found is None:
@@ -94,7 +99,8 @@ def choose(root: Path, environ: Mapping[str, str]) -> Environment:
         return Environment(real_path(Path(found)), f"PYTHON={given}", given=True)
     for variable in () if given else ("VIRTUAL_ENV", "CONDA_PREFIX"):
         python = Path(environ.get(variable) or "/nonexistent", "bin", "python")
-        if python.is_file() and (_known(root, python) or "torch" in probe(python)[1]):
+        known = _shown(root, python) in state["done"]  # whatever has changed since
+        if python.is_file() and (known or "torch" in probe(python)[1]):
             return Environment(python, f"the active environment ({variable}) has torch")
     return Environment(root / ".venv/bin/python", "the environment of this tree", True)
 
@@ -147,7 +153,7 @@ def fingerprint(want: Wanted, python: Path) -> str:
     marks = [environment / "pyvenv.cfg", environment / "conda-meta", python.resolve()]
     mark = next(path for path in marks if path.exists()).stat()
     facts = [
-        sorted({*want.requirements, *want.data_packages}),
+        sorted({*want.packages}),
         want.constraints,
         str(python.resolve()),
         [mark.st_ino, mark.st_mtime_ns],
@@ -176,11 +182,6 @@ def write_state(root: Path, state: dict[str, Any]) -> None:
     temporary.replace(root / STATE)
 
 
-def _known(root: Path, python: Path) -> bool:
-    """Whether this environment was set up before, whatever has changed since."""
-    return _shown(root, python) in read_state(root)["done"]
-
-
 def missing(root: Path, python: Path, extras: Sequence[str]) -> Wanted | None:
     """Packages still to be installed, or None; extras once installed stay."""
     record = read_state(root)["done"].get(_shown(root, python), {})
@@ -195,8 +196,7 @@ def missing(root: Path, python: Path, extras: Sequence[str]) -> Wanted | None:
 
 def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
     """Bring the environment up to date; whether there was anything to do."""
-    want = missing(root, env.python, extras)
-    if want is None:
+    if (want := missing(root, env.python, extras)) is None:
         return False
     try:
         lock = _lock(root)
@@ -209,8 +209,7 @@ def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
             "environment that has them (activate it, or PYTHON=its interpreter)"
         ) from None
     with lock:
-        want = missing(root, env.python, extras)
-        if want is None:
+        if (want := missing(root, env.python, extras)) is None:
             return False
         print(f"Setting up {_shown(root, env.python)} ({env.why})", flush=True)
         if env.ours:
@@ -240,21 +239,11 @@ def serves(env: Environment, want: Wanted) -> bool:
     version, there = probe(env.python)
     if version < MIN_PYTHON or _is_old(there.get("torch", "0.0")):
         return False
-    names = [
-        n for n in (*want.requirements, *want.data_packages) if _name(n) != "torch"
-    ]
+    names = [name for name in want.packages if _name(name) != "torch"]
     if _satisfied(names, want.constraints, there):
         return True
     # Without an index or a folder of wheels, pip succeeds if it has nothing to do.
-    look = (
-        "-m",
-        "pip",
-        "--isolated",
-        "install",
-        "--no-index",
-        "--no-deps",
-        "--dry-run",
-    )
+    look = "-m pip --isolated install --no-index --no-deps --dry-run".split()
     return not env.ours and _runs(env.python, *look, *names)
 
 
@@ -276,16 +265,19 @@ def _make_venv(root: Path, python: Path) -> None:
 
 
 def install(env: Environment, want: Wanted) -> None:
-    """Install what is wanted; a torch that is there stays, whatever its build.
-
-    Raises SetupError if that torch is too old, or if pip fails.
-    """
+    """Install what is wanted; a torch that is there stays, whatever its build, as it is
+    not ours to replace. Raises SetupError if it is too old, or if pip fails."""
     version, there = probe(env.python)
     if version < MIN_PYTHON:
         raise SetupError(f"{env.python} is Python {_dotted(version)}; 3.11 is needed")
     torch = there.get("torch")
     if torch:
-        check_torch(torch)
+        print(f"Keeping torch {torch}, which is there already", flush=True)
+        if _is_old(torch):
+            raise SetupError(
+                f"torch {torch} is too old, {_dotted(MIN_TORCH)} is needed: upgrade "
+                "it, or use another environment (PYTHON=.venv makes one here)"
+            )
     pins = pins_for(env, want.constraints, there)
     needed = [r for r in want.requirements if not (torch and _name(r) == "torch")]
     with tempfile.TemporaryDirectory() as folder:
@@ -299,16 +291,6 @@ def install(env: Environment, want: Wanted) -> None:
         raise SetupError(f"torch {torch} became {now}: put it back, and please report")
 
 
-def check_torch(torch: str) -> None:
-    """SetupError if a torch that is there is too old; it is not ours to replace."""
-    print(f"Keeping torch {torch}, which is there already", flush=True)
-    if _is_old(torch):
-        raise SetupError(
-            f"torch {torch} is too old, {_dotted(MIN_TORCH)} is needed: upgrade it, or "
-            "use another environment (PYTHON=.venv makes one here)"
-        )
-
-
 def _is_old(torch: str) -> bool:
     return tuple(int(part) for part in torch.split(".")[:2]) < MIN_TORCH
 
@@ -317,18 +299,14 @@ def pins_for(
     env: Environment, constraints: str, there: Mapping[str, str]
 ) -> dict[str, str]:
     """Exact versions by name; in an environment that is not ours, of the rest only."""
-    keep = {"torch"} if env.ours else set(there)
-    pins = {
-        n: v for n, v in _pins(constraints).items() if n not in keep or n not in there
-    }
+    keep = there.keys() & {"torch"} if env.ours else there.keys()
+    pins = {n: v for n, v in _pins(constraints).items() if n not in keep}
     return pins | ({"torch": there["torch"]} if "torch" in there else {})
 
 
-def _satisfied(
-    names: Iterable[str], constraints: str, there: Mapping[str, str]
-) -> bool:
+def _satisfied(names: Iterable[str], pinned: str, there: Mapping[str, str]) -> bool:
     """Whether all are there in just the pinned versions, so that pip can rest."""
-    pins = _pins(constraints)
+    pins = _pins(pinned)
     return all(there.get(_name(n), "no") == pins.get(_name(n)) for n in names)
 
 
@@ -344,9 +322,9 @@ def _name(requirement: str) -> str:
 
 
 def _pip(python: Path, *arguments: str) -> None:
+    pip = "-m pip install --disable-pip-version-check".split()
     quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    pip = ["-m", "pip", "install", "--disable-pip-version-check", *quiet]
-    if not _runs(python, *pip, *arguments, show=True):
+    if not _runs(python, *pip, *quiet, *arguments, show=True):
         raise SetupError(
             "pip could not install the packages: what it says is above. Without a "
             "network, point PIP_FIND_LINKS at a folder of wheels. A system Python may "
@@ -403,19 +381,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         env = choose(ROOT, os.environ)
         if given.print_python:
-            # A tree may lie at any path.
-            print_exact(f"{_shown(ROOT, env.python)}\n")
+            print_exact(f"{_shown(ROOT, env.python)}\n")  # a tree may be at any path
             return 0
         extras = [e for e in given.extras.replace(",", " ").split() if e]
         if not set_up(ROOT, env, extras) and given.say:
             print(f"{_shown(ROOT, env.python)} is up to date ({env.why})")
+        return 0
     except SetupError as error:
-        print(f"setup: {error}", file=sys.stderr)
-        return 1
+        said = str(error)
     except OSError as error:  # a full disk, a folder that is read-only
-        print(f"setup: {error.filename or ROOT}: {error.strerror}", file=sys.stderr)
-        return 1
-    return 0
+        said = f"{error.filename or ROOT}: {error.strerror}"
+    print(f"setup: {said}", file=sys.stderr)
+    return 1
 
 
 if __name__ == "__main__":
