@@ -36,11 +36,11 @@ from gpt2.report.evidence import Rules
 from gpt2.report.noise import KNOWN_PARAMETERS, is_known, power_with
 from gpt2.report.power import (
     Spread,
-    answer,
     comparisons_of,
     known_spreads,
     measured_spread,
     of_runs,
+    plan_seeds,
 )
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdict_rules import rules_for
@@ -161,7 +161,7 @@ def needed(found: list[Spread], delta: float, arms: int, rules: Rules) -> Table:
     for head in ("noise of a difference", "sd", *heads):
         table.add_column(head, justify="left" if head.startswith("noise") else "right")
     for spread in found:
-        numbers = answer(spread, delta, arms, rules)
+        numbers = plan_seeds(spread, delta, arms, rules)
         find = seeds_text(numbers.find, delta < rules.margin)
         cells = [find, seeds_text(numbers.exclude)]
         table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *cells)

@@ -65,22 +65,25 @@ class Request:
     """Generation request: at most ``count`` tokens, up to ``stop`` if it is not
     empty."""
 
-    count: int
-    sampling: Sampling
-    seed: int
+    count: int = 200
+    sampling: Sampling = Sampling()
+    seed: int = 1
     stop: str = ""
 
 
 class Continuation:
-    """The text after a prompt; iterating over it generates it, piece by piece.
+    """The text after a prompt; iterating over it generates it, piece by piece, and
+    "".join() gives all of it.
 
     tokens, seconds: generated so far. ended: why it ended; empty while it runs.
     """
 
-    def __init__(self, trained: TrainedModel, prompt: str, request: Request) -> None:
+    def __init__(
+        self, trained: TrainedModel, prompt: str, request: Request | None = None
+    ) -> None:
         """An empty prompt begins a new document. Raises ValueError if the prompt does
         not leave room for a token."""
-        self.trained, self.request = trained, request
+        self.trained, self.request = trained, request or Request()
         encoding = trained.encoding
         self.prompt = encoding.encode_ordinary(prompt) or [encoding.eot_token]
         context = trained.model.block_size

@@ -48,13 +48,14 @@ class TrainedModel:
         return self.model.wte.weight.device
 
 
-def load_trained(run_dir: Path, device: str = "cpu") -> TrainedModel:
+def load_trained(run_dir: str | Path, device: str = "cpu") -> TrainedModel:
     """The model in a run folder; nothing in it is executed.
 
     Raises ValueError, naming the file, for a folder that is not a run's, and for an
     export that is missing, damaged, not finite, or of another run, and where the
     tokenizer does not fit or cannot be had.
     """
+    run_dir = Path(run_dir)
     job = read_job(run_dir)
     path = run_dir / EXPORT_FILE
     if not path.is_file():

@@ -20,11 +20,12 @@ STD = 0.02  # Radford et al. 2019
 FUSED = {"qkv": ("q", "k", "v")}
 
 
-def initial_model(job: Job, settings: Settings) -> GPT:
+def initial_model(job: Job, settings: Settings | None = None) -> GPT:
     """The model that a job's training begins with, on the CPU.
 
-    settings: the job's, at the size and with the kernels to build it with.
+    settings: the job's, at another size or with other kernels to build it with.
     """
+    settings = settings or job.settings
     model = GPT(settings)
     start_parameters(model, settings, job.seed)
     return model

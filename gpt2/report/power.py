@@ -21,7 +21,7 @@ class Spread:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class SeedPlan:
     """Numbers of seeds for one spread; None: no number up to stats.MAX_SEEDS."""
 
     spread: Spread
@@ -34,7 +34,7 @@ def known_spreads() -> list[Spread]:
     return [of_runs(sd, f"124M in the literature, run sd {sd}") for sd in KNOWN_NOISE]
 
 
-def of_runs(sd: float, origin: str) -> Spread:
+def of_runs(sd: float, origin: str = "given") -> Spread:
     """Convert the sd of single runs, assuming that pairing does not reduce it."""
     return Spread(math.sqrt(2) * sd, origin)  # Var(a - b) = 2 Var(a) if independent
 
@@ -63,10 +63,15 @@ def comparisons_of(judged: Judgement) -> int:
     return sum(c.at_steps.grade != UNMATCHED for c in judged.comparisons)
 
 
-def answer(spread: Spread, delta: float, arms: int, rules: Rules) -> Answer:
-    """Numbers of seeds under the strictest step of Holm's correction, so never too
-    few."""
-    return Answer(
+def plan_seeds(
+    spread: Spread, delta: float, arms: int = 1, rules: Rules | None = None
+) -> SeedPlan:
+    """Numbers of seeds to detect ``delta`` nats in any of ``arms`` comparisons.
+
+    Under the strictest step of Holm's correction, so never too few.
+    """
+    rules = rules or Rules()
+    return SeedPlan(
         spread,
         seeds_to_find(delta, spread.sd, rules, arms, True, rules.margin),
         seeds_to_exclude(0.0, spread.sd, rules, arms),

@@ -11,7 +11,9 @@ from typing import Any
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import COLUMNS, MatrixResults, Row
 from lib.atomic_files import atomic_write_json, atomic_write_text, finite
+from lib.safe_json import Unusable, as_dict, read_foreign_json, whole
 
+SUMMARY_FILE = "summary.json"
 SCHEMA = 3  # increased with every change of fields; readers refuse newer ones
 
 
@@ -36,9 +38,28 @@ def write_summary(
         "estimates": matrix.estimates or None,
         "verdicts": verdicts,
     }
-    atomic_write_json(output_dir / "summary.json", finite(summary))
+    atomic_write_json(output_dir / SUMMARY_FILE, finite(summary))
     atomic_write_text(output_dir / "results.csv", to_csv(matrix.rows))
     return matrix
+
+
+def read_summary(output_dir: str | Path) -> dict[str, Any]:
+    """Contents of summary.json in a results directory, as in summary.schema.json.
+
+    Nothing in it is checked but that this version knows its schema. Raises ValueError,
+    naming the file, if it is missing or damaged, or if a later version wrote it.
+    """
+    path = Path(output_dir) / SUMMARY_FILE
+    try:
+        found = as_dict(read_foreign_json(path))
+        schema = whole(found.get("schema"))
+        if schema is None or not isinstance(found.get("runs"), list):
+            raise Unusable("not a summary; `make report` writes one")
+        if schema > SCHEMA:
+            raise Unusable(f"schema {schema} is of a later kablate, which reads it")
+    except Unusable as error:
+        raise ValueError(f"{path}: {error}") from None
+    return found
 
 
 def to_csv(rows: list[Row]) -> str:

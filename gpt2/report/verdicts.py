@@ -32,6 +32,7 @@ from gpt2.report.noise import Design, Noise, known_noise_of, noise_of
 from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
+from gpt2.report.verdict_rules import rules_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,8 +108,11 @@ def _key(arm: Arm) -> dict[str, Any]:
 
 
 def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
-    """Grade every arm of a matrix that has a comparison partner."""
-    rules = rules or Rules()
+    """Grade every arm of a matrix that has a comparison partner.
+
+    rules: by default those that its runs have recorded, as for `make report RESULTS=`.
+    """
+    rules = rules or rules_for(None, matrix.runs)
     arms = group_arms(matrix)
     controls = controls_of(arms, rules)
     pairs, notes = [], {}
@@ -127,7 +131,7 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     comparisons = [_voided(c, void) for c in compare(pairs, rules, noise)]
 
     def grade(found: Sequence[tuple[Arm, Arm]]) -> list[Verdict]:
-        return _grade_all(found, at_equal_steps, rules, noise)
+        return grade_all(found, at_equal_steps, rules, noise)
 
     best = own_best(swept, pairs, grade, rules.alpha_of_look)
     best = dataclasses.replace(
@@ -167,8 +171,8 @@ def compare(
     if noise is None:
         noise = noise_of([partner for _, partner, _ in pairs])
     paired = [(arm, partner) for arm, partner, _ in pairs]
-    at_steps = _grade_all(paired, at_equal_steps, rules, noise)
-    at_time = _grade_all(paired, at_equal_time, rules, noise)
+    at_steps = grade_all(paired, at_equal_steps, rules, noise)
+    at_time = grade_all(paired, at_equal_time, rules, noise)
     return [
         Comparison(arm, partner, note, changes_between(partner, arm), steps, time)
         for (arm, partner, note), steps, time in zip(
@@ -180,12 +184,13 @@ def compare(
 # ---- grades ---------------------------------------------------------------------
 
 
-def _grade_all(
+def grade_all(
     pairs: Sequence[tuple[Arm, Arm]],
     measure: Callable[[Arm, Arm, Rules], Evidence],
     rules: Rules,
     noise: Sequence[Noise],
 ) -> list[Verdict]:
+    """Verdicts of one family of comparisons, from evidence by ``measure``."""
     evidence = [measure(arm, partner, rules) for arm, partner in pairs]
     family = [i for i, e in enumerate(evidence) if not e.unmatched]
     samples = [Differences.of(evidence[i]) for i in family]

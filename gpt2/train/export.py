@@ -52,7 +52,7 @@ def write_export(
     export(path, model, metadata)
 
 
-def load_export(path: Path) -> Exported:
+def load_export(path: str | Path) -> Exported:
     """The model in a run's model.safetensors; nothing in the file is executed.
 
     Raises ValueError, naming the file, if it is not a complete export.
