@@ -209,7 +209,7 @@ explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
 	$(PY) scripts/kconfig.py explain $(WITH) -- $(call arg,SYMBOL)
 
 ##@ Develop
-setup: ## create the environment (EXTRAS=trackers,ray,gpu,eval)
+setup: ## create the environment (EXTRAS=trackers,ray,gpu,eval,docs)
 	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say)
 # Three workers for two cores: tests spend a third of their time waiting for processes.
 test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
@@ -219,6 +219,8 @@ test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
 bench: | setup ## measure speed into bench_results/ (PARTS=gpu,matrix STEPS=0)
 	$(PY) scripts/bench.py $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(foreach \
 		o,$(BENCH_OPTIONS),$(call option,$o))
+docs: | setup ## build the documentation as a site in site/ (EXTRAS=docs)
+	$(PY) scripts/build_docs.py
 check: | setup ## check formatting, style, types, and run the fast tests
 	$(PY) scripts/check.py
 format: | setup ## fix formatting and generated text
