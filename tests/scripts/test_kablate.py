@@ -17,12 +17,11 @@ from tests.scripts.conftest import once
 
 PARTS = ("pyproject.toml", "README.md", "LICENSE", "gpt2", "lib", "scripts")
 BUILD = "from setuptools import build_meta; build_meta.build_wheel('..')"
-# For a checkout alone: hooks of git, and versions for make setup.
-NOT_INSTALLED = ("scripts/hooks/", "scripts/constraints.txt")
+NOT_INSTALLED = "scripts/hooks/"  # of git: for a checkout alone
 USE = """
 import json
 import gpt2
-from gpt2.plan.jobs import make_plan
+from gpt2.plan.planning import make_plan
 from gpt2.settings.configuration import DEFCONFIGS, load_preset
 
 presets = [path.name for path in DEFCONFIGS.iterdir()]
@@ -39,6 +38,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def fill(place: Path) -> None:
         tree = copy_files(place / "tree", (*PARTS, "defconfigs"))
+        (tree / "gpt2/__pycache__").mkdir()
+        (tree / "gpt2/__pycache__/old.cpython-311.pyc").touch()
         done = python(tree, "-c", BUILD)
         assert done.returncode == 0, done.stdout + done.stderr
 
