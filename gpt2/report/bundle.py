@@ -17,7 +17,7 @@ from gpt2.plan.names import (
 from gpt2.report.evaluations import EVAL_FILE
 from gpt2.report.read_results import MERGED_FILE, RUN_FILES, read_matrix
 from lib.bundle import unpack_bundle, write_bundle
-from lib.jobs.run_files import GPU_FILE, LOG_FILE, STATUS_FILE
+from lib.jobs.run_files import GPU_FILE, LOG_FILE, SAMPLES_FILE, STATUS_FILE
 
 REPORT_FILES = ("REPORT.md", "results.csv", "summary.json")
 OF_MATRIX = (
@@ -25,7 +25,7 @@ OF_MATRIX = (
     *(ESTIMATES_FILE, RUNNER_FILE, STEPS_COPY),
 )
 OF_RUN = (
-    *(*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE, EVAL_FILE),
+    *(*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE, EVAL_FILE, SAMPLES_FILE),
     *(ATTENTION_FILE, ATTENTION_PLOT),
 )
 SUFFIX = ".zip"

@@ -17,7 +17,7 @@ import socket
 import sys
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -56,12 +56,15 @@ class TrainingRun:
         run_dir: Path,
         micro_batch: int | None,
         environ: Mapping[str, str],
+        on_export: Callable[[Path], None] | None = None,
     ) -> None:
         """micro_batch: instead of the configured one, or the one that memory allowed
-        an earlier attempt."""
+        an earlier attempt. on_export: called with the run directory when all results
+        are computed and the model is written; an error in it is only logged."""
         self.imported = time.time()
         self.job, self.run_dir, self.environ = job, run_dir, environ
         self.micro_batch = micro_batch
+        self.on_export = on_export
         self.ranks = Ranks.from_environment(environ)
         self.max_steps = last_update(job.settings)
         self.recorder: Recorder = Follower(run_dir, self.max_steps)
@@ -203,7 +206,16 @@ class TrainingRun:
         with watching(trainer.context, self.run_dir, self.recorder.say):
             trainer.train()
         result = finish(trainer, self._let_go)
+        self._use_export()
         return result | energy_used(self.run_dir, result["tokens"])
+
+    def _use_export(self) -> None:
+        if self.on_export is None or not self.ranks.is_first:
+            return
+        try:
+            self.on_export(self.run_dir)
+        except (ValueError, RuntimeError, OSError) as error:  # the run itself is good
+            self.recorder.say(f"no samples of text: {error}")
 
     def _let_go(self) -> None:
         """Let the next run of the slot train."""

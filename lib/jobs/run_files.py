@@ -34,6 +34,7 @@ MANIFEST_FILE = "manifest.json"
 GPU_FILE = "gpu.jsonl"
 LOG_FILE = "train.log"
 EXPORT_FILE = "model.safetensors"
+SAMPLES_FILE = "samples.json"  # texts of the trained model
 RUN_LOCK = ".lock"
 
 _NEW_STATUS: dict[str, Any] = {

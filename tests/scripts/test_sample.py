@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from gpt2.infer.run_samples import write_samples
 from lib.atomic_files import atomic_write_json, read_json
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
@@ -50,6 +52,27 @@ def test_text_is_the_prompt_and_what_the_model_makes_of_it(undisturbed):
     )
     assert likeliest["text"].startswith(stopped["text"])
     assert stopped["ended"] == "STOP" and len(stopped["text"]) <= 4
+
+
+def test_a_finished_run_has_samples_of_validation_text_for_the_report(
+    undisturbed, monkeypatch
+):
+    found = [read_json(undisturbed / run / "samples.json") for run in (RUN, OTHER)]
+    mine, theirs = (
+        [(one["prompt"], one["actual"]) for one in record["samples"]]
+        for record in found
+    )
+    assert mine == theirs and len(mine) == 2
+    (path,) = undisturbed.glob("data/*/val.bin")
+    text = bytes(np.fromfile(path, "<u2").clip(0, 255).astype("u1")).decode("latin1")
+    assert all(prompt + actual in text for prompt, actual in mine)
+    assert found[0]["tokens"] == 12 and mine[0][0] == "Docu"
+    monkeypatch.chdir(undisturbed)
+    write_samples(Path(RUN))
+    assert read_json(undisturbed / RUN / "samples.json") == found[0]
+    monkeypatch.chdir(undisturbed / "texts")  # from where the data is not found
+    with pytest.raises(FileNotFoundError, match=r"val\.bin"):
+        write_samples(undisturbed / RUN)
 
 
 def test_several_models_stand_side_by_side(undisturbed):

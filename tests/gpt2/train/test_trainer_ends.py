@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from gpt2.train.run import TrainingRun
 from lib.jobs.run_files import lock, run_lock
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import (
@@ -24,6 +25,17 @@ from tests.gpt2.tinytraining import (
 )
 
 # ---- how it ends ----------------------------------------------------------------
+
+
+def test_a_finished_run_without_samples_is_done_all_the_same(job, tmp_path, capsys):
+    def on_export(run_dir):
+        assert (run_dir / "model.safetensors").exists()
+        raise FileNotFoundError("val.bin is gone")
+
+    run = TrainingRun(job, tmp_path / "run", None, {}, on_export)
+    assert run.carry_out() == 0
+    assert "no samples of text: val.bin is gone" in capsys.readouterr().out
+    assert status(tmp_path / "run")["status"] == "done"
 
 
 def test_nan_stops_at_once_and_keeps_the_last_good_checkpoint(job, tmp_path):
