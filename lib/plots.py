@@ -26,6 +26,7 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 2, 1.5, 2)
 SHAPES = ("o", "s", "^", "D", "v", "P", "X")
 DPI = 160
 MOST_NUMBERS = 16  # columns of a heat map with numbers in its cells
+Points = tuple[Sequence[float], Sequence[float]]  # x and y of a curve
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,10 +114,10 @@ def curves(
             for line in shown:
                 _line(axes, line)
             _set_texts(axes, xlabel, label, heading)
-        _leave_out_start(grid[0], [line.y for line in lines])
+        _leave_out_start(grid[0], [(line.x, line.y) for line in lines])
         grid[0].legend(fontsize=7, frameon=False, ncols=1 + len(lines) // 12)
         if differences:
-            ends = [end for line in differences for end in (line.low, line.high)]
+            ends = [(c.x, end) for c in differences for end in (c.low, c.high)]
             _leave_out_start(grid[1], ends)
         _save(figure, path)
 
@@ -154,11 +155,30 @@ def _line(axes: Any, line: Curve) -> None:
     axes.plot(line.x, line.y, color=tint, lw=1.6, **style)
 
 
-def _leave_out_start(axes: Any, curves: Sequence[Sequence[float]]) -> None:
-    late = [y for ys in curves for y in ys[len(ys) // 4 :] if y == y]
+def _leave_out_start(axes: Any, curves: Sequence[Points]) -> None:
+    """Limit y to the last three quarters of the curves, and x to where they are in
+    these limits."""
+    late = [y for _, ys in curves for y in ys[len(ys) // 4 :] if y == y]
     if late:
         room = 0.05 * (max(late) - min(late)) or 0.05
-        axes.set_ylim(min(late) - room, max(late) + room)
+        low, high = min(late) - room, max(late) + room
+        left = min(_enters(points, low, high) for points in curves)
+        right = max(xs[-1] for xs, _ in curves)
+        margin = 0.02 * (right - left) or 0.5
+        axes.set_ylim(low, high)
+        axes.set_xlim(left - margin, right + margin)
+
+
+def _enters(points: Points, low: float, high: float) -> float:
+    """The smallest x at which a curve is between low and high; its first if it never
+    is."""
+    xs, ys = points
+    first = next((i for i, y in enumerate(ys) if low <= y <= high), 0)
+    if first == 0:
+        return xs[0]
+    edge, before = high if ys[first - 1] > high else low, ys[first - 1]
+    share = (edge - before) / (ys[first] - before)
+    return xs[first - 1] + share * (xs[first] - xs[first - 1])
 
 
 def forest(

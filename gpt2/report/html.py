@@ -32,6 +32,7 @@ from gpt2.report.lines import MARKS, Line, difference_text, interval_text, lines
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places, spread
 from gpt2.report.results import MatrixResults, Run
+from gpt2.report.samples import sample_prompts
 from gpt2.report.sentences import (
     control_lines,
     headline,
@@ -41,13 +42,17 @@ from gpt2.report.sentences import (
 )
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
+from gpt2.report.training_curves import PANELS as PANELS_OF_TRAINING
+from gpt2.report.training_curves import training_curves
 from gpt2.report.verdicts import Comparison, Judgement
+from gpt2.report.what_was_trained import what_was_trained
 from lib import human
 from lib.atomic_files import finite
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE
 from lib.safe_json import clean
 
 PAGE = Path(__file__).resolve().parent / "page"
+SCRIPTS = ("training.js", "script.js")  # the last one draws the charts of all
 COSTS = (
     ("parameters", "parameters"),
     ("seconds", "training time (s)"),
@@ -115,16 +120,16 @@ def html_report(
     columns = sorted(shown_columns(lines), key=_reading_order)
     columns += evaluation_columns(lines)
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
-    scripts = [
-        _script(plotly_source()),
-        _script((PAGE / "script.js").read_text("utf-8")),
-    ]
+    sources = [plotly_source(), *((PAGE / n).read_text("utf-8") for n in SCRIPTS)]
+    scripts = [_script(source) for source in sources]
+    training = training_curves(judged)
     return environment.get_template("page.html").render(
         name=name,
         policy=_policy(scripts),
         style=Markup(
             (PAGE / "style.css").read_text("utf-8")
         ),  # our own file, not from the results
+        facts=what_was_trained(matrix, judged),
         headline=headline(matrix),
         controls=control_lines(judged),
         noise=[
@@ -144,7 +149,17 @@ def html_report(
         runs=list(_runs(matrix, judged)),
         checklist=checklist(matrix, judged),
         left_out=matrix.left_out,
-        data=Markup(as_json(_data(matrix, judged, gpu) | {"times": chart(times)})),
+        has_training=bool(training),
+        samples=sample_prompts(matrix, judged),
+        data=Markup(
+            as_json(
+                {
+                    **_data(matrix, judged, gpu),
+                    "times": chart(times),
+                    "training": {"panels": PANELS_OF_TRAINING, "arms": training},
+                }
+            )
+        ),
         scripts=[Markup(script) for script in scripts],
         plotly_version=importlib.metadata.version("plotly"),
     )
@@ -228,8 +243,8 @@ def _anchor(arm: Arm) -> str:
 
 
 def _run_heads() -> list[tuple[str, bool]]:
-    first = [("arm", False), ("seed", True), ("status", False)]
-    last = [("hash", False), ("files", False)]
+    first = [("arm", False), ("seed", True), ("status", False), ("files", False)]
+    last = [("hash", False)]
     return [*first, *((head, True) for _, head, _ in RUN_COLUMNS), *last]
 
 
@@ -325,6 +340,7 @@ def _band(arm: Arm, axis: str, kind: str, base: Arm | None) -> dict[str, Any] | 
 def _effect(comparison: Comparison) -> dict[str, Any]:
     return {
         "label": f"{comparison.arm.label} vs {comparison.partner.label}",
+        "arm": comparison.arm.label,
         "steps": _measure(comparison.at_steps),
         "time": _measure(comparison.at_time),
     }

@@ -29,6 +29,18 @@ def test_curves_of_any_labels(tmp_path):
     assert pixels.shape[0] > 400 and np.ptp(pixels[..., :3]) > 0.9
 
 
+def test_a_steep_start_leaves_no_empty_half(tmp_path):
+    """The losses of a short run: evaluated at its start, where the loss is far above
+    the rest, and next at 40% of its length."""
+    x, y = [0.0, 50.0, 100.0, 120.0], [5.4, 2.9, 2.7, 2.65]
+    line = plots.Curve("a", 1, x, y, y, y)
+    plots.curves(tmp_path / "loss.png", [line], "x", "y", "t")
+    pixels = picture(tmp_path / "loss.png")[..., :3]
+    blue = (pixels[..., 2] - pixels[..., 0]) > 0.4
+    columns = np.flatnonzero(blue.any(axis=0)) / pixels.shape[1]
+    assert columns.min() < 0.2 and columns.max() > 0.9
+
+
 def test_differences_have_a_panel_of_their_own(tmp_path):
     plots.curves(tmp_path / "a.png", lines_of(["a"]), "x", "y", "t")
     two = lines_of(["a", "b"])

@@ -221,6 +221,38 @@ def test_curves_have_bands_over_seeds(browser):
     assert browser.execute_script(bands) == 4  # the fifth arm has one seed
 
 
+def test_gradient_norms_and_rates_have_a_line_for_each_run(browser):
+    lines = (
+        "return document.getElementById('training-chart').data"
+        ".map((t) => [t.yaxis, t.legendgroup, t.y.length])"
+    )
+    found = browser.execute_script(lines)
+    assert {axis for axis, _, _ in found} == {"y", "y2"} and len(found) == 2 * 13
+    assert all(points > 1 for _, _, points in found)
+
+
+def test_files_of_runs_are_seen_without_scrolling(browser):
+    right = (
+        "const cell = document.querySelector('#run-table td.files');"
+        "return [cell.getBoundingClientRect().right,"
+        " cell.closest('.scroll').getBoundingClientRect().right,"
+        " [...cell.querySelectorAll('a')].map((a) => a.textContent)]"
+    )
+    cell, box, links = browser.execute_script(right)
+    assert cell <= box and links[-1] == "log"
+
+
+def test_loss_curves_leave_out_the_steep_start_at_both_axes(browser):
+    curve = (
+        "const chart = document.getElementById('loss');"
+        "const line = chart.data.find((t) => t.name);"
+        "return [chart.layout.xaxis.range, chart.layout.yaxis.range, line.x, line.y]"
+    )
+    (left, right), (_, high), x, y = browser.execute_script(curve)
+    assert y[0] > high and left > x[0] and right >= x[-1]
+    assert y[next(i for i, value in enumerate(x) if value >= left + 0.1 * x[-1])] < high
+
+
 def test_arms_can_be_hidden_together(browser):
     shown = (
         "return document.getElementById('loss').data"

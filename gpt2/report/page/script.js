@@ -31,6 +31,8 @@
   }
   for (const table of document.querySelectorAll("table.sortable")) {
     for (const head of table.tHead.rows[0].cells) {
+      const first = table.tBodies[0].rows[0];
+      if (first && sortValue(first, head.cellIndex) === undefined) continue;
       const button = document.createElement("button");
       button.type = "button";
       button.textContent = head.textContent;
@@ -142,7 +144,8 @@
       }],
       height: 110 + 34 * Math.max(rows.length, 2),
     });
-    const label = (row) => shorten(row.label, isNarrow() ? 16 : 44)
+    // on a phone the arm alone: its partner is in the table of verdicts
+    const label = (row) => (isNarrow() ? shorten(row.arm, 18) : shorten(row.label, 44))
       + ` <b>${of(row).mark}</b>`;
     Object.assign(shape.yaxis, {
       tickvals: names, ticktext: rows.map(label), type: "category",
@@ -154,6 +157,17 @@
     draw("forest", rows.length ? [bar("outer", 1.5), bar("inner", 5), marks] : [], shape);
   }
 
+  // smallest x at which one of the lines is between low and high; a steep start that is
+  // above the chart is left out at the side as well
+  function enters(lines, low, high) {
+    return Math.min(...lines.map(([x, y]) => {
+      const i = y.findIndex((value) => low <= value && value <= high);
+      if (i < 1) return x[Math.max(i, 0)];
+      const edge = y[i - 1] > high ? high : low;
+      return x[i - 1] + (x[i] - x[i - 1]) * (edge - y[i - 1]) / (y[i] - y[i - 1]);
+    }));
+  }
+
   const hidden = new Set(data.arms.slice(8).map((arm) => arm.label));
   function drawLoss() {
     const axis = picked("axis"), kind = picked("kind");
@@ -161,6 +175,7 @@
     const unit = axis === "seconds" ? 60 : 1;
     const traces = [];
     let late = [];
+    const means = [];
     for (const arm of data.arms) {
       const curve = (relative ? arm.differences : arm.curves)[kind][axis];
       if (!curve) continue;
@@ -178,6 +193,7 @@
       }
       const y = curve.mean;
       if (!hidden.has(arm.label)) {
+        means.push([x, y]);
         const ends = [...curve.low, ...curve.high];
         late = late.concat(ends.filter((_, i) => i % y.length >= Math.floor(y.length / 4)));
       }
@@ -191,7 +207,12 @@
     const names = { step: "optimizer updates", tokens: "tokens", seconds: "minutes of training" };
     const title = relative ? `${LOSS}, minus the baseline's seed by seed` : LOSS;
     const shape = layout(names[axis], title, { hovermode: "closest" });
-    if (late.length) shape.yaxis.range = [low - room, high + room];
+    if (late.length) {
+      const left = enters(means, low - room, high + room);
+      const right = Math.max(...means.map(([x]) => x.at(-1)));
+      shape.yaxis.range = [low - room, high + room];
+      shape.xaxis.range = [left - 0.02 * (right - left), right + 0.005 * (right - left)];
+    }
     shape.uirevision = `${axis} ${kind} ${relative} ${theme} ${[...hidden].length}`;
     draw("loss", traces, shape);
   }
@@ -261,7 +282,7 @@
         textposition: "none", marker: { color: colours[number] },
       };
     }).filter((trace) => trace.x.length);
-    const shape = layout("minutes", "", {
+    const shape = layout(isNarrow() ? "" : "minutes", "", {
       barmode: "overlay", bargap: 0.25, height: 110 + 34 * Math.max(lanes.length, 1),
     });
     Object.assign(shape.yaxis, {
@@ -269,6 +290,10 @@
       ticktext: lanes.map((name) => shorten(name, isNarrow() ? 16 : 44)),
       range: [lanes.length - 0.5, -0.5],
     });
+    if (isNarrow()) {
+      shape.xaxis.ticksuffix = " min";
+      shape.legend.y = -40 / (shape.height - 60);
+    }
     $("time-line").style.height = `${shape.height}px`;
     draw("time-line", traces, shape);
   }
@@ -279,6 +304,8 @@
     drawLoss();
     drawPareto();
     drawGpu();
+    const page = { data, layout, draw, look, shorten, plain, isNarrow, css, hidden };
+    for (const chart of window.kablateCharts || []) chart(page);
   }
 
   // ---- configuration -----------------------------------------------------------
