@@ -191,7 +191,7 @@ data: config.py | setup ## prepare the configured text (FORCE=1: prepare it agai
 ##@ Configure
 list-defconfigs: | setup ## list the presets
 	$(PY) scripts/kconfig.py list-defconfigs
-defconfig-%: FORCE | setup ## load a preset; defconfig-a+b merges two
+defconfig-%: FORCE | setup ## load a preset, and keep KEY=VALUE with it; a+b merges two
 	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
 $(PRESETS): defconfig-%: | setup
 	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
@@ -205,7 +205,7 @@ olddefconfig: | setup ## update an old .config with defaults for new symbols
 	$(PY) scripts/kconfig.py olddefconfig
 savedefconfig: | setup ## write .config to defconfigs/NAME (NAME=gpt2-mine)
 	$(PY) scripts/kconfig.py savedefconfig -- $(call arg,NAME)
-explain: | setup ## value, origin, range and conditions (SYMBOL=GPT2_MAX_ITERS)
+explain: | setup ## what is not at its default; all about one (SYMBOL=MAX_ITERS)
 	$(PY) scripts/kconfig.py explain $(WITH) -- $(call arg,SYMBOL)
 
 ##@ Develop

@@ -24,11 +24,16 @@ import argparse
 import importlib.util
 import re
 import subprocess
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from gpt2.data.token_files import DataError, check_if_prepared
+from gpt2.plan.axes import text_of
+from gpt2.plan.planning import steps_from
+from gpt2.plan.steps import STEPS
 from gpt2.settings.config_files import (
     DOTCONFIG,
     check_settings,
@@ -45,20 +50,22 @@ from gpt2.settings.config_files import (
     write_config,
 )
 from gpt2.settings.configuration import ROOT, note_environment
-from gpt2.settings.parse import ALIASES, PREFIXES, settings_from
+from gpt2.settings.parse import settings_from
+from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import atomic_write_text
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import (
     COMMAND_LINE,
     leading_comments,
     split_overrides,
-    symbol_for,
 )
 from lib.suggestions import hint
 
 DEFCONFIGS = ROOT / "defconfigs"
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 EDITOR = ROOT / "lib/kconfig/editor.py"
+WIDTH, COLUMNS = 80, (26, 9, 7)  # characters of a line, and at most of its columns
+wrap = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
 
 
 def defconfig(names: str, overrides: str) -> None:
@@ -70,10 +77,14 @@ def defconfig(names: str, overrides: str) -> None:
     check_settings(config)
     replace_dotconfig(tree.dotconfig())
     write_config(config)
-    typed = sum(origin == COMMAND_LINE for origin in config.origins.values())
+    changed = strict.changed(config).items()
+    typed = [name for name, (*_, origin) in changed if origin == COMMAND_LINE]
     loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
-    also = f" and {typed} settings from the command line" if typed else ""
+    also = f" and {len(typed)} settings from the command line" if typed else ""
     print(f"Loaded {loaded}{also}. {next_commands(config)}")
+    if typed:
+        kept = f"{', '.join(typed)} are saved in .config, for all later commands."
+        print("\n".join(wrap(kept, WIDTH)))
 
 
 def next_commands(config: Config) -> str:
@@ -208,9 +219,8 @@ def drop_unusable() -> None:
 
 
 def explain(name: str, overrides: str) -> None:
-    """Print all about one symbol, as it is configured now or by default."""
-    if not name:
-        raise ConfigError("say which: make explain SYMBOL=GPT2_MAX_ITERS")
+    """Print all about one symbol, as it is configured now or by default; without a
+    name, all that differs from the defaults."""
     if DOTCONFIG.is_file():
         if is_current():
             config = strict.require_possible(read_made())
@@ -221,13 +231,66 @@ def explain(name: str, overrides: str) -> None:
         config = strict.open([]).config()
     note_environment(config, overrides)
     config = strict.override(config, split_overrides(overrides))
-    name = name.rpartition(".")[2].upper()  # also a field: mechanisms.ra_window
-    alias = ALIASES.get(name)
-    kinds = dict.fromkeys(config.values, "")
-    symbol = (
-        alias if isinstance(alias, str) else symbol_for(name, kinds, ALIASES, PREFIXES)
+    if name:
+        print(strict.explain(config, name))
+        print(set_by_steps(strict.symbol_for(name)), end="")
+    else:
+        print(all_changes(config))
+
+
+def set_by_steps(symbol: str) -> str:
+    """A line with the steps of the registry that set a symbol themselves; "" if none
+    does."""
+    fields = [field for field, name in SYMBOL_OF.items() if name == symbol]
+    steps = [str(s.id) for s in STEPS.values() if {*fields} & s.changes.keys()]
+    return f"  set by      step{'s' * (len(steps) > 1)} {', '.join(steps)}\n" * bool(
+        steps
     )
-    print(strict.explain(config, symbol))
+
+
+def all_changes(config: Config) -> str:
+    """Settings that are not at their defaults, with origins, and those of the steps."""
+    rows = [
+        (name, text_of(value), default or "empty", origin)
+        for name, (value, default, origin) in strict.changed(config).items()
+    ]
+    lines = ["Every setting has its default."]
+    if rows:
+        rows.insert(0, ("Not at its default", "value", "default", "origin"))
+        lines = list(table(rows))
+    lines += steps_lines(config)
+    lines.append(
+        "Next: make explain SYMBOL=NAME has range, conditions and help of one."
+    )
+    return "\n".join(lines)
+
+
+def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Lines of aligned columns; a cell too long for its column pushes the rest to the
+    right, and the last one goes on in a second line if there is no room for it."""
+    longest = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    widths = [min(pair) for pair in zip(longest, COLUMNS, strict=False)]
+    for *cells, last in rows:
+        start = "  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True))
+        if len(start) + len(last) + 2 <= WIDTH:
+            yield f"{start}  {last}"
+        else:
+            yield start.rstrip()
+            yield f"{last:>{WIDTH}}"
+
+
+def steps_lines(config: Config) -> Iterator[str]:
+    """Settings that the configured steps set besides those of their parents."""
+    if config.values.get("KABLATE_MODE") != "ablation":
+        return
+    settings, registry = steps_from(config)
+    yield "\nSet by the steps, on top of these:"
+    for step in (registry[int(number)] for number in settings.matrix.steps):
+        on = "" if step.parent is None else f", as step {step.parent} and"
+        sets = [f"{SYMBOL_OF[f]}={text_of(v)}" for f, v in step.changes.items()]
+        text = f"  step {step.id} {step.name}{on}: {', '.join(sets) or 'nothing'}"
+        yield from wrap(text, WIDTH, subsequent_indent=" " * 8)
+    yield ""
 
 
 # ---- command line ---------------------------------------------------------------

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2.settings.configuration import override, strict_kconfig
-from gpt2.settings.parse import ALIASES, PREFIXES, convert
+from gpt2.settings.parse import convert
 from gpt2.settings.schema import FIELD_TYPES, PART_OF, SYMBOL_OF
 from lib.kconfig.config_py import Config, ConfigError
-from lib.kconfig.dotconfig import COMMAND_LINE, symbol_for
+from lib.kconfig.dotconfig import COMMAND_LINE
 
 if TYPE_CHECKING:
     from lib.kconfig.strict import StrictKconfig
@@ -124,10 +124,8 @@ def _axis(word: str, kconfig: StrictKconfig) -> Axis:
 
 
 def _field(key: str, kconfig: StrictKconfig) -> str:
-    """Field of a setting that can be swept, by its symbol, short name or field name."""
-    alias = ALIASES.get(key)
-    name = SYMBOL_OF.get(key) or (alias if isinstance(alias, str) else key)
-    symbol = symbol_for(name, kconfig.kinds, ALIASES, PREFIXES)
+    """Field of a setting that can be swept, by any spelling of its name."""
+    symbol = kconfig.symbol_for(key)
     field = next((f for f, s in SYMBOL_OF.items() if s == symbol), None)
     if field is None:
         chosen = [

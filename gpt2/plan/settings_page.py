@@ -9,7 +9,6 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from typing import Any
 
 from gpt2.plan.readers import READERS
@@ -176,14 +175,12 @@ def spellings(name: str, value: str = "") -> str:
 
 def assignment(member: Item) -> str:
     """Assignment that selects a member of a choice, as short as possible."""
-    words = member.name.split("_")
-    for alias, expand in ALIASES.items():
-        for start in range(1, len(words)):
-            value = "_".join(words[start:])
-            with suppress(ValueError, TypeError):  # TypeError: a plain other name
-                if expand(value) == {member.name: "y"}:  # type: ignore[operator]
-                    return f"`{alias}={value.lower()}`"
-    return spellings(member.name, "=y")
+    setting = setting_of(member.choice)
+    values = {name: text for text, name in choice_members(setting).items()}
+    if member.name not in values:
+        return spellings(member.name, "=y")
+    short = spellings(setting.name, f"={values[member.name]}")
+    return short or f"`{setting.name}={values[member.name]}`"
 
 
 def members(item: Item) -> Iterator[str]:

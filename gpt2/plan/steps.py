@@ -29,6 +29,9 @@ class Times:
     def of(self, value: int) -> int:
         return max(1, round(value * self.ratio))
 
+    def __str__(self) -> str:
+        return f"{self.ratio} of the parent's"
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -18,8 +18,9 @@ from typing import Any
 
 from gpt2.plan.steps import SHIPPED, STEPS, Registry, Step, Times
 from gpt2.settings.configuration import strict_kconfig
-from gpt2.settings.parse import ALIASES, PREFIXES, STEP_NAME, convert
+from gpt2.settings.parse import PREFIXES, SPELLINGS, STEP_NAME, convert
 from gpt2.settings.schema import FIELD_TYPES, LARGEST_ARM, PART_OF, SYMBOL_OF, Settings
+from gpt2.settings.schema import PARTS as SETTINGS_PARTS
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import symbol_for
 from lib.suggestions import hint
@@ -186,7 +187,7 @@ class _Row:
     def _read_changes(
         self, changes: Mapping[str, Any], ranges: Ranges
     ) -> Iterator[_Problem]:
-        for key, value in changes.items():
+        for key, value in _settings(changes):
             try:
                 name = _field(key)
                 if name in self.changes:
@@ -233,18 +234,22 @@ _CHECKS: dict[str, Callable[[Any], str]] = {
 }
 
 
+def _settings(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Names and values; ``mechanisms.ra_window = 8`` is a table within a table."""
+    for key, value in changes.items():
+        if key in SETTINGS_PARTS and isinstance(value, dict):
+            yield from ((f"{key}.{name}", inner) for name, inner in value.items())
+        else:
+            yield key, value
+
+
 def _field(key: str) -> str:
-    """Field of a name in ``changes``: a field, or a symbol in any of its spellings."""
-    name, alias = key, ALIASES.get(key)
-    if name not in PART_OF:
-        try:
-            symbol = (
-                alias if alias in FIELD_OF else symbol_for(key, SYMBOLS, {}, PREFIXES)
-            )
-        except ConfigError:
-            near = hint(key, CHANGEABLE if key.isupper() else CHANGEABLE.values())
-            raise ValueError(f"is not a setting{near}") from None
-        name = FIELD_OF[str(symbol)]
+    """Field of a name in ``changes``, which may be any spelling of the setting."""
+    try:
+        name = FIELD_OF[symbol_for(key, SYMBOLS, SPELLINGS, PREFIXES)]
+    except ConfigError:
+        near = hint(key, CHANGEABLE if key.isupper() else CHANGEABLE.values())
+        raise ValueError(f"is not a setting{near}") from None
     if why := NOT_OF_A_STEP.get(name):
         raise ValueError(why)
     if PART_OF[name] not in PARTS:

@@ -12,10 +12,10 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gpt2.settings.parse import ALIASES, PREFIXES, symbol_types
+from gpt2.settings.parse import PREFIXES, SPELLINGS, symbol_types
 from gpt2.settings.rerun_commands import assignments
 from lib.kconfig.config_py import Config, ConfigError, read_config, render_config
-from lib.kconfig.dotconfig import split_overrides
+from lib.kconfig.dotconfig import split_overrides, symbols_named
 from lib.suggestions import hint
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def strict_kconfig() -> StrictKconfig:
     """Our Kconfig, with types and short names of its symbols."""
     from lib.kconfig.strict import StrictKconfig  # kconfiglib: only where it is needed
 
-    return StrictKconfig(KCONFIG, symbol_types(), ALIASES, PREFIXES, ROOT)
+    return StrictKconfig(KCONFIG, symbol_types(), SPELLINGS, PREFIXES, ROOT)
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
@@ -126,10 +126,13 @@ def note_environment(
 
 
 def _settings_named(name: str, config: Config) -> set[str]:
-    """Symbols that an override of this name would set."""
-    bare = name.removeprefix("CONFIG_")
-    full = {bare, *(prefix + bare for prefix in PREFIXES)}
-    return full & {*config.values} or ({name} & {*ALIASES})
+    """Symbols that an override of this name would set. Variables in lower case, such as
+    those of proxies, are meant for other programs."""
+    if not name.isupper():
+        return set()
+    kinds = dict.fromkeys(config.values, "")
+    found = symbols_named(name, kinds, SPELLINGS, PREFIXES)
+    return set(found) or {name} & {*SPELLINGS}
 
 
 def load_or_defaults(

@@ -20,6 +20,7 @@ from gpt2.settings.records import completed
 from gpt2.settings.schema import (
     FIELD_TYPES,
     FIELDS,
+    PART_OF,
     PARTS,
     SYMBOL_OF,
     Settings,
@@ -223,17 +224,22 @@ def _tracker_symbols(value: str) -> dict[str, str]:
     }
 
 
-# Other short names for overrides on the command line.
+# Other short names of settings.
 ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "STEPS": "RA_MLA_ABLATION_STEPS",
     "SPARSITIES": "TEST_MATRIX_SPARSITIES",
     "JOBS": "PARALLEL_JOBS",
-    "ENGINE": lambda value: {f"ENGINE_{value.upper()}": "y"},
+    "ENGINE": "RUN_ENGINE",
     "TIME": "TIME_BUDGET",
     "LR": "LEARNING_RATE",
     "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",
-    "MODEL": lambda value: {f"GPT2_MODEL_{value.upper()}": "y"},
-    "DATASET": lambda value: {f"GPT2_DATASET_{value.upper()}": "y"},
-    "TOKENIZER": lambda value: {f"GPT2_TOKENIZER_{value.upper()}": "y"},
+    "GPT2_MODEL_355M": "GPT2_MODEL_350M",  # both are names of GPT-2 medium
     "TRACKER": _tracker_symbols,
+}
+# All names besides the symbols themselves: also ra_window and mechanisms.ra_window, as
+# in listings and in STEPS_FILE.
+SPELLINGS = ALIASES | {
+    spelling: symbol
+    for field, symbol in SYMBOL_OF.items()
+    for spelling in (field, f"{PART_OF[field]}.{field}")
 }

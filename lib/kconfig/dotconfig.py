@@ -172,7 +172,7 @@ def parse_override(
 ) -> dict[str, str]:
     """Symbols assigned by ``KEY=VALUE``; ConfigError with the reason if there are none.
 
-    KEY is an alias, a symbol, or a symbol without one of the ``prefixes``.
+    KEY is one of the spellings of symbol_for, or an alias for several symbols.
     """
     key, equals, value = text.partition("=")
     if not equals:
@@ -181,25 +181,49 @@ def parse_override(
     if callable(alias):
         wanted = alias(value.strip())
     else:
-        wanted = {alias or symbol_for(key, kinds, aliases, prefixes): value}
+        wanted = {symbol_for(key, kinds, aliases, prefixes): value}
     return {n: literal_of(n, v, kinds, quoted=False) for n, v in wanted.items()}
 
 
 def symbol_for(
     key: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
 ) -> str:
-    """Symbol with this name, or the only one that has it after a prefix.
+    """Symbol for one of its spellings: an alias, or its name in upper or lower case,
+    with or without CONFIG_ and one of the ``prefixes``.
 
     Raises ConfigError with the nearest names if there is none.
     """
-    name = key.removeprefix("CONFIG_")
-    if name in kinds:
-        return name
-    found = [prefix + name for prefix in prefixes if prefix + name in kinds]
+    found = symbols_named(key, kinds, aliases, prefixes)
     if len(found) == 1:
         return found[0]
     if found:
         raise ConfigError(f"{key} is ambiguous: write {' or '.join(found)}")
+    if callable(expand := aliases.get(key)):
+        raise ConfigError(f"{key} stands for {', '.join(expand(''))}: name one of them")
     short = [n.removeprefix(p) for n in kinds for p in prefixes if n.startswith(p)]
-    nearest = hint(name.upper(), dict.fromkeys([*aliases, *short, *kinds]))
+    name = key.removeprefix("CONFIG_").rpartition(".")[2].upper()
+    nearest = hint(name, dict.fromkeys([*aliases, *short, *kinds]))
     raise ConfigError(f"there is no setting {key}{nearest}")
+
+
+def symbols_named(
+    key: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
+) -> list[str]:
+    """Symbols that a spelling may stand for; [] for none, or for an alias of several
+    symbols."""
+    name = key.removeprefix("CONFIG_").upper()
+    alias = aliases.get(key) or aliases.get(name)
+    if alias is not None:
+        return [alias] if isinstance(alias, str) else []
+    if name in kinds:
+        return [name]
+    return [prefix + name for prefix in prefixes if prefix + name in kinds]
+
+
+def spellings(
+    symbol: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
+) -> list[str]:
+    """Other names of a symbol that symbol_for knows: short names, then aliases."""
+    short = [symbol.removeprefix(p) for p in prefixes if symbol.startswith(p)]
+    short = [s for s in short if symbols_named(s, kinds, aliases, prefixes) == [symbol]]
+    return [*short, *(alias for alias, target in aliases.items() if target == symbol)]

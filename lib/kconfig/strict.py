@@ -12,8 +12,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from lib.kconfig.config_py import DEFAULT, Config, Types
-from lib.kconfig.dotconfig import Aliases, fail_on, kind_of, parse_line
+from lib.kconfig.config_py import DEFAULT, Config, Literal, Types
+from lib.kconfig.dotconfig import (
+    Aliases,
+    fail_on,
+    parse_line,
+    spellings,
+    symbol_for,
+)
 from lib.kconfig.symbols import (
     active_range,
     choice_members,
@@ -34,8 +40,7 @@ class StrictKconfig:
     """Kconfig file, with the types and short names that a project uses for its symbols.
 
     types: parsers of symbols whose string is of another type, such as float.
-    aliases, prefixes: short names on the command line. KEY in ``KEY=VALUE`` is an
-    alias, a symbol, or a symbol without one of the prefixes.
+    aliases, prefixes: short names of symbols; symbol_for() knows all spellings.
     root: as for lib.kconfig.tree.Tree.
 
     All methods raise lib.kconfig.config_py.ConfigError with a line for each fault,
@@ -87,6 +92,10 @@ class StrictKconfig:
     def kinds(self) -> dict[str, str]:
         """Kind of each symbol: "bool", "int", "hex" or "string"."""
         return self._tree().kinds
+
+    def symbol_for(self, key: str) -> str:
+        """Symbol for any of its spellings; ConfigError with the nearest if none."""
+        return symbol_for(key, self.kinds, self.aliases, self.prefixes)
 
     def members_of(self, name: str) -> dict[str, str]:
         """Members of the choice that sets a derived string, by the string's value; {}
@@ -146,12 +155,27 @@ class StrictKconfig:
         found = {name: active_range(tree.symbols[name]) for name in whole}
         return {n: (int(b[0]), int(b[1])) for n, b in found.items() if b}
 
-    def explain(self, config: Config, name: str) -> str:
-        """Explain one symbol: value, origin, default, prompt, range, conditions,
-        help."""
+    def changed(self, config: Config) -> dict[str, tuple[Literal, str, str]]:
+        """Value, default and origin of each symbol with a prompt that is not at its
+        default, in the order of the menu."""
+        tree = self._tree(config)
+        named = assigned_names(tree.minimal(), tree.kinds)
+        found = {}
+        for name in tree.symbols:
+            if name in named and (asked := tree.asked.get(name)):
+                default = tree.default(tree.symbols[name])
+                tree.take([asked])
+                found[name] = config.values[name], default, config.origin(name)
+        return found
+
+    def explain(self, config: Config, key: str) -> str:
+        """Explain one symbol, by any of its spellings: value, origin, default, prompt,
+        range, conditions, help."""
+        name = self.symbol_for(key)
         facts = self.facts(config, name)
         value = facts.pop("value")
-        facts["prompt"] = facts["prompt"] or "none: derived, it cannot be set"
+        facts["also_named"] = ", ".join(facts["also_named"])
+        facts["prompt"] = facts["prompt"] or without_prompt(name, self.members_of(name))
         facts["instead_of"] = ", ".join(facts["instead_of"])
         facts["follows"] = ", ".join(facts["follows"])
         facts["range"] = "{} to {}".format(*facts["range"]) if facts["range"] else ""
@@ -159,14 +183,16 @@ class StrictKconfig:
         lines = [f"  {k.replace('_', ' '):<12}{v}" for k, v in facts.items() if v]
         return "\n".join([f"CONFIG_{name} = {value!r}", *lines])
 
-    def facts(self, config: Config, name: str) -> dict[str, Any]:
-        """Facts about a symbol; a text is empty where there is nothing.
+    def facts(self, config: Config, key: str) -> dict[str, Any]:
+        """Facts about a symbol, by any of its spellings; a text is empty where there is
+        nothing.
 
         instead_of: the other members of its choice. follows: symbols that it is derived
         from. range: of the numbers that it takes now, None without one.
         """
-        kind = kind_of(name, self._tree().kinds)
+        name = self.symbol_for(key)
         tree = self._tree(config)
+        kind = tree.kinds[name]
         symbol = tree.symbols[name]
         origin = config.origin(name)
         bounds = active_range(symbol)
@@ -179,6 +205,7 @@ class StrictKconfig:
         return {
             "value": config.values.get(name, ""),
             "origin": origin,
+            "also_named": spellings(name, tree.kinds, self.aliases, self.prefixes),
             "prompt": prompt_of(symbol),
             "menu": menu_of(symbol),
             "choice": prompt_of(symbol.choice) if symbol.choice else "",
@@ -191,6 +218,13 @@ class StrictKconfig:
             "default": tree.default(symbol) or "empty",
             "help": help_of(symbol),
         }
+
+
+def without_prompt(name: str, members: Iterable[str]) -> str:
+    """Words that say how a symbol without a prompt is set, if a choice sets it."""
+    if values := " or ".join(members):
+        return f"none: set by a choice, {name}={values}"
+    return "none: derived, it cannot be set"
 
 
 def assigned_names(text: str, kinds: Mapping[str, str]) -> set[str]:

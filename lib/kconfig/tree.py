@@ -28,9 +28,11 @@ from lib.kconfig.dotconfig import (
     parse_line,
     parse_override,
     read_lines,
+    symbols_named,
 )
 from lib.kconfig.symbols import (
     active_range,
+    choice_members,
     conditions,
     deciding,
     followed,
@@ -41,6 +43,7 @@ from lib.kconfig.symbols import (
     prompts,
     text_of,
 )
+from lib.suggestions import hint
 
 
 class Tree:
@@ -185,17 +188,30 @@ class Tree:
         for text in overrides:
             try:
                 parsed = parse_override(text, self.kinds, aliases, prefixes)
+                chosen = [self._chosen(*each, aliases) for each in parsed.items()]
+                found += [Assignment(*c, COMMAND_LINE, COMMAND_LINE) for c in chosen]
             except ValueError as error:
                 problems.append(ConfigProblem(COMMAND_LINE, f"{text}: {error}"))
-            else:
-                found += [
-                    Assignment(name, value, COMMAND_LINE, COMMAND_LINE)
-                    for name, value in parsed.items()
-                ]
         fail_on([*problems, *self._repeated(found)])
         self.take(found)
         self._drop_hidden()
         fail_on(self.check())
+
+    def _chosen(self, name: str, value: str, aliases: Aliases) -> tuple[str, str]:
+        """Symbol to set and its value. A string that follows from a choice is set by
+        the member that gives it this value or has it in its name, in upper or lower
+        case: OPTIMIZER=lion sets OPTIMIZER_LION."""
+        members = choice_members(self.symbols[name])
+        if not members:
+            return name, value
+        known = {text.lower(): member for text, member in members.items()}
+        named, *_ = symbols_named(f"{name}_{value}", self.kinds, aliases, ()) or [""]
+        if named in members.values():
+            return named, "y"
+        if value.lower() in known:
+            return known[value.lower()], "y"
+        allowed = f"must be one of {', '.join(members)}{hint(value.lower(), known)}"
+        raise ConfigError(f"{name}={value} {allowed}")
 
     def _drop_hidden(self) -> None:
         """Drop assignments that an override has hidden: they fall back to the

@@ -52,8 +52,9 @@ def config(tree: Path) -> Config:
 
 def test_a_preset_becomes_dotconfig_and_config_py(tree: Path) -> None:
     said = done(tree, "defconfig", "one", "--overrides", "SEEDS='1,2' LR=1e-3")
-    assert said.count("\n") == 1
     assert "Loaded defconfigs/one and 2 settings from the command line" in said
+    saved = "SEEDS, LEARNING_RATE are saved in .config, for all later commands.\n"
+    assert said.endswith(saved)
     assert "make dry-run" in said
     assert "CONFIG_GPT2_MAX_ITERS=700\n" in (tree / ".config").read_text()
     loaded = config(tree)
@@ -289,7 +290,27 @@ def test_explain_finds_symbols_as_overrides_do(tree: Path) -> None:
     assert "CONFIG_LEARNING_RATE = 0.5\n  origin      command line\n" in said
     assert "#" not in done(tree, "explain", "STEPS"), "no marker of a generator"
     assert "nearest: MAX_ITERS" in refused(tree, "explain", "MAX_ITRS")
-    assert "SYMBOL=" in refused(tree, "explain", "")
+
+
+def test_explain_alone_lists_all_that_is_not_a_default(tree: Path) -> None:
+    assert "Every setting has its default." in done(tree, "explain", "")
+    (tree / "defconfigs/one").write_text(
+        "CONFIG_RA_MLA_ABLATION_MODE=y\nCONFIG_GPT2_MAX_ITERS=700\n"
+    )
+    done(tree, "defconfig", "one", "--overrides", "STEPS=0,5,31")
+    text = (tree / ".config").read_text()
+    edit(tree, text.replace("BATCH_SIZE=8", "BATCH_SIZE=4"))
+    said = done(tree, "explain", "", "--overrides", "ra_window=9")
+    rows = [line.split() for line in said.splitlines()]
+    assert ["GPT2_MAX_ITERS", "700", "5000", "defconfigs/one:2"] in rows
+    assert ["RA_MLA_ABLATION_STEPS", "0,5,31", "0-18", "command", "line"] in rows
+    assert ["RA_MLA_RA_WINDOW", "9", "64", "command", "line"] in rows
+    (mine,) = (row for row in rows if row[:1] == ["BATCH_SIZE"])
+    assert mine[1:3] == ["4", "8"] and mine[3].startswith(".config:")
+    assert "  step 5 ra, as step 0 and: RA_MLA_RA=y\n" in said
+    assert "GPT2_N_HEAD=3/2 of the parent's" in said
+    assert "make explain SYMBOL=NAME" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_menuconfig_without_a_terminal_says_so(tree: Path) -> None:

@@ -357,7 +357,7 @@ def test_overrides_by_symbol_prefix_alias_and_function(root: Path) -> None:
             ["BLOK_SIZE=64"],
             "BLOK_SIZE=64: there is no setting BLOK_SIZE; nearest: BLOCK_",
         ),
-        (["block_size=64"], "nearest: BLOCK_SIZE"),
+        (["blok_size=64"], "nearest: BLOCK_SIZE"),
         (["LR2=1"], "nearest: LR"),
         (["BLOCK_SIZE=4"], "CONFIG_GPT2_BLOCK_SIZE=4 is outside its range, 8 to 1024"),
         (["BLOCK_SIZE="], "must be a whole number"),
@@ -365,7 +365,7 @@ def test_overrides_by_symbol_prefix_alias_and_function(root: Path) -> None:
         (["BIAS=True"], "must be y or n, not True"),
         (["LR=fast"], "CONFIG_LEARNING_RATE='fast'"),
         (["LATENT_DIM=4"], "CONFIG_LATENT_DIM depends on MLA, which is n"),
-        (["MODE=matrix"], "has no prompt"),
+        (["mode=matrices"], "MODE=matrices must be one of ablation, matrix, single"),
         (["KIND=yolo"], "KIND=yolo: unknown symbol CONFIG_YOLO"),
         (["SINGLE=n"], "leaves the choice 'Mode' open: write one of CONFIG_ABLATION=y"),
         (["ABLATION=y", "MATRIX=y"], "CONFIG_MATRIX=y excludes CONFIG_ABLATION=y"),
@@ -554,7 +554,7 @@ def test_explain_tells_value_origin_range_and_conditions(root: Path) -> None:
     assert "follows     MLA" in text and "defconfigs/x:1" in text
     shown = strict(root).explain(config, "ABLATION")
     assert "instead of  SINGLE, MATRIX" in shown
-    with pytest.raises(ConfigError, match="nearest: CONFIG_WIDTH"):
+    with pytest.raises(ConfigError, match="nearest: WIDTH"):
         strict(root).explain(config, "WIDHT")
 
 
