@@ -33,6 +33,7 @@ from lib.house_rules import Violation
 from lib.kconfig.dotconfig import leading_comments
 
 ROOT = Path(__file__).resolve().parents[1]
+HARDWARE = re.compile(r"# Hardware: .+?\. Time: .+")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -63,6 +64,9 @@ def faults_of(preset: Path) -> Iterator[str]:
     if not comments:
         said = "must begin with a comment: what it is for; hardware; expected hours"
         yield str(Violation(name, 1, said))
+    if not any(map(HARDWARE.fullmatch, lines[:comments])):
+        said = "needs a line '# Hardware: one H100 (80 GB). Time: about 3 hours.'"
+        yield str(Violation(name, 2, said))
     yield from differences(name, comments, lines[comments:], minimal)
     for problem in hardware_faults(lines[:comments], plan):
         yield str(Violation(name, 1, problem))

@@ -1,9 +1,10 @@
 """Write the parts of the documentation that the sources decide.
 
 The table of steps in README.md and the help in gpt2/Kconfig.ablation come from the
-registry, docs/mechanisms.md from the mechanisms' specs, docs/settings.md from Kconfig.
-Text outside of the markers is kept. With --check nothing is written, and stale text is
-named with file and line. Exit status: 0 current, 1 stale or no markers.
+registry, docs/mechanisms.md and the heading of each mechanism's menu from their specs,
+docs/settings.md from Kconfig. Text outside of the markers is kept. With --check nothing
+is written, and stale text is named with file and line. Exit status: 0 current, 1 stale
+or no markers.
 """
 
 import _signal  # before all other imports, see lib/output.py
@@ -23,10 +24,14 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
+from itertools import takewhile
 from pathlib import Path
 
-from gpt2.plan.mechanisms_page import mechanism_lines
+from gpt2.mechanisms import mechanisms
+from gpt2.mechanisms.spec import Mechanism
+from gpt2.plan.mechanisms_page import mechanism_lines, steps_with
+from gpt2.plan.planning import step_settings
 from gpt2.plan.settings_page import settings_lines
 from gpt2.plan.steps import STEPS, Step
 from gpt2.settings.configuration import strict_kconfig
@@ -45,7 +50,11 @@ class NoMarkers(ValueError):
 
 @dataclass(frozen=True)
 class Block:
-    """A place for generated text: file, the lines that enclose it, and its content."""
+    """A place for generated text: file, the lines that enclose it, and its content.
+
+    Without such lines it is the heading of a menu: the comments that the file begins
+    with, if any.
+    """
 
     path: str
     start: str
@@ -68,6 +77,28 @@ def table() -> list[str]:
 def help_lines() -> list[str]:
     """One line per step for the menu's help text."""
     return [f"{step.id:>2}  {step.title}{versus(step)}" for step in STEPS.values()]
+
+
+def heading(mechanism: Mechanism) -> list[str]:
+    """Comment above a mechanism's settings in the menu: its title and its steps."""
+    base = defaults()[1]
+    steps = steps_with(mechanism, {step: step_settings(base, step) for step in STEPS})
+    which = f"step{'s' * (len(steps) > 1)} {ranges(steps)}" if steps else "no step yet"
+    return [f'comment "{mechanism.title} ({which})"', ""]
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """[5, 6, 7, 9] as "5-7, 9"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(
+        f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run))
+        for run in runs
+    )
 
 
 @cache
@@ -121,12 +152,26 @@ BLOCKS = (
 )
 
 
+HEADINGS = tuple(
+    Block(
+        f"gpt2/mechanisms/{mechanism.name}/Kconfig",
+        "",
+        "",
+        f"gpt2/mechanisms/{mechanism.name}/spec.py",
+        partial(heading, mechanism),
+    )
+    for mechanism in mechanisms()
+)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
     parser.add_argument("--check", action="store_true", help="report, write nothing")
     check = parser.parse_args(arguments).check
     try:
-        stale = [found for block in BLOCKS for found in bring_up(block, check)]
+        stale = [
+            found for block in (*HEADINGS, *BLOCKS) for found in bring_up(block, check)
+        ]
     except (ValueError, OSError) as error:  # NoMarkers, ConfigError
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -140,7 +185,8 @@ def bring_up(block: Block, check: bool) -> list[Violation]:
     path = ROOT / block.path
     lines = path.read_text(encoding="utf-8").split("\n")
     first, last = enclosed(block, lines)
-    indent = lines[first - 1][: -len(lines[first - 1].lstrip())]
+    marker = lines[first - 1] if block.start else ""
+    indent = marker[: len(marker) - len(marker.lstrip())]
     wanted = [(indent + text).rstrip() for text in block.render()]
     present = lines[first:last]
     if present == wanted:
@@ -155,7 +201,10 @@ def bring_up(block: Block, check: bool) -> list[Violation]:
 
 
 def enclosed(block: Block, lines: Sequence[str]) -> tuple[int, int]:
-    """Index of the first line between the markers, and that of the end marker."""
+    """Index of the first line of a block's text, and that of the line after it."""
+    if not block.start:
+        count = len([*takewhile(lambda line: line.startswith("comment "), lines)])
+        return 0, count + (count > 0 and lines[count] == "")
     bare = [line.strip() for line in lines]
     starts = [n for n, line in enumerate(bare) if line.startswith(block.start)]
     ends = [n for n, line in enumerate(bare) if line == block.end]

@@ -63,6 +63,7 @@ from lib.suggestions import hint
 
 DEFCONFIGS = ROOT / "defconfigs"
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+HARDWARE = re.compile(r"Hardware: (.+?)\. Time: (.+?)[.;]?(?:;.*)?")
 EDITOR = ROOT / "lib/kconfig/editor.py"
 WIDTH, COLUMNS = 80, (26, 9, 7)  # characters of a line, and at most of its columns
 wrap = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
@@ -112,11 +113,15 @@ def preset_names() -> list[str]:
 
 
 def list_defconfigs() -> None:
-    width = max(map(len, preset_names()), default=0)
+    """Print each preset with its hardware and time, and what it is for below."""
     for name in preset_names():
-        comments = comments_of(DEFCONFIGS / name)
-        first = comments[0].lstrip("# ") if comments else ""
-        print(f"{name:<{width}}  {first}".rstrip())
+        comments = [line.lstrip("# ") for line in comments_of(DEFCONFIGS / name)]
+        found = [m for m in map(HARDWARE.fullmatch, comments) if m]
+        print(name)
+        for text in (*comments[:1], *(f"on {m[1]}: {m[2]}" for m in found)):
+            for line in wrap(text, WIDTH - 4, subsequent_indent="  "):
+                print(f"    {line}")
+    print("\nNext: make defconfig-NAME loads one (KEY=VALUE after it is kept with it)")
 
 
 def comments_of(path: Path) -> list[str]:
@@ -134,7 +139,10 @@ def savedefconfig(name: str) -> None:
     tree = strict.open([configured()])
     path = DEFCONFIGS / name
     comments = comments_of(path) if path.is_file() else []
-    comments = comments or [f"# {name}: say what it is for; hardware; expected hours"]
+    comments = comments or [
+        f"# {name}: say what it is for",
+        "# Hardware: say which. Time: say how long.",
+    ]
     text = "\n".join([*comments, tree.minimal()])
     check_minimal(path, text, tree.config())
     for edit in edits(previous()):

@@ -41,6 +41,21 @@ def test_every_step_is_told_with_its_partner(tree: Path) -> None:
         assert re.search(rf"^\s+{step.id}  {re.escape(step.title)}", menu, re.MULTILINE)
 
 
+@pytest.mark.parametrize("heading", ['comment "RA (steps 5, 6)"\n\n', ""])
+def test_a_menu_without_its_heading_is_stale_and_gets_it(
+    tree: Path, heading: str
+) -> None:
+    name = "gpt2/mechanisms/ra/Kconfig"
+    current = (tree / name).read_text()
+    ours = 'comment "Reciprocal attention (steps 5-7, 11, 12, 15, 16, 29, 30)"\n\n'
+    assert current.startswith(ours)
+    write(tree, name, heading + current.removeprefix(ours))
+    checked = python(tree, TOOL, "--check")
+    assert checked.returncode == 1 and checked.stdout.startswith(f"{name}:1: ")
+    assert python(tree, TOOL).returncode == 0
+    assert (tree / name).read_text() == current
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_stale_line_is_named_and_fixed_once(tree: Path, name: str) -> None:
     current = (tree / name).read_text()
@@ -107,7 +122,7 @@ def test_every_setting_is_described_with_what_it_takes(tree: Path) -> None:
     window = page.split("### RA_MLA_RA_WINDOW\n")[1].split("\n### ")[0]
     for part in ("`RA_WINDOW`", "0 to 131072", "default `64`", "has RA", "step 29"):
         assert part in " ".join(window.split()), part
-    assert "`GPT2_MODEL_774M`, `MODEL=774m`" in page
+    assert "`GPT2_MODEL_774M`, `MODEL=774M`" in page
 
 
 def test_changed_sources_make_pages_stale(tree: Path) -> None:

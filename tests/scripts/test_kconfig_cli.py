@@ -125,14 +125,16 @@ def test_a_faulty_preset_leaves_the_old_configuration(tree: Path) -> None:
     assert before == ((tree / ".config").read_text(), (tree / "config.py").read_text())
 
 
-def test_list_shows_the_first_comment_line_of_each(tree: Path) -> None:
+def test_list_has_purpose_hardware_and_time_of_each(tree: Path) -> None:
     (tree / "defconfigs/bare").write_text("# CONFIG_GPT2_BIAS is not set\n")
-    lines = done(tree, "list-defconfigs").splitlines()
-    assert [line.split()[0] for line in lines] == sorted(
-        p.name for p in (tree / "defconfigs").iterdir()
-    )
-    assert next(x for x in lines if x.startswith("one ")).endswith("One: a first line")
-    assert "bare" in lines
+    said = done(tree, "list-defconfigs")
+    names = [x for x in said.splitlines() if x and x[0] != " " and "Next:" not in x]
+    assert names == sorted(p.name for p in (tree / "defconfigs").iterdir())
+    assert "\none\n    One: a first line\n" in said and "\nbare\n" in f"\n{said}"
+    assert "    on any CPU with 2 cores: about 4 minutes\n" in said
+    assert "    on one H100 (80 GB): about 8 hours for one seed" in said
+    assert "\nNext: make defconfig-NAME" in said
+    assert max(map(len, said.splitlines())) <= 80
 
 
 def test_savedefconfig_is_minimal_and_keeps_the_comment(tree: Path) -> None:
@@ -142,8 +144,8 @@ def test_savedefconfig_is_minimal_and_keeps_the_comment(tree: Path) -> None:
     assert (tree / "defconfigs/gpt2-quickstart").read_text() == before
     done(tree, "savedefconfig", "mine")
     mine = (tree / "defconfigs/mine").read_text()
-    assert mine.startswith("# mine: say what it is for")
-    assert mine.split("\n", 1)[1] == before[before.index("CONFIG_") :]
+    assert mine.startswith("# mine: say what it is for\n# Hardware: say which. Time: ")
+    assert mine.split("\n", 2)[2] == before[before.index("CONFIG_") :]
 
 
 @pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a+b", "/tmp/x", "a b"])
