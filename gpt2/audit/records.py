@@ -110,19 +110,32 @@ def _tokens(evidence: RunFiles) -> Iterator[AuditLine]:
 
 def rate_at(update: int, optim: Optim, share: float | None = None) -> float:
     """Learning rate of update 1, 2, ...: linear to the peak at the last update of the
-    warm-up, then half a cosine to min_lr at the last update (arXiv 1608.03983).
+    warm-up, then to min_lr at the last update: by half a cosine (arXiv 1608.03983), or
+    constant with a decay at the end (wsd, arXiv 2405.18392).
 
-    share: share of a time budget that was spent before the update; the cosine then
-    spans the whole budget and is multiplied by the warm-up.
+    share: share of a time budget that was spent before the update; the fall then spans
+    the whole budget and is multiplied by the warm-up.
     """
     peak, low, warm = optim.learning_rate, optim.min_lr, optim.warmup_steps
     ramp = update / warm if warm and update < warm else 1.0
     if share is None:
         if update <= warm:
             return peak * ramp
-        share = (update - warm) / (optim.max_iters - warm)
-    fall = (1 + math.cos(math.pi * min(share, 1.0))) / 2
-    return ramp * (low + (peak - low) * fall)
+        first = warm
+        if optim.lr_schedule == "wsd":
+            decaying = max(1, round(optim.max_iters * optim.lr_decay_share))
+            first = max(warm, optim.max_iters - decaying)
+        share = max(0.0, (update - first) / (optim.max_iters - first))
+    elif optim.lr_schedule == "wsd":
+        share = max(0.0, 1 - (1 - share) / optim.lr_decay_share)
+    return ramp * (low + (peak - low) * _fall(min(share, 1.0), optim))
+
+
+def _fall(share: float, optim: Optim) -> float:
+    """From 1 at share 0 of the fall to 0 at its end."""
+    if optim.lr_schedule == "cosine":
+        return (1 + math.cos(math.pi * share)) / 2
+    return 1 - share ** {"sqrt": 0.5, "linear": 1.0}[optim.lr_decay_shape]
 
 
 def _rates(evidence: RunFiles) -> AuditLine:

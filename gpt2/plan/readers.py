@@ -54,6 +54,11 @@ READERS = (
     *_of_mechanisms(),
     *_of_optimizers(),
     Reader(
+        "has the schedule wsd",
+        ("lr_decay_share", "lr_decay_shape"),
+        lambda s: s.optim.lr_schedule == "wsd",
+    ),
+    Reader(
         "is pruned by AdamWPrune's state",
         ("adamwprune_variant",),
         lambda s: bool(s.score_variant),

@@ -207,6 +207,12 @@ def remarks(settings: Settings) -> list[str]:
             f"the warm-up ({o.warmup_steps} updates) is longer than the run "
             f"({o.max_iters}): the learning rate ends at {peak:.3g} and never decays"
         )
+    decay = max(1, round(o.lr_decay_share * o.max_iters))
+    if o.lr_schedule == "wsd" and o.warmup_steps + decay >= o.max_iters:
+        found.append(
+            f"LR_SCHEDULE=wsd has no stable phase: the warm-up ({o.warmup_steps}) and "
+            f"the decay ({decay}) take all of the {o.max_iters} updates"
+        )
     for name, spec in OPTIMIZERS.items():
         in_cells = matrix.mode == "matrix" and matrix.has(name)
         if in_cells or o.optimizer == name:

@@ -133,6 +133,13 @@ class Optim:
     learning_rate: float = setting("LEARNING_RATE", above=0.0, high=10.0)
     min_lr: float = setting("GPT2_MIN_LR", low=0.0, high=10.0)
     warmup_steps: int = setting("GPT2_WARMUP_STEPS")
+    lr_schedule: str = setting(
+        "LR_SCHEDULE", allowed=("cosine", "wsd"), before="cosine"
+    )
+    lr_decay_share: float = setting("LR_DECAY_SHARE", above=0.0, high=1.0, before=0.2)
+    lr_decay_shape: str = setting(
+        "LR_DECAY_SHAPE", allowed=("sqrt", "linear"), before="sqrt"
+    )
     max_iters: int = setting("GPT2_MAX_ITERS")
     time_budget: str = setting("TIME_BUDGET")
     weight_decay: float = setting("WEIGHT_DECAY", low=0.0, high=10.0)

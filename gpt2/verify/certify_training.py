@@ -47,17 +47,19 @@ KINDS = {  # of tables, with their columns
 class Trained:
     """An optimizer (method "none"), or pruning with one.
 
-    variant: the score of a method that has several, else empty.
+    variant: the score of a method that has several, else empty. schedule: the shape of
+    the decay if it is trained with LR_SCHEDULE=wsd, else empty.
     """
 
     optimizer: str
     method: str = "none"
     variant: str = ""
+    schedule: str = ""
 
     @property
     def name(self) -> str:
         if self.method == "none":
-            return self.optimizer
+            return self.optimizer + f", wsd {self.schedule}" * bool(self.schedule)
         return f"{self.optimizer} + {self.variant or self.method}"
 
     @property
@@ -76,7 +78,7 @@ class Trained:
         export, the one that failed, if one did."""
         rows = self._alone()
         for name, row in certify_updates(
-            self.optimizer, self.method, self.variant
+            self.optimizer, self.method, self.variant, self.schedule
         ).items():
             if name not in rows or rows[name].passed:
                 rows[name] = row
@@ -94,7 +96,9 @@ class Trained:
 def trained_by(settings: Settings) -> list[Trained]:
     """Subject of the certificates of one cell's training."""
     optimizer, method = settings.optim.optimizer, settings.pruning.prune_method
-    alone = [Trained(optimizer)]
+    shape = settings.optim.lr_decay_shape
+    schedule = shape if settings.optim.lr_schedule == "wsd" else ""
+    alone = [Trained(optimizer, schedule=schedule)]
     if method == "none":
         return alone
     return [*alone, Trained(optimizer, method, settings.score_variant)]

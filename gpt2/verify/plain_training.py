@@ -115,13 +115,24 @@ class PlainTraining:
         return found
 
     def _rate(self, n: int) -> float:
-        """Linear warm-up, then a cosine that reaches min_lr at the last update."""
+        """Linear warm-up, then a cosine, or constant and a decay, to min_lr at the last
+        update."""
         optim = self.settings.optim
         if n <= optim.warmup_steps:
             return optim.learning_rate * n / optim.warmup_steps
-        share = (n - optim.warmup_steps) / (optim.max_iters - optim.warmup_steps)
-        half = (1 + math.cos(math.pi * share)) / 2
-        return optim.min_lr + (optim.learning_rate - optim.min_lr) * half
+        start, end = optim.warmup_steps, optim.max_iters
+        if optim.lr_schedule == "wsd":
+            start = max(start, end - max(1, round(end * optim.lr_decay_share)))
+        share = max(0.0, (n - start) / (end - start))
+        height = {
+            "cosine": (1 + math.cos(math.pi * share)) / 2,
+            "wsd sqrt": 1 - math.sqrt(share),
+            "wsd linear": 1 - share,
+        }
+        kind = optim.lr_schedule
+        if kind == "wsd":
+            kind += f" {optim.lr_decay_shape}"
+        return optim.min_lr + (optim.learning_rate - optim.min_lr) * height[kind]
 
     def windows(self, n: int) -> Array:
         """Tokens [effective batch, T + 1] of update n."""

@@ -80,13 +80,20 @@ def _tiny(of_heads: bool) -> Settings:
     )
 
 
-def certify_updates(optimizer: str, method: str, variant: str) -> dict[str, Row]:
-    """The certificates of a run with this optimizer and pruning, by short names."""
+def certify_updates(
+    optimizer: str, method: str, variant: str, schedule: str = ""
+) -> dict[str, Row]:
+    """The certificates of a run with this optimizer and pruning, by short names.
+
+    schedule: the shape of the decay of wsd; empty: cosine.
+    """
     spec = OPTIMIZERS[optimizer]
     settings = _tiny(METHODS[method].is_structured).replace(
         optimizer=optimizer,
         prune_method=method,
         adamwprune_variant=variant or "bitter0",
+        **({"lr_schedule": "wsd", "lr_decay_shape": schedule} if schedule else {}),
+        lr_decay_share=0.5,
         max_iters=spec.training_updates,
         eval_interval=spec.training_updates,
         **{own.name: own.short for own in spec.own},

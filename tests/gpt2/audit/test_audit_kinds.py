@@ -55,6 +55,7 @@ KINDS = {
     },
     "heads": {"prune_method": "heads", **RAMP},
     "bf16": {"mixed_precision": "bf16", "learning_rate": 0.01, "min_lr": 0.0},
+    "wsd": {"lr_schedule": "wsd", "lr_decay_share": 0.5, "log_interval": 1},
     "dropout, one record": {"dropout": 0.2, "log_interval": 20},
 }
 

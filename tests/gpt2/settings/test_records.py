@@ -91,9 +91,9 @@ def test_what_cannot_be_added_is_refused_by_name() -> None:
 
 
 def test_records_that_are_damaged_stay_as_they_are() -> None:
-    damaged: dict[str, Any] = {"model": 5, "optim": {"eps": 1}, "other": []}
+    damaged: dict[str, Any] = {"model": 5, "pruning": {"x": 1}, "other": []}
     assert with_before(damaged) == damaged
-    assert identity_parts(damaged) == {"model": 5, "optim": {"eps": 1}}
+    assert identity_parts(damaged) == {"model": 5, "pruning": {"x": 1}}
     assert identity(identity_parts({})) == identity({})
 
 

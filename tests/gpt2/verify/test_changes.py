@@ -136,6 +136,9 @@ TRAINING: list[tuple[str, Any, dict[str, Any]]] = [
 SLOW: list[tuple[str, Any, dict[str, Any]]] = [
     *(("optimizer", name, {}) for name in ("sgd", "adam", "adamwadv", "muon")),
     *(("min_lr", 1e-5, {}), ("warmup_steps", 201, {}), ("max_iters", 4999, {})),
+    ("lr_schedule", "wsd", {}),
+    ("lr_decay_share", 0.25, {"lr_schedule": "wsd"}),
+    ("lr_decay_shape", "linear", {"lr_schedule": "wsd"}),
     *(("time_budget", "2h", {}), ("time_budget", "1h", {"time_budget": "2h"})),
     *(("weight_decay", 0.101, {}), ("beta1", 0.91, {}), ("beta2", 0.96, {})),
     *(("eps", 1.1e-8, {}), ("grad_clip", 0.0, {}), ("grad_clip", 1.1, {})),

@@ -36,6 +36,16 @@ def test_the_trainer_follows_the_plain_formulas(optimizer, method, variant):
     assert all(row.passed for row in rows.values()), rows
 
 
+@pytest.mark.parametrize("shape", ["sqrt", "linear"])
+def test_the_trainer_follows_the_schedule_of_its_cell(monkeypatch, shape):
+    subject = Trained("adamw", schedule=shape)
+    row = certify_updates("adamw", "none", "", shape)["updates"]
+    assert row.passed and subject.name == f"adamw, wsd {shape}"
+    monkeypatch.setattr(trainer, "learning_rate", lambda *_: 3e-3)  # no decay at all
+    row = certify_updates("adamw", "none", "", shape)["updates"]
+    assert not row.passed
+
+
 def test_they_are_among_the_certificates_of_head_pruning():
     subject = Trained("adamw", "heads")
     rows = subject.certify()
