@@ -53,7 +53,8 @@ def faults_of(preset: Path) -> Iterator[str]:
     name = preset.relative_to(ROOT).as_posix()
     try:
         tree = strict_kconfig().open([preset])
-        plan = make_plan(tree.config())
+        # The weights that a preset starts from are the user's.
+        plan = make_plan(strict_kconfig().load([preset], ["INIT_FROM="]))
         minimal = tree.minimal().split("\n")
     except (ValueError, OSError) as error:
         for line in str(error).splitlines():

@@ -36,6 +36,13 @@ def resolve_source(
             )
         return settings, origins
     folder = Path(place).expanduser()
+    if not folder.is_dir():
+        raise ValueError(
+            f"INIT_FROM={place}: there is no such folder. It takes an export of step 0 "
+            f"(make export RUN=0:1337 OUT={place}) or GPT-2 itself (hf download "
+            "openai-community/gpt2 config.json model.safetensors tokenizer.json "
+            f"--local-dir {place})"
+        )
     config = as_dict(_read(folder, CONFIG_FILE))
     for problem in (_misfit(config, settings), _other_tokens(folder, settings)):
         if problem:
