@@ -145,7 +145,7 @@ class KablateLM(TemplateLM):
         prompt = torch.tensor([tokens[-room:]], device=self.trained.device)
         new: list[int] = []
         said = ""
-        drawn = next_tokens(self.trained.model, prompt, sampling, generator)
+        drawn = next_tokens(self.trained.decoder, prompt, sampling, generator)
         for token in islice(drawn, count):
             if int(token) == self.eot_token_id:
                 break
