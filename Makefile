@@ -10,23 +10,26 @@ SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 EXPORT_OPTIONS := FORMAT OUT
 EVAL_OPTIONS := TEXT CHOICES TASKS ITEMS
 BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE JSON
+SPEED_OPTIONS := BATCHES PROMPT_TOKENS NEW_TOKENS CONTEXTS PEERS REPEATS JSON
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
 	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS \
-	$(SAMPLE_OPTIONS) $(EXPORT_OPTIONS) $(EVAL_OPTIONS) $(BENCH_OPTIONS)
+	$(SAMPLE_OPTIONS) $(EXPORT_OPTIONS) $(EVAL_OPTIONS) $(BENCH_OPTIONS) $(SPEED_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 OF_MATRIX := all quickstart run continue rerun dry-run estimate as-trained budget status stop
 READ_NAME := savedefconfig
 READ_SYMBOL := explain
-READ_RESULTS := report audit plan sample export push bundle eval attention
+READ_RESULTS := report audit plan sample export push bundle eval attention \
+	inference-bench
 READ_RUN := audit sample export push attention
 READ_REPO := push
 READ_FORMAT := export push
 READ_OUT := export push bundle eval report
-READ_RUNS := eval
+READ_RUNS := eval inference-bench
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 $(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
 $(foreach v,$(EVAL_OPTIONS),$(eval READ_$v := eval))
+$(foreach v,$(SPEED_OPTIONS),$(eval READ_$v += inference-bench))
 READ_WINDOWS := audit attention
 READ_ONLY := $(OF_MATRIX) sbatch
 READ_ON_DONE := all quickstart run continue rerun
@@ -45,7 +48,7 @@ READ_FORCE := data
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit sample export push \
-	bench eval attention
+	bench eval attention inference-bench
 
 # Variables given on the command line, byte for byte. make drops the leading blanks of a
 # value, so these are read from the command line of the make process itself.
@@ -157,6 +160,10 @@ eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHO
 attention: $(if $(wildcard .config),config.py) | setup ## entropy and reciprocity of each head (RUN=0,5 WINDOWS=32)
 	$(PY) scripts/attention.py --config config.py $(WITH) $(foreach \
 		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
+
+inference-bench: $(if $(wildcard .config),config.py) | setup ## speed and memory of generation (RUNS=0,5; untrained: STEPS=0,5)
+	$(PY) scripts/inference_bench.py --config config.py $(WITH) $(foreach \
+		o,RESULTS $(SPEED_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)

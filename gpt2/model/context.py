@@ -179,6 +179,12 @@ class DecodeCache:
             for state in layer.states.values():
                 state.zero_()
 
+    def fill(self) -> None:
+        """Write any numbers for all tokens, as for a measurement of speed."""
+        for layer in self.layers:
+            for tensor in layer.tensors.values():
+                tensor.normal_()
+
     @property
     def numbers(self) -> int:
         """Numbers that all layers hold, over the batch."""

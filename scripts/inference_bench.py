@@ -1,0 +1,256 @@
+"""Time how trained models continue a text, or untrained ones of the steps of STEPS.
+
+Of each model and batch: tokens per second of prompt and continuation, the median and
+the 95th percentile of a token's time, memory per token of the decode cache and in all,
+and at longer contexts what a token costs there. After step 0, transformers' generate()
+with equal weights, if it is installed. All numbers also go to a JSON file.
+Exit codes: 0 done; 2 no such run, no usable model in it, or an option that makes no
+sense; 6 the disk is full.
+"""
+
+from __future__ import annotations
+
+import _signal  # before all other imports, see lib/output.py
+
+if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
+    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
+
+import os
+import sys
+
+sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
+from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+
+if __name__ == "__main__":
+    begin()
+
+import argparse
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.plan.planning import step_settings
+from gpt2.plan.steps import SHIPPED
+from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.parse import settings_from
+from lib import human
+from lib.atomic_files import DiskFull, atomic_write_json
+from lib.jobs.import_gc import collector_at_rest
+from lib.number_option import COUNT, add_number, number
+from lib.terminal import report_console
+
+if TYPE_CHECKING:
+    from gpt2.infer.bench import Load, Row, Subject
+
+ROOT = Path(__file__).resolve().parents[1]
+MOST_RUNS = 64
+COLUMNS = (
+    *("batch", "context", "prefill tok/s", "decode tok/s", "of first"),
+    *("p50 ms", "p95 ms", "cache/token", "memory"),
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    try:
+        options = parser().parse_args(arguments)
+        contexts = numbers("CONTEXTS", options.contexts)
+        batches = numbers("BATCHES", options.batches)
+        with collector_at_rest():
+            from gpt2.infer.bench import Load
+
+        load = Load(batches, options.prompt_tokens, options.new_tokens, options.repeats)
+        peers = peers_of(options.peers)
+        rows: list[Row] = []
+        for row in measured(options, load, contexts, peers):
+            rows.append(row)
+            print(line_of(row), file=sys.stderr, flush=True)
+            # At once: a long table may be cut short.
+            atomic_write_json(options.json, document(load, rows, bool(options.run)))
+    except DiskFull as error:
+        print(f"inference-bench: {error}", file=sys.stderr)
+        return EXIT_DISK
+    except (ValueError, OSError) as error:
+        print(f"inference-bench: {error}", file=sys.stderr)
+        return EXIT_USAGE
+    show(rows)
+    print(f"Written: {options.json}")
+    return 0
+
+
+def parser() -> argparse.ArgumentParser:
+    found = argparse.ArgumentParser(prog="inference_bench.py", description=__doc__)
+    add = found.add_argument
+    add_run_options(found)
+    add("--batches", default="1,32", help="sequences at once (default %(default)s)")
+    for name, default, words in (
+        ("PROMPT_TOKENS", 128, "tokens of a prompt"),
+        ("NEW_TOKENS", 128, "tokens after it"),
+    ):
+        add_number(found, name, COUNT, default=default, help=words)
+    words = "contexts at whose end tokens are timed, as in 1024,8192"
+    add("--contexts", default="", help=words)
+    words = "of transformers, transformers-static; none: a comma"
+    add("--peers", default="transformers,transformers-static", help=words)
+    words = "timed generations, of which the fastest counts (default %(default)s)"
+    add_number(found, "REPEATS", COUNT, default=3, help=words)
+    place = ROOT / "bench_results" / "inference.json"
+    add("--json", type=Path, default=place, help="where all numbers go")
+    return found
+
+
+def numbers(name: str, given: str) -> list[int]:
+    """Whole numbers separated by commas. Raises ValueError."""
+    words = [word.strip() for word in given.split(",") if word.strip()]
+    return [int(number(name, word, COUNT)) for word in words]
+
+
+def peers_of(given: str) -> list[str]:
+    """Peers by name; none, with a note, if transformers is not installed."""
+    from gpt2.infer.bench import PEERS
+
+    names = [name for name in given.split(",") if name]
+    for name in names:
+        if name not in PEERS:
+            allowed = ", ".join(PEERS)
+            raise ValueError(f"PEERS={name!r}: allowed are {allowed}")
+    if names and find_spec("transformers") is None:
+        print("note: transformers is not installed: its rows are left out")
+        return []
+    return names
+
+
+# ---- what is measured ---------------------------------------------------------------
+
+
+def measured(
+    options: argparse.Namespace,
+    load: Load,
+    contexts: Sequence[int],
+    peers: Sequence[str],
+) -> Iterator[Row]:
+    """The rows of each subject, and of the peers after those of step 0."""
+    from gpt2.infer.bench import peer_model, peer_row, rows_of
+    from gpt2.infer.hf_export import is_native
+
+    seen = False
+    for subject in subjects(options, load, contexts):
+        yield from rows_of(subject, load, contexts)
+        if seen or not is_native(subject.settings, subject.heads):
+            continue
+        seen = True
+        model = peer_model(subject) if peers else None
+        for peer in peers:
+            for batch in load.batches:
+                yield peer_row(subject, model, peer, load, batch)
+
+
+def subjects(
+    options: argparse.Namespace, load: Load, contexts: Sequence[int]
+) -> Iterator[Subject]:
+    """Trained models of RUNS, or without it untrained ones, one at a time."""
+    return trained(options) if options.run else untrained(options, load, contexts)
+
+
+def trained(options: argparse.Namespace) -> Iterator[Subject]:
+    from gpt2.infer.bench import Subject, precision
+    from gpt2.infer.trained import load_trained
+    from lib.gpu.device import select_device
+
+    chosen = chosen_runs(options, MOST_RUNS)
+    device = select_device(chosen.resources.device)
+    for folder in chosen.folders:
+        found = load_trained(folder, device.device)
+        model = found.model.to(precision(found.settings, device))
+        yield Subject(found.label, found.settings, model, found.heads)
+
+
+def untrained(
+    options: argparse.Namespace, load: Load, contexts: Sequence[int]
+) -> Iterator[Subject]:
+    from gpt2.infer.bench import precision, untrained
+    from lib.gpu.device import select_device
+
+    first = ["RA_MLA_ABLATION_MODE=y"]
+    config = load_or_defaults(options.config, options.overrides, first)
+    base = settings_from(config)
+    length = max(base.model.block_size, load.prompt + load.new, *contexts, 0)
+    base = base.replace(block_size=length)
+    device = select_device(base.resources.device)
+    for step in SHIPPED.ids(base.matrix.steps):
+        settings = step_settings(base, step)
+        dtype = precision(settings, device)
+        label = f"{step} {SHIPPED[step].name}"
+        yield untrained(label, settings, device.torch_device, dtype)
+
+
+def line_of(row: Row) -> str:
+    """A row as it is measured, for those who wait."""
+    rate, middle = row["decode_tokens_per_second"], row["p50_ms"]
+    return (
+        f"{row['what']}, batch {row['batch']}, context {row['context']}: "
+        f"{rate:,.0f} tokens/s, {middle:.3f} ms per token"
+    )
+
+
+def show(rows: Sequence[Row]) -> None:
+    """Print the table."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD)
+    table.add_column("model")
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for row in rows:
+        table.add_row(Text(row["what"]), *cells(row, rows))
+    report_console().print(table)
+    reasons = dict.fromkeys(row.get("not_recorded", "") for row in rows)
+    for reason in filter(None, reasons):
+        print(f"note: no graph per token, because {reason}")
+
+
+def cells(row: Row, rows: Sequence[Row]) -> list[str]:
+    """Cells after the name; the ratio is to the first model at that batch and
+    context."""
+    key = row["batch"], row["context"]
+    first = next(r for r in rows if (r["batch"], r["context"]) == key)
+    ratio = row["decode_tokens_per_second"] / first["decode_tokens_per_second"]
+    prefill = row.get("prefill_tokens_per_second")
+    return [
+        str(row["batch"]),
+        f"{row['context']:,}",
+        "" if prefill is None else f"{prefill:,.0f}",
+        f"{row['decode_tokens_per_second']:,.0f}",
+        f"{ratio:.2f}",
+        f"{row['p50_ms']:.3f}",
+        f"{row['p95_ms']:.3f}",
+        human.size(row.get("cache_bytes_per_token")),
+        human.size(row.get("peak_bytes", row.get("cache_bytes"))),
+    ]
+
+
+def document(load: Load, rows: Sequence[Row], is_trained: bool) -> dict[str, Any]:
+    """Contents of the JSON file."""
+    import torch
+
+    from lib.jobs.run_files import now
+
+    gpu = torch.cuda.is_available() and any("peak_bytes" in row for row in rows)
+    return {
+        "schema": 1,
+        "date": now(),
+        "device": torch.cuda.get_device_name() if gpu else "CPU",
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "prompt_tokens": load.prompt,
+        "new_tokens": load.new,
+        "trained": is_trained,
+        "rows": list(rows),
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(exit_code(main))

@@ -1,0 +1,75 @@
+"""`make inference-bench` on untrained and on trained models; no time is judged."""
+
+import json
+
+import pytest
+
+from gpt2.plan.budget import kv_bytes
+from gpt2.plan.planning import step_settings
+from tests.gpt2.helpers import full_size
+from tests.scripts.inprocess import run_script
+
+SMALL = (
+    "MODEL=CUSTOM N_LAYER=2 N_HEAD=2 N_EMBD=16 BLOCK_SIZE=32 RA_MLA_LATENT_DIM=8 "
+    "RA_MLA_RA_WINDOW=4 TOKENIZER=BYTES DEVICE=cpu"
+)
+QUICK = "--prompt_tokens 5 --new_tokens 6 --batches 1,3 --repeats 1".split()
+
+
+def bench(folder, *words, code=0):
+    done = run_script("inference_bench.py", *QUICK, *words, cwd=folder)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def rows(folder):
+    return json.loads((folder / "speed.json").read_text())["rows"]
+
+
+def test_untrained_arms_beside_transformers(tmp_path):
+    pytest.importorskip("transformers")
+    words = ["--overrides", f"STEPS=0,5,8 {SMALL}", "--json", "speed.json"]
+    done = bench(tmp_path, *words, "--contexts", "30")
+    found = rows(tmp_path)
+    names = [row["what"] for row in found]
+    peers = ["transformers"] * 2 + ["transformers-static"] * 2
+    assert names == ["0 baseline"] * 4 + peers + ["5 ra"] * 4 + ["8 mla"] * 4
+    assert "note: no graph per token, because it is not on a GPU" in done.stdout
+    for row in found:
+        assert row["batch"] in (1, 3) and row["context"] in (11, 30)
+        assert 0 < row["p50_ms"] <= row["p95_ms"] < 1e5
+        assert row["decode_tokens_per_second"] > 0
+        assert ("prefill_tokens_per_second" in row) == (row["context"] == 11)
+        if row["what"] in peers:
+            assert row["same_tokens"] == 1.0, "the same weights give the same tokens"
+        else:
+            assert row["cache_bytes_per_token"] == row["cache_bytes_stated"]
+            total = row["cache_bytes_per_token"] * row["batch"] * row["context"]
+            assert row["cache_bytes"] == round(total)
+    cached = {r["what"]: r["cache_bytes_per_token"] for r in found if "graphs" in r}
+    # Two layers: keys and values of 16; two latents of 8; window 4 of queries over 30.
+    assert cached["0 baseline"] == 4 * 2 * 2 * 16
+    assert cached["8 mla"] == 4 * 2 * 2 * 8
+    assert cached["5 ra"] == pytest.approx(4 * 2 * (2 * 16 + 4 * 16 / 30))
+
+
+def test_gpt2s_latent_cache_is_six_times_smaller():
+    mine, latent = (step_settings(full_size(), step) for step in (0, 8))
+    assert kv_bytes(mine) == 6 * kv_bytes(latent)
+
+
+def test_trained_runs_and_what_is_refused(undisturbed):
+    words = ["--json", "speed.json", "--peers", ","]
+    bench(undisturbed, *words, "0,5")
+    assert {r["what"] for r in rows(undisturbed)} == {
+        "0 baseline, seed 1",
+        "5 ra, seed 1",
+    }
+    said = bench(undisturbed, *words, "--contexts", "17", "5", code=2).stderr
+    assert "CONTEXTS=17: 17 tokens do not fit the context of 16 of 5 ra" in said
+    said = bench(undisturbed, *words, "--new_tokens", "12", "5", code=2).stderr
+    assert "PROMPT_TOKENS=5 and NEW_TOKENS=12: 17 tokens do not fit" in said
+    said = bench(undisturbed, "--peers", "vllm", "5", code=2).stderr
+    assert "PEERS='vllm': allowed are transformers, transformers-static" in said
+    said = bench(undisturbed, "--batches", "0", "5", code=2).stderr
+    assert "BATCHES" in said and "at least 1" in said
