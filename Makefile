@@ -164,6 +164,7 @@ attention: $(if $(wildcard .config),config.py) | setup ## entropy and reciprocit
 inference-bench: $(if $(wildcard .config),config.py) | setup ## speed and memory of generation (RUNS=0,5; untrained: STEPS=0,5)
 	$(PY) scripts/inference_bench.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(SPEED_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
+
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
 	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)

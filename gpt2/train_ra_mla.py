@@ -34,6 +34,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2.plan.jobs import Job, job_from_json
+from gpt2.plan.names import KERNELS_ONLY
 from gpt2.plan.planning import make_plan, step_job, steps_from
 from gpt2.plan.run_length import resolve
 from gpt2.settings.checks import naming
@@ -58,11 +59,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     prepare_environment(job)
+    if options.kernels_only:
+        from gpt2.train.choose_kernels import choose_for
+
+        return choose_for(job, options.run_dir)
     with collector_at_rest():  # torch takes seconds to import
         from gpt2.train.run import TrainingRun
 
-    micro_batch = options.micro_batch
-    run = TrainingRun(job, options.run_dir, micro_batch, os.environ, write_samples)
+    run = TrainingRun(job, options.run_dir, options.micro_batch, os.environ)
     return run.carry_out()
 
 
@@ -101,6 +105,9 @@ def parser() -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--micro-batch", type=int, metavar="N", help="the effective batch stays"
+    )
+    result.add_argument(
+        KERNELS_ONLY, action="store_true", help="choose kernels, and train nothing"
     )
     return result
 

@@ -14,3 +14,5 @@ RUNNER_FILE = "runner.jsonl"
 ATTENTION_FILE, ATTENTION_PLOT = "attention.json", "attention.png"
 # verification state for a run's manifest: Proofs.word
 VERIFIED = "KABLATE_VERIFIED"
+# argument of a trainer that is only to choose kernels (gpt2/run/first_kernels.py)
+KERNELS_ONLY = "--kernels-only"

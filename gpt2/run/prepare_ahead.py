@@ -26,7 +26,6 @@ from lib.provenance import usable_cores
 AUTO = -1
 MOST = 3
 CORES = 4  # that one run keeps busy while it compiles
-CORES_AT_FIRST = 8  # and while it chooses kernels, which compiles in two processes
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +107,4 @@ def with_turns(options: Options, ahead: Ahead, root: Path) -> Options:
         {**slot, TURN: turn_path(root, number), **share}
         for number, slot in enumerate(options.slots)
     ]
-    cores = usable_cores() // len(slots)
-    at_first = max(1, cores // CORES_AT_FIRST)
-    return replace(options, slots=slots, ahead=ahead.count, at_first=at_first)
+    return replace(options, slots=slots, ahead=ahead.count)

@@ -19,6 +19,7 @@ from gpt2.plan.names import MATRIX_FILE, VERIFIED
 from gpt2.plan.run_length import last_update, seconds_of
 from gpt2.run import estimate
 from gpt2.run.conflicts import check
+from gpt2.run.first_kernels import kernels_chosen_meanwhile
 from gpt2.run.gpu_sharing import at_once, share
 from gpt2.run.placement import describe
 from gpt2.run.plan_listing import cells, tokens_of
@@ -133,21 +134,31 @@ def _run_missing(
     view: View,
     prove: Callable[[Path], Proofs],
 ) -> int:
-    proofs = prove(root / STOP_FILE) if todo else Proofs()
-    refused = refuse(root, todo, proofs, view)
-    _summarise(root)
-    if refused and options.fail_fast:
-        return EXIT_FAILED
-    jobs = [job for job in plan.jobs if job not in refused]
-    tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
-    tasks, options = share(tasks, jobs, root, options, view)
-    todo = missing(root, jobs)
-    ahead = runs_ahead(todo, options)
-    if plan_of_devices := describe(todo, options, ahead, root):
-        view.note(plan_of_devices)
-    options = with_turns(options, ahead, root)
-    code = Scheduler(tasks, options, view, Watch(root, view)).run()
+    waiting = [task_of(job, root, "") for job in todo if _chooses_alone(job)]
+    with kernels_chosen_meanwhile(waiting, options):
+        proofs = prove(root / STOP_FILE) if todo else Proofs()
+        refused = refuse(root, todo, proofs, view)
+        _summarise(root)
+        if refused and options.fail_fast:
+            return EXIT_FAILED
+        jobs = [job for job in plan.jobs if job not in refused]
+        tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
+        tasks, options = share(tasks, jobs, root, options, view)
+        todo = missing(root, jobs)
+        ahead = runs_ahead(todo, options)
+        if plan_of_devices := describe(todo, options, ahead, root):
+            view.note(plan_of_devices)
+        options = with_turns(options, ahead, root)
+        code = Scheduler(tasks, options, view, Watch(root, view)).run()
     return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+def _chooses_alone(job: Job) -> bool:
+    """Whether kernels can be chosen outside of the run: it is of one process on this
+    machine, at a micro batch that is known."""
+    resources = job.settings.resources
+    one = resources.ddp_gpus_per_job == 1 and resources.engine != "ray"
+    return one and not resources.auto_batch
 
 
 def prepare(

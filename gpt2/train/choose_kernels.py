@@ -32,11 +32,13 @@ from gpt2.model.autotune.choice import (
     likely,
     wants_tuning,
 )
-from gpt2.model.autotune.store import Tuning
+from gpt2.model.autotune.store import Tuning, file_of
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
+from gpt2.plan.jobs import Job
 from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.schema import Settings
+from gpt2.train.batch_split import split_batch
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
@@ -44,7 +46,7 @@ from lib.gpu.compile_cache import compiled, import_compiler
 from lib.gpu.device import DeviceInfo
 from lib.jobs.turn import Turn
 from lib.kernels import ahead, choices
-from lib.output import EXIT_OOM
+from lib.output import EXIT_OK, EXIT_OOM
 
 ROOT = Path(__file__).resolve().parents[2]
 PARTS = "--parts"  # instead of a file for the answer: compile and choose nothing
@@ -78,6 +80,17 @@ def known(
             found = store.add(file, where, new)
     choices.load(found.choices)
     return found
+
+
+def choose_for(job: Job, run_dir: Path) -> int:
+    """Kernels of a run that will begin soon, at the configured micro batch, into the
+    kernels.json that it will read; the exit code."""
+    resources = job.settings.resources
+    device = devices.select_device(resources.device)
+    split = split_batch(job.settings.effective_batch, resources.batch_size, 1, 0)
+    file = file_of(job, run_dir)
+    known(job.settings, device, split.micro_batch, file, print)
+    return EXIT_OK
 
 
 def is_complete(

@@ -54,7 +54,6 @@ class Options:
     memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
     ahead: tasks that a slot begins while another of its tasks has the device; they
     prepare and then wait for their turn (lib/jobs/turn.py), which the slots name.
-    at_first: tasks that prepare in a slot in which nothing trains yet.
     launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
     lock_wait: seconds to wait for the lock of a run that somebody else still holds,
     such as a trainer whose runner was killed and which is writing its checkpoint.
@@ -64,7 +63,6 @@ class Options:
     slots: Sequence[Mapping[str, str]] = ({},)
     memory: float = 0.0
     ahead: int = 0
-    at_first: int = 1
     launch: Launch = Attempt
     retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
     patience: Patience = field(default_factory=Patience)
@@ -233,8 +231,7 @@ class Scheduler:
         if not there:
             others = {cell.task.code for cell in self._queue} - codes
             return bool(self.options.ahead and task.code in codes and others)
-        waits = all(cell in preparing for cell in there)
-        return task.code in codes or (waits and len(there) >= self.options.at_first)
+        return task.code in codes or all(cell in preparing for cell in there)
 
     def _place(self, cell: TaskState, free: Sequence[int]) -> int | None:
         """A free slot where the task fits with the memory of the running ones."""

@@ -1,0 +1,69 @@
+"""Choice of kernels for the runs that begin first, while the steps are still verified.
+
+Verification takes a CPU, and a GPU is idle until it ends: kernels are chosen and graphs
+compiled there meanwhile, as the runs themselves would, which then find them in
+kernels.json and in the cache of compiled code. Nothing is trained. Torch-free.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+
+from gpt2.plan.names import KERNELS_ONLY
+from lib.atomic_files import atomic_write_text
+from lib.jobs.linux_processes import end_with
+from lib.jobs.process import Task
+from lib.jobs.scheduler import Options
+from lib.jobs.slots import are_shared, place_of
+
+
+@contextmanager
+def kernels_chosen_meanwhile(
+    tasks: Sequence[Task], options: Options
+) -> Iterator[list[subprocess.Popen[bytes]]]:
+    """One process for each GPU from here on; those that have not ended are killed at
+    the end of the block. What fails in one is tried and reported by the run itself."""
+    processes: list[subprocess.Popen[bytes]] = []
+    try:
+        for task, slot in zip(first_of(tasks, options), options.slots, strict=False):
+            # A CPU has no choice, and is busy with the proofs.
+            if place_of(slot) and not are_shared(options.slots):
+                processes.append(_start(task, slot))
+        yield processes
+    finally:
+        for process in processes:
+            with suppress(ProcessLookupError):  # its group: it has started others
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def first_of(tasks: Sequence[Task], options: Options) -> list[Task]:
+    """The tasks that the scheduler begins with, each of which compiles something else,
+    at most one for each slot."""
+    order = list(tasks)
+    if options.longest_first:
+        order.sort(key=lambda task: -task.cost)
+    by_code: dict[str, Task] = {}
+    for task in order:
+        by_code.setdefault(task.code, task)
+    by_code.pop("", None)
+    return list(by_code.values())[: len(options.slots)]
+
+
+def _start(task: Task, slot: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    for name, text in task.files.items():
+        atomic_write_text(task.run_dir / name, text)
+    runner = os.getpid()
+    return subprocess.Popen(
+        [*task.command, KERNELS_ONLY],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env={**os.environ, **slot},
+        start_new_session=True,
+        preexec_fn=lambda: end_with(runner),  # the runner has one thread
+    )
