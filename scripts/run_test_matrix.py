@@ -36,6 +36,7 @@ from gpt2.data.token_files import (
     with_settings,
 )
 from gpt2.plan.jobs import Plan, only
+from gpt2.plan.names import STABLE_FOLDER
 from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
@@ -370,6 +371,15 @@ def check_data(plan: Plan) -> None:
     meta = prepared(settings)
     folder = dataset_folder(settings.resources.data_dir, request_of(settings))
     check_untouched(folder, meta)
+    for job in plan.jobs:
+        kept = (job.stable_source or Path()) / STABLE_FOLDER
+        begun = plan_listing.status_word(plan.output_dir / job.run_dir) != "planned"
+        if job.stable_source is not None and not begun and not kept.is_dir():
+            raise ValueError(
+                f"STABLE_FROM={job.settings.resources.stable_from}: there is no {kept}, "
+                f"which {job.run_dir} would start from: run the same arms and seeds "
+                "there first, with KEEP_STABLE=y"
+            )
 
 
 if __name__ == "__main__":

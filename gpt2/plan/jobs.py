@@ -44,6 +44,12 @@ class Job:
         return identity(identity_of(self.settings, self.seed))
 
     @property
+    def stable_source(self) -> Path | None:
+        """Folder of the run whose stable phase it starts with; None: no other run."""
+        place = self.settings.resources.stable_from
+        return Path(place).expanduser() / self.run_dir if place else None
+
+    @property
     def is_control(self) -> bool:
         """True if it is the A/A control of a baseline."""
         return self.settings.resources.other_kernels

@@ -6,6 +6,8 @@ MATRIX_FILE = "matrix.json"
 # the user's own steps (gpt2/plan/steps_file.py), if there are any
 STEPS_COPY = "steps.toml"
 ESTIMATES_FILE = "estimates.json"
+# of a run: its checkpoint before the decay of wsd (gpt2/train/stable.py)
+STABLE_FOLDER = "stable"
 # kernels of all runs (gpt2/model/autotune/store.py)
 KERNELS_FILE = "kernels.json"
 # when a runner had which GPUs or slots (gpt2/run/sessions.py)

@@ -49,6 +49,8 @@ def probe_job(job: Job, updates: int = STEPS) -> Job:
         log_interval=1,
         checkpoint_interval=updates,
         keep_checkpoints=True,
+        keep_stable=False,
+        stable_from="",
         prune_method="none",
         profile=False,
         **dict.fromkeys(("with_trackio", "with_wandb", "with_tensorboard"), False),
@@ -135,6 +137,7 @@ def _disk(job: Job, run_dir: Path) -> dict[str, int]:
     }
     saved = sum(n for path, n in sizes.items() if path.parts[0] == "ckpt")
     kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
+    kept += job.settings.resources.keep_stable
     stays = sum(sizes.values()) + (kept - 1) * saved
     return {"checkpoint_bytes": saved, "disk_bytes": stays}
 
@@ -211,7 +214,8 @@ def disk_needed(output_dir: Path, missing: Iterable[Job], slots: int) -> int:
     for job in missing:
         kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
         weights = 4 * budget(job.settings).parameters
-        least = {"checkpoint_bytes": weights, "disk_bytes": (1 + kept) * weights}
+        files = 1 + kept + job.settings.resources.keep_stable
+        least = {"checkpoint_bytes": weights, "disk_bytes": files * weights}
         record = known(output_dir, job) or least
         stays += record["disk_bytes"]
         # while one more is written, the older ones still stand

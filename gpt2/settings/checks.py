@@ -109,7 +109,14 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
 
 
 def _rate_rules(s: Settings) -> Iterator[tuple[bool, str]]:
-    matrix = s.matrix
+    matrix, r = s.matrix, s.resources
+    stable = "KEEP_STABLE=y" if r.keep_stable else f"STABLE_FROM={r.stable_from}"
+    for bad, why in (
+        (s.optim.lr_schedule != "wsd", "LR_SCHEDULE=cosine has no stable phase"),
+        (bool(s.optim.time_budget), "with TIME_BUDGET the decay begins at a time"),
+        (s.pruning.prune_method != "none", "a pruning schedule depends on the length"),
+    ):
+        yield bad and (r.keep_stable or bool(r.stable_from)), f"{stable}: {why}"
     if not matrix.lr_sweep.strip():
         return
     shared = sorted({*matrix.seeds} & {*matrix.lr_tuning_seeds})

@@ -216,6 +216,8 @@ class Resources:
     profile: bool = setting("PROFILE")
     profile_steps: tuple[int, ...] = setting("PROFILE_STEPS")
     keep_checkpoints: bool = setting("KEEP_CHECKPOINTS")
+    keep_stable: bool = setting("KEEP_STABLE")
+    stable_from: str = setting("STABLE_FROM")
     threads: int = setting("CPU_THREADS")
     engine: str = setting("RUN_ENGINE", allowed=("local", "ray"))
     ray_address: str = setting("RAY_ADDRESS")

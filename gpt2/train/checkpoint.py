@@ -213,7 +213,7 @@ def reject_all(folder: Path, run_hash: str) -> None:
 
 def _drop_old(folder: Path, run_hash: str) -> None:
     whole = _of_run(folder, run_hash, _NAME)
-    whole.sort(key=lambda path: _step_of(path.name))
+    whole.sort(key=lambda path: step_of(path.name))
     for path in whole[:-KEPT] + _of_run(folder, run_hash, _DAMAGED):
         remove_folder(path, _FILES)
 
@@ -254,17 +254,18 @@ def finished(folder: Path) -> list[Path]:
     if not folder.is_dir():
         return []
     named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
-    return sorted(named, key=lambda path: _step_of(path.name))
+    return sorted(named, key=lambda path: step_of(path.name))
 
 
-def _step_of(name: str) -> int:
+def step_of(name: str) -> int:
+    """Update of a checkpoint, from the name of its folder."""
     return int(name.partition("-")[2])
 
 
 def newest_step(folder: Path) -> int | None:
     """The step of the last checkpoint that was put in place, whole or not."""
     found = finished(folder)
-    return _step_of(found[-1].name) if found else None
+    return step_of(found[-1].name) if found else None
 
 
 def remove_leftovers(folder: Path) -> None:

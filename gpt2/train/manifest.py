@@ -89,6 +89,7 @@ class Manifest:
             "pairing": {**kept.get("pairing", {}), **start},
             "started": kept.get("started", now()),
             "resumed": [*kept.get("resumed", [])],
+            **{k: kept[k] for k in ("stable_from",) if k in kept},
             "as_trained": kept.get("as_trained"),
             "kernels": {},
             "out_of_memory": before.get("out_of_memory", []),

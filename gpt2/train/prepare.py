@@ -21,6 +21,7 @@ from gpt2.model.gpt import GPT
 from gpt2.model.init import start_parameters
 from gpt2.plan.jobs import Job
 from gpt2.plan.memory import attention_backend
+from gpt2.plan.names import STABLE_FOLDER
 from gpt2.settings.checks import naming
 from gpt2.settings.schema import Resources, Settings
 from gpt2.train import auto_batch, checkpoint
@@ -296,8 +297,9 @@ class Preparation:
         context = trainer.context
         if trainer.has_trained:
             if context.ranks.is_first:
-                folder = self.recorder.run_dir / checkpoint.FOLDER
-                checkpoint.reject_all(folder, trainer.job.hash)
+                for name in (checkpoint.FOLDER, STABLE_FOLDER):
+                    folder = self.recorder.run_dir / name
+                    checkpoint.reject_all(folder, trainer.job.hash)
             raise error
         self.recorder.say(f"{error}")
         built, batch = trainer.built, context.split.micro_batch

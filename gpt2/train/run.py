@@ -37,6 +37,7 @@ from gpt2.train.monitoring import energy_used, watching
 from gpt2.train.ownership import claim
 from gpt2.train.prepare import Preparation
 from gpt2.train.record import Follower, Recorder
+from gpt2.train.stable import take_over
 from gpt2.train.stopping import StopRequest
 from gpt2.train.tracking import tracking
 from lib.jobs.phases import place_name, process_start
@@ -93,6 +94,7 @@ class TrainingRun:
         if read_status(self.run_dir)["status"] == "done":  # checkpoints may be gone
             return _complain(f"{self.run_dir} is done already", EXIT_OK)
         if first:
+            take_over(self.job, self.run_dir, lambda text: print(text, flush=True))
             self.recorder = Recorder(self.run_dir, self.max_steps)
         trackers: AbstractContextManager[dict[str, Any]] = (
             tracking(self.job, self.recorder) if first else nullcontext({})

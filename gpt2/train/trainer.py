@@ -19,6 +19,7 @@ from gpt2.plan.budget import budget
 from gpt2.plan.jobs import Job
 from gpt2.plan.run_length import seconds_of
 from gpt2.settings.schema import Settings
+from gpt2.train import stable
 from gpt2.train.as_trained import LATER, compare
 from gpt2.train.batches import Batch, Batches
 from gpt2.train.costs_and_scores import bits_per_byte, utilisation
@@ -106,6 +107,8 @@ class Trainer:
         known = self.recorder.has_evaluation(self.progress.step)
         if self._is_eval_step() and not self.ranks.from_first(known):
             self._evaluate()
+        if self.progress.step == stable.kept_at(self.job):  # killed before it was kept
+            self._keep_stable()
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
         with self._profiler() as profiler, self.checkpoints.writer.finished():
@@ -219,8 +222,19 @@ class Trainer:
         if step in LATER and not self.is_over:
             self.prove_again()
         # The last one is written by finish(), when the next run may have the device.
-        if step % self.resources.checkpoint_interval == 0 and not self.is_over:
+        is_kept = step == stable.kept_at(self.job)
+        if not self.is_over and (
+            is_kept or step % self.resources.checkpoint_interval == 0
+        ):
             self.save()
+        if is_kept:
+            self._keep_stable()
+
+    def _keep_stable(self) -> None:
+        """Keep the checkpoint of this step for runs of other lengths."""
+        if self.ranks.is_first:
+            self.checkpoints.writer.wait()
+            stable.keep(self.recorder.run_dir, self.progress.step)
 
     def free_activations(self) -> None:
         """Give back what micro steps take, once no update will follow: another run may
