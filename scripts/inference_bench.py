@@ -42,7 +42,7 @@ from lib.number_option import COUNT, add_number, number
 from lib.terminal import report_console
 
 if TYPE_CHECKING:
-    from gpt2.infer.bench import Load, Row, Subject
+    from gpt2.infer.bench import Load, Row, TimedModel
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_RUNS = 64
@@ -148,13 +148,13 @@ def measured(
 
 def subjects(
     options: argparse.Namespace, load: Load, contexts: Sequence[int]
-) -> Iterator[Subject]:
+) -> Iterator[TimedModel]:
     """Trained models of RUNS, or without it untrained ones, one at a time."""
     return trained(options) if options.run else untrained(options, load, contexts)
 
 
-def trained(options: argparse.Namespace) -> Iterator[Subject]:
-    from gpt2.infer.bench import Subject, precision
+def trained(options: argparse.Namespace) -> Iterator[TimedModel]:
+    from gpt2.infer.bench import TimedModel, precision
     from gpt2.infer.trained import load_trained
     from lib.gpu.device import select_device
 
@@ -163,12 +163,12 @@ def trained(options: argparse.Namespace) -> Iterator[Subject]:
     for folder in chosen.folders:
         found = load_trained(folder, device.device)
         model = found.model.to(precision(found.settings, device))
-        yield Subject(found.label, found.settings, model, found.heads)
+        yield TimedModel(found.label, found.settings, model, found.heads)
 
 
 def untrained(
     options: argparse.Namespace, load: Load, contexts: Sequence[int]
-) -> Iterator[Subject]:
+) -> Iterator[TimedModel]:
     from gpt2.infer.bench import precision, untrained
     from lib.gpu.device import select_device
 

@@ -41,7 +41,7 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class TimedModel:
     """A model to be timed, in the precision in which it decodes."""
 
     label: str
@@ -54,12 +54,12 @@ class Subject:
         return self.model.wte.weight.device
 
 
-class Clock:
+class Moments:
     """Moments on a device; on a GPU without waiting for it in between."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_gpu = device.type == "cuda"
-        self.moments: list[Any] = []
+        self.taken: list[Any] = []
         if self.is_gpu:
             torch.cuda.synchronize(device)
 
@@ -67,13 +67,13 @@ class Clock:
         if self.is_gpu:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self.moments.append(event)
+            self.taken.append(event)
         else:
-            self.moments.append(time.perf_counter())
+            self.taken.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
         """Seconds from each moment to the next."""
-        pairs = zip(self.moments, self.moments[1:], strict=False)
+        pairs = zip(self.taken, self.taken[1:], strict=False)
         if not self.is_gpu:
             return [b - a for a, b in pairs]
         torch.cuda.synchronize()
@@ -87,12 +87,12 @@ def precision(settings: Settings, device: DeviceInfo) -> torch.dtype:
 
 def untrained(
     label: str, settings: Settings, device: torch.device, dtype: torch.dtype
-) -> Subject:
+) -> TimedModel:
     """A model with the weights with which training begins."""
     model = GPT(settings)
     init_parameters(model, 1)
     model.to(device, dtype).eval().requires_grad_(False)
-    return Subject(label, settings, model)
+    return TimedModel(label, settings, model)
 
 
 def speed(times: Sequence[Sequence[float]], batch: int, prompt: int) -> Row:
@@ -110,7 +110,7 @@ def speed(times: Sequence[Sequence[float]], batch: int, prompt: int) -> Row:
 
 
 def rows_of(
-    subject: Subject, load: Load, contexts: Sequence[int] = ()
+    subject: TimedModel, load: Load, contexts: Sequence[int] = ()
 ) -> Iterator[Row]:
     """A row per batch, then one per batch and context."""
     for batch in load.batches:
@@ -121,7 +121,7 @@ def rows_of(
 
 
 @torch.no_grad()
-def generation_row(subject: Subject, load: Load, batch: int) -> Row:
+def generation_row(subject: TimedModel, load: Load, batch: int) -> Row:
     """Greedy continuations of random prompts. Raises ValueError if the model has no
     context for them."""
     words = f"PROMPT_TOKENS={load.prompt} and NEW_TOKENS={load.new}"
@@ -131,7 +131,7 @@ def generation_row(subject: Subject, load: Load, batch: int) -> Row:
     prompts = random_tokens(subject, batch, load.prompt)
     times = []
     for number in range(1 + load.repeats):  # in the first, graphs are recorded
-        clock = Clock(subject.device)
+        clock = Moments(subject.device)
         clock.stamp()
         for _ in islice(next_tokens(decoder, prompts, GREEDY), load.new):
             clock.stamp()
@@ -143,7 +143,7 @@ def generation_row(subject: Subject, load: Load, batch: int) -> Row:
 
 
 @torch.no_grad()
-def context_row(subject: Subject, load: Load, batch: int, context: int) -> Row:
+def context_row(subject: TimedModel, load: Load, batch: int, context: int) -> Row:
     """The last tokens of a long context, with any numbers in the cache before them.
 
     Raises ValueError if the model has no such context.
@@ -159,7 +159,7 @@ def context_row(subject: Subject, load: Load, batch: int, context: int) -> Row:
         decoder.cache.advance(max(1, context - AT_CONTEXT))
         if not number:
             decoder.cache.fill()
-        clock = Clock(subject.device)
+        clock = Moments(subject.device)
         clock.stamp()
         while decoder.cache.position < context:
             token = decoder.step(token).argmax(-1, keepdim=True)
@@ -172,7 +172,7 @@ def context_row(subject: Subject, load: Load, batch: int, context: int) -> Row:
     return row | memory_row(subject, decoder, batch)
 
 
-def check_context(subject: Subject, length: int, words: str) -> None:
+def check_context(subject: TimedModel, length: int, words: str) -> None:
     """Raise ValueError, naming the options, for more tokens than the context has."""
     most = subject.model.block_size
     if length > most:
@@ -182,7 +182,7 @@ def check_context(subject: Subject, length: int, words: str) -> None:
         )
 
 
-def memory_row(subject: Subject, decoder: Decoder, batch: int) -> Row:
+def memory_row(subject: TimedModel, decoder: Decoder, batch: int) -> Row:
     """Size of the cache, measured and as the specs state it, and memory in use."""
     cache, length = decoder.cache, decoder.cache.length
     costs = budget(subject.settings, subject.heads)
@@ -210,7 +210,7 @@ def peak_memory(device: torch.device) -> Row:
     return {"peak_bytes": torch.cuda.max_memory_allocated(device)}
 
 
-def random_tokens(subject: Subject, batch: int, length: int) -> Tensor:
+def random_tokens(subject: TimedModel, batch: int, length: int) -> Tensor:
     generator = torch.Generator().manual_seed(length)
     words = subject.settings.vocab_size
     tokens = torch.randint(words, (batch, length), generator=generator)
@@ -220,7 +220,7 @@ def random_tokens(subject: Subject, batch: int, length: int) -> Tensor:
 # ---- transformers -----------------------------------------------------------------
 
 
-def peer_model(subject: Subject) -> Any:
+def peer_model(subject: TimedModel) -> Any:
     """transformers' GPT-2 with the weights of step 0."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -235,7 +235,7 @@ def peer_model(subject: Subject) -> Any:
 
 
 @torch.no_grad()
-def peer_row(subject: Subject, model: Any, peer: str, load: Load, batch: int) -> Row:
+def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int) -> Row:
     """transformers' generate(), greedy, from the same prompts; with the share of its
     tokens that are also ours. It may be below 1 in 16 bits, where likeliest tokens
     tie."""
@@ -244,7 +244,7 @@ def peer_row(subject: Subject, model: Any, peer: str, load: Load, batch: int) ->
     prompts = random_tokens(subject, batch, load.prompt)
     ours = generate(subject.model, prompts, load.new, GREEDY)
     going_on = torch.zeros(batch, dtype=torch.bool, device=subject.device)
-    clock = Clock(subject.device)
+    clock = Moments(subject.device)
 
     class Stamp(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Tensor:
@@ -254,7 +254,7 @@ def peer_row(subject: Subject, model: Any, peer: str, load: Load, batch: int) ->
     begin_memory(subject.device)
     times, found = [], prompts
     for number in range(2 + load.repeats):  # a static cache is compiled in the first
-        clock = Clock(subject.device)
+        clock = Moments(subject.device)
         clock.stamp()
         found = model.generate(
             prompts,

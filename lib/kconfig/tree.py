@@ -200,7 +200,7 @@ class Tree:
     def _chosen(self, name: str, value: str, aliases: Aliases) -> tuple[str, str]:
         """Symbol to set and its value. A string that follows from a choice is set by
         the member that gives it this value or has it in its name, in upper or lower
-        case: OPTIMIZER=lion sets OPTIMIZER_LION."""
+        case: COLOR=red sets COLOR_RED."""
         members = choice_members(self.symbols[name])
         if not members:
             return name, value
