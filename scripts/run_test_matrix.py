@@ -376,8 +376,8 @@ def check_data(plan: Plan) -> None:
         begun = plan_listing.status_word(plan.output_dir / job.run_dir) != "planned"
         if job.stable_source is not None and not begun and not kept.is_dir():
             raise ValueError(
-                f"STABLE_FROM={job.settings.resources.stable_from}: there is no {kept}, "
-                f"which {job.run_dir} would start from: run the same arms and seeds "
+                f"STABLE_FROM={job.settings.resources.stable_from}: there is no "
+                f"{kept}, which {job.run_dir} would start from: run the same arms and seeds "
                 "there first, with KEEP_STABLE=y"
             )
 

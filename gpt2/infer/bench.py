@@ -54,8 +54,8 @@ class TimedModel:
         return self.model.wte.weight.device
 
 
-class Moments:
-    """Moments on a device; on a GPU without waiting for it in between."""
+class TokenClock:
+    """TokenClock on a device; on a GPU without waiting for it in between."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_gpu = device.type == "cuda"
@@ -131,7 +131,7 @@ def generation_row(subject: TimedModel, load: Load, batch: int) -> Row:
     prompts = random_tokens(subject, batch, load.prompt)
     times = []
     for number in range(1 + load.repeats):  # in the first, graphs are recorded
-        clock = Moments(subject.device)
+        clock = TokenClock(subject.device)
         clock.stamp()
         for _ in islice(next_tokens(decoder, prompts, GREEDY), load.new):
             clock.stamp()
@@ -159,7 +159,7 @@ def context_row(subject: TimedModel, load: Load, batch: int, context: int) -> Ro
         decoder.cache.advance(max(1, context - AT_CONTEXT))
         if not number:
             decoder.cache.fill()
-        clock = Moments(subject.device)
+        clock = TokenClock(subject.device)
         clock.stamp()
         while decoder.cache.position < context:
             token = decoder.step(token).argmax(-1, keepdim=True)
@@ -244,7 +244,7 @@ def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int)
     prompts = random_tokens(subject, batch, load.prompt)
     ours = generate(subject.model, prompts, load.new, GREEDY)
     going_on = torch.zeros(batch, dtype=torch.bool, device=subject.device)
-    clock = Moments(subject.device)
+    clock = TokenClock(subject.device)
 
     class Stamp(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Tensor:
@@ -254,7 +254,7 @@ def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int)
     begin_memory(subject.device)
     times, found = [], prompts
     for number in range(2 + load.repeats):  # a static cache is compiled in the first
-        clock = Moments(subject.device)
+        clock = TokenClock(subject.device)
         clock.stamp()
         found = model.generate(
             prompts,
