@@ -377,8 +377,8 @@ def check_data(plan: Plan) -> None:
         if job.stable_source is not None and not begun and not kept.is_dir():
             raise ValueError(
                 f"STABLE_FROM={job.settings.resources.stable_from}: there is no "
-                f"{kept}, which {job.run_dir} would start from: run the same arms and seeds "
-                "there first, with KEEP_STABLE=y"
+                f"{kept}, which {job.run_dir} would start from: run the same arms "
+                "and seeds there first, with KEEP_STABLE=y"
             )
 
 
