@@ -86,7 +86,11 @@ def copy_pages(root: Path, folder: Path) -> None:
 
 def sources(root: Path) -> Iterator[Path]:
     """The pages, and the files of the project that they link to, each once."""
-    pages = [root / "README.md", root / "CONTRIBUTING.md", *root.glob("docs/*.md")]
+    pages = [
+        root / "README.md",
+        root / "CONTRIBUTING.md",
+        *sorted(root.glob("docs/**/*.md")),
+    ]
     found = dict.fromkeys(pages)
     for page in pages:
         links = LINK.findall(page.read_text(encoding="utf-8"))
