@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lib.atomic_files import atomic_write_bytes
 
 if TYPE_CHECKING:
@@ -79,6 +81,68 @@ class HeatMap:
     cells: Sequence[Sequence[float | None]]
     low: float
     high: float
+
+
+Coordinate = bool | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """Values of one arm by coordinate, with both ends of an interval (None: unknown).
+
+    is_level: one value that does not depend on the coordinate, drawn as a level line.
+    """
+
+    label: str
+    place: int
+    x: Sequence[Coordinate]
+    y: Sequence[float]
+    low: Sequence[float | None]
+    high: Sequence[float | None]
+    is_level: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Against:
+    """Chart of values against a coordinate. margin: half the width of the zone around 0
+    that is drawn in grey; None without a zone and a line at 0."""
+
+    xlabel: str
+    ylabel: str
+    series: Sequence[Series]
+    margin: float | None = None
+
+    @property
+    def ticks(self) -> list[Coordinate]:
+        """All coordinates: numbers in ascending order, others as they come."""
+        found = dict.fromkeys(x for each in self.series for x in each.x)
+        return sorted(found, key=lambda x: x if is_number(x) else 0)  # stable
+
+    @property
+    def scale(self) -> str:
+        """ "category", or "log" for numbers that are closer to geometric than to
+        arithmetic, else "linear"."""
+        ticks = [float(x) for x in self.ticks if is_number(x)]
+        if len(ticks) < len(self.ticks):
+            return "category"
+        if len(ticks) < 2 or ticks[0] <= 0:
+            return "linear"
+        if len(ticks) == 2:
+            return "log" if ticks[1] >= 4 * ticks[0] else "linear"
+        steps = np.diff(ticks), np.diff(np.log(ticks))
+        unevenness = [float(step.std() / step.mean()) for step in steps]
+        return "log" if unevenness[1] < unevenness[0] else "linear"
+
+
+def is_number(x: Coordinate) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def tick_text(x: Coordinate) -> str:
+    """Coordinate as in names of cells, with short numbers: y, 16, 0.0003."""
+    if isinstance(x, bool):
+        return "y" if x else "n"
+    return f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def colour(place: int) -> str:
@@ -262,6 +326,54 @@ def _heat_map(axes: Any, one: HeatMap, columns: int) -> None:
             if value is not None:
                 ink = INK if value > (low + high) / 2 else "white"
                 axes.text(x, y, f"{value:.2f}", color=ink, ha="center", fontsize=6)
+
+
+def against(path: Path, panels: Sequence[Against], title: str) -> None:
+    """Charts of the same arms side by side, with one legend below."""
+    with _plain_text():
+        figure = _figure(max(5.2, 4.6 * len(panels)), 4.2)
+        grid = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, chart in zip(grid, panels, strict=True):
+            _against(axes, chart)
+        marks, labels = grid[-1].get_legend_handles_labels()
+        for axes in grid[:-1]:  # one panel may have arms that another has not
+            for mark, text in zip(*axes.get_legend_handles_labels(), strict=True):
+                if text not in labels:
+                    marks, labels = [*marks, mark], [*labels, text]
+        where: Any = "outside lower center"
+        figure.legend(marks, labels, loc=where, fontsize=7, frameon=False, ncols=3)
+        figure.suptitle(title, fontsize=10)
+        _save(figure, path)
+
+
+def _against(axes: Any, chart: Against) -> None:
+    ticks, scale = chart.ticks, chart.scale
+    places = {x: i if scale == "category" else float(x) for i, x in enumerate(ticks)}
+    if chart.margin is not None:
+        axes.axhspan(-chart.margin, chart.margin, color="#999999", alpha=0.2, lw=0)
+        axes.axhline(0, color=INK, lw=0.8)
+    for one in chart.series:
+        style = {"color": colour(one.place), "label": _label(one.label)}
+        if one.is_level:
+            axes.axhline(one.y[0], ls=DASHES[2], lw=1.4, **style)
+            continue
+        x = [places[value] for value in one.x]
+        ends = [
+            [
+                0.0 if end is None else abs(end - y)
+                for end, y in zip(side, one.y, strict=True)
+            ]
+            for side in (one.low, one.high)
+        ]
+        line = {"marker": SHAPES[one.place % len(SHAPES)], "linestyle": dash(one.place)}
+        axes.errorbar(
+            x, one.y, ends, ms=5, lw=1.4, elinewidth=1, capsize=3, **line, **style
+        )
+    if scale == "log":
+        axes.set_xscale("log")
+    axes.set_xticks([*places.values()], [tick_text(x) for x in ticks], minor=False)
+    axes.set_xticks([], minor=True)
+    _set_texts(axes, chart.xlabel, chart.ylabel, "")
 
 
 def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:

@@ -79,6 +79,45 @@ def test_heat_maps_of_rows_of_any_length(tmp_path):
     assert dark and np.ptp(narrow[..., 0]) > 0.9
 
 
+def series(*xs, place=1, label="a"):
+    """One value per coordinate; the first has no interval."""
+    ys = [0.1 * i for i in range(len(xs))]
+    low, high = ([None, *(y + d for y in ys[1:])] for d in (-0.1, 0.1))
+    return plots.Series(label, place, xs, ys, low, high)
+
+
+@pytest.mark.parametrize(
+    ("xs", "scale"),
+    [
+        ((16, 32, 64), "log"),
+        ((3e-4, 6e-4, 1.2e-3, 2e-3), "log"),
+        ((1, 2, 3, 4), "linear"),
+        ((0, 8, 64), "linear"),
+        ((0.1, 0.2), "linear"),
+        ((0.01, 0.1), "log"),
+        (("adamw", "muon"), "category"),
+        ((True, False), "category"),
+        ((16, "none"), "category"),
+    ],
+)
+def test_the_axis_of_a_sweep_fits_its_values(xs, scale):
+    assert plots.Against("x", "y", [series(*xs)]).scale == scale
+
+
+def test_values_against_coordinates_of_any_kind(tmp_path):
+    level = plots.Series("base", 0, [], [0.2], [None], [None], is_level=True)
+    for name, xs in (("log", (64, 16, 32)), ("named", ("$a", "b_", "日本"))):
+        lines = [series(*xs, label=x, place=i + 1) for i, x in enumerate(LABELS)]
+        panels = [
+            plots.Against("$x", "y", lines, 0.003),
+            plots.Against("$x", "y", [*lines, level]),
+        ]
+        assert panels[0].ticks == (sorted(xs) if name == "log" else [*xs])
+        plots.against(tmp_path / f"{name}.png", panels, "_t$")
+        pixels = picture(tmp_path / f"{name}.png")
+        assert pixels.shape[1] > 900 and np.ptp(pixels[..., :3]) > 0.9
+
+
 def test_frontier_is_what_nothing_beats():
     points = [(3, 1.0), (1, 3.0), (2, 4.0), (2, 2.0), (4, 1.0)]
     assert plots.frontier(points) == [(1, 3.0), (2, 2.0), (3, 1.0)]
