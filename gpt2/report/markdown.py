@@ -14,21 +14,17 @@ from gpt2.report.notes import remarks
 from gpt2.report.rate_tables import OWN_BEST, best_table, rate_remarks, rate_table
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
+    BEST_OF_SWEEP,
     control_lines,
     headline,
     method,
     noise_lines,
     seeds_lines,
 )
-from gpt2.report.sweep_tables import sweep_tables
+from gpt2.report.sweep_tables import SWEEP, sweep_tables
 from gpt2.report.verdicts import Judgement
 from lib import human
 from lib.safe_json import clean
-
-BEST_OF_SWEEP = """\
-Mean validation loss over the seeds; \\* is the lowest of its row. It is chosen on the
-runs that it is read from, so that it is too optimistic by about the noise: the verdicts
-above compare arms at equal values, and not each at its best."""
 
 
 def markdown_report(
@@ -146,6 +142,8 @@ def _remarks(judged: Judgement) -> str:
 def _chart_links(matrix: MatrixResults) -> str:
     names = {"loss": "Loss curves", "forest": "Differences", "pareto": "Loss and cost"}
     names["rates"] = "Loss and learning rate"
+    swept = sorted((matrix.root / "plots").glob(f"{SWEEP}*.png"))
+    names |= {p.stem: f"Against {p.stem.removeprefix(SWEEP)}" for p in swept}
     return "\n".join(
         f"![{text}](plots/{name}.png)"
         for name, text in names.items()
@@ -188,7 +186,9 @@ def _sweep_tables(judged: Judgement) -> str:
         parts.append(_grid([escape(head) for head in table.heads], rows, numeric))
     if not parts:
         return ""
-    return "\n\n".join(["## Loss by swept value", *parts, BEST_OF_SWEEP])
+    return "\n\n".join(
+        ["## Loss by swept value", *parts, BEST_OF_SWEEP.replace("*", "\\*")]
+    )
 
 
 def _checklist(matrix: MatrixResults, judged: Judgement) -> str:

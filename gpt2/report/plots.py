@@ -1,4 +1,4 @@
-"""Charts of a matrix as PNG: loss curves, differences, loss against cost."""
+"""Charts of a matrix as PNG: loss curves, differences, loss against cost, sweeps."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from gpt2.report.arms import Arm
 from gpt2.report.curves import band
 from gpt2.report.lines import lines_of
+from gpt2.report.sweep_tables import LOSS, SWEEP, sweep_charts
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import plots, stats
 from lib.files import refuse_link
@@ -19,7 +20,6 @@ COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
     ("seconds", "training time (minutes)", 60.0),
     ("peak_memory_bytes", "peak memory (GiB)", float(1 << 30)),
 )
-LOSS = "validation loss (nats per token)"
 
 
 def write_plots(judged: Judgement, directory: Path) -> list[Path]:
@@ -41,6 +41,21 @@ def write_plots(judged: Judgement, directory: Path) -> list[Path]:
             written.append(path)
         else:
             path.unlink(missing_ok=True)
+    return [*written, *_sweeps(judged, directory)]
+
+
+def _sweeps(judged: Judgement, directory: Path) -> list[Path]:
+    """A chart for each swept setting; stale ones are removed."""
+    written = []
+    for chart in sweep_charts(judged):
+        if chart.panels:
+            path = directory / f"{SWEEP}{chart.table.axis}.png"
+            plots.against(
+                path, chart.panels, f"{chart.table.axis}; bars: 95% intervals"
+            )
+            written.append(path)
+    for stale in set(directory.glob(f"{SWEEP}*.png")) - set(written):
+        stale.unlink()
     return written
 
 

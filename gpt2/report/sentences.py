@@ -95,6 +95,12 @@ the cell of its step's partner at the same values; a step that does not read a s
 has one cell for all of its values."""
 
 
+BEST_OF_SWEEP = """\
+Mean validation loss over the seeds; * is the lowest of its row. It is chosen on the
+runs that it is read from, so that it is too optimistic by about the noise: the verdicts
+above compare arms at equal values, and not each at its best."""
+
+
 ZEROS = """\
 Zeros are counted among the weights of linear layers, excluding embeddings and a head
 tied to them. They are unstructured, which saves neither time nor memory on common

@@ -1,17 +1,24 @@
-"""Tables of loss against the values of a swept setting."""
+"""Tables and charts of loss and differences against the values of a swept setting."""
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpt2.plan.axes import label, text_of
 from gpt2.plan.lr_sweep import RATE
 from gpt2.report.arms import Arm
+from gpt2.report.grades import Verdict
 from gpt2.report.verdicts import Judgement
-from lib import human
+from lib import human, stats
+from lib.plots import Against, Series, is_number
 
 DIGITS = 4  # of losses, nats
 BEST = "*"
+SWEEP = "sweep-"  # and the setting: names of the charts as files
+LOSS = "validation loss (nats per token)"
+DIFFERENCE = "difference to the partner (nats per token)"
 Value = bool | float | str
 
 
@@ -20,7 +27,12 @@ class SweepRow:
     """Mean validation losses of one arm along an axis, at equal other coordinates."""
 
     name: str
-    losses: dict[Value, float | None]
+    arms: dict[Value, Arm]
+
+    @property
+    def losses(self) -> dict[Value, float | None]:
+        """None for an arm with runs that are missing."""
+        return {value: _loss(arm) for value, arm in self.arms.items()}
 
     @property
     def best(self) -> Value | None:
@@ -33,7 +45,7 @@ class SweepRow:
     @property
     def is_at_edge(self) -> bool:
         """True if the best of several numbers is the smallest or the largest."""
-        numbers = [v for v in self.losses if _is_number(v)]
+        numbers = [v for v in self.losses if is_number(v)]
         return self.best in (min(numbers), max(numbers)) if numbers else False
 
 
@@ -57,8 +69,12 @@ class SweepTable:
         return [row.name, *losses, edge if row.is_at_edge else ""]
 
     @property
+    def texts(self) -> list[str]:
+        return [text_of(value) for value in self.values]
+
+    @property
     def heads(self) -> list[str]:
-        return ["arm", *(f"{self.axis}={text_of(value)}" for value in self.values), ""]
+        return ["arm", *(f"{self.axis}={text}" for text in self.texts), ""]
 
 
 def sweep_tables(judged: Judgement) -> list[SweepTable]:
@@ -72,16 +88,21 @@ def sweep_tables(judged: Judgement) -> list[SweepTable]:
 
 
 def _table(axis: str, arms: list[Arm]) -> SweepTable:
-    rows: dict[str, dict[Value, float | None]] = {}
+    rows: dict[str, dict[Value, Arm]] = {}
     for arm in arms:
         rest = {field: v for field, v in arm.coordinates.items() if field != axis}
         name = arm.label.partition("/")[0]
         row = rows.setdefault(f"{name}/{label(rest)}" if rest else name, {})
-        done = len(arm.done) == len(arm.runs)
-        row[_value(arm, axis)] = arm.mean("val_loss") if done else None
+        row[_value(arm, axis)] = arm
     found = dict.fromkeys(value for row in rows.values() for value in row)
-    values = sorted(found, key=lambda v: (not _is_number(v), v if _is_number(v) else 0))
-    return SweepTable(axis, values, [SweepRow(n, losses) for n, losses in rows.items()])
+    values = sorted(found, key=lambda v: (not is_number(v), v if is_number(v) else 0))
+    return SweepTable(
+        axis, values, [SweepRow(n, by_value) for n, by_value in rows.items()]
+    )
+
+
+def _loss(arm: Arm) -> float | None:
+    return arm.mean("val_loss") if len(arm.done) == len(arm.runs) else None
 
 
 def _value(arm: Arm, axis: str) -> Value:
@@ -90,5 +111,80 @@ def _value(arm: Arm, axis: str) -> Value:
     return value
 
 
-def _is_number(value: Value) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+# ---- charts -----------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SweepChart:
+    """Both charts of a sweep and its table; a chart without points is None."""
+
+    table: SweepTable
+    difference: Against | None
+    loss: Against | None
+
+    @property
+    def panels(self) -> list[Against]:
+        return [chart for chart in (self.difference, self.loss) if chart is not None]
+
+
+def sweep_charts(judged: Judgement) -> list[SweepChart]:
+    """A chart for each table of a sweep."""
+    return [_chart(table, judged) for table in sweep_tables(judged)]
+
+
+def _chart(table: SweepTable, judged: Judgement) -> SweepChart:
+    losses, differences, partners = [], [], {}
+    for place, row in enumerate(table.rows, 1):
+        ordered = [
+            (value, row.arms[value]) for value in table.values if value in row.arms
+        ]
+        losses.append(
+            _series(row.name, place, ((v, *of_losses(a)) for v, a in ordered))
+        )
+        compared = [(v, c) for v, a in ordered if (c := judged.of(a)) is not None]
+        points = ((v, *_of_verdict(c.at_steps)) for v, c in compared)
+        differences.append(_series(row.name, place, points))
+        for _, comparison in compared:
+            if table.axis not in comparison.partner.coordinates:
+                partners[comparison.partner.label] = comparison.partner
+    for name, arm in partners.items():
+        level = _series(name, 0, [("", *of_losses(arm))])
+        losses.append(dataclasses.replace(level, x=(), is_level=True))
+    margin = judged.rules.margin
+    return SweepChart(
+        table,
+        against(table.axis, DIFFERENCE, differences, margin),
+        against(table.axis, LOSS, losses),
+    )
+
+
+Point = tuple[Value, float | None, float | None, float | None]
+
+
+def against(
+    axis: str, ylabel: str, series: Iterable[Series], margin: float | None = None
+) -> Against | None:
+    """Chart of the series that have points; None if none has."""
+    known = [each for each in series if each.y]
+    return Against(axis, ylabel, known, margin) if any(s.x for s in known) else None
+
+
+def _series(name: str, place: int, points: Iterable[Point]) -> Series:
+    """Series of the points (coordinate, value, low, high) that have a value."""
+    known = [point for point in points if point[1] is not None]
+    x, y, low, high = (tuple(p[i] for p in known) for i in range(4))
+    return Series(name, place, x, y, low, high)  # type: ignore[arg-type]
+
+
+def of_losses(arm: Arm) -> tuple[float | None, float | None, float | None]:
+    """Mean loss over the seeds with its 95% interval."""
+    losses = arm.values("val_loss")
+    found = stats.t_interval(losses) if len(losses) > 1 else None
+    ends = (None, None) if found is None else (found.low, found.high)
+    return _loss(arm), *ends
+
+
+def _of_verdict(verdict: Verdict) -> tuple[float | None, float | None, float | None]:
+    found = verdict.interval
+    ends = (None, None) if found is None else (found.low, found.high)
+    return verdict.mean, *ends

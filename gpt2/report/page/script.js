@@ -217,6 +217,58 @@
     draw("loss", traces, shape);
   }
 
+  // values against a coordinate (Against in lib/plots.py): one line per arm, bars for
+  // intervals, and level lines for arms that do not depend on the coordinate
+  function drawAgainst(id, chart) {
+    if (!chart) {
+      Plotly.purge(id);
+      return draw(id, [], {});
+    }
+    if (!$(id).querySelector(".plotly")) $(id).textContent = "";
+    const traces = chart.series.map((one) => {
+      const style = look(one.place);
+      const common = {
+        type: "scatter", name: shorten(one.label, isNarrow() ? 28 : 34),
+        line: { color: style.colour, dash: one.is_level ? "dot" : style.dash, width: 2 },
+      };
+      if (one.is_level) {
+        const ends = [chart.ticks[0][0], chart.ticks[chart.ticks.length - 1][0]];
+        return { ...common, mode: "lines", x: ends, y: [one.y[0], one.y[0]] };
+      }
+      const beyond = (side) => one.y.map((y, i) => Math.abs((one[side][i] ?? y) - y));
+      return {
+        ...common, mode: "lines+markers", x: one.x, y: one.y,
+        marker: { color: style.colour, symbol: style.shape, size: 9 },
+        error_y: {
+          type: "data", array: beyond("high"), arrayminus: beyond("low"),
+          color: style.colour, thickness: 1.5, width: 5,
+        },
+      };
+    });
+    const zone = chart.margin === null ? [] : [{
+      type: "rect", xref: "paper", yref: "y", x0: 0, x1: 1, layer: "below",
+      y0: -chart.margin, y1: chart.margin, fillcolor: css("--band"), line: { width: 0 },
+    }];
+    const title = isNarrow() ? "nats per token" : chart.ylabel;
+    const shape = layout(plain(chart.xlabel), title, { shapes: zone, showlegend: true });
+    Object.assign(shape.xaxis, {
+      type: chart.scale, tickmode: "array", zeroline: false,
+      tickvals: chart.ticks.map(([value]) => value),
+      ticktext: chart.ticks.map(([, text]) => shorten(text, 14)),
+      ...(chart.scale === "category" ? { categoryarray: chart.ticks.map(([v]) => v) } : {}),
+    });
+    if (chart.margin !== null) shape.yaxis.zerolinecolor = css("--ink");
+    if (isNarrow()) shape.height = 320 + 20 * traces.length; // for the legend below
+    $(id).style.height = isNarrow() ? `${shape.height}px` : "";
+    draw(id, traces, shape);
+  }
+
+  function drawSweeps() {
+    if (!data.sweeps.length) return;
+    const view = picked("swept");
+    data.sweeps.forEach((sweep, i) => drawAgainst(`sweep-${i}`, sweep[view]));
+  }
+
   function drawPareto() {
     const key = $("cost-axis").value;
     const option = $("cost-axis").selectedOptions[0];
@@ -301,6 +353,7 @@
   function drawAll() {
     drawTimes();
     drawForest();
+    drawSweeps();
     drawLoss();
     drawPareto();
     drawGpu();
@@ -348,7 +401,8 @@
   on("gpu-run", drawGpu);
   on("relative", drawLoss);
   for (const input of document.querySelectorAll('input[type="radio"]')) {
-    input.addEventListener("change", input.name === "measure" ? drawForest : drawLoss);
+    const redraw = { measure: drawForest, swept: drawSweeps }[input.name] ?? drawLoss;
+    input.addEventListener("change", redraw);
   }
   const show = (keep) => {
     hidden.clear();

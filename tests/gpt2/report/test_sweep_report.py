@@ -12,11 +12,13 @@ import pytest
 
 from gpt2.report.compare import find_subject
 from gpt2.report.grades import HARMFUL, SUPPORTED
+from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
 from gpt2.report.pairing import unpaired_runs
+from gpt2.report.plots import write_plots
 from gpt2.report.read_results import read_matrix
 from gpt2.report.summary import write_summary
-from gpt2.report.sweep_tables import sweep_tables
+from gpt2.report.sweep_tables import sweep_charts, sweep_tables
 from gpt2.report.verdicts import Judgement, judge
 from lib import stats
 from tests.results_factory import STEPS, relabel, write_matrix, write_run
@@ -174,6 +176,43 @@ def test_losses_are_tabulated_against_the_swept_values(tmp_path: Path) -> None:
     )
     (table,) = sweep_tables(judge(read_matrix(tmp_path)))
     assert table.rows[0].best is None and not table.rows[0].is_at_edge
+
+
+def test_charts_have_differences_and_losses_by_value(windows: Path) -> None:
+    judged = judge(read_matrix(windows))
+    (chart,) = sweep_charts(judged)
+    assert chart.difference is not None and chart.loss is not None
+    (ra,) = chart.difference.series
+    assert (ra.label, list(ra.x)) == ("5 ra", [8, 16, 64])
+    assert chart.difference.scale == "log" and chart.difference.margin == 0.003
+    verdicts_of = {
+        c.arm.coordinates["ra_window"]: c.at_steps for c in judged.comparisons
+    }
+    for x, y, low, high in zip(ra.x, ra.y, ra.low, ra.high, strict=True):
+        interval = verdicts_of[x].interval
+        assert interval is not None
+        assert (y, low, high) == (verdicts_of[x].mean, interval.low, interval.high)
+    arms = {arm.label: arm for arm in judged.arms}
+    losses, base = chart.loss.series
+    assert losses.y[1] == arms["5 ra/ra_window=16"].mean("val_loss")
+    assert base.is_level and base.y == (arms["0 baseline"].mean("val_loss"),)
+
+
+def test_report_draws_sweeps_and_removes_stale_charts(windows: Path) -> None:
+    stale = windows / "plots" / "sweep-old.png"
+    stale.parent.mkdir()
+    stale.write_bytes(b"")
+    matrix = read_matrix(windows)
+    judged = judge(matrix)
+    write_plots(judged, stale.parent)
+    assert not stale.exists() and (stale.parent / "sweep-ra_window.png").is_file()
+    assert "plots/sweep-ra_window.png" in markdown_report(matrix, judged, "x")
+    page = html_report(matrix, judged, "x")
+    assert '<th scope="col" class="number">16</th>' in page
+    text = page.partition('id="data">')[2].partition("</script>")[0]
+    (sweep,) = json.loads(text)["sweeps"]
+    assert [tick for _, tick in sweep["loss"]["ticks"]] == ["8", "16", "64"]
+    assert [one["is_level"] for one in sweep["loss"]["series"]] == [False, True]
 
 
 def test_compare_wants_one_arm(windows: Path) -> None:
