@@ -321,7 +321,7 @@ def power(
 @functools.lru_cache(maxsize=1024)
 def _bounds(seeds: int, comparisons: int, alpha: float) -> tuple[Array, Array]:
     """Bound on sqrt(seeds) |d|, and own standard deviation, for arms of unit noise."""
-    arms, c = comparisons + 1, _c(seeds, comparisons, alpha)
+    arms, c = comparisons + 1, planned_c(seeds, lambda n: _c_at(n, comparisons, alpha))
     count = PLANNING_DRAWS // (1 if seeds <= MANY_SEEDS else 10)
     bounds, owns = [], []
     for _, residuals in draws(arms, seeds, lambda _: np.ones((arms, 1)), count):
@@ -333,12 +333,11 @@ def _bounds(seeds: int, comparisons: int, alpha: float) -> tuple[Array, Array]:
     return np.concatenate(bounds), np.concatenate(owns)
 
 
-def _c(seeds: int, comparisons: int, alpha: float) -> float:
-    """c for one shared partner, linear in 1 / seeds between the knots."""
+def planned_c(seeds: int, c_at: Callable[[int], float]) -> float:
+    """c for planning: ``c_at(knot)``, linear in 1 / seeds between the knots."""
     above = next((knot for knot in _KNOTS if knot >= seeds), _KNOTS[-1])
     below = next((knot for knot in reversed(_KNOTS) if knot <= seeds), _KNOTS[0])
-    places = [1 / above, 1 / below]
-    values = [_c_at(knot, comparisons, alpha) for knot in (above, below)]
+    places, values = [1 / above, 1 / below], [c_at(knot) for knot in (above, below)]
     return float(np.interp(1 / seeds, places, values))
 
 

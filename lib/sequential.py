@@ -18,12 +18,13 @@ false discoveries  LORD++ of Ramdas et al. 2017, arXiv 1710.00499, after Javanma
 A difference d over n seeds is found at alpha_j if
 
 pooled   n d^2 is larger than c times the variance of a difference that is estimated
-         from all arms tested so far, and the guards of lib/pooled.py (own, partner,
-         arm) pass at the level of the whole series. c gives false findings with
-         probability 0.9 alpha_j in each of four worlds: arms of equal noise, a partner
-         1.5 times as noisy, standard deviations that are lognormal over the arms (sigma
-         0.7), and every tenth arm 6 times as noisy as the rest
-alone    or its paired t test alone has p <= 0.1 alpha_j
+         from all arms tested so far, and the guards of lib/pooled_variance.py (own,
+         partner, arm) pass at the level of the whole series. c gives false findings
+         with a share of alpha_j in each of four worlds: arms of equal noise, a
+         partner 1.5 times as noisy, standard deviations that are lognormal over the
+         arms (sigma 0.7), and every tenth arm 6 times as noisy as the rest
+alone    or its paired t test alone finds it at the rest of alpha_j: a tenth with up to
+         five seeds, and half with more
 
 The levels are small, down to 1e-5, so the probability is not counted in simulated
 draws: given the noise of a draw, d is normal, and its tail is computed.
@@ -38,7 +39,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from lib import pooled, stats
+from lib import pooled_variance, stats
 
 Array = np.ndarray
 
@@ -46,6 +47,8 @@ DECAY = 1.6  # of the levels, as in the experiments of Tian and Ramdas 2021
 LORD_START = 0.5  # share of alpha that the series starts with, W_0 of LORD++
 MOST_ARMS = 40  # rows that the noise is estimated from; more change little
 DRAWS = 20_000  # comparisons that are simulated, for each world
+PLANNING_DRAWS = 5_000
+FEW_SEEDS = 5
 NOISY_SHARE, NOISY_FACTOR = 0.1, 6.0
 GRID = np.geomspace(0.3, 1e6, 150)  # statistics at which p is computed
 
@@ -83,6 +86,12 @@ def lord_level(alpha: float, levels: Sequence[float], found: Sequence[bool]) -> 
     return level
 
 
+def share_alone(seeds: int) -> float:
+    """Share of a level for the paired t test alone: with few seeds it has little power
+    at such levels, and with many it does not need the other arms."""
+    return 0.1 if seeds <= FEW_SEEDS else 0.5
+
+
 # ---- the test -------------------------------------------------------------------
 
 
@@ -112,32 +121,47 @@ def sequential_test(
     alone = stats.t_test(differences, rounding)
     sample = stats.describe(differences, rounding)
     assert alone is not None
-    if arms < pooled.MIN_ARMS:
+    if arms < pooled_variance.MIN_ARMS:
         t = stats.t_quantile(1 - level / 2, seeds - 1)
         return Outcome(alone, t * sample.error)
     residuals = (losses - losses.mean(axis=1, keepdims=True))[None]
-    noise = pooled.variances(residuals, ((0, 1),), seeds)
+    noise = pooled_variance.variances(residuals, ((0, 1),), seeds)
     bound = float(noise.bound(alpha, rounding)[0, 0])
     variance = float(noise.pooled[0, 0]) + seeds * rounding
-    squared, p = seeds * sample.mean**2, alone / pooled.ALONE
+    squared, p = seeds * sample.mean**2, alone / share_alone(seeds)
     if squared > bound and variance > 0:
         p = min(p, float(p_pooled(squared / variance, arms, seeds, alpha)))
     bound = max(bound, critical_value(arms, seeds, alpha, level) * variance)
-    alone_bound = float(noise.bound_alone(level, 1, rounding)[0, 0])
-    return Outcome(min(1.0, p), float(np.sqrt(min(bound, alone_bound) / seeds)))
+    bound = min(bound, float(_bound_alone(noise, level, rounding)[0, 0]))
+    return Outcome(min(1.0, p), float(np.sqrt(bound / seeds)))
+
+
+def _bound_alone(
+    noise: pooled_variance.Variances, level: float, rounding: float
+) -> Array:
+    """Smallest seeds * d^2 that the paired t test alone finds."""
+    t_squared = pooled_variance.t_squared(
+        share_alone(noise.seeds) * level, noise.seeds - 1
+    )
+    found: Array = t_squared * (noise.own + noise.seeds * rounding)
+    return found
 
 
 def p_pooled(statistic: Array | float, arms: int, seeds: int, alpha: float) -> Array:
     """p of n d^2 / pooled variance where the guards pass."""
     tail, at = log_tail(arms, seeds, alpha), np.maximum(statistic, GRID[0])
-    p: Array = np.exp(np.interp(np.log(at), np.log(GRID), tail)) / (1 - pooled.ALONE)
+    p: Array = np.exp(np.interp(np.log(at), np.log(GRID), tail)) / (
+        1 - share_alone(seeds)
+    )
     return p
 
 
-def critical_value(arms: int, seeds: int, alpha: float, level: float) -> float:
-    """c of the pooled condition at a level."""
-    tail = log_tail(arms, seeds, alpha)
-    wanted = np.log(level * (1 - pooled.ALONE))
+def critical_value(
+    arms: int, seeds: int, alpha: float, level: float, count: int = DRAWS
+) -> float:
+    """c of the pooled condition at a level, from so many simulated comparisons."""
+    tail = log_tail(arms, seeds, alpha, count)
+    wanted = np.log(level * (1 - share_alone(seeds)))
     return float(np.exp(np.interp(-wanted, -tail, np.log(GRID))))
 
 
@@ -145,10 +169,10 @@ def critical_value(arms: int, seeds: int, alpha: float, level: float) -> float:
 
 
 @functools.lru_cache(maxsize=512)
-def log_tail(arms: int, seeds: int, alpha: float) -> Array:
+def log_tail(arms: int, seeds: int, alpha: float, count: int = DRAWS) -> Array:
     """log P(statistic > x, and the guards pass) without any difference, for each x of
     GRID; the largest over the worlds."""
-    found = [_tail(*_null(arms, seeds, alpha, world)) for world in WORLDS]
+    found = [_tail(*_null(arms, seeds, alpha, world, count)) for world in WORLDS]
     return np.log(np.maximum(np.max(found, axis=0), 1e-300))
 
 
@@ -162,7 +186,7 @@ World = Callable[[np.random.Generator, int, int], Array]  # sds, (size, arms)
 
 
 def _null(
-    arms: int, seeds: int, alpha: float, world: World
+    arms: int, seeds: int, alpha: float, world: World, count: int
 ) -> tuple[Array, Array, Array]:
     """Bound of the guards, pooled variance, and true sd of sqrt(n) d, by draw and
     comparison; all arms but row 0 are compared with it."""
@@ -174,8 +198,8 @@ def _null(
 
     pairs = tuple((arm, 0) for arm in range(1, arms))
     parts = []
-    for _, residuals in pooled.draws(arms, seeds, noise, DRAWS // (arms - 1)):
-        found = pooled.variances(residuals, pairs, seeds)
+    for _, residuals in pooled_variance.draws(arms, seeds, noise, count // (arms - 1)):
+        found = pooled_variance.variances(residuals, pairs, seeds)
         sd = np.sqrt(np.square(scales[-1][:, 1:]) + np.square(scales[-1][:, :1]))
         parts.append((found.bound(alpha), found.pooled, sd))
     bound, variance, sd = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -188,12 +212,14 @@ def _equal(random: np.random.Generator, size: int, arms: int) -> Array:
 
 def _noisy_partner(random: np.random.Generator, size: int, arms: int) -> Array:
     scale = np.ones((size, arms))
-    scale[:, 0] = pooled.HUB_NOISE
+    scale[:, 0] = pooled_variance.HUB_NOISE
     return scale
 
 
 def _lognormal(random: np.random.Generator, size: int, arms: int) -> Array:
-    return np.exp(pooled.SPREAD_OF_NOISE * random.standard_normal((size, arms)))
+    return np.exp(
+        pooled_variance.SPREAD_OF_NOISE * random.standard_normal((size, arms))
+    )
 
 
 def _noisy_arms(random: np.random.Generator, size: int, arms: int) -> Array:
@@ -223,7 +249,7 @@ def power(
     sd is that of a paired difference; arms is the number of rows of the test, all of
     the same noise. With two, the power of the paired t test.
     """
-    if arms < pooled.MIN_ARMS:
+    if arms < pooled_variance.MIN_ARMS:
         return stats.power_of_difference(delta, sd, seeds, level, margin)
     if seeds < stats.MIN_SEEDS:
         return 0.0
@@ -239,12 +265,17 @@ def power(
 @functools.lru_cache(maxsize=256)
 def _bounds(arms: int, seeds: int, alpha: float, level: float) -> tuple[Array, Array]:
     """Bound on sqrt(seeds) |d|, and own standard deviation, for arms of unit noise."""
-    c, bounds, owns = critical_value(arms, seeds, alpha, level), [], []
+    c = pooled_variance.planned_c(
+        seeds, lambda n: critical_value(arms, n, alpha, level, PLANNING_DRAWS)
+    )
+    bounds, owns = [], []
     pairs = tuple((arm, 0) for arm in range(1, arms))
-    count = pooled.PLANNING_DRAWS // (arms - 1)
-    for _, residuals in pooled.draws(arms, seeds, lambda _: np.ones((arms, 1)), count):
-        found = pooled.variances(residuals, pairs, seeds)
+    count = PLANNING_DRAWS // (arms - 1)
+    for _, residuals in pooled_variance.draws(
+        arms, seeds, lambda _: np.ones((arms, 1)), count
+    ):
+        found = pooled_variance.variances(residuals, pairs, seeds)
         bound = np.maximum(found.bound(alpha), c * found.pooled)
-        bounds.append(np.sqrt(np.minimum(bound, found.bound_alone(level, 1, 0.0))))
+        bounds.append(np.sqrt(np.minimum(bound, _bound_alone(found, level, 0.0))))
         owns.append(np.sqrt(found.own))
     return np.concatenate(bounds), np.concatenate(owns)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 from scipy import special
 
-from lib import pooled, sequential
+from lib import pooled_variance, sequential
 
 Levels = Callable[[float, list[float], list[bool]], float]
 
@@ -25,15 +25,17 @@ def p_values(losses: np.ndarray, alpha: float = 0.05) -> np.ndarray:
         seen = residuals[:, [arm, 0, *before]]
         own = np.square(residuals[:, arm] - residuals[:, 0]).sum(axis=1) / (seeds - 1)
         alone = 2 * special.stdtr(seeds - 1, -np.sqrt(d2 / own))
-        if seen.shape[1] < pooled.MIN_ARMS:
+        if seen.shape[1] < pooled_variance.MIN_ARMS:
             p[:, arm - 1] = alone
             continue
-        noise = pooled.variances(seen, ((0, 1),), seeds)
+        noise = pooled_variance.variances(seen, ((0, 1),), seeds)
         ratio = d2 / noise.pooled[:, 0]
         of_pooled = sequential.p_pooled(ratio, seen.shape[1], seeds, alpha)
         passes = d2 > noise.bound(alpha)[:, 0]
         by_pool = np.where(passes, of_pooled, 1.0)
-        p[:, arm - 1] = np.minimum(1, np.minimum(alone / pooled.ALONE, by_pool))
+        p[:, arm - 1] = np.minimum(
+            1, np.minimum(alone / sequential.share_alone(seeds), by_pool)
+        )
     return p
 
 
