@@ -13,7 +13,7 @@ BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE JSON
 SPEED_OPTIONS := BATCHES PROMPT_TOKENS NEW_TOKENS CONTEXTS PEERS REPEATS JSON
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS \
+	ARMS SD MARGIN LOOKS FAMILY SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS \
 	$(SAMPLE_OPTIONS) $(EXPORT_OPTIONS) $(EVAL_OPTIONS) $(BENCH_OPTIONS) $(SPEED_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 OF_MATRIX := all quickstart run continue rerun dry-run estimate as-trained budget status stop
@@ -43,6 +43,7 @@ READ_ARMS := plan
 READ_SD := plan
 READ_MARGIN := quickstart report compare plan
 READ_LOOKS := report compare plan
+READ_FAMILY := report plan
 READ_SBATCH := sbatch
 READ_FORCE := data
 # The targets that accept settings.
@@ -138,7 +139,7 @@ sbatch: config.py | setup ## print missing runs as a Slurm array (SBATCH='--part
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
 report: $(if $(REPORTED),,config.py) | setup ## tables, plots, verdicts (RESULTS=folder or zip; a,b merges)
-	$(PY) scripts/report.py --config config.py $(foreach o,MARGIN LOOKS OUT,$(call option,$o)) \
+	$(PY) scripts/report.py --config config.py $(foreach o,MARGIN LOOKS FAMILY OUT,$(call option,$o)) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
 	$(PY) scripts/audit.py --config config.py $(WITH) $(foreach \
@@ -181,7 +182,7 @@ dry-run: config.py | setup ## list every job and its settings, verify each step
 	$(MATRIX) --dry-run
 plan: $(if $(wildcard .config),config.py) | setup ## seeds needed to detect DELTA=0.003 (POWER, ARMS, SD, RESULTS)
 	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
-		o,DELTA POWER ARMS SD MARGIN LOOKS,$(call option,$o)) $(if \
+		o,DELTA POWER ARMS SD MARGIN LOOKS FAMILY,$(call option,$o)) $(if \
 		$(REPORTED),--results=$(call arg,$(REPORTED)))
 estimate: config.py | setup ## time a few updates of each arm: hours, memory, disk
 	$(MATRIX) --estimate

@@ -39,6 +39,11 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}%"
 
 
+def level(value: float) -> str:
+    """Level of a test, which may be small: "2.2%", "0.0014%"."""
+    return f"{100 * value:.2g}%"
+
+
 def duration(seconds: float | None) -> str:
     """65 -> "1:05", 3700 -> "1:01:40", 0.4 -> "0.4 s"."""
     if seconds is None:

@@ -39,14 +39,14 @@ from gpt2.report.compare import (
     shown,
     side_by_side,
 )
-from gpt2.report.evidence import Rules
+from gpt2.report.evidence import TOGETHER, Rules
 from gpt2.report.grades import INCONCLUSIVE, INVALID, UNMATCHED
 from gpt2.report.lines import difference_text, grade_text
 from gpt2.report.sentences import seeds_lines
-from gpt2.report.verdict_rules import rules_for
+from gpt2.report.series import read_series
+from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.settings.configuration import results_of
 from lib import human
-from lib.number_option import COUNT, LOSS, add_number
 from lib.terminal import report_console
 
 FORMS = {
@@ -70,12 +70,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         results = results_of(options.config)
         a, b = (find_subject(name, results) for name in (options.a, options.b))
         runs = [run for arm in (*a.arms, *b.arms) for run in arm.runs]
-        asked = {"margin": options.margin, "looks": options.looks}
+        asked = asked_rules(options) | {"family": TOGETHER}
         rules = rules_for(Path(options.config), runs, **asked)
+        series = None if results is None else read_series(results)
     except (ValueError, OSError) as error:
         print(f"compare: {error}", file=sys.stderr)
         return 2
-    show(report_console(), a, b, side_by_side(a, b, rules), rules)
+    console = report_console()
+    show(console, a, b, side_by_side(a, b, rules), rules)
+    if series is not None:
+        console.print(
+            f"{results} has a sequential family: this comparison is not one of its "
+            "tests, and its verdict has no part in the promise of the series."
+        )
     return 0
 
 
@@ -86,10 +93,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument(
         "--config", default="config.py", help="where steps are looked up"
     )
-    margin = "difference in nats that does not matter; default: as configured"
-    add_number(found, "MARGIN", LOSS, help=margin)
-    looks = "planned reports as seeds are added; default: as configured"
-    add_number(found, "LOOKS", COUNT, help=looks)
+    add_rule_options(found, family=False)
     return found
 
 

@@ -33,7 +33,7 @@ from rich.text import Text
 from gpt2.plan.budget import budget
 from gpt2.plan.planning import make_plan
 from gpt2.report.evidence import Rules
-from gpt2.report.noise import KNOWN_PARAMETERS, is_known, power_with
+from gpt2.report.noise import KNOWN_PARAMETERS, Family, is_known, power_with
 from gpt2.report.power import (
     Spread,
     comparisons_of,
@@ -43,7 +43,8 @@ from gpt2.report.power import (
     plan_seeds,
 )
 from gpt2.report.read_results import read_matrix
-from gpt2.report.verdict_rules import rules_for
+from gpt2.report.series import Series
+from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import load, results_of
 from lib import human, stats
@@ -59,20 +60,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         config = Path(options.config)
         rules = rules_for(
             config,
-            margin=options.margin,
-            looks=options.looks,
+            **asked_rules(options),
             alpha=options.alpha,
             power=options.power,
         )
-        judged = judged_results(options.results, config)
+        judged = judged_results(options.results, config, rules)
         found = spreads(options.sd, judged, config)
     except (ValueError, OSError) as error:
         print(f"plan: {error}", file=sys.stderr)
         return 2
-    arms = options.arms or (comparisons_of(judged) if judged else 0) or 1
     delta = rules.margin if options.delta is None else options.delta
-    show(found, delta, arms, rules)
+    show(found, delta, family_of(options.arms, judged, rules), rules)
     return 0
+
+
+def family_of(arms: int | None, judged: Judgement | None, rules: Rules) -> Family:
+    """Comparisons that share the error, or the test of a series that is planned."""
+    series = judged.series if judged else None
+    if series is None and not rules.is_sequential:
+        return Family(arms or (comparisons_of(judged) if judged else 0) or 1)
+    series = series or Series(rules.family, rules.alpha)
+    number = max(arms or 0, len(series.tests) + 1)
+    level = series.next_level(number - len(series.tests) - 1)
+    return Family(number, level)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -84,10 +94,7 @@ def parser() -> argparse.ArgumentParser:
     number("DELTA", LOSS, help=delta)
     number("POWER", SHARE, default=rules.power, help="probability of detecting it")
     number("ALPHA", SHARE, default=rules.alpha, help="family-wise error")
-    margin = "margin of NEUTRAL, nats; default: as configured"
-    number("MARGIN", LOSS, help=margin)
-    looks = "planned reports as seeds are added; default: as configured"
-    number("LOOKS", COUNT, help=looks)
+    add_rule_options(found)
     number("ARMS", COUNT, help="comparisons; default: those of the results, or 1")
     number("SD", LOSS, help="standard deviation of a run over seeds, nats")
     add("--results", help="results directory to measure the noise in")
@@ -95,13 +102,13 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def judged_results(results: str | None, config: Path) -> Judgement | None:
+def judged_results(results: str | None, config: Path, rules: Rules) -> Judgement | None:
     """Judge the results in which noise is measured; configured ones may not exist
     yet."""
-    if results is not None:
-        return judge(read_matrix(results))
-    root = results_of(config)
-    return judge(read_matrix(root)) if root is not None and root.is_dir() else None
+    root = results_of(config) if results is None else Path(results)
+    if root is None or (results is None and not root.is_dir()):
+        return None
+    return judge(read_matrix(root), Rules(alpha=rules.alpha, family=rules.family))
 
 
 def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Spread]:
@@ -132,36 +139,49 @@ def sizes_of(config: Path, judged: Judgement | None) -> list[float | None]:
     return [budget(job.settings).parameters for job in make_plan(load(config)).jobs]
 
 
-def show(found: list[Spread], delta: float, arms: int, rules: Rules) -> None:
+def show(found: list[Spread], delta: float, family: Family, rules: Rules) -> None:
     console = report_console()
-    count = "1 comparison" if arms == 1 else f"{arms} comparisons"
-    looks = f" in {rules.looks} looks" if rules.looks > 1 else ""
     console.print(
-        f"Seeds of each arm for {rules.power:.0%} power at a family-wise error of "
-        f"{rules.alpha:.0%} over {count}{looks}:"
+        f"Seeds of each arm for {rules.power:.0%} power at {error_of(family, rules)}:"
     )
-    console.print(needed(found, delta, arms, rules))
+    console.print(needed(found, delta, family, rules))
     if delta < rules.margin:
         console.print(
             f"{delta:g} is within the margin of ±{rules.margin:g}: with more seeds "
             'than "only" it is graded NEUTRAL. If it matters, lower REPORT_MARGIN.'
         )
-    if rules.looks == 1:
+    if family.level is not None:
+        console.print(
+            "Run that number at once: more seeds after the test are a further test, at "
+            "the next level."
+        )
+    elif rules.looks == 1:
         console.print(
             "Run that number at once: adding seeds until a verdict appears produces "
             "false findings. LOOKS=3 plans for three reports."
         )
     console.print("Smallest detectable difference by number of seeds:")
-    console.print(detectable(found, arms, rules))
+    console.print(detectable(found, family, rules))
 
 
-def needed(found: list[Spread], delta: float, arms: int, rules: Rules) -> Table:
+def error_of(family: Family, rules: Rules) -> str:
+    """Error that the tests keep, in words."""
+    number = family.number
+    if family.level is not None:
+        level = human.level(family.level)
+        return f"a level of {level}, that of test {number} of a sequential family"
+    count = "1 comparison" if number == 1 else f"{number} comparisons"
+    looks = f" in {rules.looks} looks" if rules.looks > 1 else ""
+    return f"a family-wise error of {rules.alpha:.0%} over {count}{looks}"
+
+
+def needed(found: list[Spread], delta: float, family: Family, rules: Rules) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = (f"to detect ±{delta:g}", f"to grade 0 NEUTRAL within ±{rules.margin:g}")
     for head in ("noise of a difference", "sd", *heads):
         table.add_column(head, justify="left" if head.startswith("noise") else "right")
     for spread in found:
-        numbers = plan_seeds(spread, delta, arms, rules)
+        numbers = plan_seeds(spread, delta, family, rules)
         find = seeds_text(numbers.find, delta < rules.margin)
         cells = [find, seeds_text(numbers.exclude)]
         table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *cells)
@@ -178,25 +198,25 @@ def seeds_text(found: stats.Seeds | None, falls: bool = False) -> str:
     return f"{' to '.join(map(str, ends))} only"
 
 
-def detectable(found: list[Spread], arms: int, rules: Rules) -> Table:
+def detectable(found: list[Spread], family: Family, rules: Rules) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("seeds", justify="right")
     for spread in found:
         table.add_column(Text(f"sd {spread.sd:.4f}"), justify="right")
     for n in SHOWN_SEEDS:
-        row = (smallest(spread.sd, n, arms, rules) for spread in found)
+        row = (smallest(spread.sd, n, family, rules) for spread in found)
         table.add_row(str(n), *(f"{value:.4f}" for value in row))
     return table
 
 
-def smallest(sd: float, seeds: int, arms: int, rules: Rules) -> float:
+def smallest(sd: float, seeds: int, family: Family, rules: Rules) -> float:
     """Smallest difference that is detected with this number of seeds.
 
     Rounded up to the digits shown, so that the difference in the table is detected.
     """
 
     def chance(delta: float) -> float:
-        return power_with(delta, sd, rules, arms, True, rules.margin)(seeds)
+        return power_with(delta, sd, rules, family, True, rules.margin)(seeds)
 
     found = stats.detectable_difference(chance, sd, rules.power)
     return math.ceil(1e4 * found - 1e-3) / 1e4

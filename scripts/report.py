@@ -31,12 +31,12 @@ from gpt2.report.results import MatrixResults
 from gpt2.report.summary import write_summary
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import price_of, read_timeline, time_lines
-from gpt2.report.verdict_rules import rules_for
-from gpt2.report.verdicts import Judgement, judge
+from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
+from gpt2.report.verdicts import Judgement, judge_and_record
 from gpt2.settings.configuration import results_of
 from lib.atomic_files import DiskFull, atomic_write_text
 from lib.files import Linked
-from lib.number_option import COUNT, LOSS, SHARE, add_number
+from lib.number_option import SHARE, add_number
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,15 +45,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         root = results_directory(options.results, options.config, options.out)
         matrix = read_matrix(root)
         config = None if options.results else Path(options.config)
-        asked = {"margin": options.margin, "looks": options.looks}
-        rules = rules_for(config, matrix.runs, **asked, alpha=options.alpha)
+        asked = asked_rules(options) | {"alpha": options.alpha}
+        rules = rules_for(config, matrix.runs, **asked)
         price = price_of(config, matrix)
         if not matrix.runs:
             raise ValueError(f"no runs in {root}: `make` writes its results there")
+        judged = judge_and_record(matrix, rules)
+    except DiskFull as error:
+        print(f"report: {error}", file=sys.stderr)
+        return 6
     except (ValueError, OSError) as error:
         print(f"report: {error}", file=sys.stderr)
         return 2
-    judged, times = judge(matrix, rules), read_timeline(matrix)
+    times = read_timeline(matrix)
     if not options.quiet:
         from gpt2.report.terminal import show
 
@@ -84,10 +88,7 @@ def parser() -> argparse.ArgumentParser:
     merged = "folder for merged results; default: next to the first, NAME-merged"
     add("--out", type=Path, help=merged)
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
-    margin = "difference in nats that does not matter; default: as configured"
-    add_number(found, "MARGIN", LOSS, help=margin)
-    looks = "planned reports as seeds are added; default: as configured"
-    add_number(found, "LOOKS", COUNT, help=looks)
+    add_rule_options(found)
     alpha = "family-wise error of the verdicts (default %(default)s)"
     add_number(found, "ALPHA", SHARE, default=rules.alpha, help=alpha)
     add("--no-plots", dest="plots", action="store_false", help="write no PNG")

@@ -348,17 +348,21 @@ def show_table(plan: Plan) -> None:
     from gpt2.report.read_results import read_matrix
     from gpt2.report.terminal import show
     from gpt2.report.timeline_report import read_timeline, time_lines
-    from gpt2.report.verdicts import judge
+    from gpt2.report.verdicts import judge_and_record
 
+    configured = plan.base.matrix
     try:
         found = read_matrix(plan.output_dir)
+        rules = Rules(
+            margin=configured.report_margin,
+            looks=configured.report_looks,
+            family=configured.report_family,
+        )
+        judged = judge_and_record(found, rules)
     except (ValueError, OSError) as error:  # the runs themselves came to their end
         print(f"no table: {error}", file=sys.stderr)
         return
     print(flush=True)
-    configured = plan.base.matrix
-    rules = Rules(margin=configured.report_margin, looks=configured.report_looks)
-    judged = judge(found, rules)
     show(found, judged)
     times = read_timeline(found)
     print("\n".join(time_lines(times, judged, configured.price_per_gpu_hour)))

@@ -16,13 +16,14 @@ from gpt2.plan.names import (
 )
 from gpt2.report.evaluations import EVAL_FILE
 from gpt2.report.read_results import MERGED_FILE, RUN_FILES, read_matrix
+from gpt2.report.series import LEDGER_FILE
 from lib.bundle import unpack_bundle, write_bundle
 from lib.jobs.run_files import GPU_FILE, LOG_FILE, SAMPLES_FILE, STATUS_FILE
 
 REPORT_FILES = ("REPORT.md", "results.csv", "summary.json")
 OF_MATRIX = (
     *(*REPORT_FILES, "report.html", MATRIX_FILE, MERGED_FILE),
-    *(ESTIMATES_FILE, RUNNER_FILE, STEPS_COPY),
+    *(ESTIMATES_FILE, RUNNER_FILE, STEPS_COPY, LEDGER_FILE),
 )
 OF_RUN = (
     *(*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE, EVAL_FILE, SAMPLES_FILE),

@@ -105,6 +105,12 @@ def _ratio(line: Line) -> float | None:
     return ratio_of(line.arm.runs[0]) if line.arm.runs else None
 
 
+def _test_text(verdict: Verdict | None) -> str:
+    if verdict is None or verdict.test is None or verdict.level is None:
+        return human.NONE
+    return f"{verdict.test} at {human.level(verdict.level)}"
+
+
 COLUMNS: tuple[Column, ...] = (
     Column(
         "step",
@@ -164,6 +170,13 @@ COLUMNS: tuple[Column, ...] = (
         "p of no difference, corrected over all arms, by the test that decides",
         lambda line: v.p_deciding if (v := _steps(line)) else None,
         lambda line: p_text(v.p_deciding if (v := _steps(line)) else None),
+    ),
+    Column(
+        "test",
+        "test",
+        "Number of its test in the sequential family, and the level",
+        lambda line: v.test if (v := _steps(line)) else None,
+        lambda line: _test_text(_steps(line)),
     ),
     _measure("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
     _measure("val_accuracy", "accuracy", "Next-token accuracy", human.percent),
@@ -263,6 +276,7 @@ COLUMNS: tuple[Column, ...] = (
 )
 COLUMN = {column.key: column for column in COLUMNS}
 BY_DEFAULT_ABSENT = (
+    "test",
     *("bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
     *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes"),
     *("heads_left", "kv_change", "decode_change", "forward_change"),

@@ -31,11 +31,16 @@ ACTING = (
 )  # settings that must have an effect
 
 
+TOGETHER, SEQUENTIAL, FDR = "together", "sequential", "sequential-fdr"
+FAMILIES = (TOGETHER, SEQUENTIAL, FDR)
+
+
 @dataclass(frozen=True, slots=True)
 class Rules:
     """Parameters of the grading; recorded with the grades."""
 
-    alpha: float = 0.05  # family-wise error over the comparisons of a matrix
+    alpha: float = 0.05  # family-wise error, or share of false findings with FDR
+    family: str = TOGETHER  # how the comparisons share alpha: one of FAMILIES
     looks: int = 1  # planned reports as seeds are added, which share alpha
     margin: float = 0.003  # nats; Kconfig's default, for results without one
     power: float = 0.8  # for the number of seeds needed
@@ -47,8 +52,20 @@ class Rules:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in (0, 1)")
         if self.looks < 1:
             raise ValueError(f"looks={self.looks} must be at least 1")
+        if self.family not in FAMILIES:
+            names = ", ".join(FAMILIES)
+            raise ValueError(f"family={self.family!r} must be one of {names}")
+        if self.is_sequential and self.looks > 1:
+            raise ValueError(
+                f"looks={self.looks} with family={self.family}: a look after more "
+                "seeds is a further test of the series, so REPORT_LOOKS must be 1"
+            )
         if not (self.margin > 0 and math.isfinite(self.margin)):
             raise ValueError(f"margin={self.margin} must be a positive loss in nats")
+
+    @property
+    def is_sequential(self) -> bool:
+        return self.family != TOGETHER
 
     @property
     def alpha_of_look(self) -> float:

@@ -38,6 +38,7 @@ from typing import Any
 from gpt2.report.evidence import Evidence, Rules
 from gpt2.report.noise import Design, seeds_to_decide
 from gpt2.report.pooling import Pooled
+from gpt2.report.series import SeriesTest
 from lib import stats
 
 SUPPORTED, NEUTRAL, HARMFUL = "SUPPORTED", "NEUTRAL", "HARMFUL"
@@ -61,13 +62,26 @@ class Verdict:
     p_holm: float | None = None
     p_pooled: float | None = None  # pooled test, corrected over all comparisons
     p_equivalent_holm: float | None = None
+    test: int | None = None  # its number in a sequential family
+    level: float | None = None  # of that test
+    p_series: float | None = None  # p of that test, times alpha / level
+    p_equivalent_series: float | None = None
     seeds_needed: int | None = None  # set if INCONCLUSIVE and not too many
     seconds: float | None = None  # the common time budget, where there is one
 
     @property
     def p_deciding(self) -> float | None:
         """Corrected p of the test that decides whether there is a difference."""
+        if self.p_series is not None:
+            return self.p_series
         return self.p_holm if self.p_pooled is None else self.p_pooled
+
+    @property
+    def p_equivalent(self) -> float | None:
+        """Corrected p of the equivalence test."""
+        if self.p_series is not None:
+            return self.p_equivalent_series
+        return self.p_equivalent_holm
 
     def to_json(self) -> dict[str, Any]:
         data = dataclasses.asdict(self) | {"p_deciding": self.p_deciding}
@@ -121,6 +135,34 @@ def grade_family(
     return verdicts
 
 
+def grade_test(
+    sample: Differences, rules: Rules, test: SeriesTest | None, is_own: bool
+) -> Verdict:
+    """Grade of one comparison of a sequential family; without a test INCONCLUSIVE.
+
+    is_own: these are the differences that were tested, and not those at equal time,
+    which have the paired t test at the same level.
+    """
+    verdict, (p, q) = ungraded(sample, rules), _tests(sample, rules)
+    if test is not None and p is not None and q is not None:
+        assert verdict.mean is not None
+        scale = rules.alpha / test.level
+        family = stats.t_interval(sample.differences, test.level, sample.rounding)
+        if is_own:
+            ends = verdict.mean - test.half_width, verdict.mean + test.half_width
+            family = stats.Interval(*ends)
+        verdict = dataclasses.replace(
+            verdict,
+            family_interval=family,
+            p=p,
+            test=test.number,
+            level=test.level,
+            p_series=min(1.0, scale * (test.p if is_own else p)),
+            p_equivalent_series=min(1.0, scale * q),
+        )
+    return dataclasses.replace(verdict, grade=_grade(verdict, rules))
+
+
 def _with_pooled(verdict: Verdict, found: Pooled) -> Verdict:
     assert verdict.mean is not None
     ends = (verdict.mean - found.half_width, verdict.mean + found.half_width)
@@ -158,10 +200,10 @@ def _grade(verdict: Verdict, rules: Rules) -> str:
         return INVALID
     if verdict.p_deciding is None:
         return INCONCLUSIVE
-    assert verdict.p_equivalent_holm is not None
+    assert verdict.p_equivalent is not None
     # Equivalence first: a difference within the margin is NEUTRAL even if it is not 0.
     # Each kind of claim keeps its own family-wise error, whatever the order.
-    if verdict.p_equivalent_holm < rules.alpha_of_look:
+    if verdict.p_equivalent < rules.alpha_of_look:
         return NEUTRAL
     if verdict.p_deciding < rules.alpha_of_look:
         return SUPPORTED if verdict.mean < 0 else HARMFUL

@@ -36,10 +36,10 @@ from gpt2.report.samples import sample_prompts
 from gpt2.report.sentences import (
     BEST_OF_SWEEP,
     control_lines,
+    family_lines,
     headline,
     method,
     noise_lines,
-    seeds_lines,
 )
 from gpt2.report.sweep_tables import SWEEP, SweepChart, sweep_charts
 from gpt2.report.timeline import Timeline
@@ -139,7 +139,7 @@ def html_report(
         noise=[
             *matrix.merged,
             *noise_lines(judged),
-            *seeds_lines(judged.comparisons, judged.rules),
+            *family_lines(judged),
         ],
         method=method(judged),
         columns=columns,

@@ -16,10 +16,10 @@ from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
     BEST_OF_SWEEP,
     control_lines,
+    family_lines,
     headline,
     method,
     noise_lines,
-    seeds_lines,
 )
 from gpt2.report.sweep_tables import SWEEP, sweep_tables
 from gpt2.report.verdicts import Judgement
@@ -37,7 +37,7 @@ def markdown_report(
         " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
         f"{headline(matrix)}. {escape(' '.join(noise_lines(judged)))}",
         "\n".join(f"- {escape(line)}" for line in matrix.merged),
-        escape(" ".join(seeds_lines(judged.comparisons, judged.rules))),
+        escape(" ".join(family_lines(judged))),
         "## Verdicts",
         _main_table(judged),
         _remarks(judged),
@@ -100,7 +100,9 @@ def _table(lines: list[Line], columns: list[Column]) -> str:
 
 
 def _main_table(judged: Judgement) -> str:
-    keys = "step title seeds val_loss difference interval p_deciding val_perplexity"
+    keys = (
+        "step title seeds val_loss difference interval p_deciding test val_perplexity"
+    )
     return _columns_table(judged, [*keys.split(), "val_accuracy", "grade"])
 
 

@@ -18,6 +18,7 @@ from gpt2.report.bundle import ALLOWED, OF_RUN, is_bundle, open_bundle
 from gpt2.report.checklist import ENVIRONMENT, KERNELS
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
+from gpt2.report.series import Series, carried, read_series, write_series
 from gpt2.settings.records import identity_parts
 from lib.atomic_files import atomic_write_bytes, atomic_write_json, finite
 from lib.files import hidden_name, remove_folder
@@ -69,7 +70,8 @@ def merge(names: Sequence[str], out: Path | None) -> Path:
     _check_settings(found)
     chosen, notes = _choose(found)
     notes = [*_summary(found, chosen), *_differences(found, chosen), *notes]
-    _write(out, found, chosen, notes)
+    series, added = _series(found, out)
+    _write(out, found, chosen, [*notes, *added], series)
     return out
 
 
@@ -249,11 +251,33 @@ def _apart(by_label: dict[str, list[Run]], read: Callable[[Run], str | None]) ->
     return "; ".join(f"{value} in {label}" for label, value in values.items())
 
 
+def _series(
+    found: Sequence[SourceFolder], out: Path
+) -> tuple[Series | None, list[str]]:
+    """Series that the merged folder has: of an earlier merge into it, else of the
+    sources; and a note if several sources have one."""
+    if (mine := read_series(out)) is not None:
+        return mine, []
+    each = {source.label: read_series(source.matrix.root) for source in found}
+    known = {label: series for label, series in each.items() if series is not None}
+    if not known:
+        return None, []
+    notes = []
+    if len(known) > 1:
+        names = ", ".join(known)
+        notes = [f"{names} had a sequential family each; a new one begins here"]
+    return carried([*known.values()]), notes
+
+
 # ---- the merged folder ------------------------------------------------------------
 
 
 def _write(
-    out: Path, found: Sequence[SourceFolder], chosen: Chosen, notes: Sequence[str]
+    out: Path,
+    found: Sequence[SourceFolder],
+    chosen: Chosen,
+    notes: Sequence[str],
+    series: Series | None,
 ) -> None:
     """Write the folder under a hidden name, then put it in place of an earlier one."""
     new = hidden_name(out)
@@ -278,6 +302,8 @@ def _write(
             "notes": list(notes),
         }
         atomic_write_json(new / MERGED_FILE, record)
+        if series is not None:
+            write_series(new, series)
         if out.exists() and (odd := remove_folder(out, ALLOWED)):
             raise ValueError(
                 f"OUT={out} has {clean(odd[0])}, which a merge did not write: nothing "

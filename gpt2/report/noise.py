@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpt2.report.arms import Arm
 from gpt2.report.evidence import Rules
-from lib import pooled_variance, stats
+from lib import pooled_variance, sequential, stats
 
 # Standard deviation over seeds of the validation loss of GPT-2 124M, nats: the range in
 # the literature. Used only for planning without replicas, and only for models of that
@@ -52,11 +52,20 @@ def known_noise_of(arms: Sequence[Arm]) -> float | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Family:
+    """Comparisons that share the error: their number or, in a sequential family, the
+    number of a test and its level."""
+
+    number: int
+    level: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Design:
     """Inputs to the number of seeds of a comparison, except its differences."""
 
     rules: Rules
-    family: int  # number of comparisons in the correction
+    family: Family
     is_pooled: bool  # whether the pooled test decides
     runs_sd: float | None  # of one run, from replicas of a baseline
     runs_origin: str = "the noise floor"
@@ -64,35 +73,48 @@ class Design:
 
 
 def power_with(
-    delta: float, sd: float, rules: Rules, family: int, is_pooled: bool, margin: float
+    delta: float,
+    sd: float,
+    rules: Rules,
+    family: Family,
+    is_pooled: bool,
+    margin: float,
 ) -> Callable[[int], float]:
     """Power of the deciding test to detect ``delta``, as a function of the seeds.
 
     sd is that of a paired difference; margin as for stats.power_of_difference.
     """
-    alpha = rules.alpha_of_look
-    if is_pooled and family + 1 >= pooled_variance.MIN_ARMS:
-        return lambda n: pooled_variance.power(delta, sd, n, family, alpha, margin)
-    return lambda n: stats.power_of_difference(delta, sd, n, alpha / family, margin)
+    alpha, number, level = rules.alpha_of_look, family.number, family.level
+    if level is not None:
+        rows = number + 1 if is_pooled else 2
+        return lambda n: sequential.power(delta, sd, n, rows, alpha, level, margin)
+    if is_pooled and number + 1 >= pooled_variance.MIN_ARMS:
+        return lambda n: pooled_variance.power(delta, sd, n, number, alpha, margin)
+    return lambda n: stats.power_of_difference(delta, sd, n, alpha / number, margin)
 
 
 def seeds_to_find(
-    delta: float, sd: float, rules: Rules, family: int, is_pooled: bool, margin: float
+    delta: float,
+    sd: float,
+    rules: Rules,
+    family: Family,
+    is_pooled: bool,
+    margin: float,
 ) -> stats.Seeds | None:
     """Numbers of seeds that detect ``delta`` with the power of the rules."""
     chance = power_with(delta, sd, rules, family, is_pooled, margin)
     if abs(delta) >= margin:
         return stats.seeds_needed(chance, rules.power)
-    many = is_pooled and family + 1 >= pooled_variance.MIN_ARMS
+    many = is_pooled and family.number + 1 >= pooled_variance.MIN_ARMS
     numbers = pooled_variance.SEED_NUMBERS if many else stats.SEED_NUMBERS
     return stats.seed_window(chance, rules.power, numbers)
 
 
 def seeds_to_exclude(
-    delta: float, sd: float, rules: Rules, family: int
+    delta: float, sd: float, rules: Rules, family: Family
 ) -> stats.Seeds | None:
     """Numbers of seeds that show a true ``delta`` to be within the margin."""
-    alpha = rules.alpha_of_look / family
+    alpha = family.level or rules.alpha_of_look / family.number
     return stats.seeds_for_equivalence(delta, rules.margin, sd, alpha, rules.power)
 
 

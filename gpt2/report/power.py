@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from gpt2.report.evidence import Rules
 from gpt2.report.grades import INVALID, UNMATCHED
-from gpt2.report.noise import KNOWN_NOISE, seeds_to_exclude, seeds_to_find
+from gpt2.report.noise import KNOWN_NOISE, Family, seeds_to_exclude, seeds_to_find
 from gpt2.report.verdicts import Judgement
 from lib import stats
 
@@ -64,15 +64,15 @@ def comparisons_of(judged: Judgement) -> int:
 
 
 def plan_seeds(
-    spread: Spread, delta: float, arms: int = 1, rules: Rules | None = None
+    spread: Spread, delta: float, arms: int | Family = 1, rules: Rules | None = None
 ) -> SeedPlan:
     """Numbers of seeds to detect ``delta`` nats in any of ``arms`` comparisons.
 
     Under the strictest step of Holm's correction, so never too few.
     """
-    rules = rules or Rules()
+    rules, family = rules or Rules(), Family(arms) if isinstance(arms, int) else arms
     return SeedPlan(
         spread,
-        seeds_to_find(delta, spread.sd, rules, arms, True, rules.margin),
-        seeds_to_exclude(0.0, spread.sd, rules, arms),
+        seeds_to_find(delta, spread.sd, rules, family, True, rules.margin),
+        seeds_to_exclude(0.0, spread.sd, rules, family),
     )

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gpt2.report.controls import sentence
-from gpt2.report.evidence import Rules
+from gpt2.report.evidence import FDR, SEQUENTIAL, TOGETHER, Rules
 from gpt2.report.grades import INCONCLUSIVE
 from gpt2.report.lines import has_removed_heads, has_zeros, lines_of
 from gpt2.report.noise import KNOWN_NOISE, known_noise_of
 from gpt2.report.results import MatrixResults
 from gpt2.report.verdicts import Comparison, Judgement
+from lib import human
 
 
 def headline(matrix: MatrixResults) -> str:
@@ -68,31 +69,69 @@ def seeds_lines(comparisons: Sequence[Comparison], rules: Rules) -> list[str]:
     ]
 
 
+def family_lines(judged: Judgement) -> list[str]:
+    """State of a sequential family, or advice on adding seeds."""
+    series = judged.series
+    if series is None:
+        return seeds_lines(judged.comparisons, judged.rules)
+    tests, found = len(series.tests), sum(test.found for test in series.tests)
+    return [
+        f"Sequential family: {tests} test{'s' * (tests != 1)} so far, of which {found} "
+        f"found a difference; the next one has a level of "
+        f"{human.level(series.next_level())}. More seeds of an arm that was tested "
+        "are a further test."
+    ]
+
+
 METHOD = """\
 Arms are paired by seed with the arm they are compared with; a difference is the arm's
 validation loss minus its partner's, in nats per token; negative is better. Intervals
-are 95% by Student's t on the paired differences. A verdict needs three seeds. Whether a
-difference is 0 is decided by the pooled test, which estimates the noise from all arms
-over the same seeds and is guarded against arms noisier than the rest; with only two
-arms, and at equal time, by the paired t test with Holm's correction. The family-wise
-error over all arms is {alpha:.0%}{looks}. The remarks give both tests where they
-disagree; docs/statistics.md has their error rates. The margin of ±{margin:g} nats
-(REPORT_MARGIN, to be chosen before seeing results) is the difference declared too small
-to matter. NEUTRAL: the difference is within the margin (two one-sided t tests with
-Holm's correction), whether or not it is 0. SUPPORTED and HARMFUL: it is not 0, and not
-shown to be within the margin. INCONCLUSIVE: more seeds are needed. UNMATCHED: the arm
-differs from its partner in parameters or tokens by more than {tolerance:.0%}, or in
-data, which says nothing about the architecture. At equal time, losses are interpolated
-between evaluations to the time when the first of the compared runs ended; the slower
-arm is then still in the middle of its learning-rate schedule, which is a disadvantage
-for it."""
+are 95% by Student's t on the paired differences. A verdict needs three seeds. {family}
+The margin of ±{margin:g} nats (REPORT_MARGIN, to be chosen before seeing results) is
+the difference declared too small to matter. NEUTRAL: the difference is within the
+margin (two one-sided t tests, corrected likewise), whether or not it is 0. SUPPORTED
+and HARMFUL: it is not 0, and not shown to be within the margin. INCONCLUSIVE: more
+seeds are needed. UNMATCHED: the arm differs from its partner in parameters or tokens by
+more than {tolerance:.0%}, or in data, which says nothing about the architecture. At
+equal time, losses are interpolated between evaluations to the time when the first of
+the compared runs ended; the slower arm is then still in the middle of its learning-rate
+schedule, which is a disadvantage for it."""
+
+
+FAMILY = {
+    TOGETHER: """\
+Whether a difference is 0 is decided by the pooled test, which estimates the noise from
+all arms over the same seeds and is guarded against arms noisier than the rest; with
+only two arms, and at equal time, by the paired t test with Holm's correction. The
+family-wise error over all arms is {alpha:.0%}{looks}. The remarks give both tests where
+they disagree; docs/statistics.md has their error rates.""",
+    SEQUENTIAL: """\
+The arms are an open-ended series: each is tested once, in the order of sequence.json,
+and has a level of its own. The probability of any false finding in the whole series,
+however long it becomes, is at most {alpha:.0%} (online fallback, Tian and Ramdas 2021).
+{tested}""",
+    FDR: """\
+The arms are an open-ended series: each is tested once, in the order of sequence.json,
+and has a level of its own, which rises with every finding. On average at most
+{alpha:.0%} of the findings are false (LORD++, Ramdas et al. 2017; simulated for arms
+with a common baseline). {tested}""",
+}
+TESTED = """\
+p is that of the test times {alpha} over its level. The noise is estimated from all arms
+tested so far over the same seeds, guarded against arms noisier than the rest; the first
+arm has the paired t test, and so has each arm at equal time. Where an arm gets more
+seeds, or other losses, it is tested again as a further test of the series.
+docs/statistics.md has error rates and power."""
 
 
 SWEPT = """\
+A cell of the sweep is compared with the cell of its step's partner at the same values;
+a step that does not read a setting has one cell for all of its values."""
+
+
+SWEPT_FAMILY = """\
 All {number} comparisons of the sweep, over all steps and all of its values, are one
-family: every p and every verdict is corrected for all of them. A cell is compared with
-the cell of its step's partner at the same values; a step that does not read a setting
-has one cell for all of its values."""
+family: every p and every verdict is corrected for all of them."""
 
 
 BEST_OF_SWEEP = """\
@@ -119,16 +158,15 @@ def method(judged: Judgement) -> str:
     """Method of the verdicts, in words."""
     rules = judged.rules
     looks = f", shared by {rules.looks} planned looks" if rules.looks > 1 else ""
-    text = METHOD.format(
-        alpha=rules.alpha,
-        margin=rules.margin,
-        tolerance=rules.tolerance,
-        looks=looks,
-    )
+    tested = TESTED.format(alpha=rules.alpha)
+    family = FAMILY[rules.family].format(alpha=rules.alpha, looks=looks, tested=tested)
+    text = METHOD.format(family=family, margin=rules.margin, tolerance=rules.tolerance)
     lines = lines_of(judged)
     parts = [text]
     if any(arm.coordinates for arm in judged.arms):
-        parts.append(SWEPT.format(number=len(judged.comparisons)))
+        if not rules.is_sequential:
+            parts.append(SWEPT_FAMILY.format(number=len(judged.comparisons)))
+        parts.append(SWEPT)
     if has_zeros(lines):
         parts.append(ZEROS)
     if has_removed_heads(lines):

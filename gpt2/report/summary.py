@@ -14,7 +14,7 @@ from lib.atomic_files import atomic_write_json, atomic_write_text, finite
 from lib.safe_json import Unusable, as_dict, read_foreign_json, whole
 
 SUMMARY_FILE = "summary.json"
-SCHEMA = 3  # increased with every change of fields; readers refuse newer ones
+SCHEMA = 4  # increased with every change of fields; readers refuse newer ones
 
 
 def write_summary(

@@ -26,13 +26,16 @@ from gpt2.report.grades import (
     Verdict,
     finished,
     grade_family,
+    grade_test,
     ungraded,
 )
-from gpt2.report.noise import Design, Noise, known_noise_of, noise_of
+from gpt2.report.noise import Design, Family, Noise, known_noise_of, noise_of
 from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
+from gpt2.report.series import Series, Tests, locked, record, series_for, tests_of
 from gpt2.report.verdict_rules import rules_for
+from gpt2.settings.checks import SWEPT_RATES
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +62,7 @@ class Judgement:
     controls: list[Control] = field(default_factory=list)
     void: tuple[str, ...] = ()  # reasons that make all verdicts INVALID
     own_best: OwnBest = field(default_factory=OwnBest)  # of LR_SWEEP
+    series: Series | None = None  # of a sequential family
 
     def of(self, arm: Arm) -> Comparison | None:
         return next((c for c in self.comparisons if c.arm is arm), None)
@@ -99,6 +103,7 @@ class Judgement:
                 for c in self.controls
             ],
             "void": list(self.void),
+            "series": None if self.series is None else self.series.to_json(),
             **({"own_best": best.to_json()} if (best := self.own_best).arms else {}),
         }
 
@@ -107,12 +112,25 @@ def _key(arm: Arm) -> dict[str, Any]:
     return {"step": arm.step, "name": arm.name}
 
 
+def judge_and_record(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
+    """Grade as ``judge``, and record the tests of a sequential family before anyone
+    sees their results. Raises OSError if they cannot be recorded."""
+    with locked(matrix.root):
+        judged = judge(matrix, rules)
+        if judged.series is not None:
+            record(matrix.root, judged.series)
+    return judged
+
+
 def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     """Grade every arm of a matrix that has a comparison partner.
 
     rules: by default those that its runs have recorded, as for `make report RESULTS=`.
+    Raises ValueError if the recorded series of a sequential family is damaged or
+    contradicts the rules.
     """
     rules = rules or rules_for(None, matrix.runs)
+    series, rules = series_for(matrix.root, rules)
     arms = group_arms(matrix)
     controls = controls_of(arms, rules)
     pairs, notes = [], {}
@@ -125,10 +143,17 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
             notes[arm.label] = note
     bases = [arm for arm in tested if all(arm is not a for a, _, _ in pairs)]
     swept = swept_arms(tested, tuning_arms(matrix))
+    if swept and series is not None:
+        raise ValueError(SWEPT_RATES)
     decisive = deciding(bases, swept)
     noise = noise_of(decisive or bases)
     void = void_reasons(decisive if pairs else [], controls)
-    comparisons = [_voided(c, void) for c in compare(pairs, rules, noise)]
+    tests = None
+    if series is not None:
+        paired = [(arm, partner) for arm, partner, _ in pairs]
+        items = [at_equal_steps(*pair, rules) for pair in paired]
+        tests = tests_of(series, paired, [] if void else items, rules)
+    comparisons = [_voided(c, void) for c in compare(pairs, rules, noise, tests)]
 
     def grade(found: Sequence[tuple[Arm, Arm]]) -> list[Verdict]:
         return grade_all(found, at_equal_steps, rules, noise)
@@ -141,7 +166,8 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
             for c in best.comparisons
         ],
     )
-    return Judgement(rules, arms, comparisons, noise, notes, controls, void, best)
+    basis = (controls, void, best, series)
+    return Judgement(rules, arms, comparisons, noise, notes, *basis)
 
 
 def _void(verdict: Verdict, void: tuple[str, ...]) -> Verdict:
@@ -163,16 +189,17 @@ def compare(
     pairs: Sequence[tuple[Arm, Arm, str]],
     rules: Rules,
     noise: Sequence[Noise] | None = None,
+    series: Tests | None = None,
 ) -> list[Comparison]:
-    """Grade (arm, partner, note) triples as one family.
+    """Grade (arm, partner, note) triples as one family, or by the tests of a series.
 
     noise: of a baseline; by default of the partners.
     """
     if noise is None:
         noise = noise_of([partner for _, partner, _ in pairs])
     paired = [(arm, partner) for arm, partner, _ in pairs]
-    at_steps = grade_all(paired, at_equal_steps, rules, noise)
-    at_time = grade_all(paired, at_equal_time, rules, noise)
+    at_steps = grade_all(paired, at_equal_steps, rules, noise, series)
+    at_time = grade_all(paired, at_equal_time, rules, noise, series)
     return [
         Comparison(arm, partner, note, changes_between(partner, arm), steps, time)
         for (arm, partner, note), steps, time in zip(
@@ -189,14 +216,26 @@ def grade_all(
     measure: Callable[[Arm, Arm, Rules], Evidence],
     rules: Rules,
     noise: Sequence[Noise],
+    series: Tests | None = None,
 ) -> list[Verdict]:
     """Verdicts of one family of comparisons, from evidence by ``measure``."""
     evidence = [measure(arm, partner, rules) for arm, partner in pairs]
     family = [i for i, e in enumerate(evidence) if not e.unmatched]
     samples = [Differences.of(evidence[i]) for i in family]
-    together = pool([pairs[i] for i in family], [evidence[i] for i in family], rules)
-    tested = zip(family, grade_family(samples, rules, together), strict=True)
-    graded, of_pool = dict(tested), dict(zip(family, together, strict=True))
+    together: Sequence[Pooled | None] = [None] * len(family)
+    if series is None:
+        chosen = [pairs[i] for i in family], [evidence[i] for i in family]
+        together = pool(*chosen, rules)
+        grades = grade_family(samples, rules, together)
+    else:
+        is_own = measure is at_equal_steps
+        tests = [series.by_place.get(i) for i in family]
+        grades = [
+            grade_test(sample, rules, test, is_own)
+            for sample, test in zip(samples, tests, strict=True)
+        ]
+    graded = dict(zip(family, grades, strict=True))
+    of_pool = dict(zip(family, together, strict=True))
     verdicts = []
     for index, item in enumerate(evidence):
         verdict = graded.get(index, Verdict())
@@ -204,6 +243,12 @@ def grade_all(
             verdict = ungraded(Differences(item.differences, item.rounding), rules)
         verdict = dataclasses.replace(verdict, seeds=item.seeds, seconds=item.seconds)
         design = _design(pairs[index], of_pool.get(index), rules, noise, len(family))
+        if series is not None:
+            design = dataclasses.replace(
+                design,
+                family=Family(series.next_number, series.next_level),
+                is_pooled=item.seconds is None,
+            )
         verdicts.append(finished(verdict, item, design))
     return verdicts
 
@@ -220,7 +265,7 @@ def _design(
     origin = "the noise floor" if noise else "the known noise at 124M"
     return Design(
         rules=rules,
-        family=max(family, 1),
+        family=Family(max(family, 1)),
         is_pooled=found is not None and found.is_planned,
         runs_sd=known if floor is None else floor,
         runs_origin=origin,

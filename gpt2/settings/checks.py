@@ -22,6 +22,12 @@ from lib.pruning.schedules import head_target
 LARGEST_SEED = 2**32 - 1  # limit of numpy's generators
 
 
+SWEPT_RATES = (
+    "LR_SWEEP compares each arm at its own best rate, for which a sequential family has "
+    "no levels: use REPORT_FAMILY_TOGETHER=y, or SWEEP for rates as values"
+)
+
+
 def check(settings: Settings) -> None:
     """Refuse invalid combinations of settings, with the reason.
 
@@ -98,6 +104,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
     )
     yield from _rate_rules(s)
+    yield from _family_rules(s)
     yield (
         not r.output_dir
         or not r.output_dir.isprintable()
@@ -105,6 +112,18 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         or ".." in PurePath(r.output_dir).parts,
         f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
         "control characters",
+    )
+
+
+def _family_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    matrix = s.matrix
+    if matrix.report_family == "together":
+        return
+    yield bool(matrix.lr_sweep.strip()), SWEPT_RATES
+    yield (
+        matrix.report_looks > 1,
+        f"REPORT_LOOKS={matrix.report_looks} with REPORT_FAMILY={matrix.report_family}: "
+        "a look after more seeds is a further test of the series; set REPORT_LOOKS=1",
     )
 
 

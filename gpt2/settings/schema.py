@@ -258,6 +258,9 @@ class Matrix:
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
     report_looks: int = setting("REPORT_LOOKS", low=1, high=20)
+    report_family: str = setting(
+        "REPORT_FAMILY", allowed=("together", "sequential", "sequential-fdr")
+    )
     price_per_gpu_hour: float | None = setting(
         "PRICE_PER_GPU_HOUR", above=0.0, high=1e6
     )

@@ -93,6 +93,18 @@ def test_looks_take_more_seeds_and_are_said(tmp_path):
     assert numbers[0] < numbers[1]
 
 
+def test_a_series_takes_more_seeds_the_longer_it_is(tmp_path):
+    numbers = []
+    for arms in ("1", "10"):
+        words = ("--family", "sequential", "--arms", arms, "--delta", "0.006")
+        shown = plan(*words, "--sd", "0.0015", cwd=tmp_path).stdout
+        assert f"that of test {arms} of a sequential family" in shown
+        numbers.append(int(answers(shown)[0][1]))
+    assert 3 <= numbers[0] < numbers[1]
+    done = plan("--family", "sequential", "--looks", "3", cwd=tmp_path)
+    assert done.returncode == 2 and "REPORT_LOOKS must be 1" in done.stderr
+
+
 def test_the_noise_of_124m_is_not_taken_for_another_size(tmp_path):
     write_matrix(tmp_path, (0,), (1,), result={"parameters": 800_000})
     done = plan("--results", tmp_path, cwd=tmp_path)

@@ -282,6 +282,27 @@ def test_the_looks_are_those_asked_for_configured_or_recorded(tmp_path):
     assert refused.returncode == 2 and "LOOKS=0" in refused.stderr
 
 
+def test_a_sequential_family_is_reported_recorded_and_planned(tmp_path):
+    out = write_matrix(tmp_path / "out", (0, 5), (1, 2, 3), effects={5: -0.03})
+    (tmp_path / "config.py").write_text("CONFIG_OUTPUT_DIR = 'out'\nORIGINS = {}\n")
+    quick = ("--no-html", "--no-plots")
+    done = report("--family", "sequential", *quick, cwd=tmp_path)
+    assert "Sequential family: 1 test so far, of which 1 found" in done.stdout
+    summary = json.loads((out / "summary.json").read_text())
+    schema = json.loads((ROOT / "gpt2" / "report" / "summary.schema.json").read_text())
+    jsonschema.validate(summary, schema)
+    recorded = json.loads((out / "sequence.json").read_text())["tests"]
+    assert summary["verdicts"]["series"]["tests"] == recorded
+    assert "2 tests" not in report(*quick, cwd=tmp_path).stdout  # and it stays
+    refused = report("--family", "holm", cwd=tmp_path)
+    assert refused.returncode == 2 and "FAMILY=holm must be together" in refused.stderr
+    planned = run_script("plan_seeds.py", cwd=tmp_path).stdout
+    assert "a level of 2.9%, that of test 2 of a sequential family" in planned
+    compared = run_script("compare.py", "0", "5", cwd=tmp_path).stdout
+    assert "this comparison is not one of its tests" in " ".join(compared.split())
+    assert json.loads((out / "sequence.json").read_text())["tests"] == recorded
+
+
 def flowing(path):
     return path.read_text().replace("\n", " ")
 

@@ -87,7 +87,7 @@ def test_a_healthy_control_is_shown_first_and_changes_no_verdict(tmp_path):
     assert text.index("A/A control: step 0 with") < text.index("GPT-2 baseline")
     assert plain(terminal_report(matrix, found, 160)).startswith(sentence)
     assert sentence in html_report(matrix, found, "x")
-    summary = {"schema": 3, "runs": [], "left_out": [], "estimates": None}
+    summary = {"schema": 4, "runs": [], "left_out": [], "estimates": None}
     schema = json.loads(SCHEMA.read_text())
     verdicts = json.loads(json.dumps(found.to_json()))
     jsonschema.validate({**summary, "verdicts": verdicts}, schema)

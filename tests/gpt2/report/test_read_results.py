@@ -35,7 +35,7 @@ def reasons(matrix):
 def test_a_finished_matrix_has_a_row_a_run(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2))
     summary = summary_of(tmp_path)
-    assert summary["schema"] == 3 and summary["left_out"] == []
+    assert summary["schema"] == 4 and summary["left_out"] == []
     found = [(r["step"], r["name"], r["seed"], r["status"]) for r in summary["runs"]]
     assert found == [
         (0, "baseline", 1, "done"),
