@@ -96,7 +96,7 @@ def share_alone(seeds: int) -> float:
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class SequentialResult:
     """p to compare with the level of the test, and half the width of the interval at
     that level."""
 
@@ -106,7 +106,7 @@ class Outcome:
 
 def sequential_test(
     losses: Array, alpha: float, level: float, rounding: float = 0.0
-) -> Outcome | None:
+) -> SequentialResult | None:
     """Test of row 0 (arm) against row 1 (partner); further rows are the arms before it.
 
     losses is (arms, seeds); alpha is the error of the whole series, level that of this
@@ -123,7 +123,7 @@ def sequential_test(
     assert alone is not None
     if arms < pooled_variance.MIN_ARMS:
         t = stats.t_quantile(1 - level / 2, seeds - 1)
-        return Outcome(alone, t * sample.error)
+        return SequentialResult(alone, t * sample.error)
     residuals = (losses - losses.mean(axis=1, keepdims=True))[None]
     noise = pooled_variance.variances(residuals, ((0, 1),), seeds)
     bound = float(noise.bound(alpha, rounding)[0, 0])
@@ -133,7 +133,7 @@ def sequential_test(
         p = min(p, float(p_pooled(squared / variance, arms, seeds, alpha)))
     bound = max(bound, critical_value(arms, seeds, alpha, level) * variance)
     bound = min(bound, float(_bound_alone(noise, level, rounding)[0, 0]))
-    return Outcome(min(1.0, p), float(np.sqrt(bound / seeds)))
+    return SequentialResult(min(1.0, p), float(np.sqrt(bound / seeds)))
 
 
 def _bound_alone(

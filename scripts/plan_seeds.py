@@ -43,7 +43,7 @@ from gpt2.report.power import (
     plan_seeds,
 )
 from gpt2.report.read_results import read_matrix
-from gpt2.report.series import Series
+from gpt2.report.series import ArmSeries
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import load, results_of
@@ -79,7 +79,7 @@ def family_of(arms: int | None, judged: Judgement | None, rules: Rules) -> Famil
     series = judged.series if judged else None
     if series is None and not rules.is_sequential:
         return Family(arms or (comparisons_of(judged) if judged else 0) or 1)
-    series = series or Series(rules.family, rules.alpha)
+    series = series or ArmSeries(rules.family, rules.alpha)
     number = max(arms or 0, len(series.tests) + 1)
     level = series.next_level(number - len(series.tests) - 1)
     return Family(number, level)

@@ -18,7 +18,7 @@ from gpt2.report.bundle import ALLOWED, OF_RUN, is_bundle, open_bundle
 from gpt2.report.checklist import ENVIRONMENT, KERNELS
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
-from gpt2.report.series import Series, carried, read_series, write_series
+from gpt2.report.series import ArmSeries, carried, read_series, write_series
 from gpt2.settings.records import identity_parts
 from lib.atomic_files import atomic_write_bytes, atomic_write_json, finite
 from lib.files import hidden_name, remove_folder
@@ -253,7 +253,7 @@ def _apart(by_label: dict[str, list[Run]], read: Callable[[Run], str | None]) ->
 
 def _series(
     found: Sequence[SourceFolder], out: Path
-) -> tuple[Series | None, list[str]]:
+) -> tuple[ArmSeries | None, list[str]]:
     """Series that the merged folder has: of an earlier merge into it, else of the
     sources; and a note if several sources have one."""
     if (mine := read_series(out)) is not None:
@@ -277,7 +277,7 @@ def _write(
     found: Sequence[SourceFolder],
     chosen: Chosen,
     notes: Sequence[str],
-    series: Series | None,
+    series: ArmSeries | None,
 ) -> None:
     """Write the folder under a hidden name, then put it in place of an earlier one."""
     new = hidden_name(out)

@@ -60,7 +60,7 @@ class SeriesTest:
 
 
 @dataclass(slots=True)
-class Series:
+class ArmSeries:
     """Tests in their order; those from ``recorded`` on are not in the file yet."""
 
     family: str
@@ -88,7 +88,7 @@ class Series:
 # ---- the file ---------------------------------------------------------------------
 
 
-def read_series(folder: Path) -> Series | None:
+def read_series(folder: Path) -> ArmSeries | None:
     """Series recorded in a results folder; None if there is none.
 
     Raises ValueError for a file that is damaged, as its levels would be spent twice.
@@ -110,7 +110,7 @@ def read_series(folder: Path) -> Series | None:
             f"{path}: {error}. It records the tests of a sequential family; restore it "
             "from a copy, since without it the same levels would be spent again"
         ) from None
-    return Series(str(family), float(alpha), tests, len(tests))
+    return ArmSeries(str(family), float(alpha), tests, len(tests))
 
 
 def _test(record: dict[str, Any], place: int) -> SeriesTest:
@@ -126,14 +126,14 @@ def _test(record: dict[str, Any], place: int) -> SeriesTest:
     return SeriesTest(number=place, step=whole(record.get("step")), **fields)
 
 
-def record(folder: Path, series: Series) -> None:
+def record(folder: Path, series: ArmSeries) -> None:
     """Write the tests that are new; OSError if that is impossible."""
     if series.recorded < len(series.tests):
         write_series(folder, series)
         series.recorded = len(series.tests)
 
 
-def write_series(folder: Path, series: Series) -> None:
+def write_series(folder: Path, series: ArmSeries) -> None:
     data = {"schema": SCHEMA, **series.to_json()}
     atomic_write_json(folder / LEDGER_FILE, data)
 
@@ -149,7 +149,7 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def series_for(folder: Path, rules: Rules) -> tuple[Series | None, Rules]:
+def series_for(folder: Path, rules: Rules) -> tuple[ArmSeries | None, Rules]:
     """Series of a results folder, recorded or new, and the rules that hold for it; None
     if all arms are one family.
 
@@ -157,7 +157,7 @@ def series_for(folder: Path, rules: Rules) -> tuple[Series | None, Rules]:
     """
     series = read_series(folder)
     if series is None:
-        new = Series(rules.family, rules.alpha) if rules.is_sequential else None
+        new = ArmSeries(rules.family, rules.alpha) if rules.is_sequential else None
         return new, rules
     if rules.is_sequential and rules.family != series.family:
         raise ValueError(
@@ -172,7 +172,7 @@ def series_for(folder: Path, rules: Rules) -> tuple[Series | None, Rules]:
     return series, dataclasses.replace(rules, family=series.family)
 
 
-def carried(series: Sequence[Series]) -> Series:
+def carried(series: Sequence[ArmSeries]) -> ArmSeries:
     """Series of a folder that is merged from folders with these: the one that there is,
     or a new one if there are several, whose arms are then all tested again.
 
@@ -182,7 +182,7 @@ def carried(series: Sequence[Series]) -> Series:
     if any((s.family, s.alpha) != (first.family, first.alpha) for s in series):
         raise ValueError(f"the folders have {LEDGER_FILE} with different rules")
     tests = first.tests if len(series) == 1 else []
-    return Series(first.family, first.alpha, tests)
+    return ArmSeries(first.family, first.alpha, tests)
 
 
 # ---- tests ------------------------------------------------------------------------
@@ -204,7 +204,7 @@ def is_testable(evidence: Evidence) -> bool:
 
 
 def tests_of(
-    series: Series, pairs: Sequence[Pair], evidence: Sequence[Evidence], rules: Rules
+    series: ArmSeries, pairs: Sequence[Pair], evidence: Sequence[Evidence], rules: Rules
 ) -> Tests:
     """Test of each comparison that can be tested, by its place in ``pairs``.
 
@@ -230,7 +230,7 @@ def tests_of(
 
 
 def _new_test(
-    series: Series,
+    series: ArmSeries,
     pair: Pair,
     evidence: Evidence,
     key: str,

@@ -33,7 +33,7 @@ from gpt2.report.noise import Design, Family, Noise, known_noise_of, noise_of
 from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
-from gpt2.report.series import Series, Tests, locked, record, series_for, tests_of
+from gpt2.report.series import ArmSeries, Tests, locked, record, series_for, tests_of
 from gpt2.report.verdict_rules import rules_for
 from gpt2.settings.checks import SWEPT_RATES
 
@@ -62,7 +62,7 @@ class Judgement:
     controls: list[Control] = field(default_factory=list)
     void: tuple[str, ...] = ()  # reasons that make all verdicts INVALID
     own_best: OwnBest = field(default_factory=OwnBest)  # of LR_SWEEP
-    series: Series | None = None  # of a sequential family
+    series: ArmSeries | None = None  # of a sequential family
 
     def of(self, arm: Arm) -> Comparison | None:
         return next((c for c in self.comparisons if c.arm is arm), None)

@@ -23,8 +23,8 @@ LARGEST_SEED = 2**32 - 1  # limit of numpy's generators
 
 
 SWEPT_RATES = (
-    "LR_SWEEP compares each arm at its own best rate, for which a sequential family has "
-    "no levels: use REPORT_FAMILY_TOGETHER=y, or SWEEP for rates as values"
+    "LR_SWEEP compares each arm at its own best rate, for which a sequential family "
+    "has no levels: use REPORT_FAMILY_TOGETHER=y, or SWEEP for rates as values"
 )
 
 
@@ -122,8 +122,8 @@ def _family_rules(s: Settings) -> Iterator[tuple[bool, str]]:
     yield bool(matrix.lr_sweep.strip()), SWEPT_RATES
     yield (
         matrix.report_looks > 1,
-        f"REPORT_LOOKS={matrix.report_looks} with REPORT_FAMILY={matrix.report_family}: "
-        "a look after more seeds is a further test of the series; set REPORT_LOOKS=1",
+        f"REPORT_LOOKS={matrix.report_looks} with "
+        f"REPORT_FAMILY={matrix.report_family}: a look after more seeds is a further test of the series; set REPORT_LOOKS=1",
     )
 
 
