@@ -23,7 +23,9 @@ from gpt2.audit.times import epoch_findings, time_findings
 from gpt2.audit.weights import export_findings, prunable, read_export, shapes_of
 from gpt2.infer.trained import load_trained
 from gpt2.model.gpt import GPT
+from gpt2.plan.jobs import identity_of
 from gpt2.report.summary import write_summary
+from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.records import BEFORE
 from gpt2.train import build_optimizer
 from lib.hashing import identity
@@ -163,15 +165,9 @@ def test_use_of_a_gpu_is_recomputed(run_dir):
 
 def change_precision(job: dict[str, Any], precision: str) -> None:
     """In a job, with the hash that then is its own."""
-    settings = job["settings"]
-    settings["optim"]["mixed_precision"] = precision
-    parts = ("model", "mechanisms", "optim", "pruning", "data")
-    batch = (
-        settings["resources"]["batch_size"]
-        * settings["resources"]["gradient_accumulation"]
-    )
-    whole = {part: settings[part] for part in parts}
-    job["hash"] = identity({**whole, "seed": job["seed"], "effective_batch": batch})
+    job["settings"]["optim"]["mixed_precision"] = precision
+    settings = settings_from_dict(job["settings"])
+    job["hash"] = identity(identity_of(settings, job["seed"]))
 
 
 # ---- damage -----------------------------------------------------------------------
