@@ -25,105 +25,56 @@ class Peak:
     units: int | None = None
 
 
-MI250 = "AMD CDNA 2 white paper and product page: {} TFLOP/s for both dies, 128 GB"
-MI250_NAME = r"AMD Instinct MI250X?( ?/ ?MI250)?"
-PEAKS = (
-    Peak(
-        "W7900",
-        r"(AMD )?Radeon Pro W7900( Dual Slot)?",
-        122.6,
-        48,
-        "AMD data sheet: 122.64 TFLOP/s half precision; 96 CU x 512 x 2.495 GHz, "
-        "and AMD GPUOpen on the matrix cores of RDNA 4: 512 for RDNA 3 in bf16 too",
-    ),
-    Peak(
-        "RX 7900 XTX",
-        r"(AMD )?Radeon RX 7900 XTX",
-        122.8,
-        24,
-        "AMD product page: 122.8 TFLOP/s half precision; 96 CU x 512 x 2.5 GHz",
-    ),
-    Peak(
-        "MI210",
-        r"AMD Instinct MI210",
-        181.0,
-        64,
-        "AMD product page: 181.0 TFLOP/s bf16; 104 CU x 1024 x 1.7 GHz",
-    ),
-    Peak("MI250", MI250_NAME, 362.1 / 2, 64, MI250.format(362.1), units=104),
-    Peak("MI250X", MI250_NAME, 383.0 / 2, 64, MI250.format("383.0"), units=110),
-    Peak(
-        "MI300X",
-        r"AMD Instinct MI300X( OAM)?",
-        1307.4,
-        192,
-        "AMD data sheet: 1307.4 TFLOP/s bf16, dense",
-    ),
-    Peak(
-        "A10G",
-        r"(NVIDIA )?A10G",
-        70.0,
-        24,
-        "NVIDIA A10G data sheet for AWS, 2022: 70 TFLOP/s bf16 (140 sparse)",
-    ),
-    Peak(
-        "A10",
-        r"(NVIDIA )?A10",
-        125.0,
-        24,
-        "NVIDIA A10 data sheet: 125 TFLOP/s bf16 (250 sparse)",
-    ),
-    Peak(
-        "L4",
-        r"(NVIDIA )?L4",
-        121.0,
-        24,
-        "NVIDIA L4 data sheet: 242 TFLOP/s sparse, so 121 dense",
-    ),
-    Peak(
-        "A100 40 GB",
-        r"(NVIDIA )?A100[- ](SXM4-40GB|PCIE-40GB)",
-        312.0,
-        40,
-        "NVIDIA A100 data sheet: 312 TFLOP/s bf16 (624 sparse)",
-    ),
-    Peak(
-        "A100 80 GB",
-        r"(NVIDIA )?A100[- ](SXM4-80GB|80GB PCIe)",
-        312.0,
-        80,
-        "NVIDIA A100 data sheet: 312 TFLOP/s bf16 (624 sparse)",
-    ),
-    Peak(
-        "H100",
-        r"(NVIDIA )?H100 80GB HBM3",
-        989.4,
-        80,
-        "NVIDIA H100 architecture paper, SXM5: 989.4 TFLOP/s bf16, dense",
-    ),
-    Peak(
-        "H100 PCIe",
-        r"(NVIDIA )?H100 PCIe",
-        756.0,
-        80,
-        "NVIDIA H100 data sheet, PCIe: 1513 TFLOP/s sparse, so 756 dense",
-    ),
-    Peak(
-        "H200",
-        r"(NVIDIA )?H200",
-        989.4,
-        141,
-        "NVIDIA H200 data sheet, SXM: 1979 TFLOP/s sparse, the die of the H100",
-    ),
-    Peak(
-        "B200",
-        r"(NVIDIA )?B200",
-        2250.0,
-        180,  # 192 are on the package; what is for sale and what a driver shows is less
-        "NVIDIA DGX B200 data sheet: 72 PFLOP/s in FP8, sparse, for 8, so 2250 in "
-        "bf16, dense; DGX B200 user guide: 1440 GB for 8",
-    ),
-)
+# Card, TFLOP/s, GB, units (-: any), pattern; then the source. A B200 has 192 GB on the
+# package; what is for sale and what a driver shows is less.
+_TABLE = r"""
+W7900         122.6   48    -  (AMD )?Radeon Pro W7900( Dual Slot)?
+    AMD data sheet: 122.64 TFLOP/s half precision; 96 CU x 512 x 2.495 GHz, and AMD
+    GPUOpen on the matrix cores of RDNA 4: 512 for RDNA 3 in bf16 too
+RX 7900 XTX   122.8   24    -  (AMD )?Radeon RX 7900 XTX
+    AMD product page: 122.8 TFLOP/s half precision; 96 CU x 512 x 2.5 GHz
+MI210         181.0   64    -  AMD Instinct MI210
+    AMD product page: 181.0 TFLOP/s bf16; 104 CU x 1024 x 1.7 GHz
+MI250        181.05   64  104  AMD Instinct MI250X?( ?/ ?MI250)?
+    AMD CDNA 2 white paper and product page: 362.1 TFLOP/s for both dies, 128 GB
+MI250X        191.5   64  110  AMD Instinct MI250X?( ?/ ?MI250)?
+    AMD CDNA 2 white paper and product page: 383.0 TFLOP/s for both dies, 128 GB
+MI300X       1307.4  192    -  AMD Instinct MI300X( OAM)?
+    AMD data sheet: 1307.4 TFLOP/s bf16, dense
+A10G           70.0   24    -  (NVIDIA )?A10G
+    NVIDIA A10G data sheet for AWS, 2022: 70 TFLOP/s bf16 (140 sparse)
+A10           125.0   24    -  (NVIDIA )?A10
+    NVIDIA A10 data sheet: 125 TFLOP/s bf16 (250 sparse)
+L4            121.0   24    -  (NVIDIA )?L4
+    NVIDIA L4 data sheet: 242 TFLOP/s sparse, so 121 dense
+A100 40 GB    312.0   40    -  (NVIDIA )?A100[- ](SXM4-40GB|PCIE-40GB)
+    NVIDIA A100 data sheet: 312 TFLOP/s bf16 (624 sparse)
+A100 80 GB    312.0   80    -  (NVIDIA )?A100[- ](SXM4-80GB|80GB PCIe)
+    NVIDIA A100 data sheet: 312 TFLOP/s bf16 (624 sparse)
+H100          989.4   80    -  (NVIDIA )?H100 80GB HBM3
+    NVIDIA H100 architecture paper, SXM5: 989.4 TFLOP/s bf16, dense
+H100 PCIe     756.0   80    -  (NVIDIA )?H100 PCIe
+    NVIDIA H100 data sheet, PCIe: 1513 TFLOP/s sparse, so 756 dense
+H200          989.4  141    -  (NVIDIA )?H200
+    NVIDIA H200 data sheet, SXM: 1979 TFLOP/s sparse, the die of the H100
+B200         2250.0  180    -  (NVIDIA )?B200
+    NVIDIA DGX B200 data sheet: 72 PFLOP/s in FP8, sparse, for 8, so 2250 in bf16,
+    dense; DGX B200 user guide: 1440 GB for 8
+"""
+
+
+def _read(table: str) -> tuple[Peak, ...]:
+    cards = re.findall(r"^(\S.*\n(?:    .*\n)+)", table, re.MULTILINE)
+    found = []
+    for first, *source in (card.splitlines() for card in cards):
+        card, tflops, gb, units, pattern = re.split(r" {2,}", first)
+        said = " ".join(line.strip() for line in source)
+        number = None if units == "-" else int(units)
+        found.append(Peak(card, pattern, float(tflops), int(gb), said, number))
+    return tuple(found)
+
+
+PEAKS = _read(_TABLE)
 
 
 def peak_of(name: str, units: int | None = None) -> Peak | None:
