@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from lib.jobs.slots import find_gpus
+from lib.jobs.slots import amd_nodes, find_gpus
 from lib.suggestions import hint
 
 ALLOCATOR = "PYTORCH_ALLOC_CONF"
@@ -90,13 +90,8 @@ def child_environment(
 def gfx_versions(root: str | Path = "/") -> list[str]:
     """Architectures of the AMD GPUs ("gfx1100") from the kernel driver."""
     found = []
-    nodes = Path(root) / "sys/class/kfd/kfd/topology/nodes"
-    for path in sorted(nodes.glob("*/properties")):
-        try:
-            match = re.search(r"^gfx_target_version (\d+)$", path.read_text(), re.M)
-        except OSError:
-            continue
-        number = int(match[1]) if match else 0
+    for node in amd_nodes(Path(root)):
+        number = int(node.get("gfx_target_version", "0"))
         if number:  # a CPU's is 0
             major, minor, step = number // 10_000, number // 100 % 100, number % 100
             found.append(f"gfx{major}{minor:x}{step:x}")

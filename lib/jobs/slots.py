@@ -7,9 +7,9 @@ are found without torch, which would reserve memory on them.
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,26 +48,36 @@ def find_gpus(environ: Mapping[str, str], root: Path = ROOT) -> Gpus | None:
 def _nvidia(root: Path) -> int:
     """Number of GPUs that the driver shows in /proc, else that nvidia-smi lists."""
     found = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
-    if found or root != ROOT or not shutil.which("nvidia-smi"):
+    if found or root != ROOT:
         return found
+    return len(re.findall(r"^GPU \d+:", _nvidia_smi("-L"), re.MULTILINE))
+
+
+def _nvidia_smi(*options: str) -> str:
+    """What nvidia-smi prints; "" without it, or if it hangs."""
+    words = ["nvidia-smi", *options]
     try:
-        done = subprocess.run(
-            ["nvidia-smi", "-L"], capture_output=True, text=True, timeout=30
-        )
+        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.TimeoutExpired):
-        return 0
-    return len(re.findall(r"^GPU \d+:", done.stdout, re.MULTILINE))
+        return ""
+    return done.stdout
 
 
 def _amd(root: Path) -> int:
     """Number of AMD GPUs that the compute driver serves."""
-    found = 0
-    for path in (root / "sys/class/kfd/kfd/topology/nodes").glob("*/properties"):
-        try:
-            facts = dict(line.split(" ", 1) for line in path.read_text().splitlines())
-        except (OSError, ValueError):
-            continue
-        found += int(facts.get("simd_count", "0")) > 0
+    return sum(int(node.get("simd_count", "0")) > 0 for node in amd_nodes(root))
+
+
+def amd_nodes(root: Path) -> list[dict[str, str]]:
+    """Numbers that AMD's compute driver gives of each processor, CPUs included, and of
+    its first memory bank, by name."""
+    found = []
+    for node in sorted((root / "sys/class/kfd/kfd/topology/nodes").glob("*")):
+        text = ""
+        for name in ("properties", "mem_banks/0/properties"):
+            with suppress(OSError):
+                text += (node / name).read_text()
+        found.append(dict(re.findall(r"^(\w+) (\d+)$", text, re.MULTILINE)))
     return found
 
 
@@ -119,35 +129,12 @@ def card_memory(slot: Mapping[str, str], root: Path = ROOT) -> int:
     if "MIG" in place_of(slot):
         return 0
     if VISIBLE["rocm"] in slot:
-        found = _amd_memory(root)
-    else:
-        found = [mib << 20 for mib in _nvidia_memory()]
-    return min(found, default=0)
-
-
-def _nvidia_memory() -> list[int]:
-    """MiB of each GPU."""
-    words = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return []
-    return [int(line) for line in done.stdout.split() if line.isdecimal()]
-
-
-def _amd_memory(root: Path) -> list[int]:
-    """Bytes of each card that the compute driver serves."""
-    found = []
-    for path in (root / "sys/class/kfd/kfd/topology/nodes").glob("*"):
-        try:
-            facts = (path / "properties").read_text()
-            banks = (path / "mem_banks/0/properties").read_text()
-        except OSError:
-            continue
-        size = re.search(r"^size_in_bytes (\d+)$", banks, re.MULTILINE)
-        if size and not re.search(r"^simd_count 0$", facts, re.MULTILINE):
-            found.append(int(size[1]))
-    return found
+        gpus = (node for node in amd_nodes(root) if node.get("simd_count", "0") != "0")
+        sizes = (int(gpu["size_in_bytes"]) for gpu in gpus if "size_in_bytes" in gpu)
+        return min(sizes, default=0)
+    query = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
+    found = [int(mib) for mib in _nvidia_smi(*query).split() if mib.isdecimal()]
+    return min(found, default=0) << 20
 
 
 def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
