@@ -173,10 +173,11 @@ def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
         lines = path.read_bytes().split(b"\n")[:-1]  # what follows was never whole
     except FileNotFoundError:
         return []
-    return [(line, _record_in(line)) for line in lines]
+    return [(line, record_in(line)) for line in lines]
 
 
-def _record_in(line: bytes) -> dict[str, Any] | None:
+def record_in(line: bytes) -> dict[str, Any] | None:
+    """The record on a line; None if it is not a JSON object."""
     try:
         record = json.loads(line)
     except BAD_JSON:

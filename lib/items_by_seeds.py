@@ -34,7 +34,7 @@ class CrossedMean:
         return self.seeds > 1
 
 
-def crossed_mean(table: Sequence[Sequence[float]], alpha: float = 0.05) -> CrossedMean:
+def crossed_mean(table: Sequence[Sequence[float]]) -> CrossedMean:
     """The mean over both items and seeds, of which each has effects of its own.
 
     table: for each seed one difference per item, the same items in the same order. All
@@ -61,6 +61,6 @@ def crossed_mean(table: Sequence[Sequence[float]], alpha: float = 0.05) -> Cross
     error, df = math.sqrt(variance), min(side.size for side in sides) - 1
     if error == 0:
         return CrossedMean(items, seeds, mean, None, None, None)
-    half = t_quantile(1 - alpha / 2, df) * error
+    half = t_quantile(0.975, df) * error
     p = 2 * float(special.stdtr(df, -abs(mean) / error))
     return CrossedMean(items, seeds, mean, error, Interval(mean - half, mean + half), p)

@@ -164,10 +164,9 @@ def _last_steps(found: Iterable[tuple[str, int]]) -> dict[str, int]:
     return last
 
 
-NAMES = ("trackio", "wandb", "tensorboard")
-BACKENDS: dict[str, Callable[[], TrackerBackend]] = dict(
-    zip(NAMES, (Trackio, Wandb, TensorBoard), strict=True)
-)
+BACKENDS: dict[str, Callable[[], TrackerBackend]] = {
+    kind.name: kind for kind in (Trackio, Wandb, TensorBoard)
+}
 
 
 def parse_trackers(text: str) -> tuple[str, ...]:

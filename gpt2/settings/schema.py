@@ -18,7 +18,7 @@ from gpt2.mechanisms import mechanisms, projections
 from gpt2.mechanisms.spec import GPT2_ATTENTION, annotated, setting
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import METHODS, SCOPES, VARIANTS
-from lib.trackers import NAMES as TRACKERS
+from lib.trackers import BACKENDS as TRACKERS
 
 VOCAB_SIZES = {"gpt2": 50257, "bytes": 257}
 LARGEST_ARM = "largest"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import time
@@ -11,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lib import atomic_files
+from lib.atomic_files import record_in
 from lib.human import size
 from lib.jobs import phases, run_files
 
@@ -163,14 +162,14 @@ class RunProgress:
             return []
         whole = data[: data.rfind(b"\n") + 1]
         self._offset += len(whole)
-        return [r for line in whole.splitlines() if (r := _record(line)) is not None]
+        return [r for line in whole.splitlines() if (r := record_in(line)) is not None]
 
 
 def gpu_line(path: Path) -> str:
     """ "97% 31.2 GiB 410 W 61 °C" from the newest record of gpu.jsonl: memory and power
     summed over the GPUs, mean utilisation, highest temperature."""
     for line in reversed(_last_bytes(path, 65536).splitlines()):
-        record = _record(line)
+        record = record_in(line)
         gpus = record.get("gpus") if record else None
         if isinstance(gpus, list):
             return _gpu_words([gpu for gpu in gpus if isinstance(gpu, dict)])
@@ -198,11 +197,3 @@ def _last_bytes(path: Path, count: int) -> bytes:
             return file.read()
     except OSError:
         return b""
-
-
-def _record(line: bytes) -> dict[str, Any] | None:
-    try:
-        value = json.loads(line)
-    except atomic_files.BAD_JSON:
-        return None
-    return value if isinstance(value, dict) else None
