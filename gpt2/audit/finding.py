@@ -107,7 +107,6 @@ def compare_all(
     figure: str,
     triples: Iterable[tuple[str, object, float]],
     tolerance: Tolerance = EXACT,
-    reason: str = "",
 ) -> AuditLine:
     """Compare a series with its recomputation; the finding has the worst pair.
 
@@ -119,12 +118,11 @@ def compare_all(
     bad = [(w, f) for w, f in found if f.state != OK]
     bad.sort(key=lambda item: (item[1].state != DIFFERS, -_gap(item[1])))
     if not bad:
-        return AuditLine(
-            figure, OK, f"{len(found)} records", "the same", str(tolerance), reason
-        )
+        said = f"{len(found)} records"
+        return AuditLine(figure, OK, said, "the same", str(tolerance))
     where, worst = bad[0]
     more = f" and {len(bad) - 1} more of {len(found)}" if len(bad) > 1 else ""
-    parts = [f"{where}{more}", worst.reason, reason]
+    parts = [f"{where}{more}", worst.reason]
     return AuditLine(
         figure,
         worst.state,

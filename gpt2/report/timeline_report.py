@@ -29,9 +29,9 @@ from lib.safe_json import Unusable, as_dict, read_foreign_json
 MOST_SEGMENTS = 20_000  # of a chart
 
 
-def read_timeline(matrix: MatrixResults, now: float | None = None) -> Timeline:
-    """The time line of a matrix; now: Unix seconds, by default the present."""
-    now = time.time() if now is None else now
+def read_timeline(matrix: MatrixResults) -> Timeline:
+    """The time line of a matrix, up to the present."""
+    now = time.time()
     attempts = [a for run in matrix.runs for a in _attempts(matrix, run, now)]
     running = any(run.row["status"] == "running" for run in matrix.runs)
     last = max((attempt.end for attempt in attempts), default=now)

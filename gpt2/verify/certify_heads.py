@@ -103,10 +103,9 @@ class PrunedTraining:
         self.step()
         self.pruner.after_update(step)
 
-    def finished(self) -> PrunedTraining:
+    def finish(self) -> None:
         for step in range(1, UPDATES + 1):
             self.update(step)
-        return self
 
     def heads(self) -> Iterator[tuple[int, int]]:
         """(layer, head) of all heads."""
@@ -149,18 +148,16 @@ def owned(model: GPT, layer: int, head: int) -> list[tuple[nn.Parameter, Tensor]
     return found
 
 
-def certify_heads(
-    optimizer: str, make: MakePruner = HeadPruner, cut: Cut = without_heads
-) -> dict[str, Row]:
+def certify_heads(optimizer: str) -> dict[str, Row]:
     """All certificates of head pruning with one optimizer, by short names."""
     return {
-        "schedule": check_schedules(optimizer, make),
-        "gradients": check_gradients(optimizer, make),
-        "for good": check_permanence(optimizer, make),
-        "resume": check_resume(optimizer, make),
+        "schedule": check_schedules(optimizer),
+        "gradients": check_gradients(optimizer),
+        "for good": check_permanence(optimizer),
+        "resume": check_resume(optimizer),
         "selection": check_selection(),
-        "scores": check_scores(optimizer, make),
-        "export": check_export(optimizer, make, cut),
+        "scores": check_scores(optimizer),
+        "export": check_export(optimizer),
     }
 
 
@@ -364,10 +361,8 @@ def check_export(
     """A model written without its pruned heads and read back computes what the masked
     model does, with the parameters and the cache of the budget. The figure is the
     difference of logits relative to the largest, over a context and decoding."""
-    run, label = (
-        PrunedTraining(optimizer, make).finished(),
-        "heads: export = masked model",
-    )
+    run, label = PrunedTraining(optimizer, make), "heads: export = masked model"
+    run.finish()
     tokens, settings, kept = run.tokens[0][:1], run.settings, run.pruner.kept()
     heads = [sum(layer) for layer in kept]
     try:
