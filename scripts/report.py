@@ -106,12 +106,12 @@ def results_directory(results: str | None, config: str, out: Path | None) -> Pat
         return folder
     if out is not None:
         raise ValueError("OUT is the folder of several merged results: RESULTS=a,b")
-    if results is not None and is_bundle(Path(results)):
-        folder = open_bundle(Path(results))
-        print(f"{results} is unpacked in {folder}")
-        return folder
-    if results is not None:
-        return Path(results)
+    for name in names:
+        if is_bundle(Path(name)):
+            folder = open_bundle(Path(name))
+            print(f"{name} is unpacked in {folder}")
+            return folder
+        return Path(name)
     found = results_of(config)
     if found is None:
         raise ValueError(

@@ -47,8 +47,14 @@ class SourceFolder:
 
 
 def sources_of(results: str) -> list[str]:
-    """Folders or bundles in RESULTS, separated by commas; a single one, which may have
-    a comma in its name, is returned as it is."""
+    """Folders or bundles in RESULTS, separated by commas, or those in a folder that has
+    nothing but bundles, as of a published study; a single one, which may have a comma
+    in its name, is returned as it is."""
+    folder = Path(results)
+    if folder.is_dir() and not (folder / MATRIX_FILE).exists():
+        bundles = [str(path) for path in sorted(folder.glob("*.zip"))]
+        if bundles:
+            return bundles
     if "," not in results or Path(results).exists():
         return [results]
     return [name for name in map(str.strip, results.split(",")) if name]

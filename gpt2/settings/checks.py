@@ -123,7 +123,8 @@ def _family_rules(s: Settings) -> Iterator[tuple[bool, str]]:
     yield (
         matrix.report_looks > 1,
         f"REPORT_LOOKS={matrix.report_looks} with "
-        f"REPORT_FAMILY={matrix.report_family}: a look after more seeds is a further test of the series; set REPORT_LOOKS=1",
+        f"REPORT_FAMILY={matrix.report_family}: a look after more seeds is a further "
+        "test of the series; set REPORT_LOOKS=1",
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.merge import merge, sources_of
 from gpt2.report.read_results import read_matrix
 from tests.results_factory import DEVICE, relabel, settings, write_matrix, write_run
@@ -151,3 +152,11 @@ def test_names_with_a_comma_are_one_folder_if_they_exist(tmp_path: Path) -> None
     (tmp_path / "a,b").mkdir()
     assert sources_of(f"{tmp_path}/a,b") == [f"{tmp_path}/a,b"]
     assert sources_of("a, b.zip,") == ["a", "b.zip"]
+    study = tmp_path / "study"
+    study.mkdir()
+    assert sources_of(str(study)) == [str(study)], "which says that there are no runs"
+    for name in ("block-2.zip", "block-1.zip", "README.md"):
+        (study / name).touch()
+    assert sources_of(str(study)) == [f"{study}/block-1.zip", f"{study}/block-2.zip"]
+    (study / MATRIX_FILE).touch()  # its own runs come first
+    assert sources_of(str(study)) == [str(study)]
