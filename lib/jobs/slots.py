@@ -54,7 +54,7 @@ def _nvidia(root: Path) -> int:
 
 
 def _nvidia_smi(*options: str) -> str:
-    """What nvidia-smi prints; "" without it, or if it hangs."""
+    """Output of nvidia-smi; "" without it, or if it hangs."""
     words = ["nvidia-smi", *options]
     try:
         done = subprocess.run(words, capture_output=True, text=True, timeout=30)
