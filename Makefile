@@ -9,11 +9,11 @@ MAKEFLAGS += --no-print-directory --no-builtin-rules
 SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
 EXPORT_OPTIONS := FORMAT OUT
 EVAL_OPTIONS := TEXT CHOICES TASKS ITEMS
-BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE JSON
-SPEED_OPTIONS := BATCHES PROMPT_TOKENS NEW_TOKENS CONTEXTS PEERS REPEATS JSON
+BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE
+SPEED_OPTIONS := BATCHES PROMPT_TOKENS NEW_TOKENS CONTEXTS PEERS REPEATS
 # Variables of this file; all others on the command line are settings.
 OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS FAMILY SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS \
+	ARMS SD MARGIN LOOKS FAMILY SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS JSON \
 	$(SAMPLE_OPTIONS) $(EXPORT_OPTIONS) $(EVAL_OPTIONS) $(BENCH_OPTIONS) $(SPEED_OPTIONS)
 # The targets that read each; all read PYTHON and EXTRAS.
 OF_MATRIX := all quickstart run continue rerun dry-run estimate as-trained budget status stop
@@ -24,7 +24,7 @@ READ_RESULTS := report audit plan sample export push bundle eval attention \
 READ_RUN := audit sample export push attention
 READ_REPO := push
 READ_FORMAT := export push
-READ_OUT := export push bundle eval report
+READ_OUT := export push bundle eval report bench inference-bench
 READ_RUNS := eval inference-bench
 $(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
 $(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
@@ -46,6 +46,9 @@ READ_LOOKS := report compare plan
 READ_FAMILY := report plan
 READ_SBATCH := sbatch
 READ_FORCE := data
+READ_JSON := $(filter-out quickstart,$(OF_MATRIX)) verify plan report compare audit eval \
+	sample attention export push bundle explain list-defconfigs overfit data bench \
+	inference-bench
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit sample export push \
@@ -111,11 +114,16 @@ PY = $(HOLD) $(BARE)
 
 SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
 	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
-# Only from the command line: FORCE in the environment may be meant for other programs.
-FORCED = $(if $(filter FORCE,$(GIVEN)),$(if $(filter-out 0 1 n y,$(value FORCE)),$(error \
-	FORCE=$(value FORCE) is neither 1 nor 0))$(if $(filter 1 y,$(value FORCE)),--force))
-MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(call \
-	option,ONLY)
+# An option for a switch on the command line; in the environment FORCE may be meant for
+# other programs.
+switch = $(if $(filter $1,$(GIVEN)),$(if $(filter-out 0 1 n y,$(value $1)),$(error \
+	$1=$(value $1) is neither 1 nor 0))$(if $(filter 1 y,$(value $1)),--$(shell \
+	echo $1 | tr A-Z a-z)))
+AS_JSON = $(call switch,JSON)
+# Standard output is for the answer alone.
+APART = $(if $(AS_JSON),>&2)
+MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(AS_JSON) \
+	$(call option,ONLY)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 
 .PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -139,49 +147,50 @@ sbatch: config.py | setup ## print missing runs as a Slurm array (SBATCH='--part
 	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
 		o,ONLY SBATCH,$(call option,$o))
 report: $(if $(REPORTED),,config.py) | setup ## tables, plots, verdicts (RESULTS=folder or zip; a,b merges)
-	$(PY) scripts/report.py --config config.py $(foreach o,MARGIN LOOKS FAMILY OUT,$(call option,$o)) \
+	$(PY) scripts/report.py --config config.py $(AS_JSON) $(foreach \
+		o,MARGIN LOOKS FAMILY OUT,$(call option,$o)) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
-	$(PY) scripts/audit.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/audit.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
 compare: $(if $(wildcard .config),config.py) | setup ## compare two runs or matrices (A=, B=: folder or step)
-	$(PY) scripts/compare.py --config config.py $(call option,MARGIN) $(call option,LOOKS) \
+	$(PY) scripts/compare.py --config config.py $(AS_JSON) $(call option,MARGIN) $(call option,LOOKS) \
 		-- $(call arg,A) $(call arg,B)
 
 ##@ Use what was trained
 sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with models (RUN=0,5 TEMPERATURE=1 COUNT=100)
-	$(PY) scripts/sample.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/sample.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
 
 eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHOICES, TASKS, repetition (RUNS=0,5)
-	$(PY) scripts/eval.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/eval.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS OUT $(EVAL_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 attention: $(if $(wildcard .config),config.py) | setup ## entropy and reciprocity of each head (RUN=0,5 WINDOWS=32)
-	$(PY) scripts/attention.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/attention.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
 
 inference-bench: $(if $(wildcard .config),config.py) | setup ## speed and memory of generation (RUNS=0,5; untrained: STEPS=0,5)
-	$(PY) scripts/inference_bench.py --config config.py $(WITH) $(foreach \
-		o,RESULTS $(SPEED_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
+	$(PY) scripts/inference_bench.py --config config.py $(AS_JSON) $(WITH) $(foreach \
+		o,RESULTS OUT $(SPEED_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 
 export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
-	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/export.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
 push: $(if $(wildcard .config),config.py) | setup ## export and upload to the hub (RUN=5:1337, REPO=user/name)
-	$(PY) scripts/export.py --config config.py $(WITH) $(foreach \
+	$(PY) scripts/export.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) --repo=$(call arg,REPO) -- $(call arg,RUN)
 
 bundle: $(if $(REPORTED),,config.py) | setup ## report and records as one zip (RESULTS=folder, OUT=file)
-	$(PY) scripts/bundle.py --config config.py $(call option,OUT) $(if \
+	$(PY) scripts/bundle.py --config config.py $(AS_JSON) $(call option,OUT) $(if \
 		$(REPORTED),-- $(call arg,$(REPORTED)))
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, verify each step
 	$(MATRIX) --dry-run
 plan: $(if $(wildcard .config),config.py) | setup ## seeds needed to detect DELTA=0.003 (POWER, ARMS, SD, RESULTS)
-	$(PY) scripts/plan_seeds.py --config config.py $(foreach \
+	$(PY) scripts/plan_seeds.py --config config.py $(AS_JSON) $(foreach \
 		o,DELTA POWER ARMS SD MARGIN LOOKS FAMILY,$(call option,$o)) $(if \
 		$(REPORTED),--results=$(call arg,$(REPORTED)))
 estimate: config.py | setup ## time a few updates of each arm: hours, memory, disk
@@ -191,15 +200,15 @@ as-trained: config.py | setup ## compare each step's gradients, as trained, with
 budget: config.py | setup ## parameters, FLOPs, KV cache and GPU memory of each step
 	$(MATRIX) --budget
 verify: $(if $(wildcard .config),config.py) | setup ## verify every step of the registry
-	$(PY) scripts/verify.py --config config.py $(WITH)
+	$(PY) scripts/verify.py --config config.py $(AS_JSON) $(WITH)
 overfit: $(if $(wildcard .config),config.py) | setup ## overfit one batch with every step (STEPS=0,5)
-	$(PY) scripts/overfit.py --config config.py $(WITH)
+	$(PY) scripts/overfit.py --config config.py $(AS_JSON) $(WITH)
 data: config.py | setup ## prepare the configured text (FORCE=1: prepare it again)
-	$(PY) scripts/prepare_data.py --config config.py $(WITH) $(FORCED)
+	$(PY) scripts/prepare_data.py --config config.py $(WITH) $(AS_JSON) $(call switch,FORCE)
 
 ##@ Configure
 list-defconfigs: | setup ## list the presets
-	$(PY) scripts/kconfig.py list-defconfigs
+	$(PY) scripts/kconfig.py list-defconfigs $(AS_JSON)
 defconfig-%: FORCE | setup ## load a preset, and keep KEY=VALUE with it; a+b merges two
 	$(PY) scripts/kconfig.py defconfig $(WITH) -- $(call inline,$*)
 $(PRESETS): defconfig-%: | setup
@@ -215,19 +224,19 @@ olddefconfig: | setup ## update an old .config with defaults for new symbols
 savedefconfig: | setup ## write .config to defconfigs/NAME (NAME=gpt2-mine)
 	$(PY) scripts/kconfig.py savedefconfig -- $(call arg,NAME)
 explain: | setup ## what is not at its default; all about one (SYMBOL=MAX_ITERS)
-	$(PY) scripts/kconfig.py explain $(WITH) -- $(call arg,SYMBOL)
+	$(PY) scripts/kconfig.py explain $(WITH) $(AS_JSON) -- $(call arg,SYMBOL)
 
 ##@ Develop
 setup: ## create the environment (EXTRAS=trackers,ray,gpu,eval,docs)
-	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say)
+	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say) $(APART)
 # Three workers for two cores: tests spend a third of their time waiting for processes.
 test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
 	$(BARE) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
 bench: | setup ## measure speed into bench_results/ (PARTS=gpu,matrix STEPS=0)
-	$(PY) scripts/bench.py $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(foreach \
-		o,$(BENCH_OPTIONS),$(call option,$o))
+	$(PY) scripts/bench.py $(AS_JSON) $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(foreach \
+		o,OUT $(BENCH_OPTIONS),$(call option,$o))
 docs: | setup ## build the documentation as a site in site/ (EXTRAS=docs)
 	$(PY) scripts/build_docs.py
 check: | setup ## check formatting, style, types, and run the fast tests
@@ -253,12 +262,13 @@ help: ## print this list
 	trap '' PIPE; { awk -F ':.*## ' '/^##@ /{printf "\n%s\n", substr($$0, 5)} \
 		/^[a-z%-]+:.*## /{printf "  %-16s %s\n", $$1, $$2}' Makefile; echo; \
 	echo "KEY=VALUE overrides a setting: make MAX_ITERS=100 SEEDS=1,2 STEPS=0,5,8-9"; \
+	echo "JSON=y prints what a command finds as JSON (docs/json.md): make JSON=y status"; \
 	} 2>/dev/null; exit 0  # also if a pipe to head closes early
 
 # A restored .config may be older than config.py, so contents are compared, not times.
 IS_OTHER := $(shell cmp .config .kablate/made.config 2>&1)
 config.py: .config Kconfig $(wildcard gpt2/Kconfig* gpt2/mechanisms/*/Kconfig) $(if $(IS_OTHER),FORCE) | setup
-	$(PY) scripts/kconfig.py generate
+	$(PY) scripts/kconfig.py generate $(APART)
 
 .config:
 	printf '%s\n' "nothing is configured yet. Type one of" \

@@ -33,6 +33,7 @@ from typing import Any
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number
 from lib.terminal import report_console
 
@@ -40,19 +41,19 @@ WINDOWS = 32
 COLUMNS = ("entropy", "relative", "reciprocity", "alpha")
 
 
+@answers_json("attention")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         chosen = chosen_runs(options)
         where = Path(chosen.resources.data_dir).expanduser()
-        for folder in chosen.folders:
-            measure(folder, where, chosen.resources.device, options.windows)
+        device, windows = chosen.resources.device, options.windows
+        runs = [measure(folder, where, device, windows) for folder in chosen.folders]
+        answer(runs=runs)
     except DiskFull as error:
-        print(f"attention: {error}", file=sys.stderr)
-        return EXIT_DISK
+        return fail(f"attention: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        print(f"attention: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return fail(f"attention: {error}", EXIT_USAGE)
     return 0
 
 
@@ -61,11 +62,12 @@ def parser() -> argparse.ArgumentParser:
     add_run_options(found)
     words = "windows of the validation text (default %(default)s)"
     add_number(found, "WINDOWS", COUNT, default=WINDOWS, help=words)
+    add_json(found)
     return found
 
 
-def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> None:
-    """Measure a run, write its files, print its layers.
+def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> dict[str, Any]:
+    """Measure a run, write its files, print its layers; the same as data.
 
     Raises ValueError, OSError and DiskFull.
     """
@@ -86,6 +88,8 @@ def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> None:
     written = write_attention(trained, layers, **source)
     show(trained.label, layers)
     print("Written: " + ", ".join(str(path) for path in written))
+    files = [str(path) for path in written]
+    return {"run_dir": str(run_dir), **source, "layers": layers, "written": files}
 
 
 def show(label: str, layers: list[list[dict[str, Any]]]) -> None:

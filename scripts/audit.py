@@ -28,8 +28,8 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,6 +45,7 @@ from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT_OR_0, add_number
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 CODES = {FAILED: EXIT_FAILED, INCOMPLETE: EXIT_INTERRUPTED}  # 3: not all checked
 
 
+@answers_json("audit")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -66,18 +68,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"none of these runs is finished: {states}")
         how = request()
     except (ValueError, OSError) as error:
-        print(f"audit: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return fail(f"audit: {error}", EXIT_USAGE)
     try:
         audits = list(carry_out(chosen, how, options))
     except DiskFull as error:
-        print(f"audit: {error}", file=sys.stderr)
-        return EXIT_DISK
-    if options.json:
-        runs = [audit.to_json() for audit in audits]
-        print(json.dumps({"schema": 1, "runs": runs}, indent=1, allow_nan=False))
-    else:
-        tell_rest(chosen)
+        return fail(f"audit: {error}", EXIT_DISK)
+    answer(
+        runs=[audit.to_json() for audit in audits],
+        unfinished=[{"path": str(p), "status": state} for p, state in chosen.others],
+        left_out=[asdict(item) for item in chosen.left_out],
+    )
+    print_rest(chosen)
     codes = {CODES.get(audit.verdict, 0) for audit in audits}
     return next((code for code in CODES.values() if code in codes), 0)
 
@@ -94,8 +95,8 @@ def parser() -> argparse.ArgumentParser:
     windows = "score this many of the validation windows (default: all)"
     add_number(found, "WINDOWS", COUNT_OR_0, default=0, help=windows)
     add("--all", action="store_true", help="all findings, also for more than one run")
-    add("--json", action="store_true", help="print JSON instead of tables")
     add("--no-write", action="store_true", help="write no audit.json")
+    add_json(found)
     return found
 
 
@@ -154,8 +155,7 @@ def carry_out(
             keep(audit, options)
         except NothingToAudit as error:
             audit = Audit(run_dir, (AuditLine("run", NOT_CHECKED, reason=str(error)),))
-        if not options.json:
-            show_audit(console, run_dir, audit.findings, whole=whole)
+        show_audit(console, run_dir, audit.findings, whole=whole)
         yield audit
 
 
@@ -172,7 +172,7 @@ def keep(audit: Audit, options: argparse.Namespace) -> None:
         print(f"audit: {reason} (--no-write does not try)", file=sys.stderr)
 
 
-def tell_rest(chosen: Chosen) -> None:
+def print_rest(chosen: Chosen) -> None:
     """Print runs that were not audited, and why."""
     for path, state in chosen.others:
         print(f"not audited: {path} is not finished ({state})")

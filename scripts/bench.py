@@ -27,7 +27,7 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -54,6 +54,7 @@ from gpt2.train.timed_updates import our_update, peer_update, seconds_of
 from lib.atomic_files import atomic_write_json
 from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import now, read_status
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -80,10 +81,10 @@ GPU_MATRIX = (
 )
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--json", type=Path, default=ROOT / "bench_results" / "bench.json")
+    add("--out", type=Path, default=ROOT / "bench_results" / "bench.json")
     steps = "such as 0,5,16; default: STEPS of --settings, or all"
     add("--steps", default="", help=steps)
     peers = (
@@ -99,10 +100,12 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parts = f"of {', '.join(PARTS)} (default: all)"
     add("--parts", default=",".join(PARTS), help=parts)
     add("--settings", default="", help="of all that trains, as BLOCK_SIZE=4096")
+    add_json(parser)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@answers_json("bench")
+def main(arguments: Sequence[str] | None = None) -> int:
     given = parse(arguments)
     try:
         parts = names("--parts", given.parts, PARTS)
@@ -111,8 +114,7 @@ def main(arguments: list[str] | None = None) -> int:
         steps = steps_of(given.steps, given.settings)
         batches = [int(number) for number in given.micro_batches.split(",")]
     except ValueError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return fail(error, 2)
     more = given.at_once, given.repeats, given.settings, given.nanogpt
     order = Order(steps, peers, batches, *more)
     os.environ.update(cache_environment(os.environ))
@@ -135,8 +137,9 @@ def main(arguments: list[str] | None = None) -> int:
             rows.append(row)
             print(line_of(row), flush=True)
             # At once: a table that takes an hour may be cut short.
-            atomic_write_json(given.json, {"schema": 1, "machine": specs, "rows": rows})
-    print(f"written: {given.json}")
+            atomic_write_json(given.out, {"schema": 1, "machine": specs, "rows": rows})
+    answer(machine=specs, rows=rows, written=str(given.out))
+    print(f"written: {given.out}")
     return 0
 
 

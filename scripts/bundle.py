@@ -29,8 +29,10 @@ from pathlib import Path
 from gpt2.report.bundle import SUFFIX, bundle_results
 from gpt2.settings.configuration import results_of
 from lib.human import size
+from lib.json_answer import add_json, answer, answers_json, fail
 
 
+@answers_json("bundle")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
@@ -42,9 +44,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"OUT={out}: the name of a bundle ends in {SUFFIX}")
         written = bundle_results(results, out)
     except (ValueError, OSError) as error:
-        print(f"bundle: {error}", file=sys.stderr)
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        return EXIT_DISK if full else EXIT_USAGE
+        return fail(f"bundle: {error}", EXIT_DISK if full else EXIT_USAGE)
+    answer(file=str(out), bytes=written)
     print(f"{out}: {size(written)}. To read it: make report RESULTS={out}")
     return 0
 
@@ -55,6 +57,7 @@ def parser() -> argparse.ArgumentParser:
     add("results", nargs="?", type=Path, help="results folder; default: of --config")
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
     add("--out", type=Path, help="file to write; default: the folder's name with .zip")
+    add_json(found)
     return found
 
 

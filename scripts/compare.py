@@ -21,6 +21,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich import box
@@ -47,6 +48,7 @@ from gpt2.report.series import read_series
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.settings.configuration import results_of
 from lib import human
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.terminal import report_console
 
 FORMS = {
@@ -64,6 +66,7 @@ FORMS = {
 COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s", "zeros")
 
 
+@answers_json("compare")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -74,10 +77,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rules = rules_for(Path(options.config), runs, **asked)
         series = None if results is None else read_series(results)
     except (ValueError, OSError) as error:
-        print(f"compare: {error}", file=sys.stderr)
-        return 2
+        return fail(f"compare: {error}", 2)
+    found = side_by_side(a, b, rules)
+    answer(a=a.label, b=b.label, rules=asdict(rules), **found.to_json())
+    answer(left_out=[asdict(item) for item in (*a.left_out, *b.left_out)])
     console = report_console()
-    show(console, a, b, side_by_side(a, b, rules), rules)
+    show(console, a, b, found, rules)
     if series is not None:
         console.print(
             f"{results} has a sequential family: this comparison is not one of its "
@@ -94,6 +99,7 @@ def parser() -> argparse.ArgumentParser:
         "--config", default="config.py", help="where steps are looked up"
     )
     add_rule_options(found, family=False)
+    add_json(found)
     return found
 
 

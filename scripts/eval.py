@@ -46,6 +46,7 @@ from gpt2.report.evaluations import write_evaluation
 from gpt2.settings.extras import check_installed
 from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number
 from lib.terminal import report_console
 
@@ -65,6 +66,7 @@ class Items:
     count: int
 
 
+@answers_json("eval")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -72,22 +74,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         items = items_of(options)
         runs, notes = score(chosen.folders, chosen.resources.device, items)
     except (ValueError, OSError) as error:
-        print(f"eval: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return fail(f"eval: {error}", EXIT_USAGE)
     compared = compare_arms(runs)
+    found = to_json(runs, compared, notes)
+    answer(**found)
     show(runs, compared, notes)
     try:
         if options.write:
             keep(runs)
         if options.out:
-            atomic_write_json(options.out, to_json(runs, compared, notes))
+            atomic_write_json(options.out, {"schema": 1, **found})
             print(f"Written: {options.out}")
     except DiskFull as error:
-        print(f"eval: {error}", file=sys.stderr)
-        return EXIT_DISK
+        return fail(f"eval: {error}", EXIT_DISK)
     except OSError as error:
-        print(f"eval: cannot write to {options.out}: {error.strerror}", file=sys.stderr)
-        return EXIT_USAGE
+        message = f"eval: cannot write to {options.out}: {error.strerror}"
+        return fail(message, EXIT_USAGE)
     return 0
 
 
@@ -105,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     add("--out", type=Path, help="also write all numbers to this JSON file")
     words = "write no eval.json into the folders of the runs"
     add("--no-write", dest="write", action="store_false", help=words)
+    add_json(found)
     return found
 
 
@@ -225,7 +228,6 @@ def to_json(
     runs: Sequence[ScoredRun], rows: Sequence[MeasureOfArm], notes: Sequence[str]
 ) -> dict[str, object]:
     return {
-        "schema": 1,
         "runs": [
             {
                 **{"arm": run.arm, "seed": run.seed, "run_dir": run.run_dir},

@@ -35,11 +35,13 @@ from gpt2.infer.hub import NotUploaded, check_repo, upload
 from lib.atomic_files import DiskFull
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 
 FORMATS = ("hf",)
 
 
+@answers_json("export")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -53,11 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = chosen_runs(options, most=1)
         return export(chosen.folders[0], options.out, options.repo)
     except DiskFull as error:
-        print(f"export: {error}", file=sys.stderr)
-        return EXIT_DISK
+        return fail(f"export: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        print(f"export: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return fail(f"export: {error}", EXIT_USAGE)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -69,6 +69,7 @@ def parser() -> argparse.ArgumentParser:
     found.add_argument("--out", type=Path, help=words)
     words = "upload it there, as in user/name; without a network: say what would be"
     found.add_argument("--repo", help=words)
+    add_json(found)
     return found
 
 
@@ -83,8 +84,10 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
     try:
         found = export_hf(trained, folder)
     except NotTheSame as error:
-        print(f"export: {trained.label} is not exported: {error}", file=sys.stderr)
-        return EXIT_FAILED
+        message = f"export: {trained.label} is not exported: {error}"
+        return fail(message, EXIT_FAILED)
+    answer(run=trained.label, folder=str(folder), bytes=found.size, uploaded=None)
+    answer(is_native=found.is_native, deviation=found.deviation)
     kind = "GPT-2 of transformers" if found.is_native else "model with its own code"
     trust = "" if found.is_native else ", trust_remote_code=True"
     print(f"{trained.label}: {kind}, {size(found.size)}, in {folder}")
@@ -92,10 +95,11 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
     print(f'  AutoModelForCausalLM.from_pretrained("{folder}"{trust})')
     if repo is not None:
         try:
-            print(f"Uploaded to {upload(folder, repo)}")
+            place = upload(folder, repo)
         except NotUploaded as error:
-            print(f"export: {error}", file=sys.stderr)
-            return EXIT_INTERRUPTED
+            return fail(f"export: {error}", EXIT_INTERRUPTED)
+        answer(uploaded=place)
+        print(f"Uploaded to {place}")
     return 0
 
 

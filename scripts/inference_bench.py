@@ -38,6 +38,7 @@ from gpt2.settings.parse import settings_from
 from lib import human
 from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number, number
 from lib.terminal import report_console
 
@@ -52,6 +53,7 @@ COLUMNS = (
 )
 
 
+@answers_json("inference-bench")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -67,15 +69,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             rows.append(row)
             print(line_of(row), file=sys.stderr, flush=True)
             # At once: a long table may be cut short.
-            atomic_write_json(options.json, document(load, rows, bool(options.run)))
+            found = document(load, rows, bool(options.run))
+            atomic_write_json(options.out, found)
+            answer(**found, written=str(options.out))
     except DiskFull as error:
-        print(f"inference-bench: {error}", file=sys.stderr)
-        return EXIT_DISK
+        return fail(f"inference-bench: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        print(f"inference-bench: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return fail(f"inference-bench: {error}", EXIT_USAGE)
     show(rows)
-    print(f"Written: {options.json}")
+    print(f"Written: {options.out}")
     return 0
 
 
@@ -96,7 +98,8 @@ def parser() -> argparse.ArgumentParser:
     words = "timed generations, of which the fastest counts (default %(default)s)"
     add_number(found, "REPEATS", COUNT, default=3, help=words)
     place = ROOT / "bench_results" / "inference.json"
-    add("--json", type=Path, default=place, help="where all numbers go")
+    add("--out", type=Path, default=place, help="where all numbers go")
+    add_json(found)
     return found
 
 

@@ -53,6 +53,7 @@ from gpt2.settings.configuration import ROOT, note_environment
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import atomic_write_text
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import (
     COMMAND_LINE,
@@ -114,13 +115,19 @@ def preset_names() -> list[str]:
 
 def list_defconfigs() -> None:
     """Print each preset with its hardware and time, and what it is for below."""
+    presets = []
     for name in preset_names():
         comments = [line.lstrip("# ") for line in comments_of(DEFCONFIGS / name)]
         found = [m for m in map(HARDWARE.fullmatch, comments) if m]
+        hardware = [{"on": m[1], "takes": m[2]} for m in found]
+        presets.append(
+            {"name": name, "text": " ".join(comments[:1]), "hardware": hardware}
+        )
         print(name)
         for text in (*comments[:1], *(f"on {m[1]}: {m[2]}" for m in found)):
             for line in wrap(text, WIDTH - 4, subsequent_indent="  "):
                 print(f"    {line}")
+    answer(presets=presets)
     print("\nNext: make defconfig-NAME loads one (KEY=VALUE after it is kept with it)")
 
 
@@ -240,6 +247,8 @@ def explain(name: str, overrides: str) -> None:
     note_environment(config, overrides)
     config = strict.override(config, split_overrides(overrides))
     if name:
+        answer(symbol=f"CONFIG_{strict.symbol_for(name)}")
+        answer(**strict.facts(config, name))
         print(strict.explain(config, name))
         print(set_by_steps(strict.symbol_for(name)), end="")
     else:
@@ -258,9 +267,17 @@ def set_by_steps(symbol: str) -> str:
 
 def all_changes(config: Config) -> str:
     """Settings that are not at their defaults, with origins, and those of the steps."""
+    changed = strict.changed(config)
+    names = ("value", "default", "origin")
+    answer(
+        changes=[
+            {"symbol": f"CONFIG_{name}", **dict(zip(names, facts, strict=True))}
+            for name, facts in changed.items()
+        ]
+    )
     rows = [
         (name, text_of(value), default or "empty", origin)
-        for name, (value, default, origin) in strict.changed(config).items()
+        for name, (value, default, origin) in changed.items()
     ]
     lines = ["Every setting has its default."]
     if rows:
@@ -324,6 +341,8 @@ def parser() -> argparse.ArgumentParser:
             command.add_argument("name", metavar="NAME")
         if name == "explain":
             command.add_argument("name", metavar="SYMBOL")
+        if name in ("explain", "list-defconfigs"):
+            add_json(command)
         if name in ("defconfig", "explain"):
             command.add_argument("--overrides", default="", metavar="'KEY=VALUE ...'")
     return result
@@ -347,17 +366,18 @@ def act(given: argparse.Namespace) -> None:
         }[given.command]()
 
 
+@answers_json("kconfig")
 def main(arguments: Sequence[str] | None = None) -> int:
     given = parser().parse_args(arguments)
+    answer(command=given.command)
     try:
         act(given)
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        print(f"{error.filename or 'kconfig'}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"{error.filename or 'kconfig'}: {error.strerror}", 2)
     except ValueError as error:  # ConfigError and what settings_from refuses
-        print(error, file=sys.stderr)
+        fail(error, 2)
         if f"{DOTCONFIG.name}:" in str(error) and is_droppable():
             print("(make olddefconfig drops such lines)", file=sys.stderr)
         return 2

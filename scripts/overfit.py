@@ -21,27 +21,32 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.output import EXIT_FAILED, EXIT_USAGE
 
 
-def main(arguments: list[str] | None = None) -> int:
+@answers_json("overfit")
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, help="default: Kconfig's defaults")
     parser.add_argument("--overrides", default="", help="such as 'STEPS=0,5'")
+    add_json(parser)
     given = parser.parse_args(arguments)
     try:
         first = ["RA_MLA_ABLATION_MODE=y"]
         plan = registry_plan(load_or_defaults(given.config, given.overrides, first))
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return fail(error, EXIT_USAGE)
     return overfit(plan)
 
 
@@ -52,14 +57,15 @@ def overfit(plan: Plan) -> int:
         from gpt2.verify.certify_steps import subjects
 
     print(f"{'step':<34} {'updates':>7} {'first loss':>10} {'last loss':>9}")
-    failed = 0
+    cells: list[dict[str, Any]] = []
     for cell, subject in subjects(plan, n_layer=2).items():
         found = overfit.overfit_batch(subject)
-        failed += not found.ok
+        cells.append({"name": cell, "passed": found.ok, **asdict(found)})
         mark = "" if found.ok else f"  above {overfit.ENOUGH}: it does not learn"
         numbers = f"{found.updates:>7} {found.first:>10.3f} {found.last:>9.3f}"
         print(f"{cell:<34} {numbers}{mark}", flush=True)
-    return EXIT_FAILED if failed else 0
+    answer(cells=cells)
+    return 0 if all(cell["passed"] for cell in cells) else EXIT_FAILED
 
 
 if __name__ == "__main__":

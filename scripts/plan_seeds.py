@@ -21,10 +21,12 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+import dataclasses
 import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from rich import box
 from rich.table import Table
@@ -48,12 +50,14 @@ from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import load, results_of
 from lib import human, stats
+from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.number_option import COUNT, LOSS, SHARE, add_number
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)
 
 
+@answers_json("plan")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -67,10 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         judged = judged_results(options.results, config, rules)
         found = spreads(options.sd, judged, config)
     except (ValueError, OSError) as error:
-        print(f"plan: {error}", file=sys.stderr)
-        return 2
+        return fail(f"plan: {error}", 2)
     delta = rules.margin if options.delta is None else options.delta
-    show(found, delta, family_of(options.arms, judged, rules), rules)
+    family = family_of(options.arms, judged, rules)
+    show(found, delta, family, rules)
+    if is_json():
+        answer(delta=delta, arms=family.number, level=family.level)
+        answer(rules=dataclasses.asdict(rules))
+        answer(noise=[to_json(spread, delta, family, rules) for spread in found])
     return 0
 
 
@@ -99,6 +107,7 @@ def parser() -> argparse.ArgumentParser:
     number("SD", LOSS, help="standard deviation of a run over seeds, nats")
     add("--results", help="results directory to measure the noise in")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
+    add_json(found)
     return found
 
 
@@ -173,6 +182,21 @@ def error_of(family: Family, rules: Rules) -> str:
     count = "1 comparison" if number == 1 else f"{number} comparisons"
     looks = f" in {rules.looks} looks" if rules.looks > 1 else ""
     return f"a family-wise error of {rules.alpha:.0%} over {count}{looks}"
+
+
+def to_json(
+    spread: Spread, delta: float, family: Family, rules: Rules
+) -> dict[str, Any]:
+    """Numbers of seeds at one noise, and the differences that numbers of seeds find."""
+    numbers = plan_seeds(spread, delta, family, rules)
+    seeds = {"to_detect": numbers.find, "to_exclude": numbers.exclude}
+    return {
+        **dataclasses.asdict(spread),
+        **{k: None if x is None else dataclasses.asdict(x) for k, x in seeds.items()},
+        "detectable": {
+            str(n): smallest(spread.sd, n, family, rules) for n in SHOWN_SEEDS
+        },
+    }
 
 
 def needed(found: list[Spread], delta: float, family: Family, rules: Rules) -> Table:

@@ -44,8 +44,10 @@ from gpt2.settings.configuration import load
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
 from lib.atomic_files import DiskFull
+from lib.json_answer import add_json, answer, answers_json, fail
 
 
+@answers_json("data")
 def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     try:
@@ -95,6 +97,7 @@ def parser() -> argparse.ArgumentParser:
     result.add_argument(
         "--force", action="store_true", help="prepare existing data again"
     )
+    add_json(result)
     return result
 
 
@@ -113,6 +116,7 @@ def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
     else:
         meta = build(request, data_dir, force)
         print(f"{folder} is prepared")
+    answer(folder=str(folder), fingerprint=fingerprint(meta), meta=meta)
     print(f"{summary(meta)}\n  fingerprint {fingerprint(meta)}")
 
 
@@ -158,8 +162,7 @@ def build(request: DataRequest, data_dir: str, force: bool) -> dict[str, Any]:
 
 
 def complain(error: object, code: int) -> int:
-    print(f"prepare_data: {error}", file=sys.stderr)
-    return code
+    return fail(f"prepare_data: {error}", code)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from gpt2.report.evidence import Rules
 from gpt2.report.merge import merge, sources_of
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import MatrixResults
-from gpt2.report.summary import write_summary
+from gpt2.report.summary import summary_of, write_summary
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import price_of, read_timeline, time_lines
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
@@ -36,9 +36,11 @@ from gpt2.report.verdicts import Judgement, judge_and_record
 from gpt2.settings.configuration import results_of
 from lib.atomic_files import DiskFull, atomic_write_text
 from lib.files import Linked
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import SHARE, add_number
 
 
+@answers_json("report")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -52,11 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"no runs in {root}: `make` writes its results there")
         judged = judge_and_record(matrix, rules)
     except DiskFull as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 6
+        return fail(f"report: {error}", 6)
     except (ValueError, OSError) as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 2
+        return fail(f"report: {error}", 2)
     times = read_timeline(matrix)
     if not options.quiet:
         from gpt2.report.terminal import show
@@ -66,11 +66,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         written = write_all(matrix, judged, options.plots, options.html, times, price)
     except DiskFull as error:
-        print(f"report: {error}", file=sys.stderr)
-        return 6
+        return fail(f"report: {error}", 6)
     except OSError as error:
-        print(f"report: cannot write to {root}: {error.strerror}", file=sys.stderr)
-        return 2
+        return fail(f"report: cannot write to {root}: {error.strerror}", 2)
+    answer(results=str(root), written=[str(path) for path in written])
+    answer(summary=summary_of(matrix, judged.to_json()))
     print("\nWritten: " + ", ".join(str(path) for path in written))
     return 0
 
@@ -94,6 +94,7 @@ def parser() -> argparse.ArgumentParser:
     add("--no-plots", dest="plots", action="store_false", help="write no PNG")
     add("--no-html", dest="html", action="store_false", help="write no report.html")
     add("--quiet", action="store_true", help="print no table")
+    add_json(found)
     return found
 
 

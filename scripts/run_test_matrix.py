@@ -23,9 +23,10 @@ if __name__ == "__main__":
 import argparse
 import time
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt2.data.token_files import (
     check_if_prepared,
@@ -38,7 +39,7 @@ from gpt2.data.token_files import (
 from gpt2.plan.jobs import Plan, only
 from gpt2.plan.names import STABLE_FOLDER
 from gpt2.plan.planning import make_plan
-from gpt2.run import estimate, plan_listing, runner, verification
+from gpt2.run import estimate, plan_json, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
 from gpt2.run.placement import describe_plan, scheduler_options
@@ -48,6 +49,7 @@ from gpt2.settings.rerun_commands import matrix_command, report_command
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.scheduler import View
+from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.on_done import on_done_command, run_on_done
@@ -55,8 +57,19 @@ from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_U
 
 WATCH = 10.0  # seconds between looks at somebody else's work
 
+MODES = {
+    "list": "list the jobs and stop",
+    "dry-run": "list the jobs, then verify every step on a tiny model",
+    "estimate": "time a few updates of each cell and estimate the whole",
+    "as-trained": "compare each cell's gradients with the formulas, as trained",
+    "budget": "print parameters, FLOPs, cache and memory of each step",
+    "status": "show the progress of every run, also while they run",
+    "stop": "ask the active runner to write checkpoints and stop",
+    "rerun": "run the jobs again; earlier runs are kept aside",
+}
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Run the configured matrix; run it again to continue."
     )
@@ -67,40 +80,38 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-table", action="store_true", help=bare)
     when = "run this command when the matrix ends (docs/machines.md)"
     parser.add_argument("--on_done", default="", help=when)
+    add_json(parser)
     what = parser.add_mutually_exclusive_group()
-    for name, text in (
-        ("list", "list the jobs and stop"),
-        ("dry-run", "list the jobs, then verify every step on a tiny model"),
-        ("estimate", "time a few updates of each cell and estimate the whole"),
-        ("as-trained", "compare each cell's gradients with the formulas, as trained"),
-        ("budget", "print parameters, FLOPs, cache and memory of each step"),
-        ("status", "show the progress of every run, also while they run"),
-        ("stop", "ask the active runner to write checkpoints and stop"),
-        ("rerun", "run the jobs again; earlier runs are kept aside"),
-    ):
+    for name, text in MODES.items():
         what.add_argument(f"--{name}", action="store_true", help=text)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@answers_json("run")
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; errors of the user go to stderr without a traceback."""
     given = parse(arguments)
+    answer(command=mode_of(given))
     try:
         on_done_command(given.on_done)  # refused now and not after the runs
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         return act(given, config, plan)
     except atomic_files.DiskFull as error:
-        print(error, file=sys.stderr)
+        fail(error, EXIT_DISK)
         show_same_command(given)
         return EXIT_DISK
     except (KeyboardInterrupt, verification.Stopped):
-        print("stopped before any job started", file=sys.stderr)
+        fail("stopped before any job started", EXIT_INTERRUPTED)
         show_same_command(given)
         return EXIT_INTERRUPTED
     except (ValueError, OSError, RuntimeError) as error:
-        print(with_settings(error, given.overrides), file=sys.stderr)
-        return EXIT_USAGE
+        return fail(with_settings(error, given.overrides), EXIT_USAGE)
+
+
+def mode_of(given: argparse.Namespace) -> str:
+    """Name of what is asked for, an option without its dashes; "run" without one."""
+    return next((mode for mode in MODES if vars(given)[mode.replace("-", "_")]), "run")
 
 
 def show_same_command(given: argparse.Namespace) -> None:
@@ -117,6 +128,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.list or given.dry_run:
         return preview(given, config, plan)
     if given.budget:
+        answer(**plan_json.described(plan, config))
         print(plan_listing.budget_table(plan), end="")
         return 0
     if given.status:
@@ -124,7 +136,9 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.stop and given.only:
         raise ValueError("ONLY: a runner is stopped as a whole; leave it out")
     if given.stop:
-        print(folder.ask_to_stop(plan.output_dir))
+        said = folder.ask_to_stop(plan.output_dir)
+        answer(results=str(plan.output_dir), message=said)
+        print(said)
         return 0
     return run(given, config, plan)
 
@@ -136,6 +150,9 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     `make`: by MatrixError.
     """
     missing = check_if_prepared(plan.jobs[0].settings)
+    if is_json():
+        answer(**plan_json.described(plan, config))
+    answer(missing_data=missing or None, refusal=None, certificates=None)
     print(plan_listing.listing(plan, config), end="", flush=True)
     for line in (describe_plan(plan), estimate.price(plan) if plan.axes else ""):
         if line:
@@ -157,8 +174,9 @@ def dry_run(given: argparse.Namespace) -> int:
     """The certificates of the steps that were listed."""
     if given.skip_verify:
         return 0
-    failed = prove(given).failed
-    return EXIT_FAILED if failed else EXIT_OK
+    found = prove(given)
+    answer(certificates=found.to_json())
+    return EXIT_FAILED if found.failed else EXIT_OK
 
 
 def prove(
@@ -181,6 +199,7 @@ def warn_of_other_settings(plan: Plan) -> None:
 
 
 def print_refusal(why: str) -> None:
+    answer(refusal=why)
     print(f"note: `{matrix_command()}` would refuse to start: {why}", flush=True)
 
 
@@ -188,15 +207,20 @@ def show_status(plan: Plan, only: str) -> int:
     """Print the progress of the runs of the results folder, or of those selected."""
     folder.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
-    print(status_table(plan, asked), end="")
+    states = run_states(plan, asked)
+    print(plan_listing.status_table(states), end="")
     if not only:
         show_times(plan)
+    answer(refusal=None)
     warn_of_other_settings(plan)
-    for alarm in runner.alarms(plan.output_dir).values():
+    alarms = runner.alarms(plan.output_dir)
+    for alarm in alarms.values():
         print(alarm)
     lock = folder.matrix_lock(plan.output_dir)
-    running = run_files.is_locked(lock)
-    print(str(run_files.lock_held(lock)) if running else "nothing is running")
+    running = str(run_files.lock_held(lock)) if run_files.is_locked(lock) else None
+    print(running or "nothing is running")
+    answer(**plan_json.progress(plan, states), alarms=list(alarms.values()))
+    answer(running=running)
     return 0
 
 
@@ -209,13 +233,15 @@ def show_times(plan: Plan) -> None:
         print(line)
 
 
-def status_table(plan: Plan, asked: Collection[str] | None = None) -> str:
+def run_states(
+    plan: Plan, asked: Collection[str] | None = None
+) -> list[dict[str, Any]]:
     """Progress of these runs; by default of all that are planned now or were begun, as
     the last call of the runner may have been for a few of them."""
     begun = folder.read_matrix_file(plan.output_dir)["jobs"]
     runs = [job.run_dir for job in plan.jobs] + [job["run_dir"] for job in begun]
     shown = [run for run in dict.fromkeys(runs) if asked is None or run in asked]
-    return plan_listing.status_table(plan.output_dir, shown)
+    return plan_listing.run_states(plan.output_dir, shown)
 
 
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
@@ -247,7 +273,8 @@ def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run what is missing; with Ray, watch a runner that is at work already."""
     try:
         cold = plan_listing.cold_cache(plan, os.environ)
-        for note in plan_listing.notes(plan, config) + cold:
+        answer(notes=plan_listing.notes(plan, config))
+        for note in plan_listing.note_lines(plan, config) + cold:
             print(note, flush=True)
         return carry_out(given, config, plan)
     except run_files.LockHeld as held:
@@ -264,7 +291,7 @@ def watch(plan: Plan) -> int:
     working, shown = True, ""
     while working:
         working = run_files.is_locked(folder.matrix_lock(plan.output_dir))
-        table = status_table(plan)
+        table = plan_listing.status_table(run_states(plan))
         if table != shown:
             print(f"\n{table}", end="", flush=True)
         shown = table
@@ -296,13 +323,16 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         else:
             plan, code = run_and_extend(given, config, plan, view)
     if given.as_trained:
+        answer(cells=[one.to_json() for one in compared])
         print(runner.comparison_table(compared), end="")
         return EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
     if given.estimate and not found:
+        answer(error="stopped before every cell was probed")
         print("stopped before every cell was probed; the estimate is unchanged")
         print(f"to start over: {matrix_command('estimate')}", file=sys.stderr)
         return EXIT_INTERRUPTED
     if given.estimate:
+        answer(estimate=found)
         print(estimate.render(found), end="")
         return EXIT_OK if found["seconds"] else EXIT_FAILED
     conclude(plan, config, code, table=not given.no_table)
@@ -333,6 +363,8 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
     stopped = code not in (EXIT_OK, EXIT_FAILED)
     if done and table and not stopped:
         show_table(plan)
+    if is_json():
+        answer(**plan_json.progress(plan, run_states(plan)))
     print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
     if done and table:
         configured = config.origin("OUTPUT_DIR") != COMMAND_LINE

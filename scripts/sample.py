@@ -31,6 +31,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.number_option import COUNT, COUNT_OR_0, Allowed, add_number
 
 if TYPE_CHECKING:
@@ -43,6 +44,7 @@ TEMPERATURE = Allowed(
 PROBABILITY = Allowed(float, lambda x: 0 < x <= 1, "above 0 and at most 1, as in 0.9")
 
 
+@answers_json("sample")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
@@ -52,17 +54,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             from lib.gpu.device import select_device
 
         device = select_device(chosen.resources.device).device
+        texts: list[dict[str, object]] = []
         models = [load_trained(folder, device) for folder in chosen.folders]
         for number, prompt in enumerate(prompts(options.prompt)):
             try:
-                sample(models, prompt, request(options, number), options.json)
+                texts += sample(models, prompt, request(options, number))
             except ValueError as error:
                 if options.prompt:
                     raise
                 print(f"sample: {error}", file=sys.stderr)
     except (ValueError, OSError) as error:
-        print(f"sample: {error}", file=sys.stderr)
-        return EXIT_USAGE
+        return fail(f"sample: {error}", EXIT_USAGE)
+    answer(texts=texts)
     return 0
 
 
@@ -82,7 +85,7 @@ def parser() -> argparse.ArgumentParser:
     words = "at most so many tokens, as far as the context reaches (default 200)"
     add_number(found, "COUNT", COUNT, default=200, help=words)
     add("--stop", default="", help="end before this text")
-    add("--json", action="store_true", help="print a JSON object per text")
+    add_json(found)
     return found
 
 
@@ -120,19 +123,23 @@ def prompts(given: str) -> Iterator[str]:
 
 
 def sample(
-    models: Sequence[TrainedModel], prompt: str, asked: Request, as_json: bool
-) -> None:
-    """Print how each model continues a prompt. Raises ValueError for one too long."""
+    models: Sequence[TrainedModel], prompt: str, asked: Request
+) -> list[dict[str, object]]:
+    """Print how each model continues a prompt; with --json the texts instead.
+
+    Raises ValueError for a prompt that is too long.
+    """
     from gpt2.infer import show
     from gpt2.infer.text import Continuation
 
     texts = [Continuation(model, prompt, asked) for model in models]
-    if as_json:
-        show.as_json(prompt, texts)
-    elif len(texts) == 1:
+    if is_json():
+        return [show.to_json(prompt, text) for text in texts]
+    if len(texts) == 1:
         show.streaming(prompt, texts[0])
     else:
         show.side_by_side(prompt, texts)
+    return []
 
 
 if __name__ == "__main__":

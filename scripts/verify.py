@@ -32,6 +32,7 @@ from gpt2.settings.configuration import load_or_defaults
 from lib.atomic_files import atomic_write_json
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
+from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import split_overrides
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
@@ -43,19 +44,21 @@ ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
 
 
-def parse(arguments: list[str] | None) -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     add = parser.add_argument
     add("--config", type=Path, help="default: Kconfig's defaults")
     add("--overrides", default="", help="assignments, as in 'STEPS=0,5'")
     add("--at-hand", action="store_true", help="the configured jobs only")
     add("--only", default="", help="of these, the jobs that match a pattern")
-    add("--json", type=Path, help="write the table as data too")
+    add("--out", type=Path, help="also write the table to this JSON file")
     add("--fresh", action="store_true", help="prove again what is proven already")
+    add_json(parser)
     return parser.parse_args(arguments)
 
 
-def main(arguments: list[str] | None = None) -> int:
+@answers_json("verify")
+def main(arguments: Sequence[str] | None = None) -> int:
     """The command; errors of the user go to stderr without a traceback."""
     given = parse(arguments)
     try:
@@ -66,16 +69,13 @@ def main(arguments: list[str] | None = None) -> int:
             else list(all_plans(config))
         )
     except (ValueError, OSError) as error:
-        print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return fail(error, EXIT_USAGE)
     try:
         return prove(plans, given)
     except OSError as error:
-        print(error, file=sys.stderr)
-        return EXIT_USAGE
+        return fail(error, EXIT_USAGE)
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        return fail("stopped", EXIT_INTERRUPTED)
 
 
 def load(path: Path | None, overrides: str) -> Config:
@@ -121,9 +121,15 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     counts = {kind: len(proofs_of) for kind, proofs_of in by_kind.items()}
     wrong = sum(not proof.ok for proof in (*proofs, *trained))
     print("\n" + table.closing({"step": len(proofs), **counts}, wrong))
-    if given.json is not None:
-        record = {pairing.NAME: [found.to_json() for found in pairings]}
-        atomic_write_json(given.json, certify_steps.to_json(proofs) | record)
+    paired = {pairing.NAME: [found.to_json() for found in pairings]}
+    table_of = certify_steps.to_json(proofs) | paired
+    if given.out is not None:
+        atomic_write_json(given.out, table_of)
+    answer(
+        failed=[{"cell": proof.cell, "message": proof.message} for proof in failed],
+        table=table_of,
+        trained={k: certify_steps.cells_to_json(v) for k, v in by_kind.items()},
+    )
     return EXIT_FAILED if failed else 0
 
 

@@ -1,8 +1,7 @@
-"""Generated text on a terminal, in a pipe, or as JSON."""
+"""Generated text on a terminal, in a pipe, or as data."""
 
 from __future__ import annotations
 
-import json
 import sys
 import unicodedata
 from collections.abc import Sequence
@@ -74,19 +73,17 @@ def _columns(texts: Sequence[Continuation], shown: Sequence[str]) -> Table:
     return table
 
 
-def as_json(prompt: str, texts: Sequence[Continuation]) -> None:
-    """Print one JSON object a line, with the exact text."""
-    for text in texts:
-        found = {
-            "run_dir": str(text.trained.run_dir),
-            "run": text.trained.label,
-            "prompt": prompt,
-            "text": "".join(text),
-            "tokens": text.tokens,
-            "seconds": text.seconds,
-            "ended": text.ended,
-        }
-        print(json.dumps(found, ensure_ascii=False), flush=True)
+def to_json(prompt: str, text: Continuation) -> dict[str, object]:
+    """The exact text, generated now, and how it ended."""
+    return {
+        "run_dir": str(text.trained.run_dir),
+        "run": text.trained.label,
+        "prompt": prompt,
+        "text": "".join(text),
+        "tokens": text.tokens,
+        "seconds": text.seconds,
+        "ended": text.ended,
+    }
 
 
 def summary(text: Continuation) -> str:

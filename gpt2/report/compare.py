@@ -8,16 +8,17 @@ B minus A.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gpt2.report.arms import Arm, Change, config_changes, group_arms
 from gpt2.report.checklist import ENVIRONMENT
 from gpt2.report.evidence import Rules
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import NUMBERS, LeftOutRun, Run
-from gpt2.report.verdicts import Comparison, compare
+from gpt2.report.verdicts import Comparison, arm_key, compare
 from lib import human
 from lib.safe_json import clean
 
@@ -49,6 +50,19 @@ class Pair:
             r.row["hash"] for r in self.b.runs
         ] and self.a.runs[0].row["hash"] is not None
 
+    def to_json(self) -> dict[str, Any]:
+        """The arms by step and name, each change as name, value of A, value of B."""
+        return {
+            "a": arm_key(self.a),
+            "b": arm_key(self.b),
+            "is_same": self.is_same,
+            "settings": _rows(self.settings),
+            "environment": _rows(self.environment),
+            "results": _rows(self.results),
+            "at_equal_steps": self.comparison.at_steps.to_json(),
+            "at_equal_time": self.comparison.at_time.to_json(),
+        }
+
 
 @dataclass(frozen=True, slots=True)
 class SideBySide:
@@ -57,6 +71,17 @@ class SideBySide:
     pairs: list[Pair]
     only_a: list[Arm]
     only_b: list[Arm]
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "pairs": [pair.to_json() for pair in self.pairs],
+            "only_a": [arm_key(arm) for arm in self.only_a],
+            "only_b": [arm_key(arm) for arm in self.only_b],
+        }
+
+
+def _rows(changes: Iterable[tuple[str, object, object]]) -> list[dict[str, object]]:
+    return [{"name": name, "a": x, "b": y} for name, x, y in changes]
 
 
 def find_subject(name: str, results: Path | None) -> ComparedSide:

@@ -31,6 +31,15 @@ def write_summary(
     output_dir = Path(output_dir)
     if matrix is None:
         matrix = read_matrix(output_dir, jobs, curves=False)
+    atomic_write_json(output_dir / SUMMARY_FILE, summary_of(matrix, verdicts))
+    atomic_write_text(output_dir / "results.csv", to_csv(matrix.rows))
+    return matrix
+
+
+def summary_of(
+    matrix: MatrixResults, verdicts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Contents of summary.json (gpt2/report/summary.schema.json)."""
     summary = {
         "schema": SCHEMA,
         "runs": matrix.rows,
@@ -38,9 +47,7 @@ def write_summary(
         "estimates": matrix.estimates or None,
         "verdicts": verdicts,
     }
-    atomic_write_json(output_dir / SUMMARY_FILE, finite(summary))
-    atomic_write_text(output_dir / "results.csv", to_csv(matrix.rows))
-    return matrix
+    return dict(finite(summary))
 
 
 def read_summary(output_dir: str | Path) -> dict[str, Any]:

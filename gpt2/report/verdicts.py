@@ -73,7 +73,7 @@ class Judgement:
             "rules": dataclasses.asdict(self.rules),
             "noise": [
                 {
-                    **_key(noise.arm),
+                    **arm_key(noise.arm),
                     "seeds": noise.sample.n,
                     "sd": noise.sample.sd,
                     "interval": [noise.interval.low, noise.interval.high],
@@ -82,8 +82,8 @@ class Judgement:
             ],
             "comparisons": [
                 {
-                    **_key(c.arm),
-                    "partner": _key(c.partner),
+                    **arm_key(c.arm),
+                    "partner": arm_key(c.partner),
                     "note": c.note,
                     "at_equal_steps": c.at_steps.to_json(),
                     "at_equal_time": c.at_time.to_json(),
@@ -92,8 +92,8 @@ class Judgement:
             ],
             "controls": [
                 {
-                    **_key(c.arm),
-                    "partner": _key(c.baseline),
+                    **arm_key(c.arm),
+                    "partner": arm_key(c.baseline),
                     "grade": c.grade,
                     "reasons": list(c.reasons),
                     "seeds": list(c.seeds),
@@ -108,7 +108,8 @@ class Judgement:
         }
 
 
-def _key(arm: Arm) -> dict[str, Any]:
+def arm_key(arm: Arm) -> dict[str, Any]:
+    """Step and name of an arm, which identify it within a matrix."""
     return {"step": arm.step, "name": arm.name}
 
 

@@ -280,10 +280,16 @@ def _row(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def price(plan: Plan) -> str:
-    """One line on the time of a plan in the training loop, as probed earlier; "" if
-    some cell was not probed with these settings."""
+    """One line on the time of a plan in the training loop; "" if it is unknown."""
+    seconds = training_seconds(plan)
+    if seconds is None:
+        return ""
+    return f"about {duration(seconds)} of training in all, by `make estimate`"
+
+
+def training_seconds(plan: Plan) -> float | None:
+    """Time of all jobs in the training loop, as probed earlier; None if some cell was
+    not probed with these settings."""
     records = [known(plan.output_dir, job) for job in plan.jobs]
     seconds = [record["seconds"] for record in records if record is not None]
-    if len(seconds) < len(records):
-        return ""
-    return f"about {duration(sum(seconds))} of training in all, by `make estimate`"
+    return None if len(seconds) < len(records) else sum(seconds)

@@ -39,7 +39,7 @@ def listing(plan: Plan, config: Config) -> str:
     lines = [*_head(plan, settings), "", *_asked(config), ""]
     for jobs in cells(plan.jobs):
         lines += [*_cell(jobs, reference, plan.output_dir), ""]
-    lines += notes(plan, config)
+    lines += note_lines(plan, config)
     lines += [f"left out: {cell.name}: {cell.reason}" for cell in plan.left_out]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -47,11 +47,16 @@ def listing(plan: Plan, config: Config) -> str:
 def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
-    found += control_costs(plan) + kept_final_rate(plan) + added_rates(plan)
+    found += control_costs(plan) + kept_final_rate(plan)
+    return found + added_rates(plan)
+
+
+def note_lines(plan: Plan, config: Config) -> list[str]:
+    """The notes as paragraphs."""
     wrap = TextWrapper(
         WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
-    return [wrap.fill(f"note: {text}") for text in found]
+    return [wrap.fill(f"note: {text}") for text in notes(plan, config)]
 
 
 def cold_cache(plan: Plan, environ: Mapping[str, str]) -> list[str]:
@@ -293,54 +298,78 @@ def _plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
 
 
-def status_table(output_dir: Path, runs: Sequence[str]) -> str:
-    """Progress and failures of each run of a matrix, from its files alone."""
+def run_states(output_dir: Path, runs: Sequence[str]) -> list[dict[str, Any]]:
+    """Progress and failure of each run of a matrix, from its files alone.
+
+    status: as lib.jobs.run_files.effective_status, "unreadable", or "a link", which is
+    not followed. stage: of a running one. update: its last one.
+    """
+    return [_run_state(output_dir, run) for run in runs]
+
+
+def _run_state(output_dir: Path, run: str) -> dict[str, Any]:
     from lib.jobs.run_log import RunProgress
 
-    head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
-    rows = []
-    for run in runs:
+    names = ("status", "stage", "attempt", "update", "max_updates", "loss", "val_loss")
+    state: dict[str, Any] = {"run_dir": run, **dict.fromkeys(names)}
+    state |= {"tokens_per_s": None, "failure": None, "message": None, "alarms": []}
+    try:
+        for link in links_to(output_dir, Path(run)):
+            raise Linked(link)
         run_dir = output_dir / run
-        if any(links_to(output_dir, Path(run))):
-            rows.append((run, "a link", *["-"] * 5))
-            continue
-        rows.append((run, *_status_cells(run_dir, RunProgress(run_dir, 0))))
-    wrong = [line for run in runs for line in _wrong(output_dir, run)]
+        progress, status = RunProgress(run_dir, 0), read_status(run_dir)
+        word = effective_status(run_dir)
+    except (OSError, ValueError) as error:
+        is_link = isinstance(error, Linked)
+        word = "a link" if is_link else "unreadable"
+        return {**state, "status": word, "message": str(error)}
+    return {
+        **state,
+        "status": word,
+        "stage": progress.stage(status["attempt"]) if word == "running" else None,
+        "attempt": status["attempt"],
+        "update": max(progress.step, status["step"]),
+        "max_updates": status["max_steps"],
+        "loss": progress.loss,
+        "val_loss": progress.val_loss,
+        "tokens_per_s": progress.tokens_per_s,
+        "failure": status["failure"],
+        "message": status["message"],
+        "alarms": status["alarms"],
+    }
+
+
+def status_table(states: Sequence[Mapping[str, Any]]) -> str:
+    """Table of ``run_states``, with failures and alarms below."""
+    head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
+    rows = [_status_cells(state) for state in states]
+    wrong = [line for state in states for line in _wrong(state)]
     return table(head, rows, left=(0, 1)) + "".join(wrong)
 
 
-def _wrong(output_dir: Path, run: str) -> Iterator[str]:
-    try:
-        for link in links_to(output_dir, Path(run)):  # which no report follows
-            raise Linked(link)
-        status = read_status(output_dir / run)
-    except (OSError, ValueError) as error:
-        yield f"{run}: {error}\n"
-        return
-    if status["failure"]:
-        yield f"{run}: {status['message']}\n"
-    for alarm in status["alarms"]:
-        yield f"ALARM {run} at step {alarm['step']}: {alarm['message']}\n"
+def _wrong(state: Mapping[str, Any]) -> Iterator[str]:
+    if state["failure"] or (state["message"] and state["update"] is None):
+        yield f"{state['run_dir']}: {state['message']}\n"
+    for alarm in state["alarms"]:
+        yield f"ALARM {state['run_dir']} at step {alarm['step']}: {alarm['message']}\n"
 
 
-def _status_cells(run_dir: Path, progress: Any) -> tuple[str, ...]:
+def _status_cells(state: Mapping[str, Any]) -> tuple[str, ...]:
     from lib.jobs.live_table import number, rate
 
-    try:
-        status = read_status(run_dir)
-        word = effective_status(run_dir)
-    except (OSError, ValueError):
-        return ("unreadable", "-", "-", "-", "-", "-")
-    stage = progress.stage(status["attempt"])
-    if word == "running" and stage != TRAINING:
-        word = stage
-    if status["failure"] not in (None, word):
-        word = f"{word} ({status['failure']})"
+    word = state["status"]
+    if state["update"] is None:
+        return (state["run_dir"], word, *["-"] * 5)
+    if state["stage"] not in (None, TRAINING):
+        word = state["stage"]
+    if state["failure"] not in (None, word):
+        word = f"{word} ({state['failure']})"
     return (
+        state["run_dir"],
         word,
-        str(status["attempt"] or "-"),
-        f"{max(progress.step, status['step'])}/{status['max_steps'] or '?'}",
-        number(progress.loss),
-        number(progress.val_loss),
-        rate(progress.tokens_per_s),
+        str(state["attempt"] or "-"),
+        f"{state['update']}/{state['max_updates'] or '?'}",
+        number(state["loss"]),
+        number(state["val_loss"]),
+        rate(state["tokens_per_s"]),
     )

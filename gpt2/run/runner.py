@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -268,6 +268,9 @@ class FormulaComparison:
     @property
     def passed(self) -> bool:
         return bool(self.record.get("passed"))
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self) | {"passed": self.passed}
 
 
 def comparison_table(found: Sequence[FormulaComparison]) -> str:

@@ -45,6 +45,10 @@ class Proofs:
         """The entry about verification in the manifest of a run."""
         return SKIPPED if self.table is None else PASSED
 
+    def to_json(self) -> dict[str, Any]:
+        failed = [{"cell": cell, "message": why} for cell, why in self.failed.items()]
+        return {"failed": failed, "table": self.table}
+
 
 def prove(
     config: Path,
@@ -62,7 +66,7 @@ def prove(
         out = Path(folder) / "certificates.json"
         words = ["--config", str(config), "--overrides", overrides]
         words += ["--at-hand", f"--only={only}"]
-        command = [sys.executable, str(VERIFY), *words, "--json", str(out)]
+        command = [sys.executable, str(VERIFY), *words, "--out", str(out)]
         code = _carry_out(command, to, stop_file)
         if code not in (0, 1) or not out.exists():
             raise RuntimeError(

@@ -270,12 +270,16 @@ def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
     return {
         "schema": CACHE_SCHEMA,
         "code": code_hash(),
-        "cells": [
-            {
-                "name": p.cell,
-                "passed": p.ok,
-                "findings": {n: dataclasses.asdict(f) for n, f in p.findings.items()},
-            }
-            for p in proofs
-        ],
+        "cells": cells_to_json(proofs),
     }
+
+
+def cells_to_json(proofs: Iterable[Proof]) -> list[dict[str, Any]]:
+    return [
+        {
+            "name": p.cell,
+            "passed": p.ok,
+            "findings": {n: dataclasses.asdict(f) for n, f in p.findings.items()},
+        }
+        for p in proofs
+    ]

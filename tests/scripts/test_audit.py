@@ -26,6 +26,13 @@ def audit(folder, *words, code=0):
     return done.stdout + done.stderr
 
 
+def answer(folder, *words, code=0):
+    """The JSON document, without what else is said."""
+    done = run_script("audit.py", "--json", *words, cwd=folder)
+    assert done.returncode == code, done.stderr
+    return json.loads(done.stdout)
+
+
 def change_loss(folder, run, by=1.1):
     path = folder / run / "status.json"
     status = read_json(path)
@@ -61,7 +68,7 @@ def test_all_runs_of_the_results_are_audited_and_the_report_says_so(folder):
 def test_a_run_is_named_by_folder_glob_or_step(folder, name, runs):
     """A copy without text: choosing is what counts here, and takes no computation."""
     shutil.rmtree(folder / "data")
-    found = json.loads(audit(folder, "--json", "--no-write", name, code=3))
+    found = answer(folder, "--no-write", name, code=3)
     assert sorted(Path(run["run_dir"]) for run in found["runs"]) == [
         Path(run) for run in runs
     ]
@@ -76,7 +83,7 @@ def test_what_differs_is_shown_with_both_numbers_and_a_code(folder):
     (line,) = (row for row in said.splitlines() if "best_val_loss" in row[:20])
     assert f"{best:.9g}" in line and f"{best / 2:.9g}" in line and "differs" in line
     assert audit_state(folder / RUN) == "differs"
-    found = json.loads(audit(folder, "--json", RUN, code=1))
+    found = answer(folder, RUN, code=1)
     (run,) = found["runs"]
     states = {f["figure"]: f["state"] for f in run["findings"]}
     assert (run["verdict"], states["best_val_loss"]) == ("differs", "differs")
@@ -84,7 +91,7 @@ def test_what_differs_is_shown_with_both_numbers_and_a_code(folder):
 
 def test_text_that_is_elsewhere_is_named_or_found(folder):
     (folder / "data").rename(folder / "moved")
-    (run,) = json.loads(audit(folder, "--json", RUN, code=3))["runs"]
+    (run,) = answer(folder, RUN, code=3)["runs"]
     reasons = {f["reason"] for f in run["findings"] if f["state"] == "not checked"}
     assert run["verdict"] == "incomplete"
     assert all("no prepared text in data" in reason for reason in reasons) and reasons

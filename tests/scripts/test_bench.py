@@ -24,7 +24,7 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     path = tmp_path / "deep" / "bench.json"
     parts = ("--parts", "gpu,cpu,start,certificates", "--peers=", "--settings", SMALL)
-    words = ("--steps", "0", "--repeats", "1", "--json", path)
+    words = ("--steps", "0", "--repeats", "1", "--out", path)
     result = run_script("bench.py", *parts, *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     assert "torch sees no GPU here: its rows are left out" in result.stdout
@@ -114,7 +114,7 @@ def test_peers_in_the_fastest_mode_are_compiled_in_it() -> None:
 @pytest.mark.slow
 def test_the_share_of_slot_time_that_a_matrix_trains(tmp_path: Path) -> None:
     path = tmp_path / "bench.json"
-    words = ("--settings", "MAX_ITERS=1 EVAL_SAMPLES=4", "--json", str(path))
+    words = ("--settings", "MAX_ITERS=1 EVAL_SAMPLES=4", "--out", str(path))
     result = run_script("bench.py", "--parts", "matrix", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     (row,) = json.loads(path.read_text())["rows"]

@@ -28,7 +28,7 @@ def rows(folder):
 
 def test_untrained_arms_beside_transformers(tmp_path):
     pytest.importorskip("transformers")
-    words = ["--overrides", f"STEPS=0,5,8 {SMALL}", "--json", "speed.json"]
+    words = ["--overrides", f"STEPS=0,5,8 {SMALL}", "--out", "speed.json"]
     done = bench(tmp_path, *words, "--contexts", "30")
     found = rows(tmp_path)
     names = [row["what"] for row in found]
@@ -59,7 +59,7 @@ def test_gpt2s_latent_cache_is_six_times_smaller():
 
 
 def test_trained_runs_and_what_is_refused(undisturbed):
-    words = ["--json", "speed.json", "--peers", ","]
+    words = ["--out", "speed.json", "--peers", ","]
     bench(undisturbed, *words, "0,5")
     assert {r["what"] for r in rows(undisturbed)} == {
         "0 baseline, seed 1",

@@ -29,7 +29,7 @@ def sample(folder, *words, code=0):
 
 def texts(folder, *words):
     said = sample(folder, "--json", "--prompt", "Doc", *words).stdout
-    return [json.loads(line) for line in said.splitlines()]
+    return json.loads(said)["texts"]
 
 
 def test_text_is_the_prompt_and_what_the_model_makes_of_it(undisturbed):
@@ -104,7 +104,7 @@ def test_without_a_prompt_they_are_read_line_by_line(undisturbed):
         command, cwd=undisturbed, input=lines, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
-    found = [json.loads(line) for line in done.stdout.splitlines()]
+    found = json.loads(done.stdout)["texts"]
     assert [one["prompt"] for one in found] == ["Doc", ""]
     assert "PROMPT has 16 tokens" in done.stderr and "at most 15" in done.stderr
 

@@ -264,7 +264,7 @@ def test_it_is_timed_beside_step_0(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
     path = tmp_path / "bench.json"
     small = "MODEL=CUSTOM N_LAYER=1 N_EMBD=24 BLOCK_SIZE=16"
-    words = ("--parts", "cpu", "--repeats", "1", "--settings", small, "--json", path)
+    words = ("--parts", "cpu", "--repeats", "1", "--settings", small, "--out", path)
     result = run_script("bench.py", *words, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
     ours, theirs = json.loads(path.read_text())["rows"]

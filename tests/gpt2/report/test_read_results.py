@@ -13,7 +13,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.results import COLUMNS
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import judge
-from gpt2.run.plan_listing import status_table
+from gpt2.run.plan_listing import run_states, status_table
 from lib.jobs.run_files import lock, run_lock
 from tests.results_factory import UPDATES, settings, write_matrix, write_run
 
@@ -285,7 +285,7 @@ def test_a_copy_of_a_running_matrix_is_interrupted_as_make_status_says(tmp_path)
         ):
             (run,) = read_matrix(root).rows
             assert run["status"] == status
-            assert f"  {shown}  " in status_table(root, [run["run_dir"]])
+            assert f"  {shown}  " in status_table(run_states(root, [run["run_dir"]]))
 
 
 def test_a_strangers_lock_is_no_reason_to_wait(tmp_path):

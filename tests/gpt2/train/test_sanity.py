@@ -7,7 +7,7 @@ import pytest
 from gpt2.report.notes import remarks
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
-from gpt2.run.plan_listing import status_table
+from gpt2.run.plan_listing import run_states, status_table
 from gpt2.train.record import Recorder
 from gpt2.train.sanity import watch_losses
 from lib.atomic_files import truncate_metrics
@@ -43,7 +43,7 @@ def test_a_training_that_falls_apart_raises_one_alarm(data_dir, tmp_path):
     assert f"ALARM at step {alarm['step']}: {alarm['message']}" in done.log
     (shown,) = status(run_dir)["alarms"]
     assert shown == {k: v for k, v in alarm.items() if k != "kind"}
-    table = status_table(tmp_path / "results", ["single/seed1337"])
+    table = status_table(run_states(tmp_path / "results", ["single/seed1337"]))
     line = f"ALARM single/seed1337 at step {alarm['step']}: {alarm['message']}"
     assert table.splitlines()[-1] == line
     said = [text for _, text in remarks(judge(read_matrix(tmp_path / "results")))]
