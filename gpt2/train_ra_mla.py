@@ -35,7 +35,12 @@ from pathlib import Path
 
 from gpt2.plan.jobs import Job, job_from_json
 from gpt2.plan.names import KERNELS_ONLY
-from gpt2.plan.planning import make_plan, step_job, steps_from
+from gpt2.plan.planning import (
+    baseline_parameters,
+    make_plan,
+    step_job,
+    steps_from,
+)
 from gpt2.plan.run_length import resolve
 from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load
@@ -135,7 +140,7 @@ def configured_job(options: argparse.Namespace) -> Job:
         with naming("--ra-mla-ablation-step"):
             (step,) = registry.ids([step])
         origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}
-        job = step_job(*resolve(settings, origins), step, registry)
+        job = step_job(*resolve(settings, origins, baseline_parameters), step, registry)
     elif mode == "single":
         job = make_plan(config).jobs[0]
     else:

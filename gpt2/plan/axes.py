@@ -30,7 +30,7 @@ MOST_POINTS = 1_000
 SWEPT_PARTS = ("model", "mechanisms", "optim", "pruning")
 SWEPT_BESIDES = (
     *("gradient_accumulation", "train_tokens", "train_epochs"),
-    "min_lr_ratio",
+    *("tokens_per_parameter", "min_lr_ratio"),
 )
 WHY_NOT = {
     "data": "all runs of a results folder have the same data and evaluation",
@@ -44,17 +44,21 @@ Point = Mapping[str, Any]  # value by field; some or all axes of a grid
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A swept setting. values: of its field; words: an assignment for each of them;
-    source: the symbol that has them."""
+    """A swept setting. values: of its field; words: assignments for each of them,
+    separated by blanks; source: the symbol that has them; sets: other fields that the
+    words assign; is_in_all: a coordinate even where it does not matter, so that names
+    stay when values are added."""
 
     field: str
     values: tuple[Any, ...]
     words: tuple[str, ...]
     source: str = SYMBOL
+    sets: tuple[str, ...] = ()
+    is_in_all: bool = False
 
     @property
     def symbol(self) -> str:
-        return SYMBOL_OF[self.field]
+        return SYMBOL_OF.get(self.field, self.source)
 
     def __str__(self) -> str:
         return f"{self.symbol} {', '.join(map(text_of, self.values))}"
@@ -79,10 +83,15 @@ def axes_of(config: Config) -> tuple[Axis, ...]:
         if double := {axis.symbol for axis in axes if fields.count(axis.field) > 1}:
             also = f" (once in {RATE_SYMBOL})" if last else ""
             raise ValueError(f"{', '.join(sorted(double))} is there twice{also}")
-        points = math.prod(len(axis.values) for axis in axes)
-        if points > MOST_POINTS:
-            raise ValueError(f"{points:,} points; at most {MOST_POINTS:,} are allowed")
+        require_few(axes)
     return axes
+
+
+def require_few(axes: Iterable[Axis]) -> None:
+    """Raise ValueError for a grid of more than MOST_POINTS."""
+    points = math.prod(len(axis.values) for axis in axes)
+    if points > MOST_POINTS:
+        raise ValueError(f"{points:,} points; at most {MOST_POINTS:,} are allowed")
 
 
 @contextmanager
@@ -178,15 +187,17 @@ def grid(axes: Iterable[Axis]) -> Iterator[dict[str, Any]]:
 def config_at(config: Config, axes: Sequence[Axis], point: Point) -> Config:
     """Configuration at a point. Raises ValueError if Kconfig does not allow it."""
     words = [
-        axis.words[axis.values.index(point[axis.field])]
+        word
         for axis in axes
         if axis.field in point
+        for word in axis.words[axis.values.index(point[axis.field])].split()
     ]
     try:
         return override(config, "", words)
     except ConfigError as error:
         why = str(error).replace(f"{COMMAND_LINE}: ", "")
-        source = next((a.source for a in axes if a.field in point), SYMBOL)
+        tried = (a.source for a in axes if a.field in point and not a.sets)
+        source = next(tried, SYMBOL)  # a size is possible by itself
         with _refusing(config, source):
             raise ValueError(why) from error
 

@@ -36,6 +36,7 @@ from gpt2.plan.matrix_cells import (
     require_effect,
 )
 from gpt2.plan.run_length import resolve
+from gpt2.plan.sizes import with_sizes
 from gpt2.plan.steps import SHIPPED, Registry, Times
 from gpt2.plan.steps_file import registry_of
 from gpt2.plan.sweep import Frozen, Sweep
@@ -64,7 +65,7 @@ def make_plan(config: Config) -> Plan:
 
 
 def _plan(config: Config) -> Plan:
-    axes = axes_of(config)
+    axes = with_sizes(config, axes_of(config))
     known: dict[Frozen, Plan] = {}
     plan = _crossed(config, axes, known) if axes else _plan_at_point(config)
     rates = next((axis for axis in axes if axis.source == RATE_SYMBOL), None)
@@ -88,7 +89,7 @@ def _plan(config: Config) -> Plan:
 def _crossed(config: Config, axes: Sequence[Axis], known: dict[Frozen, Plan]) -> Plan:
     """Plan of a configuration at all points of its axes; those known are kept."""
     flat = settings_from(config).flat()
-    usual = {axis.field: flat[axis.field] for axis in axes}
+    usual = {axis.field: flat.get(axis.field) for axis in axes}
     at = functools.partial(_plan_at, config, axes)
     return without_needless(Sweep(axes, at, trained_identity, usual, known).crossed())
 
@@ -109,7 +110,8 @@ def steps_from(config: Config) -> tuple[Settings, Registry]:
 def _plan_at_point(config: Config) -> Plan:
     origins = {f: config.origin(symbol) for f, symbol in SYMBOL_OF.items()}
     base, registry = steps_from(config)
-    return plan_settings(*resolve_source(*resolve(base, origins)), registry)
+    size = functools.partial(baseline_parameters, registry=registry)
+    return plan_settings(*resolve_source(*resolve(base, origins, size)), registry)
 
 
 def _plan_at(config: Config, axes: Sequence[Axis], point: Point) -> Plan:
@@ -118,15 +120,16 @@ def _plan_at(config: Config, axes: Sequence[Axis], point: Point) -> Plan:
     try:
         plan = _plan_at_point(there)
     except ValueError as error:
-        raise ValueError(f"SWEEP, at {label(point)}: {error}") from error
+        sources = ", ".join(dict.fromkeys(a.source for a in axes if a.field in point))
+        raise ValueError(f"{sources}, at {label(point)}: {error}") from error
     swept = set_by(config, there, point)
-    sources = {axis.field: axis.source for axis in axes}
+    sources_of = {f: axis.source for axis in axes for f in (axis.field, *axis.sets)}
     jobs = [
         dataclasses.replace(
             job,
             origins={
                 name: (
-                    sources.get(name, SWEPT)
+                    sources_of.get(name, SWEPT)
                     if name in swept and origin == COMMAND_LINE
                     else origin
                 )
@@ -310,6 +313,13 @@ def step_settings(
         raise ValueError(f"step {step_id}: {error}") from error
     sizes = functools.partial(parameters_of, settings, registry=registry)
     return resolve_widths(changed, sizes)
+
+
+def baseline_parameters(settings: Settings, registry: Registry = SHIPPED) -> int:
+    """Number of parameters of step 0, or of the model as configured in other modes."""
+    if settings.matrix.mode == "ablation":
+        return budget(step_settings(settings, 0, registry)).parameters
+    return budget(_resolved(settings)).parameters
 
 
 def parameters_of(settings: Settings, which: str, registry: Registry = SHIPPED) -> int:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from gpt2.data.token_files import DataError, MissingData, read_meta, request_of
 from gpt2.settings.schema import SYMBOL_OF, Settings
@@ -40,19 +40,24 @@ def last_update(settings: Settings) -> int:
 
 
 def resolve(
-    settings: Settings, origins: Mapping[str, str]
+    settings: Settings,
+    origins: Mapping[str, str],
+    parameters: Callable[[Settings], int],
 ) -> tuple[Settings, dict[str, str]]:
     """Convert a budget in another unit to updates, and a share of the peak learning
     rate to the final one; returns settings and origins.
 
     Tokens and epochs are rounded up to whole updates; an epoch has as many tokens as
-    the training split. Raises ValueError for two budgets at once (including a number of
-    updates on the command line), an invalid time, or epochs of unprepared data.
+    the training split. parameters: of the baseline, for TOKENS_PER_PARAMETER.
+
+    Raises ValueError for two budgets at once (including a number of updates on the
+    command line), an invalid time, or epochs of unprepared data.
     """
     settings, origins = _with_final_rate(settings, origins)
     budgets = {
         "train_tokens": settings.matrix.train_tokens,
         "train_epochs": settings.matrix.train_epochs,
+        "tokens_per_parameter": settings.matrix.tokens_per_parameter or 0.0,
         "time_budget": seconds_of(settings.optim.time_budget),
     }
     asked = [field for field, amount in budgets.items() if amount]
@@ -68,7 +73,10 @@ def resolve(
             f"{SYMBOL_OF[field]} ({origins.get(field, 'default')}) sets the length "
             "of a run: leave one out, or clear it, for example TIME= or MAX_TOKENS=0"
         )
-    updates = _updates(settings, field, budgets[field])
+    amount = budgets[field]
+    if field == "tokens_per_parameter":  # of any length: it is not known yet
+        amount *= parameters(settings.replace(max_iters=NO_END))
+    updates = _updates(settings, field, amount)
     origin = f"{SYMBOL_OF[field]} ({origins.get(field, 'default')})"
     return settings.replace(max_iters=updates), {**origins, "max_iters": origin}
 

@@ -126,7 +126,7 @@ class Sweep:
                     axis.field: point[axis.field]
                     for axis in self.axes
                     for point in [dict(key)]
-                    if len(_along(axis, point, trained)) > 1
+                    if axis.is_in_all or len(_along(axis, point, trained)) > 1
                 }
             )
             for key in trained

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from gpt2.plan.jobs import Plan
 from gpt2.plan.readers import READERS
+from gpt2.plan.sizes import SYMBOL as SIZES
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF
 from lib.kconfig.config_py import Config
+from lib.kconfig.dotconfig import COMMAND_LINE
 
 
 def idle(plan: Plan, config: Config) -> list[str]:
@@ -25,10 +27,14 @@ def idle(plan: Plan, config: Config) -> list[str]:
             value = config.values[symbol]
             found.append(f"{symbol}={value} ({origin}) has no effect: {why}")
     for axis in plan.axes:
-        if all(axis.field not in job.coordinates for job in plan.jobs):
-            origin = config.origin(SYMBOL_OF["sweep"])
+        if len(axis.values) > 1 and all(
+            axis.field not in job.coordinates for job in plan.jobs
+        ):
+            origin = config.origin(axis.source)
             why = "none of its values changes what a job trains"
-            found.append(f"SWEEP of {axis.symbol} ({origin}) has no effect: {why}")
+            found.append(
+                f"{axis.source} of {axis.symbol} ({origin}) has no effect: {why}"
+            )
     return found
 
 
@@ -43,6 +49,11 @@ def _why_idle(plan: Plan, name: str, origin: str) -> str:
     if reader is not None and not jobs:
         return f"no job {reader.what}"
     origins = dict.fromkeys(job.origins[name] for job in jobs)
+    if SIZES in origins and (
+        origin != COMMAND_LINE  # the size of a preset, which SIZES replaces
+        or (name == "n_embd" and plan.base.matrix.sizes_scale_rate)
+    ):
+        return ""
     if PART_OF[name] in IDENTITY_PARTS and origin not in origins:
         return f"the jobs have it from {', '.join(origins)}"
     return ""

@@ -5,6 +5,7 @@ Torch-free: a listing has to be there at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,6 +16,7 @@ from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
 from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.memory import memory, misfit
 from gpt2.plan.planning import step_settings
+from gpt2.plan.sizes import same_widths, sizes_of
 from gpt2.plan.unused_settings import idle
 from gpt2.run.conflicts import conflicts
 from gpt2.settings.checks import remarks
@@ -36,7 +38,8 @@ def listing(plan: Plan, config: Config) -> str:
     """All jobs of a plan, as `--list` and `--dry-run` print them."""
     settings = settings_from(config)
     reference = baseline_of(settings)
-    lines = [*_head(plan, settings), "", *_asked(config), ""]
+    lines = [*_head(plan, settings), "", *size_table(plan).split("\n")]
+    lines += [*_asked(config), ""]
     for jobs in cells(plan.jobs):
         lines += [*_cell(jobs, reference, plan.output_dir), ""]
     lines += note_lines(plan, config)
@@ -48,7 +51,7 @@ def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
     found += control_costs(plan) + kept_final_rate(plan)
-    return found + added_rates(plan)
+    return [*found, *added_rates(plan), *same_widths(plan)]
 
 
 def note_lines(plan: Plan, config: Config) -> list[str]:
@@ -57,6 +60,28 @@ def note_lines(plan: Plan, config: Config) -> list[str]:
         WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
     )
     return [wrap.fill(f"note: {text}") for text in notes(plan, config)]
+
+
+def size_table(plan: Plan) -> str:
+    """Parameters and work of each size of SIZES; "" without them."""
+    sizes = sizes_of(plan)
+    whole = math.fsum(one.flops for one in sizes)
+    head = ("size", "heads", "parameters", "updates", "rate", "tokens of all", "FLOPs")
+    rows = []
+    for one in sizes:
+        s = one.first.settings
+        rows.append(
+            (
+                one.name,
+                f"{s.model.n_head} of {s.model.head_dim}",
+                f"{one.parameters:,}",
+                f"{s.optim.max_iters:,}",
+                f"{s.optim.learning_rate:g}",
+                f"{one.tokens:,}",
+                f"{one.flops:.1e} ({one.flops / whole:.0%})",
+            )
+        )
+    return table(head, rows, left=(0,)) if rows else ""
 
 
 def cold_cache(plan: Plan, environ: Mapping[str, str]) -> list[str]:

@@ -255,6 +255,8 @@ class Matrix:
     lr_sweep: str = setting("LR_SWEEP")
     lr_tuning_seeds: tuple[int, ...] = setting("LR_TUNING_SEEDS")
     lr_sweep_extend: bool = setting("LR_SWEEP_EXTEND")
+    sizes: str = setting("SIZES")
+    sizes_scale_rate: bool = setting("SIZES_SCALE_RATE")
     seeds: tuple[int, ...] = setting("SEEDS")
     report_margin: float = setting("REPORT_MARGIN", above=0.0, high=10.0)
     report_looks: int = setting("REPORT_LOOKS", low=1, high=20)
@@ -268,6 +270,9 @@ class Matrix:
     min_lr_ratio: float | None = setting("MIN_LR_RATIO", low=0.0, high=1.0)
     train_tokens: int = setting("GPT2_MAX_TOKENS")
     train_epochs: float = setting("GPT2_MAX_EPOCHS", low=0.0, high=1e6)
+    tokens_per_parameter: float | None = setting(
+        "TOKENS_PER_PARAMETER", above=0.0, high=1e6
+    )
     sparsities: tuple[float, ...] = setting(
         "TEST_MATRIX_SPARSITIES", above=0.0, high=0.99
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.plan.planning import make_plan
+from gpt2.plan.planning import baseline_parameters, make_plan
 from gpt2.plan.run_length import NO_END, last_update, resolve, seconds_of
 from gpt2.settings.parse import settings_from
 from gpt2.train.lr_schedule import learning_rate
@@ -67,11 +67,13 @@ def test_updates_typed_beside_another_budget_are_not_dropped(budget: str) -> Non
 
 
 def test_a_time_has_no_last_update_and_no_pruning() -> None:
-    settings, origins = resolve(settings_from(tiny_config("TIME=1m")), {})
+    settings, origins = resolve(
+        settings_from(tiny_config("TIME=1m")), {}, baseline_parameters
+    )
     assert settings.optim.max_iters == NO_END and "TIME" in origins["max_iters"]
     assert last_update(settings) == 0
     with pytest.raises(ValueError, match="pruning"):
-        resolve(settings.replace(prune_method="magnitude"), {})
+        resolve(settings.replace(prune_method="magnitude"), {}, baseline_parameters)
 
 
 def test_the_rate_follows_the_share_of_the_time() -> None:

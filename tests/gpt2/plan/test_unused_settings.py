@@ -42,6 +42,9 @@ def test_no_preset_asks_for_what_nothing_reads(name: str) -> None:
         ("PRUNING_SPARSITY=0.9", "PRUNING_SPARSITY=0.9 .*no job is pruned"),
         ("RA_ALPHA=0.4 STEPS=8,30", "RA_ALPHA=0.4 .*the jobs have it from step 30"),
         ("RA_ALPHA=0.4", ""),
+        ("SWEEP=RA_ALPHA=0.4", ""),  # one value, with which the jobs are trained
+        ("SIZES=2x32", ""),
+        ("SIZES=2x32 N_LAYER=3", "GPT2_N_LAYER=3 .*the jobs have it from SIZES"),
         ("ROPE_DIM=16", "ROPE_DIM=16 .*no job has MLA with a rotary key"),
         ("CROSS_TAU=0.4 STEPS=5,8,22", "CROSS_TAU=0.4 .*keeps weights by their rms"),
         ("TF32=n", "TF32=False .*no job runs on a GPU"),
