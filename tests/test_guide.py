@@ -67,6 +67,15 @@ def test_commands_of_the_documents_are_valid(name: str) -> None:
         load_preset(preset, " ".join(f"{k}={shlex.quote(v)}" for k, v in given.items()))
 
 
+@pytest.mark.parametrize("name", sorted(DOCUMENTS))
+def test_targets_named_in_sentences_are_there(name: str) -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    targets = set(re.findall(r"^([a-z-]+):", makefile, re.M))
+    named = re.findall(r"`make ([a-z][a-z0-9-]*)", (ROOT / name).read_text())
+    presets = {f"defconfig-{path.name}" for path in DEFCONFIGS.iterdir()}
+    assert {*named} - {"defconfig-"} <= targets | presets
+
+
 def test_the_guide_has_the_commands_of_a_study() -> None:
     goals = [goal for call in calls_of_make("docs/guide.md") for goal in call.goals]
     wanted = ["data", "dry-run", "report", "plan", "audit", "bundle", "export"]
