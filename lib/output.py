@@ -37,6 +37,8 @@ EXIT_DISK = 6  # the disk is full
 EXIT_GRADIENTS = 7  # the gradients differ from those of the model's formulas
 EXIT_CTRL_C = 128 + 2  # what shells report for SIGINT
 
+FEWEST_COLUMNS = 20  # shorter texts fit every terminal
+
 # ASCII for the signs of our tables, where the encoding has none for them.
 PLAIN = {
     "−": "-",
@@ -156,13 +158,36 @@ def _lasting(stream: TextIO) -> TextIO:
     raw = _LastingFile(stream.fileno(), "w", closefd=False)
     raw.name = stream.name
     unbuffered = stream.write_through  # python -u
-    return io.TextIOWrapper(
+    kind = _Terminal if stream.isatty() else io.TextIOWrapper
+    return kind(
         raw if unbuffered else io.BufferedWriter(raw),
         encoding=stream.encoding,
         errors="escaped",
         line_buffering=stream.line_buffering,
         write_through=unbuffered,
     )
+
+
+class _Terminal(io.TextIOWrapper):
+    """Text stream to a terminal, which would break long lines within words."""
+
+    _column = 0  # where the next character goes, as far as one write can tell
+
+    def write(self, text: str) -> int:
+        shown = text
+        if not self._column and len(text) > FEWEST_COLUMNS:
+            from lib.folding import fold_text
+
+            shown = fold_text(text, self._columns())
+        super().write(shown)
+        self._column = len(text) - text.rfind("\n") - 1
+        return len(text)
+
+    def _columns(self) -> int:
+        try:
+            return os.get_terminal_size(self.fileno()).columns
+        except (OSError, ValueError):  # it is closed or has gone
+            return 0
 
 
 class _LastingFile(io.FileIO):

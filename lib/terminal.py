@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -17,6 +19,14 @@ def report_console() -> Console:
 
     console = Console(highlight=False)
     return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+
+
+def width_of_output() -> int | None:
+    """Columns of the terminal on standard output; None where there is none."""
+    try:
+        return os.get_terminal_size(sys.stdout.fileno()).columns or None
+    except (OSError, ValueError, AttributeError):  # a pipe, a file, a test
+        return None
 
 
 def columns_that_fit(needs: Iterable[tuple[str, int]], room: int) -> set[str]:

@@ -79,6 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left_out=[asdict(item) for item in chosen.left_out],
     )
     print_rest(chosen)
+    print("Next: make report (its checklist has the audits)")
     codes = {CODES.get(audit.verdict, 0) for audit in audits}
     return next((code for code in CODES.values() if code in codes), 0)
 

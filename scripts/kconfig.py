@@ -83,10 +83,10 @@ def defconfig(names: str, overrides: str) -> None:
     typed = [name for name, (*_, origin) in changed if origin == COMMAND_LINE]
     loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
     also = f" and {len(typed)} settings from the command line" if typed else ""
-    print(f"Loaded {loaded}{also}. {next_commands(config)}")
     if typed:
-        kept = f"{', '.join(typed)} are saved in .config, for all later commands."
+        kept = f"Saved in .config, for all later commands: {', '.join(typed)}"
         print("\n".join(wrap(kept, WIDTH)))
+    print(f"Loaded {loaded}{also}. {next_commands(config)}")
 
 
 def next_commands(config: Config) -> str:
@@ -155,7 +155,8 @@ def savedefconfig(name: str) -> None:
     for edit in edits(previous()):
         print(f"{edit} was edited by hand and is not in {name}", file=sys.stderr)
     atomic_write_text(path, text)
-    print(f"Saved {path.relative_to(ROOT)}: say in its first line what it is for")
+    print(f"Saved {path.relative_to(ROOT)}: say at its top what it is for, and on what")
+    print(f"Next: make defconfig-{name}")
 
 
 def check_minimal(path: Path, text: str, wanted: Config) -> None:

@@ -75,6 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     delta = rules.margin if options.delta is None else options.delta
     family = family_of(options.arms, judged, rules)
     show(found, delta, family, rules)
+    print("Next: make SEEDS=1-N OUTPUT_DIR=NEW, with N of the first table")
     if is_json():
         answer(delta=delta, arms=family.number, level=family.level)
         answer(rules=dataclasses.asdict(rules))

@@ -118,6 +118,7 @@ def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
         print(f"{folder} is prepared")
     answer(folder=str(folder), fingerprint=fingerprint(meta), meta=meta)
     print(f"{summary(meta)}\n  fingerprint {fingerprint(meta)}")
+    print("Next: make dry-run")
 
 
 def notes(folder: Path, request: DataRequest) -> Iterator[str]:

@@ -20,6 +20,7 @@ if __name__ == "__main__":
     begin()
 
 import argparse
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,8 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return fail(f"report: cannot write to {root}: {error.strerror}", 2)
     answer(results=str(root), written=[str(path) for path in written])
     answer(summary=summary_of(matrix, judged.to_json()))
-    print("\nWritten: " + ", ".join(str(path) for path in written))
+    names = ", ".join(str(path.relative_to(root)) for path in written)
+    print(f"\nWritten to {root}: {names}")
+    print(f"Next: {next_command(options, root)}")
     return 0
+
+
+def next_command(options: argparse.Namespace, root: Path) -> str:
+    """The command that shares the report, about the same folder."""
+    named = shlex.quote(f"RESULTS={root}")
+    return f"make bundle {named}" if options.results else "make bundle"
 
 
 def parser() -> argparse.ArgumentParser:

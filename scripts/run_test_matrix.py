@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add_options(parser)
     skip = "run steps without verifying them"
     parser.add_argument("--skip-verify", action="store_true", help=skip)
-    bare = "do not print the table of results at the end"
+    bare = "print neither the table of certificates nor that of results"
     parser.add_argument("--no-table", action="store_true", help=bare)
     when = "run this command when the matrix ends (docs/machines.md)"
     parser.add_argument("--on_done", default="", help=when)
@@ -130,6 +130,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.budget:
         answer(**plan_json.described(plan, config))
         print(plan_listing.budget_table(plan), end="")
+        show_next(matrix_command("dry-run"))
         return 0
     if given.status:
         return show_status(plan, given.only)
@@ -167,7 +168,13 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     code = dry_run(given) if given.dry_run else 0
     if missing:
         print_refusal(with_settings(missing, given.overrides))
+    elif given.dry_run and not code and not refusal(plan):
+        show_next(matrix_command())
     return code
+
+
+def show_next(command: str) -> None:
+    print(f"Next: {command}", flush=True)
 
 
 def dry_run(given: argparse.Namespace) -> int:
@@ -187,8 +194,14 @@ def prove(
         return verification.Proofs()
     print("\nverifying every step on a tiny model", flush=True)
     words = given.config, given.overrides, given.only
-    found = verification.prove(*words, stop_file=stop_file)
-    print(flush=True)
+    if not given.no_table:
+        found = verification.prove(*words, stop_file=stop_file)
+        print(flush=True)
+        return found
+    with open(os.devnull, "w") as unseen:  # a dry run has just shown the table
+        found = verification.prove(*words, to=unseen, stop_file=stop_file)
+    if not found.failed:
+        print("All certificates passed, as in the dry run\n", flush=True)
     return found
 
 
@@ -219,6 +232,9 @@ def show_status(plan: Plan, only: str) -> int:
     lock = folder.matrix_lock(plan.output_dir)
     running = str(run_files.lock_held(lock)) if run_files.is_locked(lock) else None
     print(running or "nothing is running")
+    if not running and not refusal(plan):
+        done = set(statuses(plan)) == {"done"}
+        show_next("make report" if done else matrix_command())
     answer(**plan_json.progress(plan, states), alarms=list(alarms.values()))
     answer(running=running)
     return 0
@@ -325,7 +341,10 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.as_trained:
         answer(cells=[one.to_json() for one in compared])
         print(runner.comparison_table(compared), end="")
-        return EXIT_OK if all(c.passed for c in compared) else EXIT_FAILED
+        if not all(c.passed for c in compared):
+            return EXIT_FAILED
+        show_next(matrix_command())
+        return EXIT_OK
     if given.estimate and not found:
         answer(error="stopped before every cell was probed")
         print("stopped before every cell was probed; the estimate is unchanged")
@@ -334,7 +353,10 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.estimate:
         answer(estimate=found)
         print(estimate.render(found), end="")
-        return EXIT_OK if found["seconds"] else EXIT_FAILED
+        if not found["seconds"]:
+            return EXIT_FAILED
+        show_next(matrix_command())
+        return EXIT_OK
     conclude(plan, config, code, table=not given.no_table)
     return code
 

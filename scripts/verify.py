@@ -121,6 +121,8 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     counts = {kind: len(proofs_of) for kind, proofs_of in by_kind.items()}
     wrong = sum(not proof.ok for proof in (*proofs, *trained))
     print("\n" + table.closing({"step": len(proofs), **counts}, wrong))
+    if not wrong and not given.at_hand:
+        print("Next: make dry-run (lists the jobs that are configured)")
     paired = {pairing.NAME: [found.to_json() for found in pairings]}
     table_of = certify_steps.to_json(proofs) | paired
     if given.out is not None:

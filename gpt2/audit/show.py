@@ -13,7 +13,9 @@ from rich.text import Text
 
 from gpt2.audit.finding import DIFFERS, OK, STATES, AuditLine, Value, verdict
 from lib import human
+from lib.folding import fold
 
+WIDE = 100  # columns for reasons next to the figures; else they are below
 COLOURS = {OK: "green", DIFFERS: "bold red"}
 
 
@@ -26,8 +28,14 @@ def show_audit(
     """
     console.print(Text(f"{run_dir}: {summary(findings)}"))
     shown = [f for f in findings if whole or f.state not in (OK, STATES[-1])]
-    if shown:
-        console.print(table_of(shown))
+    if not shown:
+        return
+    with_reasons = console.width >= WIDE
+    console.print(table_of(shown, with_reasons))
+    for finding in shown if not with_reasons else ():
+        if why := _why(finding):
+            text = fold(f"  {finding.figure}: {why}", console.width)
+            console.print(Text(text), soft_wrap=True)
 
 
 def summary(findings: Sequence[AuditLine]) -> str:
@@ -37,19 +45,27 @@ def summary(findings: Sequence[AuditLine]) -> str:
     return f"{verdict(findings)} ({parts})"
 
 
-def table_of(findings: Sequence[AuditLine]) -> Table:
+def table_of(findings: Sequence[AuditLine], with_reasons: bool = True) -> Table:
     """A row for each finding; figures are those of the run's result where they have
-    the name of one."""
+    the name of one.
+
+    with_reasons: with tolerance and reason, which need a wide terminal.
+    """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for head in ("figure", "reported", "recomputed", "", "tolerance, reason"):
+    heads = ("figure", "reported", "recomputed", "", "tolerance, reason")
+    for head in heads if with_reasons else heads[:-1]:
         least = 24 if head == "figure" else None
         table.add_column(head, overflow="fold", min_width=least)
     for finding in findings:
         state = Text(finding.state, style=COLOURS.get(finding.state, ""))
         cells = [finding.figure, _shown(finding.reported), _shown(finding.recomputed)]
-        why = "; ".join(part for part in (finding.tolerance, finding.reason) if part)
-        table.add_row(*map(Text, cells), state, Text(why))
+        why = [Text(_why(finding))] if with_reasons else []
+        table.add_row(*map(Text, cells), state, *why)
     return table
+
+
+def _why(finding: AuditLine) -> str:
+    return "; ".join(part for part in (finding.tolerance, finding.reason) if part)
 
 
 def _shown(value: Value) -> str:

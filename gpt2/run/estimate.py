@@ -251,7 +251,8 @@ def render(estimate: Mapping[str, Any]) -> str:
         "a run",
     )
     rows = [_row(record) for record in estimate["cells"]]
-    text = table(head, rows, left=(0,))
+    spare = ("a checkpoint", "start", "an evaluation", "disk")
+    text = table(head, rows, left=(0,), spare=spare)
     jobs, slots = len(estimate["jobs"]), estimate["slots"]
     if estimate["seconds"] is None:
         failed = [c for c in estimate["cells"] if c["seconds"] is None]

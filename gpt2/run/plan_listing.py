@@ -28,8 +28,9 @@ from lib.human import size
 from lib.jobs.phases import TRAINING
 from lib.jobs.run_files import effective_status, read_status
 from lib.kconfig.config_py import DEFAULT, Config
+from lib.terminal import width_of_output
 
-WIDTH = 100
+WIDTH = 80
 # Never shown as a difference of a job: where and on what it runs.
 _PLACE = ("output_dir", "steps", "seeds", "mode")
 
@@ -185,7 +186,7 @@ def budget_table(plan: Plan) -> str:
         "a full context, in training's precision; r: MLP over attention weights; GPU\n"
         "memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
     )
-    return table(head, rows, left=(1,)) + notes
+    return table(head, rows, left=(1,), spare=("vs first", "r", "KV/token")) + notes
 
 
 def _partner(job: Job, plan: Plan) -> tuple[Budget | None, str]:
@@ -206,17 +207,35 @@ def _share(mine: Budget, other: Budget) -> str:
 
 
 def table(
-    head: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[int] = ()
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[int] = (),
+    spare: Sequence[str] = (),
 ) -> str:
-    """Columns as wide as they need, right-aligned but for those in `left`."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    lines = []
-    for row in (head, *rows):
-        cells = [
-            text.ljust(width) if i in left else text.rjust(width)
-            for i, (text, width) in enumerate(zip(row, widths, strict=True))
-        ]
-        lines.append("  ".join(cells).rstrip())
+    """Columns as wide as they need, right-aligned but for those in `left`.
+
+    spare: columns that a narrow terminal leaves out, the least important first; the
+    last line names them.
+    """
+    columns = dict(zip(head, zip(head, *rows, strict=True), strict=True))
+    texts = [head[i] for i in left]
+    room, gone = width_of_output(), []
+    widths = {name: max(map(len, cells)) for name, cells in columns.items()}
+    for name in spare:
+        if room is None or sum(widths.values()) + 2 * (len(widths) - 1) <= room:
+            break
+        gone.append(name)
+        del widths[name]
+    lines = [
+        "  ".join(
+            text.ljust(width) if name in texts else text.rjust(width)
+            for name, width in widths.items()
+            for text in (columns[name][number],)
+        ).rstrip()
+        for number in range(len(rows) + 1)
+    ]
+    if gone:
+        lines.append(f"(not shown in this narrow terminal: {', '.join(gone)})")
     return "\n".join(lines) + "\n"
 
 
@@ -291,7 +310,7 @@ def _memory(settings: Settings) -> str:
 
 
 def _field_line(field: str, value: str, origin: str) -> str:
-    start = f"    {field:<22} {value:<34} "
+    start = f"    {field:<22} {value:<22} "
     room = max(12, WIDTH - len(start))
     return start + (origin if len(origin) <= room else "…" + origin[1 - room :])
 
@@ -369,7 +388,8 @@ def status_table(states: Sequence[Mapping[str, Any]]) -> str:
     head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
     rows = [_status_cells(state) for state in states]
     wrong = [line for state in states for line in _wrong(state)]
-    return table(head, rows, left=(0, 1)) + "".join(wrong)
+    spare = ("attempt", "tokens/s", "loss")
+    return table(head, rows, left=(0, 1), spare=spare) + "".join(wrong)
 
 
 def _wrong(state: Mapping[str, Any]) -> Iterator[str]:

@@ -290,7 +290,7 @@ def comparison_table(found: Sequence[FormulaComparison]) -> str:
         name = f"{one.cell:<{width}}"
         lines.append(f"{name} {numbers} {loss}  {mark}{where}; {one.paths}")
     passed = sum(one.passed for one in found)
-    lines.append(f"{passed} of {len(found)} train as their formulas say")
+    lines.append(f"{passed} of {len(found)} steps train as their formulas say")
     return "\n".join(lines) + "\n"
 
 

@@ -161,9 +161,9 @@ def _live_row(cell: TaskState) -> dict[str, str]:
 
 
 def summary(board: Scheduler) -> str:
-    """ "3 of 9 done, 1 failed, 2 running, 3 queued, 0:10:00 left"."""
+    """ "3 of 9 runs done, 1 failed, 2 running, 3 queued, 0:10:00 left"."""
     over = board.count("done", "skipped")
-    parts = [f"{over} of {len(board.cells)} done"]
+    parts = [f"{over} of {len(board.cells)} runs done"]
     ahead = [cell for cell in board.running if board.options.ahead and cell.is_ahead]
     found = Counter(cell.state for cell in board.cells if cell not in ahead)
     found.update(cell.stage for cell in ahead)

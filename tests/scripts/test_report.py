@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
-from pathlib import Path
 
 import jsonschema
 import pytest
@@ -90,14 +89,15 @@ def test_links_in_a_strangers_folder_lead_nothing_elsewhere(tmp_path, stale):
 
 def test_terminal_names_the_files_written(results):
     root, printed = results
-    written = printed.partition("Written: ")[2].strip().split(", ")
-    names = {Path(path).relative_to(root).as_posix() for path in written}
-    assert names == {
+    listed, _, after = printed.partition(f"Written to {root}: ")[2].partition("\n")
+    written = listed.split(", ")
+    assert after == f"Next: make bundle RESULTS={root}\n"
+    assert set(written) == {
         "plots/loss.png", "plots/forest.png", "plots/pareto.png", "report.html",
         "REPORT.md", "summary.json", "results.csv",
     }  # fmt: skip
-    for path in written:
-        assert Path(path).stat().st_size > 500
+    for name in written:
+        assert (root / name).stat().st_size > 500
     for name in ("loss", "forest", "pareto"):
         assert (root / f"plots/{name}.png").read_bytes().startswith(PNG)
 

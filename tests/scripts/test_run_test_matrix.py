@@ -507,7 +507,13 @@ def test_again_runs_only_what_is_missing_and_a_terminal_shows_it_live(
     assert set(runs) == {*TINY_RUNS, "step00-baseline/seed2"}
     assert {run["status"] for run in runs.values()} == {"done"}
 
-    for part in ("running", "val loss", "tokens/s", "1 of 2 done, 1 running", "/10"):
+    for part in (
+        "running",
+        "val loss",
+        "tokens/s",
+        "1 of 2 runs done, 1 running",
+        "/10",
+    ):
         assert part in text
     assert "step00-baseline/seed2: done in" in text
     assert "2 of 2 jobs are done" in text

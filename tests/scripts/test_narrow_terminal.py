@@ -1,0 +1,51 @@
+"""Commands on a terminal of 80 columns: no line is too long and no word is cut."""
+
+import subprocess
+import sys
+
+import pytest
+from rich.console import Console
+
+from gpt2.audit.finding import DIFFERS, AuditLine
+from gpt2.audit.show import show_audit
+from tests.scratch import ROOT
+from tests.terminal import run_in_terminal
+
+WIDTH = 80
+COMMANDS = {  # and whether the last line says what to do next
+    "status": (True, "run_test_matrix.py", "--status"),
+    "budget": (True, "run_test_matrix.py", "--budget"),
+    "list": (False, "run_test_matrix.py", "--list", "--overrides", "OUTPUT_DIR=other"),
+    "report": (True, "report.py", "results", "--no-plots", "--no-html"),
+    "explain": (True, "kconfig.py", "explain", ""),
+}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_words_stay_whole_in_80_columns(undisturbed, name):
+    has_next, script, *words = COMMANDS[name]
+    command = [str(ROOT / "scripts" / script), *words]
+    shown = run_in_terminal(undisturbed, *command, columns=WIDTH)
+    done = subprocess.run(
+        [sys.executable, *command], cwd=undisturbed, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    for line in map(str.strip, shown.splitlines()):
+        is_command = line.startswith(sys.executable)  # to be copied as a whole
+        assert len(line) <= WIDTH or is_command or " " not in line, line
+    # A table may leave columns out, but paths and commands are there as a whole.
+    long = {w for w in (done.stdout + done.stderr).split() if len(w) > 18 and "/" in w}
+    assert long <= {*shown.split()}
+    last = done.stdout.rstrip().splitlines()[-1]
+    assert last.startswith("Next: ") == has_next, last
+
+
+def test_reasons_of_an_audit_are_below_its_figures_where_there_is_no_room(capsys):
+    run_dir = ROOT / "test_matrix_results_quickstart/step05-ra/seed1"
+    reason = f"{run_dir}/job.json: does not match its settings"
+    line = AuditLine("parameters", DIFFERS, 1, 2, reason=reason)
+    for width in (WIDTH, 300):
+        show_audit(Console(width=width), run_dir, [line], whole=True)
+        said = capsys.readouterr().out
+        assert f"{run_dir}/job.json:" in said.split()
+        assert ("tolerance, reason" in said) == (width > WIDTH)
