@@ -33,7 +33,11 @@ READ_ELSEWHERE: dict[str, str] = {}
 PRESETS = {
     "defaults": "",
     "ablation": "CONFIG_RA_MLA_ABLATION_MODE=y\n",
-    "rates": 'CONFIG_RA_MLA_ABLATION_MODE=y\nCONFIG_LR_SWEEP="1e-4,1e-3"\n',
+    "rates": """\
+CONFIG_RA_MLA_ABLATION_MODE=y
+CONFIG_LR_SWEEP="1e-4,1e-3"
+CONFIG_LR_SCHEDULE_WSD=y
+""",
     "all on": """\
 CONFIG_GPT2_MODEL_CUSTOM=y
 CONFIG_RA_MLA_ATTENTION_MLA=y
