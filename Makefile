@@ -171,7 +171,7 @@ attention: $(if $(wildcard .config),config.py) | setup ## entropy and reciprocit
 	$(PY) scripts/attention.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
 
-inference-bench: $(if $(wildcard .config),config.py) | setup ## speed and memory of generation (RUNS=0,5; untrained: STEPS=0,5)
+inference-bench: $(if $(wildcard .config),config.py) | setup ## speed and memory of generation (RUNS=0,5 BATCHES=1,32)
 	$(PY) scripts/inference_bench.py --config config.py $(AS_JSON) $(WITH) $(foreach \
 		o,RESULTS OUT $(SPEED_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
 

@@ -54,12 +54,12 @@ class TimedModel:
         return self.model.wte.weight.device
 
 
-class TokenClock:
-    """TokenClock on a device; on a GPU without waiting for it in between."""
+class TokenTimes:
+    """Moments on a device; on a GPU without waiting for it in between."""
 
     def __init__(self, device: torch.device) -> None:
         self.is_gpu = device.type == "cuda"
-        self.taken: list[Any] = []
+        self.moments: list[Any] = []
         if self.is_gpu:
             torch.cuda.synchronize(device)
 
@@ -67,13 +67,13 @@ class TokenClock:
         if self.is_gpu:
             event = torch.cuda.Event(enable_timing=True)
             event.record()
-            self.taken.append(event)
+            self.moments.append(event)
         else:
-            self.taken.append(time.perf_counter())
+            self.moments.append(time.perf_counter())
 
     def seconds(self) -> list[float]:
         """Seconds from each moment to the next."""
-        pairs = zip(self.taken, self.taken[1:], strict=False)
+        pairs = zip(self.moments, self.moments[1:], strict=False)
         if not self.is_gpu:
             return [b - a for a, b in pairs]
         torch.cuda.synchronize()
@@ -131,7 +131,7 @@ def generation_row(subject: TimedModel, load: Load, batch: int) -> Row:
     prompts = random_tokens(subject, batch, load.prompt)
     times = []
     for number in range(1 + load.repeats):  # in the first, graphs are recorded
-        clock = TokenClock(subject.device)
+        clock = TokenTimes(subject.device)
         clock.stamp()
         for _ in islice(next_tokens(decoder, prompts, GREEDY), load.new):
             clock.stamp()
@@ -159,7 +159,7 @@ def context_row(subject: TimedModel, load: Load, batch: int, context: int) -> Ro
         decoder.cache.advance(max(1, context - AT_CONTEXT))
         if not number:
             decoder.cache.fill()
-        clock = TokenClock(subject.device)
+        clock = TokenTimes(subject.device)
         clock.stamp()
         while decoder.cache.position < context:
             token = decoder.step(token).argmax(-1, keepdim=True)
@@ -244,9 +244,9 @@ def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int)
     prompts = random_tokens(subject, batch, load.prompt)
     ours = generate(subject.model, prompts, load.new, GREEDY)
     going_on = torch.zeros(batch, dtype=torch.bool, device=subject.device)
-    clock = TokenClock(subject.device)
+    clock = TokenTimes(subject.device)
 
-    class Stamp(StoppingCriteria):
+    class EachToken(StoppingCriteria):
         def __call__(self, input_ids: Tensor, scores: Any, **rest: Any) -> Tensor:
             clock.stamp()
             return going_on
@@ -254,7 +254,7 @@ def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int)
     begin_memory(subject.device)
     times, found = [], prompts
     for number in range(2 + load.repeats):  # a static cache is compiled in the first
-        clock = TokenClock(subject.device)
+        clock = TokenTimes(subject.device)
         clock.stamp()
         found = model.generate(
             prompts,
@@ -265,7 +265,7 @@ def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int)
             eos_token_id=None,
             pad_token_id=0,
             cache_implementation=PEERS[peer],
-            stopping_criteria=StoppingCriteriaList([Stamp()]),
+            stopping_criteria=StoppingCriteriaList([EachToken()]),
         )
         if number > 1:
             times.append(clock.seconds())

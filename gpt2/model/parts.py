@@ -15,7 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from gpt2.mechanisms.needs import Statistic
-from gpt2.model.backends.call import Attended, Largest, Transposed
+from gpt2.model.backends.call import (
+    Attended,
+    Largest,
+    Transposed,
+    platform_of_tensor,
+)
 from gpt2.model.context import LayerCache
 from gpt2.model.low_rank_hidden import Hidden
 from gpt2.settings.schema import Settings
@@ -26,6 +31,12 @@ OPEN = 2.0  # initial bias of a gate: sigmoid(2) = 0.88, nearly open
 def mixed(gate: Tensor, mix: float) -> Tensor:
     """The factor 1 - a + a g of a gate g of any shape, exactly 1 at a = 0."""
     return 1.0 - mix + mix * gate
+
+
+def gate_by_kernel(out: Tensor) -> bool:
+    """Whether one launch gates outputs [B, H, S, D]: of a token that is decoded."""
+    is_row = out.shape[2] == 1 and not torch.is_grad_enabled()
+    return is_row and out.dtype != torch.float64 and platform_of_tensor(out).triton
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ from torch import Tensor
 
 WIDEST_HEAD = 128  # of queries, keys or values, for Triton's kernels and cuDNN alike
 WIDEST_TOPK = 32  # the largest weights of a row that a program keeps with its tile
+WIDEST_ROW = 1 << 15  # columns of a decoded row that a program holds
 SMALLEST_SUM = 1e-12  # divisor of a row of weights that are all zero
 
 

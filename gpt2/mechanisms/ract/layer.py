@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from gpt2.mechanisms import needs_of
 from gpt2.mechanisms.needs import Statistic
 from gpt2.model.backends.call import Attended
-from gpt2.model.parts import OPEN, AttentionPart, mixed
+from gpt2.model.parts import OPEN, AttentionPart, gate_by_kernel, mixed
 from gpt2.settings.schema import Settings
 
 
@@ -43,6 +43,11 @@ class StatisticGate(AttentionPart):
         if self.at_weights:
             return out
         assert attended.statistic is not None, "RA-CT without its statistic"
+        if gate_by_kernel(out):
+            from lib.kernels.decode_rows import gate_rows
+
+            statistic = attended.statistic[..., 0]
+            return gate_rows(out, statistic, self.mix, self.scale, self.bias)
         return out * self(attended.statistic).unsqueeze(-1).to(out.dtype)
 
 

@@ -11,8 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpt2.model.backends.call import Attended, AttentionCall, Transposed
+from gpt2.model.backends.call import (
+    Attended,
+    AttentionCall,
+    Transposed,
+    platform_of_tensor,
+)
 from gpt2.model.backends.reference import statistic_of
+from lib.kernels.rows import WIDEST_ROW, WIDEST_TOPK
 
 
 def serves(call: AttentionCall) -> bool:
@@ -29,11 +35,24 @@ def run(call: AttentionCall) -> Attended:
         assert v is not None
         q = call.q.to(k.dtype)
         return Attended(F.scaled_dot_product_attention(q, k, v, scale=call.scale))
-    weights, statistic = _weights(call)
+    weights, wide, statistic = (_by_kernel if _has_kernel(call) else _weights)(call)
+    if call.statistic is not None and call.statistic.head_average:
+        assert wide is not None
+        statistic = statistic_of(wide, call.statistic, _visible(call))
     if call.v is None:
         return Attended(call.q.new_empty(0), statistic)
-    output = _product(weights.to(call.v.dtype), call.v)
-    return Attended(output, statistic, weights.mean(1) if call.mean else None)
+    mean = None
+    if call.mean:
+        assert wide is not None
+        mean = wide.mean(1)
+    return Attended(_product(weights, call.v), statistic, mean)
+
+
+def _visible(call: AttentionCall) -> Tensor:
+    """Number of columns that the row sees, [1]."""
+    if call.row is None:
+        return torch.full((1,), call.k.shape[2], device=call.q.device)
+    return call.row + 1
 
 
 def _is_plain(call: AttentionCall) -> bool:
@@ -63,10 +82,57 @@ def _pairs(b: Tensor) -> Tensor:
     return b.as_strided(size, b.stride()[1:])
 
 
-def _weights(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
-    """Weights [B, H, 1, N] in fp32 or wider, and the statistic [B, H or 1, 1]."""
-    scores = _product(call.q.to(call.k.dtype), call.k.mT, wide=True)
-    columns, row = scores.shape[-1], call.row
+Weights = tuple[Tensor, Tensor | None, Tensor | None]
+
+
+def _scores(call: AttentionCall) -> Tensor:
+    """q.k, [B, H, 1, N], in fp32 or wider."""
+    return _product(call.q.to(call.k.dtype), call.k.mT, wide=True)
+
+
+def _transposed_products(t: Transposed) -> Tensor:
+    """Products of the row's key and the queries, [B, H, 1, number of queries]."""
+    return _product(t.keys.to(t.queries.dtype), t.queries.mT, wide=True)
+
+
+def _has_kernel(call: AttentionCall) -> bool:
+    """Whether the kernel for recorded rows serves."""
+    if call.row is None or not platform_of_tensor(call.q).triton:
+        return False
+    s = call.statistic
+    large = s is not None and s.kind == "topk" and s.topk > WIDEST_TOPK
+    wide = call.k.dtype == torch.float64
+    return not (large or wide) and call.k.shape[2] <= WIDEST_ROW
+
+
+def _by_kernel(call: AttentionCall) -> Weights:
+    """As ``_weights``, by one launch after the products."""
+    from lib.kernels.decode_rows import softmax_rows
+
+    t, s, row = call.transposed, call.statistic, call.row
+    assert row is not None
+    averaged = s is not None and s.head_average
+    weights, wide, statistic = softmax_rows(
+        _scores(call),
+        row,
+        call.scale,
+        torch.float32 if call.v is None else call.v.dtype,
+        products=None if t is None else _transposed_products(t),
+        is_ring=t is not None and t.is_ring,
+        alpha=0.0 if t is None else t.alpha,
+        factor=call.row_scale,
+        statistic="none" if s is None or averaged else s.kind,
+        topk=1 if s is None else min(s.topk, call.k.shape[2]),
+        wide=call.mean or averaged,
+    )
+    return weights, wide, statistic
+
+
+def _weights(call: AttentionCall) -> Weights:
+    """Weights [B, H, 1, N] in the type of the values, in fp32 or wider, and the
+    statistic [B, H, 1] unless it is of the heads' average."""
+    scores, row = _scores(call), call.row
+    columns = scores.shape[-1]
     at = None if row is None else torch.arange(columns, device=row.device)
     if call.transposed is not None:
         scores = _add_transposed(scores, call.transposed, row, at)
@@ -75,19 +141,18 @@ def _weights(call: AttentionCall) -> tuple[Tensor, Tensor | None]:
         scores = scores * call.row_scale.unsqueeze(-1)
     if row is not None and at is not None:
         scores = scores.masked_fill(at > row, float("-inf"))
-    weights = scores.softmax(-1)
-    if call.statistic is None:
-        return weights, None
-    visible = weights.new_full((1,), columns) if row is None else row + 1
-    return weights, statistic_of(weights, call.statistic, visible)
+    weights, statistic, s = scores.softmax(-1), None, call.statistic
+    if s is not None and not s.head_average:
+        statistic = statistic_of(weights, s, _visible(call))
+    dtype = weights.dtype if call.v is None else call.v.dtype
+    return weights.to(dtype), weights, statistic
 
 
 def _add_transposed(
     scores: Tensor, t: Transposed, row: Tensor | None, at: Tensor | None
 ) -> Tensor:
     """Scores [B, H, 1, N] with the term; ``at``: the columns, for a recording."""
-    products = _product(t.keys.to(t.queries.dtype), t.queries.mT, wide=True)
-    products = t.alpha_per_head * products
+    products = t.alpha_per_head * _transposed_products(t)
     if not t.is_ring:
         # Those of the last columns, all within the window.
         before = scores.shape[-1] - products.shape[-1]
