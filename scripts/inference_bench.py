@@ -135,7 +135,7 @@ def measured(
 ) -> Iterator[Row]:
     """The rows of each subject, and of the peers after those of step 0."""
     from gpt2.infer.bench import peer_model, peer_row, rows_of
-    from gpt2.infer.hf_export import is_native
+    from gpt2.infer.native_gpt2 import is_native
 
     seen = False
     for subject in subjects(options, load, contexts):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gpt2.infer.decoder import Decoder
-from gpt2.infer.hf_export import native_config
+from gpt2.infer.native_gpt2 import native_config
 from gpt2.infer.sampling import Sampling, generate, next_tokens
 from gpt2.model.gpt import GPT
 from gpt2.model.gpt2_weights import to_gpt2

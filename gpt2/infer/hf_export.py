@@ -27,8 +27,8 @@ from gpt2.infer import reload_check
 from gpt2.infer.flat_code import flat_modules
 from gpt2.infer.hf_tokenizer import tokenizer_files
 from gpt2.infer.model_card import model_card
+from gpt2.infer.native_gpt2 import is_native, native_config
 from gpt2.infer.trained import TrainedModel
-from gpt2.mechanisms import enabled
 from gpt2.model.gpt2_weights import to_gpt2
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of
@@ -90,13 +90,6 @@ def export_hf(trained: TrainedModel, folder: Path) -> HfFolder:
     return HfFolder(folder, native, deviation, size)
 
 
-def is_native(settings: Settings, heads: tuple[int, ...] | None) -> bool:
-    """Whether the model is plain GPT-2 as transformers knows it."""
-    m = settings.model
-    plain = not enabled(settings)
-    return plain and heads is None and m.n_head * m.head_dim == m.n_embd
-
-
 def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:
     """Weights, configuration, tokenizer, card and, unless native, code."""
     settings = trained.settings
@@ -128,25 +121,6 @@ def licence() -> str:
     if path.is_file():
         return path.read_text(encoding="utf-8")
     return distribution("kablate").read_text("licenses/LICENSE") or ""
-
-
-def native_config(settings: Settings) -> dict[str, Any]:
-    """config.json of transformers' GPT-2."""
-    m = settings.model
-    return {
-        "architectures": ["GPT2LMHeadModel"],
-        "model_type": "gpt2",
-        "vocab_size": settings.vocab_size,
-        "n_positions": m.block_size,
-        "n_embd": m.n_embd,
-        "n_layer": m.n_layer,
-        "n_head": m.n_head,
-        "n_inner": m.mlp_width,
-        "activation_function": "gelu_new",
-        "layer_norm_epsilon": 1e-5,
-        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), m.dropout),
-        "tie_word_embeddings": True,
-    }
 
 
 def custom_config(trained: TrainedModel) -> dict[str, Any]:

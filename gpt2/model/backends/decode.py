@@ -67,7 +67,7 @@ def _product(a: Tensor, b: Tensor, wide: bool = False) -> Tensor:
     """a [B, H, 1, X] times b [B, H or 1, X, Y] -> [B, H, 1, Y], in fp32 if ``wide``."""
     shared = b.shape[1] == 1
     left, right = (a[:, :, 0], b[:, 0]) if shared else (a.flatten(0, 1), _pairs(b))
-    if wide and a.is_cuda and a.element_size() == 2:
+    if wide and a.is_cuda and a.element_size() == 2 and torch.version.hip is None:
         out = torch.bmm(left, right, out_dtype=torch.float32)
     else:
         out = torch.bmm(left, right)
