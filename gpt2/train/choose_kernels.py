@@ -70,6 +70,8 @@ def known(
     on = device.torch_device
     if not wants_tuning(settings, on):
         return None
+    if settings.resources.compile_model:  # seconds, which are free while others choose
+        threading.Thread(target=import_compiler, daemon=True).start()
     where = store.place(on)
     # Runs of one arm that start together tune once; other arms need not wait.
     with store.exclusive(file, arm_of(settings, batch)):
@@ -247,8 +249,6 @@ def _in_a_process(
     }
     with tempfile.TemporaryDirectory(prefix="kablate-tuning-") as folder:
         answer = Path(folder, "answer.json")
-        if settings.resources.compile_model:  # takes seconds, which are free now
-            threading.Thread(target=import_compiler, daemon=True).start()
         done = subprocess.run(
             [sys.executable, "-m", __name__, str(answer)],
             input=json.dumps(request),
