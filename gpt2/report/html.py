@@ -40,6 +40,7 @@ from gpt2.report.sentences import (
     headline,
     method,
     noise_lines,
+    size_lines,
 )
 from gpt2.report.sweep_tables import SWEEP, SweepChart, sweep_charts
 from gpt2.report.timeline import Timeline
@@ -138,6 +139,7 @@ def html_report(
         controls=control_lines(judged),
         noise=[
             *matrix.merged,
+            *size_lines(judged),
             *noise_lines(judged),
             *family_lines(judged),
         ],

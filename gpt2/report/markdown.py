@@ -9,6 +9,7 @@ from gpt2.report.checklist import checklist
 from gpt2.report.columns import COLUMN, Column, shown_columns
 from gpt2.report.estimates import score_lines
 from gpt2.report.evaluation_columns import evaluation_columns
+from gpt2.report.grades import Verdict
 from gpt2.report.lines import Line, difference_text, grade_text, lines_of, p_text
 from gpt2.report.notes import remarks
 from gpt2.report.rate_tables import OWN_BEST, best_table, rate_remarks, rate_table
@@ -20,7 +21,9 @@ from gpt2.report.sentences import (
     headline,
     method,
     noise_lines,
+    size_lines,
 )
+from gpt2.report.size_trends import size_trends
 from gpt2.report.sweep_tables import SWEEP, sweep_tables
 from gpt2.report.verdicts import Judgement
 from lib import human
@@ -41,6 +44,7 @@ def markdown_report(
         "## Verdicts",
         _main_table(judged),
         _remarks(judged),
+        _sizes(judged),
         _rates(judged),
         _sweep_tables(judged),
         _chart_links(matrix),
@@ -178,6 +182,32 @@ def _rates(judged: Judgement) -> str:
 
 def _escaped(rows: list[list[str]]) -> list[list[str]]:
     return [[escape(cell) for cell in row] for row in rows]
+
+
+def _sizes(judged: Judgement) -> str:
+    """Difference and grade of each arm at each size, and the trends."""
+    trends = size_trends(judged)
+    if not trends:
+        return ""
+    points = sorted(
+        (p for t in trends for p in t.points), key=lambda point: point.parameters
+    )
+    sizes = {point.size: human.count(point.parameters) for point in points}
+    heads = ["arm", *(escape(f"{size} ({n})") for size, n in sizes.items())]
+    rows = []
+    for trend in trends:
+        verdicts = {point.size: point.comparison.at_steps for point in trend.points}
+        cells = [_difference(verdicts.get(size)) for size in sizes]
+        rows.append([escape(trend.name), *map(escape, cells)])
+    table = _grid(heads, rows, [False, *(True for _ in sizes)])
+    lines = "\n".join(f"- {escape(line)}" for line in size_lines(judged))
+    return "\n\n".join(["## Difference by size", table, lines])
+
+
+def _difference(verdict: Verdict | None) -> str:
+    if verdict is None:
+        return human.NONE
+    return f"{difference_text(verdict)} {grade_text(verdict.grade)}"
 
 
 def _sweep_tables(judged: Judgement) -> str:

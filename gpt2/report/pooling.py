@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
 from gpt2.report.evidence import Evidence, Rules
 from lib import pooled_variance, stats
@@ -30,17 +31,19 @@ def pool(
 ) -> list[Pooled | None]:
     """Outcome for each comparison of a family; None where another test decides.
 
-    Comparisons over the same seeds are tested together; p is corrected for the whole
-    family. At equal time each pair is read at its own time, so a shared partner has
+    Comparisons over the same seeds are tested together, those of each size of SIZES by
+    themselves, since small models may be noisier; p is corrected for the whole family.
+    At equal time each pair is read at its own time, so a shared partner has
     several losses per seed and the arms do not form the two-way layout (arm x seed)
     that the pooled variance is estimated from.
     """
     if any(item.seconds is not None for item in evidence):
         return [None] * len(evidence)
-    groups: dict[tuple[int, ...], list[int]] = {}
+    groups: dict[tuple[object, ...], list[int]] = {}
     for index, item in enumerate(evidence):
         if not item.invalid and len(item.seeds) >= stats.MIN_SEEDS:
-            groups.setdefault(item.seeds, []).append(index)
+            size = pairs[index][0].coordinates.get(SIZE)
+            groups.setdefault((size, *item.seeds), []).append(index)
     arms = {id(arm) for pair in pairs for arm in pair}
     if len(arms) < pooled_variance.MIN_ARMS:
         return [None] * len(evidence)

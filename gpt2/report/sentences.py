@@ -7,9 +7,16 @@ from collections.abc import Sequence
 from gpt2.report.controls import sentence
 from gpt2.report.evidence import FDR, SEQUENTIAL, TOGETHER, Rules
 from gpt2.report.grades import INCONCLUSIVE
-from gpt2.report.lines import has_removed_heads, has_zeros, lines_of
+from gpt2.report.lines import (
+    DIGITS,
+    has_removed_heads,
+    has_zeros,
+    lines_of,
+    p_text,
+)
 from gpt2.report.noise import KNOWN_NOISE, known_noise_of
 from gpt2.report.results import MatrixResults
+from gpt2.report.size_trends import SizeTrend, size_trends
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import human
 
@@ -49,6 +56,32 @@ def noise_lines(judged: Judgement) -> list[str]:
         f"{noise.interval.high:.4f})."
         for noise in judged.noise
     ]
+
+
+def size_lines(judged: Judgement) -> list[str]:
+    """Trend of each arm over the sizes of SIZES, one sentence each."""
+    return [_trend_text(trend, judged.rules) for trend in size_trends(judged)]
+
+
+def _trend_text(trend: SizeTrend, rules: Rules) -> str:
+    slope = trend.slope
+    if slope is None:
+        return f"Size: {trend.name}: no trend: {trend.why}."
+    numbers = (slope.mean, slope.interval.low, slope.interval.high)
+    mean, low, high = (human.fixed(x, DIGITS, sign=True) for x in numbers)
+    meaning = "no trend is shown"
+    if max(map(abs, numbers)) < rules.margin:
+        meaning = f"smaller than the margin of {rules.margin:g}"
+    elif slope.p_holm < rules.alpha_of_look:
+        way = "falls, in favour of" if slope.mean < 0 else "rises, against"
+        meaning = f"the difference {way} the arm"
+    if slope.p_bend is not None and slope.p_bend < rules.alpha_of_look:
+        meaning += "; a line does not describe it"
+    return (
+        f"Size: {trend.name}: {mean} nats per tenfold parameters (95%: {low} to "
+        f"{high}; p {p_text(slope.p_holm)}; {len(slope.sizes)} sizes, "
+        f"{len(slope.seeds)} seeds): {meaning}."
+    )
 
 
 def seeds_lines(comparisons: Sequence[Comparison], rules: Rules) -> list[str]:
@@ -140,6 +173,12 @@ runs that it is read from, so that it is too optimistic by about the noise: the 
 above compare arms at equal values, and not each at its best."""
 
 
+TREND = """\
+Differences against size: for each seed a straight line over log10 of the partner's
+parameters, and Student's t on the slopes over the seeds; p by Holm's method over all
+trends. A line through these sizes says nothing about larger ones."""
+
+
 ZEROS = """\
 Zeros are counted among the weights of linear layers, excluding embeddings and a head
 tied to them. They are unstructured, which saves neither time nor memory on common
@@ -167,6 +206,8 @@ def method(judged: Judgement) -> str:
         if not rules.is_sequential:
             parts.append(SWEPT_FAMILY.format(number=len(judged.comparisons)))
         parts.append(SWEPT)
+    if size_trends(judged):
+        parts.append(TREND)
     if has_zeros(lines):
         parts.append(ZEROS)
     if has_removed_heads(lines):

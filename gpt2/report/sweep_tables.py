@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from gpt2.plan.axes import label, text_of
 from gpt2.plan.lr_sweep import RATE
+from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
 from gpt2.report.grades import Verdict
 from gpt2.report.verdicts import Judgement
@@ -59,7 +61,7 @@ class SweepTable:
 
     def cells(self, row: SweepRow) -> list[str]:
         """Texts of a row: name, losses with the best one marked, remark."""
-        best = row.best
+        best = None if self.axis == SIZE else row.best  # the largest, without news
         losses = [
             human.fixed(row.losses.get(value), DIGITS)
             + (BEST if best is not None and value == best else "")
@@ -96,6 +98,9 @@ def _table(axis: str, arms: list[Arm]) -> SweepTable:
         row[_value(arm, axis)] = arm
     found = dict.fromkeys(value for row in rows.values() for value in row)
     values = sorted(found, key=lambda v: (not is_number(v), v if is_number(v) else 0))
+    if axis == SIZE:
+        size = {_value(a, axis): a.mean("parameters") or math.inf for a in arms}
+        values = sorted(found, key=lambda value: size[value])
     return SweepTable(
         axis, values, [SweepRow(n, by_value) for n, by_value in rows.items()]
     )

@@ -10,7 +10,13 @@ from gpt2.report.lines import Line, has_removed_heads, has_zeros, lines_of
 from gpt2.report.notes import remarks
 from gpt2.report.rate_tables import rate_lines
 from gpt2.report.results import MatrixResults, Run
-from gpt2.report.sentences import control_lines, family_lines, headline, noise_lines
+from gpt2.report.sentences import (
+    control_lines,
+    family_lines,
+    headline,
+    noise_lines,
+    size_lines,
+)
 from gpt2.report.verdicts import Judgement
 from lib.terminal import columns_that_fit, report_console
 
@@ -75,7 +81,8 @@ def terminal_report(
         )
     parts.append(Text(headline(matrix)))
     parts.extend(Text(line) for line in matrix.merged)
-    parts.extend(Text(x) for x in (*noise_lines(judged), *family_lines(judged)))
+    lines = (*size_lines(judged), *noise_lines(judged), *family_lines(judged))
+    parts.extend(Text(line) for line in lines)
     parts.extend(Text(line) for line in score_lines(matrix.estimates))
     if has_zeros(lines_of(judged)):
         parts.append(Text("zeros: single pruned weights, which bring no speed."))

@@ -34,6 +34,7 @@ from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
 from gpt2.report.series import ArmSeries, Tests, locked, record, series_for, tests_of
+from gpt2.report.size_trends import size_trends
 from gpt2.report.verdict_rules import rules_for
 from gpt2.settings.checks import SWEPT_RATES
 
@@ -69,6 +70,7 @@ class Judgement:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as under "verdicts" in summary.json."""
+        trends = size_trends(self)
         return {
             "rules": dataclasses.asdict(self.rules),
             "noise": [
@@ -105,6 +107,7 @@ class Judgement:
             "void": list(self.void),
             "series": None if self.series is None else self.series.to_json(),
             **({"own_best": best.to_json()} if (best := self.own_best).arms else {}),
+            **({"sizes": [t.to_json() for t in trends]} if trends else {}),
         }
 
 
