@@ -173,6 +173,19 @@ class Size:
     tokens: int
     flops: float
 
+    def to_json(self) -> dict[str, Any]:
+        s = self.first.settings
+        return {
+            "size": self.name,
+            **{field: getattr(s.model, field) for field in DIMENSIONS},
+            "parameters": self.parameters,
+            "learning_rate": s.optim.learning_rate,
+            "updates": s.optim.max_iters,
+            "runs": self.runs,
+            "tokens": self.tokens,
+            "flops": self.flops,
+        }
+
 
 def sizes_of(plan: Plan) -> list[Size]:
     """The sizes of a plan with their costs; [] without SIZES."""

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpt2.plan.axes import agreeing
 from gpt2.report.arms import Arm, above_guess, group_arms, partner_of
 from gpt2.report.controls import Control, controls_of, is_alarming, is_large
 from gpt2.report.identical_runs import twin_alarms
@@ -43,14 +44,22 @@ def control_alarm(control: Control) -> str:
 
 
 def far_baselines(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:
-    """(baseline, message) for each baseline far above every other finished arm."""
+    """(baseline, message) for each baseline far above every other finished arm.
+
+    Of a sweep, arms at other values do not count: a small model is above larger ones.
+    """
     tested = [arm for arm in arms if not arm.is_control]
     partners = [(arm, *partner_of(arm, arms)) for arm in tested]
     found = []
     for arm, partner, note in partners:
         if partner is not None or note:
             continue
-        least = _least_gain(arm, [other for other in tested if other is not arm])
+        others = [
+            other
+            for other in tested
+            if other is not arm and agreeing(arm.coordinates, [other.coordinates])
+        ]
+        least = _least_gain(arm, others)
         if least is not None and least > FAR * (arm.mean("val_loss") or math.inf):
             far = f"its loss is at least {least:.2f} nats above that of every other arm"
             found.append((arm, f"{far}: was it trained correctly?"))

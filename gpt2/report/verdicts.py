@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import (
     Arm,
     Change,
@@ -264,9 +265,10 @@ def _design(
     noise: Sequence[Noise],
     family: int,
 ) -> Design:
-    known = known_noise_of(pair)
-    floor = max((n.sample.sd for n in noise), default=None)
-    origin = "the noise floor" if noise else "the known noise at 124M"
+    known, size = known_noise_of(pair), pair[0].coordinates.get(SIZE)
+    own = [n.sample.sd for n in noise if n.arm.coordinates.get(SIZE) == size]
+    floor = max(own, default=None)
+    origin = "the noise floor" if own else "the known noise at 124M"
     return Design(
         rules=rules,
         family=Family(max(family, 1)),

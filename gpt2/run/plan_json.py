@@ -12,6 +12,7 @@ from typing import Any
 from gpt2.plan.budget import budget, kv_bytes
 from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.memory import memory
+from gpt2.plan.sizes import sizes_of
 from gpt2.run.estimate import training_seconds
 from gpt2.run.plan_listing import (
     baseline_of,
@@ -36,6 +37,7 @@ def described(plan: Plan, config: Config) -> dict[str, Any]:
             {"setting": x.field, "symbol": x.symbol, "values": list(x.values)}
             for x in plan.axes
         ],
+        "sizes": [size.to_json() for size in sizes_of(plan)],
         "cells": [_cell(plan, jobs, reference) for jobs in cells(plan.jobs)],
         "left_out": [{"name": x.name, "reason": x.reason} for x in plan.left_out],
         "notes": notes(plan, config),

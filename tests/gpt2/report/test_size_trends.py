@@ -11,6 +11,7 @@ import jsonschema
 import numpy as np
 import pytest
 
+from gpt2.report.alarms import far_baselines
 from gpt2.report.grades import INVALID, SUPPORTED
 from gpt2.report.markdown import markdown_report
 from gpt2.report.read_results import read_matrix
@@ -34,9 +35,10 @@ def write_sizes(
     noise: float = 0.0015,
     failed: tuple[int, str] | None = None,
     sizes: Mapping[str, int] = SIZES,
+    steps: Sequence[int] = (),
 ) -> Path:
     """A finished matrix of steps at sizes, with effects by step and size."""
-    for step in (0, *effects):
+    for step in steps or (0, *effects):
         name, title, of, *_ = STEPS[step]
         for size, parameters in sizes.items():
             for seed in seeds:
@@ -160,15 +162,29 @@ def test_invalid_sizes_and_missing_seeds_give_no_trend(tmp_path: Path) -> None:
     assert size_trends(few)[0].slope is None
 
 
-def test_noise_is_pooled_within_a_size(tmp_path: Path) -> None:
+def test_a_small_baseline_is_not_far_above_larger_models(tmp_path: Path) -> None:
+    small = {0: {"2x128": 1.0}, 5: {"2x128": 1.0}}
+    judged = judged_at(write_sizes(tmp_path / "a", small, steps=(0, 5)))
+    assert far_baselines(judged.arms) == []
+    small[5] = {}
+    wrong = judged_at(write_sizes(tmp_path / "b", small, steps=(0, 5)))
+    ((arm, text),) = far_baselines(wrong.arms)
+    assert arm.label == "0 baseline/size=2x128" and "1.0" in text
+
+
+def test_noise_is_that_of_the_size(tmp_path: Path) -> None:
     """Small models that are twenty times as noisy do not hide what large ones show."""
     for size, noise in (("2x128", 0.03), ("6x384", 0.0015), ("12x768", 0.0015)):
         effects = {5: {size: -0.008}, 8: {size: 0.0}}
         one = {size: SIZES[size]}
         write_sizes(tmp_path, effects, noise=noise, sizes=one)
     found = {
-        (c.arm.step, c.arm.coordinates["size"]): c.at_steps.grade
+        (c.arm.step, c.arm.coordinates["size"]): c.at_steps
         for c in judged_at(tmp_path).comparisons
     }
-    assert found[5, "12x768"] == found[5, "6x384"] == SUPPORTED
-    assert found[5, "2x128"] != SUPPORTED and found[8, "12x768"] != SUPPORTED
+    grades = {where: verdict.grade for where, verdict in found.items()}
+    assert grades[5, "12x768"] == grades[5, "6x384"] == SUPPORTED
+    assert grades[5, "2x128"] != SUPPORTED and grades[8, "12x768"] != SUPPORTED
+    large, small = found[8, "12x768"].seeds_needed, found[8, "2x128"].seeds_needed
+    assert large is None or large < 100
+    assert small is None or small > 200
