@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar, cast
 
-from lib.jobs.run_files import finite
+from lib.atomic_files import finite
 from lib.output import EXIT_CTRL_C, EXIT_FAILED, print_exact
 
 SCHEMA = 1  # increased when a field changes its meaning or goes; new ones may come
