@@ -33,6 +33,7 @@ from gpt2.data.token_files import (
     split_file,
 )
 from gpt2.settings.schema import Settings
+from gpt2.train.batch_split import BatchSplit
 from gpt2.train.fingerprints import is_recorded, windows_sum
 
 Offsets = npt.NDArray[np.int64]
@@ -128,6 +129,22 @@ class BatchPlan:
     rank: int
     seed: int
 
+    @classmethod
+    def of(
+        cls, settings: Settings, split: BatchSplit, train: TokenSplit, seed: int
+    ) -> BatchPlan:
+        """The plan of a run on these tokens. Raises DataError, ValueError."""
+        return cls(
+            n_tokens=train.tokens.size,
+            block_size=settings.model.block_size,
+            effective_batch=settings.effective_batch,
+            micro_batch=split.micro_batch,
+            accumulation=split.accumulation,
+            world_size=split.world_size,
+            rank=split.rank,
+            seed=seed,
+        )
+
     def __post_init__(self) -> None:
         cut = self.micro_batch * self.accumulation * self.world_size
         if self.effective_batch != cut:
@@ -211,7 +228,7 @@ class _Windows(Dataset[torch.Tensor]):
 
 
 class Batches:
-    """Iterate for (x, y) on the device, for each micro step of steps [start, stop).
+    """Iterate for (x, y) on the device, for each micro step of the optimizer steps.
 
     wait_seconds: time spent so far waiting for a batch to be ready on the host.
     window_sums: of the windows that were handed out, by update, for fingerprints
@@ -221,22 +238,28 @@ class Batches:
 
     def __init__(
         self,
-        dataset: _Windows,
-        keys: range,
-        device: torch.device,
-        num_workers: int,
-        pin_memory: bool,
-        prefetch_factor: int,
-        persistent_workers: bool,
+        split: TokenSplit,
+        plan: BatchPlan,
+        start_step: int,
+        stop_step: int,
+        *,
+        device: torch.device | str = "cpu",
+        num_workers: int = 0,
+        pin_memory: bool = False,
+        prefetch_factor: int = 2,
+        persistent_workers: bool = False,
     ) -> None:
+        """This rank's batches of the optimizer steps start_step to stop_step - 1."""
+        assert plan.n_tokens == split.tokens.size, "the plan is for another data set"
         self.wait_seconds = 0.0
         self.window_sums: dict[int, int] = {}
-        self._dataset, self._keys, self._device = dataset, keys, device
-        self._pin = pin_memory and device.type == "cuda"
+        self._dataset, self._device = _Windows(split.path, plan), torch.device(device)
+        keys = range(start_step * plan.accumulation, stop_step * plan.accumulation)
+        self._keys, self._pin = keys, pin_memory and self._device.type == "cuda"
         self._loader = None
         if num_workers > 0:
             self._loader = DataLoader(
-                dataset,
+                self._dataset,
                 batch_size=None,
                 sampler=keys,
                 num_workers=num_workers,
@@ -307,32 +330,6 @@ class Batches:
             return None
         with torch.cuda.stream(side):
             return pair.to(self._device, non_blocking=True)
-
-
-def batches(
-    split: TokenSplit,
-    plan: BatchPlan,
-    start_step: int,
-    stop_step: int,
-    *,
-    device: torch.device | str = "cpu",
-    num_workers: int = 0,
-    pin_memory: bool = False,
-    prefetch_factor: int = 2,
-    persistent_workers: bool = False,
-) -> Batches:
-    """This rank's batches of the optimizer steps start_step to stop_step - 1."""
-    assert plan.n_tokens == split.tokens.size, "the plan is for another data set"
-    keys = range(start_step * plan.accumulation, stop_step * plan.accumulation)
-    return Batches(
-        _Windows(split.path, plan),
-        keys,
-        torch.device(device),
-        num_workers,
-        pin_memory,
-        prefetch_factor,
-        persistent_workers,
-    )
 
 
 def _quiet_signals(worker: int) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gpt2.plan.jobs import Job
 from gpt2.train.batch_split import BatchSplit
-from gpt2.train.batches import Batches, BatchPlan, TokenSplit, batches
+from gpt2.train.batches import Batches, BatchPlan, TokenSplit
 from gpt2.train.distributed import Ranks
 from lib.gpu.device import DeviceInfo
 
@@ -27,17 +27,8 @@ class RunContext:
         Raises DataError if the training split is shorter than a window.
         """
         settings, resources = job.settings, job.settings.resources
-        plan = BatchPlan(
-            n_tokens=self.train.tokens.size,
-            block_size=settings.model.block_size,
-            effective_batch=settings.effective_batch,
-            micro_batch=self.split.micro_batch,
-            accumulation=self.split.accumulation,
-            world_size=self.split.world_size,
-            rank=self.split.rank,
-            seed=job.seed,
-        )
-        return batches(
+        plan = BatchPlan.of(settings, self.split, self.train, job.seed)
+        return Batches(
             self.train,
             plan,
             start_step,

@@ -129,17 +129,7 @@ def _batches(
     text: TokenSplit, settings: Settings, split: BatchSplit, seed: int
 ) -> Iterator[Batch]:
     """The micro batches of each update, as a run of this seed draws them."""
-    block_size = settings.model.block_size
-    plan = BatchPlan(
-        n_tokens=text.tokens.size,
-        block_size=block_size,
-        effective_batch=split.effective_batch,
-        micro_batch=split.micro_batch,
-        accumulation=split.accumulation,
-        world_size=split.world_size,
-        rank=split.rank,
-        seed=seed,
-    )
+    plan = BatchPlan.of(settings, split, text, seed)
     for step in range(UPDATES):
         for micro in range(split.accumulation):
-            yield gather(text.tokens, plan.offsets(step, micro), block_size)
+            yield gather(text.tokens, plan.offsets(step, micro), plan.block_size)

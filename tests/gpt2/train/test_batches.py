@@ -22,8 +22,8 @@ from gpt2.data.token_files import (
 )
 from gpt2.settings.parse import settings_from
 from gpt2.train.batches import (
+    Batches,
     BatchPlan,
-    batches,
     eval_windows,
     gather,
     load_data,
@@ -149,22 +149,22 @@ def test_gather_reads_the_file_and_the_next_token(train):
 
 def test_batches_are_step_major_and_start_anywhere(train):
     plan = plan_for(train)
-    whole = collected(batches(train, plan, 0, 5))
+    whole = collected(Batches(train, plan, 0, 5))
     assert len(whole) == 5 * plan.accumulation
     for index, (x, y) in enumerate(whole):
         offsets = plan.offsets(*divmod(index, plan.accumulation))
         assert equal([(x, y)], [gather(train.tokens, offsets, T)])
-    assert equal(collected(batches(train, plan, 3, 5)), whole[3 * 4 :])
-    assert collected(batches(train, plan, 5, 5)) == []
+    assert equal(collected(Batches(train, plan, 3, 5)), whole[3 * 4 :])
+    assert collected(Batches(train, plan, 5, 5)) == []
 
 
 @pytest.mark.parametrize("persistent", [False, True])
 def test_workers_give_the_same_batches_and_leave_the_generator_alone(train, persistent):
     plan = plan_for(train)
-    alone = collected(batches(train, plan, 2, 5))
+    alone = collected(Batches(train, plan, 2, 5))
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    loader = batches(
+    loader = Batches(
         train, plan, 2, 5, num_workers=2, persistent_workers=persistent, pin_memory=True
     )
     assert loader.wait_seconds == 0.0
@@ -176,7 +176,7 @@ def test_workers_give_the_same_batches_and_leave_the_generator_alone(train, pers
 
 def test_loader_pickles_without_the_tokens(train):
     """Start methods other than fork send the data set to each worker."""
-    dataset = batches(train, plan_for(train), 0, 1)._dataset
+    dataset = Batches(train, plan_for(train), 0, 1)._dataset
     first = dataset[0]
     assert len(pickle.dumps(dataset)) < 2000 < train.tokens.nbytes
     assert torch.equal(copy.copy(dataset)[0], first)  # by the same state
@@ -193,7 +193,7 @@ def wait(data_dir, log):
         signal.signal(number, lambda number, frame: received.append(number))
     train = load_split(data_dir, text_request(data_dir), "train", 16)
     plan = BatchPlan(train.tokens.size, 16, 4, 4, 1, 1, 0, 1)
-    for step, _ in enumerate(batches(train, plan, 0, 10**6, num_workers=2)):
+    for step, _ in enumerate(Batches(train, plan, 0, 10**6, num_workers=2)):
         if step == 2:
             print("ready", flush=True)
             while not received:
@@ -226,10 +226,10 @@ def test_signal_to_the_group_does_not_disturb_the_trainers_last_work(
 @pytest.mark.parametrize("pin", [False, True])
 def test_batches_on_the_gpu_are_those_of_the_cpu(train, workers, pin):
     plan = plan_for(train)
-    alone = collected(batches(train, plan, 0, 20))
+    alone = collected(Batches(train, plan, 0, 20))
     busy = torch.randn(2000, 2000, device="cuda")
     found = []
-    for x, y in batches(
+    for x, y in Batches(
         train, plan, 0, 20, device="cuda", num_workers=workers, pin_memory=pin
     ):
         assert x.is_cuda and y.is_cuda

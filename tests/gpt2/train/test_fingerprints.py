@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 
 from gpt2.model.init import initial_model
-from gpt2.train.batches import BatchPlan, batches, load_split
+from gpt2.train.batches import Batches, BatchPlan, load_split
 from gpt2.train.fingerprints import batch_fingerprints, is_recorded, weight_fingerprints
 from tests.gpt2.helpers import tiny_step
 from tests.gpt2.tinydata import text_request
@@ -30,7 +30,7 @@ def test_powers_of_two_and_the_last_update_are_recorded():
 
 
 def sums(split, plan: BatchPlan, start: int = 0, **options: int) -> dict[int, int]:
-    drawn = batches(split, plan, start, 6, **options)
+    drawn = Batches(split, plan, start, 6, **options)
     assert len(list(drawn)) == (6 - start) * plan.accumulation
     return drawn.window_sums
 

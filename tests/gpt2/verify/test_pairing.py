@@ -119,7 +119,7 @@ def test_batches_by_step_are_found(monkeypatch):
 
 def test_batches_that_part_late_are_found(monkeypatch):
     """As if an arm continued with another seed."""
-    true = run_context.batches
+    true = run_context.Batches
 
     def late(split, plan, start, *rest, **options):
         if start > 4000:
@@ -127,7 +127,7 @@ def test_batches_that_part_late_are_found(monkeypatch):
         return true(split, plan, start, *rest, **options)
 
     seeds = iter(range(100, 200))
-    monkeypatch.setattr(run_context, "batches", late)
+    monkeypatch.setattr(run_context, "Batches", late)
     found = problems_of(plan_of(0, 5, seeds=(1,)))
     assert found == {
         "step05-ra": "the batches of update 5000 differ from those of step00-baseline"
