@@ -51,6 +51,7 @@ from lib.number_option import COUNT, add_number
 from lib.terminal import report_console
 
 MOST_RUNS = 256
+NUMBERS = ("mean", "difference", "95%", "p (Holm)")  # columns that do not wrap
 Texts = dict[str, list[str]]
 Choices = dict[str, list[Choice]]
 
@@ -189,9 +190,9 @@ def show(
     from rich.text import Text
 
     console = report_console()
-    table = Table(box=box.SIMPLE_HEAD)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("measure", "arm", "mean", "difference", "95%", "p (Holm)", "over"):
-        table.add_column(column)
+        table.add_column(column, no_wrap=column in NUMBERS)
     before = None
     for row in rows:
         shown = row.measure if row.measure != before else ""
