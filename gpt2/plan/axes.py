@@ -82,7 +82,9 @@ def axes_of(config: Config) -> tuple[Axis, ...]:
         fields = [axis.field for axis in axes]
         if double := {axis.symbol for axis in axes if fields.count(axis.field) > 1}:
             also = f" (once in {RATE_SYMBOL})" if last else ""
-            raise ValueError(f"{', '.join(sorted(double))} is there twice{also}")
+            once = "list all values of a setting once, separated by commas"
+            names = ", ".join(sorted(double))
+            raise ValueError(f"{names} is there twice{also}: {once}")
         require_few(axes)
     return axes
 
@@ -128,7 +130,7 @@ def _axis(word: str, kconfig: StrictKconfig) -> Axis:
     pairs = [_value(field, text.strip(), members) for text in texts.split(",")]
     values = tuple(value for value, _ in pairs)
     if len(set(values)) != len(values):
-        raise ValueError(f"{word} has a value twice")
+        raise ValueError(f"{word} has a value twice: list each once")
     return Axis(field, values, tuple(assignment for _, assignment in pairs))
 
 

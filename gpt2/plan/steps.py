@@ -18,6 +18,7 @@ from typing import Any
 from gpt2.mechanisms import mechanisms
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.settings.schema import LARGEST_ARM, NO_WIDTH_REQUESTS
+from lib.suggestions import hint
 
 
 @dataclass(frozen=True, slots=True)
@@ -387,8 +388,14 @@ class Registry:
         found = [names.get(each, each) for each in map(_number, asked)]
         if unknown := [str(each) for each in found if each not in self.steps]:
             own = ", ".join(f"{step} ({self.steps[step].name})" for step in self.own)
+            texts = [each for each in unknown if not each.isdecimal()]
+            near = (
+                hint(texts[0], [step.name for step in self.steps.values()])
+                if texts
+                else ""
+            )
             raise ValueError(
-                f"there is no step {', '.join(sorted(unknown))}; steps are 0 to "
+                f"there is no step {', '.join(sorted(unknown))}{near}; steps are 0 to "
                 f"{max(STEPS)}" + (f", and of STEPS_FILE {own}" if own else "")
             )
         if len(set(found)) != len(found):

@@ -91,13 +91,15 @@ def _named(name: str, results: Path) -> Chosen:
     which, _, seed = name.partition(":")
     matrix = read_matrix(results, curves=False)
     arms = group_arms(matrix)
-    runs = [
-        run
-        for arm in arms
-        if which in (str(arm.step), arm.name, arm.label)
-        for run in arm.runs
-        if not seed or str(run.row["seed"]) == seed
-    ]
+    named = [arm for arm in arms if which in (str(arm.step), arm.name, arm.label)]
+    every = [run for arm in named for run in arm.runs]
+    runs = [run for run in every if not seed or str(run.row["seed"]) == seed]
+    if named and not runs:
+        seeds = ", ".join(dict.fromkeys(str(run.row["seed"]) for run in every))
+        raise ValueError(
+            f"RUN={name!r}: {named[0].label} has no run with seed {seed} in {results}, "
+            f"but with {seeds}"
+        )
     if not runs:
         known = ", ".join(arm.label for arm in arms) or "nothing"
         raise ValueError(

@@ -48,7 +48,11 @@ class Config:
         return self.origins.get(symbol, DEFAULT)
 
     def located(self, text: str) -> str:
-        """``text`` with the places where the symbols that it names were set."""
+        """``text`` with the places where the symbols that it names were set, unless its
+        lines begin with the places that are wrong."""
+        places = tuple(f"{origin}: " for origin in self.origins.values())
+        if all(line.startswith(places) for line in text.split("\n")):
+            return text
         named = dict.fromkeys(re.findall(r"[A-Z][A-Z0-9_]+", text))
         found = {name: self.origins[name] for name in named if name in self.origins}
         more = [f"{name}: {o}" for name, o in found.items() if o not in text]

@@ -116,7 +116,7 @@ def test_runs_that_are_not_done_are_left_out_or_refused(folder):
             "is neither a folder nor a run of results: it has 0 baseline, 5 ra",
         ),
         (("no*where",), "matches no folder"),
-        (("5:7",), "nor a run of results"),
+        (("5:7",), "RUN='5:7': 5 ra has no run with seed 7 in results, but with 1"),
         (("data",), "no runs in data"),
         (("--config", "none.py"), "make defconfig-NAME"),
         (("--overrides", "DEVICE=cuda:77"), "DEVICE"),

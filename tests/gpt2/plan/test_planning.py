@@ -122,6 +122,8 @@ def test_an_unknown_step_is_refused_by_name() -> None:
         f"{NEXT + 6}; steps are 0 to {NEXT - 1}",
     ):
         plan(STEPS=f"0,{NEXT},{NEXT + 6}")
+    with pytest.raises(ValueError, match="there is no step mlaa; nearest: mla"):
+        plan(STEPS="0,mlaa")
 
 
 @pytest.mark.parametrize(

@@ -232,7 +232,7 @@ def test_a_sweep_of_rates_that_share_their_end_is_noted(
         ("RA_WINDOW=1.5", "'1.5' is not a whole number"),
         ("RA_ALPHA=5", "RA_MLA_RA_ALPHA: 5.0 is not from -4 to 4"),
         ("RA_ALPHA=x", "'x' is not a number"),
-        ("RA_WINDOW=1,2 ra_window=3", "RA_MLA_RA_WINDOW is there twice"),
+        ("RA_WINDOW=1,2 ra_window=3", "RA_MLA_RA_WINDOW is there twice: list all"),
         ("BATCH_SIZE=1,2", "BATCH_SIZE cannot be swept: .* not what they train"),
         ("DATA_DIR=a,b", "DATA_DIR cannot be swept"),
         ("DATASET_MAX_TOKENS=1,2", "cannot be swept: all runs .* have the same data"),

@@ -530,6 +530,16 @@ def test_minimal_keeps_only_what_differs_from_the_defaults(root: Path) -> None:
     assert strict(root).open([path]).minimal() == "CONFIG_MLA=y\n"
 
 
+def test_a_refusal_names_the_places_of_symbols_unless_it_begins_with_one() -> None:
+    origins = {"RATE": "defconfigs/x:3", "GRID": "command line"}
+    config = Config({"RATE": 1.0, "GRID": ""}, origins)
+    assert config.located("RATE=1.0 is too high") == (
+        "RATE=1.0 is too high\n(RATE: defconfigs/x:3)"
+    )
+    ours = "command line: CONFIG_GRID: RATE: 'x' is not a number"
+    assert config.located(ours) == ours
+
+
 # ---- explain --------------------------------------------------------------------
 
 
