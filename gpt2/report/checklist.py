@@ -135,7 +135,7 @@ def _hardware(run: Run) -> str | None:
 def _runtime(run: Run) -> str | None:
     device = as_dict(run.manifest.get("device"))
     found = [_field(device, name) for name in ("backend", "runtime", "driver")]
-    return " ".join(x for x in found if x) or None
+    return " ".join(x for x in found if x and x != "-") or None
 
 
 def _versions(run: Run) -> str | None:

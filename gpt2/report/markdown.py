@@ -26,6 +26,7 @@ from gpt2.report.sentences import (
 from gpt2.report.size_trends import size_trends
 from gpt2.report.sweep_tables import SWEEP, sweep_tables
 from gpt2.report.verdicts import Judgement
+from gpt2.report.what_was_trained import what_was_trained
 from lib import human
 from lib.safe_json import clean
 
@@ -37,6 +38,10 @@ def markdown_report(
     escaped."""
     parts = [
         f"# {escape(name)}",
+        "\n".join(
+            f"- {name}: {escape(value)}"
+            for name, value in what_was_trained(matrix, judged)
+        ),
         " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
         f"{headline(matrix)}. {escape(' '.join(noise_lines(judged)))}",
         "\n".join(f"- {escape(line)}" for line in matrix.merged),

@@ -76,7 +76,7 @@ def _optimizer(run: Run) -> str | None:
 def _arms(judged: Judgement) -> str:
     seeds = {seed for arm in judged.arms for seed in arm.seeds if seed is not None}
     shown = ", ".join(map(str, sorted(seeds)))
-    number_of_arms = f"{len(judged.arms)} arm{'s' * (len(judged.arms) != 1)}"
+    number_of_arms = str(len(judged.arms))
     return _joined("; ", number_of_arms, shown and f"seeds {clean(shown)}")
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from gpt2.report.html import html_report
+from gpt2.report.markdown import markdown_report
 from gpt2.report.read_results import read_matrix
 from gpt2.report.samples import sample_prompts
 from gpt2.report.training_curves import MAX_POINTS, training_curves
@@ -44,12 +45,15 @@ def test_model_data_tokens_date_and_hardware_are_at_the_top(tmp_path):
     assert facts["data"].startswith("stdlib gpt2 (")
     assert "200 updates of 65,536 tokens; 13.1M tokens per run" in facts["training"]
     assert "adamw at 0.0006; bf16" in facts["training"]
-    assert facts["arms"] == "2 arms; seeds 1, 2"
+    assert facts["arms"] == "2; seeds 1, 2"
     assert facts["started"] == "2026-11-30 13:53 to 23:30 UTC"
     assert facts["hardware"].startswith("1 x NVIDIA A10G, cuda 12.4 550")
     page = html_report(*judged_of(tmp_path), "results")
     top = page[: page.index('<section id="verdicts">')]
     assert all(value in top for value in facts.values())
+    text = markdown_report(*judged_of(tmp_path), "results").partition("## Verdicts")[0]
+    assert all(f"- {name}: " in text for name in facts)
+    assert facts["model"] in text and facts["started"] in text
 
 
 @pytest.mark.parametrize("start", ["<script>", 7, None, "9999-99-99T00:00", []])
@@ -60,7 +64,7 @@ def test_a_start_that_is_not_a_time_is_left_out(tmp_path, start):
 
 def test_planned_runs_have_no_facts(tmp_path):
     (tmp_path / "matrix.json").write_text("{}")
-    assert what_was_trained(*judged_of(tmp_path)) == [("arms", "0 arms")]
+    assert what_was_trained(*judged_of(tmp_path)) == [("arms", "0")]
 
 
 # ---- gradient norm and learning rate ------------------------------------------------
