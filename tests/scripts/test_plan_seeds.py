@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2.report.evidence import Rules
-from gpt2.report.noise import seeds_to_find
+from gpt2.report.noise import Family, seeds_to_find
 from gpt2.report.power import measured_spread
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
@@ -40,7 +40,7 @@ def test_more_comparisons_take_more_seeds(tmp_path):
         pooled_variance.power(0.003, sd, n, 11, 0.05, 0.003) for n in (found - 1, found)
     ]
     assert powers[0] < 0.8 <= powers[1]
-    assert found < seeds_to_find(0.003, sd, Rules(), 11, False, 0.003).first
+    assert found < seeds_to_find(0.003, sd, Rules(), Family(11), False, 0.003).first
     assert "over 11 comparisons" in done.stdout
 
 
