@@ -91,6 +91,7 @@ class Series:
     """Values of one arm by coordinate, with both ends of an interval (None: unknown).
 
     is_level: one value that does not depend on the coordinate, drawn as a level line.
+    best: coordinate of a point that is drawn larger.
     """
 
     label: str
@@ -100,6 +101,7 @@ class Series:
     low: Sequence[float | None]
     high: Sequence[float | None]
     is_level: bool = False
+    best: Coordinate | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,32 +185,6 @@ def curves(
         if differences:
             ends = [(c.x, end) for c in differences for end in (c.low, c.high)]
             _leave_out_start(grid[1], ends)
-        _save(figure, path)
-
-
-def rates(
-    path: Path,
-    lines: Sequence[Curve],
-    marks: Sequence[tuple[int, float, float]],
-    xlabel: str,
-    ylabel: str,
-    title: str,
-) -> None:
-    """Lines with bands over a logarithmic x axis, and marks (place, x, y) on them."""
-    with _plain_text():
-        figure = _figure(6.4, 4.4)
-        axes = figure.add_subplot()
-        axes.set_xscale("log")
-        for line in lines:
-            _line(axes, line)
-            axes.plot(line.x, line.y, ".", color=colour(line.place), ms=5)
-        for place, x, y in marks:
-            axes.plot([x], [y], SHAPES[place % len(SHAPES)], color=colour(place), ms=9)
-        values = sorted({x for line in lines for x in line.x})
-        axes.set_xticks(values, [f"{x:g}" for x in values], fontsize=7)
-        axes.set_xticks([], minor=True)
-        _set_texts(axes, xlabel, ylabel, title)
-        axes.legend(fontsize=7, frameon=False)
         _save(figure, path)
 
 
@@ -369,6 +345,9 @@ def _against(axes: Any, chart: Against) -> None:
         axes.errorbar(
             x, one.y, ends, ms=5, lw=1.4, elinewidth=1, capsize=3, **line, **style
         )
+        if one.best in one.x:
+            at = one.x.index(one.best)
+            axes.plot([x[at]], [one.y[at]], line["marker"], color=style["color"], ms=10)
     if scale == "log":
         axes.set_xscale("log")
     axes.set_xticks([*places.values()], [tick_text(x) for x in ticks], minor=False)

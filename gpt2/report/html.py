@@ -42,7 +42,7 @@ from gpt2.report.sentences import (
     noise_lines,
     size_lines,
 )
-from gpt2.report.sweep_tables import SWEEP, SweepChart, sweep_charts
+from gpt2.report.swept_page import charts_of, rates_part, sweeps_part
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
 from gpt2.report.training_curves import PANELS as PANELS_OF_TRAINING
@@ -52,7 +52,6 @@ from gpt2.report.what_was_trained import what_was_trained
 from lib import human
 from lib.atomic_files import finite
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE
-from lib.plots import Against, is_number, tick_text
 from lib.safe_json import clean
 
 PAGE = Path(__file__).resolve().parent / "page"
@@ -123,7 +122,6 @@ def html_report(
     lines = lines_of(judged)
     columns = sorted(shown_columns(lines), key=_reading_order)
     columns += evaluation_columns(lines)
-    sweeps = [chart for chart in sweep_charts(judged) if chart.panels]
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
     sources = [plotly_source(), *((PAGE / n).read_text("utf-8") for n in SCRIPTS)]
     scripts = [_script(source) for source in sources]
@@ -146,8 +144,9 @@ def html_report(
         method=method(judged),
         columns=columns,
         lines=[_line(line, columns, judged) for line in lines],
-        sweeps=[(chart.table, f"{SWEEP}{chart.table.axis}") for chart in sweeps],
+        sweeps=sweeps_part(judged),
         best_of_sweep=BEST_OF_SWEEP,
+        rates=rates_part(judged),
         costs=_costs(judged),
         estimates=score_lines(matrix.estimates),
         has_gpu=bool(gpu),
@@ -165,7 +164,7 @@ def html_report(
                     **_data(matrix, judged, gpu),
                     "times": chart(times),
                     "training": {"panels": PANELS_OF_TRAINING, "arms": training},
-                    "sweeps": [*map(_sweep, sweeps)],
+                    **charts_of(judged),
                 }
             )
         ),
@@ -344,23 +343,6 @@ def _arm(arm: Arm, place: int, base: Arm) -> dict[str, Any]:
 def _band(arm: Arm, axis: str, kind: str, base: Arm | None) -> dict[str, Any] | None:
     found = band(arm, axis, kind, base)
     return None if found is None else asdict(found)
-
-
-def _sweep(chart: SweepChart) -> dict[str, Any]:
-    return {"difference": _against(chart.difference), "loss": _against(chart.loss)}
-
-
-def _against(chart: Against | None) -> dict[str, Any] | None:
-    """Chart of values against a coordinate, for drawAgainst in script.js."""
-    if chart is None:
-        return None
-    texts = {x: tick_text(x) for x in chart.ticks}
-    series = [
-        {**asdict(one), "x": [x if is_number(x) else texts[x] for x in one.x]}
-        for one in chart.series
-    ]
-    ticks = [[x if is_number(x) else text, text] for x, text in texts.items()]
-    return {**asdict(chart), "series": series, "ticks": ticks, "scale": chart.scale}
 
 
 def _effect(comparison: Comparison) -> dict[str, Any]:

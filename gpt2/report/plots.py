@@ -10,6 +10,7 @@ from pathlib import Path
 from gpt2.report.arms import Arm
 from gpt2.report.curves import band
 from gpt2.report.lines import lines_of
+from gpt2.report.rate_tables import RATE_TITLE, rate_chart
 from gpt2.report.sweep_tables import LOSS, SWEEP, sweep_charts
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import plots, stats
@@ -143,20 +144,7 @@ def spread(arm: Arm) -> float:
 
 
 def _rates(judged: Judgement, path: Path) -> bool:
-    """Loss against learning rate: mean and range over all seeds, a mark at the best."""
-    lines, marks = [], []
-    for place, arm in enumerate(judged.own_best.arms):
-        points = [(rate, arm.all_losses(rate)) for rate in sorted(arm.losses)]
-        points = [(rate, found) for rate, found in points if found]
-        if not points:
-            continue
-        rates = [rate for rate, _ in points]
-        means = [statistics.fmean(found) for _, found in points]
-        ends = [[end(found) for _, found in points] for end in (min, max)]
-        lines.append(plots.Curve(arm.name, place, rates, means, *ends))
-        if (best := arm.choice.best) in rates:
-            marks.append((place, best, means[rates.index(best)]))
-    if lines:
-        title = "Mean and range over all seeds; mark: best by tuning seeds"
-        plots.rates(path, lines, marks, "peak learning rate", LOSS, title)
-    return bool(lines)
+    chart = rate_chart(judged)
+    if chart is not None:
+        plots.against(path, [chart], RATE_TITLE)
+    return chart is not None

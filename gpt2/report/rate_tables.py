@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from statistics import fmean
 
 from gpt2.plan.axes import text_of
 from gpt2.plan.lr_sweep import RATE
 from gpt2.report.arms import Arm
 from gpt2.report.lines import difference_text, grade_text, interval_text, p_text
 from gpt2.report.own_best import SweptArm
+from gpt2.report.sweep_tables import LOSS, against, series_of
 from gpt2.report.verdicts import Judgement
 from lib import human
+from lib.plots import Against
 
 DIGITS = 4  # of losses, nats
 BEST = "*"
@@ -26,6 +30,8 @@ largest over the rates that may be the better one's rival: an arm is SUPPORTED o
 at its best rate, it is better than its partner at every rate of the grid, and HARMFUL
 only if its partner at its best is better than it at every rate. NEUTRAL is about the
 two chosen rates."""
+
+RATE_TITLE = "Mean and range over all seeds; larger mark: best by the tuning seeds"
 
 Table = tuple[list[str], list[list[str]]]  # heads, rows
 
@@ -43,6 +49,17 @@ def rate_table(judged: Judgement) -> Table:
         others = [_cell(arm, rate) for rate in rates]
         rows.append([arm.name, listed(seeds), *others])
     return heads, rows
+
+
+def rate_chart(judged: Judgement) -> Against | None:
+    """Loss against learning rate, mean and range over all seeds; None without any."""
+    series = []
+    for place, arm in enumerate(judged.own_best.arms):
+        losses = {rate: arm.all_losses(rate) for rate in sorted(arm.losses)}
+        points = [(r, fmean(x), min(x), max(x)) for r, x in losses.items() if x]
+        one = series_of(arm.name, place, points)
+        series.append(dataclasses.replace(one, best=arm.choice.best))
+    return against("peak learning rate", LOSS, series)
 
 
 def listed(seeds: Sequence[int]) -> str:

@@ -144,16 +144,16 @@ def _chart(table: SweepTable, judged: Judgement) -> SweepChart:
             (value, row.arms[value]) for value in table.values if value in row.arms
         ]
         losses.append(
-            _series(row.name, place, ((v, *of_losses(a)) for v, a in ordered))
+            series_of(row.name, place, ((v, *of_losses(a)) for v, a in ordered))
         )
         compared = [(v, c) for v, a in ordered if (c := judged.of(a)) is not None]
         points = ((v, *_of_verdict(c.at_steps)) for v, c in compared)
-        differences.append(_series(row.name, place, points))
+        differences.append(series_of(row.name, place, points))
         for _, comparison in compared:
             if table.axis not in comparison.partner.coordinates:
                 partners[comparison.partner.label] = comparison.partner
     for name, arm in partners.items():
-        level = _series(name, 0, [("", *of_losses(arm))])
+        level = series_of(name, 0, [("", *of_losses(arm))])
         losses.append(dataclasses.replace(level, x=(), is_level=True))
     margin = judged.rules.margin
     return SweepChart(
@@ -174,7 +174,7 @@ def against(
     return Against(axis, ylabel, known, margin) if any(s.x for s in known) else None
 
 
-def _series(name: str, place: int, points: Iterable[Point]) -> Series:
+def series_of(name: str, place: int, points: Iterable[Point]) -> Series:
     """Series of the points (coordinate, value, low, high) that have a value."""
     known = [point for point in points if point[1] is not None]
     x, y, low, high = (tuple(p[i] for p in known) for i in range(4))

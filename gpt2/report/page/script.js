@@ -238,7 +238,10 @@
       const beyond = (side) => one.y.map((y, i) => Math.abs((one[side][i] ?? y) - y));
       return {
         ...common, mode: "lines+markers", x: one.x, y: one.y,
-        marker: { color: style.colour, symbol: style.shape, size: 9 },
+        marker: {
+          color: style.colour, symbol: style.shape, opacity: 1,
+          size: one.x.map((x) => (x === one.best ? 15 : 9)),
+        },
         error_y: {
           type: "data", array: beyond("high"), arrayminus: beyond("low"),
           color: style.colour, thickness: 1.5, width: 5,
@@ -264,6 +267,7 @@
   }
 
   function drawSweeps() {
+    if (data.rates) drawAgainst("rates", data.rates);
     if (!data.sweeps.length) return;
     const view = picked("swept");
     data.sweeps.forEach((sweep, i) => drawAgainst(`sweep-${i}`, sweep[view]));

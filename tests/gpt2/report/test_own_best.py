@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
+from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
+from gpt2.report.plots import write_plots
 from gpt2.report.read_results import read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
@@ -65,6 +67,25 @@ def test_each_arm_is_compared_at_the_rate_that_its_tuning_seeds_choose(
     assert all(arm.seeds == SEEDS for arm in judged.arms)
     edges = {arm.name: arm.choice.edge for arm in judged.own_best.arms}
     assert edges == {"0 baseline": "", "5 ra": "largest", "8 mla": "smallest"}
+
+
+def test_the_page_draws_loss_against_rate(tmp_path: Path) -> None:
+    write_arm(tmp_path, 0, {0.001: 0.02, 0.002: 0.0, 0.004: 0.05})
+    write_arm(tmp_path, 5, {0.001: 0.06, 0.002: 0.0, 0.004: -0.04})
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    page = html_report(matrix, judged, "x")
+    assert "Each arm at its own best rate" in page and "LR_SWEEP_EXTEND=y" in page
+    text = page.partition('id="data">')[2].partition("</script>")[0]
+    chart = json.loads(text)["rates"]
+    assert chart["scale"] == "log"
+    assert [tick for _, tick in chart["ticks"]] == ["0.001", "0.002", "0.004"]
+    assert [one["best"] for one in chart["series"]] == [0.002, 0.004]
+    losses = judged.own_best.arms[1].all_losses(0.004)
+    ra = chart["series"][1]
+    assert (ra["low"][2], ra["high"][2]) == (min(losses), max(losses))
+    write_plots(judged, tmp_path / "plots")
+    assert (tmp_path / "plots" / "rates.png").is_file()
 
 
 def test_the_choice_is_of_the_tuning_seeds_alone(tmp_path: Path) -> None:
