@@ -19,30 +19,50 @@ class Factored:
     """h [B, S, M] and what was added to it, as those see it who have yet to read.
 
     ``readers``: matrices [rows, M] by name, in the order in which they will read.
-    ``through``: from all their rows [R, M] to h R^T, [B, S, R].
+    ``through``: from all their rows [R, M] to h R^T, [B, S, R]. ``once``: keeps what
+    is made of weights alone, by name, from one token to the next; then there are no
+    gradients.
     """
 
     def __init__(
-        self, readers: Mapping[str, Tensor], through: Callable[[Tensor], Tensor]
+        self,
+        readers: Mapping[str, Tensor],
+        through: Callable[[Tensor], Tensor],
+        once: Callable[[str, Callable[[], Tensor]], Tensor] | None = None,
     ) -> None:
         matrices = list(readers.values())
-        self.matrix = torch.cat(matrices) if len(matrices) > 1 else matrices[0]
+        self.once, self.sums = once, 0
+
+        def joined() -> Tensor:
+            return torch.cat(matrices) if len(matrices) > 1 else matrices[0]
+
+        self.matrix = joined() if once is None else once("readers", joined)
         self.rows = {name: matrix.shape[0] for name, matrix in readers.items()}
         self.seen = through(self.matrix)
         self.start = 0  # columns of ``seen`` before it have been read
 
     def add(self, low: Tensor, up: Tensor, mix: float) -> None:
         """mix low up^T; low [B, S, r], up [M, r]."""
-        # In place: the tensor that has been read is not used again.
-        self.seen = self.seen + F.linear(low, self.matrix @ (mix * up))
+
+        def product() -> Tensor:
+            return self.matrix @ (mix * up)
+
+        if self.once is None:
+            # In place: the tensor that has been read is not used again.
+            self.seen = self.seen + F.linear(low, product())
+            return
+        self.sums += 1
+        into = self.once(f"sum {self.sums}", product)
+        rows = torch.addmm(self.seen.flatten(0, 1), low.flatten(0, 1), into.T)
+        self.seen = rows.view_as(self.seen)
 
     def read(self, name: str) -> Tensor:
         """The sum so far through the next reader's matrix, [B, S, rows]."""
         first, *rest = self.rows
         assert name == first, f"{first} reads before {name}"
         start, self.start = self.start, self.start + self.rows.pop(name)
-        if not rest:
-            return self.seen[..., start:]
+        if not rest or self.once is not None:
+            return self.seen[..., start : self.start]
         mine, self.seen = _Columns.apply(self.seen, start, self.start)
         return mine
 

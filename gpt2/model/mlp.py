@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -95,24 +96,50 @@ class MLP(nn.Module):
     def _hidden(self, x: Tensor, cache: LayerCache | None) -> Hidden:
         """The hidden state, or what is read of it where that is faster: by cuBLASLt,
         and on a GPU wherever mechanisms read it or add to it."""
-        few = cache is not None  # tokens: products of matrices would not pay
+        if self.materialises or (cache is not None and cache.place.is_empty):
+            return self._made(x)
+        if cache is not None:
+            return self._decoded(x, cache) if self.factors else self._made(x)
         factors = self.factors and platform_of_tensor(x).triton
-        wanted = factors or self.backend == "cublaslt"
-        if few or self.materialises or not wanted:
-            return F.gelu(self.fc(x), approximate="tanh")
-        readers: dict[str, Tensor] = {}  # in the order in which they read
+        if not (factors or self.backend == "cublaslt"):
+            return self._made(x)
+        fc, backend = self.fc, self.backend
+        return Factored(
+            self._readers(),
+            lambda rows: through_gelu(x, fc.weight, fc.bias, rows, backend),
+        )
+
+    def _made(self, x: Tensor) -> Tensor:
+        return F.gelu(self.fc(x), approximate="tanh")
+
+    def _readers(self) -> dict[str, Tensor]:
+        """Matrices that read the hidden state, in their order."""
+        readers: dict[str, Tensor] = {}
         for name in self.part_names:
             readers |= self.part(name).readers()
         for name in self.makes:
             readers |= self.part(name).making_readers()
-        readers["proj"] = self.proj.weight
-        fc, backend = self.fc, self.backend
+        return {**readers, "proj": self.proj.weight}
+
+    def _decoded(self, x: Tensor, cache: LayerCache) -> Factored:
+        """Of few tokens, with all products of weights made once, and the output's bias
+        in the first."""
+
+        def bias() -> Tensor:
+            rows = sum(len(matrix) for matrix in self._readers().values())
+            own = self.proj.bias
+            return torch.cat([own.new_zeros(rows - len(own)), own])
+
+        added = None if self.proj.bias is None else cache.once("read bias", bias)
+        hidden = self._made(x)
         return Factored(
-            readers, lambda rows: through_gelu(x, fc.weight, fc.bias, rows, backend)
+            self._readers(), lambda rows: F.linear(hidden, rows, added), cache.once
         )
 
     def _project(self, hidden: Hidden) -> Tensor:
         if isinstance(hidden, Tensor):
             return self.proj(hidden)
         out, bias = hidden.read("proj"), self.proj.bias
-        return out if bias is None else out + bias.to(out.dtype)
+        if bias is None or hidden.once is not None:
+            return out
+        return out + bias.to(out.dtype)
