@@ -33,6 +33,7 @@ class Place:
     start: int = 0
     columns: int = 0
     row: Tensor | None = None
+    slots: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -45,6 +46,13 @@ class Place:
             held.narrow(dim, self.start, new.shape[dim]).copy_(new)
         else:
             held.index_copy_(dim, self.row, new)
+
+    def slot(self, keep: int) -> Tensor:
+        """``row`` modulo ``keep``, computed by the first layer that asks."""
+        assert self.row is not None
+        if keep not in self.slots:
+            self.slots[keep] = self.row % keep
+        return self.slots[keep]
 
     def rows_of(self, table: Tensor) -> Tensor:
         """Rows [S, ...] of a table with one for each position."""
@@ -89,7 +97,7 @@ class LayerCache:
         held, place = self._held(self.states, name, new, dim, keep), self.place
         if place.row is not None:
             whole = torch.cat([held, new], dim)
-            held.index_copy_(dim, place.row % keep, new)
+            held.index_copy_(dim, place.slot(keep), new)
             return whole
         slots = torch.arange(place.columns, device=new.device) % keep
         before = slots[max(0, place.start - keep) : place.start]
@@ -170,6 +178,7 @@ class DecodeCache:
         if self.row is None:
             self.row = torch.tensor([self.position], device=device)
         self.place.columns, self.place.row = columns, self.row
+        self.place.slots.clear()
         return self.row
 
     def reset(self) -> None:

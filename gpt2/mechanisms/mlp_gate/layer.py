@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.model.backends.call import Attended
@@ -38,6 +39,8 @@ class MlpGate(MlpPart):
         low = read(hidden, "gate", self.down.weight)
         if self.pooled:
             low = self._prefix_mean(low, cache)
+        if cache is not None:  # one launch for both
+            return torch.sigmoid(F.linear(low, self.up.weight, self.bias))
         return torch.sigmoid(self.up(low) + self.bias)
 
     @staticmethod

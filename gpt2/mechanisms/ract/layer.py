@@ -35,7 +35,13 @@ class StatisticGate(AttentionPart):
         return mixed(gate, self.mix)
 
     def row_factor(self, find: Callable[[Statistic], Tensor]) -> Tensor | None:
-        return self(find(self.statistic)) if self.at_weights else None
+        if not self.at_weights:
+            return None
+        statistic = find(self.statistic)
+        if gate_by_kernel(statistic.unsqueeze(-1)):
+            ones = statistic.new_ones(len(statistic), len(self.bias), 1, 1)
+            return self._gated_row(ones, statistic)[..., 0]
+        return self(statistic)
 
     def gate_heads(
         self, out: Tensor, attended: Attended, given: Tensor | None = None
@@ -44,11 +50,14 @@ class StatisticGate(AttentionPart):
             return out
         assert attended.statistic is not None, "RA-CT without its statistic"
         if gate_by_kernel(out):
-            from lib.kernels.decode_rows import gate_rows
-
-            statistic = attended.statistic[..., 0]
-            return gate_rows(out, statistic, self.mix, self.scale, self.bias)
+            return self._gated_row(out, attended.statistic)
         return out * self(attended.statistic).unsqueeze(-1).to(out.dtype)
+
+    def _gated_row(self, out: Tensor, statistic: Tensor) -> Tensor:
+        """out [B, H, 1, D] of a decoded token times the factor, by one launch."""
+        from lib.kernels.decode_rows import gate_rows
+
+        return gate_rows(out, statistic[..., 0], self.mix, self.scale, self.bias)
 
 
 ATTENTION = {"ract": StatisticGate}
