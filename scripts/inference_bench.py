@@ -25,7 +25,7 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
+from gpt2.report.generation import write_generation
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from lib import human
@@ -77,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(f"inference-bench: {error}", EXIT_USAGE)
     show(rows)
+    keep(found)
     print(f"Written: {options.out}")
     return 0
 
@@ -166,7 +168,8 @@ def trained(options: argparse.Namespace) -> Iterator[TimedModel]:
     for folder in chosen.folders:
         found = load_trained(folder, device.device)
         model = found.model.to(precision(found.settings, device))
-        yield TimedModel(found.label, found.settings, model, found.heads)
+        about = found.settings, model, found.heads, folder, found.job.hash
+        yield TimedModel(found.label, *about)
 
 
 def untrained(
@@ -186,6 +189,19 @@ def untrained(
         dtype = precision(settings, device)
         label = f"{step} {SHIPPED[step].name}"
         yield untrained(label, settings, device.torch_device, dtype)
+
+
+def keep(found: Mapping[str, Any]) -> None:
+    """Write the measurements of each run next to it, for the report."""
+    about = {name: found[name] for name in found if name != "rows"}
+    runs = {r["run_dir"]: r["hash"] for r in found["rows"] if r.get("run_dir")}
+    for run_dir, run_hash in runs.items():
+        rows = [row for row in found["rows"] if row.get("run_dir") == run_dir]
+        try:
+            write_generation(Path(run_dir), run_hash, rows, about)
+        except OSError as error:
+            reason = f"cannot write to {run_dir}: {error.strerror}"
+            print(f"inference-bench: {reason}", file=sys.stderr)
 
 
 def line_of(row: Row) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -48,6 +49,8 @@ class TimedModel:
     settings: Settings
     model: GPT
     heads: tuple[int, ...] | None = None
+    run_dir: Path | None = None
+    run_hash: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -137,7 +140,7 @@ def generation_row(subject: TimedModel, load: Load, batch: int) -> Row:
             clock.stamp()
         if number:
             times.append(clock.seconds())
-    row = {"what": subject.label, "batch": batch, "context": decoder.cache.length}
+    row = start_of(subject) | {"batch": batch, "context": decoder.cache.length}
     row |= speed(times, batch, load.prompt)
     return row | memory_row(subject, decoder, batch)
 
@@ -166,10 +169,16 @@ def context_row(subject: TimedModel, load: Load, batch: int, context: int) -> Ro
             clock.stamp()
         if number:
             times.append(clock.seconds())
-    row = {"what": subject.label, "batch": batch, "context": context}
+    row = start_of(subject) | {"batch": batch, "context": context}
     row |= speed(times, batch, 0)
     del row["prefill_tokens_per_second"]
     return row | memory_row(subject, decoder, batch)
+
+
+def start_of(subject: TimedModel) -> Row:
+    """First fields of a row."""
+    where = None if subject.run_dir is None else str(subject.run_dir)
+    return {"what": subject.label, "run_dir": where, "hash": subject.run_hash or None}
 
 
 def check_context(subject: TimedModel, length: int, words: str) -> None:

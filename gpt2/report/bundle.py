@@ -15,6 +15,7 @@ from gpt2.plan.names import (
     STEPS_COPY,
 )
 from gpt2.report.evaluations import EVAL_FILE
+from gpt2.report.generation import INFERENCE_FILE
 from gpt2.report.read_results import MERGED_FILE, RUN_FILES, read_matrix
 from gpt2.report.series import LEDGER_FILE
 from lib.bundle import unpack_bundle, write_bundle
@@ -27,7 +28,7 @@ OF_MATRIX = (
 )
 OF_RUN = (
     *(*RUN_FILES, GPU_FILE, LOG_FILE, AUDIT_FILE, EVAL_FILE, SAMPLES_FILE),
-    *(ATTENTION_FILE, ATTENTION_PLOT),
+    *(INFERENCE_FILE, ATTENTION_FILE, ATTENTION_PLOT),
 )
 SUFFIX = ".zip"
 

@@ -211,6 +211,26 @@ COLUMNS: tuple[Column, ...] = (
     _measure(
         "kv_bytes_per_token", "KV/token", "Decode cache, bytes per token", human.size
     ),
+    _measure(
+        "infer_tokens_per_s",
+        "new tok/s",
+        "Generated tokens per second of one sequence, by make inference-bench",
+        human.count,
+    ),
+    _measure(
+        "infer_batch_tokens_per_s",
+        "new tok/s, batch",
+        "The same at the largest batch that was measured",
+        human.count,
+    ),
+    _measure("infer_p50_ms", "ms/token", "Median time of a generated token", _fixed(2)),
+    _measure("infer_p95_ms", "ms/token, p95", "Its 95th percentile", _fixed(2)),
+    _measure(
+        "infer_cache_bytes_per_token",
+        "cache/token",
+        "Decode cache as measured, bytes per token",
+        human.size,
+    ),
     _measure("seconds", "time", "Training time, h:mm:ss", human.duration),
     _measure(
         "sparsity", "zeros", "Share of exact zeros in the linear weights", human.percent
@@ -281,6 +301,8 @@ BY_DEFAULT_ABSENT = (
     *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes"),
     *("heads_left", "kv_change", "decode_change", "forward_change"),
     "energy_j_per_mtoken",
+    *("infer_tokens_per_s", "infer_batch_tokens_per_s", "infer_p50_ms"),
+    *("infer_p95_ms", "infer_cache_bytes_per_token"),
 )
 OF_CELLS = (
     "step_seconds",

@@ -62,6 +62,7 @@ COSTS = (
     ("peak_memory_bytes", "peak memory (bytes)"),
     ("flops_per_token", "FLOPs per token"),
     ("kv_bytes_per_token", "decode cache (bytes per token)"),
+    ("infer_p50_ms", "generation (ms per token)"),
 )
 FIRST = (
     *("step", "title", "grade", "difference", "grade_time", "difference_time"),

@@ -120,6 +120,8 @@ def _cost_table(judged: Judgement) -> str:
     more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
     cells = "bits_per_byte step_seconds optimizer_state_bytes as_trained sparsity zeros"
     cuts = "heads_left kv_change decode_change forward_change"
+    speed = "infer_tokens_per_s infer_batch_tokens_per_s infer_p50_ms infer_p95_ms"
+    cells += f" {speed} infer_cache_bytes_per_token"
     wanted = " ".join((keys, more, cells, cuts)).split()
     return _columns_table(judged, wanted)
 

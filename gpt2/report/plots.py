@@ -20,6 +20,7 @@ COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
     ("parameters", "parameters (millions)", 1e6),
     ("seconds", "training time (minutes)", 60.0),
     ("peak_memory_bytes", "peak memory (GiB)", float(1 << 30)),
+    ("infer_p50_ms", "generation (ms per token)", 1.0),
 )
 
 

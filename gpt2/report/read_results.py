@@ -17,6 +17,7 @@ from typing import Any
 from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
 from gpt2.report.estimates import score
 from gpt2.report.evaluations import EVAL_FILE, PREFIX, Measure, read_evaluation
+from gpt2.report.generation import INFERENCE_FILE, read_generation
 from gpt2.report.results import (
     NUMBERS,
     LeftOutRun,
@@ -164,6 +165,7 @@ def _read_run(
     evaluation = _load_evaluation(matrix, directory, text(job.get("hash")))
     row = _row(job, status, manifest, run_dir)
     row |= {f"{PREFIX}{name}": one.mean for name, one in evaluation.items()}
+    row |= _load_generation(matrix, directory, text(job.get("hash")))
     run = Run(row, job, manifest, evaluation=evaluation)
     if curves:
         read_curves(matrix, run)
@@ -204,6 +206,17 @@ def _load_evaluation(
         return {} if found is None else read_evaluation(found, run_hash)
     except Unusable as error:
         matrix.leave_out(path, str(error))
+        return {}
+
+
+def _load_generation(
+    matrix: MatrixResults, directory: Path, run_hash: str | None
+) -> dict[str, float]:
+    path = directory / INFERENCE_FILE
+    try:
+        return read_generation(path, run_hash)
+    except (Unusable, OSError) as error:
+        matrix.leave_out(path, clean(error))
         return {}
 
 

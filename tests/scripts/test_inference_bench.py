@@ -1,5 +1,6 @@
 """`make inference-bench` on untrained and on trained models; no time is judged."""
 
+import csv
 import json
 
 import pytest
@@ -53,6 +54,26 @@ def test_untrained_arms_beside_transformers(tmp_path):
     assert cached["5 ra"] == pytest.approx(4 * 2 * (2 * 16 + 4 * 16 / 30))
 
 
+def report(folder):
+    """The figures of the runs are in the report, those of another run are not."""
+    by_run = {row["run_dir"]: row for row in rows(folder) if row["batch"] == 1}
+    (five,) = (one for one in by_run if "step05" in one)
+    done = run_script("report.py", "--no-html", "results", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    with (folder / "results/results.csv").open() as file:
+        (found,) = (row for row in csv.DictReader(file) if row["step"] == "5")
+    assert float(found["infer_p50_ms"]) == by_run[five]["p50_ms"]
+    cached = by_run[five]["cache_bytes_per_token"]
+    assert float(found["infer_cache_bytes_per_token"]) == cached
+    assert "ms/token" in (folder / "results/REPORT.md").read_text()
+    path = folder / five / "inference.json"
+    path.write_text(path.read_text().replace(by_run[five]["hash"], "0" * 64))
+    done = run_script("report.py", "--no-html", "results", cwd=folder)
+    with (folder / "results/results.csv").open() as file:
+        (found,) = (row for row in csv.DictReader(file) if row["step"] == "5")
+    assert not found["infer_p50_ms"] and "of another run" in done.stdout + done.stderr
+
+
 def test_gpt2s_latent_cache_is_six_times_smaller():
     mine, latent = (step_settings(full_size(), step) for step in (0, 8))
     assert kv_bytes(mine) == 6 * kv_bytes(latent)
@@ -65,6 +86,7 @@ def test_trained_runs_and_what_is_refused(undisturbed):
         "0 baseline, seed 1",
         "5 ra, seed 1",
     }
+    report(undisturbed)
     said = bench(undisturbed, *words, "--contexts", "17", "5", code=2).stderr
     assert "CONTEXTS=17: 17 tokens do not fit the context of 16 of 5 ra" in said
     said = bench(undisturbed, *words, "--new_tokens", "12", "5", code=2).stderr

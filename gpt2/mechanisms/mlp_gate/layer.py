@@ -39,8 +39,9 @@ class MlpGate(MlpPart):
         low = read(hidden, "gate", self.down.weight)
         if self.pooled:
             low = self._prefix_mean(low, cache)
-        if cache is not None:  # one launch for both
-            return torch.sigmoid(F.linear(low, self.up.weight, self.bias))
+        if cache is not None:  # as rows of a matrix, so that one launch adds the bias
+            rows = F.linear(low.flatten(0, 1), self.up.weight, self.bias)
+            return torch.sigmoid(rows.view(*low.shape[:2], -1))
         return torch.sigmoid(self.up(low) + self.bias)
 
     @staticmethod

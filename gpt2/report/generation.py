@@ -1,0 +1,62 @@
+"""Speed of generation next to a run: inference.json, from `make inference-bench`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.atomic_files import atomic_write_json
+from lib.jobs.run_files import now
+from lib.safe_json import Unusable, as_dict, number, read_foreign_json
+
+INFERENCE_FILE = "inference.json"
+SCHEMA = 1
+# Column in summary.json and results.csv to the field of a measurement, at one sequence.
+FIGURES = {
+    "infer_tokens_per_s": "decode_tokens_per_second",
+    "infer_prefill_tokens_per_s": "prefill_tokens_per_second",
+    "infer_p50_ms": "p50_ms",
+    "infer_p95_ms": "p95_ms",
+    "infer_cache_bytes_per_token": "cache_bytes_per_token",
+}
+AT_MOST = "infer_batch_tokens_per_s"  # tokens per second at the largest batch
+
+
+def write_generation(
+    run_dir: Path, run_hash: str, rows: Sequence[Mapping[str, Any]], about: Mapping
+) -> None:
+    """Write inference.json, atomically, in the place of an earlier one.
+
+    rows: measurements of this run; about: where and with what they were made. Raises
+    lib.atomic_files.DiskFull and OSError.
+    """
+    record = {**about, "schema": SCHEMA, "hash": run_hash, "written": now()}
+    record["rows"] = [dict(row) for row in rows]
+    atomic_write_json(run_dir / INFERENCE_FILE, record, make_folder=False)
+
+
+def read_generation(path: Path, run_hash: str | None) -> dict[str, float]:
+    """Figures by column, {} without a file. Raises Unusable if it is damaged, of
+    another run or of another version."""
+    if not path.exists():
+        return {}
+    record = as_dict(read_foreign_json(path))
+    rows = record.get("rows")
+    known = record.get("schema") == SCHEMA and isinstance(rows, list)
+    if not known or record.get("hash") != run_hash:
+        raise Unusable("is of another run (its hash differs), or another version")
+    made = [row for row in map(as_dict, rows or []) if _is_generation(row)]
+    if not made:
+        return {}
+    one = min(made, key=lambda row: row["batch"])
+    many = max(made, key=lambda row: row["batch"])
+    found = {column: number(one.get(field)) for column, field in FIGURES.items()}
+    found[AT_MOST] = number(many.get("decode_tokens_per_second"))
+    return {column: float(x) for column, x in found.items() if x is not None}
+
+
+def _is_generation(row: Mapping[str, Any]) -> bool:
+    """Whether a measurement is of a whole generation, not of a long context's end."""
+    numbers = [number(row.get(n)) for n in ("batch", "prefill_tokens_per_second")]
+    return all(x is not None and x > 0 for x in numbers)
