@@ -23,7 +23,7 @@ if __name__ == "__main__":
 import argparse
 import time
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -337,7 +337,14 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         elif given.estimate:
             found = runner.make_estimate(plan, files, asked, view)
         else:
-            plan, code = run_and_extend(given, config, plan, view)
+            run_plan = partial(
+                runner.run,
+                copies=files,
+                options=asked,
+                view=view,
+                prove=partial(prove, given),
+            )
+            plan, code = run_and_extend(given, config, plan, view, run_plan)
     if given.as_trained:
         answer(cells=[one.to_json() for one in compared])
         print(runner.comparison_table(compared), end="")
@@ -362,14 +369,17 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 
 
 def run_and_extend(
-    given: argparse.Namespace, config: Config, plan: Plan, view: View
+    given: argparse.Namespace,
+    config: Config,
+    plan: Plan,
+    view: View,
+    run_plan: Callable[..., int],
 ) -> tuple[Plan, int]:
     """Run what is missing, then the rates that LR_SWEEP_EXTEND adds by the results;
     the plan with these, and an exit code."""
-    asked = scheduler_options(plan.base.resources, plan.output_dir)
-    files, proofs, rerun = copies(config), partial(prove, given), given.rerun
+    rerun = given.rerun
     while True:
-        code = runner.run(plan, files, asked, view, proofs, rerun)
+        code = run_plan(plan, rerun=rerun)
         wider = only(make_plan(config), given.only)
         is_wider = len(wider.added_rates) > len(plan.added_rates)
         if code not in (EXIT_OK, EXIT_FAILED) or not is_wider:

@@ -101,6 +101,6 @@ def test_an_array_of_slurm_is_extended_by_the_next_one(folder: Path) -> None:
 
 @needs_ray
 def test_ray_extends_it_in_one_call(folder: Path) -> None:
-    done = run_matrix(folder, "--overrides", f"{SHORT} ENGINE=ray")
+    done = run_matrix(folder, "--overrides", f"{SHORT} ENGINE=ray RAY_ADDRESS=local")
     assert done.returncode == 0, done.stderr
     assert sorted(done_in(folder / "results")) == cells(*FIRST, *ADDED)
