@@ -8,6 +8,7 @@ the report says so.
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -216,17 +217,28 @@ def changes_between(old: Arm, new: Arm) -> list[Change]:
 # ---- curves ---------------------------------------------------------------------
 
 
-def loss_at(run: Run, seconds: float) -> float | None:
+def update_seconds(arm: Arm) -> float | None:
+    """Usual seconds of an update: the median over all records of training.
+
+    Not the mean of a run: others that prepare on the same GPU slow some of its updates,
+    which is not a property of the arm. None without such records.
+    """
+    found = [
+        record["tokens"] / record["step"] / record["tokens_per_s"]
+        for run in arm.done
+        for record in run.trains
+        if record.get("step") and record.get("tokens") and record.get("tokens_per_s")
+    ]
+    return statistics.median(found) if found else None
+
+
+def loss_at(run: Run, seconds: float, per_update: float | None) -> float | None:
     """Validation loss after some seconds of training, interpolated linearly.
 
+    per_update: usual seconds of an update of its arm; None: by the run's own clock.
     None before the first evaluation and after the last.
     """
-    points = [
-        (r["seconds"], r["val_loss"])
-        for r in run.evals
-        if "seconds" in r and "val_loss" in r
-    ]
-    points.sort()
+    points = _losses_over_time(run, per_update)
     if not points or not points[0][0] <= seconds <= points[-1][0]:
         return None
     for (start, before), (end, after) in pairwise(points):
@@ -236,7 +248,18 @@ def loss_at(run: Run, seconds: float) -> float | None:
     return points[-1][1]
 
 
-def last_eval_seconds(run: Run) -> float | None:
-    """Training seconds at the last evaluation."""
-    times = [record["seconds"] for record in run.evals if "seconds" in record]
-    return max(times) if times else None
+def last_eval_seconds(run: Run, per_update: float | None) -> float | None:
+    """Training seconds at the last evaluation, as loss_at counts them."""
+    points = _losses_over_time(run, per_update)
+    return points[-1][0] if points else None
+
+
+def _losses_over_time(run: Run, per_update: float | None) -> list[tuple[float, float]]:
+    points = []
+    for record in run.evals:
+        seconds = record.get("seconds")
+        if per_update is not None and "step" in record:
+            seconds = record["step"] * per_update
+        if seconds is not None and "val_loss" in record:
+            points.append((seconds, record["val_loss"]))
+    return sorted(points)

@@ -14,6 +14,7 @@ from gpt2.report.arms import (
     is_done,
     last_eval_seconds,
     loss_at,
+    update_seconds,
 )
 from gpt2.report.pairing import unpaired
 from gpt2.report.results import Run
@@ -102,20 +103,30 @@ def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
 
 
 def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
-    """Compare the losses when the first of all these runs ended, interpolated.
+    """Compare the losses when the first of all these runs ended, interpolated; each
+    arm at its usual speed (update_seconds).
 
     The slower arm is then still in the middle of its learning-rate schedule, with a
     high learning rate, which is a disadvantage for it.
     """
     shared = set(arm.by_seed("val_loss")) & set(partner.by_seed("val_loss"))
+    speeds = [(a, update_seconds(a)) for a in (arm, partner)]
+    if any(speed is None for _, speed in speeds):  # both by the runs' own clocks
+        speeds = [(a, None) for a, _ in speeds]
     runs = [r for a in (arm, partner) for r in a.done if r.row["seed"] in shared]
-    ends = [last_eval_seconds(run) for run in runs]
+    ends = [
+        last_eval_seconds(run, speed)
+        for a, speed in speeds
+        for run in a.done
+        if run.row["seed"] in shared
+    ]
     known = [end for end in ends if end is not None]
     if not runs or len(known) < len(runs):
         lost = "no evaluations over time" if runs else _no_common_seed(arm, partner)
         return _evidence(arm, partner, ({}, {}), (), None, (), lost)
     budget = min(known)
-    losses = _losses_at(arm, budget), _losses_at(partner, budget)
+    ours, theirs = (_losses_at(a, budget, speed) for a, speed in speeds)
+    losses = ours, theirs
     widths = [resolution(_all_losses(a)) for a in (arm, partner)]
     unmatched = _unlike_budgets(arm, partner, rules, ("parameters",))
     if len({_machine(run) for run in runs}) > 1:
@@ -127,8 +138,8 @@ def _all_losses(arm: Arm) -> list[float]:
     return [r["val_loss"] for run in arm.done for r in run.evals if "val_loss" in r]
 
 
-def _losses_at(arm: Arm, seconds: float) -> dict[int, float]:
-    found = {run.row["seed"]: loss_at(run, seconds) for run in arm.done}
+def _losses_at(arm: Arm, seconds: float, per_update: float | None) -> dict[int, float]:
+    found = {run.row["seed"]: loss_at(run, seconds, per_update) for run in arm.done}
     return {seed: loss for seed, loss in found.items() if loss is not None}
 
 

@@ -127,7 +127,8 @@ and HARMFUL: it is not 0, and not shown to be within the margin. INCONCLUSIVE: m
 seeds are needed. UNMATCHED: the arm differs from its partner in parameters or tokens by
 more than {tolerance:.0%}, or in data, which says nothing about the architecture. At
 equal time, losses are interpolated between evaluations to the time when the first of
-the compared runs ended; the slower arm is then still in the middle of its learning-rate
+the compared runs ended, each arm at its median speed, for other work on a GPU slows
+single runs; the slower arm is then still in the middle of its learning-rate
 schedule, which is a disadvantage for it."""
 
 

@@ -347,6 +347,24 @@ def test_equal_time_reads_the_slower_run_before_its_end(tmp_path):
     assert abs(comparison.at_steps.mean) < 1e-5
 
 
+def test_equal_time_does_not_depend_on_what_else_a_gpu_did(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), noise=1e-6)
+    undisturbed = judge(read_matrix(tmp_path)).comparisons[0].at_time
+    # Others prepare next to one run, half of whose updates take three times as long.
+    path = next(tmp_path.glob("step05-*/seed2/metrics.jsonl"))
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    half = records[len(records) // 2]["seconds"]
+    for record in records:
+        late = max(0.0, record["seconds"] - half)
+        if late and "tokens_per_s" in record:
+            record["tokens_per_s"] /= 3
+        record["seconds"] += 2 * late
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    disturbed = judge(read_matrix(tmp_path)).comparisons[0].at_time
+    assert disturbed.differences == pytest.approx(undisturbed.differences)
+    assert disturbed.seconds == pytest.approx(undisturbed.seconds)
+
+
 def test_equal_time_needs_the_same_machine(tmp_path):
     write_matrix(tmp_path, (0,), (1, 2, 3))
     device = {"device": {"name": "NVIDIA H100"}}
