@@ -216,8 +216,8 @@ class TrainingRun:
             return
         try:
             self.on_export(self.run_dir)
-        except (ValueError, RuntimeError, OSError) as error:  # the run itself is good
-            self.recorder.say(f"no samples of text: {error}")
+        except Exception as error:  # whatever it is, the run itself is good
+            self.recorder.say(f"no samples of text: {type(error).__name__}: {error}")
 
     def _let_go(self) -> None:
         """Let the next run of the slot train."""

@@ -1,5 +1,6 @@
 """`make bundle` and `make report RESULTS=bundle.zip` as a user types them."""
 
+import json
 import os
 import shutil
 import zipfile
@@ -35,12 +36,16 @@ def test_a_bundle_holds_the_report_and_gives_the_same_one(folder):
     (folder / "out/step05-ra/seed1/ckpt").mkdir()
     (folder / "out/step05-ra/seed1/ckpt/state.pt").write_bytes(b"state")
     (folder / "out/config.py").write_text("CONFIG = 1\n")
+    sample = {"prompt": "Once", "actual": " upon", "text": " more"}
+    samples = folder / "out/step05-ra/seed1/samples.json"
+    samples.write_text(json.dumps({"samples": [sample]}))
     report(folder, "out")
     said = call(folder, "bundle.py", "out")
     assert said.startswith("out.zip: ") and "make report RESULTS=out.zip" in said
     names = set(zipfile.ZipFile(folder / "out.zip").namelist())
     assert {"REPORT.md", "report.html", "results.csv", "SHA256SUMS"} <= names
     assert "step05-ra/seed1/metrics.jsonl" in names
+    assert "step05-ra/seed1/samples.json" in names
     assert not [n for n in names if n.endswith((".safetensors", ".pt", ".py"))]
     (folder / "there").mkdir()
     shutil.copy(folder / "out.zip", folder / "there/out.zip")

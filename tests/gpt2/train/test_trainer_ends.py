@@ -34,7 +34,10 @@ def test_a_finished_run_without_samples_is_done_all_the_same(job, tmp_path, caps
 
     run = TrainingRun(job, tmp_path / "run", None, {}, on_export)
     assert run.carry_out() == 0
-    assert "no samples of text: val.bin is gone" in capsys.readouterr().out
+    assert (
+        "no samples of text: FileNotFoundError: val.bin is gone"
+        in capsys.readouterr().out
+    )
     assert status(tmp_path / "run")["status"] == "done"
 
 
