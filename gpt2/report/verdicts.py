@@ -34,7 +34,15 @@ from gpt2.report.noise import Design, Family, Noise, known_noise_of, noise_of
 from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
-from gpt2.report.series import ArmSeries, Tests, locked, record, series_for, tests_of
+from gpt2.report.series import (
+    LEDGER_FILE,
+    ArmSeries,
+    Tests,
+    locked,
+    record,
+    series_for,
+    tests_of,
+)
 from gpt2.report.size_trends import size_trends
 from gpt2.report.verdict_rules import rules_for
 from gpt2.settings.checks import SWEPT_RATES
@@ -120,6 +128,9 @@ def arm_key(arm: Arm) -> dict[str, Any]:
 def judge_and_record(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     """Grade as ``judge``, and record the tests of a sequential family before anyone
     sees their results. Raises OSError if they cannot be recorded."""
+    rules = rules or rules_for(None, matrix.runs)
+    if not (rules.is_sequential or (matrix.root / LEDGER_FILE).exists()):
+        return judge(matrix, rules)
     with locked(matrix.root):
         judged = judge(matrix, rules)
         if judged.series is not None:
