@@ -50,7 +50,7 @@ def look(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 def summary(folder: Path) -> dict[str, dict[str, Any]]:
     found = json.loads((folder / "results" / "summary.json").read_text())
-    assert found["schema"] == 3
+    assert found["schema"] == 4
     return {run["run_dir"]: run for run in found["runs"]}
 
 

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jsonschema
+
 from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
@@ -16,7 +18,9 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
 from tests.results_factory import STEPS, write_run
+from tests.scratch import ROOT
 
+SCHEMA = ROOT / "gpt2" / "report" / "summary.schema.json"
 SEEDS, TUNING = (1, 2, 3, 4), (101, 102)
 # Loss by rate, in nats; "tuning" adds to it on the tuning seeds.
 Losses = Mapping[float, float]
@@ -159,7 +163,9 @@ def test_report_and_tables_have_the_rates(tmp_path: Path) -> None:
     assert "101, 102 (tuning)" in text and "| 1, 2, 3, 4 |" in text
     assert "its best rate, 0.004, is the largest of LR\\_SWEEP" in text
     write_summary(tmp_path, verdicts=judged.to_json(), matrix=matrix)
-    summary = json.loads((tmp_path / "summary.json").read_text())["verdicts"]
+    whole = json.loads((tmp_path / "summary.json").read_text())
+    jsonschema.validate(whole, json.loads(SCHEMA.read_text()))
+    summary = whole["verdicts"]
     assert [arm["best"] for arm in summary["own_best"]["rates"]] == [0.002, 0.004]
     assert summary["own_best"]["comparisons"][0]["at_equal_steps"]["grade"]
     rows = csv.DictReader((tmp_path / "results.csv").open())
