@@ -27,6 +27,7 @@ PARTS += ["lib", "gpt2", "tests", ".gitignore", "LICENSE"]
 TESTS_OF_STEPS = [
     "tests/gpt2/plan/test_steps.py",
     "tests/gpt2/plan/test_jobs.py",
+    "tests/gpt2/plan/test_planning.py",
     "tests/gpt2/plan/test_budget.py",
     "tests/gpt2/plan/test_memory.py",
     "tests/gpt2/model/test_gpt.py",
@@ -87,8 +88,9 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     # A part of `make format`, which needs no words here: test_check.py has it.
     succeed(python(tree, "scripts/generate_docs.py"))
     generated = {"README.md", "gpt2/Kconfig.ablation", "docs/mechanisms.md"}
-    with_settings = {*generated, "docs/settings.md"}
-    assert changed(tree) == {"gpt2/plan/steps.py"} | with_settings
+    menus = {f"gpt2/mechanisms/{name}/Kconfig" for name in ("ra", "output_gate")}
+    wanted = {"gpt2/plan/steps.py", "docs/settings.md", *generated, *menus}
+    assert changed(tree) == wanted
     title = "RA with the SDPA output gate"
     for name in generated:
         assert title in (tree / name).read_text()
@@ -101,7 +103,13 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     )
     assert title in succeed(done), "and it is not another step under this preset"
     assert "\nstep34-ra-output-gate " in done.stdout
-    words = ("-q", "-x", "-k", "34 or test_steps or test_jobs", *TESTS_OF_STEPS)
+    words = (
+        "-q",
+        "-x",
+        "-k",
+        "34 or test_steps or test_jobs or test_planning",
+        *TESTS_OF_STEPS,
+    )
     output = succeed(python(tree, "-m", "pytest", "-p", "no:cacheprovider", *words))
     assert re.search(r"^\d{3} passed", output, re.M), output
 
