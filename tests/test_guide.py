@@ -96,6 +96,7 @@ def typed(tree: Path, command: str) -> str:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_the_guide_from_start_to_end(tmp_path: Path) -> None:
     tree = copy_tree(tmp_path / "tree")
     note_setup(tree)

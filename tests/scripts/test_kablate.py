@@ -25,7 +25,8 @@ from gpt2.plan.planning import make_plan
 from gpt2.settings.configuration import DEFCONFIGS, load_preset
 
 presets = [path.name for path in DEFCONFIGS.iterdir()]
-jobs = [job for name in presets for job in make_plan(load_preset(name)).jobs]
+loaded = [load_preset(name) for name in presets]
+jobs = [j for c in loaded if not c.values["INIT_FROM"] for j in make_plan(c).jobs]
 steps = make_plan(load_preset("gpt2-quickstart", "STEPS=0,5 SEEDS=7")).jobs
 print(json.dumps([gpt2.__file__, presets, len(jobs), [job.run_dir for job in steps]]))
 """
