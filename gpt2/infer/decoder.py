@@ -80,7 +80,7 @@ class Decoder:
         try:
             with stream_restored(self.device):
                 warm(lambda: self._token(columns), self.device)
-                recorded = record_graph(lambda: self._token(columns), pool)
+                recorded = record_graph(lambda: self._next_token(columns), pool)
             self.graphs[columns] = recorded
         except RuntimeError as error:
             if is_out_of_memory(error):
@@ -90,13 +90,17 @@ class Decoder:
                 f"tokens are decoded without a graph: {self.why_not}", stacklevel=2
             )
         for tensor, old in zip(kept, before, strict=True):
-            tensor.copy_(old)  # the passes before the recording have moved them
+            tensor.copy_(old)  # the passes before the recording have changed them
         return not self.why_not
 
     def _token(self, columns: int) -> Tensor:
         assert self.tokens is not None
-        logits = self.model.decode_at(self.tokens, self.cache, columns)[:, -1]
-        row = self.cache.row
+        return self.model.decode_at(self.tokens, self.cache, columns)[:, -1]
+
+    def _next_token(self, columns: int) -> Tensor:
+        """As ``_token``, and the position advances: in a recording alone, since passes
+        before it could lead beyond the end of the cache."""
+        logits, row = self._token(columns), self.cache.row
         assert row is not None
         row += 1
         return logits

@@ -57,7 +57,8 @@ def assert_replays(model: GPT, tokens: Tensor) -> None:
     """Each replayed token is the likeliest by a pass over all before it, with the same
     logits; over several graphs, twice in the same memory."""
     decoder = Decoder(model)
-    for prompt in (tokens, tokens.flip(1)):
+    nearly_full = tokens.repeat(1, 9)[:, : model.block_size - 1]
+    for prompt in (nearly_full, tokens, tokens.flip(1)):
         logits, grown = [decoder.begin(prompt)], prompt
         while grown.shape[1] < model.block_size:
             grown = torch.cat([grown, logits[-1].argmax(-1, keepdim=True)], 1)
