@@ -71,7 +71,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with collector_at_rest():  # torch takes seconds to import
         from gpt2.train.run import TrainingRun
 
-    run = TrainingRun(job, options.run_dir, options.micro_batch, os.environ)
+    micro_batch = options.micro_batch
+    run = TrainingRun(job, options.run_dir, micro_batch, os.environ, write_samples)
     return run.carry_out()
 
 
