@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,18 +107,26 @@ class Series:
 @dataclass(frozen=True, slots=True)
 class Against:
     """Chart of values against a coordinate. margin: half the width of the zone around 0
-    that is drawn in grey; None without a zone and a line at 0."""
+    that is drawn in grey; None without a zone and a line at 0. names: of coordinates
+    that are not shown as they are."""
 
     xlabel: str
     ylabel: str
     series: Sequence[Series]
     margin: float | None = None
+    names: Mapping[Coordinate, str] = field(default_factory=dict)
 
     @property
     def ticks(self) -> list[Coordinate]:
         """All coordinates: numbers in ascending order, others as they come."""
         found = dict.fromkeys(x for each in self.series for x in each.x)
         return sorted(found, key=lambda x: x if is_number(x) else 0)  # stable
+
+    def tick_text(self, x: Coordinate) -> str:
+        """Coordinate as in names of cells, with short numbers: y, 16, 0.0003."""
+        if isinstance(x, bool):
+            return "y" if x else "n"
+        return self.names.get(x) or (f"{x:g}" if isinstance(x, float) else str(x))
 
     @property
     def scale(self) -> str:
@@ -138,13 +146,6 @@ class Against:
 
 def is_number(x: Coordinate) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool)
-
-
-def tick_text(x: Coordinate) -> str:
-    """Coordinate as in names of cells, with short numbers: y, 16, 0.0003."""
-    if isinstance(x, bool):
-        return "y" if x else "n"
-    return f"{x:g}" if isinstance(x, float) else str(x)
 
 
 def colour(place: int) -> str:
@@ -350,7 +351,9 @@ def _against(axes: Any, chart: Against) -> None:
             axes.plot([x[at]], [one.y[at]], line["marker"], color=style["color"], ms=10)
     if scale == "log":
         axes.set_xscale("log")
-    axes.set_xticks([*places.values()], [tick_text(x) for x in ticks], minor=False)
+    axes.set_xticks(
+        [*places.values()], [chart.tick_text(x) for x in ticks], minor=False
+    )
     axes.set_xticks([], minor=True)
     _set_texts(axes, chart.xlabel, chart.ylabel, "")
 

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 
+from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
 from gpt2.report.evidence import FDR, SEQUENTIAL, Evidence, Rules
 from lib import sequential, stats
@@ -209,7 +210,7 @@ def tests_of(
     """Test of each comparison that can be tested, by its place in ``pairs``.
 
     Those that are not in the series are appended, in the order of ``pairs``. The noise
-    is estimated from all arms that are tested and have the same seeds.
+    is estimated from all arms of the same size that are tested and have these seeds.
     """
     places = [i for i, item in enumerate(evidence) if is_testable(item)]
     found = {}
@@ -217,16 +218,20 @@ def tests_of(
         key = _key(pairs[place], evidence[place])
         test = series.of(key)
         if test is None:
-            others = sorted(
-                (i for i in places if i != place), key=lambda i: abs(i - place)
-            )
-            rows = _rows(
-                pairs[place], [pairs[i] for i in others], evidence[place].seeds
-            )
+            nearest = sorted(places, key=lambda i: abs(i - place))
+            others = [
+                pairs[i] for i in nearest if _size(pairs[i]) == _size(pairs[place])
+            ]
+            rows = _rows(pairs[place], others, evidence[place].seeds)
             test = _new_test(series, pairs[place], evidence[place], key, rows, rules)
             series.tests.append(test)
         found[place] = test
     return Tests(found, series.next_level(), len(series.tests) + 1)
+
+
+def _size(pair: Pair) -> object:
+    """Size of the model, of SIZES: smaller ones may be noisier."""
+    return pair[0].coordinates.get(SIZE)
 
 
 def _new_test(

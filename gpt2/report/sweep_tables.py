@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpt2.plan.axes import label, text_of
@@ -139,9 +139,10 @@ def sweep_charts(judged: Judgement) -> list[SweepChart]:
 
 def _chart(table: SweepTable, judged: Judgement) -> SweepChart:
     losses, differences, partners = [], [], {}
+    x, names = _places(table)
     for place, row in enumerate(table.rows, 1):
         ordered = [
-            (value, row.arms[value]) for value in table.values if value in row.arms
+            (x[value], row.arms[value]) for value in table.values if value in row.arms
         ]
         losses.append(
             series_of(row.name, place, ((v, *of_losses(a)) for v, a in ordered))
@@ -155,23 +156,47 @@ def _chart(table: SweepTable, judged: Judgement) -> SweepChart:
     for name, arm in partners.items():
         level = series_of(name, 0, [("", *of_losses(arm))])
         losses.append(dataclasses.replace(level, x=(), is_level=True))
-    margin = judged.rules.margin
+    axis, margin = "parameters" if names else table.axis, judged.rules.margin
     return SweepChart(
         table,
-        against(table.axis, DIFFERENCE, differences, margin),
-        against(table.axis, LOSS, losses),
+        against(axis, DIFFERENCE, differences, margin, names),
+        against(axis, LOSS, losses, None, names),
     )
+
+
+def _places(table: SweepTable) -> tuple[Mapping[Value, Value], Mapping[Value, str]]:
+    """Where each value is on the axis, and names for the axis: a size is at the
+    parameters of the first arm that has it, if they are known."""
+    plain = {value: value for value in table.values}
+    if table.axis != SIZE:
+        return plain, {}
+    of_size: dict[Value, Value] = {}
+    for row in table.rows:
+        for value, arm in row.arms.items():
+            if (parameters := arm.mean("parameters")) is not None:
+                of_size.setdefault(value, parameters)
+    if len(set(of_size.values())) < len(plain):
+        return plain, {}
+    return of_size, {of_size[value]: text_of(value) for value in plain}
 
 
 Point = tuple[Value, float | None, float | None, float | None]
 
 
 def against(
-    axis: str, ylabel: str, series: Iterable[Series], margin: float | None = None
+    axis: str,
+    ylabel: str,
+    series: Iterable[Series],
+    margin: float | None = None,
+    names: Mapping[Value, str] | None = None,
 ) -> Against | None:
     """Chart of the series that have points; None if none has."""
     known = [each for each in series if each.y]
-    return Against(axis, ylabel, known, margin) if any(s.x for s in known) else None
+    return (
+        Against(axis, ylabel, known, margin, names or {})
+        if any(s.x for s in known)
+        else None
+    )
 
 
 def series_of(name: str, place: int, points: Iterable[Point]) -> Series:

@@ -15,7 +15,7 @@ from gpt2.report.rate_tables import (
 )
 from gpt2.report.sweep_tables import SWEEP, SweepChart, SweepTable, sweep_charts
 from gpt2.report.verdicts import Judgement
-from lib.plots import Against, is_number, tick_text
+from lib.plots import Against, is_number
 
 
 def sweeps_part(judged: Judgement) -> list[tuple[SweepTable, str]]:
@@ -59,10 +59,17 @@ def _against(chart: Against | None) -> dict[str, Any] | None:
     """Chart of values against a coordinate, for drawAgainst in script.js."""
     if chart is None:
         return None
-    texts = {x: tick_text(x) for x in chart.ticks}
+    texts = {x: chart.tick_text(x) for x in chart.ticks}
     series = [
         {**asdict(one), "x": [x if is_number(x) else texts[x] for x in one.x]}
         for one in chart.series
     ]
     ticks = [[x if is_number(x) else text, text] for x, text in texts.items()]
-    return {**asdict(chart), "series": series, "ticks": ticks, "scale": chart.scale}
+    return {
+        **{
+            name: getattr(chart, name)
+            for name in ("xlabel", "ylabel", "margin", "scale")
+        },
+        "series": series,
+        "ticks": ticks,
+    }

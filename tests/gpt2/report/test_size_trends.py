@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 
 from gpt2.report.alarms import far_baselines
+from gpt2.report.evidence import Rules
 from gpt2.report.grades import INVALID, SUPPORTED
 from gpt2.report.markdown import markdown_report
 from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import method, size_lines
 from gpt2.report.size_trends import contrasts, size_trends
 from gpt2.report.summary import summary_of
-from gpt2.report.sweep_tables import sweep_tables
+from gpt2.report.sweep_tables import sweep_charts, sweep_tables
 from gpt2.report.verdicts import Judgement, judge
 from lib import stats
 from tests.results_factory import STEPS, write_run
@@ -188,3 +189,26 @@ def test_noise_is_that_of_the_size(tmp_path: Path) -> None:
     large, small = found[8, "12x768"].seeds_needed, found[8, "2x128"].seeds_needed
     assert large is None or large < 100
     assert small is None or small > 200
+
+
+def test_differences_are_drawn_against_parameters(tmp_path: Path) -> None:
+    judged = judged_at(write_sizes(tmp_path, {5: {"12x768": -0.03}}))
+    (chart,) = sweep_charts(judged)
+    assert chart.difference is not None and chart.loss is not None
+    assert (chart.difference.xlabel, chart.difference.scale) == ("parameters", "log")
+    ticks = chart.difference.ticks
+    assert ticks == sorted(SIZES.values())
+    named = [chart.difference.tick_text(x) for x in ticks]
+    assert named == ["2x128", "6x384", "12x768"]
+    assert [one.label for one in chart.loss.series] == ["0 baseline", "5 ra"]
+
+
+def test_a_series_takes_the_noise_of_arms_of_the_same_size(tmp_path: Path) -> None:
+    sizes = {name: SIZES[name] for name in ("2x128", "12x768")}
+    root = write_sizes(tmp_path / "a", {5: {}, 8: {}}, sizes=sizes)
+    small = read_matrix(write_sizes(tmp_path / "b", {5: {}, 8: {}}, sizes={"2x128": 7}))
+    rules = Rules(family="sequential")
+    both, alone = judge(read_matrix(root), rules), judge(small, rules)
+    assert both.series is not None and alone.series is not None
+    p = {test.name: test.p for test in both.series.tests}
+    assert p["ra/size=2x128"] == alone.series.tests[0].p
