@@ -119,6 +119,15 @@ def test_what_is_no_export_is_refused_by_name(tmp_path, reason: str) -> None:
         load_export(path)
 
 
+def test_one_changed_bit_of_the_weights_is_noticed(tmp_path) -> None:
+    settings, path = tiny_model(), tmp_path / "model.safetensors"
+    write_export(path, GPT(settings), settings)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:])
+    with pytest.raises(ValueError, match="is damaged: its weights are not those"):
+        load_export(path)
+
+
 def test_a_file_that_is_no_safetensors_is_refused(tmp_path) -> None:
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"\x80\x04 a pickle, for all it is worth")
