@@ -38,6 +38,12 @@ def hidden_name(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
 
 
+def is_hidden_name(name: Path, path: Path) -> bool:
+    """Whether ``name`` is one that hidden_name makes of ``path``."""
+    pattern = rf"\.{re.escape(path.name)}\.[0-9a-f]{{12}}\.tmp"
+    return re.fullmatch(pattern, name.name) is not None
+
+
 def refuse_link(path: Path) -> Path:
     """The same path; raises Linked if it is a link."""
     if path.is_symlink():

@@ -7,6 +7,8 @@ nothing of kablate, and put in its place only if it computes the same.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import json
 import os
 import re
@@ -14,7 +16,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
@@ -32,8 +35,9 @@ from gpt2.infer.trained import TrainedModel
 from gpt2.model.gpt2_weights import to_gpt2
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of
-from lib.atomic_files import atomic_write_bytes, atomic_write_json
-from lib.files import hidden_name, remove_folder
+from gpt2.train.failures import FULL_DISK, is_disk_full
+from lib.atomic_files import DiskFull, atomic_write_bytes, atomic_write_json
+from lib.files import hidden_name, is_hidden_name, remove_folder, strangers
 
 ENTRY = "modeling_kablate"
 WEIGHTS_FILE = "model.safetensors"
@@ -47,6 +51,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # it names a place or a machine.
 READ = {"optim": ("residual_fp32", "mixed_precision"), "data": ("tokenizer",)}
 BACKENDS = {"attention_backend": "auto", "mlp_backend": "auto"}
+NO_SPACE = re.compile(rf"(?:Errno|os error) (?:{'|'.join(map(str, FULL_DISK))})\b")
 TEXTS = ("Reciprocal attention, 2 + 2 = 4.", "  zwölf\n\tBoxkämpfer 日本 🙂", "it's")
 
 
@@ -68,26 +73,91 @@ class HfFolder:
 def export_hf(trained: TrainedModel, folder: Path) -> HfFolder:
     """Write the folder, and replace an earlier one that holds nothing else.
 
-    Raises NotTheSame, FileExistsError for a folder with other files,
+    Raises NotTheSame, FileExistsError for a file, a link or a folder with other files,
     gpt2.data.tokenizer.TokenizerUnavailable, lib.atomic_files.DiskFull.
     """
-    partial = hidden_name(folder)
-    partial.mkdir(parents=True)
-    try:
-        native = is_native(trained.settings, trained.heads)
-        write_folder(trained, partial, native)
-        deviation = check_folder(trained, partial)
-        if folder.exists() or folder.is_symlink():
-            if others := remove_folder(folder, OURS):
-                raise FileExistsError(
-                    f"{folder} is there and holds {', '.join(others[:3])}, which no "
-                    "export writes: name another folder by OUT="
-                )
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    _check_place(folder)
+    native = is_native(trained.settings, trained.heads)
+    with _clear_if_full(folder), _work_folder(folder) as work:
+        made = work / "model"
+        made.mkdir()
+        write_folder(trained, made, native)
+        deviation = check_folder(trained, made)
+        _check_place(folder)
+        if folder.exists():
+            remove_folder(folder, OURS)
+        made.rename(folder)
     size = sum(path.stat().st_size for path in folder.iterdir())
     return HfFolder(folder, native, deviation, size)
+
+
+def _check_place(folder: Path) -> None:
+    """Raise FileExistsError unless the folder is missing, empty or an export."""
+    if not folder.name or not os.path.lexists(folder):
+        return
+    if folder.is_symlink() or not folder.is_dir():
+        raise FileExistsError(f"OUT={folder} is a file or a link, not a folder")
+    if others := strangers(folder, OURS):
+        raise FileExistsError(
+            f"{folder} is there and holds {', '.join(others[:3])}, which no export "
+            "writes: name another folder by OUT="
+        )
+
+
+@contextmanager
+def _work_folder(folder: Path) -> Iterator[Path]:
+    """A hidden folder next to ``folder``, locked, removed at the end; and without those
+    that killed exports left."""
+    if not folder.name:
+        raise ValueError(f"OUT={folder} has no name: name a folder to be written")
+    work = hidden_name(folder)
+    try:
+        work.mkdir(parents=True)
+    except OSError as error:  # by the name that its user knows
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    try:
+        with locked(work):
+            _remove_leftovers(folder)
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[bool]:
+    """Lock a folder while its process lives; False if another one holds it."""
+    place = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        try:
+            fcntl.flock(place, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(place)
+
+
+def _remove_leftovers(folder: Path) -> None:
+    for path in folder.parent.iterdir():
+        if is_hidden_name(path, folder) and path.is_dir() and not path.is_symlink():
+            with locked(path) as is_free:
+                if is_free:
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+@contextmanager
+def _clear_if_full(folder: Path) -> Iterator[None]:
+    """Raise DiskFull for whatever a library makes of a full disk."""
+    try:
+        yield
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        text = f"no space left while writing {folder}, which is not kept"
+        raise DiskFull(
+            errno.ENOSPC, f"{text}. Free some space and start again"
+        ) from None
 
 
 def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:
@@ -161,7 +231,9 @@ def check_folder(trained: TrainedModel, folder: Path) -> float:
     tokens = _tokens(trained)
     with torch.no_grad():
         expected = trained.model.logits(tokens.to(trained.device)).cpu()
-    with tempfile.TemporaryDirectory(prefix="kablate-export-") as scratch:
+    with tempfile.TemporaryDirectory(
+        prefix="check-", dir=folder.parent.resolve()
+    ) as scratch:
         given, written = Path(scratch, "tokens"), Path(scratch, "logits")
         save_file({"tokens": tokens}, given)
         said = _load_elsewhere(folder.resolve(), given, written, scratch)
@@ -202,6 +274,8 @@ def _load_elsewhere(
         text=True,
     )
     if done.returncode != 0:
+        if NO_SPACE.search(done.stderr):
+            raise OSError(errno.ENOSPC, "no space left for loading it")
         raise NotTheSame(f"it does not load:\n{done.stderr[-2000:]}")
     found: Mapping[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -2,13 +2,18 @@
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from gpt2.infer import hf_export
+from gpt2.infer.trained import load_trained
 from gpt2.model.gpt2_weights import from_gpt2
 from lib.atomic_files import atomic_write_json, read_json
+from lib.files import hidden_name, is_hidden_name
+from tests.scratch import ROOT, python
 from tests.scripts.inprocess import run_script
 
 RUN = "results/step00-baseline/seed1"
@@ -80,3 +85,31 @@ def test_what_makes_no_sense_is_refused(folder, words, hint, monkeypatch):
     done = run_script("export.py", *words, cwd=folder)
     assert done.returncode == 2 and hint in done.stderr, done.stderr
     assert not (folder / "exports").exists()
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from gpt2.infer import hf_export
+from gpt2.infer.trained import load_trained
+hf_export.check_folder = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+hf_export.export_hf(load_trained(Path(sys.argv[1])), Path(sys.argv[2]))
+"""
+
+
+def test_what_a_killed_export_left_is_removed_by_the_next(
+    undisturbed, tmp_path, monkeypatch
+) -> None:
+    run, out = undisturbed / "results/step05-ra/seed1", tmp_path / "out"
+    done = python(ROOT, "-c", KILLED, run, out)
+    assert done.returncode == -signal.SIGKILL
+    (left,) = tmp_path.iterdir()
+    assert is_hidden_name(left, out)
+    other = hidden_name(tmp_path / "other")
+    other.mkdir()
+    monkeypatch.setattr(hf_export, "check_folder", lambda *_: 0.0)
+    with hf_export.locked(left):  # by a process that lives
+        hf_export.export_hf(load_trained(run), out)
+        assert left.exists()
+    hf_export.export_hf(load_trained(run), out)
+    assert sorted(tmp_path.iterdir()) == sorted([other, out])

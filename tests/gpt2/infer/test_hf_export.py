@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import resource
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,6 +20,7 @@ from gpt2.infer.trained import TrainedModel
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Job
 from gpt2.settings.schema import SYMBOL_OF, Settings
+from lib.atomic_files import DiskFull
 from tests.gpt2.helpers import (
     deviation,
     generic,
@@ -185,6 +188,41 @@ def test_a_folder_of_something_else_stays_as_it_is(tmp_path, monkeypatch) -> Non
     with pytest.raises(FileExistsError):
         export_hf(mine, link)
     assert (folder / "config.json").is_file()
+
+
+def test_a_full_disk_is_named_while_writing_and_while_loading(
+    tmp_path, monkeypatch
+) -> None:
+    mine = trained(tmp_path, tiny_step(5))
+    write, limits = hf_export.write_folder, resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill(*given, after: bool) -> None:
+        if after:
+            write(*given)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (900, limits[1]))
+        if not after:
+            write(*given)
+
+    for after in (False, True):
+        monkeypatch.setattr(hf_export, "write_folder", partial(fill, after=after))
+        try:
+            with pytest.raises(DiskFull, match=r"while writing .*out, which is not"):
+                export_hf(mine, tmp_path / "out")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
+def test_an_impossible_place_is_named(tmp_path) -> None:
+    mine = trained(tmp_path, tiny_step(0))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileExistsError, match=r"OUT=.*file is a file or a link"):
+        export_hf(mine, tmp_path / "file")
+    with pytest.raises(NotADirectoryError, match=r"file/x'$"):
+        export_hf(mine, tmp_path / "file/x")
+    with pytest.raises(ValueError, match=r"OUT=\. has no name"):
+        export_hf(mine, Path("."))
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "results"]
 
 
 TEXTS = ("def f(x):\n\treturn x  # ÄÖ 日本 🙂", " a  b ", "", "1234 it's\r\n\x00\x7f")
