@@ -137,6 +137,20 @@ def test_every_documented_command_is_tried() -> None:
     assert {*COMMANDS, *SLOW} == documented().keys()
 
 
+def test_every_command_has_the_option() -> None:
+    without = {
+        path.stem
+        for path in (ROOT / "scripts").glob("[a-z]*.py")
+        if "@answers_json(" not in path.read_text(encoding="utf-8")
+    }
+    of_developers = {
+        *("build_docs", "check", "check_commit", "check_defconfigs", "check_words"),
+        *("fix_whitespace_issues", "generate_docs", "install_hooks", "setup_env"),
+    }
+    # kablate runs the others, print_sbatch prints a script, track opens a dashboard.
+    assert without == {*of_developers, "kablate", "print_sbatch", "track"}
+
+
 def script(folder: Path, name: str, *words: str) -> dict[str, Any]:
     """A command in a process of its own, of which only standard output is read."""
     command = [sys.executable, str(ROOT / "scripts" / name), *words, "--json"]

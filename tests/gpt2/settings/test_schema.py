@@ -32,7 +32,7 @@ READ_ELSEWHERE: dict[str, str] = {}
 # Presets under which, between them, every symbol shows in the menu.
 PRESETS = {
     "defaults": "",
-    "ablation": "CONFIG_RA_MLA_ABLATION_MODE=y\nCONFIG_SIZES=\"2x64,4x128\"\n",
+    "ablation": 'CONFIG_RA_MLA_ABLATION_MODE=y\nCONFIG_SIZES="2x64,4x128"\n',
     "rates": """\
 CONFIG_RA_MLA_ABLATION_MODE=y
 CONFIG_LR_SWEEP="1e-4,1e-3"
