@@ -21,6 +21,7 @@ COMMANDS = {
     "bundle": "bundle",
     "sample": "sample",
     "eval": "eval",
+    "attention": "attention",
     "export": "export",
 }
 
