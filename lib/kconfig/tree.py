@@ -204,6 +204,7 @@ class Tree:
         members = choice_members(self.symbols[name])
         if not members:
             return name, value
+        value = value.strip()
         known = {text.lower(): member for text, member in members.items()}
         named, *_ = symbols_named(f"{name}_{value}", self.kinds, aliases, ()) or [""]
         if named in members.values():

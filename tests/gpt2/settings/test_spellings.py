@@ -74,6 +74,7 @@ def test_every_field_has_its_symbol_under_all_names():
         ("OPTIMIZER=muon", "OPTIMIZER_MUON"),
         ("ract_statistic=max", "RA_MLA_RACT_MAX"),
         ("DATASET=TEXT", "GPT2_DATASET_TEXT"),
+        ("'DATASET= text '", "GPT2_DATASET_TEXT"),
         ("data.tokenizer=bytes", "GPT2_TOKENIZER_BYTES"),
         ("ENGINE=ray", "ENGINE_RAY"),
         ("MODEL=350M", "GPT2_MODEL_350M"),
