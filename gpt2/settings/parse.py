@@ -232,8 +232,6 @@ ALIASES: dict[str, str | Callable[[str], dict[str, str]]] = {
     "ENGINE": "RUN_ENGINE",
     "TIME": "TIME_BUDGET",
     "LR": "LEARNING_RATE",
-    "LR_SCHEDULE": lambda value: {f"LR_SCHEDULE_{value.upper()}": "y"},
-    "LR_DECAY_SHAPE": lambda value: {f"LR_DECAY_SHAPE_{value.upper()}": "y"},
     "ACCUMULATION": "GPT2_GRADIENT_ACCUMULATION",
     "GPT2_MODEL_355M": "GPT2_MODEL_350M",  # both are names of GPT-2 medium
     "TRACKER": _tracker_symbols,
