@@ -12,6 +12,7 @@ from gpt2.plan.budget import budget
 from gpt2.plan.steps import SHIPPED
 from gpt2.settings.schema import Settings
 from tests.gpt2.helpers import deviation, generic, tiny_model, tiny_step, tokens_of
+from tests.interpreted import interpreted
 
 CONTEXT, NEW = 64, 40
 WINDOW = 5  # of RA, in tokens
@@ -91,6 +92,27 @@ def test_every_step_decodes_the_tokens_of_whole_passes(number: int) -> None:
 def test_so_do_other_combinations(name: str) -> None:
     settings = tiny_model(block_size=CONTEXT, **{**ACTING, **MORE[name]})
     assert_decodes(settings, generic(settings, dtype=torch.float32))
+
+
+@torch.no_grad()
+def by_kernels() -> dict[str, float]:
+    """Deviation of five recorded tokens from whole passes, by step."""
+    found = {}
+    for number in (5, 16, 17):
+        settings = step(number)
+        model = generic(settings, dtype=torch.float32)
+        text, logits = greedy(
+            model, tokens_of(settings, 2, 9), model.new_cache(), 5, True
+        )
+        whole = model.logits(text[:, :-1])[:, -5:]
+        found[str(number)] = deviation(logits, whole)
+    return found
+
+
+def test_kernels_decode_what_whole_passes_give() -> None:
+    pytest.importorskip("triton", reason="Triton is not installed")
+    found = interpreted(by_kernels)
+    assert len(found) == 3 and max(found.values()) < 1e-5, found
 
 
 @torch.no_grad()
