@@ -36,7 +36,7 @@ from gpt2.data.token_files import (
     request_of,
     with_settings,
 )
-from gpt2.plan.jobs import Plan, only
+from gpt2.plan.jobs import Plan, only, restricted
 from gpt2.plan.names import STABLE_FOLDER
 from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_json, plan_listing, runner, verification
@@ -377,16 +377,20 @@ def run_and_extend(
 ) -> tuple[Plan, int]:
     """Run what is missing, then the rates that LR_SWEEP_EXTEND adds by the results;
     the plan with these, and an exit code."""
-    rerun = given.rerun
-    while True:
-        code = run_plan(plan, rerun=rerun)
+    code = run_plan(plan, rerun=given.rerun)
+    codes = [code]
+    extends = plan.base.matrix.lr_sweep_extend
+    while extends and code in (EXIT_OK, EXIT_FAILED):
         wider = only(make_plan(config), given.only)
-        is_wider = len(wider.added_rates) > len(plan.added_rates)
-        if code not in (EXIT_OK, EXIT_FAILED) or not is_wider:
-            return plan, code
+        more = {j.run_dir for j in wider.jobs} - {j.run_dir for j in plan.jobs}
+        if not more:
+            break
         for line in plan_listing.added_rates(wider)[len(plan.added_rates) :]:
             view.note(line)
-        plan, rerun = wider, False
+        plan = wider  # a rate that diverged is not tried again
+        code = run_plan(restricted(plan, more))
+        codes.append(code)
+    return plan, EXIT_FAILED if code == EXIT_OK and EXIT_FAILED in codes else code
 
 
 def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:

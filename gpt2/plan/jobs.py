@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -154,9 +154,18 @@ def only(plan: Plan, patterns: str) -> Plan:
     if not jobs:
         some = ", ".join(job.run_dir for job in plan.jobs[:3])
         raise ValueError(f"ONLY={patterns!r} matches no job; there are {some}, ...")
-    parts = [dataclasses.replace(p, jobs=_matching(p, wanted)) for p in plan.parts]
+    return restricted(plan, {job.run_dir for job in jobs})
+
+
+def restricted(plan: Plan, run_dirs: Collection[str]) -> Plan:
+    """The plan with these runs alone."""
+
+    def kept(jobs: Iterable[Job]) -> tuple[Job, ...]:
+        return tuple(job for job in jobs if job.run_dir in run_dirs)
+
+    parts = [dataclasses.replace(part, jobs=kept(part.jobs)) for part in plan.parts]
     return dataclasses.replace(
-        plan, jobs=jobs, parts=tuple(part for part in parts if part.jobs)
+        plan, jobs=kept(plan.jobs), parts=tuple(part for part in parts if part.jobs)
     )
 
 

@@ -85,6 +85,23 @@ def test_it_is_killed_continued_extended_reported_and_run_again(folder: Path) ->
     assert all(cell in status.stdout for cell in cells(*FIRST, *ADDED))
 
 
+def test_a_rate_that_diverges_is_an_end_and_is_tried_once(folder: Path) -> None:
+    """At a rate of 10 this decay multiplies the weights by -99 in every update."""
+    rates = "LR_SWEEP=0.1,10 LR_SWEEP_EXTEND=y LR_TUNING_SEEDS=7 WEIGHT_DECAY=10"
+    words = SHORT.replace(RATES, f"{rates} MIN_LR_RATIO=1").replace(
+        "ITERS=6", "ITERS=40"
+    )
+    done = run_matrix(folder, "--overrides", words)
+    assert done.returncode == 1  # since runs failed
+    results = folder / "results"
+    for seed in (1, 7):
+        run = results / "step00-baseline" / "learning_rate=10.0" / f"seed{seed}"
+        status = run_files.read_status(run)
+        assert (status["failure"], status["attempt"]) == ("nan", 1)
+    assert "adds LEARNING_RATE=0.001, since 0.1 is the smallest rate" in done.stdout
+    assert len(done_in(results)) >= len(cells("0.1", "0.001"))
+
+
 def test_an_array_of_slurm_is_extended_by_the_next_one(folder: Path) -> None:
     words = ("--overrides", SHORT)
     for rates in (FIRST, ADDED[:1], ADDED[1:]):
