@@ -164,11 +164,14 @@ def with_sizes(config: Config, axes: Sequence[Axis]) -> tuple[Axis, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """A size of a plan: its first arm, and tokens and training FLOPs of all runs."""
+    """A size of a plan: its first arm with its parameters; of all runs the distinct
+    numbers of updates and peak learning rates, ascending, tokens and training FLOPs."""
 
     name: str
     first: Job
     parameters: int
+    updates: tuple[int, ...]
+    rates: tuple[float, ...]
     runs: int
     tokens: int
     flops: float
@@ -179,8 +182,8 @@ class Size:
             "size": self.name,
             **{field: getattr(s.model, field) for field in DIMENSIONS},
             "parameters": self.parameters,
-            "learning_rate": s.optim.learning_rate,
-            "updates": s.optim.max_iters,
+            "learning_rates": list(self.rates),
+            "updates": list(self.updates),
             "runs": self.runs,
             "tokens": self.tokens,
             "flops": self.flops,
@@ -200,8 +203,11 @@ def _costs(name: str, jobs: list[Job]) -> Size:
     tokens = [j.settings.tokens_per_update * j.settings.optim.max_iters for j in jobs]
     flops = [budget(job.settings).flops_training for job in jobs]
     parameters = budget(jobs[0].settings).parameters
+    updates = sorted({job.settings.optim.max_iters for job in jobs})
+    rates = sorted({job.settings.optim.learning_rate for job in jobs})
     work = sum(float(n) * each for n, each in zip(tokens, flops, strict=True))
-    return Size(name, jobs[0], parameters, len(jobs), sum(tokens), work)
+    numbers = parameters, tuple(updates), tuple(rates)
+    return Size(name, jobs[0], *numbers, len(jobs), sum(tokens), work)
 
 
 def same_widths(plan: Plan) -> Iterator[str]:

@@ -70,19 +70,24 @@ def size_table(plan: Plan) -> str:
     head = ("size", "heads", "parameters", "updates", "rate", "tokens of all", "FLOPs")
     rows = []
     for one in sizes:
-        s = one.first.settings
+        model = one.first.settings.model
         rows.append(
             (
                 one.name,
-                f"{s.model.n_head} of {s.model.head_dim}",
+                f"{model.n_head} of {model.head_dim}",
                 f"{one.parameters:,}",
-                f"{s.optim.max_iters:,}",
-                f"{s.optim.learning_rate:g}",
+                _ends([f"{number:,}" for number in one.updates]),
+                _ends([f"{rate:g}" for rate in one.rates]),
                 f"{one.tokens:,}",
                 f"{one.flops:.1e} ({one.flops / whole:.0%})",
             )
         )
     return table(head, rows, left=(0,)) if rows else ""
+
+
+def _ends(numbers: Sequence[str]) -> str:
+    """A number, or the first and the last of several."""
+    return " to ".join(dict.fromkeys((numbers[0], numbers[-1])))
 
 
 def cold_cache(plan: Plan, environ: Mapping[str, str]) -> list[str]:

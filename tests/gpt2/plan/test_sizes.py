@@ -195,3 +195,6 @@ def test_the_listing_shows_what_each_size_costs() -> None:
     assert "4 arms (2 steps; sweep of SIZES 2x32, 3x64)" in text
     assert re.search(rf"2x32 +4 of 8 +{small.parameters:,} ", text)
     assert "RA_MLA_LATENT_DIM=16 is the same at all sizes" in text
+    config = make_config(**{**BASE, **words, "LR_SWEEP": "1e-3,3e-3,2e-3"})
+    assert sizes_of(make_plan(config))[0].rates == (1e-3, 2e-3, 3e-3)
+    assert re.search(r"2x32 .* 0.001 to 0.003 ", listing(make_plan(config), config))
