@@ -4,8 +4,8 @@ Of each model and batch: tokens per second of prompt and continuation, the media
 the 95th percentile of a token's time, memory per token of the decode cache and in all,
 and at longer contexts what a token costs there. After step 0, transformers' generate()
 with equal weights, if it is installed. All numbers also go to a JSON file.
-Exit codes: 0 done; 2 no such run, no usable model in it, or an option that makes no
-sense; 6 the disk is full.
+Exit codes: 0 done; 1 a measurement failed; 2 no such run, no usable model in it, or an
+option that makes no sense; 6 the disk is full.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_USAGE, begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(rows)
     keep(found)
     print(f"Written: {options.out}")
-    return 0
+    return EXIT_FAILED if any("failed" in row for row in rows) else 0
 
 
 def parser() -> argparse.ArgumentParser:
@@ -136,7 +136,7 @@ def measured(
     peers: Sequence[str],
 ) -> Iterator[Row]:
     """The rows of each subject, and of the peers after those of step 0."""
-    from gpt2.infer.bench import peer_model, peer_row, rows_of
+    from gpt2.infer.bench import failure_in, peer_model, peer_row, rows_of
     from gpt2.infer.native_gpt2 import is_native
 
     seen = False
@@ -148,7 +148,10 @@ def measured(
         model = peer_model(subject) if peers else None
         for peer in peers:
             for batch in load.batches:
-                yield peer_row(subject, model, peer, load, batch)
+                row = {"what": peer, "batch": batch, "context": load.prompt + load.new}
+                with failure_in(row):
+                    row |= peer_row(subject, model, peer, load, batch)
+                yield row
 
 
 def subjects(
@@ -206,11 +209,11 @@ def keep(found: Mapping[str, Any]) -> None:
 
 def line_of(row: Row) -> str:
     """A row as it is measured, for those who wait."""
+    start = f"{row['what']}, batch {row['batch']}, context {row['context']}: "
+    if "failed" in row:
+        return start + row["failed"]
     rate, middle = row["decode_tokens_per_second"], row["p50_ms"]
-    return (
-        f"{row['what']}, batch {row['batch']}, context {row['context']}: "
-        f"{rate:,.0f} tokens/s, {middle:.3f} ms per token"
-    )
+    return f"{start}{rate:,.0f} tokens/s, {middle:.3f} ms per token"
 
 
 def show(rows: Sequence[Row]) -> None:
@@ -223,8 +226,9 @@ def show(rows: Sequence[Row]) -> None:
     table.add_column("model")
     for column in COLUMNS:
         table.add_column(column, justify="right")
-    for row in rows:
-        table.add_row(Text(row["what"]), *cells(row, rows))
+    made = [row for row in rows if "failed" not in row]
+    for row in made:
+        table.add_row(Text(row["what"]), *cells(row, made))
     report_console().print(table)
     reasons = dict.fromkeys(row.get("not_recorded", "") for row in rows)
     for reason in filter(None, reasons):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -117,10 +118,24 @@ def rows_of(
 ) -> Iterator[Row]:
     """A row per batch, then one per batch and context."""
     for batch in load.batches:
-        yield generation_row(subject, load, batch)
+        with failure_in(start_of(subject, batch, load.prompt + load.new)) as row:
+            row |= generation_row(subject, load, batch)
+        yield row
     for context in contexts:
         for batch in load.batches:
-            yield context_row(subject, load, batch, context)
+            with failure_in(start_of(subject, batch, context)) as row:
+                row |= context_row(subject, load, batch, context)
+            yield row
+
+
+@contextmanager
+def failure_in(row: Row) -> Iterator[Row]:
+    """The row, with what failed in it, as for want of memory: it must not end the
+    table."""
+    try:
+        yield row
+    except RuntimeError as error:
+        row["failed"] = f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @torch.no_grad()
@@ -140,8 +155,7 @@ def generation_row(subject: TimedModel, load: Load, batch: int) -> Row:
             clock.stamp()
         if number:
             times.append(clock.seconds())
-    row = start_of(subject) | {"batch": batch, "context": decoder.cache.length}
-    row |= speed(times, batch, load.prompt)
+    row = speed(times, batch, load.prompt)
     return row | memory_row(subject, decoder, batch)
 
 
@@ -169,16 +183,16 @@ def context_row(subject: TimedModel, load: Load, batch: int, context: int) -> Ro
             clock.stamp()
         if number:
             times.append(clock.seconds())
-    row = start_of(subject) | {"batch": batch, "context": context}
-    row |= speed(times, batch, 0)
+    row = speed(times, batch, 0)
     del row["prefill_tokens_per_second"]
     return row | memory_row(subject, decoder, batch)
 
 
-def start_of(subject: TimedModel) -> Row:
+def start_of(subject: TimedModel, batch: int, context: int) -> Row:
     """First fields of a row."""
     where = None if subject.run_dir is None else str(subject.run_dir)
-    return {"what": subject.label, "run_dir": where, "hash": subject.run_hash or None}
+    found = {"what": subject.label, "run_dir": where, "hash": subject.run_hash or None}
+    return {**found, "batch": batch, "context": context}
 
 
 def check_context(subject: TimedModel, length: int, words: str) -> None:
@@ -278,7 +292,6 @@ def peer_row(subject: TimedModel, model: Any, peer: str, load: Load, batch: int)
         )
         if number > 1:
             times.append(clock.seconds())
-    row = {"what": peer, "batch": batch, "context": load.prompt + load.new}
-    row |= speed(times, batch, load.prompt)
+    row = speed(times, batch, load.prompt)
     same = (found == ours)[:, load.prompt :].float().mean().item()
     return row | {"same_tokens": same, **peak_memory(subject.device)}

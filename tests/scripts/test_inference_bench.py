@@ -79,6 +79,14 @@ def test_gpt2s_latent_cache_is_six_times_smaller():
     assert kv_bytes(mine) == 6 * kv_bytes(latent)
 
 
+def test_a_measurement_that_fails_leaves_the_others(tmp_path):
+    words = ["--overrides", f"STEPS=0 {SMALL}", "--out", "speed.json", "--peers", ","]
+    done = bench(tmp_path, *words, "--batches", "1,100000000000000", code=1)
+    one, many = rows(tmp_path)
+    assert one["p50_ms"] > 0 and "RuntimeError" in many["failed"]
+    assert f"batch 100000000000000, context 11: {many['failed']}" in done.stderr
+
+
 def test_trained_runs_and_what_is_refused(undisturbed):
     words = ["--out", "speed.json", "--peers", ","]
     bench(undisturbed, *words, "0,5")
