@@ -1,4 +1,4 @@
-"""README.md's way from `make` to a model in transformers, to the letter."""
+"""README.md's commands, to the letter: a study, and what comes after training."""
 
 from __future__ import annotations
 
@@ -25,19 +25,27 @@ SMALLER = {
     "CHECKPOINT_INTERVAL": "5",
 }
 
+# Fewer runs, and updates, of a study.
+SHORTER = {
+    r"\bSEEDS=1,2,3": "SEEDS=1",
+    r"\bLR_SWEEP=3e-4,6e-4,1.2e-3": "LR_SWEEP=3e-4,6e-4",
+    r"\bLR_SWEEP_EXTEND=y": "LR_TUNING_SEEDS=7",
+    r"(LR_SCHEDULE=wsd .*)MAX_ITERS=(\d)000": r"\1SEEDS=1 MAX_ITERS=\g<2>0",
+}
 
-def blocks(language: str) -> list[str]:
-    """Code of the section, in its order."""
+
+def blocks(language: str, title: str = TITLE) -> list[str]:
+    """Code of a section, in its order."""
     section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {TITLE}\n")[1]
+        (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {title}\n")[1]
     )
     section = re.split(r"^## ", section, flags=re.M)[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
 
 
-@pytest.mark.slow
-def test_each_command_after_training_works_as_it_stands(tmp_path: Path) -> None:
-    tree = copy_tree(tmp_path / "tree")
+def small_tree(folder: Path) -> Path:
+    """A copy of the project in which the quickstart trains in a moment."""
+    tree = copy_tree(folder / "tree")
     preset = tree / "defconfigs/gpt2-quickstart"
     lines = preset.read_text().splitlines()
     values = dict(line.split("=", 1) for line in lines if line.startswith("CONFIG_"))
@@ -47,6 +55,33 @@ def test_each_command_after_training_works_as_it_stands(tmp_path: Path) -> None:
     text = [*others, *(f"{name}={value}" for name, value in values.items())]
     preset.write_text("\n".join(text) + "\n")
     note_setup(tree)
+    return tree
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_each_command_of_a_study_works_as_it_stands(tmp_path: Path) -> None:
+    tree = small_tree(tmp_path)
+    quick = (tree / "defconfigs/gpt2-quickstart").read_text()
+    (tree / "defconfigs/gpt2-ratio-ablation").write_text(quick)
+    shell = [line for text in blocks("sh", "A study") for line in text.splitlines()]
+    for command in shell:
+        for long, short in SHORTER.items():
+            command = re.sub(long, short, command)
+        command = command.replace(".venv/bin/python", sys.executable)
+        command = command.replace("/tmp/ra", str(tmp_path / "ra"))
+        if command.startswith("make menuconfig"):
+            continue  # tests/scripts/test_kconfig_cli.py types its keys
+        done = run(tree, "bash", "-c", command, PYTHON=sys.executable)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+    for name in ("results_windows/report.html", "results_2000/summary.json"):
+        assert (tree / name).is_file()
+    assert (tmp_path / "ra/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_each_command_after_training_works_as_it_stands(tmp_path: Path) -> None:
+    tree = small_tree(tmp_path)
     alone = {"PYTHON": sys.executable, "HF_HOME": str(tmp_path / "hf")}
     said = {}
     for command in blocks("sh")[0].splitlines():
