@@ -26,7 +26,7 @@ def idle_in(config: Config) -> list[str]:
 
 @pytest.mark.parametrize("name", [path.name for path in PRESETS.iterdir()])
 def test_no_preset_asks_for_what_nothing_reads(name: str) -> None:
-    assert idle_in(preset(name)) == []
+    assert idle_in(preset(name, "INIT_FROM=")) == []  # a folder that is not there
 
 
 @pytest.mark.parametrize(

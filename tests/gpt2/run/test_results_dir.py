@@ -188,14 +188,14 @@ def test_fields_of_other_versions_name_the_way_to_continue(make: Make) -> None:
     begin(plan, 0)
     path = plan.output_dir / plan.jobs[0].run_dir / run_files.JOB_FILE
     job = json.loads(path.read_text())
-    del job["settings"]["data"]["init_sha256"]
+    del job["settings"]["optim"]["beta1"]
     job["settings"]["optim"]["lookahead"] = 5
     path.write_text(json.dumps({**job, "hash": "0" * 16}))
     with pytest.raises(MatrixError) as caught:
         check(plan)
     version = r" \(continue with the commit in its manifest.json\)"
     for line in (
-        r"data.init_sha256 +is new since the run began, now ''" + version,
+        r"optim.beta1 +is new since the run began, now 0.9" + version,
         r"optim.lookahead +was 5, does not exist any more" + version,
     ):
         assert re.search(line, str(caught.value))
