@@ -312,7 +312,7 @@ def test_a_step_whose_pruning_could_not_act_is_refused():
 @pytest.mark.parametrize("preset", PRESETS, ids=lambda path: path.name)
 def test_every_preset_can_be_planned(preset):
     # The folder with GPT-2 is the user's to bring: tests/scripts/test_init_from_run.py.
-    found = make_plan(strict_kconfig().load([preset], [], ["INIT_FROM="]))
+    found = make_plan(strict_kconfig().load([preset], ["INIT_FROM="]))
     assert found.jobs and len({job.hash for job in found.jobs}) == len(found.jobs)
     if found.base.matrix.mode == "matrix":
         assert found.jobs[0].name == BASELINE
