@@ -14,6 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from gpt2.infer.run_samples import write_samples
+from gpt2.train.export import WEIGHTS, weights_sha256
 from lib.atomic_files import atomic_write_json, read_json
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
@@ -140,12 +141,13 @@ def folder(undisturbed, tmp_path):
 
 
 def rewrite(path, change=None, **metadata):
-    """Write an export again with other tensors or metadata."""
+    """Write an export again with other tensors, as if trained so, or metadata."""
     with safe_open(path, framework="pt") as file:
         stored = {**file.metadata(), **metadata}
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if change is not None:
         change(tensors)
+        stored[WEIGHTS] = weights_sha256(tensors)
     save_file(tensors, path, metadata=stored)
 
 
