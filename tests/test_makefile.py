@@ -371,8 +371,10 @@ def test_clean_and_mrproper_remove_only_what_make_made(tree: Path) -> None:
     (tree / "cache").mkdir()
     (tree / "cache" / "mine").write_text("x")
     (tree / ".mypy_cache").symlink_to(tree / "cache")
-    made = ("lib/__pycache__/x.pyc", ".pytest_cache/x", ".ruff_cache/x")
-    made += ("build/lib/gpt2/x.py", "kablate.egg-info/PKG-INFO")
+    made = (
+        *("lib/__pycache__/x.pyc", ".pytest_cache/x", ".ruff_cache/x"),
+        *("build/lib/gpt2/x.py", "kablate.egg-info/PKG-INFO"),
+    )
     for name in kept + made:
         (tree / name).parent.mkdir(parents=True, exist_ok=True)
         (tree / name).write_text("x")

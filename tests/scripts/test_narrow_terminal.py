@@ -24,7 +24,7 @@ COMMANDS = {  # and whether the last line says what to do next
 @pytest.mark.parametrize("name", COMMANDS)
 def test_words_stay_whole_in_80_columns(undisturbed, name):
     has_next, script, *words = COMMANDS[name]
-    command = [str(ROOT / "scripts" / script), *words]
+    command = [str(ROOT / "scripts" / str(script)), *map(str, words)]
     shown = run_in_terminal(undisturbed, *command, columns=WIDTH)
     done = subprocess.run(
         [sys.executable, *command], cwd=undisturbed, capture_output=True, text=True

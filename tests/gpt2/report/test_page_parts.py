@@ -7,14 +7,15 @@ import pytest
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
 from gpt2.report.read_results import read_matrix
+from gpt2.report.results import MatrixResults
 from gpt2.report.samples import sample_prompts
 from gpt2.report.training_curves import MAX_POINTS, training_curves
-from gpt2.report.verdicts import judge
+from gpt2.report.verdicts import Judgement, judge
 from gpt2.report.what_was_trained import what_was_trained
 from tests.results_factory import write_matrix, write_run
 
 
-def judged_of(root):
+def judged_of(root) -> tuple[MatrixResults, Judgement]:
     matrix = read_matrix(root)
     return matrix, judge(matrix)
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -104,7 +105,7 @@ def test_the_audit_and_the_certificates_have_the_same_rates(
         OPTIM, warmup_steps=warmup, max_iters=warmup + rest, lr_schedule=kind
     )
     optim = replace(optim, lr_decay_share=share, lr_decay_shape=shape)
-    plain = PlainTraining.__new__(PlainTraining)
+    plain: Any = PlainTraining.__new__(PlainTraining)
     plain.settings = SimpleNamespace(optim=optim)
     for update in range(1, optim.max_iters + 1):
         mine = learning_rate(update, optim, spent)
