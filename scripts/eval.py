@@ -192,7 +192,7 @@ def show(
     console = report_console()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for column in ("measure", "arm", "mean", "difference", "95%", "p (Holm)", "over"):
-        table.add_column(column, no_wrap=column in NUMBERS)
+        table.add_column(column, no_wrap=column in NUMBERS, overflow="fold")
     before = None
     for row in rows:
         shown = row.measure if row.measure != before else ""

@@ -34,6 +34,7 @@ from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.generation import write_generation
+from gpt2.run.plan_listing import table
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from lib import human
@@ -41,7 +42,6 @@ from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number, number
-from lib.terminal import report_console
 
 if TYPE_CHECKING:
     from gpt2.infer.bench import Load, Row, TimedModel
@@ -52,6 +52,7 @@ COLUMNS = (
     *("batch", "context", "prefill tok/s", "decode tok/s", "of first"),
     *("p50 ms", "p95 ms", "cache/token", "memory"),
 )
+SPARE = ("p95 ms", "prefill tok/s", "memory", "cache/token", "of first")
 
 
 @answers_json("inference-bench")
@@ -218,18 +219,9 @@ def line_of(row: Row) -> str:
 
 def show(rows: Sequence[Row]) -> None:
     """Print the table."""
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD)
-    table.add_column("model")
-    for column in COLUMNS:
-        table.add_column(column, justify="right")
     made = [row for row in rows if "failed" not in row]
-    for row in made:
-        table.add_row(Text(row["what"]), *cells(row, made))
-    report_console().print(table)
+    lines = [[row["what"], *cells(row, made)] for row in made]
+    print(table(("model", *COLUMNS), lines, left=(0,), spare=SPARE), end="")
     reasons = dict.fromkeys(row.get("not_recorded", "") for row in rows)
     for reason in filter(None, reasons):
         print(f"note: no graph per token, because {reason}")

@@ -12,19 +12,25 @@ from tests.scratch import ROOT
 from tests.terminal import run_in_terminal
 
 WIDTH = 80
+SHORT = "5,0 --batches 1 --prompt_tokens 4 --new_tokens 4 --repeats 1 --peers ,".split()
+LONG = "questions_with_a_name_that_fills_columns.jsonl"
 COMMANDS = {  # and whether the last line says what to do next
     "status": (True, "run_test_matrix.py", "--status"),
     "budget": (True, "run_test_matrix.py", "--budget"),
     "list": (False, "run_test_matrix.py", "--list", "--overrides", "OUTPUT_DIR=other"),
     "report": (True, "report.py", "results", "--no-plots", "--no-html"),
     "explain": (True, "kconfig.py", "explain", ""),
+    "eval": (False, "eval.py", "5,0", "--no-write", "--choices", LONG),
+    "inference-bench": (False, "inference_bench.py", *SHORT, "--out", LONG),
 }
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_words_stay_whole_in_80_columns(undisturbed, name):
+def test_words_stay_whole_in_80_columns(undisturbed, tmp_path, name):
     has_next, script, *words = COMMANDS[name]
-    command = [str(ROOT / "scripts" / str(script)), *map(str, words)]
+    (tmp_path / LONG).write_text('{"context": "a", "choices": ["b", "c"], "answer": 0}')
+    words = [str(tmp_path / LONG) if word == LONG else str(word) for word in words]
+    command = [str(ROOT / "scripts" / str(script)), *words]
     shown = run_in_terminal(undisturbed, *command, columns=WIDTH)
     done = subprocess.run(
         [sys.executable, *command], cwd=undisturbed, capture_output=True, text=True
@@ -33,6 +39,8 @@ def test_words_stay_whole_in_80_columns(undisturbed, name):
     for line in map(str.strip, shown.splitlines()):
         is_command = line.startswith(sys.executable)  # to be copied as a whole
         assert len(line) <= WIDTH or is_command or " " not in line, line
+    cut = [word for word in shown.split() if word.endswith("…")]
+    assert not cut, "a number that is cut off would be another number"
     # A table may leave columns out, but paths and commands are there as a whole.
     long = {w for w in (done.stdout + done.stderr).split() if len(w) > 18 and "/" in w}
     assert long <= {*shown.split()}
