@@ -131,8 +131,11 @@ def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Sp
     sizes = sizes_of(config, judged)
     if not all(map(is_known, sizes)):
         low, high = (f"{size / 1e6:g}" for size in KNOWN_PARAMETERS)
+        size = human.count(sizes[0])
+        few = "these results have no two valid seeds to measure it with, and "
+        few = few if judged else ""
         raise ValueError(
-            f"the noise of a model of {human.count(sizes[0])} parameters is unknown "
+            f"{few}the noise of a model of {size} parameters is unknown "
             f"(it is known for {low} to {high} million): run three seeds of the "
             "baseline, name a results folder that has them with RESULTS=folder, or set "
             "SD= to the standard deviation of a run over seeds in nats"

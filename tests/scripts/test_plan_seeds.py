@@ -110,6 +110,7 @@ def test_the_noise_of_124m_is_not_taken_for_another_size(tmp_path):
     done = plan("--results", tmp_path, cwd=tmp_path)
     assert done.returncode == 2 and "800.0k parameters is unknown" in done.stderr
     assert "RESULTS=folder" in done.stderr and "SD=" in done.stderr
+    assert "these results have no two valid seeds" in done.stderr
     assert "124M" not in done.stdout
     assert plan("--results", tmp_path, "--sd", "0.02", cwd=tmp_path).returncode == 0
 
