@@ -54,6 +54,15 @@ def test_all_runs_of_the_results_are_audited_and_the_report_says_so(folder):
     assert line in (folder / "results/REPORT.md").read_text()
 
 
+def test_the_report_of_the_folder_that_was_audited_is_next(folder, monkeypatch):
+    monkeypatch.setenv("KABLATE_SETTINGS", "")  # as under make
+    (folder / "results").rename(folder / "others")
+    said = audit(folder, "5", "--results", "others")
+    assert "Next: make report RESULTS=others (its checklist" in said
+    (folder / "others").rename(folder / "results")
+    assert "Next: make report (its checklist" in audit(folder, "5")
+
+
 @pytest.mark.parametrize(
     ("name", "runs"),
     [
