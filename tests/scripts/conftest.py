@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -50,8 +50,11 @@ def folder(prepared: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder after a run of step 0 and 5, seed 1, without interruption."""
+def undisturbed(
+    prepared: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """The folder after a run of step 0 and 5, seed 1, without interruption. All tests
+    share it: a command that may write there gets a copy, ``finished``."""
 
     def fill(place: Path) -> None:
         shutil.copytree(prepared, place, dirs_exist_ok=True)
@@ -59,4 +62,19 @@ def undisturbed(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
         assert done.returncode == 0, done.stdout + done.stderr
         assert "2 of 2 jobs are done; results in results" in done.stdout
 
-    return once(tmp_path_factory, "undisturbed", fill)
+    place = once(tmp_path_factory, "undisturbed", fill)
+    before = written(place)
+    yield place
+    changed = sorted({path for path, _ in written(place) ^ before})
+    assert not changed, "a command wrote there: let it have ``finished``"
+
+
+def written(place: Path) -> set[tuple[str, int]]:
+    """Files of a folder, and when each was last written."""
+    return {(str(p), p.stat().st_mtime_ns) for p in place.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def finished(undisturbed: Path, tmp_path: Path) -> Path:
+    """A copy of ``undisturbed`` of one's own."""
+    return Path(shutil.copytree(undisturbed, tmp_path / "here"))

@@ -4,7 +4,6 @@ import json
 import re
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 
@@ -30,11 +29,11 @@ def evaluate(folder, *words, code=0, keep=False):
     return done.stdout + done.stderr
 
 
-def test_arms_are_scored_and_compared_on_what_is_given(undisturbed, tmp_path):
+def test_arms_are_scored_and_compared_on_what_is_given(finished, tmp_path):
     questions, out = tmp_path / "q.jsonl", tmp_path / "eval.json"
     questions.write_text(3 * (json.dumps(QUESTION) + "\n"))
     words = ("--text", "texts", "--choices", questions, "--items", "5", "--out", out)
-    said = evaluate(undisturbed, "0,5", *words)
+    said = evaluate(finished, "0,5", *words)
     for shown in ("bits per byte, texts", "repeated tokens, loss", "accuracy, q"):
         assert shown in said
     assert "5 items, 1 seed" in said and "8 to 15" in said
@@ -53,16 +52,15 @@ def test_arms_are_scored_and_compared_on_what_is_given(undisturbed, tmp_path):
     assert row["difference"]["mean"] == pytest.approx(mean)
 
 
-def test_the_report_has_what_was_evaluated(undisturbed, tmp_path):
-    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
+def test_the_report_has_what_was_evaluated(finished, tmp_path):
     words = ("0,5", "--items", "4", "--out", "eval.json")
-    evaluate(here, *words, keep=True)  # induction stays when text is added
-    evaluate(here, *words, "--text", "texts", keep=True)
-    run_script("report.py", "--no-plots", "--quiet", cwd=here)
-    measures = json.loads((here / "eval.json").read_text())["measures"]
-    runs = json.loads((here / "results/summary.json").read_text())["runs"]
-    page = (here / "results/report.html").read_text()
-    text = (here / "results/REPORT.md").read_text().replace("−", "-")
+    evaluate(finished, *words, keep=True)  # induction stays when text is added
+    evaluate(finished, *words, "--text", "texts", keep=True)
+    run_script("report.py", "--no-plots", "--quiet", cwd=finished)
+    measures = json.loads((finished / "eval.json").read_text())["measures"]
+    runs = json.loads((finished / "results/summary.json").read_text())["runs"]
+    page = (finished / "results/report.html").read_text()
+    text = (finished / "results/REPORT.md").read_text().replace("−", "-")
     for row, run in zip(
         (m for m in measures if m["measure"] == "bits per byte, texts"),
         runs,
@@ -74,30 +72,32 @@ def test_the_report_has_what_was_evaluated(undisturbed, tmp_path):
     half = (found["interval"]["high"] - found["interval"]["low"]) / 2
     assert f"| {found['mean']:+.4f} ± {half:.4f} (1 seed) |" in text
     assert "repeated tokens, loss" in text
-    assert "eval: repeated tokens, loss" in (here / "results/results.csv").read_text()
+    assert (
+        "eval: repeated tokens, loss" in (finished / "results/results.csv").read_text()
+    )
     # Of another run, and damaged.
-    other = here / "results/step05-ra/seed1/eval.json"
-    shutil.copy(here / "results/step00-baseline/seed1/eval.json", other)
-    (here / "results/step00-baseline/seed1/eval.json").write_text("{")
-    said = run_script("report.py", "--no-plots", "--no-html", cwd=here).stdout
+    other = finished / "results/step05-ra/seed1/eval.json"
+    shutil.copy(finished / "results/step00-baseline/seed1/eval.json", other)
+    (finished / "results/step00-baseline/seed1/eval.json").write_text("{")
+    said = run_script("report.py", "--no-plots", "--no-html", cwd=finished).stdout
     assert "seed1/eval.json: is of another run" in said
     assert "baseline/seed1/eval.json: " in said
-    assert "## Evaluations" not in (here / "results/REPORT.md").read_text()
+    assert "## Evaluations" not in (finished / "results/REPORT.md").read_text()
 
 
 @pytest.mark.skipif(find_spec("lm_eval") is not None, reason="lm-eval is installed")
-def test_tasks_of_the_harness_need_the_extra(undisturbed):
-    said = evaluate(undisturbed, "0", "--tasks", "python_syntax", code=2)
+def test_tasks_of_the_harness_need_the_extra(finished):
+    said = evaluate(finished, "0", "--tasks", "python_syntax", code=2)
     assert "TASKS: lm_eval is not installed; run `make setup EXTRAS=eval`" in said
 
 
-def test_tasks_of_the_harness_are_scored_and_compared(undisturbed, tmp_path):
+def test_tasks_of_the_harness_are_scored_and_compared(finished, tmp_path):
     pytest.importorskip("lm_eval", reason="without `make setup EXTRAS=eval`")
     lines = "".join(f'{{"text": "line {n} of some"}}\n' for n in range(4))
     (tmp_path / "lines.jsonl").write_text(lines)
     (tmp_path / "t.yaml").write_text(TASK)
     words = ("--tasks", tmp_path / "t.yaml", "--items", "3", "--out", tmp_path / "o")
-    said = evaluate(undisturbed, "0,5", *words)
+    said = evaluate(finished, "0,5", *words)
     assert "t, nats per word" in said and "3 items, 1 seed" in said
     assert "note: t: the first 3 of 4 documents (ITEMS)" in said
     found = json.loads((tmp_path / "o").read_text())["runs"][1]
@@ -107,12 +107,12 @@ def test_tasks_of_the_harness_are_scored_and_compared(undisturbed, tmp_path):
         "pyton_syntax": "neither a file nor a task of .*; nearest: python_syntax",
         "nothere.yaml": "there is no such file",
     }.items():
-        said = evaluate(undisturbed, "0", "--tasks", wrong, code=2)
+        said = evaluate(finished, "0", "--tasks", wrong, code=2)
         assert re.search(f"TASKS={wrong}: {hint}", said), said
 
 
-def test_without_text_or_questions_there_is_induction(undisturbed):
-    said = evaluate(undisturbed, "5", "--items", "3")
+def test_without_text_or_questions_there_is_induction(finished):
+    said = evaluate(finished, "5", "--items", "3")
     assert "repeated tokens, loss" in said and "bits per byte" not in said
 
 
@@ -125,5 +125,5 @@ def test_without_text_or_questions_there_is_induction(undisturbed):
         (["9"], "nor a run of results: it has 0 baseline, 5 ra"),
     ],
 )
-def test_what_makes_no_sense_is_refused(undisturbed, words, hint):
-    assert hint in evaluate(undisturbed, *words, code=2)
+def test_what_makes_no_sense_is_refused(finished, words, hint):
+    assert hint in evaluate(finished, *words, code=2)

@@ -87,19 +87,19 @@ def test_a_measurement_that_fails_leaves_the_others(tmp_path):
     assert f"batch 100000000000000, context 11: {many['failed']}" in done.stderr
 
 
-def test_trained_runs_and_what_is_refused(undisturbed):
+def test_trained_runs_and_what_is_refused(finished):
     words = ["--out", "speed.json", "--peers", ","]
-    bench(undisturbed, *words, "0,5")
-    assert {r["what"] for r in rows(undisturbed)} == {
+    bench(finished, *words, "0,5")
+    assert {r["what"] for r in rows(finished)} == {
         "0 baseline, seed 1",
         "5 ra, seed 1",
     }
-    report(undisturbed)
-    said = bench(undisturbed, *words, "--contexts", "17", "5", code=2).stderr
+    report(finished)
+    said = bench(finished, *words, "--contexts", "17", "5", code=2).stderr
     assert "CONTEXTS=17: 17 tokens do not fit the context of 16 of 5 ra" in said
-    said = bench(undisturbed, *words, "--new_tokens", "12", "5", code=2).stderr
+    said = bench(finished, *words, "--new_tokens", "12", "5", code=2).stderr
     assert "PROMPT_TOKENS=5 and NEW_TOKENS=12: 17 tokens do not fit" in said
-    said = bench(undisturbed, "--peers", "vllm", "5", code=2).stderr
+    said = bench(finished, "--peers", "vllm", "5", code=2).stderr
     assert "PEERS='vllm': allowed are transformers, transformers-static" in said
-    said = bench(undisturbed, "--batches", "0", "5", code=2).stderr
+    said = bench(finished, "--batches", "0", "5", code=2).stderr
     assert "BATCHES" in said and "at least 1" in said

@@ -93,30 +93,29 @@ def answer(folder: Path, *words: str, code: int = 0) -> dict[str, Any]:
     "command", [*COMMANDS, *(pytest.param(c, marks=pytest.mark.slow) for c in SLOW)]
 )
 def test_commands_answer_with_the_documented_fields(
-    undisturbed: Path, tmp_path: Path, command: str
+    finished: Path, tmp_path: Path, command: str
 ) -> None:
-    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
     words = list((COMMANDS | SLOW)[command])
-    (here / "results" / "REPORT.md").touch()  # which a bundle needs
+    (finished / "results" / "REPORT.md").touch()  # which a bundle needs
     if words[0] == MATRIX:
         words += ["--overrides", "SEEDS=1"]
-    found = answer(here, *words)
+    found = answer(finished, *words)
     fields = documented()[command]
     assert (found["command"], found["error"]) == (command, None)
     assert found.keys() == ENVELOPE | fields
 
 
-def test_the_report_has_the_summary_by_its_schema(undisturbed: Path) -> None:
-    found = answer(undisturbed, "report.py", *QUIET)
+def test_the_report_has_the_summary_by_its_schema(finished: Path) -> None:
+    found = answer(finished, "report.py", *QUIET)
     jsonschema.validate(found["summary"], json.loads(SCHEMA.read_text()))
     assert found["summary"] == json.loads(
-        (undisturbed / "results" / "summary.json").read_text()
+        (finished / "results" / "summary.json").read_text()
     )
 
 
-def test_a_refusal_is_an_answer(undisturbed: Path) -> None:
+def test_a_refusal_is_an_answer(finished: Path) -> None:
     words = (MATRIX, "--status", "--overrides", "STEPS=99")
-    found = answer(undisturbed, *words, code=2)
+    found = answer(finished, *words, code=2)
     assert found.keys() == ENVELOPE and "there is no step 99" in found["error"]
 
 

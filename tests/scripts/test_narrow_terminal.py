@@ -26,14 +26,14 @@ COMMANDS = {  # and whether the last line says what to do next
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_words_stay_whole_in_80_columns(undisturbed, tmp_path, name):
+def test_words_stay_whole_in_80_columns(finished, tmp_path, name):
     has_next, script, *words = COMMANDS[name]
     (tmp_path / LONG).write_text('{"context": "a", "choices": ["b", "c"], "answer": 0}')
-    words = [str(tmp_path / LONG) if word == LONG else str(word) for word in words]
-    command = [str(ROOT / "scripts" / str(script)), *words]
-    shown = run_in_terminal(undisturbed, *command, columns=WIDTH)
+    words = [tmp_path / LONG if word == LONG else word for word in words]
+    command = [str(ROOT / "scripts" / str(script)), *map(str, words)]
+    shown = run_in_terminal(finished, *command, columns=WIDTH)
     done = subprocess.run(
-        [sys.executable, *command], cwd=undisturbed, capture_output=True, text=True
+        [sys.executable, *command], cwd=finished, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     for line in map(str.strip, shown.splitlines()):

@@ -56,24 +56,24 @@ def test_text_is_the_prompt_and_what_the_model_makes_of_it(undisturbed):
 
 
 def test_a_finished_run_has_samples_of_validation_text_for_the_report(
-    undisturbed, monkeypatch
+    finished, monkeypatch
 ):
-    found = [read_json(undisturbed / run / "samples.json") for run in (RUN, OTHER)]
+    found = [read_json(finished / run / "samples.json") for run in (RUN, OTHER)]
     mine, theirs = (
         [(one["prompt"], one["actual"]) for one in record["samples"]]
         for record in found
     )
     assert mine == theirs and len(mine) == 2
-    (path,) = undisturbed.glob("data/*/val.bin")
+    (path,) = finished.glob("data/*/val.bin")
     text = bytes(np.fromfile(path, "<u2").clip(0, 255).astype("u1")).decode("latin1")
     assert all(prompt + actual in text for prompt, actual in mine)
     assert found[0]["tokens"] == 12 and mine[0][0] == "Docu"
-    monkeypatch.chdir(undisturbed)
+    monkeypatch.chdir(finished)
     write_samples(Path(RUN))
-    assert read_json(undisturbed / RUN / "samples.json") == found[0]
-    monkeypatch.chdir(undisturbed / "texts")  # from where the data is not found
+    assert read_json(finished / RUN / "samples.json") == found[0]
+    monkeypatch.chdir(finished / "texts")  # from where the data is not found
     with pytest.raises(FileNotFoundError, match=r"val\.bin"):
-        write_samples(undisturbed / RUN)
+        write_samples(finished / RUN)
 
 
 def test_several_models_stand_side_by_side(undisturbed):
