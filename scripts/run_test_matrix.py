@@ -405,7 +405,7 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
     if done and table:
         configured = config.origin("OUTPUT_DIR") != COMMAND_LINE
         command = report_command(plan.output_dir, configured=configured)
-        print(f"for the report with plots and verdicts: {command}")
+        print(f"Next: {command} (plots and verdicts)")
     if code:
         print(f"to continue: {matrix_command()}", file=sys.stderr)
 

@@ -90,4 +90,5 @@ def summary(text: Continuation) -> str:
     """One line: which model, how many tokens, how fast, and why it ended."""
     rate = text.tokens / text.seconds if text.seconds else 0.0
     ended = text.ended or "interrupted"
-    return f"{text.trained.label}: {text.tokens} tokens, {rate:.0f} per second, {ended}"
+    count = "1 token" if text.tokens == 1 else f"{text.tokens} tokens"
+    return f"{text.trained.label}: {count}, {rate:.0f} per second, {ended}"

@@ -64,7 +64,7 @@ def test_make_ends_with_the_table_and_commands_that_go_on(tree: Path) -> None:
     assert f"1 of 1 jobs are done; results in {ODD}\n" in done.stdout
     assert (tree / ODD / "step00-baseline/seed1/status.json").is_file()
 
-    (report,) = re.findall("for the report .*: (make report.*)", done.stdout)
+    (report,) = re.findall(r"Next: (make report.*) \(plots", done.stdout)
     reported = type_in(tree, report.replace("make report", "make -n report"))
     assert "-- 'a  b $HOME'\\'''" in reported.stdout
 
