@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
 from gpt2.plan.names import KERNELS_ONLY
@@ -23,16 +23,16 @@ from lib.jobs.slots import are_shared, place_of
 
 @contextmanager
 def kernels_chosen_meanwhile(
-    tasks: Sequence[Task], options: Options
+    tasks: Iterable[Task], options: Options
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
     """One process for each GPU from here on; those that have not ended are killed at
     the end of the block. What fails in one is tried and reported by the run itself."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        for task, slot in zip(first_of(tasks, options), options.slots, strict=False):
-            # A CPU has no choice, and is busy with the proofs.
-            if place_of(slot) and not are_shared(options.slots):
-                processes.append(_start(task, slot))
+        # A CPU has no choice, and is busy with the proofs.
+        if all(map(place_of, options.slots)) and not are_shared(options.slots):
+            pairs = zip(first_of(tasks, options), options.slots, strict=False)
+            processes += [_start(task, slot) for task, slot in pairs]
         yield processes
     finally:
         for process in processes:
@@ -41,7 +41,7 @@ def kernels_chosen_meanwhile(
             process.wait()
 
 
-def first_of(tasks: Sequence[Task], options: Options) -> list[Task]:
+def first_of(tasks: Iterable[Task], options: Options) -> list[Task]:
     """The tasks that the scheduler begins with, each of which compiles something else,
     at most one for each slot."""
     order = list(tasks)

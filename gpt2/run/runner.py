@@ -134,7 +134,7 @@ def _run_missing(
     view: View,
     prove: Callable[[Path], Proofs],
 ) -> int:
-    waiting = [task_of(job, root, "") for job in todo if _chooses_alone(job)]
+    waiting = (task_of(job, root, "") for job in todo if _chooses_alone(job))
     with kernels_chosen_meanwhile(waiting, options):
         proofs = prove(root / STOP_FILE) if todo else Proofs()
         refused = refuse(root, todo, proofs, view)

@@ -14,7 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -42,7 +41,7 @@ from gpt2.train.batch_split import split_batch
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
-from lib.gpu.compile_cache import compiled, import_compiler
+from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo
 from lib.jobs.turn import Turn
 from lib.kernels import ahead, choices
@@ -70,8 +69,6 @@ def known(
     on = device.torch_device
     if not wants_tuning(settings, on):
         return None
-    if settings.resources.compile_model:  # seconds, which are free while others choose
-        threading.Thread(target=import_compiler, daemon=True).start()
     where = store.place(on)
     # Runs of one arm that start together tune once; other arms need not wait.
     with store.exclusive(file, arm_of(settings, batch)):

@@ -48,6 +48,7 @@ from gpt2.train.trainer import Trainer
 from gpt2.train.warm_up import warm_up
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
+from lib.gpu.compile_cache import import_compiler
 from lib.jobs.process import LAST_END
 from lib.jobs.slots import GPUS
 from lib.jobs.turn import Turn
@@ -197,6 +198,8 @@ class Preparation:
         """The settings with kernels by name, none of them in ``dropped``."""
         settings, batch = self.job.settings, context.split.micro_batch
         file = file_of(self.job, self.recorder.run_dir)
+        if context.device.is_gpu and settings.resources.compile_model:
+            import_compiler()  # seconds, in which another process may choose already
         for first in (True, False):  # one rank tries kernels, the others read the file
             if context.ranks.is_first == first:
                 say, dropped = self.recorder.say, self.dropped
