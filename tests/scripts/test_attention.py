@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,8 +15,8 @@ RUN = "results/step05-ra/seed1"
 
 
 @pytest.fixture
-def here(undisturbed, tmp_path):
-    return Path(shutil.copytree(undisturbed, tmp_path / "here"))
+def here(finished):
+    return finished
 
 
 def attention(folder, *words, code=0):

@@ -1,7 +1,6 @@
 """INIT_FROM with the real runner: from a trained GPT-2 in transformers' format."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +24,8 @@ ARMS = ("step00-baseline", "step30-ra-learned")
 SETTINGS = "STEPS=0,30 SEEDS=2 MAX_ITERS=2 WARMUP_STEPS=1"
 
 
-def test_arms_start_where_the_source_ended_and_are_audited(undisturbed, tmp_path):
-    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
+def test_arms_start_where_the_source_ended_and_are_audited(finished, tmp_path):
+    here = finished
     (here / "gpt2").mkdir()
     write_folder(load_trained(here / SOURCE), here / "gpt2", native=True)
     words = ("--overrides", f"{SETTINGS} OUTPUT_DIR=tuned INIT_FROM=gpt2")
