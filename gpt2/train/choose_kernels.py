@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -312,16 +312,14 @@ def _compiling_parts(request: str) -> Iterator[Callable[[], int]]:
     """A process that compiles the parts, as Python lets one thread compile at a time;
     a function that waits for it. What fails there is compiled again here."""
     words = [sys.executable, "-m", __spec__.name, PARTS]
-    with subprocess.Popen(
-        words, stdin=subprocess.PIPE, stdout=sys.stderr, text=True
-    ) as process:
-        assert process.stdin is not None, "a pipe was asked for"
-        with suppress(BrokenPipeError), process.stdin:
-            process.stdin.write(request)
-        try:
-            yield process.wait
-        finally:
-            process.kill()
+    with tempfile.TemporaryFile("w+") as file:  # a pipe would fill until torch is there
+        file.write(request)
+        file.seek(0)
+        with subprocess.Popen(words, stdin=file, stdout=sys.stderr) as process:
+            try:
+                yield process.wait
+            finally:
+                process.kill()
 
 
 def compile_only() -> int:
