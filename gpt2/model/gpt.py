@@ -13,7 +13,7 @@ from gpt2.model.block import RA_MLA_Block
 from gpt2.model.context import BlockContext, DecodeCache
 from gpt2.model.loss import linear_cross_entropy, summed_score
 from gpt2.settings.checks import heads_refusal
-from gpt2.settings.schema import Settings
+from gpt2.settings.schema import Resources, Settings
 from lib.gpu.device import to_autocast_type
 
 
@@ -58,6 +58,13 @@ class GPT(nn.Module):
         )
         self.ln_f = nn.LayerNorm(m.n_embd, bias=m.bias)
 
+    def use_kernels(self, resources: Resources) -> None:
+        """Compute by the backends that are named there from now on."""
+        for module in self.modules():
+            use = getattr(module, "use_kernels", None)
+            if module is not self and use is not None:
+                use(resources)
+
     def layers(self) -> list[RA_MLA_Block]:
         """The blocks, as what they are."""
         return [cast(RA_MLA_Block, block) for block in self.blocks]
@@ -79,35 +86,48 @@ class GPT(nn.Module):
         x = self.dropout(self.wte(tokens) + self.wpe(where))
         return x if self.residual_fp32 else to_autocast_type(x)
 
-    def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
-        """Embeddings [B, S, E] through all blocks and the last norm."""
+    def trunk(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
+        """Embeddings [B, S, E] through all blocks."""
         ctx: BlockContext = {}
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]
             x, ctx = block(x, ctx=ctx, cache=layer)
-        return self.ln_f(x)
+        return x
+
+    def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
+        """Embeddings [B, S, E] through all blocks and the last norm."""
+        normed: Tensor = self.ln_f(self.trunk(x, cache))
+        return normed
 
     def logits(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, V]."""
-        return F.linear(self.hidden(self.embed(tokens)), self.wte.weight)
+        return self.head(self.trunk(self.embed(tokens)))
+
+    def head(self, x: Tensor) -> Tensor:
+        """Logits [B, S, V] of the last block's output [B, S, E]."""
+        return F.linear(self.ln_f(x), self.wte.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats, fp32, over targets [B, T] of tokens [B, T]."""
-        if tokens.is_cuda:  # a GPU's memory is not spent on all logits
-            hidden = self.hidden(self.embed(tokens))
-            return linear_cross_entropy(hidden, self.wte.weight, targets)
-        logits = self.logits(tokens)
-        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+        return self.loss_of(self.trunk(self.embed(tokens)), targets)
+
+    def loss_of(self, x: Tensor, targets: Tensor) -> Tensor:
+        """That loss, from the last block's output [B, T, E]."""
+        if x.is_cuda:  # a GPU's memory is not spent on all logits
+            return linear_cross_entropy(self.ln_f(x), self.wte.weight, targets)
+        return F.cross_entropy(self.head(x).float().flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats and the count of right predictions, over all
         targets [B, T] of tokens [B, T]."""
-        if tokens.is_cuda:
-            hidden = self.hidden(self.embed(tokens))
-            return summed_score(hidden, self.wte.weight, targets)
-        logits = self.logits(tokens).float().flatten(0, 1)
-        flat = targets.flatten()
+        return self.score_of(self.trunk(self.embed(tokens)), targets)
+
+    def score_of(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """That score, from the last block's output [B, T, E]."""
+        if x.is_cuda:
+            return summed_score(self.ln_f(x), self.wte.weight, targets)
+        logits, flat = self.head(x).float().flatten(0, 1), targets.flatten()
         loss = F.cross_entropy(logits, flat, reduction="sum")
         return loss, (logits.argmax(-1) == flat).sum()
 

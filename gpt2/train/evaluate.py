@@ -11,17 +11,17 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from gpt2.model.by_block import CompiledGPT
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from gpt2.train.attention_metrics import attention_metrics
 from gpt2.train.batches import Offsets, TokenSplit, eval_windows, gather
 from gpt2.train.fingerprints import fingerprint, windows_sum
-from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo, autocast
 
 FINGERPRINTED = 64  # windows in memory at a time
@@ -135,7 +135,7 @@ class Evaluator:
         if not self.compiles or windows != self.batch:
             return model.score
         if self._compiled is None:
-            self._compiled = compiled(model.score)
+            self._compiled = CompiledGPT(cast(GPT, model)).score
         return self._compiled
 
     def _attention(self, model: Scorer) -> dict[str, list[float]]:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from gpt2.model.by_block import CompiledGPT
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.settings.schema import Settings
@@ -41,7 +42,9 @@ def seconds_of(update: Callable[[], object], repeats: int) -> float:
 def our_update(settings: Settings, device: torch.device, batch: int) -> Update:
     """Forward, backward, clip and optimizer step as the trainer does them."""
     model = our_model(settings, device)
-    return Update(model, model, settings, device, batch)
+    compiles = settings.resources.compile_model
+    forward = CompiledGPT(model) if compiles else model
+    return Update(forward, model, settings, device, batch)
 
 
 def our_model(settings: Settings, device: torch.device) -> Any:
@@ -64,7 +67,7 @@ def plain_update(
         logits = F.linear(model.hidden(model.embed(tokens)), wide)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
-    return Update(loss, model, settings, device, batch, mode)
+    return Update(in_one(loss, settings, mode), model, settings, device, batch)
 
 
 def nanogpt_update(
@@ -99,7 +102,7 @@ def nanogpt_update(
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
         return model(tokens, targets)[1]
 
-    return Update(loss, model, settings, device, batch, mode)
+    return Update(in_one(loss, settings, mode), model, settings, device, batch)
 
 
 def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
@@ -129,30 +132,34 @@ def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
     def loss(tokens: torch.Tensor, targets: torch.Tensor) -> Any:
         return model(input_ids=tokens, labels=tokens).loss
 
-    return Update(loss, model, settings, device, batch)
+    return Update(in_one(loss, settings), model, settings, device, batch)
+
+
+def in_one(
+    loss: Callable[..., Any], settings: Settings, mode: str | None = None
+) -> Callable[..., Any]:
+    """The function as one graph in a mode of torch.compile, if the settings compile."""
+    return compiled(loss, mode) if settings.resources.compile_model else loss
 
 
 class Update:
-    """One update with the settings' optimizer, compilation and precision."""
+    """One update with the settings' optimizer and precision."""
 
     def __init__(
         self,
-        loss: Callable[[Any, Any], Any],
+        forward: Callable[[Any, Any], Any],
         model: Any,
         settings: Settings,
         device: torch.device,
         batch: int,
-        mode: str | None = None,
     ) -> None:
-        """Compile, in a mode of torch.compile, and run once, so that what is left to do
-        is short."""
+        """Run once, which compiles, so that what is left to do is short."""
         shape = (batch, settings.model.block_size)
         tokens = torch.randint(settings.vocab_size, shape, device=device)
         self.pair, self.parameters = (tokens, tokens.roll(-1, 1)), [*model.parameters()]
         self.optimizer: Any = make_optimizer(model, settings.optim)
-        compiles = settings.resources.compile_model
         self.step: MicroStep | Recorded = MicroStep(
-            compiled(loss, mode) if compiles else loss,
+            forward,
             select_device("cpu" if device.type == "cpu" else "auto"),
             settings.optim.mixed_precision,
         )

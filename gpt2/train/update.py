@@ -9,13 +9,14 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from gpt2.model.by_block import CompiledGPT
+from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from gpt2.train.batches import Batch
 from gpt2.train.build_optimizer import make_optimizer, make_pruner
 from gpt2.train.micro_step import Forward, MicroStep, Recorded, record
 from gpt2.train.run_context import RunContext
 from lib.gpu import device as devices
-from lib.gpu.compile_cache import compiled
 from lib.optim.groups import set_learning_rate
 
 LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the loss
@@ -41,7 +42,7 @@ class Updater:
         self.scaler = devices.grad_scaler(self.device, precision)
         forward: Forward = model
         if resources.compile_model:
-            forward = compiled(forward, resources.compile_mode)
+            forward = CompiledGPT(cast(GPT, model), resources.compile_mode)
         self.plain_step = MicroStep(
             forward,
             self.device,

@@ -108,6 +108,7 @@ def import_compiler() -> None:
 
 @cache
 def _configure() -> None:
+    import torch._dynamo.config
     import torch._functorch.config
     import torch._inductor.config
 
@@ -123,6 +124,11 @@ def _configure() -> None:
             "autograd_cache_allow_custom_autograd_functions",
             True,
         ),
+        # One function serves layers of any number of kinds. Past torch's limit of 8 the
+        # others would run uncompiled and say nothing.
+        (torch._dynamo.config, "recompile_limit", 4096),
+        (torch._dynamo.config, "accumulated_recompile_limit", 4096),
+        (torch._dynamo.config, "fail_on_recompile_limit_hit", True),
     )
     for module, name, value in options:
         if hasattr(module, name):  # else that torch compiles such graphs each time
