@@ -13,7 +13,7 @@ from gpt2.model.backends.call import Attended, AttentionCall, Transposed
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.parts import AttentionPart, AttentionSide, Heads, Projection
-from gpt2.settings.schema import Settings
+from gpt2.settings.schema import Resources, Settings
 
 
 class MultiHead(Projection):
@@ -59,7 +59,6 @@ class CausalAttention(nn.Module):
         super().__init__()
         m = settings.model
         self.layer, self.heads = layer, m.n_head
-        self.backend = settings.resources.attention_backend
         self.dropout_p = m.dropout
         self.needs = needs_of(settings)
         self.projection = make_projection(settings)
@@ -72,6 +71,11 @@ class CausalAttention(nn.Module):
                     self.part_names.append(name)
         self.proj = nn.Linear(m.n_head * m.head_dim, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
+        self.use_kernels(settings.resources)
+
+    def use_kernels(self, resources: Resources) -> None:
+        """Attend by the backend that is named there from now on."""
+        self.backend = resources.attention_backend
 
     def parts(self) -> list[AttentionPart]:
         """Parts added by mechanisms, in the order in which they act."""

@@ -15,7 +15,7 @@ from gpt2.model.backends.call import platform_of_tensor
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.low_rank_hidden import Factored, Hidden
 from gpt2.model.parts import AttentionSide, MlpPart
-from gpt2.settings.schema import Settings
+from gpt2.settings.schema import Resources, Settings
 
 
 def through_gelu(
@@ -66,9 +66,13 @@ class MLP(nn.Module):
                 self.makes = {name: spec.hands_on, **self.makes}  # last to act: first
         self.proj = nn.Linear(m.mlp_width, m.n_embd, bias=m.bias)
         self.dropout = nn.Dropout(m.dropout)
-        self.backend = settings.resources.mlp_backend
         self.materialises = materialises(settings)
-        literal = settings.resources.attention_backend == "reference"
+        self.use_kernels(settings.resources)
+
+    def use_kernels(self, resources: Resources) -> None:
+        """Compute by the backends that are named there from now on."""
+        self.backend = resources.mlp_backend
+        literal = resources.attention_backend == "reference"
         self.factors = not literal and bool(self.part_names)
 
     def part(self, name: str) -> MlpPart:

@@ -32,6 +32,7 @@ from gpt2.model.autotune.choice import (
     wants_tuning,
 )
 from gpt2.model.autotune.store import Tuning, file_of
+from gpt2.model.by_block import CompiledGPT
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.jobs import Job
@@ -41,7 +42,6 @@ from gpt2.train.batch_split import split_batch
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
-from lib.gpu.compile_cache import compiled
 from lib.gpu.device import DeviceInfo
 from lib.jobs.turn import Turn
 from lib.kernels import ahead, choices
@@ -59,12 +59,15 @@ def known(
     file: Path,
     say: Callable[[str], None],
     dropped: Collection[str] = (),
+    *,
+    here: bool = False,
 ) -> Tuning | None:
     """Choices in kernels.json for these settings, after missing ones were tried in a
     separate process; None if there is nothing to choose. The choices are loaded.
 
-    Raises torch.OutOfMemoryError if the trials ran out of memory. Other failures of the
-    trials are reported, and training uses the first choices.
+    here: try them in this process, which must not train. Raises torch.OutOfMemoryError
+    if the trials ran out of memory. Other failures of the trials in another process are
+    reported, and training uses the first choices.
     """
     on = device.torch_device
     if not wants_tuning(settings, on):
@@ -74,9 +77,20 @@ def known(
     with store.exclusive(file, arm_of(settings, batch)):
         found = store.read(file, where)
         if not is_complete(found, settings, on, batch, dropped):
-            say("choosing kernels for this arm, in a process of its own")
-            new = _in_a_process(settings, device, batch, found, say, dropped)
-            found = store.add(file, where, new)
+            request = {
+                "settings": settings.to_dict(),
+                "device": f"{device.backend}:{device.torch_device.index}",
+                "batch": batch,
+                "tuning": dataclasses.asdict(found),
+                "dropped": sorted(dropped),
+                "began": time.time(),
+            }
+            if here:
+                found = store.add(file, where, _tuned(request))
+            else:
+                say("choosing kernels for this arm, in a process of its own")
+                new = _in_a_process(request, say)
+                found = store.add(file, where, new) if new else found
     choices.load(found.choices)
     return found
 
@@ -88,7 +102,7 @@ def choose_for(job: Job, run_dir: Path) -> int:
     device = devices.select_device(resources.device)
     split = split_batch(job.settings.effective_batch, resources.batch_size, 1, 0)
     file = file_of(job, run_dir)
-    known(job.settings, device, split.micro_batch, file, print)
+    known(job.settings, device, split.micro_batch, file, print, here=True)
     return EXIT_OK
 
 
@@ -208,7 +222,7 @@ def _micro_step(built: Settings, device: DeviceInfo, batch: int) -> Callable[[],
     model.to(on)
     forward: Callable[..., torch.Tensor] = model
     if built.resources.compile_model:
-        forward = compiled(model, built.resources.compile_mode)
+        forward = CompiledGPT(model, built.resources.compile_mode)
     step = MicroStep(forward, device, built.optim.mixed_precision)
     shape = (batch, built.model.block_size)
     tokens = torch.randint(built.vocab_size, shape, device=on)
@@ -228,22 +242,9 @@ def _micro_step(built: Settings, device: DeviceInfo, batch: int) -> Callable[[],
 
 
 def _in_a_process(
-    settings: Settings,
-    device: DeviceInfo,
-    batch: int,
-    tuning: Tuning,
-    say: Callable[[str], None],
-    dropped: Collection[str],
-) -> Tuning:
-    """Result of ``tune`` in a separate process; ``tuning`` unchanged if that fails."""
-    request = {
-        "settings": settings.to_dict(),
-        "device": f"{device.backend}:{device.torch_device.index}",
-        "batch": batch,
-        "tuning": dataclasses.asdict(tuning),
-        "dropped": sorted(dropped),
-        "began": time.time(),
-    }
+    request: Mapping[str, Any], say: Callable[[str], None]
+) -> Tuning | None:
+    """Result of ``tune`` in a separate process; None if that fails."""
     with tempfile.TemporaryDirectory(prefix="kablate-tuning-") as folder:
         answer = Path(folder, "answer.json")
         done = subprocess.run(
@@ -260,42 +261,46 @@ def _in_a_process(
                 "warning: no kernels could be chosen (see above): attention is left to "
                 "torch or the plain formulas, the MLP to torch"
             )
-            return tuning
+            return None
         return Tuning.of(json.loads(answer.read_text()))
 
 
 def main(answer: Path) -> int:
     """Read a request from stdin, tune, write the answer; the exit code."""
-    text = sys.stdin.read()
-    request = json.loads(text)
+    try:
+        found = _tuned(json.load(sys.stdin))
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        print(error, file=sys.stderr)
+        return EXIT_OOM
+    answer.write_text(json.dumps(dataclasses.asdict(found)))
+    return EXIT_OK
+
+
+def _tuned(request: Mapping[str, Any]) -> Tuning:
+    """Result of ``tune``, the parts being compiled by another process meanwhile."""
     watch = Stopwatch(request["began"])
     turn = Turn.from_environment(os.environ)
 
     def alone() -> AbstractContextManager[None]:
         return turn.alone(lambda: None)
 
-    with _compiling_parts(text) as compiled_elsewhere:
+    with _compiling_parts(request) as compiled_elsewhere:
         settings, device, batch, tuning = _start(request)
         watch("start")
-        try:
-            found = tune(
-                settings,
-                device,
-                batch,
-                tuning,
-                request["dropped"],
-                watch,
-                alone,
-                compiled_elsewhere,
-            )
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            print(error, file=sys.stderr)
-            return EXIT_OOM
-    answer.write_text(json.dumps(dataclasses.asdict(found)))
+        found = tune(
+            settings,
+            device,
+            batch,
+            tuning,
+            request["dropped"],
+            watch,
+            alone,
+            compiled_elsewhere,
+        )
     print(f"kernels chosen in {watch}", file=sys.stderr)
-    return 0
+    return found
 
 
 def _start(request: Mapping[str, Any]) -> tuple[Settings, DeviceInfo, int, Tuning]:
@@ -308,12 +313,12 @@ def _start(request: Mapping[str, Any]) -> tuple[Settings, DeviceInfo, int, Tunin
 
 
 @contextmanager
-def _compiling_parts(request: str) -> Iterator[Callable[[], int]]:
+def _compiling_parts(request: Mapping[str, Any]) -> Iterator[Callable[[], int]]:
     """A process that compiles the parts, as Python lets one thread compile at a time;
     a function that waits for it. What fails there is compiled again here."""
     words = [sys.executable, "-m", __spec__.name, PARTS]
     with tempfile.TemporaryFile("w+") as file:  # a pipe would fill until torch is there
-        file.write(request)
+        json.dump(request, file)
         file.seek(0)
         with subprocess.Popen(words, stdin=file, stdout=sys.stderr) as process:
             try:

@@ -77,6 +77,7 @@ class Preparation:
     _has_turn: bool = False
     _ran_out_of_memory: bool = False  # before its turn
     _context: RunContext | None = None
+    _startup: backend_probe.Startup | None = None
     _trainer: Trainer | None = field(default=None, repr=False)
 
     @cached_property
@@ -93,11 +94,17 @@ class Preparation:
             self.take_turn()
         if self._context is None:
             self._context = self._first_context()
+        # Another process may be choosing kernels for this arm already. All that does
+        # not depend on them is done before they are waited for.
+        self._before_kernels(self._context)
+        model = drawn_model(self.job, self._context, self.recorder)
+        random = devices.random_state(self._context.device)
         self._reached("data")
         chosen = self._choose_kernels(self._context)
         self._reached("kernels")
-        trainer = build_trainer(
-            self.job, chosen, self._context, self.recorder, self.stop, self.turn
+        devices.set_random_state(self._context.device, random)
+        trainer = trainer_of(
+            model, self.job, chosen, self._context, self.recorder, self.stop, self.turn
         )
         self._trainer = trainer
         self._start(trainer)
@@ -189,17 +196,26 @@ class Preparation:
         job = replace(self.job, settings=settings)
         quiet = Follower(self.recorder.run_dir, self.recorder.max_steps)
         alone = replace(context, ranks=Ranks())
-        trainer = build_trainer(job, settings, alone, quiet, StopRequest())
+        model = drawn_model(job, alone, quiet)
+        trainer = trainer_of(model, job, settings, alone, quiet, StopRequest())
         trainer.update(trainer.micro_batches())
 
     # ---- kernels and model ------------------------------------------------------
+
+    def _before_kernels(self, context: RunContext) -> None:
+        settings = self.job.settings
+        if context.device.is_gpu and settings.resources.compile_model:
+            import_compiler()
+        if self._startup is None:
+            precision = settings.optim.mixed_precision
+            self._startup = backend_probe.look(
+                context.device, precision, settings.model.head_dim, self.environ
+            )
 
     def _choose_kernels(self, context: RunContext) -> Settings:
         """The settings with kernels by name, none of them in ``dropped``."""
         settings, batch = self.job.settings, context.split.micro_batch
         file = file_of(self.job, self.recorder.run_dir)
-        if context.device.is_gpu and settings.resources.compile_model:
-            import_compiler()  # seconds, in which another process may choose already
         for first in (True, False):  # one rank tries kernels, the others read the file
             if context.ranks.is_first == first:
                 say, dropped = self.recorder.say, self.dropped
@@ -218,12 +234,8 @@ class Preparation:
         """Resume; write manifest, banner and status."""
         context = trainer.context
         resumed_at = trainer.resume()
-        found = backend_probe.look(
-            context.device,
-            trainer.settings.optim.mixed_precision,
-            trainer.settings.model.head_dim,
-            self.environ,
-        )
+        found = self._startup
+        assert found is not None, "looked at before kernels were chosen"
         parameters = sum(p.numel() for p in trainer.updater.parameters)
         if context.ranks.is_first:
             start: dict[str, Any] = {"validation": trainer.evaluator.fingerprint()}
@@ -341,7 +353,22 @@ def less_memory(split: BatchSplit, error: Exception | None) -> BatchSplit:
 # ---- parts ----------------------------------------------------------------------
 
 
-def build_trainer(
+def drawn_model(job: Job, context: RunContext, recorder: Recorder) -> GPT:
+    """The model with its initial weights, on the device; torch's generators then stand
+    as training takes them over. Raises Refused."""
+    try:
+        devices.seed_everything(job.seed + context.ranks.rank * RANK_STRIDE)
+        model = GPT(job.settings)
+        start = start_parameters(model, job.settings, job.seed)
+    except ValueError as error:
+        raise Refused(str(error)) from error
+    if start is not None:
+        recorder.say(start.line)
+    return model.to(context.device.torch_device)
+
+
+def trainer_of(
+    model: GPT,
     job: Job,
     chosen: Settings,
     context: RunContext,
@@ -349,19 +376,14 @@ def build_trainer(
     stop: StopRequest,
     turn: Turn | None = None,
 ) -> Trainer:
-    """A trainer over the initial weights.
+    """A trainer of a model with its initial weights.
 
     chosen: the job's settings with kernels by name. Raises Refused.
     """
+    model.use_kernels(chosen.resources)
     compiled = chosen.resources.compile_model  # which an A/A control may leave out
     job = replace(job, settings=job.settings.replace(compile_model=compiled))
     try:
-        devices.seed_everything(job.seed + context.ranks.rank * RANK_STRIDE)
-        model = GPT(chosen)
-        start = start_parameters(model, chosen, job.seed)
-        if start is not None:
-            recorder.say(start.line)
-        model.to(context.device.torch_device)
         return Trainer(job, model, context, recorder, stop, turn)
     except ValueError as error:
         raise Refused(str(error)) from error

@@ -11,7 +11,7 @@ after its last one.
 
     started       the process exists
     imported      torch and the trainer are imported
-    data          device and tokens are at hand
+    data          device, tokens and initial weights are at hand
     kernels       attention and MLP kernels are chosen
     model         model, optimizer and checkpoint are on the device
     compiled      warmed up: compiled, tuned, recorded as a graph

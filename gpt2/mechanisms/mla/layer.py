@@ -19,7 +19,7 @@ from gpt2.mechanisms.mla.spec import EVEN
 from gpt2.model.backends.call import platform_of_tensor
 from gpt2.model.context import LayerCache
 from gpt2.model.parts import Heads, Projection, split_heads
-from gpt2.settings.schema import Settings
+from gpt2.settings.schema import Resources, Settings
 
 
 def at_once(
@@ -49,8 +49,12 @@ class LatentProjection(Projection):
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.literal = settings.resources.attention_backend == "reference"
         self.is_reciprocal = needs_of(settings).window is not None
+        self.use_kernels(settings.resources)
+
+    def use_kernels(self, resources: Resources) -> None:
+        """Take each product by itself from now on, or several at once."""
+        self.literal = resources.attention_backend == "reference"
 
     def _read(self, x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
         """Outputs of several layers for x [B, S, E], with one product."""
