@@ -46,7 +46,8 @@ from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import read_json
-from lib.gpu.compile_cache import cache_environment
+from lib.bytecode import keep_bytecode
+from lib.gpu.compile_cache import bytecode_folder, cache_environment
 from lib.gpu.env import child_environment
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
@@ -85,6 +86,7 @@ def write_samples(run_dir: Path) -> None:
 
 def prepare_environment(job: Job) -> None:
     """Set what torch reads only once, when it is imported."""
+    keep_bytecode("torch", bytecode_folder(os.environ), os.environ)
     resources = job.settings.resources
     if resources.compile_model:
         os.environ.update(cache_environment(os.environ))

@@ -47,6 +47,8 @@ from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
 from gpt2.settings.rerun_commands import matrix_command, report_command
 from lib import atomic_files
+from lib.bytecode import keep_bytecode
+from lib.gpu.compile_cache import bytecode_folder
 from lib.jobs import run_files
 from lib.jobs.scheduler import View
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
@@ -92,6 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command; errors of the user go to stderr without a traceback."""
     given = parse(arguments)
     answer(command=mode_of(given))
+    keep_bytecode("torch", bytecode_folder(os.environ), os.environ)
     try:
         on_done_command(given.on_done)  # refused now and not after the runs
         config = load(given.config, given.overrides)

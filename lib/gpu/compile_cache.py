@@ -45,6 +45,12 @@ def cache_folder(environ: Mapping[str, str]) -> Path | None:
     return Path(root) / "kablate" / "compiled" / _cpu() if root else None
 
 
+def bytecode_folder(environ: Mapping[str, str]) -> Path | None:
+    """Folder of this user for Python's compiled modules; it need not exist."""
+    folder = cache_folder(environ)
+    return folder and folder.parents[1] / "python"
+
+
 def _cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
     try:
         lines = Path(cpuinfo).read_text(errors="replace").splitlines()
@@ -79,10 +85,15 @@ def cache_environment(environ: Mapping[str, str]) -> dict[str, str]:
     return added
 
 
+def graphs_folder(environ: Mapping[str, str]) -> Path | None:
+    """Folder of compiled graphs, as ``environ`` names it or as it would be named."""
+    named, own = environ.get(INDUCTOR), cache_folder(environ)
+    return Path(named) if named else own and own / "inductor"
+
+
 def is_empty(environ: Mapping[str, str]) -> bool:
     """True if the folder in ``environ`` has no compiled graph."""
-    named, own = environ.get(INDUCTOR), cache_folder(environ)
-    folder = Path(named) if named else own and own / "inductor"
+    folder = graphs_folder(environ)
     return folder is None or not any((folder / "fxgraph").glob("*"))
 
 
