@@ -77,6 +77,9 @@ def known(
     with store.exclusive(file, arm_of(settings, batch)):
         found = store.read(file, where)
         if not is_complete(found, settings, on, batch, dropped):
+            # Its own choices stay; of another matrix's it takes what is missing.
+            found = store.add(file, where, store.kept(where))
+        if not is_complete(found, settings, on, batch, dropped):
             request = {
                 "settings": settings.to_dict(),
                 "device": f"{device.backend}:{device.torch_device.index}",
@@ -85,12 +88,12 @@ def known(
                 "dropped": sorted(dropped),
                 "began": time.time(),
             }
-            if here:
-                found = store.add(file, where, _tuned(request))
-            else:
+            if not here:
                 say("choosing kernels for this arm, in a process of its own")
-                new = _in_a_process(request, say)
-                found = store.add(file, where, new) if new else found
+            new = _tuned(request) if here else _in_a_process(request, say)
+            if new is not None:
+                found = store.add(file, where, new)
+                store.keep(where, new)
     choices.load(found.choices)
     return found
 

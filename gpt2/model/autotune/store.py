@@ -3,12 +3,16 @@
 By place (the device and the versions of torch, Triton and cuDNN), since a choice is
 valid nowhere else: the right backends of attention and MLP by speed, tiles and
 algorithms, and the arms for which all of these are known.
+
+Choices are also kept next to the compiled code, for this version of our kernels, where
+the next matrix finds them: to make them again takes as long as to compile.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +24,7 @@ from filelock import FileLock
 from gpt2.plan.jobs import Job
 from gpt2.plan.names import KERNELS_FILE
 from lib.atomic_files import atomic_write_json, read_json
+from lib.gpu.compile_cache import graphs_folder, operators_version
 
 SCHEMA = 1
 PATIENCE = 1800.0  # seconds that another process may take to tune
@@ -64,6 +69,25 @@ def place(device: torch.device) -> str:
         f"{torch.cuda.get_device_name(device)}, torch {torch.__version__}, "
         f"triton {triton}, cuDNN {torch.backends.cudnn.version()}"
     )
+
+
+def kept_file() -> Path | None:
+    """The file next to the compiled code of this user; it need not exist."""
+    folder = graphs_folder(os.environ)
+    return folder and folder / f"choices-{operators_version()}.json"
+
+
+def keep(where: str, new: Tuning) -> None:
+    """Add choices to those next to the compiled code, if that can be written."""
+    if file := kept_file():
+        with suppress(OSError):
+            add(file, where, new)
+
+
+def kept(where: str) -> Tuning:
+    """The choices of earlier matrices."""
+    file = kept_file()
+    return read(file, where) if file else Tuning()
 
 
 def read(file: Path, where: str) -> Tuning:
