@@ -36,7 +36,18 @@ class RA_MLA_Block(nn.Module):  # the name its users know
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, BlockContext]:
         """x [B, S, E] and the context of the block before -> both for the next."""
-        attended, side = self.attn(self.ln_1(x), ctx=ctx, cache=cache)
+        return self.from_normed(x, self.ln_1(x), ctx=ctx, cache=cache)
+
+    def from_normed(
+        self,
+        x: Tensor,
+        normed: Tensor,
+        *,
+        ctx: BlockContext,
+        cache: LayerCache | None = None,
+    ) -> tuple[Tensor, BlockContext]:
+        """The same, given ln_1(x)."""
+        attended, side = self.attn(normed, ctx=ctx, cache=cache)
         x = x + attended
         result = self.mlp(self.ln_2(x), side=side, cache=cache)
         return x + result.output, result.ctx

@@ -86,48 +86,41 @@ class GPT(nn.Module):
         x = self.dropout(self.wte(tokens) + self.wpe(where))
         return x if self.residual_fp32 else to_autocast_type(x)
 
-    def trunk(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
-        """Embeddings [B, S, E] through all blocks."""
+    def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
+        """Embeddings [B, S, E] through all blocks and the last norm."""
         ctx: BlockContext = {}
         for index, block in enumerate(self.blocks):
             layer = None if cache is None else cache.layers[index]
             x, ctx = block(x, ctx=ctx, cache=layer)
-        return x
-
-    def hidden(self, x: Tensor, cache: DecodeCache | None = None) -> Tensor:
-        """Embeddings [B, S, E] through all blocks and the last norm."""
-        normed: Tensor = self.ln_f(self.trunk(x, cache))
-        return normed
+        return self.ln_f(x)
 
     def logits(self, tokens: Tensor) -> Tensor:
         """[B, T] -> [B, T, V]."""
-        return self.head(self.trunk(self.embed(tokens)))
-
-    def head(self, x: Tensor) -> Tensor:
-        """Logits [B, S, V] of the last block's output [B, S, E]."""
-        return F.linear(self.ln_f(x), self.wte.weight)
+        return F.linear(self.hidden(self.embed(tokens)), self.wte.weight)
 
     def forward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Mean cross-entropy in nats, fp32, over targets [B, T] of tokens [B, T]."""
-        return self.loss_of(self.trunk(self.embed(tokens)), targets)
+        return self.loss_of(self.hidden(self.embed(tokens)), targets)
 
-    def loss_of(self, x: Tensor, targets: Tensor) -> Tensor:
-        """That loss, from the last block's output [B, T, E]."""
-        if x.is_cuda:  # a GPU's memory is not spent on all logits
-            return linear_cross_entropy(self.ln_f(x), self.wte.weight, targets)
-        return F.cross_entropy(self.head(x).float().flatten(0, 1), targets.flatten())
+    def loss_of(self, hidden: Tensor, targets: Tensor) -> Tensor:
+        """That loss, from what ``hidden`` gives."""
+        if hidden.is_cuda:  # a GPU's memory is not spent on all logits
+            return linear_cross_entropy(hidden, self.wte.weight, targets)
+        logits = F.linear(hidden, self.wte.weight)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
 
     @torch.no_grad()
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Summed cross-entropy in nats and the count of right predictions, over all
         targets [B, T] of tokens [B, T]."""
-        return self.score_of(self.trunk(self.embed(tokens)), targets)
+        return self.score_of(self.hidden(self.embed(tokens)), targets)
 
-    def score_of(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """That score, from the last block's output [B, T, E]."""
-        if x.is_cuda:
-            return summed_score(self.ln_f(x), self.wte.weight, targets)
-        logits, flat = self.head(x).float().flatten(0, 1), targets.flatten()
+    def score_of(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """That score, from what ``hidden`` gives."""
+        if hidden.is_cuda:
+            return summed_score(hidden, self.wte.weight, targets)
+        logits = F.linear(hidden, self.wte.weight).float().flatten(0, 1)
+        flat = targets.flatten()
         loss = F.cross_entropy(logits, flat, reduction="sum")
         return loss, (logits.argmax(-1) == flat).sum()
 
