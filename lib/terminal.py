@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -42,3 +42,36 @@ def columns_that_fit(needs: Iterable[tuple[str, int]], room: int) -> set[str]:
             shown.add(name)
             left -= width
     return shown
+
+
+def table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    left: Sequence[int] = (),
+    spare: Sequence[str] = (),
+) -> str:
+    """Columns as wide as they need, right-aligned but for those in `left`.
+
+    spare: columns that a narrow terminal leaves out, the least important first; the
+    last line names them.
+    """
+    columns = dict(zip(head, zip(head, *rows, strict=True), strict=True))
+    texts = [head[i] for i in left]
+    room, gone = width_of_output(), []
+    widths = {name: max(map(len, cells)) for name, cells in columns.items()}
+    for name in spare:
+        if room is None or sum(widths.values()) + 2 * (len(widths) - 1) <= room:
+            break
+        gone.append(name)
+        del widths[name]
+    lines = [
+        "  ".join(
+            text.ljust(width) if name in texts else text.rjust(width)
+            for name, width in widths.items()
+            for text in (columns[name][number],)
+        ).rstrip()
+        for number in range(len(rows) + 1)
+    ]
+    if gone:
+        lines.append(f"(not shown in this narrow terminal: {', '.join(gone)})")
+    return "\n".join(lines) + "\n"

@@ -34,7 +34,6 @@ from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.generation import write_generation
-from gpt2.run.plan_listing import table
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from lib import human
@@ -42,6 +41,7 @@ from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number, number
+from lib.terminal import table
 
 if TYPE_CHECKING:
     from gpt2.infer.bench import Load, Row, TimedModel

@@ -21,12 +21,9 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import time
-from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from gpt2.data.token_files import (
     check_if_prepared,
@@ -42,10 +39,12 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_json, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
+from gpt2.run.outcome import conclude, show_times
 from gpt2.run.placement import describe_plan, scheduler_options
+from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
-from gpt2.settings.rerun_commands import matrix_command, report_command
+from gpt2.settings.rerun_commands import matrix_command
 from lib import atomic_files
 from lib.bytecode import keep_bytecode
 from lib.gpu.compile_cache import bytecode_folder
@@ -53,11 +52,8 @@ from lib.jobs import run_files
 from lib.jobs.scheduler import View
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.kconfig.config_py import Config
-from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.on_done import on_done_command, run_on_done
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
-
-WATCH = 10.0  # seconds between looks at somebody else's work
 
 MODES = {
     "list": "list the jobs and stop",
@@ -223,8 +219,8 @@ def show_status(plan: Plan, only: str) -> int:
     """Print the progress of the runs of the results folder, or of those selected."""
     folder.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
-    states = run_states(plan, asked)
-    print(plan_listing.status_table(states), end="")
+    states = plan_states(plan, asked)
+    print(status_table(states), end="")
     if not only:
         show_times(plan)
     answer(refusal=None)
@@ -241,26 +237,6 @@ def show_status(plan: Plan, only: str) -> int:
     answer(**plan_json.progress(plan, states), alarms=list(alarms.values()))
     answer(running=running)
     return 0
-
-
-def show_times(plan: Plan) -> None:
-    """Time of the GPUs or slots by activity, so far."""
-    from gpt2.report.timeline_report import folder_lines
-
-    price = plan.base.matrix.price_per_gpu_hour
-    for line in folder_lines(plan.output_dir, price):
-        print(line)
-
-
-def run_states(
-    plan: Plan, asked: Collection[str] | None = None
-) -> list[dict[str, Any]]:
-    """Progress of these runs; by default of all that are planned now or were begun, as
-    the last call of the runner may have been for a few of them."""
-    begun = folder.read_matrix_file(plan.output_dir)["jobs"]
-    runs = [job.run_dir for job in plan.jobs] + [job["run_dir"] for job in begun]
-    shown = [run for run in dict.fromkeys(runs) if asked is None or run in asked]
-    return plan_listing.run_states(plan.output_dir, shown)
 
 
 def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
@@ -303,29 +279,6 @@ def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         code = watch(plan)
         conclude(plan, config, code, table=not given.no_table)
         return code
-
-
-def watch(plan: Plan) -> int:
-    """Show the progress until the runner ends; an exit code like its own."""
-    working, shown = True, ""
-    while working:
-        working = run_files.is_locked(folder.matrix_lock(plan.output_dir))
-        table = plan_listing.status_table(run_states(plan))
-        if table != shown:
-            print(f"\n{table}", end="", flush=True)
-        shown = table
-        time.sleep(WATCH if working else 0)
-    found = statuses(plan)
-    if found["failed"] or found["oom"]:
-        return EXIT_FAILED
-    return EXIT_OK if set(found) == {"done"} else EXIT_INTERRUPTED
-
-
-def statuses(plan: Plan) -> Counter[str]:
-    """How many jobs of a plan are in each status."""
-    return Counter(
-        plan_listing.status_word(plan.output_dir / j.run_dir) for j in plan.jobs
-    )
 
 
 def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
@@ -396,50 +349,6 @@ def run_and_extend(
     return plan, EXIT_FAILED if code == EXIT_OK and EXIT_FAILED in codes else code
 
 
-def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
-    """Print the results so far and the next command: go on, or make the report."""
-    done = statuses(plan)["done"]
-    stopped = code not in (EXIT_OK, EXIT_FAILED)
-    if done and table and not stopped:
-        show_table(plan)
-    if is_json():
-        answer(**plan_json.progress(plan, run_states(plan)))
-    print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
-    if done and table:
-        configured = config.origin("OUTPUT_DIR") != COMMAND_LINE
-        command = report_command(plan.output_dir, configured=configured)
-        print(f"Next: {command} (plots and verdicts)")
-    if code:
-        print(f"to continue: {matrix_command()}", file=sys.stderr)
-
-
-def show_table(plan: Plan) -> None:
-    """The table of scripts/report.py, by the margin that is configured."""
-    from gpt2.report.evidence import Rules
-    from gpt2.report.read_results import read_matrix
-    from gpt2.report.terminal import show
-    from gpt2.report.timeline_report import read_timeline, time_lines
-    from gpt2.report.verdicts import judge_and_record
-
-    configured = plan.base.matrix
-    try:
-        found = read_matrix(plan.output_dir)
-        rules = Rules(
-            margin=configured.report_margin,
-            looks=configured.report_looks,
-            family=configured.report_family,
-        )
-        judged = judge_and_record(found, rules)
-    except (ValueError, OSError) as error:  # the runs themselves came to their end
-        print(f"no table: {error}", file=sys.stderr)
-        return
-    print(flush=True)
-    show(found, judged)
-    times = read_timeline(found)
-    print("\n".join(time_lines(times, judged, configured.price_per_gpu_hour)))
-    print()
-
-
 def check_data(plan: Plan) -> None:
     """Missing or unfit data is one error here, not one for each job."""
     settings = plan.jobs[0].settings
@@ -448,7 +357,7 @@ def check_data(plan: Plan) -> None:
     check_untouched(folder, meta)
     for job in plan.jobs:
         kept = (job.stable_source or Path()) / STABLE_FOLDER
-        begun = plan_listing.status_word(plan.output_dir / job.run_dir) != "planned"
+        begun = status_word(plan.output_dir / job.run_dir) != "planned"
         if job.stable_source is not None and not begun and not kept.is_dir():
             raise ValueError(
                 f"STABLE_FROM={job.settings.resources.stable_from}: there is no "

@@ -19,7 +19,7 @@ from gpt2.plan.budget import budget
 from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.names import ESTIMATES_FILE
 from gpt2.plan.run_length import seconds_of
-from gpt2.run.plan_listing import cells, table
+from gpt2.run.plan_listing import cells
 from lib import atomic_files
 from lib.hashing import identity
 from lib.human import duration, size
@@ -27,6 +27,7 @@ from lib.jobs import run_files
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, Scheduler, View
 from lib.output import EXIT_INTERRUPTED
+from lib.terminal import table
 
 SCHEMA = 2
 STEPS = 8  # of a probe

@@ -19,9 +19,9 @@ from gpt2.run.plan_listing import (
     cells,
     differences,
     notes,
-    status_word,
     tokens_of,
 )
+from gpt2.run.progress import status_word
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
 from lib.kconfig.config_py import Config

@@ -19,16 +19,14 @@ from gpt2.plan.planning import step_settings
 from gpt2.plan.sizes import same_widths, sizes_of
 from gpt2.plan.unused_settings import idle
 from gpt2.run.conflicts import conflicts
+from gpt2.run.progress import status_word
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings
-from lib.files import Linked, links_to
 from lib.gpu.compile_cache import INDUCTOR, cache_folder, is_empty
 from lib.human import size
-from lib.jobs.phases import TRAINING
-from lib.jobs.run_files import effective_status, read_status
 from lib.kconfig.config_py import DEFAULT, Config
-from lib.terminal import width_of_output
+from lib.terminal import table
 
 WIDTH = 80
 # Never shown as a difference of a job: where and on what it runs.
@@ -211,39 +209,6 @@ def _share(mine: Budget, other: Budget) -> str:
     return f"{100 * (mine.parameters / other.parameters - 1):+.2f}%"
 
 
-def table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    left: Sequence[int] = (),
-    spare: Sequence[str] = (),
-) -> str:
-    """Columns as wide as they need, right-aligned but for those in `left`.
-
-    spare: columns that a narrow terminal leaves out, the least important first; the
-    last line names them.
-    """
-    columns = dict(zip(head, zip(head, *rows, strict=True), strict=True))
-    texts = [head[i] for i in left]
-    room, gone = width_of_output(), []
-    widths = {name: max(map(len, cells)) for name, cells in columns.items()}
-    for name in spare:
-        if room is None or sum(widths.values()) + 2 * (len(widths) - 1) <= room:
-            break
-        gone.append(name)
-        del widths[name]
-    lines = [
-        "  ".join(
-            text.ljust(width) if name in texts else text.rjust(width)
-            for name, width in widths.items()
-            for text in (columns[name][number],)
-        ).rstrip()
-        for number in range(len(rows) + 1)
-    ]
-    if gone:
-        lines.append(f"(not shown in this narrow terminal: {', '.join(gone)})")
-    return "\n".join(lines) + "\n"
-
-
 def _head(plan: Plan, settings: Settings) -> Iterator[str]:
     groups = cells([job for job in plan.jobs if not job.is_control])
     control = " and an A/A control" if any(job.is_control for job in plan.jobs) else ""
@@ -328,15 +293,6 @@ def _status(root: Path, job: Job) -> str:
     return "" if status == "planned" else f"  [{status}]"
 
 
-def status_word(run_dir: Path) -> str:
-    """As lib.jobs.run_files.effective_status; "unreadable" where that is not
-    known."""
-    try:
-        return effective_status(run_dir)
-    except (OSError, ValueError):
-        return "unreadable"
-
-
 def _short(value: object) -> str:
     if isinstance(value, float):
         return f"{value:g}"
@@ -345,81 +301,3 @@ def _short(value: object) -> str:
 
 def _plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'' if n == 1 else 's'}"
-
-
-def run_states(output_dir: Path, runs: Sequence[str]) -> list[dict[str, Any]]:
-    """Progress and failure of each run of a matrix, from its files alone.
-
-    status: as lib.jobs.run_files.effective_status, "unreadable", or "a link", which is
-    not followed. stage: of a running one. update: its last one.
-    """
-    return [_run_state(output_dir, run) for run in runs]
-
-
-def _run_state(output_dir: Path, run: str) -> dict[str, Any]:
-    from lib.jobs.run_log import RunProgress
-
-    names = ("status", "stage", "attempt", "update", "max_updates", "loss", "val_loss")
-    state: dict[str, Any] = {"run_dir": run, **dict.fromkeys(names)}
-    state |= {"tokens_per_s": None, "failure": None, "message": None, "alarms": []}
-    try:
-        for link in links_to(output_dir, Path(run)):
-            raise Linked(link)
-        run_dir = output_dir / run
-        progress, status = RunProgress(run_dir, 0), read_status(run_dir)
-        word = effective_status(run_dir)
-    except (OSError, ValueError) as error:
-        is_link = isinstance(error, Linked)
-        word = "a link" if is_link else "unreadable"
-        return {**state, "status": word, "message": str(error)}
-    return {
-        **state,
-        "status": word,
-        "stage": progress.stage(status["attempt"]) if word == "running" else None,
-        "attempt": status["attempt"],
-        "update": max(progress.step, status["step"]),
-        "max_updates": status["max_steps"],
-        "loss": progress.loss,
-        "val_loss": progress.val_loss,
-        "tokens_per_s": progress.tokens_per_s,
-        "failure": status["failure"],
-        "message": status["message"],
-        "alarms": status["alarms"],
-    }
-
-
-def status_table(states: Sequence[Mapping[str, Any]]) -> str:
-    """Table of ``run_states``, with failures and alarms below."""
-    head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
-    rows = [_status_cells(state) for state in states]
-    wrong = [line for state in states for line in _wrong(state)]
-    spare = ("attempt", "tokens/s", "loss")
-    return table(head, rows, left=(0, 1), spare=spare) + "".join(wrong)
-
-
-def _wrong(state: Mapping[str, Any]) -> Iterator[str]:
-    if state["failure"] or (state["message"] and state["update"] is None):
-        yield f"{state['run_dir']}: {state['message']}\n"
-    for alarm in state["alarms"]:
-        yield f"ALARM {state['run_dir']} at step {alarm['step']}: {alarm['message']}\n"
-
-
-def _status_cells(state: Mapping[str, Any]) -> tuple[str, ...]:
-    from lib.jobs.live_table import number, rate
-
-    word = state["status"]
-    if state["update"] is None:
-        return (state["run_dir"], word, *["-"] * 5)
-    if state["stage"] not in (None, TRAINING):
-        word = state["stage"]
-    if state["failure"] not in (None, word):
-        word = f"{word} ({state['failure']})"
-    return (
-        state["run_dir"],
-        word,
-        str(state["attempt"] or "-"),
-        f"{state['update']}/{state['max_updates'] or '?'}",
-        number(state["loss"]),
-        number(state["val_loss"]),
-        rate(state["tokens_per_s"]),
-    )

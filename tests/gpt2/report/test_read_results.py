@@ -13,7 +13,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.results import COLUMNS
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import judge
-from gpt2.run.plan_listing import run_states, status_table
+from gpt2.run.progress import run_states, status_table
 from lib.jobs.run_files import lock, run_lock
 from tests.results_factory import UPDATES, settings, write_matrix, write_run
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-import time
+from contextlib import suppress
 from pathlib import Path
 
 from gpt2.run.first_kernels import first_of, kernels_chosen_meanwhile
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options
 from lib.jobs.slots import Gpus, gpu_sets
+from tests.scratch import until
 
 WAIT = (
     "import pathlib, subprocess, sys, time\n"
@@ -26,6 +27,12 @@ def task(folder: Path, name: str, code: str, cost: float = 1.0) -> Task:
     return Task(
         name=name, command=words, run_dir=run_dir, files=files, code=code, cost=cost
     )
+
+
+def has_ended(pid: str) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path("/proc", pid, "stat").read_text().split()[2] == "Z"
+    return True
 
 
 def test_each_slot_begins_with_other_code(tmp_path: Path) -> None:
@@ -45,15 +52,13 @@ def test_a_process_for_each_gpu_ends_with_the_block(tmp_path: Path) -> None:
     tasks = [task(tmp_path, name, name) for name in ("a", "b", "c")]
     with kernels_chosen_meanwhile(tasks, Options(slots=slots)) as processes:
         files = [tmp_path / f"{name}.pid" for name in "ab"]
-        while not all(file.exists() and file.read_text() for file in files):
-            time.sleep(0.02)
+        until(lambda: all(file.exists() and file.read_text() for file in files))
         begun = [file.read_text().split() for file in files]
         assert [flag for _, flag in begun] == ["--kernels-only"] * 2
         assert (tmp_path / "a/job.json").read_text() == "a"
     assert all(process.returncode < 0 for process in processes)
     for child, _ in begun:
-        stat = Path("/proc", child, "stat")
-        assert not stat.exists() or stat.read_text().split()[2] == "Z"
+        until(lambda child=child: has_ended(child))  # a signal takes its time
     assert not (tmp_path / "c.pid").exists()
     shared = Options(slots=[slots[0], slots[0]])
     with kernels_chosen_meanwhile(tasks, shared) as processes:

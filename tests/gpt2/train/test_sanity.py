@@ -7,7 +7,7 @@ import pytest
 from gpt2.report.notes import remarks
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
-from gpt2.run.plan_listing import run_states, status_table
+from gpt2.run.progress import run_states, status_table
 from gpt2.train.record import Recorder
 from gpt2.train.sanity import watch_losses
 from lib.atomic_files import truncate_metrics
