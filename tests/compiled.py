@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import torch
 from pytest import MonkeyPatch
 
+from lib.kernels.rows import WIDEST_ROW
+
 # Threads of a wave or warp, and the most bytes of LDS or shared memory of a program.
 # LDS: getSharedMemorySize in third_party/amd/lib/TritonAMDGPUToLLVM/TargetInfo.cpp of
 # Triton. Shared memory: "Technical Specifications per Compute Capability" of the CUDA
@@ -40,6 +42,7 @@ POINTERS = {
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
     torch.int32: "*i32",
+    torch.int64: "*i64",
 }
 Attributes = dict[tuple[int], list[list[Any]]]
 
@@ -122,9 +125,11 @@ def launch_of(kernel: Any, arguments: tuple[Any, ...], named: dict[str, Any]) ->
     )
 
 
-# Settings that ask for more than the registered steps do: whole matrices of mean
-# weights, as a mechanism reads them that keeps no fixed number of a row.
+# Settings that ask for more than the registered steps do: the longest row to decode,
+# and whole matrices of mean weights, as a mechanism reads them that keeps no fixed
+# number of a row.
 BESIDES = (
+    (16, {"block_size": WIDEST_ROW}),
     (4, {"cross_select": "rms"}),
     (16, {"cross_select": "rms"}),
     (16, {"ract_head_average": True}),
@@ -133,8 +138,8 @@ LENGTH = 1024
 
 
 def launches(architecture: str) -> tuple[Launch, ...]:
-    """Of all steps at the width of GPT-2 124M, forward and backward, in bf16; of one
-    that has most mechanisms in fp32 too."""
+    """Of all steps at the width of GPT-2 124M, forward, backward and a token that is
+    decoded, in bf16; of one that has most mechanisms in fp32 too."""
     return _launches("gfx1100" if architecture.startswith("gfx") else "sm_80")
 
 
@@ -145,14 +150,14 @@ def _launches(architecture: str) -> tuple[Launch, ...]:
     found: dict[Launch, Launch] = {}
     with _recording(architecture, found) as current:
         for step in STEPS:
-            _one_update(current, step, torch.bfloat16)
+            _update_and_token(current, step, torch.bfloat16)
         for step, fields in BESIDES:
-            _one_update(current, step, torch.bfloat16, **fields)
-        _one_update(current, BESIDES[-1][0], torch.float32)
+            _update_and_token(current, step, torch.bfloat16, **fields)
+        _update_and_token(current, BESIDES[-1][0], torch.float32)
     return tuple(found)
 
 
-def _one_update(
+def _update_and_token(
     current: list[int], step: int, dtype: torch.dtype, **fields: object
 ) -> None:
     from gpt2.model.gpt import GPT
@@ -166,6 +171,8 @@ def _one_update(
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype != torch.float32):
         logits = model.logits(torch.zeros(1, LENGTH, dtype=torch.int64))
     logits.float().mean().backward()
+    token, cache = torch.zeros(1, 1, dtype=torch.int64), model.new_cache()
+    model.to(dtype).decode_at(token, cache, cache.length)
 
 
 @contextmanager
