@@ -21,6 +21,10 @@ FROM_MAKE = (
     *("KABLATE_SETTINGS", "KABLATE_JOBS", "KABLATE_PART", "KABLATE_NOTED"),
 )
 
+# Workers share cores. Before torch is imported, as by the conftest of a folder that was
+# named on the command line, which comes before pytest_configure.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 def pytest_configure() -> None:
     # How long an example takes says how busy the machine is, and nothing else.
@@ -31,7 +35,6 @@ def pytest_configure() -> None:
     own = os.environ.get("PYTHONPATH")  # packages of processes, too
     paths = [str(Path(__file__).with_name("faults")), *([own] if own else [])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch; workers share cores
     card.choose(os.environ.get("PYTEST_XDIST_WORKER", ""), card.visible())
     # Hundreds of processes would compile our modules, each worker rewrite all tests.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
