@@ -7,7 +7,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import cache
+from importlib.util import cache_from_source
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -114,11 +116,16 @@ def project_files(under: Sequence[str] = ()) -> list[str]:
 
 
 def copy_files(folder: Path, under: Sequence[str] = ()) -> Path:
-    """Copy the project, or only the paths `under`."""
+    """Copy the project, or only the paths `under`, with what Python compiled of them:
+    it is valid by the time of its source."""
     for name in project_files(under):
-        target = folder / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, target)
+        found = [name]
+        if name.endswith(".py"):
+            found.append(os.path.relpath(cache_from_source(ROOT / name), ROOT))
+        for path in found:
+            (folder / path).parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # not compiled yet
+                shutil.copy2(ROOT / path, folder / path)
     return folder
 
 
@@ -126,6 +133,7 @@ def copy_tree(folder: Path, under: Sequence[str] = ()) -> Path:
     """As copy_files, into a new repository, committed."""
     copy_files(folder, under)
     git(folder, "init", "--quiet", "--initial-branch=main")
+    write(folder, ".git/info/exclude", "__pycache__/\n")
     commit_all(folder, "scripts: copy the tree\n\nTests plant their faults in it.\n")
     return folder
 

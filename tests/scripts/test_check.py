@@ -1,6 +1,7 @@
 """`make check` and its stages, each with a planted fault in a scratch copy."""
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -48,8 +49,7 @@ def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def tree(pristine: Path, tmp_path: Path) -> Path:
-    git(tmp_path, "clone", "--quiet", pristine, "tree")
-    return tmp_path / "tree"
+    return Path(shutil.copytree(pristine, tmp_path / "tree"))
 
 
 def check(tree: Path, *arguments: str) -> CompletedProcess[str]:

@@ -39,7 +39,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     def fill(place: Path) -> None:
         tree = copy_files(place / "tree", (*PARTS, "defconfigs"))
-        (tree / "gpt2/__pycache__").mkdir()
+        (tree / "gpt2/__pycache__").mkdir(exist_ok=True)
         (tree / "gpt2/__pycache__/old.cpython-311.pyc").touch()
         done = python(tree, "-c", BUILD)
         assert done.returncode == 0, done.stdout + done.stderr

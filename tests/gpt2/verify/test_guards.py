@@ -165,7 +165,7 @@ def test_every_file_of_ours_voids_proofs(tree: Path) -> None:
 def test_what_python_compiled_voids_nothing(tree: Path) -> None:
     before = certify_steps.code_hash()
     compiled = tree / "lib" / "__pycache__" / "identity.pyc"
-    compiled.parent.mkdir()
+    compiled.parent.mkdir(exist_ok=True)
     compiled.write_bytes(b"compiled")
     assert certify_steps.code_hash() == before
 
