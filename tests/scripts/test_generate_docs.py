@@ -41,36 +41,35 @@ def test_every_step_is_told_with_its_partner(tree: Path) -> None:
         assert re.search(rf"^\s+{step.id}  {re.escape(step.title)}", menu, re.MULTILINE)
 
 
-@pytest.mark.parametrize("heading", ['comment "RA (steps 5, 6)"\n\n', ""])
-def test_a_menu_without_its_heading_is_stale_and_gets_it(
-    tree: Path, heading: str
-) -> None:
-    name = "gpt2/mechanisms/ra/Kconfig"
-    current = (tree / name).read_text()
+def test_stale_lines_and_headings_are_named_and_fixed_once(tree: Path) -> None:
+    """A step's title in each file that has it, a menu with another heading, and one
+    without."""
     ours = 'comment "Reciprocal attention (steps 5-7, 11, 12, 15, 16, 29, 30)"\n\n'
-    assert current.startswith(ours)
-    write(tree, name, heading + current.removeprefix(ours))
-    checked = python(tree, TOOL, "--check")
-    assert checked.returncode == 1 and checked.stdout.startswith(f"{name}:1: ")
-    assert python(tree, TOOL).returncode == 0
-    assert (tree / name).read_text() == current
-
-
-@pytest.mark.parametrize("name", FILES)
-def test_stale_line_is_named_and_fixed_once(tree: Path, name: str) -> None:
-    current = (tree / name).read_text()
-    lines = current.split("\n")
-    planted = next(n for n, line in enumerate(lines) if STEPS[5].title in line)
-    lines[planted] = lines[planted].replace(STEPS[5].title, "something else")
-    write(tree, name, "\n".join(lines))
+    heading = re.compile(r'comment ".*\(steps .*\n\n')
+    menus = [f"gpt2/mechanisms/{name}/Kconfig" for name in ("ra", "ract")]
+    names = sorted({*FILES, *menus})
+    current = {name: (tree / name).read_text() for name in names}
+    assert current[menus[0]].startswith(ours) and heading.match(current[menus[1]])
+    stale = {
+        name: text.replace(STEPS[5].title, "something else", 1)
+        for name, text in current.items()
+    }
+    stale[menus[0]] = current[menus[0]].replace(ours, 'comment "RA (steps 5, 6)"\n\n')
+    stale[menus[1]] = heading.sub("", current[menus[1]], count=1)
+    for name, text in stale.items():
+        write(tree, name, text)
 
     checked = python(tree, TOOL, "--check")
     assert checked.returncode == 1
-    assert checked.stdout.startswith(f"{name}:{planted + 1}: ")
-    assert (tree / name).read_text() == "\n".join(lines), "--check must not write"
+    for name in names:
+        lines = zip(current[name].split("\n"), stale[name].split("\n"), strict=False)
+        first = next(n for n, (a, b) in enumerate(lines, 1) if a != b)
+        found = [x for x in checked.stdout.splitlines() if x.startswith(f"{name}:")]
+        assert len(found) == 1 and found[0].startswith(f"{name}:{first}: ")
+        assert (tree / name).read_text() == stale[name], "--check must not write"
 
     assert python(tree, TOOL).returncode == 0
-    assert (tree / name).read_text() == current
+    assert {name: (tree / name).read_text() for name in names} == current
     assert python(tree, TOOL, "--check").returncode == 0
 
 
@@ -95,12 +94,12 @@ def test_changed_registry_makes_all_stale(tree: Path) -> None:
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == list(FILES)
 
 
-@pytest.mark.parametrize("name", FILES)
-def test_text_around_the_block_is_kept(tree: Path, name: str) -> None:
-    text = (tree / name).read_text()
-    write(tree, name, f"# before\n{text}# after\n")
+def test_text_around_the_blocks_is_kept(tree: Path) -> None:
+    mine = {name: f"# before\n{(tree / name).read_text()}# after\n" for name in FILES}
+    for name, text in mine.items():
+        write(tree, name, text)
     assert python(tree, TOOL).returncode == 0
-    assert (tree / name).read_text() == f"# before\n{text}# after\n"
+    assert {name: (tree / name).read_text() for name in FILES} == mine
 
 
 @pytest.mark.parametrize("name", FILES)

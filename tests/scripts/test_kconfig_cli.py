@@ -4,6 +4,7 @@ import contextlib
 import os
 import pty
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,16 +18,39 @@ from lib.kconfig.config_py import Config, read_config
 from tests.scratch import copy_files, run
 
 PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")
+TORCH = ("gpt2/train", "gpt2/model", "gpt2/infer", "lib/kernels")  # not needed here
+TORCH += ("gpt2/verify", "gpt2/audit")
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    # With a blank and a pattern: nothing may break on them.
-    root = copy_files(tmp_path / "a [x]* tree", PARTS)
+NAME = "a [x]* tree"  # with a blank and a pattern: nothing may break on them
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    parts = (*PARTS, *(f":!{name}" for name in TORCH))
+    root = copy_files(tmp_path_factory.mktemp("pristine") / NAME, parts)
     (root / "defconfigs/one").write_text(
         "# One: a first line\n# and a second\nCONFIG_GPT2_MAX_ITERS=700\n"
     )
     return root
+
+
+@pytest.fixture(scope="module")
+def loaded(pristine: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = Path(shutil.copytree(pristine, tmp_path_factory.mktemp("loaded") / NAME))
+    done(root, "defconfig", "one")
+    return root
+
+
+@pytest.fixture
+def tree(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / NAME))
+
+
+@pytest.fixture
+def mine(loaded: Path, tmp_path: Path) -> Path:
+    """The tree after ``make defconfig-one``."""
+    return Path(shutil.copytree(loaded, tmp_path / NAME))
 
 
 def kconfig(tree: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -93,36 +117,29 @@ def test_presets_merge(tree: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("name", "said"),
-    [
-        (
-            "gpt2-quikstart",
-            "there is no preset 'gpt2-quikstart'; nearest: gpt2-quickst",
-        ),
-        ("../Kconfig", "there is no preset '../Kconfig'"),
-        ("one+", "there is no preset ''"),
-        ("", "there is no preset ''"),
-    ],
-)
-def test_an_unknown_preset_is_refused_with_the_nearest(
-    tree: Path, name: str, said: str
-) -> None:
-    assert said in refused(tree, "defconfig", name)
+def test_an_unknown_preset_is_refused_with_the_nearest(tree: Path) -> None:
+    for name, nearest in (
+        ("gpt2-quikstart", "; nearest: gpt2-quickst"),
+        ("../Kconfig", ""),
+        ("one+", ""),
+        ("", ""),
+    ):
+        missing = name.removeprefix("one+")
+        said = refused(tree, "defconfig", name)
+        assert f"there is no preset {missing!r}{nearest}" in said
     assert not (tree / ".config").exists()
 
 
-def test_a_faulty_preset_leaves_the_old_configuration(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    before = (tree / ".config").read_text(), (tree / "config.py").read_text()
-    (tree / "defconfigs/bad").write_text(
+def test_a_faulty_preset_leaves_the_old_configuration(mine: Path) -> None:
+    before = (mine / ".config").read_text(), (mine / "config.py").read_text()
+    (mine / "defconfigs/bad").write_text(
         'CONFIG_GPT2_BIAS = y\n\nCONFIG_GPT2_MIN_LR="1"\nCONFIG_GPT2_DROPOUT="2"\n'
     )
-    said = refused(tree, "defconfig", "bad")
+    said = refused(mine, "defconfig", "bad")
     assert said.startswith("defconfigs/bad:1: ")
-    (tree / "defconfigs/bad").write_text('\nCONFIG_GPT2_DROPOUT="2"\n')
-    assert "defconfigs/bad:2: CONFIG_GPT2_DROPOUT" in refused(tree, "defconfig", "bad")
-    assert before == ((tree / ".config").read_text(), (tree / "config.py").read_text())
+    (mine / "defconfigs/bad").write_text('\nCONFIG_GPT2_DROPOUT="2"\n')
+    assert "defconfigs/bad:2: CONFIG_GPT2_DROPOUT" in refused(mine, "defconfig", "bad")
+    assert before == ((mine / ".config").read_text(), (mine / "config.py").read_text())
 
 
 def test_list_has_purpose_hardware_and_time_of_each(tree: Path) -> None:
@@ -148,12 +165,11 @@ def test_savedefconfig_is_minimal_and_keeps_the_comment(tree: Path) -> None:
     assert mine.split("\n", 2)[2] == before[before.index("CONFIG_") :]
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", ".hidden", "a+b", "/tmp/x", "a b"])
-def test_savedefconfig_stays_in_its_folder(tree: Path, name: str) -> None:
-    done(tree, "defconfig", "one")
-    before = sorted(p.name for p in (tree / "defconfigs").iterdir())
-    assert "a preset's name" in refused(tree, "savedefconfig", name)
-    assert sorted(p.name for p in (tree / "defconfigs").iterdir()) == before
+def test_savedefconfig_stays_in_its_folder(mine: Path) -> None:
+    before = sorted(mine.rglob("*"))
+    for name in ("", "../x", "a/b", ".hidden", "a+b", str(mine / "x"), "a b"):
+        assert "a preset's name" in refused(mine, "savedefconfig", name), name
+    assert sorted(mine.rglob("*")) == before
 
 
 def test_without_a_configuration_the_way_out_is_named(tree: Path) -> None:
@@ -162,28 +178,26 @@ def test_without_a_configuration_the_way_out_is_named(tree: Path) -> None:
     assert "nothing is configured yet" in done(tree, "explain", "GPT2_BIAS")
 
 
-def test_a_checkout_that_cannot_be_written_serves_as_it_is(tree: Path) -> None:
+def test_a_checkout_that_cannot_be_written_serves_as_it_is(mine: Path) -> None:
     """A file in the place of a folder stands for it: no rights are above that."""
-    done(tree, "defconfig", "one")
-    (tree / ".kablate" / "made.config").unlink()
-    (tree / ".kablate").rmdir()
-    (tree / ".kablate").touch()
-    before = (tree / "config.py").read_text()
-    done(tree, "generate")
-    assert (tree / "config.py").read_text() == before
+    (mine / ".kablate" / "made.config").unlink()
+    (mine / ".kablate").rmdir()
+    (mine / ".kablate").touch()
+    before = (mine / "config.py").read_text()
+    done(mine, "generate")
+    assert (mine / "config.py").read_text() == before
 
 
-def test_generate_follows_an_edited_dotconfig(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    written = (tree / "config.py").stat().st_mtime_ns
-    done(tree, "generate")
-    assert (tree / "config.py").stat().st_mtime_ns == written
-    text = (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4")
-    edit(tree, text)
-    done(tree, "generate")
+def test_generate_follows_an_edited_dotconfig(mine: Path) -> None:
+    written = (mine / "config.py").stat().st_mtime_ns
+    done(mine, "generate")
+    assert (mine / "config.py").stat().st_mtime_ns == written
+    text = (mine / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4")
+    edit(mine, text)
+    done(mine, "generate")
     line = text.split("\n").index("CONFIG_BATCH_SIZE=4") + 1
-    assert config(tree).values["BATCH_SIZE"] == 4
-    assert config(tree).origins == {
+    assert config(mine).values["BATCH_SIZE"] == 4
+    assert config(mine).origins == {
         "GPT2_MAX_ITERS": "defconfigs/one:3",
         "BATCH_SIZE": f".config:{line}",
     }
@@ -197,10 +211,9 @@ def edit(tree: Path, text: str) -> None:
 
 
 def test_an_edit_of_config_py_is_shown_where_it_counts_and_where_it_ends(
-    tree: Path,
+    mine: Path,
 ) -> None:
-    done(tree, "defconfig", "one")
-    text = (tree / "config.py").read_text()
+    text = (mine / "config.py").read_text()
     assert "'GPT2_MAX_ITERS': ('defconfigs/one:3', 700)" in text
     places, lost = {}, set()
     for name, was, now in (("GPT2_MAX_ITERS", "700", "9"), ("SEEDS", "'1337'", "'8'")):
@@ -211,87 +224,82 @@ def test_an_edit_of_config_py_is_shown_where_it_counts_and_where_it_ends(
             f"note: {places[name]}: CONFIG_{name} = {now} was edited by hand and is "
             f"{was} again, as in .config"
         )
-    (tree / "config.py").write_text(text)
+    (mine / "config.py").write_text(text)
     for name, place in places.items():
-        assert f"\n  origin      {place}\n" in done(tree, "explain", name)
+        assert f"\n  origin      {place}\n" in done(mine, "explain", name)
     command = (sys.executable, "scripts/run_test_matrix.py", "--list")
-    listed = " ".join(run(tree, *command).stdout.split())
+    listed = " ".join(run(mine, *command).stdout.split())
     assert f" max_iters 9 {places['GPT2_MAX_ITERS']} " in listed
     assert f" seeds 8 {places['SEEDS']} " in listed
 
-    saved = kconfig(tree, "savedefconfig", "mine").stderr
+    saved = kconfig(mine, "savedefconfig", "mine").stderr
     assert f"note: {places['SEEDS']}: CONFIG_SEEDS = '8' was edited by hand" in saved
     assert "and is not in mine" in saved and "SEEDS" not in (
-        (tree / "defconfigs/mine").read_text()
+        (mine / "defconfigs/mine").read_text()
     )
-    edit(tree, (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4"))
-    ended = kconfig(tree, "generate")
+    edit(mine, (mine / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4"))
+    ended = kconfig(mine, "generate")
     assert (ended.returncode, set(ended.stderr.splitlines())) == (0, lost)
-    assert config(tree).values["GPT2_MAX_ITERS"] == 700
+    assert config(mine).values["GPT2_MAX_ITERS"] == 700
 
 
-def test_a_fault_in_dotconfig_is_refused_and_olddefconfig_drops_it(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    edit(tree, "CONFIG_GONE=1\n" + (tree / ".config").read_text())
-    said = refused(tree, "generate")
+def test_a_fault_in_dotconfig_is_refused_and_olddefconfig_drops_it(mine: Path) -> None:
+    edit(mine, "CONFIG_GONE=1\n" + (mine / ".config").read_text())
+    said = refused(mine, "generate")
     assert said.startswith(".config:1: unknown symbol CONFIG_GONE")
     assert "make olddefconfig drops such lines" in said
-    said = done(tree, "olddefconfig")
+    said = done(mine, "olddefconfig")
     assert "dropped .config:1: unknown symbol CONFIG_GONE" in said
-    assert config(tree).origins == {"GPT2_MAX_ITERS": "defconfigs/one:3"}
-    assert "GONE" not in (tree / ".config").read_text()
-    assert "GONE" in (tree / ".config.old").read_text()
-    assert "dropped" not in done(tree, "olddefconfig")
+    assert config(mine).origins == {"GPT2_MAX_ITERS": "defconfigs/one:3"}
+    assert "GONE" not in (mine / ".config").read_text()
+    assert "GONE" in (mine / ".config.old").read_text()
+    assert "dropped" not in done(mine, "olddefconfig")
 
 
-def test_a_fault_that_olddefconfig_cannot_fix_is_told_without_it(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    good = (tree / ".config").read_text()
-    edit(tree, good.replace('_DEVICE="auto"', '_DEVICE="gpu"'))
-    said = refused(tree, "generate")
+def test_a_fault_that_olddefconfig_cannot_fix_is_told_without_it(mine: Path) -> None:
+    good = (mine / ".config").read_text()
+    edit(mine, good.replace('_DEVICE="auto"', '_DEVICE="gpu"'))
+    said = refused(mine, "generate")
     assert said.startswith("DEVICE='gpu' must be") and "(DEVICE: .config:" in said
     assert "olddefconfig" not in said
-    (tree / ".config").write_bytes(b"# a comment\n\xff" + good.encode())
+    (mine / ".config").write_bytes(b"# a comment\n\xff" + good.encode())
     assert (
-        refused(tree, "generate") == ".config:2: not UTF-8 text (invalid start byte)\n"
+        refused(mine, "generate") == ".config:2: not UTF-8 text (invalid start byte)\n"
     )
 
 
-def test_oldconfig_asks_about_new_symbols_only(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    with open(tree / "Kconfig", "a") as file:
+def test_oldconfig_asks_about_new_symbols_only(mine: Path) -> None:
+    with open(mine / "Kconfig", "a") as file:
         file.write('\nconfig NEW_ONE\n\tint "A new one"\n\tdefault 3\n')
     command = [sys.executable, "scripts/kconfig.py", "oldconfig"]
     ended = subprocess.run(
-        command, cwd=tree, input="5\n", capture_output=True, text=True
+        command, cwd=mine, input="5\n", capture_output=True, text=True
     )
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("A new one") == 1
     assert "Peak learning rate" not in ended.stdout
-    assert config(tree).values["NEW_ONE"] == 5
-    assert config(tree).origin("GPT2_MAX_ITERS") == "defconfigs/one:3"
+    assert config(mine).values["NEW_ONE"] == 5
+    assert config(mine).origin("GPT2_MAX_ITERS") == "defconfigs/one:3"
 
 
-def test_oldconfig_that_gets_no_answer_saves_nothing(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    before = (tree / ".config").read_text(), (tree / "config.py").read_text()
-    with open(tree / "Kconfig", "a") as file:
+def test_oldconfig_that_gets_no_answer_saves_nothing(mine: Path) -> None:
+    before = (mine / ".config").read_text(), (mine / "config.py").read_text()
+    with open(mine / "Kconfig", "a") as file:
         file.write('\nconfig NEW_ONE\n\tint "A new one"\n\tdefault 3\n')
-    said = refused(tree, "oldconfig")
+    said = refused(mine, "oldconfig")
     assert "not all questions were answered, so nothing was saved" in said
-    assert before == ((tree / ".config").read_text(), (tree / "config.py").read_text())
+    assert before == ((mine / ".config").read_text(), (mine / "config.py").read_text())
 
 
-def test_explain_finds_symbols_as_overrides_do(tree: Path) -> None:
-    done(tree, "defconfig", "one")
+def test_explain_finds_symbols_as_overrides_do(mine: Path) -> None:
     for name in ("CONFIG_GPT2_MAX_ITERS", "GPT2_MAX_ITERS", "MAX_ITERS", "max_iters"):
-        said = done(tree, "explain", name)
+        said = done(mine, "explain", name)
         assert "CONFIG_GPT2_MAX_ITERS = 700\n  origin      defconfigs/one:3\n" in said
         assert "1 to " in said and "gpt2/Kconfig.training:" in said
-    said = done(tree, "explain", "LR", "--overrides", "LR=0.5")
+    said = done(mine, "explain", "LR", "--overrides", "LR=0.5")
     assert "CONFIG_LEARNING_RATE = 0.5\n  origin      command line\n" in said
-    assert "#" not in done(tree, "explain", "STEPS"), "no marker of a generator"
-    assert "nearest: MAX_ITERS" in refused(tree, "explain", "MAX_ITRS")
+    assert "#" not in done(mine, "explain", "STEPS"), "no marker of a generator"
+    assert "nearest: MAX_ITERS" in refused(mine, "explain", "MAX_ITRS")
 
 
 def test_explain_alone_lists_all_that_is_not_a_default(tree: Path) -> None:
@@ -319,13 +327,12 @@ def test_menuconfig_without_a_terminal_says_so(tree: Path) -> None:
     assert "needs a terminal" in refused(tree, "menuconfig")
 
 
-def test_menuconfig_saves_a_change(tree: Path) -> None:
+def test_menuconfig_saves_a_change(mine: Path) -> None:
     """kconfiglib's own menuconfig, driven by keys: find a symbol, toggle, save."""
-    done(tree, "defconfig", "one")
-    before = config(tree)
+    before = config(mine)
     assert before.values["COMPILE_MODEL"] is False
     status, screen = type_keys(
-        tree,
+        mine,
         [
             ("Mode", "/"),
             ("Jump to", "^COMPILE_MODEL$"),
@@ -337,41 +344,37 @@ def test_menuconfig_saves_a_change(tree: Path) -> None:
     )
     assert status == 0, screen
     assert "Saved .config and config.py" in screen
-    after = config(tree)
+    after = config(mine)
     opened = {"COMPILE_MODEL": True, "COMPILE_MODE_DEFAULT": True}
     assert after.values == before.values | opened  # a choice that depends on it
-    lines = (tree / ".config").read_text().split("\n")
+    lines = (mine / ".config").read_text().split("\n")
     line = lines.index("CONFIG_COMPILE_MODEL=y") + 1
     assert after.origins == before.origins | {"COMPILE_MODEL": f".config:{line}"}
 
 
-def test_menuconfig_left_without_saving_says_so(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    before = (tree / ".config").read_bytes()
-    status, screen = type_keys(tree, [("Mode", "q"), ("No changes to save", "")])
+def test_menuconfig_left_without_saving_says_so(mine: Path) -> None:
+    before = (mine / ".config").read_bytes()
+    status, screen = type_keys(mine, [("Mode", "q"), ("No changes to save", "")])
     assert status == 0 and "Nothing was changed in .config" in screen
-    assert (tree / ".config").read_bytes() == before
+    assert (mine / ".config").read_bytes() == before
 
 
-def test_menuconfig_ends_when_its_terminal_has_gone(tree: Path) -> None:
+def test_menuconfig_ends_when_its_terminal_has_gone(mine: Path) -> None:
     """Without a signal, as of a terminal that is not the controlling one."""
-    done(tree, "defconfig", "one")
-    before = (tree / ".config").read_text()
-    status, screen = type_keys(tree, [("Mode", "/")], leaves=True)
+    before = (mine / ".config").read_text()
+    status, screen = type_keys(mine, [("Mode", "/")], leaves=True)
     assert status != 0, screen
-    assert (tree / ".config").read_text() == before
+    assert (mine / ".config").read_text() == before
 
 
-def test_menuconfig_on_an_unknown_terminal_says_so(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    status, said = type_keys(tree, [], TERM="nowhere")
+def test_menuconfig_on_an_unknown_terminal_says_so(mine: Path) -> None:
+    status, said = type_keys(mine, [], TERM="nowhere")
     assert status == 2 and "Traceback" not in said
     assert "menuconfig: setupterm: could not find terminal: TERM=nowhere" in said
 
 
-def test_menuconfig_with_an_unknown_locale(tree: Path) -> None:
-    done(tree, "defconfig", "one")
-    status, screen = type_keys(tree, [("Mode", "q")], LC_ALL="xx_YY.UTF-8")
+def test_menuconfig_with_an_unknown_locale(mine: Path) -> None:
+    status, screen = type_keys(mine, [("Mode", "q")], LC_ALL="xx_YY.UTF-8")
     assert status == 0, screen
 
 
