@@ -1,6 +1,5 @@
 """Commands on a terminal of 80 columns: no line is too long and no word is cut."""
 
-import subprocess
 import sys
 
 import pytest
@@ -9,6 +8,7 @@ from rich.console import Console
 from gpt2.audit.finding import DIFFERS, AuditLine
 from gpt2.audit.show import show_audit
 from tests.scratch import ROOT
+from tests.scripts.inprocess import run_script
 from tests.terminal import run_in_terminal
 
 WIDTH = 80
@@ -32,9 +32,7 @@ def test_words_stay_whole_in_80_columns(finished, tmp_path, name):
     words = [tmp_path / LONG if word == LONG else word for word in words]
     command = [str(ROOT / "scripts" / str(script)), *map(str, words)]
     shown = run_in_terminal(finished, *command, columns=WIDTH)
-    done = subprocess.run(
-        [sys.executable, *command], cwd=finished, capture_output=True, text=True
-    )
+    done = run_script(script, *words, cwd=finished)
     assert done.returncode == 0, done.stderr
     for line in map(str.strip, shown.splitlines()):
         is_command = line.startswith(sys.executable)  # to be copied as a whole
