@@ -34,7 +34,7 @@ from gpt2.infer.native_gpt2 import is_native, native_config
 from gpt2.infer.trained import TrainedModel
 from gpt2.model.gpt2_weights import to_gpt2
 from gpt2.settings.schema import Settings
-from gpt2.train.checkpoint import weights_of
+from gpt2.train.checkpoint import weights_of, write_weights
 from gpt2.train.failures import FULL_DISK, is_disk_full
 from lib.atomic_files import DiskFull, atomic_write_bytes, atomic_write_json
 from lib.files import hidden_name, is_hidden_name, remove_folder, strangers
@@ -168,7 +168,7 @@ def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:
         tensors = to_gpt2(weights, settings.model.n_layer)
     else:
         tensors = {f"model.{name}": tensor for name, tensor in weights.items()}
-    save_file(tensors, folder / WEIGHTS_FILE, metadata={"format": "pt"})
+    write_weights(folder / WEIGHTS_FILE, tensors, {})
     config = native_config(settings) if native else custom_config(trained)
     end = {f"{kind}_token_id": trained.encoding.eot_token for kind in ("bos", "eos")}
     config |= {**end, "torch_dtype": "float32"}

@@ -119,7 +119,7 @@ def export(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
     """
     partial = hidden_name(path)
     try:
-        _write_weights(partial, weights_of(model), dict(metadata))
+        write_weights(partial, weights_of(model), dict(metadata))
         os.replace(partial, path)
         fsync_directory(path.parent)
     except Exception as error:
@@ -157,7 +157,7 @@ def save(
 def _write_files(
     partial: Path, stamp: Stamp, weights: Weights, state: Mapping[str, Any]
 ) -> None:
-    _write_weights(partial / WEIGHTS_FILE, weights, {"hash": stamp.hash})
+    write_weights(partial / WEIGHTS_FILE, weights, {"hash": stamp.hash})
     with open(partial / STATE_FILE, "wb") as file:
         torch.save(dict(state), file)
         file.flush()
@@ -170,7 +170,8 @@ def _write_files(
     atomic_write_json(partial / INDEX_FILE, {**index, "sum": identity(index)})
 
 
-def _write_weights(path: Path, weights: Weights, metadata: dict[str, str]) -> None:
+def write_weights(path: Path, weights: Weights, metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, flushed to disk, with the permissions of a new file."""
     whole = {name: tensor.contiguous() for name, tensor in weights.items()}
     path.touch()
     mode = path.stat().st_mode  # as the user's umask has it; safetensors writes 0600

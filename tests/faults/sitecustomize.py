@@ -111,7 +111,7 @@ def change_trainer(trainer: Any) -> None:
 
 def change_checkpoint(checkpoint: Any) -> None:
     """Wait before each file of a checkpoint, for a kill to strike there."""
-    write_files, write_weights = checkpoint._write_files, checkpoint._write_weights
+    write_files, write_weights = checkpoint._write_files, checkpoint.write_weights
     write_json = checkpoint.atomic_write_json
     inside: list[bool] = []
 
@@ -136,7 +136,7 @@ def change_checkpoint(checkpoint: Any) -> None:
         write_json(*given)
 
     checkpoint._write_files = slow_files
-    checkpoint._write_weights = slow_weights
+    checkpoint.write_weights = slow_weights
     checkpoint.atomic_write_json = slow_json
 
 

@@ -128,6 +128,10 @@ def test_no_path_of_this_machine_is_published(tmp_path) -> None:
     hf_export.write_folder(mine, folder, native=False)
     for path in folder.iterdir():
         assert secret.encode() not in path.read_bytes(), path
+    # All files have the permissions of a new file, also the weights.
+    (tmp_path / "new").touch()
+    modes = {path.name: path.stat().st_mode for path in folder.iterdir()}
+    assert set(modes.values()) == {(tmp_path / "new").stat().st_mode}, modes
 
 
 def test_native_is_what_gpt2_is() -> None:
