@@ -25,12 +25,12 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.infer.chosen_runs import ChosenRuns, add_run_options, chosen_runs
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.generation import write_generation
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 MOST_RUNS = 64
+USUAL_TOKENS = 128  # of a prompt, and after it
 COLUMNS = (
     *("batch", "context", "prefill tok/s", "decode tok/s", "of first"),
     *("p50 ms", "p95 ms", "cache/token", "memory"),
@@ -64,10 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with collector_at_rest():
             from gpt2.infer.bench import Load
 
-        load = Load(batches, options.prompt_tokens, options.new_tokens, options.repeats)
+        chosen = chosen_runs(options, MOST_RUNS) if options.run else None
+        load = Load(batches, *tokens_of(options, chosen), options.repeats)
         peers = peers_of(options.peers)
+        subjects = untrained(options, load, contexts) if not chosen else trained(chosen)
         rows: list[Row] = []
-        for row in measured(options, load, contexts, peers):
+        for row in measured(subjects, load, contexts, peers):
             rows.append(row)
             print(line_of(row), file=sys.stderr, flush=True)
             # At once: a long table may be cut short.
@@ -89,11 +92,9 @@ def parser() -> argparse.ArgumentParser:
     add = found.add_argument
     add_run_options(found)
     add("--batches", default="1,32", help="sequences at once (default %(default)s)")
-    for name, default, words in (
-        ("PROMPT_TOKENS", 128, "tokens of a prompt"),
-        ("NEW_TOKENS", 128, "tokens after it"),
-    ):
-        add_number(found, name, COUNT, default=default, help=words)
+    usual = f"(default {USUAL_TOKENS}, fewer where the context of RUNS is shorter)"
+    add_number(found, "PROMPT_TOKENS", COUNT, help=f"tokens of a prompt {usual}")
+    add_number(found, "NEW_TOKENS", COUNT, help=f"tokens after it {usual}")
     words = "contexts at whose end tokens are timed, as in 1024,8192"
     add("--contexts", default="", help=words)
     words = "of transformers, transformers-static; none: a comma"
@@ -110,6 +111,21 @@ def numbers(name: str, given: str) -> list[int]:
     """Whole numbers separated by commas. Raises ValueError."""
     words = [word.strip() for word in given.split(",") if word.strip()]
     return [int(number(name, word, COUNT)) for word in words]
+
+
+def tokens_of(
+    options: argparse.Namespace, chosen: ChosenRuns | None
+) -> tuple[int, int]:
+    """PROMPT_TOKENS and NEW_TOKENS; those not given fit the shortest context."""
+    from gpt2.infer.trained import read_job
+
+    folders = chosen.folders if chosen else ()
+    lengths = (read_job(folder).settings.model.block_size for folder in folders)
+    room = min(lengths, default=sys.maxsize)  # untrained models get the context needed
+    given = options.new_tokens
+    rest = room - given if given else room // 2
+    prompt = options.prompt_tokens or max(1, min(USUAL_TOKENS, rest))
+    return prompt, given or max(1, min(USUAL_TOKENS, room - prompt))
 
 
 def peers_of(given: str) -> list[str]:
@@ -131,7 +147,7 @@ def peers_of(given: str) -> list[str]:
 
 
 def measured(
-    options: argparse.Namespace,
+    subjects: Iterable[TimedModel],
     load: Load,
     contexts: Sequence[int],
     peers: Sequence[str],
@@ -141,7 +157,7 @@ def measured(
     from gpt2.infer.native_gpt2 import is_native
 
     seen = False
-    for subject in subjects(options, load, contexts):
+    for subject in subjects:
         yield from rows_of(subject, load, contexts)
         if seen or not is_native(subject.settings, subject.heads):
             continue
@@ -155,19 +171,12 @@ def measured(
                 yield row
 
 
-def subjects(
-    options: argparse.Namespace, load: Load, contexts: Sequence[int]
-) -> Iterator[TimedModel]:
-    """Trained models of RUNS, or without it untrained ones, one at a time."""
-    return trained(options) if options.run else untrained(options, load, contexts)
-
-
-def trained(options: argparse.Namespace) -> Iterator[TimedModel]:
+def trained(chosen: ChosenRuns) -> Iterator[TimedModel]:
+    """The models of RUNS, one at a time."""
     from gpt2.infer.bench import TimedModel, precision
     from gpt2.infer.trained import load_trained
     from lib.gpu.device import select_device
 
-    chosen = chosen_runs(options, MOST_RUNS)
     device = select_device(chosen.resources.device)
     for folder in chosen.folders:
         found = load_trained(folder, device.device)
@@ -179,6 +188,7 @@ def trained(options: argparse.Namespace) -> Iterator[TimedModel]:
 def untrained(
     options: argparse.Namespace, load: Load, contexts: Sequence[int]
 ) -> Iterator[TimedModel]:
+    """Models of STEPS with random weights, one at a time."""
     from gpt2.infer.bench import precision, untrained
     from lib.gpu.device import select_device
 

@@ -95,6 +95,12 @@ def test_trained_runs_and_what_is_refused(finished):
         "5 ra, seed 1",
     }
     report(finished)
+    once = ["--batches", "1", "--repeats", "1", *words, "5"]
+    for given, tokens in {(): (8, 8), ("--new_tokens", "3"): (13, 3)}.items():
+        done = run_script("inference_bench.py", *once, *given, cwd=finished)
+        assert done.returncode == 0, done.stderr  # the context of 16, filled
+        found = json.loads((finished / "speed.json").read_text())
+        assert (found["prompt_tokens"], found["new_tokens"]) == tokens
     said = bench(finished, *words, "--contexts", "17", "5", code=2).stderr
     assert "CONTEXTS=17: 17 tokens do not fit the context of 16 of 5 ra" in said
     said = bench(finished, *words, "--new_tokens", "12", "5", code=2).stderr
