@@ -108,9 +108,10 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 SETUP = PYTHON=$(call arg,PYTHON) $(HOLD) $(BOOT) scripts/setup_env.py
 BARE = $(eval BARE := $$(call inline,$$(shell $$(SETUP) --print-python)))$(BARE)
 # Ctrl-C while Python starts up would print a traceback. GNU env can block the signal
-# until the command unblocks it (begin in lib/output.py).
+# until the command unblocks it (begin in lib/output.py). exec: make passes SIGTERM on to
+# its child and waits for it, which has to be the command, as a shell would just die.
 HOLD := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-signal=INT)
-PY = $(HOLD) $(BARE)
+PY = exec $(HOLD) $(BARE)
 
 SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
 	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,11 @@ def tree(prepared: Path, tmp_path: Path) -> Path:
     return root
 
 
+def user_environment(**more: str) -> dict[str, str]:
+    words = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    return clean_environment(**more, **words)
+
+
 def type_in(
     tree: Path, *command: str, **environ: str
 ) -> subprocess.CompletedProcess[str]:
@@ -39,9 +45,7 @@ def type_in(
     return subprocess.run(
         ["sh", "-c", *command] if len(command) == 1 else command,
         cwd=tree,
-        env=clean_environment(
-            **environ, PYTHON=sys.executable, OMP_NUM_THREADS="1", COLUMNS="120"
-        ),
+        env=user_environment(**environ),
         capture_output=True,
         text=True,
         timeout=300,
@@ -75,3 +79,23 @@ def test_make_ends_with_the_table_and_commands_that_go_on(tree: Path) -> None:
     (rerun,) = re.findall("`(make rerun .*)`", refused.stderr)
     assert f"`{rerun}`" in preview.stdout.replace(" SKIP_VERIFY=1", "")
     assert "MAX_ITERS=5" in rerun and "OUTPUT_DIR='a  b $HOME'" in rerun
+
+
+def test_a_terminated_make_stops_its_runs_before_it_ends(tree: Path) -> None:
+    """As a supervisor does it, or `docker stop`: the signal is sent to make alone."""
+    with subprocess.Popen(
+        ["make", "JOBS=1", "SKIP_VERIFY=1"],
+        cwd=tree,
+        env=user_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.endswith(": started\n"):
+                process.terminate()
+                break
+        rest = process.stdout.read()
+    assert process.returncode == -signal.SIGTERM
+    assert "stopping (SIGTERM" in rest and "to continue: make JOBS=1" in rest, rest
