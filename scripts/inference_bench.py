@@ -40,7 +40,7 @@ from lib import human
 from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
-from lib.number_option import COUNT, add_number, number
+from lib.number_option import COUNT, Allowed, add_number, number
 from lib.terminal import table
 
 if TYPE_CHECKING:
@@ -49,6 +49,10 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[1]
 MOST_RUNS = 64
 USUAL_TOKENS = 128  # of a prompt, and after it
+# The first token of a generation is timed with its prompt, the first one at the end of
+# a context with what precedes it: neither says what a token costs.
+AT_LEAST_2 = Allowed(int, lambda x: x >= 2, "a whole number of at least 2")
+AT_LEAST_3 = Allowed(int, lambda x: x >= 3, "a whole number of at least 3")
 COLUMNS = (
     *("batch", "context", "prefill tok/s", "decode tok/s", "of first"),
     *("p50 ms", "p95 ms", "cache/token", "memory"),
@@ -60,8 +64,8 @@ SPARE = ("p95 ms", "prefill tok/s", "memory", "cache/token", "of first")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
-        contexts = numbers("CONTEXTS", options.contexts)
-        batches = numbers("BATCHES", options.batches)
+        contexts = numbers("CONTEXTS", options.contexts, AT_LEAST_3)
+        batches = numbers("BATCHES", options.batches, COUNT)
         with collector_at_rest():
             from gpt2.infer.bench import Load
 
@@ -94,7 +98,7 @@ def parser() -> argparse.ArgumentParser:
     add("--batches", default="1,32", help="sequences at once (default %(default)s)")
     usual = f"(default {USUAL_TOKENS}, fewer where the context of RUNS is shorter)"
     add_number(found, "PROMPT_TOKENS", COUNT, help=f"tokens of a prompt {usual}")
-    add_number(found, "NEW_TOKENS", COUNT, help=f"tokens after it {usual}")
+    add_number(found, "NEW_TOKENS", AT_LEAST_2, help=f"tokens after it {usual}")
     words = "contexts at whose end tokens are timed, as in 1024,8192"
     add("--contexts", default="", help=words)
     words = "of transformers, transformers-static; none: a comma"
@@ -107,10 +111,10 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def numbers(name: str, given: str) -> list[int]:
+def numbers(name: str, given: str, allowed: Allowed) -> list[int]:
     """Whole numbers separated by commas. Raises ValueError."""
     words = [word.strip() for word in given.split(",") if word.strip()]
-    return [int(number(name, word, COUNT)) for word in words]
+    return [int(number(name, word, allowed)) for word in words]
 
 
 def tokens_of(
@@ -125,7 +129,7 @@ def tokens_of(
     given = options.new_tokens
     rest = room - given if given else room // 2
     prompt = options.prompt_tokens or max(1, min(USUAL_TOKENS, rest))
-    return prompt, given or max(1, min(USUAL_TOKENS, room - prompt))
+    return prompt, given or max(2, min(USUAL_TOKENS, room - prompt))
 
 
 def peers_of(given: str) -> list[str]:

@@ -107,5 +107,9 @@ def test_trained_runs_and_what_is_refused(finished):
     assert "PROMPT_TOKENS=5 and NEW_TOKENS=12: 17 tokens do not fit" in said
     said = bench(finished, "--peers", "vllm", "5", code=2).stderr
     assert "PEERS='vllm': allowed are transformers, transformers-static" in said
-    said = bench(finished, "--batches", "0", "5", code=2).stderr
-    assert "BATCHES" in said and "at least 1" in said
+    # A single token is timed with its prompt: there would be no time of a token.
+    for name, least in {"BATCHES": 1, "NEW_TOKENS": 2, "CONTEXTS": 3}.items():
+        few = (f"--{name.lower()}", str(least - 1))
+        said = bench(finished, *few, "5", code=2).stderr
+        assert f"{name}={least - 1} must be a whole number of at least {least}" in said
+        bench(finished, *once, f"--{name.lower()}", str(least))
