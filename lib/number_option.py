@@ -22,6 +22,7 @@ class Allowed:
     words: str
 
 
+LARGEST = 2**63 - 1  # of the whole numbers that torch and numpy take
 LOSS = Allowed(
     float, lambda x: x > 0 and math.isfinite(x), "a positive loss in nats, as in 0.003"
 )
@@ -53,11 +54,16 @@ def add_number(
 
 
 def number(name: str, text: str, allowed: Allowed) -> float:
-    """The number in a text; ValueError if there is none, or one not allowed."""
+    """The number in a text.
+
+    Raises ValueError if there is none, or one that is not allowed or above LARGEST.
+    """
     try:
         value = allowed.kind(text)
     except ValueError:
         value = math.nan
     if not allowed.accepts(value):
         raise ValueError(f"{name}={text} must be {allowed.words}")
+    if isinstance(value, int) and value > LARGEST:
+        raise ValueError(f"{name}={text} is too large: at most {LARGEST}")
     return value

@@ -50,3 +50,11 @@ def test_others_are_refused_by_the_name_of_the_variable(
         with pytest.raises(ValueError) as raised:
             parser.parse_args([f"--delta={text}"])
         assert str(raised.value) == f"DELTA={text} must be {allowed.words}"
+
+
+def test_a_number_that_torch_cannot_take_is_refused() -> None:
+    assert number("SEED", str(2**63 - 1), COUNT_OR_0) == 2**63 - 1
+    with pytest.raises(
+        ValueError, match=f"SEED={2**63} is too large: at most {2**63 - 1}"
+    ):
+        number("SEED", str(2**63), COUNT_OR_0)
