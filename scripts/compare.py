@@ -76,9 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         asked = asked_rules(options) | {"family": TOGETHER}
         rules = rules_for(Path(options.config), runs, **asked)
         series = None if results is None else read_series(results)
+        found = side_by_side(a, b, rules)
     except (ValueError, OSError) as error:
         return fail(f"compare: {error}", 2)
-    found = side_by_side(a, b, rules)
     answer(a=a.label, b=b.label, rules=asdict(rules), **found.to_json())
     answer(left_out=[asdict(item) for item in (*a.left_out, *b.left_out)])
     console = report_console()

@@ -25,11 +25,17 @@ from lib.safe_json import clean
 
 @dataclass(frozen=True, slots=True)
 class ComparedSide:
-    """Arms on one side of a comparison, often a single one."""
+    """Arms on one side of a comparison, often a single one, of runs below ``root``."""
 
     label: str
     arms: list[Arm]
     left_out: list[LeftOutRun]
+    root: Path
+
+    @property
+    def folders(self) -> set[Path]:
+        runs = [run for arm in self.arms for run in arm.runs]
+        return {(self.root / run.run_dir).resolve() for run in runs}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +103,7 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
             raise ValueError(f"there are no runs in {name}")
         arms = group_arms(matrix)
         tested = [arm for arm in arms if not arm.is_control]
-        return ComparedSide(name, tested or arms, matrix.left_out)
+        return ComparedSide(name, tested or arms, matrix.left_out, Path(name))
     if results is None or not results.is_dir():
         raise ValueError(
             f"{name!r} is not a directory, and there are no results to look it up in"
@@ -119,7 +125,7 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
         )
     if seed:
         chosen = [_one_seed(chosen[0], seed)]
-    return ComparedSide(f"{results}: {name}", chosen[:1], matrix.left_out)
+    return ComparedSide(f"{results}: {name}", chosen[:1], matrix.left_out, results)
 
 
 def _one_seed(arm: Arm, seed: str) -> Arm:
@@ -133,8 +139,13 @@ def _one_seed(arm: Arm, seed: str) -> Arm:
 def side_by_side(
     a: ComparedSide, b: ComparedSide, rules: Rules | None = None
 ) -> SideBySide:
-    """Match arms: two single arms with each other, arms of matrices by step and
-    name."""
+    """Match arms: two single arms with each other, arms of matrices by step and name.
+
+    Raises ValueError if a run is on both sides: without noise between them, a verdict
+    would have no meaning.
+    """
+    if both := a.folders & b.folders:
+        raise ValueError(f"{min(both)} is on both sides: name different runs")
     if len(a.arms) == len(b.arms) == 1:
         matched = [(a.arms[0], b.arms[0])]
     else:

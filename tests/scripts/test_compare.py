@@ -99,9 +99,11 @@ def test_other_data_is_said(matrix):
         ("0:9", "0 baseline has no seed 9; it has 1, 2, 3"),
         ("empty", "there are no runs in empty"),
         ("", "name both sides"),
+        ("0", "out/step00-baseline/seed1 is on both sides"),
+        ("out", "out/step00-baseline/seed1 is on both sides"),
     ],
 )
-def test_what_is_not_there_is_named(matrix, a, words):
+def test_what_cannot_be_compared_is_named(matrix, a, words):
     (matrix / "empty").mkdir()
     done = compare(a, "0", cwd=matrix)
     assert done.returncode == 2 and words in done.stderr
