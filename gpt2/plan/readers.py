@@ -5,7 +5,7 @@ Torch-free.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -50,6 +50,12 @@ def _is_used(names: list[str], settings: Settings) -> bool:
     return settings.optim.optimizer in names
 
 
+def _has_kernels(field: str, everywhere: Sequence[str], settings: Settings) -> bool:
+    """Whether kernels asked for by name can be used; ``everywhere``: also on a CPU."""
+    resources = settings.resources
+    return resources.device != "cpu" or getattr(resources, field) in everywhere
+
+
 READERS = (
     *_of_mechanisms(),
     *_of_optimizers(),
@@ -90,9 +96,20 @@ READERS = (
             "gpu_warmup",
             "alloc_conf",
             "pin_memory",
+            "gpus",
             "jobs_per_gpu",
         ),
         lambda s: s.resources.device != "cpu",
+    ),
+    Reader(
+        "runs on a GPU or uses kernels that need none",
+        ("attention_backend",),
+        partial(_has_kernels, "attention_backend", ("auto", "reference", "sdpa")),
+    ),
+    Reader(
+        "runs on a GPU or uses kernels that need none",
+        ("mlp_backend",),
+        partial(_has_kernels, "mlp_backend", ("auto", "torch")),
     ),
     Reader(
         "is trained by several ranks",
