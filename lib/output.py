@@ -35,6 +35,7 @@ EXIT_OOM = 4  # out of memory
 EXIT_NAN = 5  # a loss or a gradient is not finite
 EXIT_DISK = 6  # the disk is full
 EXIT_GRADIENTS = 7  # the gradients differ from those of the model's formulas
+EXIT_DEVICE = 8  # a GPU failed
 EXIT_CTRL_C = 128 + 2  # what shells report for SIGINT
 
 FEWEST_COLUMNS = 20  # shorter texts fit every terminal

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,7 @@ from gpt2.train.update import Updater
 from lib.gpu.peaks import peak_flops
 from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
 from lib.gpu.profiler import StepProfiler
+from lib.jobs.pulse import PULSE_FILE, Pulse
 from lib.jobs.turn import Turn
 
 ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to stop
@@ -81,6 +83,7 @@ class Trainer:
         self._rate = 0.0
         self.is_over = False
         self.has_trained = False  # an update in this attempt
+        self.pulse = Pulse()
         self.loader: Batches | None = None
         self._waited = 0.0  # of the loader's waiting, what is booked
 
@@ -103,6 +106,9 @@ class Trainer:
         out-of-memory errors, lib.atomic_files.DiskFull.
         """
         self.model.train()
+        if self.ranks.is_first:
+            path = self.recorder.run_dir / PULSE_FILE
+            self.pulse = Pulse(path, self.resources.hang_updates)
         self._clock.lap()  # what came before is in no time budget
         known = self.recorder.has_evaluation(self.progress.step)
         if self._is_eval_step() and not self.ranks.from_first(known):
@@ -111,12 +117,17 @@ class Trainer:
             self._keep_stable()
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
-        with self._profiler() as profiler, self.checkpoints.writer.finished():
+        with (
+            self._profiler() as profiler,
+            self.checkpoints.writer.finished(),
+            self.pulse.closing(),
+        ):
             while not self.is_over:
                 self._stop_if_asked()
                 self._lend_device()
                 with profiler.update(self.progress.step + 1):
                     self.update(data)
+                self.pulse.beat()
                 if not self.has_trained:
                     self.recorder.phase("first_update")
                 self.has_trained = True
@@ -157,9 +168,8 @@ class Trainer:
     def prove_again(self) -> None:
         """As prove(), after updates; its time is not counted as training."""
         self.check_finite()
-        self._book(training=not self.is_over)
-        self.prove()
-        self._book(training=False)
+        with self._between_updates(training=not self.is_over):
+            self.prove()
 
     @property
     def built(self) -> Settings:
@@ -180,9 +190,8 @@ class Trainer:
         """Wait, off the clock, while a run that prepares times its kernels."""
         if self.turn.is_wished():
             self.check_finite()  # waits for the device
-            self._book(training=True)
-            self.turn.lend(self.recorder.keep_alive)
-            self._book(training=False)
+            with self._between_updates():
+                self.turn.lend(self.recorder.keep_alive)
 
     def update(self, data: Iterator[Batch]) -> None:
         """One optimizer update over the effective batch."""
@@ -233,7 +242,8 @@ class Trainer:
     def _keep_stable(self) -> None:
         """Keep the checkpoint of this step for runs of other lengths."""
         if self.ranks.is_first:
-            self.checkpoints.writer.wait()
+            with self.pulse.paused():
+                self.checkpoints.writer.wait()
             stable.keep(self.recorder.run_dir, self.progress.step)
 
     def free_activations(self) -> None:
@@ -273,6 +283,17 @@ class Trainer:
             self.progress.wait_seconds += waited - self._waited
             self._waited = waited
 
+    @contextmanager
+    def _between_updates(self, training: bool = True) -> Iterator[None]:
+        """Something else than updates, off the clock. The device has been waited for.
+
+        training: whether the time before it counts as training.
+        """
+        self._book(training=training)
+        with self.pulse.paused():
+            yield
+            self._book(training=False)
+
     def _log(self) -> None:
         """Record the mean loss of the updates since the last record."""
         loss = self.check_finite()
@@ -303,16 +324,15 @@ class Trainer:
 
     def _evaluate(self) -> None:
         record = self._score()
-        self.progress.note_evaluation(record)
-        self.recorder.evaluation("eval", record)
-        self._book(training=False)  # a disk may take its time
+        with self._between_updates(training=False):  # a disk may take its time
+            self.progress.note_evaluation(record)
+            self.recorder.evaluation("eval", record)
 
     def _score(self) -> dict[str, Any]:
         """A record of the model's validation at this step."""
         self.check_finite()
-        self._book(training=True)
-        found = self.evaluator(cast(Scorer, self.model))
-        self._book(training=False)
+        with self._between_updates():
+            found = self.evaluator(cast(Scorer, self.model))
         if not math.isfinite(found.loss):
             self._fail(f"the validation loss became {found.loss}")
         return {
@@ -363,12 +383,11 @@ class Trainer:
             return
         self.check_finite()
         self._check_weights()
-        self._book(training=True)
-        self.progress.sums = self._sums.tolist()
-        self.recorder.flush()
-        self.checkpoints.save(self.progress)
-        self.recorder.status(step=self.progress.step)
-        self._book(training=False)
+        with self._between_updates():
+            self.progress.sums = self._sums.tolist()
+            self.recorder.flush()
+            self.checkpoints.save(self.progress)
+            self.recorder.status(step=self.progress.step)
 
     def _check_weights(self) -> None:
         finite = [torch.isfinite(p.detach()).all() for p in self.updater.parameters]

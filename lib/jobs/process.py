@@ -15,15 +15,17 @@ import subprocess
 import time
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from lib import atomic_files
 from lib.files import open_to_append, safe_join
 from lib.jobs import linux_processes, run_files
+from lib.jobs.pulse import Watchdog
 from lib.jobs.run_log import Pace, RunProgress, log_tail, rotate_log
 from lib.output import (
+    EXIT_DEVICE,
     EXIT_DISK,
     EXIT_GRADIENTS,
     EXIT_INTERRUPTED,
@@ -38,6 +40,7 @@ _BY_EXIT_CODE = {
     EXIT_NAN: ("failed", "nan"),
     EXIT_DISK: ("failed", "disk"),
     EXIT_GRADIENTS: ("failed", "gradients"),
+    EXIT_DEVICE: ("failed", "device"),
 }
 _ASKED_TO_END = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 # Environment variables of an attempt, which its child processes inherit.
@@ -73,7 +76,8 @@ class Task:
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Outcome of an attempt. steps: updates of this attempt. val_loss: of the last
-    evaluation on record, which may be newer than the last refresh."""
+    evaluation on record, which may be newer than the last refresh. is_stuck: its
+    process does not end."""
 
     status: str  # done, failed, oom, interrupted
     failure: str | None = None
@@ -84,18 +88,20 @@ class Outcome:
     pace: Pace | None = None
     val_loss: float | None = None
     log_tail: tuple[str, ...] = ()
+    is_stuck: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Patience:
     """Seconds to wait: without progress before a run counts as hung (0: forever), for a
     stack dump, after SIGTERM to a hung process, after SIGTERM to a working one (it
-    writes a checkpoint first)."""
+    writes a checkpoint first), after SIGKILL (a driver may hold a process)."""
 
     hang: float = 1800.0
     dump: float = 2.0
     hung_end: float = 15.0
     stop: float = 300.0
+    killed: float = 60.0
 
 
 class Attempt:
@@ -131,6 +137,7 @@ class Attempt:
         )
         self.started = time.monotonic()
         self.progress = RunProgress(task.run_dir, task.max_steps, task.seconds)
+        self._watch = Watchdog(task.run_dir, patience.hang)
         self._oom_kills = linux_processes.oom_kills()
         self._mark = secrets.token_hex(8)
         variables = {
@@ -143,8 +150,9 @@ class Attempt:
         except OSError as error:
             _repair_status(task.run_dir, self.number, "failed", "crash", str(error))
             raise
-        self._moved, self._seen = self.started, self._marks()
         self._reason: str | None = None
+        self._why = ""
+        self._killed_at: float | None = None
         self._steps: list[tuple[float, signal.Signals]] = []
 
     @property
@@ -157,7 +165,11 @@ class Attempt:
         now = time.monotonic()
         if self._has_ended():
             return self._end()
-        self._watch(now)
+        killed = self._killed_at
+        if killed is not None and now - killed > self.patience.killed:
+            return self._give_up()
+        if self._reason is None and (why := self._watch.hung()):
+            self._end_hung(f"{why}; stacks in its log")
         while self._steps and now >= self._steps[0][0]:
             self._signal(self._steps.pop(0)[1])
         return None
@@ -176,23 +188,15 @@ class Attempt:
         self._steps = []
         self._signal(signal.SIGKILL)
 
-    def _watch(self, now: float) -> None:
-        marks = self._marks()
-        if marks != self._seen:
-            self._seen, self._moved = marks, now
-        hung = self.patience.hang and now - self._moved > self.patience.hang
-        if hung and self._reason is None:
-            self._reason = "hang"
-            end = now + self.patience.dump
-            self._steps = [
-                (now, signal.SIGUSR1),
-                (end, signal.SIGTERM),
-                (end + self.patience.hung_end, signal.SIGKILL),
-            ]
-
-    def _marks(self) -> tuple[tuple[int, int], ...]:
-        names = (run_files.METRICS_FILE, run_files.STATUS_FILE)
-        return tuple(_mark(self.task.run_dir / name) for name in names)
+    def _end_hung(self, why: str) -> None:
+        self._reason, self._why = "hang", why
+        now = time.monotonic()
+        end = now + self.patience.dump
+        self._steps = [
+            (now, signal.SIGUSR1),
+            (end, signal.SIGTERM),
+            (end + self.patience.hung_end, signal.SIGKILL),
+        ]
 
     def _signal(self, number: signal.Signals) -> None:
         """SIGKILL goes to the child and all its helpers, some of which may lead
@@ -210,6 +214,7 @@ class Attempt:
             with suppress(ProcessLookupError, PermissionError):
                 os.kill(pid, number)
         if number == signal.SIGKILL:
+            self._killed_at = self._killed_at or time.monotonic()
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.pid, number)
 
@@ -221,21 +226,29 @@ class Attempt:
 
     def _end(self) -> Outcome:
         self._signal(signal.SIGKILL)  # helpers that outlived their leader
+        return self._settle(self._process.wait())
+
+    def _give_up(self) -> Outcome:
+        """The Outcome while the process is still there. It never returns from the
+        kernel, but holds the lock of its run."""
+        self._reason = "hang"
+        self._why = (
+            f"process {self.pid} does not end {self.patience.killed:g} s after "
+            "SIGKILL, as when its driver is stuck"
+        )
+        return replace(self._settle(-signal.SIGKILL), is_stuck=True)
+
+    def _settle(self, code: int) -> Outcome:
         return settle(
             self.task.run_dir,
             self.number,
             self.progress,
-            code=self._process.wait(),
+            code=code,
             reason=self._reason,
             starved=linux_processes.oom_kills() > self._oom_kills,
             seconds=time.monotonic() - self.started,
-            why=self._why(),
+            why=self._why,
         )
-
-    def _why(self) -> str:
-        if self._reason != "hang":
-            return ""
-        return f"no progress for {self.patience.hang:g} s; stacks in its log"
 
 
 def settle(
@@ -363,14 +376,6 @@ def _start(
             # Safe, because the runner has one thread.
             preexec_fn=lambda: linux_processes.end_with(runner),
         )
-
-
-def _mark(path: Path) -> tuple[int, int]:
-    try:
-        info = path.stat()
-        return info.st_mtime_ns, info.st_size
-    except OSError:
-        return 0, 0
 
 
 def status_or_nothing(run_dir: Path) -> dict[str, Any]:

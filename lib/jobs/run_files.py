@@ -25,6 +25,7 @@ FAILURES = (
     "disk",
     "certificate",
     "gradients",
+    "device",
 )
 
 STATUS_FILE = "status.json"

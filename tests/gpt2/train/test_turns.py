@@ -9,6 +9,7 @@ import pytest
 
 from lib.atomic_files import read_jsonl
 from lib.jobs.phases import phases_of
+from lib.jobs.pulse import LEAST, statement
 from lib.jobs.turn import TURN, Turn, turn_path
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (
@@ -40,8 +41,11 @@ def test_no_update_is_made_while_the_device_is_lent(data_dir, tmp_path) -> None:
             before = (run_dir / "metrics.jsonl").read_bytes()
             time.sleep(0.5)  # for a hundred updates
             assert (run_dir / "metrics.jsonl").read_bytes() == before
+            assert statement(run_dir)[1] == 0.0, "it would count as hung"
+        training.wait_until(lambda: statement(run_dir)[1] == LEAST)
         assert len(records(run_dir, "train")) < 100, "it was over before"
         assert training.wait() == 0, training.log
+    assert statement(run_dir)[0] > 200 and statement(run_dir)[1] == 0.0
     finish(job, tmp_path / "alone")
     assert_same_run(run_dir, tmp_path / "alone")
 

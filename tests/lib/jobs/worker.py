@@ -1,8 +1,10 @@
 """A stand-in for a trainer: real process, run directory and exit codes, no model.
 
 python tests/lib/jobs/worker.py RUN_DIR [key=value ...]; keys: steps, sleep, fail (what
-goes wrong), at (the step where), first (only in that many first attempts), prepare
-(seconds before its turn, which it records).
+goes wrong), at (the step where), first (only in that many first attempts), card (only
+on that GPU), prepare (seconds before its turn, which it records), pulse (seconds
+without an update after which it hangs, at least), evaluates (the step after which it
+pauses).
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ sys.path[0] = str(ROOT)
 from lib import atomic_files  # noqa: E402
 from lib.jobs import run_files  # noqa: E402
 from lib.jobs.phases import phase_record  # noqa: E402
+from lib.jobs.pulse import PULSE_FILE, Pulse  # noqa: E402
 
 stop = False
 
@@ -33,8 +36,9 @@ def go_wrong(what: str, run_dir: Path) -> None:
     if what == "crash":
         print("reading the weights\nKeyError: 'the cause'", flush=True)
         raise SystemExit(1)
-    if what in ("oom", "nan", "disk", "interrupted"):
-        raise SystemExit({"interrupted": 3, "oom": 4, "nan": 5, "disk": 6}[what])
+    codes = {"interrupted": 3, "oom": 4, "nan": 5, "disk": 6, "device": 8}
+    if what in codes:
+        raise SystemExit(codes[what])
     if what == "says-oom":  # a launcher in between hides the exit code
         run_files.write_status(
             run_dir, status="oom", failure="oom", message="2 GiB short"
@@ -51,6 +55,8 @@ def go_wrong(what: str, run_dir: Path) -> None:
         os.kill(os.getpid(), signal.SIGSEGV)
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
+    if what == "stopped":
+        os.kill(os.getpid(), signal.SIGSTOP)
     if what == "damage":
         (run_dir / "status.json").write_text('{"sta')
         raise SystemExit(1)
@@ -72,6 +78,8 @@ def main() -> int:
     steps, sleep = int(given.get("steps", 3)), float(given.get("sleep", 0))
     fail, at = given.get("fail", ""), int(given.get("at", 1))
     first = int(given.get("first", 10**9))
+    if given.get("card", "") not in ("", os.environ.get("KABLATE_GPUS")):
+        fail = ""
     checkpoint = run_dir / "ckpt.json"
     metrics = run_dir / "metrics.jsonl"
     if fail != "deaf":
@@ -97,6 +105,9 @@ def main() -> int:
             time.sleep(float(given["prepare"]))
             atomic_files.append_jsonl(metrics, phase_record("ready", attempt))
             atomic_files.append_jsonl(metrics, phase_record("turn", attempt))
+        pulse = Pulse()
+        if "pulse" in given:
+            pulse = Pulse(run_dir / PULSE_FILE, 3.0, float(given["pulse"]))
         for step in range(done + 1, steps + 1):
             if fail and step == at and attempt <= first:
                 go_wrong(fail, run_dir)
@@ -106,6 +117,10 @@ def main() -> int:
                 record = {"kind": "eval", "step": step, "val_loss": 2 / step}
                 atomic_files.append_jsonl(metrics, record)
             time.sleep(sleep)
+            pulse.beat()
+            if step == int(given.get("evaluates", 0)):
+                with pulse.paused():
+                    time.sleep(3.0)
             if stop or step % 2 == 0:
                 atomic_files.atomic_write_json(checkpoint, {"step": step})
             if stop:
