@@ -1,7 +1,8 @@
 """Run what is configured: one process for each job, nothing that is done twice.
 
 Exit codes: 0 all done; 1 some failed; 2 not started (bad configuration, other
-settings in the folder, another runner at work); 3 stopped before the end; 6 disk full.
+settings in the folder, another runner at work); 3 stopped before the end; 6 disk full;
+8 a GPU failed and is out of use, all that the others could run is done.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_json, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
-from gpt2.run.outcome import conclude, show_times
+from gpt2.run.outcome import ENDED, conclude, show_times
 from gpt2.run.placement import describe_plan, scheduler_options
 from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
 from gpt2.settings.configuration import add_options, copies, load
@@ -336,7 +337,7 @@ def run_and_extend(
     code = run_plan(plan, rerun=given.rerun)
     codes = [code]
     extends = plan.base.matrix.lr_sweep_extend
-    while extends and code in (EXIT_OK, EXIT_FAILED):
+    while extends and code in ENDED:
         wider = only(make_plan(config), given.only)
         more = {j.run_dir for j in wider.jobs} - {j.run_dir for j in plan.jobs}
         if not more:
@@ -346,7 +347,7 @@ def run_and_extend(
         plan = wider  # a rate that diverged is not tried again
         code = run_plan(restricted(plan, more))
         codes.append(code)
-    return plan, EXIT_FAILED if code == EXIT_OK and EXIT_FAILED in codes else code
+    return plan, EXIT_FAILED if code in ENDED and EXIT_FAILED in codes else code
 
 
 def check_data(plan: Plan) -> None:

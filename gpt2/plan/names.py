@@ -12,6 +12,7 @@ STABLE_FOLDER = "stable"
 KERNELS_FILE = "kernels.json"
 # when a runner had which GPUs or slots (gpt2/run/sessions.py)
 RUNNER_FILE = "runner.jsonl"
+OUT_OF_USE = "out_of_use"  # kind of its records of GPUs that failed
 # attention of a run by layer and head (gpt2/infer/attention_heads.py), in its folder
 ATTENTION_FILE, ATTENTION_PLOT = "attention.json", "attention.png"
 # verification state for a run's manifest: Proofs.word

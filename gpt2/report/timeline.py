@@ -95,10 +95,11 @@ class Lane:
 @dataclass(slots=True)
 class Timeline:
     """lanes: by host and GPU; first_updates: seconds from the begin of a session to
-    the first update of any of its runs."""
+    the first update of any of its runs; out_of_use: a line for each GPU that failed."""
 
     lanes: list[Lane]
     first_updates: list[float]
+    out_of_use: list[str] = field(default_factory=list)
 
     def shares(self, lanes: Sequence[Lane] | None = None) -> dict[str, float]:
         """Share of each state in the time of these lanes, by default of all."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.names import RUNNER_FILE
+from gpt2.plan.names import OUT_OF_USE, RUNNER_FILE
 from gpt2.report.grades import HARMFUL, NEUTRAL, SUPPORTED
 from gpt2.report.read_results import read_matrix, records_of
 from gpt2.report.results import MatrixResults, Run
@@ -24,7 +26,7 @@ from gpt2.report.verdict_rules import configured
 from gpt2.report.verdicts import Judgement
 from lib import human
 from lib.jobs.run_files import METRICS_FILE, STATUS_FILE
-from lib.safe_json import Unusable, as_dict, read_foreign_json
+from lib.safe_json import Unusable, as_dict, clean, number, read_foreign_json
 
 MOST_SEGMENTS = 20_000  # of a chart
 
@@ -36,7 +38,21 @@ def read_timeline(matrix: MatrixResults) -> Timeline:
     running = any(run.row["status"] == "running" for run in matrix.runs)
     last = max((attempt.end for attempt in attempts), default=now)
     records = records_of(matrix, matrix.root / RUNNER_FILE)
-    return timeline_of(attempts, sessions_of(records, now if running else last))
+    sessions = sessions_of(records, now if running else last)
+    return replace(timeline_of(attempts, sessions), out_of_use=_out_of_use(records))
+
+
+def _out_of_use(records: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A line for each GPU that the runner has taken out of use."""
+    lines = []
+    for record in records:
+        at = number(record.get("time"))
+        if record.get("kind") == OUT_OF_USE and at is not None and 0 <= at < 2**33:
+            host, _, gpus = clean(record.get("place")).rpartition(":")
+            when = datetime.fromtimestamp(at).strftime("%Y-%m-%d %H:%M")
+            why = clean(record.get("why"))
+            lines.append(f"GPU {gpus} of {host} OUT OF USE since {when}: {why}")
+    return lines
 
 
 def _attempts(matrix: MatrixResults, run: Run, now: float) -> list[RunSpan]:
@@ -69,7 +85,8 @@ def time_lines(
     """Shares of time of each GPU or slot, waits, and cost, in words."""
     verdicts = None if judged is None else verdicts_in(judged)
     more = wait_line(timeline), cost_line(timeline, verdicts, price)
-    return [*share_lines(timeline), *(line for line in more if line)]
+    shares = share_lines(timeline)
+    return [*timeline.out_of_use, *shares, *(line for line in more if line)]
 
 
 def verdicts_in(judged: Judgement) -> int:

@@ -14,13 +14,16 @@ from gpt2.settings.rerun_commands import matrix_command, report_command
 from lib.json_answer import answer, is_json
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
-from lib.output import EXIT_FAILED, EXIT_OK
+from lib.output import EXIT_DEVICE, EXIT_FAILED, EXIT_OK
+
+# Of a matrix that came to its end.
+ENDED = (EXIT_OK, EXIT_FAILED, EXIT_DEVICE)
 
 
 def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
     """Print the results so far and the next command: go on, or make the report."""
     done = statuses(plan)["done"]
-    stopped = code not in (EXIT_OK, EXIT_FAILED)
+    stopped = code not in ENDED
     if done and table and not stopped:
         show_table(plan)
     if is_json():
@@ -30,7 +33,7 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
         configured = config.origin("OUTPUT_DIR") != COMMAND_LINE
         command = report_command(plan.output_dir, configured=configured)
         print(f"Next: {command} (plots and verdicts)")
-    if code:
+    if code and (code != EXIT_DEVICE or done < len(plan.jobs)):
         print(f"to continue: {matrix_command()}", file=sys.stderr)
 
 

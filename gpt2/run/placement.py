@@ -10,17 +10,20 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 from gpt2.plan.jobs import Job, Plan
 from gpt2.run.estimate import known
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
+from gpt2.run.sessions import note_lost
 from gpt2.settings.checks import naming
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import Resources
 from lib.human import duration
 from lib.jobs import ray_engine, slots
+from lib.jobs.cards import Cards
 from lib.jobs.process import Attempt, Patience
 from lib.jobs.scheduler import Launch, Options
 
@@ -41,6 +44,7 @@ def scheduler_options(asked: Resources, output_dir: Path) -> Options:
         fail_fast=asked.fail_fast,
         longest_first=len(places) > 1,
         stop_file=output_dir / STOP_FILE,
+        cards=Cards(partial(note_lost, output_dir)),
     )
 
 

@@ -48,6 +48,11 @@ ROOT = Path(__file__).resolve().parents[2]
 TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
 LAUNCHER = ROOT / "lib" / "jobs" / "launcher.py"
 CERTIFICATES_FILE = "certificates.json"
+OUT_OF_USE = (
+    "Look at `nvidia-smi` or `rocm-smi`, and in `dmesg` for lines with Xid or amdgpu. "
+    "Reset or replace the GPU, or leave it out by GPUS, and start again. "
+    "docs/troubleshooting.md, `OUT OF USE`, has more"
+)
 
 
 # ---- a job as a task ------------------------------------------------------------
@@ -150,6 +155,8 @@ def _run_missing(
             view.note(plan_of_devices)
         options = with_turns(options, ahead, root)
         code = Scheduler(tasks, options, view, Watch(root, view)).run()
+        if options.cards.lost:
+            view.note(OUT_OF_USE)
     return code or (EXIT_FAILED if refused else EXIT_OK)
 
 

@@ -1,4 +1,4 @@
-"""Sessions of the runner: when it had which GPUs or slots, for the time line."""
+"""Sessions of the runner: when it had which GPUs or slots, and which GPUs failed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gpt2.plan.names import RUNNER_FILE
+from gpt2.plan.names import OUT_OF_USE, RUNNER_FILE
 from gpt2.settings.schema import Resources
 from lib.atomic_files import append_jsonl
 from lib.jobs.phases import place_name, process_start
@@ -32,6 +32,12 @@ def recorded(
         _append(root, event="ended", time=time.time(), places=places)
 
 
-def _append(root: Path, **record: object) -> None:
+def note_lost(root: Path, gpus: str, why: str) -> None:
+    """Note that these GPUs of this machine are out of use from now on."""
+    place = place_name(gpus)
+    _append(root, kind=OUT_OF_USE, time=time.time(), place=place, why=why)
+
+
+def _append(root: Path, kind: str = KIND, **record: object) -> None:
     with suppress(OSError, ValueError):
-        append_jsonl(root / RUNNER_FILE, {"kind": KIND, **record})
+        append_jsonl(root / RUNNER_FILE, {"kind": kind, **record})

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from lib.output import (
+    EXIT_DEVICE,
     EXIT_DISK,
     EXIT_FAILED,
     EXIT_GRADIENTS,
@@ -24,6 +25,18 @@ _MEMORY_SIGNS = (
     "can't allocate memory",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "HIPBLAS_STATUS_ALLOC_FAILED",
+)
+# Errors of a GPU, its driver and their libraries; those among them that a program
+# causes on any GPU, and NCCL's, with which a rank ends after another one.
+_DEVICE_SIGNS = (
+    *("CUDA error", "HIP error", "Triton Error [", "driver initialization"),
+    *("CUBLAS_STATUS_", "HIPBLAS_STATUS_", "CUDNN_STATUS_", "miopenStatus"),
+    *("cudaGetDeviceCount", "hipGetDeviceCount", "No CUDA GPUs", "No HIP GPUs"),
+)
+_CODE_SIGNS = (
+    *("device-side assert", "no kernel image", "invalid device function"),
+    *("invalid configuration argument", "_STATUS_NOT_SUPPORTED", "_STATUS_BAD_PARAM"),
+    *("_STATUS_INVALID_VALUE", "out of resource", "NCCL"),
 )
 
 
@@ -41,6 +54,10 @@ class OutOfMemory(MemoryError):
 
 class LessMemory(MemoryError):
     """Memory ran out; the next attempt must use less of it."""
+
+
+class DeviceFailed(RuntimeError):
+    """The GPU that was set aside for the run cannot be used."""
 
 
 class FolderGone(RuntimeError):
@@ -84,6 +101,8 @@ def end_of(error: BaseException) -> End:
         return End(EXIT_FAILED, "failed", "crash", text)
     if isinstance(error, Refused):
         return End(EXIT_USAGE, "failed", "crash", str(error))
+    if is_device_failure(error):
+        return End(EXIT_DEVICE, "failed", "device", f"{type(error).__name__}: {text}")
     return End(EXIT_FAILED, "failed", "crash", f"{type(error).__name__}: {text}")
 
 
@@ -95,6 +114,18 @@ def is_out_of_memory(error: BaseException) -> bool:
         return True
     return isinstance(error, RuntimeError) and any(
         sign in str(error) for sign in _MEMORY_SIGNS
+    )
+
+
+def is_device_failure(error: BaseException) -> bool:
+    """Whether the GPU or its driver failed, which another GPU may not."""
+    if isinstance(error, DeviceFailed):
+        return True
+    text = str(error)
+    return (
+        isinstance(error, RuntimeError)
+        and any(sign in text for sign in _DEVICE_SIGNS)
+        and not any(sign in text for sign in _CODE_SIGNS)
     )
 
 

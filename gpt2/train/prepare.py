@@ -31,6 +31,7 @@ from gpt2.train.batches import load_data
 from gpt2.train.choose_kernels import known
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import (
+    DeviceFailed,
     Interrupted,
     LessMemory,
     NotAsTrained,
@@ -394,20 +395,21 @@ def select_device(
 ) -> devices.DeviceInfo:
     """The device of this rank, within what the runner has set aside for the run.
 
-    Raises ValueError if torch sees another number of GPUs.
+    Raises ValueError for a DEVICE that is not there, DeviceFailed if torch does not see
+    the GPUs that were set aside.
     """
+    promised = environ.get(GPUS, "")
+    if promised and name in ("auto", "cuda", "rocm"):
+        expected, seen = len(promised.split(",")), devices.probe_runtime().gpus
+        if seen != expected:
+            raise DeviceFailed(
+                f"the runner has set GPU {promised} aside, but torch sees {seen} GPUs: "
+                "check the driver, or use DEVICE=cpu"
+            )
     with naming("DEVICE"):
         device = devices.select_device(name)
     if device.is_gpu and not ranks.is_single:
         device = devices.select_device(f"{device.backend}:{ranks.local}")
-    promised = environ.get(GPUS, "")
-    if promised:
-        expected, seen = len(promised.split(",")), devices.probe_runtime().gpus
-        if not device.is_gpu or seen != expected:
-            raise ValueError(
-                f"the runner has set GPU {promised} aside, but torch sees {seen} "
-                f"GPUs and chose {device.device}: check the driver, or DEVICE=cpu"
-            )
     return device
 
 

@@ -45,7 +45,7 @@ from lib.jobs.process import ATTEMPT
 from lib.jobs.run_files import LockHeld, lock, now, read_status, run_lock, write_status
 from lib.jobs.slots import GPUS
 from lib.jobs.turn import Turn
-from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+from lib.output import EXIT_DEVICE, EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 
 class TrainingRun:
@@ -146,18 +146,18 @@ class TrainingRun:
         directory that is gone nothing is written, whatever error that brought.
 
         Of several ranks the first reports, unless another one knows the cause: a rank
-        may run out of memory or disk alone.
+        may run out of memory or disk alone, or lose its GPU.
         """
         try:
             self.recorder.check_folder()
         except FolderGone as gone:
             return _complain(f"failed: {gone}", end_of(gone).exit_code)
         end = end_of(error)
-        if end.exit_code == EXIT_FAILED:
+        if end.exit_code in (EXIT_FAILED, EXIT_DEVICE):
             traceback.print_exception(error)
         several = not self.ranks.is_single
         reported = several and read_status(self.run_dir)["status"] != "running"
-        knows = self.ranks.is_first or end.failure in ("oom", "disk")
+        knows = self.ranks.is_first or end.failure in ("oom", "disk", "device")
         if reported or not knows:
             return _complain(f"rank {self.ranks.rank}: {end.message}", end.exit_code)
         with suppress(OSError):  # on a full disk the exit code has to do

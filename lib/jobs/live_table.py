@@ -169,6 +169,7 @@ def summary(board: Scheduler) -> str:
     found.update(cell.stage for cell in ahead)
     order = ("failed", "locked", "interrupted", "running", PREPARING, WAITING, "queued")
     parts += [f"{found[state]} {state}" for state in order if found[state]]
+    parts += [f"GPU {place} OUT OF USE" for place in board.cards.lost]
     return ", ".join(parts) + f", {clock(board.seconds_left)} left"
 
 
@@ -201,6 +202,8 @@ def end_lines(cell: TaskState, retried: bool) -> list[str]:
     if cell.state == "done":
         scored = "" if outcome.val_loss is None else f", val {number(outcome.val_loss)}"
         return [f"{name}: done in {clock(outcome.seconds)}{scored}"]
+    if cell.is_moved:
+        return [f"{name}: ended, since its GPU is out of use; it starts again"]
     if cell.state in ("interrupted", "locked"):
         more = f" ({outcome.message})" if outcome.message else ""
         return [f"{name}: {cell.state}{more}"]

@@ -20,11 +20,12 @@ from typing import Protocol
 
 from lib import atomic_files
 from lib.jobs import run_files
+from lib.jobs.cards import Cards, blames_card, out_of_use_line
 from lib.jobs.phases import FINISHING, PREPARING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.slots import place_of
 from lib.jobs.task_state import Running, TaskState, seconds_left
-from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from lib.output import EXIT_DEVICE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 
 # Attempts beyond the first, by class of failure, within one call. A NaN comes again
 # and a full disk stays full; a crash is tried again only where it came far enough
@@ -39,6 +40,7 @@ RETRIES = {
     "nan": 0,
     "disk": 0,
     "gradients": 0,
+    "device": 1,
 }
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
 
@@ -58,6 +60,7 @@ class Options:
     lock_wait: seconds to wait for the lock of a run that somebody else still holds,
     such as a trainer whose runner was killed and which is writing its checkpoint.
     stop_file: a file whose appearance asks for a graceful stop.
+    cards: the GPUs that failed so far.
     """
 
     slots: Sequence[Mapping[str, str]] = ({},)
@@ -70,6 +73,7 @@ class Options:
     longest_first: bool = False
     lock_wait: float = 60.0
     stop_file: Path | None = None
+    cards: Cards = field(default_factory=Cards)
     poll: float = 0.05
 
 
@@ -100,6 +104,7 @@ class Scheduler:
             raise ValueError("two tasks share a run directory")
         self.cells = [TaskState(task=task) for task in tasks]
         self.options, self.view, self.after = options, view, after
+        self.cards = options.cards
         self.began = time.monotonic()
         self._queue = list(self.cells)
         if options.longest_first:
@@ -131,7 +136,8 @@ class Scheduler:
     # ---- running ----------------------------------------------------------------
 
     def run(self) -> int:
-        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before.
+        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before; 8: all
+        done that could be, but a GPU is out of use.
 
         Whatever is raised here, no child is left behind.
         """
@@ -144,9 +150,17 @@ class Scheduler:
             except BaseException:
                 self._abandon()
                 raise
+        return self._exit_code()
+
+    def _exit_code(self) -> int:
+        lost = self.cards.lines()
+        for line in lost:
+            self.view.note(line)
         if self.count("failed", "locked"):
             return EXIT_FAILED
-        return EXIT_INTERRUPTED if self.count("interrupted", "queued") else EXIT_OK
+        if self.count("interrupted", "queued") and self._usable:
+            return EXIT_INTERRUPTED
+        return EXIT_DEVICE if lost else EXIT_OK
 
     def _look(self) -> None:
         """See which tasks are done, and how far the others are."""
@@ -173,6 +187,8 @@ class Scheduler:
                 self.view.note(f"ALARM {cell.task.name} {alarm}")
             if outcome is not None:
                 self._finish(cell, outcome)
+        if self._queue and not self.running and not self._usable:
+            self.stop("every GPU is out of use")
         if not self._stopping:
             self._fill()
         self.view.refresh(self)
@@ -198,14 +214,32 @@ class Scheduler:
     # ---- starting ---------------------------------------------------------------
 
     def _fill(self) -> None:
-        for cell in list(self._queue):
-            free = [n for n in range(len(self.options.slots)) if self._has_room(n)]
+        doubtful = self.cards.is_doubtful
+        for cell in sorted(self._queue, key=lambda cell: doubtful(cell.task)):
+            free = [n for n in self._usable if self._has_room(n)]
             if not free or self._stopping:
                 return
+            free = self._elsewhere(cell, free)
             free = [n for n in free if not self._compiles_in_vain(cell.task, n)]
             slot = self._place(cell, free)
             if slot is not None and time.monotonic() >= cell.look_again:
                 self._consider(cell, slot)
+
+    @property
+    def _usable(self) -> list[int]:
+        """Slots with GPUs that are in use, or without any."""
+        slots = enumerate(self.options.slots)
+        return [n for n, slot in slots if self.cards.in_use(place_of(slot))]
+
+    def _elsewhere(self, cell: TaskState, free: list[int]) -> list[int]:
+        """Those of the free slots whose GPU has not failed with this task; all of them
+        if it has failed with every GPU in use."""
+        slots = self.options.slots
+
+        def others(found: list[int]) -> list[int]:
+            return [n for n in found if place_of(slots[n]) not in cell.failed_at]
+
+        return others(free) if others(self._usable) else free
 
     def _has_room(self, slot: int) -> bool:
         """Whether a slot may begin another task: one trains or comes next, ``ahead``
@@ -291,22 +325,51 @@ class Scheduler:
     # ---- ending -----------------------------------------------------------------
 
     def _finish(self, cell: TaskState, outcome: Outcome) -> None:
-        del self._slot_of[id(cell)]
+        assert cell.attempt is not None
+        began, slot = cell.attempt.started, self._slot_of.pop(id(cell))
         cell.attempt, cell.outcome = None, outcome
+        cell.is_moved &= outcome.status == "interrupted"
+        self._note_card(cell, place_of(self.options.slots[slot]), outcome, began)
         if self._may_retry(cell, outcome):
             cell.failures[str(outcome.failure)] += 1
             cell.state = "queued"
             self._queue.append(cell)
             self.view.ended(cell, retried=True)
+            cell.is_moved = False
             self.after(cell)
             return
         state = "failed" if outcome.status == "oom" else outcome.status
         self._conclude(cell, state, outcome)
 
+    def _note_card(
+        self, cell: TaskState, place: str, outcome: Outcome, began: float
+    ) -> None:
+        """Whether a GPU is at fault. Runs that prepare on one with a process that does
+        not end would wait for it for ever: they start again elsewhere."""
+        was_in_use = self.cards.in_use(place)
+        self.cards.note(place, cell.task, outcome, began, time.monotonic())
+        if place and blames_card(outcome):
+            cell.failed_at.add(place)
+        if was_in_use and not self.cards.in_use(place):
+            self.view.note(out_of_use_line(place, self.cards.lost[place]))
+        if not outcome.is_stuck or not place:
+            return
+        for other in self.running:
+            slot = self._slot_of.get(id(other))
+            if slot is not None and place_of(self.options.slots[slot]) == place:
+                assert other.attempt is not None
+                other.is_moved = True
+                other.attempt.kill()
+
     def _may_retry(self, cell: TaskState, outcome: Outcome) -> bool:
-        if outcome.failure is None or self._stopping or outcome.status == "oom":
+        if self._stopping or outcome.status == "oom" or outcome.is_stuck:
             return False
-        if outcome.failure == "crash" and not outcome.steps:
+        if cell.is_moved:
+            return True
+        if outcome.failure is None:
+            return False
+        on_card = cell.failed_at and blames_card(outcome)
+        if outcome.failure == "crash" and not outcome.steps and not on_card:
             return False
         if not cell.task.run_dir.is_dir():  # moved, with the checkpoints to resume from
             return False

@@ -43,6 +43,8 @@ class TaskState:
     share_done: float = 0.0  # of its steps, before this call
     lock_deadline: float = 0.0
     look_again: float = 0.0
+    failed_at: set[str] = field(default_factory=set)  # GPUs
+    is_moved: bool = False  # killed for its GPU's sake, to start elsewhere
 
     @property
     def stage(self) -> str:

@@ -7,6 +7,8 @@ KABLATE_TEST_FAULTS="nan@5,oom@3": each is KIND@UPDATE or KIND@UPDATE@NAME (only
 run of that name); nan (a loss), oom (while the micro batch is the configured one),
 crash, kill (SIGKILL to itself), hang, disk; oom-ahead@0 (when a trainer is built before
 its turn).
+KABLATE_TEST_BROKEN_GPU: the runner's GPUs are only claimed, by an nvidia-smi of the
+test; runs use the CPU instead, and on the GPU of this name fail as CUDA does.
 KABLATE_TEST_CHECKPOINT_SECONDS: seconds to wait before each file of a checkpoint.
 """
 
@@ -25,6 +27,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 FAULTS, SECONDS = "KABLATE_TEST_FAULTS", "KABLATE_TEST_CHECKPOINT_SECONDS"
+BROKEN = "KABLATE_TEST_BROKEN_GPU"
 
 # ---- faults of an update --------------------------------------------------------
 
@@ -106,6 +109,23 @@ def change_trainer(trainer: Any) -> None:
     trainer.Trainer.__init__ = init
 
 
+# ---- claimed GPUs ---------------------------------------------------------------
+
+
+def change_device(prepare: Any) -> None:
+    """A CPU for each GPU that is claimed, and an error for the broken one."""
+    true = prepare.select_device
+
+    def select(name: str, environ: Any, ranks: Any) -> Any:
+        if BROKEN not in os.environ:
+            return true(name, environ, ranks)
+        if environ.get("KABLATE_GPUS") == os.environ[BROKEN]:
+            raise RuntimeError("CUDA error: unspecified launch failure\n(injected)")
+        return true("cpu", environ, ranks)
+
+    prepare.select_device = select
+
+
 # ---- slow checkpoints -----------------------------------------------------------
 
 
@@ -145,6 +165,7 @@ def change_checkpoint(checkpoint: Any) -> None:
 CHANGES = {
     "gpt2.train.trainer": change_trainer,
     "gpt2.train.checkpoint": change_checkpoint,
+    "gpt2.train.prepare": change_device,
 }
 
 
@@ -173,5 +194,5 @@ def install() -> None:
     sys.meta_path.insert(0, Changing())
 
 
-if os.environ.get(FAULTS) or os.environ.get(SECONDS):
+if any(map(os.environ.get, (FAULTS, SECONDS, BROKEN))):
     install()

@@ -11,7 +11,7 @@ from gpt2.report.html import html_report
 from gpt2.report.read_results import read_matrix
 from gpt2.report.timeline_report import chart, folder_lines, price_of, read_timeline
 from gpt2.report.verdicts import judge
-from gpt2.run.sessions import recorded
+from gpt2.run.sessions import note_lost, recorded
 from lib.jobs.slots import GPUS
 from tests.gpt2.helpers import tiny_step
 from tests.gpt2.report.test_timeline import whole
@@ -92,3 +92,11 @@ def test_a_session_is_noted_also_when_it_fails(tmp_path: Path) -> None:
     assert len((tmp_path / "runner.jsonl").read_text().splitlines()) == 2
     with recorded(tmp_path / "missing" / "folder", [{}], resources):
         pass
+
+
+def test_a_gpu_that_is_out_of_use_comes_first(results: Path) -> None:
+    note_lost(results, "1", "3 runs in a row failed there")
+    first, second = folder_lines(results)[:2]
+    assert first.startswith("GPU 1 of ") and "OUT OF USE since 20" in first
+    assert first.endswith(": 3 runs in a row failed there")
+    assert second.startswith("GPU 0, ")

@@ -1,0 +1,97 @@
+"""GPUs that fail: which of them are out of use.
+
+A GPU that breaks every run within seconds would otherwise get the whole queue. One on
+which STRIKES attempts in a row end by its own errors or hang gets no more of it; in a
+row means that each began after the one before had failed and no run was finished there
+in between. A GPU with a process that even SIGKILL does not end is out of use at once.
+GPUs are named as in lib/jobs/slots.py; a slot without one ("") never is out of use.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from lib.jobs.process import Outcome, Task
+
+STRIKES = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Strike:
+    """A failure of a GPU. kind: of the run, as kind_of; at: time.monotonic()."""
+
+    run: str
+    kind: str
+    at: float
+    why: str
+
+
+class Cards:
+    """Failures in a row of each GPU."""
+
+    def __init__(self, tell: Callable[[str, str], None] = lambda place, why: None):
+        """tell: called with a GPU that is out of use from now on, and why."""
+        self._tell = tell
+        self._strikes: dict[str, list[Strike]] = {}
+        self.lost: dict[str, str] = {}
+
+    def note(
+        self, place: str, task: Task, outcome: Outcome, began: float, now: float
+    ) -> None:
+        """Take in how an attempt that began then has ended now (time.monotonic())."""
+        if not place:
+            return
+        if outcome.status == "done":
+            self._strikes.pop(place, None)
+            return
+        if not blames_card(outcome):
+            return
+        strikes = self._strikes.setdefault(place, [])
+        if began >= (strikes[-1].at if strikes else -math.inf):
+            why = f"{outcome.failure}: {outcome.message}"
+            strikes.append(Strike(task.name, kind_of(task), now, why))
+        if place not in self.lost and (outcome.is_stuck or len(strikes) >= STRIKES):
+            self.lost[place] = _reason(strikes, outcome)
+            self._tell(place, self.lost[place])
+
+    def in_use(self, place: str) -> bool:
+        return place not in self.lost
+
+    def is_doubtful(self, task: Task) -> bool:
+        """Whether a run of the same kind has just failed on some GPU: a run of another
+        kind shows whether the GPU is at fault."""
+        kind = kind_of(task)
+        return any(kind == s.kind for row in self._strikes.values() for s in row)
+
+    def lines(self) -> list[str]:
+        """A line for each GPU that is out of use."""
+        return [out_of_use_line(place, why) for place, why in self.lost.items()]
+
+
+def out_of_use_line(place: str, why: str) -> str:
+    return f"GPU {place} IS OUT OF USE: {why}"
+
+
+def blames_card(outcome: Outcome) -> bool:
+    """Whether an attempt on a GPU ended in a way that the GPU may have caused: by an
+    error of the device, by a hang, or by a signal of its own such as SIGSEGV."""
+    by_signal = outcome.failure == "crash" and (outcome.exit_code or 0) < 0
+    return outcome.failure in ("device", "hang") or by_signal
+
+
+def kind_of(task: Task) -> str:
+    """Runs of one kind execute the same code: seeds of an arm."""
+    return task.code or task.run_dir.parent.name
+
+
+def _reason(strikes: Sequence[Strike], outcome: Outcome) -> str:
+    last = strikes[-1]
+    if outcome.is_stuck:
+        return f"{last.run}: {outcome.message}"
+    failed = f"{len(strikes)} runs in a row failed there"
+    text = f"{failed}, the last one {last.run} ({last.why})"
+    if len({strike.kind for strike in strikes}) == 1:
+        text += "; all of them are of one arm, which may be at fault instead"
+    return text
