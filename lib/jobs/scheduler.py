@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import signal
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,9 +20,9 @@ from typing import Protocol
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.cards import Cards, blames_card, out_of_use_line
-from lib.jobs.phases import FINISHING, PREPARING
+from lib.jobs.occupancy import Occupancy
+from lib.jobs.phases import PREPARING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
-from lib.jobs.slots import place_of
 from lib.jobs.task_state import Running, TaskState, seconds_left
 from lib.output import EXIT_DEVICE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 
@@ -109,7 +108,12 @@ class Scheduler:
         self._queue = list(self.cells)
         if options.longest_first:
             self._queue.sort(key=lambda cell: -cell.task.cost)
-        self._slot_of: dict[int, int] = {}
+        self.occupancy = Occupancy(
+            options.slots,
+            memory=options.memory,
+            ahead=options.ahead,
+            cards=options.cards,
+        )
         self._signals: list[tuple[float, int]] = []
         self._stopping = False
         self._killed = False
@@ -158,7 +162,7 @@ class Scheduler:
             self.view.note(line)
         if self.count("failed", "locked"):
             return EXIT_FAILED
-        if self.count("interrupted", "queued") and self._usable:
+        if self.count("interrupted", "queued") and self.occupancy.usable:
             return EXIT_INTERRUPTED
         return EXIT_DEVICE if lost else EXIT_OK
 
@@ -187,7 +191,7 @@ class Scheduler:
                 self.view.note(f"ALARM {cell.task.name} {alarm}")
             if outcome is not None:
                 self._finish(cell, outcome)
-        if self._queue and not self.running and not self._usable:
+        if self._queue and not self.running and not self.occupancy.usable:
             self.stop("every GPU is out of use")
         if not self._stopping:
             self._fill()
@@ -216,74 +220,12 @@ class Scheduler:
     def _fill(self) -> None:
         doubtful = self.cards.is_doubtful
         for cell in sorted(self._queue, key=lambda cell: doubtful(cell.task)):
-            free = [n for n in self._usable if self._has_room(n)]
+            free = self.occupancy.free()
             if not free or self._stopping:
                 return
-            free = self._elsewhere(cell, free)
-            free = [n for n in free if not self._compiles_in_vain(cell.task, n)]
-            slot = self._place(cell, free)
+            slot = self.occupancy.slot_for(cell, free, self._queue)
             if slot is not None and time.monotonic() >= cell.look_again:
                 self._consider(cell, slot)
-
-    @property
-    def _usable(self) -> list[int]:
-        """Slots with GPUs that are in use, or without any."""
-        slots = enumerate(self.options.slots)
-        return [n for n, slot in slots if self.cards.in_use(place_of(slot))]
-
-    def _elsewhere(self, cell: TaskState, free: list[int]) -> list[int]:
-        """Those of the free slots whose GPU has not failed with this task; all of them
-        if it has failed with every GPU in use."""
-        slots = self.options.slots
-
-        def others(found: list[int]) -> list[int]:
-            return [n for n in found if place_of(slots[n]) not in cell.failed_at]
-
-        return others(free) if others(self._usable) else free
-
-    def _has_room(self, slot: int) -> bool:
-        """Whether a slot may begin another task: one trains or comes next, ``ahead``
-        prepare, and one more may still be writing what it has trained."""
-        there, ahead = self._in(slot), self.options.ahead
-        if not ahead:
-            return not there
-        to_come = [cell for cell in there if cell.stage != FINISHING]
-        return len(to_come) <= ahead and len(there) <= ahead + 1
-
-    def _in(self, slot: int) -> list[TaskState]:
-        return [cell for cell in self.running if self._slot_of[id(cell)] == slot]
-
-    def _compiles_in_vain(self, task: Task, slot: int) -> bool:
-        """Whether it would compile what another task is compiling, and could find in
-        the cache later, or delay the first update of a slot where nothing trains yet.
-        An empty slot waits for neither, unless other code is left to begin with."""
-        if not task.code:
-            return False
-        there = self._in(slot)
-        preparing = [cell for cell in self.running if cell.stage == PREPARING]
-        codes = {cell.task.code for cell in preparing}
-        if not there:
-            others = {cell.task.code for cell in self._queue} - codes
-            return bool(self.options.ahead and task.code in codes and others)
-        return task.code in codes or all(cell in preparing for cell in there)
-
-    def _place(self, cell: TaskState, free: Sequence[int]) -> int | None:
-        """A free slot where the task fits with the memory of the running ones."""
-        slots = self.options.slots
-        taken: dict[str, list[float]] = {}
-        for other in self.running:
-            place = place_of(slots[self._slot_of[id(other)]])
-            taken.setdefault(place, []).append(other.task.memory)
-        own = Counter(self._slot_of[id(other)] for other in self.running)
-
-        def load(slot: int) -> tuple[int, int]:
-            return own[slot], len(taken.get(place_of(slots[slot]), ()))
-
-        for slot in sorted(free, key=load):
-            there = taken.get(place_of(slots[slot]), [])
-            if not there or sum(there) + cell.task.memory <= self.options.memory:
-                return slot
-        return None
 
     def _consider(self, cell: TaskState, slot: int) -> None:
         """Start a queued task, or find that it is done or somebody else's."""
@@ -307,7 +249,7 @@ class Scheduler:
         place = options.slots[slot]
         cell.attempt = options.launch(cell.task, place, options.patience)
         self._queue.remove(cell)
-        self._slot_of[id(cell)] = slot
+        self.occupancy.put(cell, slot)
         cell.state = "running"
         self.view.started(cell)
 
@@ -326,10 +268,10 @@ class Scheduler:
 
     def _finish(self, cell: TaskState, outcome: Outcome) -> None:
         assert cell.attempt is not None
-        began, slot = cell.attempt.started, self._slot_of.pop(id(cell))
+        began, place = cell.attempt.started, self.occupancy.take(cell)
         cell.attempt, cell.outcome = None, outcome
         cell.is_moved &= outcome.status == "interrupted"
-        self._note_card(cell, place_of(self.options.slots[slot]), outcome, began)
+        self._note_card(cell, place, outcome, began)
         if self._may_retry(cell, outcome):
             cell.failures[str(outcome.failure)] += 1
             cell.state = "queued"
@@ -352,14 +294,10 @@ class Scheduler:
             cell.failed_at.add(place)
         if was_in_use and not self.cards.in_use(place):
             self.view.note(out_of_use_line(place, self.cards.lost[place]))
-        if not outcome.is_stuck or not place:
-            return
-        for other in self.running:
-            slot = self._slot_of.get(id(other))
-            if slot is not None and place_of(self.options.slots[slot]) == place:
-                assert other.attempt is not None
-                other.is_moved = True
-                other.attempt.kill()
+        for other in self.occupancy.at(place) if place and outcome.is_stuck else ():
+            assert other.attempt is not None
+            other.is_moved = True
+            other.attempt.kill()
 
     def _may_retry(self, cell: TaskState, outcome: Outcome) -> bool:
         if self._stopping or outcome.status == "oom" or outcome.is_stuck:

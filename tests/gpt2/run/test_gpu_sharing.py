@@ -63,11 +63,9 @@ class Watching(PlainView):
     together: set[tuple[str, ...]]
 
     def refresh(self, board: Scheduler) -> None:
-        places: dict[str, list[str]] = {}
-        for cell in board.running:
-            slot = board.options.slots[board._slot_of[id(cell)]]
-            places.setdefault(place_of(slot), []).append(cell.task.name)
-        self.together |= {tuple(sorted(names)) for names in places.values()}
+        for place in set(map(place_of, board.options.slots)):
+            names = sorted(cell.task.name for cell in board.occupancy.at(place))
+            self.together |= {tuple(names)} if names else set()
 
 
 def carry_out(plan: Plan, gpus: Gpus, at_once: int) -> tuple[set[str], str]:
