@@ -23,7 +23,7 @@ print(package.__cached__, os.environ.get("PYTHONPYCACHEPREFIX"))
 
 
 def imported(package: Path, folder: Path, **environ: str) -> tuple[str, str]:
-    """Where the compiled module is looked for, and the variable that child processes get."""
+    """Where the compiled module is looked for, and what child processes have set."""
     kept = {k: v for k, v in os.environ.items() if k not in (PREFIX, DONT_WRITE)}
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM, str(folder)],
