@@ -2,31 +2,51 @@
 
 from __future__ import annotations
 
-import os
-import sys
-from collections.abc import Iterable, Sequence
+import shutil
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-WIDTH = 118  # where there is no terminal, as in a log or a pipe
+WIDTH = 118  # of tables without a terminal and without COLUMNS, as in a log
+PAGE = 80  # of paragraphs and of lists of settings
 
 
 def report_console() -> Console:
     """Rich's console on standard output."""
     from rich.console import Console
 
-    console = Console(highlight=False)
-    return console if console.is_terminal else Console(highlight=False, width=WIDTH)
+    return Console(highlight=False, width=width_of_output() or WIDTH)
 
 
 def width_of_output() -> int | None:
-    """Columns of the terminal on standard output; None where there is none."""
-    try:
-        return os.get_terminal_size(sys.stdout.fileno()).columns or None
-    except (OSError, ValueError, AttributeError):  # a pipe, a file, a test
-        return None
+    """COLUMNS, or the width of the terminal on standard output; None without both."""
+    return shutil.get_terminal_size((0, 0)).columns or None
+
+
+def paragraph(text: str, width: int = PAGE, indent: int = 2) -> str:
+    """Text as lines that are broken between words, indented from the second on."""
+    rules = {"break_long_words": False, "break_on_hyphens": False}
+    return textwrap.fill(text, width, subsequent_indent=" " * indent, **rules)  # type: ignore[arg-type]
+
+
+def aligned(
+    rows: Sequence[Sequence[str]], most: Iterable[int], indent: int = 0
+) -> Iterator[str]:
+    """Rows as lines with columns of at most these widths; the last one has none. A cell
+    that is too long pushes the rest to the right, and a last one without room on the
+    page ends a second line."""
+    longest = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
+    widths = [min(pair) for pair in zip(longest, most, strict=False)]
+    for *cells, last in rows:
+        columns = (f"{cell:<{n}}" for cell, n in zip(cells, widths, strict=True))
+        start = " " * indent + "  ".join(columns)
+        if len(start) + len(last) + 2 <= PAGE:
+            yield f"{start}  {last}"
+        else:
+            yield f"{start.rstrip()}\n{last:>{PAGE}}"
 
 
 def columns_that_fit(needs: Iterable[tuple[str, int]], room: int) -> set[str]:

@@ -47,6 +47,7 @@ from gpt2.report.sentences import seeds_lines
 from gpt2.report.series import read_series
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.settings.configuration import results_of
+from gpt2.settings.shown import shown_name
 from lib import human
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.terminal import report_console
@@ -166,7 +167,7 @@ def show_changes(
         return
     table = grid(title, "", "A", "B")
     for name, old, new in changes:
-        table.add_row(*map(Text, (shown(name), shown(old), shown(new))))
+        table.add_row(*map(Text, (shown(shown_name(name)), shown(old), shown(new))))
     console.print(table)
 
 

@@ -24,14 +24,12 @@ import argparse
 import importlib.util
 import re
 import subprocess
-import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
+from textwrap import indent
 
 from gpt2.data.token_files import DataError, check_if_prepared
-from gpt2.plan.axes import text_of
 from gpt2.plan.planning import steps_from
 from gpt2.plan.steps import STEPS
 from gpt2.settings.config_files import (
@@ -52,6 +50,7 @@ from gpt2.settings.config_files import (
 from gpt2.settings.configuration import ROOT, note_environment
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
+from gpt2.settings.shown import text_of
 from lib.atomic_files import atomic_write_text
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
@@ -61,13 +60,13 @@ from lib.kconfig.dotconfig import (
     split_overrides,
 )
 from lib.suggestions import hint
+from lib.terminal import PAGE, aligned, paragraph
 
 DEFCONFIGS = ROOT / "defconfigs"
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HARDWARE = re.compile(r"Hardware: (.+?)\. Time: (.+?)[.;]?(?:;.*)?")
 EDITOR = ROOT / "lib/kconfig/editor.py"
-WIDTH, COLUMNS = 80, (26, 9, 7)  # characters of a line, and at most of its columns
-wrap = partial(textwrap.wrap, break_long_words=False, break_on_hyphens=False)
+COLUMNS = 26, 9, 7  # widths at most
 
 
 def defconfig(names: str, overrides: str) -> None:
@@ -85,7 +84,7 @@ def defconfig(names: str, overrides: str) -> None:
     also = f" and {len(typed)} settings from the command line" if typed else ""
     if typed:
         kept = f"Saved in .config, for all later commands: {', '.join(typed)}"
-        print("\n".join(wrap(kept, WIDTH)))
+        print(paragraph(kept, indent=0))
     print(f"Loaded {loaded}{also}. {next_commands(config)}")
 
 
@@ -125,8 +124,7 @@ def list_defconfigs() -> None:
         )
         print(name)
         for text in (*comments[:1], *(f"on {m[1]}: {m[2]}" for m in found)):
-            for line in wrap(text, WIDTH - 4, subsequent_indent="  "):
-                print(f"    {line}")
+            print(indent(paragraph(text, PAGE - 4), " " * 4))
     answer(presets=presets)
     print("\nNext: make defconfig-NAME loads one (KEY=VALUE after it is kept with it)")
 
@@ -283,26 +281,12 @@ def all_changes(config: Config) -> str:
     lines = ["Every setting has its default."]
     if rows:
         rows.insert(0, ("Not at its default", "value", "default", "origin"))
-        lines = list(table(rows))
+        lines = list(aligned(rows, COLUMNS))
     lines += steps_lines(config)
     lines.append(
         "Next: make explain SYMBOL=NAME has range, conditions and help of one."
     )
     return "\n".join(lines)
-
-
-def table(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Lines of aligned columns; a cell too long for its column pushes the rest to the
-    right, and the last one goes on in a second line if there is no room for it."""
-    longest = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
-    widths = [min(pair) for pair in zip(longest, COLUMNS, strict=False)]
-    for *cells, last in rows:
-        start = "  ".join(f"{c:<{w}}" for c, w in zip(cells, widths, strict=True))
-        if len(start) + len(last) + 2 <= WIDTH:
-            yield f"{start}  {last}"
-        else:
-            yield start.rstrip()
-            yield f"{last:>{WIDTH}}"
 
 
 def steps_lines(config: Config) -> Iterator[str]:
@@ -315,7 +299,7 @@ def steps_lines(config: Config) -> Iterator[str]:
         on = "" if step.parent is None else f", as step {step.parent} and"
         sets = [f"{SYMBOL_OF[f]}={text_of(v)}" for f, v in step.changes.items()]
         text = f"  step {step.id} {step.name}{on}: {', '.join(sets) or 'nothing'}"
-        yield from wrap(text, WIDTH, subsequent_indent=" " * 8)
+        yield paragraph(text, indent=8)
     yield ""
 
 

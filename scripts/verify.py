@@ -36,6 +36,7 @@ from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import split_overrides
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from lib.terminal import paragraph
 
 if TYPE_CHECKING:
     from gpt2.verify.certify_steps import Proof
@@ -108,9 +109,8 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     found = (proof for plan in plans for proof in certify_steps.prove(plan, cache))
     proofs = print_table("step", certify_steps.COLUMNS, found)
     pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
-    print(
-        "", *(table.wrapped(found.line()) for found in pairings), sep="\n", flush=True
-    )
+    lines = dict.fromkeys(found.line() for found in pairings)  # points are often alike
+    print("", *map(paragraph, lines), sep="\n", flush=True)
     proofs = pairing.hold_to_account(proofs, pairings)
     by_kind = prove_training(plans, cache, given.at_hand)
     trained = [proof for proofs_of in by_kind.values() for proof in proofs_of]

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2.settings.configuration import override, strict_kconfig
 from gpt2.settings.parse import convert
 from gpt2.settings.schema import FIELD_TYPES, PART_OF, SYMBOL_OF
+from gpt2.settings.shown import text_of
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import COMMAND_LINE
 
@@ -218,13 +219,6 @@ def set_by(before: Config, after: Config, point: Point) -> set[str]:
             )
         )
     }
-
-
-def text_of(value: Any) -> str:
-    """Value as in names of cells: y, 16, 0.0003."""
-    if isinstance(value, bool):
-        return "y" if value else "n"
-    return repr(value) if isinstance(value, float) else str(value)
 
 
 def label(point: Point) -> str:

@@ -18,6 +18,7 @@ from gpt2.plan.steps import SHIPPED
 from gpt2.report.results import MatrixResults, Row, Run
 from gpt2.settings.records import with_before
 from gpt2.settings.schema import VOCAB_SIZES
+from gpt2.settings.shown import shown_name
 from lib.atomic_files import finite
 from lib.hashing import diff_fields
 from lib.safe_json import as_dict, clean, number, whole
@@ -156,7 +157,8 @@ def _other_axes(arm: Arm, partner: Arm) -> str:
     """Note if a partner is swept over settings that the arm does not read."""
     rest = [name for name in partner.coordinates if name not in arm.coordinates]
     verb = "makes" if len(rest) == 1 else "make"
-    return f"{' and '.join(rest)} {verb} no difference to it" if rest else ""
+    names = " and ".join(map(shown_name, rest))
+    return f"{names} {verb} no difference to it" if rest else ""
 
 
 def _cell_partner(

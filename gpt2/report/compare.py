@@ -19,6 +19,7 @@ from gpt2.report.evidence import Rules
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import NUMBERS, LeftOutRun, Run
 from gpt2.report.verdicts import Comparison, arm_key, compare
+from gpt2.settings.shown import text_of
 from lib import human
 from lib.safe_json import clean
 
@@ -190,7 +191,7 @@ def _recorded(arm: Arm, read: Callable[[Run], str | None]) -> str:
 
 def shown(value: object) -> str:
     """Value of a setting as text; a dash if absent."""
-    return human.NONE if value is None else clean(value)
+    return human.NONE if value is None else clean(text_of(value))
 
 
 def shared_changes(pairs: list[Pair]) -> list[Change]:

@@ -49,6 +49,7 @@ from gpt2.report.training_curves import PANELS as PANELS_OF_TRAINING
 from gpt2.report.training_curves import training_curves
 from gpt2.report.verdicts import Comparison, Judgement
 from gpt2.report.what_was_trained import what_was_trained
+from gpt2.settings.shown import shown_name
 from lib import human
 from lib.atomic_files import finite
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE
@@ -225,7 +226,9 @@ def _line(line: Line, columns: list[Column], judged: Judgement) -> dict[str, Any
         "anchor": _anchor(line.arm),
         "partner": comparison.partner.label if comparison else "",
         "remarks": [what for label, what in remarks(judged) if label == line.arm.label],
-        "changes": [(clean(f), shown(old), shown(new)) for f, old, new in changes],
+        "changes": [
+            (clean(shown_name(f)), shown(old), shown(new)) for f, old, new in changes
+        ],
     }
 
 
@@ -401,6 +404,6 @@ def _flat(run: Run) -> dict[str, str]:
         if not isinstance(fields, dict):
             found[clean(part)] = shown(fields)
             continue
-        found |= {f"{clean(part)}.{clean(k)}": shown(v) for k, v in fields.items()}
+        found |= {clean(shown_name(f"{part}.{k}")): shown(v) for k, v in fields.items()}
     facts = {name: run.manifest.get(name) for name in FACTS}
     return found | {f"run.{k}": shown(v) for k, v in facts.items() if v is not None}

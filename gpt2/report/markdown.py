@@ -27,6 +27,7 @@ from gpt2.report.size_trends import size_trends
 from gpt2.report.sweep_tables import SWEEP, sweep_tables
 from gpt2.report.verdicts import Judgement
 from gpt2.report.what_was_trained import what_was_trained
+from gpt2.settings.shown import shown_name
 from lib import human
 from lib.safe_json import clean
 
@@ -156,7 +157,9 @@ def _chart_links(matrix: MatrixResults) -> str:
     names = {"loss": "Loss curves", "forest": "Differences", "pareto": "Loss and cost"}
     names["rates"] = "Loss and learning rate"
     swept = sorted((matrix.root / "plots").glob(f"{SWEEP}*.png"))
-    names |= {p.stem: f"Against {p.stem.removeprefix(SWEEP)}" for p in swept}
+    names |= {
+        p.stem: f"Against {shown_name(p.stem.removeprefix(SWEEP))}" for p in swept
+    }
     return "\n".join(
         f"![{text}](plots/{name}.png)"
         for name, text in names.items()

@@ -20,6 +20,7 @@ from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.series import ArmSeries, carried, read_series, write_series
 from gpt2.settings.records import identity_parts
+from gpt2.settings.shown import shown_name, shown_value
 from lib.atomic_files import atomic_write_bytes, atomic_write_json, finite
 from lib.files import hidden_name, remove_folder
 from lib.jobs.run_files import SCHEMA, now
@@ -141,8 +142,8 @@ def _refuse(
     what: str, one: str, other: str, changed: Iterable[tuple[str, object, object]]
 ) -> None:
     rows = [
-        f"    {clean(name):<32} {clean(repr(old))} in {one}, "
-        f"{clean(repr(new))} in {other}"
+        f"    {clean(shown_name(name)):<32} {clean(shown_value(old))} in {one}, "
+        f"{clean(shown_value(new))} in {other}"
         for name, old, new in changed
     ]
     more = [f"    and {len(rows) - MAX_SHOWN} more"] if len(rows) > MAX_SHOWN else []

@@ -53,7 +53,7 @@ def _sweeps(judged: Judgement, directory: Path) -> list[Path]:
         if chart.panels:
             path = directory / f"{SWEEP}{chart.table.axis}.png"
             plots.against(
-                path, chart.panels, f"{chart.table.axis}; bars: 95% intervals"
+                path, chart.panels, f"{chart.table.name}; bars: 95% intervals"
             )
             written.append(path)
     for stale in set(directory.glob(f"{SWEEP}*.png")) - set(written):

@@ -7,13 +7,13 @@ import math
 from collections.abc import Sequence
 from statistics import fmean
 
-from gpt2.plan.axes import text_of
 from gpt2.plan.lr_sweep import RATE
 from gpt2.report.arms import Arm
 from gpt2.report.lines import difference_text, grade_text, interval_text, p_text
 from gpt2.report.own_best import SweptArm
 from gpt2.report.sweep_tables import LOSS, against, series_of
 from gpt2.report.verdicts import Judgement
+from gpt2.settings.shown import text_of
 from lib import human
 from lib.plots import Against
 

@@ -7,12 +7,13 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gpt2.plan.axes import label, text_of
+from gpt2.plan.axes import label
 from gpt2.plan.lr_sweep import RATE
 from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
 from gpt2.report.grades import Verdict
 from gpt2.report.verdicts import Judgement
+from gpt2.settings.shown import shown_name, text_of
 from lib import human, stats
 from lib.plots import Against, Series, is_number
 
@@ -71,12 +72,17 @@ class SweepTable:
         return [row.name, *losses, edge if row.is_at_edge else ""]
 
     @property
+    def name(self) -> str:
+        """Name of the swept setting."""
+        return shown_name(self.axis)
+
+    @property
     def texts(self) -> list[str]:
         return [text_of(value) for value in self.values]
 
     @property
     def heads(self) -> list[str]:
-        return ["arm", *(f"{self.axis}={text}" for text in self.texts), ""]
+        return ["arm", *(f"{self.name}={text}" for text in self.texts), ""]
 
 
 def sweep_tables(judged: Judgement) -> list[SweepTable]:
@@ -156,7 +162,7 @@ def _chart(table: SweepTable, judged: Judgement) -> SweepChart:
     for name, arm in partners.items():
         level = series_of(name, 0, [("", *of_losses(arm))])
         losses.append(dataclasses.replace(level, x=(), is_level=True))
-    axis, margin = "parameters" if names else table.axis, judged.rules.margin
+    axis, margin = "parameters" if names else table.name, judged.rules.margin
     return SweepChart(
         table,
         against(axis, DIFFERENCE, differences, margin, names),

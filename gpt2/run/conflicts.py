@@ -21,6 +21,7 @@ from gpt2.run.results_dir import (
 )
 from gpt2.settings.records import identity_parts
 from gpt2.settings.rerun_commands import matrix_command
+from gpt2.settings.shown import shown_name, shown_value
 from lib import atomic_files
 from lib.hashing import diff_fields
 from lib.jobs import run_files
@@ -161,14 +162,14 @@ def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
     means that the version of kablate which began the run, or this one, lacks it."""
     version = "(continue with the commit in its manifest.json)"
     return [
-        f"    {name:<32} "
+        f"    {shown_name(name):<32} "
         + (
-            f"is new since the run began, now {new!r} {version}"
+            f"is new since the run began, now {shown_value(new)} {version}"
             if old is None
             else (
-                f"was {old!r}, does not exist any more {version}"
+                f"was {shown_value(old)}, does not exist any more {version}"
                 if new is None
-                else f"was {old!r}, is now {new!r}"
+                else f"was {shown_value(old)}, is now {shown_value(new)}"
             )
         )
         for name, old, new in fields

@@ -9,7 +9,6 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from textwrap import TextWrapper
 from typing import Any
 
 from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
@@ -23,12 +22,13 @@ from gpt2.run.progress import status_word
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings
+from gpt2.settings.shown import shown_value
 from lib.gpu.compile_cache import INDUCTOR, cache_folder, is_empty
 from lib.human import size
 from lib.kconfig.config_py import DEFAULT, Config
-from lib.terminal import table
+from lib.terminal import aligned, paragraph, table
 
-WIDTH = 80
+COLUMNS = 26, 16  # widths at most of a setting and its value
 # Never shown as a difference of a job: where and on what it runs.
 _PLACE = ("output_dir", "steps", "seeds", "mode")
 
@@ -37,7 +37,8 @@ def listing(plan: Plan, config: Config) -> str:
     """All jobs of a plan, as `--list` and `--dry-run` print them."""
     settings = settings_from(config)
     reference = baseline_of(settings)
-    lines = [*_head(plan, settings), "", *size_table(plan).split("\n")]
+    sizes = size_table(plan)
+    lines = [*_head(plan, settings), "", *(sizes.split("\n") if sizes else ())]
     lines += [*_asked(config), ""]
     for jobs in cells(plan.jobs):
         lines += [*_cell(jobs, reference, plan.output_dir), ""]
@@ -50,15 +51,12 @@ def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
     found += control_costs(plan) + kept_final_rate(plan)
-    return [*found, *added_rates(plan), *same_widths(plan)]
+    return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))
 
 
 def note_lines(plan: Plan, config: Config) -> list[str]:
     """The notes as paragraphs."""
-    wrap = TextWrapper(
-        WIDTH, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False
-    )
-    return [wrap.fill(f"note: {text}") for text in notes(plan, config)]
+    return [paragraph(f"note: {text}") for text in notes(plan, config)]
 
 
 def size_table(plan: Plan) -> str:
@@ -234,14 +232,14 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
 
 def _asked(config: Config) -> Iterator[str]:
     """The settings changed from their Kconfig defaults, with their origin."""
-    fields = {symbol: field for field, symbol in SYMBOL_OF.items()}
-    asked = {s: o for s, o in config.origins.items() if o != DEFAULT and s in fields}
+    found = {symbol: config.origins.get(symbol) for symbol in SYMBOL_OF.values()}
+    asked = {s: origin for s, origin in found.items() if origin not in (None, DEFAULT)}
     if not asked:
         yield "all settings have their defaults"
         return
     yield "settings changed from their defaults"
-    for symbol in sorted(asked, key=lambda s: list(fields).index(s)):
-        yield _field_line(fields[symbol], str(config.values[symbol]), asked[symbol])
+    rows = [(s, shown_value(config.values[s]), origin) for s, origin in asked.items()]
+    yield from aligned(rows, COLUMNS, indent=4)
 
 
 def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]:
@@ -249,8 +247,11 @@ def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]
     yield f"step {job.step}  {job.name}" if job.step is not None else job.name
     yield f"  {job.title}"
     yield "  " + _costs(job, reference)
-    for field, before, after, origin in differences(job, reference):
-        yield _field_line(field, f"{_short(before)} -> {_short(after)}", origin)
+    rows = [
+        (SYMBOL_OF[field], f"{shown_value(old)} -> {shown_value(new)}", origin)
+        for field, old, new, origin in differences(job, reference)
+    ]
+    yield from aligned(rows, COLUMNS, indent=4)
     for one in jobs:
         use = " (chooses the rate)" if one.tuning else ""
         yield f"  seed {one.seed:<6} {root / one.run_dir}{use}{_status(root, one)}"
@@ -264,7 +265,7 @@ def _costs(job: Job, reference: Settings) -> str:
     elif job.parent_name is not None:
         partner = f"compared with {job.parent_name}"
     share = b.parameters / budget(reference).parameters - 1
-    more = f" ({100 * share:+.2f}% against the first)"
+    more = f" ({100 * share:+.2f}% against the baseline)"
     work = job.settings.optim.time_budget or f"{tokens_of(job.settings):,} tokens"
     needs = f", about {_memory(job.settings)}" if _on_gpu(job.settings) else ""
     return f"{partner}, {b.parameters:,} parameters{more}, {work}{needs}"
@@ -279,24 +280,12 @@ def _memory(settings: Settings) -> str:
     return size(memory(settings).total) if _on_gpu(settings) else "-"
 
 
-def _field_line(field: str, value: str, origin: str) -> str:
-    start = f"    {field:<22} {value:<22} "
-    room = max(12, WIDTH - len(start))
-    return start + (origin if len(origin) <= room else "…" + origin[1 - room :])
-
-
 def _status(root: Path, job: Job) -> str:
     status = status_word(root / job.run_dir)
     with suppress(OSError):
         if conflicts(root, [job]):
             return f"  [{status}, with other settings]"
     return "" if status == "planned" else f"  [{status}]"
-
-
-def _short(value: object) -> str:
-    if isinstance(value, float):
-        return f"{value:g}"
-    return "''" if value == "" else str(value)
 
 
 def _plural(n: int, what: str) -> str:

@@ -22,10 +22,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gpt2.settings.shown import difference_lines
 from gpt2.train.failures import Refused, is_disk_full
 from lib.atomic_files import DiskFull, atomic_write_json, fsync_directory, read_json
 from lib.files import hidden_name, own_folder, remove_folder
-from lib.hashing import diff_fields, file_sha256, identity
+from lib.hashing import file_sha256, identity
 
 SCHEMA = 1
 KEPT = 2
@@ -353,10 +354,8 @@ def _read_index(path: Path) -> Stamp:
 def check_stamp(path: Path, found: Stamp, expected: Stamp) -> None:
     """CheckpointMismatch, field by field, unless both are of one run and data."""
     if found.hash != expected.hash:
-        differences = "\n".join(
-            f"  {name}: {old!r} in the checkpoint, {new!r} configured"
-            for name, old, new in diff_fields(found.identity, expected.identity)
-        )
+        records = found.identity, expected.identity
+        differences = difference_lines(*records, "in the checkpoint", "configured")
         raise CheckpointMismatch(
             f"{path} is of another run (hash {found.hash}, not {expected.hash}):\n"
             f"{differences}\nRestore these settings, or use another run directory"

@@ -8,6 +8,7 @@ from typing import Any
 
 from gpt2.plan.jobs import Job
 from gpt2.settings.records import identity_parts
+from gpt2.settings.shown import difference_lines
 from gpt2.train.checkpoint import FOLDER
 from gpt2.train.failures import Refused
 from lib.atomic_files import (
@@ -17,7 +18,6 @@ from lib.atomic_files import (
     remove_leftovers,
 )
 from lib.files import Linked, refuse_link
-from lib.hashing import diff_fields
 from lib.jobs.run_files import (
     JOB_FILE,
     LOG_FILE,
@@ -47,10 +47,8 @@ def claim(job: Job, run_dir: Path) -> None:
         )
     theirs = _read_job(path)
     if theirs and theirs.get("hash") != job.hash:
-        differences = "\n".join(
-            f"  {name}: {old!r} there, {new!r} configured"
-            for name, old, new in diff_fields(_comparable(theirs), _comparable(mine))
-        )
+        records = _comparable(theirs), _comparable(mine)
+        differences = difference_lines(*records, "there", "configured")
         raise Refused(
             f"{run_dir} contains another run (hash {theirs.get('hash')}, not "
             f"{job.hash}):\n{differences}\nRestore these settings, or use "

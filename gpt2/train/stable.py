@@ -18,6 +18,7 @@ from typing import Any
 
 from gpt2.plan.jobs import Job, identity_of
 from gpt2.plan.names import STABLE_FOLDER
+from gpt2.settings.shown import difference_lines
 from gpt2.train import checkpoint
 from gpt2.train.failures import Refused
 from gpt2.train.lr_schedule import stable_until
@@ -29,7 +30,6 @@ from lib.atomic_files import (
     read_jsonl,
 )
 from lib.files import hidden_name, own_folder, refuse_link
-from lib.hashing import diff_fields
 from lib.jobs.run_files import JOB_FILE, MANIFEST_FILE, METRICS_FILE
 
 OF_LENGTH = ("max_iters", "lr_decay_share", "lr_decay_shape")
@@ -104,8 +104,8 @@ def _load(job: Job, source: Path) -> checkpoint.Checkpoint:
     except checkpoint.DamagedCheckpoint as error:
         raise Refused(f"{where}: {error}") from None
     mine = _without_length(identity_of(job.settings, job.seed))
-    if differing := diff_fields(_without_length(found.stamp.identity), mine):
-        lines = "\n".join(f"  {n}: {a!r} there, {b!r} here" for n, a, b in differing)
+    records = _without_length(found.stamp.identity), mine
+    if lines := difference_lines(*records, "there", "here"):
         raise Refused(f"{where}: {source} is of another training:\n{lines}")
     theirs = read_json(source / JOB_FILE)["settings"]["resources"]["log_interval"]
     if theirs != (ours := job.settings.resources.log_interval):

@@ -24,13 +24,8 @@ from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.run_length import seconds_of
 from gpt2.plan.steps import SHIPPED, Registry, Step
 from gpt2.settings.checks import check
-from gpt2.settings.schema import (
-    LARGEST_ARM,
-    NO_WIDTH_REQUESTS,
-    PART_OF,
-    SYMBOL_OF,
-    Settings,
-)
+from gpt2.settings.schema import LARGEST_ARM, NO_WIDTH_REQUESTS, PART_OF, Settings
+from gpt2.settings.shown import shown_name, shown_value
 from gpt2.verify.subject import EXACT, LENGTHS, Finding, Subject, scramble
 
 BATCH = ("batch_size", "gradient_accumulation")
@@ -219,7 +214,10 @@ def changes(
     changed = [name for name in step.changes if mine[name] != theirs[name]]
     problems: list[str] = []
     if not changed:
-        same = ", ".join(f"{n} is {theirs[n]!r} there already" for n in step.changes)
+        same = ", ".join(
+            f"{shown_name(n)} is {shown_value(theirs[n])} there already"
+            for n in step.changes
+        )
         problems.append(f"the same as step {step.parent} as configured: {same}")
     known = {s: Behaviour(s) for s in (subject, parent)}
     for name in changed:
@@ -232,7 +230,7 @@ def changes(
             )
         if not acts:
             why = OF_DATA if PART_OF[name] == "data" else UNMOVED
-            problems.append(f"{name}={mine[name]!r} ({SYMBOL_OF[name]}) {why}")
+            problems.append(f"{shown_name(name)}={shown_value(mine[name])} {why}")
     return Finding(not problems, f"{len(changed)} act", "; ".join(problems))
 
 

@@ -29,6 +29,7 @@ from gpt2.plan.matrix_cells import cell_changes, cells_of
 from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.steps import Step, Times
 from gpt2.settings.schema import PART_OF, Settings
+from gpt2.settings.shown import shown_name, shown_value
 from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import TokenSplit, load_data
 from gpt2.train.evaluate import Evaluator
@@ -310,12 +311,14 @@ def _differences(
     """Fields that are neither as wanted nor, unless free, as theirs."""
     mine = job.settings.flat()
     problems = [
-        f"{name} is {mine[name]!r}, declared {value!r}"
+        f"{shown_name(name)} is {shown_value(mine[name])}, "
+        f"declared {shown_value(value)}"
         for name, value in wanted.items()
         if mine[name] != value
     ]
     return problems + [
-        f"{name} is {mine[name]!r} and {theirs[name]!r} in {other}, undeclared"
+        f"{shown_name(name)} is {shown_value(mine[name])} and "
+        f"{shown_value(theirs[name])} in {other}, undeclared"
         for name in mine
         if mine[name] != theirs[name] and name not in wanted and name not in free
     ]
@@ -328,7 +331,8 @@ def unnamed(step: Step) -> list[str]:
     in optimizer, schedule, pruning or data, must not say one thing and run another.
     """
     return [
-        f"the row of step {step.id} sets {name} to {text}, which its title does not say"
+        f"the row of step {step.id} sets {shown_name(name)} to {text}, which its title "
+        "does not say"
         for name, value in step.changes.items()
         if (text := _spelled(step, name, value)) and not _says(step.title, text)
     ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from lib.optim.certify import EXACT as OPTIMIZER
 from lib.optim.certify_spam import PHASES
 from lib.pruning.certify_scores import SCORES
 
-WIDTH = 80
 NAME_WIDTH = 30  # the longest name of our steps has 28 characters
 PASSED, FAILED, NONE = "✓", "✗", "-"
 MARKS = f"{PASSED} passed, {FAILED} failed, {NONE} does not apply"
@@ -156,8 +154,3 @@ def closing(kinds: Mapping[str, int], failed: int) -> str:
     if failed:
         return f"{failed} of {total} failed ({checked}): nothing of these may train"
     return f"All certificates passed ({checked})"
-
-
-def wrapped(text: str) -> str:
-    """Text in lines of at most WIDTH columns, indented from the second on."""
-    return textwrap.fill(text, WIDTH, subsequent_indent="  ", break_on_hyphens=False)

@@ -42,8 +42,8 @@ def test_direction_is_b_minus_a(matrix):
 def test_another_budget_is_not_comparable(matrix):
     done = compare("0", "2", cwd=matrix)
     assert "Not comparable (UNMATCHED): parameters differ by +11.3%" in done.stdout
-    row = next(x for x in done.stdout.splitlines() if "mechanisms.mlp_ratio" in x)
-    assert row.split() == ["mechanisms.mlp_ratio", "2.0", "2.5"]
+    row = next(x for x in done.stdout.splitlines() if "RA_MLA_MLP_RATIO" in x)
+    assert row.split() == ["RA_MLA_MLP_RATIO", "2.0", "2.5"]
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_matrices_are_matched_by_arm(matrix):
     assert done.returncode == 0, done.stderr
     assert "Only in A: 2 r25" in done.stdout and "Only in B: 29 ra-full" in done.stdout
     lines = done.stdout.splitlines()
-    changed = [line.split() for line in lines if "learning_rate" in line]
-    assert changed == [["optim.learning_rate", "0.0006", "0.1"]]
+    changed = [line.split() for line in lines if "LEARNING_RATE" in line]
+    assert changed == [["LEARNING_RATE", "0.0006", "0.1"]]
     assert any("commit" in line and "f" * 16 in line for line in lines)
     assert sum("have no effect" in line for line in lines) == 2  # same losses
 

@@ -94,7 +94,7 @@ def test_every_command_copes_with_a_control(folder: Path) -> None:
 
     listed = look("run_test_matrix.py", "--list")
     assert "2 steps and an A/A control x 1 seed = 3 jobs" in listed
-    assert re.search(r"other_kernels +False -> True +CONTROLS=y", listed)
+    assert re.search(r"OTHER_KERNELS +n -> y +CONTROLS=y", listed)
     assert "note: step00-baseline-aa: 1 of 3 jobs, to measure numerical noise" in listed
     budget = look("run_test_matrix.py", "--budget")
     assert re.search(r"baseline-aa +\S+ +\+0.00% +\+0.00% +0 ", budget)

@@ -229,8 +229,8 @@ def test_an_edit_of_config_py_is_shown_where_it_counts_and_where_it_ends(
         assert f"\n  origin      {place}\n" in done(mine, "explain", name)
     command = (sys.executable, "scripts/run_test_matrix.py", "--list")
     listed = " ".join(run(mine, *command).stdout.split())
-    assert f" max_iters 9 {places['GPT2_MAX_ITERS']} " in listed
-    assert f" seeds 8 {places['SEEDS']} " in listed
+    assert f" GPT2_MAX_ITERS 9 {places['GPT2_MAX_ITERS']} " in listed
+    assert f" SEEDS 8 {places['SEEDS']} " in listed
 
     saved = kconfig(mine, "savedefconfig", "mine").stderr
     assert f"note: {places['SEEDS']}: CONFIG_SEEDS = '8' was edited by hand" in saved

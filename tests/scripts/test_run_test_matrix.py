@@ -87,7 +87,7 @@ def test_list_shows_each_job_with_what_differs_and_why(folder: Path) -> None:
     assert re.search(r"n_layer +2 +.*preset:6", text)
     block = text[text.index("step 6  ra-r25") :]
     assert "compared with step 5 (ra)" in block and "parameters (+" in block
-    assert re.search(r"ra +False -> True +step 5", block)
+    assert re.search(r"RA_MLA_RA +n -> y +step 5", block)
     assert re.search(r"mlp_ratio +0 -> 2.5 +step 6", block)
     assert re.search(r"mlp_width +\d+ -> \d+ +solved", block)
     assert "results/step06-ra-r25/seed2" in block
@@ -381,7 +381,7 @@ def test_other_settings_stop_before_anything_starts(
     words = ("--overrides", "MAX_ITERS=12 SEEDS=1,2")
     done = run_matrix(folder, *words)
     assert done.returncode == 2
-    assert re.search(r"optim.max_iters +was 10, is now 12", done.stderr)
+    assert re.search(r"GPT2_MAX_ITERS +was 10, is now 12", done.stderr)
     assert "OUTPUT_DIR=" in done.stderr
     assert shlex.join([*command(*words), "--rerun"]) in done.stderr
     for look_only in ("--list", "--status"):  # the preview says it too

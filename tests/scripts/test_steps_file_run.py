@@ -55,12 +55,12 @@ def test_own_steps_are_verified_run_reported_and_kept(
     assert same.returncode == 0 and f"{RUN}: started" not in same.stdout, same.stderr
     assert (results / "steps.toml").read_text() == OTHER + own
     for old, new, message in (
-        ("0.001\n", "0.002\n", r"optim.learning_rate +was 0.001, is now 0.002"),
-        ('"ra"', "8", r"mechanisms.attention +was 'mha', is now 'mla'"),
+        ("0.001\n", "0.002\n", r"LEARNING_RATE +was 0.001, is now 0.002"),
+        ('"ra"', "8", r"RA_MLA_ATTENTION +was mha, is now mla"),
         (
             'name = "ra-',
             'name = "x-',
-            r"folder +was 'step100-ra-output.*, is now 'step100-x-",
+            r"folder +was step100-ra-output.*, is now step100-x-",
         ),
     ):
         file.write_text(own.replace(old, new))

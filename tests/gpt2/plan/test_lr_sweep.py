@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.plan.axes import text_of
 from gpt2.plan.jobs import Job, Plan, job_from_json, only
 from gpt2.plan.lr_sweep import LARGEST, MOST_ADDED, SMALLEST, choose, loss_of
 from gpt2.plan.planning import make_plan
 from gpt2.run.conflicts import conflicts
 from gpt2.run.plan_listing import listing
+from gpt2.settings.shown import text_of
 from lib.jobs import run_files
 from tests.gpt2.helpers import TINY, make_config
 
@@ -113,7 +113,7 @@ def test_the_listing_has_grid_use_of_seeds_and_price() -> None:
     assert text.count("(chooses the rate)") == 8
     assert "LR_SWEEP of LEARNING_RATE: GPT2_MIN_LR=6e-05 is the end of all" in text
     ratio = make_config(**words, MIN_LR_RATIO="0.1")
-    assert "GPT2_MIN_LR" not in listing(make_plan(ratio), ratio)
+    assert "GPT2_MIN_LR=" not in listing(make_plan(ratio), ratio)
 
 
 def test_only_selects_tuning_runs_like_others() -> None:

@@ -352,5 +352,5 @@ def test_the_listing_shows_the_grid_and_its_price() -> None:
         "x 2 seeds = 14 jobs, "
     )
     assert "step 5  ra/ra_window=1,ra_alpha=0.1\n" in text
-    assert re.search(r"ra_window +2 -> 1 +SWEEP\n", text)
+    assert re.search(r"RA_MLA_RA_WINDOW +2 -> 1 +SWEEP\n", text)
     assert "ra/ra_window=3,ra_alpha=0.3" in budget_table(plan)

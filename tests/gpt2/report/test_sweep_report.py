@@ -137,7 +137,7 @@ def test_a_partner_with_more_axes_is_explained(tmp_path: Path) -> None:
     write_cell(tmp_path, 29, {}, {"ra_window": 64})
     (found,) = judge(read_matrix(tmp_path)).comparisons
     assert found.partner.label == "5 ra/ra_window=64"
-    assert found.note == "ra_window makes no difference to it"
+    assert found.note == "RA_MLA_RA_WINDOW makes no difference to it"
 
 
 def test_losses_are_tabulated_against_the_swept_values(tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ def test_losses_are_tabulated_against_the_swept_values(tmp_path: Path) -> None:
     means = {arm.label: arm.mean("val_loss") for arm in judged.arms}
     assert base.losses[0.004] == means["0 baseline/learning_rate=0.004"]
     text = markdown_report(matrix, judged, "x")
-    assert "| arm | learning\\_rate=0.001 | learning\\_rate=0.002 |" in text
+    assert "| arm | LEARNING\\_RATE=0.001 | LEARNING\\_RATE=0.002 |" in text
     best = f"{base.losses[0.002]:.4f}\\*"
     (line,) = [row for row in text.splitlines() if best in row]
     assert line.startswith("| 0 baseline |") and "edge" not in line

@@ -171,15 +171,15 @@ def test_other_settings_stop_with_every_field_and_the_ways_out(make: Make) -> No
     for part in (
         "nothing was started",
         "step00-baseline/seed1",
-        "optim.max_iters                  was 10, is now 20",
-        "model.n_embd                     was 16, is now 32",
+        "GPT2_MAX_ITERS                   was 10, is now 20",
+        "GPT2_N_EMBD                      was 16, is now 32",
         "effective_batch                  was 2, is now 4",
         "OUTPUT_DIR=",
         "make rerun",
     ):
         assert part in said
     assert "step00-baseline/seed1 and 1 more: " in said, "alike, so reported once"
-    assert said.count("optim.max_iters") == 1
+    assert said.count("GPT2_MAX_ITERS") == 1
     assert "step05-ra" not in said  # never begun, so nothing to lose
 
 
@@ -195,7 +195,7 @@ def test_fields_of_other_versions_name_the_way_to_continue(make: Make) -> None:
         check(plan)
     version = r" \(continue with the commit in its manifest.json\)"
     for line in (
-        r"optim.beta1 +is new since the run began, now 0.9" + version,
+        r"ADAM_BETA1 +is new since the run began, now 0.9" + version,
         r"optim.lookahead +was 5, does not exist any more" + version,
     ):
         assert re.search(line, str(caught.value))
@@ -207,7 +207,7 @@ def test_runs_outside_the_plan_count_too(make: Make) -> None:
     only = make(RA_MLA_ABLATION_STEPS='"0"')
     check(only)
     changed = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
-    with pytest.raises(MatrixError, match="other runs.*\n.*max_iters.*was 10"):
+    with pytest.raises(MatrixError, match="other runs.*\n.*GPT2_MAX_ITERS +was 10"):
         check(changed)
 
 
@@ -321,7 +321,7 @@ def test_a_matrix_file_is_written_anew_by_the_runs_and_their_config(make: Make) 
 
     path.unlink()
     other = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
-    with pytest.raises(MatrixError, match=r"max_iters +was 10, is now 20"):
+    with pytest.raises(MatrixError, match=r"GPT2_MAX_ITERS +was 10, is now 20"):
         check(other)
 
     config.write_text("CONFIG_SEEDS = 1\n")  # nothing tells what the runs were

@@ -247,7 +247,7 @@ def test_another_run_is_refused_field_by_field(tmp_path):
     with pytest.raises(CheckpointMismatch) as error:
         load_newest(tmp_path, replace(STAMP, hash="b" * 16, identity=other))
     text = str(error.value)
-    assert "optim.learning_rate: 0.001 in the checkpoint, 0.002 configured" in text
+    assert "LEARNING_RATE: 0.001 in the checkpoint, 0.002 configured" in text
     assert "seed: 1 in the checkpoint, 2 configured" in text
     assert "max_iters" not in text
     assert names(tmp_path) == ["step-000003"]

@@ -82,7 +82,7 @@ def test_one_that_is_killed_goes_on_from_its_own_checkpoint_and_is_audited(
     ("fields", "why"),
     [
         ({"max_iters": 8}, "of update 9, but this run is stable only until 6"),
-        ({"learning_rate": 0.01}, "optim.learning_rate: "),
+        ({"learning_rate": 0.01}, "LEARNING_RATE: "),
         ({"log_interval": 3}, "its records are 2 updates apart"),
         ({"stable_from": "/nowhere"}, "has no checkpoint: train that run with KEEP_ST"),
     ],

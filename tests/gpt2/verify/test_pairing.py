@@ -197,15 +197,15 @@ def test_an_arm_that_cannot_be_built_fails_alone(monkeypatch):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"learning_rate": 1e-3}, "learning_rate is 0.001 and 0.0006 in step 0"),
-        ({"warmup_steps": 7}, "warmup_steps is 7"),
-        ({"max_tokens": 9}, "max_tokens is 9"),
-        ({"eval_samples": 9}, "eval_samples is 9"),
-        ({"prune_interval": 9}, "prune_interval is 9"),
+        ({"learning_rate": 1e-3}, "LEARNING_RATE is 0.001 and 0.0006 in step 0"),
+        ({"warmup_steps": 7}, "GPT2_WARMUP_STEPS is 7"),
+        ({"max_tokens": 9}, "GPT2_DATASET_MAX_TOKENS is 9"),
+        ({"eval_samples": 9}, "GPT2_EVAL_SAMPLES is 9"),
+        ({"prune_interval": 9}, "PRUNING_INTERVAL is 9"),
         ({"eval_samples": 9}, "validation windows differ"),
         ({"batch_size": 4}, "sequences per update differ"),
         ({"max_iters": 4900}, "updates differ"),
-        ({"ra": False}, "ra is False, declared True"),
+        ({"ra": False}, "RA_MLA_RA is n, declared y"),
     ],
     ids=str,
 )
@@ -218,17 +218,17 @@ def test_a_setting_that_no_row_declares_is_found(fields, text):
 @pytest.mark.parametrize(
     ("step", "fields", "text"),
     [
-        (5, {"learning_rate": 1e-3}, "sets learning_rate to 0.001"),
-        (0, {"learning_rate": 1e-3}, "sets learning_rate to 0.001"),
-        (0, {"tokenizer": "bytes"}, "sets tokenizer to bytes"),
-        (5, {"grad_clip": 0.0}, "sets grad_clip to 0"),
-        (4, {"mechanism_share": 0.25}, "sets mechanism_share to 25%"),
-        (12, {"mechanism_share": 0.02}, "sets mechanism_share to 2%"),
-        (6, {"mlp_ratio": 2.0}, "sets mlp_ratio to 2"),
-        (1, {"prune_sparsity": 0.05}, "sets prune_sparsity to 5%"),
-        (1, {"optimizer": "adamw"}, "sets optimizer to adamw"),
-        (31, {"n_head": ablation.Times(ablation.Fraction(7, 6))}, "n_head to 7/6"),
-        (29, {"ra_window": 32}, "sets ra_window to 32"),
+        (5, {"learning_rate": 1e-3}, "sets LEARNING_RATE to 0.001"),
+        (0, {"learning_rate": 1e-3}, "sets LEARNING_RATE to 0.001"),
+        (0, {"tokenizer": "bytes"}, "sets GPT2_TOKENIZER to bytes"),
+        (5, {"grad_clip": 0.0}, "sets GPT2_GRAD_CLIP to 0"),
+        (4, {"mechanism_share": 0.25}, "sets RA_MLA_MECHANISM_SHARE to 25%"),
+        (12, {"mechanism_share": 0.02}, "sets RA_MLA_MECHANISM_SHARE to 2%"),
+        (6, {"mlp_ratio": 2.0}, "sets RA_MLA_MLP_RATIO to 2"),
+        (1, {"prune_sparsity": 0.05}, "sets PRUNING_SPARSITY to 5%"),
+        (1, {"optimizer": "adamw"}, "sets OPTIMIZER to adamw"),
+        (31, {"n_head": ablation.Times(ablation.Fraction(7, 6))}, "GPT2_N_HEAD to 7/6"),
+        (29, {"ra_window": 32}, "sets RA_MLA_RA_WINDOW to 32"),
     ],
     ids=str,
 )
@@ -248,7 +248,7 @@ def test_what_slipped_into_a_row_counts_for_its_children_too(monkeypatch):
     monkeypatch.setitem(STEPS, 5, slipped)
     plan = plan_settings(plan_of(0).base.replace(steps=(0, 6, 8)), {})
     assert problems_of(plan) == {
-        "step06-ra-r25": "the row of step 5 sets learning_rate to 0.001, which its "
+        "step06-ra-r25": "the row of step 5 sets LEARNING_RATE to 0.001, which its "
         "title does not say"
     }
 
@@ -263,7 +263,7 @@ def test_a_cell_that_differs_in_more_than_it_declares_is_found():
     ]
     odd = dataclasses.replace(plan, jobs=(*plan.jobs[:1], *jobs))
     assert problems_of(odd) == {
-        "muon-none": "min_lr is 0.0 and 6e-05 in adamw-none, undeclared"
+        "muon-none": "GPT2_MIN_LR is 0.0 and 6e-05 in adamw-none, undeclared"
     }
 
 
@@ -282,7 +282,7 @@ def test_a_control_is_its_baseline_with_other_kernels(mode):
         for job in plan.jobs
     ]
     found = problems_of(dataclasses.replace(plan, jobs=tuple(jobs)))
-    assert list(found) == [control] and found[control].startswith("min_lr is 0.0")
+    assert list(found) == [control] and found[control].startswith("GPT2_MIN_LR is 0.0")
 
 
 def test_cells_are_held_to_their_pairing():
@@ -290,7 +290,7 @@ def test_cells_are_held_to_their_pairing():
     proofs = [Proof(cell, {"causal": Finding(True, "0")}) for cell in CELLS]
     held = hold_to_account(proofs, [found])
     assert [proof.ok for proof in held] == [True, False]
-    assert f"{pairing.NAME}: learning_rate is" in held[1].message
+    assert f"{pairing.NAME}: LEARNING_RATE is" in held[1].message
     assert found.line() == "pairing: FAILED for step05-ra"
 
 
