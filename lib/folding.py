@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import re
 
-# A command after a colon is copied as a whole, and so is text between backticks.
-COMMAND = re.compile(r"(?<=: )(?:make|python[\d.]*|\S*/python[\d.]*) .*$")
+# A command after a colon is copied as a whole, without a remark in brackets that ends
+# the line, and so is text between backticks.
+COMMAND = re.compile(
+    r"(?<=: )(?:make|python[\d.]*|\S*/python[\d.]*) .*?(?= \([^()]*\)$|$)"
+)
 UNIT = re.compile(r"[^\s`]*`[^`]*`\S*|\S+")
 DATA = re.compile(r"[{\[]|.*\S {2,}\S")  # JSON, and rows of tables: stay one line
 
@@ -17,8 +20,9 @@ def fold(line: str, width: int) -> str:
         return line
     indent = line[: len(line) - len(line.lstrip(" "))]
     command = COMMAND.search(line)
-    head = line[: command.start()] if command else line
-    units = UNIT.findall(head) + ([command[0]] if command else [])
+    start, end = command.span() if command else (len(line), len(line))
+    units = UNIT.findall(line[:start]) + [line[start:end]] * bool(command)
+    units += UNIT.findall(line[end:])
     lines, current = [], indent
     for unit in units:
         joined = f"{current} {unit}" if current.strip() else current + unit

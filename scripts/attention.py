@@ -31,6 +31,7 @@ from statistics import fmean
 from typing import Any
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.report.audited_runs import show_next_report
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device, windows = chosen.resources.device, options.windows
         runs = [measure(folder, where, device, windows) for folder in chosen.folders]
         answer(runs=runs)
+        show_next_report(chosen.folders, options.config, "report.html links the plots")
     except DiskFull as error:
         return fail(f"attention: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:

@@ -38,11 +38,10 @@ from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, AuditLine
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.show import show_audit
 from gpt2.audit.stamp import write_audit
-from gpt2.report.audited_runs import Chosen, choose_runs
+from gpt2.report.audited_runs import Chosen, choose_runs, show_next_report
 from gpt2.settings.checks import naming
-from gpt2.settings.configuration import load_or_defaults, results_of
+from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
-from gpt2.settings.rerun_commands import report_command
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
@@ -80,10 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         left_out=[asdict(item) for item in chosen.left_out],
     )
     print_rest(chosen)
-    if folder := options.results or results:
-        configured = folder == results_of(options.config)
-        command = report_command(folder, configured=configured)
-        print(f"Next: {command} (its checklist has the audits)")
+    show_next_report(chosen.done, options.config, "its checklist has the audits")
     codes = {CODES.get(audit.verdict, 0) for audit in audits}
     return next((code for code in CODES.values() if code in codes), 0)
 

@@ -40,6 +40,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.timeline_report import read_timeline
 from gpt2.settings import configuration
 from gpt2.settings.parse import settings_from
+from gpt2.settings.rerun_commands import show_next
 from gpt2.train.benchmark import (
     NANOGPT_PEERS,
     PEER,
@@ -140,6 +141,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             atomic_write_json(given.out, {"schema": 1, "machine": specs, "rows": rows})
     answer(machine=specs, rows=rows, written=str(given.out))
     print(f"written: {given.out}")
+    show_next("make estimate", "hours, memory and disk of what is configured")
     return 0
 
 

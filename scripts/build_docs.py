@@ -31,6 +31,7 @@ from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
+from gpt2.settings.rerun_commands import show_next
 from lib.files import remove_folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -62,7 +63,8 @@ def main() -> int:
         if SITE.exists() and (others := remove_folder(SITE, OURS)):
             return refuse(f"{SITE} has files of others: {', '.join(others[:3])}")
         shutil.copytree(folder / "site", SITE)
-    print("Built site/. To read it: python -m http.server --directory site")
+    print("Built site/")
+    show_next("python -m http.server --directory site", "to read it")
     return EXIT_OK
 
 

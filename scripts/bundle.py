@@ -28,6 +28,7 @@ from pathlib import Path
 
 from gpt2.report.bundle import SUFFIX, bundle_results
 from gpt2.settings.configuration import results_of
+from gpt2.settings.rerun_commands import make_command, show_next
 from lib.human import size
 from lib.json_answer import add_json, answer, answers_json, fail
 
@@ -47,7 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         return fail(f"bundle: {error}", EXIT_DISK if full else EXIT_USAGE)
     answer(file=str(out), bytes=written)
-    print(f"{out}: {size(written)}. To read it: make report RESULTS={out}")
+    print(f"{out}: {size(written)}")
+    show_next(make_command("report", [f"RESULTS={out}"]), "reads it, anywhere")
     return 0
 
 

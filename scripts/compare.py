@@ -30,6 +30,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2.report.arms import Change
+from gpt2.report.audited_runs import results_folders, show_next_report
 from gpt2.report.compare import (
     ComparedSide,
     Pair,
@@ -47,6 +48,7 @@ from gpt2.report.sentences import seeds_lines
 from gpt2.report.series import read_series
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.settings.configuration import results_of
+from gpt2.settings.rerun_commands import make_command, show_next
 from gpt2.settings.shown import shown_name
 from lib import human
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -89,7 +91,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"{results} has a sequential family: this comparison is not one of its "
             "tests, and its verdict has no part in the promise of the series."
         )
+    show_what_is_next(options, found, results)
     return 0
+
+
+def show_what_is_next(
+    options: argparse.Namespace, found: SideBySide, results: Path | None
+) -> None:
+    """Show the command for more seeds if they would decide, else for the report."""
+    sides = [Path(x) if Path(x).is_dir() else results for x in (options.a, options.b)]
+    folders, config = [side for side in sides if side is not None], Path(options.config)
+    if any(p.comparison.at_steps.grade == INCONCLUSIVE for p in found.pairs):
+        *_, folder = results_folders(folders, config)
+        words = [f"RESULTS={folder}"]
+        show_next(make_command("plan", words), "seeds that would decide")
+    else:
+        show_next_report(folders, config, "all arms of a matrix")
 
 
 def parser() -> argparse.ArgumentParser:

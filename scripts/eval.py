@@ -42,6 +42,7 @@ from gpt2.infer.compared import (
     position_rows,
 )
 from gpt2.infer.items import Choice, read_choices, read_texts
+from gpt2.report.audited_runs import show_next_report
 from gpt2.report.evaluations import write_evaluation
 from gpt2.settings.extras import check_installed
 from lib.atomic_files import DiskFull, atomic_write_json
@@ -86,6 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.out:
             atomic_write_json(options.out, {"schema": 1, **found})
             print(f"Written: {options.out}")
+        show_next_report(chosen.folders, options.config, "with columns for the scores")
     except DiskFull as error:
         return fail(f"eval: {error}", EXIT_DISK)
     except OSError as error:

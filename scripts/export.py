@@ -32,6 +32,7 @@ from pathlib import Path
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.infer.hub import NotUploaded, check_repo, upload
+from gpt2.settings.rerun_commands import make_command, show_next
 from lib.atomic_files import DiskFull
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
@@ -53,11 +54,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if find_spec("transformers") is None:
             raise ValueError("transformers is not installed: `make setup` does that")
         chosen = chosen_runs(options, most=1)
-        return export(chosen.folders[0], options.out, options.repo)
+        code = export(chosen.folders[0], options.out, options.repo)
     except DiskFull as error:
         return fail(f"export: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
         return fail(f"export: {error}", EXIT_USAGE)
+    results = f"RESULTS={options.results or ''}"
+    if options.repo is None and not code:
+        words = f"RUN={options.run}", results, "REPO=account/name"
+        show_next(make_command("push", words), "uploads it to the Hugging Face hub")
+    elif not code:
+        why = "report and records, for the readers of the model"
+        show_next(make_command("bundle", [results]), why)
+    return code
 
 
 def parser() -> argparse.ArgumentParser:

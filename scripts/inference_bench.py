@@ -33,9 +33,11 @@ from typing import TYPE_CHECKING, Any
 from gpt2.infer.chosen_runs import ChosenRuns, add_run_options, chosen_runs
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
+from gpt2.report.audited_runs import show_next_report
 from gpt2.report.generation import write_generation
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
+from gpt2.settings.rerun_commands import show_next
 from lib import human
 from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
@@ -88,6 +90,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(rows)
     keep(found)
     print(f"Written: {options.out}")
+    if folders := [Path(row["run_dir"]) for row in rows if row.get("run_dir")]:
+        show_next_report(folders, options.config, "with columns for generation")
+    else:
+        show_next("make inference-bench RUNS=0,5", "of what `make` has trained")
     return EXIT_FAILED if any("failed" in row for row in rows) else 0
 
 

@@ -49,6 +49,7 @@ from gpt2.settings.config_files import (
 )
 from gpt2.settings.configuration import ROOT, note_environment
 from gpt2.settings.parse import settings_from
+from gpt2.settings.rerun_commands import show_next
 from gpt2.settings.schema import SYMBOL_OF
 from gpt2.settings.shown import text_of
 from lib.atomic_files import atomic_write_text
@@ -126,7 +127,8 @@ def list_defconfigs() -> None:
         for text in (*comments[:1], *(f"on {m[1]}: {m[2]}" for m in found)):
             print(indent(paragraph(text, PAGE - 4), " " * 4))
     answer(presets=presets)
-    print("\nNext: make defconfig-NAME loads one (KEY=VALUE after it is kept with it)")
+    print()
+    show_next("make defconfig-NAME", "loads one; KEY=VALUE after it is kept with it")
 
 
 def comments_of(path: Path) -> list[str]:
@@ -154,7 +156,7 @@ def savedefconfig(name: str) -> None:
         print(f"{edit} was edited by hand and is not in {name}", file=sys.stderr)
     atomic_write_text(path, text)
     print(f"Saved {path.relative_to(ROOT)}: say at its top what it is for, and on what")
-    print(f"Next: make defconfig-{name}")
+    show_next(f"make defconfig-{name}")
 
 
 def check_minimal(path: Path, text: str, wanted: Config) -> None:
@@ -250,8 +252,11 @@ def explain(name: str, overrides: str) -> None:
         answer(**strict.facts(config, name))
         print(strict.explain(config, name))
         print(set_by_steps(strict.symbol_for(name)), end="")
+        command = f"make dry-run {name}=VALUE"
+        show_next(command, "for one command; make menuconfig: for all")
     else:
         print(all_changes(config))
+        show_next("make explain SYMBOL=NAME", "range, conditions and help of one")
 
 
 def set_by_steps(symbol: str) -> str:
@@ -283,9 +288,6 @@ def all_changes(config: Config) -> str:
         rows.insert(0, ("Not at its default", "value", "default", "origin"))
         lines = list(aligned(rows, COLUMNS))
     lines += steps_lines(config)
-    lines.append(
-        "Next: make explain SYMBOL=NAME has range, conditions and help of one."
-    )
     return "\n".join(lines)
 
 

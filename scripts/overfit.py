@@ -29,10 +29,11 @@ from typing import Any
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import registry_plan
 from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.rerun_commands import show_next
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
-from lib.output import EXIT_FAILED, EXIT_USAGE
+from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 
 @answers_json("overfit")
@@ -65,7 +66,10 @@ def overfit(plan: Plan) -> int:
         numbers = f"{found.updates:>7} {found.first:>10.3f} {found.last:>9.3f}"
         print(f"{cell:<34} {numbers}{mark}", flush=True)
     answer(cells=cells)
-    return 0 if all(cell["passed"] for cell in cells) else EXIT_FAILED
+    if not all(cell["passed"] for cell in cells):
+        return EXIT_FAILED
+    show_next("make dry-run", "lists the jobs that are configured")
+    return EXIT_OK
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ from gpt2.report.series import ArmSeries
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import load, results_of
+from gpt2.settings.rerun_commands import show_next
 from lib import human, stats
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.number_option import COUNT, LOSS, SHARE, add_number
@@ -75,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     delta = rules.margin if options.delta is None else options.delta
     family = family_of(options.arms, judged, rules)
     show(found, delta, family, rules)
-    print("Next: make SEEDS=1-N OUTPUT_DIR=NEW, with N of the first table")
+    show_next("make SEEDS=1-N OUTPUT_DIR=NEW", "N from the first table")
     if is_json():
         answer(delta=delta, arms=family.number, level=family.level)
         answer(rules=dataclasses.asdict(rules))

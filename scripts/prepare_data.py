@@ -42,6 +42,7 @@ from gpt2.data.token_files import (
 from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.settings.configuration import load
 from gpt2.settings.parse import settings_from
+from gpt2.settings.rerun_commands import show_next
 from gpt2.settings.schema import Settings
 from lib.atomic_files import DiskFull
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -118,7 +119,7 @@ def run(settings: Settings, *, force: bool, verify: bool, more: str) -> None:
         print(f"{folder} is prepared")
     answer(folder=str(folder), fingerprint=fingerprint(meta), meta=meta)
     print(f"{summary(meta)}\n  fingerprint {fingerprint(meta)}")
-    print("Next: make dry-run")
+    show_next("make dry-run")
 
 
 def notes(folder: Path, request: DataRequest) -> Iterator[str]:

@@ -20,7 +20,6 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,6 +34,7 @@ from gpt2.report.timeline_report import price_of, read_timeline, time_lines
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge_and_record
 from gpt2.settings.configuration import results_of
+from gpt2.settings.rerun_commands import make_command, show_next
 from lib.atomic_files import DiskFull, atomic_write_text
 from lib.files import Linked
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -74,14 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answer(summary=summary_of(matrix, judged.to_json()))
     names = ", ".join(str(path.relative_to(root)) for path in written)
     print(f"\nWritten to {root}: {names}")
-    print(f"Next: {next_command(options, root)}")
+    words = [f"RESULTS={root}"] if options.results else []
+    show_next(make_command("bundle", words))
     return 0
-
-
-def next_command(options: argparse.Namespace, root: Path) -> str:
-    """The command that shares the report, about the same folder."""
-    named = shlex.quote(f"RESULTS={root}")
-    return f"make bundle {named}" if options.results else "make bundle"
 
 
 def parser() -> argparse.ArgumentParser:

@@ -40,12 +40,12 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_json, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
-from gpt2.run.outcome import ENDED, conclude, show_times
+from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
 from gpt2.run.placement import describe_plan, scheduler_options
 from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
-from gpt2.settings.rerun_commands import matrix_command
+from gpt2.settings.rerun_commands import matrix_command, show_next
 from lib import atomic_files
 from lib.bytecode import keep_bytecode
 from lib.gpu.compile_cache import bytecode_folder
@@ -133,13 +133,14 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         show_next(matrix_command("dry-run"))
         return 0
     if given.status:
-        return show_status(plan, given.only)
+        return show_status(plan, config, given.only)
     if given.stop and given.only:
         raise ValueError("ONLY: a runner is stopped as a whole; leave it out")
     if given.stop:
         said = folder.ask_to_stop(plan.output_dir)
         answer(results=str(plan.output_dir), message=said)
         print(said)
+        show_next(matrix_command("status"))
         return 0
     return run(given, config, plan)
 
@@ -171,10 +172,6 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     elif given.dry_run and not code and not refusal(plan):
         show_next(matrix_command())
     return code
-
-
-def show_next(command: str) -> None:
-    print(f"Next: {command}", flush=True)
 
 
 def dry_run(given: argparse.Namespace) -> int:
@@ -216,7 +213,7 @@ def print_refusal(why: str) -> None:
     print(f"note: `{matrix_command()}` would refuse to start: {why}", flush=True)
 
 
-def show_status(plan: Plan, only: str) -> int:
+def show_status(plan: Plan, config: Config, only: str) -> int:
     """Print the progress of the runs of the results folder, or of those selected."""
     folder.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
@@ -232,9 +229,12 @@ def show_status(plan: Plan, only: str) -> int:
     lock = folder.matrix_lock(plan.output_dir)
     running = str(run_files.lock_held(lock)) if run_files.is_locked(lock) else None
     print(running or "nothing is running")
-    if not running and not refusal(plan):
-        done = set(statuses(plan)) == {"done"}
-        show_next("make report" if done else matrix_command())
+    if running:
+        show_next(matrix_command("stop"), "writes checkpoints; `make` continues")
+    elif not refusal(plan) and set(statuses(plan)) == {"done"}:
+        show_next_report(plan, config)
+    elif not refusal(plan):
+        show_next(matrix_command())
     answer(**plan_json.progress(plan, states), alarms=list(alarms.values()))
     answer(running=running)
     return 0

@@ -30,6 +30,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.settings.rerun_commands import make_command, show_next
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.number_option import COUNT, COUNT_OR_0, Allowed, add_number
@@ -66,6 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(f"sample: {error}", EXIT_USAGE)
     answer(texts=texts)
+    words = f"RUNS={options.run}", f"RESULTS={options.results or ''}"
+    command = make_command("eval", words)
+    show_next(command, "scores on text, repetition, questions", sys.stderr)
     return 0
 
 

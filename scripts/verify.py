@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 from gpt2.plan.jobs import Plan, only
 from gpt2.plan.planning import make_plan, registry_plan
 from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.rerun_commands import show_next
 from lib.atomic_files import atomic_write_json
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
@@ -122,7 +123,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     wrong = sum(not proof.ok for proof in (*proofs, *trained))
     print("\n" + table.closing({"step": len(proofs), **counts}, wrong))
     if not wrong and not given.at_hand:
-        print("Next: make dry-run (lists the jobs that are configured)")
+        show_next("make dry-run", "lists the jobs that are configured")
     paired = {pairing.NAME: [found.to_json() for found in pairings]}
     table_of = certify_steps.to_json(proofs) | paired
     if given.out is not None:

@@ -1,4 +1,4 @@
-"""Selection of runs to audit: a folder, a glob, or a step of the configured results.
+"""Runs that a name refers to: a folder, a glob, or a step of the configured results.
 
 Torch-free.
 """
@@ -6,12 +6,16 @@ Torch-free.
 from __future__ import annotations
 
 import glob
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.arms import group_arms
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import LeftOutRun, Run
+from gpt2.settings.configuration import results_of
+from gpt2.settings.rerun_commands import report_command, show_next
 
 
 @dataclass(slots=True)
@@ -108,3 +112,27 @@ def _named(name: str, results: Path) -> Chosen:
     chosen = Chosen(left_out=matrix.left_out)
     chosen.add(results, runs)
     return chosen
+
+
+def results_folders(folders: Iterable[Path], config: Path) -> dict[Path, bool]:
+    """Results folders that some folders are in or are themselves, and whether each is
+    the configured one; a folder outside of any stands for itself."""
+    configured = results_of(config)
+    home = None if configured is None else configured.resolve()
+    found: dict[Path, bool] = {}
+    for folder in folders:
+        places = [folder, *folder.parents]
+        known = (
+            place
+            for place in places
+            if place.resolve() == home or (place / MATRIX_FILE).is_file()
+        )
+        place = next(known, folder)
+        found[place] = place.resolve() == home
+    return found
+
+
+def show_next_report(runs: Iterable[Path], config: Path, why: str) -> None:
+    """Show the command that reports on the results of some runs."""
+    for folder, is_configured in results_folders(runs, config).items():
+        show_next(report_command(folder, configured=is_configured), why)

@@ -10,7 +10,7 @@ import sys
 from gpt2.plan.jobs import Plan
 from gpt2.run.plan_json import progress
 from gpt2.run.progress import plan_states, statuses
-from gpt2.settings.rerun_commands import matrix_command, report_command
+from gpt2.settings.rerun_commands import matrix_command, report_command, show_next
 from lib.json_answer import answer, is_json
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
@@ -30,11 +30,16 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
         answer(**progress(plan, plan_states(plan)))
     print(f"{done} of {len(plan.jobs)} jobs are done; results in {plan.output_dir}")
     if done and table:
-        configured = config.origin("OUTPUT_DIR") != COMMAND_LINE
-        command = report_command(plan.output_dir, configured=configured)
-        print(f"Next: {command} (plots and verdicts)")
+        show_next_report(plan, config)
     if code and (code != EXIT_DEVICE or done < len(plan.jobs)):
         print(f"to continue: {matrix_command()}", file=sys.stderr)
+
+
+def show_next_report(plan: Plan, config: Config) -> None:
+    """Show the command that reports on the results folder of a plan."""
+    configured = config.origin("OUTPUT_DIR") != COMMAND_LINE
+    command = report_command(plan.output_dir, configured=configured)
+    show_next(command, "plots and verdicts")
 
 
 def show_table(plan: Plan) -> None:

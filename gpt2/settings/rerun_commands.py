@@ -10,6 +10,7 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
+from typing import TextIO
 
 # Exported by the Makefile, quoted for a shell: the settings and the selected jobs.
 SETTINGS, JOBS = "KABLATE_SETTINGS", "KABLATE_JOBS"
@@ -41,8 +42,20 @@ def report_command(results: Path, *, configured: bool) -> str:
     if SETTINGS not in os.environ:
         script = Path(sys.argv[0]).with_name("report.py")
         return shlex.join([sys.executable, str(script), str(results)])
-    words = [] if configured else [f"RESULTS={results}"]
-    return " ".join(["make report", *assignments(words)])
+    return make_command("report", [] if configured else [f"RESULTS={results}"])
+
+
+def make_command(target: str, words: Iterable[str]) -> str:
+    """Command for a target with NAME=VALUE words; those without a value are left
+    out."""
+    given = [word for word in words if not word.endswith("=")]
+    return " ".join([f"make {target}", *assignments(given)])
+
+
+def show_next(command: str, why: str = "", file: TextIO | None = None) -> None:
+    """Print the command that usually comes next; a command ends with this line."""
+    more = f" ({why})" if why else ""
+    print(f"Next: {command}{more}", file=file or sys.stdout, flush=True)
 
 
 def assignments(words: Iterable[str]) -> list[str]:

@@ -17,6 +17,7 @@ PATH = "test_matrix_results_quickstart/step05-ra/seed1/model.safetensors"
         (PATH, PATH),
         ("so type `make rerun A=1 B=2` now", "so type\n  `make rerun A=1 B=2`\n  now"),
         ("to go on: make STEPS=0,5 ONLY=x", "to go on:\n  make STEPS=0,5 ONLY=x"),
+        ("Next: make A=1 B=2 (it runs)", "Next:\n  make A=1 B=2\n  (it runs)"),
         ('{"a": "one two three four"}', '{"a": "one two three four"}'),
         ("a row    of a table    that is wide", "a row    of a table    that is wide"),
     ],

@@ -22,6 +22,7 @@ def here(finished):
 def attention(folder, *words, code=0):
     done = run_script("attention.py", *words, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
+    assert code or "Next: " in done.stdout.splitlines()[-1]
     return done.stdout + done.stderr
 
 

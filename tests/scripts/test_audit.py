@@ -59,6 +59,8 @@ def test_the_report_of_the_folder_that_was_audited_is_next(folder, monkeypatch):
     (folder / "results").rename(folder / "others")
     said = audit(folder, "5", "--results", "others")
     assert "Next: make report RESULTS=others (its checklist" in said
+    said = audit(folder, "others/step05-ra/seed1")  # not of the configured results
+    assert "Next: make report RESULTS=others (its checklist" in said
     (folder / "others").rename(folder / "results")
     assert "Next: make report (its checklist" in audit(folder, "5")
 

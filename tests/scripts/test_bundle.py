@@ -41,7 +41,7 @@ def test_a_bundle_holds_the_report_and_gives_the_same_one(folder):
     samples.write_text(json.dumps({"samples": [sample]}))
     report(folder, "out")
     said = call(folder, "bundle.py", "out")
-    assert said.startswith("out.zip: ") and "make report RESULTS=out.zip" in said
+    assert said.startswith("out.zip: ") and "Next: make report RESULTS=out.zip" in said
     names = set(zipfile.ZipFile(folder / "out.zip").namelist())
     assert {"REPORT.md", "report.html", "results.csv", "SHA256SUMS"} <= names
     assert "step05-ra/seed1/metrics.jsonl" in names

@@ -33,6 +33,7 @@ def test_steps_are_compared_pair_by_pair(matrix, a, b):
     assert "B relative to A: SUPPORTED, −0.04" in done.stdout
     assert "124.0M" in done.stdout and "124.2M" in done.stdout
     assert "Environment: No differences found." in done.stdout
+    assert "report.py out (all arms" in done.stdout.splitlines()[-1]
 
 
 def test_direction_is_b_minus_a(matrix):
@@ -52,6 +53,7 @@ def test_another_budget_is_not_comparable(matrix):
 def test_single_runs_show_their_difference_and_decide_nothing(matrix, names):
     done = compare(*names, cwd=matrix)
     assert "INCONCLUSIVE" in done.stdout and "one seed is not enough" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("Next: make plan RESULTS=")
     assert "More seeds: adding them until" in done.stdout
 
 

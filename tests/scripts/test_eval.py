@@ -26,6 +26,7 @@ def evaluate(folder, *words, code=0, keep=False):
     more = [] if keep else ["--no-write"]
     done = run_script("eval.py", *words, *more, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
+    assert code or "Next: " in done.stdout.splitlines()[-1]
     return done.stdout + done.stderr
 
 

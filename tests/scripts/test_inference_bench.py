@@ -20,6 +20,7 @@ QUICK = "--prompt_tokens 5 --new_tokens 6 --batches 1,3 --repeats 1".split()
 def bench(folder, *words, code=0):
     done = run_script("inference_bench.py", *QUICK, *words, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
+    assert code or "Next: " in done.stdout.splitlines()[-1]
     return done
 
 

@@ -20,8 +20,8 @@ COMMANDS = {  # and whether the last line says what to do next
     "list": (False, "run_test_matrix.py", "--list", "--overrides", "OUTPUT_DIR=other"),
     "report": (True, "report.py", "results", "--no-plots", "--no-html"),
     "explain": (True, "kconfig.py", "explain", ""),
-    "eval": (False, "eval.py", "5,0", "--no-write", "--choices", LONG),
-    "inference-bench": (False, "inference_bench.py", *SHORT, "--out", LONG),
+    "eval": (True, "eval.py", "5,0", "--no-write", "--choices", LONG),
+    "inference-bench": (True, "inference_bench.py", *SHORT, "--out", LONG),
 }
 
 

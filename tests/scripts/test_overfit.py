@@ -34,7 +34,8 @@ def run(*words, cwd=ROOT):
 def test_the_steps_asked_for_learn_their_batch(tmp_path):
     done = run("--overrides", "STEPS=0,16", cwd=tmp_path)
     assert done.returncode == 0, done.stderr + done.stdout
-    _, *lines = done.stdout.splitlines()
+    _, *lines, following = done.stdout.splitlines()
+    assert following.startswith("Next: make dry-run")
     assert [line.split("-")[0] for line in lines] == ["step00", "step16"]
     for line in lines:
         _, updates, first, last = line.split()

@@ -180,7 +180,7 @@ def test_page_is_readable_without_script(results):
     text = " ".join(Page((results[0] / "report.html").read_text()).text)
     for word in ("SUPPORTED", "UNMATCHED", "Noise floor", "effective batch", "stray"):
         assert word in text
-    assert "mechanisms.ra" in text and "parameters differ by" in text
+    assert "RA_MLA_RA" in text and "parameters differ by" in text
 
 
 def test_hostile_texts_stay_texts_everywhere(tmp_path):

@@ -300,7 +300,7 @@ def test_configurations_of_any_two_runs_are_compared(browser):
     choose(browser, "config-a", "0")  # step 0, seed 1
     choose(browser, "config-b", "7")  # step 5, seed 2
     found = {row[0]: row[1:] for row in browser.execute_script(rows)}
-    assert found == {"mechanisms.ra": ["False", "True"], "seed": ["1", "2"]}
+    assert found == {"RA_MLA_RA": ["n", "y"], "seed": ["1", "2"]}
     choose(browser, "config-b", "0")
     assert browser.execute_script(rows) == []
 

@@ -25,6 +25,7 @@ RUN, OTHER = "results/step00-baseline/seed1", "results/step05-ra/seed1"
 def sample(folder, *words, code=0):
     done = run_script("sample.py", *words, cwd=folder)
     assert done.returncode == code, done.stdout + done.stderr
+    assert code or done.stderr.splitlines()[-1].startswith("Next: make eval RUNS=")
     return done
 
 
