@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from lib.files import HALF_WRITTEN, hidden_name, open_to_append
+from lib.output import FULL_DISK
 
 BAD_JSON = (ValueError, RecursionError)  # the latter: nested too deeply
 
@@ -26,6 +27,21 @@ class DiskFull(OSError):
 
     def __str__(self) -> str:
         return str(self.strerror)
+
+
+class NotWritable(OSError):
+    """A file or folder that cannot be written where it was asked for; the message says
+    what to do."""
+
+    def __str__(self) -> str:
+        advice = "Make its folder writable, or work on a copy of it (cp -rp)"
+        if self.errno in _IN_THE_WAY:
+            advice = "Move what is in the way, or name another place"
+        return f"cannot write {self.filename}: {self.strerror}. {advice}"
+
+
+_FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+_IN_THE_WAY = (errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY, errno.ELOOP)
 
 
 class DamagedFile(ValueError):
@@ -39,10 +55,11 @@ def atomic_write_bytes(
 
     A link of that name is replaced, and its target left unchanged. make_folder: create
     missing parent folders. Raises DiskFull when there is no space; the old file is
-    then unchanged and nothing is left next to it.
+    then unchanged and nothing is left next to it; NotWritable if the place does not
+    allow it.
     """
     path = Path(path)
-    with _disk_full_is_clear(path):
+    with clear_write_errors(path):
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
         name = hidden_name(path)
@@ -101,11 +118,14 @@ def read_json(path: str | Path) -> Any:
 
 
 @contextmanager
-def _disk_full_is_clear(path: Path) -> Iterator[None]:
+def clear_write_errors(path: Path) -> Iterator[None]:
+    """Raise DiskFull or NotWritable, about ``path``, for errors of writing it."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (*_FORBIDDEN, *_IN_THE_WAY):
+            raise NotWritable(error.errno, error.strerror, str(path)) from None
+        if error.errno not in FULL_DISK:
             if str(error.filename).endswith(".tmp"):  # a name that users do not know
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
@@ -128,7 +148,7 @@ def append_jsonl(
     if isinstance(target, str | Path):
         _append_line(Path(target), line.encode("utf-8"), sync)
         return
-    with _disk_full_is_clear(Path(str(getattr(target, "name", "?")))):
+    with clear_write_errors(Path(str(getattr(target, "name", "?")))):
         is_text = hasattr(target, "encoding")
         target.write(line if is_text else line.encode("utf-8"))
         target.flush()
@@ -213,7 +233,7 @@ def finite(value: Any) -> Any:
 
 
 def _append_line(path: Path, line: bytes, sync: bool) -> None:
-    with _disk_full_is_clear(path), open_to_append(path) as file:
+    with clear_write_errors(path), open_to_append(path) as file:
         end = _end_of_whole_lines(file)
         try:
             if file.write(line) != len(line):

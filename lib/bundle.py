@@ -17,6 +17,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
+from lib.atomic_files import clear_write_errors
 from lib.files import hidden_name
 from lib.safe_json import clean
 
@@ -42,10 +43,15 @@ def write_bundle(path: Path, root: Path, names: Iterable[str]) -> int:
     """Write files of a folder into one zip, atomically; its size in bytes.
 
     names: paths within root, as "a/b". Raises ValueError for what is not a plain file
-    of a bounded size.
+    of a bounded size, lib.atomic_files.DiskFull and NotWritable.
     """
+    with clear_write_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return _write(path, root, names)
+
+
+def _write(path: Path, root: Path, names: Iterable[str]) -> int:
     partial = hidden_name(path)
-    partial.parent.mkdir(parents=True, exist_ok=True)
     try:
         with zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle:
             sums = ""
@@ -156,17 +162,18 @@ def _unpack(
 ) -> None:
     """Into a hidden folder, which gets its name once every hash was right."""
     partial = hidden_name(folder)
-    try:
-        for name, info in members.items():
-            data = _bounded(bundle, info)
-            if name != SUMS_FILE and hashlib.sha256(data).hexdigest() != sums[name]:
-                raise BadBundle(f"{clean(name, 80)!r} is not as its hash says")
-            target = partial / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    with clear_write_errors(folder):
+        try:
+            for name, info in members.items():
+                data = _bounded(bundle, info)
+                if name != SUMS_FILE and hashlib.sha256(data).hexdigest() != sums[name]:
+                    raise BadBundle(f"{clean(name, 80)!r} is not as its hash says")
+                target = partial / name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(data)
+            partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def _require_same(folder: Path, bundle: zipfile.ZipFile, path: Path) -> None:

@@ -87,8 +87,8 @@ def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> dict[st
     tokens, fingerprint = validation_text(trained, [own, data_dir])
     layers = attention_of(trained, tokens, windows)
     source = {"windows": windows, "data_fingerprint": fingerprint}
+    show(trained.label, layers)  # first: it may not be possible to keep them
     written = write_attention(trained, layers, **source)
-    show(trained.label, layers)
     print("Written: " + ", ".join(str(path) for path in written))
     files = [str(path) for path in written]
     return {"run_dir": str(run_dir), **source, "layers": layers, "written": files}

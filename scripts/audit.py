@@ -169,8 +169,7 @@ def keep(audit: Audit, options: argparse.Namespace) -> None:
     except DiskFull:
         raise
     except OSError as error:
-        reason = f"cannot write to {audit.run_dir}: {error.strerror}"
-        print(f"audit: {reason} (--no-write does not try)", file=sys.stderr)
+        print(f"audit: not kept for the report: {error}", file=sys.stderr)
 
 
 def print_rest(chosen: Chosen) -> None:

@@ -22,13 +22,13 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-import errno
 from collections.abc import Sequence
 from pathlib import Path
 
 from gpt2.report.bundle import SUFFIX, bundle_results
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
+from lib.atomic_files import DiskFull
 from lib.human import size
 from lib.json_answer import add_json, answer, answers_json, fail
 
@@ -44,9 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out.suffix != SUFFIX:
             raise ValueError(f"OUT={out}: the name of a bundle ends in {SUFFIX}")
         written = bundle_results(results, out)
+    except DiskFull as error:
+        return fail(f"bundle: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
-        return fail(f"bundle: {error}", EXIT_DISK if full else EXIT_USAGE)
+        return fail(f"bundle: {error}", EXIT_USAGE)
     answer(file=str(out), bytes=written)
     print(f"{out}: {size(written)}")
     show_next(make_command("report", [f"RESULTS={out}"]), "reads it, anywhere")

@@ -82,17 +82,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     answer(**found)
     show(runs, compared, notes)
     try:
-        if options.write:
-            keep(runs)
+        kept = not options.write or keep(runs)
         if options.out:
             atomic_write_json(options.out, {"schema": 1, **found})
             print(f"Written: {options.out}")
-        show_next_report(chosen.folders, options.config, "with columns for the scores")
+        if kept:
+            why = "with columns for the scores"
+            show_next_report(chosen.folders, options.config, why)
     except DiskFull as error:
         return fail(f"eval: {error}", EXIT_DISK)
     except OSError as error:
-        message = f"eval: cannot write to {options.out}: {error.strerror}"
-        return fail(message, EXIT_USAGE)
+        return fail(f"eval: {error}", EXIT_USAGE)
     return 0
 
 
@@ -170,17 +170,19 @@ def score(
     return runs, list(notes)
 
 
-def keep(runs: Sequence[ScoredRun]) -> None:
-    """Write eval.json of each run, or print why that is not possible. Raises
-    DiskFull."""
+def keep(runs: Sequence[ScoredRun]) -> bool:
+    """Write eval.json of each run, or print why that is not possible; whether all are
+    written. Raises DiskFull."""
+    kept = True
     for run in runs:
         try:
             write_evaluation(Path(run.run_dir), run.hash, run.measures, run.harness)
         except DiskFull:
             raise
         except OSError as error:
-            reason = f"cannot write to {run.run_dir}: {error.strerror}"
-            print(f"eval: {reason} (--no-write does not try)", file=sys.stderr)
+            print(f"eval: not kept for the report: {error}", file=sys.stderr)
+            kept = False
+    return kept
 
 
 def show(

@@ -83,17 +83,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             found = document(load, rows, bool(options.run))
             atomic_write_json(options.out, found)
             answer(**found, written=str(options.out))
+        show(rows)
+        kept = keep(found)
     except DiskFull as error:
         return fail(f"inference-bench: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
         return fail(f"inference-bench: {error}", EXIT_USAGE)
-    show(rows)
-    keep(found)
     print(f"Written: {options.out}")
-    if folders := [Path(row["run_dir"]) for row in rows if row.get("run_dir")]:
-        show_next_report(folders, options.config, "with columns for generation")
-    else:
+    folders = [Path(row["run_dir"]) for row in rows if row.get("run_dir")]
+    if not folders:
         show_next("make inference-bench RUNS=0,5", "of what `make` has trained")
+    elif kept:
+        show_next_report(folders, options.config, "with columns for generation")
     return EXIT_FAILED if any("failed" in row for row in rows) else 0
 
 
@@ -215,17 +216,22 @@ def untrained(
         yield untrained(label, settings, device.torch_device, dtype)
 
 
-def keep(found: Mapping[str, Any]) -> None:
-    """Write the measurements of each run next to it, for the report."""
+def keep(found: Mapping[str, Any]) -> bool:
+    """Write the measurements of each run next to it, for the report, or print why that
+    is not possible; whether all are written. Raises DiskFull."""
+    kept = True
     about = {name: found[name] for name in found if name != "rows"}
     runs = {r["run_dir"]: r["hash"] for r in found["rows"] if r.get("run_dir")}
     for run_dir, run_hash in runs.items():
         rows = [row for row in found["rows"] if row.get("run_dir") == run_dir]
         try:
             write_generation(Path(run_dir), run_hash, rows, about)
+        except DiskFull:
+            raise
         except OSError as error:
-            reason = f"cannot write to {run_dir}: {error.strerror}"
-            print(f"inference-bench: {reason}", file=sys.stderr)
+            print(f"inference-bench: not kept for the report: {error}", file=sys.stderr)
+            kept = False
+    return kept
 
 
 def line_of(row: Row) -> str:

@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except DiskFull as error:
         return fail(f"report: {error}", 6)
     except OSError as error:
-        return fail(f"report: cannot write to {root}: {error.strerror}", 2)
+        return fail(f"report: {error}", 2)
     answer(results=str(root), written=[str(path) for path in written])
     answer(summary=summary_of(matrix, judged.to_json()))
     names = ", ".join(str(path.relative_to(root)) for path in written)

@@ -36,7 +36,12 @@ from gpt2.model.gpt2_weights import to_gpt2
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of, write_weights
 from gpt2.train.failures import FULL_DISK, is_disk_full
-from lib.atomic_files import DiskFull, atomic_write_bytes, atomic_write_json
+from lib.atomic_files import (
+    DiskFull,
+    atomic_write_bytes,
+    atomic_write_json,
+    clear_write_errors,
+)
 from lib.files import hidden_name, is_hidden_name, remove_folder, strangers
 
 ENTRY = "modeling_kablate"
@@ -111,10 +116,8 @@ def _work_folder(folder: Path) -> Iterator[Path]:
     if not folder.name:
         raise ValueError(f"OUT={folder} has no name: name a folder to be written")
     work = hidden_name(folder)
-    try:
+    with clear_write_errors(folder):
         work.mkdir(parents=True)
-    except OSError as error:  # by the name that its user knows
-        raise OSError(error.errno, error.strerror, str(folder)) from None
     try:
         with locked(work):
             _remove_leftovers(folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 import subprocess
 from pathlib import Path
 
@@ -79,10 +80,36 @@ def small_disk(tmp_path: Path):
 
 
 def test_an_error_names_the_file_that_was_to_be_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="] [A-Z][a-z ]+: '/proc/below'$"):
+        atomic_files.atomic_write_bytes("/proc/below/x.json", b"x")
+
+
+def test_a_place_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
-    for path in (Path("/proc/below/x.json"), tmp_path / "folder"):
-        with pytest.raises(OSError, match=f"] [A-Z][a-z ]+: '{path}'$|'/proc/below'$"):
+    (tmp_path / "file").touch()
+    in_the_way = "Move what is in the way, or name another place"
+    for path, why in (
+        (tmp_path / "folder", f"Is a directory. {in_the_way}"),
+        (tmp_path / "file/x.json", f"(File exists|Not a directory). {in_the_way}"),
+        (Path("/sys/kernel/x.json"), "Permission denied. Make its folder writable"),
+    ):
+        said = f"^cannot write {path}: {why}"
+        with pytest.raises(atomic_files.NotWritable, match=said):
             atomic_files.atomic_write_bytes(path, b"x")
+    with pytest.raises(atomic_files.NotWritable, match="Read-only file system. Make"):
+        with atomic_files.clear_write_errors(tmp_path):
+            raise OSError(errno.EROFS, "Read-only file system", "x.tmp")
+
+
+def test_a_limit_of_the_size_of_files_is_a_full_disk(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10, hard))
+    try:
+        with pytest.raises(atomic_files.DiskFull, match="^no space left while"):
+            atomic_files.atomic_write_bytes(tmp_path / "x", b"x" * 100)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_full_disk_is_said_and_damages_nothing(small_disk: Path) -> None:

@@ -94,6 +94,13 @@ def test_what_makes_no_sense_is_refused(folder, words, hint):
     assert hint in call(folder, "bundle.py", *words, code=2)
 
 
+def test_a_place_that_takes_no_bundle_is_refused(folder):
+    report(folder, "out")
+    (folder / "x.zip").mkdir()
+    said = call(folder, "bundle.py", "out", "--out", "x.zip", code=2)
+    assert said.startswith("bundle: cannot write x.zip: Is a directory. Move what is")
+
+
 def test_a_zip_of_something_else_is_refused(folder):
     with zipfile.ZipFile(folder / "x.zip", "w") as made:
         made.writestr("../job.json", "{}")
