@@ -1,4 +1,4 @@
-"""README.md's commands, to the letter: a study, and what comes after training."""
+"""Commands of README.md and docs/after-training.md, to the letter."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import pytest
 
 from tests.scratch import ROOT, copy_tree, note_setup, run
 
-TITLE = "After training"
 # The preset with the same steps and seeds, of models that train in a moment.
 SMALLER = {
     "GPT2_N_LAYER": "2",
@@ -34,13 +33,15 @@ SHORTER = {
 }
 
 
-def blocks(language: str, title: str = TITLE) -> list[str]:
-    """Code of a section, in its order."""
-    section = (
-        (ROOT / "README.md").read_text(encoding="utf-8").split(f"\n## {title}\n")[1]
-    )
-    section = re.split(r"^## ", section, flags=re.M)[0]
+def blocks(language: str, page: str, title: str) -> list[str]:
+    """Code below a heading, up to the next one."""
+    text = (ROOT / page).read_text(encoding="utf-8")
+    section = re.split(rf"^#+ {title}\n", text, flags=re.M)[1]
+    section = re.split(r"^#+ ", section, flags=re.M)[0]
     return re.findall(rf"^```{language}\n(.*?)^```$", section, re.M | re.S)
+
+
+AFTER = "docs/after-training.md", "After training"
 
 
 def small_tree(folder: Path) -> Path:
@@ -64,7 +65,11 @@ def test_each_command_of_a_study_works_as_it_stands(tmp_path: Path) -> None:
     tree = small_tree(tmp_path)
     quick = (tree / "defconfigs/gpt2-quickstart").read_text()
     (tree / "defconfigs/gpt2-ratio-ablation").write_text(quick)
-    shell = [line for text in blocks("sh", "A study") for line in text.splitlines()]
+    shell = [
+        line
+        for text in blocks("sh", "README.md", "A study")
+        for line in text.splitlines()
+    ]
     for command in shell:
         for long, short in SHORTER.items():
             command = re.sub(long, short, command)
@@ -84,7 +89,7 @@ def test_each_command_after_training_works_as_it_stands(tmp_path: Path) -> None:
     tree = small_tree(tmp_path)
     alone = {"PYTHON": sys.executable, "HF_HOME": str(tmp_path / "hf")}
     said = {}
-    for command in blocks("sh")[0].splitlines():
+    for command in blocks("sh", *AFTER)[0].splitlines():
         done = run(tree, "bash", "-c", command, **alone)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         said[command.split("#")[0].strip()] = done.stdout
@@ -99,7 +104,7 @@ def test_each_command_after_training_works_as_it_stands(tmp_path: Path) -> None:
     # Elsewhere, where kablate itself cannot be imported.
     (tmp_path / "user").mkdir()
     (tree / "ra-model").rename(tmp_path / "user/ra-model")
-    (code,) = blocks("python")
+    (code,) = blocks("python", *AFTER)
     done = run(tmp_path / "user", sys.executable, "-P", "-c", code, **alone)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("def main") and len(done.stdout.encode()) > 20
