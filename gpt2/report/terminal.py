@@ -90,8 +90,9 @@ def terminal_report(
         parts.append(
             Text("heads: removed from the exported models; other columns: masked.")
         )
-    parts.extend(Text(f"  {label}: {what}") for label, what in remarks(judged))
-    parts.extend(Text(line) for line in rate_lines(judged))
+    # An arm at its own best rate often has the remarks that it has at equal rates.
+    said = [f"  {label}: {what}" for label, what in remarks(judged)]
+    parts.extend(Text(line) for line in dict.fromkeys([*said, *rate_lines(judged)]))
     if failed := [run for run in matrix.runs if _is_fault(run)]:
         parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
     parts.extend(

@@ -143,7 +143,7 @@ def _rate_rules(s: Settings) -> Iterator[tuple[bool, str]]:
     listed = ",".join(map(str, matrix.lr_tuning_seeds))
     yield (
         bool(shared),
-        f"LR_TUNING_SEEDS={listed}: {', '.join(map(str, shared))} is in SEEDS, too: "
+        f"LR_TUNING_SEEDS={listed}: of these, SEEDS has {', '.join(map(str, shared))}: "
         "the seeds that choose a rate must not be those of the verdict",
     )
     yield (

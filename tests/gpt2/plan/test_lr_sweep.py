@@ -124,7 +124,7 @@ def test_only_selects_tuning_runs_like_others() -> None:
 @pytest.mark.parametrize(
     ("words", "why"),
     [
-        ({"LR_TUNING_SEEDS": "2,101"}, "LR_TUNING_SEEDS=2,101: 2 is in SEEDS, too"),
+        ({"LR_TUNING_SEEDS": "2,101"}, "LR_TUNING_SEEDS=2,101: of these, SEEDS has 2"),
         ({"LR_SWEEP": "1e-3"}, "CONFIG_LR_SWEEP: '1e-3' is one rate: set LEARNING"),
         ({"LR_SWEEP": "1e-3,0.001"}, "CONFIG_LR_SWEEP: .* has a value twice"),
         ({"LR_SWEEP": "1e-3,0"}, "CONFIG_LR_SWEEP: LEARNING_RATE: 0.0 is not above 0"),
