@@ -110,8 +110,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     found = (proof for plan in plans for proof in certify_steps.prove(plan, cache))
     proofs = print_table("step", certify_steps.COLUMNS, found)
     pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
-    lines = dict.fromkeys(found.line() for found in pairings)  # points are often alike
-    print("", *map(paragraph, lines), sep="\n", flush=True)
+    print("", *map(paragraph, pairing.lines(pairings)), sep="\n", flush=True)
     proofs = pairing.hold_to_account(proofs, pairings)
     by_kind = prove_training(plans, cache, given.at_hand)
     trained = [proof for proofs_of in by_kind.values() for proof in proofs_of]

@@ -89,6 +89,12 @@ class Pairing:
         return asdict(self)
 
 
+def lines(pairings: Iterable[Pairing]) -> list[str]:
+    """Results in words; those of the points of a sweep are often alike, and are said
+    once."""
+    return list(dict.fromkeys(found.line() for found in pairings))
+
+
 def hold_to_account(
     proofs: Sequence[Proof], pairings: Iterable[Pairing]
 ) -> list[Proof]:

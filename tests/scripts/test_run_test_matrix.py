@@ -83,13 +83,13 @@ def test_list_shows_each_job_with_what_differs_and_why(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
     text = done.stdout
     assert "3 steps x 2 seeds = 6 jobs, 19,200 tokens in all" in text
-    assert re.search(r"max_iters +100 +command line", text)
-    assert re.search(r"n_layer +2 +.*preset:6", text)
+    assert re.search(r"GPT2_MAX_ITERS +100 +command line", text)
+    assert re.search(r"GPT2_N_LAYER +2\s+.*preset:6", text)
     block = text[text.index("step 6  ra-r25") :]
     assert "compared with step 5 (ra)" in block and "parameters (+" in block
     assert re.search(r"RA_MLA_RA +n -> y +step 5", block)
-    assert re.search(r"mlp_ratio +0 -> 2.5 +step 6", block)
-    assert re.search(r"mlp_width +\d+ -> \d+ +solved", block)
+    assert re.search(r"RA_MLA_MLP_RATIO +0.0 -> 2.5 +step 6", block)
+    assert re.search(r"GPT2_MLP_WIDTH +\d+ -> \d+ +solved", block)
     assert "results/step06-ra-r25/seed2" in block
     assert max(map(len, text.splitlines())) <= 100
     assert not (folder / "results").exists()

@@ -177,7 +177,7 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(data_dir, done, tm
     assert training.process.exitcode == 2
     text = training.log
     assert "LEARNING_RATE: 0.0006 there, 0.001 configured" in text
-    assert "effective batch: '4 x 2' there, '8 x 2' configured" in text
+    assert "effective batch: 4 x 2 there, 8 x 2 configured" in text
     assert status(run_dir) == before
 
 

@@ -14,7 +14,7 @@ from gpt2.verify.table import FAILED
 from tests.scratch import copy_files, python, write
 
 PARTS = ["Kconfig", "defconfigs", "pyproject.toml", "scripts", "lib", "gpt2"]
-REFUSED = "step34-sharper: changes: sharper=True (RA_MLA_SHARPER) changes nothing: "
+REFUSED = "step34-sharper: changes: RA_MLA_SHARPER=y changes nothing: "
 EDITS = (
     (
         "gpt2/mechanisms/output_gate/spec.py",

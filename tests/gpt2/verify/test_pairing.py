@@ -62,6 +62,8 @@ def test_every_step_of_the_registry_is_paired():
     assert found.problems == {} and found.weights > 40
     assert "34 arms, seeds 1: the batches of updates 1, 2500, 5000" in found.line()
     assert "random tokens" in found.line()
+    # The points of a sweep are often alike, which is said once.
+    assert pairing.lines([found, found]) == [found.line()]
 
 
 def test_every_cell_of_a_test_matrix_is_paired():
