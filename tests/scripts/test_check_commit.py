@@ -1,11 +1,14 @@
-"""Commit messages, good and bad, through the real command in a scratch repository."""
+"""Commit messages, good and bad, in a scratch repository."""
 
+import contextlib
+import io
 import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from scripts import check_commit
 from tests.scratch import ROOT, commit_all, copy_tree, git, python, write
 
 TOOL = "scripts/check_commit.py"
@@ -38,8 +41,18 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def check(tree: Path, message: str) -> subprocess.CompletedProcess[str]:
+    """The command in this process; test_hooks.py has git start it."""
     write(tree, "MESSAGE", message)
-    return python(tree, TOOL, "MESSAGE")
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        contextlib.chdir(tree),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        patch.setattr(check_commit, "ROOT", tree)
+        status = check_commit.main(["MESSAGE"])
+    return subprocess.CompletedProcess([], status, out.getvalue(), err.getvalue())
 
 
 ACCEPTED = {

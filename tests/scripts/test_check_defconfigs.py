@@ -2,9 +2,7 @@
 
 from pathlib import Path
 
-import pytest
-
-from tests.scratch import ROOT, copy_tree, python
+from tests.scratch import ROOT, copy_tree, python, write
 
 CHECK = "scripts/check_defconfigs.py"
 
@@ -14,33 +12,26 @@ def test_the_shipped_presets_pass() -> None:
     assert (done.returncode, done.stdout) == (0, ""), done.stdout + done.stderr
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copy_tree(tmp_path_factory.mktemp("tree"), ["Kconfig", "gpt2", "lib", CHECK])
+PRESETS = {  # hardware of a preset, its GPU_MEMORY_GB and batch, and what is reported
+    "right": ("one L4 (24 GB)", 24, 8, ""),
+    "any": ("any GPU of 16 GB or more", 16, 8, ""),
+    "silent": ("one L4", 24, 8, "does not say '24 GB'"),
+    "unset": ("any GPU", 0, 8, "GPU_MEMORY_GB tells what it is for"),
+    "small": ("one H100 (24 GB)", 24, 8, "H100: 80 GB, not GPU_MEMORY_GB=24"),
+    "full": ("one H100 (80 GB)", 80, 1024, "by estimate, and GPU_MEMORY_GB=80"),
+}
 
 
-@pytest.mark.parametrize(
-    ("hardware", "memory", "batch", "said"),
-    [
-        ("one L4 (24 GB)", 24, 8, ""),
-        ("any GPU of 16 GB or more", 16, 8, ""),
-        ("one L4", 24, 8, "does not say '24 GB'"),
-        ("any GPU", 0, 8, "GPU_MEMORY_GB tells what it is for"),
-        ("one H100 (24 GB)", 24, 8, "H100: 80 GB, not GPU_MEMORY_GB=24"),
-        ("one H100 (80 GB)", 80, 1024, "by estimate, and GPU_MEMORY_GB=80"),
-    ],
-)
-def test_hardware_of_a_preset(
-    tree: Path, hardware: str, memory: int, batch: int, said: str
-) -> None:
-    preset = tree / "defconfigs" / "gpt2-mine"
-    preset.parent.mkdir(exist_ok=True)
-    preset.write_text(
-        f"# Mine.\n# Hardware: {hardware}. Time: minutes on an H200.\n"
-        + (f"CONFIG_BATCH_SIZE={batch}\n" if batch != 8 else "")
-        + "CONFIG_COMPILE_MODEL=y\n"
-        + (f"CONFIG_GPU_MEMORY_GB={memory}\n" if memory else "")
-    )
+def test_hardware_of_presets(tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path, ["Kconfig", "gpt2", "lib", CHECK])
+    for name, (hardware, memory, batch, _) in PRESETS.items():
+        text = f"# Mine.\n# Hardware: {hardware}. Time: minutes on an H200.\n"
+        text += f"CONFIG_BATCH_SIZE={batch}\n" if batch != 8 else ""
+        text += "CONFIG_COMPILE_MODEL=y\n"
+        text += f"CONFIG_GPU_MEMORY_GB={memory}\n" if memory else ""
+        write(tree, f"defconfigs/{name}", text)
     done = python(tree, CHECK)
-    assert (done.returncode == 0) == (not said), done.stdout + done.stderr
-    assert said in done.stdout
+    assert done.returncode == 1, done.stderr
+    for name, (*_, said) in PRESETS.items():
+        found = [x for x in done.stdout.splitlines() if f"defconfigs/{name}" in x]
+        assert len(found) == (said != "") and said in "".join(found), done.stdout
