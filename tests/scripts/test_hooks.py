@@ -27,9 +27,9 @@ PARTS = [
 ]
 
 
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    tree = copy_tree(tmp_path / "tree", PARTS)
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    tree = copy_tree(tmp_path_factory.mktemp("hooks") / "tree", PARTS)
     for stand_in in ("scripts/check_defconfigs.py", "scripts/generate_docs.py"):
         write(tree, stand_in, "")
     write(tree, ".gitignore", ".ruff_cache/\n__pycache__/\n")
@@ -39,16 +39,13 @@ def tree(tmp_path: Path) -> Path:
     return tree
 
 
+@pytest.fixture
+def tree(pristine: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(pristine, tmp_path / "tree"))
+
+
 def commit(tree: Path, *arguments: str) -> CompletedProcess[str]:
     return run(tree, "git", "commit", *arguments)
-
-
-def test_good_commit_passes_both_hooks(tree: Path) -> None:
-    write(tree, "gpt2/new.py", "X = 1\n")
-    git(tree, "add", "gpt2/new.py")
-    done = commit(tree, "--message", GOOD)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert git(tree, "log", "-1", "--format=%s") == "gpt2: fix it\n"
 
 
 def test_bad_message_is_refused(tree: Path) -> None:
@@ -60,7 +57,7 @@ def test_bad_message_is_refused(tree: Path) -> None:
     assert "gpt2/new.py" not in git(tree, "ls-tree", "-r", "--name-only", "HEAD")
 
 
-def test_editor_comments_do_not_count(tree: Path) -> None:
+def test_good_commit_from_an_editor_passes_both_hooks(tree: Path) -> None:
     write(tree, "gpt2/new.py", "X = 1\n")
     git(tree, "add", "gpt2/new.py")
     editor = write(tree.parent, "editor.sh", '#!/bin/sh\nprintf "$TEXT" >"$1.new"\n')
@@ -70,6 +67,7 @@ def test_editor_comments_do_not_count(tree: Path) -> None:
     text = GOOD.replace("\n", "\\n")
     done = run(tree, "git", "commit", "--verbose", GIT_EDITOR=str(editor), TEXT=text)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert git(tree, "log", "-1", "--format=%s") == "gpt2: fix it\n"
 
 
 # case: (file, content, words that name the fault)
