@@ -8,6 +8,7 @@ found on disk, relative to the matrix, so a copied directory reads the same.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -53,6 +54,7 @@ MAX_DEPTH = 3  # maximum depth of run directories below the matrix
 
 MAX_ALARMS = 10  # per run; a trainer raises each kind once
 MAX_EVALUATIONS = 100_000  # per run that are checked one by one
+LOSS_OF = {"eval": "val_loss", "train": "loss"}
 
 
 def read_matrix(
@@ -296,21 +298,43 @@ def _place(run: Run, order: Mapping[str, int]) -> tuple:
 
 def read_curves(matrix: MatrixResults, run: Run) -> None:
     """Read evaluations and training records; of repeated updates the last one
-    counts."""
+    counts, and different values of one update are noted."""
     evals: dict[int, dict[str, float]] = {}
     trains: dict[int, dict[str, float]] = {}
     noted = len(matrix.left_out)
-    for record in records_of(matrix, matrix.root / run.run_dir / METRICS_FILE):
+    path = matrix.root / run.run_dir / METRICS_FILE
+    for record in records_of(matrix, path):
         step, kind = whole(record.get("step")), record.get("kind")
-        curve = {"eval": evals, "train": trains}.get(str(kind))
-        if curve is not None and step is not None:
-            curve[step] = {k: v for k, v in record.items() if number(v) is not None}
+        loss = LOSS_OF.get(str(kind))
+        if loss is not None and step is not None:
+            curve = evals if kind == "eval" else trains
+            values = {k: v for k, v in record.items() if number(v) is not None}
+            if curve.get(step, values).get(loss) != values.get(loss):
+                reason = f"several values of {loss} at update {step}: the last counts"
+                matrix.leave_out(path, reason)
+            curve[step] = values
         elif kind == "alarm" and len(run.alarms) < MAX_ALARMS:
             run.alarms.append(f"step {step}: {text(record.get('message'))}")
     if run.row["status"] == "done" and len(matrix.left_out) == noted:
-        _note_missing(matrix, run, evals.keys())
+        _note_missing(matrix, run, [x for x in evals if "val_loss" in evals[x]])
+    _check_result(matrix, run, evals)
     run.evals.extend(evals[step] for step in sorted(evals))
     run.trains.extend(trains[step] for step in sorted(trains))
+
+
+def _check_result(
+    matrix: MatrixResults, run: Run, evals: Mapping[int, dict[str, float]]
+) -> None:
+    """Make a run unreadable if its result is not what its records end with: one of the
+    two files is of another run, or was changed."""
+    stated = run.row["val_loss"]
+    found = evals.get(run.row["updates"] or 0, {}).get("val_loss")
+    if run.row["status"] != "done" or stated is None or found is None:
+        return
+    if not math.isclose(stated, found, rel_tol=1e-9):
+        reason = f"val_loss is {stated:.6g}, but {found:.6g} in {METRICS_FILE}"
+        matrix.leave_out(matrix.root / run.run_dir / STATUS_FILE, reason)
+        run.row.update(status=UNREADABLE, message=reason)
 
 
 def _note_missing(matrix: MatrixResults, run: Run, found: Collection[int]) -> None:

@@ -112,11 +112,13 @@ class MatrixResults:
         return [run.row for run in self.runs]
 
     def leave_out(self, path: str | Path, reason: str) -> None:
-        """Record a path, absolute or relative to the matrix, as not used."""
+        """Record once a path, absolute or relative to the matrix, as not used."""
         path = Path(path)
         if path.is_absolute():
             path = path.relative_to(self.root)
-        self.left_out.append(LeftOutRun(clean(path.as_posix()), clean(reason)))
+        item = LeftOutRun(clean(path.as_posix()), clean(reason))
+        if item not in self.left_out:
+            self.left_out.append(item)
 
 
 def coordinates_of(job: dict) -> Row:

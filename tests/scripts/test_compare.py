@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.results_factory import write_matrix, write_run
+from tests.results_factory import change_final_loss, write_matrix, write_run
 from tests.scripts.inprocess import run_script
 
 
@@ -60,10 +60,7 @@ def test_single_runs_show_their_difference_and_decide_nothing(matrix, names):
 def test_seeds_are_planned_by_the_noise_of_what_is_compared(matrix):
     write_matrix(matrix / "two", (0, 5), (1, 2), noise=0.0)
     for name, more in (("step00-baseline", 0.2), ("step05-ra", 0.201)):
-        path = matrix / "two" / name / "seed1/status.json"
-        status = json.loads(path.read_text())
-        status["result"]["val_loss"] += more
-        path.write_text(json.dumps(status))
+        change_final_loss(matrix / "two" / name / "seed1", more.__add__)
     done = compare("two/step05-ra", "two/step00-baseline", cwd=matrix)
     assert "seeds at the noise floor" in done.stdout
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib import atomic_files
+from tests.results_factory import change_final_loss
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import run_matrix
 
@@ -80,10 +81,7 @@ def test_a_control_joins_an_old_matrix_and_is_shown_first(here: Path) -> None:
 
 def plant(folder: Path, shift: float) -> None:
     """Let the baseline end so much higher."""
-    path = folder / "results" / "step00-baseline" / "seed1" / "status.json"
-    status = json.loads(path.read_text())
-    status["result"]["val_loss"] += shift
-    path.write_text(json.dumps(status))
+    change_final_loss(folder / "results/step00-baseline/seed1", shift.__add__)
 
 
 def test_every_command_copes_with_a_control(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The pooled test on results directories, rounded losses, and looks."""
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -20,7 +21,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import noise_lines, seeds_lines
 from gpt2.report.verdicts import judge
 from lib import pooled_variance, stats
-from tests.results_factory import STEPS, write_matrix, write_run
+from tests.results_factory import STEPS, change_final_loss, write_matrix, write_run
 
 ARMS = (0, 5, 8, 29)
 
@@ -35,12 +36,10 @@ def verdicts(root, **rules):
 
 def set_losses(root, change):
     """Replace each final loss by ``change(step, seed, loss)``."""
-    for path in root.glob("step*/seed*/status.json"):
-        status = json.loads(path.read_text())
-        step, seed = int(path.parts[-3][4:6]), int(path.parts[-2][4:])
-        loss = status["result"]["val_loss"]
-        status["result"]["val_loss"] = change(step, seed, loss)
-        path.write_text(json.dumps(status))
+    for path in root.glob("step*/seed*"):
+        change_final_loss(
+            path, partial(change, int(path.parts[-2][4:6]), int(path.parts[-1][4:]))
+        )
 
 
 def test_verdicts_are_those_of_the_pooled_test(tmp_path):
@@ -142,8 +141,8 @@ def test_one_imported_arm_that_is_rounded_is_seen(tmp_path):
 
 
 def test_rounding_matters_at_equal_time_too(tmp_path):
-    """Only the evaluations are rounded; the final losses are not."""
-    write_matrix(tmp_path, (0, 5), (1, 2, 3))
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), noise=0.05)
+    set_losses(tmp_path, lambda step, seed, loss: round(loss, 2))
     for path in tmp_path.glob("step*/seed*/metrics.jsonl"):
         records = [json.loads(line) for line in path.read_text().splitlines()]
         for record in records:
@@ -151,8 +150,8 @@ def test_rounding_matters_at_equal_time_too(tmp_path):
                 record["val_loss"] = round(record["val_loss"], 2)
         path.write_text("".join(json.dumps(record) + "\n" for record in records))
     comparison = judged(tmp_path).comparisons[0]
-    assert any("multiples of 0.01" in r for r in comparison.at_time.reasons)
-    assert not any("multiples" in r for r in comparison.at_steps.reasons)
+    for verdict in (comparison.at_time, comparison.at_steps):
+        assert any("multiples of 0.01" in r for r in verdict.reasons)
 
 
 def test_losses_of_full_precision_carry_no_rounding(tmp_path):

@@ -306,3 +306,33 @@ def test_nothing_in_a_results_directory_is_executed(tmp_path):
 def test_a_missing_directory_says_what_to_do(tmp_path):
     with pytest.raises(ValueError, match="run `make` first"):
         read_matrix(tmp_path / "absent")
+
+
+def test_a_result_that_is_not_what_the_records_end_with_does_not_count(tmp_path):
+    """One of two runs that were mixed up, or numbers that were edited."""
+    write_run(tmp_path, 0, 1)
+    mixed, path = write_run(tmp_path, 0, 2), "step00-baseline/seed2/status.json"
+    status = json.loads((mixed / "status.json").read_text())
+    ended, status["result"]["val_loss"] = status["result"]["val_loss"], 2.5
+    (mixed / "status.json").write_text(json.dumps(status))
+    matrix = read_matrix(tmp_path)
+    assert reasons(matrix)[path] == f"val_loss is 2.5, but {ended:.6g} in metrics.jsonl"
+    assert [run.row["status"] for run in matrix.runs] == ["done", "unreadable"]
+
+
+def test_evaluations_of_two_writers_and_without_a_loss_are_noted(tmp_path):
+    one = write_run(tmp_path, 0, 1) / "metrics.jsonl"
+    lines = one.read_text().splitlines(keepends=True)
+    other = json.dumps({"kind": "eval", "step": 0, "val_loss": 9.0}) + "\n"
+    one.write_text("".join([*lines, lines[0], other]))
+    two = write_run(tmp_path, 0, 2) / "metrics.jsonl"
+    two.write_text(
+        two.read_text().replace('"val_loss": ', '"val_loss": 1e400, "x": ', 1)
+    )
+    found = reasons(read_matrix(tmp_path))
+    assert found == {
+        "step00-baseline/seed1/metrics.jsonl": "several values of val_loss at update "
+        "0: the last counts",
+        "step00-baseline/seed2/metrics.jsonl": "1 of 2 evaluations of a finished run "
+        "are missing, the first at update 0: its curve is incomplete",
+    }

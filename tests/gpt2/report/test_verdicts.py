@@ -28,7 +28,13 @@ from gpt2.report.noise import (
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
 from lib import stats
-from tests.results_factory import STEPS, settings, write_matrix, write_run
+from tests.results_factory import (
+    STEPS,
+    change_final_loss,
+    settings,
+    write_matrix,
+    write_run,
+)
 
 
 def verdicts(root, rules=None):
@@ -75,10 +81,8 @@ def test_fewer_than_three_seeds_give_no_verdict(tmp_path, count):
 
 
 def set_loss(root, step, seed, value):
-    path = root / f"step{step:02d}-{STEPS[step][0]}/seed{seed}/status.json"
-    status = json.loads(path.read_text())
-    status["result"]["val_loss"] = value
-    path.write_text(json.dumps(status))
+    folder = root / f"step{step:02d}-{STEPS[step][0]}/seed{seed}"
+    change_final_loss(folder, lambda loss: value)
 
 
 def sample(*differences):
