@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from torch import Tensor, nn
@@ -10,6 +11,7 @@ from gpt2.mechanisms import added, module_of, needs_of, projection_of
 from gpt2.mechanisms.needs import Statistic
 from gpt2.mechanisms.spec import MULTI_HEAD
 from gpt2.model.backends.call import Attended, AttentionCall, Transposed
+from gpt2.model.backends.decode import has_kernel
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.parts import AttentionPart, AttentionSide, Heads, Projection
@@ -94,9 +96,9 @@ class CausalAttention(nn.Module):
         latents = (part.latent(tensor) for part, tensor in pairs)
         latent = next((found for found in latents if found is not None), None)
         heads = self.projection(x, latent=latent, cache=cache)
-        attended = self.weigh(heads, cache)
+        attended = self.weigh(heads, cache, given)
         out = heads.expand(attended.output)
-        for part, tensor in pairs:
+        for part, tensor in () if attended.gated else pairs:
             out = part.gate_heads(out, attended, tensor)
         out = out.transpose(1, 2).flatten(2)
         for part in self.parts():
@@ -122,49 +124,56 @@ class CausalAttention(nn.Module):
         terms = (part.score_term(heads, cache) for part in self.parts())
         return heads, next((term for term in terms if term is not None), None)
 
-    def weigh(self, heads: Heads, cache: LayerCache | None = None) -> Attended:
-        """Weights times values before the gates on the output, with what they need."""
+    def weigh(
+        self,
+        heads: Heads,
+        cache: LayerCache | None = None,
+        given: Sequence[Tensor | None] = (),
+    ) -> Attended:
+        """Weights times values before the gates on the output, with what they need.
+
+        given: for each part, to decode. A kernel that decodes applies all gates itself.
+        """
         heads, term = self.scored(heads, cache)
         row = None if cache is None else cache.place.row
-        find = partial(self._statistic, heads, term, row)
         needs, rows = self.needs, None
-        for part in self.parts():
-            factor = part.row_factor(find)
-            if factor is not None:
-                rows = factor if rows is None else rows * factor
-        call = AttentionCall(
+        base = partial(
+            AttentionCall,
             heads.q,
             heads.k,
-            heads.v,
-            self.projection.scale,
+            scale=self.projection.scale,
             transposed=term,
-            statistic=None if needs.at_weights else needs.statistic,
-            row_scale=rows,
+            row=row,
+        )
+        whole = partial(
+            base,
+            v=heads.v,
             mean=needs.mean,
             kept=needs.kept,
             dropout=self.dropout_p if self.training else 0.0,
             qkv=heads.qkv,
-            row=row,
         )
-        return attend(call, self.backend)
+        if row is not None:
+            pairs = zip(self.parts(), given, strict=True)
+            gates = (part.head_gate(tensor) for part, tensor in pairs)
+            call = whole(
+                statistic=needs.statistic,
+                gates=tuple(gate for gate in gates if gate is not None),
+            )
+            if has_kernel(call):
+                return attend(call, self.backend)
+        find = partial(self._statistic, base)
+        for part in self.parts():
+            factor = part.row_factor(find)
+            if factor is not None:
+                rows = factor if rows is None else rows * factor
+        statistic = None if needs.at_weights else needs.statistic
+        return attend(whole(statistic=statistic, row_scale=rows), self.backend)
 
     def _statistic(
-        self,
-        heads: Heads,
-        term: Transposed | None,
-        row: Tensor | None,
-        statistic: Statistic,
+        self, base: Callable[..., AttentionCall], statistic: Statistic
     ) -> Tensor:
         """A statistic [B, H or 1, S] of the weights by the plain logits."""
-        call = AttentionCall(
-            heads.q,
-            heads.k,
-            None,
-            self.projection.scale,
-            transposed=term,
-            statistic=statistic,
-            row=row,
-        )
-        found = attend(call, self.backend).statistic
+        found = attend(base(v=None, statistic=statistic), self.backend).statistic
         assert found is not None, "a call for a statistic gave none"
         return found

@@ -33,7 +33,6 @@ class Place:
     start: int = 0
     columns: int = 0
     row: Tensor | None = None
-    slots: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -46,13 +45,6 @@ class Place:
             held.narrow(dim, self.start, new.shape[dim]).copy_(new)
         else:
             held.index_copy_(dim, self.row, new)
-
-    def slot(self, keep: int) -> Tensor:
-        """``row`` modulo ``keep``, computed by the first layer that asks."""
-        assert self.row is not None
-        if keep not in self.slots:
-            self.slots[keep] = self.row % keep
-        return self.slots[keep]
 
     def rows_of(self, table: Tensor) -> Tensor:
         """Rows [S, ...] of a table with one for each position."""
@@ -82,30 +74,32 @@ class LayerCache:
 
     def extend(self, name: str, new: Tensor, dim: int) -> Tensor:
         """Write ``new`` along ``dim``, its time; returns what attention reads of it."""
-        held = self._held(self.timed, name, new, dim, self.place.length)
+        held = self.room(name, new, dim)
         self.place.write(held, new, dim)
         return held.narrow(dim, 0, self.place.columns)
 
     def ring(self, name: str, new: Tensor, dim: int, keep: int) -> Tensor:
-        """As ``extend``, but of earlier entries only the last ``keep`` are held.
+        """As ``extend``, but only the last ``keep`` entries are held.
 
-        Position p is in slot p mod ``keep``. Called directly it returns those that are
-        left in their order, and ``new``; for a recording all slots as they are, zeros
-        where nothing was written, and ``new``.
+        Position p is in slot p modulo ``keep``. Called directly it returns those that
+        are left in their order, ``new`` last; for a recording all slots as they are,
+        zeros where nothing was written, into which the caller has to write ``new``.
         """
         keep = min(keep, self.place.length)
         held, place = self._held(self.states, name, new, dim, keep), self.place
         if place.row is not None:
-            whole = torch.cat([held, new], dim)
-            held.index_copy_(dim, place.slot(keep), new)
-            return whole
+            return held
         slots = torch.arange(place.columns, device=new.device) % keep
-        before = slots[max(0, place.start - keep) : place.start]
+        before = slots[max(0, place.start - keep + 1) : place.start]
         whole = torch.cat([held.index_select(dim, before), new], dim)
         kept = min(keep, new.shape[dim])
         last = new.narrow(dim, new.shape[dim] - kept, kept)
         held.index_copy_(dim, slots[place.columns - kept :], last)
         return whole
+
+    def room(self, name: str, new: Tensor, dim: int) -> Tensor:
+        """As ``extend``, but all memory, into which the caller has to write ``new``."""
+        return self._held(self.timed, name, new, dim, self.place.length)
 
     def add(self, name: str, new: Tensor) -> Tensor:
         """A running sum of tensors of one shape; returns it without ``new``."""
@@ -178,7 +172,6 @@ class DecodeCache:
         if self.row is None:
             self.row = torch.tensor([self.position], device=device)
         self.place.columns, self.place.row = columns, self.row
-        self.place.slots.clear()
         return self.row
 
     def reset(self) -> None:

@@ -53,8 +53,8 @@ class Factored:
             return
         self.sums += 1
         into = self.once(f"sum {self.sums}", product)
-        rows = torch.addmm(self.seen.flatten(0, 1), low.flatten(0, 1), into.T)
-        self.seen = rows.view_as(self.seen)
+        # In place, or a GPU copies first: what has been read is not used again.
+        self.seen.flatten(0, 1).addmm_(low.flatten(0, 1), into.T)
 
     def read(self, name: str) -> Tensor:
         """The sum so far through the next reader's matrix, [B, S, rows]."""

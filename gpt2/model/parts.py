@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from gpt2.mechanisms.needs import Statistic
 from gpt2.model.backends.call import (
     Attended,
+    Gate,
     Largest,
+    OfHeads,
     Transposed,
-    platform_of_tensor,
 )
 from gpt2.model.context import LayerCache
 from gpt2.model.low_rank_hidden import Hidden
@@ -31,12 +32,6 @@ OPEN = 2.0  # initial bias of a gate: sigmoid(2) = 0.88, nearly open
 def mixed(gate: Tensor, mix: float) -> Tensor:
     """The factor 1 - a + a g of a gate g of any shape, exactly 1 at a = 0."""
     return 1.0 - mix + mix * gate
-
-
-def gate_by_kernel(out: Tensor) -> bool:
-    """Whether one launch gates outputs [B, H, S, D]: of a token that is decoded."""
-    is_row = out.shape[2] == 1 and not torch.is_grad_enabled()
-    return is_row and out.dtype != torch.float64 and platform_of_tensor(out).triton
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +124,10 @@ class AttentionPart(nn.Module):
         [B, H or 1, S] of the rows' weights without it."""
         return None
 
+    def head_gate(self, given: Tensor | None) -> Gate | None:
+        """Factor of ``row_factor`` or ``gate_heads``, for a kernel that decodes."""
+        return None
+
     def gate_heads(
         self, out: Tensor, attended: Attended, given: Tensor | None
     ) -> Tensor:
@@ -145,7 +144,7 @@ class AttentionSide(NamedTuple):
     [B, S, L] and the weights averaged over heads [B, S, N]."""
 
     key_latent: Tensor | None
-    mean_weights: Tensor | Largest | None
+    mean_weights: Tensor | Largest | OfHeads | None
 
 
 class MlpPart(nn.Module):

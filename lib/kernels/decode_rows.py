@@ -7,6 +7,8 @@ GPU's memory, so that these kernels can be recorded.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -15,8 +17,28 @@ from torch import Tensor
 from lib.kernels.rows import SMALLEST_SUM, warps_for
 
 _SMALLEST_SUM = tl.constexpr(SMALLEST_SUM)
-NO_TERM, RING, COLUMNS = 0, 1, 2  # whose products a transposed term gives
-_RING, _COLUMNS = tl.constexpr(RING), tl.constexpr(COLUMNS)
+_BAND = tl.constexpr(64)  # queries of a band that are in registers at once
+
+
+@triton.jit
+def _band_products(
+    out, key, query, ring, row, size, D, WIDTH: tl.constexpr
+):  # fmt: skip
+    """Write the products of the row's key and the queries of the band, by column; the
+    query of column j is at j modulo ``size``, where the row's own is put."""
+    at = tl.arange(0, WIDTH)
+    inside = at < D
+    k = tl.load(key + at, mask=inside, other=0.0).to(tl.float32)
+    own = tl.load(query + at, mask=inside, other=0.0)
+    tl.store(ring + (row % size) * D + at, own, mask=inside)
+    tl.store(out + row, tl.sum(own.to(tl.float32) * k, 0))
+    for start in range(0, size - 1, _BAND):
+        column = row + 1 - size + start + tl.arange(0, _BAND)
+        before = (column >= 0) & (column < row)
+        places = ring + (column % size)[:, None] * D + at[None, :]
+        q = tl.load(places, mask=before[:, None] & inside[None, :], other=0.0)
+        tl.store(out + column, tl.sum(q.to(tl.float32) * k[None, :], 1), mask=before)
+    tl.debug_barrier()  # other threads read the products
 
 
 @triton.jit
@@ -31,45 +53,93 @@ def _largest_sum(x, at, K: tl.constexpr):
 
 
 @triton.jit
+def _statistic(p, at, visible, STAT: tl.constexpr, K: tl.constexpr):
+    """Statistic of a row of weights p, of which ``visible`` count."""
+    if STAT == "topk":
+        found = _largest_sum(p, at, K)
+    elif STAT == "max":
+        found = tl.max(p, 0)
+    elif STAT == "rms":
+        found = tl.sqrt(tl.sum(p * p, 0) / visible)
+    else:
+        terms = p * tl.log(tl.where(p > 0, p, 1.0))
+        found = -tl.sum(terms, 0) / tl.log(tl.maximum(visible, 2.0))
+    return found
+
+
+@triton.jit
+def _softmax(x, seen):
+    x = tl.where(seen, x, float("-inf"))
+    x = tl.exp(x - tl.max(x, 0))
+    return x / tl.sum(x, 0)
+
+
+@triton.jit
 def _softmax_kernel(
-    score_ptr, term_ptr, alpha_ptr, factor_ptr, row_ptr, out_ptr, wide_ptr, stat_ptr,
-    N, H, scale, alpha, keep,
-    TERM: tl.constexpr, LEARNED: tl.constexpr, FACTOR: tl.constexpr,
-    WIDE: tl.constexpr, STAT: tl.constexpr, K: tl.constexpr, BLOCK: tl.constexpr,
+    score_ptr, product_ptr, key_ptr, query_ptr, ring_ptr, alpha_ptr,
+    scale_ptr, bias_ptr, gate_ptr, row_ptr, out_ptr, wide_ptr,
+    N, H, D, scale, alpha, size, row_mix, mix, kb, kh, qb, qh, gb, gh,
+    TERM: tl.constexpr, LEARNED: tl.constexpr, STAT: tl.constexpr, K: tl.constexpr,
+    AT_WEIGHTS: tl.constexpr, GATED: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One head of one sequence; it sees the columns up to the row's position."""
     head = tl.program_id(0).to(tl.int64)
-    row = tl.load(row_ptr)
+    b, h = head // H, head % H
+    row = tl.load(row_ptr).to(tl.int32)
     at = tl.arange(0, BLOCK)
     seen = (at <= row) & (at < N)
     x = tl.load(score_ptr + head * N + at, mask=seen, other=0.0)
-    if LEARNED:
-        alpha = tl.load(alpha_ptr + head % H).to(tl.float32)
-    if TERM == _RING:
-        slot = tl.where(at < row, at % keep, keep)
-        near = seen & (at >= row - keep)
-        x += alpha * tl.load(term_ptr + head * (keep + 1) + slot, mask=near, other=0.0)
-    if TERM == _COLUMNS:
-        x += alpha * tl.load(term_ptr + head * N + at, mask=seen, other=0.0)
+    if TERM != "none":
+        near, products = seen, product_ptr + head * N
+        if TERM == "ring":
+            near = seen & (at > row - size)
+            _band_products(
+                products, key_ptr + b * kb + h * kh, query_ptr + b * qb + h * qh,
+                ring_ptr + head * size * D, row, size, D, WIDTH,
+            )  # fmt: skip
+        if LEARNED:
+            alpha = tl.load(alpha_ptr + h).to(tl.float32)
+        x += alpha * tl.load(products + at, mask=near, other=0.0)
     x = x * scale
-    if FACTOR:
-        x = x * tl.load(factor_ptr + head)
-    x = tl.where(seen, x, float("-inf"))
-    x = tl.exp(x - tl.max(x, 0))
-    p = x / tl.sum(x, 0)
-    tl.store(out_ptr + head * N + at, p.to(out_ptr.dtype.element_ty), mask=at < N)
+    p = _softmax(x, seen)
+    gate = 1.0
+    if STAT != "none":
+        stat = _statistic(p, at, (row + 1).to(tl.float32), STAT, K)
+        stat = stat * tl.load(scale_ptr + h).to(tl.float32)
+        gate = tl.sigmoid(stat + tl.load(bias_ptr + h).to(tl.float32))
+        gate = 1.0 - row_mix + row_mix * gate
+        if AT_WEIGHTS:
+            p = _softmax(x * gate, seen)
+            gate = 1.0
     if WIDE:
         tl.store(wide_ptr + head * N + at, p, mask=at < N)
-    visible = (row + 1).to(tl.float32)
-    if STAT == "topk":
-        tl.store(stat_ptr + head, _largest_sum(p, at, K))
-    if STAT == "max":
-        tl.store(stat_ptr + head, tl.max(p, 0))
-    if STAT == "rms":
-        tl.store(stat_ptr + head, tl.sqrt(tl.sum(p * p, 0) / visible))
-    if STAT == "entropy":
-        terms = p * tl.log(tl.where(p > 0, p, 1.0))
-        tl.store(stat_ptr + head, -tl.sum(terms, 0) / tl.log(tl.maximum(visible, 2.0)))
+    if GATED:
+        own = tl.load(gate_ptr + b * gb + h * gh).to(tl.float32)
+        gate = gate * (1.0 - mix + mix * own)
+    p = (p * gate).to(out_ptr.dtype.element_ty)
+    tl.store(out_ptr + head * N + at, p, mask=at < N)
+
+
+class RowGate(NamedTuple):
+    """Factor 1 - a + a sigmoid(scale_h s + bias_h) by a statistic s of a row's weights:
+    its name, scale and bias [H], a, k of "topk", and whether it acts on the logits."""
+
+    statistic: str
+    scale: Tensor
+    bias: Tensor
+    mix: float
+    topk: int
+    at_weights: bool
+
+
+class QueryRing(NamedTuple):
+    """The row's key and query [B, H, 1, D], and queries [B, H, W + 1, D] of its last
+    columns, that of column j at j modulo W + 1."""
+
+    key: Tensor
+    query: Tensor
+    ring: Tensor
 
 
 def softmax_rows(
@@ -78,37 +148,47 @@ def softmax_rows(
     scale: float,
     dtype: torch.dtype,
     *,
-    products: Tensor | None = None,
-    is_ring: bool = False,
+    term: Tensor | QueryRing | None = None,
     alpha: float | Tensor = 0.0,
-    factor: Tensor | None = None,
-    statistic: str = "none",
-    topk: int = 1,
+    row_gate: RowGate | None = None,
+    gates: Tensor | None = None,
+    mix: float = 0.0,
     wide: bool = False,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """softmax of factor scale (scores + alpha products) over the columns up to ``row``.
+) -> tuple[Tensor, Tensor | None]:
+    """softmax of scale (scores + alpha term) over the columns up to ``row``, times a
+    factor of each head.
 
-    scores [B, H, 1, N] in fp32, row [1], factor [B, H, 1]. products [B, H, 1, N] of
-    all columns, or [B, H, 1, W + 1] of a ring (see Transposed in
-    gpt2/model/backends/call.py). Returns the weights in ``dtype``, if ``wide`` also in
-    fp32, and the statistic [B, H, 1] of that name.
+    scores [B, H, 1, N] in fp32; row [1]; term [B, H, 1, N], or a band, into which the
+    row's query is written. The factors, by which the output
+    is gated, are ``row_gate``'s and 1 - mix + mix g of the gates g [B, H]. Returns the
+    weights in ``dtype`` and, if ``wide``, in fp32 without the factors.
     """
     b, h, _, n = scores.shape
     out = torch.empty_like(scores, dtype=dtype)
     full = torch.empty_like(scores) if wide else None
-    stat = None if statistic == "none" else scores.new_empty(b, h, 1)
     learned = isinstance(alpha, Tensor)
-    term = NO_TERM if products is None else RING if is_ring else COLUMNS
+    is_ring = isinstance(term, QueryRing)
+    key, query, ring = term if isinstance(term, QueryRing) else (None, None, None)
+    size, d = (1, 1) if ring is None else ring.shape[2:]
+    r = row_gate
     block = triton.next_power_of_2(n)
     _softmax_kernel[(b * h,)](
-        scores, products, alpha if learned else None,
-        None if factor is None else factor.contiguous(), row, out, full, stat,
-        n, h, scale, 0.0 if learned else alpha,
-        1 if products is None else products.shape[-1] - 1,
-        TERM=term, LEARNED=learned, FACTOR=factor is not None, WIDE=wide,
-        STAT=statistic, K=topk, BLOCK=block, num_warps=warps_of(block),
+        scores, torch.empty_like(scores) if is_ring else term, key, query, ring,
+        alpha if learned else None, r and r.scale, r and r.bias, gates, row, out, full,
+        n, h, d, scale, 0.0 if learned else alpha, size, r.mix if r else 0.0, mix,
+        *_strides(key), *_strides(query), *_strides(gates),
+        TERM="ring" if is_ring else "none" if term is None else "columns",
+        LEARNED=learned, STAT=r.statistic if r else "none",
+        K=min(r.topk, n) if r else 1,
+        AT_WEIGHTS=r is not None and r.at_weights, GATED=gates is not None, WIDE=wide,
+        BLOCK=block, WIDTH=triton.next_power_of_2(d), num_warps=warps_of(block),
     )  # fmt: skip
-    return out, full, stat
+    return out, full
+
+
+def _strides(x: Tensor | None) -> tuple[int, int]:
+    """Those of sequences and heads, [B, H, ...]."""
+    return (0, 0) if x is None else (x.stride(0), x.stride(1))
 
 
 def warps_of(block: int) -> int:
@@ -118,19 +198,28 @@ def warps_of(block: int) -> int:
 
 @triton.jit
 def _kept_sum_kernel(
-    weight_ptr, low_ptr, out_ptr, N, R, lb, ln,
+    weight_ptr, new_ptr, held_ptr, row_ptr, out_ptr, N, H, R, nb, lb, ln,
     K: tl.constexpr, RENORM: tl.constexpr, BLOCK: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """One sequence."""
     b = tl.program_id(0).to(tl.int64)
+    row = tl.load(row_ptr).to(tl.int32)
     at, column = tl.arange(0, BLOCK), tl.arange(0, WIDTH)
-    x = tl.load(weight_ptr + b * N + at, mask=at < N, other=0.0)
+    new = tl.load(new_ptr + b * nb + column, mask=column < R, other=0.0)
+    held = held_ptr + b * lb + column
+    tl.store(held + row.to(tl.int64) * ln, new, mask=column < R)
+    x = tl.zeros([BLOCK], tl.float32)
+    for head in range(0, H):
+        x += tl.load(weight_ptr + (b * H + head) * N + at, mask=at < N, other=0.0)
+    x = x / H
     total, divisor = tl.zeros([WIDTH], tl.float32), 0.0
     for _ in tl.static_range(K):
         value, place = tl.max(x, 0, return_indices=True)  # of equal ones the first
         value = tl.maximum(value, 0.0)
-        low = low_ptr + b * lb + place.to(tl.int64) * ln
-        one = tl.load(low + column, mask=column < R, other=0.0)
+        # The row's own may not be in memory yet.
+        end = tl.where(place == row, 0, R)
+        one = tl.load(held + place.to(tl.int64) * ln, mask=column < end, other=0.0)
+        one = tl.where(place == row, new, one)
         total += value * one.to(tl.float32)
         divisor += value
         x = tl.where(at == place, -1.0, x)
@@ -139,56 +228,20 @@ def _kept_sum_kernel(
     tl.store(out_ptr + b * R + column, total.to(out_ptr.dtype.element_ty), column < R)
 
 
-def kept_sum(weights: Tensor, low: Tensor, topk: int, renorm: bool) -> Tensor:
-    """sum_j w_j low_j over the ``topk`` largest weights, divided by their sum if
-    ``renorm``; weights [B, 1, N] in fp32, low [B, N, R] -> [B, 1, R] in low's type."""
-    b, _, n = weights.shape
-    r = low.shape[2]
-    assert low.stride(2) == 1
-    out = low.new_empty(b, 1, r)
+def kept_sum(
+    weights: Tensor, row: Tensor, new: Tensor, held: Tensor, topk: int, renorm: bool
+) -> Tensor:
+    """sum_j w_j held_j over the ``topk`` largest of the heads' mean weights, divided by
+    their sum if ``renorm``; ``new`` [B, 1, R] is first written into held [B, T, R] at
+    ``row`` [1]. weights [B, H, 1, N] in fp32 -> [B, 1, R] in the type of ``new``."""
+    b, h, _, n = weights.shape
+    r = new.shape[2]
+    assert new.stride(2) == 1 and held.stride(2) == 1
+    out = new.new_empty(b, 1, r)
     block = triton.next_power_of_2(n)
     _kept_sum_kernel[(b,)](
-        weights.contiguous(), low, out, n, r, low.stride(0), low.stride(1),
+        weights, new, held, row, out, n, h, r, new.stride(0), *held.stride()[:2],
         K=min(topk, n), RENORM=renorm, BLOCK=block, WIDTH=triton.next_power_of_2(r),
         num_warps=warps_of(block),
-    )  # fmt: skip
-    return out
-
-
-@triton.jit
-def _gate_kernel(
-    x_ptr, gate_ptr, scale_ptr, bias_ptr, out_ptr, H, D, mix, xb, xh, gb, gh,
-    RAW: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """One head of one sequence."""
-    program = tl.program_id(0).to(tl.int64)
-    b, h = program // H, program % H
-    gate = tl.load(gate_ptr + b * gb + h * gh).to(tl.float32)
-    if RAW:
-        scale = tl.load(scale_ptr + h).to(tl.float32)
-        gate = tl.sigmoid(scale * gate + tl.load(bias_ptr + h).to(tl.float32))
-    at = tl.arange(0, WIDTH)
-    x = tl.load(x_ptr + b * xb + h * xh + at, mask=at < D, other=0.0).to(tl.float32)
-    x = x * (1.0 - mix + mix * gate)
-    tl.store(out_ptr + program * D + at, x.to(out_ptr.dtype.element_ty), mask=at < D)
-
-
-def gate_rows(
-    x: Tensor,
-    gate: Tensor,
-    mix: float,
-    scale: Tensor | None = None,
-    bias: Tensor | None = None,
-) -> Tensor:
-    """x [B, H, 1, D] times 1 - a + a g of the gates [B, H or 1], which with scale and
-    bias [H] are the sigmoid of scale times gate plus bias."""
-    b, h, _, d = x.shape
-    assert x.stride(3) == 1
-    gate = gate.expand(b, h)
-    out = x.new_empty(x.shape)
-    _gate_kernel[(b * h,)](
-        x, gate, scale, bias, out, h, d, mix,
-        x.stride(0), x.stride(1), gate.stride(0), gate.stride(1),
-        RAW=scale is not None, WIDTH=triton.next_power_of_2(d), num_warps=1,
     )  # fmt: skip
     return out

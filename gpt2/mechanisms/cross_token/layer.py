@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from gpt2.model.backends.call import Largest, platform_of_tensor
+from gpt2.model.backends.call import Largest, OfHeads
 from gpt2.model.context import LayerCache
 from gpt2.model.kept_weights import keep_weights, normalised
 from gpt2.model.low_rank_hidden import Hidden, added, read
 from gpt2.model.parts import AttentionSide, MlpPart
 from gpt2.settings.schema import Settings
-from lib.kernels.rows import WIDEST_ROW, WIDEST_TOPK
 
 
 class CrossToken(MlpPart):
@@ -40,13 +38,16 @@ class CrossToken(MlpPart):
             "block's attention did not produce"
         )
         low = read(hidden, "cross", self.down.weight)  # summed at rank R, not M
-        if cache is not None:
-            low = cache.extend("cross", low, 1)
-        if isinstance(weights, Tensor) and self._has_kernel(weights, cache):
+        if isinstance(weights, OfHeads):
             from lib.kernels.decode_rows import kept_sum
 
-            summed = kept_sum(weights, low, self.topk, self.renorm)
-        elif isinstance(weights, Largest):
+            assert cache is not None and self.select == "topk"
+            held = cache.room("cross", low, 1)
+            summed = kept_sum(*weights, low, held, self.topk, self.renorm)
+            return added(hidden, summed, self.up.weight, self.mix)
+        if cache is not None:
+            low = cache.extend("cross", low, 1)
+        if isinstance(weights, Largest):
             summed = sum_largest(weights, low, self.renorm)
         else:
             how = self.select, self.topk, self.tau, self.renorm
@@ -54,14 +55,6 @@ class CrossToken(MlpPart):
             kept = keep_weights(weights, *how, visible)
             summed = kept.to(low.dtype) @ low
         return added(hidden, summed, self.up.weight, self.mix)
-
-    def _has_kernel(self, weights: Tensor, cache: LayerCache | None) -> bool:
-        """Whether one launch serves a recorded token."""
-        if cache is None or cache.place.row is None:
-            return False
-        few = self.select == "topk" and self.topk <= WIDEST_TOPK
-        fits = weights.dtype == torch.float32 and weights.shape[-1] <= WIDEST_ROW
-        return few and fits and platform_of_tensor(weights).triton
 
 
 def sum_largest(weights: Largest, low: Tensor, renorm: bool) -> Tensor:

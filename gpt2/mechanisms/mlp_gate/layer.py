@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.model.backends.call import Attended
+from gpt2.model.backends.call import Attended, Gate
 from gpt2.model.context import LayerCache
 from gpt2.model.low_rank_hidden import Hidden, read
-from gpt2.model.parts import OPEN, AttentionPart, MlpPart, gate_by_kernel, mixed
+from gpt2.model.parts import OPEN, AttentionPart, MlpPart, mixed
 from gpt2.settings.schema import Settings
 
 
@@ -65,14 +65,13 @@ class GatedByMlp(AttentionPart):
         super().__init__(settings)
         self.mix = settings.mechanisms.mlp_gate_mix
 
+    def head_gate(self, given: Tensor | None) -> Gate:
+        return Gate(self.mix, given)
+
     def gate_heads(
         self, out: Tensor, attended: Attended, given: Tensor | None
     ) -> Tensor:
         assert given is not None
-        if gate_by_kernel(out):
-            from lib.kernels.decode_rows import gate_rows
-
-            return gate_rows(out, given[:, 0], self.mix)
         factor = mixed(given, self.mix).transpose(1, 2).unsqueeze(-1)
         return out * factor.to(out.dtype)
 

@@ -24,7 +24,8 @@ class Reciprocity(AttentionPart):
         m, x = settings.model, settings.mechanisms
         self.window = x.ra_window
         self.fixed_alpha = x.ra_alpha
-        self.keep = m.block_size if x.ra_window == WHOLE_CONTEXT else x.ra_window
+        is_whole = x.ra_window == WHOLE_CONTEXT
+        self.keep = m.block_size if is_whole else x.ra_window + 1
         learned = torch.full((m.n_head,), x.ra_alpha) if x.ra_learned_alpha else None
         self.alpha = None if learned is None else nn.Parameter(learned)
 
@@ -36,8 +37,10 @@ class Reciprocity(AttentionPart):
             return Transposed(k, q, alpha, self.window)
         if self.keep >= cache.place.length:
             return Transposed(k, cache.extend("q", q, 2), alpha, self.window)
-        ring = cache.place.row is not None
-        return Transposed(k, cache.ring("q", q, 2, self.keep), alpha, self.window, ring)
+        held = cache.ring("q", q, 2, self.keep)
+        if cache.place.row is None:
+            return Transposed(k, held, alpha, self.window)
+        return Transposed(k, q, alpha, self.window, held)
 
 
 ATTENTION = {"reciprocity": Reciprocity}

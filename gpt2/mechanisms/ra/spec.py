@@ -63,7 +63,7 @@ on MLA: the second product is (A_h^T q_j).c^K_i"""
             flops=band(s) * query,
             cache=query if is_whole else 0,
             # The queries that the band still reaches.
-            cache_constant=min(x.ra_window, s.model.block_size) * query,
+            cache_constant=0 if is_whole else band(s) * query,
         )
 
 

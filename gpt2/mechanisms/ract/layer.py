@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gpt2.mechanisms import needs_of
 from gpt2.mechanisms.needs import Statistic
-from gpt2.model.backends.call import Attended
-from gpt2.model.parts import OPEN, AttentionPart, gate_by_kernel, mixed
+from gpt2.model.backends.call import Attended, Gate
+from gpt2.model.parts import OPEN, AttentionPart, mixed
 from gpt2.settings.schema import Settings
 
 
@@ -37,11 +37,11 @@ class StatisticGate(AttentionPart):
     def row_factor(self, find: Callable[[Statistic], Tensor]) -> Tensor | None:
         if not self.at_weights:
             return None
-        statistic = find(self.statistic)
-        if gate_by_kernel(statistic.unsqueeze(-1)):
-            ones = statistic.new_ones(len(statistic), len(self.bias), 1, 1)
-            return self._gated_row(ones, statistic)[..., 0]
-        return self(statistic)
+        return self(find(self.statistic))
+
+    def head_gate(self, given: Tensor | None) -> Gate:
+        numbers = self.mix, None, self.scale, self.bias
+        return Gate(*numbers, at_weights=self.at_weights)
 
     def gate_heads(
         self, out: Tensor, attended: Attended, given: Tensor | None = None
@@ -49,15 +49,7 @@ class StatisticGate(AttentionPart):
         if self.at_weights:
             return out
         assert attended.statistic is not None, "RA-CT without its statistic"
-        if gate_by_kernel(out):
-            return self._gated_row(out, attended.statistic)
         return out * self(attended.statistic).unsqueeze(-1).to(out.dtype)
-
-    def _gated_row(self, out: Tensor, statistic: Tensor) -> Tensor:
-        """out [B, H, 1, D] of a decoded token times the factor, by one launch."""
-        from lib.kernels.decode_rows import gate_rows
-
-        return gate_rows(out, statistic[..., 0], self.mix, self.scale, self.bias)
 
 
 ATTENTION = {"ract": StatisticGate}

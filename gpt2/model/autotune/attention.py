@@ -16,7 +16,7 @@ from gpt2.mechanisms.spec import MULTI_HEAD
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.autotune import trials
 from gpt2.model.autotune.trials import Trial
-from gpt2.model.backends.call import Attended, Largest, Platform, platform_of
+from gpt2.model.backends.call import Attended, Largest, OfHeads, Platform, platform_of
 from gpt2.model.backends.registry import BACKENDS, shapes_of
 from gpt2.model.block import RA_MLA_Block
 from gpt2.model.kept_weights import keep_weights
@@ -128,6 +128,7 @@ def _weigher(backend: str, settings: Settings, device: torch.device) -> Weigh:
 def _numbers(attended: Attended) -> list[Tensor]:
     """Output, and statistic and mean weights where there are some."""
     mean = attended.mean
+    assert not isinstance(mean, OfHeads), "attention decoded"
     given = mean.values if isinstance(mean, Largest) else mean
     return [x for x in (*attended[:2], given) if x is not None]
 
@@ -137,7 +138,7 @@ def _comparable(attended: Attended, settings: Settings) -> Attended:
     kept, mean = needs_of(settings).kept, attended.mean
     if isinstance(mean, Largest):
         return attended._replace(mean=mean.matrix(mean.columns.shape[1]))
-    if mean is None or not kept:
+    if not isinstance(mean, Tensor) or not kept:
         return attended
     return attended._replace(mean=keep_weights(mean, "topk", kept, 0.0, False))
 

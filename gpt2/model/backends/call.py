@@ -24,15 +24,15 @@ class Transposed:
 
     ``keys`` [B, H, S, D] belong to the rows; ``queries`` [B, H, <=N, D] to the last
     columns; with S = N they are the call's own k and q. ``alpha`` is a number or one
-    weight per head [H]. ``is_ring``: the queries are those of the window before the
-    only row, of column j at j mod W, and the row's own at the end.
+    weight per head [H]. ``ring`` [B, H, W + 1, D]: the queries of the window, that of
+    column j at j modulo W + 1, into which attention writes ``queries``, the row's own.
     """
 
     keys: Tensor
     queries: Tensor
     alpha: float | Tensor
     window: int
-    is_ring: bool = False
+    ring: Tensor | None = None
 
     @property
     def alpha_per_head(self) -> float | Tensor:
@@ -59,13 +59,36 @@ class Largest(NamedTuple):
         return zeros.scatter_add(-1, self.columns.clamp_min(0).long(), self.values)
 
 
+class OfHeads(NamedTuple):
+    """The weights [B, H, 1, N] of one row in fp32, of which the mean is left to the
+    kernel that reads it, and the row's position [1]."""
+
+    weights: Tensor
+    row: Tensor
+
+
 class Attended(NamedTuple):
     """Output [B, H, S, Dv], empty for a call without values; if asked for, statistic
-    [B, H or 1, S] and the weights' mean over heads [B, S, N], before dropout."""
+    [B, H or 1, S] and the weights' mean over heads [B, S, N], before dropout. gated:
+    the call's gates are in the output."""
 
     output: Tensor
     statistic: Tensor | None = None
-    mean: Tensor | Largest | None = None
+    mean: Tensor | Largest | OfHeads | None = None
+    gated: bool = False
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Gate:
+    """Factor 1 - mix + mix g on the output of each head. g is ``gates`` [B, S, H], or
+    sigmoid(scale_h s + bias_h) of the call's statistic s, with scale and bias [H];
+    ``at_weights``: on the logits."""
+
+    mix: float
+    gates: Tensor | None = None
+    scale: Tensor | None = None
+    bias: Tensor | None = None
+    at_weights: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -78,7 +101,8 @@ class AttentionCall:
     all), for backends that then give those alone. ``dropout``: probability, on the
     weights. ``qkv`` [B, S, 3, H, D], if q, k and v are views of it, lets a kernel write
     their gradients into one tensor. ``row`` [1]: the position of the only row, if
-    columns behind it have been allocated and not been filled.
+    columns behind it have been allocated and not been filled. ``gates``: one by the
+    statistic and one of other numbers at most, for kernels that decode.
     """
 
     q: Tensor
@@ -93,6 +117,7 @@ class AttentionCall:
     dropout: float = 0.0
     qkv: Tensor | None = None
     row: Tensor | None = None
+    gates: tuple[Gate, ...] = ()
 
     @property
     def shape(self) -> CallShape:

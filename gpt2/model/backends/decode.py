@@ -7,6 +7,8 @@ and latents once for all heads.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from gpt2.model.backends.call import (
     Attended,
     AttentionCall,
+    OfHeads,
     Transposed,
     platform_of_tensor,
 )
@@ -35,17 +38,14 @@ def run(call: AttentionCall) -> Attended:
         assert v is not None
         q = call.q.to(k.dtype)
         return Attended(F.scaled_dot_product_attention(q, k, v, scale=call.scale))
-    weights, wide, statistic = (_by_kernel if _has_kernel(call) else _weights)(call)
+    if has_kernel(call):
+        return _by_kernel(call)
+    weights, wide, statistic = _weights(call)
     if call.statistic is not None and call.statistic.head_average:
-        assert wide is not None
         statistic = statistic_of(wide, call.statistic, _visible(call))
     if call.v is None:
         return Attended(call.q.new_empty(0), statistic)
-    mean = None
-    if call.mean:
-        assert wide is not None
-        mean = wide.mean(1)
-    return Attended(_product(weights, call.v), statistic, mean)
+    return Attended(_product(weights, call.v), statistic, wide.mean(1))
 
 
 def _visible(call: AttentionCall) -> Tensor:
@@ -82,9 +82,6 @@ def _pairs(b: Tensor) -> Tensor:
     return b.as_strided(size, b.stride()[1:])
 
 
-Weights = tuple[Tensor, Tensor | None, Tensor | None]
-
-
 def _scores(call: AttentionCall) -> Tensor:
     """q.k, [B, H, 1, N], in fp32 or wider."""
     return _product(call.q.to(call.k.dtype), call.k.mT, wide=True)
@@ -95,40 +92,58 @@ def _transposed_products(t: Transposed) -> Tensor:
     return _product(t.keys.to(t.queries.dtype), t.queries.mT, wide=True)
 
 
-def _has_kernel(call: AttentionCall) -> bool:
-    """Whether the kernel for recorded rows serves."""
-    if call.row is None or not platform_of_tensor(call.q).triton:
+def has_kernel(call: AttentionCall) -> bool:
+    """Whether the kernel for recorded rows serves, which applies the gates, and gives
+    no statistic."""
+    if call.row is None or call.v is None or call.row_scale is not None:
         return False
-    s = call.statistic
-    large = s is not None and s.kind == "topk" and s.topk > WIDEST_TOPK
-    wide = call.k.dtype == torch.float64
-    return not (large or wide) and call.k.shape[2] <= WIDEST_ROW
+    s, by_row = call.statistic, [gate for gate in call.gates if gate.gates is None]
+    few = s is None or (s.topk <= WIDEST_TOPK or s.kind != "topk")
+    if s is not None and s.head_average or not few or (s is None) == bool(by_row):
+        return False
+    fits = call.k.dtype != torch.float64 and call.k.shape[2] <= WIDEST_ROW
+    return fits and platform_of_tensor(call.q).triton
 
 
-def _by_kernel(call: AttentionCall) -> Weights:
-    """As ``_weights``, by one launch after the products."""
-    from lib.kernels.decode_rows import softmax_rows
+def _by_kernel(call: AttentionCall) -> Attended:
+    """By one launch between the products."""
+    from lib.kernels.decode_rows import QueryRing, RowGate, softmax_rows
 
     t, s, row = call.transposed, call.statistic, call.row
-    assert row is not None
-    averaged = s is not None and s.head_average
-    weights, wide, statistic = softmax_rows(
+    assert row is not None and call.v is not None
+    term: Tensor | QueryRing | None = None
+    if t is not None and t.ring is not None:
+        term = QueryRing(t.keys, t.queries, t.ring)
+    elif t is not None:
+        term = _transposed_products(t)
+    by_row, given = None, None
+    for gate in call.gates:
+        if gate.gates is not None:
+            given = gate
+        else:
+            assert s is not None and gate.scale is not None and gate.bias is not None
+            numbers = gate.scale, gate.bias, gate.mix, s.topk, gate.at_weights
+            by_row = RowGate(s.kind, *numbers)
+    weights, wide = softmax_rows(
         _scores(call),
         row,
         call.scale,
-        torch.float32 if call.v is None else call.v.dtype,
-        products=None if t is None else _transposed_products(t),
-        is_ring=t is not None and t.is_ring,
+        call.v.dtype,
+        term=term,
         alpha=0.0 if t is None else t.alpha,
-        factor=call.row_scale,
-        statistic="none" if s is None or averaged else s.kind,
-        topk=1 if s is None else min(s.topk, call.k.shape[2]),
-        wide=call.mean or averaged,
+        row_gate=by_row,
+        gates=None if given is None or given.gates is None else given.gates[:, 0],
+        mix=0.0 if given is None else given.mix,
+        wide=call.mean,
     )
-    return weights, wide, statistic
+    mean: Tensor | OfHeads | None = wide
+    if wide is not None:
+        few = 0 < call.kept <= WIDEST_TOPK
+        mean = OfHeads(wide, row) if few else wide.mean(1)
+    return Attended(_product(weights, call.v), None, mean, gated=True)
 
 
-def _weights(call: AttentionCall) -> Weights:
+def _weights(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
     """Weights [B, H, 1, N] in the type of the values, in fp32 or wider, and the
     statistic [B, H, 1] unless it is of the heads' average."""
     scores, row = _scores(call), call.row
@@ -152,13 +167,14 @@ def _add_transposed(
     scores: Tensor, t: Transposed, row: Tensor | None, at: Tensor | None
 ) -> Tensor:
     """Scores [B, H, 1, N] with the term; ``at``: the columns, for a recording."""
+    if t.ring is not None:
+        assert row is not None and at is not None
+        size = t.ring.shape[2]
+        t.ring.index_copy_(2, row % size, t.queries)
+        t = replace(t, queries=t.ring.index_select(2, at % size), ring=None)
+        band = (at > row - size) & (at <= row)
+        return scores + t.alpha_per_head * _transposed_products(t) * band
     products = t.alpha_per_head * _transposed_products(t)
-    if not t.is_ring:
-        # Those of the last columns, all within the window.
-        before = scores.shape[-1] - products.shape[-1]
-        return scores + F.pad(products, (before, 0))
-    assert row is not None and at is not None
-    keep = products.shape[-1] - 1
-    slots = torch.where(at < row, at % keep, keep)
-    band = (at >= row - keep) & (at <= row)
-    return scores + products.index_select(-1, slots) * band
+    # Those of the last columns, all within the window.
+    before = scores.shape[-1] - products.shape[-1]
+    return scores + F.pad(products, (before, 0))

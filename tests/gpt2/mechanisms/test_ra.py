@@ -30,7 +30,7 @@ def test_alpha_is_a_parameter_only_when_learned() -> None:
 
 @pytest.mark.parametrize("pieces", [[1] * 9, [4, 5], [6, 1, 2]])
 @pytest.mark.parametrize("window", [1, 3, WHOLE_CONTEXT])
-def test_decoding_needs_the_last_window_of_queries_alone(
+def test_decoding_needs_the_queries_of_the_last_window_alone(
     window: int, pieces: list[int]
 ) -> None:
     module = reciprocity(ra_window=window)
@@ -56,6 +56,6 @@ def test_decoding_needs_the_last_window_of_queries_alone(
                 )
             ).output
         )
-        kept = 9 if window == WHOLE_CONTEXT else window
+        kept = 9 if window == WHOLE_CONTEXT else window + 1
         assert whole_cache.numbers == 2 * 4 * 3 * kept
     assert deviation(torch.cat(parts, 2), whole) < 1e-13

@@ -158,7 +158,7 @@ def test_statistic_and_mean_weights_come_with_the_output(
             ),
             backend,
         )
-        assert_agree(list(got), leaves, theirs, leaves, 1e-10, slopes)
+        assert_agree(list(got[:3]), leaves, theirs, leaves, 1e-10, slopes)
 
 
 def test_reciprocal_scores_are_no_product_of_sums() -> None:
