@@ -61,7 +61,7 @@ class LatentExchange(MlpPart):
             "attention did not produce"
         )
         if self.kind == "per_head_scalar":
-            scaled = key_latent * self.up_scale[self._chunk(key_latent, cache)]
+            scaled = key_latent * self._of_chunks("up_scale", cache)
             return added(hidden, scaled, self.basis, self.mix)
         return added(hidden, key_latent, self.up.weight, self.mix)
 
@@ -78,18 +78,19 @@ class LatentExchange(MlpPart):
         """[B, S, M] -> [B, S, L] for the next block."""
         low = read(hidden, "latent", self.reader())
         if self.kind == "per_head_scalar":
-            assert self.down_scale is not None, "a producer without its scalars"
-            low = low * self.down_scale[self._chunk(low, cache)]
+            low = low * self._of_chunks("down_scale", cache)
         return low
 
-    def _chunk(self, like: Tensor, cache: LayerCache | None) -> Tensor:
-        """Head of each dimension of the latent, [L]; for decoding made once, since the
-        host waits for its copy to a GPU."""
+    def _of_chunks(self, name: str, cache: LayerCache | None) -> Tensor:
+        """The head's scalar of each dimension of the latent, [L]; for decoding made
+        once."""
 
         def make() -> Tensor:
-            return torch.as_tensor(self.chunks, device=like.device)
+            scale: Tensor | None = getattr(self, name)
+            assert scale is not None, "a producer without its scalars"
+            return scale[torch.as_tensor(self.chunks, device=scale.device)]
 
-        return make() if cache is None else cache.once("chunk", make)
+        return make() if cache is None else cache.once(name, make)
 
 
 def chunk_of(width: int, heads: int) -> list[int]:

@@ -74,7 +74,11 @@ class Up(nn.Module):
 
     def forward(self, c: Tensor) -> Tensor:
         """[B, S, L] -> [B, H, S, D]."""
-        out = split_heads(self.up(c), 1 if self.shared else self.heads)
+        return self.split(self.up(c))
+
+    def split(self, rows: Tensor) -> Tensor:
+        """The layer's numbers [B, S, H D], or D shared by all heads -> [B, H, S, D]."""
+        out = split_heads(rows, 1 if self.shared else self.heads)
         return out.expand(-1, self.heads, -1, -1)
 
     def per_head(self) -> Tensor:
@@ -126,41 +130,52 @@ class Latent(LatentProjection):
 
     def _decode(self, x: Tensor, latent: Tensor | None, cache: LayerCache) -> Heads:
         """Queries in the latent space and the latents of all tokens so far."""
-        absorbed = self.heads * self.down_k.out_features
-        own = self.q.out_features if self.is_reciprocal else 0
+        latents, keys = self.down_k.out_features, self.up_k.up.out_features
+        own = [self.q.out_features, keys] if self.is_reciprocal else []
+        widths = [self.heads * latents, 2 * latents, *own]
         out = F.linear(x, cache.once("rows", self._rows), self._bias(cache))
-        q, c, row_q = out.split([absorbed, 2 * self.down_k.out_features, own], -1)
+        q, c, *rows = out.split(widths, -1)
         c = c.unflatten(-1, (2, -1)).transpose(1, 2)  # [B, 2, S, L]
         if latent is not None:
-            c = torch.stack([c[:, 0] + latent, c[:, 1]], 1)
+            c[:, 0].add_(latent)  # in place: nothing else reads it
         held = cache.extend("c", c, 2)
+        row_q = row_k = None
+        if rows:
+            row_q = split_heads(rows[0], self.heads)
+            row_k = self.up_k.split(rows[1])
+            row_k = row_k if latent is None else row_k + self.up_k(latent)
         return Heads(
             q=split_heads(q, self.heads),
             k=held[:, :1],
             v=held[:, 1:],
-            row_q=split_heads(row_q, self.heads) if own else None,
-            row_k=self.up_k(c[:, 0]) if own else None,
+            row_q=row_q,
+            row_k=row_k,
             value_up=self.up_v.per_head(),
             key_latent=c[:, 0],
         )
 
     def _rows(self) -> Tensor:
-        """Matrix for queries in the latent space, both latents and, for RA, queries."""
+        """Matrix for queries in the latent space, both latents and, for RA, queries and
+        keys."""
         rows, _ = self.up_k.absorbed(self.q)
         parts = [rows.flatten(0, 1), self.down_k.weight, self.down_v.weight]
-        return torch.cat([*parts, self.q.weight] if self.is_reciprocal else parts)
+        if self.is_reciprocal:
+            parts += [self.q.weight, self.up_k.up.weight @ self.down_k.weight]
+        return torch.cat(parts)
 
     def _bias(self, cache: LayerCache) -> Tensor | None:
-        """Bias of ``_rows``; the latents have none."""
+        """Bias of ``_rows``; latents and keys have none."""
         if self.q.bias is None:
             return None
 
         def make() -> Tensor:
             _, bias = self.up_k.absorbed(self.q)
             assert bias is not None
-            none = bias.new_zeros(2 * self.down_k.out_features)
-            parts = [bias.flatten(), none]
-            return torch.cat([*parts, self.q.bias] if self.is_reciprocal else parts)
+            parts = [bias.flatten(), bias.new_zeros(2 * self.down_k.out_features)]
+            if self.is_reciprocal:
+                keys = bias.new_zeros(self.up_k.up.out_features)
+                parts += [self.q.bias, keys]
+            return torch.cat(parts)
 
         return cache.once("bias", make)
 

@@ -22,6 +22,10 @@ MORE = {
     "prefix mean": {"mlp_gate": True, "mlp_gate_pool": "prefix_mean"},
     "rms": {"cross_token": True, "cross_select": "rms", "cross_tau": 0.9},
     "RA on rotary keys": {"attention": "mla_rope", "ra": True, "ra_window": 3},
+    "RA on MLA with latent reciprocity": {
+        **{"attention": "mla", "ra": True, "ra_window": 3, "latent": "untied"},
+        **{"mla_shared_k": True},
+    },
     "shared ups": {"attention": "mla", "mla_shared_k": True, "mla_shared_v": True},
     "RA and gates at the weights": {
         **{"ra": True, "ra_window": 3, "ra_learned_alpha": True},
