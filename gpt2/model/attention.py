@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from gpt2.mechanisms import added, module_of, needs_of, projection_of
 from gpt2.mechanisms.needs import Statistic
 from gpt2.mechanisms.spec import MULTI_HEAD
-from gpt2.model.backends.call import Attended, AttentionCall, Transposed
+from gpt2.model.backends.call import Attended, AttentionCall, Gate, Transposed
 from gpt2.model.backends.decode import has_kernel
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.parts import AttentionPart, AttentionSide, Heads, Projection
 from gpt2.settings.schema import Resources, Settings
+
+UNGATED = AttentionPart.row_factor, AttentionPart.gate_heads
 
 
 class MultiHead(Projection):
@@ -153,13 +155,9 @@ class CausalAttention(nn.Module):
             dropout=self.dropout_p if self.training else 0.0,
             qkv=heads.qkv,
         )
-        if row is not None:
-            pairs = zip(self.parts(), given, strict=True)
-            gates = (part.head_gate(tensor) for part, tensor in pairs)
-            call = whole(
-                statistic=needs.statistic,
-                gates=tuple(gate for gate in gates if gate is not None),
-            )
+        gates = None if row is None else self._gates(given)
+        if gates is not None:
+            call = whole(statistic=needs.statistic, gates=gates)
             if has_kernel(call):
                 return attend(call, self.backend)
         find = partial(self._statistic, base)
@@ -169,6 +167,17 @@ class CausalAttention(nn.Module):
                 rows = factor if rows is None else rows * factor
         statistic = None if needs.at_weights else needs.statistic
         return attend(whole(statistic=statistic, row_scale=rows), self.backend)
+
+    def _gates(self, given: Sequence[Tensor | None]) -> tuple[Gate, ...] | None:
+        """Factors on the heads for a kernel; None if a part has others than these."""
+        gates = []
+        for part, tensor in zip(self.parts(), given, strict=True):
+            gate, kind = part.head_gate(tensor), type(part)
+            if gate is not None:
+                gates.append(gate)
+            elif (kind.row_factor, kind.gate_heads) != UNGATED:
+                return None
+        return tuple(gates)
 
     def _statistic(
         self, base: Callable[..., AttentionCall], statistic: Statistic

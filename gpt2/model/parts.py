@@ -125,7 +125,8 @@ class AttentionPart(nn.Module):
         return None
 
     def head_gate(self, given: Tensor | None) -> Gate | None:
-        """Factor of ``row_factor`` or ``gate_heads``, for a kernel that decodes."""
+        """Factor of ``row_factor`` or ``gate_heads``, for a kernel that decodes: it
+        serves if each part that has one of these gives its factor here."""
         return None
 
     def gate_heads(

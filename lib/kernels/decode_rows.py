@@ -168,8 +168,11 @@ def softmax_rows(
     full = torch.empty_like(scores) if wide else None
     learned = isinstance(alpha, Tensor)
     is_ring = isinstance(term, QueryRing)
-    key, query, ring = term if isinstance(term, QueryRing) else (None, None, None)
-    size, d = (1, 1) if ring is None else ring.shape[2:]
+    key, query, ring, size, d = None, None, None, 1, 1
+    if isinstance(term, QueryRing):
+        key, query, ring = term
+        size, d = ring.shape[2:]
+        assert ring.is_contiguous() and key.stride(3) == query.stride(3) == 1
     r = row_gate
     block = triton.next_power_of_2(n)
     _softmax_kernel[(b * h,)](

@@ -98,8 +98,9 @@ def has_kernel(call: AttentionCall) -> bool:
     if call.row is None or call.v is None or call.row_scale is not None:
         return False
     s, by_row = call.statistic, [gate for gate in call.gates if gate.gates is None]
-    few = s is None or (s.topk <= WIDEST_TOPK or s.kind != "topk")
-    if s is not None and s.head_average or not few or (s is None) == bool(by_row):
+    if len(by_row) != (s is not None) or len(call.gates) - len(by_row) > 1:
+        return False
+    if s is not None and (s.head_average or s.kind == "topk" and s.topk > WIDEST_TOPK):
         return False
     fits = call.k.dtype != torch.float64 and call.k.shape[2] <= WIDEST_ROW
     return fits and platform_of_tensor(call.q).triton
@@ -140,7 +141,7 @@ def _by_kernel(call: AttentionCall) -> Attended:
     if wide is not None:
         few = 0 < call.kept <= WIDEST_TOPK
         mean = OfHeads(wide, row) if few else wide.mean(1)
-    return Attended(_product(weights, call.v), None, mean, gated=True)
+    return Attended(_product(weights, call.v), None, mean, gated=bool(call.gates))
 
 
 def _weights(call: AttentionCall) -> tuple[Tensor, Tensor, Tensor | None]:
