@@ -72,8 +72,7 @@ def ray_slots(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
     print(f"the Ray cluster has {cluster.describe()}", flush=True)
     hidden = {} if on_gpu else slots.no_gpu()
     slot = {"OMP_NUM_THREADS": str(threads), **hidden}
-    total = sum(machine.get("GPU", 0) for machine in cluster.machines())
-    every = int(total // ranks) if on_gpu else 1
+    every = int(cluster.gpus // ranks) if on_gpu else 1
     return [slot] * (asked.parallel_jobs or max(1, every)), cluster.launch
 
 

@@ -33,8 +33,8 @@ def recorded(
 
 
 def note_lost(root: Path, gpus: str, why: str) -> None:
-    """Note that these GPUs of this machine are out of use from now on."""
-    place = place_name(gpus)
+    """Note that GPUs are out of use from now on: of this machine, or of "host:0,1"."""
+    place = gpus if ":" in gpus else place_name(gpus)
     _append(root, kind=OUT_OF_USE, time=time.time(), place=place, why=why)
 
 

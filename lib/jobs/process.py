@@ -59,6 +59,7 @@ class Task:
     seconds: of training after which it ends, instead of max_steps.
     code: names what it compiles before it trains; "" if it compiles nothing.
     memory: bytes of GPU memory that it takes, 0 where that does not matter.
+    avoid: GPUs as in Outcome.place, which an engine that assigns GPUs is not to use.
     """
 
     name: str
@@ -71,13 +72,14 @@ class Task:
     seconds: float = 0.0
     memory: float = 0.0
     code: str = ""
+    avoid: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
     """Outcome of an attempt. steps: updates of this attempt. val_loss: of the last
     evaluation on record, which may be newer than the last refresh. is_stuck: its
-    process does not end."""
+    process does not end. place: "host:0,1", if its engine has assigned the GPUs."""
 
     status: str  # done, failed, oom, interrupted
     failure: str | None = None
@@ -89,6 +91,7 @@ class Outcome:
     val_loss: float | None = None
     log_tail: tuple[str, ...] = ()
     is_stuck: bool = False
+    place: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

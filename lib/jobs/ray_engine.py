@@ -15,6 +15,8 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,11 @@ class Cluster:
                 f"a run needs {words(self._need)} on one machine, and no machine has "
                 f"them. The cluster: {self.describe()}"
             )
+
+    @property
+    def gpus(self) -> float:
+        """GPUs of all machines that are up."""
+        return sum(machine.get("GPU", 0) for machine in self.machines())
 
     def can_hold(self) -> bool:
         """True if some machine, when idle, could hold a run."""
@@ -174,14 +181,22 @@ class RemoteAttempt:
         full disk."""
         self._cluster, self._run_dir, self._patience = cluster, task.run_dir, patience
         self._max_steps, self._seconds = task.max_steps, task.seconds
+        if len(task.avoid) >= cluster.gpus:  # none would be left
+            task = replace(task, avoid=())
         self.number = int(run_files.read_status(task.run_dir)["attempt"]) + 1
-        token = task.run_dir.absolute() / f".token.{secrets.token_hex(6)}.tmp"
-        atomic_files.atomic_write_text(token, "")
-        self._ref = cluster.submit(render_order(task, slot, patience, token))
+        self._render = partial(render_order, task, slot, patience)
+        self._plugs: list[Any] = []  # tasks on GPUs to avoid, while this one goes on
+        self._submit()
         self._is_there = False  # whether a machine has started it
         self._reason: str | None = None
         self._lost: Exception | None = None
         self._enter()
+
+    def _submit(self) -> None:
+        token = self._run_dir.absolute() / f".token.{secrets.token_hex(6)}.tmp"
+        atomic_files.atomic_write_text(token, "")
+        self._token = token
+        self._ref = self._cluster.submit(self._render(token))
 
     def _enter(self) -> None:
         self.started = self._since = time.monotonic()
@@ -190,7 +205,12 @@ class RemoteAttempt:
 
     def poll(self) -> Outcome | None:
         """Outcome when the attempt has ended, with status.json updated."""
-        now = time.monotonic()
+        outcome = self._poll(time.monotonic())
+        if outcome is not None:
+            self._unplug()
+        return outcome
+
+    def _poll(self, now: float) -> Outcome | None:
         if self._lost is None:
             found = self._cluster.result(self._ref)
             if isinstance(found, Outcome):
@@ -209,6 +229,7 @@ class RemoteAttempt:
         """Request a checkpoint and exit; an attempt that is still queued ends now."""
         if self._reason is None:
             self._reason = "stop"
+            self._unplug()
             self._cluster.cancel(self._ref)
 
     def kill(self) -> None:
@@ -221,13 +242,23 @@ class RemoteAttempt:
         machines it needs."""
         if self._is_there:
             return
+        is_refused = not self._token.exists()
         if status_or_nothing(self._run_dir).get("attempt", 0) >= self.number:
             self._enter()  # time in the queue does not count as start-up time
             self._is_there = True
+        elif is_refused and self._reason is None:
+            self._plugs.append(self._ref)
+            self._submit()
         elif self._cluster.can_hold():
             self._since = now
         elif self._patience.hang and now - self._since > self._patience.hang:
             self.stop()
+
+    def _unplug(self) -> None:
+        """Let the GPUs be assigned again that this attempt was to avoid."""
+        for ref in self._plugs:
+            self._cluster.cancel(ref)
+        self._plugs = []
 
     def _end_of_lost(self, error: Exception, now: float) -> Outcome | None:
         """Outcome of a run whose worker is lost. The trainer may still be running: it

@@ -16,7 +16,7 @@ import socket
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from lib.jobs import slots
+from lib.jobs.phases import place_name
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.run_log import Pace
 
@@ -61,11 +62,22 @@ def main() -> int:
 
 
 def carry_out(order: Mapping[str, Any], parent: int, asked: list[int]) -> Outcome:
-    """Run the attempt to its end. asked: has one item for each SIGTERM so far."""
+    """Run the attempt to its end. asked: has one item for each SIGTERM so far.
+
+    On GPUs that it is to avoid nothing is run: they are kept from being assigned again
+    until a SIGTERM, which the removal of the token tells the sender.
+    """
     task = _task(order["task"])
     if not Path(order["token"]).exists():
         return Outcome(status="failed", failure="crash", message=_not_shared(task))
     slot = order["slot"] | slots.promised({**os.environ, **order["slot"]})
+    gpus = slots.place_of(slot)
+    place = place_name(gpus) if gpus else ""
+    if place in task.avoid:
+        Path(order["token"]).unlink(missing_ok=True)
+        while not asked and os.getppid() == parent:
+            time.sleep(POLL)
+        return Outcome(status="interrupted", place=place)
     try:
         attempt = Attempt(task, slot, Patience(**order["patience"]))
     except (OSError, ValueError) as error:
@@ -78,12 +90,12 @@ def carry_out(order: Mapping[str, Any], parent: int, asked: list[int]) -> Outcom
         elif asked or os.getppid() != parent:
             attempt.stop()
         time.sleep(POLL)
-    return outcome
+    return replace(outcome, place=place)
 
 
 def _task(found: Mapping[str, Any]) -> Task:
-    command, run_dir = tuple(found["command"]), Path(found["run_dir"])
-    return Task(**{**found, "command": command, "run_dir": run_dir})
+    lists = {name: tuple(found[name]) for name in ("command", "avoid")}
+    return Task(**{**found, **lists, "run_dir": Path(found["run_dir"])})
 
 
 def _not_shared(task: Task) -> str:

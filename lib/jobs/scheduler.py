@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 from typing import Protocol
@@ -246,8 +246,9 @@ class Scheduler:
     def _start(self, cell: TaskState, slot: int) -> None:
         atomic_files.remove_leftovers(cell.task.run_dir)
         options = self.options
-        place = options.slots[slot]
-        cell.attempt = options.launch(cell.task, place, options.patience)
+        avoid = tuple(cell.failed_at | self.cards.lost.keys())
+        task = replace(cell.task, avoid=avoid)
+        cell.attempt = options.launch(task, options.slots[slot], options.patience)
         self._queue.remove(cell)
         self.occupancy.put(cell, slot)
         cell.state = "running"
@@ -271,7 +272,7 @@ class Scheduler:
         began, place = cell.attempt.started, self.occupancy.take(cell)
         cell.attempt, cell.outcome = None, outcome
         cell.is_moved &= outcome.status == "interrupted"
-        self._note_card(cell, place, outcome, began)
+        self._note_card(cell, outcome.place or place, outcome, began)
         if self._may_retry(cell, outcome):
             cell.failures[str(outcome.failure)] += 1
             cell.state = "queued"

@@ -9,11 +9,13 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lib import atomic_files
+from lib.jobs.phases import place_name
 from lib.jobs.process import Outcome, Task
 from lib.jobs.ray_engine import fits, words
 from lib.jobs.ray_worker import read_outcome, render_order
@@ -114,6 +116,24 @@ def test_gpus_are_promised_to_a_run_as_ray_gave_them(
         assert (place / "train.log").read_text() == f"{seen}\n"
 
 
+def test_nothing_runs_on_a_gpu_to_avoid(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The attendant keeps the GPU until it is asked to end, and says so meanwhile."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    avoiding = replace(task(tmp_path, "a"), avoid=(place_name("2"),))
+    sent = Sent(avoiding)
+    until(lambda: not list((tmp_path / "a").glob(".token.*")))
+    assert sent.process.poll() is None
+    sent.process.terminate()
+    outcome = sent.outcome()
+    assert (outcome.status, outcome.place) == ("interrupted", place_name("2"))
+    assert status_of(tmp_path, "a") == ("planned", None, 0)
+    elsewhere = replace(avoiding, avoid=(place_name("3"),))
+    outcome = Sent(elsewhere).outcome()
+    assert (outcome.status, outcome.place) == ("done", place_name("2"))
+
+
 # ---- what needs no cluster ------------------------------------------------------
 
 
@@ -152,6 +172,8 @@ def failing(root: Path) -> list[Task]:
         task(root, "starved", steps=6, at=5, fail="starved", first=2),
         task(root, "kill", steps=7, fail="kill", at=6, first=2),
         task(root, "interrupted", fail="interrupted"),
+        task(root, "hang", steps=8, at=7, fail="hang", first=1, pulse=1.0),
+        task(root, "device", fail="device", first=1),
     ]
 
 

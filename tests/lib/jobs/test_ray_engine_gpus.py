@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from lib import atomic_files
+from lib.jobs.phases import place_name
 from lib.jobs.process import Task
 from tests.lib.jobs.test_ray_engine import needs_ray
+from tests.lib.jobs.test_scheduler import status_of
 from tests.scratch import ROOT
 
 pytestmark = [needs_ray, pytest.mark.slow, pytest.mark.timeout(300)]
@@ -24,6 +26,7 @@ LOOK = f"""
 import os, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
+from lib import atomic_files
 from lib.jobs import run_files
 place, rank = Path(sys.argv[1]), os.environ.get("RANK", "0")
 seen = {{name: os.environ.get(name) for name in {NAMES}}}
@@ -32,6 +35,27 @@ while not all(map(os.path.exists, sys.argv[2:])):
     time.sleep(0.05)
 if rank == "0":
     run_files.write_status(place, status="done")
+"""
+BROKEN = """
+import sys
+sys.path.insert(0, {root!r})
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from lib.jobs import ray_engine as engine_ray
+from tests.lib.jobs.test_cards import arms
+from tests.lib.jobs.test_scheduler import run
+node = {{"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}}
+nodes = Cluster(initialize_head=True, head_node_args=node)
+try:
+    cluster = engine_ray.Cluster(nodes.address)
+    cluster.require(cpus=1, gpus=1)
+    wanted = arms(Path({place!r}), 6, sleep=0.05, fail="device", card="1")
+    code, said, _ = run(wanted, slots=({{}}, {{}}), launch=cluster.launch)
+    print(code, said)
+finally:
+    ray.shutdown()
+    nodes.shutdown()
 """
 RUNNER = """
 import sys
@@ -85,6 +109,26 @@ def task(root: Path, name: str, files: list[Path], *launcher: str) -> Task:
     return Task(name=name, command=command, run_dir=root / name)
 
 
+def environment(folder: Path) -> dict[str, str]:
+    found = {name: value for name, value in os.environ.items() if name not in NAMES}
+    alone = {"HOME": str(folder), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    return found | alone
+
+
+def carry_out(program: str, folder: Path, environ: dict[str, str]) -> str:
+    """Output of a program that starts a cluster."""
+    code = program.format(root=str(ROOT), place=str(folder))
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        env=environ,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 @pytest.mark.parametrize(
     ("maker", "mine", "other"),
     [
@@ -96,20 +140,11 @@ def test_each_run_sees_its_own_gpus(
     tmp_path: Path, maker: str, mine: str, other: str
 ) -> None:
     (tmp_path / "look.py").write_text(LOOK)
-    environ = {name: value for name, value in os.environ.items() if name not in NAMES}
-    environ |= {"HOME": str(tmp_path), "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+    environ = environment(tmp_path)
     if maker == "amd":
         (tmp_path / "amdsmi.py").write_text(AMDSMI)
         environ["PYTHONPATH"] = str(tmp_path)
-    code = RUNNER.format(root=str(ROOT), place=str(tmp_path))
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
-        env=environ,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    said = carry_out(RUNNER, tmp_path, environ)
 
     def seen(run: str, rank: int = 0) -> Any:
         return atomic_files.read_json(tmp_path / run / f"rank{rank}.json")
@@ -119,4 +154,14 @@ def test_each_run_sees_its_own_gpus(
     assert [seen("both", rank)["LOCAL_RANK"] for rank in range(2)] == ["0", "1"]
     for one in (seen("a"), seen("b"), seen("both", 0), seen("both", 1)):
         assert one["KABLATE_GPUS"] == one[mine] and one[other] is None
-    assert "needs 1 CPU, 3 GPU on one machine, and no machine has them" in done.stdout
+    assert "needs 1 CPU, 3 GPU on one machine, and no machine has them" in said
+
+
+def test_a_broken_gpu_does_not_eat_the_queue(tmp_path: Path) -> None:
+    """As with the runner's own processes (test_cards.py)."""
+    said = carry_out(BROKEN, tmp_path, environment(tmp_path))
+    place = place_name("1")
+    assert said.startswith("8 ") and f"GPU {place} IS OUT OF USE: 3 runs" in said, said
+    ends = [status_of(tmp_path, f"arm{n}/seed1") for n in range(6)]
+    assert {status for status, _, _ in ends} == {"done"}
+    assert sorted(attempt for _, _, attempt in ends) == [1] * 3 + [2] * 3
