@@ -23,9 +23,7 @@ PULSE_FILE = ".pulse"
 LEAST = 300.0  # seconds: a disk or a network may be slow once
 MEASURED = 3  # updates before the longest one says anything
 UNSEEN = 1.0  # seconds; longer between two looks, and we were stopped as well
-_FORM = struct.Struct(
-    "=qd"
-)  # number of the statement; seconds until an update, 0: none
+_FORM = struct.Struct("=qd")  # number of the statement; seconds to an update, 0: none
 
 
 class Pulse:
