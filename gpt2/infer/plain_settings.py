@@ -39,4 +39,5 @@ class PlainSettings:
         return PlainSettings(parts, self.vocab_size)
 
 
-Settings = PlainSettings  # the name by which the model's sources import it
+# The names by which the model's sources import them.
+Settings, Resources = PlainSettings, SimpleNamespace
