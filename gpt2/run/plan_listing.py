@@ -265,7 +265,9 @@ def _costs(job: Job, reference: Settings) -> str:
     elif job.parent_name is not None:
         partner = f"compared with {job.parent_name}"
     share = b.parameters / budget(reference).parameters - 1
-    more = f" ({100 * share:+.2f}% against the baseline)"
+    more = f" ({100 * share:+.2f}% against the baseline)" * (
+        job.parent_name is not None
+    )
     work = job.settings.optim.time_budget or f"{tokens_of(job.settings):,} tokens"
     needs = f", about {_memory(job.settings)}" if _on_gpu(job.settings) else ""
     return f"{partner}, {b.parameters:,} parameters{more}, {work}{needs}"
