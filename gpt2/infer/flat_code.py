@@ -278,7 +278,7 @@ def _render(source: _Source, names: Mapping[str, str]) -> str:
         if place == 0 and _is_text(statement) or is_future:
             parts.append(_text_of(source, place))
         elif isinstance(statement, ast.Import | ast.ImportFrom):
-            parts += _import_text(source, statement, names, used)
+            parts += _import_text(statement, names, used)
         elif place in source.wanted:
             parts.append(_rewritten(_text_of(source, place), statement, names))
     return "\n".join(parts) + "\n"
@@ -299,10 +299,7 @@ def _text_of(source: _Source, place: int) -> str:
 
 
 def _import_text(
-    source: _Source,
-    statement: ast.Import | ast.ImportFrom,
-    names: Mapping[str, str],
-    used: set[str],
+    statement: ast.Import | ast.ImportFrom, names: Mapping[str, str], used: set[str]
 ) -> Iterator[str]:
     """A top-level import, narrowed to the names that are used."""
     module = statement.module if isinstance(statement, ast.ImportFrom) else None
