@@ -72,12 +72,6 @@ def changed(tree: Path) -> set[str]:
     return {line[3:] for line in listed.splitlines()}
 
 
-def replace_once(tree: Path, name: str, old: str, new: str) -> None:
-    text = (tree / name).read_text(encoding="utf-8")
-    assert text.count(old) == 1, f"{name}: {text.count(old)} x {old!r}"
-    write(tree, name, text.replace(old, new))
-
-
 def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
     row = recipe("Add an ablation step over existing mechanisms", "python")
     add_row(tree, row)
@@ -107,7 +101,7 @@ def test_adding_a_step_is_one_row_in_one_file(tree: Path) -> None:
         "-q",
         "-x",
         "-k",
-        "34 or test_steps or test_jobs or test_planning",
+        "34 or test_steps or test_jobs and not identity or test_planning",
         *TESTS_OF_STEPS,
     )
     output = succeed(python(tree, "-m", "pytest", "-p", "no:cacheprovider", *words))
