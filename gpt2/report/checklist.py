@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gpt2.audit.finding import FAILED, PASSED
@@ -104,10 +105,6 @@ def _provenance(run: Run) -> dict[str, Any]:
     return as_dict(run.manifest.get("provenance"))
 
 
-def _git(run: Run) -> dict[str, Any]:
-    return as_dict(_provenance(run).get("git"))
-
-
 def _field(data: dict[str, Any], name: str) -> str | None:
     value = data.get(name)
     if isinstance(value, bool):
@@ -117,30 +114,52 @@ def _field(data: dict[str, Any], name: str) -> str | None:
     )
 
 
-def _commit(run: Run) -> str | None:
-    """The commit, or all of them if the run was resumed under another."""
-    resumed = run.manifest.get("resumed")
-    attempts = resumed if isinstance(resumed, list) else []
-    later = [as_dict(as_dict(attempt).get("git")) for attempt in attempts]
-    commits = [_field(git, "sha") for git in (_git(run), *later)]
-    return ", then ".join(dict.fromkeys(x for x in commits if x)) or None
+def _attempts(run: Run) -> list[dict[str, Any]]:
+    """Conditions of each attempt at a run, in their order."""
+    manifest = run.manifest
+    device = as_dict(manifest.get("device"))
+    first = {  # of a manifest that is older than "began", what it has
+        **{k: v for k, v in manifest.items() if isinstance(v, str | int | bool)},
+        **{k: device.get(k) for k in ("backend", "runtime", "driver")},
+        "device": device.get("name"),
+        **as_dict(manifest.get("began")),
+        **_provenance(run),
+    }
+    resumed = manifest.get("resumed")
+    return [first, *map(as_dict, resumed if isinstance(resumed, list) else [])]
 
 
-def _hardware(run: Run) -> str | None:
-    name = _field(as_dict(run.manifest.get("device")), "name")
-    ranks = number(run.manifest.get("world_size")) or 1
-    return None if name is None else f"{ranks} x {name}"
+def _of_each(
+    read: Callable[[dict[str, Any]], str | None],
+) -> Callable[[Run], str | None]:
+    """Function that reads a value of each attempt: one, or all in their order."""
+
+    def found(run: Run) -> str | None:
+        values = dict.fromkeys(map(read, _attempts(run)))
+        return ", then ".join(x for x in values if x) or None
+
+    return found
 
 
-def _runtime(run: Run) -> str | None:
-    device = as_dict(run.manifest.get("device"))
-    found = [_field(device, name) for name in ("backend", "runtime", "driver")]
+def _commit(attempt: dict[str, Any]) -> str | None:
+    return _field(as_dict(attempt.get("git")), "sha")
+
+
+def _hardware(attempt: dict[str, Any]) -> str | None:
+    name = _field(attempt, "device")
+    return (
+        None if name is None else f"{number(attempt.get('world_size')) or 1} x {name}"
+    )
+
+
+def _runtime(attempt: dict[str, Any]) -> str | None:
+    found = [_field(attempt, name) for name in ("backend", "runtime", "driver")]
     return " ".join(x for x in found if x and x != "-") or None
 
 
-def _versions(run: Run) -> str | None:
-    packages = as_dict(_provenance(run).get("packages"))
-    versions = {"python": _field(_provenance(run), "python")}
+def _versions(attempt: dict[str, Any]) -> str | None:
+    packages = as_dict(attempt.get("packages"))
+    versions = {"python": _field(attempt, "python")}
     versions |= {clean(k): _field(packages, k) for k in ("torch", "triton", "numpy")}
     return ", ".join(f"{k} {v}" for k, v in versions.items() if v) or None
 
@@ -149,26 +168,14 @@ def _effective_batch(run: Run) -> str | None:
     return _field(run.manifest, "effective_batch")
 
 
-def _split(run: Run) -> str | None:
+def _split(attempt: dict[str, Any]) -> str | None:
     names = ("micro_batch", "accumulation", "world_size")
-    parts = [_field(run.manifest, name) for name in names]
-    return None if parts[0] is None else " x ".join(x or "?" for x in parts)
+    parts = [_field(attempt, name) for name in names]
+    return None if None in parts else " x ".join(x or "?" for x in parts)
 
 
 def _precision(run: Run) -> str | None:
     return _field(as_dict(run.settings.get("optim")), "mixed_precision")
-
-
-def _compile(run: Run) -> str | None:
-    return _field(run.manifest, "compile")
-
-
-def _attention(run: Run) -> str | None:
-    return _field(run.manifest, "attention_backend")
-
-
-def _mlp(run: Run) -> str | None:
-    return _field(run.manifest, "mlp_backend")
 
 
 def _data(run: Run) -> str | None:
@@ -185,16 +192,16 @@ def _tokens(run: Run) -> str | None:
 
 
 ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
-    "commit": _commit,
-    "hardware": _hardware,
-    "driver and runtime": _runtime,
-    "versions": _versions,
+    "commit": _of_each(_commit),
+    "hardware": _of_each(_hardware),
+    "driver and runtime": _of_each(_runtime),
+    "versions": _of_each(_versions),
     "effective batch": _effective_batch,
-    "micro batch x accumulation x ranks": _split,
+    "micro batch x accumulation x ranks": _of_each(_split),
     "precision": _precision,
-    "torch.compile": _compile,
-    "attention backend": _attention,
-    "MLP backend": _mlp,
+    "torch.compile": _of_each(partial(_field, name="compile")),
+    "attention backend": _of_each(partial(_field, name="attention_backend")),
+    "MLP backend": _of_each(partial(_field, name="mlp_backend")),
     "data": _data,
     "training tokens": _tokens,
 }
@@ -206,8 +213,9 @@ MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend", "MLP ba
 
 
 def _work_tree(runs: list[Run]) -> Item:
-    states = [_git(run).get("dirty") for run in runs]
-    sums = {clean(_git(run).get("diff_sha256") or "")[:12] for run in runs} - {""}
+    trees = [[as_dict(x.get("git")) for x in _attempts(run)] for run in runs]
+    states = [_is_dirty(of_run) for of_run in trees]
+    sums = {clean(git.get("diff_sha256") or "")[:12] for x in trees for git in x} - {""}
     if all(state is False for state in states):
         return Item("uncommitted changes", "none")
     if not any(states):
@@ -219,6 +227,12 @@ def _work_tree(runs: list[Run]) -> Item:
         dirty + named,
         "the commit does not fully identify the code",
     )
+
+
+def _is_dirty(trees: list[dict[str, Any]]) -> bool | None:
+    """Whether any attempt had uncommitted changes; None if that is not recorded."""
+    states = [git.get("dirty") for git in trees if git]
+    return True if True in states else (states or [None])[0]
 
 
 def _seeds(matrix: MatrixResults) -> Item:

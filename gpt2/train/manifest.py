@@ -72,9 +72,11 @@ class Manifest:
         before = self.read()
         here = provenance.collect(ROOT, environ)
         kept = before if resumed_at is not None else {}
+        used = _environment(job, context, here, serving)
         manifest = {
             "schema": 1,
             "provenance": kept.get("provenance", here),
+            "began": kept.get("began", used),
             "device": asdict(context.device) | asdict(startup),
             "settings": job.settings.to_dict(),
             "origins": dict(job.origins),
@@ -96,7 +98,7 @@ class Manifest:
         }
         if resumed_at is not None:
             manifest["resumed"].append(
-                _resumption(resumed_at, random_streams, here, context)
+                {"step": resumed_at, "random_streams": random_streams, **used}
             )
         atomic_write_json(self.path, manifest, make_folder=False)
 
@@ -150,18 +152,23 @@ def _resources(job: Job, context: RunContext) -> dict[str, Any]:
     }
 
 
-def _resumption(
-    step: int, random_streams: str, here: Mapping[str, Any], context: RunContext
+def _environment(
+    job: Job,
+    context: RunContext,
+    here: Mapping[str, Any],
+    serving: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Enough to see whether code, machine or split changed between attempts."""
+    """Enough to see whether code, versions, machine, kernels or split of the batch
+    changed between attempts."""
+    device = asdict(context.device)
     return {
-        "step": step,
         "date": here["date"],
         "host": here["host"],
         "git": {k: here["git"].get(k) for k in ("sha", "dirty", "diff_sha256")},
-        "device": context.device.name,
-        "micro_batch": context.split.micro_batch,
-        "world_size": context.split.world_size,
-        "random_streams": random_streams,
-        "threads": torch.get_num_threads(),
+        "python": here["python"],
+        "packages": here["packages"],
+        "device": device["name"],
+        **{k: device[k] for k in ("backend", "runtime", "driver")},
+        **_resources(job, context),
+        **{k: serving[k] for k in ("attention_backend", "mlp_backend") if k in serving},
     }

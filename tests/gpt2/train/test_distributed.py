@@ -250,6 +250,10 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     assert "from 2 CPU processes, this run is on 1 CPU process: the random" in said
     last_resumed = manifest(alone)["resumed"][-1]
     assert (last_resumed["world_size"], last_resumed["random_streams"]) == (1, "fresh")
+    # Each attempt says what it was made with, also the first.
+    assert manifest(alone)["began"]["world_size"] == 2
+    assert last_resumed["packages"]["torch"] == torch.__version__
+    assert last_resumed["attention_backend"] == manifest(alone)["attention_backend"]
 
 
 def test_gradients_are_compared_after_the_all_reduce(
