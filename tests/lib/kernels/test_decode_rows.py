@@ -68,7 +68,7 @@ def softmax_differences(device: str) -> dict[str, float]:
                     )
                     gated = p * outer if at_weights else p * outer * factor
                     # In bf16 within a unit of the last place.
-                    beyond = (out.float().cpu() - gated).abs() - gated / 128
+                    beyond = (out.float().cpu() - gated).abs() - gated.abs() / 128
                     found[f"{name} {kind} {row} {at_weights}"] = max(
                         float((wide.cpu() - p).abs().max()),
                         float(beyond.clamp_min(0).max()),
