@@ -33,6 +33,7 @@ class Place:
     start: int = 0
     columns: int = 0
     row: Tensor | None = None
+    made: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
@@ -45,6 +46,12 @@ class Place:
             held.narrow(dim, self.start, new.shape[dim]).copy_(new)
         else:
             held.index_copy_(dim, self.row, new)
+
+    def shared(self, name: str, make: Callable[[Place], Tensor]) -> Tensor:
+        """A tensor for this place, made by the first layer that asks."""
+        if name not in self.made:
+            self.made[name] = make(self)
+        return self.made[name]
 
     def rows_of(self, table: Tensor) -> Tensor:
         """Rows [S, ...] of a table with one for each position."""
@@ -161,6 +168,7 @@ class DecodeCache:
         fit."""
         self.check(tokens)
         place, columns = self.place, self.position + tokens
+        place.made.clear()
         place.start, place.columns, place.row = self.position, columns, None
         self.position = columns
         if self.row is not None:
@@ -172,6 +180,7 @@ class DecodeCache:
         if self.row is None:
             self.row = torch.tensor([self.position], device=device)
         self.place.columns, self.place.row = columns, self.row
+        self.place.made.clear()
         return self.row
 
     def reset(self) -> None:

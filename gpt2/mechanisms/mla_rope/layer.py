@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,31 +74,33 @@ class RopeLatent(LatentProjection):
         """Queries in the latent space and the latents of all tokens so far.
 
         A rotation is x cos + x' sin with x' = [-odd, even], which is as linear in the
-        input as x: rows of its own give it, so that no number has to be moved.
+        input as x: rows of its own give it, so that no number has to be moved. Heads
+        and key are rotated in place, next to what has no position.
         """
-        heads, rope = self.heads, self.rope_dim
-        latent, own = self.down.out_features, self.q.out_features
-        rotary = (heads + 1) * rope
+        heads, rope, latent = self.heads, self.rope_dim, self.down.out_features
+        width = (heads + 1) * (latent + rope)
+        end = width + (heads + 1) * rope
         out = F.linear(x, cache.once("rows", self._rows), self._bias(cache))
-        widths = [heads * latent, rotary, rotary, latent, self.is_reciprocal * own]
-        q, plain, turned, c, row_q = out.split(widths, -1)
-        table = cache.place.rows_of(cache.once("angles", lambda: self._table(x.dtype)))
-        cos, sin = table.unsqueeze(2).unbind(1)  # [S, 1, R]
-        plain, turned = (t.unflatten(-1, (-1, rope)) for t in (plain, turned))
-        rotated = torch.addcmul(plain * cos, turned, sin)  # [B, S, H + 1, R]
-        q_r, k_r = rotated[:, :, :heads].transpose(1, 2), rotated[:, :, heads]
-        c = self.norm(c)
+        parts = out[..., :width], out[..., width:end]
+        both, turned = (part.unflatten(-1, (heads + 1, -1)) for part in parts)
+        table = cache.once("angles", lambda: self._table(x.dtype))
+        angles = cache.place.shared("angles", lambda place: place.rows_of(table))
+        cos, sin = angles.unsqueeze(2).unbind(1)  # [S, 1, R]
+        rotary = both[..., latent:]
+        rotary.mul_(cos).addcmul_(turned, sin)
+        q, q_r = (t[:, :, :heads].transpose(1, 2) for t in (both, rotary))
+        c, k_r = self.norm(both[:, :, heads, :latent]), rotary[:, :, heads]
         held = cache.extend("c", torch.cat([c, k_r], -1), 1).unsqueeze(1)
         row_k = None
         if self.is_reciprocal:
             shared = k_r.unsqueeze(1).expand(-1, heads, -1, -1)
             row_k = torch.cat([self.up_k(c), shared], -1)
         return Heads(
-            q=torch.cat([split_heads(q, heads), q_r], -1),
+            q=q,
             k=held,
             v=held[..., :latent],
             row_q=(
-                torch.cat([split_heads(row_q, heads), q_r], -1)
+                torch.cat([split_heads(out[..., end:], heads), q_r], -1)
                 if self.is_reciprocal
                 else None
             ),
@@ -105,12 +109,12 @@ class RopeLatent(LatentProjection):
         )
 
     def _rows(self) -> Tensor:
-        """Matrix for queries in the latent space, rotary queries and key, the same
-        turned by a right angle, the latent and, for RA, queries."""
-        rotary = torch.cat([self.q_rope.weight, self.k_rope.weight])
+        """Matrix for queries in the latent space and their rotary part, by head, the
+        latent and the rotary key, all rotary rows turned by a right angle and, for RA,
+        queries."""
         rows, _ = self.up_k.absorbed(self.q)
-        parts = [rows.flatten(0, 1), rotary, self._turned(rotary), self.down.weight]
-        return torch.cat([*parts, self.q.weight] if self.is_reciprocal else parts)
+        key = self.down.weight, self.k_rope.weight
+        return self._joined(rows, self.q_rope.weight, key, self.q.weight)
 
     def _bias(self, cache: LayerCache) -> Tensor | None:
         """Bias of ``_rows``; the key and the latent have none."""
@@ -120,13 +124,20 @@ class RopeLatent(LatentProjection):
         def make() -> Tensor:
             _, bias = self.up_k.absorbed(self.q)
             assert bias is not None
-            none = bias.new_zeros(self.rope_dim + self.down.out_features)
-            key, latent = none.split([self.rope_dim, self.down.out_features])
-            rotary = torch.cat([self.q_rope.bias, key])
-            parts = [bias.flatten(), rotary, self._turned(rotary), latent]
-            return torch.cat([*parts, self.q.bias] if self.is_reciprocal else parts)
+            none = bias.new_zeros(self.down.out_features + self.rope_dim)
+            key = none.split([self.down.out_features, self.rope_dim])
+            return self._joined(bias, self.q_rope.bias, key, self.q.bias)
 
         return cache.once("bias", make)
+
+    def _joined(
+        self, rows: Tensor, q_rope: Tensor, key: Sequence[Tensor], own: Tensor
+    ) -> Tensor:
+        """Rows [H, L, ...], [H R, ...], [L, ...] and [R, ...], and RA's, as one."""
+        rotary = q_rope.unflatten(0, (self.heads, -1))
+        by_head = torch.cat([rows, rotary], 1).flatten(0, 1)
+        parts = [by_head, *key, self._turned(torch.cat([q_rope, key[1]]))]
+        return torch.cat([*parts, own] if self.is_reciprocal else parts)
 
     def _turned(self, rows: Tensor) -> Tensor:
         """[-odd, even] of rows [(H + 1) R, ...] that give [even, odd] of each head."""
