@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from gpt2.mechanisms import added, module_of, needs_of, projection_of
 from gpt2.mechanisms.needs import Statistic
 from gpt2.mechanisms.spec import MULTI_HEAD
-from gpt2.model.backends.call import Attended, AttentionCall, Gate, Transposed
+from gpt2.model.backends.call import Attended, AttentionCall, Transposed
 from gpt2.model.backends.decode import has_kernel
 from gpt2.model.backends.registry import attend
 from gpt2.model.context import BlockContext, LayerCache
 from gpt2.model.parts import AttentionPart, AttentionSide, Heads, Projection
 from gpt2.settings.schema import Resources, Settings
+from lib.kernels.rows import HeadGate
 
 UNGATED = AttentionPart.row_factor, AttentionPart.gate_heads
 
@@ -168,7 +169,7 @@ class CausalAttention(nn.Module):
         statistic = None if needs.at_weights else needs.statistic
         return attend(whole(statistic=statistic, row_scale=rows), self.backend)
 
-    def _gates(self, given: Sequence[Tensor | None]) -> tuple[Gate, ...] | None:
+    def _gates(self, given: Sequence[Tensor | None]) -> tuple[HeadGate, ...] | None:
         """Factors on the heads for a kernel; None if a part has others than these."""
         gates = []
         for part, tensor in zip(self.parts(), given, strict=True):

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from gpt2.mechanisms.needs import Statistic
 from gpt2.model.backends.call import (
     Attended,
-    Gate,
     Largest,
     OfHeads,
     Transposed,
@@ -25,6 +24,7 @@ from gpt2.model.backends.call import (
 from gpt2.model.context import LayerCache
 from gpt2.model.low_rank_hidden import Hidden
 from gpt2.settings.schema import Settings
+from lib.kernels.rows import HeadGate
 
 OPEN = 2.0  # initial bias of a gate: sigmoid(2) = 0.88, nearly open
 
@@ -124,7 +124,7 @@ class AttentionPart(nn.Module):
         [B, H or 1, S] of the rows' weights without it."""
         return None
 
-    def head_gate(self, given: Tensor | None) -> Gate | None:
+    def head_gate(self, given: Tensor | None) -> HeadGate | None:
         """Factor of ``row_factor`` or ``gate_heads``, for a kernel that decodes: it
         serves if each part that has one of these gives its factor here."""
         return None

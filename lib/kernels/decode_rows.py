@@ -7,6 +7,7 @@ GPU's memory, so that these kernels can be recorded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lib.kernels.rows import SMALLEST_SUM, warps_for
+from lib.kernels.rows import SMALLEST_SUM, HeadGate, warps_for
 
 _SMALLEST_SUM = tl.constexpr(SMALLEST_SUM)
 _BAND = tl.constexpr(64)  # queries of a band that are in registers at once
@@ -121,18 +122,6 @@ def _softmax_kernel(
     tl.store(out_ptr + head * N + at, p, mask=at < N)
 
 
-class RowGate(NamedTuple):
-    """Factor 1 - a + a sigmoid(scale_h s + bias_h) by a statistic s of a row's weights:
-    its name, scale and bias [H], a, k of "topk", and whether it acts on the logits."""
-
-    statistic: str
-    scale: Tensor
-    bias: Tensor
-    mix: float
-    topk: int
-    at_weights: bool
-
-
 class QueryRing(NamedTuple):
     """The row's key and query [B, H, 1, D], and queries [B, H, W + 1, D] of its last
     columns, that of column j at j modulo W + 1."""
@@ -150,18 +139,17 @@ def softmax_rows(
     *,
     term: Tensor | QueryRing | None = None,
     alpha: float | Tensor = 0.0,
-    row_gate: RowGate | None = None,
-    gates: Tensor | None = None,
-    mix: float = 0.0,
+    gates: Sequence[HeadGate] = (),
+    statistic: str = "none",
+    topk: int = 1,
     wide: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """softmax of scale (scores + alpha term) over the columns up to ``row``, times a
     factor of each head.
 
     scores [B, H, 1, N] in fp32; row [1]; term [B, H, 1, N], or a band, into which the
-    row's query is written. The factors, by which the output
-    is gated, are ``row_gate``'s and 1 - mix + mix g of the gates g [B, H]. Returns the
-    weights in ``dtype`` and, if ``wide``, in fp32 without the factors.
+    row's query is written; at most one gate by the statistic, and one of numbers.
+    Returns the weights in ``dtype`` and, if ``wide``, in fp32 without the factors.
     """
     b, h, _, n = scores.shape
     out = torch.empty_like(scores, dtype=dtype)
@@ -173,17 +161,20 @@ def softmax_rows(
         key, query, ring = term
         size, d = ring.shape[2:]
         assert ring.is_contiguous() and key.stride(3) == query.stride(3) == 1
-    r = row_gate
+    none = HeadGate(0.0)
+    own = next((gate for gate in gates if gate.gates is None), none)
+    other = next((gate for gate in gates if gate.gates is not None), none)
+    given = None if other.gates is None else other.gates[:, 0]
+    assert (own is none) == (statistic == "none"), "a gate by a statistic asks for one"
     block = triton.next_power_of_2(n)
     _softmax_kernel[(b * h,)](
         scores, torch.empty_like(scores) if is_ring else term, key, query, ring,
-        alpha if learned else None, r and r.scale, r and r.bias, gates, row, out, full,
-        n, h, d, scale, 0.0 if learned else alpha, size, r.mix if r else 0.0, mix,
-        *_strides(key), *_strides(query), *_strides(gates),
+        alpha if learned else None, own.scale, own.bias, given, row, out, full,
+        n, h, d, scale, 0.0 if learned else alpha, size, own.mix, other.mix,
+        *_strides(key), *_strides(query), *_strides(given),
         TERM="ring" if is_ring else "none" if term is None else "columns",
-        LEARNED=learned, STAT=r.statistic if r else "none",
-        K=min(r.topk, n) if r else 1,
-        AT_WEIGHTS=r is not None and r.at_weights, GATED=gates is not None, WIDE=wide,
+        LEARNED=learned, STAT=statistic, K=min(topk, n), AT_WEIGHTS=own.at_weights,
+        GATED=given is not None, WIDE=wide,
         BLOCK=block, WIDTH=triton.next_power_of_2(d), num_warps=warps_of(block),
     )  # fmt: skip
     return out, full

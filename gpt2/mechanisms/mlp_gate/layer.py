@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpt2.model.backends.call import Attended, Gate
+from gpt2.model.backends.call import Attended
 from gpt2.model.context import LayerCache
 from gpt2.model.low_rank_hidden import Hidden, read
 from gpt2.model.parts import OPEN, AttentionPart, MlpPart, mixed
 from gpt2.settings.schema import Settings
+from lib.kernels.rows import HeadGate
 
 
 class MlpGate(MlpPart):
@@ -65,8 +66,8 @@ class GatedByMlp(AttentionPart):
         super().__init__(settings)
         self.mix = settings.mechanisms.mlp_gate_mix
 
-    def head_gate(self, given: Tensor | None) -> Gate:
-        return Gate(self.mix, given)
+    def head_gate(self, given: Tensor | None) -> HeadGate:
+        return HeadGate(self.mix, given)
 
     def gate_heads(
         self, out: Tensor, attended: Attended, given: Tensor | None

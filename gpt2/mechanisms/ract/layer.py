@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from gpt2.mechanisms import needs_of
 from gpt2.mechanisms.needs import Statistic
-from gpt2.model.backends.call import Attended, Gate
+from gpt2.model.backends.call import Attended
 from gpt2.model.parts import OPEN, AttentionPart, mixed
 from gpt2.settings.schema import Settings
+from lib.kernels.rows import HeadGate
 
 
 class StatisticGate(AttentionPart):
@@ -39,9 +40,8 @@ class StatisticGate(AttentionPart):
             return None
         return self(find(self.statistic))
 
-    def head_gate(self, given: Tensor | None) -> Gate:
-        numbers = self.mix, None, self.scale, self.bias
-        return Gate(*numbers, at_weights=self.at_weights)
+    def head_gate(self, given: Tensor | None) -> HeadGate:
+        return HeadGate(self.mix, None, self.scale, self.bias, self.at_weights)
 
     def gate_heads(
         self, out: Tensor, attended: Attended, given: Tensor | None = None

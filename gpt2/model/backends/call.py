@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt2.mechanisms.needs import WHOLE_CONTEXT, Statistic
+from lib.kernels.rows import HeadGate
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,19 +80,6 @@ class Attended(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Gate:
-    """Factor 1 - mix + mix g on the output of each head. g is ``gates`` [B, S, H], or
-    sigmoid(scale_h s + bias_h) of the call's statistic s, with scale and bias [H];
-    ``at_weights``: on the logits."""
-
-    mix: float
-    gates: Tensor | None = None
-    scale: Tensor | None = None
-    bias: Tensor | None = None
-    at_weights: bool = False
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class AttentionCall:
     """softmax over j <= i of scale * row_scale_i * (q_i.k_j + transposed) times v.
 
@@ -117,7 +105,7 @@ class AttentionCall:
     dropout: float = 0.0
     qkv: Tensor | None = None
     row: Tensor | None = None
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[HeadGate, ...] = ()
 
     @property
     def shape(self) -> CallShape:

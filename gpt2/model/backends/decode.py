@@ -108,7 +108,7 @@ def has_kernel(call: AttentionCall) -> bool:
 
 def _by_kernel(call: AttentionCall) -> Attended:
     """By one launch between the products."""
-    from lib.kernels.decode_rows import QueryRing, RowGate, softmax_rows
+    from lib.kernels.decode_rows import QueryRing, softmax_rows
 
     t, s, row = call.transposed, call.statistic, call.row
     assert row is not None and call.v is not None
@@ -117,14 +117,6 @@ def _by_kernel(call: AttentionCall) -> Attended:
         term = QueryRing(t.keys, t.queries, t.ring)
     elif t is not None:
         term = _transposed_products(t)
-    by_row, given = None, None
-    for gate in call.gates:
-        if gate.gates is not None:
-            given = gate
-        else:
-            assert s is not None and gate.scale is not None and gate.bias is not None
-            numbers = gate.scale, gate.bias, gate.mix, s.topk, gate.at_weights
-            by_row = RowGate(s.kind, *numbers)
     weights, wide = softmax_rows(
         _scores(call),
         row,
@@ -132,9 +124,9 @@ def _by_kernel(call: AttentionCall) -> Attended:
         call.v.dtype,
         term=term,
         alpha=0.0 if t is None else t.alpha,
-        row_gate=by_row,
-        gates=None if given is None or given.gates is None else given.gates[:, 0],
-        mix=0.0 if given is None else given.mix,
+        gates=call.gates,
+        statistic="none" if s is None else s.kind,
+        topk=1 if s is None else s.topk,
         wide=call.mean,
     )
     mean: Tensor | OfHeads | None = wide

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lib.kernels.rows import HeadGate
 from tests.interpreted import interpreted
 
 N, ROW, SIZE = 24, 17, 6
@@ -23,7 +24,7 @@ def differences(device: str = "cpu") -> dict[str, float]:
 
 
 def softmax_differences(device: str) -> dict[str, float]:
-    from lib.kernels.decode_rows import QueryRing, RowGate, softmax_rows
+    from lib.kernels.decode_rows import QueryRing, softmax_rows
 
     found = {}
     scores, whole, alpha = draw(2, 3, 1, N), draw(2, 3, 1, N, seed=2), draw(3, seed=3)
@@ -53,7 +54,8 @@ def softmax_differences(device: str) -> dict[str, float]:
                 outer = (0.6 + 0.4 * gates).view(2, 3, 1, 1)
                 for at_weights in (False, True):
                     p = weights(logits * factor, row) if at_weights else plain
-                    numbers = scale.to(device), bias.to(device), 0.7, 3, at_weights
+                    numbers = scale.to(device), bias.to(device), at_weights
+                    other = HeadGate(0.4, gates.unsqueeze(1).to(device))
                     out, wide = softmax_rows(
                         scores.to(device),
                         place.to(device),
@@ -61,9 +63,9 @@ def softmax_differences(device: str) -> dict[str, float]:
                         torch.bfloat16,
                         term=given,
                         alpha=one.to(device) if isinstance(one, Tensor) else one,
-                        row_gate=RowGate(kind, *numbers),
-                        gates=gates.to(device),
-                        mix=0.4,
+                        gates=[other, HeadGate(0.7, None, *numbers)],
+                        statistic=kind,
+                        topk=3,
                         wide=True,
                     )
                     gated = p * outer if at_weights else p * outer * factor
