@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 TEMPERATURE = Allowed(
     float, lambda x: 0 <= x < math.inf, "a number of at least 0, as in 0.8"
 )
+SEED = 1
 PROBABILITY = Allowed(float, lambda x: 0 < x <= 1, "above 0 and at most 1, as in 0.9")
 
 
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         chosen = chosen_runs(options)
+        note_unused(options)
         with collector_at_rest():
             from gpt2.infer.trained import load_trained
             from lib.gpu.device import select_device
@@ -85,12 +87,22 @@ def parser() -> argparse.ArgumentParser:
     words = "only the likeliest tokens that reach this probability (default: all)"
     add_number(found, "TOP_P", PROBABILITY, default=1.0, help=words)
     words = "of the noise; later prompts count up from it (default %(default)s)"
-    add_number(found, "SEED", COUNT_OR_0, default=1, help=words)
+    add_number(found, "SEED", COUNT_OR_0, default=SEED, help=words)
     words = "at most so many tokens, as far as the context reaches (default 200)"
     add_number(found, "COUNT", COUNT, default=200, help=words)
     add("--stop", default="", help="end before this text")
     add_json(found)
     return found
+
+
+def note_unused(options: argparse.Namespace) -> None:
+    """Print which options have no effect where the likeliest token is taken."""
+    usual = {"top_k": 0, "top_p": 1.0, "seed": SEED}
+    given = {name: getattr(options, name) for name in usual}
+    unused = [f"{k.upper()}={v}" for k, v in given.items() if v != usual[k]]
+    if unused and not options.temperature:
+        words = f"no effect of {', '.join(unused)}: TEMPERATURE=0 takes the likeliest"
+        print(f"note: {words} token", file=sys.stderr)
 
 
 def request(options: argparse.Namespace, number: int) -> Request:

@@ -11,6 +11,10 @@ from torch import Tensor
 from gpt2.infer.decoder import Decoder
 from gpt2.model.gpt import GPT
 
+# Temperatures beyond these act as these do, in fp32: the likeliest token, and any. They
+# keep quotients finite.
+COLDEST, HOTTEST = 1e-30, 1e30
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
@@ -77,12 +81,12 @@ def draw(
     if sampling.top_k:
         least = logits.topk(min(sampling.top_k, logits.shape[-1])).values[:, -1:]
         logits = logits.masked_fill(logits < least, float("-inf"))
-    weights = (logits / sampling.temperature).softmax(-1)
+    temperature = min(max(sampling.temperature, COLDEST), HOTTEST)
+    weights = (logits / temperature).softmax(-1)
     if sampling.top_p < 1.0:
         ordered, places = weights.sort(-1, descending=True)
         before = ordered.cumsum(-1) - ordered
-        dropped = (before >= sampling.top_p).scatter(
-            -1, places, before >= sampling.top_p
-        )
-        weights = weights.masked_fill(dropped, 0.0)
+        beyond = before >= sampling.top_p
+        beyond[:, 0] = False  # also where top_p is 0 in fp32
+        weights = weights.masked_fill(beyond.scatter(-1, places, beyond), 0.0)
     return torch.multinomial(weights, 1, generator=generator)

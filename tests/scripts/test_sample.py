@@ -56,6 +56,13 @@ def test_text_is_the_prompt_and_what_the_model_makes_of_it(undisturbed):
     assert stopped["ended"] == "STOP" and len(stopped["text"]) <= 4
 
 
+def test_options_that_change_nothing_are_named(undisturbed):
+    words = ("--temperature", "0", "--count", "2", "--prompt", "Doc", "5")
+    said = sample(undisturbed, "--top_k", "3", "--seed", "7", *words).stderr
+    assert "note: no effect of TOP_K=3, SEED=7: TEMPERATURE=0 takes" in said
+    assert "note:" not in sample(undisturbed, *words).stderr
+
+
 def test_a_finished_run_has_samples_of_validation_text_for_the_report(
     finished, monkeypatch
 ):

@@ -75,6 +75,15 @@ def test_top_p_keeps_the_likeliest_that_reach_it() -> None:
     assert drawn(weights, top_p=0.75, temperature=5.0) == {1, 2, 3}
 
 
+def test_extreme_options_are_their_limits() -> None:
+    weights = [0.05, 0.5, 0.15, 0.3]
+    assert (
+        drawn(weights, temperature=1e-40) == drawn(weights, temperature=1e-300) == {1}
+    )
+    assert drawn(weights, temperature=1e300, top_k=2) == {1, 3}
+    assert drawn(weights, top_p=1e-300) == {1}
+
+
 def test_one_seed_gives_similar_models_the_same_noise() -> None:
     logits = torch.randn(500, 50, generator=seeded(1))
     near = logits + 0.01 * torch.randn(500, 50, generator=seeded(2))
