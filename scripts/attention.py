@@ -30,7 +30,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
 from gpt2.report.audited_runs import show_next_report
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
@@ -46,7 +46,7 @@ COLUMNS = ("entropy", "relative", "reciprocity", "alpha")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
-        chosen = chosen_runs(options)
+        chosen = chosen_runs(options, read=(*READ, "DATA_DIR"))
         where = Path(chosen.resources.data_dir).expanduser()
         device, windows = chosen.resources.device, options.windows
         runs = [measure(folder, where, device, windows) for folder in chosen.folders]

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from gpt2.plan.axes import split_names
 from gpt2.report.audited_runs import Chosen, choose_runs
-from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.configuration import load_or_defaults, refuse_unread
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Resources
+from lib.kconfig.dotconfig import COMMAND_LINE
 
 NAMES = (
     "folder of a run, or a step or name within the results (5, ra, 5:1337, "
     "step05-ra/seed1)"
 )
 MOST_RUNS = 16
+READ = ("DEVICE", "OUTPUT_DIR")  # settings: where to compute, and where the runs are
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,16 +42,21 @@ def add_run_options(parser: argparse.ArgumentParser, several: bool = True) -> No
     add("--overrides", default="", help="where to compute, as in 'DEVICE=cpu'")
 
 
-def chosen_runs(options: argparse.Namespace, most: int = MOST_RUNS) -> ChosenRuns:
+def chosen_runs(
+    options: argparse.Namespace, most: int = MOST_RUNS, read: tuple[str, ...] = READ
+) -> ChosenRuns:
     """The finished runs that RUN names, each once, in its order.
 
-    Raises ValueError or OSError, naming what there is, if it names none, one that is
-    not finished, or more than ``most``.
+    read: the settings that have an effect. Raises ValueError or OSError, naming what
+    there is, if it names none, one that is not finished, or more than ``most``, and for
+    an override of any other setting.
     """
     config = load_or_defaults(options.config, options.overrides)
+    refuse_unread(config, options.overrides, read)
     resources = settings_from(config).resources
     results = options.results
-    if results is None and options.config.exists():
+    named = config.origin("OUTPUT_DIR") == COMMAND_LINE
+    if results is None and (named or options.config.exists()):
         results = options.config.parent / resources.output_dir
     names = _names(options.run)
     folders: list[Path] = []

@@ -125,6 +125,24 @@ def note_environment(
         )
 
 
+def refuse_unread(config: Config, overrides: str, read: Collection[str]) -> None:
+    """Raise ConfigError for an assignment of a symbol that the command does not read.
+
+    config: with the overrides. read: the symbols that it reads.
+    """
+    for word in split_overrides(overrides):
+        name = word.partition("=")[0]
+        symbols = symbols_named(
+            name, dict.fromkeys(config.values, ""), SPELLINGS, PREFIXES
+        )
+        if not symbols or not {*symbols} <= {*read}:
+            allowed = ", ".join(sorted(read))
+            raise ConfigError(
+                f"{word} has no effect on runs that are trained; of the settings, this "
+                f"command reads {allowed}"
+            )
+
+
 def _settings_named(name: str, config: Config) -> set[str]:
     """Symbols that an override of this name would set. Variables in lower case, such as
     those of proxies, are meant for other programs."""

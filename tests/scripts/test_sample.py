@@ -205,6 +205,17 @@ def test_an_unusable_export_is_refused_by_its_fault(folder, change, hint):
     assert said.startswith("sample: ") and hint in said, said
 
 
+def test_settings_have_an_effect_or_are_refused(undisturbed, tmp_path):
+    for word in ("N_LAYER=9", "MODEL=CUSTOM", "MAX_ITERS=5", "DATA_DIR=elsewhere"):
+        words = ("--prompt", "a", "--overrides", f"DEVICE=cpu {word}", "5")
+        said = sample(undisturbed, *words, code=2).stderr
+        assert f"{word} has no effect on runs that are trained" in said
+        assert "reads DEVICE, OUTPUT_DIR" in said
+    where = f"OUTPUT_DIR={undisturbed / 'results'}"
+    elsewhere = ("--config", "none.py", "--overrides", where, "--prompt", "a", "5")
+    sample(tmp_path, "--count", "1", *elsewhere)
+
+
 def test_what_is_no_run_is_refused_with_what_there_is(folder):
     path = folder / OTHER / "status.json"
     atomic_write_json(path, {**read_json(path), "status": "interrupted"})
