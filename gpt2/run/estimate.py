@@ -102,6 +102,7 @@ def measure(job: Job, run_dir: Path, wall: float) -> dict[str, Any]:
         "seconds_per_checkpoint": save,
         "seconds_to_start": max(0.0, wall - result["seconds"]),
         "peak_memory_bytes": result["peak_memory_bytes"],
+        **({"mfu": result["mfu"]} if "mfu" in result else {}),
         **_gpu(run_dir, result),
         **_disk(job, run_dir),
         "seconds": _whole(job, step, evaluation, save),
@@ -153,9 +154,16 @@ def hash_of(job: Job) -> str:
 
 
 def write(
-    output_dir: Path, plan: Plan, records: Sequence[Mapping[str, Any]], slots: int
+    output_dir: Path,
+    plan: Plan,
+    records: Sequence[Mapping[str, Any]],
+    slots: int,
+    sharing: str = "",
 ) -> dict[str, Any]:
-    """estimates.json from the records of ``probe``; its content."""
+    """estimates.json from the records of ``probe``; its content.
+
+    sharing: what is known about several runs on a GPU.
+    """
     by_cell = {record["name"]: record for record in records}
     found = [by_cell[job.cell] for job in plan.jobs]
     jobs = [
@@ -172,6 +180,7 @@ def write(
         "made": run_files.now(),
         "steps": STEPS,
         "slots": slots,
+        "sharing": sharing,
         "cells": [dict(record) for record in records],
         "jobs": jobs,
         "seconds": makespan(whole, slots) if len(whole) == len(jobs) else None,
@@ -262,6 +271,7 @@ def render(estimate: Mapping[str, Any]) -> str:
     return (
         f"{text}{jobs} runs, {slots} at a time: about {duration(estimate['seconds'])}"
         f" on this machine, from {estimate['steps']} steps of each\n"
+        + (f"{estimate['sharing']}\n" if estimate["sharing"] else "")
     )
 
 

@@ -34,6 +34,7 @@ from gpt2.run.results_dir import (
     update,
 )
 from gpt2.run.sessions import recorded
+from gpt2.run.sharing_trial import sharing_line
 from gpt2.run.verification import Proofs
 from gpt2.settings.schema import Settings
 from lib import atomic_files
@@ -223,7 +224,9 @@ def make_estimate(
         records = estimate.probe(plan, tasks, options, view, folder)
         if not records:
             return {}
-        return estimate.write(root, plan, records, at_once(records, options.slots))
+        line = sharing_line(plan.jobs, records[0], options, view, folder, task_of)
+        count = at_once(records, options.slots)
+        return estimate.write(root, plan, records, count, line)
 
 
 def compare_as_trained(

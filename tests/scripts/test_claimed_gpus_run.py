@@ -1,15 +1,24 @@
-"""A matrix on two claimed GPUs, one of them broken; its runs train on the CPU."""
+"""Two GPUs that are only claimed, one of them broken: runs train on the CPU."""
 
 from __future__ import annotations
 
+import io
 import os
+import re
+import shutil
 import sys
 from pathlib import Path
 
 import pytest
 
+from gpt2.plan.planning import make_plan
+from gpt2.run import estimate, sharing_trial
+from gpt2.run.runner import make_estimate
+from lib.jobs.live_table import PlainView
+from lib.jobs.scheduler import Options
+from lib.jobs.slots import Gpus, gpu_sets
 from tests.scripts.test_run_test_matrix import attempts, look, summary
-from tests.tinymatrix import SCRIPT, run_command, run_matrix
+from tests.tinymatrix import SCRIPT, TINY, run_command, run_matrix, write_config
 
 NVIDIA_SMI = """#!/bin/sh
 case "$1" in
@@ -53,3 +62,27 @@ def test_the_other_gpu_does_all_and_every_table_says_so(
     assert "OUT OF USE since" in run_command(folder, report).stdout
     for name in ("REPORT.md", "report.html"):
         assert "OUT OF USE since" in (folder / "results" / name).read_text()
+
+
+@pytest.mark.slow
+def test_a_trial_on_a_claimed_gpu(
+    prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With real runs, which train on the CPU: the number is not looked at."""
+    monkeypatch.setattr(sharing_trial, "SECONDS", 1.0)
+    monkeypatch.setattr(sharing_trial, "OVERLAP", 0.01)
+    monkeypatch.setenv("KABLATE_TEST_BROKEN_GPU", "none")
+    folder = shutil.copytree(prepared, tmp_path / "here")
+    monkeypatch.chdir(folder)
+    text = TINY.replace('"cpu"', '"auto"') + "CONFIG_JOBS_PER_GPU=2\n"
+    plan = make_plan(write_config(folder, text))
+    out = io.StringIO()
+    found = make_estimate(
+        plan, {}, Options(slots=gpu_sets(Gpus("cuda", ("0", "1")), 1)), PlainView(out)
+    )
+    assert re.search(
+        r"2 runs of step00-baseline .* make \d\.\d\d times", found["sharing"]
+    )
+    assert "trial20/step00-baseline/seed1: done" in out.getvalue()
+    assert found["sharing"] in estimate.render(found)
+    assert [p.name for p in plan.output_dir.iterdir() if p.is_dir()] == []
