@@ -38,7 +38,8 @@ def kernels_chosen_meanwhile(
         for process in processes:
             with suppress(ProcessLookupError):  # its group: it has started others
                 os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            with suppress(subprocess.TimeoutExpired):  # stuck in its driver
+                process.wait(timeout=10.0)
 
 
 def first_of(tasks: Iterable[Task], options: Options) -> list[Task]:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path("/")
+PATIENCE = 30.0  # seconds, with nvidia-smi
 GPUS = "KABLATE_GPUS"  # reserved for a task, which compares them with what torch sees
 _NAME = re.compile(r"[0-9]+|(GPU|MIG)-[\w/-]+")
 # How CUDA and ROCm restrict the visible GPUs; ROCm reads both.
@@ -54,13 +55,22 @@ def _nvidia(root: Path) -> int:
 
 
 def _nvidia_smi(*options: str) -> str:
-    """Output of nvidia-smi; "" without it, or if it hangs."""
+    """Output of nvidia-smi; "" without it, or if it hangs. With a driver that is stuck
+    not even SIGKILL ends it, so that it is not waited for after that."""
     words = ["nvidia-smi", *options]
     try:
-        done = subprocess.run(words, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
+        process = subprocess.Popen(
+            words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+    except OSError:
         return ""
-    return done.stdout
+    try:
+        return str(process.communicate(timeout=PATIENCE)[0])
+    except subprocess.TimeoutExpired:
+        process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            process.communicate(timeout=1.0)
+        return ""
 
 
 def _amd(root: Path) -> int:

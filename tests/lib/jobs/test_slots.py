@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import pytest
 
+from lib.jobs import slots
 from lib.jobs.slots import (
+    GPUS,
     Gpus,
     are_shared,
     card_memory,
@@ -16,6 +20,7 @@ from lib.jobs.slots import (
     place_of,
     share_cores,
 )
+from tests.lib.jobs.test_scheduler import is_alive
 from tests.scratch import write
 
 
@@ -106,3 +111,18 @@ def test_the_memory_of_the_smallest_card_is_read_from_its_driver(
     assert card_memory(part) == 0, "a slice has less than its card"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert card_memory(one) == 0
+
+
+def test_an_nvidia_smi_that_hangs_is_left_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "nvidia-smi"
+    script.write_text("#!/bin/sh\necho 80000\necho $$ > pid\nexec sleep 99\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(slots, "PATIENCE", 0.5)
+    began = time.monotonic()
+    assert card_memory({GPUS: "0"}) == 0
+    assert time.monotonic() - began < 60.0
+    assert not is_alive(int((tmp_path / "pid").read_text()))
