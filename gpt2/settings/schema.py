@@ -224,7 +224,7 @@ class Resources:
     parallel_jobs: int = setting("PARALLEL_JOBS")
     fail_fast: bool = setting("FAIL_FAST")
     hang_timeout: int = setting("HANG_TIMEOUT")
-    hang_updates: int = setting("HANG_UPDATES")
+    hang_factor: int = setting("HANG_FACTOR")
     gpus: str = setting("GPUS")
     jobs_per_gpu: int = setting("JOBS_PER_GPU")
     prepare_ahead: int = setting("PREPARE_AHEAD")

@@ -108,7 +108,7 @@ class Trainer:
         self.model.train()
         if self.ranks.is_first:
             path = self.recorder.run_dir / PULSE_FILE
-            self.pulse = Pulse(path, self.resources.hang_updates)
+            self.pulse = Pulse(path, self.resources.hang_factor)
         self._clock.lap()  # what came before is in no time budget
         known = self.recorder.has_evaluation(self.progress.step)
         if self._is_eval_step() and not self.ranks.from_first(known):
@@ -297,6 +297,7 @@ class Trainer:
     def _log(self) -> None:
         """Record the mean loss of the updates since the last record."""
         loss = self.check_finite()
+        self.pulse.measure()
         self._book(training=True)
         p = self.progress
         p.train_loss = loss / p.updates_summed

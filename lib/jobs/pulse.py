@@ -1,11 +1,12 @@
 """Signs of life of a run, and when it counts as hung.
 
-There are two limits. A run has to write to its metrics or its status within a time that
-also allows for compiling and evaluating. A run that trains states after each update
-within how many seconds the next one follows: so many times its longest one so far, but
-at least LEAST. It withdraws that while it evaluates, compares or saves. The statement
-is a small file that is overwritten in place and never flushed, which takes
-microseconds.
+There are two limits. A run has to show a sign, in its metrics, its status or a
+statement, within a time that also allows for compiling and evaluating. A run that
+trains states after each update within how many seconds the next one follows: so many
+times the longest time between two points at which its device had done all updates, as
+the host runs ahead between them; but at least LEAST. It withdraws that while it
+evaluates, compares or saves. The statement is a small file that is overwritten in place
+and never flushed, which takes microseconds.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from lib.jobs import run_files
 
 PULSE_FILE = ".pulse"
 LEAST = 300.0  # seconds: a disk or a network may be slow once
-MEASURED = 3  # updates before the longest one says anything
+MEASURED = 3  # such times before the longest one says anything
 UNSEEN = 1.0  # seconds; longer between two looks, and we were stopped as well
 _FORM = struct.Struct("=qd")  # number of the statement; seconds to an update, 0: none
 
@@ -32,23 +33,25 @@ class Pulse:
     def __init__(
         self, path: Path | None = None, times: float = 0.0, least: float = LEAST
     ) -> None:
-        """times: of its longest update until the next one; 0: no limit. Raises
-        OSError."""
+        """times: of the longest time so far until the next update; 0: no limit.
+        Raises OSError."""
         flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
         self._file = os.open(path, flags, 0o644) if path and times else None
         self._times, self._least = times, least
-        self._number = self._updates = 0
+        self._number = self._measured = 0
         self._longest = 0.0
-        self._last: float | None = None  # when the present update began
+        self._last = time.monotonic()  # when the device had done all updates
 
     def beat(self) -> None:
-        """An update is made and another one follows."""
-        now = time.monotonic()
-        if self._last is not None:
-            self._longest = max(self._longest, now - self._last)
-            self._updates += 1
-        self._last = now
+        """An update is made, or queued on the device; another one follows."""
         self._state(self._limit)
+
+    def measure(self) -> None:
+        """The device has done all updates."""
+        now = time.monotonic()
+        self._longest = max(self._longest, now - self._last)
+        self._last = now
+        self._measured += 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -73,7 +76,7 @@ class Pulse:
 
     @property
     def _limit(self) -> float:
-        if self._updates < MEASURED:
+        if self._measured < MEASURED:
             return 0.0
         return max(self._least, self._times * self._longest)
 
@@ -104,8 +107,9 @@ class Watchdog:
         passed = min(now - self._looked, UNSEEN)
         self._looked = now
         seen, stated = self._marks(), statement(self._run_dir)
-        self._silent = self._silent + passed if seen == self._seen else 0.0
-        self._late = self._late + passed if stated == self._stated else 0.0
+        is_new = stated != self._stated
+        self._late = 0.0 if is_new else self._late + passed
+        self._silent = 0.0 if is_new or seen != self._seen else self._silent + passed
         self._seen, self._stated = seen, stated
         if self._timeout and self._silent > self._timeout:
             return f"no progress for {self._timeout:g} s"

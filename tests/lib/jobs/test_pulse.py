@@ -39,12 +39,13 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 def updates(run: Pulse, clock: Clock, count: int, seconds: float) -> None:
     for _ in range(count):
         clock.now += seconds
+        run.measure()
         run.beat()
 
 
 def test_the_limit_follows_the_longest_update(tmp_path: Path, clock: Clock) -> None:
     watch, run = Watchdog(tmp_path, 0.0), Pulse(tmp_path / PULSE_FILE, 20.0)
-    updates(run, clock, MEASURED, 1.0)
+    updates(run, clock, MEASURED - 1, 1.0)
     assert clock.look(watch, 2 * LEAST) == "", "too early to say"
 
     watch, run = Watchdog(tmp_path, 0.0), Pulse(tmp_path / PULSE_FILE, 20.0)
@@ -58,6 +59,28 @@ def test_the_limit_follows_the_longest_update(tmp_path: Path, clock: Clock) -> N
     updates(run, clock, MEASURED + 1, 40.0)
     assert clock.look(watch, 20 * 40.0) == ""
     assert "no update for 800 s" in clock.look(watch, 2.0)
+
+
+def test_a_host_that_runs_ahead_waits_for_its_device(
+    tmp_path: Path, clock: Clock
+) -> None:
+    """Ten updates of 40 s are queued at once, and waited for together."""
+    watch, run = Watchdog(tmp_path, 0.0), Pulse(tmp_path / PULSE_FILE, 20.0)
+    for _ in range(MEASURED + 1):
+        for _ in range(10):
+            run.beat()
+        assert clock.look(watch, 10 * 40.0) == ""
+        run.measure()
+    run.beat()
+    assert clock.look(watch, 20 * 400.0) == "" != clock.look(watch, 2.0)
+
+
+def test_updates_between_two_records_are_a_sign(tmp_path: Path, clock: Clock) -> None:
+    watch, run = Watchdog(tmp_path, 1800.0), Pulse(tmp_path / PULSE_FILE, 20.0)
+    for _ in range(20):
+        run.beat()
+        assert clock.look(watch, 1000.0) == ""
+    assert "no progress for 1800 s" in clock.look(watch, 1802.0)
 
 
 def test_what_is_no_update_has_no_limit(tmp_path: Path, clock: Clock) -> None:

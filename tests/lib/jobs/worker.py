@@ -117,6 +117,7 @@ def main() -> int:
                 record = {"kind": "eval", "step": step, "val_loss": 2 / step}
                 atomic_files.append_jsonl(metrics, record)
             time.sleep(sleep)
+            pulse.measure()
             pulse.beat()
             if step == int(given.get("evaluates", 0)):
                 with pulse.paused():
