@@ -1,10 +1,11 @@
 """GPUs that fail: which of them are out of use.
 
 A GPU that breaks every run within seconds would otherwise get the whole queue. One on
-which STRIKES attempts in a row end by its own errors or hang gets no more of it; in a
-row means that each began after the one before had failed and no run was finished there
-in between. A GPU with a process that even SIGKILL does not end is out of use at once.
-GPUs are named as in lib/jobs/slots.py; a slot without one ("") never is out of use.
+which STRIKES attempts in a row end by its own errors or hang gets no more of it. In a
+row means that no run was finished there in between; attempts that were there together
+when one of them failed and that fail within TOGETHER seconds count as one. A GPU with a
+process that even SIGKILL does not end is out of use at once. GPUs are named as in
+lib/jobs/slots.py; a slot without one ("") never is out of use.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from lib.jobs.process import Outcome, Task
 
 STRIKES = 3
+TOGETHER = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,8 @@ class Cards:
         if not blames_card(outcome):
             return
         strikes = self._strikes.setdefault(place, [])
-        if began >= (strikes[-1].at if strikes else -math.inf):
+        last = strikes[-1].at if strikes else -math.inf
+        if began >= last or now - last > TOGETHER:
             why = f"{outcome.failure}: {outcome.message}"
             strikes.append(Strike(task.name, kind_of(task), now, why))
         if place not in self.lost and (outcome.is_stuck or len(strikes) >= STRIKES):
@@ -60,10 +63,10 @@ class Cards:
         return place not in self.lost
 
     def is_doubtful(self, task: Task) -> bool:
-        """Whether a run of the same kind has just failed on some GPU: a run of another
-        kind shows whether the GPU is at fault."""
-        kind = kind_of(task)
-        return any(kind == s.kind for row in self._strikes.values() for s in row)
+        """Whether a run of the same kind has just failed on a GPU in use: a run of
+        another kind shows whether the GPU is at fault."""
+        rows = (row for place, row in self._strikes.items() if self.in_use(place))
+        return any(strike.kind == kind_of(task) for row in rows for strike in row)
 
     def lines(self) -> list[str]:
         """A line for each GPU that is out of use."""

@@ -13,6 +13,7 @@ import pytest
 
 from lib.jobs import cards, run_files
 from lib.jobs.cards import STRIKES, Cards
+from lib.jobs.process import Outcome
 from lib.jobs.slots import Gpus, gpu_sets
 from tests.lib.jobs.test_scheduler import QUICK, run, status_of, task
 
@@ -61,6 +62,15 @@ def test_runs_that_die_together_count_once(tmp_path: Path) -> None:
     tasks = arms(tmp_path, STRIKES, sleep=0.3, steps=3, fail="device", at=2, first=1)
     code, said, _ = run(tasks, slots=ONE * STRIKES, memory=1.0)
     assert code == 0 and said.count("FAILED (device)") == STRIKES, said
+
+
+def test_a_gpu_that_hangs_one_run_after_another_is_found(tmp_path: Path) -> None:
+    """Also if all of them were prepared there before the first one hung."""
+    hang, known = Outcome(status="failed", failure="hang"), Cards()
+    for number, one in enumerate(arms(tmp_path, STRIKES)):
+        assert known.in_use("0")
+        known.note("0", one, hang, began=float(number), now=300.0 * (number + 1))
+    assert not known.in_use("0") and known.in_use("1")
 
 
 def test_without_a_gpu_left_the_rest_waits(tmp_path: Path) -> None:
