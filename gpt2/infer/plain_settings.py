@@ -40,4 +40,5 @@ class PlainSettings:
 
 
 # The names by which the model's sources import them.
-Settings, Resources = PlainSettings, SimpleNamespace
+Settings = PlainSettings
+Resources = SimpleNamespace

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from gpt2.run.first_kernels import first_of, kernels_chosen_meanwhile
@@ -58,7 +59,7 @@ def test_a_process_for_each_gpu_ends_with_the_block(tmp_path: Path) -> None:
         assert (tmp_path / "a/job.json").read_text() == "a"
     assert all(process.returncode < 0 for process in processes)
     for child, _ in begun:
-        until(lambda child=child: has_ended(child))  # a signal takes its time
+        until(partial(has_ended, child))  # a signal takes its time
     assert not (tmp_path / "c.pid").exists()
     shared = Options(slots=[slots[0], slots[0]])
     with kernels_chosen_meanwhile(tasks, shared) as processes:
