@@ -314,7 +314,7 @@ def read_curves(matrix: MatrixResults, run: Run) -> None:
                 matrix.leave_out(path, reason)
             curve[step] = values
         elif kind == "alarm" and len(run.alarms) < MAX_ALARMS:
-            run.alarms.append(f"step {step}: {text(record.get('message'))}")
+            run.alarms.append(f"update {step}: {text(record.get('message'))}")
     if run.row["status"] == "done" and len(matrix.left_out) == noted:
         _note_missing(matrix, run, [x for x in evals if "val_loss" in evals[x]])
     _check_result(matrix, run, evals)

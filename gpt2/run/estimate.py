@@ -250,27 +250,20 @@ def require_space(plan: Plan, missing: Sequence[Job], slots: int) -> None:
 
 def render(estimate: Mapping[str, Any]) -> str:
     """The table of an estimate, and the total."""
-    head = (
-        "cell",
-        "a step",
-        "an evaluation",
-        "start",
-        "memory",
-        "a checkpoint",
-        "disk",
-        "a run",
-    )
+    sizes = ("memory", "checkpoint", "disk")
+    head = ("cell", "update", "evaluation", "start", *sizes, "run")
     rows = [_row(record) for record in estimate["cells"]]
-    spare = ("a checkpoint", "start", "an evaluation", "disk")
+    spare = ("checkpoint", "start", "evaluation", "disk")
     text = table(head, rows, left=(0,), spare=spare)
     jobs, slots = len(estimate["jobs"]), estimate["slots"]
     if estimate["seconds"] is None:
         failed = [c for c in estimate["cells"] if c["seconds"] is None]
         lines = [f"{c['name']}: the probe failed ({c['message']})" for c in failed]
         return text + "\n".join(lines) + "\n"
+    runs = f"{jobs} run{'s' * (jobs != 1)}, {slots} at a time"
     return (
-        f"{text}{jobs} runs, {slots} at a time: about {duration(estimate['seconds'])}"
-        f" on this machine, from {estimate['steps']} steps of each\n"
+        f"{text}{runs}: about {duration(estimate['seconds'])} on this machine, from "
+        f"{estimate['steps']} updates of each\n"
         + (f"{estimate['sharing']}\n" if estimate["sharing"] else "")
     )
 

@@ -105,7 +105,7 @@ def _run_state(output_dir: Path, run: str) -> dict[str, Any]:
 
 def status_table(states: Sequence[Mapping[str, Any]]) -> str:
     """Table of ``run_states``, with failures and alarms below."""
-    head = ("run", "status", "attempt", "step", "loss", "val loss", "tokens/s")
+    head = ("run", "status", "attempt", "update", "loss", "val loss", "tokens/s")
     rows = [_status_cells(state) for state in states]
     wrong = [line for state in states for line in _wrong(state)]
     spare = ("attempt", "tokens/s", "loss")
@@ -116,7 +116,8 @@ def _wrong(state: Mapping[str, Any]) -> Iterator[str]:
     if state["failure"] or (state["message"] and state["update"] is None):
         yield f"{state['run_dir']}: {state['message']}\n"
     for alarm in state["alarms"]:
-        yield f"ALARM {state['run_dir']} at step {alarm['step']}: {alarm['message']}\n"
+        at = f"{state['run_dir']} at update {alarm['step']}"
+        yield f"ALARM {at}: {alarm['message']}\n"
 
 
 def _status_cells(state: Mapping[str, Any]) -> tuple[str, ...]:

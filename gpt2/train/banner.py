@@ -43,7 +43,7 @@ def introduction(
         f"accumulation {split.accumulation}"
         + (f" x {split.world_size} ranks" if split.world_size > 1 else ""),
         "threads": f"{torch.get_num_threads()}",
-        "start": ("fresh" if resumed_at is None else f"resumed at step {resumed_at}"),
+        "start": ("fresh" if resumed_at is None else f"resumed at update {resumed_at}"),
     }
     if context.device.is_gpu:
         expected = memory(trainer.built, split.micro_batch).total

@@ -320,7 +320,7 @@ def load(path: Path) -> Checkpoint:
         raise DamagedCheckpoint(f"{path}: unreadable ({error})") from error
     if (step := _step_within(state)) != stamp.step:
         raise DamagedCheckpoint(
-            f"{path / STATE_FILE}: is of step {step}, its stamp of {stamp.step}"
+            f"{path / STATE_FILE}: is of update {step}, its stamp of {stamp.step}"
         )
     return Checkpoint(stamp, weights, state)
 

@@ -295,7 +295,7 @@ class Preparation:
         split = less_memory(context.split, error)
         self.recorder.close_bar()
         self.recorder.say(
-            f"out of memory after step {step} with micro batch "
+            f"out of memory after update {step} with micro batch "
             f"{context.split.micro_batch}: going on from the last checkpoint with "
             f"{split.micro_batch} and {split.accumulation} micro steps"
         )

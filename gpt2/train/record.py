@@ -101,7 +101,7 @@ class Recorder:
         """A record of kind "eval" or "epoch"; raises DiskFull, FolderGone."""
         self._append({"kind": kind, **record})
         self.say(
-            f"step {record['step']}: validation loss {record['val_loss']:.4f}, "
+            f"update {record['step']}: validation loss {record['val_loss']:.4f}, "
             f"accuracy {record['val_accuracy']:.2%}"
             + (f", epoch {record['epoch']} ended" if kind == "epoch" else "")
         )
@@ -119,7 +119,7 @@ class Recorder:
     def alarm(self, record: Mapping[str, Any]) -> None:
         """A record with a "message" to look at; raises DiskFull, FolderGone."""
         self._append({"kind": ALARM, **record})
-        self.say(f"ALARM at step {record['step']}: {record['message']}")
+        self.say(f"ALARM at update {record['step']}: {record['message']}")
         self.tell_alarms()
 
     def tell_alarms(self) -> None:

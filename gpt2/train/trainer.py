@@ -184,7 +184,9 @@ class Trainer:
         if self.ranks.any(reason is not None, self._on):
             self.save()
             self.checkpoints.writer.wait()
-            raise Interrupted(f"{reason or 'another rank'}: checkpoint at step {step}")
+            raise Interrupted(
+                f"{reason or 'another rank'}: checkpoint at update {step}"
+            )
 
     def _lend_device(self) -> None:
         """Wait, off the clock, while a run that prepares times its kernels."""
@@ -268,7 +270,7 @@ class Trainer:
 
     def _fail(self, what: str) -> None:
         step = self.checkpoints.newest_step()
-        kept = "there is none" if step is None else f"step {step}"
+        kept = "there is none" if step is None else f"update {step}"
         raise NonFinite(
             f"{what} by update {self.progress.step}; last good checkpoint: {kept}"
         )

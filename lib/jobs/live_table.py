@@ -20,9 +20,18 @@ if TYPE_CHECKING:
 UNKNOWN = "-"
 REDRAW_SECONDS = 0.25  # between two drawings of the live table
 # The columns of the live table, and a bar.
-LIVE = ("running", "step", "loss", "val loss", "tokens/s", "left", "GPU")
+LIVE = ("running", "update", "loss", "val loss", "tokens/s", "left", "GPU")
 BAR, BAR_WIDTH, LIVE_GAP = "", 14, 2
-BY_IMPORTANCE = ("running", "step", "left", "val loss", "loss", "tokens/s", "GPU", BAR)
+BY_IMPORTANCE = (
+    "running",
+    "update",
+    "left",
+    "val loss",
+    "loss",
+    "tokens/s",
+    "GPU",
+    BAR,
+)
 
 
 def make_view() -> PlainView | LiveView:
@@ -180,7 +189,7 @@ def progress_line(cell: TaskState) -> str:
     if cell.stage == WAITING:
         return "ready, waiting for its turn"
     return (
-        f"step {p.step}/{p.max_steps or '?'} loss {number(p.loss)} "
+        f"update {p.step}/{p.max_steps or '?'} loss {number(p.loss)} "
         f"val {number(p.val_loss)} {rate(p.tokens_per_s)} tok/s, "
         f"{clock(p.seconds_left)} left" + (f", GPU {p.gpu}" if p.gpu else "")
     )
@@ -190,7 +199,9 @@ def start_line(cell: TaskState) -> str:
     """The message when a task starts."""
     assert cell.attempt is not None
     attempt, step = cell.attempt.number, cell.attempt.progress.step
-    again = f" (attempt {attempt}, continues after step {step})" if attempt > 1 else ""
+    again = (
+        f" (attempt {attempt}, continues after update {step})" if attempt > 1 else ""
+    )
     return f"{cell.task.name}: {cell.attempt.begun}{again}"
 
 

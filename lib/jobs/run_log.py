@@ -141,7 +141,7 @@ class RunProgress:
         elif record.get("kind") == "eval":
             self.val_loss, self.val_step = record.get("val_loss"), self.step
         elif record.get("kind") == "alarm":
-            text = f"at step {record.get('step')}: {record.get('message')}"
+            text = f"at update {record.get('step')}: {record.get('message')}"
             self._alarms.setdefault(text, False)
         for name, at, attempt in phases.phases_of([record]):
             self._stage, self._stage_of = phases.next_stage(self._stage, name), attempt

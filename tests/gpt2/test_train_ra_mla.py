@@ -94,7 +94,7 @@ def test_sigusr1_prints_the_stacks_of_a_hung_trainer(data_dir, tmp_path):
         subprocess.Popen(words, env=environ, stdout=file, stderr=file) as process,
     ):
         try:
-            while "step 0" not in log.read_text():
+            while "update 0" not in log.read_text():
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
             while "in _hang" not in log.read_text():

@@ -118,7 +118,8 @@ def test_a_baseline_that_blows_up_at_once_is_told_and_spoils_the_matrix(
     done = run_matrix(folder, "--overrides", absurd)
     assert done.returncode == 0, done.stdout + done.stderr
     began = (
-        r"ALARM step00-baseline/seed1 at step \d+: the \w* ?loss is \d+\.\d+, above ln"
+        r"ALARM step00-baseline/seed1 at update \d+: "
+        r"the \w* ?loss is \d+\.\d+, above ln"
     )
     assert re.search(began, done.stdout)
     assert "ALARM step00-baseline/seed1 ended at" in done.stdout

@@ -63,7 +63,7 @@ def test_each_kind_of_failure_is_told_and_stops_nobody(
 
     assert "step05-ra/seed1: FAILED (nan)" in done.stdout
     assert (status(folder, second)["failure"], attempts(folder, second)) == ("nan", 1)
-    assert "last good checkpoint: step 4" in str(status(folder, second)["message"])
+    assert "last good checkpoint: update 4" in str(status(folder, second)["message"])
 
     assert "FAILED (crash)" in done.stdout and "will be tried again" in done.stdout
     assert (status(folder, third)["failure"], attempts(folder, third)) == ("crash", 2)
@@ -75,7 +75,7 @@ def test_each_kind_of_failure_is_told_and_stops_nobody(
         "failed",
     ]
     shown = look(folder, "--status", "--only", "step05*").stdout
-    assert "last good checkpoint: step 4" in shown and "step00" not in shown
+    assert "last good checkpoint: update 4" in shown and "step00" not in shown
     done = run_matrix(folder, *words)  # without the faults
     assert done.returncode == 0, done.stdout
     assert first not in done.stdout

@@ -150,7 +150,7 @@ def test_a_state_of_another_step_counts_as_damage(tmp_path, inner):
     path = save(tmp_path, 3)
     torch.save(inner, path / STATE_FILE)
     do_sums(path)
-    with pytest.raises(DamagedCheckpoint, match=f"{STATE_FILE}: is of step .* of 3$"):
+    with pytest.raises(DamagedCheckpoint, match=f"{STATE_FILE}: is of update .* of 3$"):
         checkpoint.load(path)
     found, said = load_newest(tmp_path)
     assert found is None and len(said) == 1

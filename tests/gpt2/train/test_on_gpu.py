@@ -95,7 +95,7 @@ def test_an_absurd_micro_batch_is_halved_until_it_fits(tmp_path):
     warm = {"warmup_steps": 1, "gpu_warmup": 1}
     log = run_on_gpu(tmp_path, **WIDE, **fields, **steps, **kernels, **warm)
     recorded = manifest(tmp_path / "run")
-    assert recorded["out_of_memory"] and "out of memory after step 0" in log
+    assert recorded["out_of_memory"] and "out of memory after update 0" in log
     assert recorded["micro_batch"] < 4096
     assert recorded["micro_batch"] * recorded["accumulation"] == 4096
     assert len(losses(tmp_path / "run")) == 2

@@ -40,14 +40,14 @@ def test_a_training_that_falls_apart_raises_one_alarm(data_dir, tmp_path):
     done = train(tiny_job(data_dir, **ABSURD), run_dir)
     (alarm,) = records(run_dir, "alarm")
     assert alarm["alarm"] == "diverging" and 1 < alarm["step"] <= UPDATES
-    assert f"ALARM at step {alarm['step']}: {alarm['message']}" in done.log
+    assert f"ALARM at update {alarm['step']}: {alarm['message']}" in done.log
     (shown,) = status(run_dir)["alarms"]
     assert shown == {k: v for k, v in alarm.items() if k != "kind"}
     table = status_table(run_states(tmp_path / "results", ["single/seed1337"]))
-    line = f"ALARM single/seed1337 at step {alarm['step']}: {alarm['message']}"
+    line = f"ALARM single/seed1337 at update {alarm['step']}: {alarm['message']}"
     assert table.splitlines()[-1] == line
     said = [text for _, text in remarks(judge(read_matrix(tmp_path / "results")))]
-    expected = f"alarm of seed 1337 at step {alarm['step']}: {alarm['message']}"
+    expected = f"alarm of seed 1337 at update {alarm['step']}: {alarm['message']}"
     assert said[-1] == expected and said[0].startswith("seed 1337 ended at ")
 
 
@@ -83,7 +83,7 @@ def test_a_run_that_begins_nowhere_near_a_guess_is_told_at_once(tmp_path, capsys
     record = {"step": 0, "val_loss": 9.5, "val_accuracy": 0.0}
     watched(tmp_path).evaluation("eval", record)
     assert alarms(tmp_path) == [("first", 0)]
-    assert "ALARM at step 0: the first loss is 9.500" in capsys.readouterr().out
+    assert "ALARM at update 0: the first loss is 9.500" in capsys.readouterr().out
 
 
 def test_a_resumed_run_goes_on_where_its_watch_was(tmp_path):

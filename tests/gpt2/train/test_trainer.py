@@ -395,7 +395,7 @@ def test_no_checkpoint_is_kept_of_weights_that_burst(job, tmp_path):
     trainer.progress.step = 1
     with torch.no_grad():
         trainer.model.wte.weight[3, 5] = torch.inf
-    with pytest.raises(NonFinite, match="last good checkpoint: step 0"):
+    with pytest.raises(NonFinite, match="last good checkpoint: update 0"):
         trainer.save()
     assert checkpoints(tmp_path) == ["step-000000"]
 

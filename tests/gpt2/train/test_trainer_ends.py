@@ -47,7 +47,7 @@ def test_nan_stops_at_once_and_keeps_the_last_good_checkpoint(job, tmp_path):
     assert training.process.exitcode == 5
     found = status(run_dir)
     assert (found["status"], found["failure"]) == ("failed", "nan")
-    assert "by update 8" in found["message"] and "step 6" in found["message"]
+    assert "by update 8" in found["message"] and "update 6" in found["message"]
     assert checkpoints(run_dir) == ["step-000003", "step-000006"]
     assert records(run_dir)[-1]["step"] < 8
     assert not (run_dir / "model.safetensors").exists()
@@ -81,7 +81,7 @@ def test_out_of_memory_halves_the_micro_batch_and_goes_on(data_dir, tmp_path):
     finish(job, whole)
     training = train(job, run_dir, KABLATE_TEST_FAULTS="oom@5,kill@8")
     assert training.process.exitcode == -signal.SIGKILL
-    assert "out of memory after step 4 with micro batch 4" in training.log
+    assert "out of memory after update 4 with micro batch 4" in training.log
     finish(job, run_dir, KABLATE_TEST_FAULTS="oom@9")  # acts at micro batch 4 only
     found = manifest(run_dir)
     assert (found["micro_batch"], found["accumulation"]) == (2, 4)
@@ -99,7 +99,7 @@ def test_after_a_kill_for_memory_it_goes_on_with_half(data_dir, tmp_path):
     train(job, run_dir, KABLATE_TEST_FAULTS="kill@5")
     variables = {"KABLATE_LAST_END": "failed/oom"}
     killed = train(job, run_dir, KABLATE_TEST_FAULTS="kill@8", **variables)
-    assert "out of memory after step 4 with micro batch 4" in killed.log
+    assert "out of memory after update 4 with micro batch 4" in killed.log
     finish(job, run_dir, KABLATE_LAST_END="failed/killed")
     assert manifest(run_dir)["micro_batch"] == 2
     assert [e["micro_batch"] for e in manifest(run_dir)["out_of_memory"]] == [4]
@@ -202,7 +202,7 @@ def test_a_damaged_checkpoint_is_told_and_made_good(job, done, tmp_path):
         file.write(b"\0" * 64)
     training = train(job, run_dir)
     assert "skipped a damaged checkpoint" in training.log
-    assert "resumed at step 3" in training.log
+    assert "resumed at update 3" in training.log
     assert losses(run_dir) == losses(done)
     assert checkpoints(run_dir) == ["step-000009", "step-000012"]
     assert not list(run_dir.glob(".*.tmp"))

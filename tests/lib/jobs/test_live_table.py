@@ -44,5 +44,5 @@ def test_a_narrow_terminal_shows_whole_names_and_whole_numbers(drawn, width):
     assert max(map(len, text.splitlines())) <= width and "…" not in text
     together = "".join(text.split())
     assert all(name in together for name in NAMES)
-    for heading, room in (("step", 40), ("val loss", 60), ("tokens/s", 80)):
+    for heading, room in (("update", 40), ("val loss", 60), ("tokens/s", 80)):
         assert (f" {heading}" in text) == (width >= room), heading

@@ -63,7 +63,7 @@ def test_alarms_of_this_attempt_are_taken_once(tmp_path: Path) -> None:
     assert progress.take_alarms() == []  # of an earlier attempt
     write(path, alarm(1), {"kind": "train", "step": 2, "loss": 1.0}, alarm(2))
     progress.read()
-    assert progress.take_alarms() == ["at step 2: odd"]
+    assert progress.take_alarms() == ["at update 2: odd"]
     shorter = tmp_path / "cut back to a checkpoint"
     write(shorter, alarm(1), alarm(2)).replace(path)
     progress.read()
