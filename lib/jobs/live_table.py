@@ -199,9 +199,7 @@ def start_line(cell: TaskState) -> str:
     """The message when a task starts."""
     assert cell.attempt is not None
     attempt, step = cell.attempt.number, cell.attempt.progress.step
-    again = (
-        f" (attempt {attempt}, continues after update {step})" if attempt > 1 else ""
-    )
+    again = f" (attempt {attempt}; update {step} was reached)" if attempt > 1 else ""
     return f"{cell.task.name}: {cell.attempt.begun}{again}"
 
 
