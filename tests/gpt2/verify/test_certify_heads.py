@@ -239,8 +239,8 @@ def test_a_run_tells_what_the_cut_brought():
     result, heads = removal.result, removal.heads
     assert sum(heads) == result["heads_left"] == 4 and result["heads"] == 8
     assert result["heads_by_layer"] == " ".join(map(str, heads))
-    # Keys and values, and RA's queries within the band, in fp32.
-    cached = 4 * 8 * (2 + 4 / 8) * 4
+    # Keys and values, and RA's queries within the band and the row's own, in fp32.
+    cached = 4 * 8 * (2 + (4 + 1) / 8) * 4
     assert result["kv_bytes_per_token"] == cached
     assert result["kv_bytes_per_token_before"] == 2 * cached
 
