@@ -22,7 +22,7 @@ from lib.kernels.causal_op import TILED
 from tests.compiled import TARGETS, Launch, Resources, compiled, launches, tiles_of
 
 PROCESSES = 2
-DECODING = {"_softmax_kernel", "_kept_sum_kernel", "_gate_kernel"}
+DECODING = {"_softmax_kernel", "_kept_sum_kernel"}
 # What a tile may keep in memory at most: half of a thread's registers; on NVIDIA, in
 # bytes of its stack. The lists for Hopper were timed on an H100 and an H200 instead.
 HEAVY = {"rdna": 128, "cdna": 256, "ampere": 4 * 128, "nvidia": math.inf}
