@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,6 +61,11 @@ class Subject:
 
     def compare(self, step: int = 0) -> GradientComparison:
         return compare(self.updater, self.model, self.settings, self.context, step)
+
+
+def test_torch_has_as_many_threads_as_tests_ask_for() -> None:
+    """Also if this folder is named, with a conftest that imports torch at once."""
+    assert torch.get_num_threads() == int(os.environ["OMP_NUM_THREADS"])
 
 
 @pytest.mark.parametrize("step", STEPS)
