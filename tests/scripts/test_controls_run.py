@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pytest
@@ -31,16 +30,16 @@ def read(folder: Path, run: str, name: str) -> dict:
 
 
 @pytest.fixture
-def here(undisturbed: Path, tmp_path: Path) -> Path:
+def here(finished: Path) -> Path:
     """Steps 0 and 5, trained before there were controls."""
-    folder = Path(shutil.copytree(undisturbed, tmp_path / "here"))
-    for path in [*folder.glob("results/*/*/job.json"), folder / "results/matrix.json"]:
+    results = finished / "results"
+    for path in [*results.glob("*/*/job.json"), results / "matrix.json"]:
         found = json.loads(path.read_text())
         for job in found.get("jobs", [found]):
             del job["settings"]["resources"]["other_kernels"]
             del job["settings"]["matrix"]["controls"]
         path.write_text(json.dumps(found))
-    return folder
+    return finished
 
 
 def test_a_control_joins_an_old_matrix_and_is_shown_first(here: Path) -> None:

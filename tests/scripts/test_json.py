@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from functools import cache
@@ -162,25 +161,24 @@ def script(folder: Path, name: str, *words: str) -> dict[str, Any]:
 
 
 def test_a_program_proposes_an_arm_and_decides_by_its_verdict(
-    prepared: Path, tmp_path: Path
+    folder: Path,
 ) -> None:
-    here = Path(shutil.copytree(prepared, tmp_path / "here"))
     words = ("--overrides", "STEPS_FILE=arm.toml STEPS=0,100 SEEDS=1,2,3 JOBS=2")
 
-    (here / "arm.toml").write_text(ARM.format(rate='"high"'))
-    refused = script(here, MATRIX, *words)
+    (folder / "arm.toml").write_text(ARM.format(rate='"high"'))
+    refused = script(folder, MATRIX, *words)
     assert refused["exit_code"] == 2 and "arm.toml:8" in refused["error"]
 
-    (here / "arm.toml").write_text(ARM.format(rate=0.05))
-    planned = script(here, MATRIX, "--list", *words)
+    (folder / "arm.toml").write_text(ARM.format(rate=0.05))
+    planned = script(folder, MATRIX, "--list", *words)
     assert planned["refusal"] is planned["missing_data"] is None
     assert [cell["step"] for cell in planned["cells"]] == [0, 100]
     (change,) = planned["cells"][1]["changes"]
     assert (change["setting"], change["to"]) == ("learning_rate", 0.05)
 
-    ended = script(here, MATRIX, *words)
+    ended = script(folder, MATRIX, *words)
     assert ended["statuses"] == {"done": 6} and ended["error"] is None
-    report = script(here, "report.py", *QUIET)
+    report = script(folder, "report.py", *QUIET)
     (verdict,) = report["summary"]["verdicts"]["comparisons"]
     assert verdict["step"] == 100 and verdict["partner"]["step"] == 0
     found = verdict["at_equal_steps"]

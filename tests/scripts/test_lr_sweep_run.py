@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -20,7 +19,7 @@ from tests.scratch import until
 from tests.scripts.inprocess import run_script
 from tests.scripts.test_print_sbatch import print_sbatch, run_task
 from tests.scripts.test_sweep_run import done_in
-from tests.tinymatrix import TINY, command, run_matrix, write_config
+from tests.tinymatrix import command, run_matrix
 
 pytestmark = pytest.mark.slow
 
@@ -36,14 +35,6 @@ def cells(*rates: str) -> list[str]:
         for rate in rates
         for seed in (1, 7)
     )
-
-
-@pytest.fixture
-def folder(prepared: Path, tmp_path: Path) -> Path:
-    """A project with prepared data."""
-    here = Path(shutil.copytree(prepared, tmp_path / "here"))
-    write_config(here, TINY)
-    return here
 
 
 def test_it_is_killed_continued_extended_reported_and_run_again(folder: Path) -> None:

@@ -94,14 +94,11 @@ def test_fail_fast_starts_nothing_after_the_first_failure(folder: Path) -> None:
     assert not (folder / "results" / TINY_RUNS[1]).exists()
 
 
-def test_a_damaged_status_is_told_with_the_way_out(
-    undisturbed: Path, folder: Path
-) -> None:
-    shutil.copytree(undisturbed / "results", folder / "results")
-    (folder / "results" / TINY_RUNS[1] / "status.json").write_text("")
-    done = look(folder, "--skip-verify", "--overrides", ONE_SEED)
+def test_a_damaged_status_is_told_with_the_way_out(finished: Path) -> None:
+    (finished / "results" / TINY_RUNS[1] / "status.json").write_text("")
+    done = look(finished, "--skip-verify", "--overrides", ONE_SEED)
     assert done.returncode == 1 and "1 of 2 jobs are done" in done.stdout
-    shown = look(folder, "--status").stdout
+    shown = look(finished, "--status").stdout
     for said in (done.stdout, shown):
         assert "status.json: not JSON" in said and "rerun this run" in said
 
@@ -140,8 +137,7 @@ def strike(runner: subprocess.Popen[str], target: str) -> None:
                 pass
 
 
-def finished(folder: Path) -> dict[str, int]:
-    """Attempts of the runs that are done."""
+def attempts_of_done(folder: Path) -> dict[str, int]:
     return {
         run: attempts(folder, run)
         for run in TINY_RUNS
@@ -174,7 +170,7 @@ def survive(
         until_any_moved(folder, runner, dice)
         strike(runner, targets[number % len(targets)])
         runner.communicate(timeout=300)
-        for run, count in finished(folder).items():
+        for run, count in attempts_of_done(folder).items():
             assert done.setdefault(run, count) == count, f"{run} was done again"
         if len(done) == len(TINY_RUNS):
             check_equal(undisturbed, folder)

@@ -2,9 +2,7 @@
 
 import json
 import shlex
-import shutil
 import sys
-from pathlib import Path
 
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import run_matrix
@@ -17,15 +15,14 @@ with open("end.json", "a") as file:
 """
 
 
-def test_a_matrix_that_ends_runs_the_command_once(undisturbed, tmp_path):
-    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
-    (here / "tell.py").write_text(TELL)
+def test_a_matrix_that_ends_runs_the_command_once(finished):
+    (finished / "tell.py").write_text(TELL)
     words = "--on_done", shlex.join([sys.executable, "tell.py"])
-    done = run_matrix(here, "--overrides", "SEEDS=1", *words)
+    done = run_matrix(finished, "--overrides", "SEEDS=1", *words)
     assert done.returncode == 0, done.stderr
-    (record,) = map(json.loads, (here / "end.json").read_text().splitlines())
+    (record,) = map(json.loads, (finished / "end.json").read_text().splitlines())
     assert record == {
-        "KABLATE_RESULTS": str((here / "results").resolve()),
+        "KABLATE_RESULTS": str((finished / "results").resolve()),
         "KABLATE_EXIT_CODE": "0",
         "KABLATE_JOBS_DONE": "2",
         "KABLATE_JOBS_PLANNED": "2",

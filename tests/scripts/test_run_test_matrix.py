@@ -9,7 +9,6 @@ import pty
 import re
 import select
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -204,16 +203,13 @@ def test_a_dry_run_refuses_the_folders_that_a_run_refuses(
     assert sorted(folder.rglob("*")) == before
 
 
-def test_a_lock_that_cannot_be_taken_names_the_setting(
-    undisturbed: Path, folder: Path
-) -> None:
+def test_a_lock_that_cannot_be_taken_names_the_setting(finished: Path) -> None:
     """A folder in its place fails as a disk that is mounted read-only does."""
-    shutil.copytree(undisturbed / "results", folder / "results")
-    (folder / "results/.lock").unlink(missing_ok=True)
-    (folder / "results/.lock").mkdir()
+    (finished / "results/.lock").unlink(missing_ok=True)
+    (finished / "results/.lock").mkdir()
     words = ("--skip-verify", "--overrides", ONE_SEED)
-    sbatch = run_script("print_sbatch.py", *words, cwd=folder)
-    for done in (look(folder, *words), look(folder, "--estimate", *words), sbatch):
+    sbatch = run_script("print_sbatch.py", *words, cwd=finished)
+    for done in (look(finished, *words), look(finished, "--estimate", *words), sbatch):
         assert done.returncode == 2
         assert done.stderr.startswith(
             "OUTPUT_DIR=results: results cannot be kept there"
@@ -373,65 +369,60 @@ def test_a_finished_matrix(undisturbed: Path) -> None:
     assert job["origins"]["seeds"] == "command line"
 
 
-def test_other_settings_stop_before_anything_starts(
-    undisturbed: Path, folder: Path
-) -> None:
-    shutil.copytree(undisturbed / "results", folder / "results")
-    before = (folder / "results" / "matrix.json").read_bytes()
+def test_other_settings_stop_before_anything_starts(finished: Path) -> None:
+    before = (finished / "results" / "matrix.json").read_bytes()
     words = ("--overrides", "MAX_ITERS=12 SEEDS=1,2")
-    done = run_matrix(folder, *words)
+    done = run_matrix(finished, *words)
     assert done.returncode == 2
     assert re.search(r"GPT2_MAX_ITERS +was 10, is now 12", done.stderr)
     assert "OUTPUT_DIR=" in done.stderr
     assert shlex.join([*command(*words), "--rerun"]) in done.stderr
     for look_only in ("--list", "--status"):  # the preview says it too
-        seen = look(folder, look_only, *words)
+        seen = look(finished, look_only, *words)
         assert seen.returncode == 0
         assert (
             "would refuse to start" in seen.stdout and "was 10, is now" in seen.stdout
         )
-    listed = look(folder, "--list", *words).stdout
+    listed = look(finished, "--list", *words).stdout
     assert f"{TINY_RUNS[0]}  [done, with other settings]\n" in listed
     assert "baseline/seed2\n" in listed
-    assert "would refuse" not in look(folder, "--list").stdout
-    assert not (folder / "results" / "step00-baseline" / "seed2").exists()
-    assert (folder / "results" / "matrix.json").read_bytes() == before
-    assert "CONFIG_GPT2_MAX_ITERS = 10" in (folder / "results/config.py").read_text()
+    assert "would refuse" not in look(finished, "--list").stdout
+    assert not (finished / "results" / "step00-baseline" / "seed2").exists()
+    assert (finished / "results" / "matrix.json").read_bytes() == before
+    assert "CONFIG_GPT2_MAX_ITERS = 10" in (finished / "results/config.py").read_text()
 
 
-def test_the_way_out_of_a_damaged_matrix_file(undisturbed: Path, folder: Path) -> None:
-    shutil.copytree(undisturbed / "results", folder / "results")
-    path = folder / "results" / "matrix.json"
+def test_the_way_out_of_a_damaged_matrix_file(finished: Path) -> None:
+    path = finished / "results" / "matrix.json"
     path.write_bytes(path.read_bytes()[:1000])
     words = ("--skip-verify", "--overrides", "STEPS=0 SEEDS=1")
     for asked in (("--status",), words):
-        done = look(folder, *asked)
+        done = look(finished, *asked)
         assert done.returncode == 2 and "Remove it and type `" in done.stderr
     path.unlink()
-    done = look(folder, *words)
+    done = look(finished, *words)
     assert done.returncode == 0 and "1 of 1 jobs are done" in done.stdout, done.stderr
     assert [job["name"] for job in atomic_files.read_json(path)["jobs"]] == [
         "baseline",
         "ra",
     ]
-    assert list(summary(folder)) == list(TINY_RUNS)
+    assert list(summary(finished)) == list(TINY_RUNS)
 
 
-def test_rerun_keeps_what_was_there(undisturbed: Path, folder: Path) -> None:
-    shutil.copytree(undisturbed / "results", folder / "results")
+def test_rerun_keeps_what_was_there(finished: Path) -> None:
     words = ("--skip-verify", "--rerun", "--overrides", "STEPS=5 SEEDS=1 MAX_ITERS=12")
-    refused = look(folder, *words)  # would not be comparable with step 0
+    refused = look(finished, *words)  # would not be comparable with step 0
     assert refused.returncode == 2 and "nothing was started" in refused.stderr
-    assert not (folder / "results" / ".replaced").exists()
-    done = run_matrix(folder, "--rerun", "--overrides", "STEPS=5 SEEDS=1")
+    assert not (finished / "results" / ".replaced").exists()
+    done = run_matrix(finished, "--rerun", "--overrides", "STEPS=5 SEEDS=1")
     assert done.returncode == 0, done.stderr
     assert "the old run is kept in" in done.stdout
-    old = folder / "results" / ".replaced" / "step05-ra" / "seed1.1"
-    new = folder / "results" / TINY_RUNS[1]
+    old = finished / "results" / ".replaced" / "step05-ra" / "seed1.1"
+    new = finished / "results" / TINY_RUNS[1]
     assert weights(old) == weights(new)
-    assert attempts(folder, TINY_RUNS[1]) == 1
-    assert [run["status"] for run in summary(folder).values()] == ["done", "done"]
-    shown = look(folder, "--status").stdout  # by the configuration, with two seeds
+    assert attempts(finished, TINY_RUNS[1]) == 1
+    assert [run["status"] for run in summary(finished).values()] == ["done", "done"]
+    shown = look(finished, "--status").stdout  # by the configuration, with two seeds
     assert re.findall(r"seed\d +(\w+)", shown) == ["done", "planned", "done", "planned"]
 
 
@@ -487,17 +478,16 @@ def test_while_one_runner_works(folder: Path) -> None:
 
 
 def test_again_runs_only_what_is_missing_and_a_terminal_shows_it_live(
-    undisturbed: Path, folder: Path
+    finished: Path,
 ) -> None:
-    shutil.copytree(undisturbed / "results", folder / "results")
-    before = weights(folder / "results" / TINY_RUNS[0])
-    code, text = on_a_terminal(folder, "--overrides", "STEPS=0 SEEDS=1,2")
+    before = weights(finished / "results" / TINY_RUNS[0])
+    code, text = on_a_terminal(finished, "--overrides", "STEPS=0 SEEDS=1,2")
     assert code == 0, text
     assert "step00-baseline/seed2: done" in text
     assert "seed1: started" not in text
-    assert attempts(folder, TINY_RUNS[0]) == 1
-    assert weights(folder / "results" / TINY_RUNS[0]) == before
-    runs = summary(folder)
+    assert attempts(finished, TINY_RUNS[0]) == 1
+    assert weights(finished / "results" / TINY_RUNS[0]) == before
+    runs = summary(finished)
     assert set(runs) == {*TINY_RUNS, "step00-baseline/seed2"}
     assert {run["status"] for run in runs.values()} == {"done"}
 
@@ -551,13 +541,12 @@ def test_a_matrix_goes_on_when_its_terminal_has_gone(folder: Path) -> None:
 
 
 def test_a_linked_run_has_no_status_as_it_has_no_row_in_the_report(
-    undisturbed: Path, tmp_path: Path
+    finished: Path, tmp_path: Path
 ) -> None:
-    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
-    step = here / "results" / "step05-ra"
+    step = finished / "results" / "step05-ra"
     step.rename(tmp_path / "moved")
     step.symlink_to(tmp_path / "moved")
-    done = run_matrix(here, "--status", "--overrides", "SEEDS=1")
+    done = run_matrix(finished, "--status", "--overrides", "SEEDS=1")
     assert done.returncode == 0, done.stderr
     (line,) = [x for x in done.stdout.splitlines() if x.startswith("step05-ra/seed1 ")]
     assert line.split()[1:3] == ["a", "link"]

@@ -143,9 +143,9 @@ def test_a_terminal_gets_a_prompt_and_no_control_characters(undisturbed):
 
 
 @pytest.fixture
-def folder(undisturbed, tmp_path):
+def folder(finished):
     """A copy of the matrix of step 0 and 5, seed 1, to change."""
-    return Path(shutil.copytree(undisturbed, tmp_path / "here"))
+    return finished
 
 
 def rewrite(path, change=None, **metadata):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -22,17 +21,16 @@ SMALL, LARGE = (f"step00-baseline/size={size}/seed1" for size in ("1x16", "2x24"
 
 
 def test_sizes_are_run_one_by_one_killed_continued_and_rerun(
-    prepared: Path, tmp_path: Path
+    folder: Path,
 ) -> None:
-    here = Path(shutil.copytree(prepared, tmp_path / "here"))
-    results = here / "results"
-    first = run_matrix(here, *WORDS, "--only=*/size=1x16")
+    results = folder / "results"
+    first = run_matrix(folder, *WORDS, "--only=*/size=1x16")
     assert first.returncode == 0, first.stderr
     assert not (results / LARGE).exists()
 
     runner = subprocess.Popen(
         command(*WORDS),
-        cwd=here,
+        cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -40,7 +38,7 @@ def test_sizes_are_run_one_by_one_killed_continued_and_rerun(
     until(lambda: (results / LARGE / "status.json").exists())
     runner.send_signal(signal.SIGKILL)
     runner.wait()
-    last = run_matrix(here, *WORDS, "--json")
+    last = run_matrix(folder, *WORDS, "--json")
     found = json.loads(last.stdout)
     assert last.returncode == 0 and found["statuses"] == {"done": 2}, last.stderr
     models = [run_files.read_json(results / run / "job.json") for run in (SMALL, LARGE)]
@@ -52,10 +50,10 @@ def test_sizes_are_run_one_by_one_killed_continued_and_rerun(
     weights = [(results / run / "model.safetensors").stat() for run in (SMALL, LARGE)]
     assert weights[0].st_size < weights[1].st_size
 
-    again = run_matrix(here, *WORDS, "--rerun", f"--only={SMALL}")
+    again = run_matrix(folder, *WORDS, "--rerun", f"--only={SMALL}")
     assert again.returncode == 0, again.stderr
     assert (results / ".replaced").is_dir()
     untouched = (results / LARGE / "model.safetensors").stat()
     assert untouched.st_mtime_ns == weights[1].st_mtime_ns
-    listed = run_script("run_test_matrix.py", "--list", *WORDS, cwd=here)
+    listed = run_script("run_test_matrix.py", "--list", *WORDS, cwd=folder)
     assert f"results/{SMALL}  [done]" in listed.stdout

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from pathlib import Path
 
 from lib.atomic_files import read_json
@@ -23,10 +22,8 @@ changes = { ra_window = 8 }
 """
 
 
-def test_own_steps_are_verified_run_reported_and_kept(
-    undisturbed: Path, tmp_path: Path
-) -> None:
-    here = Path(shutil.copytree(undisturbed, tmp_path / "here"))
+def test_own_steps_are_verified_run_reported_and_kept(finished: Path) -> None:
+    here = finished
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
     found = re.search(r"```toml\n(.*?)```", guide.split(HEADING)[1], re.S)
     assert found

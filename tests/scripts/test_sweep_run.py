@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -38,8 +37,7 @@ def done_in(results: Path) -> list[str]:
 
 
 @pytest.fixture
-def swept(prepared: Path, tmp_path: Path) -> Path:
-    folder = Path(shutil.copytree(prepared, tmp_path / "here"))
+def swept(folder: Path) -> Path:
     write_config(folder, TINY + f'CONFIG_SWEEP="{SWEEP}"\n')
     return folder
 
