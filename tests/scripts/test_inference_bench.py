@@ -49,10 +49,11 @@ def test_untrained_arms_beside_transformers(tmp_path):
             total = row["cache_bytes_per_token"] * row["batch"] * row["context"]
             assert row["cache_bytes"] == round(total)
     cached = {r["what"]: r["cache_bytes_per_token"] for r in found if "graphs" in r}
-    # Two layers: keys and values of 16; two latents of 8; window 4 of queries over 30.
+    # Two layers: keys and values of 16; two latents of 8; the queries of a
+    # window of 4 and of the token itself over 30.
     assert cached["0 baseline"] == 4 * 2 * 2 * 16
     assert cached["8 mla"] == 4 * 2 * 2 * 8
-    assert cached["5 ra"] == pytest.approx(4 * 2 * (2 * 16 + 4 * 16 / 30))
+    assert cached["5 ra"] == pytest.approx(4 * 2 * (2 * 16 + 5 * 16 / 30))
 
 
 def report(folder):

@@ -50,7 +50,7 @@ def test_arms_start_where_the_source_ended_and_are_audited(finished, tmp_path):
     assert "refuses to start" not in done.stdout and done.returncode == 0, done.stderr
     write_folder(load_trained(runs[0]), here / "moved", native=True)
     done = run_script("run_test_matrix.py", "--list", *moved, cwd=here)
-    assert "init_sha256" in done.stdout
+    assert "INIT_SHA256" in done.stdout
     done = run_script("run_test_matrix.py", "--list", *words, cwd=here)
     assert done.returncode == 2
     assert "INIT_FROM=gpt2: there is no such folder." in done.stderr

@@ -253,7 +253,7 @@ def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> N
     """RA that is without effect, planted in a copy of the sources."""
     tree = copy_tree(tmp_path / "tree", PRODUCT)
     code = (tree / "gpt2" / "mechanisms" / "ra" / "layer.py").read_text()
-    assert code.count("Transposed(k, q, alpha") == 1
+    assert "Transposed(k, q, alpha" in code
     code = code.replace("Transposed(k, q, alpha", "Transposed(k, q, 0.0 * alpha")
     (tree / "gpt2" / "mechanisms" / "ra" / "layer.py").write_text(code)
     script = tree / "scripts" / SCRIPT.name
