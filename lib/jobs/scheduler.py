@@ -24,7 +24,13 @@ from lib.jobs.occupancy import Occupancy
 from lib.jobs.phases import PREPARING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.task_state import Running, TaskState, seconds_left
-from lib.output import EXIT_DEVICE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
+from lib.output import (
+    EXIT_DEVICE,
+    EXIT_DISK,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+)
 
 # Attempts beyond the first, by class of failure, within one call. A NaN comes again
 # and a full disk stays full; a crash is tried again only where it came far enough
@@ -140,8 +146,8 @@ class Scheduler:
     # ---- running ----------------------------------------------------------------
 
     def run(self) -> int:
-        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before; 8: all
-        done that could be, but a GPU is out of use.
+        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before; 6: the
+        disk is full; 8: all done that could be, but a GPU is out of use.
 
         Whatever is raised here, no child is left behind.
         """
@@ -160,6 +166,9 @@ class Scheduler:
         lost = self.cards.lines()
         for line in lost:
             self.view.note(line)
+        outcomes = [cell.outcome for cell in self.cells]
+        if any(one is not None and one.failure == "disk" for one in outcomes):
+            return EXIT_DISK
         if self.count("failed", "locked"):
             return EXIT_FAILED
         if self.count("interrupted", "queued") and self.occupancy.usable:

@@ -196,7 +196,7 @@ def test_classes_of_failure(
 ) -> None:
     code, said, _ = run([task(tmp_path, "a", fail=fail)])
     assert status_of(tmp_path, "a") == expected
-    assert code == (3 if fail == "interrupted" else 1)
+    assert code == {"interrupted": 3, "disk": 6}.get(fail, 1)
     assert ("FAILED" in said) == (fail != "interrupted")
     message = run_files.read_status(tmp_path / "a")["message"]
     assert bool(message) == (fail != "interrupted")
@@ -268,7 +268,7 @@ def test_fail_fast_starts_nothing_more(tmp_path: Path) -> None:
 def test_a_full_disk_stops_the_rest(tmp_path: Path) -> None:
     tasks = [task(tmp_path, "bad", fail="disk"), task(tmp_path, "never")]
     code, said, _ = run(tasks)
-    assert code == 1 and "no space left" in said
+    assert code == 6 and "no space left" in said
     assert not (tmp_path / "never").exists()
 
 
