@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
@@ -19,6 +20,12 @@ def report_console() -> Console:
     from rich.console import Console
 
     return Console(highlight=False, width=width_of_output() or WIDTH)
+
+
+def say_doing(text: str) -> None:
+    """Print what takes a while, on a terminal only: a log would be full of it."""
+    if sys.stderr.isatty():
+        print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def width_of_output() -> int | None:

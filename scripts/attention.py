@@ -36,7 +36,7 @@ from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number
-from lib.terminal import report_console
+from lib.terminal import report_console, say_doing
 
 WINDOWS = 32
 COLUMNS = ("entropy", "relative", "reciprocity", "alpha")
@@ -85,6 +85,7 @@ def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> dict[st
     trained = load_trained(run_dir, select_device(device).device)
     own = Path(trained.settings.resources.data_dir).expanduser()
     tokens, fingerprint = validation_text(trained, [own, data_dir])
+    say_doing(f"{run_dir}: {windows} windows of the validation text")
     layers = attention_of(trained, tokens, windows)
     source = {"windows": windows, "data_fingerprint": fingerprint}
     show(trained.label, layers)  # first: it may not be possible to keep them

@@ -49,7 +49,7 @@ from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT_OR_0, add_number
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from lib.terminal import report_console
+from lib.terminal import report_console, say_doing
 
 if TYPE_CHECKING:
     from gpt2.audit.run import Audit
@@ -127,16 +127,10 @@ def prepare(
             own_data=not typed,
             device=device,
             windows=options.windows,
-            say=_say,
+            say=say_doing,
         )
 
     return request, results
-
-
-def _say(text: str) -> None:
-    """Print progress, on a terminal only."""
-    if sys.stderr.isatty():
-        print(f"{text} ...", file=sys.stderr, flush=True)
 
 
 def carry_out(

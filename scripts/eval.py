@@ -49,7 +49,7 @@ from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, add_number
-from lib.terminal import report_console
+from lib.terminal import report_console, say_doing
 
 MOST_RUNS = 256
 NUMBERS = ("mean", "difference", "95%", "p (Holm)")  # columns that do not wrap
@@ -155,11 +155,16 @@ def score(
     for folder in folders:
         trained, found = load_trained(folder, where), Scores()
         if items.texts:
+            say_doing(f"{folder}: documents")
             score_texts(trained, items.texts, found)
+        say_doing(f"{folder}: random sequences that repeat")
         score_induction(trained, items.count, found)
-        score_choices(trained, items.choices, found)
+        if items.choices:
+            say_doing(f"{folder}: questions")
+            score_choices(trained, items.choices, found)
         harness = {}
         if items.tasks:
+            say_doing(f"{folder}: tasks")
             harness = score_tasks(trained, tasks, items.count, found)
         notes |= dict.fromkeys(found.notes)
         job = trained.job

@@ -38,6 +38,7 @@ from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from lib.terminal import say_doing
 
 FORMATS = ("hf",)
 
@@ -90,6 +91,7 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
 
     trained = load_trained(run_dir)
     folder = out or Path("exports", *run_dir.resolve().parts[-3:])
+    say_doing(f"writing {folder}, and loading it again by transformers")
     try:
         found = export_hf(trained, folder)
     except NotTheSame as error:

@@ -43,7 +43,7 @@ from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.number_option import COUNT, Allowed, add_number, number
-from lib.terminal import table
+from lib.terminal import say_doing, table
 
 if TYPE_CHECKING:
     from gpt2.infer.bench import Load, Row, TimedModel
@@ -169,12 +169,14 @@ def measured(
 
     seen = False
     for subject in subjects:
+        say_doing(f"timing {subject.label}")
         yield from rows_of(subject, load, contexts)
         if seen or not is_native(subject.settings, subject.heads):
             continue
         seen = True
         model = peer_model(subject) if peers else None
         for peer in peers:
+            say_doing(f"timing {peer}")
             for batch in load.batches:
                 row = {"what": peer, "batch": batch, "context": load.prompt + load.new}
                 with failure_in(row):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from lib.terminal import PAGE, WIDTH, aligned, paragraph
+from lib.terminal import PAGE, WIDTH, aligned, paragraph, say_doing
 from tests.scratch import ROOT
 from tests.terminal import run_in_terminal
 
@@ -44,3 +44,10 @@ def test_a_last_cell_without_room_ends_a_second_line():
     assert one == "  ONE  1           default"
     assert two == f"  TWO  {'v' * 30}"
     assert origin.endswith("x") and len(origin) == PAGE
+
+
+def test_what_takes_a_while_is_said_on_a_terminal_alone(capsys):
+    say_doing("scoring")
+    assert capsys.readouterr() == ("", "")
+    code = "from lib.terminal import say_doing; say_doing('scoring')"
+    assert run_in_terminal(ROOT, "-c", code, columns=93).strip() == "scoring ..."
