@@ -53,7 +53,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.repo is not None:
             check_repo(options.repo)
         if find_spec("transformers") is None:
-            raise ValueError("transformers is not installed: `make setup` does that")
+            how = "`make setup` or `pip install transformers`"
+            raise ValueError(f"transformers is not installed: {how} adds it")
         chosen = chosen_runs(options, most=1)
         code = export(chosen.folders[0], options.out, options.repo)
     except DiskFull as error:
