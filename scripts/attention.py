@@ -32,6 +32,7 @@ from typing import Any
 
 from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
 from gpt2.report.audited_runs import show_next_report
+from gpt2.settings.schema import Resources
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -47,9 +48,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         chosen = chosen_runs(options, read=(*READ, "DATA_DIR"))
-        where = Path(chosen.resources.data_dir).expanduser()
-        device, windows = chosen.resources.device, options.windows
-        runs = [measure(folder, where, device, windows) for folder in chosen.folders]
+        resources, count = chosen.resources, options.windows
+        runs = [measure(folder, resources, count) for folder in chosen.folders]
         answer(runs=runs)
         show_next_report(chosen.folders, options.config, "report.html links the plots")
     except DiskFull as error:
@@ -68,7 +68,7 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> dict[str, Any]:
+def measure(run_dir: Path, resources: Resources, windows: int) -> dict[str, Any]:
     """Measure a run, write its files, print its layers; the same as data.
 
     Raises ValueError, OSError and DiskFull.
@@ -79,12 +79,12 @@ def measure(run_dir: Path, data_dir: Path, device: str, windows: int) -> dict[st
             validation_text,
             write_attention,
         )
-        from gpt2.infer.trained import load_trained
-        from lib.gpu.device import select_device
+        from gpt2.infer.trained import load_trained, prepare_device
 
-    trained = load_trained(run_dir, select_device(device).device)
-    own = Path(trained.settings.resources.data_dir).expanduser()
-    tokens, fingerprint = validation_text(trained, [own, data_dir])
+    trained = load_trained(run_dir, prepare_device(resources).device)
+    both = (trained.settings.resources, resources)
+    places = [Path(each.data_dir).expanduser() for each in both]
+    tokens, fingerprint = validation_text(trained, places)
     say_doing(f"{run_dir}: {windows} windows of the validation text")
     layers = attention_of(trained, tokens, windows)
     source = {"windows": windows, "data_fingerprint": fingerprint}

@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2.infer.chosen_runs import ChosenRuns, add_run_options, chosen_runs
+from gpt2.plan.axes import split_names
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.audited_runs import show_next_report
@@ -119,9 +120,11 @@ def parser() -> argparse.ArgumentParser:
 
 
 def numbers(name: str, given: str, allowed: Allowed) -> list[int]:
-    """Whole numbers separated by commas. Raises ValueError."""
-    words = [word.strip() for word in given.split(",") if word.strip()]
-    return [int(number(name, word, allowed)) for word in words]
+    """Whole numbers separated by commas, each once. Raises ValueError."""
+    words = split_names(given)
+    if given and not words:
+        raise ValueError(f"{name}={given} names no number")
+    return list(dict.fromkeys(int(number(name, word, allowed)) for word in words))
 
 
 def tokens_of(
@@ -143,7 +146,7 @@ def peers_of(given: str) -> list[str]:
     """Peers by name; none, with a note, if transformers is not installed."""
     from gpt2.infer.bench import PEERS
 
-    names = [name for name in given.split(",") if name]
+    names = split_names(given)
     for name in names:
         if name not in PEERS:
             allowed = ", ".join(PEERS)
@@ -174,23 +177,25 @@ def measured(
         if seen or not is_native(subject.settings, subject.heads):
             continue
         seen = True
-        model = peer_model(subject) if peers else None
+        model = None
         for peer in peers:
             say_doing(f"timing {peer}")
             for batch in load.batches:
                 row = {"what": peer, "batch": batch, "context": load.prompt + load.new}
                 with failure_in(row):
+                    model = model or peer_model(subject)
                     row |= peer_row(subject, model, peer, load, batch)
                 yield row
+    if peers and not seen:
+        print(f"note: {', '.join(peers)}: not timed without step 0, which both have")
 
 
 def trained(chosen: ChosenRuns) -> Iterator[TimedModel]:
     """The models of RUNS, one at a time."""
     from gpt2.infer.bench import TimedModel, precision
-    from gpt2.infer.trained import load_trained
-    from lib.gpu.device import select_device
+    from gpt2.infer.trained import load_trained, prepare_device
 
-    device = select_device(chosen.resources.device)
+    device = prepare_device(chosen.resources)
     for folder in chosen.folders:
         found = load_trained(folder, device.device)
         model = found.model.to(precision(found.settings, device))
@@ -203,14 +208,14 @@ def untrained(
 ) -> Iterator[TimedModel]:
     """Models of STEPS with random weights, one at a time."""
     from gpt2.infer.bench import precision, untrained
-    from lib.gpu.device import select_device
+    from gpt2.infer.trained import prepare_device
 
     first = ["RA_MLA_ABLATION_MODE=y"]
     config = load_or_defaults(options.config, options.overrides, first)
     base = settings_from(config)
     length = max(base.model.block_size, load.prompt + load.new, *contexts, 0)
     base = base.replace(block_size=length)
-    device = select_device(base.resources.device)
+    device = prepare_device(base.resources)
     for step in SHIPPED.ids(base.matrix.steps):
         settings = step_settings(base, step)
         dtype = precision(settings, device)

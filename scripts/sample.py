@@ -53,10 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = chosen_runs(options)
         note_unused(options)
         with collector_at_rest():
-            from gpt2.infer.trained import load_trained
-            from lib.gpu.device import select_device
+            from gpt2.infer.trained import load_trained, prepare_device
 
-        device = select_device(chosen.resources.device).device
+        device = prepare_device(chosen.resources).device
         texts: list[dict[str, object]] = []
         models = [load_trained(folder, device) for folder in chosen.folders]
         for number, prompt in enumerate(prompts(options.prompt)):

@@ -21,7 +21,8 @@ NAMES = (
     "step05-ra/seed1)"
 )
 MOST_RUNS = 16
-READ = ("DEVICE", "OUTPUT_DIR")  # settings: where to compute, and where the runs are
+# Settings that matter: where to compute, and where the runs are.
+READ = ("CPU_THREADS", "DEVICE", "OUTPUT_DIR")
 
 
 @dataclass(frozen=True, slots=True)

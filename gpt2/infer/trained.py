@@ -12,8 +12,9 @@ from gpt2.data.tokenizer import TokenizerUnavailable, get_encoding
 from gpt2.infer.decoder import Decoder
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Job, job_from_json
-from gpt2.settings.schema import Settings
+from gpt2.settings.schema import Resources, Settings
 from gpt2.train.export import Exported, load_export
+from lib.gpu.device import DeviceInfo, select_device
 from lib.jobs.run_files import EXPORT_FILE, JOB_FILE
 from lib.safe_json import Unusable, clean, read_foreign_json
 
@@ -46,6 +47,13 @@ class TrainedModel:
     @property
     def device(self) -> torch.device:
         return self.model.wte.weight.device
+
+
+def prepare_device(resources: Resources) -> DeviceInfo:
+    """The device of DEVICE, with CPU_THREADS threads on a CPU. Raises ValueError."""
+    if resources.threads:
+        torch.set_num_threads(resources.threads)
+    return select_device(resources.device)
 
 
 def load_trained(run_dir: str | Path, device: str = "cpu") -> TrainedModel:

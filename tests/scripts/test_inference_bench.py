@@ -4,7 +4,9 @@ import csv
 import json
 
 import pytest
+import torch
 
+from gpt2.infer.bench import speed
 from gpt2.plan.budget import kv_bytes
 from gpt2.plan.planning import step_settings
 from tests.gpt2.helpers import full_size
@@ -81,6 +83,25 @@ def test_gpt2s_latent_cache_is_six_times_smaller():
     assert kv_bytes(mine) == 6 * kv_bytes(latent)
 
 
+def test_percentiles_are_of_the_fastest_generation():
+    fast = [0.5, *(number / 1000 for number in range(1, 21))]  # 1 to 20 ms
+    found = speed([[0.4, *[1.0] * 20], fast], batch=2, prompt=10)
+    assert found["prefill_tokens_per_second"] == pytest.approx(2 * 10 / 0.4)
+    assert found["decode_tokens_per_second"] == pytest.approx(2 * 20 / 0.21)
+    assert found["p50_ms"] == pytest.approx(10.5)
+    assert found["p95_ms"] == pytest.approx(19.05)  # not the slowest of twenty
+
+
+def test_threads_are_those_configured(tmp_path):
+    words = ["--overrides", f"STEPS=0 {SMALL} CPU_THREADS=2", "--out", "speed.json"]
+    before = torch.get_num_threads()
+    try:
+        bench(tmp_path, *words, "--peers", ",")
+    finally:
+        torch.set_num_threads(before)
+    assert json.loads((tmp_path / "speed.json").read_text())["threads"] == 2
+
+
 def test_a_measurement_that_fails_leaves_the_others(tmp_path):
     words = ["--overrides", f"STEPS=0 {SMALL}", "--out", "speed.json", "--peers", ","]
     done = bench(tmp_path, *words, "--batches", "1,100000000000000", code=1)
@@ -97,16 +118,21 @@ def test_trained_runs_and_what_is_refused(finished):
         "5 ra, seed 1",
     }
     report(finished)
-    once = ["--batches", "1", "--repeats", "1", *words, "5"]
+    once = ["--batches", "1,1", "--repeats", "1", *words, "5"]
     for given, tokens in {(): (8, 8), ("--new_tokens", "3"): (13, 3)}.items():
         done = run_script("inference_bench.py", *once, *given, cwd=finished)
         assert done.returncode == 0, done.stderr  # the context of 16, filled
         found = json.loads((finished / "speed.json").read_text())
         assert (found["prompt_tokens"], found["new_tokens"]) == tokens
+        assert len(found["rows"]) == 1
     said = bench(finished, *words, "--contexts", "17", "5", code=2).stderr
     assert "CONTEXTS=17: 17 tokens do not fit the context of 16 of 5 ra" in said
     said = bench(finished, *words, "--new_tokens", "12", "5", code=2).stderr
     assert "PROMPT_TOKENS=5 and NEW_TOKENS=12: 17 tokens do not fit" in said
+    said = bench(finished, *once[:-1], "--peers", "transformers", "5").stdout
+    assert "note: transformers: not timed without step 0" in said
+    said = bench(finished, "--batches", ",", "5", code=2).stderr
+    assert "BATCHES=, names no number" in said
     said = bench(finished, "--peers", "vllm", "5", code=2).stderr
     assert "PEERS='vllm': allowed are transformers, transformers-static" in said
     # A single token is timed with its prompt: there would be no time of a token.
