@@ -29,9 +29,10 @@ if __name__ == "__main__":
     begin()
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.infer.compared import (
@@ -45,6 +46,7 @@ from gpt2.infer.items import Choice, read_choices, read_texts
 from gpt2.report.audited_runs import show_next_report
 from gpt2.report.evaluations import write_evaluation
 from gpt2.settings.extras import check_installed
+from gpt2.settings.schema import Resources
 from lib.atomic_files import DiskFull, atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -53,19 +55,21 @@ from lib.terminal import report_console, say_doing
 
 MOST_RUNS = 256
 NUMBERS = ("mean", "difference", "95%", "p (Holm)")  # columns that do not wrap
+T = TypeVar("T")
 Texts = dict[str, list[str]]
 Choices = dict[str, list[Choice]]
 
 
 @dataclass(frozen=True, slots=True)
 class Items:
-    """Items to score: documents and questions by name, names of tasks, and the number
-    of sequences for induction and of documents of a task."""
+    """Items to score: documents and questions by name, names of tasks, the number of
+    sequences for induction and of documents of a task, and what was left out."""
 
     texts: Texts
     choices: Choices
     tasks: Sequence[str]
     count: int
+    notes: Sequence[str]
 
 
 @answers_json("eval")
@@ -74,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options = parser().parse_args(arguments)
         chosen = chosen_runs(options, most=MOST_RUNS)
         items = items_of(options)
-        runs, notes = score(chosen.folders, chosen.resources.device, items)
+        runs, notes = score(chosen.folders, chosen.resources, items)
     except (ValueError, OSError) as error:
         return fail(f"eval: {error}", EXIT_USAGE)
     compared = compare_arms(runs)
@@ -114,23 +118,48 @@ def parser() -> argparse.ArgumentParser:
     return found
 
 
-def names(given: str) -> list[str]:
-    return [name.strip() for name in given.split(",") if name.strip()]
+def names(option: str, given: str) -> list[str]:
+    """Names separated by commas, each once. Raises ValueError if there are none in what
+    is given."""
+    found = [name.strip() for name in given.split(",") if name.strip()]
+    if given and not found:
+        raise ValueError(f"{option}={given} names nothing")
+    return list(dict.fromkeys(found))
+
+
+def by_stem(paths: Sequence[str]) -> dict[str, str]:
+    """Paths by their names without folder and ending, as they are where two share
+    one."""
+    stems = [Path(path).stem for path in paths]
+    return {
+        p if stems.count(s) > 1 else s: p for p, s in zip(paths, stems, strict=True)
+    }
+
+
+def first_of(
+    found: Mapping[str, list[T]], count: int, notes: list[str]
+) -> dict[str, list[T]]:
+    """The first ``count`` items of each name; notes gets what there is beyond them."""
+    more = [name for name, items in found.items() if len(items) > count]
+    notes += [f"{name}: the first {count} (ITEMS) of more" for name in more]
+    return {name: items[:count] for name, items in found.items()}
 
 
 def items_of(options: argparse.Namespace) -> Items:
     """Read the items. Raises ValueError if there are none, or for a missing extra."""
-    count, tasks = options.items, names(options.tasks)
+    count, tasks = options.items, names("TASKS", options.tasks)
     if tasks:
         check_installed("TASKS", ["lm_eval"], "eval")
-    texts = {path: read_texts(path, count) for path in names(options.text)}
-    paths = names(options.choices)
-    choices = {Path(path).stem: read_choices(path, count) for path in paths}
-    return Items(texts, choices, tasks, count)
+    notes: list[str] = []
+    texts = {p: read_texts(p, count + 1) for p in names("TEXT", options.text)}
+    paths = by_stem(names("CHOICES", options.choices))
+    choices = {name: read_choices(p, count + 1) for name, p in paths.items()}
+    own = first_of(texts, count, notes), first_of(choices, count, notes)
+    return Items(*own, tasks, count, notes)
 
 
 def score(
-    folders: Sequence[Path], device: str, items: Items
+    folders: Sequence[Path], resources: Resources, items: Items
 ) -> tuple[list[ScoredRun], list[str]]:
     """The scores of each run, one model in memory at a time, and notes on them."""
     with collector_at_rest():
@@ -140,8 +169,7 @@ def score(
             score_induction,
             score_texts,
         )
-        from gpt2.infer.trained import load_trained
-        from lib.gpu.device import select_device
+        from gpt2.infer.trained import load_trained, prepare_device
 
         if items.tasks:
             from gpt2.infer.harness import Tasks, score_tasks
@@ -149,9 +177,9 @@ def score(
             tasks = Tasks(items.tasks)
             tasks.load()  # before the first model is scored
 
-    where = select_device(device).device
+    where = prepare_device(resources).device
     runs: list[ScoredRun] = []
-    notes: dict[str, None] = {}
+    notes = dict.fromkeys(items.notes)
     for folder in folders:
         trained, found = load_trained(folder, where), Scores()
         if items.texts:

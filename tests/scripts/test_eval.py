@@ -53,6 +53,20 @@ def test_arms_are_scored_and_compared_on_what_is_given(finished, tmp_path):
     assert row["difference"]["mean"] == pytest.approx(mean)
 
 
+def test_files_of_one_name_are_apart_and_what_is_left_out_is_named(finished, tmp_path):
+    paths = [tmp_path / folder / "q.jsonl" for folder in "ab"]
+    for path, answer in zip(paths, (0, 1), strict=True):
+        path.parent.mkdir()
+        path.write_text(3 * (json.dumps({**QUESTION, "answer": answer}) + "\n"))
+    words = ("--choices", f"{paths[0]},{paths[1]}", "--items", "2", "--out", "e.json")
+    said = evaluate(finished, "5", *words, "--text", "texts")
+    (run,) = json.loads((finished / "e.json").read_text())["runs"]
+    scores = [run["items"][f"accuracy, {path}"] for path in paths]
+    assert sorted(scores) == [[0.0, 0.0], [1.0, 1.0]]
+    for name in ("texts", *paths):
+        assert f"note: {name}: the first 2 (ITEMS) of more" in said.replace("\n", " ")
+
+
 def test_the_report_has_what_was_evaluated(finished, tmp_path):
     words = ("0,5", "--items", "4", "--out", "eval.json")
     evaluate(finished, *words, keep=True)  # induction stays when text is added
@@ -122,6 +136,7 @@ def test_without_text_or_questions_there_is_induction(finished):
     [
         (["0", "--text", "nothere"], "TEXT='nothere' matches no files"),
         (["0", "--choices", "nothere"], "CHOICES=nothere: missing"),
+        (["0", "--text", ","], "TEXT=, names nothing"),
         (["0", "--items", "0"], "ITEMS=0 must be a whole number of at least 1"),
         (["9"], "nor a run of results: it has 0 baseline, 5 ra"),
     ],
