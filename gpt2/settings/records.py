@@ -72,8 +72,10 @@ def with_before(settings: Mapping[str, Any]) -> dict[str, Any]:
 def completed(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """All settings of a record, as plain data by part.
 
-    Raises ValueError if it is not a mapping of the parts, if it has a setting that does
-    not exist here, or lacks one that has no value ``before``.
+    Settings that do not exist here and are no part of a run's identity, such as how
+    hangs were found, say nothing about what was trained: they are left out. Raises
+    ValueError if it is not a mapping of the parts, if it has any other setting that
+    does not exist here, or lacks one that has no value ``before``.
     """
     if not isinstance(data, Mapping) or set(data) != set(PARTS):
         raise ValueError(f"{OTHER}: not {', '.join(PARTS)}")
@@ -81,7 +83,7 @@ def completed(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
         raise ValueError(f"{OTHER}: a part is not a mapping")
     found = {(part, name) for part, values in data.items() for name in values}
     known = {(part, name) for name, part in PART_OF.items()}
-    if unknown := found - known:
+    if unknown := {pair for pair in found - known if pair[0] in IDENTITY_PARTS}:
         raise _other_version(
             unknown, "unknown here: removed since, or newer than this version"
         )
@@ -90,7 +92,9 @@ def completed(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]
         raise _other_version({(PART_OF[n], n) for n in lost}, "missing")
     outside = {name for name in lacking if not _is_of_identity(name)}
     new = {**BEFORE, **(_kconfig_defaults() if outside else {})}
-    whole = {name: dict(values) for name, values in data.items()}
+    whole: dict[str, dict[str, Any]] = {part: {} for part in data}
+    for part, name in found & known:
+        whole[part][name] = data[part][name]
     for name in lacking:
         whole[PART_OF[name]][name] = new[name]
     return whole

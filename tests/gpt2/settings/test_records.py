@@ -90,6 +90,13 @@ def test_what_cannot_be_added_is_refused_by_name() -> None:
         completed(whole)
 
 
+def test_a_removed_setting_outside_the_identity_is_left_out() -> None:
+    whole = settings_from(make_config()).to_dict()
+    removed = {**whole, "resources": {**whole["resources"], "hang_updates": 20}}
+    assert completed(removed) == whole
+    assert settings_from_dict(removed).to_dict() == whole
+
+
 def test_records_that_are_damaged_stay_as_they_are() -> None:
     damaged: dict[str, Any] = {"model": 5, "pruning": {"x": 1}, "other": []}
     assert with_before(damaged) == damaged
