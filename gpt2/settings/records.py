@@ -72,7 +72,7 @@ def with_before(settings: Mapping[str, Any]) -> dict[str, Any]:
 def completed(data: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
     """All settings of a record, as plain data by part.
 
-    Settings that do not exist here and are no part of a run's identity, such as how
+    Settings that do not exist here and do not belong to a run's identity, such as how
     hangs were found, say nothing about what was trained: they are left out. Raises
     ValueError if it is not a mapping of the parts, if it has any other setting that
     does not exist here, or lacks one that has no value ``before``.
