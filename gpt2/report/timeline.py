@@ -95,11 +95,11 @@ class Lane:
 @dataclass(slots=True)
 class Timeline:
     """lanes: by host and GPU; first_updates: seconds from the begin of a session to
-    the first update of any of its runs; out_of_use: a line for each GPU that failed."""
+    the first update of any of its runs; notes: lines on GPUs that failed and clocks."""
 
     lanes: list[Lane]
     first_updates: list[float]
-    out_of_use: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def shares(self, lanes: Sequence[Lane] | None = None) -> dict[str, float]:
         """Share of each state in the time of these lanes, by default of all."""
@@ -144,6 +144,15 @@ def attempts_of(
     found = [_attempt(run, group, _last_seen(group)) for group in groups[:-1]]
     found += [_attempt(run, group, end or _last_seen(group)) for group in groups[-1:]]
     return [attempt for attempt in found if attempt is not None]
+
+
+def clock_was_set_back(records: Iterable[Mapping[str, Any]]) -> bool:
+    """Whether a phase of an attempt begins more than a second before the last one."""
+    marks = [(_phase(r), _time(r)) for r in records if _phase(r)]
+    return any(
+        name != "started" and time < before - 1
+        for (_, before), (name, time) in pairwise(marks)
+    )
 
 
 def _last_seen(records: Sequence[Mapping[str, Any]]) -> float | None:

@@ -19,6 +19,7 @@ from gpt2.report.timeline import (
     RunSpan,
     Timeline,
     attempts_of,
+    clock_was_set_back,
     sessions_of,
     timeline_of,
 )
@@ -34,12 +35,29 @@ MOST_SEGMENTS = 20_000  # of a chart
 def read_timeline(matrix: MatrixResults) -> Timeline:
     """The time line of a matrix, up to the present."""
     now = time.time()
-    attempts = [a for run in matrix.runs for a in _attempts(matrix, run, now)]
+    attempts: list[RunSpan] = []
+    set_back: list[str] = []
+    for run in matrix.runs:
+        metrics = _records(matrix, run)
+        attempts += _attempts(matrix, run, metrics, now)
+        if clock_was_set_back(metrics):
+            set_back.append(run.run_dir)
     running = any(run.row["status"] == "running" for run in matrix.runs)
     last = max((attempt.end for attempt in attempts), default=now)
     records = records_of(matrix, matrix.root / RUNNER_FILE)
     sessions = sessions_of(records, now if running else last)
-    return replace(timeline_of(attempts, sessions), out_of_use=_out_of_use(records))
+    notes = [*_out_of_use(records), *_clock_notes(set_back)]
+    return replace(timeline_of(attempts, sessions), notes=notes)
+
+
+def _clock_notes(set_back: list[str]) -> list[str]:
+    if not set_back:
+        return []
+    more = f" and {len(set_back) - 1} more" if len(set_back) > 1 else ""
+    return [
+        f"the clock was set back during {set_back[0]}{more}: the shares of time below "
+        "lack what it did then"
+    ]
 
 
 def _out_of_use(records: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -55,10 +73,15 @@ def _out_of_use(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _attempts(matrix: MatrixResults, run: Run, now: float) -> list[RunSpan]:
+def _records(matrix: MatrixResults, run: Run) -> list[dict[str, Any]]:
     if not run.on_disk:
         return []
-    records = records_of(matrix, matrix.root / run.run_dir / METRICS_FILE)
+    return records_of(matrix, matrix.root / run.run_dir / METRICS_FILE)
+
+
+def _attempts(
+    matrix: MatrixResults, run: Run, records: list[dict[str, Any]], now: float
+) -> list[RunSpan]:
     running = run.row["status"] == "running"
     end = now if running else _updated(matrix.root / run.run_dir / STATUS_FILE)
     return attempts_of(run.run_dir, records, end)
@@ -86,7 +109,7 @@ def time_lines(
     verdicts = None if judged is None else verdicts_in(judged)
     more = wait_line(timeline), cost_line(timeline, verdicts, price)
     shares = share_lines(timeline)
-    return [*timeline.out_of_use, *shares, *(line for line in more if line)]
+    return [*timeline.notes, *shares, *(line for line in more if line)]
 
 
 def verdicts_in(judged: Judgement) -> int:

@@ -100,3 +100,14 @@ def test_a_gpu_that_is_out_of_use_comes_first(results: Path) -> None:
     assert first.startswith("GPU 1 of ") and "OUT OF USE since 20" in first
     assert first.endswith(": 3 runs in a row failed there")
     assert second.startswith("GPU 0, ")
+
+
+def test_a_clock_that_was_set_back_is_noted(results: Path) -> None:
+    path = results / "step00-baseline/seed2/metrics.jsonl"
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    late = [r for r in records if r["kind"] == "phase"][4:]
+    for record in late:
+        record["time"] -= 3600
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    first = folder_lines(results)[0]
+    assert first.startswith("the clock was set back during step00-baseline/seed2: ")
