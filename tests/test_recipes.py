@@ -200,6 +200,7 @@ def test_what_was_added_is_explained_verified_trained_and_refused_if_wrong(
 ) -> None:
     files = add_both_files(tree, where)
     git(tree, "add", *files)
+    succeed(python(tree, "scripts/generate_docs.py"))  # a part of `make format`
     succeed(python(tree, "scripts/check.py", "--quick", *files))
     succeed(python(tree, "-m", "mypy", files[1]))
     succeed(make(tree, "defconfig-gpt2-cpu-smoke"))
