@@ -82,6 +82,7 @@ class KablateForCausalLM(PreTrainedModel, GenerationMixin):
     config_class = KablateConfig
     base_model_prefix = "model"
     main_input_name = "input_ids"
+    accepts_loss_kwargs = False  # for Trainer: the loss is a mean over the batch given
 
     def __init__(self, config: KablateConfig) -> None:
         super().__init__(config)

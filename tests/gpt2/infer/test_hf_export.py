@@ -113,6 +113,8 @@ def test_custom_code_scores_trains_and_refuses(tmp_path, apart) -> None:
         theirs(tokens_of(settings, 1, 17))
     with pytest.raises(ValueError, match="does not support output_attentions"):
         theirs(tokens, output_attentions=True)
+    # Else transformers' Trainer would give a number of tokens, which is refused.
+    assert theirs.accepts_loss_kwargs is False
     # What is saved again loads again.
     theirs.save_pretrained(tmp_path / "again")
     with torch.no_grad():
