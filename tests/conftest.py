@@ -21,6 +21,10 @@ FROM_MAKE = (
     *("KABLATE_SETTINGS", "KABLATE_JOBS", "KABLATE_PART", "KABLATE_NOTED"),
 )
 
+# The size of the terminal that the tests were started from. readline, which pytest
+# imports, sets it for child processes, and with it how their tables are broken.
+SIZE = ("COLUMNS", "LINES")
+
 # Workers share cores. Before torch is imported, as by the conftest of a folder that was
 # named on the command line, which comes before pytest_configure.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -30,8 +34,9 @@ def pytest_configure() -> None:
     # How long an example takes says how busy the machine is, and nothing else.
     hypothesis.settings.register_profile("untimed", deadline=None)
     hypothesis.settings.load_profile("untimed")
-    for name in FROM_MAKE:
-        os.environ.pop(name, None)
+    for name in (*FROM_MAKE, *SIZE):
+        os.environ[name] = ""  # os.environ does not know what readline has set
+        del os.environ[name]
     own = os.environ.get("PYTHONPATH")  # packages of processes, too
     paths = [str(Path(__file__).with_name("faults")), *([own] if own else [])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
