@@ -22,8 +22,7 @@ from gpt2.model.init import start_parameters
 from gpt2.plan.jobs import Job
 from gpt2.plan.memory import attention_backend
 from gpt2.plan.names import STABLE_FOLDER
-from gpt2.settings.checks import naming
-from gpt2.settings.schema import Resources, Settings
+from gpt2.settings.schema import Settings
 from gpt2.train import auto_batch, checkpoint
 from gpt2.train.banner import introduction, serving
 from gpt2.train.batch_split import BatchSplit, split_batch
@@ -31,7 +30,6 @@ from gpt2.train.batches import load_data
 from gpt2.train.choose_kernels import known
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import (
-    DeviceFailed,
     Interrupted,
     LessMemory,
     NotAsTrained,
@@ -43,6 +41,7 @@ from gpt2.train.fingerprints import weight_fingerprints
 from gpt2.train.manifest import Manifest
 from gpt2.train.record import Follower, Recorder
 from gpt2.train.run_context import RunContext
+from gpt2.train.run_device import select_device, set_up_torch
 from gpt2.train.sanity import watch_losses
 from gpt2.train.stopping import StopRequest
 from gpt2.train.trainer import Trainer
@@ -51,7 +50,6 @@ from lib.gpu import backend_probe
 from lib.gpu import device as devices
 from lib.gpu.compile_cache import import_compiler
 from lib.jobs.process import LAST_END
-from lib.jobs.slots import GPUS
 from lib.jobs.turn import Turn
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
@@ -388,40 +386,3 @@ def trainer_of(
         return Trainer(job, model, context, recorder, stop, turn)
     except ValueError as error:
         raise Refused(str(error)) from error
-
-
-def select_device(
-    name: str, environ: Mapping[str, str], ranks: Ranks
-) -> devices.DeviceInfo:
-    """The device of this rank, within what the runner has set aside for the run.
-
-    Raises ValueError for a DEVICE that is not there, DeviceFailed if torch does not see
-    the GPUs that were set aside.
-    """
-    promised = environ.get(GPUS, "")
-    if promised and name in ("auto", "cuda", "rocm"):
-        expected, seen = len(promised.split(",")), devices.probe_runtime().gpus
-        if seen != expected:
-            raise DeviceFailed(
-                f"the runner has set GPU {promised} aside, but torch sees {seen} GPUs: "
-                "check the driver, or use DEVICE=cpu"
-            )
-    with naming("DEVICE"):
-        device = devices.select_device(name)
-    if device.is_gpu and not ranks.is_single:
-        device = devices.select_device(f"{device.backend}:{ranks.local}")
-    return device
-
-
-def set_up_torch(device: devices.DeviceInfo, resources: Resources) -> None:
-    """Threads and arithmetic; on a CPU runs have to agree bit for bit."""
-    if resources.threads:
-        torch.set_num_threads(resources.threads)
-    devices.set_math(device, tf32=resources.tf32, benchmark=resources.cudnn_benchmark)
-    devices.reset_peak_memory(device)
-    if not device.is_gpu:
-        # As use_deterministic_algorithms, which imports the compiler: 2 s more.
-        torch.set_deterministic_debug_mode("error")
-        # Its filling of fresh memory finds bugs of kernels and costs time.
-        fill = "fill_uninitialized_memory"
-        setattr(torch.utils.deterministic, fill, False)

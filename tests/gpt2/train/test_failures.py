@@ -7,7 +7,7 @@ import torch
 
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import DeviceFailed, end_of
-from gpt2.train.prepare import select_device
+from gpt2.train.run_device import select_device
 from lib.jobs.slots import GPUS
 
 CUDA = "CUDA error: {}\nCUDA kernel errors might be asynchronously reported"
