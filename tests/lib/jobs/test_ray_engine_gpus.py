@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,8 @@ while not all(map(os.path.exists, sys.argv[2:])):
 if rank == "0":
     run_files.write_status(place, status="done")
 """
-BROKEN = """
+# A program that starts a cluster of one machine with two GPUs.
+ON_CLUSTER = """
 import sys
 sys.path.insert(0, {root!r})
 from pathlib import Path
@@ -44,44 +46,33 @@ import ray
 from ray.cluster_utils import Cluster
 from lib.jobs import ray_engine as engine_ray
 from tests.lib.jobs.test_cards import arms
-from tests.lib.jobs.test_scheduler import run
-node = {{"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}}
-nodes = Cluster(initialize_head=True, head_node_args=node)
-try:
-    cluster = engine_ray.Cluster(nodes.address)
-    cluster.require(cpus=1, gpus=1)
-    wanted = arms(Path({place!r}), 6, sleep=0.05, fail="device", card="1")
-    code, said, _ = run(wanted, slots=({{}}, {{}}), launch=cluster.launch)
-    print(code, said)
-finally:
-    ray.shutdown()
-    nodes.shutdown()
-"""
-RUNNER = """
-import sys
-sys.path.insert(0, {root!r})
-from pathlib import Path
-import ray
-from ray.cluster_utils import Cluster
-from lib.jobs import ray_engine as engine_ray
 from tests.lib.jobs.test_ray_engine_gpus import tasks
 from tests.lib.jobs.test_scheduler import run
 node = {{"num_cpus": 2, "num_gpus": 2, "include_dashboard": False}}
 nodes = Cluster(initialize_head=True, head_node_args=node)
 try:
     cluster = engine_ray.Cluster(nodes.address)
-    for each in (1, 2):
-        cluster.require(cpus=1, gpus=each)
-        wanted = tasks(Path({place!r}), each)
-        code, said, _ = run(wanted, slots=({{}}, {{}}), launch=cluster.launch)
-        assert code == 0, said
-    try:
-        cluster.require(cpus=1, gpus=3)
-    except ValueError as error:
-        print(error)
+{body}
 finally:
     ray.shutdown()
     nodes.shutdown()
+"""
+BROKEN = """
+cluster.require(cpus=1, gpus=1)
+wanted = arms(Path({place!r}), 6, sleep=0.05, fail="device", card="1")
+code, said, _ = run(wanted, slots=({{}}, {{}}), launch=cluster.launch)
+print(code, said)
+"""
+RUNNER = """
+for each in (1, 2):
+    cluster.require(cpus=1, gpus=each)
+    wanted = tasks(Path({place!r}), each)
+    code, said, _ = run(wanted, slots=({{}}, {{}}), launch=cluster.launch)
+    assert code == 0, said
+try:
+    cluster.require(cpus=1, gpus=3)
+except ValueError as error:
+    print(error)
 """
 # What Ray asks whether the GPUs of a machine are AMD's.
 AMDSMI = """
@@ -115,9 +106,10 @@ def environment(folder: Path) -> dict[str, str]:
     return found | alone
 
 
-def carry_out(program: str, folder: Path, environ: dict[str, str]) -> str:
-    """Output of a program that starts a cluster."""
-    code = program.format(root=str(ROOT), place=str(folder))
+def carry_out(body: str, folder: Path, environ: dict[str, str]) -> str:
+    """Output of these lines, on a cluster."""
+    lines = textwrap.indent(body.format(place=str(folder)), "    ")
+    code = ON_CLUSTER.format(root=str(ROOT), body=lines)
     done = subprocess.run(
         [sys.executable, "-c", code],
         cwd=ROOT,
