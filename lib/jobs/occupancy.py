@@ -43,7 +43,7 @@ class Occupancy:
 
     @property
     def usable(self) -> list[int]:
-        """Slots whose GPUs are in use, or that have none."""
+        """Slots with GPUs that are in use, or with none."""
         return [n for n, p in enumerate(self._places) if self._cards.in_use(p)]
 
     def free(self) -> list[int]:
@@ -73,7 +73,7 @@ class Occupancy:
         return min(slots, key=lambda n: (work[n], shared[n]), default=None)
 
     def _elsewhere(self, cell: TaskState, free: Sequence[int]) -> list[int]:
-        """Those of the free slots whose GPU has not failed with this task; all of them
+        """The free slots on GPUs that have not failed with this task; all of them
         if it has failed with every GPU in use."""
         others = [n for n in self.usable if self._places[n] not in cell.failed_at]
         return [n for n in free if n in others or not others]

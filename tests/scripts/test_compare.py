@@ -116,7 +116,7 @@ def test_without_a_configuration_directories_still_work(matrix):
 
 
 def test_the_cache_is_as_large_as_make_budget_says(undisturbed):
-    """Of RA, whose W + 1 last queries are cached once for a whole context."""
+    """RA keeps its last W + 1 queries once for a whole context."""
     budget = run_script("run_test_matrix.py", "--budget", cwd=undisturbed).stdout
     (row,) = (x for x in budget.splitlines() if re.match(r" +5  ra ", x))
     done = compare("0:1", "5:1", cwd=undisturbed)

@@ -125,8 +125,8 @@ def test_an_unknown_preset_is_refused_with_the_nearest(tree: Path) -> None:
         ("", ""),
     ):
         missing = name.removeprefix("one+")
-        said = refused(tree, "defconfig", name)
-        assert f"there is no preset {missing!r}{nearest}" in said
+        message = refused(tree, "defconfig", name)
+        assert f"there is no preset {missing!r}{nearest}" in message
     assert not (tree / ".config").exists()
 
 

@@ -20,7 +20,7 @@ SLOTS = gpu_sets(Gpus("cuda", ("0", "1", "2")), 1)
 
 
 class Claimed:
-    """An attempt whose records a test writes; nothing runs."""
+    """An attempt with records that a test writes; nothing runs."""
 
     begun, number, started = "started", 1, 0.0
 
