@@ -40,15 +40,20 @@ def cache_folder(environ: Mapping[str, str]) -> Path | None:
     C++ code is compiled for the instructions of one CPU, and a home folder may be
     shared by several kinds.
     """
-    home = environ.get("HOME")
-    root = environ.get("XDG_CACHE_HOME") or (home and f"{home}/.cache")
-    return Path(root) / "kablate" / "compiled" / _cpu() if root else None
+    own = _own_folder(environ)
+    return own and own / "compiled" / _cpu()
 
 
 def bytecode_folder(environ: Mapping[str, str]) -> Path | None:
     """Folder of this user for Python's compiled modules; it need not exist."""
-    folder = cache_folder(environ)
-    return folder and folder.parents[1] / "python"
+    own = _own_folder(environ)
+    return own and own / "python"
+
+
+def _own_folder(environ: Mapping[str, str]) -> Path | None:
+    home = environ.get("HOME")
+    root = environ.get("XDG_CACHE_HOME") or (home and f"{home}/.cache")
+    return Path(root) / "kablate" if root else None
 
 
 def _cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
