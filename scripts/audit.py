@@ -38,7 +38,12 @@ from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, AuditLine
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.show import show_audit
 from gpt2.audit.stamp import write_audit
-from gpt2.report.audited_runs import Chosen, choose_runs, show_next_report
+from gpt2.report.audited_runs import (
+    Chosen,
+    choose_runs,
+    keep_for_report,
+    show_next_report,
+)
 from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
@@ -158,12 +163,7 @@ def keep(audit: Audit, options: argparse.Namespace) -> None:
     """Write audit.json, or print why that is not possible. Raises DiskFull."""
     if options.no_write:
         return
-    try:
-        write_audit(audit.run_dir, audit.findings)
-    except DiskFull:
-        raise
-    except OSError as error:
-        print(f"audit: not kept for the report: {error}", file=sys.stderr)
+    keep_for_report("audit", lambda: write_audit(audit.run_dir, audit.findings))
 
 
 def print_rest(chosen: Chosen) -> None:

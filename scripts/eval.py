@@ -31,6 +31,7 @@ if __name__ == "__main__":
 import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -43,7 +44,7 @@ from gpt2.infer.compared import (
     position_rows,
 )
 from gpt2.infer.items import Choice, read_choices, read_texts
-from gpt2.report.audited_runs import show_next_report
+from gpt2.report.audited_runs import keep_for_report, show_next_report
 from gpt2.report.evaluations import write_evaluation
 from gpt2.settings.extras import check_installed
 from gpt2.settings.schema import Resources
@@ -204,17 +205,12 @@ def score(
 
 
 def keep(runs: Sequence[ScoredRun]) -> bool:
-    """Write eval.json of each run, or print why that is not possible; whether all are
-    written. Raises DiskFull."""
+    """Write eval.json of each run; whether all are written. Raises DiskFull."""
     kept = True
     for run in runs:
-        try:
-            write_evaluation(Path(run.run_dir), run.hash, run.measures, run.harness)
-        except DiskFull:
-            raise
-        except OSError as error:
-            print(f"eval: not kept for the report: {error}", file=sys.stderr)
-            kept = False
+        found = run.hash, run.measures, run.harness
+        write = partial(write_evaluation, Path(run.run_dir), *found)
+        kept &= keep_for_report("eval", write)
     return kept
 
 

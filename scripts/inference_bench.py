@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import argparse
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,7 +35,7 @@ from gpt2.infer.chosen_runs import ChosenRuns, add_run_options, chosen_runs
 from gpt2.plan.axes import split_names
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
-from gpt2.report.audited_runs import show_next_report
+from gpt2.report.audited_runs import keep_for_report, show_next_report
 from gpt2.report.generation import write_generation
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
@@ -224,20 +225,15 @@ def untrained(
 
 
 def keep(found: Mapping[str, Any]) -> bool:
-    """Write the measurements of each run next to it, for the report, or print why that
-    is not possible; whether all are written. Raises DiskFull."""
+    """Write the measurements of each run next to it, for the report; whether all are
+    written. Raises DiskFull."""
     kept = True
     about = {name: found[name] for name in found if name != "rows"}
     runs = {r["run_dir"]: r["hash"] for r in found["rows"] if r.get("run_dir")}
     for run_dir, run_hash in runs.items():
         rows = [row for row in found["rows"] if row.get("run_dir") == run_dir]
-        try:
-            write_generation(Path(run_dir), run_hash, rows, about)
-        except DiskFull:
-            raise
-        except OSError as error:
-            print(f"inference-bench: not kept for the report: {error}", file=sys.stderr)
-            kept = False
+        write = partial(write_generation, Path(run_dir), run_hash, rows, about)
+        kept &= keep_for_report("inference-bench", write)
     return kept
 
 

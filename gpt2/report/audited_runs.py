@@ -6,7 +6,8 @@ Torch-free.
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable
+import sys
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.results import LeftOutRun, Run
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import report_command, show_next
+from lib.atomic_files import DiskFull
 
 
 @dataclass(slots=True)
@@ -130,6 +132,19 @@ def results_folders(folders: Iterable[Path], config: Path) -> dict[Path, bool]:
         place = next(known, folder)
         found[place] = place.resolve() == home
     return found
+
+
+def keep_for_report(command: str, write: Callable[[], object]) -> bool:
+    """Write what a command has found next to a run, or print why that is not possible;
+    whether it is written. Raises DiskFull."""
+    try:
+        write()
+    except DiskFull:
+        raise
+    except OSError as error:
+        print(f"{command}: not kept for the report: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def show_next_report(runs: Iterable[Path], config: Path, why: str) -> None:
