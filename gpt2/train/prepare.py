@@ -48,7 +48,7 @@ from gpt2.train.trainer import Trainer
 from gpt2.train.warm_up import warm_up
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
-from lib.gpu.compile_cache import import_compiler
+from lib.gpu.compile_cache import import_compiler, rest_workers
 from lib.jobs.process import LAST_END
 from lib.jobs.turn import Turn
 
@@ -114,6 +114,7 @@ class Preparation:
                 warm_up(trainer, trainer.resources.gpu_warmup)
             self._reached("compiled")
             trainer.prove()
+        rest_workers()
         self._reached("ready")
         return trainer
 

@@ -13,7 +13,9 @@ import hashlib
 import importlib
 import os
 import platform
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -120,6 +122,19 @@ def import_compiler() -> None:
     importlib.import_module("torch._inductor.compile_fx")
 
     _configure()
+
+
+def rest_workers() -> None:
+    """Let torch's compile workers end; they start again when there is work for them.
+
+    They hold host memory, and a process that exits waits for them: 10 s for 16 workers
+    (torch 2.11, H200). Torch itself lets them end a minute after they compiled, and if
+    all code came out of the folder, never.
+    """
+    module = sys.modules.get("torch._inductor.async_compile")
+    for pool in getattr(module, "_pool_set", ()):
+        with suppress(RuntimeError, OSError):  # closed, or its process is gone
+            getattr(pool, "quiesce", lambda: None)()
 
 
 @cache

@@ -121,6 +121,42 @@ def test_damaged_deleted_and_other_versions_are_compiled(tmp_path: Path) -> None
     assert compile_in_process(tmp_path, 5.0) == (24.0, found)
 
 
+WORKERS = """
+import os, time
+from torch._inductor.async_compile import AsyncCompile
+from lib.gpu.compile_cache import rest_workers
+
+def wait_for(count):
+    while True:
+        with open(f"/proc/{pid}/task/{pid}/children") as children:
+            if len(children.read().split()) == count:
+                return
+        time.sleep(0.05)
+
+rest_workers()  # there are none
+AsyncCompile.wakeup()
+pool = AsyncCompile.process_pool()
+pid = pool.process.pid
+wait_for(2)
+rest_workers()
+wait_for(0)
+assert pool.submit(os.getppid).result() == pid  # there is work again
+pool.process.kill()
+pool.process.wait()
+rest_workers()  # the process of the pool is gone
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_compile_workers_end_and_start_again() -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
+    subprocess.run(
+        [sys.executable, "-c", WORKERS], env=environ, check=True, timeout=120
+    )
+
+
 def test_folder_is_the_users_own(tmp_path: Path) -> None:
     environ = {"XDG_CACHE_HOME": str(tmp_path)}
     added = cache_environment(environ)
