@@ -45,7 +45,7 @@ class Curve:
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """One row of a forest plot; outer is the wider, family-wise interval."""
+    """One row of a forest plot; outer is the family-wise interval."""
 
     label: str
     mean: float
@@ -232,10 +232,10 @@ def forest(
         axes.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
         axes.axvline(0, color=INK, lw=0.8)
         for place, row in enumerate(rows):
-            if row.outer:
-                axes.plot(row.outer, [place] * 2, color="#0072B2", lw=1.0)
             if row.inner:
-                axes.plot(row.inner, [place] * 2, color="#0072B2", lw=3.0)
+                axes.plot(row.inner, [place] * 2, color="#0072B2", lw=4.0)
+            if row.outer:  # of the pooled test it may be the narrower one
+                axes.plot(row.outer, [place] * 2, color=INK, lw=1.0)
             axes.plot([row.mean], [place], "D", color=INK, ms=4)
         axes.set_yticks(
             range(len(rows)), [_label(row.label) for row in rows], fontsize=8
@@ -244,7 +244,10 @@ def forest(
         right = axes.secondary_yaxis("right")
         right.set_yticks(range(len(rows)), [row.remark for row in rows], fontsize=7)
         right.tick_params(length=0)
-        _set_texts(axes, xlabel, "", title)
+        _set_texts(axes, "", "", "")
+        # Centred on the figure: long labels of rows leave the axes little of its width.
+        figure.supxlabel(xlabel, fontsize=9)
+        figure.suptitle(title, fontsize=10)
         _save(figure, path)
 
 

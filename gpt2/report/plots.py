@@ -112,7 +112,11 @@ def _effect(comparison: Comparison) -> plots.Effect | None:
     verdict = comparison.at_steps
     if verdict.mean is None:
         return None
-    label = f"{comparison.arm.label} vs {comparison.partner.label}"
+    name, _, cell = comparison.arm.label.partition("/")
+    partner, _, other = comparison.partner.label.partition("/")
+    label = f"{name} vs {partner}\n{cell}".rstrip()
+    if cell != other:
+        label = f"{comparison.arm.label}\nvs {comparison.partner.label}"
     ends = _ends(verdict.interval), _ends(verdict.family_interval)
     return plots.Effect(label, verdict.mean, *ends, remark=verdict.grade)
 

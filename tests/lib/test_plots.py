@@ -61,6 +61,15 @@ def test_forest_with_and_without_intervals(tmp_path):
     assert heights[0] > heights[1]
 
 
+def test_texts_of_a_forest_are_whole_next_to_long_labels(tmp_path):
+    row = plots.Effect(
+        "a long name of an arm against another one " * 2, 0.1, None, None
+    )
+    title = "Thick: 95% interval; thin: 95% for all arms together; grey: margin"
+    plots.forest(tmp_path / "x.png", [row], 0.003, title, title)
+    assert (picture(tmp_path / "x.png")[:, -4:, :3] == 1).all()
+
+
 def test_scatter_panels(tmp_path):
     points = [plots.Point(x, i, 1.0 + i, 3.0 - i, 0.1) for i, x in enumerate(LABELS)]
     panels = [plots.Panel("a", points), plots.Panel("b", points[:1])]
