@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 from gpt2.report.arms import is_done
@@ -13,44 +14,67 @@ from gpt2.report.results import MatrixResults
 from gpt2.report.verdicts import judge
 
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "studies" / "ratio-124m"
+RATE = "learning_rate"
 
 
-def records(bundle: Path, folder: Path) -> MatrixResults:
-    return read_matrix(open_bundle(Path(shutil.copy(bundle, folder))))
+def records(bundle: str, folder: Path) -> MatrixResults:
+    target = folder / bundle.replace("/", "-")
+    return read_matrix(open_bundle(Path(shutil.copy(STUDY / bundle, target))))
 
 
-def rows(page: str) -> dict[str, list[str]]:
-    """Cells of the rows of its tables, by the first one."""
-    found = [
+def rows(page: str) -> list[list[str]]:
+    """Cells of all rows of its tables that begin with a step."""
+    return [
         [cell.strip(" *") for cell in line.strip("|").split("|")]
         for line in page.splitlines()
         if re.match(r"\| \d", line)
     ]
-    return {cells[0]: cells[1:] for cells in found}
 
 
-def test_the_page_of_ratio_124m_has_the_numbers_of_its_records(tmp_path: Path) -> None:
-    rates, block = (STUDY / "README.md").read_text().split("**First block**")
-    tuned = records(STUDY / "tuning" / "tuning.zip", tmp_path)
-    said = rows(rates)
-    for run in tuned.runs:
-        rate = run.coordinates["learning_rate"]
-        cells = next(
-            c for name, c in said.items() if int(name.split()[0]) == run.row["step"]
-        )
-        cell = cells[[5e-4, 1e-3, 2e-3].index(rate)]
+def test_learning_rates_of_ratio_124m_are_those_of_its_records(tmp_path: Path) -> None:
+    page = (STUDY / "README.md").read_text().partition("## First block")[0]
+    said = {int(name.split()[0]): cells for name, *cells in rows(page)}
+    tried = records("tuning/tuning.zip", tmp_path).runs
+    (low,) = records("tuning-low/rate-2.5e-4.zip", tmp_path).runs
+    for run, rate in [(low, 2.5e-4), *((r, r.coordinates[RATE]) for r in tried)]:
+        cell = said[run.row["step"]][[2.5e-4, 5e-4, 1e-3, 2e-3].index(rate)]
         loss = run.row.get("val_loss")
         assert cell == (f"{loss:.4f}" if is_done(run) else "not finished")
 
-    judged = judge(records(STUDY / "block-1.zip", tmp_path))
-    found = {c.arm.step: c for c in judged.comparisons if not c.arm.is_control}
-    said = rows(block)
-    for name, (_, loss, difference, verdict) in said.items():
-        arm_step = int(name.split()[0])
-        if arm_step not in found:
-            continue
-        comparison = found[arm_step]
-        assert loss == f"{comparison.arm.mean('val_loss'):.4f}"
-        mean = comparison.at_steps.mean
-        assert mean is not None and difference.startswith(f"{mean:+.4f}")
-        assert verdict.startswith(comparison.at_steps.grade)
+
+def test_the_first_block_of_ratio_124m_is_that_of_its_records(tmp_path: Path) -> None:
+    page = (STUDY / "README.md").read_text().partition("## First block")[2]
+    judged = judge(records("block-1.zip", tmp_path))
+    found = [
+        *((c.arm, c.at_steps.mean, c.at_steps.grade) for c in judged.comparisons),
+        *((c.arm, c.mean, c.grade) for c in judged.controls),
+        *((arm, None, "") for arm in judged.arms if arm.name.startswith("baseline/")),
+    ]
+    tables = dict(zip((5e-4, 1e-3), page.split("At 1e-3"), strict=True))
+    assert len(rows(page)) == len(found)
+    for arm, mean, grade in found:
+        (cells,) = (
+            cells
+            for cells in rows(tables[float(str(arm.coordinates[RATE]))])
+            if int(cells[0].split()[0]) == arm.step
+            and ("A/A" in cells[0]) == arm.is_control
+        )
+        assert cells[2] == f"{arm.mean('val_loss'):.4f}"
+        assert cells[3].startswith("-" if mean is None else f"{mean:+.4f}")
+        assert cells[4].startswith(grade)
+
+
+def test_the_noise_of_ratio_124m_is_that_of_runs_made_twice(tmp_path: Path) -> None:
+    first, again = (
+        {
+            (run.row["step"], run.run_dir.split("/")[0], run.row["seed"]): loss
+            for run in records(name, tmp_path).runs
+            if (loss := run.row["val_loss"]) and run.coordinates.get(RATE) != 1e-3
+        }
+        for name in ("first-try/block-1.zip", "block-1.zip")
+    )
+    twice = [again[key] - loss for key, loss in first.items()]
+    page = (STUDY / "README.md").read_text()
+    assert f"{len(twice)} runs (steps" in page
+    assert f"up to {max(map(abs, twice)):.3f} nats" in page
+    assert f"by rounding alone is {statistics.stdev(twice) / 2**0.5:.3f}." in page
