@@ -25,7 +25,7 @@ def records(bundle: str, folder: Path) -> MatrixResults:
 def rows(page: str) -> list[list[str]]:
     """Cells of all rows of its tables that begin with a step."""
     return [
-        [cell.strip(" *") for cell in line.strip("|").split("|")]
+        [cell.strip(" *").replace("−", "-") for cell in line.strip("|").split("|")]
         for line in page.splitlines()
         if re.match(r"\| \d", line)
     ]
@@ -50,6 +50,12 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(tmp_path: Path) ->
         *((c.arm, c.mean, c.grade) for c in judged.controls),
         *((arm, None, "") for arm in judged.arms if arm.name.startswith("baseline/")),
     ]
+    front = (STUDY.parents[2] / "README.md").read_text().partition("## ")[0]
+    assert rows(front)
+    for name, _, *cells in rows(front):
+        assert [name.split()[0], *cells] in [
+            [cells[0].split()[0], *cells[2:]] for cells in rows(page)
+        ]
     tables = dict(zip((5e-4, 1e-3), page.split("At 1e-3"), strict=True))
     assert len(rows(page)) == len(found)
     for arm, mean, grade in found:
