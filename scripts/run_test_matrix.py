@@ -43,6 +43,7 @@ from gpt2.run.conflicts import refusal
 from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
 from gpt2.run.placement import describe_plan, scheduler_options
 from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
+from gpt2.run.without_gpu import require_gpu
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.extras import check_installed
 from gpt2.settings.rerun_commands import matrix_command, show_next
@@ -156,7 +157,12 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         answer(**plan_json.described(plan, config))
     answer(missing_data=missing or None, refusal=None, certificates=None)
     print(plan_listing.listing(plan, config), end="", flush=True)
-    for line in (describe_plan(plan), estimate.price(plan) if plan.axes else ""):
+    where = no_place = ""
+    try:
+        where = describe_plan(plan)
+    except ValueError as error:  # the listing may be made for another machine
+        no_place = str(error)
+    for line in (where, estimate.price(plan) if plan.axes else ""):
         if line:
             print(line, flush=True)
     try:
@@ -167,9 +173,11 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         print_refusal(str(error))
     warn_of_other_settings(plan)
     code = dry_run(given) if given.dry_run else 0
+    if no_place:
+        print_refusal(no_place)
     if missing:
         print_refusal(with_settings(missing, given.overrides))
-    elif given.dry_run and not code and not refusal(plan):
+    elif given.dry_run and not (code or no_place or refusal(plan)):
         show_next(matrix_command())
     return code
 
@@ -286,6 +294,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     from lib.jobs.live_table import make_view
 
     check_data(plan)
+    require_gpu(plan.base)
     asked = scheduler_options(plan.base.resources, plan.output_dir)
     files = copies(config)
     with make_view() as view:

@@ -10,6 +10,7 @@ from gpt2.plan.jobs import Plan
 from gpt2.plan.readers import READERS
 from gpt2.plan.sizes import SYMBOL as SIZES
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF
+from gpt2.settings.shown import shown_value
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 
@@ -24,7 +25,7 @@ def idle(plan: Plan, config: Config) -> list[str]:
         if name == "steps_file" and config.values[symbol] and not _has_own(plan):
             why = "STEPS names none of its steps"
         if why:
-            value = config.values[symbol]
+            value = shown_value(config.values[symbol])
             found.append(f"{symbol}={value} ({origin}) has no effect: {why}")
     for axis in plan.axes:
         if len(axis.values) > 1 and all(

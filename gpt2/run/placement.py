@@ -7,8 +7,6 @@ that a user would change are named here.
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +16,7 @@ from gpt2.run.estimate import known
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
 from gpt2.run.sessions import note_lost
+from gpt2.run.without_gpu import require_gpu, torch_sees_a_gpu
 from gpt2.settings.checks import naming
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import Resources
@@ -134,18 +133,16 @@ def describe(jobs: Sequence[Job], options: Options, ahead: Ahead, root: Path) ->
 
 
 def describe_plan(plan: Plan) -> str:
-    """As describe(), of all jobs of a plan, if GPUs of this machine run them."""
+    """As describe(), of all jobs of a plan, if GPUs of this machine run them.
+
+    Raises ValueError if this machine cannot run them.
+    """
     asked = plan.base.resources
-    visible = slots.find_gpus(os.environ) if asked.device in ANY_GPU else None
-    if visible is None or asked.engine == "ray":
+    if asked.engine == "ray":
         return ""
+    require_gpu(plan.base)
     options = scheduler_options(asked, plan.output_dir)
+    if not any(map(slots.place_of, options.slots)):
+        return ""
     ahead = runs_ahead(plan.jobs, options)
     return describe(plan.jobs, options, ahead, plan.output_dir)
-
-
-def torch_sees_a_gpu() -> bool:
-    """Whether torch finds a GPU, asked in a process of its own: the runner does not
-    import torch."""
-    program = "import os, torch; os._exit(not torch.cuda.is_available())"
-    return subprocess.run([sys.executable, "-c", program]).returncode == 0

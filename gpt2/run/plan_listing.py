@@ -19,6 +19,7 @@ from gpt2.plan.sizes import same_widths, sizes_of
 from gpt2.plan.unused_settings import idle
 from gpt2.run.conflicts import conflicts
 from gpt2.run.progress import status_word
+from gpt2.run.without_gpu import without_effect_here
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings
@@ -49,7 +50,8 @@ def listing(plan: Plan, config: Config) -> str:
 
 def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
-    found = [*remarks(settings_from(config)), *idle(plan, config), *too_large(plan)]
+    found = [*remarks(settings_from(config)), *idle(plan, config)]
+    found += without_effect_here(plan, config) + too_large(plan)
     found += control_costs(plan) + kept_final_rate(plan)
     return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))
 

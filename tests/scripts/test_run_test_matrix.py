@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from lib import atomic_files
 from lib.jobs import linux_processes, run_files
+from lib.jobs.slots import VISIBLE
 from tests.lib.jobs.test_ray_engine import HAS_RAY
 from tests.scratch import copy_tree, until
 from tests.scripts.inprocess import run_script
@@ -228,12 +228,45 @@ def test_a_preview_ends_with_the_data_that_is_missing(folder: Path) -> None:
         assert last.endswith("prepare the data with `make data DATA_DIR=nowhere`")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device", ["rocm", "cuda:0"])
-def test_a_gpu_that_is_not_there_is_told_once(folder: Path, device: str) -> None:
-    done = look(folder, "--skip-verify", "--overrides", f"DEVICE={device}")
-    assert done.returncode == 2 and "torch sees no GPU here" in done.stderr
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("DEVICE=cuda:0", "torch sees no GPU here"),
+        ("DEVICE=auto GPUS=0", "no GPU can be used"),
+        (
+            "DEVICE=auto MIXED_PRECISION=y MIXED_PRECISION_FP16=y",
+            "DEVICE=auto is the CPU here, as torch sees no GPU: .*MIXED_PRECISION_FP16",
+        ),
+    ],
+)
+def test_a_missing_gpu_is_noted_in_a_listing_and_refused_by_a_run(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, asked: str, says: str
+) -> None:
+    for name in VISIBLE.values():
+        monkeypatch.setenv(name, "")
+    words = ("--skip-verify", "--overrides", asked)
+    done = look(folder, *words)
+    assert done.returncode == 2 and re.search(says, done.stderr)
     assert not (folder / "results").exists()
+    listed = look(folder, "--dry-run", *words)  # may be meant for another machine
+    assert (listed.returncode, listed.stderr) == (0, "")
+    last = listed.stdout.splitlines()[-1]
+    assert last.endswith(f"would refuse to start: {done.stderr.strip()}")
+
+
+def test_settings_that_only_a_gpu_reads_are_noted_without_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in VISIBLE.values():
+        monkeypatch.setenv(name, "")
+    words = ("MLP_BACKEND=cublaslt", "TF32=n", "CPU_THREADS=1", "DEVICE=auto")
+    listed = look(folder, "--list", "--overrides", " ".join(words))
+    said = " ".join(listed.stdout.split())
+    assert "note: TF32=n, MLP_BACKEND=cublaslt: no effect on this machine" in said
+    usual = look(folder, "--list", "--overrides", "DEVICE=auto")
+    assert "no effect on this machine" not in usual.stdout
+    on_cpu = look(folder, "--list", "--overrides", "TF32=n DEVICE=cpu").stdout
+    assert "TF32=n (command line) has no effect: no job runs on a GPU" in on_cpu
 
 
 def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:

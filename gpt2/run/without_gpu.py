@@ -1,0 +1,60 @@
+"""Settings for GPUs on a machine that has none, where DEVICE=auto means the CPU.
+
+Torch-free, except that torch is asked in a process of its own before a refusal.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from gpt2.plan.jobs import Plan
+from gpt2.plan.readers import READERS
+from gpt2.settings.checks import check
+from gpt2.settings.schema import SYMBOL_OF, Resources, Settings
+from gpt2.settings.shown import shown_value
+from lib.jobs.slots import find_gpus
+from lib.kconfig.config_py import DEFAULT, Config
+
+
+def without_effect_here(plan: Plan, config: Config) -> list[str]:
+    """A line on the settings that only a GPU would read, if there is none here."""
+    base = plan.base
+    if not is_cpu_here(base.resources):
+        return []
+    on_cpu = base.replace(device="cpu")
+    symbols = [
+        SYMBOL_OF[name]
+        for reader in READERS
+        if reader.is_on(base) and not reader.is_on(on_cpu)
+        for name in reader.fields
+    ]
+    given = [symbol for symbol in symbols if config.origin(symbol) != DEFAULT]
+    words = ", ".join(f"{one}={shown_value(config.values[one])}" for one in given)
+    return [f"{words}: no effect on this machine, where no GPU is found"] * bool(given)
+
+
+def require_gpu(settings: Settings) -> None:
+    """Raise ValueError for settings that need a GPU where DEVICE=auto finds none."""
+    if not is_cpu_here(settings.resources):
+        return
+    try:
+        check(settings.replace(device="cpu"))
+    except ValueError as error:
+        if not torch_sees_a_gpu():
+            text = f"DEVICE=auto is the CPU here, as torch sees no GPU: {error}"
+            raise ValueError(text) from None
+
+
+def is_cpu_here(asked: Resources) -> bool:
+    """Whether DEVICE=auto is the CPU, as far as can be seen without torch."""
+    is_local = asked.device == "auto" and asked.engine != "ray"
+    return is_local and find_gpus(os.environ) is None
+
+
+def torch_sees_a_gpu() -> bool:
+    """Whether torch finds a GPU, asked in a process of its own: the runner does not
+    import torch."""
+    program = "import os, torch; os._exit(not torch.cuda.is_available())"
+    return subprocess.run([sys.executable, "-c", program]).returncode == 0
