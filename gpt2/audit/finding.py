@@ -15,9 +15,7 @@ from lib.safe_json import number, text
 OK = "ok"
 DIFFERS = "differs"
 NOT_CHECKED = "not checked"  # could be checked, but something needed is missing
-LEFT_OUT = (
-    "left out"  # cannot be checked from the files of a run, or not in reasonable time
-)
+LEFT_OUT = "left out"  # impossible from the files of a run, or in reasonable time
 STATES = (OK, DIFFERS, NOT_CHECKED, LEFT_OUT)
 
 PASSED, FAILED, INCOMPLETE = "passed", "differs", "incomplete"  # verdicts on a run

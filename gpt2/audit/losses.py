@@ -2,9 +2,8 @@
 
 Uses the plain formulas of gpt2/model/reference/formulas.py in fp32, one window at a
 time. They share no code with the model, its loss or its evaluation. Two evaluations can
-be
-recomputed: the one before the first update, from the seed, and the last one, from the
-export.
+be recomputed: the one before the first update, from the seed, and the last one, from
+the export.
 """
 
 from __future__ import annotations
@@ -166,10 +165,8 @@ def evaluation_findings(
         yield not_checked(f"validation loss {where}", "it is not recorded")
         return
     options.say(f"{evidence.run_dir}: validation {where}")
-    found, form = score(weights, evidence.settings, text.val, options), format_of(
-        evidence
-    )
-    loss, share = _allowed(found, form)
+    found = score(weights, evidence.settings, text.val, options)
+    loss, share = _allowed(found, format_of(evidence))
     reason = f"{found.windows} of {found.of} validation windows"
     if found.loss_error > COARSE:
         why = f"{reason} give the loss only to within {found.loss_error:.2g} nats"

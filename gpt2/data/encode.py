@@ -72,9 +72,7 @@ def _encode_item(encoding: tiktoken.Encoding, item: Item) -> Encoded | LeftOutDo
         return encode_document(encoding, item)
     except UnicodeEncodeError as error:
         reason = f"not Unicode at character {error.start:,}"
-    except (
-        BaseException
-    ) as error:  # a panic in tiktoken's Rust code is not an Exception
+    except BaseException as error:  # as panics of tiktoken's Rust code are
         if not isinstance(error, ValueError) and type(error).__name__ != RUST_PANIC:
             raise
         reason = f"the {encoding.name} tokenizer fails on it ({error})"

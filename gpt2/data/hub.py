@@ -142,9 +142,8 @@ def _hub_answers() -> bool:
     except urllib.error.HTTPError:
         return True
     except urllib.error.URLError as error:
-        return isinstance(
-            error.reason, ssl.SSLError
-        )  # other certificate roots may be configured
+        # Other certificate roots may be configured for `datasets`.
+        return isinstance(error.reason, ssl.SSLError)
     except (OSError, ValueError):
         return False
     return True

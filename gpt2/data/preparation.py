@@ -90,9 +90,8 @@ class Work:
             try:
                 self._divide(partial)
             except CorpusError:
-                (
-                    self.place / CURSOR_FILE
-                ).unlink()  # adding more of the same would not help
+                # Resuming would not help: the documents are the same.
+                (self.place / CURSOR_FILE).unlink()
                 raise
         meta = self._meta(partial)
         files = {name: list(stat) for name, stat in self.corpus.files.items()}

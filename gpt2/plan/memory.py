@@ -175,8 +175,7 @@ def _temporaries(s: Settings, tokens: int) -> int:
     return int(max(loss, backward)) + tuned.workspace
 
 
-# ---- tensors kept for the backward pass
-# -----------------------------------------------
+# ---- tensors kept for the backward pass -----------------------------------------
 
 
 def activations_per_token(s: Settings) -> int:

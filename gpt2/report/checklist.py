@@ -109,9 +109,8 @@ def _field(data: dict[str, Any], name: str) -> str | None:
     value = data.get(name)
     if isinstance(value, bool):
         return "on" if value else "off"
-    return (
-        clean(value) if isinstance(value, str | int | float) and value != "" else None
-    )
+    is_plain = isinstance(value, str | int | float) and value != ""
+    return clean(value) if is_plain else None
 
 
 def _attempts(run: Run) -> list[dict[str, Any]]:
@@ -146,10 +145,8 @@ def _commit(attempt: dict[str, Any]) -> str | None:
 
 
 def _hardware(attempt: dict[str, Any]) -> str | None:
-    name = _field(attempt, "device")
-    return (
-        None if name is None else f"{number(attempt.get('world_size')) or 1} x {name}"
-    )
+    name, ranks = _field(attempt, "device"), number(attempt.get("world_size")) or 1
+    return None if name is None else f"{ranks} x {name}"
 
 
 def _runtime(attempt: dict[str, Any]) -> str | None:

@@ -304,10 +304,8 @@ BY_DEFAULT_ABSENT = (
     *("infer_tokens_per_s", "infer_batch_tokens_per_s", "infer_p50_ms"),
     *("infer_p95_ms", "infer_cache_bytes_per_token"),
 )
-OF_CELLS = (
-    "step_seconds",
-    "optimizer_state_bytes",
-)  # do not differ between steps of an ablation
+# Do not differ between steps of an ablation.
+OF_CELLS = ("step_seconds", "optimizer_state_bytes")
 
 
 def shown_columns(lines: list[Line]) -> list[Column]:

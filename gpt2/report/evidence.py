@@ -24,14 +24,7 @@ from lib.hashing import identity
 from lib.rounded_losses import resolution, rounding_variance
 from lib.safe_json import as_dict, clean, number
 
-ACTING = (
-    "model.",
-    "mechanisms.",
-    "optim.",
-    "pruning.",
-)  # settings that must have an effect
-
-
+ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # must have an effect
 TOGETHER, SEQUENTIAL, FDR = "together", "sequential", "sequential-fdr"
 FAMILIES = (TOGETHER, SEQUENTIAL, FDR)
 

@@ -121,9 +121,7 @@ def html_report(
     return environment.get_template("page.html").render(
         name=name,
         policy=_policy(scripts),
-        style=Markup(
-            (PAGE / "style.css").read_text("utf-8")
-        ),  # our own file, not from the results
+        style=Markup((PAGE / "style.css").read_text("utf-8")),
         facts=what_was_trained(matrix, judged),
         headline=headline(matrix),
         controls=control_lines(judged),

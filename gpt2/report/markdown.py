@@ -110,10 +110,9 @@ def _table(lines: list[Line], columns: list[Column]) -> str:
 
 
 def _main_table(judged: Judgement) -> str:
-    keys = (
-        "step title seeds val_loss difference interval p_deciding test val_perplexity"
-    )
-    return _columns_table(judged, [*keys.split(), "val_accuracy", "grade"])
+    keys = "step title seeds val_loss difference interval p_deciding test"
+    more = "val_perplexity val_accuracy grade"
+    return _columns_table(judged, [*keys.split(), *more.split()])
 
 
 def _cost_table(judged: Judgement) -> str:
@@ -247,11 +246,8 @@ def _runs(matrix: MatrixResults) -> str:
     for run in matrix.runs:
         row = run.row
         label = row["name"] if row["step"] is None else f"{row['step']} {row['name']}"
-        state = (
-            row["status"]
-            if not row["failure"]
-            else f"{row['status']}: {row['failure']}"
-        )
+        failure = f": {row['failure']}" if row["failure"] else ""
+        state = f"{row['status']}{failure}"
         loss = human.fixed(row["val_loss"], 6)
         cells = [escape(str(cell)) for cell in (label, row["seed"], state, loss)]
         rows.append([*cells, _manifest_link(matrix, run), escape(row["hash"] or "")])

@@ -38,9 +38,8 @@ def unpaired(one: Run, other: Run) -> list[str]:
         found.append(f"the batches of update {_first_number(differing)} differ")
     if text(mine.get("validation")) != text(theirs.get("validation")):
         found.append("the validation windows differ")
-    if _model(one, "n_layer") == _model(
-        other, "n_layer"
-    ):  # initial weights are scaled by the depth
+    # Initial weights are scaled by the depth.
+    if _model(one, "n_layer") == _model(other, "n_layer"):
         weights = as_dict(mine.get("initial_weights"))
         found += _other_weights(weights, as_dict(theirs.get("initial_weights")))
     return found

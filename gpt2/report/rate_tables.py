@@ -9,16 +9,20 @@ from statistics import fmean
 
 from gpt2.plan.lr_sweep import RATE
 from gpt2.report.arms import Arm
-from gpt2.report.lines import difference_text, grade_text, interval_text, p_text
+from gpt2.report.lines import (
+    DIGITS,
+    difference_text,
+    grade_text,
+    interval_text,
+    p_text,
+)
 from gpt2.report.own_best import SweptArm
-from gpt2.report.sweep_tables import LOSS, against, series_of
+from gpt2.report.sweep_tables import BEST, LOSS, against, series_of
 from gpt2.report.verdicts import Judgement
 from gpt2.settings.shown import text_of
 from lib import human
 from lib.plots import Against
 
-DIGITS = 4  # of losses, nats
-BEST = "*"
 DIVERGED = "diverged"
 
 OWN_BEST = """\

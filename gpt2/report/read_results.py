@@ -132,9 +132,7 @@ def _planned(
 def _leave_out_unplanned(matrix: MatrixResults, cells: Any) -> None:
     """Record the cells that the plan left out, with their reasons."""
     for cell in cells if isinstance(cells, list) else []:
-        name, reason = text(as_dict(cell).get("name")), text(
-            as_dict(cell).get("reason")
-        )
+        name, reason = (text(as_dict(cell).get(key)) for key in ("name", "reason"))
         if name and reason:
             matrix.left_out.append(LeftOutRun(name, reason))
 
@@ -342,9 +340,7 @@ def _note_missing(matrix: MatrixResults, run: Run, found: Collection[int]) -> No
     last = run.row["updates"] or 0
     interval = whole(as_dict(run.settings.get("data")).get("eval_interval")) or 0
     if not 0 < last <= interval * MAX_EVALUATIONS:
-        interval = max(
-            last, 1
-        )  # unknown or not plausible: check only the first and the last
+        interval = max(last, 1)  # not plausible: check only the first and the last
     expected = {*range(0, last, interval), last}
     if missing := sorted(expected.difference(found)):
         matrix.leave_out(

@@ -12,13 +12,13 @@ from gpt2.plan.lr_sweep import RATE
 from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
 from gpt2.report.grades import Verdict
+from gpt2.report.lines import DIGITS
 from gpt2.report.verdicts import Judgement
 from gpt2.settings.shown import shown_name, text_of
 from lib import human, stats
 from lib.plots import Against, Series, is_number
 
-DIGITS = 4  # of losses, nats
-BEST = "*"
+BEST = "*"  # after the lowest loss
 SWEEP = "sweep-"  # and the setting: names of the charts as files
 LOSS = "validation loss (nats per token)"
 DIFFERENCE = "difference to the partner (nats per token)"
@@ -198,11 +198,8 @@ def against(
 ) -> Against | None:
     """Chart of the series that have points; None if none has."""
     known = [each for each in series if each.y]
-    return (
-        Against(axis, ylabel, known, margin, names or {})
-        if any(s.x for s in known)
-        else None
-    )
+    chart = Against(axis, ylabel, known, margin, names or {})
+    return chart if any(each.x for each in known) else None
 
 
 def series_of(name: str, place: int, points: Iterable[Point]) -> Series:

@@ -116,9 +116,8 @@ def _different(read: Callable[[Run], str | None], runs: list[Run]) -> str:
 def _range(values: Iterable[object], show: Callable[[float], str]) -> str:
     """ "842.6k", or "759.7k to 974.2k"; "" if no value is known."""
     known = [found for value in values if (found := number(value)) is not None]
-    return (
-        " to ".join(dict.fromkeys(map(show, (min(known), max(known))))) if known else ""
-    )
+    ends = (min(known), max(known)) if known else ()
+    return " to ".join(dict.fromkeys(map(show, ends)))
 
 
 def _joined(separator: str, *parts: str) -> str:

@@ -26,7 +26,6 @@ UNCONFIGURED = (
     "defconfig-NAME loads one, and make menuconfig starts without"
 )
 
-
 strict = strict_kconfig()
 
 

@@ -69,9 +69,7 @@ def parse_steps(text: str) -> tuple[int | str, ...]:
 
 def _parse_float(text: str) -> float:
     try:
-        if (
-            "_" in text
-        ):  # Python ignores underscores: 1_0 is more likely meant as 1.0 than as 10
+        if "_" in text:  # which Python ignores, but 1_0 is rather meant as 1.0
             raise ValueError
         value = float(text)
     except ValueError:
