@@ -70,7 +70,7 @@ def depths(names: list[str], layers: int) -> dict[str, float]:
 
 
 def make_pruner(
-    model: nn.Module, optimizer: OptimizerLike, settings: Settings
+    model: GPT, optimizer: OptimizerLike, settings: Settings
 ) -> Pruner | HeadPruner:
     """The pruner that the settings ask for (method "none" does nothing).
 
@@ -83,7 +83,6 @@ def make_pruner(
     if pruning.prune_method != "none":
         schedule = pruning_schedule(settings)
     if METHODS[pruning.prune_method].is_structured:
-        assert isinstance(model, GPT), "heads are pruned of a GPT"
         assert schedule is not None
         scope, layers = pruning.prune_scope, head_layers(model)
         return HeadPruner(weights, layers, optimizer, schedule=schedule, scope=scope)

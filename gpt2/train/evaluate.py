@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ FINGERPRINTED = 64  # windows in memory at a time
 # and saves a third of an evaluation (nanoGPT's forward pass on an H100).
 COMPILED_FROM = 1.4e15
 
+Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as GPT.score
+
 
 def compiles_evaluation(settings: Settings) -> bool:
     """Whether a GPU evaluates with compiled code: the same for all arms of a matrix."""
@@ -38,17 +40,6 @@ def compiles_evaluation(settings: Settings) -> bool:
     tokens = evaluations * data.eval_samples * m.block_size
     trunk = 12 * m.n_layer * m.n_embd**2
     return settings.resources.compile_model and tokens * trunk >= COMPILED_FROM
-
-
-class Scorer(Protocol):
-    """Interface of a model for evaluation (gpt2.model.gpt.GPT implements it)."""
-
-    training: bool
-
-    def train(self, mode: bool = True) -> Any: ...
-
-    def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """Sum of the losses and number of correct tokens of int64 [B, T]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +79,7 @@ class Evaluator:
             split.tokens.size, self.block_size, settings.data.eval_samples
         )
         self.compiles = device.is_gpu and compiles_evaluation(settings)
-        self._compiled: Callable[..., tuple[Tensor, Tensor]] | None = None
+        self._compiled: Score | None = None
 
     def fingerprint(self) -> str:
         """Of the windows that are scored."""
@@ -97,7 +88,7 @@ class Evaluator:
         pairs = (gather(self.split.tokens, row, self.block_size) for row in rows)
         return fingerprint(windows_sum(torch.stack(pair)) for pair in pairs)
 
-    def __call__(self, model: Scorer) -> Evaluation:
+    def __call__(self, model: GPT) -> Evaluation:
         """Score; dropout is off meanwhile, and no random number is drawn."""
         began = time.perf_counter()
         with _evaluating(model):
@@ -107,14 +98,14 @@ class Evaluator:
         seconds = time.perf_counter() - began
         return Evaluation(total / tokens, right / tokens, tokens, seconds, attention)
 
-    def warm_up(self, model: Scorer) -> None:
+    def warm_up(self, model: GPT) -> None:
         """Score one batch, so that kernels are loaded and compiled before the first
         evaluation."""
         with _evaluating(model):
             self._sums(model, self.offsets[: self.batch])
 
     @torch.no_grad()
-    def _sums(self, model: Scorer, offsets: Offsets) -> tuple[float, int]:
+    def _sums(self, model: GPT, offsets: Offsets) -> tuple[float, int]:
         device = self.device.torch_device
         loss = torch.zeros((), dtype=torch.float64, device=device)
         correct = torch.zeros((), dtype=torch.int64, device=device)
@@ -128,19 +119,16 @@ class Evaluator:
             correct += right
         return loss.item(), int(correct.item())
 
-    def _scorer(
-        self, model: Scorer, windows: int
-    ) -> Callable[..., tuple[Tensor, Tensor]]:
+    def _scorer(self, model: GPT, windows: int) -> Score:
         """Compiled for whole batches; another shape would be compiled once more."""
         if not self.compiles or windows != self.batch:
             return model.score
         if self._compiled is None:
-            self._compiled = CompiledGPT(cast(GPT, model)).score
+            self._compiled = CompiledGPT(model).score
         return self._compiled
 
-    def _attention(self, model: Scorer) -> dict[str, list[float]]:
+    def _attention(self, model: GPT) -> dict[str, list[float]]:
         """Metrics of the first windows, as many as are scored at once."""
-        assert isinstance(model, GPT), "attention metrics are of a GPT"
         x, _ = gather(self.split.tokens, self.offsets[: self.batch], self.block_size)
         with self._autocast():
             x = x.to(self.device.torch_device)
@@ -151,7 +139,7 @@ class Evaluator:
 
 
 @contextmanager
-def _evaluating(model: Scorer) -> Iterator[None]:
+def _evaluating(model: GPT) -> Iterator[None]:
     """Without dropout inside the block."""
     was_training = model.training
     model.train(False)

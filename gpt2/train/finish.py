@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-from gpt2.model.gpt import GPT
 from gpt2.train.batches import gather
 from gpt2.train.costs_and_scores import held, scored, trained
 from gpt2.train.export import write_export
@@ -86,5 +85,4 @@ def _export(trainer: Trainer) -> dict[str, Any]:
 def _remove_heads(trainer: Trainer, pruner: HeadPruner) -> Removal:
     settings, offsets = trainer.settings, trainer.evaluator.offsets[:TIMED_WINDOWS]
     windows = gather(trainer.context.val.tokens, offsets, settings.model.block_size)
-    model = cast(GPT, trainer.model)
-    return remove_heads(model, settings, pruner, *windows, trainer.device)
+    return remove_heads(trainer.model, settings, pruner, *windows, trainer.device)

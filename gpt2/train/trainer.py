@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import nn
 
 from gpt2.model.autotune.choice import built_with, names_of
 from gpt2.model.gpt import GPT
@@ -24,7 +23,7 @@ from gpt2.train import stable
 from gpt2.train.as_trained import LATER, compare
 from gpt2.train.batches import Batch, Batches
 from gpt2.train.costs_and_scores import bits_per_byte, utilisation
-from gpt2.train.evaluate import Evaluator, Scorer
+from gpt2.train.evaluate import Evaluator
 from gpt2.train.failures import Interrupted, NonFinite, NotAsTrained
 from gpt2.train.lr_schedule import learning_rate
 from gpt2.train.manifest import Manifest
@@ -49,7 +48,7 @@ class Trainer:
     def __init__(
         self,
         job: Job,
-        model: nn.Module,
+        model: GPT,
         context: RunContext,
         recorder: Recorder,
         stop: StopRequest,
@@ -154,8 +153,8 @@ class Trainer:
         self.ranks.check_weights(self.model.parameters())
         if not self.resources.as_trained:
             return
-        step, model = self.progress.step, cast(GPT, self.model)
-        found = compare(self.updater, model, self.settings, self.context, step)
+        step = self.progress.step
+        found = compare(self.updater, self.model, self.settings, self.context, step)
         self.recorder.say(found.describe())
         self.recorder.comparison(found.record())
         self.manifest.note_comparison(found)
@@ -174,7 +173,7 @@ class Trainer:
     @property
     def built(self) -> Settings:
         """The settings with the kernels that the model was built with."""
-        return built_with(cast(GPT, self.model), self.settings)
+        return built_with(self.model, self.settings)
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()
@@ -335,7 +334,7 @@ class Trainer:
         """A record of the model's validation at this step."""
         self.check_finite()
         with self._between_updates():
-            found = self.evaluator(cast(Scorer, self.model))
+            found = self.evaluator(self.model)
         if not math.isfinite(found.loss):
             self._fail(f"the validation loss became {found.loss}")
         return {

@@ -25,9 +25,7 @@ LOWEST_SCALE = 1e-4  # a loss scale below this says that fp16 cannot hold the lo
 class Updater:
     """Updater of a model's weights: optimizer, pruner, loss scaler, micro step."""
 
-    def __init__(
-        self, model: nn.Module, settings: Settings, context: RunContext
-    ) -> None:
+    def __init__(self, model: GPT, settings: Settings, context: RunContext) -> None:
         """model: initialised, on the device; its parameters are trained.
 
         Raises ValueError for what optimizer or pruner cannot honour.
@@ -42,7 +40,7 @@ class Updater:
         self.scaler = devices.grad_scaler(self.device, precision)
         forward: Forward = model
         if resources.compile_model:
-            forward = CompiledGPT(cast(GPT, model), resources.compile_mode)
+            forward = CompiledGPT(model, resources.compile_mode)
         self.plain_step = MicroStep(
             forward,
             self.device,

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 from gpt2.model.autotune import attention, mlp
 from gpt2.train.batches import eval_windows, gather
-from gpt2.train.evaluate import Scorer
 from gpt2.train.trainer import Trainer
 from lib.gpu import device as devices
 from lib.gpu.compile_cache import graphs_compiled
@@ -27,7 +24,7 @@ def warm_up(trainer: Trainer, times: int) -> None:
         state = trainer.updater.record(tokens, targets)
         trainer.manifest.note(cuda_graph=state)
         trainer.recorder.say(f"CUDA graph of a micro step: {state}")
-    trainer.evaluator.warm_up(cast(Scorer, trainer.model))
+    trainer.evaluator.warm_up(trainer.model)
     _note_kernels(trainer)
     devices.set_random_state(trainer.device, random)
 
