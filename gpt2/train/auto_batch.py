@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from gpt2.train.batch_split import BatchSplit, split_batch
+from gpt2.train.batch_split import BatchSplit
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.manifest import Manifest
 from gpt2.train.record import Recorder
@@ -30,7 +30,7 @@ def fit(
     split, ranks = context.split, context.ranks
     known = ranks.from_first(manifest.settled_micro_batch())
     if known and split.effective_batch % (known * split.world_size) == 0:
-        return _with_micro_batch(split, known)
+        return split.with_micro_batch(known)
     if not context.device.is_gpu:
         recorder.say(f"AUTO_BATCH is for GPUs: the micro batch is {split.micro_batch}")
         return split
@@ -43,14 +43,7 @@ def fit(
 
     found = min(ranks.gather(largest(split, fits).micro_batch))
     recorder.say(f"AUTO_BATCH: micro batch {found} ({', '.join(tried)})")
-    return _with_micro_batch(split, found)
-
-
-MARGIN = 0.92  # of the memory that is there; evaluation and fragments need some
-
-
-def _with_micro_batch(split: BatchSplit, micro_batch: int) -> BatchSplit:
-    return split_batch(split.effective_batch, micro_batch, split.world_size, split.rank)
+    return split.with_micro_batch(found)
 
 
 def _fits(context: RunContext, one_update: Callable[[RunContext], None]) -> bool:
@@ -81,7 +74,7 @@ def largest(split: BatchSplit, fits: Callable[[BatchSplit], bool]) -> BatchSplit
     fit, the cut of one is returned: the training itself then says why.
     """
     if fits(split):
-        while (bigger := larger(split)) is not None and fits(bigger):
+        while (bigger := split.larger()) is not None and fits(bigger):
             split = bigger
         return split
     while (smaller := split.smaller()) is not None:
@@ -89,18 +82,6 @@ def largest(split: BatchSplit, fits: Callable[[BatchSplit], bool]) -> BatchSplit
         if fits(split):
             break
     return split
-
-
-def larger(split: BatchSplit) -> BatchSplit | None:
-    """The next cut that makes fewer passes: twice the micro batch, or the smallest
-    divisor above that. None if there is but one pass."""
-    share = split.micro_batch * split.accumulation
-    for micro in range(2 * split.micro_batch, share + 1):
-        if share % micro == 0:
-            return split_batch(
-                split.effective_batch, micro, split.world_size, split.rank
-            )
-    return None
 
 
 def within_margin(device: DeviceInfo, attempt: Callable[[], object]) -> bool:

@@ -22,16 +22,28 @@ class BatchSplit:
     def effective_batch(self) -> int:
         return self.micro_batch * self.accumulation * self.world_size
 
+    def with_micro_batch(self, micro_batch: int) -> BatchSplit:
+        """The same batch cut otherwise; ValueError as split_batch."""
+        return split_batch(
+            self.effective_batch, micro_batch, self.world_size, self.rank
+        )
+
     def smaller(self) -> BatchSplit | None:
         """Next split that needs less memory: half the micro batch, or the largest
         divisor below that; None for a micro batch of 1."""
+        return self._first_of(range(self.micro_batch // 2, 0, -1))
+
+    def larger(self) -> BatchSplit | None:
+        """Next split that makes fewer passes: twice the micro batch, or the smallest
+        divisor above that; None if there is only one pass."""
         share = self.micro_batch * self.accumulation
-        for micro in range(self.micro_batch // 2, 0, -1):
-            if share % micro == 0:
-                return split_batch(
-                    self.effective_batch, micro, self.world_size, self.rank
-                )
-        return None
+        return self._first_of(range(2 * self.micro_batch, share + 1))
+
+    def _first_of(self, sizes: range) -> BatchSplit | None:
+        share = self.micro_batch * self.accumulation
+        fitting = (size for size in sizes if share % size == 0)
+        found = next(fitting, None)
+        return None if found is None else self.with_micro_batch(found)
 
 
 def split_batch(

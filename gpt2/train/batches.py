@@ -117,63 +117,24 @@ def open_tokens(path: Path) -> Tokens:
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """Plan of the windows that each micro batch of each rank reads. Sizes are in
-    sequences."""
+    """Plan of the windows that each micro batch of each rank reads, of a training
+    split that has at least one window (see load_split)."""
 
     n_tokens: int
     block_size: int
-    effective_batch: int
-    micro_batch: int
-    accumulation: int
-    world_size: int
-    rank: int
+    split: BatchSplit
     seed: int
-
-    @classmethod
-    def of(
-        cls, settings: Settings, split: BatchSplit, train: TokenSplit, seed: int
-    ) -> BatchPlan:
-        """The plan of a run on these tokens. Raises DataError, ValueError."""
-        return cls(
-            n_tokens=train.tokens.size,
-            block_size=settings.model.block_size,
-            effective_batch=settings.effective_batch,
-            micro_batch=split.micro_batch,
-            accumulation=split.accumulation,
-            world_size=split.world_size,
-            rank=split.rank,
-            seed=seed,
-        )
-
-    def __post_init__(self) -> None:
-        cut = self.micro_batch * self.accumulation * self.world_size
-        if self.effective_batch != cut:
-            raise ValueError(
-                f"an effective batch of {self.effective_batch} is not BATCH_SIZE="
-                f"{self.micro_batch} x GPT2_GRADIENT_ACCUMULATION="
-                f"{self.accumulation} x {self.world_size} ranks ({cut})"
-            )
-        if not 0 <= self.rank < self.world_size:
-            raise ValueError(f"rank {self.rank} is not below {self.world_size}")
-        if self.seed < 0:
-            raise ValueError(f"SEEDS has {self.seed}: seeds are 0 or more")
-        if self.n_tokens <= self.block_size:
-            raise DataError(
-                f"{self.n_tokens} tokens have no window of GPT2_BLOCK_SIZE="
-                f"{self.block_size} and its next token: prepare more text"
-            )
 
     def step_offsets(self, step: int) -> Offsets:
         """First tokens of the windows of one optimizer step [effective_batch]."""
         draw = np.random.default_rng([self.seed, BATCH_STREAM, step])
-        return draw.integers(
-            0, self.n_tokens - self.block_size, size=self.effective_batch
-        )
+        last = self.n_tokens - self.block_size
+        return draw.integers(0, last, size=self.split.effective_batch)
 
     def offsets(self, step: int, micro: int) -> Offsets:
         """This rank's windows of one micro step [micro_batch]."""
-        cut = (self.accumulation, self.world_size, self.micro_batch)
-        rows: Offsets = self.step_offsets(step).reshape(cut)[micro, self.rank]
+        cut = (self.split.accumulation, self.split.world_size, self.split.micro_batch)
+        rows: Offsets = self.step_offsets(step).reshape(cut)[micro, self.split.rank]
         return rows
 
 
@@ -219,7 +180,7 @@ class _Windows(Dataset[torch.Tensor]):
     def __getitem__(self, index: int) -> torch.Tensor:
         if self._tokens is None:
             self._tokens = open_tokens(self.path)
-        step, micro = divmod(index, self.plan.accumulation)
+        step, micro = divmod(index, self.plan.split.accumulation)
         offsets = self.plan.offsets(step, micro)
         return _gather_pair(self._tokens, offsets, self.plan.block_size)
 
@@ -254,8 +215,9 @@ class Batches:
         self.wait_seconds = 0.0
         self.window_sums: dict[int, int] = {}
         self._dataset, self._device = _Windows(split.path, plan), torch.device(device)
-        keys = range(start_step * plan.accumulation, stop_step * plan.accumulation)
-        self._keys, self._pin = keys, pin_memory and self._device.type == "cuda"
+        micro_steps = plan.split.accumulation
+        self._keys = keys = range(start_step * micro_steps, stop_step * micro_steps)
+        self._pin = pin_memory and self._device.type == "cuda"
         self._loader = None
         if num_workers > 0:
             self._loader = DataLoader(
@@ -296,7 +258,7 @@ class Batches:
 
     def _note(self, key: int, pair: torch.Tensor) -> None:
         """Take a micro batch into the sums of its update."""
-        accumulation = self._dataset.plan.accumulation
+        accumulation = self._dataset.plan.split.accumulation
         update, last = key // accumulation + 1, self._keys.stop // accumulation
         if is_recorded(update, last):
             before = self.window_sums.get(update, 0)

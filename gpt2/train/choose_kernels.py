@@ -38,7 +38,6 @@ from gpt2.model.init import init_parameters
 from gpt2.plan.jobs import Job
 from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.schema import Settings
-from gpt2.train.batch_split import split_batch
 from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
@@ -103,9 +102,8 @@ def choose_for(job: Job, run_dir: Path) -> int:
     kernels.json that it will read; the exit code."""
     resources = job.settings.resources
     device = devices.select_device(resources.device)
-    split = split_batch(job.settings.effective_batch, resources.batch_size, 1, 0)
     file = file_of(job, run_dir)
-    known(job.settings, device, split.micro_batch, file, print, here=True)
+    known(job.settings, device, resources.batch_size, file, print, here=True)
     return EXIT_OK
 
 

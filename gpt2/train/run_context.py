@@ -22,12 +22,10 @@ class RunContext:
     ranks: Ranks = Ranks()
 
     def batches(self, job: Job, start_step: int) -> Batches:
-        """This rank's micro batches from the update after start_step to the last.
-
-        Raises DataError if the training split is shorter than a window.
-        """
+        """This rank's micro batches from the update after start_step to the last."""
         settings, resources = job.settings, job.settings.resources
-        plan = BatchPlan.of(settings, self.split, self.train, job.seed)
+        length = settings.model.block_size
+        plan = BatchPlan(self.train.tokens.size, length, self.split, job.seed)
         return Batches(
             self.train,
             plan,

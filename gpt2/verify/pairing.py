@@ -205,7 +205,7 @@ class _Reader:
         batches = context.batches(job, update - 1)
         key = (batches.source, update)
         if key not in self._known:
-            count = batches.source[1].accumulation
+            count = context.split.accumulation
             pairs = (torch.stack(pair) for pair in islice(batches, count))
             self._known[key] = fingerprint(windows_sum(pair) for pair in pairs)
         return self._known[key]

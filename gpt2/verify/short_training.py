@@ -129,7 +129,7 @@ def _batches(
     text: TokenSplit, settings: Settings, split: BatchSplit, seed: int
 ) -> Iterator[Batch]:
     """The micro batches of each update, as a run of this seed draws them."""
-    plan = BatchPlan.of(settings, split, text, seed)
+    plan = BatchPlan(TOKENS, settings.model.block_size, split, seed)
     for step in range(UPDATES):
         for micro in range(split.accumulation):
             yield gather(text.tokens, plan.offsets(step, micro), plan.block_size)

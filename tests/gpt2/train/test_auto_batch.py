@@ -2,7 +2,7 @@
 
 import pytest
 
-from gpt2.train.auto_batch import larger, largest
+from gpt2.train.auto_batch import largest
 from gpt2.train.batch_split import split_batch
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import Training, finish, losses, manifest, status, tiny_job
@@ -42,7 +42,7 @@ def test_by_doubling_and_halving_divisors(effective, micro, limit, chosen, tried
 
 def test_each_rank_has_its_share():
     assert found(64, 4, 100, world_size=4) == (16, [4, 8, 16])
-    assert larger(split_batch(64, 16, 4)) is None
+    assert split_batch(64, 16, 4).larger() is None
 
 
 def test_on_a_cpu_nothing_is_tried_and_that_is_said(tmp_path):

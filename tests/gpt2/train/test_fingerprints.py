@@ -7,22 +7,14 @@ from dataclasses import replace
 import torch
 
 from gpt2.model.init import initial_model
+from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import Batches, BatchPlan, load_split
 from gpt2.train.fingerprints import batch_fingerprints, is_recorded, weight_fingerprints
 from tests.gpt2.helpers import tiny_step
 from tests.gpt2.tinydata import text_request
 from tests.gpt2.tinytraining import STEPS, finish, manifest, tiny_job, train
 
-PLAN = BatchPlan(
-    n_tokens=100,
-    block_size=16,
-    effective_batch=8,
-    micro_batch=4,
-    accumulation=2,
-    world_size=1,
-    rank=0,
-    seed=3,
-)
+PLAN = BatchPlan(n_tokens=100, block_size=16, split=split_batch(8, 4), seed=3)
 
 
 def test_powers_of_two_and_the_last_update_are_recorded():
@@ -31,7 +23,7 @@ def test_powers_of_two_and_the_last_update_are_recorded():
 
 def sums(split, plan: BatchPlan, start: int = 0, **options: int) -> dict[int, int]:
     drawn = Batches(split, plan, start, 6, **options)
-    assert len(list(drawn)) == (6 - start) * plan.accumulation
+    assert len(list(drawn)) == (6 - start) * plan.split.accumulation
     return drawn.window_sums
 
 
@@ -40,10 +32,10 @@ def test_a_batch_has_one_fingerprint_however_it_is_cut_and_read(data_dir):
     plan = replace(PLAN, n_tokens=split.tokens.size)
     whole = batch_fingerprints([sums(split, plan)])
     assert list(whole) == ["1", "2", "4", "6"] and len(set(whole.values())) == 4
-    finer = replace(plan, micro_batch=1, accumulation=8)
+    finer = replace(plan, split=split_batch(8, 1))
     assert batch_fingerprints([sums(split, finer)]) == whole
     assert batch_fingerprints([sums(split, plan, num_workers=1)]) == whole
-    two = [replace(plan, world_size=2, accumulation=1, rank=rank) for rank in (0, 1)]
+    two = [replace(plan, split=split_batch(8, 4, 2, rank)) for rank in (0, 1)]
     assert batch_fingerprints([sums(split, one) for one in two]) == whole
     later = batch_fingerprints([sums(split, plan, start=3)])
     assert later == {n: whole[n] for n in ("4", "6")}

@@ -26,6 +26,7 @@ import torch
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
 from gpt2.plan.jobs import Job
+from gpt2.train.batch_split import split_batch
 from gpt2.train.batches import BatchPlan, gather, open_tokens
 from lib.kernels.cublaslt import missing
 from tests.gpt2.tinydata import ROOT, prepare_texts
@@ -164,16 +165,7 @@ def rate_of(update: int) -> float:
 
 
 def batches(tokens: Any, update: int, seed: int) -> Iterator[Any]:
-    plan = BatchPlan(
-        n_tokens=tokens.size,
-        block_size=LENGTH,
-        effective_batch=BATCH,
-        micro_batch=8,
-        accumulation=BATCH // 8,
-        world_size=1,
-        rank=0,
-        seed=seed,
-    )
+    plan = BatchPlan(tokens.size, LENGTH, split_batch(BATCH, 8), seed)
     for micro_step in range(BATCH // 8):
         yield gather(tokens, np.asarray(plan.offsets(update, micro_step)), LENGTH)
 
