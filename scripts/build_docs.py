@@ -74,8 +74,7 @@ def refuse(reason: str) -> int:
 
 
 def findings(printed: str) -> str:
-    """Output of the generator without colours and without the traceback that ends a
-    strict build."""
+    """Output of the generator without colours and the traceback of a strict build."""
     return re.sub(r"\x1b\[[0-9;]*m", "", printed).partition("\nTraceback")[0].strip()
 
 

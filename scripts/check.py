@@ -194,8 +194,7 @@ def fix() -> int:
 
 
 def run_all(checks: Sequence[Check], files: Sequence[str] | None) -> int:
-    """Run the checks in order; return the exit status of the first that fails, else
-    0."""
+    """Run the checks in order; the exit status of the first that fails, else 0."""
     for check in checks:
         arguments = check.arguments(files)
         status = 0 if arguments is None else run_one(check, arguments)

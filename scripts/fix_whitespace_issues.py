@@ -227,8 +227,7 @@ def is_configuration(path: Path) -> bool:
 
 
 def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Violation]:
-    """Findings for assignments with blanks around them, which Kconfig silently
-    drops."""
+    """Findings for assignments with blanks, which Kconfig silently drops."""
     for number, line in enumerate(lines, 1):
         match = ASSIGNMENT.fullmatch(line)
         if match and (match[1] or match[3] or match[4]):

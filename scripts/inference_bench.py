@@ -257,8 +257,7 @@ def show(rows: Sequence[Row]) -> None:
 
 
 def cells(row: Row, rows: Sequence[Row]) -> list[str]:
-    """Cells after the name; the ratio is to the first model at that batch and
-    context."""
+    """Cells after the name; the ratio is to the first model of equal load."""
     key = row["batch"], row["context"]
     first = next(r for r in rows if (r["batch"], r["context"]) == key)
     ratio = row["decode_tokens_per_second"] / first["decode_tokens_per_second"]

@@ -260,8 +260,7 @@ def explain(name: str, overrides: str) -> None:
 
 
 def set_by_steps(symbol: str) -> str:
-    """A line with the steps of the registry that set a symbol themselves; "" if none
-    does."""
+    """A line with the steps that set a symbol themselves; "" if there are none."""
     fields = [field for field, name in SYMBOL_OF.items() if name == symbol]
     steps = [str(s.id) for s in STEPS.values() if {*fields} & s.changes.keys()]
     return f"  set by      step{'s' * (len(steps) > 1)} {', '.join(steps)}\n" * bool(

@@ -114,8 +114,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def judged_results(results: str | None, config: Path, rules: Rules) -> Judgement | None:
-    """Judge the results in which noise is measured; configured ones may not exist
-    yet."""
+    """Judge the results that measure the noise; configured ones may not exist yet."""
     root = results_of(config) if results is None else Path(results)
     if root is None or (results is None and not root.is_dir()):
         return None

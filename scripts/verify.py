@@ -138,8 +138,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
 def prove_training(
     plans: list[Plan], cache: Path | None, only: bool
 ) -> dict[str, list[Proof]]:
-    """Proofs by kind of the optimizers and pruning methods: all of them, or those of
-    the plans only."""
+    """Proofs by kind of all optimizers and pruning methods, or of the plans' only."""
     from gpt2.verify import certify_training as training
 
     subjects = training.at_hand(plans) if only else training.everything()

@@ -32,8 +32,7 @@ JOULES = Tolerance(relative=1e-6, why="a sum of many readings")
 def cost_findings(
     evidence: RunFiles, heads: Sequence[int] | None
 ) -> Iterator[AuditLine]:
-    """Check all costs. heads: remaining heads per layer in the export, None if none
-    were removed."""
+    """Check all costs; heads: left per layer in the export, None: none was removed."""
     settings, result = evidence.settings, evidence.result
     flops = budget(settings).flops_training
     yield compare("flops_per_token", result.get("flops_per_token"), flops, SAME)
@@ -78,8 +77,7 @@ def _utilisation(evidence: RunFiles, flops: int) -> Iterator[AuditLine]:
 
 
 def _energy(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Check the energy (integral of the power in gpu.jsonl), also per million
-    tokens."""
+    """Check the energy, the integral of the power in gpu.jsonl, also per Mtoken."""
     figure, result = "energy_j", evidence.result
     try:
         records, _ = read_records(evidence.run_dir / GPU_FILE)
@@ -95,8 +93,7 @@ def _energy(evidence: RunFiles) -> Iterator[AuditLine]:
 
 
 def _joules(records: Sequence[dict[str, Any]]) -> float:
-    """Joules by the trapezoidal rule, GPU by GPU, between readings at most LONGEST_GAP
-    apart."""
+    """Joules by the trapezoidal rule, per GPU, over gaps of at most LONGEST_GAP."""
     total = 0.0
     last: dict[int, float] = {}
     moment: float | None = None

@@ -51,8 +51,7 @@ def at(record: Record) -> str:
 
 
 def _steps(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Check that each update is in one record of the training loss, and all evaluations
-    exist."""
+    """Check that each update is in one training record, and all evaluations exist."""
     last = evidence.updates
     spans = zip(evidence.trains, _spans(evidence), strict=True)
     yield compare_all(
@@ -150,8 +149,7 @@ def _rates(evidence: RunFiles) -> AuditLine:
 
 
 def _rates_by_time(evidence: RunFiles) -> AuditLine:
-    """Check that with a time budget the rate lies between those at the neighbouring
-    records."""
+    """Check by time that the rate lies between those at the neighbouring records."""
     optim, figure = evidence.settings.optim, "learning rates"
     budget = seconds_of(optim.time_budget)
     skew = RANKS_SKEW if evidence.ranks > 1 else 0.0

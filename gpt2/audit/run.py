@@ -105,8 +105,7 @@ def _guarded(
 
 
 def _text(evidence: RunFiles, options: AuditOptions) -> PreparedText | list[AuditLine]:
-    """Text of the run, or a finding for each figure that cannot be checked without
-    it."""
+    """Text of the run, or a finding for each figure that needs it."""
     settings = evidence.settings
     fingerprint = text(evidence.manifest.get("data_fingerprint"))
     own = (Path(settings.resources.data_dir).expanduser(),) if options.own_data else ()

@@ -70,8 +70,7 @@ def _table(path: Path) -> list[dict[str, Any]]:
 
 
 def _row(evidence: RunFiles, name: str, rows: list[dict[str, Any]]) -> AuditLine:
-    """Compare the run's row with its result; rows written before its end do not
-    count."""
+    """Compare the run's row with its result; a row from before its end is skipped."""
     done = [row for row in rows if row.get("status") == "done"]
     if not done:
         return not_checked(name, f"has no finished run of this name; {REMEDY}")

@@ -46,8 +46,7 @@ def _train_seconds(record: Record) -> float | None:
 
 
 def _rates(evidence: RunFiles) -> AuditLine:
-    """Check the rate: tokens since the previous record / seconds of updates since
-    then."""
+    """Check the rate: tokens / seconds of updates, since the previous record."""
     rows, before = [], (0.0, 0.0)
     for record in evidence.trains:
         tokens, seconds = value(record, "tokens"), _train_seconds(record)
@@ -104,8 +103,7 @@ def other_seconds(evidence: RunFiles) -> list[tuple[int, float]]:
 
 
 def _sums(evidence: RunFiles) -> Iterator[AuditLine]:
-    """Check that seconds of updates and of everything else fit into those of the
-    loop."""
+    """Check that the seconds of updates and of all else fit into the loop's."""
     figure = "train_seconds"
     others = other_seconds(evidence)
     if not others:

@@ -223,8 +223,7 @@ def pruning_findings(evidence: RunFiles, export: Export) -> Iterator[AuditLine]:
 def _scheduled(
     settings: Settings, weights: Weights, zeros: int, total: int
 ) -> AuditLine:
-    """Check the number of zeros at the end of the ramp; a few more may be zero by
-    chance."""
+    """Check the zeros at the end of the ramp; a few more may be zero by chance."""
     asked = _zeros_asked(settings, weights)
     most = asked + int(ACCIDENTAL * total) + 1
     bound = f"{asked:,} to {most:,} by PRUNING_SPARSITY"

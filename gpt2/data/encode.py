@@ -81,8 +81,7 @@ def _encode_item(encoding: tiktoken.Encoding, item: Item) -> Encoded | LeftOutDo
 
 
 def encode_document(encoding: tiktoken.Encoding, document: Document) -> Encoded:
-    """Tokens of the text plus one end-of-text; special tokens in the text are plain
-    text."""
+    """Tokens of the text and one end-of-text; special tokens in it are plain text."""
     data = document.text.encode("utf-8")
     tokens = encode_text(encoding, document.text)
     ended = np.append(tokens, encoding.eot_token).astype("<u2")

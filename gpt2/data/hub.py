@@ -56,8 +56,7 @@ def _joined(source: HubDataset) -> str:
 
 
 def hub_corpus(source: HubDataset, *, streaming: bool) -> Corpus:
-    """Corpus of a data set on the Hugging Face hub (or of files in one of its
-    formats)."""
+    """Corpus of a data set on the Hugging Face hub, or of files in its formats."""
     return Corpus(
         lambda place: hub_documents(source, streaming=streaming, place=place),
         asdict(source),

@@ -63,8 +63,7 @@ class Work:
         return self.folder / PARTIAL
 
     def finished(self) -> dict[str, Any] | None:
-        """meta.json of an earlier call that was killed while moving files into
-        place."""
+        """meta.json of a call that was killed while moving files into place."""
         with suppress(OSError, ValueError, KeyError, TypeError):
             meta = read_json(self.place / META_FILE)
             if meta["revision"] == self.corpus.revision():

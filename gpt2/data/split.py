@@ -84,8 +84,7 @@ def by_tail(documents: Sizes, target: float) -> int:
 
 
 def end_share(documents: Sizes, target: float) -> float:
-    """Share of each long document (of more than ``target`` bytes) that adds up to the
-    target; 0 if there are none."""
+    """Share of each document longer than ``target`` that adds up to it; 0: none."""
     long = sum(size for _, size in documents if size > target)
     return min(0.5, target / long) if long else 0.0
 

@@ -92,8 +92,7 @@ def get_encoding(
 
 @functools.cache
 def bytes_encoding() -> tiktoken.Encoding:
-    """Encoding with one token per byte of the UTF-8 text, 0 to 255, and 256 for end of
-    text."""
+    """One token per byte of the UTF-8 text, 0 to 255, and 256 for end of text."""
     import tiktoken
 
     return tiktoken.Encoding(

@@ -185,8 +185,7 @@ def _match(s: Settings, target: int, granule: int) -> Settings:
 
 
 def _spend_share(s: Settings, wide: int, fine: int) -> Settings:
-    """Move ``mechanism_share`` of the MLP's weights to the mechanisms it pays for, in
-    equal parts."""
+    """Move ``mechanism_share`` of the MLP's weights to mechanisms, in equal parts."""
     m, share = s.model, s.mechanisms.mechanism_share
     if not share:
         return s

@@ -72,8 +72,7 @@ class Memory:
 
 
 def memory(settings: Settings, micro_batch: int | None = None) -> Memory:
-    """Peak memory of a model whose widths are resolved, on one GPU; micro_batch:
-    instead of BATCH_SIZE."""
+    """Peak memory on one GPU, widths resolved; micro_batch replaces BATCH_SIZE."""
     s, r = settings, settings.resources
     batch = micro_batch or r.batch_size
     tokens = batch * s.model.block_size
@@ -94,8 +93,7 @@ def memory(settings: Settings, micro_batch: int | None = None) -> Memory:
 
 
 def misfit(settings: Settings) -> str:
-    """Reason why the run will hardly fit into GPU_MEMORY_GB; "" if it fits or the
-    memory is unknown."""
+    """Reason why a run hardly fits into GPU_MEMORY_GB; "" if it does, or unknown."""
     there, needed = settings.resources.gpu_memory, memory(settings).total
     if not there or settings.resources.device == "cpu":
         return ""
@@ -163,8 +161,7 @@ def pruning_bytes(s: Settings) -> int:
 
 
 def _temporaries(s: Settings, tokens: int) -> int:
-    """Temporaries in the loss or at the start of the backward pass, whichever is
-    larger."""
+    """Temporaries in the loss or early in the backward pass, the larger of both."""
     m, tuned = s.model, TUNED[s.resources.compile_model]
     wide = -(-s.vocab_size // MULTIPLE) * MULTIPLE
     loss = tuned.logit * min(tokens, CHUNK) * wide + tuned.head * wide * m.n_embd

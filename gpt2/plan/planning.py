@@ -180,8 +180,7 @@ Cells = tuple[list[Job], list[LeftOutCell]]
 
 
 def _with_control(settings: Settings, cells: list[Job]) -> Cells:
-    """Add an A/A control after the baseline. Raises ValueError if that is
-    impossible."""
+    """Add an A/A control after the baseline, or leave it out with the reason."""
     baseline = next((c for c in cells if c.parent_name is None), None)
     why = ""
     if baseline is None:
@@ -323,8 +322,7 @@ def baseline_parameters(settings: Settings, registry: Registry = SHIPPED) -> int
 
 
 def parameters_of(settings: Settings, which: str, registry: Registry = SHIPPED) -> int:
-    """Number of parameters of step ``which`` over base settings, or of the largest
-    shipped arm."""
+    """Parameters of step ``which`` over base settings, or of LARGEST_ARM."""
     if which == LARGEST_ARM:
         return max(_arm_sizes(settings))
     if not which.isdecimal() or int(which) not in registry.steps:

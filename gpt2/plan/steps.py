@@ -381,8 +381,7 @@ class Registry:
         return merged
 
     def ids(self, wanted: Iterable[int | str]) -> tuple[int, ...]:
-        """Ids of steps given by id or name. Raises ValueError for unknown ones, and for
-        one that is given twice."""
+        """Ids of steps given by id or name. ValueError: unknown, or given twice."""
         names: dict[int | str, int] = {s.name: s.id for s in self.steps.values()}
         asked = list(wanted)
         found = [names.get(each, each) for each in map(_number, asked)]

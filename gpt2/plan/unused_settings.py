@@ -16,8 +16,7 @@ from lib.kconfig.dotconfig import COMMAND_LINE
 
 
 def idle(plan: Plan, config: Config) -> list[str]:
-    """Line for each setting of ``config`` that has no effect on any job, with its
-    origin."""
+    """Line for each setting of ``config`` that no job reads, with its origin."""
     found = []
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol)

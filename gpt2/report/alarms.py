@@ -67,8 +67,7 @@ def far_baselines(arms: Sequence[Arm]) -> list[tuple[Arm, str]]:
 
 
 def _least_gain(baseline: Arm, others: Sequence[Arm]) -> float | None:
-    """Mean loss of the baseline minus that of the closest arm over common seeds, in
-    nats; None without common seeds."""
+    """Least mean loss of the baseline minus an arm's, in nats; None: no seed shared."""
     mine, gains = baseline.by_seed("val_loss"), []
     for other in others:
         theirs = other.by_seed("val_loss")

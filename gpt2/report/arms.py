@@ -144,8 +144,7 @@ def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
 
 
 def _at_point(arm: Arm, candidates: list[Arm], name: str | None) -> Arm | None:
-    """The cell of a step to compare with: the recorded one, or else the one whose
-    coordinates fit best."""
+    """The recorded cell of a step, else the one whose coordinates fit best."""
     if named := next((other for other in candidates if other.name == name), None):
         return named
     points = [other.coordinates for other in candidates]
@@ -200,8 +199,7 @@ Change = tuple[str, object, object]
 
 
 def config_changes(old: Mapping, new: Mapping) -> list[Change]:
-    """Differing settings as (dotted name, old, new); one entry if they cannot be
-    read."""
+    """Differing settings (dotted name, old, new); one entry if unreadable."""
     try:
         return diff_fields(finite(with_before(old)), finite(with_before(new)))
     except (TypeError, ValueError, RecursionError):

@@ -22,8 +22,7 @@ from lib.atomic_files import DiskFull
 
 @dataclass(slots=True)
 class Chosen:
-    """Finished run directories, unfinished ones with their status, and folders without
-    a readable run."""
+    """Runs that are done, others with their status, folders without a readable run."""
 
     done: list[Path] = field(default_factory=list)
     others: list[tuple[Path, str]] = field(default_factory=list)

@@ -85,8 +85,7 @@ def _what(line: Line) -> str:
 def _before_after(
     key: str, name: str, heading: str, help: str, form: Callable[[float | None], str]
 ) -> Column:
-    """Column for a value before and after the removal of heads; sorted by the
-    latter."""
+    """Column for a value before and after the removal of heads, the sort key."""
     return Column(
         key,
         heading,

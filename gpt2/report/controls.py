@@ -123,8 +123,7 @@ def is_alarming(control: Control) -> bool:
 
 
 def noise_of(*losses: Sequence[float]) -> float:
-    """Standard deviation that rounding may explain: NOISE, or the spread of the seeds
-    of both arms if that is larger."""
+    """Sd that rounding may explain: NOISE, or the spread of the seeds if larger."""
     spreads = [variance(values) for values in losses if len(values) > 1]
     spread = math.sqrt(fmean(spreads)) if spreads else 0.0
     return min(max(NOISE, spread), LARGEST_NOISE)
@@ -174,8 +173,7 @@ def _unfinished(arm: Arm, seeds: Sequence[int]) -> list[str]:
 
 
 def _same_kernels(arm: Arm, baseline: Arm) -> list[str]:
-    """Reason if runs of a control used their baseline's kernels: they measure
-    nothing."""
+    """Reason if a control used its baseline's kernels, which measures nothing."""
     theirs = {run.row["seed"]: _kernels(run) for run in baseline.done}
     same = [r for r in arm.done if _kernels(r) == theirs.get(r.row["seed"])]
     seeds = ", ".join(str(run.row["seed"]) for run in same)

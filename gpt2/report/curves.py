@@ -83,8 +83,7 @@ def _points(records: Sequence[dict[str, float]], axis: str, kind: str) -> Points
 
 
 def _thin(values: Sequence[float], average: bool) -> list[float]:
-    """Reduce to MAX_POINTS values: averages of noisy ones, else picked ones with both
-    ends."""
+    """At most MAX_POINTS: averages of noisy values, else picked with both ends."""
     data = np.asarray(values, dtype=float)
     if len(data) <= MAX_POINTS:
         kept = data

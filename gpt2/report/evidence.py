@@ -72,8 +72,7 @@ Losses = tuple[dict[int, float], dict[int, float]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Evidence:
-    """Reasons against a verdict, strongest first, and differences arm - partner by
-    seed."""
+    """Reasons against a verdict, strongest first; differences arm - partner."""
 
     invalid: tuple[str, ...] = ()
     unmatched: tuple[str, ...] = ()
@@ -201,8 +200,7 @@ def worse_than_guess(arm: Arm) -> list[str]:
 
 
 def not_paired(arm: Arm, partner: Arm) -> tuple[str, ...]:
-    """Reasons why runs of the same seed are not paired (other batches, windows,
-    weights)."""
+    """Reasons why runs of one seed are not paired: batches, windows, weights."""
     theirs = {run.row["seed"]: run for run in partner.done}
     both = [
         (run, theirs[run.row["seed"]]) for run in arm.done if run.row["seed"] in theirs
@@ -218,8 +216,7 @@ def not_paired(arm: Arm, partner: Arm) -> tuple[str, ...]:
 
 
 def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
-    """Reason if an arm differs from its partner in its settings but not in its
-    losses."""
+    """Reason if the settings differ from the partner's, but not the losses."""
     if not any(name.startswith(ACTING) for name, _, _ in changes_between(partner, arm)):
         return ()
     theirs = {run.row["seed"]: curve_of(run) for run in partner.done}
@@ -262,8 +259,7 @@ def _unlike_budgets(
 
 
 def _unlike(arm: Arm, partner: Arm, column: str, tolerance: float) -> tuple[str, ...]:
-    """Reason if the means of a column differ by more than ``tolerance``; () if
-    unknown."""
+    """Reason if the means of a column differ by more than ``tolerance``, if known."""
     mine, theirs = arm.mean(column), partner.mean(column)
     if mine is None or theirs is None:
         return ()

@@ -211,8 +211,7 @@ def _grade(verdict: Verdict, rules: Rules) -> str:
 
 
 def finished(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
-    """Apply grades that outrank the tests, add reasons and the number of seeds
-    needed."""
+    """Apply grades that outrank the tests; add reasons and the seeds needed."""
     rules = design.rules
     bootstrap = stats.bootstrap_interval(verdict.differences or [0.0], rules.alpha)
     verdict = dataclasses.replace(verdict, bootstrap=bootstrap)
@@ -233,8 +232,7 @@ def finished(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
 
 
 def _seeds_text(differences: Sequence[float], design: Design) -> tuple[str, int | None]:
-    """Reason why a comparison is INCONCLUSIVE, and the number of seeds needed if
-    known."""
+    """Reason for INCONCLUSIVE, and the number of seeds needed if known."""
     found = seeds_to_decide(differences, design)
     text, seeds = "the noise at this size is unknown", None
     if found is not None:

@@ -102,8 +102,7 @@ def html_report(
     times: Timeline | None = None,
     price: float | None = None,
 ) -> str:
-    """Render report.html; price: of a GPU hour. Raises PlotlyMissing without the
-    plotly package."""
+    """Render report.html; price: of a GPU hour. Raises PlotlyMissing."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 

@@ -20,8 +20,7 @@ from lib.hashing import identity
 
 
 def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
-    """Pairs of finished runs of the same seed with different settings and equal
-    losses."""
+    """Pairs of finished runs of one seed with other settings and equal losses."""
     by_seed: dict[int | None, dict[str, Run]] = {}
     for run in filter(is_done, runs):  # one run for each distinct setting
         by_seed.setdefault(run.row["seed"], {}).setdefault(_acting(run), run)

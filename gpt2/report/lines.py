@@ -34,8 +34,7 @@ MARKS = {  # before a grade, for readers who cannot rely on colour
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An arm with its comparison, or None for a baseline or if its partner is
-    missing."""
+    """An arm with its comparison; None: a baseline, or its partner is missing."""
 
     arm: Arm
     comparison: Comparison | None

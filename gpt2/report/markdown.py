@@ -35,8 +35,7 @@ from lib.safe_json import clean
 def markdown_report(
     matrix: MatrixResults, judged: Judgement, name: str, times: Sequence[str] = ()
 ) -> str:
-    """Render REPORT.md; times: lines on GPU time. All texts from the results are
-    escaped."""
+    """Render REPORT.md, all texts escaped; times: lines on GPU time."""
     parts = [
         f"# {escape(name)}",
         "\n".join(

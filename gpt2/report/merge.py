@@ -114,8 +114,7 @@ def _read(label: str, root: Path) -> SourceFolder:
 
 
 def _check_settings(found: Sequence[SourceFolder]) -> None:
-    """Raise ValueError unless all folders have the same configuration, and every arm
-    the same settings in each of them."""
+    """Raise ValueError unless configuration and arms are the same in all folders."""
     with_base = [source for source in found if source.base]
     for other in with_base[1:]:
         one = with_base[0]
@@ -181,8 +180,7 @@ Chosen = dict[str, tuple[SourceFolder, Run]]
 
 
 def _choose(found: Sequence[SourceFolder]) -> tuple[Chosen, list[str]]:
-    """One run for each run directory, the one that is done; and notes on those that
-    several folders have."""
+    """The best run for each run directory, and notes on those found several times."""
     copies: dict[str, list[tuple[SourceFolder, Run]]] = {}
     for source in found:
         for run in source.matrix.runs:

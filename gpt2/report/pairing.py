@@ -88,8 +88,7 @@ def _is_near(mine: object, theirs: object) -> bool:
 
 
 def unpaired_runs(runs: Iterable[Run]) -> dict[str, list[str]]:
-    """Reasons by run directory why a run is not paired with the majority of its
-    seed."""
+    """Reasons by run directory why a run is not paired with most of its seed's."""
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         if recorded(run):

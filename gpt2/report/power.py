@@ -40,8 +40,7 @@ def of_runs(sd: float, origin: str = "given") -> Spread:
 
 
 def measured_spread(judged: Judgement) -> Spread | None:
-    """Spread of the paired differences of valid comparisons, else of a baseline's
-    seeds."""
+    """Spread of paired differences, else that of a baseline's seeds."""
     samples = [
         c.at_steps.differences
         for c in judged.comparisons

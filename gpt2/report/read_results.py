@@ -280,8 +280,7 @@ def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:
 
 
 def _place(run: Run, order: Mapping[str, int]) -> tuple:
-    """Sort key: steps by number; cells of a test matrix as planned, unplanned ones
-    last."""
+    """Sort key: steps by number; other cells as planned, unplanned ones last."""
     row = run.row
     place = order.get(run.run_dir, len(order))
     if row["step"] is not None:

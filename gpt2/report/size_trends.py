@@ -69,8 +69,7 @@ class Slope:
 
 @dataclass(frozen=True, slots=True)
 class SizeTrend:
-    """Differences of an arm at several sizes, ascending, and their slope; why: it has
-    none."""
+    """Differences of an arm by size, ascending, and their slope, or why it has none."""
 
     name: str
     points: tuple[SizePoint, ...]

@@ -70,8 +70,7 @@ def read_summary(output_dir: str | Path) -> dict[str, Any]:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Rows as CSV; missing values are empty, and texts cannot be spreadsheet
-    formulas."""
+    """Rows as CSV; missing values are empty, and no text is a spreadsheet formula."""
     names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")

@@ -156,8 +156,7 @@ def clock_was_set_back(records: Iterable[Mapping[str, Any]]) -> bool:
 
 
 def _last_seen(records: Sequence[Mapping[str, Any]]) -> float | None:
-    """When an attempt surely still trained, by the seconds of its records; None: it
-    did not come to a second one."""
+    """When an attempt still trained, by its records; None without two of them."""
     first = next((_time(r) for r in records if _phase(r) == "first_update"), None)
     seconds = [x for r in records if (x := number(r.get("seconds"))) is not None]
     return None if first is None or not seconds else first + seconds[-1] - seconds[0]
@@ -244,8 +243,7 @@ def _with_evaluations(
 
 
 def sessions_of(records: Iterable[Mapping[str, Any]], end: float) -> list[Session]:
-    """The sessions in the records of RUNNER_FILE; one that was killed ends with
-    ``end``, or where the next begins."""
+    """Sessions in RUNNER_FILE; a killed one ends at ``end`` or the next one's begin."""
     found: list[Session] = []
     is_open = False
     for record in records:
@@ -384,8 +382,7 @@ def _first_updates(
 
 
 def _named(lanes: list[Lane]) -> list[Lane]:
-    """Lanes with names for readers: "GPU 0", "slot 1", with the host if there are
-    several."""
+    """Lanes named "GPU 0" or "slot 1", with the host if there are several."""
     hosts = {lane.name.rpartition(":")[0] for lane in lanes}
     for lane in lanes:
         host, _, what = lane.name.rpartition(":")

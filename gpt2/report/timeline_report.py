@@ -189,8 +189,7 @@ def wait_line(timeline: Timeline) -> str:
 
 
 def cost_line(timeline: Timeline, verdicts: int | None, price: float | None) -> str:
-    """GPU hours, per verdict where their number is known, and money at a price per
-    GPU hour; empty without GPUs."""
+    """GPU hours and cost, also per verdict if known; "" without GPUs."""
     hours = timeline.gpu_hours
     if not hours:
         return ""

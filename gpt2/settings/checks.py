@@ -274,8 +274,7 @@ def heads_refusal(s: Settings) -> str:
 
 
 def heads_pruned(settings: Settings, sparsity: float) -> tuple[int, int]:
-    """Heads to prune at a final sparsity, and those that are pruned: one per layer
-    stays."""
+    """Heads to prune at a final sparsity, and those pruned: each layer keeps one."""
     m = settings.model
     if settings.pruning.prune_scope == "global":
         return head_target(sparsity, [m.n_head] * m.n_layer)

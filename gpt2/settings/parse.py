@@ -33,8 +33,7 @@ MOST_IN_RANGE = 10_001  # 0-10000; each number is a job
 
 
 def parse_int_list(text: str) -> tuple[int, ...]:
-    """Parse ``"0,5,8-12"`` to (0, 5, 8, 9, 10, 11, 12); the order is kept, no
-    repeats."""
+    """Parse ``"0,5,8-12"`` to (0, 5, 8, 9, 10, 11, 12), in order, without repeats."""
     numbers: list[int] = []
     for item in text.split(","):
         first, dash, last = item.strip().partition("-")

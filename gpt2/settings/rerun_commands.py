@@ -46,8 +46,7 @@ def report_command(results: Path, *, configured: bool) -> str:
 
 
 def make_command(target: str, words: Iterable[str]) -> str:
-    """Command for a target with NAME=VALUE words; those without a value are left
-    out."""
+    """Command for a target with the NAME=VALUE words that have a value."""
     given = [word for word in words if not word.endswith("=")]
     return " ".join([f"make {target}", *assignments(given)])
 

@@ -34,8 +34,7 @@ def rate(symbol: str) -> Any:
     frozen_default=True, kw_only_default=True, field_specifiers=(setting, rate)
 )
 def part(cls: type[T]) -> type[T]:
-    """Decorator for a frozen group of settings; field names are unique over all
-    groups."""
+    """Decorator for a frozen group of settings; field names are unique overall."""
     return dataclass(frozen=True, kw_only=True, slots=True)(cls)
 
 
@@ -88,8 +87,7 @@ class Model:
 
 
 class WidthRequests:
-    """Requests that gpt2/plan/budget.py turns into widths; the model does not read
-    them."""
+    """Requests that gpt2/plan/budget.py solves for widths; the model reads none."""
 
     mlp_ratio: float = setting("RA_MLA_MLP_RATIO", low=0.0, high=16.0)
     mechanism_share: float = setting("RA_MLA_MECHANISM_SHARE", low=0.0, high=0.5)
