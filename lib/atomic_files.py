@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from lib.files import HALF_WRITTEN, hidden_name, open_to_append
 from lib.output import FULL_DISK
@@ -24,6 +24,12 @@ BAD_JSON = (ValueError, RecursionError)  # the latter: nested too deeply
 
 class DiskFull(OSError):
     """No space (or quota) left; the file that was to be replaced is unchanged."""
+
+    @classmethod
+    def of(cls, path: Path, rest: str) -> DiskFull:
+        """The error for a path; rest: what became of the content."""
+        text = f"no space left while writing {path}; {rest}"
+        return cls(errno.ENOSPC, f"{text}. Free some space and start again")
 
     def __str__(self) -> str:
         return str(self.strerror)
@@ -62,18 +68,25 @@ def atomic_write_bytes(
     with clear_write_errors(path):
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
-        name = hidden_name(path)
-        try:
-            with open(name, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(name, path)
-        except BaseException:
-            with suppress(OSError):
-                name.unlink()
-            raise
-        fsync_directory(path.parent)
+        with replacing(path) as name, open(name, "xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a hidden name next to a path. The file of that name, which the caller
+    writes, replaces the path at the end of the block, and is removed after an error."""
+    name = hidden_name(path)
+    try:
+        yield name
+        os.replace(name, path)
+    except BaseException:
+        with suppress(OSError):
+            name.unlink()
+        raise
+    fsync_directory(path.parent)
 
 
 def atomic_write_text(path: str | Path, text: str, *, make_folder: bool = True) -> None:
@@ -129,31 +142,26 @@ def clear_write_errors(path: Path) -> Iterator[None]:
             if str(error.filename).endswith(".tmp"):  # a name that users do not know
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
-        text = f"no space left while writing {path}; its old content is unchanged"
-        raise DiskFull(
-            error.errno, f"{text}. Free some space and start again"
-        ) from None
+        raise DiskFull.of(path, "its old content is unchanged") from None
 
 
-def append_jsonl(
-    target: str | Path | IO[Any], record: Mapping[str, Any], *, sync: bool = False
-) -> None:
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """Append one record as one line. NaN and infinity become null.
 
-    target: a path, or a file open for appending (text or binary, flushed here).
-    sync: also wait until the line is on disk. With a path, an incomplete last line of
-    a killed writer is removed first, and DiskFull leaves no partial record.
+    An incomplete last line of a killed writer is removed first, and DiskFull leaves no
+    partial record.
     """
-    line = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
-    if isinstance(target, str | Path):
-        _append_line(Path(target), line.encode("utf-8"), sync)
-        return
-    with clear_write_errors(Path(str(getattr(target, "name", "?")))):
-        is_text = hasattr(target, "encoding")
-        target.write(line if is_text else line.encode("utf-8"))
-        target.flush()
-        if sync:
-            os.fsync(target.fileno())
+    text = json.dumps(finite(record), ensure_ascii=False, allow_nan=False) + "\n"
+    line = text.encode("utf-8")
+    with clear_write_errors(Path(path)), open_to_append(path) as file:
+        end = _end_of_whole_lines(file)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, "short write")
+        except OSError:
+            with suppress(OSError):
+                file.truncate(end)
+            raise
 
 
 def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
@@ -230,20 +238,6 @@ def finite(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [finite(item) for item in value]
     return value
-
-
-def _append_line(path: Path, line: bytes, sync: bool) -> None:
-    with clear_write_errors(path), open_to_append(path) as file:
-        end = _end_of_whole_lines(file)
-        try:
-            if file.write(line) != len(line):
-                raise OSError(errno.ENOSPC, "short write")
-            if sync:
-                os.fsync(file.fileno())
-        except OSError:
-            with suppress(OSError):
-                file.truncate(end)
-            raise
 
 
 def _end_of_whole_lines(file: Any) -> int:

@@ -8,7 +8,6 @@ is written outside of the one folder that is made.
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 import shutil
 import stat
@@ -17,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from lib.atomic_files import clear_write_errors
+from lib.atomic_files import clear_write_errors, replacing
 from lib.files import hidden_name
 from lib.safe_json import clean
 
@@ -28,7 +27,7 @@ MAX_TOTAL_BYTES = 2 << 30
 CHUNK = 1 << 20
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of each file, so that equal folders give equal bundles
 
-
+# What zipfile raises for a damaged or encrypted file.
 UNREADABLE = (
     *(zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError),
     *(RuntimeError, UnicodeError),
@@ -47,29 +46,24 @@ def write_bundle(path: Path, root: Path, names: Iterable[str]) -> int:
     """
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        return _write(path, root, names)
+        with replacing(path) as partial:
+            with zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle:
+                _write(bundle, root, names)
+        return path.stat().st_size
 
 
-def _write(path: Path, root: Path, names: Iterable[str]) -> int:
-    partial = hidden_name(path)
-    try:
-        with zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle:
-            sums = ""
-            for name in sorted(names):
-                file = root / name
-                if file.is_symlink() or not file.is_file():
-                    raise ValueError(f"{file} is not a plain file")
-                if file.stat().st_size > MAX_FILE_BYTES:
-                    limit = f"{MAX_FILE_BYTES >> 20} MiB"
-                    raise ValueError(f"{file} is larger than {limit}")
-                data = file.read_bytes()
-                sums += f"{hashlib.sha256(data).hexdigest()}  {name}\n"
-                _add(bundle, name, data)
-            _add(bundle, SUMS_FILE, sums.encode("utf-8"))
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-    return path.stat().st_size
+def _write(bundle: zipfile.ZipFile, root: Path, names: Iterable[str]) -> None:
+    sums = ""
+    for name in sorted(names):
+        file = root / name
+        if file.is_symlink() or not file.is_file():
+            raise ValueError(f"{file} is not a plain file")
+        if file.stat().st_size > MAX_FILE_BYTES:
+            raise ValueError(f"{file} is larger than {MAX_FILE_BYTES >> 20} MiB")
+        data = file.read_bytes()
+        sums += f"{hashlib.sha256(data).hexdigest()}  {name}\n"
+        _add(bundle, name, data)
+    _add(bundle, SUMS_FILE, sums.encode("utf-8"))
 
 
 def _add(bundle: zipfile.ZipFile, name: str, data: bytes) -> None:

@@ -35,9 +35,8 @@ from gpt2.infer.trained import TrainedModel
 from gpt2.model.gpt2_weights import to_gpt2
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of, write_weights
-from gpt2.train.failures import FULL_DISK, is_disk_full
+from gpt2.train.failures import FULL_DISK, disk_full_at
 from lib.atomic_files import (
-    DiskFull,
     atomic_write_bytes,
     atomic_write_json,
     clear_write_errors,
@@ -83,7 +82,7 @@ def export_hf(trained: TrainedModel, folder: Path) -> HfFolder:
     """
     _check_place(folder)
     native = is_native(trained.settings, trained.heads)
-    with _clear_if_full(folder), _work_folder(folder) as work:
+    with disk_full_at(folder, "it is not kept"), _work_folder(folder) as work:
         made = work / "model"
         made.mkdir()
         write_folder(trained, made, native)
@@ -147,20 +146,6 @@ def _remove_leftovers(folder: Path) -> None:
             with locked(path) as is_free:
                 if is_free:
                     shutil.rmtree(path, ignore_errors=True)
-
-
-@contextmanager
-def _clear_if_full(folder: Path) -> Iterator[None]:
-    """Raise DiskFull for whatever a library makes of a full disk."""
-    try:
-        yield
-    except Exception as error:
-        if not is_disk_full(error):
-            raise
-        text = f"no space left while writing {folder}, which is not kept"
-        raise DiskFull(
-            errno.ENOSPC, f"{text}. Free some space and start again"
-        ) from None
 
 
 def write_folder(trained: TrainedModel, folder: Path, native: bool) -> None:

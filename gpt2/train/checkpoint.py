@@ -23,8 +23,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gpt2.settings.shown import difference_lines
-from gpt2.train.failures import Refused, is_disk_full
-from lib.atomic_files import DiskFull, atomic_write_json, fsync_directory, read_json
+from gpt2.train.failures import Refused, disk_full_at
+from lib.atomic_files import atomic_write_json, fsync_directory, read_json, replacing
 from lib.files import hidden_name, own_folder, remove_folder
 from lib.hashing import file_sha256, identity
 
@@ -34,6 +34,7 @@ FOLDER = "ckpt"
 WEIGHTS_FILE = "model.safetensors"
 STATE_FILE = "state.pt"
 INDEX_FILE = "checkpoint.json"
+STILL_THERE = "older checkpoints still stand"
 _NAME = re.compile(r"step-(\d{6,})")
 _ASIDE = "damaged-"
 # Folders of checkpoints that are half written or half deleted, or were damaged.
@@ -118,15 +119,8 @@ def export(path: Path, model: nn.Module, metadata: Mapping[str, str]) -> None:
 
     Raises DiskFull.
     """
-    partial = hidden_name(path)
-    try:
-        write_weights(partial, weights_of(model), dict(metadata))
-        os.replace(partial, path)
-        fsync_directory(path.parent)
-    except Exception as error:
-        partial.unlink(missing_ok=True)
-        _help_if_full(error, path)
-        raise
+    with disk_full_at(path, STILL_THERE), replacing(path) as partial:
+        write_weights(partial, weights_of(model), metadata)
 
 
 # ---- writing --------------------------------------------------------------------
@@ -142,15 +136,15 @@ def save(
     """
     target = folder / stamp.folder
     partial = hidden_name(target)
-    try:
-        own_folder(folder)  # in a run directory, which has to be there
-        partial.mkdir()
-        _write_files(partial, stamp, weights, state)
-        _put_in_place(partial, target)
-    except BaseException as error:
-        remove_folder(partial, _FILES)
-        _help_if_full(error, target)
-        raise
+    with disk_full_at(target, STILL_THERE):
+        try:
+            own_folder(folder)  # in a run directory, which has to be there
+            partial.mkdir()
+            _write_files(partial, stamp, weights, state)
+            _put_in_place(partial, target)
+        except BaseException:
+            remove_folder(partial, _FILES)
+            raise
     _drop_old(folder, stamp.hash)
     return target
 
@@ -236,16 +230,6 @@ def _hash_in(path: Path) -> Any:
         return read_json(path / INDEX_FILE)["stamp"]["hash"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _help_if_full(error: BaseException, path: Path) -> None:
-    """Raise DiskFull, with a message that helps, if that is what happened."""
-    if is_disk_full(error):
-        raise DiskFull(
-            28,
-            f"no space left while writing {path}; older checkpoints still stand. "
-            "Free some space and start again",
-        ) from error
 
 
 # ---- reading --------------------------------------------------------------------

@@ -6,8 +6,12 @@ report act.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
+from lib.atomic_files import DiskFull
 from lib.output import (
     EXIT_DEVICE,
     EXIT_DISK,
@@ -145,6 +149,18 @@ def is_disk_full(error: BaseException) -> bool:
         passed.append(seen)
         seen = seen.__cause__ or seen.__context__
     return False
+
+
+@contextmanager
+def disk_full_at(path: Path, rest: str) -> Iterator[None]:
+    """Raise DiskFull, about ``path``, for whatever a library makes of a full disk;
+    rest: what became of the content."""
+    try:
+        yield
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFull.of(path, rest) from error
+        raise
 
 
 def _first_line(error: BaseException) -> str:
