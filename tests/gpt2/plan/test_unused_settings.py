@@ -59,7 +59,9 @@ def test_no_preset_asks_for_what_nothing_reads(name: str) -> None:
         ("MAX_TOKENS=100000", "GPT2_MAX_ITERS=120 .*from GPT2_MAX_TOKENS"),
     ],
 )
-def test_a_setting_that_no_job_reads_is_reported_with_its_origin(overrides: str, said: str) -> None:
+def test_a_setting_that_no_job_reads_is_reported_with_its_origin(
+    overrides: str, said: str
+) -> None:
     config = preset("gpt2-quickstart", overrides)
     found = idle_in(config)
     assert len(found) == bool(said), found
