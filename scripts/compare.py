@@ -111,7 +111,9 @@ def show_what_is_next(
 
 def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="compare.py", description=__doc__)
-    found.add_argument("a", help="directory of a matrix, arm or run; or step[:seed]")
+    found.add_argument(
+        "a", help="folder of a matrix, arm or run; bundle; or step[:seed]"
+    )
     found.add_argument("b", help="the same for the other side")
     found.add_argument(
         "--config", default="config.py", help="where steps are looked up"

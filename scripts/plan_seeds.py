@@ -34,6 +34,7 @@ from rich.text import Text
 
 from gpt2.plan.budget import budget
 from gpt2.plan.planning import make_plan
+from gpt2.report.bundle import results_folder
 from gpt2.report.evidence import Rules
 from gpt2.report.noise import KNOWN_PARAMETERS, Family, is_known, power_with
 from gpt2.report.power import (
@@ -107,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     add_rule_options(found)
     number("ARMS", COUNT, help="comparisons; default: those of the results, or 1")
     number("SD", LOSS, help="standard deviation of a run over seeds, nats")
-    add("--results", help="results directory to measure the noise in")
+    add("--results", help="results directory or bundle to measure the noise in")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
     add_json(found)
     return found
@@ -115,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 def judged_results(results: str | None, config: Path, rules: Rules) -> Judgement | None:
     """Judge the results that measure the noise; configured ones may not exist yet."""
-    root = results_of(config) if results is None else Path(results)
+    root = results_of(config) if results is None else results_folder(Path(results))
     if root is None or (results is None and not root.is_dir()):
         return None
     return judge(read_matrix(root), Rules(alpha=rules.alpha, family=rules.family))

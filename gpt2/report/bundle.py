@@ -89,3 +89,8 @@ def open_bundle(path: Path) -> Path:
     folder = path.with_suffix("")
     unpack_bundle(path, folder, ALLOWED)
     return folder
+
+
+def results_folder(path: Path) -> Path:
+    """The path, or if it is a bundle its unpacked folder; raises as open_bundle."""
+    return open_bundle(path) if is_bundle(path) else path

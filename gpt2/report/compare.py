@@ -1,8 +1,8 @@
 """Two runs, arms or matrices side by side: configuration, environment, results.
 
-A subject is named by a directory (a matrix, an arm, a run), or within a results
-directory by a step ("5", or "5:1337" for one seed) or a name ("ra"). Differences are
-B minus A.
+A subject is named by a directory (a matrix, an arm, a run), by a bundle, or within a
+results directory by a step ("5", or "5:1337" for one seed) or a name ("ra").
+Differences are B minus A.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.report.arms import Arm, Change, config_changes, group_arms
+from gpt2.report.bundle import results_folder
 from gpt2.report.checklist import ENVIRONMENT
 from gpt2.report.evidence import Rules
 from gpt2.report.read_results import read_matrix
@@ -98,13 +99,14 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
     """
     if not name:
         raise ValueError("name both sides: make compare A=FOLDER_OR_STEP B=...")
-    if Path(name).is_dir():
-        matrix = read_matrix(name)
+    folder = results_folder(Path(name))
+    if folder.is_dir():
+        matrix = read_matrix(folder)
         if not matrix.runs:
             raise ValueError(f"there are no runs in {name}")
         arms = group_arms(matrix)
         tested = [arm for arm in arms if not arm.is_control]
-        return ComparedSide(name, tested or arms, matrix.left_out, Path(name))
+        return ComparedSide(name, tested or arms, matrix.left_out, folder)
     if results is None or not results.is_dir():
         raise ValueError(
             f"{name!r} is not a directory, and there are no results to look it up in"

@@ -14,7 +14,7 @@ from typing import Any
 
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.arms import config_changes, is_done
-from gpt2.report.bundle import ALLOWED, OF_RUN, is_bundle, open_bundle
+from gpt2.report.bundle import ALLOWED, OF_RUN, results_folder
 from gpt2.report.checklist import ENVIRONMENT, KERNELS
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
@@ -69,7 +69,7 @@ def merge(names: Sequence[str], out: Path | None) -> Path:
     to one study, with the differing settings, and OSError.
     """
     places = [Path(name) for name in names]
-    roots = [open_bundle(path) if is_bundle(path) else path for path in places]
+    roots = [results_folder(path) for path in places]
     first = roots[0].resolve()
     out = first.with_name(f"{first.name}-merged") if out is None else out
     _check_places(roots, out)

@@ -82,6 +82,23 @@ def test_matrices_are_matched_by_arm(matrix):
     assert sum("have no effect" in line for line in lines) == 2  # same losses
 
 
+def test_bundles_are_read_like_folders(matrix):
+    for script in ("report.py", "bundle.py"):
+        done = run_script(script, "out", cwd=matrix)
+        assert done.returncode == 0, done.stderr
+    (matrix / "out.zip").rename(matrix / "sent.zip")
+    done = compare("sent.zip", "out/step08-mla", cwd=matrix)
+    assert done.returncode == 0 and "Only in A: 0 baseline" in done.stdout, done.stderr
+    plans = [
+        run_script("plan_seeds.py", f"--results={name}", cwd=matrix).stdout
+        for name in ("out", "sent.zip")
+    ]
+    assert "in these results" in plans[0] and plans[0] == plans[1]
+    (matrix / "sent.zip").write_bytes(b"no zip")
+    done = compare("sent.zip", "out", cwd=matrix)
+    assert done.returncode == 2 and "sent.zip" in done.stderr
+
+
 def test_other_data_is_said(matrix):
     for path in (matrix / "out" / "step08-mla").glob("seed*/manifest.json"):
         manifest = json.loads(path.read_text())
