@@ -32,6 +32,7 @@ import re
 import shutil
 import subprocess
 import tempfile
+import time
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -43,6 +44,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 11)
 STATE = ".kablate/setup.json"
+_START = time.monotonic()
 PROBE = """
 import json, sys
 from importlib.metadata import distributions
@@ -215,6 +217,7 @@ def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
         if env.ours:
             _make_venv(root, env.python)
         install(env, want)
+        _report(f"{_shown(root, env.python)} is ready")
         with suppress(OSError):  # the next command then looks once more
             _record(root, env, want)
     return True
@@ -254,6 +257,7 @@ def _make_venv(root: Path, python: Path) -> None:
     environment = root / ".venv"
     if environment.is_symlink() or (environment.exists() and not state["made"]):
         raise SetupError(".venv is there but has no working pip: remove it")
+    _report("making .venv")
     write_state(root, {**state, "made": True})  # before: it may be interrupted
     base = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     maker = base if base.is_file() else Path(sys.executable)
@@ -285,6 +289,7 @@ def install(env: Environment, want: Wanted) -> None:
         file.write_text("".join(f"{n}=={v}\n" for n, v in pins.items()), "utf-8")
         for names, options in ((needed, []), (want.data_packages, ["--no-deps"])):
             if not _satisfied(names, want.constraints, there):
+                _report("looking up packages, which pip then downloads and installs")
                 _pip(env.python, "--constraint", str(file), *options, *names)
     now = probe(env.python)[1].get("torch")
     if torch not in (None, now):
@@ -323,13 +328,45 @@ def _name(requirement: str) -> str:
 
 def _pip(python: Path, *arguments: str) -> None:
     pip = "-m pip install --disable-pip-version-check".split()
-    quiet = [] if sys.stderr.isatty() else ["--quiet"]
-    if not _runs(python, *pip, *quiet, *arguments, show=True):
+    if sys.stdout.isatty():
+        is_done = _runs(python, *pip, *arguments, show=True)
+    else:
+        is_done = _runs_reporting(python, *pip, "--progress-bar=off", *arguments)
+    if not is_done:
         raise SetupError(
             "pip could not install the packages: what it says is above. Without a "
             "network, point PIP_FIND_LINKS at a folder of wheels. A system Python may "
             "refuse: PYTHON=.venv makes an environment here instead."
         )
+
+
+def _runs_reporting(python: Path, *arguments: str) -> bool:
+    """Whether pip succeeds, with a line for each of its steps that can take long."""
+    command: list[str | Path] = [python, *arguments]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, errors="replace"
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if step := pip_step(line):
+                _report(step)
+    return process.returncode == 0
+
+
+def pip_step(line: str) -> str:
+    """The step that a line of pip's output begins, if it can take long; "" if not."""
+    large = r"\s*Downloading (?:\S*/)?([^-\s]+-[^-\s]+)\S* (\([\d.]+ [MG]B\))"
+    if found := re.match(large, line):
+        return f"downloading {found[1]} {found[2]}"
+    if found := re.match(r"Installing collected packages: (.*)", line):
+        packages = found[1].count(",") + 1
+        return f"installing {packages} package{'s' * (packages > 1)}"
+    return ""
+
+
+def _report(step: str) -> None:
+    """A line with the seconds since the start."""
+    print(f"{time.monotonic() - _START:5.0f} s: {step}", flush=True)
 
 
 def _runs(python: Path, *arguments: str | Path, show: bool = False) -> bool:

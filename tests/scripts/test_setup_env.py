@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.setup_env import pip_step
 from tests.scratch import ROOT, SETUP_PARTS, copy_files
 
 PYPROJECT = """\
@@ -125,7 +126,12 @@ def test_from_nothing_to_an_environment_and_back(tree: Path, wheels: Path) -> No
     assert "pip could not install" in ended.stderr and "PIP_FIND_LINKS" in ended.stderr
     python = tree / ".venv/bin/python"
 
-    assert done(tree, wheels).startswith("Setting up .venv/bin/python")
+    said = done(tree, wheels)
+    assert said.startswith("Setting up .venv/bin/python")
+    timed = [line.split(" s: ")[1] for line in said.splitlines() if " s: " in line]
+    packages = [step for step in timed if step.startswith("installing ")]
+    assert packages == ["installing 3 packages", "installing 1 package"]  # not "files"
+    assert timed[-1] == ".venv/bin/python is ready"
     pinned = {"torch": "2.13.0", "demo": "1.0", "tool": "1.0", "files": "1.0"}
     assert installed(python) == pinned
     assert done(tree, wheels, "--print-python") == ".venv/bin/python\n"
@@ -149,6 +155,26 @@ def test_from_nothing_to_an_environment_and_back(tree: Path, wheels: Path) -> No
     assert "removed .venv" in done(tree, wheels, "--remove")
     assert not (tree / ".venv").exists()
     assert (tree / "pyproject.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "step"),
+    [
+        ("Collecting torch==2.13.0", ""),
+        ("  Downloading tqdm-4.67.1-py3-none-any.whl (78 kB)", ""),
+        (
+            "  Downloading https://host/a/torch-2.13.0-cp312-x86_64.whl (180.4 MB)",
+            "downloading torch-2.13.0 (180.4 MB)",
+        ),
+        (
+            "Downloading numpy-2.3.5.whl (16.6 MB)",
+            "downloading numpy-2.3.5.whl (16.6 MB)",
+        ),
+        ("Installing collected packages: a, b, torch", "installing 3 packages"),
+    ],
+)
+def test_long_steps_of_pip_are_reported(line: str, step: str) -> None:
+    assert pip_step(line + "\n") == step
 
 
 def test_an_active_environment_with_torch_is_used_and_keeps_it(
