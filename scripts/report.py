@@ -150,7 +150,7 @@ def write_all(
         written += write_page(matrix, judged, name, times, price)
     lines = time_lines(times, judged, price)
     atomic_write_text(root / "REPORT.md", markdown_report(matrix, judged, name, lines))
-    write_summary(root, verdicts=judged.to_json(), matrix=matrix)
+    write_summary(matrix, judged.to_json())
     return [*written, *(root / n for n in ("REPORT.md", "summary.json", "results.csv"))]
 
 

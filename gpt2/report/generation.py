@@ -8,7 +8,7 @@ from typing import Any
 
 from lib.atomic_files import atomic_write_json
 from lib.jobs.run_files import now
-from lib.safe_json import Unusable, as_dict, number, read_foreign_json
+from lib.safe_json import Unusable, as_dict, number
 
 INFERENCE_FILE = "inference.json"
 SCHEMA = 1
@@ -36,24 +36,24 @@ def write_generation(
     atomic_write_json(run_dir / INFERENCE_FILE, record, make_folder=False)
 
 
-def read_generation(path: Path, run_hash: str | None) -> dict[str, float]:
-    """Figures by column, {} without a file. Raises Unusable if it is damaged, of
-    another run or of another version."""
-    if not path.exists():
-        return {}
-    record = as_dict(read_foreign_json(path))
+def read_generation(found: Any, run_hash: str | None) -> dict[str, float]:
+    """Figures by column, in the content of an inference.json.
+
+    Raises Unusable if it is of another run or another version.
+    """
+    record = as_dict(found)
     rows = record.get("rows")
-    known = record.get("schema") == SCHEMA and isinstance(rows, list)
-    if not known or record.get("hash") != run_hash:
+    known = record.get("schema") == SCHEMA and record.get("hash") == run_hash
+    if not known or not isinstance(rows, list):
         raise Unusable("is of another run (its hash differs), or another version")
-    made = [row for row in map(as_dict, rows or []) if _is_generation(row)]
+    made = [row for row in map(as_dict, rows) if _is_generation(row)]
     if not made:
         return {}
     one = min(made, key=lambda row: row["batch"])
     many = max(made, key=lambda row: row["batch"])
-    found = {column: number(one.get(field)) for column, field in FIGURES.items()}
-    found[AT_MOST] = number(many.get("decode_tokens_per_second"))
-    return {column: float(x) for column, x in found.items() if x is not None}
+    figures = {column: number(one.get(field)) for column, field in FIGURES.items()}
+    figures[AT_MOST] = number(many.get("decode_tokens_per_second"))
+    return {column: float(x) for column, x in figures.items() if x is not None}
 
 
 def _is_generation(row: Mapping[str, Any]) -> bool:

@@ -10,14 +10,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
 from gpt2.report.estimates import score
-from gpt2.report.evaluations import EVAL_FILE, PREFIX, Measure, read_evaluation
+from gpt2.report.evaluations import EVAL_FILE, PREFIX, read_evaluation
 from gpt2.report.generation import INFERENCE_FILE, read_generation
 from gpt2.report.results import (
     NUMBERS,
@@ -55,16 +55,14 @@ MAX_DEPTH = 3  # maximum depth of run directories below the matrix
 MAX_ALARMS = 10  # per run; a trainer raises each kind once
 MAX_EVALUATIONS = 100_000  # per run that are checked one by one
 LOSS_OF = {"eval": "val_loss", "train": "loss"}
+T = TypeVar("T")
 
 
-def read_matrix(
-    root: str | Path, jobs: Iterable[Any] | None = None, *, curves: bool = True
-) -> MatrixResults:
+def read_matrix(root: str | Path, *, curves: bool = True) -> MatrixResults:
     """Read everything usable below a results directory (or a single run directory).
 
-    jobs: the planned jobs, as objects with to_json() or as plain data; by default
-    those that matrix.json lists. Planned runs without a directory get a row too.
-    curves: also read metrics.jsonl. Raises ValueError only if root is not a directory.
+    Runs that matrix.json lists and that have no directory get a row, too. curves: also
+    read metrics.jsonl. Raises ValueError only if root is not a directory.
     """
     root = Path(root)
     if not root.is_dir():
@@ -73,7 +71,7 @@ def read_matrix(
             "or name the directory that holds summary.json"
         )
     matrix = MatrixResults(root)
-    planned = _planned(matrix, jobs)
+    planned = _planned(matrix)
     found = {}
     for directory in _run_directories(matrix):
         run = _read_run(matrix, directory, planned, curves)
@@ -85,9 +83,9 @@ def read_matrix(
     _drop_copies(matrix, found)
     order = {run_dir: place for place, run_dir in enumerate(planned)}
     matrix.runs = sorted(found.values(), key=lambda run: _place(run, order))
-    estimate = _load(matrix, root / ESTIMATES_FILE, missing_ok=True)
+    estimate = _load(matrix, root / ESTIMATES_FILE)
     matrix.estimates = score(as_dict(estimate), matrix.rows)
-    merged = as_dict(_load(matrix, root / MERGED_FILE, missing_ok=True)).get("notes")
+    merged = as_dict(_load(matrix, root / MERGED_FILE)).get("notes")
     matrix.merged = [clean(x, 2000) for x in merged] if isinstance(merged, list) else []
     return matrix
 
@@ -112,29 +110,23 @@ def _run_directories(matrix: MatrixResults) -> Iterator[Path]:
                 matrix.leave_out(path / name, "links are not followed")
 
 
-def _planned(
-    matrix: MatrixResults, jobs: Iterable[Any] | None
-) -> dict[str, dict[str, Any]]:
-    """Planned jobs as plain data by their run directory."""
-    if jobs is None:
-        listed = as_dict(_load(matrix, matrix.root / MATRIX_FILE, missing_ok=True))
-        jobs = listed.get("jobs") if isinstance(listed.get("jobs"), list) else []
-        _leave_out_unplanned(matrix, listed.get("left_out"))
-    planned = {}
-    for job in jobs or []:
-        data = as_dict(job.to_json() if hasattr(job, "to_json") else job)
-        run_dir = data.get("run_dir")
-        if isinstance(run_dir, str) and _is_inside(run_dir):
-            planned[Path(run_dir).as_posix()] = data
-    return planned
-
-
-def _leave_out_unplanned(matrix: MatrixResults, cells: Any) -> None:
-    """Record the cells that the plan left out, with their reasons."""
-    for cell in cells if isinstance(cells, list) else []:
-        name, reason = (text(as_dict(cell).get(key)) for key in ("name", "reason"))
+def _planned(matrix: MatrixResults) -> dict[str, dict[str, Any]]:
+    """Jobs that matrix.json lists, by run directory; cells that it leaves out are
+    recorded."""
+    listed = as_dict(_load(matrix, matrix.root / MATRIX_FILE))
+    for cell in _dicts(listed.get("left_out")):
+        name, reason = text(cell.get("name")), text(cell.get("reason"))
         if name and reason:
             matrix.left_out.append(LeftOutRun(name, reason))
+    return {
+        Path(run_dir).as_posix(): job
+        for job in _dicts(listed.get("jobs"))
+        if isinstance(run_dir := job.get("run_dir"), str) and _is_inside(run_dir)
+    }
+
+
+def _dicts(values: object) -> list[dict[str, Any]]:
+    return [as_dict(value) for value in values] if isinstance(values, list) else []
 
 
 def _is_inside(run_dir: str) -> bool:
@@ -146,7 +138,7 @@ def _read_run(
     matrix: MatrixResults, directory: Path, planned: Mapping[str, dict], curves: bool
 ) -> Run | None:
     run_dir = directory.relative_to(matrix.root).as_posix()
-    job = _load(matrix, directory / JOB_FILE, missing_ok=True)
+    job = _load(matrix, directory / JOB_FILE)
     if not _is_job(job):
         if job is not None:
             matrix.leave_out(directory / JOB_FILE, "does not describe a run")
@@ -155,17 +147,19 @@ def _read_run(
             matrix.leave_out(directory, "has no readable job.json")
             return None
     status = _load_status(matrix, directory)
-    manifest = as_dict(_load(matrix, directory / MANIFEST_FILE, missing_ok=True))
+    manifest = as_dict(_load(matrix, directory / MANIFEST_FILE))
     theirs = manifest.get("hash")
     if theirs is not None and theirs != job.get("hash"):
         matrix.leave_out(
             directory / MANIFEST_FILE, "belongs to another run (its hash differs)"
         )
         status, manifest = {"status": UNREADABLE, "message": "manifest differs"}, {}
-    evaluation = _load_evaluation(matrix, directory, text(job.get("hash")))
-    row = _row(job, status, manifest, run_dir)
+    row, run_hash = _row(job, status, manifest, run_dir), text(job.get("hash"))
+    path = directory / EVAL_FILE
+    evaluation = _load_measured(matrix, path, run_hash, read_evaluation)
     row |= {f"{PREFIX}{name}": one.mean for name, one in evaluation.items()}
-    row |= _load_generation(matrix, directory, text(job.get("hash")))
+    path = directory / INFERENCE_FILE
+    row |= _load_measured(matrix, path, run_hash, read_generation)
     run = Run(row, job, manifest, evaluation=evaluation)
     if curves:
         read_curves(matrix, run)
@@ -197,32 +191,24 @@ def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
     return {"status": UNREADABLE, "message": "damaged status.json"}
 
 
-def _load_evaluation(
-    matrix: MatrixResults, directory: Path, run_hash: str | None
-) -> dict[str, Measure]:
-    path = directory / EVAL_FILE
-    found = _load(matrix, path, missing_ok=True)
+def _load_measured(
+    matrix: MatrixResults,
+    path: Path,
+    run_hash: str | None,
+    read: Callable[[Any, str | None], dict[str, T]],
+) -> dict[str, T]:
+    """Measurements that a later command left next to a run; {} without any."""
+    found = _load(matrix, path)
     try:
-        return {} if found is None else read_evaluation(found, run_hash)
+        return {} if found is None else read(found, run_hash)
     except Unusable as error:
         matrix.leave_out(path, str(error))
         return {}
 
 
-def _load_generation(
-    matrix: MatrixResults, directory: Path, run_hash: str | None
-) -> dict[str, float]:
-    path = directory / INFERENCE_FILE
-    try:
-        return read_generation(path, run_hash)
-    except (Unusable, OSError) as error:
-        matrix.leave_out(path, clean(error))
-        return {}
-
-
-def _load(matrix: MatrixResults, path: Path, missing_ok: bool = False) -> Any:
-    """JSON value of a file, or None, with the reason recorded in left_out."""
-    if missing_ok and not path.exists():
+def _load(matrix: MatrixResults, path: Path) -> Any:
+    """JSON value of a file; None if it is missing, or with the reason in left_out."""
+    if not path.exists():
         return None
     try:
         value = read_foreign_json(path)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gpt2.report.read_results import read_matrix
 from gpt2.report.results import COLUMNS, MatrixResults, Row
 from lib.atomic_files import atomic_write_json, atomic_write_text, finite
 from lib.safe_json import Unusable, as_dict, read_foreign_json, whole
@@ -18,26 +17,19 @@ SCHEMA = 4  # increased with every change of fields; readers refuse newer ones
 
 
 def write_summary(
-    output_dir: str | Path,
-    jobs: Iterable[Any] | None = None,
-    verdicts: Mapping[str, Any] | None = None,
-    matrix: MatrixResults | None = None,
-) -> MatrixResults:
+    matrix: MatrixResults, verdicts: Mapping[str, Any] | None = None
+) -> None:
     """Write summary.json and results.csv of a results directory, atomically.
 
     One entry per job, whatever its status. verdicts: added by the report; the field is
     null otherwise, so that no verdict outlives a change of its runs.
     """
-    output_dir = Path(output_dir)
-    if matrix is None:
-        matrix = read_matrix(output_dir, jobs, curves=False)
-    atomic_write_json(output_dir / SUMMARY_FILE, summary_of(matrix, verdicts))
-    atomic_write_text(output_dir / "results.csv", to_csv(matrix.rows))
-    return matrix
+    atomic_write_json(matrix.root / SUMMARY_FILE, summary_of(matrix, verdicts))
+    atomic_write_text(matrix.root / "results.csv", to_csv(matrix.rows))
 
 
 def summary_of(
-    matrix: MatrixResults, verdicts: Mapping[str, Any] | None = None
+    matrix: MatrixResults, verdicts: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Contents of summary.json (gpt2/report/summary.schema.json)."""
     summary = {

@@ -358,6 +358,7 @@ def alarms(output_dir: Path) -> dict[str, str]:
 
 
 def _summarise(output_dir: Path) -> None:
+    from gpt2.report.read_results import read_matrix
     from gpt2.report.summary import write_summary
 
-    write_summary(output_dir)
+    write_summary(read_matrix(output_dir, curves=False))

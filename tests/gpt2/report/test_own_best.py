@@ -162,7 +162,7 @@ def test_report_and_tables_have_the_rates(tmp_path: Path) -> None:
     assert "## Learning rates" in text and "## Loss by swept value" not in text
     assert "101, 102 (tuning)" in text and "| 1, 2, 3, 4 |" in text
     assert "its best rate, 0.004, is the largest of LR\\_SWEEP" in text
-    write_summary(tmp_path, verdicts=judged.to_json(), matrix=matrix)
+    write_summary(matrix, judged.to_json())
     whole = json.loads((tmp_path / "summary.json").read_text())
     jsonschema.validate(whole, json.loads(SCHEMA.read_text()))
     summary = whole["verdicts"]
