@@ -8,13 +8,13 @@ verify.py runs them all.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from inspect import unwrap
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from gpt2.mechanisms import enabled
@@ -22,11 +22,10 @@ from gpt2.model.gpt import GPT
 from gpt2.model.reference.formulas import forward_deviations, whole_deviations
 from gpt2.model.reference.measures import deviation
 from gpt2.plan.budget import budget
-from gpt2.settings.schema import Optim
 from gpt2.verify.features import acting, identity
 from gpt2.verify.head_cuts import heads
 from gpt2.verify.subject import EXACT, LENGTHS, ROUNDING, Finding, Subject
-from lib.optim.groups import OptimizerLike
+from lib.optim.certify import check_grouping
 
 FLOP_TOLERANCE = 0.01
 
@@ -107,14 +106,16 @@ def alive(subject: Subject) -> Finding:
     """After two real updates every parameter had a gradient and moved."""
     model = subject.model(generic=False).train()
     optimizer = subject.optimizer(model, subject.settings.optim)
-    problems = list(_group_problems(model, optimizer, subject.settings.optim))
-    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    named, decay = list(model.named_parameters()), subject.settings.optim.weight_decay
+    groups = check_grouping(optimizer.param_groups, named, decay)
+    problems = [] if groups.passed else [f"{groups.name}: {groups.detail}"]
+    before = {name: p.detach().clone() for name, p in named}
     norms = dict.fromkeys(before, 0.0)
     for update in range(2):
         for micro in range(2):
             tokens = subject.tokens(f"update {update} {micro}")
             (model(tokens, tokens.roll(-1, 1)) / 2).backward()
-        for name, parameter in model.named_parameters():
+        for name, parameter in named:
             gradient = parameter.grad
             norm = 0.0 if gradient is None else gradient.norm().item()
             if norm != norm or norm == float("inf"):
@@ -126,31 +127,10 @@ def alive(subject: Subject) -> Finding:
         model.train()
     problems += [f"{name} had no gradient" for name, n in norms.items() if n == 0]
     problems += [
-        f"{name} did not move"
-        for name, p in model.named_parameters()
-        if torch.equal(p, before[name])
+        f"{name} did not move" for name, p in named if torch.equal(p, before[name])
     ]
     smallest = min(norms, key=lambda name: norms[name])
     return Finding(not problems, f"{norms[smallest]:.1e}", "; ".join(problems[:4]))
-
-
-def _group_problems(
-    model: nn.Module, optimizer: OptimizerLike, optim: Optim
-) -> Iterator[str]:
-    """Each parameter in one group once, with the decay that was asked for."""
-    decay: dict[int, list[float]] = {}
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            decay.setdefault(id(parameter), []).append(group["weight_decay"])
-    for name, parameter in model.named_parameters():
-        found = decay.pop(id(parameter), [])
-        wanted = optim.weight_decay if parameter.ndim >= 2 else 0.0
-        if len(found) != 1:
-            yield f"{name} is in {len(found)} optimizer groups"
-        elif found[0] != wanted:
-            yield f"{name} has weight decay {found[0]}, not {wanted}"
-    if decay:
-        yield f"{len(decay)} tensors of the optimizer are not parameters of the model"
 
 
 # ---- 7 budget ---------------------------------------------------------------------

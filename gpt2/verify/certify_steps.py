@@ -186,7 +186,7 @@ class ProofCache:
     """Earlier findings by what they depend on, kept in a file if one is given."""
 
     def __init__(self, path: Path | None) -> None:
-        self.path, self.known = path, read_cache(path)
+        self.path, self.known = path, {} if path is None else _stored(path)
         self.code = code_hash()
 
     def of(
@@ -195,12 +195,40 @@ class ProofCache:
         """The findings of ``prove``, which this code and what it ``depends_on``
         decide; from the file if all of them passed."""
         key = identity([self.code, *depends_on])
-        findings = found_in(self.known.get(key))
+        findings = _passed(self.known.get(key))
         if findings is None:
             findings = prove()
             self.known[key] = {n: dataclasses.asdict(f) for n, f in findings.items()}
-            write_cache(self.path, self.known)
+            self._write()
         return findings
+
+    def _write(self) -> None:
+        """Keep proofs for later. Where that cannot be done, in another user's checkout
+        or on a full disk, they are only made again."""
+        if self.path is not None:
+            with suppress(OSError):
+                record = {"schema": CACHE_SCHEMA, "proofs": self.known}
+                atomic_write_json(self.path, record)
+
+
+def _stored(path: Path) -> dict[str, Any]:
+    """Earlier proofs by key; {} if there are none, or they are damaged or unreadable,
+    which only costs the time to prove again."""
+    try:
+        record = read_json(path)
+        good = isinstance(record, dict) and record.get("schema") == CACHE_SCHEMA
+        return dict(record["proofs"]) if good else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+
+
+def _passed(stored: Any) -> dict[str, Finding] | None:
+    """Findings from the cache, if there are any and all passed."""
+    try:
+        found = {name: Finding(**finding) for name, finding in stored.items()}
+    except (TypeError, AttributeError):
+        return None
+    return found if found and all(f.passed for f in found.values()) else None
 
 
 def _proven(settings: Settings | None) -> dict[str, Any]:
@@ -210,35 +238,6 @@ def _proven(settings: Settings | None) -> dict[str, Any]:
         return {}
     whole = settings.replace(adamwprune_variant="").to_dict()
     return {part: whole[part] for part in IDENTITY_PARTS if part != "pruning"}
-
-
-def write_cache(path: Path | None, proofs: Mapping[str, Any]) -> None:
-    """Keep proofs for later. Where that cannot be, they are only made again: in a
-    checkout of another user, on a full disk."""
-    if path is not None:
-        with suppress(OSError):
-            atomic_write_json(path, {"schema": CACHE_SCHEMA, "proofs": dict(proofs)})
-
-
-def read_cache(path: Path | None) -> dict[str, Any]:
-    """Earlier proofs by key; {} if there is none, or it is damaged or unreadable."""
-    if path is None:
-        return {}
-    try:
-        record = read_json(path)
-        good = isinstance(record, dict) and record.get("schema") == CACHE_SCHEMA
-        return dict(record["proofs"]) if good else {}
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}  # which only costs the time to prove again
-
-
-def found_in(stored: Any) -> dict[str, Finding] | None:
-    """Findings from the cache, if there are any and all passed."""
-    try:
-        found = {name: Finding(**finding) for name, finding in stored.items()}
-    except (TypeError, AttributeError):
-        return None
-    return found if found and all(f.passed for f in found.values()) else None
 
 
 def code_hash() -> str:

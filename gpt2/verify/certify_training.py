@@ -5,21 +5,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from gpt2.plan.jobs import Plan
 from gpt2.settings.schema import Settings
 from gpt2.verify.certify_heads import certify_heads
-from gpt2.verify.certify_steps import (
-    Proof,
-    code_hash,
-    found_in,
-    read_cache,
-    write_cache,
-)
+from gpt2.verify.certify_steps import Proof, ProofCache
 from gpt2.verify.subject import Finding
 from gpt2.verify.trainer_updates import certify_updates
-from lib.hashing import identity
 from lib.optim.certify import Row, certify_optimizer
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.certify import certify_pruning
@@ -127,23 +121,21 @@ def everything() -> list[Trained]:
 def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Proof]:
     """The proof of each subject, one by one as it is done; ``cache`` as of
     gpt2.verify.certify_steps.prove, whose file it shares."""
-    known, code = read_cache(cache), code_hash()
+    proofs = ProofCache(cache)
     for subject in subjects:
-        key = identity([code, "training", dataclasses.asdict(subject)])
-        findings = found_in(known.get(key))
-        if findings is None:
-            try:
-                rows = subject.certify()
-                findings = {name: _finding(row) for name, row in rows.items()}
-            except Exception as error:  # as of a step that does not train
-                findings = {subject.columns[0]: Finding.of_crash(error)}
-            known[key] = {n: dataclasses.asdict(f) for n, f in findings.items()}
-            write_cache(cache, known)
-        yield Proof(subject.name, findings)
+        depends_on = ["training", dataclasses.asdict(subject)]
+        yield Proof(subject.name, proofs.of(depends_on, partial(_findings, subject)))
 
 
-def _finding(row: Row) -> Finding:
-    return Finding(row.passed, f"{row.figure:.2g}", f"{row.name}: {row.detail}")
+def _findings(subject: Trained) -> dict[str, Finding]:
+    try:
+        rows = subject.certify()
+    except Exception as error:  # as of a step that does not train
+        return {subject.columns[0]: Finding.of_crash(error)}
+    return {
+        name: Finding(row.passed, f"{row.figure:.2g}", f"{row.name}: {row.detail}")
+        for name, row in rows.items()
+    }
 
 
 def hold_to_account(

@@ -331,4 +331,5 @@ def check_grouping(
     misdecayed = sum(d != (decay if p.ndim >= 2 else 0.0) for p, d in members)
     figure = len(wrong) + strangers + misdecayed
     detail = f"not exactly once: {wrong or 'none'}; wrong decay: {misdecayed}"
+    detail += f"; not of the model: {strangers}" if strangers else ""
     return Row("groups: each parameter once", figure == 0, float(figure), detail)
