@@ -11,7 +11,7 @@ import pytest
 
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import COLUMNS
-from gpt2.report.summary import write_summary
+from gpt2.report.summary import to_csv, write_summary
 from gpt2.report.verdicts import judge
 from gpt2.run.progress import run_states, status_table
 from lib.jobs.run_files import lock, run_lock
@@ -242,11 +242,13 @@ def test_texts_are_cleaned_of_control_and_direction_marks(tmp_path):
     assert row["title"].startswith("[31mred gpj.exe xxx") and len(row["title"]) == 300
 
 
-def test_texts_are_no_spreadsheet_formulas(tmp_path):
-    write_run(tmp_path, 0, 1, job={"title": "=HYPERLINK(1)"})
-    summary_of(tmp_path)
-    row = next(csv.DictReader((tmp_path / "results.csv").open()))
-    assert row["title"] == "'=HYPERLINK(1)"
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t=", "\r=", "\n=", "\uff1d"])
+def test_texts_are_not_spreadsheet_formulas(start):
+    row = {"title": f"{start}HYPERLINK(1)", "loss_change": -0.25, f"{start}A": True}
+    names, cells = csv.reader(to_csv([row]).splitlines(keepends=True))
+    found = dict(zip(names, cells, strict=True))
+    assert found["title"] == f"'{start}HYPERLINK(1)" and found["loss_change"] == "-0.25"
+    assert f"'{start}A" in names and f"{start}A" not in names
 
 
 def test_further_plain_values_of_a_result_become_columns(tmp_path):
