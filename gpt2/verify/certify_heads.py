@@ -187,7 +187,7 @@ def check_schedule(
     layers = [(m.n_layer, 1)] if scope == "global" else [(1, m.n_layer)]
     for step in range(1, UPDATES + 1):
         run.update(step)
-        share = reference.sparsity(step, s.start, s.interval, s.updates, s.final, 0.0)
+        share = reference.sparsity(step, s.start, s.interval, s.updates, s.final)
         wanted = sum(
             times * min(round(share * number * m.n_head), number * (m.n_head - 1))
             for number, times in layers

@@ -190,7 +190,7 @@ class PlainTraining:
         due = start <= n <= start + count * every and (n - start) % every == 0
         if self.method.name == "none" or not due:
             return None
-        return pruning.sparsity(n, start, every, count, p.prune_sparsity, 0.0)
+        return pruning.sparsity(n, start, every, count, p.prune_sparsity)
 
     def wrong_masks(
         self, n: int, stepped: Mapping[str, Array], kept: Mapping[str, Array]

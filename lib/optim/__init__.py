@@ -1,1 +1,1 @@
-"""Optimizers: one file a family; names.py needs no torch, registry.py builds."""
+"""Optimizers: a file for each in optimizers/; registry.py builds them by name."""

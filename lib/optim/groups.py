@@ -100,4 +100,4 @@ def state_bytes(optimizer: OptimizerLike) -> int:
         for value in state.values()
         if isinstance(value, torch.Tensor)
     )
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+    return sum(tensor.nbytes for tensor in tensors)

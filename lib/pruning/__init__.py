@@ -1,1 +1,1 @@
-"""Pruning; names.py needs no torch, pruner.py prunes weights, heads.py heads."""
+"""Pruning; registry.py needs no torch, pruner.py prunes weights, heads.py heads."""

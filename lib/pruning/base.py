@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +30,17 @@ def require_no_nan(name: str, is_nan: bool) -> None:
 
 
 class PrunerBase:
-    """Follows a schedule update by update, and counts zeros among the weights."""
+    """Follows a schedule update by update, and counts zeros among the weights.
+
+    kept_in: attributes with the tensors, by name, that a checkpoint has of a pruner.
+    """
+
+    kept_in: ClassVar[tuple[str, ...]] = ("masks",)
+    masks: dict[str, Tensor]
 
     def __init__(
         self,
+        method: str,
         weights: Mapping[str, nn.Parameter],
         optimizer: OptimizerLike,
         schedule: CubicSchedule | None,
@@ -42,6 +49,7 @@ class PrunerBase:
         """Raises ValueError for a scope that is none of registry.SCOPES."""
         if scope not in SCOPES:
             raise ValueError(f"pruning scope: {scope!r} is unknown; allowed: {SCOPES}")
+        self.method = method
         self.weights = dict(weights)
         self.optimizer = optimizer
         self.schedule = schedule
@@ -52,14 +60,6 @@ class PrunerBase:
     def _started(self) -> bool:
         """Whether the masks have been updated; before that, nothing is pruned."""
         return self.schedule is not None and self.step >= self.schedule.start
-
-    def _require_same(self, state: Mapping[str, Any], method: str) -> None:
-        """ValueError for the saved state of another method."""
-        if state["method"] != method:
-            raise ValueError(
-                f"pruner: checkpoint of method {state['method']!r}, "
-                f"this run's is {method!r}"
-            )
 
     def _require_next(self, step: int) -> None:
         if step != self.step + 1:
@@ -97,3 +97,35 @@ class PrunerBase:
         """The share of true zeros among the weights, 0.0 to 1.0."""
         zeros, total = self.zeros()
         return zeros / total if total else 0.0
+
+    def _kept(self) -> dict[str, dict[str, Tensor]]:
+        return {kind: getattr(self, kind) for kind in self.kept_in}
+
+    def state_bytes(self) -> int:
+        """Bytes that the pruner keeps between updates."""
+        return sum(x.nbytes for held in self._kept().values() for x in held.values())
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs; loadable with weights_only."""
+        kept = {kind: dict(held) for kind, held in self._kept().items()}
+        return {"method": self.method, "step": self.step, **kept}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over a saved state; ValueError if it is of another model or method."""
+        if state["method"] != self.method:
+            raise ValueError(
+                f"pruner: checkpoint of method {state['method']!r}, "
+                f"this run's is {self.method!r}"
+            )
+        for kind, held in self._kept().items():
+            shapes = [{k: v.shape for k, v in x.items()} for x in (held, state[kind])]
+            if shapes[0] != shapes[1]:
+                raise ValueError(
+                    f"pruner: the checkpoint's {kind} are of another model"
+                )
+            for name, tensor in held.items():
+                tensor.copy_(state[kind][name])
+        self.step = state["step"]
+        if self._started:
+            self._zero_weights()

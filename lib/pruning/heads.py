@@ -14,7 +14,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -113,7 +112,7 @@ class HeadPruner(PrunerBase):
     ) -> None:
         if not any(layer.heads > 1 for layer in layers.values()):
             raise ValueError("pruning heads: every layer has one head, which stays")
-        super().__init__(weights, optimizer, schedule, scope)
+        super().__init__(METHOD, weights, optimizer, schedule, scope)
         self.layers = dict(layers)
         self.masks = {
             name: torch.ones(layer.heads, dtype=torch.bool, device=_device(layer))
@@ -186,29 +185,6 @@ class HeadPruner(PrunerBase):
     def pruned(self) -> int:
         """How many heads the masks drop."""
         return sum(mask.count(False) for mask in self.kept())
-
-    def state_bytes(self) -> int:
-        """Bytes of the masks."""
-        return sum(mask.numel() * mask.element_size() for mask in self.masks.values())
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; loadable with weights_only."""
-        return {"method": METHOD, "step": self.step, "masks": dict(self.masks)}
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; ValueError if it is of other layers or method."""
-        self._require_same(state, METHOD)
-        saved = state["masks"]
-        if {k: v.shape for k, v in self.masks.items()} != {
-            k: v.shape for k, v in saved.items()
-        }:
-            raise ValueError("pruner: the checkpoint's masks are of other heads")
-        for name, mask in self.masks.items():
-            mask.copy_(saved[name])
-        self.step = state["step"]
-        if self._started:
-            self._zero_weights()
 
 
 def _zero(view: Tensor, mask: Tensor) -> None:

@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +50,8 @@ class Pruner(PrunerBase):
     ValueError: an unknown name, or a method without what it needs.
     """
 
+    kept_in = ("masks", "scores", "shadow")
+
     def __init__(
         self,
         weights: Mapping[str, nn.Parameter],
@@ -63,7 +64,7 @@ class Pruner(PrunerBase):
         depth_of: Mapping[str, float] | None = None,
     ) -> None:
         schedule = None if method == "none" else schedule
-        super().__init__(weights, optimizer, schedule, scope)
+        super().__init__(method, weights, optimizer, schedule, scope)
         self.kind = method_spec(method)
         self.variant = variant
         self.depth_of = depth_of
@@ -190,37 +191,3 @@ class Pruner(PrunerBase):
     def pruned(self) -> int:
         """How many weights the masks drop."""
         return sum(int((~mask).sum()) for mask in self.masks.values())
-
-    def state_bytes(self) -> int:
-        """Bytes of masks, scores and shadow."""
-        held = [*self.masks.values(), *self.scores.values(), *self.shadow.values()]
-        return sum(tensor.numel() * tensor.element_size() for tensor in held)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs; loadable with weights_only."""
-        return {
-            "method": self.kind.name,
-            "step": self.step,
-            "masks": dict(self.masks),
-            "scores": dict(self.scores),
-            "shadow": dict(self.shadow),
-        }
-
-    @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; ValueError if it is of other weights or method."""
-        self._require_same(state, self.kind.name)
-        for kind in ("masks", "scores", "shadow"):
-            held: Tensors = getattr(self, kind)
-            saved = state[kind]
-            if {k: v.shape for k, v in held.items()} != {
-                k: v.shape for k, v in saved.items()
-            }:
-                raise ValueError(
-                    f"pruner: the checkpoint's {kind} are of other weights"
-                )
-            for name, tensor in held.items():
-                tensor.copy_(saved[name])
-        self.step = state["step"]
-        if self.masks and self._started:
-            self._zero_weights()

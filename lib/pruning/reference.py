@@ -12,14 +12,12 @@ Array = np.ndarray
 CLOSE = 1e-5  # of two float32 scores, relative to the largest: either may go first
 
 
-def sparsity(
-    step: int, start: int, interval: int, updates: int, final: float, initial: float
-) -> float:
+def sparsity(step: int, start: int, interval: int, updates: int, final: float) -> float:
     """Zhu & Gupta's cubic at `step`, held between updates and after the last."""
     done = min((step - start) // interval, updates)
     if done < 0:
-        return initial
-    return final + (initial - final) * (1 - done / updates) ** 3
+        return 0.0
+    return final - final * (1 - done / updates) ** 3
 
 
 def keep_masks(scores: list[Array], pruned: int) -> list[Array]:

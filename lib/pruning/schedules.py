@@ -10,17 +10,16 @@ from dataclasses import dataclass
 class CubicSchedule:
     """Zhu & Gupta's cubic ramp (arXiv 1710.01878, eq. 1).
 
-    s_t = final + (initial - final) (1 - (t - start) / (n interval))^3 at the
-    steps t = start, start + interval, ..., start + n interval, where
-    n = `updates`. Steps are optimizer updates done. Between those steps and
-    after the last one the sparsity holds.
+    s_t = final - final (1 - (t - start) / (n interval))^3, which is theirs from an
+    initial sparsity of 0, at the steps t = start, start + interval, ...,
+    start + n interval, where n = `updates`. Steps are optimizer updates done. Between
+    those steps and after the last one the sparsity holds.
     """
 
     final: float
     start: int
     interval: int
     updates: int
-    initial: float = 0.0
 
     @property
     def end(self) -> int:
@@ -38,7 +37,7 @@ class CubicSchedule:
             return 0.0
         done = min((step - self.start) // self.interval, self.updates)
         left = 1.0 - done / self.updates
-        return self.final + (self.initial - self.final) * left**3
+        return self.final - self.final * left**3
 
 
 def ramp(

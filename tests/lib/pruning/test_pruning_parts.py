@@ -22,7 +22,7 @@ def test_the_ramp_is_the_papers_cubic():
     schedule = ramp(**RAMP, steps=1000)
     assert (schedule.start, schedule.updates, schedule.end) == (200, 11, 750)
     for step in range(1001):
-        wanted = reference.sparsity(step, 200, 50, 11, 0.5, 0.0)
+        wanted = reference.sparsity(step, 200, 50, 11, 0.5)
         assert schedule.sparsity(step) == pytest.approx(wanted, abs=1e-15)
     assert schedule.sparsity(1000) == 0.5
 
