@@ -31,6 +31,13 @@ PAGES = {
 }
 
 
+@pytest.mark.parametrize("name", MARKDOWN)
+def test_no_page_gives_make_an_exit_code_but_2(name: str) -> None:
+    text = " ".join((ROOT / name).read_text().split())
+    codes = re.findall(r"`make\b[^`]*` [^.]{0,40}?exits with (\d)", text)
+    assert set(codes) <= {"2"}
+
+
 def without_code(text: str) -> str:
     return re.sub(r"^```.*?^```$", "", text, flags=re.M | re.S)
 

@@ -59,6 +59,12 @@ def test_a_python_that_does_not_start_says_why(tree: Path) -> None:
     assert "needs Python 3.11 or newer: there is none on PATH" in ended.stderr
 
 
+def test_make_prints_the_exit_code_of_a_script_and_exits_with_2(tree: Path) -> None:
+    done(tree, "defconfig-one")
+    (tree / "scripts/track.py").write_text("raise SystemExit(3)\n")
+    assert re.search(r"make: \*\*\* .*track\] Error 3", refused(tree, "track"))
+
+
 def test_help_lists_every_documented_target_and_every_target_is_documented() -> None:
     printed = done(ROOT, "help")
     assert not [line for line in printed.splitlines() if len(line) > 80]
