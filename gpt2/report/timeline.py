@@ -103,8 +103,7 @@ class Timeline:
 
     def shares(self, lanes: Sequence[Lane] | None = None) -> dict[str, float]:
         """Share of each state in the time of these lanes, by default of all."""
-        segments = [s for lane in self.lanes if not lanes or lane in lanes
-                    for s in lane.segments]  # fmt: skip
+        segments = [s for lane in lanes or self.lanes for s in lane.segments]
         total = sum(s.seconds for s in segments)
         return {
             state: sum(s.seconds for s in segments if s.state == state) / total

@@ -13,7 +13,7 @@ from typing import Any
 from gpt2.plan.names import OUT_OF_USE, RUNNER_FILE
 from gpt2.report.grades import HARMFUL, NEUTRAL, SUPPORTED
 from gpt2.report.read_results import read_matrix, records_of
-from gpt2.report.results import MatrixResults, Run
+from gpt2.report.results import MatrixResults
 from gpt2.report.timeline import (
     STATES,
     RunSpan,
@@ -34,15 +34,18 @@ MOST_SEGMENTS = 20_000  # of a chart
 
 def read_timeline(matrix: MatrixResults) -> Timeline:
     """The time line of a matrix, up to the present."""
-    now = time.time()
+    now, running = time.time(), 0
     attempts: list[RunSpan] = []
     set_back: list[str] = []
     for run in matrix.runs:
-        metrics = _records(matrix, run)
-        attempts += _attempts(matrix, run, metrics, now)
+        folder = matrix.root / run.run_dir
+        metrics = records_of(matrix, folder / METRICS_FILE) if run.on_disk else []
+        is_running = run.row["status"] == "running"
+        end = now if is_running else _updated(folder / STATUS_FILE)
+        attempts += attempts_of(run.run_dir, metrics, end)
         if clock_was_set_back(metrics):
             set_back.append(run.run_dir)
-    running = any(run.row["status"] == "running" for run in matrix.runs)
+        running += is_running
     last = max((attempt.end for attempt in attempts), default=now)
     records = records_of(matrix, matrix.root / RUNNER_FILE)
     sessions = sessions_of(records, now if running else last)
@@ -73,20 +76,6 @@ def _out_of_use(records: Iterable[Mapping[str, Any]]) -> list[str]:
     return lines
 
 
-def _records(matrix: MatrixResults, run: Run) -> list[dict[str, Any]]:
-    if not run.on_disk:
-        return []
-    return records_of(matrix, matrix.root / run.run_dir / METRICS_FILE)
-
-
-def _attempts(
-    matrix: MatrixResults, run: Run, records: list[dict[str, Any]], now: float
-) -> list[RunSpan]:
-    running = run.row["status"] == "running"
-    end = now if running else _updated(matrix.root / run.run_dir / STATUS_FILE)
-    return attempts_of(run.run_dir, records, end)
-
-
 def _updated(path: Path) -> float | None:
     """When a status was last written, as it says; None: unknown."""
     try:
@@ -99,7 +88,7 @@ def _updated(path: Path) -> float | None:
 
 def price_of(config: Path | None, matrix: MatrixResults) -> float | None:
     """PRICE_PER_GPU_HOUR of config.py if it exists, else of all runs; None: not set."""
-    return configured("PRICE_PER_GPU_HOUR", "price_per_gpu_hour", config, matrix.runs)
+    return configured("price_per_gpu_hour", config, matrix.runs)
 
 
 def time_lines(

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gpt2.report.evidence import FAMILIES, Rules
 from gpt2.report.results import Run
+from gpt2.settings.schema import SYMBOL_OF
 from lib.kconfig.config_py import read_config
 from lib.number_option import COUNT, LOSS, add_number
 from lib.safe_json import as_dict, number, text
+
+T = TypeVar("T")
 
 
 def add_rule_options(parser: argparse.ArgumentParser, family: bool = True) -> None:
@@ -50,43 +53,35 @@ def rules_for(
     """
     runs = list(runs)
     if margin is None:
-        margin = configured("REPORT_MARGIN", "report_margin", config, runs)
+        margin = configured("report_margin", config, runs)
     if looks is None:
-        found = configured("REPORT_LOOKS", "report_looks", config, runs)
+        found = configured("report_looks", config, runs)
         looks = None if found is None else int(found)
     if family is None:
-        family = _configured_family(config, runs)
+        family = _configured("report_family", config, runs, text, FAMILIES.__contains__)
     chosen: dict[str, Any] = {"margin": margin, "looks": looks, "family": family}
     chosen |= others
     return Rules(**{name: x for name, x in chosen.items() if x is not None})
 
 
-def configured(
-    symbol: str, field: str, config: Path | None, runs: Iterable[Run]
-) -> float | None:
-    """A positive number of config.py if it exists, else the one that all runs have
-    recorded in their part ``matrix``; None: neither."""
-    if config is not None and config.is_file():
-        configured = number(read_config(config).values.get(symbol))
-        if configured is not None:
-            return configured
-    recorded = {_recorded(run, field) for run in runs}
-    return recorded.pop() if len(recorded) == 1 else None
+def configured(field: str, config: Path | None, runs: Iterable[Run]) -> float | None:
+    """A number of config.py if it exists, else the positive one that all runs have
+    recorded; None: neither."""
+    return _configured(field, config, runs, number, lambda found: found > 0)
 
 
-def _configured_family(config: Path | None, runs: Iterable[Run]) -> str | None:
-    """Family of config.py if it exists, else the one that all runs have recorded."""
+def _configured(
+    field: str,
+    config: Path | None,
+    runs: Iterable[Run],
+    read: Callable[[object], T | None],
+    is_valid: Callable[[T], bool],
+) -> T | None:
+    """Value of config.py, else the valid one that all runs have in ``matrix``."""
     if config is not None and config.is_file():
-        found = read_config(config).values.get("REPORT_FAMILY")
-        if isinstance(found, str):
+        found = read(read_config(config).values.get(SYMBOL_OF[field]))
+        if found is not None:
             return found
-    parts = [as_dict(run.settings.get("matrix")) for run in runs]
-    recorded = {text(part.get("report_family")) for part in parts}
+    recorded = {read(as_dict(run.settings.get("matrix")).get(field)) for run in runs}
     found = recorded.pop() if len(recorded) == 1 else None
-    return found if found in FAMILIES else None
-
-
-def _recorded(run: Run, field: str) -> float | None:
-    """Value in the job of a run; None if it is not positive."""
-    found = number(as_dict(run.settings.get("matrix")).get(field))
-    return found if found is not None and found > 0 else None
+    return found if found is not None and is_valid(found) else None
