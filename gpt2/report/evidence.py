@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from gpt2.report.arms import (
@@ -89,9 +89,9 @@ def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     """Compare final losses, after the same number of updates on the same tokens."""
     losses = arm.by_seed("val_loss"), partner.by_seed("val_loss")
     widths = [resolution(a.values("val_loss")) for a in (arm, partner)]
-    unmatched = _unlike_budgets(arm, partner, rules, ("parameters", "tokens"))
-    batch = _unlike(arm, partner, "effective_batch", 0.0)
-    return _evidence(arm, partner, losses, unmatched + batch, None, widths)
+    limits = {"parameters": rules.tolerance, "tokens": rules.tolerance}
+    unmatched = _unlike(arm, partner, {**limits, "effective_batch": 0.0})
+    return _evidence(arm, partner, losses, unmatched, None, widths)
 
 
 def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
@@ -118,12 +118,11 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
         return _evidence(arm, partner, ({}, {}), (), None, (), lost)
     budget = min(known)
     ours, theirs = (_losses_at(a, budget, speed) for a, speed in speeds)
-    losses = ours, theirs
     widths = [resolution(_all_losses(a)) for a in (arm, partner)]
-    unmatched = _unlike_budgets(arm, partner, rules, ("parameters",))
+    unmatched = _unlike(arm, partner, {"parameters": rules.tolerance})
     if len({_machine(run) for run in runs}) > 1:
         unmatched += ("run on different hardware",)
-    return _evidence(arm, partner, losses, unmatched, budget, widths)
+    return _evidence(arm, partner, (ours, theirs), unmatched, budget, widths)
 
 
 def _all_losses(arm: Arm) -> list[float]:
@@ -249,26 +248,17 @@ def _unverified(arm: Arm, prefix: str) -> tuple[str, ...]:
     return found
 
 
-def _unlike_budgets(
-    arm: Arm, partner: Arm, rules: Rules, columns: Sequence[str]
-) -> tuple[str, ...]:
+def _unlike(arm: Arm, partner: Arm, limits: Mapping[str, float]) -> tuple[str, ...]:
+    """Reasons if the known means of a column differ by more than its relative limit."""
     found: tuple[str, ...] = ()
-    for column in columns:
-        found += _unlike(arm, partner, column, rules.tolerance)
+    for column, limit in limits.items():
+        mine, theirs = arm.mean(column), partner.mean(column)
+        if mine is None or theirs is None:
+            continue
+        if abs(mine - theirs) > limit * max(abs(mine), abs(theirs)):
+            share = f" by {100 * (mine / theirs - 1):+.1f}%" if theirs else ""
+            found += (f"{column.replace('_', ' ')} differ{share}",)
     return found
-
-
-def _unlike(arm: Arm, partner: Arm, column: str, tolerance: float) -> tuple[str, ...]:
-    """Reason if the means of a column differ by more than ``tolerance``, if known."""
-    mine, theirs = arm.mean(column), partner.mean(column)
-    if mine is None or theirs is None:
-        return ()
-    if abs(mine - theirs) <= tolerance * max(abs(mine), abs(theirs)):
-        return ()
-    name = column.replace("_", " ")
-    if theirs == 0:
-        return (f"{name} differ",)
-    return (f"{name} differ by {100 * (mine / theirs - 1):+.1f}%",)
 
 
 def _unlike_data(arm: Arm, partner: Arm) -> tuple[str, ...]:
