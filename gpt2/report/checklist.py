@@ -101,10 +101,6 @@ def _listing(values: Counter[Any], total: int, noun: str = "run") -> str:
 # ---- recorded by one run; None if it is not -------------------------------------
 
 
-def _provenance(run: Run) -> dict[str, Any]:
-    return as_dict(run.manifest.get("provenance"))
-
-
 def _field(data: dict[str, Any], name: str) -> str | None:
     value = data.get(name)
     if isinstance(value, bool):
@@ -122,7 +118,7 @@ def _attempts(run: Run) -> list[dict[str, Any]]:
         **{k: device.get(k) for k in ("backend", "runtime", "driver")},
         "device": device.get("name"),
         **as_dict(manifest.get("began")),
-        **_provenance(run),
+        **as_dict(manifest.get("provenance")),
     }
     resumed = manifest.get("resumed")
     return [first, *map(as_dict, resumed if isinstance(resumed, list) else [])]
@@ -138,10 +134,6 @@ def _of_each(
         return ", then ".join(x for x in values if x) or None
 
     return found
-
-
-def _commit(attempt: dict[str, Any]) -> str | None:
-    return _field(as_dict(attempt.get("git")), "sha")
 
 
 def _hardware(attempt: dict[str, Any]) -> str | None:
@@ -161,22 +153,18 @@ def _versions(attempt: dict[str, Any]) -> str | None:
     return ", ".join(f"{k} {v}" for k, v in versions.items() if v) or None
 
 
-def _effective_batch(run: Run) -> str | None:
-    return _field(run.manifest, "effective_batch")
-
-
 def _split(attempt: dict[str, Any]) -> str | None:
     names = ("micro_batch", "accumulation", "world_size")
     parts = [_field(attempt, name) for name in names]
     return None if None in parts else " x ".join(x or "?" for x in parts)
 
 
-def _precision(run: Run) -> str | None:
-    return _field(as_dict(run.settings.get("optim")), "mixed_precision")
+def _part(run: Run, name: str) -> dict[str, Any]:
+    return as_dict(run.settings.get(name))
 
 
 def _data(run: Run) -> str | None:
-    settings = as_dict(run.settings.get("data"))
+    settings = _part(run, "data")
     fingerprint = _field(run.manifest, "data_fingerprint")
     if fingerprint is None:
         return None
@@ -184,23 +172,19 @@ def _data(run: Run) -> str | None:
     return " ".join([*(x for x in names if x), f"({fingerprint})"])
 
 
-def _tokens(run: Run) -> str | None:
-    return _field(run.row, "tokens")
-
-
 ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
-    "commit": _of_each(_commit),
+    "commit": _of_each(lambda attempt: _field(as_dict(attempt.get("git")), "sha")),
     "hardware": _of_each(_hardware),
     "driver and runtime": _of_each(_runtime),
     "versions": _of_each(_versions),
-    "effective batch": _effective_batch,
+    "effective batch": lambda run: _field(run.manifest, "effective_batch"),
     "micro batch x accumulation x ranks": _of_each(_split),
-    "precision": _precision,
+    "precision": lambda run: _field(_part(run, "optim"), "mixed_precision"),
     "torch.compile": _of_each(partial(_field, name="compile")),
     "attention backend": _of_each(partial(_field, name="attention_backend")),
     "MLP backend": _of_each(partial(_field, name="mlp_backend")),
     "data": _data,
-    "training tokens": _tokens,
+    "training tokens": lambda run: _field(run.row, "tokens"),
 }
 KERNELS = ("torch.compile", "attention backend", "MLP backend")
 MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend", "MLP backend")
@@ -306,7 +290,7 @@ def _kernels(runs: list[Run]) -> Item:
         return Item("kernels", NOT_RECORDED, "not recorded in any manifest")
     values: dict[str, set[str]] = {}
     for run in runs:
-        if as_dict(run.settings.get("resources")).get("other_kernels"):
+        if _part(run, "resources").get("other_kernels"):
             continue  # an A/A control differs on purpose
         for name, value in as_dict(run.manifest.get("kernels")).items():
             values.setdefault(clean(name), set()).add(str(value))
