@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
 from gpt2.report.checklist import checklist
@@ -48,7 +48,7 @@ def markdown_report(
         escape(" ".join(family_lines(judged))),
         "## Verdicts",
         _main_table(judged),
-        _remarks(judged),
+        _listed(remarks(judged)),
         _sizes(judged),
         _rates(judged),
         _sweep_tables(judged),
@@ -81,10 +81,17 @@ def escape(text: str) -> str:
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def _grid(heads: list[str], rows: list[list[str]], numeric: list[bool]) -> str:
-    rule = ["--:" if is_number else "---" for is_number in numeric]
-    lines = [heads, rule, *rows]
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
+class _Link(str):
+    """Cell that is Markdown already."""
+
+
+def _grid(heads: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:
+    """Table of texts, which are escaped. sides: l or r for each column."""
+    rule = [_Link("--:" if side == "r" else "---") for side in sides]
+    return "\n".join(
+        f"| {' | '.join(x if isinstance(x, _Link) else escape(x) for x in cells)} |"
+        for cells in (heads, rule, *rows)
+    )
 
 
 def _evaluations(judged: Judgement) -> list[str]:
@@ -103,9 +110,9 @@ def _columns_table(judged: Judgement, keys: list[str]) -> str:
 
 
 def _table(lines: list[Line], columns: list[Column]) -> str:
-    rows = [[escape(column.show(line)) for column in columns] for line in lines]
-    heads = [escape(column.heading) for column in columns]
-    return _grid(heads, rows, [column.is_number for column in columns])
+    rows = [[column.show(line) for column in columns] for line in lines]
+    heads = [column.heading for column in columns]
+    return _grid(heads, rows, "".join("lr"[column.is_number] for column in columns))
 
 
 def _main_table(judged: Judgement) -> str:
@@ -133,22 +140,16 @@ def _both_table(judged: Judgement) -> str:
         steps, time = c.at_steps, c.at_time
         cells = [c.arm.label, c.partner.label, difference_text(steps)]
         cells += [grade_text(steps.grade), human.duration(time.seconds)]
-        cells += [
-            difference_text(time),
-            p_text(time.p_deciding),
-            grade_text(time.grade),
-        ]
-        rows.append([escape(cell) for cell in cells])
-    if not rows:
-        return "There is nothing to compare yet."
-    is_number = [False, False, True, False, True, True, True, False]
-    return _grid(heads, rows, is_number)
-
-
-def _remarks(judged: Judgement) -> str:
-    return "\n".join(
-        f"- **{escape(label)}**: {escape(what)}" for label, what in remarks(judged)
+        cells += [difference_text(time), p_text(time.p_deciding)]
+        rows.append([*cells, grade_text(time.grade)])
+    return (
+        _grid(heads, rows, "llrlrrrl") if rows else "There is nothing to compare yet."
     )
+
+
+def _listed(remarks: Iterable[tuple[str, str]]) -> str:
+    """List of (label of an arm, sentence)."""
+    return "\n".join(f"- **{escape(arm)}**: {escape(text)}" for arm, text in remarks)
 
 
 def _chart_links(matrix: MatrixResults) -> str:
@@ -169,27 +170,15 @@ def _rates(judged: Judgement) -> str:
     """Section on LR_SWEEP; "" without it."""
     if not judged.own_best.arms:
         return ""
-    heads, rows = rate_table(judged)
-    numeric = [False, False, *(True for _ in heads[2:])]
-    remarks = [
-        f"- **{escape(arm)}**: {escape(text)}" for arm, text in rate_remarks(judged)
-    ]
-    text = OWN_BEST.format(number=len(judged.own_best.comparisons))
+    (heads, rows), best = rate_table(judged), best_table(judged)
     parts = [
-        *("## Learning rates", _grid(heads, _escaped(rows), numeric)),
+        *("## Learning rates", _grid(heads, rows, "ll".ljust(len(heads), "r"))),
         *("### Each arm at its own best rate", escape(judged.own_best.pending)),
-        "\n".join(remarks),
-        text,
+        _grid(*best, "llrrrl") if best[1] else "",
+        _listed(rate_remarks(judged)),
+        OWN_BEST.format(number=len(judged.own_best.comparisons)),
     ]
-    heads, rows = best_table(judged)
-    if rows:
-        is_number = [False, False, True, True, True, False]
-        parts.insert(4, _grid(heads, _escaped(rows), is_number))
     return "\n\n".join(part for part in parts if part)
-
-
-def _escaped(rows: list[list[str]]) -> list[list[str]]:
-    return [[escape(cell) for cell in row] for row in rows]
 
 
 def _sizes(judged: Judgement) -> str:
@@ -201,13 +190,12 @@ def _sizes(judged: Judgement) -> str:
         (p for t in trends for p in t.points), key=lambda point: point.parameters
     )
     sizes = {point.size: human.count(point.parameters) for point in points}
-    heads = ["arm", *(escape(f"{size} ({n})") for size, n in sizes.items())]
+    heads = ["arm", *(f"{size} ({n})" for size, n in sizes.items())]
     rows = []
     for trend in trends:
         verdicts = {point.size: point.comparison.at_steps for point in trend.points}
-        cells = [_difference(verdicts.get(size)) for size in sizes]
-        rows.append([escape(trend.name), *map(escape, cells)])
-    table = _grid(heads, rows, [False, *(True for _ in sizes)])
+        rows.append([trend.name, *(_difference(verdicts.get(size)) for size in sizes)])
+    table = _grid(heads, rows, "l".ljust(len(heads), "r"))
     lines = "\n".join(f"- {escape(line)}" for line in size_lines(judged))
     return "\n\n".join(["## Difference by size", table, lines])
 
@@ -219,16 +207,14 @@ def _difference(verdict: Verdict | None) -> str:
 
 
 def _sweep_tables(judged: Judgement) -> str:
-    parts = []
-    for table in sweep_tables(judged):
-        rows = [[escape(cell) for cell in table.cells(row)] for row in table.rows]
-        numeric = [False, *(True for _ in table.values), False]
-        parts.append(_grid([escape(head) for head in table.heads], rows, numeric))
-    if not parts:
+    tables = [
+        _grid(table.heads, map(table.cells, table.rows), f"l{'r' * len(table.values)}l")
+        for table in sweep_tables(judged)
+    ]
+    if not tables:
         return ""
-    return "\n\n".join(
-        ["## Loss by swept value", *parts, BEST_OF_SWEEP.replace("*", "\\*")]
-    )
+    best = BEST_OF_SWEEP.replace("*", "\\*")
+    return "\n\n".join(["## Loss by swept value", *tables, best])
 
 
 def _checklist(matrix: MatrixResults, judged: Judgement) -> str:
@@ -247,18 +233,16 @@ def _runs(matrix: MatrixResults) -> str:
         label = row["name"] if row["step"] is None else f"{row['step']} {row['name']}"
         failure = f": {row['failure']}" if row["failure"] else ""
         state = f"{row['status']}{failure}"
-        loss = human.fixed(row["val_loss"], 6)
-        cells = [escape(str(cell)) for cell in (label, row["seed"], state, loss)]
-        rows.append([*cells, _manifest_link(matrix, run), escape(row["hash"] or "")])
+        cells = [label, str(row["seed"]), state, human.fixed(row["val_loss"], 6)]
+        rows.append([*cells, _manifest_link(matrix, run), row["hash"] or ""])
     heads = ["arm", "seed", "status", "val loss", "manifest", "hash"]
-    return _grid(heads, rows, [False, True, False, True, False, False])
+    return _grid(heads, rows, "lrlrll")
 
 
-def _manifest_link(matrix: MatrixResults, run: Run) -> str:
+def _manifest_link(matrix: MatrixResults, run: Run) -> _Link:
     path = f"{run.run_dir}/manifest.json"
-    if not (matrix.root / path).is_file():
-        return human.NONE
-    return f"[{escape(run.run_dir)}]({quote(path)})"
+    is_there = (matrix.root / path).is_file()
+    return _Link(f"[{escape(run.run_dir)}]({quote(path)})" if is_there else human.NONE)
 
 
 def _left_out(matrix: MatrixResults) -> str:
