@@ -30,21 +30,12 @@ STYLES = {
     "UNMATCHED": "yellow",
     "UNVERIFIED": "yellow",
 }
-TERMINAL = (  # heading, column, justification
-    ("step", "step", "right"),
-    ("what changed", "title", "left"),
-    ("seeds", "seeds", "right"),
-    ("val loss", "val_loss", "right"),
-    ("difference", "difference", "right"),
-    ("ppl", "val_perplexity", "right"),
-    ("acc", "val_accuracy", "right"),
-    ("params", "parameters", "right"),
-    ("zeros", "sparsity", "right"),
-    ("heads", "heads_left", "right"),
-    ("tok/s", "tokens_per_s", "right"),
-    ("time", "seconds", "right"),
-    ("verdict", "grade", "left"),
+KEYS = (
+    *("step", "title", "seeds", "val_loss", "difference", "val_perplexity"),
+    *("val_accuracy", "parameters", "sparsity", "heads_left", "tokens_per_s"),
+    *("seconds", "grade"),
 )
+SHORTER = {"val_accuracy": "acc", "tokens_per_s": "tok/s"}  # headings
 MORE = "more room for the title"
 # Columns by importance, for narrow terminals.
 BY_IMPORTANCE = (
@@ -93,8 +84,11 @@ def terminal_report(
     # An arm at its own best rate often has the remarks that it has at equal rates.
     said = [f"  {label}: {what}" for label, what in remarks(judged)]
     parts.extend(Text(line) for line in dict.fromkeys([*said, *rate_lines(judged)]))
-    if failed := [run for run in matrix.runs if _is_fault(run)]:
-        parts.extend(Text(f"  {_fault(run)}", style="red") for run in failed)
+    parts.extend(
+        Text(f"  {_fault(run)}", style="red")
+        for run in matrix.runs
+        if run.row["status"] in ("failed", "oom", "unreadable")
+    )
     parts.extend(
         Text(f"  left out: {item.path}: {item.reason}", style="yellow")
         for item in matrix.left_out
@@ -108,31 +102,29 @@ def _terminal_table(judged: Judgement, width: int) -> list[RenderableType]:
     from rich.text import Text
 
     lines = lines_of(judged)
-    absent = set() if _has_steps(lines) else {"step"}
-    absent |= {"sparsity", "heads_left"} - {
-        column.key for column in shown_columns(lines)
-    }
+    has_steps = any(line.arm.step is not None for line in lines)
+    absent = {"sparsity", "heads_left"} - {c.key for c in shown_columns(lines)}
+    absent |= set() if has_steps else {"step"}
+    headings = {key: SHORTER.get(key, COLUMN[key].heading) for key in KEYS}
     widths = {
         key: max(map(len, (heading, *(COLUMN[key].show(line) for line in lines))))
-        for heading, key, _ in TERMINAL
+        for key, heading in headings.items()
     } | {"title": TITLE_WIDTH, MORE: MORE_WIDTH - GAP}
     needs = [(key, widths[key] + GAP) for key in BY_IMPORTANCE if key not in absent]
     shown = columns_that_fit(needs, width)
     if "grade" not in shown:
         return [Text(_short_line(line)) for line in lines]
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for heading, key, justify in TERMINAL:
-        if key not in shown:
-            continue
-        wide = key == "title"
+    columns = [COLUMN[key] for key in KEYS if key in shown]
+    for column in columns:
         table.add_column(
-            heading,
-            justify=justify,  # type: ignore[arg-type]
-            no_wrap=not wide,
+            headings[column.key],
+            justify="right" if column.is_number else "left",
+            no_wrap=column.key != "title",
             overflow="fold",
         )
     for line in lines:
-        cells = (COLUMN[key].show(line) for _, key, _ in TERMINAL if key in shown)
+        cells = (column.show(line) for column in columns)
         style = STYLES.get(line.grade, "")
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return [table]
@@ -142,14 +134,6 @@ def _short_line(line: Line) -> str:
     """Label, grade and difference, where a table with verdicts does not fit."""
     cells = (COLUMN[key].show(line) for key in ("grade", "difference"))
     return f"{line.arm.label}: {', '.join(cells)}"
-
-
-def _has_steps(lines: list[Line]) -> bool:
-    return any(line.arm.step is not None for line in lines)
-
-
-def _is_fault(run: Run) -> bool:
-    return run.row["status"] in ("failed", "oom", "unreadable")
 
 
 def _fault(run: Run) -> str:
