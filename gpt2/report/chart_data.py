@@ -91,7 +91,7 @@ def _effect(comparison: Comparison) -> dict[str, Any]:
 
 def _measure(verdict: Verdict) -> dict[str, Any]:
     inner, outer = verdict.interval, verdict.family_interval
-    summary = f"{verdict.grade}: {difference_text(verdict)}, {interval_text(verdict)}"
+    summary = f"{verdict.grade}: {difference_text(verdict)}, {interval_text(inner)}"
     return {
         "mean": verdict.mean,
         "inner": None if inner is None else [inner.low, inner.high],

@@ -39,20 +39,17 @@ class Column:
     is_main: bool = False
 
 
-def _steps(line: Line) -> Verdict | None:
-    return line.comparison.at_steps if line.comparison else None
+def _steps(line: Line) -> Verdict:
+    """Verdict after equal numbers of updates; without a partner an empty one."""
+    return line.comparison.at_steps if line.comparison else Verdict()
 
 
-def _time(line: Line) -> Verdict | None:
-    return line.comparison.at_time if line.comparison else None
+def _time(line: Line) -> Verdict:
+    return line.comparison.at_time if line.comparison else Verdict()
 
 
 def _partner(line: Line) -> str:
     return line.comparison.partner.label if line.comparison else human.NONE
-
-
-def _mean(name: str) -> Callable[[Line], Value]:
-    return lambda line: line.arm.mean(name)
 
 
 def _measure(
@@ -63,14 +60,11 @@ def _measure(
     main: bool = False,
 ) -> Column:
     """Column for the mean of a result."""
-    return Column(
-        key,
-        heading,
-        help,
-        _mean(key),
-        lambda line: form(line.arm.mean(key)),
-        is_main=main,
-    )
+
+    def mean(line: Line) -> float | None:
+        return line.arm.mean(key)
+
+    return Column(key, heading, help, mean, lambda line: form(mean(line)), is_main=main)
 
 
 def _fixed(digits: int) -> Callable[[float | None], str]:
@@ -104,8 +98,8 @@ def _ratio(line: Line) -> float | None:
     return ratio_of(line.arm.runs[0]) if line.arm.runs else None
 
 
-def _test_text(verdict: Verdict | None) -> str:
-    if verdict is None or verdict.test is None or verdict.level is None:
+def _test_text(verdict: Verdict) -> str:
+    if verdict.test is None or verdict.level is None:
         return human.NONE
     return f"{verdict.test} at {human.level(verdict.level)}"
 
@@ -152,7 +146,7 @@ COLUMNS: tuple[Column, ...] = (
         "difference",
         "Loss minus the partner's, paired by seed, ± half its 95% interval; "
         "negative is better",
-        lambda line: v.mean if (v := _steps(line)) else None,
+        lambda line: _steps(line).mean,
         lambda line: difference_text(_steps(line)),
         is_main=True,
     ),
@@ -160,21 +154,21 @@ COLUMNS: tuple[Column, ...] = (
         "interval",
         "95% interval",
         "Student's t on the paired differences, for this arm alone",
-        lambda line: v.interval.low if (v := _steps(line)) and v.interval else None,
-        lambda line: interval_text(_steps(line)),
+        lambda line: x.low if (x := _steps(line).interval) else None,
+        lambda line: interval_text(_steps(line).interval),
     ),
     Column(
         "p_deciding",
         "p",
         "p of no difference, corrected over all arms, by the test that decides",
-        lambda line: v.p_deciding if (v := _steps(line)) else None,
-        lambda line: p_text(v.p_deciding if (v := _steps(line)) else None),
+        lambda line: _steps(line).p_deciding,
+        lambda line: p_text(_steps(line).p_deciding),
     ),
     Column(
         "test",
         "test",
         "Number of its test in the sequential family, and the level",
-        lambda line: v.test if (v := _steps(line)) else None,
+        lambda line: _steps(line).test,
         lambda line: _test_text(_steps(line)),
     ),
     _measure("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
@@ -279,7 +273,7 @@ COLUMNS: tuple[Column, ...] = (
         "difference_time",
         "difference, equal time",
         "Difference of the losses when the first run of both arms ended",
-        lambda line: v.mean if (v := _time(line)) else None,
+        lambda line: _time(line).mean,
         lambda line: difference_text(_time(line)),
         is_main=True,
     ),

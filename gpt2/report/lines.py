@@ -13,6 +13,7 @@ from gpt2.report.results import Run
 from gpt2.report.verdicts import Comparison, Judgement
 from gpt2.settings.parse import settings_from_dict
 from lib import human
+from lib.stats import Interval
 
 Value = float | str | None
 BASELINE, NO_PARTNER = "baseline", "no partner"
@@ -51,18 +52,12 @@ class Line:
 
 def lines_of(judged: Judgement) -> list[Line]:
     """Lines: the A/A control first, then one per arm, in the order of the matrix."""
-    return [
-        *map(_control_line, judged.controls),
-        *(
-            Line(arm, judged.of(arm), _alone(arm, judged))
-            for arm in judged.arms
-            if not arm.is_control
-        ),
-    ]
-
-
-def _alone(arm: Arm, judged: Judgement) -> str:
-    return NO_PARTNER if arm.label in judged.notes else BASELINE
+    lines = [_control_line(control) for control in judged.controls]
+    for arm in judged.arms:
+        if not arm.is_control:
+            alone = NO_PARTNER if arm.label in judged.notes else BASELINE
+            lines.append(Line(arm, judged.of(arm), alone))
+    return lines
 
 
 def _control_line(control: Control) -> Line:
@@ -85,9 +80,9 @@ def seeds_text(line: Line) -> str:
     return str(done) if done == planned else f"{done}/{planned}"
 
 
-def difference_text(verdict: Verdict | None) -> str:
+def difference_text(verdict: Verdict) -> str:
     """Mean and half width of its interval, for example "−0.0182 ± 0.0041"."""
-    if verdict is None or verdict.mean is None:
+    if verdict.mean is None:
         return human.NONE
     mean = human.fixed(verdict.mean, DIGITS, sign=True)
     if verdict.interval is None:
@@ -96,13 +91,12 @@ def difference_text(verdict: Verdict | None) -> str:
     return f"{mean} ± {human.fixed(half, DIGITS)}"
 
 
-def interval_text(verdict: Verdict | None) -> str:
+def interval_text(interval: Interval | None) -> str:
     """ "[−0.0223, −0.0141]" """
-    if verdict is None or verdict.interval is None:
+    if interval is None:
         return human.NONE
-    low, high = verdict.interval.low, verdict.interval.high
-    ends = human.fixed(low, DIGITS, True), human.fixed(high, DIGITS, True)
-    return f"[{ends[0]}, {ends[1]}]"
+    low, high = (human.fixed(x, DIGITS, True) for x in (interval.low, interval.high))
+    return f"[{low}, {high}]"
 
 
 def p_text(p: float | None) -> str:

@@ -63,5 +63,5 @@ def _bootstrap_doubt(verdict: Verdict) -> str:
     if t is None or bootstrap is None or (0 in t) == (0 in bootstrap):
         return ""
     which = "includes" if 0 in bootstrap else "excludes"
-    ends = interval_text(Verdict(interval=bootstrap))
+    ends = interval_text(bootstrap)
     return f"the bootstrap interval {ends} {which} 0, unlike Student's t"

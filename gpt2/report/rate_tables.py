@@ -91,7 +91,7 @@ def best_table(judged: Judgement) -> Table:
     rows = [
         [
             *(c.arm.label, c.partner.label, difference_text(c.verdict)),
-            *(interval_text(c.verdict), p_text(c.verdict.p_deciding)),
+            *(interval_text(c.verdict.interval), p_text(c.verdict.p_deciding)),
             grade_text(c.verdict.grade),
         ]
         for c in judged.own_best.comparisons
