@@ -130,7 +130,10 @@ def grade_family(
             )
             found = together[index] if together else None
             if found is not None and found.p is not None:
-                verdict = _with_pooled(verdict, found)
+                interval = _around(verdict.mean, found.half_width)
+                verdict = dataclasses.replace(
+                    verdict, p_pooled=found.p, family_interval=interval
+                )
         verdicts.append(dataclasses.replace(verdict, grade=_grade(verdict, rules)))
     return verdicts
 
@@ -145,12 +148,10 @@ def grade_test(
     """
     verdict, (p, q) = ungraded(sample, rules), _tests(sample, rules)
     if test is not None and p is not None and q is not None:
-        assert verdict.mean is not None
         scale = rules.alpha / test.level
         family = stats.t_interval(sample.differences, test.level, sample.rounding)
         if is_own:
-            ends = verdict.mean - test.half_width, verdict.mean + test.half_width
-            family = stats.Interval(*ends)
+            family = _around(verdict.mean, test.half_width)
         verdict = dataclasses.replace(
             verdict,
             family_interval=family,
@@ -163,22 +164,18 @@ def grade_test(
     return dataclasses.replace(verdict, grade=_grade(verdict, rules))
 
 
-def _with_pooled(verdict: Verdict, found: Pooled) -> Verdict:
-    assert verdict.mean is not None
-    ends = (verdict.mean - found.half_width, verdict.mean + found.half_width)
-    return dataclasses.replace(
-        verdict, p_pooled=found.p, family_interval=stats.Interval(*ends)
-    )
+def _around(mean: float | None, half: float) -> stats.Interval:
+    assert mean is not None
+    return stats.Interval(mean - half, mean + half)
 
 
 def _tests(sample: Differences, rules: Rules) -> tuple[float | None, float | None]:
     """p of the paired t test and of the equivalence test; None with too few seeds."""
-    if len(sample.differences) < stats.MIN_SEEDS:
+    values, rounding = sample.differences, sample.rounding
+    if len(values) < stats.MIN_SEEDS:
         return None, None
-    return (
-        stats.t_test(sample.differences, sample.rounding),
-        stats.equivalence_test(sample.differences, rules.margin, sample.rounding),
-    )
+    equivalent = stats.equivalence_test(values, rules.margin, rounding)
+    return stats.t_test(values, rounding), equivalent
 
 
 def ungraded(sample: Differences, rules: Rules, family: int = 1) -> Verdict:
@@ -259,11 +256,10 @@ def _disagreement(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
     pooled, holm, alpha = verdict.p_pooled, verdict.p_holm, rules.alpha_of_look
     if pooled is None or holm is None or (pooled < alpha) == (holm < alpha):
         return ()
-    found, not_found = (
-        ("pooled", "paired t") if pooled < alpha else ("paired t", "pooled")
-    )
+    tests = ("pooled", "paired t")
+    found, other = tests if pooled < alpha else tests[::-1]
     return (
-        f"the {found} test finds a difference and the {not_found} test does not "
+        f"the {found} test finds a difference and the {other} test does not "
         f"(p {pooled:.3f} pooled, which decides; {holm:.3f} paired t with Holm)",
     )
 

@@ -254,15 +254,12 @@ def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:
         other = owners.setdefault(key, run)
         if other is run:
             continue
-        at_home = run.on_disk and run.job.get("run_dir") == run.run_dir
-        loser = other if at_home or not other.on_disk else run
-        if not (run.on_disk or other.on_disk):
-            loser = run
-        owners[key] = run if loser is other else other
+        at_home = run.job.get("run_dir") == run.run_dir
+        is_better = run.on_disk and (at_home or not other.on_disk)
+        owners[key], loser = (run, other) if is_better else (other, run)
         del found[loser.run_dir]
         if loser.on_disk:
-            reason = f"duplicate of {owners[key].run_dir}"
-            matrix.leave_out(Path(loser.run_dir), reason)
+            matrix.leave_out(loser.run_dir, f"duplicate of {owners[key].run_dir}")
 
 
 def _place(run: Run, order: Mapping[str, int]) -> tuple:
