@@ -231,7 +231,7 @@ class _Worker:
         say: Callable[[str], None],
     ) -> None:
         self._backend, self._run, self._history, self._say = backend, run, history, say
-        self._queue: queue.Queue[Record | None] = queue.Queue(QUEUE_SIZE)
+        self._queue: queue.SimpleQueue[Record | None] = queue.SimpleQueue()
         self._lost = 0
         self._ended = threading.Event()
         self._summary: Values = {}
@@ -243,15 +243,14 @@ class _Worker:
     def put(self, record: Record) -> None:
         if self._ended.is_set():
             return
-        try:
-            self._queue.put_nowait(record)
-        except queue.Full:
+        if self._queue.qsize() < QUEUE_SIZE:
+            self._queue.put(record)
+        else:
             self._lost += 1
 
     def close(self, summary: Values) -> None:
         self._summary = summary
-        with suppress(queue.Full):
-            self._queue.put_nowait(None)
+        self._queue.put(None)  # beyond QUEUE_SIZE, or a full queue would never end
 
     def join(self, timeout: float) -> None:
         self._thread.join(timeout)

@@ -135,6 +135,19 @@ def test_a_tracker_that_was_too_slow_says_what_it_lost(tmp_path):
     ]
 
 
+def test_a_tracker_that_catches_up_at_the_end_gets_the_summary(tmp_path):
+    """Its queue is full when the run ends."""
+    slow = Recorder("slow", hold=threading.Event())
+    trackers = Trackers([slow], tracked(tmp_path))
+    trackers.log("train", 0, {"loss": 1.0})
+    time.sleep(0.1)  # until it holds the first record, of which the queue is free
+    for step in range(1, QUEUE_SIZE + 500):
+        trackers.log("train", step, {"loss": 1.0})
+    threading.Timer(0.2, slow.hold.set).start()
+    trackers.finish({"val_loss": 3.0}, timeout=5)
+    assert slow.summary == {"val_loss": 3.0} and len(slow.seen) >= QUEUE_SIZE
+
+
 def test_names():
     assert parse_trackers("trackio, wandb,trackio") == ("trackio", "wandb")
     assert parse_trackers("") == parse_trackers("none") == ()
