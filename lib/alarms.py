@@ -148,9 +148,8 @@ class LossWatch:
             recent.popleft()
         if recent[0][0] > step - limits.norm_span:
             return []
-        running = median_low(
-            norm for _, _, norm in recent
-        )  # a single spike does not count
+        # A single spike does not count.
+        running = median_low(norm for _, _, norm in recent)
         mean = fmean(loss for _, loss, _ in recent)
         self._calmest = lowest = min(self._calmest, running)
         if running <= limits.norm_growth / 2 * lowest:
@@ -158,11 +157,10 @@ class LossWatch:
         has_grown = running >= limits.norm_growth * lowest
         if not has_grown or mean <= (1 - limits.stall) * self._calm_loss:
             return []
-        text = (
-            f"the gradient norm grew from {lowest:.2f} to {running:.2f} while the loss"
-        )
-        went = f"went from {self._calm_loss:.3f} to {mean:.3f}"
-        return self._once(GROWING, step, f"{text} {went}: are the gradients right?")
+        norms = f"the gradient norm grew from {lowest:.2f} to {running:.2f}"
+        losses = f"the loss went from {self._calm_loss:.3f} to {mean:.3f}"
+        text = f"{norms} while {losses}: are the gradients right?"
+        return self._once(GROWING, step, text)
 
     def _flat(self, step: int) -> list[Alarm]:
         assert self._first is not None

@@ -309,10 +309,27 @@ def power(
     """
     if seeds < MIN_SEEDS:
         return 0.0
-    bound, own = _bounds(seeds, comparisons, alpha)
+    bounds = _bounds(seeds, comparisons, alpha)
+    return chance_beyond(*bounds, delta, sd, seeds, alpha / comparisons, margin)
+
+
+def chance_beyond(
+    bound: Array,
+    own: Array,
+    delta: float,
+    sd: float,
+    seeds: int,
+    level: float,
+    margin: float,
+) -> float:
+    """Mean chance over draws that the difference d of ``power`` exceeds its bound and
+    what the equivalence test at ``level`` would accept.
+
+    bound: on sqrt(seeds) |d|; own: standard deviation, both for arms of unit noise.
+    """
     unit = sd / np.sqrt(2)
     if margin > 0:
-        t = special.stdtrit(seeds - 1, 1 - alpha / comparisons)
+        t = special.stdtrit(seeds - 1, 1 - level)
         bound = np.maximum(bound, margin * np.sqrt(seeds) / unit - t * own)
     found = special.ndtr((abs(delta) * np.sqrt(seeds) / unit - bound) / np.sqrt(2))
     return float(found.mean())

@@ -56,14 +56,9 @@ GRID = np.geomspace(0.3, 1e6, 150)  # statistics at which p is computed
 # ---- levels ---------------------------------------------------------------------
 
 
-@functools.cache
-def _zeta() -> float:
-    return float(special.zeta(DECAY))
-
-
 def gamma(number: int) -> float:
     """Share of test ``number`` (from 1); all shares sum to 1."""
-    return float(number**-DECAY) / _zeta()
+    return float(number**-DECAY) / float(special.zeta(DECAY))
 
 
 def fallback_level(
@@ -253,13 +248,8 @@ def power(
         return stats.power_of_difference(delta, sd, seeds, level, margin)
     if seeds < stats.MIN_SEEDS:
         return 0.0
-    bound, own = _bounds(min(arms, MOST_ARMS), seeds, alpha, level)
-    unit = sd / np.sqrt(2)
-    if margin > 0:
-        t = special.stdtrit(seeds - 1, 1 - level)
-        bound = np.maximum(bound, margin * np.sqrt(seeds) / unit - t * own)
-    found = special.ndtr((abs(delta) * np.sqrt(seeds) / unit - bound) / np.sqrt(2))
-    return float(found.mean())
+    bounds = _bounds(min(arms, MOST_ARMS), seeds, alpha, level)
+    return pooled_variance.chance_beyond(*bounds, delta, sd, seeds, level, margin)
 
 
 @functools.lru_cache(maxsize=256)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -230,15 +231,8 @@ class Seeds:
 def seeds_needed(power_with: Callable[[int], float], power: float) -> Seeds | None:
     """The smallest number of seeds, from MIN_SEEDS, that reaches the power; None over
     MAX_SEEDS. ``power_with(n)`` must rise with n."""
-    low, high = MIN_SEEDS - 1, MIN_SEEDS
-    while power_with(high) < power:
-        if high >= MAX_SEEDS:
-            return None
-        low, high = high, min(2 * high, MAX_SEEDS)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if power_with(middle) >= power else (middle, high)
-    return Seeds(high)
+    place = bisect_left(SEED_NUMBERS, power, key=power_with)
+    return Seeds(SEED_NUMBERS[place]) if place < len(SEED_NUMBERS) else None
 
 
 def seed_window(

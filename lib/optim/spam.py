@@ -22,7 +22,7 @@ until the next reset.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -84,12 +84,8 @@ class AdamWSPAM(AdamW):
         return int(self.param_groups[0][UPDATES])
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns the closure's loss, if it has one."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """One update."""
         self._count()
         update = self.updates
         if update % self.interval == 0:
@@ -102,7 +98,6 @@ class AdamWSPAM(AdamW):
         else:
             with self._scaled(scale):
                 super().step()
-        return loss
 
     def _count(self) -> None:
         for group in self.param_groups:
