@@ -98,6 +98,14 @@ def open_to_append(path: str | Path) -> IO[bytes]:
         raise
 
 
+def text_or_empty(path: str | Path) -> str:
+    """Text of a file of the system, as in /proc or /sys; "" if it cannot be read."""
+    try:
+        return Path(path).read_text(errors="replace")
+    except OSError:
+        return ""
+
+
 def strangers(folder: Path, ours: re.Pattern[str]) -> list[str]:
     """Entries of a folder other than plain files whose relative path matches ``ours``.
 

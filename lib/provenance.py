@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lib.files import text_or_empty
 from lib.jobs.run_files import now
 
 DIFF_LIMIT = 200_000  # characters of a dirty diff that are kept
@@ -110,9 +111,11 @@ def package_versions() -> dict[str, str | None]:
 
 def cpu(proc: str | Path = "/proc") -> dict[str, Any]:
     """Model name, cores this process may use, and memory in bytes (None: unknown)."""
-    lines = _lines(Path(proc) / "cpuinfo")
+    lines, memory = (
+        text_or_empty(Path(proc, name)).splitlines() for name in ("cpuinfo", "meminfo")
+    )
     names = [x.partition(":")[2].strip() for x in lines if x.startswith("model name")]
-    total = [x.split()[1] for x in _lines(Path(proc) / "meminfo") if "MemTotal" in x]
+    total = [x.split()[1] for x in memory if "MemTotal" in x]
     return {
         "model": names[0] if names else platform.processor() or platform.machine(),
         "cores": usable_cores(),
@@ -132,13 +135,6 @@ def _version(name: str) -> str | None:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
 
 
 def _git(root: str | Path, *words: str) -> str:

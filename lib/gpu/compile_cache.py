@@ -20,6 +20,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from lib.files import text_or_empty
+
 INDUCTOR, TRITON = "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR"
 # torch.compile traces our custom operators by name alone. A change of their gradients
 # or shapes is invisible in a graph, and has to be part of the key.
@@ -58,11 +60,8 @@ def _own_folder(environ: Mapping[str, str]) -> Path | None:
     return Path(root) / "kablate" if root else None
 
 
-def _cpu(cpuinfo: str = "/proc/cpuinfo") -> str:
-    try:
-        lines = Path(cpuinfo).read_text(errors="replace").splitlines()
-    except OSError:
-        lines = []
+def _cpu() -> str:
+    lines = text_or_empty("/proc/cpuinfo").splitlines()
     names = ("flags", "Features")  # x86-64, Arm
     flags = next((line for line in lines if line.startswith(names)), "")
     digest = hashlib.sha256(flags.encode()).hexdigest()[:8]

@@ -23,6 +23,7 @@ import numpy
 import torch
 
 from lib import provenance
+from lib.files import text_or_empty
 
 NAMES = "auto, cpu, cuda, cuda:N, rocm, rocm:N"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -214,9 +215,9 @@ def has_bf16(properties: Any, backend: str) -> bool:
 def driver_version(backend: str, root: str | Path = "/") -> str:
     """The kernel driver's version as the system writes it down, else "unknown"."""
     if backend == "rocm":
-        text = _read(Path(root) / "sys/module/amdgpu/version")
+        text = text_or_empty(Path(root) / "sys/module/amdgpu/version")
         return text.strip() or f"amdgpu of kernel {platform.release()}"
-    text = _read(Path(root) / "proc/driver/nvidia/version")
+    text = text_or_empty(Path(root) / "proc/driver/nvidia/version")
     found = re.search(r"Kernel Module.*?\s(\d+(?:\.\d+)+)", text)
     return found[1] if found else "unknown"
 
@@ -240,13 +241,6 @@ def describe(info: DeviceInfo) -> str:
         kind = "HIP" if info.backend == "rocm" else "CUDA"
         rows += [("driver", info.driver), (kind, info.runtime)]
     return "\n".join(f"  {name:<14}{value}" for name, value in rows)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
 
 
 # ---- arithmetic -----------------------------------------------------------------

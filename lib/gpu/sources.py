@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
+from lib.files import text_or_empty
+
 READINGS = (
     "utilisation",  # percent of the time that a kernel ran
     "memory_used_bytes",
@@ -292,10 +294,7 @@ def _slot(device: Path) -> str:
 
 
 def _words(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace").strip()
-    except OSError:
-        return ""
+    return text_or_empty(path).strip()
 
 
 def _in(path: Path, unit: float = 1.0) -> float | None:
