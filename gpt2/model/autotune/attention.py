@@ -16,8 +16,8 @@ from gpt2.mechanisms.spec import MULTI_HEAD
 from gpt2.model.attention import CausalAttention, Heads
 from gpt2.model.autotune import trials
 from gpt2.model.autotune.trials import Trial
-from gpt2.model.backends.call import Attended, Largest, OfHeads, Platform, platform_of
-from gpt2.model.backends.registry import BACKENDS, shapes_of
+from gpt2.model.backends.call import Attended, Largest, OfHeads, Platform
+from gpt2.model.backends.registry import BACKENDS, platform_for, shapes_of
 from gpt2.model.block import RA_MLA_Block
 from gpt2.model.kept_weights import keep_weights
 from gpt2.settings.schema import Settings
@@ -42,7 +42,7 @@ def key(settings: Settings, batch: int) -> str:
 def rank(settings: Settings, device: torch.device, batch: int) -> tuple[list[str], str]:
     """The right backends, the fastest first and the reference last, and a line for the
     log. ``batch``: sequences in a micro batch."""
-    platform = platform_of(device.type, settings.resources.compile_model)
+    platform = platform_for(settings, device.type)
     tried: list[Trial] = []
     for backend in candidates(settings, platform):
         if backend != LAST_RESORT or all(trial.problem for trial in tried):
@@ -64,10 +64,8 @@ def candidates(settings: Settings, platform: Platform) -> list[str]:
 def compile_ahead(settings: Settings, device: torch.device, batch: int) -> None:
     """Begin to compile the tiles of Triton's kernels where they may serve: all that
     will be tried, on all cores. What fails here is reported by a trial later."""
-    resources = settings.resources
-    platform = platform_of(device.type, resources.compile_model)
-    serves = "triton" in candidates(settings, platform)
-    asked = resources.attention_backend in ("auto", "triton")
+    serves = "triton" in candidates(settings, platform_for(settings, device.type))
+    asked = settings.resources.attention_backend in ("auto", "triton")
     if device.type != "cuda" or not serves or not asked:
         return
     with trials.tried():
@@ -81,7 +79,7 @@ def compile_ahead(settings: Settings, device: torch.device, batch: int) -> None:
 def warm_up(settings: Settings, device: torch.device, batch: int) -> None:
     """Compile what ``rank`` will time into the cache of compiled code: it then needs
     the device for itself for a short time."""
-    platform = platform_of(device.type, settings.resources.compile_model)
+    platform = platform_for(settings, device.type)
     for backend in candidates(settings, platform):
         if backend == LAST_RESORT:
             continue

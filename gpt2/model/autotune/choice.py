@@ -9,8 +9,7 @@ import torch
 
 from gpt2.model.autotune import attention, controls, mlp
 from gpt2.model.autotune.store import Tuning
-from gpt2.model.backends.call import platform_of
-from gpt2.model.backends.registry import fallbacks, served_by
+from gpt2.model.backends.registry import fallbacks, platform_for, served_by
 from gpt2.model.gpt import GPT
 from gpt2.settings.schema import Settings
 from lib.hashing import identity
@@ -39,9 +38,7 @@ def choose_backends(
     """
     keys = attention.key(settings, batch), mlp.key(settings, batch)
     ranks: list[list[str]] = [[], []]
-    lines = fallbacks(
-        settings, platform_of(device.type, settings.resources.compile_model)
-    )
+    lines = fallbacks(settings, platform_for(settings, device.type))
     if wants_tuning(settings, device) and tuning is not None:
         ranks = [tuning.ranks.get(key, []) for key in keys]
         lines += [tuning.lines[key] for key in keys if tuning.lines.get(key)]
@@ -64,9 +61,7 @@ def likely(
 ) -> Tuning:
     """``tuning`` with a guess for each ranking that it lacks, by what was fastest on
     the GPUs measured so far (docs/performance.md)."""
-    served = attention.candidates(
-        settings, platform_of(device.type, settings.resources.compile_model)
-    )
+    served = attention.candidates(settings, platform_for(settings, device.type))
     guesses = [name for name in LIKELY if name in served]
     of_mlp = "torch" if mlp.unsupported(settings, device) else "cublaslt"
     ranks = {
@@ -171,9 +166,8 @@ def built_with(model: GPT, settings: Settings) -> Settings:
 def serving(settings: Settings, device: str) -> dict[str, str]:
     """The backends that serve a model of these settings in training, as entries of the
     manifest; device: torch's name of its kind."""
-    platform = platform_of(device, settings.resources.compile_model)
     named = settings.resources.mlp_backend
     return {
-        "attention_backend": served_by(settings, platform),
+        "attention_backend": served_by(settings, platform_for(settings, device)),
         "mlp_backend": "torch" if named == "auto" else named,
     }

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from gpt2.model.backends.call import platform_of
-from gpt2.model.backends.registry import served_by
+from gpt2.model.backends.registry import platform_for, served_by
 from gpt2.settings.schema import Settings
 
 
@@ -51,7 +50,7 @@ def _next(now: str, ranks: Sequence[str]) -> str:
 
 def _on_cpu(usual: Settings, device: torch.device) -> str:
     """sdpa or the reference: the one that ``usual`` does not take, if it can serve."""
-    platform = platform_of(device.type, usual.resources.compile_model)
+    platform = platform_for(usual, device.type)
     now = served_by(usual, platform)
     wanted = "sdpa" if now == "reference" else "reference"
     served = served_by(usual.replace(attention_backend=wanted), platform)
@@ -61,9 +60,8 @@ def _on_cpu(usual: Settings, device: torch.device) -> str:
 def _kernels(settings: Settings, device: torch.device) -> dict[str, str]:
     """Attention, MLP and compilation of a model with these settings."""
     resources = settings.resources
-    platform = platform_of(device.type, resources.compile_model)
     return {
-        "attention": served_by(settings, platform),
+        "attention": served_by(settings, platform_for(settings, device.type)),
         "MLP": "torch" if resources.mlp_backend == "auto" else resources.mlp_backend,
         "model": "compiled" if resources.compile_model else "eager",
     }

@@ -20,6 +20,7 @@ from gpt2.model.backends.call import (
     AttentionCall,
     CallShape,
     Platform,
+    platform_of,
     platform_of_tensor,
 )
 from gpt2.settings.schema import Settings
@@ -93,6 +94,11 @@ def shapes_of(settings: Settings) -> tuple[CallShape, ...]:
     return before, main
 
 
+def platform_for(settings: Settings, device: str) -> Platform:
+    """Where a model of these settings attends; device: torch's name of its kind."""
+    return platform_of(device, settings.resources.compile_model)
+
+
 def served_by(settings: Settings, platform: Platform) -> str:
     """The backends that serve a model in training, such as "sdpa"; where two calls of
     a layer differ, both, as "reference+sdpa"."""
@@ -104,12 +110,11 @@ def served_by(settings: Settings, platform: Platform) -> str:
 def fallbacks(settings: Settings, platform: Platform) -> list[str]:
     """One line per call that the backend asked for by name cannot serve."""
     backend = settings.resources.attention_backend
-    lines = []
-    for shape in shapes_of(settings):
-        why = ""
-        if backend != "auto":
-            why = BACKENDS[backend].unsupported(shape, platform)
-        if why:
-            name = serving(shape, backend, platform)
-            lines.append(f"attention by {backend!r}: {why}; {name} serves instead")
-    return lines
+    if backend == "auto":
+        return []
+    return [
+        f"attention by {backend!r}: {why}; {serving(shape, backend, platform)} serves "
+        "instead"
+        for shape in shapes_of(settings)
+        if (why := BACKENDS[backend].unsupported(shape, platform))
+    ]

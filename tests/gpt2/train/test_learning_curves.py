@@ -273,12 +273,9 @@ def test_a_path_learns_as_its_peer(path: str, data: Path, peer, tmp_path: Path) 
 
 
 def served(job: Job) -> str:
-    from gpt2.model.backends.call import platform_of
-    from gpt2.model.backends.registry import served_by
+    from gpt2.model.backends.registry import platform_for, served_by
 
-    return served_by(
-        job.settings, platform_of("cuda", job.settings.resources.compile_model)
-    )
+    return served_by(job.settings, platform_for(job.settings, "cuda"))
 
 
 def needs_cards(backend: str) -> None:

@@ -121,7 +121,7 @@ def test_a_control_on_a_gpu_takes_the_next_right_backend(
     ranks: list[str], taken: tuple[str, bool], monkeypatch
 ) -> None:
     monkeypatch.setattr(
-        controls, "platform_of", lambda *_: Platform("cuda", True, True)
+        controls, "platform_for", lambda *_: Platform("cuda", True, True)
     )
     usual = usual_on_a_gpu(compile_model=True)
     changed, line = controls.choose_controls(
