@@ -9,18 +9,15 @@ from __future__ import annotations
 
 import io
 import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from lib.atomic_files import atomic_write_bytes
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 INK = "#1a1a1a"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -174,8 +171,7 @@ def curves(
     panels = [(lines, ylabel, title)]
     if differences:
         panels.append((differences, "", versus))
-    with _plain_text():
-        figure = _figure(10.4 if differences else 6.4, 4.4)
+    with _drawing(path, 10.4 if differences else 6.4, 4.4) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, (shown, label, heading) in zip(grid, panels, strict=True):
             for line in shown:
@@ -186,7 +182,6 @@ def curves(
         if differences:
             ends = [(c.x, end) for c in differences for end in (c.low, c.high)]
             _leave_out_start(grid[1], ends)
-        _save(figure, path)
 
 
 def _line(axes: Any, line: Curve) -> None:
@@ -226,8 +221,7 @@ def forest(
     path: Path, rows: Sequence[Effect], margin: float, xlabel: str, title: str
 ) -> None:
     """Means with intervals, one row each, over the zone of no importance."""
-    with _plain_text():
-        figure = _figure(7.2, 1.4 + 0.36 * len(rows))
+    with _drawing(path, 7.2, 1.4 + 0.36 * len(rows), title) as figure:
         axes = figure.add_subplot()
         axes.axvspan(-margin, margin, color="#999999", alpha=0.2, lw=0)
         axes.axvline(0, color=INK, lw=0.8)
@@ -247,14 +241,11 @@ def forest(
         _set_texts(axes, "", "", "")
         # Centred on the figure: long labels of rows leave the axes little of its width.
         figure.supxlabel(xlabel, fontsize=9)
-        figure.suptitle(title, fontsize=10)
-        _save(figure, path)
 
 
 def scatter(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> None:
     """Panels side by side with one y axis, one legend, and the frontier of each."""
-    with _plain_text():
-        figure = _figure(3.0 * max(2, len(panels)), 3.8)
+    with _drawing(path, 3.0 * max(2, len(panels)), 3.8, title) as figure:
         grid = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
         for axes, panel in zip(grid, panels, strict=True):
             for p in panel.points:
@@ -266,12 +257,7 @@ def scatter(path: Path, panels: Sequence[Panel], ylabel: str, title: str) -> Non
             )
             _set_texts(axes, panel.xlabel, "", "")
         grid[0].set_ylabel(ylabel)
-        figure.suptitle(title, fontsize=10)
-        shown = dict(zip(*reversed(grid[0].get_legend_handles_labels()), strict=True))
-        marks, labels = list(shown.values()), list(shown.keys())
-        where: Any = "outside right"
-        figure.legend(marks, labels, loc=where, fontsize=7, frameon=False)
-        _save(figure, path)
+        _legend(figure, grid[:1], loc="outside right")
 
 
 def heat_maps(
@@ -281,14 +267,12 @@ def heat_maps(
     where there is room."""
     most = max(len(row) for one in maps for row in one.cells)
     rows = max(len(one.cells) for one in maps)
-    with _plain_text():
-        figure = _figure(len(maps) * max(3.4, 0.34 * most), max(2.6, 0.3 * rows + 1.2))
+    width, height = len(maps) * max(3.4, 0.34 * most), max(2.6, 0.3 * rows + 1.2)
+    with _drawing(path, width, height, title) as figure:
         places = figure.subplots(1, len(maps), squeeze=False)[0]
         for axes, one in zip(places, maps, strict=True):
             _heat_map(axes, one, most)
             axes.set(xlabel=xlabel, ylabel=ylabel)
-        figure.suptitle(title, fontsize=10)
-        _save(figure, path)
 
 
 def _heat_map(axes: Any, one: HeatMap, columns: int) -> None:
@@ -310,20 +294,11 @@ def _heat_map(axes: Any, one: HeatMap, columns: int) -> None:
 
 def against(path: Path, panels: Sequence[Against], title: str) -> None:
     """Charts of the same arms side by side, with one legend below."""
-    with _plain_text():
-        figure = _figure(max(5.2, 4.6 * len(panels)), 4.2)
+    with _drawing(path, max(5.2, 4.6 * len(panels)), 4.2, title) as figure:
         grid = figure.subplots(1, len(panels), squeeze=False)[0]
         for axes, chart in zip(grid, panels, strict=True):
             _against(axes, chart)
-        marks, labels = grid[-1].get_legend_handles_labels()
-        for axes in grid[:-1]:  # one panel may have arms that another has not
-            for mark, text in zip(*axes.get_legend_handles_labels(), strict=True):
-                if text not in labels:
-                    marks, labels = [*marks, mark], [*labels, text]
-        where: Any = "outside lower center"
-        figure.legend(marks, labels, loc=where, fontsize=7, frameon=False, ncols=3)
-        figure.suptitle(title, fontsize=10)
-        _save(figure, path)
+        _legend(figure, [grid[-1], *grid[:-1]], loc="outside lower center", ncols=3)
 
 
 def _against(axes: Any, chart: Against) -> None:
@@ -370,16 +345,32 @@ def frontier(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
     return found
 
 
-def _figure(width: float, height: float) -> Figure:
+@contextmanager
+def _drawing(path: Path, width: float, height: float, title: str = "") -> Iterator[Any]:
+    """A figure in inches, written to the path at the end of the block."""
+    import matplotlib
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    with matplotlib.rc_context({"text.parse_math": False, "font.size": 9}):
+        figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+        if title:
+            figure.suptitle(title, fontsize=10)
+        yield figure
+        data = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # a glyph the font has not
+            figure.savefig(data, format="png")
+    atomic_write_bytes(path, data.getvalue())
 
 
-def _plain_text() -> AbstractContextManager:
-    import matplotlib
-
-    return matplotlib.rc_context({"text.parse_math": False, "font.size": 9})
+def _legend(figure: Any, panels: Iterable[Any], **options: Any) -> None:
+    """One legend of all panels: one may have arms that another has not."""
+    marks: dict[str, Any] = {}
+    for axes in panels:
+        for mark, text in zip(*axes.get_legend_handles_labels(), strict=True):
+            marks.setdefault(text, mark)
+    labels = list(marks)
+    figure.legend(list(marks.values()), labels, fontsize=7, frameon=False, **options)
 
 
 def _label(text: str) -> str:
@@ -394,11 +385,3 @@ def _set_texts(axes: Any, xlabel: str, ylabel: str, title: str) -> None:
     axes.grid(alpha=0.25, lw=0.5)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
-
-
-def _save(figure: Figure, path: Path) -> None:
-    data = io.BytesIO()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # a glyph the font has not
-        figure.savefig(data, format="png")
-    atomic_write_bytes(path, data.getvalue())
