@@ -7,7 +7,10 @@ from typing import Any
 
 from gpt2.plan.budget import budget, kv_bytes
 from gpt2.settings.schema import Settings
+from gpt2.train.evaluate import Evaluation
 from gpt2.train.progress import Progress
+from lib.gpu.device import DeviceInfo
+from lib.gpu.peaks import peak_flops
 from lib.optim.groups import OptimizerLike, state_bytes
 from lib.pruning.heads import HeadPruner
 from lib.pruning.pruner import Pruner
@@ -39,6 +42,13 @@ def trained(
     }
 
 
+def peak_of_run(settings: Settings, device: DeviceInfo, ranks: int) -> float | None:
+    """FLOP/s of all ranks' devices, taken to be alike; None: not known."""
+    precision = settings.optim.mixed_precision
+    one = peak_flops(device.name, device.compute_units, precision)
+    return None if one is None else one * ranks
+
+
 def utilisation(flops: float, rate: float, peak: float | None) -> dict[str, float]:
     """MFU as PaLM counts it (arXiv 2204.02311, appendix B): the FLOPs of the model
     at ``rate`` tokens/s over the peak. Empty where the peak is not known."""
@@ -55,6 +65,23 @@ def scored(progress: Progress, bytes_per_token: float) -> dict[str, Any]:
         "val_accuracy": progress.last["val_accuracy"],
         "best_val_loss": progress.best_val_loss,
         "bits_per_byte": bits_per_byte(loss, bytes_per_token),
+    }
+
+
+def evaluation_record(
+    progress: Progress, found: Evaluation, bytes_per_token: float
+) -> dict[str, Any]:
+    """Record of a validation at the present update."""
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "val_loss": found.loss,
+        "val_perplexity": found.perplexity,
+        "val_accuracy": found.accuracy,
+        "bits_per_byte": bits_per_byte(found.loss, bytes_per_token),
+        "eval_seconds": found.seconds,
+        **progress.times(),
+        **found.attention,
     }
 
 

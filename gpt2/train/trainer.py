@@ -22,7 +22,7 @@ from gpt2.settings.schema import Settings
 from gpt2.train import stable
 from gpt2.train.as_trained import LATER, compare
 from gpt2.train.batches import Batch, Batches
-from gpt2.train.costs_and_scores import bits_per_byte, utilisation
+from gpt2.train.costs_and_scores import evaluation_record, peak_of_run, utilisation
 from gpt2.train.evaluate import Evaluator
 from gpt2.train.failures import Interrupted, NonFinite, NotAsTrained
 from gpt2.train.lr_schedule import learning_rate
@@ -33,7 +33,6 @@ from gpt2.train.resume import Checkpoints
 from gpt2.train.run_context import RunContext
 from gpt2.train.stopping import StopRequest
 from gpt2.train.update import Updater
-from lib.gpu.peaks import peak_flops
 from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
 from lib.gpu.profiler import StepProfiler
 from lib.jobs.pulse import PULSE_FILE, Pulse
@@ -64,9 +63,9 @@ class Trainer:
         self.recorder, self.stop, self.turn = recorder, stop, turn or Turn()
         self.manifest = Manifest(recorder.run_dir, job.hash, self.ranks.is_first)
         self.optim, self.resources = self.settings.optim, self.settings.resources
-        self.precision = self.optim.mixed_precision
         self._flops_per_token = budget(self.settings).flops_training
-        self.peak_flops = self._peak()
+        world_size = self.split.world_size
+        self.peak_flops = peak_of_run(self.settings, self.device, world_size)
         self.epoch_tokens = int(context.train.tokens.size)
         self.tokens_per_update = self.settings.tokens_per_update
         self.updater = Updater(model, self.settings, context)
@@ -85,12 +84,6 @@ class Trainer:
         self.pulse = Pulse()
         self.loader: Batches | None = None
         self._waited = 0.0  # of the loader's waiting, what is booked
-
-    def _peak(self) -> float | None:
-        """FLOP/s of all ranks' devices, taken to be alike; None: not known."""
-        device = self.device
-        one = peak_flops(device.name, device.compute_units, self.precision)
-        return None if one is None else one * self.split.world_size
 
     @property
     def _on(self) -> torch.device:
@@ -337,19 +330,8 @@ class Trainer:
             found = self.evaluator(self.model)
         if not math.isfinite(found.loss):
             self._fail(f"the validation loss became {found.loss}")
-        return {
-            "step": self.progress.step,
-            "tokens": self.progress.tokens,
-            "val_loss": found.loss,
-            "val_perplexity": found.perplexity,
-            "val_accuracy": found.accuracy,
-            "bits_per_byte": bits_per_byte(
-                found.loss, self.context.val.bytes_per_token
-            ),
-            "eval_seconds": found.seconds,
-            **self.progress.times(),
-            **found.attention,
-        }
+        bytes_per_token = self.context.val.bytes_per_token
+        return evaluation_record(self.progress, found, bytes_per_token)
 
     def _record_epoch(self) -> None:
         """Time of the epoch and validation at its end. One that is shorter than
