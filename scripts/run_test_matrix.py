@@ -40,6 +40,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_json, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
+from gpt2.run.last_call import last_call
 from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
 from gpt2.run.placement import describe_plan, scheduler_options
 from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
@@ -242,6 +243,8 @@ def show_status(plan: Plan, config: Config, only: str) -> int:
     elif not refusal(plan) and set(statuses(plan)) == {"done"}:
         show_next_report(plan, config)
     elif not refusal(plan):
+        if call := last_call(plan.output_dir, now=config):
+            print(f"the last call in {plan.output_dir}: {call}")
         show_next(matrix_command())
     answer(**plan_json.progress(plan, states), alarms=list(alarms.values()))
     answer(running=running)

@@ -13,6 +13,7 @@ from typing import Any
 from gpt2.plan.jobs import Job, Plan, identity_of
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.plan.planning import step_job
+from gpt2.run.last_call import last_call
 from gpt2.run.results_dir import (
     MatrixError,
     begun_in,
@@ -124,10 +125,12 @@ def check(plan: Plan, *, replaced: bool = False) -> None:
         shown = "\n".join(lines[:MOST_LINES])
         if len(lines) > MOST_LINES:
             shown += f"\n    and {len(lines) - MOST_LINES} more lines"
+        call = last_call(output_dir)
+        last = f" (the last call there: `{call}`)" if call else ""
         raise MatrixError(
             f"{output_dir} contains runs with different settings; nothing was "
             f"started.\n{shown}\n"
-            "To continue: restore these settings, choose another folder with "
+            f"To continue: restore these settings{last}, choose another folder with "
             "OUTPUT_DIR=..., or replace all of these runs in one call, which keeps the "
             f"old ones aside: {rerun}"
         )
