@@ -49,6 +49,7 @@ READ_FORCE := data
 READ_JSON := $(filter-out quickstart,$(OF_MATRIX)) verify plan report compare audit eval \
 	sample attention export push bundle explain list-defconfigs overfit data bench \
 	inference-bench
+VARIABLES = $(sort $(foreach v,$(OWN),$(if $(filter $(READ_$v),$(GOALS)),$v)))
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
 	estimate as-trained status stop data verify overfit track sbatch audit sample export push \
@@ -81,20 +82,22 @@ GOALS := $(or $(MAKECMDGOALS),all)
 # Each part of quickstart is called with all of its variables.
 PART := $(and $(filter-out 0,$(MAKELEVEL)),$(value KABLATE_PART))
 REPORTED :=
+TAKEN = $(if $(VARIABLES),; make $(GOALS) takes $(VARIABLES))
 ifndef PART
 # Also for messages that print the next command (gpt2/settings/rerun_commands.py).
 export KABLATE_SETTINGS := $(call typed,$(SETTINGS))
+export KABLATE_VARIABLES := $(VARIABLES)
 export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY ON_DONE,$(if $(value $v),$v)))
 # Results folder of a report or a plan: RESULTS, or OUTPUT_DIR as for a run.
 REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
 ifneq ($(filter-out $(if $(filter report plan bundle,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
 ifeq ($(filter $(TAKE_SETTINGS),$(GOALS)),)
-$(error make $(MAKECMDGOALS) takes no settings, but there is $(KABLATE_SETTINGS))
+$(error make $(GOALS) takes no settings, but there is $(KABLATE_SETTINGS)$(TAKEN))
 endif
 endif
 $(foreach v,$(filter-out PYTHON EXTRAS,$(filter $(OWN),$(GIVEN))),$(if \
 	$(filter $(READ_$v),$(GOALS)),,$(error \
-	make $(GOALS) takes no $v, but there is $v=$(value $v): it is for make $(READ_$v)))$(if \
+	make $(GOALS) takes no $v, but there is $v=$(value $v): it is for make $(READ_$v)$(TAKEN)))$(if \
 	$(call text,$v),,$(warning note: $v= is empty and has no effect)))
 endif
 

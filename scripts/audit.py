@@ -45,7 +45,7 @@ from gpt2.report.audited_runs import (
     show_next_report,
 )
 from gpt2.settings.checks import naming
-from gpt2.settings.configuration import load_or_defaults
+from gpt2.settings.configuration import load_or_defaults, refuse_unread
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import DiskFull
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from gpt2.audit.run import Audit
 
 CODES = {FAILED: EXIT_FAILED, INCOMPLETE: EXIT_INTERRUPTED}  # 3: not all checked
+READ = ("DATA_DIR", "DEVICE", "OUTPUT_DIR")  # the settings that have an effect
 
 
 @answers_json("audit")
@@ -114,12 +115,15 @@ def prepare(
 
     Raises ValueError or OSError for an invalid configuration.
     """
+    refuse_unread(options.overrides, READ)
     config = load_or_defaults(options.config, options.overrides)
     resources = settings_from(config).resources
     data_dir = Path(resources.data_dir).expanduser()
     typed = config.origin(SYMBOL_OF["data_dir"]) == COMMAND_LINE
-    is_there = options.config.exists()
-    results = options.config.parent / resources.output_dir if is_there else None
+    named = config.origin(SYMBOL_OF["output_dir"]) == COMMAND_LINE
+    results = None
+    if named or options.config.exists():
+        results = options.config.parent / resources.output_dir
 
     def request() -> AuditOptions:
         with collector_at_rest():

@@ -30,8 +30,9 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from gpt2.infer.chosen_runs import add_run_options, chosen_runs
+from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
 from gpt2.infer.hub import NotUploaded, check_repo, upload
+from gpt2.settings.configuration import refuse_unread
 from gpt2.settings.rerun_commands import make_command, show_next
 from lib.atomic_files import DiskFull
 from lib.human import size
@@ -50,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.format not in FORMATS:
             allowed = ", ".join(FORMATS)
             raise ValueError(f"FORMAT={options.format!r}: allowed are {allowed}")
+        refuse_unread(options.overrides, READ)  # such as REPOS=, before a missing REPO
         if options.repo is not None:
             check_repo(options.repo)
         if find_spec("transformers") is None:

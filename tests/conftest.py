@@ -18,7 +18,13 @@ from tests import card
 # Settings of a `make` that started the tests must not reach those that they start.
 FROM_MAKE = (
     *("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS"),
-    *("KABLATE_SETTINGS", "KABLATE_JOBS", "KABLATE_PART", "KABLATE_NOTED"),
+    *(
+        "KABLATE_SETTINGS",
+        "KABLATE_JOBS",
+        "KABLATE_PART",
+        "KABLATE_NOTED",
+        "KABLATE_VARIABLES",
+    ),
 )
 
 # The size of the terminal that the tests were started from. readline, which pytest

@@ -280,6 +280,23 @@ def test_a_variable_of_other_targets_is_refused(
     assert re.search(for_whom, " ".join(said.split())), said
 
 
+def test_a_misspelled_variable_is_refused_with_those_of_the_command(
+    tree: Path,
+) -> None:
+    done(tree, "defconfig-one")
+    for words, says in {
+        "sample TOKENS=5": "TOKENS=5 has no effect .* takes COUNT, JSON, PROMPT,",
+        "audit BATCH_SIZE=4": "takes JSON, RESULTS, RUN, WINDOWS and, of the settings",
+        "push REPOS=a/b": "REPOS=a/b has no effect .* OUT, REPO, RESULTS, RUN",
+        "bench REPEAT=2": "there is no setting REPEAT; nearest: REPEATS",
+        "sbatch SBACTH=-A": "no setting SBACTH; nearest: SBATCH",
+        "plan PWR=0.8": "takes no settings, .*; make plan takes ARMS DELTA",
+        "eval RUN=0": "it is for make audit .*; make eval takes CHOICES ITEMS",
+    }.items():
+        said = refused(tree, *words.split())
+        assert re.search(says, " ".join(said.split())), said
+
+
 def test_quickstart_refuses_a_wrong_margin_before_it_starts(tree: Path) -> None:
     said = refused(tree, "quickstart", "MARGIN=x")
     assert "report: MARGIN=x must be a positive loss in nats" in said

@@ -52,8 +52,8 @@ def chosen_runs(
     there is, if it names none, one that is not finished, or more than ``most``, and for
     an override of any other setting.
     """
+    refuse_unread(options.overrides, read)
     config = load_or_defaults(options.config, options.overrides)
-    refuse_unread(config, options.overrides, read)
     resources = settings_from(config).resources
     results = options.results
     named = config.origin("OUTPUT_DIR") == COMMAND_LINE

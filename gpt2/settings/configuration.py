@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gpt2.settings.parse import PREFIXES, SPELLINGS, symbol_types
-from gpt2.settings.rerun_commands import assignments
+from gpt2.settings.rerun_commands import assignments, make_variables
+from gpt2.settings.schema import SYMBOL_OF
 from lib.kconfig.config_py import Config, ConfigError, read_config, render_config
 from lib.kconfig.dotconfig import split_overrides, symbols_named
 from lib.suggestions import hint
@@ -43,10 +44,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def strict_kconfig() -> StrictKconfig:
-    """Our Kconfig, with types and short names of its symbols."""
+    """Our Kconfig, with types and short names of its symbols, and the variables of the
+    current command."""
     from lib.kconfig.strict import StrictKconfig  # kconfiglib: only where it is needed
 
-    return StrictKconfig(KCONFIG, symbol_types(), SPELLINGS, PREFIXES, ROOT)
+    names = symbol_types(), SPELLINGS, PREFIXES
+    return StrictKconfig(KCONFIG, *names, ROOT, make_variables())
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:
@@ -125,21 +128,18 @@ def note_environment(
         )
 
 
-def refuse_unread(config: Config, overrides: str, read: Collection[str]) -> None:
-    """Raise ConfigError for an assignment of a symbol that the command does not read.
-
-    config: with the overrides. read: the symbols that it reads.
-    """
+def refuse_unread(overrides: str, read: Collection[str]) -> None:
+    """Raise ConfigError for an assignment of anything but these symbols, which are all
+    that the command reads."""
+    kinds = dict.fromkeys(SYMBOL_OF.values(), "")
     for word in split_overrides(overrides):
         name = word.partition("=")[0]
-        symbols = symbols_named(
-            name, dict.fromkeys(config.values, ""), SPELLINGS, PREFIXES
-        )
+        symbols = symbols_named(name, kinds, SPELLINGS, PREFIXES)
         if not symbols or not {*symbols} <= {*read}:
-            allowed = ", ".join(sorted(read))
+            own = ", ".join(sorted(make_variables()))
             raise ConfigError(
-                f"{word} has no effect on runs that are trained; of the settings, this "
-                f"command reads {allowed}"
+                f"{word} has no effect on runs that are trained. This command takes "
+                f"{own}{' and, ' * bool(own)}of the settings, {', '.join(sorted(read))}"
             )
 
 

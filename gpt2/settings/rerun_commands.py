@@ -14,6 +14,8 @@ from typing import TextIO
 
 # Exported by the Makefile, quoted for a shell: the settings and the selected jobs.
 SETTINGS, JOBS = "KABLATE_SETTINGS", "KABLATE_JOBS"
+# Names of the variables that the targets of this make read; settings are apart.
+VARIABLES = "KABLATE_VARIABLES"
 RUNNER = "run_test_matrix.py"
 # Options of matrix scripts that select an action, not jobs.
 _MODES = (
@@ -21,6 +23,11 @@ _MODES = (
     "--rerun",
 )
 _WITH_VALUE = ("--sbatch",)
+
+
+def make_variables() -> list[str]:
+    """Variables that the current make command reads; [] for a script without make."""
+    return os.environ.get(VARIABLES, "").split()
 
 
 def matrix_command(target: str = "") -> str:

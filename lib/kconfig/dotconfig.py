@@ -168,11 +168,16 @@ def split_overrides(text: str) -> list[str]:
 
 
 def parse_override(
-    text: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
+    text: str,
+    kinds: Kinds,
+    aliases: Aliases,
+    prefixes: Sequence[str],
+    variables: Sequence[str] = (),
 ) -> dict[str, str]:
     """Symbols assigned by ``KEY=VALUE``; ConfigError with the reason if there are none.
 
     KEY is one of the spellings of symbol_for, or an alias for several symbols.
+    variables: as for symbol_for.
     """
     key, equals, value = text.partition("=")
     if not equals:
@@ -181,17 +186,22 @@ def parse_override(
     if callable(alias):
         wanted = alias(value.strip())
     else:
-        wanted = {symbol_for(key, kinds, aliases, prefixes): value}
+        wanted = {symbol_for(key, kinds, aliases, prefixes, variables): value}
     return {n: literal_of(n, v, kinds, quoted=False) for n, v in wanted.items()}
 
 
 def symbol_for(
-    key: str, kinds: Kinds, aliases: Aliases, prefixes: Sequence[str]
+    key: str,
+    kinds: Kinds,
+    aliases: Aliases,
+    prefixes: Sequence[str],
+    variables: Sequence[str] = (),
 ) -> str:
     """Symbol for one of its spellings: an alias, or its name in upper or lower case,
     with or without CONFIG_ and one of the ``prefixes``.
 
-    Raises ConfigError with the nearest names if there is none.
+    variables: other names that the user may have meant. Raises ConfigError with the
+    nearest names if there is none.
     """
     found = symbols_named(key, kinds, aliases, prefixes)
     if len(found) == 1:
@@ -202,7 +212,7 @@ def symbol_for(
         raise ConfigError(f"{key} stands for {', '.join(expand(''))}: name one of them")
     short = [n.removeprefix(p) for n in kinds for p in prefixes if n.startswith(p)]
     name = key.removeprefix("CONFIG_").rpartition(".")[2].upper()
-    nearest = hint(name, dict.fromkeys([*aliases, *short, *kinds]))
+    nearest = hint(name, dict.fromkeys([*variables, *aliases, *short, *kinds]))
     raise ConfigError(f"there is no setting {key}{nearest}")
 
 

@@ -41,6 +41,7 @@ class StrictKconfig:
 
     types: parsers of symbols whose string is of another type, such as float.
     aliases, prefixes: short names of symbols; symbol_for() knows all spellings.
+    variables: names of other things that a user may mean, for suggestions.
     root: as for lib.kconfig.tree.Tree.
 
     All methods raise lib.kconfig.config_py.ConfigError with a line for each fault,
@@ -52,13 +53,14 @@ class StrictKconfig:
     aliases: Aliases = field(default_factory=dict)
     prefixes: Sequence[str] = ()
     root: str | Path | None = None
+    variables: Sequence[str] = ()
 
     def open(self, files: Files, overrides: Iterable[str] = ()) -> Tree:
         """As load(), for the text of .config or of a defconfig as well."""
         tree = self._tree()
         problems = [problem for file in files for problem in tree.read(file)]
         fail_on(problems + tree.check())
-        tree.override(overrides, self.aliases, self.prefixes)
+        tree.override(overrides, self.aliases, self.prefixes, self.variables)
         return tree
 
     def load(self, files: Files, overrides: Iterable[str] = ()) -> Config:
@@ -76,7 +78,7 @@ class StrictKconfig:
         if not overrides:
             return config
         tree = self._tree(config)
-        tree.override(overrides, self.aliases, self.prefixes)
+        tree.override(overrides, self.aliases, self.prefixes, self.variables)
         return tree.config()
 
     def require_possible(self, config: Config) -> Config:

@@ -181,13 +181,18 @@ class Tree:
     # ---- overrides --------------------------------------------------------------
 
     def override(
-        self, overrides: Iterable[str], aliases: Aliases, prefixes: Sequence[str]
+        self,
+        overrides: Iterable[str],
+        aliases: Aliases,
+        prefixes: Sequence[str],
+        variables: Sequence[str] = (),
     ) -> None:
         """Apply ``KEY=VALUE`` strings to the tree; raises ConfigError."""
+        names = self.kinds, aliases, prefixes, variables
         problems, found = [], []
         for text in overrides:
             try:
-                parsed = parse_override(text, self.kinds, aliases, prefixes)
+                parsed = parse_override(text, *names)
                 chosen = [self._chosen(*each, aliases) for each in parsed.items()]
                 found += [Assignment(*c, COMMAND_LINE, COMMAND_LINE) for c in chosen]
             except ValueError as error:

@@ -210,7 +210,7 @@ def test_settings_have_an_effect_or_are_refused(undisturbed, tmp_path):
         words = ("--prompt", "a", "--overrides", f"DEVICE=cpu {word}", "5")
         said = sample(undisturbed, *words, code=2).stderr
         assert f"{word} has no effect on runs that are trained" in said
-        assert "reads CPU_THREADS, DEVICE, OUTPUT_DIR" in said
+        assert "of the settings, CPU_THREADS, DEVICE, OUTPUT_DIR" in said
     where = f"OUTPUT_DIR={undisturbed / 'results'}"
     elsewhere = ("--config", "none.py", "--overrides", where, "--prompt", "a", "5")
     sample(tmp_path, "--count", "1", *elsewhere)
