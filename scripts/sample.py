@@ -26,6 +26,7 @@ if __name__ == "__main__":
 
 import argparse
 import math
+import re
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         chosen = chosen_runs(options)
-        note_unused(options)
+        note_options(options)
         with collector_at_rest():
             from gpt2.infer.trained import load_trained, prepare_device
 
@@ -89,13 +90,27 @@ def parser() -> argparse.ArgumentParser:
     add_number(found, "SEED", COUNT_OR_0, default=SEED, help=words)
     words = "at most so many tokens, as far as the context reaches (default 200)"
     add_number(found, "COUNT", COUNT, default=200, help=words)
-    add("--stop", default="", help="end before this text")
+    words = (
+        r"end before this text; \n, \t and \\ are a line break, a tab and a backslash"
+    )
+    add("--stop", type=unescaped, default="", help=words)
     add_json(found)
     return found
 
 
-def note_unused(options: argparse.Namespace) -> None:
-    """Print which options have no effect where the likeliest token is taken."""
+def unescaped(text: str) -> str:
+    r"""The text with \n, \t, \r and \\ replaced, as printf reads them; any other
+    backslash stays as it is."""
+    signs = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+    return re.sub(r"\\([ntr\\])", lambda found: signs[found[1]], text)
+
+
+def note_options(options: argparse.Namespace) -> None:
+    """Print which options have no effect where the likeliest token is taken, and that
+    a prompt is taken as it is."""
+    if r"\n" in options.prompt:
+        how = r"in bash, PROMPT=$'...\n...' has a line break"
+        print(rf"note: \n in PROMPT is a backslash and an n; {how}", file=sys.stderr)
     usual = {"top_k": 0, "top_p": 1.0, "seed": SEED}
     given = {name: getattr(options, name) for name in usual}
     unused = [f"{k.upper()}={v}" for k, v in given.items() if v != usual[k]]

@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from gpt2.infer.run_samples import write_samples
 from gpt2.train.export import WEIGHTS, weights_sha256
 from lib.atomic_files import atomic_write_json, read_json
+from scripts.sample import parser
 from tests.scratch import ROOT
 from tests.scripts.inprocess import run_script
 
@@ -61,6 +62,21 @@ def test_options_that_change_nothing_are_named(undisturbed):
     said = sample(undisturbed, "--top_k", "3", "--seed", "7", *words).stderr
     assert "note: no effect of TOP_K=3, SEED=7: TEMPERATURE=0 takes" in said
     assert "note:" not in sample(undisturbed, *words).stderr
+
+
+def test_escapes_are_read_in_stop_and_noted_in_a_prompt(undisturbed):
+    for given, stop in {
+        r"\n\n": "\n\n",
+        r"\tx\r": "\tx\r",
+        r"a\\n": r"a\n",
+        r"\d \x41 \\alpha": r"\d \x41 \alpha",
+        "\n": "\n",
+    }.items():
+        assert parser().parse_args(["--stop", given]).stop == stop
+    words = ("--count", "1", "--json", "5", "--prompt")
+    done = sample(undisturbed, *words, r"D\n")
+    assert json.loads(done.stdout)["texts"][0]["prompt"] == r"D\n"
+    assert "PROMPT is a backslash and an n" in done.stderr
 
 
 def test_a_finished_run_has_samples_of_validation_text_for_the_report(
