@@ -31,7 +31,7 @@ from gpt2.report.grades import (
     ungraded,
 )
 from gpt2.report.noise import Design, Family, Noise, known_noise_of, noise_of
-from gpt2.report.own_best import OwnBest, deciding, own_best, swept_arms
+from gpt2.report.own_best import OwnBest, SweptArm, deciding, own_best, swept_arms
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
 from gpt2.report.series import (
@@ -149,15 +149,11 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     series, rules = series_for(matrix.root, rules)
     arms = group_arms(matrix)
     controls = controls_of(arms, rules)
-    pairs, notes = [], {}
     tested = [arm for arm in arms if not arm.is_control]
-    for arm in tested:
-        partner, note = partner_of(arm, arms)
-        if partner is not None:
-            pairs.append((arm, partner, note))
-        elif note:
-            notes[arm.label] = note
-    bases = [arm for arm in tested if all(arm is not a for a, _, _ in pairs)]
+    found = [(arm, *partner_of(arm, tested)) for arm in tested]
+    pairs = [(arm, other, note) for arm, other, note in found if other is not None]
+    alone = [(arm, note) for arm, other, note in found if other is None]
+    bases = [arm for arm, _ in alone]
     swept = swept_arms(tested, tuning_arms(matrix))
     if swept and series is not None:
         raise ValueError(SWEPT_RATES)
@@ -167,23 +163,36 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     tests = None
     if series is not None:
         paired = [(arm, partner) for arm, partner, _ in pairs]
-        items = [at_equal_steps(*pair, rules) for pair in paired]
-        tests = tests_of(series, paired, [] if void else items, rules)
-    comparisons = [_voided(c, void) for c in compare(pairs, rules, noise, tests)]
+        evidence = [at_equal_steps(*pair, rules) for pair in paired if not void]
+        tests = tests_of(series, paired, evidence, rules)
+    return Judgement(
+        rules=rules,
+        arms=arms,
+        comparisons=[_voided(c, void) for c in compare(pairs, rules, noise, tests)],
+        noise=noise,
+        notes={arm.label: note for arm, note in alone if note},
+        controls=controls,
+        void=void,
+        own_best=_own_best(swept, pairs, rules, noise, void),
+        series=series,
+    )
 
+
+def _own_best(
+    swept: Sequence[SweptArm],
+    pairs: Sequence[tuple[Arm, Arm, str]],
+    rules: Rules,
+    noise: Sequence[Noise],
+    void: tuple[str, ...],
+) -> OwnBest:
     def grade(found: Sequence[tuple[Arm, Arm]]) -> list[Verdict]:
         return grade_all(found, at_equal_steps, rules, noise)
 
     best = own_best(swept, pairs, grade, rules.alpha_of_look)
-    best = dataclasses.replace(
-        best,
-        comparisons=[
-            dataclasses.replace(c, verdict=_void(c.verdict, void))
-            for c in best.comparisons
-        ],
-    )
-    basis = (controls, void, best, series)
-    return Judgement(rules, arms, comparisons, noise, notes, *basis)
+    own = [
+        dataclasses.replace(c, verdict=_void(c.verdict, void)) for c in best.comparisons
+    ]
+    return dataclasses.replace(best, comparisons=own)
 
 
 def _void(verdict: Verdict, void: tuple[str, ...]) -> Verdict:
