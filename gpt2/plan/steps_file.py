@@ -83,18 +83,13 @@ def read_steps(data: bytes, name: str, ranges: Ranges) -> Registry:
     text, tables = _parsed(data, name)
     lines = _Lines(text)
     rows = [_Row(table, n) for n, table in enumerate(tables)]
-    problems = [
-        (lines.of(row.number, problem.key), f"{row.label}: {problem.text}")
-        for row in rows
-        for problem in row.read(ranges)
-    ]
-    if not problems:
-        problems = [
+    problems = [(row, problem) for row in rows for problem in row.read(ranges)]
+    if problems := problems or list(_conflicts(rows)):
+        found = sorted(
             (lines.of(row.number, problem.key), f"{row.label}: {problem.text}")
-            for row, problem in _conflicts(rows)
-        ]
-    if problems:
-        raise ValueError("\n".join(f"{name}:{n}: {why}" for n, why in sorted(problems)))
+            for row, problem in problems
+        )
+        raise ValueError("\n".join(f"{name}:{n}: {why}" for n, why in found))
     own = {row.id: row.step(_ids(rows)) for row in rows}
     return Registry({**STEPS, **own}, text)
 
@@ -177,9 +172,9 @@ class _Row:
         for key in KEYS[1:]:
             if key not in self.table:
                 yield _Problem("", f"{key} is missing")
-        for key, check in _CHECKS.items():
-            if key in self.table and (why := check(self.table[key])):
-                yield _Problem(key, f"{key} = {self.table[key]!r}: {why}")
+        for key, (is_good, allowed) in _CHECKS.items():
+            if key in self.table and not is_good(self.table[key]):
+                yield _Problem(key, f"{key} = {self.table[key]!r}: {allowed}")
         changes = self.table.get("changes")
         if isinstance(changes, dict):
             yield from self._read_changes(changes, ranges)
@@ -197,41 +192,26 @@ class _Row:
                 yield _Problem(key, f"{key}: {error}")
 
 
-def _why_no_id(value: Any) -> str:
-    allowed = f"must be a whole number from {IDS[0]} to {IDS[-1]}"
-    return "" if type(value) is int and value in IDS else allowed
+def _is_line(value: Any) -> bool:
+    is_text = isinstance(value, str) and value.isprintable()
+    return is_text and bool(value.strip()) and len(value) <= 200
 
 
-def _why_no_name(value: Any) -> str:
-    good = isinstance(value, str) and STEP_NAME.fullmatch(value)
-    allowed = "begins with a letter and has up to 40 of a-z, 0-9, '-', '.' and '_'"
-    return "" if good else f"a name {allowed}"
-
-
-def _why_no_line(value: Any) -> str:
-    good = isinstance(value, str) and value.strip() and value.isprintable()
-    return "" if good and len(value) <= 200 else "must be one line of text, up to 200"
-
-
-def _why_no_parent(value: Any) -> str:
-    good = isinstance(value, str) or type(value) is int
-    return "" if good else "must be the id or the name of a step"
-
-
-def _why_no_changes(value: Any) -> str:
-    if isinstance(value, dict) and value:
-        return ""
-    return "must be a table with at least one setting"
-
-
-_CHECKS: dict[str, Callable[[Any], str]] = {
-    "id": _why_no_id,
-    "name": _why_no_name,
-    "title": _why_no_line,
-    "question": _why_no_line,
-    "parent": _why_no_parent,
-    "changes": _why_no_changes,
-}
+_IDS = f"must be a whole number from {IDS[0]} to {IDS[-1]}"
+_NAME = "a name begins with a letter and has up to 40 of a-z, 0-9, '-', '.' and '_'"
+_LINE = "must be one line of text, up to 200"
+_PARENT = "must be the id or the name of a step"
+_CHANGES = "must be a table with at least one setting"
+_CHECKS: dict[str, tuple[Callable[[Any], object], str]] = (
+    {  # condition, what is allowed
+        "id": (lambda x: type(x) is int and x in IDS, _IDS),
+        "name": (lambda x: isinstance(x, str) and STEP_NAME.fullmatch(x), _NAME),
+        "title": (_is_line, _LINE),
+        "question": (_is_line, _LINE),
+        "parent": (lambda x: isinstance(x, str) or type(x) is int, _PARENT),
+        "changes": (lambda x: isinstance(x, dict) and x, _CHANGES),
+    }
+)
 
 
 def _settings(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
@@ -296,9 +276,8 @@ def _conflicts(rows: list[_Row]) -> Iterator[tuple[_Row, _Problem]]:
         if other := names.get(name):
             yield row, _Problem("name", f"its name is that of {other}")
         elif other := ids.get(row.id):
-            derived = (
-                "" if "id" in row.table else ", derived from its name: give it one"
-            )
+            given = "id" in row.table
+            derived = "" if given else ", derived from its name: give it one"
             yield row, _Problem("id", f"its id {row.id}{derived} is that of {other}")
         names.setdefault(name, row.label)
         ids.setdefault(row.id, row.label)
