@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -147,32 +147,23 @@ def only(plan: Plan, patterns: str) -> Plan:
 
     Raises ValueError if there is no match.
     """
-    wanted = split_names(patterns)
+    wanted = [end for text in split_names(patterns) for end in (text, f"{text}/*")]
     if not wanted:
         return plan
-    jobs = _matching(plan, wanted)
-    if not jobs:
+    names = (job.run_dir for job in plan.jobs)
+    found = {name for name in names if any(fnmatchcase(name, x) for x in wanted)}
+    if not found:
         some = ", ".join(job.run_dir for job in plan.jobs[:3])
         raise ValueError(f"ONLY={patterns!r} matches no job; there are {some}, ...")
-    return restricted(plan, {job.run_dir for job in jobs})
+    return restricted(plan, found)
 
 
 def restricted(plan: Plan, run_dirs: Collection[str]) -> Plan:
-    """The plan with these runs alone."""
+    """The plan with these runs alone, and the parts that have any of them."""
 
-    def kept(jobs: Iterable[Job]) -> tuple[Job, ...]:
-        return tuple(job for job in jobs if job.run_dir in run_dirs)
+    def kept(of: Plan) -> Plan:
+        jobs = tuple(job for job in of.jobs if job.run_dir in run_dirs)
+        return dataclasses.replace(of, jobs=jobs)
 
-    parts = [dataclasses.replace(part, jobs=kept(part.jobs)) for part in plan.parts]
-    return dataclasses.replace(
-        plan, jobs=kept(plan.jobs), parts=tuple(part for part in parts if part.jobs)
-    )
-
-
-def _matching(plan: Plan, wanted: Iterable[str]) -> tuple[Job, ...]:
-    patterns = [end for text in wanted for end in (text, f"{text}/*")]
-    return tuple(
-        job
-        for job in plan.jobs
-        if any(fnmatchcase(job.run_dir, pattern) for pattern in patterns)
-    )
+    parts = tuple(part for part in map(kept, plan.parts) if part.jobs)
+    return dataclasses.replace(kept(plan), parts=parts)

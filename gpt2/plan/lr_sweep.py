@@ -7,14 +7,14 @@ it is too low by about its noise (docs/statistics.md). Torch-free.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2.plan.axes import Axis, label
+from gpt2.plan.jobs import Job, Plan, restricted
 from gpt2.settings.schema import FIELDS
 from lib.atomic_files import read_json
 from lib.files import links_to
@@ -22,7 +22,6 @@ from lib.jobs import run_files
 from lib.safe_json import as_dict, number
 
 if TYPE_CHECKING:
-    from gpt2.plan.jobs import Job, Plan
     from gpt2.settings.schema import Settings
 
 RATE = "learning_rate"
@@ -80,16 +79,12 @@ def tuning_seeds(settings: Settings) -> tuple[int, ...]:
 
 def without_needless(plan: Plan) -> Plan:
     """The plan without tuning runs of arms that have one rate and of controls."""
-
-    def kept(jobs: Iterable[Job]) -> tuple[Job, ...]:
-        return tuple(
-            job
-            for job in jobs
-            if not job.tuning or (RATE in job.coordinates and not job.is_control)
-        )
-
-    parts = [dataclasses.replace(part, jobs=kept(part.jobs)) for part in plan.parts]
-    return dataclasses.replace(plan, jobs=kept(plan.jobs), parts=tuple(parts))
+    needed = {
+        job.run_dir
+        for job in plan.jobs
+        if not job.tuning or (RATE in job.coordinates and not job.is_control)
+    }
+    return restricted(plan, needed)
 
 
 # ---- LR_SWEEP_EXTEND --------------------------------------------------------------
