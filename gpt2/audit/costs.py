@@ -20,7 +20,7 @@ from gpt2.audit.finding import (
     not_checked,
 )
 from gpt2.audit.records import at
-from gpt2.plan.budget import budget
+from gpt2.plan.budget import budget, kv_bytes
 from lib.gpu.peaks import peak_flops
 from lib.jobs.run_files import GPU_FILE
 from lib.safe_json import Unusable, as_dict, number, read_records, text, whole
@@ -36,22 +36,14 @@ def cost_findings(
     settings, result = evidence.settings, evidence.result
     flops = budget(settings).flops_training
     yield compare("flops_per_token", result.get("flops_per_token"), flops, SAME)
-    cached = _cache_bytes(evidence, heads)
+    cached = kv_bytes(settings, heads)
     yield compare("kv_bytes_per_token", result.get("kv_bytes_per_token"), cached, EXACT)
     if heads is not None:
-        before = _cache_bytes(evidence, None)
         figure = "kv_bytes_per_token_before"
-        yield compare(figure, result.get(figure), before, EXACT)
+        yield compare(figure, result.get(figure), kv_bytes(settings), EXACT)
     yield from _utilisation(evidence, flops)
     if "energy_j" in result:
         yield from _energy(evidence)
-
-
-def _cache_bytes(evidence: RunFiles, heads: Sequence[int] | None) -> float:
-    settings = evidence.settings
-    costs = budget(settings, heads)
-    numbers = costs.cache_per_token + costs.cache_constant / settings.model.block_size
-    return numbers * (4 if settings.optim.mixed_precision == "fp32" else 2)
 
 
 def _utilisation(evidence: RunFiles, flops: int) -> Iterator[AuditLine]:
