@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gpt2.data.corpus import Corpus
-from gpt2.data.partial import FILES
+from gpt2.data.partial import FILES as PARTIAL_FILES
 from gpt2.data.preparation import SOURCES_FILE, ProgressBar, Report, Work
 from gpt2.data.token_files import (
+    FILES,
     META_FILE,
     PARTIAL,
     PREPARE,
-    SPLITS,
     DataError,
     DataRequest,
     MissingData,
@@ -104,9 +104,7 @@ def prepare(
 def _require_ours(folder: Path) -> None:
     """Raise DataError if a link leads to token files that are not known to belong to a
     data set: it may lead anywhere."""
-    files = [
-        n for n in (META_FILE, *(f"{s}.bin" for s in SPLITS)) if (folder / n).exists()
-    ]
+    files = [name for name in FILES if (folder / name).exists()]
     with suppress(OSError, ValueError, KeyError, TypeError):
         if "splits" in read_json(folder / META_FILE):
             return
@@ -124,11 +122,11 @@ def _put_in_place(folder: Path) -> None:
     """
     partial = folder / PARTIAL
     (folder / META_FILE).unlink(missing_ok=True)
-    for name in (*(f"{split}.bin" for split in SPLITS), SOURCES_FILE, META_FILE):
+    for name in (SOURCES_FILE, *FILES):
         if (partial / name).exists():
             os.replace(partial / name, folder / name)
     fsync_directory(folder)
-    remove_folder(partial, FILES)
+    remove_folder(partial, PARTIAL_FILES)
 
 
 def recorded_files(folder: Path) -> dict[str, Any]:

@@ -23,16 +23,10 @@ from lib.hashing import file_sha256, identity
 from lib.kconfig.dotconfig import split_overrides
 
 SCHEMA = 1
-DATASETS = (
-    "stdlib",
-    "shakespeare",
-    "finewebedu",
-    "openwebtext",
-    "tinystories",
-    "text",
-)
+DATASETS = ("stdlib", "shakespeare", "finewebedu", "openwebtext", "tinystories", "text")
 SPLITS = ("train", "val")
 META_FILE = "meta.json"
+FILES = (*(f"{split}.bin" for split in SPLITS), META_FILE)
 PARTIAL = ".partial"  # subfolder with an unfinished preparation
 TOKEN_BYTES = 2
 PREPARE = "`make data`"
@@ -166,8 +160,7 @@ def _require_begun(folder: Path) -> None:
     require_reachable(folder)
     if (folder / PARTIAL).is_dir() and not (folder / META_FILE).exists():
         raise MissingData(f"{folder} is not fully prepared: resume with {PREPARE}")
-    names = (META_FILE, *(f"{split}.bin" for split in SPLITS))
-    if not any((folder / name).exists() for name in names):
+    if not any((folder / name).exists() for name in FILES):
         raise MissingData(f"{folder} does not exist: prepare the data with {PREPARE}")
 
 

