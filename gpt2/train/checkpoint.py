@@ -71,7 +71,7 @@ class Stamp:
     @property
     def folder(self) -> str:
         """The name of its folder among a run's checkpoints."""
-        return f"step-{self.step:06d}"
+        return folder_of(self.step)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,6 +241,11 @@ def finished(folder: Path) -> list[Path]:
         return []
     named = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)]
     return sorted(named, key=lambda path: step_of(path.name))
+
+
+def folder_of(step: int) -> str:
+    """Name of the folder of a checkpoint."""
+    return f"step-{step:06d}"
 
 
 def step_of(name: str) -> int:

@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
@@ -79,14 +80,7 @@ def known(
             # Its own choices stay; of another matrix's it takes what is missing.
             found = store.add(file, where, store.kept(where))
         if not is_complete(found, settings, on, batch, dropped):
-            request = {
-                "settings": settings.to_dict(),
-                "device": f"{device.backend}:{device.torch_device.index}",
-                "batch": batch,
-                "tuning": dataclasses.asdict(found),
-                "dropped": sorted(dropped),
-                "began": time.time(),
-            }
+            request = _request(settings, device, batch, found, dropped)
             if not here:
                 say("choosing kernels for this arm, in a process of its own")
             new = _tuned(request) if here else _in_a_process(request, say)
@@ -242,6 +236,24 @@ def _micro_step(built: Settings, device: DeviceInfo, batch: int) -> Callable[[],
 # ---- the process ----------------------------------------------------------------
 
 
+def _request(
+    settings: Settings,
+    device: DeviceInfo,
+    batch: int,
+    tuning: Tuning,
+    dropped: Collection[str],
+) -> dict[str, Any]:
+    """Arguments of ``tune`` as plain data, and when the work began."""
+    return {
+        "settings": settings.to_dict(),
+        "device": f"{device.backend}:{device.torch_device.index}",
+        "batch": batch,
+        "tuning": dataclasses.asdict(tuning),
+        "dropped": sorted(dropped),
+        "began": time.time(),
+    }
+
+
 def _in_a_process(
     request: Mapping[str, Any], say: Callable[[str], None]
 ) -> Tuning | None:
@@ -282,11 +294,7 @@ def main(answer: Path) -> int:
 def _tuned(request: Mapping[str, Any]) -> Tuning:
     """Result of ``tune``, the parts being compiled by another process meanwhile."""
     watch = Stopwatch(request["began"])
-    turn = Turn.from_environment(os.environ)
-
-    def alone() -> AbstractContextManager[None]:
-        return turn.alone(lambda: None)
-
+    alone = partial(Turn.from_environment(os.environ).alone, lambda: None)
     with _compiling_parts(request) as compiled_elsewhere:
         settings, device, batch, tuning = _start(request)
         watch("start")
@@ -329,10 +337,10 @@ def _compiling_parts(request: Mapping[str, Any]) -> Iterator[Callable[[], int]]:
 
 
 def compile_only() -> int:
-    """Read a request from stdin and compile its parts."""
+    """Read a request from stdin and compile its parts; the exit code."""
     settings, device, batch, tuning = _start(json.load(sys.stdin))
     compile_parts(settings, device.torch_device, batch, tuning)
-    return 0
+    return EXIT_OK
 
 
 class Stopwatch:

@@ -45,7 +45,7 @@ def kept_at(job: Job) -> int | None:
 def keep(run_dir: Path, step: int) -> None:
     """Copy the checkpoint of a step to the folder of the stable phase, unless it is
     there. Raises OSError, lib.files.Linked."""
-    name = f"step-{step:06d}"
+    name = checkpoint.folder_of(step)
     source, target = run_dir / checkpoint.FOLDER / name, run_dir / STABLE_FOLDER / name
     if target.exists():
         return

@@ -7,7 +7,6 @@ its place. The numbers that a head owns are listed here independently, index by 
 
 from __future__ import annotations
 
-import io
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -27,7 +26,7 @@ from gpt2.train.build_optimizer import make_optimizer, prunable
 from gpt2.train.export import load_export, write_export
 from gpt2.train.head_removal import TOLERANCE, Cut, RemovalDiffers, compare
 from lib.jobs.run_files import EXPORT_FILE
-from lib.optim.certify import Row
+from lib.optim.certify import Row, reloaded
 from lib.optim.groups import set_learning_rate
 from lib.pruning import reference
 from lib.pruning.certify_scores import SCORES
@@ -274,18 +273,12 @@ def check_resume(optimizer: str, make: MakePruner = HeadPruner) -> Row:
     whole, stop = PrunedTraining(optimizer, make), 5
     for step in range(1, stop + 1):
         whole.update(step)
-    saved = io.BytesIO()
-    state = {
-        "model": whole.model.state_dict(),
-        "optimizer": whole.optimizer.state_dict(),
-        "pruner": whole.pruner.state_dict(),
-    }
-    torch.save(state, saved)
+    states = whole.optimizer.state_dict(), whole.pruner.state_dict()
+    model = whole.model.state_dict()
+    loaded = reloaded({"model": model, "optimizer": states[0], "pruner": states[1]})
     at_stop, kept = len(whole.dead()), whole.pruner.kept()
     for step in range(stop + 1, UPDATES + 1):
         whole.update(step)
-    saved.seek(0)
-    loaded = torch.load(saved, weights_only=True)
     parts = PrunedTraining(optimizer, make)
     parts.model.load_state_dict(loaded["model"])
     parts.optimizer.load_state_dict(loaded["optimizer"])

@@ -236,13 +236,10 @@ def check_resume(name: str, make: Make = make_default) -> Row:
     whole = fresh_weights(torch.float32)
     optimizer = make(name, groups_of(whole), config)
     advance(optimizer, whole, table, range(1, stop + 1))
-    saved = io.BytesIO()
     model = {key: weight.detach() for key, weight in whole.items()}
-    torch.save({"model": model, "optimizer": optimizer.state_dict()}, saved)
+    loaded = reloaded({"model": model, "optimizer": optimizer.state_dict()})
     advance(optimizer, whole, table, range(stop + 1, end + 1))
 
-    saved.seek(0)
-    loaded = torch.load(saved, weights_only=True)
     parts = {key: nn.Parameter(value) for key, value in loaded["model"].items()}
     resumed = make(name, groups_of(parts), config)
     resumed.load_state_dict(loaded["optimizer"])
@@ -251,6 +248,15 @@ def check_resume(name: str, make: Make = make_default) -> Row:
     passed = all(torch.equal(whole[key], parts[key]) for key in whole)
     detail = f"stopped at {stop}, compared at {end}"
     return Row(f"{name}: resume is exact", passed, figure, detail)
+
+
+def reloaded(state: dict[str, Any]) -> dict[str, Any]:
+    """The state as a checkpoint gives it back: saved, and read as data."""
+    saved = io.BytesIO()
+    torch.save(state, saved)
+    saved.seek(0)
+    found: dict[str, Any] = torch.load(saved, weights_only=True)
+    return found
 
 
 def check_state(name: str, make: Make = make_default) -> Row:

@@ -7,12 +7,10 @@ Pruner's signature), so that tests can pass a faulty one.
 
 from __future__ import annotations
 
-import io
-
 import torch
 from torch import Tensor
 
-from lib.optim.certify import Row
+from lib.optim.certify import Row, reloaded
 from lib.pruning.certify_scores import (
     check_masks,
     check_scores,
@@ -133,18 +131,12 @@ def check_resume(case: Case) -> Row:
     whole = WatchedTraining(case)
     for step in range(1, stop + 1):
         whole.update(step)
-    saved = io.BytesIO()
-    state = {
-        "model": {name: weight.detach() for name, weight in whole.weights.items()},
-        "optimizer": whole.optimizer.state_dict(),
-        "pruner": whole.pruner.state_dict(),
-    }
-    torch.save(state, saved)
+    model = {name: weight.detach() for name, weight in whole.weights.items()}
+    states = whole.optimizer.state_dict(), whole.pruner.state_dict()
+    loaded = reloaded({"model": model, "optimizer": states[0], "pruner": states[1]})
     for step in range(stop + 1, STEPS + 1):
         whole.update(step)
 
-    saved.seek(0)
-    loaded = torch.load(saved, weights_only=True)
     parts = WatchedTraining(case)
     with torch.no_grad():
         for name, weight in parts.weights.items():
