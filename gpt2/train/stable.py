@@ -65,16 +65,23 @@ def take_over(job: Job, run_dir: Path, say: Callable[[str], None]) -> None:
     source = job.stable_source
     if source is None or checkpoint.finished(run_dir / checkpoint.FOLDER):
         return
-    found = _load(job, source)
-    step = found.stamp.step
-    records = [
-        record
-        for record in read_jsonl(source / METRICS_FILE)
-        if record.get("kind") in RECORDS and record.get("step", 0) <= step
-    ]
+    try:
+        found = _load(job, source)
+        step = found.stamp.step
+        records = [
+            record
+            for record in read_jsonl(source / METRICS_FILE)
+            if record.get("kind") in RECORDS and record.get("step", 0) <= step
+        ]
+        manifest = _manifest(job, source, found.stamp)
+    except Refused:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        said = repr(error) if isinstance(error, KeyError) else str(error)
+        raise Refused(f"{_where(job)}: {source} cannot be used: {said}") from None
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
     atomic_write_text(run_dir / METRICS_FILE, text)
-    _take_manifest(job, source, run_dir, found.stamp)
+    atomic_write_json(run_dir / MANIFEST_FILE, manifest)
     mine = replace(
         found.stamp, hash=job.hash, identity=identity_of(job.settings, job.seed)
     )
@@ -82,10 +89,17 @@ def take_over(job: Job, run_dir: Path, say: Callable[[str], None]) -> None:
     say(f"starts from the stable phase of {source}, at update {step}")
 
 
+def _where(job: Job) -> str:
+    return f"STABLE_FROM={job.settings.resources.stable_from}"
+
+
 def _load(job: Job, source: Path) -> checkpoint.Checkpoint:
-    """The last checkpoint that is before the decay of this job. Raises Refused."""
+    """The last checkpoint that is before the decay of this job.
+
+    Raises Refused, and what reading a damaged folder raises.
+    """
     folder, last = source / STABLE_FOLDER, stable_until(job.settings.optim)
-    where = f"STABLE_FROM={job.settings.resources.stable_from}"
+    where = _where(job)
     refuse_link(folder)
     paths = checkpoint.finished(folder)
     fitting = [path for path in paths if checkpoint.step_of(path.name) <= last]
@@ -99,10 +113,7 @@ def _load(job: Job, source: Path) -> checkpoint.Checkpoint:
             f"{checkpoint.step_of(paths[0].name)}, but this run is stable only until "
             f"{last}"
         )
-    try:
-        found = checkpoint.load(fitting[-1])
-    except checkpoint.DamagedCheckpoint as error:
-        raise Refused(f"{where}: {error}") from None
+    found = checkpoint.load(fitting[-1])
     mine = _without_length(identity_of(job.settings, job.seed))
     records = _without_length(found.stamp.identity), mine
     if lines := difference_lines(*records, "there", "here"):
@@ -121,15 +132,10 @@ def _without_length(identity: Mapping[str, Any]) -> dict[str, Any]:
     return {**identity, "optim": optim}
 
 
-def _take_manifest(
-    job: Job, source: Path, run_dir: Path, stamp: checkpoint.Stamp
-) -> None:
+def _manifest(job: Job, source: Path, stamp: checkpoint.Stamp) -> dict[str, Any]:
     """The other run's manifest, which resuming keeps the beginning of."""
-    try:
-        theirs = read_json(source / MANIFEST_FILE)
-    except (OSError, ValueError) as error:
-        raise Refused(f"{source / MANIFEST_FILE}: {error}") from None
+    theirs: dict[str, Any] = {**read_json(source / MANIFEST_FILE)}
     begun = {"run_dir": str(source), "step": stamp.step, "hash": stamp.hash}
     theirs |= {"hash": job.hash, "resumed": [], "stable_from": begun}
     theirs.pop("started", None)
-    atomic_write_json(run_dir / MANIFEST_FILE, theirs)
+    return theirs

@@ -11,6 +11,8 @@ import torch
 from gpt2.audit.finding import PASSED
 from gpt2.plan.jobs import Job
 from gpt2.settings.checks import check
+from gpt2.train.failures import Refused
+from gpt2.train.stable import take_over
 from tests.gpt2.audit.runs import audit, problems
 from tests.gpt2.tinytraining import (
     exported,
@@ -94,6 +96,30 @@ def test_a_source_that_does_not_fit_is_refused(
     assert training.wait() == 2
     assert why in training.log
     assert not (tmp_path / "run" / "ckpt").exists()
+
+
+def test_a_source_that_cannot_be_read_is_refused(data_dir, short, tmp_path) -> None:
+    """As one that was copied in part, or a link in the place of its folder."""
+    root, lines = tmp_path / "source", []
+    shutil.copytree(short, root)
+    job = longer(data_dir, root)
+    source = root / job.run_dir
+
+    def refused() -> str:
+        with pytest.raises(Refused, match="^STABLE_FROM=.* cannot be used: ") as found:
+            take_over(job, tmp_path, lines.append)
+        return str(found.value)
+
+    (source / "manifest.json").write_text("[]")
+    refused()
+    (source / "job.json").write_text("{}")
+    assert "settings" in refused()
+    (source / "job.json").unlink()
+    assert "job.json" in refused()
+    (source / "stable").rename(root / "elsewhere")
+    (source / "stable").symlink_to(root / "elsewhere")
+    assert "is a link" in refused()
+    assert not lines and not (tmp_path / "metrics.jsonl").exists()
 
 
 @pytest.mark.parametrize(
