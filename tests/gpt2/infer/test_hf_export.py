@@ -212,7 +212,7 @@ def test_a_full_disk_is_named_while_writing_and_while_loading(
     for after in (False, True):
         monkeypatch.setattr(hf_export, "write_folder", partial(fill, after=after))
         try:
-            with pytest.raises(DiskFull, match=r"while writing .*out, which is not"):
+            with pytest.raises(DiskFull, match=r"while writing .*out; it is not kept"):
                 export_hf(mine, tmp_path / "out")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
