@@ -169,7 +169,7 @@ def measured(
 ) -> Iterator[Row]:
     """The rows of each subject, and of the peers after those of step 0."""
     from gpt2.infer.bench import failure_in, peer_model, peer_row, rows_of
-    from gpt2.infer.native_gpt2 import is_native
+    from gpt2.model.gpt2_weights import is_native
 
     seen = False
     for subject in subjects:

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from gpt2.infer.decoder import Decoder
-from gpt2.infer.native_gpt2 import native_config
 from gpt2.infer.sampling import Sampling, generate, next_tokens
 from gpt2.model.gpt import GPT
-from gpt2.model.gpt2_weights import to_gpt2
+from gpt2.model.gpt2_weights import native_config, to_gpt2
 from gpt2.model.init import init_parameters
 from gpt2.plan.budget import budget
 from gpt2.settings.schema import Settings

@@ -30,9 +30,8 @@ from gpt2.infer import reload_check
 from gpt2.infer.flat_code import flat_modules
 from gpt2.infer.hf_tokenizer import tokenizer_files
 from gpt2.infer.model_card import model_card
-from gpt2.infer.native_gpt2 import is_native, native_config
 from gpt2.infer.trained import TrainedModel
-from gpt2.model.gpt2_weights import to_gpt2
+from gpt2.model.gpt2_weights import is_native, native_config, to_gpt2
 from gpt2.settings.schema import Settings
 from gpt2.train.checkpoint import weights_of, write_weights
 from gpt2.train.failures import FULL_DISK, disk_full_at

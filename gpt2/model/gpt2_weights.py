@@ -1,11 +1,15 @@
-"""Weights of step 0 under the names that transformers' GPT-2 has for them, and back."""
+"""Step 0 as transformers' GPT-2: its configuration, and weights by its names."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from gpt2.mechanisms import enabled
+from gpt2.settings.schema import Settings
 
 PREFIX = "transformer."
 HEAD = "lm_head.weight"  # tied to the embeddings of tokens
@@ -75,4 +79,30 @@ def from_gpt2(tensors: Mapping[str, Tensor], n_layer: int) -> dict[str, Tensor]:
     return {
         ours: (given[theirs].T if is_transposed(ours) else given[theirs]).contiguous()
         for ours, theirs in names.items()
+    }
+
+
+def is_native(settings: Settings, heads: tuple[int, ...] | None) -> bool:
+    """Whether the model is plain GPT-2 as transformers knows it."""
+    m = settings.model
+    plain = not enabled(settings)
+    return plain and heads is None and m.n_head * m.head_dim == m.n_embd
+
+
+def native_config(settings: Settings) -> dict[str, Any]:
+    """config.json of transformers' GPT-2."""
+    m = settings.model
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "model_type": "gpt2",
+        "vocab_size": settings.vocab_size,
+        "n_positions": m.block_size,
+        "n_embd": m.n_embd,
+        "n_layer": m.n_layer,
+        "n_head": m.n_head,
+        "n_inner": m.mlp_width,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": 1e-5,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), m.dropout),
+        "tie_word_embeddings": True,
     }

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 
 from gpt2.model.by_block import CompiledGPT
 from gpt2.model.gpt import GPT
+from gpt2.model.gpt2_weights import native_config
 from gpt2.model.init import init_parameters
 from gpt2.settings.schema import Settings
 from gpt2.train.build_optimizer import make_optimizer
@@ -109,22 +110,9 @@ def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
     """The same with transformers' GPT-2."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    m = settings.model
-    model: Any = GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=settings.vocab_size,
-            n_positions=m.block_size,
-            n_embd=m.n_embd,
-            n_layer=m.n_layer,
-            n_head=m.n_head,
-            resid_pdrop=0.0,
-            embd_pdrop=0.0,
-            attn_pdrop=0.0,
-            bos_token_id=None,
-            eos_token_id=None,
-            use_cache=False,
-        )
-    )
+    config = native_config(settings.replace(dropout=0.0)) | {"use_cache": False}
+    config |= {"bos_token_id": None, "eos_token_id": None}
+    model: Any = GPT2LMHeadModel(GPT2Config(**config))
     model.set_attn_implementation("sdpa")
     model.to(device).train()
     settings = settings.replace(cuda_graphs=False)
