@@ -45,7 +45,9 @@ def at_once(
 
 
 class LatentProjection(Projection):
-    """Base of projections whose input several layers read."""
+    """Base of projections whose input several layers read, one of them for queries."""
+
+    q: nn.Linear
 
     def __init__(self, settings: Settings) -> None:
         super().__init__()
@@ -61,6 +63,19 @@ class LatentProjection(Projection):
         if self.literal:
             return tuple(layer(x) for layer in layers)
         return at_once(x, layers, EVEN if platform_of_tensor(x).triton else 1)
+
+    def _absorbed(self, x: Tensor, cache: LayerCache) -> Tensor:
+        """All that decoding reads of x [B, S, E], by a matrix that is made once."""
+        bias = None if self.q.bias is None else cache.once("bias", self._bias)
+        return F.linear(x, cache.once("rows", self._rows), bias)
+
+    def _rows(self) -> Tensor:
+        """Matrix of ``_absorbed``, in which A_h is part of the queries' rows."""
+        raise NotImplementedError
+
+    def _bias(self) -> Tensor:
+        """Bias of ``_rows``, for queries that have one."""
+        raise NotImplementedError
 
 
 class Up(nn.Module):
@@ -133,8 +148,7 @@ class Latent(LatentProjection):
         latents, keys = self.down_k.out_features, self.up_k.up.out_features
         own = [self.q.out_features, keys] if self.is_reciprocal else []
         widths = [self.heads * latents, 2 * latents, *own]
-        out = F.linear(x, cache.once("rows", self._rows), self._bias(cache))
-        q, c, *rows = out.split(widths, -1)
+        q, c, *rows = self._absorbed(x, cache).split(widths, -1)
         c = c.unflatten(-1, (2, -1)).transpose(1, 2)  # [B, 2, S, L]
         if latent is not None:
             c[:, 0].add_(latent)  # in place: nothing else reads it
@@ -163,21 +177,14 @@ class Latent(LatentProjection):
             parts += [self.q.weight, self.up_k.up.weight @ self.down_k.weight]
         return torch.cat(parts)
 
-    def _bias(self, cache: LayerCache) -> Tensor | None:
-        """Bias of ``_rows``; latents and keys have none."""
-        if self.q.bias is None:
-            return None
-
-        def make() -> Tensor:
-            _, bias = self.up_k.absorbed(self.q)
-            assert bias is not None
-            parts = [bias.flatten(), bias.new_zeros(2 * self.down_k.out_features)]
-            if self.is_reciprocal:
-                keys = bias.new_zeros(self.up_k.up.out_features)
-                parts += [self.q.bias, keys]
-            return torch.cat(parts)
-
-        return cache.once("bias", make)
+    def _bias(self) -> Tensor:
+        """Latents and keys have none."""
+        _, bias = self.up_k.absorbed(self.q)
+        assert bias is not None
+        parts = [bias.flatten(), bias.new_zeros(2 * self.down_k.out_features)]
+        if self.is_reciprocal:
+            parts += [self.q.bias, bias.new_zeros(self.up_k.up.out_features)]
+        return torch.cat(parts)
 
 
 PROJECTION = Latent

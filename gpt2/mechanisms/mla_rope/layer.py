@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gpt2.mechanisms.mla.layer import LatentProjection, Up
@@ -80,7 +79,7 @@ class RopeLatent(LatentProjection):
         heads, rope, latent = self.heads, self.rope_dim, self.down.out_features
         width = (heads + 1) * (latent + rope)
         end = width + (heads + 1) * rope
-        out = F.linear(x, cache.once("rows", self._rows), self._bias(cache))
+        out = self._absorbed(x, cache)
         parts = out[..., :width], out[..., width:end]
         both, turned = (part.unflatten(-1, (heads + 1, -1)) for part in parts)
         table = cache.once("angles", lambda: self._table(x.dtype))
@@ -116,19 +115,13 @@ class RopeLatent(LatentProjection):
         key = self.down.weight, self.k_rope.weight
         return self._joined(rows, self.q_rope.weight, key, self.q.weight)
 
-    def _bias(self, cache: LayerCache) -> Tensor | None:
-        """Bias of ``_rows``; the key and the latent have none."""
-        if self.q.bias is None:
-            return None
-
-        def make() -> Tensor:
-            _, bias = self.up_k.absorbed(self.q)
-            assert bias is not None
-            none = bias.new_zeros(self.down.out_features + self.rope_dim)
-            key = none.split([self.down.out_features, self.rope_dim])
-            return self._joined(bias, self.q_rope.bias, key, self.q.bias)
-
-        return cache.once("bias", make)
+    def _bias(self) -> Tensor:
+        """The key and the latent have none."""
+        _, bias = self.up_k.absorbed(self.q)
+        assert bias is not None
+        none = bias.new_zeros(self.down.out_features + self.rope_dim)
+        key = none.split([self.down.out_features, self.rope_dim])
+        return self._joined(bias, self.q_rope.bias, key, self.q.bias)
 
     def _joined(
         self, rows: Tensor, q_rope: Tensor, key: Sequence[Tensor], own: Tensor
