@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gpt2.data.token_files import TOKEN_BYTES, dataset_folder, request_of, split_file
+from gpt2.data.token_files import dataset_folder, request_of, split_file
 from gpt2.infer.sampling import Sampling, next_tokens
 from gpt2.infer.trained import TrainedModel, load_trained
 from gpt2.settings.schema import Settings
+from gpt2.train.batches import open_tokens
 from lib.atomic_files import atomic_write_json
 from lib.jobs.run_files import SAMPLES_FILE
 
@@ -63,7 +64,7 @@ def _windows(settings: Settings, eot: int) -> torch.Tensor:
     spread over the validation text, where they are long enough."""
     folder = dataset_folder(settings.resources.data_dir, request_of(settings))
     path = split_file(folder, "val")
-    tokens = np.memmap(path, dtype=f"<u{TOKEN_BYTES}", mode="r")
+    tokens = open_tokens(path)
     count = _count(settings)
     length = min(PROMPT, settings.model.block_size - count) + count
     starts = list(_starts(tokens, eot, length))

@@ -8,7 +8,7 @@ no list has to say which of them a field changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -93,21 +93,10 @@ def difference(one: Behaviour, other: Behaviour) -> Difference | None:
     return None
 
 
-def _by_shape(one: Behaviour, other: Behaviour) -> float:
-    return inf if _reshaped(one.shapes, other.shapes) else 0.0
-
-
-def _by_full_shape(one: Behaviour, other: Behaviour) -> float:
-    return inf if _reshaped(one.full_shapes, other.full_shapes) else 0.0
-
-
-def _reshaped(one: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
-    """Whether a parameter that both have is of another shape."""
-    return any(one[name] != other[name] for name in one.keys() & other.keys())
-
-
-def _by_function(one: Behaviour, other: Behaviour) -> float:
-    return _between(one.function, other.function)
+def _reshaped(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    """Infinite if a parameter that both have is of another shape, else 0."""
+    common = one.keys() & other.keys()
+    return inf if any(one[name] != other[name] for name in common) else 0.0
 
 
 def _by_length(one: Behaviour, other: Behaviour) -> float:
@@ -142,10 +131,6 @@ def _distance(one: Tensors, other: Tensors, least: float) -> float:
         return inf
     found = max(deviation(one[name], other[name]) for name in both)
     return found / scale if found > least * scale else 0.0
-
-
-def _by_start(one: Behaviour, other: Behaviour) -> float:
-    return _distance(one.start, other.start, 0.0)
 
 
 def _by_training(one: Behaviour, other: Behaviour) -> float:
@@ -185,12 +170,12 @@ def _as_trained(one: Subject, other: Subject) -> tuple[Settings, Settings]:
     return tiny[0], replace(tiny[1], resources=tiny[0].resources).replace(**batch)
 
 
-KINDS = {
-    "shapes": _by_shape,
-    "function": _by_function,
-    "shapes at full size": _by_full_shape,
+KINDS: dict[str, Callable[[Behaviour, Behaviour], float]] = {
+    "shapes": lambda a, b: _reshaped(a.shapes, b.shapes),
+    "function": lambda a, b: _between(a.function, b.function),
+    "shapes at full size": lambda a, b: _reshaped(a.full_shapes, b.full_shapes),
     "function at length": _by_length,
-    "initial weights": _by_start,
+    "initial weights": lambda a, b: _distance(a.start, b.start, 0.0),
     "updates": _by_training,
 }
 

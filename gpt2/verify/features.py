@@ -40,9 +40,8 @@ def acting(subject: Subject) -> Finding:
         f"{name} changes nothing" for name, e in effects.items() if e < ROUNDING
     ]
     problems += _context_problems(model, tokens)
-    if not effects:
-        return Finding(not problems, "-", "; ".join(problems))
-    return Finding(not problems, f"{min(effects.values()):.1e}", "; ".join(problems))
+    figure = f"{min(effects.values()):.1e}" if effects else "-"
+    return Finding(not problems, figure, "; ".join(problems))
 
 
 def _without(subject: Subject, model: GPT, feature: Mechanism) -> GPT:

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lib.files import text_or_empty
 
@@ -29,14 +29,22 @@ READINGS = (
 Gpu = dict[str, Any]
 
 
-class Source(Protocol):
-    """GPUs of one vendor. read() gives for each: index, name, pci and READINGS."""
+class Source:
+    """GPUs of one vendor, each read by a handle."""
 
     name: str
+    _gpus: dict[str, Any]  # handles by address
 
-    def read(self) -> list[Gpu]: ...
+    def read(self) -> list[Gpu]:
+        """Index, name, pci and READINGS of each GPU, in order; raises whatever reading
+        one raises."""
+        return [self._one(n, *gpu) for n, gpu in enumerate(self._gpus.items())]
 
-    def close(self) -> None: ...
+    def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Release the library, if there is one."""
 
 
 class NoSource(RuntimeError):
@@ -109,20 +117,7 @@ def _chosen(found: Mapping[str, Any], pci: Sequence[str] | None) -> dict[str, An
 # ---- sources --------------------------------------------------------------------
 
 
-class OneByOne:
-    """Source that reads each GPU with a handle."""
-
-    _gpus: dict[str, Any]  # by address
-
-    def read(self) -> list[Gpu]:
-        """Readings of each GPU, in order; raises whatever reading one raises."""
-        return [self._one(n, *gpu) for n, gpu in enumerate(self._gpus.items())]
-
-    def _one(self, index: int, pci: str, gpu: Any) -> Gpu:
-        raise NotImplementedError
-
-
-class Nvml(OneByOne):
+class Nvml(Source):
     """NVIDIA, with the package nvidia-ml-py (library: pynvml, or a compatible one)."""
 
     name = "nvml"
@@ -162,7 +157,7 @@ def _text(value: str | bytes) -> str:
     return value.decode() if isinstance(value, bytes) else value
 
 
-class AmdSmi(OneByOne):
+class AmdSmi(Source):
     """AMD, with the package amdsmi that comes with ROCm."""
 
     name = "amdsmi"
@@ -242,7 +237,7 @@ def _first(numbers: Iterable[float | None]) -> float | None:
     return next((number for number in known if number), known[0] if known else None)
 
 
-class Sysfs(OneByOne):
+class Sysfs(Source):
     """AMD, with the files of the amdgpu driver; root is the folder of sys/."""
 
     name = "sysfs"
@@ -277,9 +272,6 @@ class Sysfs(OneByOne):
         }
         name = name or f"AMD GPU {_words(device / 'device')}".strip()
         return {"index": index, "name": name, "pci": pci, **numbers}
-
-    def close(self) -> None:
-        """Do nothing: there is nothing to close."""
 
 
 def _card_number(card: Path) -> int:
