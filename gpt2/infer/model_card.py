@@ -117,14 +117,13 @@ def _verdict(run_dir: Path, job: Job) -> Iterator[str]:
 
 
 def _comparison(run_dir: Path, job: Job) -> dict[str, Any] | None:
-    root = run_dir
-    for _ in Path(job.run_dir).parts:
-        root = root.parent
+    depth = len(Path(job.run_dir).parts)
+    root = run_dir.absolute().parents[depth - 1]
     verdicts = as_dict(_read(root / "summary.json").get("verdicts"))
     listed = verdicts.get("comparisons")
-    for one in listed if isinstance(listed, list) else []:
+    for one in map(as_dict, listed if isinstance(listed, list) else []):
         if (one.get("step"), one.get("name")) == (job.step, job.name):
-            return as_dict(one)
+            return one
     return None
 
 

@@ -15,6 +15,7 @@ from gpt2.infer import hf_export
 from gpt2.infer.decoder import Decoder
 from gpt2.infer.hf_export import NotTheSame, export_hf, is_native
 from gpt2.infer.hf_tokenizer import tokenizer_files
+from gpt2.infer.model_card import model_card
 from gpt2.infer.sampling import Sampling, generate
 from gpt2.infer.trained import TrainedModel
 from gpt2.model.gpt import GPT
@@ -217,6 +218,15 @@ def test_a_full_disk_is_named_while_writing_and_while_loading(
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert [p.name for p in tmp_path.iterdir()] == ["results"]
+
+
+def test_the_card_takes_what_it_can_from_a_damaged_summary(tmp_path) -> None:
+    mine = trained(tmp_path, tiny_step(0))
+    own = {"step": None, "name": "cell", "at_equal_steps": {"grade": "TIE"}}
+    for listed, words in (([1, None, own], "**TIE**"), ({}, "None: no report")):
+        text = json.dumps({"verdicts": {"comparisons": listed}})
+        (tmp_path / "results" / "summary.json").write_text(text)
+        assert words in model_card(mine, native=True)
 
 
 def test_an_impossible_place_is_named(tmp_path) -> None:
