@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from gpt2.model.autotune import choice
 from gpt2.plan.memory import memory
 from gpt2.train.alignment import unaligned
 from gpt2.train.run_context import RunContext
@@ -28,7 +27,7 @@ def introduction(
     """The banner: the run, its device, kernels, data and batch."""
     job, split, settings = trainer.job, context.split, trainer.settings
     step = "" if job.step is None else f"step {job.step} "
-    served = serving(trainer)
+    served = trainer.kernels
     rows = {
         "attention": served["attention_backend"],
         "MLP": served["mlp_backend"],
@@ -64,8 +63,3 @@ def closing(result: Mapping[str, Any]) -> str:
         f"{result['seconds']:.1f} s in all, "
         f"{result['mean_epoch_seconds']:.1f} s per epoch; the model is in {EXPORT_FILE}"
     )
-
-
-def serving(trainer: Trainer) -> dict[str, str]:
-    """The kernels that serve this model in training."""
-    return choice.serving(trainer.built, trainer.device.torch_device.type)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -113,7 +112,7 @@ class Evaluator:
             rows = offsets[start : start + self.batch]
             x, y = gather(self.split.tokens, rows, self.block_size)
             score = self._scorer(model, len(rows))
-            with self._autocast():
+            with autocast(self.device, self.precision):
                 part, right = score(x.to(device), y.to(device))
             loss += part
             correct += right
@@ -130,12 +129,9 @@ class Evaluator:
     def _attention(self, model: GPT) -> dict[str, list[float]]:
         """Metrics of the first windows, as many as are scored at once."""
         x, _ = gather(self.split.tokens, self.offsets[: self.batch], self.block_size)
-        with self._autocast():
+        with autocast(self.device, self.precision):
             x = x.to(self.device.torch_device)
             return attention_metrics(model, x, self.metric_rows, self.window)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return autocast(self.device, self.precision)
 
 
 @contextmanager

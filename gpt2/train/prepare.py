@@ -24,7 +24,7 @@ from gpt2.plan.memory import attention_backend
 from gpt2.plan.names import STABLE_FOLDER
 from gpt2.settings.schema import Settings
 from gpt2.train import auto_batch, checkpoint
-from gpt2.train.banner import introduction, serving
+from gpt2.train.banner import introduction
 from gpt2.train.batch_split import BatchSplit, split_batch
 from gpt2.train.batches import load_data
 from gpt2.train.choose_kernels import known
@@ -245,7 +245,7 @@ class Preparation:
                 trainer.job,
                 context,
                 parameters=parameters,
-                serving=serving(trainer),
+                serving=trainer.kernels,
                 resumed_at=resumed_at,
                 random_streams=trainer.checkpoints.random_streams,
                 environ=self.environ,

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from gpt2.model.autotune.choice import built_with, names_of
+from gpt2.model.autotune.choice import built_with, names_of, serving
 from gpt2.model.gpt import GPT
 from gpt2.plan.budget import budget
 from gpt2.plan.jobs import Job
@@ -167,6 +167,11 @@ class Trainer:
     def built(self) -> Settings:
         """The settings with the kernels that the model was built with."""
         return built_with(self.model, self.settings)
+
+    @property
+    def kernels(self) -> dict[str, str]:
+        """Backends that serve the model in training, as entries of the manifest."""
+        return serving(self.built, self.device.torch_device.type)
 
     def _stop_if_asked(self) -> None:
         step, reason = self.progress.step, self.stop.reason()

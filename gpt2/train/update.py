@@ -103,12 +103,10 @@ class Updater:
 
         tokens, targets [micro batch, T], on the device.
         """
-
-        def once() -> None:
+        for _ in range(times):
             self.micro_step(tokens, targets)
             self.optimizer.zero_grad(set_to_none=True)
-
-        devices.warm_up(once, self.device, times)
+        devices.synchronize(self.device)
 
     def record(self, tokens: Tensor, targets: Tensor) -> str:
         """Replay recorded micro steps from now on, if they can be recorded: whether

@@ -13,7 +13,7 @@ import random
 import re
 import resource
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -362,10 +362,3 @@ def reserved_memory(info: DeviceInfo) -> dict[str, int]:
     if not info.is_gpu:
         return {}
     return {"reserved_memory_bytes": torch.cuda.max_memory_reserved(info.torch_device)}
-
-
-def warm_up(step: Callable[[], object], info: DeviceInfo, times: int = 3) -> None:
-    """Call step a few times and wait: clocks rise, kernels get compiled and tuned."""
-    for _ in range(times):
-        step()
-    synchronize(info)

@@ -211,9 +211,3 @@ print(what, "|", after >= before + 50_000_000)
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "max RSS of the process | True"
-
-
-def test_warm_up_runs_the_step() -> None:
-    calls: list[int] = []
-    device.warm_up(lambda: calls.append(1), device.select_device("cpu"), times=2)
-    assert calls == [1, 1]
