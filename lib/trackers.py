@@ -191,8 +191,8 @@ class Trackers:
         history: History = tuple,
         say: Callable[[str], None] | None = None,
     ) -> None:
-        tell = say or (lambda text: print(text, file=sys.stderr, flush=True))
-        self._workers = [_Worker(backend, run, history, tell) for backend in backends]
+        warn = say or (lambda text: print(text, file=sys.stderr, flush=True))
+        self._workers = [_Worker(backend, run, history, warn) for backend in backends]
 
     def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
         """Log ``kind/name`` for every number among the values."""
@@ -235,7 +235,7 @@ class _Worker:
         self._lost = 0
         self._ended = threading.Event()
         self._summary: Values = {}
-        self._told: dict[str, int] = {}
+        self._last_sent: dict[str, int] = {}
         name = f"tracker-{backend.name}"
         self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
@@ -261,12 +261,12 @@ class _Worker:
 
     def _work(self) -> None:
         try:
-            self._told.update(self._backend.start(self._run))
+            self._last_sent.update(self._backend.start(self._run))
             record = self._queue.get()
             for earlier in self._history() if record else ():
-                self._tell(*earlier)
+                self._send(*earlier)
             while record is not None:
-                self._tell(*record)
+                self._send(*record)
                 record = self._queue.get()
             self._backend.finish(self._summary)
         except BaseException as error:  # a tracker may even call sys.exit
@@ -274,8 +274,8 @@ class _Worker:
         finally:
             self._ended.set()
 
-    def _tell(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
-        if step <= self._told.get(kind, -1):
+    def _send(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        if step <= self._last_sent.get(kind, -1):
             return
         numbers = {
             f"{kind}/{name}": value
@@ -283,7 +283,7 @@ class _Worker:
             if isinstance(value, int | float) and not isinstance(value, bool)
         }
         self._backend.log(step, numbers)
-        self._told[kind] = step
+        self._last_sent[kind] = step
 
     def _warn(self, text: str) -> None:
         with suppress(Exception):

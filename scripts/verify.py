@@ -103,7 +103,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
     with collector_at_rest():
         from gpt2.verify import certify_steps, pairing, table
-        from gpt2.verify.certify_training import hold_to_account
+        from gpt2.verify.certify_training import with_training
 
     cache = None if given.fresh else CACHE
     print(f"{table.MARKS}; docs/reading.md explains it")
@@ -111,13 +111,13 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     proofs = print_table("step", certify_steps.COLUMNS, found)
     pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
     print("", *map(paragraph, pairing.lines(pairings)), sep="\n", flush=True)
-    proofs = pairing.hold_to_account(proofs, pairings)
+    proofs = pairing.with_pairing(proofs, pairings)
     by_kind = prove_training(plans, cache, given.at_hand)
     trained = [proof for proofs_of in by_kind.values() for proof in proofs_of]
     failed = [proof for proof in (*proofs, *trained) if not proof.ok]
     for proof in failed:
         print(f"{proof.cell}: {proof.message}", file=sys.stderr)
-    proofs = hold_to_account(proofs, plans, trained)
+    proofs = with_training(proofs, plans, trained)
     counts = {kind: len(proofs_of) for kind, proofs_of in by_kind.items()}
     wrong = sum(not proof.ok for proof in (*proofs, *trained))
     print("\n" + table.closing({"step": len(proofs), **counts}, wrong))

@@ -66,7 +66,7 @@ class GPT(nn.Module):
                 use(resources)
 
     def layers(self) -> list[RA_MLA_Block]:
-        """The blocks, as what they are."""
+        """The blocks with their own type."""
         return [cast(RA_MLA_Block, block) for block in self.blocks]
 
     def embed(self, tokens: Tensor, position: int | Tensor = 0) -> Tensor:

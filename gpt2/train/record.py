@@ -95,7 +95,7 @@ class Recorder:
             )
         if time.monotonic() - self._last_status > STATUS_SECONDS:
             self.status(step=record["step"])
-        self._tell("train", record)
+        self._notify("train", record)
 
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None:
         """A record of kind "eval" or "epoch"; raises DiskFull, FolderGone."""
@@ -106,7 +106,7 @@ class Recorder:
             + (f", epoch {record['epoch']} ended" if kind == "epoch" else "")
         )
         self.status(step=record["step"])
-        self._tell(kind, record)
+        self._notify(kind, record)
 
     def comparison(self, record: Mapping[str, Any]) -> None:
         """A record of gpt2/train/as_trained.py; raises DiskFull, FolderGone."""
@@ -120,9 +120,9 @@ class Recorder:
         """A record with a "message" to look at; raises DiskFull, FolderGone."""
         self._append({"kind": ALARM, **record})
         self.say(f"ALARM at update {record['step']}: {record['message']}")
-        self.tell_alarms()
+        self.copy_alarms()
 
-    def tell_alarms(self) -> None:
+    def copy_alarms(self) -> None:
         """Copy the alarms in metrics.jsonl to status.json."""
         found = [r for r in read_jsonl(self.metrics) if r.get("kind") == ALARM]
         self.status(alarms=[{k: v for k, v in r.items() if k != "kind"} for r in found])
@@ -131,7 +131,7 @@ class Recorder:
         self.check_folder()
         append_jsonl(self.metrics, record)
 
-    def _tell(self, kind: str, record: Mapping[str, Any]) -> None:
+    def _notify(self, kind: str, record: Mapping[str, Any]) -> None:
         for listener in self.listeners.values():
             listener(kind, record)
 
@@ -182,7 +182,7 @@ class Follower(Recorder):
 
     def alarm(self, record: Mapping[str, Any]) -> None: ...
 
-    def tell_alarms(self) -> None: ...
+    def copy_alarms(self) -> None: ...
 
     def flush(self) -> None: ...
 

@@ -22,7 +22,7 @@ def watch_losses(
     read again without raising alarms. bytes_per_token: of the validation
     text.
     """
-    recorder.tell_alarms()  # those after the checkpoint are taken back
+    recorder.copy_alarms()  # without those after the checkpoint
     trained = bool(settings.data.init_sha256)
     watch = LossWatch(settings.vocab_size, bytes_per_token, trained)
     for record in read_jsonl(recorder.metrics):

@@ -2,8 +2,7 @@
 
 Each certificate takes a Subject, whose ``build`` makes the model, so that a
 planted fault can take its place. It returns a Finding: passed or not, the
-figure behind it, and what went wrong. Those on features stand in features.py;
-verify.py runs them all.
+figure behind it, and the reason of a failure. Those of features are in features.py.
 """
 
 from __future__ import annotations

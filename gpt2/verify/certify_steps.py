@@ -112,7 +112,7 @@ def _settings_at(base: Settings, registry: Registry) -> dict[str, Settings]:
 
 
 def step_subject(base: Settings, step: int, registry: Registry = SHIPPED) -> Subject:
-    """The subject of a step, also of one that is not at hand."""
+    """Subject of any step of the registry, also of one that the plan lacks."""
     tiny = step_settings(shrink(base), step, registry)
     return Subject(tiny, step_settings(base, step, registry))
 

@@ -138,10 +138,10 @@ def _findings(subject: Trained) -> dict[str, Finding]:
     }
 
 
-def hold_to_account(
+def with_training(
     steps: Sequence[Proof], plans: Iterable[Plan], trained: Sequence[Proof]
 ) -> list[Proof]:
-    """The proofs of steps, each with what became of the training it is given."""
+    """Proofs of steps, extended by whether their training is certified."""
     failed = {proof.cell: proof for proof in trained if not proof.ok}
     settings: Mapping[str, Settings] = {
         job.cell: job.settings for plan in plans for job in plan.jobs

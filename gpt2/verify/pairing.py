@@ -95,9 +95,7 @@ def lines(pairings: Iterable[Pairing]) -> list[str]:
     return list(dict.fromkeys(found.line() for found in pairings))
 
 
-def hold_to_account(
-    proofs: Sequence[Proof], pairings: Iterable[Pairing]
-) -> list[Proof]:
+def with_pairing(proofs: Sequence[Proof], pairings: Iterable[Pairing]) -> list[Proof]:
     """Proofs of cells, extended by whether each is paired with the others."""
     problems = {k: v for found in pairings for k, v in found.problems.items()}
     return [

@@ -24,7 +24,7 @@ def main(tool: str) -> None:
     except locale.Error:  # LANG names a locale that does not exist here
         os.environ["LC_ALL"] = "C.UTF-8"
     sys.argv = [tool]
-    take_the_tree_as_it_is_named()
+    read_tree_path_literally()
     try:
         if tool == "menuconfig":
             menuconfig()
@@ -38,7 +38,7 @@ def main(tool: str) -> None:
         sys.exit(f"{tool}: {error}: {way_out(tool)}")
 
 
-def take_the_tree_as_it_is_named() -> None:
+def read_tree_path_literally() -> None:
     """Keep kconfiglib from reading the path of the tree as part of a glob."""
     module: Any = importlib.import_module("kconfiglib")
     root = os.path.join(os.path.realpath(os.environ["srctree"]), "")

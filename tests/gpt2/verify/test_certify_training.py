@@ -89,7 +89,7 @@ def test_cells_are_held_to_the_training_they_are_given(plan):
         Proof("adamw", {"decay": Finding(True, "0")}),
         Proof("adamwprune + bitter7", {"schedule": bad}),
     ]
-    found = certify_training.hold_to_account(steps, [plan], trained)
+    found = certify_training.with_training(steps, [plan], trained)
     failed = {proof.cell: proof.message for proof in found if not proof.ok}
     assert list(failed) == ["adamwprune-bitter7-state-50"]
     assert "3 weights too many" in failed["adamwprune-bitter7-state-50"]
