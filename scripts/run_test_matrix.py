@@ -311,7 +311,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
                 copies=files,
                 options=asked,
                 view=view,
-                prove=partial(prove, given),
+                prove=None if given.skip_verify else partial(prove, given),
             )
             plan, code = run_and_extend(given, config, plan, view, run_plan)
     if given.as_trained:

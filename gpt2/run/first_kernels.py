@@ -18,7 +18,7 @@ from lib.atomic_files import atomic_write_text
 from lib.jobs.linux_processes import end_with
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options
-from lib.jobs.slots import are_shared, place_of
+from lib.jobs.slots import have_own_gpus
 
 
 @contextmanager
@@ -30,7 +30,7 @@ def kernels_chosen_meanwhile(
     processes: list[subprocess.Popen[bytes]] = []
     try:
         # A CPU has no choice, and is busy with the proofs.
-        if all(map(place_of, options.slots)) and not are_shared(options.slots):
+        if have_own_gpus(options.slots):
             pairs = zip(first_of(tasks, options), options.slots, strict=False)
             processes += [_start(task, slot) for task, slot in pairs]
         yield processes

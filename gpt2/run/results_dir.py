@@ -30,6 +30,7 @@ from lib.kconfig.config_py import Config, read_config
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX_LOCK = ".lock"
 STOP_FILE = ".stop"
+GATE_FILE = ".verified"  # while the runs of a runner may train (lib/jobs/turn.py)
 PROBES = ".probe-"  # begins the names of folders that probes run in
 PROBE_MARK = ".kablate-probe"  # a file in them
 REPLACED = ".replaced"  # where `make rerun` keeps what it replaces
@@ -159,15 +160,21 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
         try:
             yield root
         finally:
-            (root / STOP_FILE).unlink(missing_ok=True)
+            _clear_files(root)
 
 
 def _clear(root: Path) -> None:
-    """Remove an old request to stop, and probe folders of a runner that was killed."""
-    (root / STOP_FILE).unlink(missing_ok=True)
+    """Remove what a runner that was killed has left: files for its runs and for itself,
+    and probe folders."""
+    _clear_files(root)
     for mark in root.glob(f"{PROBES}*/{PROBE_MARK}"):
         if not (mark.is_symlink() or mark.parent.is_symlink()):
             shutil.rmtree(mark.parent, ignore_errors=True)
+
+
+def _clear_files(root: Path) -> None:
+    for name in (STOP_FILE, GATE_FILE):
+        (root / name).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from gpt2.run.placement import describe
 from gpt2.run.plan_listing import cells, tokens_of
 from gpt2.run.prepare_ahead import runs_ahead, with_turns
 from gpt2.run.results_dir import (
+    GATE_FILE,
     STOP_FILE,
     MatrixError,
     held,
@@ -35,7 +36,7 @@ from gpt2.run.results_dir import (
 )
 from gpt2.run.sessions import recorded
 from gpt2.run.sharing_trial import sharing_line
-from gpt2.run.verification import Proofs
+from gpt2.run.verification import PASSED, Proofs
 from gpt2.settings.schema import Settings
 from lib import atomic_files
 from lib.files import safe_join
@@ -43,6 +44,7 @@ from lib.hashing import identity
 from lib.jobs import run_files
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, Scheduler, View
+from lib.jobs.slots import have_own_gpus
 from lib.output import EXIT_FAILED, EXIT_OK
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -106,14 +108,14 @@ def run(
     copies: Mapping[str, str],
     options: Options,
     view: View,
-    prove: Callable[[Path], Proofs],
+    prove: Callable[[Path], Proofs] | None,
     rerun: bool = False,
 ) -> int:
     """Run what is missing of a plan; the runner's exit code (lib/jobs/scheduler.py).
 
     copies: files to put next to matrix.json (config.py, .config), name -> text.
-    prove: asked once if anything is missing, with the file whose appearance is to
-    stop it; jobs whose proof fails are not run.
+    prove: called once if anything is missing, with the file whose appearance is to
+    stop it; jobs whose proof fails are not run. None: they run unverified.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """
@@ -138,27 +140,68 @@ def _run_missing(
     todo: Sequence[Job],
     options: Options,
     view: View,
-    prove: Callable[[Path], Proofs],
+    prove: Callable[[Path], Proofs] | None,
 ) -> int:
     waiting = (task_of(job, root, "") for job in todo if _chooses_alone(job))
-    with kernels_chosen_meanwhile(waiting, options):
-        proofs = prove(root / STOP_FILE) if todo else Proofs()
+    early = None
+    if prove and _may_begin_early(todo, options):
+        early = _schedule(plan.jobs, root, PASSED, options, view)
+    with (
+        _begun(early[0], root) if early else nullcontext(),
+        kernels_chosen_meanwhile(waiting, options),
+    ):
+        proofs = prove(root / STOP_FILE) if prove and todo else Proofs()
+        if early and proofs.failed:
+            early[0].withdraw()
+            early = None
         refused = refuse(root, todo, proofs, view)
         _summarise(root)
         if refused and options.fail_fast:
             return EXIT_FAILED
         jobs = [job for job in plan.jobs if job not in refused]
-        tasks = timed([task_of(job, root, proofs.word) for job in jobs], jobs, root)
-        tasks, options = share(tasks, jobs, root, options, view)
-        todo = missing(root, jobs)
-        ahead = runs_ahead(todo, options)
-        if plan_of_devices := describe(todo, options, ahead, root):
+        planned = early or _schedule(jobs, root, proofs.word, options, view)
+        scheduler, plan_of_devices = planned
+        if plan_of_devices:
             view.note(plan_of_devices)
-        options = with_turns(options, ahead, root)
-        code = Scheduler(tasks, options, view, Watch(root, view)).run()
+        code = scheduler.run()
         if options.cards.lost:
             view.note(OUT_OF_USE)
     return code or (EXIT_FAILED if refused else EXIT_OK)
+
+
+def _schedule(
+    jobs: Sequence[Job], root: Path, verified: str, options: Options, view: View
+) -> tuple[Scheduler, str]:
+    """A scheduler of these jobs, and where it runs them; verified as of task_of()."""
+    tasks = timed([task_of(job, root, verified) for job in jobs], jobs, root)
+    tasks, options = share(tasks, jobs, root, options, view)
+    todo = missing(root, jobs)
+    ahead = runs_ahead(todo, options)
+    plan_of_devices = describe(todo, options, ahead, root)
+    options = with_turns(options, ahead, root)
+    return Scheduler(tasks, options, view, Watch(root, view)), plan_of_devices
+
+
+def _may_begin_early(todo: Sequence[Job], options: Options) -> bool:
+    """Whether runs may prepare while the steps are verified: on GPUs of their own, as a
+    CPU is busy with the certificates; in one process each; and not with a tracker,
+    where a run that is withdrawn would stay."""
+    resources = [job.settings.resources for job in todo]
+    alone = (r.engine != "ray" and r.ddp_gpus_per_job == 1 for r in resources)
+    tracked = any(r.trackers for r in resources)
+    return bool(todo) and have_own_gpus(options.slots) and all(alone) and not tracked
+
+
+@contextmanager
+def _begun(scheduler: Scheduler, root: Path) -> Iterator[None]:
+    """The first runs prepare from here on. If the block raises before they may train,
+    nothing of them is left."""
+    try:
+        scheduler.begin((root / GATE_FILE).absolute())
+        yield
+    except BaseException:
+        scheduler.withdraw()
+        raise
 
 
 def _chooses_alone(job: Job) -> bool:

@@ -8,10 +8,11 @@ is one thread, so that children can be set to end with it.
 
 from __future__ import annotations
 
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
@@ -24,6 +25,7 @@ from lib.jobs.occupancy import Occupancy
 from lib.jobs.phases import PREPARING
 from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
 from lib.jobs.task_state import Running, TaskState, seconds_left
+from lib.jobs.turn import GATE
 from lib.output import (
     EXIT_DEVICE,
     EXIT_DISK,
@@ -92,7 +94,11 @@ class View(Protocol):
 
 
 class Scheduler:
-    """Runs tasks; make one, call run() once, in the main thread."""
+    """Runs tasks; make one, call run() once, in the main thread.
+
+    What it begins with may prepare earlier, by begin(), and is withdrawn if run() is
+    not to follow.
+    """
 
     def __init__(
         self,
@@ -123,6 +129,7 @@ class Scheduler:
         self._signals: list[tuple[float, int]] = []
         self._stopping = False
         self._killed = False
+        self._gate: Path | None = None  # while it is closed
 
     # ---- what a view may ask ----------------------------------------------------
 
@@ -143,6 +150,48 @@ class Scheduler:
         """Time left for all tasks, None while unknown."""
         return seconds_left(self.cells, self._queue, len(self.options.slots))
 
+    # ---- ahead of run() ---------------------------------------------------------
+
+    def begin(self, gate: Path) -> None:
+        """Start tasks as run() does. They prepare, and train when run() has created the
+        file ``gate``. Nothing is started if a task has a run directory already: what an
+        earlier attempt has left there could not be put back by withdraw().
+
+        Raises KeyboardInterrupt.
+        """
+        self._look()
+        if any(cell.task.run_dir.exists() for cell in self._queue):
+            return
+        self._gate = gate
+        with self._listening():
+            self._fill()
+        if self._signals:
+            raise KeyboardInterrupt
+
+    def withdraw(self) -> None:
+        """Kill what begin() has started and remove the run directories that it made.
+        Does nothing once run() was called."""
+        if self._gate is None:
+            return
+        begun = [c for c in self.cells if c.state not in ("queued", "skipped")]
+        with self._listening():  # a second Ctrl-C would leave some
+            for attempt in self._attempts:
+                attempt.kill()
+            self._abandon()
+        self._gate = None
+        for run_dir in (cell.task.run_dir for cell in begun):
+            shutil.rmtree(run_dir, ignore_errors=True)
+            with suppress(OSError):  # the first that is not empty
+                for folder in run_dir.parents:
+                    folder.rmdir()
+
+    def _open_gate(self) -> None:
+        if self._gate is not None:
+            atomic_files.atomic_write_text(self._gate, "")
+            self._gate = None
+            for cell in self.running:
+                self.view.started(cell)
+
     # ---- running ----------------------------------------------------------------
 
     def run(self) -> int:
@@ -155,6 +204,7 @@ class Scheduler:
         self._look()
         with self._listening():
             try:
+                self._open_gate()
                 while self._turn():
                     time.sleep(self.options.poll)
             except BaseException:
@@ -257,11 +307,15 @@ class Scheduler:
         options = self.options
         avoid = tuple(cell.failed_at | self.cards.lost.keys())
         task = replace(cell.task, avoid=avoid)
-        cell.attempt = options.launch(task, options.slots[slot], options.patience)
+        environ = dict(options.slots[slot])
+        if self._gate is not None:
+            environ[GATE] = str(self._gate)
+        cell.attempt = options.launch(task, environ, options.patience)
         self._queue.remove(cell)
         self.occupancy.put(cell, slot)
         cell.state = "running"
-        self.view.started(cell)
+        if self._gate is None:
+            self.view.started(cell)
 
     def _wait_for_lock(self, cell: TaskState) -> None:
         now = time.monotonic()

@@ -153,6 +153,11 @@ def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:
     return len(set(places)) < len(places)
 
 
+def have_own_gpus(slots: Sequence[Mapping[str, str]]) -> bool:
+    """Whether each slot has GPUs, and shares them with no other."""
+    return all(map(place_of, slots)) and not are_shared(slots)
+
+
 def promised(environ: Mapping[str, str]) -> dict[str, str]:
     """The variable that tells a run which GPUs the environment leaves it."""
     listed = [environ[name] for name in VISIBLE.values() if environ.get(name)]

@@ -11,6 +11,10 @@ The runner gives the runs of a slot a common path in TURN. Three lock files lie 
 They are POSIX record locks. The kernel frees them however their holder ends, and unlike
 flock's they do not pass on to the helpers that a run forks. So nothing is left to clean
 up after kill -9 of a run or of its runner.
+
+A run that is started before its certificates have passed is given a file in GATE, which
+the runner creates when they have: without it the run prepares, but does not train. If
+the runner is killed, the file never appears.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 TURN = "KABLATE_TURN"  # the path; not set: the run has its device to itself
+GATE = "KABLATE_GATE"  # the path of a file; not set: the run may train at once
 SHARE = "KABLATE_PREPARE_BYTES"  # GPU memory that a run may take before its turn
 POLL = 0.02  # seconds between two looks at a lock
 
@@ -33,9 +38,11 @@ KeepWaiting = Callable[[], None]
 class Turn:
     """A run's place among those of its slot; without a path it is always its turn."""
 
-    def __init__(self, path: str = "", memory: int = 0) -> None:
-        """memory: bytes of the GPU that it may take before its turn; 0: no limit."""
+    def __init__(self, path: str = "", memory: int = 0, gate: str = "") -> None:
+        """memory: bytes of the GPU that it may take before its turn; 0: no limit.
+        gate: a file without which it must not train."""
         self.is_shared, self.memory = bool(path), memory
+        self._gate = Path(gate) if gate else None
         self.is_mine = not path
         self._files = {
             name: os.open(f"{path}.{name}", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW)
@@ -46,12 +53,18 @@ class Turn:
     def from_environment(cls, environ: Mapping[str, str]) -> Turn:
         """The one that the runner has named. Raises OSError."""
         text = environ.get(SHARE, "")
-        return cls(environ.get(TURN, ""), int(text) if text.isdecimal() else 0)
+        memory = int(text) if text.isdecimal() else 0
+        return cls(environ.get(TURN, ""), memory, environ.get(GATE, ""))
 
     def take(self, keep_waiting: KeepWaiting) -> None:
-        """Wait until the device is ours to train on."""
+        """Wait until the device is ours to train on, and the gate is open."""
         if not self.is_mine:
-            self._wait("turn", keep_waiting)
+            self._wait("turn", keep_waiting)  # the first to be ready trains first
+        while self._gate is not None and not self._gate.exists():
+            keep_waiting()
+            time.sleep(POLL)
+        self._gate = None
+        if not self.is_mine:
             self._wait("use", keep_waiting)
             self.is_mine = True
 

@@ -10,6 +10,7 @@ its turn).
 KABLATE_TEST_BROKEN_GPU: the runner's GPUs are only claimed, by an nvidia-smi of the
 test; runs use the CPU instead, and on the GPU of this name fail as CUDA does.
 KABLATE_TEST_CHECKPOINT_SECONDS: seconds to wait before each file of a checkpoint.
+KABLATE_TEST_CERTIFICATES: a file that certificates wait for before they are checked.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any, NoReturn
 
 FAULTS, SECONDS = "KABLATE_TEST_FAULTS", "KABLATE_TEST_CHECKPOINT_SECONDS"
 BROKEN = "KABLATE_TEST_BROKEN_GPU"
+CERTIFICATES = "KABLATE_TEST_CERTIFICATES"
 
 # ---- faults of an update --------------------------------------------------------
 
@@ -160,12 +162,30 @@ def change_checkpoint(checkpoint: Any) -> None:
     checkpoint.atomic_write_json = slow_json
 
 
+# ---- certificates that take their time ------------------------------------------
+
+
+def change_certificates(certify_steps: Any) -> None:
+    """Wait for a file before the certificates of the steps."""
+    true = certify_steps.prove
+
+    def prove(*given: Any) -> Any:
+        while CERTIFICATES in os.environ and not os.path.exists(
+            os.environ[CERTIFICATES]
+        ):
+            time.sleep(0.05)
+        return true(*given)
+
+    certify_steps.prove = prove
+
+
 # ---- putting them in ------------------------------------------------------------
 
 CHANGES = {
     "gpt2.train.trainer": change_trainer,
     "gpt2.train.checkpoint": change_checkpoint,
     "gpt2.train.prepare": change_device,
+    "gpt2.verify.certify_steps": change_certificates,
 }
 
 
@@ -194,5 +214,5 @@ def install() -> None:
     sys.meta_path.insert(0, Changing())
 
 
-if any(map(os.environ.get, (FAULTS, SECONDS, BROKEN))):
+if any(map(os.environ.get, (FAULTS, SECONDS, BROKEN, CERTIFICATES))):
     install()

@@ -14,6 +14,13 @@ from filelock import FileLock
 from tests.gpt2.tinydata import prepare_texts
 from tests.tinymatrix import run_matrix, write_config
 
+NVIDIA_SMI = """#!/bin/sh
+case "$1" in
+    -L) printf 'GPU 0: Claimed (UUID: x)\\nGPU 1: Claimed (UUID: y)\\n' ;;
+    *) printf '80000\\n80000\\n' ;;
+esac
+"""
+
 
 def once(
     factory: pytest.TempPathFactory, name: str, fill: Callable[[Path], None]
@@ -78,3 +85,13 @@ def written(place: Path) -> set[tuple[str, int]]:
 def finished(undisturbed: Path, tmp_path: Path) -> Path:
     """A copy of ``undisturbed`` of one's own."""
     return Path(shutil.copytree(undisturbed, tmp_path / "here"))
+
+
+@pytest.fixture
+def claimed(tmp_path: Path) -> dict[str, str]:
+    """The environment of a machine that claims to have two GPUs."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
+    (tools / "nvidia-smi").chmod(0o755)
+    return {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}

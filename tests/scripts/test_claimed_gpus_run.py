@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import re
 import shutil
 import sys
@@ -20,23 +19,7 @@ from lib.jobs.slots import Gpus, gpu_sets
 from tests.scripts.test_run_test_matrix import attempts, look, summary
 from tests.tinymatrix import SCRIPT, TINY, run_command, run_matrix, write_config
 
-NVIDIA_SMI = """#!/bin/sh
-case "$1" in
-    -L) printf 'GPU 0: Claimed (UUID: x)\\nGPU 1: Claimed (UUID: y)\\n' ;;
-    *) printf '80000\\n80000\\n' ;;
-esac
-"""
 WORDS = ("--overrides", "DEVICE=auto STEPS=0,2,5 SEEDS=1,2,3")
-
-
-@pytest.fixture
-def claimed(tmp_path: Path) -> dict[str, str]:
-    """The environment of a machine that claims to have two GPUs."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    (tools / "nvidia-smi").write_text(NVIDIA_SMI)
-    (tools / "nvidia-smi").chmod(0o755)
-    return {"PATH": f"{tools}{os.pathsep}{os.environ['PATH']}"}
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -469,8 +469,10 @@ def reached(folder: Path, run: str, step: int) -> Callable[[], bool]:
     return lambda: any(r.get("step", 0) >= step for r in atomic_files.read_jsonl(path))
 
 
-def assert_equal_to(undisturbed: Path, folder: Path) -> None:
-    for run in TINY_RUNS:
+def assert_equal_to(
+    undisturbed: Path, folder: Path, runs: Iterable[str] = TINY_RUNS
+) -> None:
+    for run in runs:
         assert losses(folder, run) == losses(undisturbed, run)
         places = (where / "results" / run for where in (folder, undisturbed))
         assert len({repr(sorted(weights(place).items())) for place in places}) == 1

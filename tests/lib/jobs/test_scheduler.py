@@ -18,7 +18,7 @@ import pytest
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
-from lib.jobs.process import Patience, Task, classify
+from lib.jobs.process import Attempt, Patience, Task, classify
 from lib.jobs.run_log import RunProgress, log_tail
 from lib.jobs.scheduler import Options, Scheduler
 from lib.jobs.task_state import TaskState
@@ -603,3 +603,42 @@ def test_what_another_task_is_compiling_is_not_compiled_twice(tmp_path: Path) ->
     scheduler = Scheduler(four, options, Noting(io.StringIO()))
     assert scheduler.run() == 0
     assert list(found)[:2] == ["a1", "b1"]
+
+
+def test_what_begins_early_is_said_and_let_go_by_run(tmp_path: Path) -> None:
+    out, gate = io.StringIO(), tmp_path / "gate"
+    tasks = [task(tmp_path, name) for name in "ab"]
+    scheduler = Scheduler(tasks, Options(patience=QUICK), PlainView(out))
+    scheduler.begin(gate)
+    until((tmp_path / "a" / "waits").exists)
+    assert scheduler.count("running") == 1 and out.getvalue() == ""
+    assert scheduler.run() == 0 and gate.exists()
+    assert [status_of(tmp_path, name)[2] for name in "ab"] == [1, 1]
+    assert out.getvalue().count("a: started") == 1
+    assert not (tmp_path / "b" / "waits").exists(), "started when all may train"
+    scheduler.withdraw()
+    assert steps_of(tmp_path, "a") == [1, 2, 3], "results are never removed"
+
+
+def test_nothing_is_left_of_what_is_withdrawn(tmp_path: Path) -> None:
+    root = tmp_path / "results"
+    (root / "other").mkdir(parents=True)
+    scheduler = Scheduler([task(root, "step/a")], Options(), PlainView(io.StringIO()))
+    scheduler.begin(root / "gate")
+    until((root / "step" / "a" / "waits").exists)
+    (attempt,) = (cell.attempt for cell in scheduler.running)
+    scheduler.withdraw()
+    assert isinstance(attempt, Attempt) and not is_alive(attempt.pid)
+    assert [path.name for path in root.iterdir()] == ["other"]
+
+
+def test_nothing_begins_early_where_an_earlier_attempt_left_files(
+    tmp_path: Path,
+) -> None:
+    earlier = tmp_path / "b"
+    earlier.mkdir()
+    tasks = [task(tmp_path, name) for name in "ab"]
+    scheduler = Scheduler(tasks, Options(), PlainView(io.StringIO()))
+    scheduler.begin(tmp_path / "gate")
+    scheduler.withdraw()
+    assert not scheduler.running and list(tmp_path.iterdir()) == [earlier]

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from lib.jobs.turn import SHARE, TURN, Turn, turn_path
+from lib.jobs.turn import GATE, SHARE, TURN, Turn, turn_path
 
 FORK = multiprocessing.get_context("fork")
 
@@ -150,6 +150,27 @@ def test_a_wait_ends_when_it_is_asked_to(path: str) -> None:
 
         with pytest.raises(InterruptedError):
             Turn(path).take(stop)
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_while_the_gate_is_closed_none_trains(
+    path: str, tmp_path: Path, shared: bool
+) -> None:
+    gate, waits = tmp_path / "gate", 0
+    turn = Turn.from_environment({GATE: str(gate), **({TURN: path} if shared else {})})
+
+    def waiting() -> None:
+        nonlocal waits
+        waits += 1
+        with turn.alone(lambda: pytest.fail("kernels cannot be timed meanwhile")):
+            pass
+        if waits == 3:
+            gate.touch()
+
+    turn.take(waiting)
+    assert waits == 3 and turn.is_mine
+    gate.unlink()
+    turn.take(lambda: pytest.fail("it waits again"))
 
 
 def test_what_is_lent_can_be_used_by_others_and_the_turn_is_kept(path: str) -> None:

@@ -23,6 +23,7 @@ from lib import atomic_files  # noqa: E402
 from lib.jobs import run_files  # noqa: E402
 from lib.jobs.phases import phase_record  # noqa: E402
 from lib.jobs.pulse import PULSE_FILE, Pulse  # noqa: E402
+from lib.jobs.turn import Turn  # noqa: E402
 
 stop = False
 
@@ -105,6 +106,7 @@ def main() -> int:
             time.sleep(float(given["prepare"]))
             atomic_files.append_jsonl(metrics, phase_record("ready", attempt))
             atomic_files.append_jsonl(metrics, phase_record("turn", attempt))
+        Turn.from_environment(os.environ).take((run_dir / "waits").touch)
         pulse = Pulse()
         if "pulse" in given:
             pulse = Pulse(run_dir / PULSE_FILE, 3.0, float(given["pulse"]))
