@@ -15,7 +15,7 @@ from gpt2.plan.readers import unread
 from gpt2.plan.steps import SHIPPED, Registry
 from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.records import identity_parts
-from gpt2.settings.schema import PART_OF, Settings
+from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, Settings
 from lib.hashing import identity
 
 JOB_SCHEMA = 1
@@ -112,6 +112,39 @@ def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
     if settings.resources.other_kernels:  # otherwise an A/A control equals its baseline
         same["control"] = True
     return same
+
+
+def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
+    """As identity_of, from a job.json of this or an older version.
+
+    Raises KeyError or TypeError if it lacks what identifies a run.
+    """
+    settings = job["settings"]
+    parts = identity_parts(settings)
+    place = settings["resources"]
+    effective = place["batch_size"] * place["gradient_accumulation"]
+    control = {"control": True} if place.get("other_kernels") else {}
+    return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
+
+
+def was_edited(job: Mapping[str, Any]) -> bool:
+    """Whether the settings of a job.json are not those of its hash: they were edited
+    since, or a version with other rules has written them.
+
+    False for records that lack a part, or have settings that do not exist here.
+    """
+    settings = job.get("settings")
+    parts = settings if isinstance(settings, Mapping) else {}
+    for part in (*IDENTITY_PARTS, "resources"):
+        known = parts.get(part)
+        if not isinstance(known, Mapping):
+            return False
+        if part in IDENTITY_PARTS and any(PART_OF.get(name) != part for name in known):
+            return False
+    try:
+        return identity(identity_of_json(job)) != job.get("hash")
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
+        return True
 
 
 def job_from_json(data: Mapping[str, Any]) -> Job:

@@ -15,6 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
+from gpt2.plan.jobs import was_edited
 from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
 from gpt2.report.estimates import score
 from gpt2.report.evaluations import EVAL_FILE, PREFIX, read_evaluation
@@ -154,6 +155,9 @@ def _read_run(
             directory / MANIFEST_FILE, "belongs to another run (its hash differs)"
         )
         status, manifest = {"status": UNREADABLE, "message": "manifest differs"}, {}
+    if was_edited(job):
+        reason = "its settings do not have its hash: edited, or of another version"
+        matrix.leave_out(directory / JOB_FILE, reason)
     row, run_hash = _row(job, status, manifest, run_dir), text(job.get("hash"))
     path = directory / EVAL_FILE
     evaluation = _load_measured(matrix, path, run_hash, read_evaluation)
@@ -239,6 +243,8 @@ def _row(job: dict, status: dict, manifest: dict, run_dir: str) -> Row:
         "hash": text(job.get("hash")),
         "run_dir": run_dir,
     }
+    if (loss := row["val_loss"]) is not None:  # else two numbers could disagree
+        row["val_perplexity"] = number(math.exp(min(loss, 700.0)))
     if row["parameters"] is None:
         row["parameters"] = number(manifest.get("parameters"))
     extra = extra_columns(result, row)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, identity_of
+from gpt2.plan.jobs import Job, Plan, identity_of, identity_of_json
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.plan.planning import step_job
 from gpt2.run.last_call import last_call
@@ -20,7 +20,6 @@ from gpt2.run.results_dir import (
     kept_jobs,
     read_matrix_file,
 )
-from gpt2.settings.records import identity_parts
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.shown import shown_name, shown_value
 from lib import atomic_files
@@ -89,16 +88,6 @@ def _kept_own(plan: Plan) -> Iterator[Conflict]:
         elif run_dir == f"{job.run_dir}/seed{seed}":
             job = replace(job, seed=int(str(seed)), run_dir=run_dir)
             yield from conflicts(plan.output_dir, [job])
-
-
-def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
-    """As gpt2.plan.jobs.identity_of, from a job.json of this or an older version."""
-    settings = job["settings"]
-    parts = identity_parts(settings)
-    place = settings["resources"]
-    effective = place["batch_size"] * place["gradient_accumulation"]
-    control = {"control": True} if place.get("other_kernels") else {}
-    return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
 
 
 def check(plan: Plan, *, replaced: bool = False) -> None:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -18,6 +19,7 @@ from lib.jobs.run_files import lock, run_lock
 from tests.results_factory import UPDATES, settings, write_matrix, write_run
 
 ROOT = Path(__file__).resolve().parents[3]
+OLDER_JOB = ROOT / "tests" / "gpt2" / "settings" / "job_of_a5b7cfa.json"
 SCHEMA = json.loads((ROOT / "gpt2" / "report" / "summary.schema.json").read_text())
 
 
@@ -194,6 +196,23 @@ def test_a_manifest_of_another_run_makes_the_row_unreadable(tmp_path):
     assert matrix.runs[0].row["status"] == "unreadable"
     assert matrix.runs[0].row["val_loss"] is None
     assert "another run" in reasons(matrix)["step00-baseline/seed1/manifest.json"]
+
+
+def test_a_job_with_edited_settings_is_noted(tmp_path):
+    job = json.loads(OLDER_JOB.read_text())
+    directory = write_run(tmp_path, 0, 1)
+    (directory / "manifest.json").unlink()
+    for value, found in ((job["settings"]["optim"]["max_iters"], False), (7, True)):
+        job["settings"]["optim"]["max_iters"] = value
+        (directory / "job.json").write_text(json.dumps(job))
+        noted = reasons(read_matrix(tmp_path)).get("step00-baseline/seed1/job.json", "")
+        assert ("do not have its hash" in noted) == found
+
+
+def test_perplexity_is_that_of_the_loss(tmp_path):
+    write_run(tmp_path, 0, 1, result={"val_perplexity": 2.0})
+    row = read_matrix(tmp_path).runs[0].row
+    assert row["val_perplexity"] == pytest.approx(math.exp(row["val_loss"]))
 
 
 def test_a_copied_run_directory_is_not_counted_twice(tmp_path):

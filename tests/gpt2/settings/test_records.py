@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from gpt2.plan.jobs import identity_of, job_from_json
+from gpt2.plan.jobs import identity_of, identity_of_json, job_from_json, was_edited
 from gpt2.plan.planning import make_plan
 from gpt2.report.arms import config_changes
-from gpt2.run.conflicts import conflicts, identity_of_json
+from gpt2.run.conflicts import conflicts
 from gpt2.settings.parse import settings_from, settings_from_dict
 from gpt2.settings.records import BEFORE, completed, identity_parts, with_before
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF
@@ -111,3 +111,21 @@ def test_kconfig_has_all_defaults_that_a_record_may_lack() -> None:
         for part, values in whole.items()
     }
     assert settings_from_dict(lean) == settings_from(make_config())
+
+
+def test_settings_that_were_edited_do_not_have_the_hash() -> None:
+    job = older()
+    assert not was_edited(job)
+    for part in (*IDENTITY_PARTS, "resources"):
+        assert not was_edited({**job, "settings": job["settings"] | {part: None}})
+    job["settings"]["resources"]["output_dir"] = "elsewhere"
+    assert not was_edited(job)
+    unknown = {**job["settings"]["optim"], "a_newer_setting": 1}
+    assert not was_edited({**job, "settings": job["settings"] | {"optim": unknown}})
+    for part, name, value in (
+        ("mechanisms", "ra_alpha", 0.5),
+        ("optim", "max_iters", float("nan")),
+        ("resources", "batch_size", None),
+    ):
+        edited = {**job["settings"][part], name: value}
+        assert was_edited({**job, "settings": job["settings"] | {part: edited}})
