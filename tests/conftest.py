@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
+from lib.gpu.compile_cache import INDUCTOR, TRITON
 from tests import card
 
 # Settings of a `make` that started the tests must not reach those that they start.
@@ -31,6 +32,8 @@ FROM_MAKE = (
 # imports, sets it for child processes, and with it how their tables are broken.
 SIZE = ("COLUMNS", "LINES")
 
+CACHE = Path(__file__).resolve().parents[1] / ".pytest_cache" / "home"
+
 # Workers share cores. Before torch is imported, as by the conftest of a folder that was
 # named on the command line, which comes before pytest_configure.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -43,6 +46,11 @@ def pytest_configure() -> None:
     for name in (*FROM_MAKE, *SIZE):
         os.environ[name] = ""  # os.environ does not know what readline has set
         del os.environ[name]
+    # Compiled code and chosen kernels, kept from one session to the next, are not those
+    # of the developer's own runs; `make clean` removes them.
+    for name in (INDUCTOR, TRITON):
+        os.environ.pop(name, None)
+    os.environ["XDG_CACHE_HOME"] = str(CACHE)
     own = os.environ.get("PYTHONPATH")  # packages of processes, too
     paths = [str(Path(__file__).with_name("faults")), *([own] if own else [])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)

@@ -15,7 +15,14 @@ from gpt2.plan.planning import make_plan
 from gpt2.run.plan_listing import cold_cache
 from gpt2.settings.configuration import load_defaults
 from lib.gpu import compile_cache
-from lib.gpu.compile_cache import INDUCTOR, TRITON, cache_environment, is_empty
+from lib.gpu.compile_cache import (
+    INDUCTOR,
+    TRITON,
+    bytecode_folder,
+    cache_environment,
+    graphs_folder,
+    is_empty,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 # A formula of our own within autocast, and an operator: as our models have them.
@@ -88,6 +95,12 @@ def compile_in_process(
 
 
 @pytest.mark.slow
+def test_compiled_code_of_tests_is_not_in_the_home_folder() -> None:
+    for folder in (graphs_folder, bytecode_folder):
+        place = folder(os.environ)
+        assert place is not None and place.is_relative_to(ROOT / ".pytest_cache")
+
+
 def test_next_seed_compiles_nothing_and_other_formulas_do(tmp_path: Path) -> None:
     made, found = {"cached": 0, "compiled": 1}, {"cached": 1, "compiled": 0}
     assert is_empty({INDUCTOR: str(tmp_path)})
