@@ -20,14 +20,9 @@ from lib.pruning.registry import METHODS
 
 def optim_config(optim: Optim) -> OptimConfig:
     """The optimizers' hyperparameters, by the same names."""
-    return OptimConfig(
-        learning_rate=optim.learning_rate,
-        beta1=optim.beta1,
-        beta2=optim.beta2,
-        eps=optim.eps,
-        momentum=optim.momentum,
-        own=optim.own_of(optim.optimizer),
-    )
+    shared = ("learning_rate", "beta1", "beta2", "eps", "momentum")
+    values = {name: getattr(optim, name) for name in shared}
+    return OptimConfig(**values, own=optim.own_of(optim.optimizer))
 
 
 def embedding_names(model: nn.Module) -> tuple[str, ...]:

@@ -9,7 +9,8 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class OptimConfig:
-    """Hyperparameters by name; no defaults, since those are in Kconfig.
+    """Hyperparameters by name; no defaults, since those are in Kconfig, and no checks,
+    which the settings have.
 
     Weight decay is not here: each parameter group carries its own (see
     groups.decay_groups), and so no second value can contradict it.
@@ -24,13 +25,6 @@ class OptimConfig:
     momentum: float
     own: Mapping[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        _check("learning_rate", self.learning_rate, self.learning_rate > 0, "> 0")
-        _check("beta1", self.beta1, 0 <= self.beta1 < 1, "0 <= beta1 < 1")
-        _check("beta2", self.beta2, 0 <= self.beta2 < 1, "0 <= beta2 < 1")
-        _check("eps", self.eps, self.eps > 0, "> 0")
-        _check("momentum", self.momentum, 0 <= self.momentum < 1, "0 <= momentum < 1")
-
     @property
     def betas(self) -> tuple[float, float]:
         return (self.beta1, self.beta2)
@@ -44,8 +38,3 @@ class OptimConfig:
         """All values by name, those of `own` included."""
         values = asdict(self)
         return {**values, **values.pop("own")}
-
-
-def _check(field: str, value: float, holds: bool, allowed: str) -> None:
-    if not holds:
-        raise ValueError(f"{field}: {value!r} is out of range; allowed: {allowed}")

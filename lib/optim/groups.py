@@ -38,10 +38,8 @@ def decay_groups(
     A tied parameter is taken once, under its first name; frozen ones are left
     out. Each group holds `params`, `param_names` (torch's own key, and so in
     its state_dict) and `weight_decay`. An empty group is dropped.
-    ValueError: weight_decay < 0, or nothing to train.
+    ValueError: nothing to train.
     """
-    if weight_decay < 0:
-        raise ValueError(f"weight_decay: {weight_decay!r} is negative; allowed: >= 0")
     seen: set[int] = set()
     decayed: list[tuple[str, nn.Parameter]] = []
     plain: list[tuple[str, nn.Parameter]] = []
