@@ -46,9 +46,8 @@ class PrunerBase:
         schedule: CubicSchedule | None,
         scope: str,
     ) -> None:
-        """Raises ValueError for a scope that is none of registry.SCOPES."""
-        if scope not in SCOPES:
-            raise ValueError(f"pruning scope: {scope!r} is unknown; allowed: {SCOPES}")
+        """scope: one of registry.SCOPES."""
+        assert scope in SCOPES, scope
         self.method = method
         self.weights = dict(weights)
         self.optimizer = optimizer

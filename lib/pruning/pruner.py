@@ -47,7 +47,7 @@ class Pruner(PrunerBase):
     scope: "global" (one threshold) or "layer" (one for each matrix).
     variant: the score of a method that has several; one by depth is always per layer
         and needs `depth_of`, 0 (first) to 1 (last) by name.
-    ValueError: an unknown name, or a method without what it needs.
+    ValueError: an unknown method.
     """
 
     kept_in = ("masks", "scores", "shadow")
@@ -68,7 +68,11 @@ class Pruner(PrunerBase):
         self.kind = method_spec(method)
         self.variant = variant
         self.depth_of = depth_of
-        self._check_arguments()
+        assert not self.kind.is_structured, "heads are pruned by HeadPruner"
+        assert method == "none" or schedule is not None, "a method needs a schedule"
+        assert not self.kind.variants or variant in self.kind.variants, variant
+        needs_depths = set(weights) if self._by_depth else set()
+        assert needs_depths <= set(depth_of or ()), "each weight needs its depth"
         self.masks: Tensors = {}
         self.scores: Tensors = {}
         self.shadow: Tensors = {}
@@ -82,24 +86,6 @@ class Pruner(PrunerBase):
                 self.scores[name] = torch.zeros_like(weight, dtype=torch.float32)
             if self.kind.regrows:
                 self.shadow[name] = torch.zeros_like(weight)
-
-    def _check_arguments(self) -> None:
-        if self.kind.name == "none":
-            return
-        if self.kind.is_structured:
-            raise ValueError(f"pruning method {self.kind.name!r} is HeadPruner's")
-        if self.schedule is None or not self.weights:
-            raise ValueError(
-                f"pruning method {self.kind.name!r} needs a schedule and weights"
-            )
-        variants = self.kind.variants
-        if variants and self.variant not in variants:
-            raise ValueError(
-                f"{self.kind.name} pruning: variant {self.variant!r} is unknown; "
-                f"allowed: {', '.join(variants)}"
-            )
-        if self._by_depth and not set(self.weights) <= set(self.depth_of or ()):
-            raise ValueError(f"variant {self.variant} needs every weight's depth")
 
     @property
     def _by_depth(self) -> bool:
