@@ -82,12 +82,8 @@ def copy_source(model: GPT, settings: Settings) -> Start:
             tensor.copy_(source[name])
         else:
             own.append(name)
-    for block in model.layers():
-        for mechanism in enabled(settings):
-            for name, value in mechanism.neutral_weights.items():
-                parameters = dict(block.named_parameters())
-                if name in parameters:
-                    parameters[name].fill_(value)
+    for mechanism in enabled(settings):
+        set_in_blocks(model, mechanism.neutral_weights)
     copied = len(model.state_dict()) - len(own)
     if why := _not_comparable(settings, source, own):
         return Start(copied, tuple(own), None, why)
@@ -98,6 +94,15 @@ def copy_source(model: GPT, settings: Settings) -> Start:
             f"{deviation:.1e}"
         )
     return Start(copied, tuple(own), deviation)
+
+
+@torch.no_grad()
+def set_in_blocks(model: GPT, values: Mapping[str, float]) -> None:
+    """Set parameters of every block, by their names in it, as far as it has them."""
+    for block in model.layers():
+        for name, parameter in block.named_parameters():
+            if name in values:
+                parameter.fill_(values[name])
 
 
 def _not_comparable(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -53,22 +54,16 @@ def head_metrics(
     """Metrics of each layer for tokens [B, T], of ``rows`` evenly spaced rows that see
     more than one key; window: of the band, WHOLE_CONTEXT for all pairs."""
     found: list[HeadMetrics] = []
-    with ExitStack() as hooks:
-        for block in model.layers():
-            watch = _watch(block.attn, rows, window, found)
-            projection = block.attn.projection
-            hooks.enter_context(projection.register_forward_hook(watch))
-        model.hidden(model.embed(tokens))
-    return found
 
-
-def _watch(
-    layer: CausalAttention, rows: int, window: int, found: list[HeadMetrics]
-) -> Any:
-    def hook(_: nn.Module, __: Any, heads: Heads) -> None:
+    def watch(layer: CausalAttention, _: nn.Module, __: Any, heads: Heads) -> None:
         found.append(_measure(layer, heads, rows, window))
 
-    return hook
+    with ExitStack() as hooks:
+        for block in model.layers():
+            hook = partial(watch, block.attn)
+            hooks.enter_context(block.attn.projection.register_forward_hook(hook))
+        model.hidden(model.embed(tokens))
+    return found
 
 
 def _measure(

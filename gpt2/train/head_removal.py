@@ -120,11 +120,9 @@ def compare(
     cut = _on_cpu(small, GPT(settings, heads))
     expected = masked.logits(tokens)
     size = expected.abs().max().clamp_min(1.0)
-    worst = 0.0
-    for found in (cut.logits(tokens), _decoded(cut, tokens, settings, heads)):
-        worst = max(
-            worst, float(((found - expected).abs().max() / size).nan_to_num(torch.inf))
-        )
+    found = cut.logits(tokens), _decoded(cut, tokens, settings, heads)
+    apart = torch.stack([(logits - expected).abs().max() / size for logits in found])
+    worst = apart.nan_to_num(torch.inf).max().item()
     if not worst <= TOLERANCE:
         raise RemovalDiffers(
             f"without its pruned heads the model's logits differ by {worst:.1e}, "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -14,6 +14,7 @@ from gpt2.mechanisms import enabled
 from gpt2.mechanisms.spec import Mechanism
 from gpt2.model.context import BlockContext
 from gpt2.model.gpt import GPT
+from gpt2.model.init_source import set_in_blocks
 from gpt2.model.reference.measures import deviation
 from gpt2.settings.schema import Settings
 from gpt2.verify.subject import ROUNDING, Finding, Subject
@@ -103,7 +104,7 @@ def identity(subject: Subject) -> Finding:
         if not (feature.neutral or feature.neutral_weights):
             continue
         model = at_reference.model(plain.replace(**feature.neutral))
-        _set_weights(model, feature.neutral_weights)
+        set_in_blocks(model, feature.neutral_weights)
         off = _without(at_reference, model, feature)
         distance = deviation(model.logits(tokens), off.logits(tokens))
         if distance != 0:
@@ -113,11 +114,3 @@ def identity(subject: Subject) -> Finding:
     bare = subject.model(subject.settings.replace(**off_changes), generic=False)
     shipped = deviation(start.logits(tokens), bare.logits(tokens))
     return Finding(not problems, f"~{shipped:.1e}", "; ".join(problems))
-
-
-def _set_weights(model: GPT, values: Mapping[str, float]) -> None:
-    """Set parameters of every block, by their names in it, as far as it has them."""
-    for block in model.layers():
-        for name, parameter in block.named_parameters():
-            if name in values:
-                parameter.fill_(values[name])

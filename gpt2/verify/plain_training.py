@@ -200,22 +200,19 @@ class PlainTraining:
         training's own masks, so that one wrong choice counts once.
         """
         share = self.share(n)
-        wrong = 0
         if self.method.is_structured:
-            wrong = self._wrong_heads(n, share, kept)
-        elif share is not None:
-            is_bfloat16 = OPTIMIZERS[self.settings.optim.optimizer].is_bfloat16
-            scores = {name: self._score(name, stepped[name], n) for name in kept}
-            for names, pruned in self._groups(share, stepped):
-                wrong += pruning.wrong_choices(
-                    [scores[name] for name in names],
-                    [kept[name] for name in names],
-                    pruned,
-                    CLOSE_BFLOAT16 if is_bfloat16 else pruning.CLOSE,
-                )
-        else:
-            wrong = sum(int((kept[k] != m).sum()) for k, m in self.keep.items())
-        return wrong
+            return self._wrong_heads(n, share, kept)
+        if share is None:
+            return sum(int((kept[k] != m).sum()) for k, m in self.keep.items())
+        is_bfloat16 = OPTIMIZERS[self.settings.optim.optimizer].is_bfloat16
+        close = CLOSE_BFLOAT16 if is_bfloat16 else pruning.CLOSE
+        scores = {name: self._score(name, stepped[name], n) for name in kept}
+        return sum(
+            pruning.wrong_choices(
+                [scores[k] for k in names], [kept[k] for k in names], pruned, close
+            )
+            for names, pruned in self._groups(share, stepped)
+        )
 
     def adopt(
         self, stepped: Mapping[str, Array], kept: Mapping[str, Array]
@@ -283,30 +280,24 @@ class PlainTraining:
         self, n: int, share: float | None, kept: Mapping[str, Array]
     ) -> int:
         """How many heads are not kept or dropped as their scores have it."""
-        layers = range(self.settings.model.n_layer)
-        heads = range(self.settings.model.n_head)
-        dropped = {
-            place: bool(kept)
-            and all(not kept[k][own].any() for k, own in parts.items())
-            for place, parts in self.heads.items()
-        }
-        before = {
-            place: bool(self.keep)
-            and all(not self.keep[k][own].any() for k, own in p.items())
+        dropped, before = self._dropped(kept), self._dropped(self.keep)
+        wanted = {place: not before[place] for place in self.heads}
+        if share is not None:
+            layers = range(self.settings.model.n_layer)
+            scores = [self._head_scores(layer, n) for layer in layers]
+            for i, h in self.heads:
+                scores[i][h] = -1.0 if before[i, h] else scores[i][h]
+            keep = pruning.keep_heads(scores, round(share * len(self.heads)))
+            wanted = {(i, h): keep[i][h] for i, h in self.heads}
+        return sum(wanted[place] == dropped[place] for place in self.heads)
+
+    def _dropped(self, masks: Mapping[str, Array]) -> dict[tuple[int, int], bool]:
+        """Whether masks by parameter leave nothing of each head; without any, none is
+        dropped."""
+        return {
+            place: bool(masks) and not any(masks[k][own].any() for k, own in p.items())
             for place, p in self.heads.items()
         }
-        wanted = [[not before[i, h] for h in heads] for i in layers]
-        if share is not None:
-            scores = [
-                [
-                    -1.0 if before[i, h] else s
-                    for h, s in enumerate(self._head_scores(i, n))
-                ]
-                for i in layers
-            ]
-            pruned = round(share * len(self.heads))
-            wanted = pruning.keep_heads(scores, pruned)
-        return sum(wanted[i][h] == dropped[i, h] for i in layers for h in heads)
 
     def _head_scores(self, layer: int, n: int) -> list[float]:
         optim = self.settings.optim

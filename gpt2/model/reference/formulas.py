@@ -17,7 +17,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gpt2.mechanisms import enabled, module_of, projection_of
 from gpt2.model.context import BlockContext
@@ -82,22 +82,17 @@ def _watched(model: GPT, tokens: Tensor) -> dict[str, Tensor]:
     """Outputs of the model's parts, with the names of ``whole_trace``."""
     trace: dict[str, Tensor] = {}
 
-    def watch(number: int, part: nn.Module) -> Any:
-        def attention(_: Any, __: Any, given: tuple[Tensor, AttentionSide]) -> None:
-            trace[f"the attention of block {number}"] = given[0][0]
+    def attention(n: int, _: Any, __: Any, given: tuple[Tensor, AttentionSide]) -> None:
+        trace[f"the attention of block {n}"] = given[0][0]
 
-        def mlp(_: Any, __: Any, given: MlpResult) -> None:
-            trace[f"the MLP of block {number}"] = given.output[0]
-            for name, made in given.ctx.items():
-                trace[f"the {name} of block {number}"] = made[0]
-
-        is_mlp = part is model.layers()[number].mlp
-        return part.register_forward_hook(mlp if is_mlp else attention)
+    def mlp(n: int, _: Any, __: Any, given: MlpResult) -> None:
+        trace[f"the MLP of block {n}"] = given.output[0]
+        trace.update((f"the {k} of block {n}", x[0]) for k, x in given.ctx.items())
 
     with ExitStack() as hooks:
-        for number, block in enumerate(model.layers()):
-            for part in (block.attn, block.mlp):
-                hooks.enter_context(watch(number, part))
+        for n, block in enumerate(model.layers()):
+            for part, watch in ((block.attn, attention), (block.mlp, mlp)):
+                hooks.enter_context(part.register_forward_hook(partial(watch, n)))
         logits = model.logits(tokens[None])[0]
     return {**trace, "the logits": logits}
 
