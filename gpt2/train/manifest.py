@@ -73,6 +73,10 @@ class Manifest:
         here = provenance.collect(ROOT, environ)
         kept = before if resumed_at is not None else {}
         used = _environment(job, context, here, serving)
+        resumed = kept.get("resumed", [])
+        if resumed_at is not None:
+            entry = {"step": resumed_at, "random_streams": random_streams, **used}
+            resumed = [*resumed, entry]
         manifest = {
             "schema": 1,
             "provenance": kept.get("provenance", here),
@@ -90,16 +94,13 @@ class Manifest:
             "parameters": parameters,
             "pairing": {**kept.get("pairing", {}), **start},
             "started": kept.get("started", now()),
-            "resumed": [*kept.get("resumed", [])],
-            **{k: kept[k] for k in ("stable_from",) if k in kept},
+            "resumed": resumed,
             "as_trained": kept.get("as_trained"),
             "kernels": {},
             "out_of_memory": before.get("out_of_memory", []),
         }
-        if resumed_at is not None:
-            manifest["resumed"].append(
-                {"step": resumed_at, "random_streams": random_streams, **used}
-            )
+        if "stable_from" in kept:
+            manifest["stable_from"] = kept["stable_from"]
         atomic_write_json(self.path, manifest, make_folder=False)
 
     def note(self, **fields: Any) -> None:

@@ -165,17 +165,13 @@ def check_reference(
     worst, at = 0.0, 0
     for key, path in history.items():
         wanted = torch.stack([torch.as_tensor(then[key]) for then in expected])
-        seen = torch.stack(path).double()
-        errors = _relative_errors(seen, wanted, start[key])
+        errors = _relative_errors(torch.stack(path).double(), wanted, start[key])
         if not errors.max().item() <= worst:
             worst, at = errors.max().item(), int(errors.argmax()) + 1
     allowed = EXACT if dtype is torch.float64 else 1e-3
     allowed = BFLOAT16 if spec.is_bfloat16 else allowed
-    others = [
-        f", {o.name} {config.own[o.name]:g}"
-        for o in spec.own
-        if o.trial != config.own[o.name]
-    ]
+    own = {o.name: config.own[o.name] for o in spec.own}
+    others = [f", {o.name} {own[o.name]:g}" for o in spec.own if o.trial != own[o.name]]
     label = f"{name} = float64 reference{''.join(others)}"
     detail = f"{updates} updates, worst at {at}, allowed {allowed:g}"
     return Row(label, worst <= allowed, worst, detail)

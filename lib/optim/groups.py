@@ -55,7 +55,7 @@ def decay_groups(
     return groups
 
 
-def make_group(members: Sequence[tuple[str, nn.Parameter]], decay: float) -> Group:
+def make_group(members: Sequence[tuple[str, Tensor]], decay: float) -> Group:
     """A parameter group of named `members` with weight decay `decay`."""
     return {
         "params": [parameter for _, parameter in members],

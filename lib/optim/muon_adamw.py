@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lib.optim.config import OptimConfig
 from lib.optim.eager import fused, uncompiled
-from lib.optim.groups import Group, OptimizerLike
+from lib.optim.groups import Group, OptimizerLike, make_group
 
 
 class MuonAdamW:
@@ -71,18 +71,14 @@ def split_matrices(
     hidden: list[Group] = []
     rest: list[Group] = []
     for group in groups:
-        pairs = list(zip(group["param_names"], group["params"], strict=True))
-        for into, wanted in ((hidden, True), (rest, False)):
-            chosen = [
-                pair
-                for pair in pairs
-                if (pair[1].ndim == 2 and pair[0] not in embeddings) == wanted
-            ]
+        matrices: list[tuple[str, Tensor]] = []
+        others: list[tuple[str, Tensor]] = []
+        for name, p in zip(group["param_names"], group["params"], strict=True):
+            is_hidden = p.ndim == 2 and name not in embeddings
+            (matrices if is_hidden else others).append((name, p))
+        for into, chosen in ((hidden, matrices), (rest, others)):
             if chosen:
-                names, parameters = zip(*chosen, strict=True)
-                into.append(
-                    {**group, "params": list(parameters), "param_names": list(names)}
-                )
+                into.append({**group, **make_group(chosen, group["weight_decay"])})
     if not hidden or not rest:
         lacking = "hidden matrices" if not hidden else "embeddings or vectors"
         raise ValueError(f"muon: found no {lacking}; use adamw instead")
