@@ -6,7 +6,8 @@ NONE = "–"
 
 
 def fixed(value: float | None, digits: int, sign: bool = False) -> str:
-    """With so many decimals; a minus is the typographic one with a sign asked for."""
+    """The value with ``digits`` decimals; ``sign`` shows a plus, or a typographic
+    minus."""
     if value is None:
         return NONE
     shown = f"{value:+.{digits}f}" if sign else f"{value:.{digits}f}"

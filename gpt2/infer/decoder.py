@@ -111,7 +111,7 @@ class Decoder:
         return self.model.decode_at(self.tokens, self.cache, columns)[:, -1]
 
     def _next_token(self, columns: int) -> Tensor:
-        """As ``_token``, and the position advances: in a recording alone, since passes
+        """As ``_token``, and the position advances: only in a recording, since passes
         before it could lead beyond the end of the cache."""
         logits, row = self._token(columns), self.cache.row
         assert row is not None

@@ -40,7 +40,7 @@ class TrainedModel:
 
     @property
     def label(self) -> str:
-        """As in "5 ra, seed 1"."""
+        """Name in tables, as in "5 ra, seed 1"."""
         step = "" if self.job.step is None else f"{self.job.step} "
         return f"{step}{self.job.name}, seed {self.job.seed}"
 

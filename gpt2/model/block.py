@@ -46,7 +46,7 @@ class RA_MLA_Block(nn.Module):  # the name its users know
         ctx: BlockContext,
         cache: LayerCache | None = None,
     ) -> tuple[Tensor, BlockContext]:
-        """The same, given ln_1(x)."""
+        """``forward``, given ln_1(x) as ``normed``."""
         attended, side = self.attn(normed, ctx=ctx, cache=cache)
         x = x + attended
         result = self.mlp(self.ln_2(x), side=side, cache=cache)

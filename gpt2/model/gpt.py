@@ -20,7 +20,7 @@ from lib.gpu.device import to_autocast_type
 def settings_of_layers(
     settings: Settings, heads: Sequence[int] | None
 ) -> list[Settings]:
-    """One a layer, each with its number of heads.
+    """The settings of each layer, with its number of heads.
 
     Raises ValueError if the numbers cannot be those of such a model.
     """
@@ -103,7 +103,7 @@ class GPT(nn.Module):
         return self.loss_of(self.hidden(self.embed(tokens)), targets)
 
     def loss_of(self, hidden: Tensor, targets: Tensor) -> Tensor:
-        """That loss, from what ``hidden`` gives."""
+        """The loss of ``forward``, from what ``hidden`` returns."""
         if hidden.is_cuda:  # a GPU's memory is not spent on all logits
             return linear_cross_entropy(hidden, self.wte.weight, targets)
         logits = F.linear(hidden, self.wte.weight)
@@ -116,7 +116,7 @@ class GPT(nn.Module):
         return self.score_of(self.hidden(self.embed(tokens)), targets)
 
     def score_of(self, hidden: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """That score, from what ``hidden`` gives."""
+        """The result of ``score``, from what ``hidden`` returns."""
         if hidden.is_cuda:
             return summed_score(hidden, self.wte.weight, targets)
         logits = F.linear(hidden, self.wte.weight).float().flatten(0, 1)

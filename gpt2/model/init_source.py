@@ -118,8 +118,8 @@ def _not_comparable(
 
 
 def _deviation(model: GPT, settings: Settings, source: Mapping[str, Tensor]) -> float:
-    """Of the model's logits at neutral values from plain GPT-2's with the source's
-    weights, over one context of random tokens."""
+    """Deviation of the model's logits, at neutral values, from those of plain GPT-2
+    with the source's weights, over one context of random tokens."""
     neutral: dict[str, Any] = {}
     off: dict[str, Any] = {}
     for mechanism in enabled(settings):

@@ -1,8 +1,8 @@
 """Read and low-rank-update the MLP hidden state without materialising it.
 
 All that reads h is linear, and what the mechanisms add to it has a small rank:
-R (h + c U^T) = R h + (R U) c. One product over all rows of all readers takes the place
-of one a reader, and of sums as wide as the MLP.
+R (h + c U^T) = R h + (R U) c. One product over all rows of all readers replaces
+one product per reader, and sums as wide as the MLP.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 class Factored:
-    """h [B, S, M] and what was added to it, as those see it who have yet to read.
+    """h [B, S, M] and what was added to it, kept as the rows that readers will see.
 
     ``readers``: matrices [rows, M] by name, in the order in which they will read.
     ``through``: from all their rows [R, M] to h R^T, [B, S, R]. ``once``: keeps what

@@ -126,8 +126,8 @@ class MLP(nn.Module):
         return {**readers, "proj": self.proj.weight}
 
     def _decoded(self, x: Tensor, cache: LayerCache) -> Factored:
-        """Of few tokens, with all products of weights made once, and the output's bias
-        in the first."""
+        """The hidden state of few tokens: products of weights are computed once and
+        kept, and the output's bias is part of the first of them."""
 
         def bias() -> Tensor:
             rows = sum(len(matrix) for matrix in self._readers().values())

@@ -62,7 +62,7 @@ class Heads:
         return torch.einsum("bhsl,hdl->bhsd", output, self.value_up.to(output.dtype))
 
     def scaled(self, factor: Tensor) -> Heads:
-        """With queries times one number per head [H], and so all scores."""
+        """These heads; queries, and so all scores, times one number per head [H]."""
         wide = factor.view(-1, 1, 1)  # in its own precision until after the product
         q = (self.q * wide).to(self.q.dtype)
         row_q = self.row_q
@@ -174,7 +174,7 @@ class MlpPart(nn.Module):
         return hidden
 
     def making_readers(self) -> dict[str, Tensor]:
-        """As ``readers``, of ``make``."""
+        """Matrices by which ``make`` reads the hidden state, as in ``readers``."""
         return {}
 
     def make(self, hidden: Hidden, cache: LayerCache | None) -> Tensor:

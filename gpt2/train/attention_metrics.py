@@ -72,13 +72,16 @@ def _measure(
     heads, term = layer.scored(heads)
     q, k = heads.q.float(), heads.k.float()
     length = q.shape[2]
+    # Row 0 sees one key: relative would be 0 / 0.
     chosen = torch.linspace(1, length - 1, min(rows, length - 1), device=q.device)
     chosen = chosen.round().long().unique()
     distance = chosen[:, None] - torch.arange(length, device=q.device)
     scores = q[:, :, chosen] @ k.transpose(-1, -2)
+    # The rows of the transposed scores: how much key i asks for query j.
     mirrored = k.expand_as(q)[:, :, chosen] @ q.transpose(-1, -2)
     reach = length if window == WHOLE_CONTEXT else window
     band = (distance > 0) & (distance <= reach)
+    # A pruned head has queries of 0, and so no correlation.
     alive = (q != 0).any(-1).any(-1).any(0)
     correlation = _correlation(
         scores[:, alive][..., band], mirrored[:, alive][..., band]

@@ -23,7 +23,7 @@ class BatchSplit:
         return self.micro_batch * self.accumulation * self.world_size
 
     def with_micro_batch(self, micro_batch: int) -> BatchSplit:
-        """The same batch cut otherwise; ValueError as split_batch."""
+        """The same batch in other micro batches; ValueError as split_batch."""
         return split_batch(
             self.effective_batch, micro_batch, self.world_size, self.rank
         )

@@ -43,7 +43,7 @@ class Writer:
         self._last = self._pool.submit(job)
 
     def wait(self) -> None:
-        """Until all is written; raises what the write raised."""
+        """Wait until all is written; raises what the write raised."""
         last, self._last = self._last, None
         if last is not None:
             last.result()

@@ -81,7 +81,7 @@ class Evaluator:
         self._compiled: Score | None = None
 
     def fingerprint(self) -> str:
-        """Of the windows that are scored."""
+        """Fingerprint of the windows that are scored."""
         parts = range(0, len(self.offsets), FINGERPRINTED)
         rows = (self.offsets[start : start + FINGERPRINTED] for start in parts)
         pairs = (gather(self.split.tokens, row, self.block_size) for row in rows)

@@ -39,12 +39,12 @@ def windows_sum(pair: Tensor) -> int:
 
 
 def fingerprint(sums: Iterable[int]) -> str:
-    """Of windows, in 16 hex digits, from their sums."""
+    """Fingerprint of windows, in 16 hex digits, from their sums."""
     return f"{sum(sums) % _WORD:016x}"
 
 
 def batch_fingerprints(ranks: Iterable[Mapping[int, int]]) -> dict[str, str]:
-    """By update, from the sums of the windows that each rank was given."""
+    """Fingerprints by update, from the sums of the windows that each rank was given."""
     shares = list(ranks)
     updates = sorted(set.intersection(*(set(share) for share in shares)))
     return {str(n): fingerprint(share[n] for share in shares) for n in updates}

@@ -148,7 +148,7 @@ class Preparation:
         return self._ran_out_of_memory or (tries and settled is None)
 
     def _limit_memory(self, device: devices.DeviceInfo) -> None:
-        """Until its turn, keep to the share of memory that the runner has planned."""
+        """Keep to the share of memory that the runner has planned, until its turn."""
         if device.is_gpu and self.turn.memory and not self.turn.is_mine:
             total = torch.cuda.get_device_properties(device.torch_device).total_memory
             share = min(1.0, self.turn.memory / total)

@@ -21,9 +21,9 @@ from lib.gpu import device as devices
 
 
 class Checkpoints:
-    """Of one attempt.
+    """The checkpoints of one attempt.
 
-    step: of the newest that it wrote or went on from. random_streams: whether
+    step: of the newest that it wrote or resumed from. random_streams: whether
     dropout's generators were "continued" there or are "fresh".
     """
 

@@ -87,7 +87,7 @@ class TrainingRun:
             return _complain(error, end_of(error).exit_code)
 
     def _with_lock(self) -> int:
-        """With the lock, or as a rank that follows the one that holds it."""
+        """The attempt, by the rank that holds the lock or by one that follows it."""
         first = self.ranks.is_first
         if first:
             claim(self.job, self.run_dir)

@@ -25,7 +25,7 @@ class StopRequest:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> StopRequest:
-        """With the runner that lib.jobs.process.PARENT_PID names, if it is set."""
+        """A request that watches the runner named by PARENT_PID of lib.jobs.process."""
         text = environ.get(PARENT_PID, "")
         return cls(int(text) if text.isdecimal() else None)
 

@@ -107,7 +107,7 @@ def nanogpt_update(
 
 
 def peer_update(settings: Settings, device: torch.device, batch: int) -> Update:
-    """The same with transformers' GPT-2."""
+    """An update of transformers' GPT-2 of the same shape."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
     config = native_config(settings.replace(dropout=0.0)) | {"use_cache": False}
@@ -155,7 +155,7 @@ class Update:
         self()
 
     def record(self) -> None:
-        """As a graph, if the settings ask for it."""
+        """Record the step as a graph, if the settings ask for it."""
         if self.records and isinstance(self.step, MicroStep):
             self.step, why = record(
                 self.step, self.parameters, *self.pair, repeats=False

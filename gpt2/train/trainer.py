@@ -208,7 +208,7 @@ class Trainer:
         return is_late or self.progress.step >= self.optim.max_iters
 
     def _time_share(self) -> float | None:
-        """Of a time budget, what is spent on updates; every rank sees the same."""
+        """Share of the time budget spent on updates, the same on every rank."""
         if not self._time_budget:
             return None
         spent = self.progress.train_seconds + self._clock.peek()

@@ -298,7 +298,8 @@ def check_resume(optimizer: str, make: MakePruner = HeadPruner) -> Row:
 def check_selection(
     select: Callable[[list[list[float]], int], list[list[bool]]] = keep_heads,
 ) -> Row:
-    """The same heads as one by one, ties included; the figure counts differences."""
+    """Whether ``select`` picks the heads that a loop over them picks, ties included;
+    the figure counts differences."""
     generator = torch.Generator().manual_seed(5)
     rough = torch.rand((3, 4), generator=generator).tolist()
     tied = torch.randint(-1, 2, (3, 4), generator=generator).float().tolist()

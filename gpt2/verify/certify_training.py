@@ -68,8 +68,8 @@ class Trained:
         return KINDS[self.kind]
 
     def certify(self) -> dict[str, Row]:
-        """By itself, then as the trainer uses it; of two rows of one name, as of the
-        export, the one that failed, if one did."""
+        """Rows of the method by itself and as the trainer uses it; of two rows of one
+        name, as of the export, the one that failed, if one did."""
         rows = self._alone()
         for name, row in certify_updates(
             self.optimizer, self.method, self.variant, self.schedule

@@ -52,7 +52,7 @@ class Behaviour:
 
     @cached_property
     def shapes(self) -> dict[str, torch.Size]:
-        """Of the parameters at certificate size."""
+        """Shapes of the parameters at certificate size."""
         return self.subject.shapes(self.subject.settings)
 
     @cached_property
@@ -100,7 +100,7 @@ def _reshaped(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
 
 
 def _by_length(one: Behaviour, other: Behaviour) -> float:
-    """At a length at which what tiny sizes cut off acts as it will in the run."""
+    """Deviation at a length at which what tiny sizes cut off acts as in the run."""
     numbers = [
         {name: behaviour.subject.full.flat()[name] for name in LENGTHS}
         for behaviour in (one, other)

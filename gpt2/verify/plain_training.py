@@ -165,7 +165,7 @@ class PlainTraining:
 
     @torch.no_grad()
     def validation_loss(self, tokens: Array, weights: Mapping[str, Array]) -> float:
-        """Of eval_samples windows, evenly spread from the first to the last."""
+        """Loss of eval_samples windows, evenly spread from the first to the last."""
         self.load(weights)
         self.model.eval()
         block, count = self.settings.model.block_size, self.settings.data.eval_samples

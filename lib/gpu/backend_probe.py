@@ -68,7 +68,7 @@ def look(
 
 
 def warning_of(info: DeviceInfo, chosen: str, precision: str) -> str:
-    """On a GPU attention by plain maths is worth a word, and a remedy."""
+    """Warning and remedy if attention falls back to plain maths on a GPU, or ""."""
     if chosen != "math" or not info.is_gpu:
         return ""
     if precision == "fp32" and info.backend == "rocm":

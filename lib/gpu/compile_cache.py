@@ -174,8 +174,8 @@ def operators_version(folder: Path = OPERATORS) -> str:
 
 
 def graphs_compiled() -> dict[str, int]:
-    """Of the graphs with gradients that this process compiled: how many came out of
-    the folder whole ("cached"), and how many were made ("compiled")."""
+    """Numbers of graphs with gradients that this process took whole from the folder
+    ("cached") and that it compiled itself ("compiled")."""
     import torch._dynamo.utils
 
     found = torch._dynamo.utils.counters["aot_autograd"]

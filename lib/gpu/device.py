@@ -173,7 +173,7 @@ def gpu_info(
 
 
 def pci_addresses(info: DeviceInfo, count: int = 1) -> list[str] | None:
-    """Of the GPU, or of the first ``count`` GPUs torch sees if that is above 1.
+    """PCI addresses: of this GPU, or of the first ``count`` that torch sees if above 1.
 
     None where this torch does not tell.
     """
@@ -186,7 +186,7 @@ def pci_addresses(info: DeviceInfo, count: int = 1) -> list[str] | None:
 
 
 def pci_of(properties: Any) -> str | None:
-    """ "0000:1b:00.0"; None from a torch that does not tell it."""
+    """PCI address as in 0000:1b:00.0; None from a torch that does not tell it."""
     names = ("pci_domain_id", "pci_bus_id", "pci_device_id")
     numbers = [getattr(properties, name, None) for name in names]
     if None in numbers:

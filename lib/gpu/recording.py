@@ -68,6 +68,7 @@ def stream_restored(device: torch.device) -> Iterator[None]:
         yield
     except RuntimeError:
         torch.cuda.set_stream(stream)
+        # The generator still counts its numbers for the recording; a copy does not.
         generator = torch.cuda.default_generators[stream.device_index]
         generator.graphsafe_set_state(generator.clone_state())
         raise

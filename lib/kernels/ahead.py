@@ -68,6 +68,6 @@ def _compile(one: Callable[[], object]) -> None:
 
 
 def wait() -> None:
-    """Until nothing is being compiled: times are taken on quiet cores."""
+    """Wait until nothing is being compiled: times are taken on quiet cores."""
     while _running:
         _running.pop().result()

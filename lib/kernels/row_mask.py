@@ -90,7 +90,7 @@ def _save(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
 
 
 def _backward(ctx: Any, slope: Tensor, _total: Any) -> Any:
-    """In torch's own operations, which a compiler can fuse with their neighbours."""
+    """Gradient in torch's own operations, which a compiler can fuse with others."""
     kept, total = ctx.saved_tensors
     slope = slope.float()
     if ctx.renorm:

@@ -72,8 +72,8 @@ s_ij^h = q_i^h.k_j^h / sqrt(D) = (A_h^T q_i^h).c^K_j / sqrt(D)"""
         )
 
     def kept_latents(self, s: Settings, by: Kept) -> int:
-        """With the columns of zeros next to them: queries and both latents are views
-        of one product's rows, whose width is a multiple of EVEN."""
+        """Numbers kept for both latents and the columns of zeros next to them: queries
+        and latents are views of one product's rows, as wide as a multiple of EVEN."""
         inner, latents = s.model.n_head * s.model.head_dim, 2 * s.mechanisms.latent_dim
         apart = s.resources.attention_backend == "reference"
         return by.number * (latents + (0 if apart else -(inner + latents) % EVEN))

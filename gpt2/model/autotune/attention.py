@@ -132,7 +132,7 @@ def _numbers(attended: Attended) -> list[Tensor]:
 
 
 def _comparable(attended: Attended, settings: Settings) -> Attended:
-    """The same with the mean weights as a matrix of those that are read."""
+    """The results, with the mean weights as a matrix of those that are read."""
     kept, mean = needs_of(settings).kept, attended.mean
     if isinstance(mean, Largest):
         return attended._replace(mean=mean.matrix(mean.columns.shape[1]))

@@ -81,7 +81,7 @@ class Distance:
         self._squares: list[list[float]] = []
 
     def add(self, ours: Sequence[Tensor], truth: Sequence[Tensor]) -> None:
-        """One part of each result."""
+        """Count the tensors of one part of the batch, by either way."""
         for number, (a, b) in enumerate(zip(ours, truth, strict=True)):
             if number == len(self._squares):
                 self._squares.append([0.0, 0.0])

@@ -107,7 +107,7 @@ def has_kernel(call: AttentionCall) -> bool:
 
 
 def _by_kernel(call: AttentionCall) -> Attended:
-    """By one launch between the products."""
+    """Attention with one kernel between the two products, instead of torch's many."""
     from lib.kernels.decode_rows import QueryRing, softmax_rows
 
     t, s, row = call.transposed, call.statistic, call.row

@@ -89,7 +89,7 @@ class BlockFormula:
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """Of the visible keys of each row, [..., T, T]; 0 for those ahead."""
+    """Softmax over the visible keys of each row, [..., T, T]; 0 for those ahead."""
     ahead = torch.ones(scores.shape[-2:], device=scores.device).triu(1).bool()
     return scores.masked_fill(ahead, -math.inf).softmax(-1)
 
