@@ -13,8 +13,8 @@ from lib.atomic_files import atomic_write_json, atomic_write_text, finite
 from lib.safe_json import Unusable, as_dict, read_foreign_json, whole
 
 SUMMARY_FILE = "summary.json"
-# Characters that begin a formula in a spreadsheet, or that it skips before one; the wide
-# forms are read alike in Japanese and Chinese ones (OWASP, CSV injection).
+# Characters that begin a formula in a spreadsheet, or that it skips before one; the
+# wide forms are read alike in Japanese and Chinese ones (OWASP, CSV injection).
 FORMULA_STARTS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
 SCHEMA = 4  # increased with every change of fields; readers refuse newer ones
 
@@ -65,8 +65,8 @@ def read_summary(output_dir: str | Path) -> dict[str, Any]:
 
 
 def to_csv(rows: list[Row]) -> str:
-    """Rows as CSV; missing values are empty, and no text or column name starts a formula
-    in a spreadsheet."""
+    """Rows as CSV; missing values are empty, and no text or column name starts a
+    formula in a spreadsheet."""
     names = [*COLUMNS, *sorted({name for row in rows for name in row} - set(COLUMNS))]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
