@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -153,9 +154,9 @@ class Scheduler:
     # ---- ahead of run() ---------------------------------------------------------
 
     def begin(self, gate: Path) -> None:
-        """Start tasks as run() does. They prepare, and train when run() has created the
-        file ``gate``. Nothing is started if a task has a run directory already: what an
-        earlier attempt has left there could not be put back by withdraw().
+        """Start one task in each slot. They prepare, and train when run() has created
+        the file ``gate``. Nothing is started if a task has a run directory already:
+        what an earlier attempt has left there could not be put back by withdraw().
 
         Raises KeyboardInterrupt.
         """
@@ -164,7 +165,7 @@ class Scheduler:
             return
         self._gate = gate
         with self._listening():
-            self._fill()
+            self._fill(len(self.options.slots))
         if self._signals:
             raise KeyboardInterrupt
 
@@ -276,11 +277,12 @@ class Scheduler:
 
     # ---- starting ---------------------------------------------------------------
 
-    def _fill(self) -> None:
+    def _fill(self, most: int = sys.maxsize) -> None:
+        """Start what has room, until so many tasks run."""
         doubtful = self.cards.is_doubtful
         for cell in sorted(self._queue, key=lambda cell: doubtful(cell.task)):
             free = self.occupancy.free()
-            if not free or self._stopping:
+            if not free or self._stopping or len(self.running) >= most:
                 return
             slot = self.occupancy.slot_for(cell, free, self._queue)
             if slot is not None and time.monotonic() >= cell.look_again:

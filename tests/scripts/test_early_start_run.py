@@ -21,8 +21,8 @@ from tests.scripts.test_run_test_matrix import PRODUCT, assert_equal_to, attempt
 from tests.tinymatrix import SCRIPT, prove_and_run
 
 RUNS = ("step00-baseline/seed1", "step05-ra/seed1")
-ONE_GPU = "DEVICE=auto SEEDS=1 GPUS=0"  # the second run prepares ahead
-TWO_GPUS = "DEVICE=auto SEEDS=1 PREPARE_AHEAD=0"
+SHARED = "DEVICE=auto SEEDS=1 PREPARE_AHEAD=1"  # turns in each slot
+ALONE = "DEVICE=auto SEEDS=1 PREPARE_AHEAD=0"
 STEPS_FAIL = ("Transposed(k, q, alpha", "Transposed(k, q, 0.0 * alpha")
 PLACE = "KABLATE_TEST_PLACE"
 
@@ -67,7 +67,7 @@ def nothing_trained(folder: Path) -> bool:
 def test_no_run_trains_before_all_certificates_have_passed(
     undisturbed: Path, folder: Path, environ: dict[str, str]
 ) -> None:
-    with prepared_runs(folder, environ, ONE_GPU) as runner:
+    with prepared_runs(folder, environ, SHARED) as runner:
         assert nothing_trained(folder)
         checked = round(time.time(), 3)  # as in the records of phases
         (folder / "checked").touch()
@@ -95,7 +95,7 @@ def test_a_step_that_fails_leaves_no_trace_of_what_was_prepared(
     layer.write_text(code.replace(*STEPS_FAIL))
     script = tree / "scripts" / SCRIPT.name
     # The run of step 5 finds the fault by itself, when it compares its gradients.
-    with prepared_runs(folder, environ, TWO_GPUS, script, "model") as runner:
+    with prepared_runs(folder, environ, ALONE, script, "model") as runner:
         (folder / "checked").touch()
         said, _ = runner.communicate(timeout=120)
     assert runner.returncode == 1, said
@@ -116,11 +116,11 @@ def test_a_step_that_fails_leaves_no_trace_of_what_was_prepared(
 def test_a_stop_during_the_certificates_leaves_nothing(
     folder: Path, environ: dict[str, str], how: str
 ) -> None:
-    with prepared_runs(folder, environ, TWO_GPUS) as runner:
+    with prepared_runs(folder, environ, ALONE) as runner:
         if how == "ctrl-c":
             os.killpg(runner.pid, signal.SIGINT)
         else:
-            asked = prove_and_run(folder, "--stop", "--overrides", TWO_GPUS, **environ)
+            asked = prove_and_run(folder, "--stop", "--overrides", ALONE, **environ)
             assert f"asked pid {runner.pid}" in asked.stdout
         said, _ = runner.communicate(timeout=60)
     assert runner.returncode == 3, said
@@ -134,12 +134,12 @@ def test_a_stop_during_the_certificates_leaves_nothing(
 def test_a_runner_killed_during_the_certificates_lets_no_run_train(
     undisturbed: Path, folder: Path, environ: dict[str, str]
 ) -> None:
-    with prepared_runs(folder, environ, ONE_GPU) as runner:
+    with prepared_runs(folder, environ, SHARED) as runner:
         runner.kill()
         runner.communicate(timeout=60)
         until(lambda: not linux_processes.marked(PLACE, str(folder)))
     assert nothing_trained(folder)
     (folder / "checked").touch()
-    again = prove_and_run(folder, "--overrides", ONE_GPU, **environ)
+    again = prove_and_run(folder, "--overrides", SHARED, **environ)
     assert again.returncode == 0, again.stdout + again.stderr
     assert_equal_to(undisturbed, folder)
