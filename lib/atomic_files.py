@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from lib.files import HALF_WRITTEN, hidden_name, open_to_append
+from lib.files import HALF_WRITTEN, hidden_name, open_plain, open_to_append
 from lib.output import FULL_DISK
 
 BAD_JSON = (ValueError, RecursionError)  # the latter: nested too deeply
@@ -122,10 +122,13 @@ def fsync_directory(path: str | Path) -> None:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value in a JSON file; DamagedFile, with the place, if it is not JSON."""
-    path = Path(path)
+    """The value in a JSON file.
+
+    Raises DamagedFile, with the place, if it is not JSON; OSError as open_plain.
+    """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        with open_plain(path) as file:
+            return json.loads(file.read().decode("utf-8"))
     except BAD_JSON as error:
         raise DamagedFile(f"{path}: not JSON ({error})") from error
 
@@ -198,7 +201,8 @@ def drop_bad_lines(path: str | Path) -> list[str]:
 def _read_lines(path: Path) -> list[tuple[bytes, dict[str, Any] | None]]:
     """The lines of a file, each with its record (None: not a record)."""
     try:
-        lines = path.read_bytes().split(b"\n")[:-1]  # what follows was never whole
+        with open_plain(path) as file:
+            lines = file.read().split(b"\n")[:-1]  # what follows was never whole
     except FileNotFoundError:
         return []
     return [(line, record_in(line)) for line in lines]

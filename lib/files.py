@@ -15,6 +15,7 @@ import errno
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -96,6 +97,22 @@ def open_to_append(path: str | Path) -> IO[bytes]:
         if error.errno == errno.ELOOP and Path(path).is_symlink():
             raise Linked(Path(path)) from None
         raise
+
+
+def open_plain(path: str | Path) -> IO[bytes]:
+    """A file open for reading.
+
+    Raises OSError if it cannot be opened, or is a pipe or a device, as a stranger's
+    folder may have: reading it could wait forever, or never end.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    mode = os.fstat(fd).st_mode
+    if stat.S_ISREG(mode):
+        return open(fd, "rb")
+    os.close(fd)
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    raise OSError(errno.EINVAL, "Not a plain file", str(path))
 
 
 def text_or_empty(path: str | Path) -> str:

@@ -60,7 +60,7 @@ FORMS = {
     "seconds": human.duration,
     "mean_epoch_seconds": human.duration,
     "peak_memory_bytes": human.size,
-    "as_trained": lambda value: f"{value:.0e}",
+    "as_trained": lambda value: human.NONE if value is None else f"{value:.0e}",
     "kv_bytes_per_token": human.size,
     "optimizer_state_bytes": human.size,
     "step_seconds": human.milliseconds,

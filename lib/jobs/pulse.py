@@ -18,6 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from lib.files import open_plain
 from lib.jobs import run_files
 
 PULSE_FILE = ".pulse"
@@ -125,7 +126,8 @@ class Watchdog:
 def statement(run_dir: Path) -> tuple[int, float]:
     """Number and limit, in seconds, of what a run has stated last; (0, 0) before."""
     try:
-        number, limit = _FORM.unpack((run_dir / PULSE_FILE).read_bytes())
+        with open_plain(run_dir / PULSE_FILE) as file:
+            number, limit = _FORM.unpack(file.read())
     except (OSError, struct.error):
         return 0, 0.0
     return number, limit

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.atomic_files import record_in
+from lib.files import open_plain
 from lib.human import size
 from lib.jobs import phases, run_files
 
@@ -152,7 +153,7 @@ class RunProgress:
 
     def _new_records(self) -> list[dict[str, Any]]:
         try:
-            with open(self._path, "rb") as file:
+            with open_plain(self._path) as file:
                 info = os.fstat(file.fileno())
                 if info.st_ino != self._inode or info.st_size < self._offset:
                     self._inode, self._offset = info.st_ino, 0  # was cut back
@@ -192,7 +193,7 @@ def _gpu_words(gpus: list[dict[str, Any]]) -> str:
 
 def _last_bytes(path: Path, count: int) -> bytes:
     try:
-        with open(path, "rb") as file:
+        with open_plain(path) as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - count))
             return file.read()
     except OSError:

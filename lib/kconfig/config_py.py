@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lib.files import open_plain
+
 Literal = bool | int | float | str
 Types = Mapping[str, Callable[[str], Literal]]
 
@@ -117,7 +119,8 @@ def read_config(path: str | Path, name: str = "") -> Config:
     numbers and strings; OSError if the file cannot be read.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        with open_plain(path) as file:
+            text = file.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise not_text(name or str(path), error) from error
     return parse_config(text, name or str(path))

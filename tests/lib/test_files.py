@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 
@@ -9,6 +10,10 @@ import pytest
 
 from lib import atomic_files
 from lib.files import Linked, open_to_append, own_folder, remove_folder, safe_join
+from lib.jobs.pulse import PULSE_FILE, statement
+from lib.jobs.run_files import METRICS_FILE
+from lib.jobs.run_log import RunProgress
+from lib.kconfig.config_py import read_config
 
 OURS = re.compile(r"a|b/c")
 
@@ -109,3 +114,21 @@ def test_a_run_moved_away_and_linked_back_is_refused_with_ways_out(
         text = str(error.value)
         assert f"{folder / 'step05-ra'} is a link to" in text
         assert f"Or move the whole folder, and make {folder} a link" in text
+
+
+@pytest.mark.parametrize("target", ["pipe", "link to a pipe", "/dev/zero", "folder"])
+def test_what_could_block_its_reader_or_never_end_is_refused(
+    tmp_path: Path, target: str
+) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link to a pipe").symlink_to("pipe")
+    for read in (atomic_files.read_json, read_config):
+        with pytest.raises(OSError, match="directory|plain file"):
+            read(tmp_path / target)
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in (METRICS_FILE, PULSE_FILE):
+        (run / name).symlink_to(tmp_path / target)
+    assert statement(run) == (0, 0.0)
+    assert RunProgress(run, 10).step == 0

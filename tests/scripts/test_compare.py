@@ -40,6 +40,14 @@ def test_direction_is_b_minus_a(matrix):
     assert "HARMFUL, +0.04" in compare("8", "0", cwd=matrix).stdout
 
 
+def test_runs_without_a_comparison_with_the_formulas_are_compared(matrix):
+    write_run(matrix / "other", 0, 1, result={"as_trained": None})
+    done = compare("0:1", "other/step00-baseline/seed1", cwd=matrix)
+    assert done.returncode == 0, done.stderr
+    row = next(x for x in done.stdout.splitlines() if "as_trained" in x)
+    assert row.split() == ["as_trained", "6e-03", "–", "–"]
+
+
 def test_another_budget_is_not_comparable(matrix):
     done = compare("0", "2", cwd=matrix)
     assert "Not comparable (UNMATCHED): parameters differ by +11.3%" in done.stdout
