@@ -105,7 +105,9 @@ def message_in_file(path: Path) -> Message:
         source=str(path),
         lines=kept_lines(text, comment_mark()),
         names=names_of([*listed, *paths_in_head()]),
-        merge=Path(git_path("MERGE_HEAD")).exists(),
+        merge=(
+            ROOT / git(ROOT, "rev-parse", "--git-path", "MERGE_HEAD").strip()
+        ).exists(),
     )
 
 
@@ -132,10 +134,6 @@ def comment_mark() -> str:
     return "#" if mark == "auto" else mark
 
 
-def git_path(name: str) -> str:
-    return str(ROOT / git(ROOT, "rev-parse", "--git-path", name).strip())
-
-
 def paths_in_head() -> list[str]:
     """Paths of the last commit, so that a deletion can be named; none before it."""
     try:
@@ -148,9 +146,8 @@ def messages_in_range(revisions: str) -> Iterator[Message]:
     """The commits of the range, oldest first, each with the names in its tree."""
     listed = git(ROOT, "rev-list", "--reverse", "--end-of-options", revisions, "--")
     for commit in listed.split():
-        parents, _, text = git(ROOT, "show", "-s", "--format=%P%n%B", commit).partition(
-            "\n"
-        )
+        shown = git(ROOT, "show", "-s", "--format=%P%n%B", commit)
+        parents, _, text = shown.partition("\n")
         tree = git(ROOT, "ls-tree", "-r", "--name-only", "-z", commit)
         yield Message(
             source=commit[:12],

@@ -33,7 +33,7 @@ from gpt2.mechanisms.spec import Mechanism
 from gpt2.plan.mechanisms_page import mechanism_lines, steps_with
 from gpt2.plan.planning import step_settings
 from gpt2.plan.settings_page import settings_lines
-from gpt2.plan.steps import STEPS, Step
+from gpt2.plan.steps import STEPS
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Settings
@@ -65,18 +65,22 @@ class Block:
 
 def table() -> list[str]:
     """Markdown table of the steps."""
-    steps = STEPS.values()
-    rows = [(str(step.id), step.title, partner(step), step.question) for step in steps]
-    return [
-        "| step | what | compared with | question |",
-        "|---:|---|---:|---|",
-        *(f"| {' | '.join(map(escaped, row))} |" for row in rows),
-    ]
+    lines = ["| step | what | compared with | question |", "|---:|---|---:|---|"]
+    for step in STEPS.values():
+        parent = "-" if step.parent is None else str(step.parent)
+        row = (str(step.id), step.title, parent, step.question)
+        cells = (cell.replace("|", r"\|") for cell in row)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def help_lines() -> list[str]:
     """One line per step for the menu's help text."""
-    return [f"{step.id:>2}  {step.title}{versus(step)}" for step in STEPS.values()]
+    return [
+        f"{step.id:>2}  {step.title}"
+        + ("" if step.parent is None else f" (vs {step.parent})")
+        for step in STEPS.values()
+    ]
 
 
 def heading(mechanism: Mechanism) -> list[str]:
@@ -106,18 +110,6 @@ def defaults() -> tuple[Tree, Settings]:
     """Kconfig as parsed, and its defaults as settings."""
     tree = strict_kconfig().open([])
     return tree, settings_from(tree.config())
-
-
-def escaped(cell: str) -> str:
-    return cell.replace("|", r"\|")
-
-
-def partner(step: Step) -> str:
-    return "-" if step.parent is None else str(step.parent)
-
-
-def versus(step: Step) -> str:
-    return "" if step.parent is None else f" (vs {step.parent})"
 
 
 BLOCKS = (

@@ -68,7 +68,8 @@ def require_own_repository() -> None:
 def require_no_other_hooks() -> None:
     """HouseRulesError where git runs hooks already, which it would stop running."""
     folder = hooks_folder()
-    is_shared = folder.resolve() != (ROOT / default_folder()).resolve()
+    own = ROOT / git(ROOT, "rev-parse", "--git-common-dir").strip() / "hooks"
+    is_shared = folder.resolve() != own.resolve()
     others = [path for path in folder.glob("*") if path.suffix != ".sample"]
     if is_shared or others:
         which = ", ".join(path.name for path in sorted(others)) or "nothing yet"
@@ -77,10 +78,6 @@ def require_no_other_hooks() -> None:
             f"Move them away (git config --unset core.hooksPath), or call the scripts "
             f"in {HOOKS} from them"
         )
-
-
-def default_folder() -> Path:
-    return Path(git(ROOT, "rev-parse", "--git-common-dir").strip(), "hooks")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.audit.evidence import RunFiles
-from gpt2.audit.finding import DIFFERS, AuditLine, Value, holds, not_checked
+from gpt2.audit.finding import (
+    DIFFERS,
+    NOT_CHECKED,
+    AuditLine,
+    Value,
+    holds,
+    not_checked,
+)
 from lib.safe_json import (
     MAX_JSON_BYTES,
     Unusable,
@@ -46,14 +53,10 @@ def table_findings(evidence: RunFiles) -> Iterator[AuditLine]:
         try:
             found = [row for row in rows(root / name) if row.get("run_dir") == place]
         except Unusable as error:
-            state = not_checked if str(error) == "missing" else _damaged
-            yield state(name, f"{error}; {REMEDY}")
+            state = NOT_CHECKED if str(error) == "missing" else DIFFERS
+            yield AuditLine(name, state, reason=f"{error}; {REMEDY}")
             continue
         yield _row(evidence, name, found)
-
-
-def _damaged(figure: str, reason: str) -> AuditLine:
-    return AuditLine(figure, DIFFERS, reason=reason)
 
 
 def _summary(path: Path) -> list[dict[str, Any]]:

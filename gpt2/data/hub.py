@@ -47,12 +47,10 @@ HUB: dict[str, HubDataset] = {
 def one_text_of(source: HubDataset) -> Corpus:
     """Rows of a data set joined to the one text that was cut into them."""
     return one_text_corpus(
-        lambda: _joined(source), asdict(source), lambda: str(_builder(source).hash)
+        lambda: "".join(doc.text for doc in hub_documents(source, streaming=False)),
+        asdict(source),
+        lambda: str(_builder(source).hash),
     )
-
-
-def _joined(source: HubDataset) -> str:
-    return "".join(doc.text for doc in hub_documents(source, streaming=False))
 
 
 def hub_corpus(source: HubDataset, *, streaming: bool) -> Corpus:
@@ -117,15 +115,12 @@ def _builder(source: HubDataset) -> DatasetBuilder:
     try:
         from datasets import load_dataset_builder
 
-        files = _data_files(source.data_files)
+        given = source.data_files
+        files = list(given) if isinstance(given, tuple) else given
         return load_dataset_builder(source.path, source.name, data_files=files)
     except Exception as error:  # `datasets` raises many unrelated types
         cause = TimeoutError("the hub does not answer") if silent else error
         raise _no_rows(source, cause) from error
-
-
-def _data_files(files: str | tuple[str, ...] | None) -> str | list[str] | None:
-    return list(files) if isinstance(files, tuple) else files
 
 
 def _offline() -> bool:

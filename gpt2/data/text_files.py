@@ -96,12 +96,14 @@ def _text_files(path: Path) -> Found:
         return _walk(path, lambda parts: True)
     if path.is_file():  # even if its name has glob characters
         return Found([(path.name, path)])
-    root = _fixed_part(path)
+    # The folder above the first part of the glob that does not exist literally.
+    root = next(folder for folder in path.parents if folder.exists())
     pattern = path.relative_to(root)
     names = glob.iglob(str(pattern), root_dir=root, recursive=True)
     found = (root / name for name in set(names))
     named = [(file.relative_to(root), file) for file in found if file.is_file()]
-    files = [(n.as_posix(), file) for n, file in named if not _is_hidden(n.parts)]
+    shown = (pair for pair in named if "." not in {part[0] for part in pair[0].parts})
+    files = [(name.as_posix(), file) for name, file in shown]
     # glob silently skips what it cannot open
     looked = _walk(root, lambda parts: _leads_to(parts, pattern.parts), links=False)
     return Found(files, looked.left_out)
@@ -138,10 +140,6 @@ def _walk(
     return Found(files, left_out)
 
 
-def _is_hidden(parts: Sequence[str]) -> bool:
-    return any(part.startswith(".") for part in parts)
-
-
 def _leads_to(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     """True if a folder may contain matches of a glob; both as path parts."""
     for part, wanted in zip(parts, pattern[:-1], strict=False):
@@ -152,11 +150,6 @@ def _leads_to(parts: Sequence[str], pattern: Sequence[str]) -> bool:
     return len(parts) < len(pattern)
 
 
-def _fixed_part(pattern: Path) -> Path:
-    """Folder above the first part of a glob that does not exist literally."""
-    return next(folder for folder in pattern.parents if folder.exists())
-
-
 def _survey(files: Sequence[tuple[str, Path]]) -> dict[str, Stat]:
     found = {}
     for name, path in files:
@@ -164,13 +157,9 @@ def _survey(files: Sequence[tuple[str, Path]]) -> dict[str, Stat]:
             info = path.stat()
         except OSError:  # removed meanwhile; reported when it is read
             continue
-        found[_printable(name)] = (info.st_size, info.st_mtime_ns)
+        valid = name.encode("utf-8", "backslashreplace").decode()
+        found[valid] = (info.st_size, info.st_mtime_ns)
     return found
-
-
-def _printable(name: str) -> str:
-    """Name of a file that can be encoded as UTF-8."""
-    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _digest(survey: Mapping[str, Stat]) -> str:

@@ -336,13 +336,10 @@ def _arm_sizes(settings: Settings) -> Iterator[int]:
     """Parameters of all shipped arms that are valid with the base settings, except the
     control. A user's own arms do not count: adding one must not change step 20."""
     for arm in SHIPPED.steps:
-        if not _matches(arm, LARGEST_ARM):
+        matched, _ = SHIPPED.changes_of(arm).get("match_step", ("", 0))
+        if matched != LARGEST_ARM:
             with contextlib.suppress(ValueError):
                 yield parameters_of(settings, str(arm))
-
-
-def _matches(step_id: int, which: str) -> bool:
-    return SHIPPED.changes_of(step_id).get("match_step", ("", 0))[0] == which
 
 
 def _with_solved(

@@ -384,15 +384,12 @@ class Registry:
         """Ids of steps given by id or name. ValueError: unknown, or given twice."""
         names: dict[int | str, int] = {s.name: s.id for s in self.steps.values()}
         asked = list(wanted)
-        found = [names.get(each, each) for each in map(_number, asked)]
+        found = [names.get(each, each) for each in map(as_id, asked)]
         if unknown := [str(each) for each in found if each not in self.steps]:
             own = ", ".join(f"{step} ({self.steps[step].name})" for step in self.own)
             texts = [each for each in unknown if not each.isdecimal()]
-            near = (
-                hint(texts[0], [step.name for step in self.steps.values()])
-                if texts
-                else ""
-            )
+            known = [step.name for step in self.steps.values()]
+            near = hint(texts[0], known) if texts else ""
             raise ValueError(
                 f"there is no step {', '.join(sorted(unknown))}{near}; steps are 0 to "
                 f"{max(STEPS)}" + (f", and of STEPS_FILE {own}" if own else "")
@@ -402,7 +399,8 @@ class Registry:
         return tuple(int(each) for each in found)
 
 
-def _number(which: int | str) -> int | str:
+def as_id(which: int | str) -> int | str:
+    """Id of a step that is written as one; a name as it is."""
     return int(which) if isinstance(which, str) and which.isdecimal() else which
 
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.steps import SHIPPED, STEPS, Registry, Step, Times
+from gpt2.plan.steps import SHIPPED, STEPS, Registry, Step, Times, as_id
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import PREFIXES, SPELLINGS, STEP_NAME, convert
 from gpt2.settings.schema import FIELD_TYPES, LARGEST_ARM, PART_OF, SYMBOL_OF, Settings
@@ -284,7 +284,7 @@ def _conflicts(rows: list[_Row]) -> Iterator[tuple[_Row, _Problem]]:
     needs: dict[int, list[int]] = {}
     for row in rows:
         for key, which in _needed(row):
-            found = _ids(rows).get(str(which), _as_id(which))
+            found = _ids(rows).get(str(which), as_id(which))
             if found not in ids:
                 known = [*map(str, ids), *names]
                 text = f"{key}: there is no step {which!r}{hint(str(which), known)}"
@@ -303,10 +303,6 @@ def _needed(row: _Row) -> Iterator[tuple[str, Any]]:
     match = row.changes.get("match_step", "")
     if match not in ("", LARGEST_ARM):
         yield "match_step", match
-
-
-def _as_id(which: Any) -> Any:
-    return int(which) if str(which).isdecimal() else which
 
 
 def _reached(start: int, needs: Mapping[int, list[int]]) -> set[int]:

@@ -17,29 +17,24 @@ from lib.kconfig.dotconfig import COMMAND_LINE
 
 def idle(plan: Plan, config: Config) -> list[str]:
     """Line for each setting of ``config`` that no job reads, with its origin."""
-    found = []
+    found, has_own = [], any(job.step in plan.registry.own for job in plan.jobs)
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol)
         why = "" if origin is None else _why_idle(plan, name, origin)
-        if name == "steps_file" and config.values[symbol] and not _has_own(plan):
+        if name == "steps_file" and config.values[symbol] and not has_own:
             why = "STEPS names none of its steps"
         if why:
             value = shown_value(config.values[symbol])
             found.append(f"{symbol}={value} ({origin}) has no effect: {why}")
     for axis in plan.axes:
-        if len(axis.values) > 1 and all(
-            axis.field not in job.coordinates for job in plan.jobs
-        ):
+        acts = any(axis.field in job.coordinates for job in plan.jobs)
+        if len(axis.values) > 1 and not acts:
             origin = config.origin(axis.source)
             why = "none of its values changes what a job trains"
             found.append(
                 f"{axis.source} of {axis.symbol} ({origin}) has no effect: {why}"
             )
     return found
-
-
-def _has_own(plan: Plan) -> bool:
-    return any(job.step in plan.registry.own for job in plan.jobs)
 
 
 def _why_idle(plan: Plan, name: str, origin: str) -> str:

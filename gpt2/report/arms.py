@@ -15,7 +15,7 @@ from itertools import pairwise
 
 from gpt2.plan.axes import nearest
 from gpt2.plan.steps import SHIPPED
-from gpt2.report.results import MatrixResults, Row, Run
+from gpt2.report.results import MatrixResults, Run
 from gpt2.settings.records import with_before
 from gpt2.settings.schema import VOCAB_SIZES
 from gpt2.settings.shown import shown_name
@@ -111,14 +111,10 @@ def _grouped(found: Iterable[Run]) -> list[Arm]:
         groups.setdefault((run.row["step"], run.row["name"]), []).append(run)
     arms = []
     for (step, name), runs in groups.items():
-        runs.sort(key=lambda run: _seed(run.row))
+        runs.sort(key=lambda r: -1 if r.row["seed"] is None else int(r.row["seed"]))
         title = next((r.row["title"] for r in runs if r.row["title"]), name)
         arms.append(Arm(step, name, title, tuple(runs)))
     return arms
-
-
-def _seed(row: Row) -> int:
-    return -1 if row["seed"] is None else int(row["seed"])
 
 
 def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:

@@ -54,10 +54,13 @@ def paired_difference(
 ) -> CrossedMean | None:
     """Mean difference over the seeds that both have with the same items, of one
     measure by seed; None if there is none."""
+    pairs = [
+        (measure, theirs[seed]) for seed, measure in mine.items() if seed in theirs
+    ]
     table = [
-        [a - b for a, b in zip(mine[seed].items, theirs[seed].items, strict=True)]
-        for seed in mine
-        if seed in theirs and _same_items(mine[seed], theirs[seed])
+        [x - y for x, y in zip(a.items, b.items, strict=True)]
+        for a, b in pairs
+        if a.of == b.of and len(a.items) == len(b.items)
     ]
     return crossed_mean(table) if table else None
 
@@ -68,10 +71,6 @@ def _by_seed(arm: Arm, name: str) -> dict[int, Measure]:
         for run in arm.done
         if name in run.evaluation
     }
-
-
-def _same_items(a: Measure, b: Measure) -> bool:
-    return a.of == b.of and len(a.items) == len(b.items)
 
 
 def _text(found: CrossedMean | None) -> str:

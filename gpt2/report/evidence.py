@@ -118,15 +118,14 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
         return _evidence(arm, partner, ({}, {}), (), None, (), lost)
     budget = min(known)
     ours, theirs = (_losses_at(a, budget, speed) for a, speed in speeds)
-    widths = [resolution(_all_losses(a)) for a in (arm, partner)]
+    widths = [
+        resolution([r["val_loss"] for x in a.done for r in x.evals if "val_loss" in r])
+        for a in (arm, partner)
+    ]
     unmatched = _unlike(arm, partner, {"parameters": rules.tolerance})
     if len({_machine(run) for run in runs}) > 1:
         unmatched += ("run on different hardware",)
     return _evidence(arm, partner, (ours, theirs), unmatched, budget, widths)
-
-
-def _all_losses(arm: Arm) -> list[float]:
-    return [r["val_loss"] for run in arm.done for r in run.evals if "val_loss" in r]
 
 
 def _losses_at(arm: Arm, seconds: float, per_update: float | None) -> dict[int, float]:

@@ -35,7 +35,8 @@ def unpaired(one: Run, other: Run) -> list[str]:
     found = []
     differing = _differing(mine["batches"], theirs["batches"])
     if differing:
-        found.append(f"the batches of update {_first_number(differing)} differ")
+        first = min(differing, key=lambda n: (len(n), n))  # numbers as text
+        found.append(f"the batches of update {clean(first)} differ")
     if text(mine.get("validation")) != text(theirs.get("validation")):
         found.append("the validation windows differ")
     # Initial weights are scaled by the depth.
@@ -60,10 +61,6 @@ def _model(run: Run, name: str) -> int | None:
 def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:
     both = mine.keys() & theirs.keys()
     return [key for key in both if text(mine[key]) != text(theirs[key])]
-
-
-def _first_number(updates: list[str]) -> str:
-    return clean(min(updates, key=lambda n: (len(n), n)))
 
 
 def _other_weights(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

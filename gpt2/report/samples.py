@@ -70,9 +70,9 @@ def _read(record: object) -> Iterator[tuple[str, str, str]]:
 
 
 def _printable(value: Any) -> str:
-    kept = (c for c in value[:MAX_TEXT] if c in "\n\t" or _is_visible(c))
-    return "".join(kept)
-
-
-def _is_visible(character: str) -> bool:
-    return unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+    return "".join(
+        character
+        for character in value[:MAX_TEXT]
+        if character in "\n\t"
+        or unicodedata.category(character) not in ("Cc", "Cf", "Cs")
+    )
