@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from typing import Any, TypeVar, cast
 
-from lib.atomic_files import finite
-from lib.output import EXIT_CTRL_C, EXIT_FAILED, print_exact
+from lib.atomic_files import DiskFull, finite
+from lib.output import EXIT_CTRL_C, EXIT_DISK, EXIT_FAILED, EXIT_USAGE, print_exact
 
 SCHEMA = 1  # increased when a field changes its meaning or goes; new ones may come
 OPTION = "--json"
@@ -49,6 +49,12 @@ def fail(error: object, code: int) -> int:
     print(error, file=sys.stderr)
     answer(error=str(error))
     return code
+
+
+def refuse(command: str, error: Exception) -> int:
+    """Report what a command cannot do for the user; the code, also for a full disk."""
+    code = EXIT_DISK if isinstance(error, DiskFull) else EXIT_USAGE
+    return fail(f"{command}: {error}", code)
 
 
 def answers_json(command: str) -> Callable[[Main], Main]:

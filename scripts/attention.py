@@ -19,7 +19,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+from lib.output import begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -33,9 +33,8 @@ from typing import Any
 from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
 from gpt2.report.audited_runs import show_next_report
 from gpt2.settings.schema import Resources
-from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import COUNT, add_number
 from lib.terminal import report_console, say_doing
 
@@ -52,10 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         runs = [measure(folder, resources, count) for folder in chosen.folders]
         answer(runs=runs)
         show_next_report(chosen.folders, options.config, "report.html links the plots")
-    except DiskFull as error:
-        return fail(f"attention: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        return fail(f"attention: {error}", EXIT_USAGE)
+        return refuse("attention", error)
     return 0
 
 

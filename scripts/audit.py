@@ -50,10 +50,10 @@ from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import DiskFull
 from lib.jobs.import_gc import collector_at_rest
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT_OR_0, add_number
-from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from lib.output import EXIT_FAILED, EXIT_INTERRUPTED
 from lib.terminal import report_console, say_doing
 
 if TYPE_CHECKING:
@@ -74,11 +74,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"none of these runs is finished: {states}")
         how = request()
     except (ValueError, OSError) as error:
-        return fail(f"audit: {error}", EXIT_USAGE)
+        return refuse("audit", error)
     try:
         audits = list(carry_out(chosen, how, options))
     except DiskFull as error:
-        return fail(f"audit: {error}", EXIT_DISK)
+        return refuse("audit", error)
     answer(
         runs=[audit.to_json() for audit in audits],
         unfinished=[{"path": str(p), "status": state} for p, state in chosen.others],

@@ -16,7 +16,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+from lib.output import begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -28,9 +28,8 @@ from pathlib import Path
 from gpt2.report.bundle import SUFFIX, bundle_results
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
-from lib.atomic_files import DiskFull
 from lib.human import size
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 
 
 @answers_json("bundle")
@@ -44,10 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if out.suffix != SUFFIX:
             raise ValueError(f"OUT={out}: the name of a bundle ends in {SUFFIX}")
         written = bundle_results(results, out)
-    except DiskFull as error:
-        return fail(f"bundle: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        return fail(f"bundle: {error}", EXIT_USAGE)
+        return refuse("bundle", error)
     answer(file=str(out), bytes=written)
     print(f"{out}: {size(written)}")
     show_next(make_command("report", [f"RESULTS={out}"]), "reads it, anywhere")

@@ -51,7 +51,7 @@ from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
 from gpt2.settings.shown import shown_name
 from lib import human
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.terminal import report_console
 
 FORMS = {
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         series = None if results is None else read_series(results)
         found = side_by_side(a, b, rules)
     except (ValueError, OSError) as error:
-        return fail(f"compare: {error}", 2)
+        return refuse("compare", error)
     answer(a=a.label, b=b.label, rules=asdict(rules), **found.to_json())
     answer(left_out=[asdict(item) for item in (*a.left_out, *b.left_out)])
     console = report_console()

@@ -23,7 +23,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_DISK, EXIT_USAGE, begin, exit_code
+from lib.output import begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -48,9 +48,9 @@ from gpt2.report.audited_runs import keep_for_report, show_next_report
 from gpt2.report.evaluations import write_evaluation
 from gpt2.settings.extras import check_installed
 from gpt2.settings.schema import Resources
-from lib.atomic_files import DiskFull, atomic_write_json
+from lib.atomic_files import atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import COUNT, add_number
 from lib.terminal import report_console, say_doing
 
@@ -81,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         items = items_of(options)
         runs, notes = score(chosen.folders, chosen.resources, items)
     except (ValueError, OSError) as error:
-        return fail(f"eval: {error}", EXIT_USAGE)
+        return refuse("eval", error)
     compared = compare_arms(runs)
     found = to_json(runs, compared, notes)
     answer(**found)
@@ -94,10 +94,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if kept:
             why = "with columns for the scores"
             show_next_report(chosen.folders, options.config, why)
-    except DiskFull as error:
-        return fail(f"eval: {error}", EXIT_DISK)
     except OSError as error:
-        return fail(f"eval: {error}", EXIT_USAGE)
+        return refuse("eval", error)
     return 0
 
 

@@ -34,11 +34,10 @@ from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
 from gpt2.infer.hub import NotUploaded, check_repo, upload
 from gpt2.settings.configuration import refuse_unread
 from gpt2.settings.rerun_commands import make_command, show_next
-from lib.atomic_files import DiskFull
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
-from lib.json_answer import add_json, answer, answers_json, fail
-from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from lib.json_answer import add_json, answer, answers_json, fail, refuse
+from lib.output import EXIT_FAILED, EXIT_INTERRUPTED
 from lib.terminal import say_doing
 
 FORMATS = ("hf",)
@@ -59,10 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(f"transformers is not installed: {how} adds it")
         chosen = chosen_runs(options, most=1)
         code = export(chosen.folders[0], options.out, options.repo)
-    except DiskFull as error:
-        return fail(f"export: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        return fail(f"export: {error}", EXIT_USAGE)
+        return refuse("export", error)
     results = f"RESULTS={options.results or ''}"
     if options.repo is None and not code:
         words = f"RUN={options.run}", results, "REPO=account/name"

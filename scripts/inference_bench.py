@@ -19,7 +19,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_USAGE, begin, exit_code
+from lib.output import EXIT_FAILED, begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -41,9 +41,9 @@ from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from gpt2.settings.rerun_commands import show_next
 from lib import human
-from lib.atomic_files import DiskFull, atomic_write_json
+from lib.atomic_files import atomic_write_json
 from lib.jobs.import_gc import collector_at_rest
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import COUNT, Allowed, add_number, number
 from lib.terminal import say_doing, table
 
@@ -87,10 +87,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             answer(**found, written=str(options.out))
         show(rows)
         kept = keep(found)
-    except DiskFull as error:
-        return fail(f"inference-bench: {error}", EXIT_DISK)
     except (ValueError, OSError) as error:
-        return fail(f"inference-bench: {error}", EXIT_USAGE)
+        return refuse("inference-bench", error)
     print(f"Written: {options.out}")
     folders = [Path(row["run_dir"]) for row in rows if row.get("run_dir")]
     if not folders:

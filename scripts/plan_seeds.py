@@ -52,7 +52,7 @@ from gpt2.report.verdicts import Judgement, judge
 from gpt2.settings.configuration import load, results_of
 from gpt2.settings.rerun_commands import show_next
 from lib import human, stats
-from lib.json_answer import add_json, answer, answers_json, fail, is_json
+from lib.json_answer import add_json, answer, answers_json, is_json, refuse
 from lib.number_option import COUNT, LOSS, SHARE, add_number
 from lib.terminal import report_console
 
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         judged = judged_results(options.results, config, rules)
         found = spreads(options.sd, judged, config)
     except (ValueError, OSError) as error:
-        return fail(f"plan: {error}", 2)
+        return refuse("plan", error)
     delta = rules.margin if options.delta is None else options.delta
     family = family_of(options.arms, judged, rules)
     show(found, delta, family, rules)

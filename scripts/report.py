@@ -35,9 +35,9 @@ from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge_and_record
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
-from lib.atomic_files import DiskFull, atomic_write_text
+from lib.atomic_files import atomic_write_text
 from lib.files import Linked
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import SHARE, add_number
 
 
@@ -54,10 +54,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not matrix.runs:
             raise ValueError(f"no runs in {root}: `make` writes its results there")
         judged = judge_and_record(matrix, rules)
-    except DiskFull as error:
-        return fail(f"report: {error}", 6)
     except (ValueError, OSError) as error:
-        return fail(f"report: {error}", 2)
+        return refuse("report", error)
     times = read_timeline(matrix)
     if not options.quiet:
         from gpt2.report.terminal import show
@@ -66,10 +64,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("\n".join(time_lines(times, judged, price)))
     try:
         written = write_all(matrix, judged, options.plots, options.html, times, price)
-    except DiskFull as error:
-        return fail(f"report: {error}", 6)
     except OSError as error:
-        return fail(f"report: {error}", 2)
+        return refuse("report", error)
     answer(results=str(root), written=[str(path) for path in written])
     answer(summary=summary_of(matrix, judged.to_json()))
     names = ", ".join(str(path.relative_to(root)) for path in written)

@@ -19,7 +19,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_USAGE, begin, exit_code
+from lib.output import begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING
 from gpt2.infer.chosen_runs import add_run_options, chosen_runs
 from gpt2.settings.rerun_commands import make_command, show_next
 from lib.jobs.import_gc import collector_at_rest
-from lib.json_answer import add_json, answer, answers_json, fail, is_json
+from lib.json_answer import add_json, answer, answers_json, is_json, refuse
 from lib.number_option import COUNT, COUNT_OR_0, Allowed, add_number
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     raise
                 print(f"sample: {error}", file=sys.stderr)
     except (ValueError, OSError) as error:
-        return fail(f"sample: {error}", EXIT_USAGE)
+        return refuse("sample", error)
     answer(texts=texts)
     words = f"RUNS={options.run}", f"RESULTS={options.results or ''}"
     command = make_command("eval", words)
