@@ -15,7 +15,7 @@ from lib.safe_json import Unusable, as_dict, read_foreign_json, whole
 SUMMARY_FILE = "summary.json"
 # Characters that begin a formula in a spreadsheet, or that it skips before one; the
 # wide forms are read alike in Japanese and Chinese ones (OWASP, CSV injection).
-FORMULA_STARTS = (*"=+-@\t\r\n", *"\uff1d\uff0b\uff0d\uff20")
+FORMULA_STARTS = (*"=+-@\t\n", *"\uff1d\uff0b\uff0d\uff20")
 SCHEMA = 4  # increased with every change of fields; readers refuse newer ones
 
 
@@ -77,6 +77,7 @@ def to_csv(rows: list[Row]) -> str:
 
 
 def _csv_cell(value: Any) -> Any:
-    if isinstance(value, str) and value.startswith(FORMULA_STARTS):
-        return "'" + value
-    return "" if value is None else value
+    if not isinstance(value, str):
+        return "" if value is None else value
+    text = value.replace("\r", "\n")  # csv leaves \r, which ends a row, bare
+    return f"'{text}" if text.startswith(FORMULA_STARTS) else text

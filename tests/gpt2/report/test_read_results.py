@@ -266,6 +266,7 @@ def test_texts_are_not_spreadsheet_formulas(start):
     row = {"title": f"{start}HYPERLINK(1)", "loss_change": -0.25, f"{start}A": True}
     names, cells = csv.reader(to_csv([row]).splitlines(keepends=True))
     found = dict(zip(names, cells, strict=True))
+    start = start.replace("\r", "\n")
     assert found["title"] == f"'{start}HYPERLINK(1)" and found["loss_change"] == "-0.25"
     assert f"'{start}A" in names and f"{start}A" not in names
 
