@@ -226,6 +226,11 @@ def label(point: Point) -> str:
     return ",".join(f"{field}={text_of(value)}" for field, value in point.items())
 
 
+def titled(title: str, point: Point) -> str:
+    """Title of an arm at a point: ``RA (ra_window=16, ra_alpha=0.1)``."""
+    return f"{title} ({label(point).replace(',', ', ')})" if point else title
+
+
 def split_names(text: str) -> list[str]:
     """Names or patterns separated by commas. Those between coordinates, as in
     ``ra/ra_window=16,ra_alpha=0.1``, do not separate."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpt2.plan.axes import Axis, Point, grid, label, nearest
+from gpt2.plan.axes import Axis, Point, grid, label, nearest, titled
 from gpt2.plan.matrix_cells import LeftOutCell
 
 if TYPE_CHECKING:
@@ -185,8 +185,7 @@ class _Names:
         partner = self._partner(named)
         changes: dict[str, Any] = {}
         if home:
-            at = label(home).replace(",", ", ")
-            title = f"{cell.jobs[0].title} ({at})"
+            title = titled(cell.jobs[0].title, home)
             changes = {"title": title, "coordinates": dict(home)}
         if partner is not None:
             step = partner.jobs[0].step

@@ -73,7 +73,7 @@ def _fixed(digits: int) -> Callable[[float | None], str]:
 
 def _what(line: Line) -> str:
     """Title of a step, or name of a cell, whose title is a longer explanation."""
-    return line.arm.title if line.arm.step is not None else line.arm.name
+    return line.title if line.arm.step is not None else line.arm.name
 
 
 def _before_after(

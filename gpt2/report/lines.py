@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gpt2.plan.axes import Point, titled
 from gpt2.plan.budget import budget
 from gpt2.report.arms import Arm
 from gpt2.report.controls import EQUAL, PENDING, Control
@@ -35,9 +36,11 @@ MARKS = {  # before a grade, for readers who cannot rely on colour
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """An arm with its comparison; None: a baseline, or its partner is missing."""
+    """An arm with its comparison; None: a baseline, or its partner is missing.
+    title: of the arm, without coordinates that all arms share."""
 
     arm: Arm
+    title: str
     comparison: Comparison | None
     alone: str = BASELINE  # shown instead of a grade without a partner
 
@@ -52,15 +55,34 @@ class Line:
 
 def lines_of(judged: Judgement) -> list[Line]:
     """Lines: the A/A control first, then one per arm, in the order of the matrix."""
-    lines = [_control_line(control) for control in judged.controls]
+    shared = shared_coordinates(judged)
+    lines = [_control_line(control, shared) for control in judged.controls]
     for arm in judged.arms:
         if not arm.is_control:
             alone = NO_PARTNER if arm.label in judged.notes else BASELINE
-            lines.append(Line(arm, judged.of(arm), alone))
+            lines.append(Line(arm, _title(arm, shared), judged.of(arm), alone))
     return lines
 
 
-def _control_line(control: Control) -> Line:
+def shared_coordinates(judged: Judgement) -> Point:
+    """Coordinates of a sweep that are the same for all of several arms."""
+    first, *others = [arm.coordinates for arm in judged.arms] or [{}]
+    return {
+        name: value
+        for name, value in first.items()
+        if others and all(other.get(name) == value for other in others)
+    }
+
+
+def _title(arm: Arm, shared: Point) -> str:
+    rest = {n: value for n, value in arm.coordinates.items() if n not in shared}
+    whole = titled("", arm.coordinates)
+    if not shared or not arm.title.endswith(whole):
+        return arm.title
+    return titled(arm.title.removesuffix(whole), rest)
+
+
+def _control_line(control: Control, shared: Point) -> Line:
     verdict = Verdict(
         grade=control.grade,
         reasons=control.reasons,
@@ -71,7 +93,8 @@ def _control_line(control: Control) -> Line:
     )
     at_time = Verdict(grade=control.grade)  # other kernels have other speeds
     arms = control.arm, control.baseline
-    return Line(control.arm, Comparison(*arms, "", [], verdict, at_time))
+    comparison = Comparison(*arms, "", [], verdict, at_time)
+    return Line(control.arm, _title(control.arm, shared), comparison)
 
 
 def seeds_text(line: Line) -> str:

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from gpt2.plan.axes import label
 from gpt2.report.columns import COLUMN, shown_columns
 from gpt2.report.estimates import score_lines
-from gpt2.report.lines import Line, has_removed_heads, has_zeros, lines_of
+from gpt2.report.lines import (
+    Line,
+    has_removed_heads,
+    has_zeros,
+    lines_of,
+    shared_coordinates,
+)
 from gpt2.report.notes import remarks
 from gpt2.report.rate_tables import rate_lines
 from gpt2.report.results import MatrixResults, Run
@@ -65,6 +72,8 @@ def terminal_report(
 
     style = "bold red" if judged.void else ""
     parts: list[RenderableType] = [Text(x, style=style) for x in control_lines(judged)]
+    if shared := shared_coordinates(judged):
+        parts.append(Text(f"All arms: {label(shared)}"))
     parts.extend(_terminal_table(judged, width))
     if judged.comparisons:
         parts.append(

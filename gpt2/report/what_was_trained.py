@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 
+from gpt2.plan.axes import label
 from gpt2.report.checklist import ENVIRONMENT
+from gpt2.report.lines import shared_coordinates
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.verdicts import Judgement
 from lib import human
@@ -77,7 +79,9 @@ def _arms(judged: Judgement) -> str:
     seeds = {seed for arm in judged.arms for seed in arm.seeds if seed is not None}
     shown = ", ".join(map(str, sorted(seeds)))
     number_of_arms = str(len(judged.arms))
-    return _joined("; ", number_of_arms, shown and f"seeds {clean(shown)}")
+    shared = label(shared_coordinates(judged))
+    seeds_text = shown and f"seeds {clean(shown)}"
+    return _joined("; ", number_of_arms, seeds_text, shared and f"all at {shared}")
 
 
 def _starts(runs: list[Run]) -> str:

@@ -10,15 +10,18 @@ from typing import Any
 
 import pytest
 
+from gpt2.plan.axes import titled
 from gpt2.report.compare import find_subject
 from gpt2.report.grades import HARMFUL, SUPPORTED
 from gpt2.report.html import html_report
+from gpt2.report.lines import lines_of
 from gpt2.report.markdown import markdown_report
 from gpt2.report.pairing import unpaired_runs
 from gpt2.report.plots import write_plots
 from gpt2.report.read_results import read_matrix
 from gpt2.report.summary import write_summary
 from gpt2.report.sweep_tables import sweep_charts, sweep_tables
+from gpt2.report.terminal import terminal_report
 from gpt2.report.verdicts import Judgement, judge
 from lib import stats
 from tests.results_factory import STEPS, relabel, write_matrix, write_run
@@ -37,7 +40,7 @@ def write_cell(
     for seed in SEEDS:
         job = {
             "name": f"{name}/{at}" if at else name,
-            "title": f"{title} ({at})" if at else title,
+            "title": titled(title, point),
             "run_dir": f"step{step:02d}-{name}/{at}/seed{seed}",
             "coordinates": dict(point),
         }
@@ -61,6 +64,27 @@ def verdicts(judged: Judgement) -> dict[str, tuple[str, str]]:
     return {
         c.arm.label: (c.partner.label, c.at_steps.grade) for c in judged.comparisons
     }
+
+
+def test_coordinates_that_all_arms_share_are_shown_once(tmp_path: Path) -> None:
+    rate = {"learning_rate": 0.002}
+    write_cell(tmp_path, 0, rate)
+    for window in (8, 16):
+        write_cell(tmp_path, 5, {**rate, "ra_window": window}, rate)
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    titles = [line.title.rpartition(" (")[2] for line in lines_of(judged)]
+    assert titles == ["GPT-2 baseline, r=2.0", "ra_window=8)", "ra_window=16)"]
+    markdown = markdown_report(matrix, judged, "x").replace("\\", "")
+    assert "; all at learning_rate=0.002\n" in markdown
+    assert "(learning_rate=" not in markdown
+    assert "All arms: learning_rate=0.002" in map(str, terminal_report(matrix, judged))
+    assert {run.row["title"] for run in matrix.runs} == {
+        arm.title for arm in judged.arms
+    }
+    write_cell(tmp_path, 5, {"learning_rate": 0.004, "ra_window": 8})
+    titles = [line.title for line in lines_of(judge(read_matrix(tmp_path)))]
+    assert [title.count("learning_rate") for title in titles] == [1, 1, 1, 1]
 
 
 def test_each_cell_has_its_own_verdict_in_the_order_of_its_values(
