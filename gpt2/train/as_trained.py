@@ -13,7 +13,7 @@ of them made every gradient in training wrong (relative error 1.41; H200, torch 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
@@ -220,17 +220,14 @@ def _deviations(
     parameter and, if one is above the tolerance of this kind, of the formulas' by
     rounding."""
     sample, ranks = _Sample.draw(settings, context, step), context.ranks
+    formulas = _Formulas(model, settings, sample, context.device)
     loss, scale = _accumulate(updater, sample)
-    named = dict(model.named_parameters())
-    mine = {
-        name: torch.zeros_like(p) if p.grad is None else p.grad / scale
-        for name, p in named.items()
-    }
+    mine = {n: slope / scale for n, slope in _slopes(model.named_parameters())}
     updater.optimizer.zero_grad(set_to_none=True)
 
     def averaged(as_training: bool) -> tuple[Tensor, dict[str, Tensor]]:
         """Average over all ranks, on the device."""
-        true_loss, slopes = _by_formulas(model, settings, sample, context, as_training)
+        true_loss, slopes = formulas.average(as_training)
         on = context.device.torch_device
         return ranks.mean(true_loss.to(on)), {
             name: ranks.mean(x.to(on)) for name, x in slopes.items()
@@ -289,55 +286,56 @@ def _is_finite(updater: Updater) -> bool:
     return bool(torch.stack([torch.isfinite(x).all() for x in slopes]).all())
 
 
-def _by_formulas(
-    model: GPT,
-    settings: Settings,
-    sample: _Sample,
-    context: RunContext,
-    as_training: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean loss and gradients over an update, by the formulas; on the host where a GPU
-    has no memory for them. as_training: in the precision of the training."""
-    on = context.device.torch_device
-    try:
-        return _on(on, model, settings, sample, context.device, as_training)
-    except Exception as error:
-        if not (is_out_of_memory(error) and context.device.is_gpu):
-            raise
-    torch.cuda.empty_cache()
-    return _on(torch.device("cpu"), model, settings, sample, context.device, False)
+def _slopes(parameters: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """The gradient of each parameter, 0 where nothing has come back to it."""
+    for name, p in parameters:
+        yield name, torch.zeros_like(p) if p.grad is None else p.grad
 
 
-def _on(
-    device: torch.device,
-    model: GPT,
-    settings: Settings,
-    sample: _Sample,
-    info: DeviceInfo,
-    as_training: bool,
-) -> tuple[Tensor, dict[str, Tensor]]:
-    exact = not (as_training or info.is_gpu)
-    kind = torch.float64 if exact else torch.float32
-    leaves = {
-        name: p.detach().to(device, kind).requires_grad_()
-        for name, p in model.named_parameters()
-    }
-    weights = {name: x.to(device, kind) for name, x in model.named_buffers()} | leaves
-    total = torch.zeros((), dtype=kind, device=device)
-    precision = settings.optim.mixed_precision if as_training else "fp32"
-    products = torch.get_float32_matmul_precision()
-    if not as_training:
-        torch.set_float32_matmul_precision("highest")  # no TF32
-    try:
-        for row, share in enumerate(sample.shares()):
-            x, y = (t[row].to(device) for t in (sample.tokens, sample.targets))
-            with devices.autocast(info, precision):
-                loss = whole_loss(weights, settings, x, y).to(kind) * share
-            loss.backward()
-            total += loss.detach()
-    finally:
-        torch.set_float32_matmul_precision(products)
-    nothing = torch.zeros_like
-    return total, {
-        name: nothing(x) if x.grad is None else x.grad for name, x in leaves.items()
-    }
+@dataclass(frozen=True, slots=True)
+class _Formulas:
+    """The formulas with the weights of a model, for the sequences of an update."""
+
+    model: GPT
+    settings: Settings
+    sample: _Sample
+    info: DeviceInfo
+
+    def average(self, as_training: bool) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss and gradients over the update; on the host where a GPU has no
+        memory for them. as_training: in the precision of the training."""
+        try:
+            return self._on(self.info.torch_device, as_training)
+        except Exception as error:
+            if not (is_out_of_memory(error) and self.info.is_gpu):
+                raise
+        torch.cuda.empty_cache()
+        return self._on(torch.device("cpu"), as_training=False)
+
+    def _on(
+        self, device: torch.device, as_training: bool
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        exact = not (as_training or self.info.is_gpu)
+        kind = torch.float64 if exact else torch.float32
+        leaves = {
+            name: p.detach().to(device, kind).requires_grad_()
+            for name, p in self.model.named_parameters()
+        }
+        buffers = {name: x.to(device, kind) for name, x in self.model.named_buffers()}
+        total = torch.zeros((), dtype=kind, device=device)
+        precision = self.settings.optim.mixed_precision if as_training else "fp32"
+        products = torch.get_float32_matmul_precision()
+        if not as_training:
+            torch.set_float32_matmul_precision("highest")  # no TF32
+        try:
+            for row, share in enumerate(self.sample.shares()):
+                pair = self.sample.tokens[row], self.sample.targets[row]
+                x, y = (part.to(device) for part in pair)
+                with devices.autocast(self.info, precision):
+                    mean = whole_loss(buffers | leaves, self.settings, x, y)
+                    loss = mean.to(kind) * share
+                loss.backward()
+                total += loss.detach()
+        finally:
+            torch.set_float32_matmul_precision(products)
+        return total, dict(_slopes(leaves.items()))
