@@ -31,7 +31,7 @@ class Manifest:
         """Manifest of earlier attempts at the same run; {} if there is none."""
         try:
             found = read_json(self.path)
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return {}
         same = isinstance(found, dict) and found.get("hash") == self.hash
         return found if same else {}
