@@ -39,7 +39,7 @@ def scheduler_options(asked: Resources, output_dir: Path) -> Options:
     return Options(
         slots=places,
         launch=launch,
-        patience=Patience(hang=asked.hang_timeout),
+        patience=Patience(hang=asked.hang_timeout, factor=asked.hang_factor),
         fail_fast=asked.fail_fast,
         longest_first=len(places) > 1,
         stop_file=output_dir / STOP_FILE,

@@ -22,6 +22,7 @@ from typing import Any
 from lib import atomic_files
 from lib.files import open_to_append, safe_join
 from lib.jobs import linux_processes, run_files
+from lib.jobs.phases import PREPARING
 from lib.jobs.pulse import Watchdog
 from lib.jobs.run_log import Pace, RunProgress, log_tail, rotate_log
 from lib.output import (
@@ -98,9 +99,17 @@ class Outcome:
 class Patience:
     """Seconds to wait: without progress before a run counts as hung (0: forever), for a
     stack dump, after SIGTERM to a hung process, after SIGTERM to a working one (it
-    writes a checkpoint first), after SIGKILL (a driver may hold a process)."""
+    writes a checkpoint first), after SIGKILL (a driver may hold a process).
+
+    preparing: without progress before the first update (0: as ``hang``); factor: times
+    the longest preparation of an earlier run after which the scheduler sets it, to
+    ``preparing_least`` seconds at least (0: never).
+    """
 
     hang: float = 1800.0
+    preparing: float = 0.0
+    preparing_least: float = 600.0  # another arm may have to compile all of its code
+    factor: float = 0.0
     dump: float = 2.0
     hung_end: float = 15.0
     stop: float = 300.0
@@ -171,11 +180,21 @@ class Attempt:
         killed = self._killed_at
         if killed is not None and now - killed > self.patience.killed:
             return self._give_up()
-        if self._reason is None and (why := self._watch.hung()):
+        if self._reason is None and (why := self._hung()):
             self._end_hung(f"{why}; stacks in its log")
         while self._steps and now >= self._steps[0][0]:
             self._signal(self._steps.pop(0)[1])
         return None
+
+    def _hung(self) -> str:
+        """Why the run counts as hung; "" if it does not."""
+        why, limit = self._watch.hung(), self.patience.preparing
+        if why or not limit or self._watch.silent <= limit:
+            return why
+        self.progress.read()
+        if self.progress.stage(self.number) != PREPARING:
+            return ""
+        return f"still preparing: no progress for {limit:.0f} s, others took far less"
 
     def stop(self) -> None:
         """Request a checkpoint and exit; kill if that takes too long."""

@@ -98,7 +98,7 @@ class Watchdog:
         (run_dir / PULSE_FILE).unlink(missing_ok=True)
         self._seen, self._stated = self._marks(), (0, 0.0)
         self._looked = time.monotonic()
-        self._silent = self._late = 0.0
+        self.silent = self._late = 0.0  # seconds without any sign, without a statement
 
     def hung(self) -> str:
         """Why the run counts as hung; "" if it does not. Call this often: the time
@@ -110,9 +110,9 @@ class Watchdog:
         seen, stated = self._marks(), statement(self._run_dir)
         is_new = stated != self._stated
         self._late = 0.0 if is_new else self._late + passed
-        self._silent = 0.0 if is_new or seen != self._seen else self._silent + passed
+        self.silent = 0.0 if is_new or seen != self._seen else self.silent + passed
         self._seen, self._stated = seen, stated
-        if self._timeout and self._silent > self._timeout:
+        if self._timeout and self.silent > self._timeout:
             return f"no progress for {self._timeout:g} s"
         if stated[1] and self._late > stated[1]:
             return f"no update for {stated[1]:.0f} s, far longer than any before"

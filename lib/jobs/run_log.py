@@ -72,8 +72,10 @@ class RunProgress:
         self.val_loss: float | None = None
         self.val_step: int | None = None
         self.tokens_per_s: float | None = None
+        self.preparation = 0.0  # seconds that the latest attempt took to get ready
         self.gpu = ""  # latest figures of its GPUs; empty: none is monitored
-        self._stage, self._stage_of, self._ready = phases.PREPARING, 0, 0.0
+        self._stage, self._stage_of = phases.PREPARING, 0
+        self._started = self._ready = 0.0
         self._alarms: dict[str, bool] = {}  # text -> whether it was taken
         self._path = run_dir / run_files.METRICS_FILE
         self._inode = self._offset = self._from = 0
@@ -146,8 +148,11 @@ class RunProgress:
             self._alarms.setdefault(text, False)
         for name, at, attempt in phases.phases_of([record]):
             self._stage, self._stage_of = phases.next_stage(self._stage, name), attempt
-            if name == "ready":
+            if name == "started":
+                self._started = at
+            elif name == "ready":
                 self._ready = at
+                self.preparation = at - self._started if self._started else 0.0
             elif name == "turn":  # waiting for it does not count as start-up
                 self._made += max(0.0, at - self._ready) if self._ready else 0.0
 

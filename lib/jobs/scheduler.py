@@ -247,6 +247,7 @@ class Scheduler:
             progress, outcome = cell.attempt.progress, cell.attempt.poll()
             if self.options.ahead:
                 progress.read()  # whether it has let the next one train
+            cell.preparation = max(cell.preparation, progress.preparation)
             for alarm in progress.take_alarms():
                 self.view.note(f"ALARM {cell.task.name} {alarm}")
             if outcome is not None:
@@ -312,12 +313,21 @@ class Scheduler:
         environ = dict(options.slots[slot])
         if self._gate is not None:
             environ[GATE] = str(self._gate)
-        cell.attempt = options.launch(task, environ, options.patience)
+        cell.attempt = options.launch(task, environ, self._patience())
         self._queue.remove(cell)
         self.occupancy.put(cell, slot)
         cell.state = "running"
         if self._gate is None:
             self.view.started(cell)
+
+    def _patience(self) -> Patience:
+        """With a limit for preparations by those that this call has seen."""
+        patience = self.options.patience
+        longest = max(cell.preparation for cell in self.cells)
+        if not longest or not patience.factor:
+            return patience
+        limit = max(patience.preparing_least, patience.factor * longest)
+        return replace(patience, preparing=limit)
 
     def _wait_for_lock(self, cell: TaskState) -> None:
         now = time.monotonic()

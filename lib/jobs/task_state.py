@@ -41,6 +41,7 @@ class TaskState:
     outcome: Outcome | None = None
     failures: Counter[str] = field(default_factory=Counter)
     share_done: float = 0.0  # of its steps, before this call
+    preparation: float = 0.0  # seconds that it took, once it is over
     lock_deadline: float = 0.0
     look_again: float = 0.0
     failed_at: set[str] = field(default_factory=set)  # GPUs

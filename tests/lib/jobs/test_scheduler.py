@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -308,6 +309,27 @@ def test_slow_but_moving_is_no_hang(tmp_path: Path) -> None:
     slow = task(tmp_path, "a", steps=8, sleep=0.4)
     code, _, _ = run([slow], patience=dataclasses.replace(QUICK, hang=2.0))
     assert code == 0 and status_of(tmp_path, "a") == ("done", None, 1)
+
+
+def test_a_hang_while_it_prepares_is_noticed_by_what_earlier_runs_took(
+    tmp_path: Path,
+) -> None:
+    tasks = [
+        task(tmp_path, "first", prepare=1.2),  # as long as it likes
+        task(tmp_path, "hangs", prepare=0.1, fail="hang-early", first=1),
+        task(tmp_path, "trains", prepare=0.1, steps=1, sleep=2.5),
+    ]
+    patience = dataclasses.replace(QUICK, factor=1.0, preparing_least=0.5)
+    code, said, scheduler = run(tasks, patience=patience)
+    assert code == 0
+    assert re.search(
+        r"hangs: FAILED \(hang\): still preparing: no progress for [12] s", said
+    )
+    attempts = [status_of(tmp_path, cell.task.name)[2] for cell in scheduler.cells]
+    assert attempts == [1, 2, 1]
+    log = (tmp_path / "hangs" / "train.1.log").read_text()
+    assert "in wait_for_ever" in log
+    assert 1.2 < scheduler.cells[0].preparation < 60
 
 
 def test_helpers_of_a_dead_leader_do_not_outlive_it(tmp_path: Path) -> None:

@@ -103,6 +103,8 @@ def main() -> int:
             (run_dir / "child").write_text(str(child.pid))
         if "prepare" in given:
             atomic_files.append_jsonl(metrics, phase_record("started", attempt))
+            if fail == "hang-early" and attempt <= first:
+                wait_for_ever()
             time.sleep(float(given["prepare"]))
             atomic_files.append_jsonl(metrics, phase_record("ready", attempt))
             atomic_files.append_jsonl(metrics, phase_record("turn", attempt))
