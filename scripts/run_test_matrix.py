@@ -211,10 +211,12 @@ def prove(
     return found
 
 
-def warn_of_other_settings(plan: Plan) -> None:
+def warn_of_other_settings(plan: Plan) -> bool:
     """Warn that a run would be refused, as the folder has different settings."""
-    if why := refusal(plan):
+    why = refusal(plan)
+    if why:
         print_refusal(why)
+    return bool(why)
 
 
 def print_refusal(why: str) -> None:
@@ -231,7 +233,7 @@ def show_status(plan: Plan, config: Config, only: str) -> int:
     if not only:
         show_times(plan)
     answer(refusal=None)
-    warn_of_other_settings(plan)
+    refused = warn_of_other_settings(plan)
     alarms = runner.alarms(plan.output_dir)
     for alarm in alarms.values():
         print(alarm)
@@ -240,9 +242,9 @@ def show_status(plan: Plan, config: Config, only: str) -> int:
     print(running or "nothing is running")
     if running:
         show_next(matrix_command("stop"), "writes checkpoints; `make` continues")
-    elif not refusal(plan) and set(statuses(plan)) == {"done"}:
+    elif not refused and set(statuses(plan)) == {"done"}:
         show_next_report(plan, config)
-    elif not refusal(plan):
+    elif not refused:
         if call := last_call(plan.output_dir, now=config):
             print(f"the last call in {plan.output_dir}: {call}")
         show_next(matrix_command())

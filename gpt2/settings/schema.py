@@ -310,13 +310,11 @@ class Settings:
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
         """Nested plain data, as written to job.json."""
-        return {
-            p.name: {
-                k: list(v) if isinstance(v, tuple) else v
-                for k, v in dataclasses.asdict(getattr(self, p.name)).items()
-            }
-            for p in dataclasses.fields(self)
-        }
+        data: dict[str, dict[str, Any]] = {name: {} for name in PARTS}
+        for name, value in self.flat().items():  # no asdict: it copies all values
+            plain = list(value) if isinstance(value, tuple) else value
+            data[PART_OF[name]][name] = plain
+        return data
 
     def replace(self, **changes: Any) -> Settings:
         """Copy with fields replaced by flat name; KeyError for an unknown one."""
