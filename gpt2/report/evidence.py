@@ -255,8 +255,11 @@ def _unlike(arm: Arm, partner: Arm, limits: Mapping[str, float]) -> tuple[str, .
         if mine is None or theirs is None:
             continue
         if abs(mine - theirs) > limit * max(abs(mine), abs(theirs)):
-            share = f" by {100 * (mine / theirs - 1):+.1f}%" if theirs else ""
-            found += (f"{column.replace('_', ' ')} differ{share}",)
+            name = column.replace("_", " ")
+            by = 100 * (mine / theirs - 1) if theirs else None
+            found += (
+                f"{name} differ" if by is None else f"{name} differ by {by:+.1f}%",
+            )
     return found
 
 

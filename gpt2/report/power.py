@@ -34,13 +34,14 @@ def known_spreads() -> list[Spread]:
     return [of_runs(sd, f"124M in the literature, run sd {sd}") for sd in KNOWN_NOISE]
 
 
-def of_runs(sd: float, origin: str) -> Spread:
+def of_runs(sd: float, origin: str = "given") -> Spread:
     """Convert the sd of single runs, assuming that pairing does not reduce it."""
     return Spread(math.sqrt(2) * sd, origin)  # Var(a - b) = 2 Var(a) if independent
 
 
 def measured_spread(judged: Judgement) -> Spread | None:
-    """Spread of paired differences, else that of a baseline's seeds."""
+    """Spread of the paired differences of valid comparisons, else of a baseline's
+    seeds."""
     samples = [
         c.at_steps.differences
         for c in judged.comparisons
@@ -62,11 +63,14 @@ def comparisons_of(judged: Judgement) -> int:
     return sum(c.at_steps.grade != UNMATCHED for c in judged.comparisons)
 
 
-def plan_seeds(spread: Spread, delta: float, family: Family, rules: Rules) -> SeedPlan:
-    """Numbers of seeds to detect ``delta`` nats in any comparison of a family.
+def plan_seeds(
+    spread: Spread, delta: float, arms: int | Family = 1, rules: Rules | None = None
+) -> SeedPlan:
+    """Numbers of seeds to detect ``delta`` nats in any of ``arms`` comparisons.
 
     Under the strictest step of Holm's correction, so never too few.
     """
+    rules, family = rules or Rules(), Family(arms) if isinstance(arms, int) else arms
     return SeedPlan(
         spread,
         seeds_to_find(delta, spread.sd, rules, family, True, rules.margin),

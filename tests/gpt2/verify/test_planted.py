@@ -139,7 +139,7 @@ def foreign(net, optim):
 
 @pytest.mark.parametrize(
     ("fault", "text"),
-    [(still, "did not move"), (foreign, "1 tensors of the optimizer are not")],
+    [(still, "did not move"), (foreign, "not of the model: 1")],
 )
 def test_an_optimizer_that_moves_other_tensors_is_found(fault, text):
     faulty = dataclasses.replace(subject(), optimizer=fault)
