@@ -33,10 +33,13 @@ from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import price_of, read_timeline, time_lines
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.report.verdicts import Judgement, judge_and_record
+from gpt2.run.last_call import last_call
+from gpt2.run.results_dir import matrix_lock
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
 from lib.atomic_files import atomic_write_text
 from lib.files import Linked
+from lib.jobs.run_files import is_locked
 from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import SHARE, add_number
 
@@ -71,8 +74,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = ", ".join(str(path.relative_to(root)) for path in written)
     print(f"\nWritten to {root}: {names}")
     words = [f"RESULTS={root}"] if options.results else []
-    show_next(make_command("bundle", words))
+    show_next(*to_continue(matrix) or (make_command("bundle", words),))
     return 0
+
+
+def to_continue(matrix: MatrixResults) -> tuple[str, str] | None:
+    """The command that continues what is planned or was interrupted, and why; None
+    without any, and where it is unknown, as in results of somebody else."""
+    going = ("planned", "running", "interrupted")
+    missing = sum(row["status"] in going for row in matrix.rows)
+    if not missing:
+        return None
+    if is_locked(matrix_lock(matrix.root)):
+        return make_command("status", [f"OUTPUT_DIR={matrix.root}"]), "runs are active"
+    call = last_call(matrix.root)
+    return (call, f"{missing} of {len(matrix.rows)} runs are missing") if call else None
 
 
 def parser() -> argparse.ArgumentParser:

@@ -12,6 +12,9 @@ import jsonschema
 import pytest
 
 from gpt2.report.evidence import Rules
+from gpt2.run.results_dir import matrix_lock
+from gpt2.settings.configuration import copies, load_preset
+from lib.jobs.run_files import lock
 from tests.gpt2.helpers import make_config
 from tests.results_factory import settings, write_matrix, write_run
 from tests.scratch import ROOT
@@ -379,3 +382,25 @@ def test_the_plotting_library_may_be_absent(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "pip install plotly" in done.stderr
     assert (tmp_path / "summary.json").is_file()
+
+
+def test_what_is_missing_comes_before_a_bundle(tmp_path, monkeypatch):
+    config = load_preset("gpt2-cpu-smoke", "STEPS=0 SEEDS=1,2 OUTPUT_DIR=out")
+    for name, text in copies(config).items():
+        (tmp_path / name).write_text(text)
+    out = write_matrix(tmp_path / "out", (0,), (1,)).relative_to(tmp_path)
+    planned = write_run(tmp_path / "out", 0, 2, status="planned")
+    typed = copies(load_preset("gpt2-cpu-smoke", "STEPS=0 SEEDS=1-2 OUTPUT_DIR=out"))
+    (tmp_path / out / "config.py").write_text(typed["config.py"])
+    monkeypatch.setenv("KABLATE_SETTINGS", "")
+    quick = out, "--no-plots", "--no-html"
+
+    def last_line():
+        return report(*quick, cwd=tmp_path).stdout.splitlines()[-1]
+
+    call = "make OUTPUT_DIR=out RA_MLA_ABLATION_STEPS=0 SEEDS=1-2"
+    assert last_line() == f"Next: {call} (1 of 2 runs are missing)"
+    with lock(matrix_lock(tmp_path / "out")):
+        assert last_line() == "Next: make status OUTPUT_DIR=out (runs are active)"
+    shutil.rmtree(planned)
+    assert last_line() == "Next: make bundle RESULTS=out"
