@@ -25,12 +25,12 @@ import argparse
 import io
 import re
 import stat
-import tempfile
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from lib.atomic_files import replacing
 from lib.house_rules import (
     HouseRulesError,
     Violation,
@@ -276,16 +276,9 @@ def error_line(error: Exception) -> int:
 
 def write_keeping_mode(path: Path, data: bytes) -> None:
     """Replace the file atomically, keeping its mode."""
-    mode = stat.S_IMODE(path.stat().st_mode)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(data)
-        os.chmod(temporary, mode)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+        temporary.chmod(stat.S_IMODE(path.stat().st_mode))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import pytest
 from tests.scratch import copy_tree, git, python, write
 
 TOOL = "scripts/fix_whitespace_issues.py"
-PARTS = [TOOL, "lib/__init__.py", "lib/house_rules.py", "lib/output.py"]
+MODULES = ("__init__", "atomic_files", "files", "house_rules", "output")
+PARTS = [TOOL, *(f"lib/{name}.py" for name in MODULES)]
 
 
 @pytest.fixture
