@@ -136,10 +136,7 @@ PYTHON_FIXERS = (
     ("-m", "ruff", "check", "--quiet", "--fix-only"),
     ("-m", "black", "--quiet"),
 )
-FIXERS = (
-    ("scripts/generate_docs.py",),
-    ("scripts/fix_whitespace_issues.py",),
-)
+FIXERS = (("scripts/generate_docs.py",), ("scripts/fix_whitespace_issues.py",))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -166,19 +163,12 @@ def act(options: argparse.Namespace) -> int:
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", 1)[0])
-    parser.add_argument(
-        "--only", action="append", choices=NAMES, help="run this check (repeatable)"
-    )
-    parser.add_argument(
-        "--quick", action="store_true", help="leave out types and tests"
-    )
-    parser.add_argument("--fix", action="store_true", help="fix instead of check")
-    parser.add_argument(
-        "--staged", action="store_true", help="quick checks of what is staged"
-    )
-    parser.add_argument(
-        "files", nargs="*", metavar="FILES", help="only these, where a check can"
-    )
+    add = parser.add_argument
+    add("--only", action="append", choices=NAMES, help="run this check (repeatable)")
+    add("--quick", action="store_true", help="leave out types and tests")
+    add("--fix", action="store_true", help="fix instead of check")
+    add("--staged", action="store_true", help="quick checks of what is staged")
+    add("files", nargs="*", metavar="FILES", help="only these, where a check can")
     return parser.parse_args(arguments)
 
 

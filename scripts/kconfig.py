@@ -55,11 +55,7 @@ from gpt2.settings.shown import text_of
 from lib.atomic_files import atomic_write_text
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
-from lib.kconfig.dotconfig import (
-    COMMAND_LINE,
-    leading_comments,
-    split_overrides,
-)
+from lib.kconfig.dotconfig import COMMAND_LINE, leading_comments, split_overrides
 from lib.suggestions import hint
 from lib.terminal import PAGE, aligned, paragraph
 
@@ -263,9 +259,8 @@ def set_by_steps(symbol: str) -> str:
     """A line with the steps that set a symbol themselves; "" if there are none."""
     fields = [field for field, name in SYMBOL_OF.items() if name == symbol]
     steps = [str(s.id) for s in STEPS.values() if {*fields} & s.changes.keys()]
-    return f"  set by      step{'s' * (len(steps) > 1)} {', '.join(steps)}\n" * bool(
-        steps
-    )
+    line = f"  set by      step{'s' * (len(steps) > 1)} {', '.join(steps)}\n"
+    return line if steps else ""
 
 
 def all_changes(config: Config) -> str:

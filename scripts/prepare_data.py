@@ -88,16 +88,11 @@ def is_below(path: str, data_dir: str) -> bool:
 
 def parser() -> argparse.ArgumentParser:
     result = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    result.add_argument("--config", default="config.py", help="generated config.py")
-    result.add_argument(
-        "--overrides", default="", metavar="'KEY=VALUE ...'", help="as after `make`"
-    )
-    result.add_argument(
-        "--verify", action="store_true", help="compare the sha256 of existing files"
-    )
-    result.add_argument(
-        "--force", action="store_true", help="prepare existing data again"
-    )
+    add = result.add_argument
+    add("--config", default="config.py", help="generated config.py")
+    add("--overrides", default="", metavar="'KEY=VALUE ...'", help="as after `make`")
+    add("--verify", action="store_true", help="compare the sha256 of existing files")
+    add("--force", action="store_true", help="prepare existing data again")
     add_json(result)
     return result
 
