@@ -15,6 +15,7 @@ from gpt2.plan.readers import READERS
 from gpt2.plan.steps import STEPS
 from gpt2.settings.parse import ALIASES, PREFIXES
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, SYMBOL_OF
+from lib.kconfig.dotconfig import spellings as other_names
 from lib.kconfig.symbols import (
     Item,
     choice_members,
@@ -168,9 +169,8 @@ def default(item: Item) -> str:
 
 def spellings(name: str, value: str = "") -> str:
     """Short names of a symbol on the command line."""
-    short = [name.removeprefix(p) for p in PREFIXES if name.startswith(p)]
-    short += [alias for alias, target in ALIASES.items() if target == name]
-    return " or ".join(f"`{each}{value}`" for each in short)
+    found = other_names(name, {name: ""}, ALIASES, PREFIXES)
+    return " or ".join(f"`{each}{value}`" for each in found)
 
 
 def assignment(member: Item) -> str:
