@@ -289,11 +289,9 @@ COLUMNS: tuple[Column, ...] = (
 )
 COLUMN = {column.key: column for column in COLUMNS}
 BY_DEFAULT_ABSENT = (
-    "test",
-    *("bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
-    *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes"),
-    *("heads_left", "kv_change", "decode_change", "forward_change"),
-    "energy_j_per_mtoken",
+    *("test", "bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
+    *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes", "heads_left"),
+    *("kv_change", "decode_change", "forward_change", "energy_j_per_mtoken"),
     *("infer_tokens_per_s", "infer_batch_tokens_per_s", "infer_p50_ms"),
     *("infer_p95_ms", "infer_cache_bytes_per_token"),
 )
@@ -304,13 +302,12 @@ OF_CELLS = ("step_seconds", "optimizer_state_bytes")
 def shown_columns(lines: list[Line]) -> list[Column]:
     """Columns to show: without optional ones that no arm has, and without those that do
     not differ between steps of an ablation."""
-    cells = any(line.arm.step is None for line in lines)
-    return [
-        column
+    has_cells = any(line.arm.step is None for line in lines)
+    absent = {
+        column.key
         for column in COLUMNS
-        if (cells or column.key not in OF_CELLS)
-        and (
-            column.key not in BY_DEFAULT_ABSENT
-            or any(column.value(line) is not None for line in lines)
-        )
-    ]
+        if column.key in BY_DEFAULT_ABSENT
+        and all(column.value(line) is None for line in lines)
+    }
+    absent |= set() if has_cells else {*OF_CELLS}
+    return [column for column in COLUMNS if column.key not in absent]
