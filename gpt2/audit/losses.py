@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gpt2.audit.corpus import PreparedText, Tokens, validation_offsets, window
-from gpt2.audit.evidence import RunFiles
+from gpt2.audit.evidence import Record, RunFiles
 from gpt2.audit.finding import AuditLine, Tolerance, compare, not_checked
 from gpt2.audit.options import AuditOptions
 from gpt2.model.gpt import GPT
@@ -148,22 +148,27 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return total - logits.gather(-1, targets[:, None])[:, 0]
 
 
-def evaluation_findings(
+def first_evaluation(
+    evidence: RunFiles, text: PreparedText, options: AuditOptions
+) -> Iterator[AuditLine]:
+    """Check the evaluation before the first update, from the weights of the seed."""
+    record = evidence.evals[0] if evidence.evals else {}
+    if whole(record.get("step")) != 0:
+        yield not_checked("validation loss at update 0", "it is not recorded")
+        return
+    weights = initial_weights(evidence.settings, evidence.job.seed)
+    yield from evaluation(evidence, text, options, weights, record, "at update 0")
+
+
+def evaluation(
     evidence: RunFiles,
     text: PreparedText,
-    weights: Weights,
     options: AuditOptions,
-    *,
-    at_start: bool,
+    weights: Weights,
+    record: Record,
+    where: str,
 ) -> Iterator[AuditLine]:
-    """Check the first or the last evaluation, from the weights at that time."""
-    where = "at update 0" if at_start else "of the export"
-    record = evidence.evals[0 if at_start else -1] if evidence.evals else {}
-    if not at_start:
-        record = evidence.result
-    elif whole(record.get("step")) != 0:
-        yield not_checked(f"validation loss {where}", "it is not recorded")
-        return
+    """Check loss and accuracy in a record of an evaluation, from the weights then."""
     options.say(f"{evidence.run_dir}: validation {where}")
     found = score(weights, evidence.settings, text.val, options)
     loss, share = _allowed(found, format_of(evidence))

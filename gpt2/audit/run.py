@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,25 +171,13 @@ def _recomputed(
     options: AuditOptions,
 ) -> Iterator[AuditLine]:
     """Check the losses that can be recomputed."""
+    given, figure = (evidence, of_text, options), "validation loss of the export"
     if isinstance(export, Export):
-        evaluation = partial(losses.evaluation_findings, at_start=False)
-        given = (evidence, of_text, export.whole, options)
-        yield from _guarded("validation loss of the export", evaluation, *given)
-    yield from _guarded(
-        "validation loss at update 0", _start, evidence, of_text, options
-    )
-    replayed = (evidence, of_text, options)
-    yield from _guarded(replay.FIRST_LOSS, replay.replay_findings, *replayed)
-
-
-def _start(
-    evidence: RunFiles, of_text: PreparedText, options: AuditOptions
-) -> Iterator[AuditLine]:
-    """Check the evaluation before the first update."""
-    weights_then = losses.initial_weights(evidence.settings, evidence.job.seed)
-    yield from losses.evaluation_findings(
-        evidence, of_text, weights_then, options, at_start=True
-    )
+        last = (export.whole, evidence.result, "of the export")
+        yield from _guarded(figure, losses.evaluation, *given, *last)
+    figure = "validation loss at update 0"
+    yield from _guarded(figure, losses.first_evaluation, *given)
+    yield from _guarded(replay.FIRST_LOSS, replay.replay_findings, *given)
 
 
 # ---- unchecked figures ------------------------------------------------------------
