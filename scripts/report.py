@@ -1,6 +1,6 @@
 """Make the report of a results directory: verdicts, tables, charts, one HTML page.
 
-Reads only; what it finds may be half finished, copied, damaged, or a stranger's.
+The runs are only read; they may be half finished, copied, damaged or untrusted.
 Exit codes: 0 written; 2 no results there, or an option that makes no sense; 6 the
 disk is full.
 """

@@ -131,7 +131,7 @@ def rate_at(update: int, optim: Optim, share: float | None = None) -> float:
 
 
 def _fall(share: float, optim: Optim) -> float:
-    """From 1 at share 0 of the fall to 0 at its end."""
+    """Height of the fall: 1 at its beginning (share 0), 0 at its end."""
     if optim.lr_schedule == "cosine":
         return (1 + math.cos(math.pi * share)) / 2
     return 1 - share ** {"sqrt": 0.5, "linear": 1.0}[optim.lr_decay_shape]

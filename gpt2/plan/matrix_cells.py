@@ -92,7 +92,7 @@ def cells_of(settings: Settings) -> tuple[list[MatrixCell], list[LeftOutCell]]:
 
 
 def chosen(matrix: Matrix, names: Iterable[str]) -> list[str]:
-    """Those of ``names`` that are in the configured set, in the same order."""
+    """The ``names`` that are in the configured set, in their order."""
     return [name for name in names if matrix.has(name)]
 
 

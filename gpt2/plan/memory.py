@@ -248,8 +248,8 @@ def _kept_by_attention(s: Settings, by: Kept) -> dict[str, int]:
 
 
 def _kept_by_fused(s: Settings, by: Kept) -> int:
-    """Besides queries, keys, values and output: numbers for each row, and what is
-    put together for the call."""
+    """Bytes besides those of queries, keys, values and output: numbers for each row,
+    and tensors that are joined for the call."""
     m, needs = s.model, by.needs
     row, width = FLOAT * m.n_head, by.number * m.n_head * m.head_dim
     doubled = 0 if needs.window is None else 4 * width

@@ -145,7 +145,7 @@ class _Row:
 
     @property
     def id(self) -> int:
-        """As given, or derived from the name, so that it never changes."""
+        """Id as given, or derived from the name, so that it never changes."""
         given = self.table.get("id")
         if given is not None:
             return int(given)

@@ -1,9 +1,9 @@
 """Read the run directories of a matrix as data: rows, curves, and unusable files.
 
 Nothing in them is trusted or executed: results may be copied, unfinished, damaged or
-from somebody else. An unusable file is listed in ``left_out``; the row of its run
-stays, with the status "unreadable" if the run's own status is lost. Paths are those
-found on disk, relative to the matrix, so a copied directory reads the same.
+another person's. An unusable file is listed in ``left_out``; the row of its run stays,
+with the status "unreadable" if the run's own status is lost. Paths are those found on
+disk, relative to the matrix, so a copied directory reads the same.
 """
 
 from __future__ import annotations
@@ -186,7 +186,7 @@ def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
     status = _load(matrix, path)
     if isinstance(status, dict) and status.get("status") in STATUSES:
         if status["status"] == "running":
-            # In a folder from somebody else, lock and process may be anything.
+            # In a folder of another person lock and process may be anything.
             with suppress(OSError, ValueError, TypeError, OverflowError):
                 status["status"] = effective_status(directory)
         return status

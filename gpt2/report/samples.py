@@ -1,6 +1,6 @@
 """Samples of text that runs wrote at their end (samples.json), for the report.
 
-They come from files that may be a stranger's: sizes are bounded, and characters that
+They come from files that are not trusted: sizes are bounded, and characters that
 control a terminal or the direction of text are left out.
 """
 

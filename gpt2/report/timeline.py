@@ -199,10 +199,11 @@ def _time(record: Mapping[str, Any]) -> float:
 def _evaluations(
     records: Sequence[Mapping[str, Any]], times: Mapping[str, float]
 ) -> list[tuple[float, float]]:
-    """Start and end of the evaluations within the loop, by the clock of the loop, whose
-    seconds are those of its records and stand in a fixed relation to the time of day:
-    by the last update, which is recorded with its seconds, or by the begin of a run
-    that was not resumed."""
+    """Start and end of the evaluations within the loop, in Unix seconds.
+
+    Records have seconds of the loop's clock. Its zero follows from the last update,
+    which has both times, or from the evaluation that a run begins with.
+    """
     begin, last = times.get("first_update"), times.get("last_update")
     zero, evaluations, seconds = None, [], None
     for record in records:
@@ -358,7 +359,7 @@ def _overlaid(segments: Sequence[Segment]) -> list[Segment]:
 
 
 def _gaps(attempts: Sequence[RunSpan], starts: Sequence[float]) -> list[float]:
-    """From the end of each run to the first update of the next one that trained, in
+    """Seconds from each run's end to the first update of the next one that trained, in
     the same session; starts: of the sessions."""
     updates = {a.first_update: a for a in attempts if a.first_update is not None}
     return [

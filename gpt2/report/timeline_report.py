@@ -108,7 +108,7 @@ def verdicts_in(judged: Judgement) -> int:
 
 
 def folder_lines(output_dir: Path, price: float | None = None) -> list[str]:
-    """As time_lines, of a results folder while it runs; [] if there is none."""
+    """Lines of a results folder while its runs are in progress; [] without one."""
     if not output_dir.is_dir():
         return []
     matrix = read_matrix(output_dir, curves=False)

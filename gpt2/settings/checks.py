@@ -208,8 +208,8 @@ def _why_unreadable(text: str, read: Callable[[str], object]) -> str:
 
 
 def _pruning_rules(s: Settings) -> Iterator[tuple[bool, str]]:
-    """Of a method that scores by moments. The others go with adamwprune too, which is
-    adamw then: only a test matrix leaves that out."""
+    """Rules of methods that score by Adam's moments. With any other method adamwprune
+    trains as adamw, which is allowed; only a test matrix leaves such cells out."""
     method = s.pruning.prune_method
     if not METHODS[method].reads_moments:
         return

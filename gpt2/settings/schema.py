@@ -329,7 +329,7 @@ class Settings:
 
     @property
     def score_variant(self) -> str:
-        """Of a pruning method that has several scores, the one in use; else empty."""
+        """Score in use, of a pruning method that has several; else empty."""
         variants = METHODS[self.pruning.prune_method].variants
         return self.optim.adamwprune_variant if variants else ""
 
