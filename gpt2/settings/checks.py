@@ -39,7 +39,7 @@ def check(settings: Settings) -> None:
 
 
 def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
-    m, o, r = s.model, s.optim, s.resources
+    m, o = s.model, s.optim
     yield (
         not m.head_dim and m.n_embd % m.n_head != 0,
         f"GPT2_N_EMBD={m.n_embd} is not a multiple of GPT2_N_HEAD={m.n_head}: "
@@ -55,6 +55,26 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         s.data.dataset == "text" and not s.data.text_path,
         "GPT2_DATASET_TEXT_PATH is empty: name a folder or a glob of text files",
     )
+    yield from _resource_rules(s)
+    yield (
+        max(s.matrix.seeds, default=0) > LARGEST_SEED,
+        f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
+    )
+    yield from _rate_rules(s)
+    yield from _family_rules(s)
+    place = s.resources.output_dir
+    yield (
+        not place
+        or not place.isprintable()
+        or place.startswith("~")  # ~ would be a folder of that name
+        or ".." in PurePath(place).parts,
+        f"OUTPUT_DIR={place!r} must name a folder, without '~', '..' and "
+        "control characters",
+    )
+
+
+def _resource_rules(s: Settings) -> Iterator[tuple[bool, str]]:
+    r, precision = s.resources, s.optim.mixed_precision
     first, last = r.profile_steps[0], r.profile_steps[-1]
     yield (
         first < 1 or r.profile_steps != tuple(range(first, last + 1)),
@@ -86,7 +106,7 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"DEVICE={r.device!r} must be auto, cpu, cuda, rocm, or one GPU such as cuda:1",
     )
     yield (
-        r.device == "cpu" and o.mixed_precision == "fp16",
+        r.device == "cpu" and precision == "fp16",
         "DEVICE='cpu' with MIXED_PRECISION_FP16=y: a CPU trains in bf16 or fp32",
     )
     yield (
@@ -99,20 +119,6 @@ def _rules(s: Settings) -> Iterator[tuple[bool, str]]:
     ):
         why = _why_unreadable(text, read)
         yield bool(why), f"{symbol}={text!r}: {why}"
-    yield (
-        max(s.matrix.seeds, default=0) > LARGEST_SEED,
-        f"SEEDS: {max(s.matrix.seeds)} is above {LARGEST_SEED}",
-    )
-    yield from _rate_rules(s)
-    yield from _family_rules(s)
-    yield (
-        not r.output_dir
-        or not r.output_dir.isprintable()
-        or r.output_dir.startswith("~")  # ~ would be a folder of that name
-        or ".." in PurePath(r.output_dir).parts,
-        f"OUTPUT_DIR={r.output_dir!r} must name a folder, without '~', '..' and "
-        "control characters",
-    )
 
 
 def _family_rules(s: Settings) -> Iterator[tuple[bool, str]]:
