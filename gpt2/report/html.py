@@ -117,6 +117,13 @@ def html_report(
     sources = [plotly_source(), *((PAGE / n).read_text("utf-8") for n in SCRIPTS)]
     scripts = [_script(source) for source in sources]
     training = training_curves(judged)
+    notes = [*matrix.merged, *size_lines(judged), *noise_lines(judged)]
+    data = {
+        **chart_data(judged, gpu),
+        "times": chart(times),
+        "training": {"panels": PANELS_OF_TRAINING, "arms": training},
+        **charts_of(judged),
+    }
     return environment.get_template("page.html").render(
         name=name,
         policy=_policy(scripts),
@@ -124,12 +131,7 @@ def html_report(
         facts=what_was_trained(matrix, judged),
         headline=headline(matrix),
         controls=control_lines(judged),
-        noise=[
-            *matrix.merged,
-            *size_lines(judged),
-            *noise_lines(judged),
-            *family_lines(judged),
-        ],
+        noise=[*notes, *family_lines(judged)],
         method=method(judged),
         columns=columns,
         lines=[_line(line, columns, judged) for line in lines],
@@ -147,16 +149,7 @@ def html_report(
         left_out=matrix.left_out,
         has_training=bool(training),
         samples=sample_prompts(matrix, judged),
-        data=Markup(
-            as_json(
-                {
-                    **chart_data(judged, gpu),
-                    "times": chart(times),
-                    "training": {"panels": PANELS_OF_TRAINING, "arms": training},
-                    **charts_of(judged),
-                }
-            )
-        ),
+        data=Markup(as_json(data)),
         scripts=[Markup(script) for script in scripts],
         plotly_version=importlib.metadata.version("plotly"),
     )
@@ -266,9 +259,7 @@ def _runs(matrix: MatrixResults, judged: Judgement) -> Iterator[dict[str, Any]]:
 def _run_cells(arm: Arm, run: Run) -> list[TableCell]:
     row = run.row
     why = row["failure"] or row["message"]
-    state = (
-        f"{row['status']}: {why}" if why and row["status"] != "done" else row["status"]
-    )
+    state = row["status"] + (f": {why}" if why and row["status"] != "done" else "")
     seed = shown(row["seed"])
     cells = [
         TableCell("arm", arm.label, arm.label, "text"),
@@ -279,10 +270,8 @@ def _run_cells(arm: Arm, run: Run) -> list[TableCell]:
         value = row[key]
         text = "" if value is None else str(value)
         cells.append(TableCell(key, show(value), text, "number", is_result=True))
-    return [
-        *cells,
-        TableCell("hash", (row["hash"] or human.NONE)[:8], row["hash"] or ""),
-    ]
+    known = row["hash"] or ""
+    return [*cells, TableCell("hash", (known or human.NONE)[:8], known)]
 
 
 def _picture(matrix: MatrixResults, chart: str, markup: Any) -> Any:
