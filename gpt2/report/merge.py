@@ -291,21 +291,17 @@ def _write(
         for name, (source, run) in chosen.items():
             if run.on_disk:
                 _copy(source.matrix.root / name, new / name)
-        left_out = {
-            (x.path, x.reason): {"name": x.path, "reason": x.reason}
-            for source in found
-            for x in source.matrix.left_out
-        }
-        base = next((source.base for source in found if source.base), {})
-        jobs = [{**run.job, "run_dir": name} for name, (_, run) in chosen.items()]
-        matrix = {"schema": SCHEMA, "updated": now(), "base": base, "jobs": jobs}
-        matrix["left_out"] = [*left_out.values()]
-        atomic_write_json(new / MATRIX_FILE, finite(matrix))
-        record = {
+        left_out = dict.fromkeys(x for source in found for x in source.matrix.left_out)
+        matrix = {
             "schema": SCHEMA,
-            "sources": [str(source.matrix.root.resolve()) for source in found],
-            "notes": list(notes),
+            "updated": now(),
+            "base": next((source.base for source in found if source.base), {}),
+            "jobs": [{**run.job, "run_dir": k} for k, (_, run) in chosen.items()],
+            "left_out": [{"name": x.path, "reason": x.reason} for x in left_out],
         }
+        atomic_write_json(new / MATRIX_FILE, finite(matrix))
+        roots = [str(source.matrix.root.resolve()) for source in found]
+        record = {"schema": SCHEMA, "sources": roots, "notes": list(notes)}
         atomic_write_json(new / MERGED_FILE, record)
         if series is not None:
             write_series(new, series)
