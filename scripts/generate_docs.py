@@ -184,7 +184,7 @@ def bring_up(block: Block, check: bool) -> list[Violation]:
     if present == wanted:
         return []
     if check:
-        line = first + 1 + common(present, wanted)
+        line = first + 1 + len(os.path.commonprefix([present, wanted]))
         said = f"not what {block.source} says; to fix: scripts/generate_docs.py"
         return [Violation(block.path, line, said)]
     atomic_write_text(path, "\n".join([*lines[:first], *wanted, *lines[last:]]))
@@ -206,14 +206,6 @@ def enclosed(block: Block, lines: Sequence[str]) -> tuple[int, int]:
             f"'{block.end}', around the generated text"
         )
     return starts[0] + 1, ends[0]
-
-
-def common(one: Sequence[str], other: Sequence[str]) -> int:
-    """How many lines agree before the first that differs."""
-    agreed = 0
-    while agreed < min(len(one), len(other)) and one[agreed] == other[agreed]:
-        agreed += 1
-    return agreed
 
 
 if __name__ == "__main__":
