@@ -92,10 +92,14 @@ def _item(name: str, runs: list[Run], read: Callable[[Run], str | None]) -> Item
 def _listing(values: Counter[Any], total: int, noun: str = "run") -> str:
     parts = [
         str(value) if count == total else f"{value} ({count} {noun}{'s' * (count > 1)})"
-        for value, count in values.most_common(MAX_SHOWN)
+        for value, count in values.most_common()
     ]
-    more = len(values) - MAX_SHOWN
-    return "; ".join(parts) + (f"; and {more} more" if more > 0 else "")
+    return _first(parts)
+
+
+def _first(parts: list[str]) -> str:
+    more = len(parts) - MAX_SHOWN
+    return "; ".join([*parts[:MAX_SHOWN], *[f"and {more} more"] * (more > 0)])
 
 
 # ---- recorded by one run; None if it is not -------------------------------------
@@ -321,6 +325,4 @@ def _alarms(matrix: MatrixResults, judged: Judgement) -> Item:
     found = all_alarms(matrix, judged.arms)
     if not found:
         return Item("alarms", "none")
-    more = f"; and {len(found) - MAX_SHOWN} more" * (len(found) > MAX_SHOWN)
-    shown = "; ".join(found[:MAX_SHOWN])
-    return Item("alarms", f"{len(found)}", f"{shown}{more}")
+    return Item("alarms", f"{len(found)}", _first(found))

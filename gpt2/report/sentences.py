@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 from gpt2.report.controls import sentence
@@ -23,9 +24,7 @@ from lib import human
 
 def headline(matrix: MatrixResults) -> str:
     """ "9 of 12 runs finished, 1 failed, 2 planned"."""
-    counts: dict[str, int] = {}
-    for run in matrix.runs:
-        counts[run.row["status"]] = counts.get(run.row["status"], 0) + 1
+    counts = Counter(run.row["status"] for run in matrix.runs)
     done = counts.pop("done", 0)
     rest = "".join(f", {n} {status}" for status, n in sorted(counts.items()))
     return f"{done} of {len(matrix.runs)} runs finished{rest}"
