@@ -117,11 +117,11 @@ HOLD := $(shell env --block-signal=INT true 2>/dev/null && echo env --block-sign
 PY = exec $(HOLD) $(BARE)
 
 SKIP = $(if $(filter-out 0 1 n y,$(value SKIP_VERIFY)),$(error SKIP_VERIFY=$(value \
-	SKIP_VERIFY) is neither 1 nor 0))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
+	SKIP_VERIFY) is neither y (or 1) nor n (or 0)))$(if $(filter 1 y,$(value SKIP_VERIFY)),--skip-verify)
 # An option for a switch on the command line; in the environment FORCE may be meant for
 # other programs.
 switch = $(if $(filter $1,$(GIVEN)),$(if $(filter-out 0 1 n y,$(value $1)),$(error \
-	$1=$(value $1) is neither 1 nor 0))$(if $(filter 1 y,$(value $1)),--$(shell \
+	$1=$(value $1) is neither y (or 1) nor n (or 0)))$(if $(filter 1 y,$(value $1)),--$(shell \
 	echo $1 | tr A-Z a-z)))
 AS_JSON = $(call switch,JSON)
 # Standard output is for the answer alone.

@@ -17,7 +17,7 @@ import os
 import sys
 
 sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
+from lib.output import EXIT_USAGE, begin, exit_code
 
 if __name__ == "__main__":
     begin()
@@ -57,6 +57,7 @@ from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import now, read_status
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.number_option import COUNT, add_number, number
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a CPU trains in seconds; the other sizes are GPT-2's own.
@@ -94,10 +95,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--peers", default=",".join(PEERS), help=peers)
     path = "model.py of nanoGPT, or its folder: adds nanoGPT, compiled in two ways"
     add("--nanogpt", default="", metavar="PATH", help=path)
-    add("--micro-batches", "--micro_batches", default="8,32", help="on the GPU")
+    add("--micro_batches", default="8,32", help="on the GPU")
     once = "rows of the GPU that prepare at the same time"
-    add("--at-once", "--at_once", type=int, default=1, help=once)
-    add("--repeats", type=int, default=20, help="timed updates, after as many / 4")
+    add_number(parser, "AT_ONCE", COUNT, default=1, help=once)
+    timed = "timed updates, after as many / 4"
+    add_number(parser, "REPEATS", COUNT, default=20, help=timed)
     parts = f"of {', '.join(PARTS)} (default: all)"
     add("--parts", default=",".join(PARTS), help=parts)
     add("--settings", default="", help="of all that trains, as BLOCK_SIZE=4096")
@@ -107,15 +109,16 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 @answers_json("bench")
 def main(arguments: Sequence[str] | None = None) -> int:
-    given = parse(arguments)
     try:
-        parts = names("--parts", given.parts, PARTS)
-        peers = [PEERS[name] for name in names("--peers", given.peers, PEERS)]
+        given = parse(arguments)
+        parts = names("PARTS", given.parts, PARTS)
+        peers = [PEERS[name] for name in names("PEERS", given.peers, PEERS)]
         peers += NANOGPT_PEERS.values() if given.nanogpt else ()
         steps = steps_of(given.steps, given.settings)
-        batches = [int(number) for number in given.micro_batches.split(",")]
+        sizes = given.micro_batches.split(",")
+        batches = [int(number("MICRO_BATCHES", size, COUNT)) for size in sizes]
     except ValueError as error:
-        return fail(error, 2)
+        return fail(error, EXIT_USAGE)
     more = given.at_once, given.repeats, given.settings, given.nanogpt
     order = Order(steps, peers, batches, *more)
     os.environ.update(cache_environment(os.environ))
@@ -139,6 +142,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(line_of(row), flush=True)
             # At once: a table that takes an hour may be cut short.
             atomic_write_json(given.out, {"schema": 1, "machine": specs, "rows": rows})
+    if not rows:
+        return fail(
+            "nothing was measured: no part of PARTS is possible here", EXIT_USAGE
+        )
     answer(machine=specs, rows=rows, written=str(given.out))
     print(f"written: {given.out}")
     show_next("make estimate", "hours, memory and disk of what is configured")
@@ -157,12 +164,13 @@ def steps_of(asked: str, overrides: str) -> list[int]:
     return [*SHIPPED.ids(wanted)]
 
 
-def names(option: str, text: str, known: Collection[str]) -> list[str]:
+def names(variable: str, text: str, known: Collection[str]) -> list[str]:
     """Names with commas between. Raises ValueError for one that is not known."""
     found = [name for name in text.split(",") if name]
     unknown = [name for name in found if name not in known]
     if unknown:
-        raise ValueError(f"{option}: {', '.join(unknown)}: not of {', '.join(known)}")
+        wrong, allowed = ", ".join(unknown), ", ".join(known)
+        raise ValueError(f"{variable}={text}: {wrong}: allowed are {allowed}")
     return found
 
 

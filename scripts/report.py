@@ -26,7 +26,7 @@ from pathlib import Path
 from gpt2.report.bundle import is_bundle, open_bundle
 from gpt2.report.evidence import Rules
 from gpt2.report.merge import merge, sources_of
-from gpt2.report.read_results import read_matrix
+from gpt2.report.read_results import RUN_FIRST, read_matrix
 from gpt2.report.results import MatrixResults
 from gpt2.report.summary import summary_of, write_summary
 from gpt2.report.timeline import Timeline
@@ -55,7 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rules = rules_for(config, matrix.runs, **asked)
         price = price_of(config, matrix)
         if not matrix.runs:
-            raise ValueError(f"no runs in {root}: `make` writes its results there")
+            raise ValueError(f"no runs in {root}: {RUN_FIRST}")
         judged = judge_and_record(matrix, rules)
     except (ValueError, OSError) as error:
         return refuse("report", error)

@@ -363,7 +363,7 @@ def test_sbatch_prints_a_script_of_the_runs_that_match(tree: Path) -> None:
     assert f"\n# to run here what is missing: make {typed}\n" in said
     assert not (tree / "test_matrix_results/single/seed1").exists()
     said = refused(tree, "sbatch", *words, "SKIP_VERIFY=no")
-    assert "SKIP_VERIFY=no is neither 1 nor 0" in said
+    assert "SKIP_VERIFY=no is neither y (or 1) nor n (or 0)" in said
 
 
 def test_data_is_prepared_again_by_the_command_that_is_printed(tree: Path) -> None:
@@ -383,7 +383,7 @@ def test_data_is_prepared_again_by_the_command_that_is_printed(tree: Path) -> No
     ended = run(tree, "sh", "-c", command, PYTHON=sys.executable)
     assert "is prepared" in ended.stdout, ended.stderr
     assert make(tree, "data", *words).stderr == ""
-    assert "FORCE=2 is neither 1 nor 0" in refused(tree, "data", "FORCE=2")
+    assert "FORCE=2 is neither y (or 1)" in refused(tree, "data", "FORCE=2")
     assert "takes no FORCE" in refused(tree, "dry-run", "FORCE=1")
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.arms import group_arms
-from gpt2.report.read_results import read_matrix
+from gpt2.report.read_results import RUN_FIRST, read_matrix
 from gpt2.report.results import LeftOutRun, Run
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import report_command, show_next
@@ -87,7 +87,7 @@ def _below(folders: list[Path]) -> Chosen:
         chosen.left_out += matrix.left_out
     if not chosen.done and not chosen.others:
         names = ", ".join(str(folder) for folder in folders[:3])
-        raise ValueError(f"no runs in {names}: `make` writes its results there")
+        raise ValueError(f"no runs in {names}: {RUN_FIRST}")
     return chosen
 
 

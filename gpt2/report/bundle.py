@@ -16,7 +16,7 @@ from gpt2.plan.names import (
 )
 from gpt2.report.evaluations import EVAL_FILE
 from gpt2.report.generation import INFERENCE_FILE
-from gpt2.report.read_results import MERGED_FILE, RUN_FILES, read_matrix
+from gpt2.report.read_results import MERGED_FILE, RUN_FILES, RUN_FIRST, read_matrix
 from gpt2.report.series import LEDGER_FILE
 from lib.bundle import unpack_bundle, write_bundle
 from lib.jobs.run_files import GPU_FILE, LOG_FILE, SAMPLES_FILE, STATUS_FILE
@@ -53,7 +53,7 @@ def bundle_results(results: Path, path: Path) -> int:
     matrix = read_matrix(results, curves=False)
     runs = [run.run_dir for run in matrix.runs if run.on_disk]
     if not runs:
-        raise ValueError(f"no runs in {results}: `make` writes its results there")
+        raise ValueError(f"no runs in {results}: {RUN_FIRST}")
     if why := _no_report(results, runs):
         raise ValueError(f"{results}: {why}; run `make report RESULTS={results}`")
     names = [*OF_MATRIX, *(f"{run}/{name}" for run in runs for name in OF_RUN)]

@@ -53,6 +53,7 @@ MERGED_FILE = "merged.json"  # of folders merged by gpt2/report/merge.py
 RUN_FILES = (JOB_FILE, STATUS_FILE, MANIFEST_FILE, METRICS_FILE)
 MAX_DEPTH = 3  # maximum depth of run directories below the matrix
 
+RUN_FIRST = "run `make` first, or name a results folder by RESULTS="
 MAX_ALARMS = 10  # per run; a trainer raises each kind once
 MAX_EVALUATIONS = 100_000  # per run that are checked one by one
 LOSS_OF = {"eval": "val_loss", "train": "loss"}
@@ -67,10 +68,8 @@ def read_matrix(root: str | Path, *, curves: bool = True) -> MatrixResults:
     """
     root = Path(root)
     if not root.is_dir():
-        raise ValueError(
-            f"there are no results at {root}: it is not a directory; run `make` first "
-            "or name the directory that holds summary.json"
-        )
+        why = "it is not a folder" if root.exists() else "it does not exist"
+        raise ValueError(f"there are no results at {root}: {why}; {RUN_FIRST}")
     matrix = MatrixResults(root)
     planned = _planned(matrix)
     found = {}

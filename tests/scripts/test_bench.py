@@ -44,12 +44,24 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
         ("--peers", "eagre"),
         ("--parts", "gpus"),
         ("--steps", "zero"),
+        ("--repeats", "0"),
+        ("--at_once", "two"),
+        ("--micro_batches", "x"),
     ],
 )
 def test_nonsense_is_refused(tmp_path: Path, option: str, text: str) -> None:
     result = run_script("bench.py", option, text, cwd=tmp_path)
     assert result.returncode == 2
-    assert text.split("=")[0] in result.stderr
+    name = option.removeprefix("--").upper()
+    assert text.split("=")[0] in result.stderr and "Traceback" not in result.stderr
+    assert name in ("SETTINGS", "STEPS") or f"{name}=" in result.stderr
+    assert not (tmp_path / "bench_results").exists()
+
+
+def test_nothing_that_can_be_measured_is_not_a_success(tmp_path: Path) -> None:
+    result = run_script("bench.py", "--parts", ",", "--out", "x.json", cwd=tmp_path)
+    assert result.returncode == 2 and "nothing was measured" in result.stderr
+    assert "written" not in result.stdout and not (tmp_path / "x.json").exists()
 
 
 def test_steps_are_those_of_the_settings_unless_named() -> None:

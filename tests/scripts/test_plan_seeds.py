@@ -142,7 +142,7 @@ def test_a_difference_within_the_margin_is_said_to_be_graded_neutral(tmp_path):
         (["--arms", "1.5"], "ARMS=1.5 must be a whole number of at least 1"),
         (["--looks", "x"], "LOOKS=x must be a whole number"),
         (["--power", "1"], "POWER=1 must be a number between 0 and 1"),
-        (["--results", "absent"], "there are no results at absent"),
+        (["--results", "absent"], "no results at absent: it does not exist; run"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path, arguments, words):
