@@ -113,6 +113,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         given = parse(arguments)
         parts = names("PARTS", given.parts, PARTS)
         peers = [PEERS[name] for name in names("PEERS", given.peers, PEERS)]
+        if given.nanogpt and not Path(given.nanogpt).exists():
+            raise ValueError(f"NANOGPT={given.nanogpt}: no such file or folder")
         peers += NANOGPT_PEERS.values() if given.nanogpt else ()
         steps = steps_of(given.steps, given.settings)
         sizes = given.micro_batches.split(",")

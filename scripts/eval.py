@@ -77,7 +77,7 @@ class Items:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
-        chosen = chosen_runs(options, most=MOST_RUNS)
+        chosen = chosen_runs(options, MOST_RUNS, variable="RUNS")
         items = items_of(options)
         runs, notes = score(chosen.folders, chosen.resources, items)
     except (ValueError, OSError) as error:

@@ -73,7 +73,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with collector_at_rest():
             from gpt2.infer.bench import Load
 
-        chosen = chosen_runs(options, MOST_RUNS) if options.run else None
+        chosen = (
+            chosen_runs(options, MOST_RUNS, variable="RUNS") if options.run else None
+        )
         load = Load(batches, *tokens_of(options, chosen), options.repeats)
         peers = peers_of(options.peers)
         subjects = untrained(options, load, contexts) if not chosen else trained(chosen)

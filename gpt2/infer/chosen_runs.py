@@ -44,13 +44,16 @@ def add_run_options(parser: argparse.ArgumentParser, several: bool = True) -> No
 
 
 def chosen_runs(
-    options: argparse.Namespace, most: int = MOST_RUNS, read: tuple[str, ...] = READ
+    options: argparse.Namespace,
+    most: int = MOST_RUNS,
+    read: tuple[str, ...] = READ,
+    variable: str = "RUN",
 ) -> ChosenRuns:
     """The finished runs that RUN names, each once, in its order.
 
-    read: the settings that have an effect. Raises ValueError or OSError, naming what
-    there is, if it names none, one that is not finished, or more than ``most``, and for
-    an override of any other setting.
+    read: the settings that have an effect. variable: that make passes the runs by.
+    Raises ValueError or OSError, naming what there is, if it names none, one that is
+    not finished, or more than ``most``, and for an override of any other setting.
     """
     refuse_unread(options.overrides, read)
     config = load_or_defaults(options.config, options.overrides)
@@ -62,11 +65,11 @@ def chosen_runs(
     names = _names(options.run)
     folders: list[Path] = []
     for name in names:
-        found = choose_runs(name, results)
-        _check_finished(name, found)
+        found = choose_runs(name, results, variable)
+        _check_finished(f"{variable}={name!r}", found)
         folders += [path for path in found.done if path not in folders]
     if len(folders) > most:
-        raise ValueError(_too_many(options.run, folders, most))
+        raise ValueError(_too_many(f"{variable}={options.run!r}", folders, most))
     return ChosenRuns(tuple(folders), resources)
 
 
@@ -77,16 +80,16 @@ def _names(run: str) -> list[str]:
     return split_names(run)
 
 
-def _check_finished(name: str, found: Chosen) -> None:
+def _check_finished(given: str, found: Chosen) -> None:
     if not found.done:
         states = ", ".join(f"{path}: {state}" for path, state in found.others[:3])
-        raise ValueError(f"RUN={name!r}: none of these runs is finished: {states}")
+        raise ValueError(f"{given}: none of these runs is finished: {states}")
 
 
-def _too_many(run: str, folders: list[Path], most: int) -> str:
+def _too_many(given: str, folders: list[Path], most: int) -> str:
     shown = ", ".join(str(path) for path in folders[:4])
     count = "one run" if most == 1 else f"at most {most} runs"
     return (
-        f"RUN={run!r} stands for {len(folders)} runs, but this takes {count}. Name "
-        f"them by step and seed, as in RUN=5:1337, or by folder: {shown}, ..."
+        f"{given} stands for {len(folders)} runs, but this takes {count}. Name "
+        f"them by step and seed, as in 5:1337, or by folder: {shown}, ..."
     )

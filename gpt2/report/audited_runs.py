@@ -40,19 +40,19 @@ class Chosen:
                 self.others.append((path, str(run.row["status"])))
 
 
-def choose_runs(name: str, results: Path | None) -> Chosen:
+def choose_runs(name: str, results: Path | None, variable: str = "RUN") -> Chosen:
     """Find the runs that a name refers to.
 
     name: a folder of one run or of many, a glob of folders (from here, or within the
     results), or within the results a step or name with or without a seed, for example
-    "5", "ra" or "5:1337"; empty for all results. Raises ValueError, which lists what
-    exists, if there are none.
+    "5", "ra" or "5:1337"; empty for all results. variable: that the user gave it by.
+    Raises ValueError, which lists what exists, if there are none.
     """
     if not name:
         if results is None:
             raise ValueError(
-                "name a run or a results folder, RUN=folder or RESULTS=folder, or load "
-                "a preset with `make defconfig-NAME`"
+                f"name a run or a results folder, {variable}=folder or "
+                "RESULTS=folder, or load a preset with `make defconfig-NAME`"
             )
         return _below([results])
     places = [Path(name)] if results is None else [Path(name), results / name]
@@ -60,22 +60,23 @@ def choose_runs(name: str, results: Path | None) -> Chosen:
         if folder.is_dir():
             return _below([folder])
     if glob.has_magic(name):
-        return _below(_matching(name, results))
+        return _below(_matching(name, results, variable))
     if results is None or not results.is_dir():
         raise ValueError(
-            f"RUN={name!r} is not a folder, and there are no results to look it up in"
+            f"{variable}={name!r} is not a folder, and there are no results to look it "
+            "up in"
         )
-    return _named(name, results)
+    return _named(name, results, variable)
 
 
-def _matching(pattern: str, results: Path | None) -> list[Path]:
+def _matching(pattern: str, results: Path | None, variable: str) -> list[Path]:
     """Folders that match a glob, relative to here or else to the results."""
     places = [""] if results is None else ["", str(results)]
     for place in places:
         found = sorted(glob.glob(str(Path(place) / pattern), recursive=True))
         if folders := [Path(path) for path in found if Path(path).is_dir()]:
             return folders
-    raise ValueError(f"RUN={pattern!r} matches no folder")
+    raise ValueError(f"{variable}={pattern!r} matches no folder")
 
 
 def _below(folders: list[Path]) -> Chosen:
@@ -91,7 +92,7 @@ def _below(folders: list[Path]) -> Chosen:
     return chosen
 
 
-def _named(name: str, results: Path) -> Chosen:
+def _named(name: str, results: Path, variable: str) -> Chosen:
     """Runs of a step or cell of the results, by number, name or both."""
     which, _, seed = name.partition(":")
     matrix = read_matrix(results, curves=False)
@@ -102,13 +103,14 @@ def _named(name: str, results: Path) -> Chosen:
     if named and not runs:
         seeds = ", ".join(dict.fromkeys(str(run.row["seed"]) for run in every))
         raise ValueError(
-            f"RUN={name!r}: {named[0].label} has no run with seed {seed} in {results}, "
-            f"but with {seeds}"
+            f"{variable}={name!r}: {named[0].label} has no run with seed {seed} in "
+            f"{results}, but with {seeds}"
         )
     if not runs:
         known = ", ".join(arm.label for arm in arms) or "nothing"
         raise ValueError(
-            f"RUN={name!r} is neither a folder nor a run of {results}: it has {known}"
+            f"{variable}={name!r} is neither a folder nor a run of {results}: it has "
+            f"{known}"
         )
     chosen = Chosen(left_out=matrix.left_out)
     chosen.add(results, runs)

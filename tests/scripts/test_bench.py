@@ -45,6 +45,7 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
         ("--parts", "gpus"),
         ("--steps", "zero"),
         ("--repeats", "0"),
+        ("--nanogpt", "nowhere"),
         ("--at_once", "two"),
         ("--micro_batches", "x"),
     ],
