@@ -11,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from gpt2.data.small_text import small_text
 from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
 from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.memory import memory, misfit
@@ -52,6 +53,7 @@ def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*remarks(settings_from(config)), *idle(plan, config)]
     found += without_effect_here(plan, config) + too_large(plan)
+    found += small_text(max((job.settings for job in plan.jobs), key=tokens_of))
     found += control_costs(plan) + kept_final_rate(plan)
     return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))
 
