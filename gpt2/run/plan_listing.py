@@ -252,13 +252,20 @@ def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]
     yield f"  {job.title}"
     yield "  " + _costs(job, reference)
     rows = [
-        (SYMBOL_OF[field], f"{shown_value(old)} -> {shown_value(new)}", origin)
+        (SYMBOL_OF[field], f"{_rounded(old)} -> {_rounded(new)}", origin)
         for field, old, new, origin in differences(job, reference)
+        if _rounded(old) != _rounded(new)
     ]
     yield from aligned(rows, COLUMNS, indent=4)
     for one in jobs:
         use = " (chooses the rate)" if one.tuning else ""
         yield f"  seed {one.seed:<6} {root / one.run_dir}{use}{_status(root, one)}"
+
+
+def _rounded(value: Any) -> str:
+    """A value without the rounding error of a product, as of 0.1 x 0.0006."""
+    exact = float(f"{value:.12g}") if isinstance(value, float) else value
+    return shown_value(exact)
 
 
 def _costs(job: Job, reference: Settings) -> str:

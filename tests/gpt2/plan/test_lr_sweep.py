@@ -112,8 +112,11 @@ def test_the_listing_has_grid_use_of_seeds_and_price() -> None:
     assert text.startswith(f"{head} seeds = 16 jobs, ")
     assert text.count("(chooses the rate)") == 8
     assert "LR_SWEEP of LEARNING_RATE: GPT2_MIN_LR=6e-05 is the end of all" in text
-    ratio = make_config(**words, MIN_LR_RATIO="0.1")
-    assert "GPT2_MIN_LR=" not in listing(make_plan(ratio), ratio)
+    ratio = make_config(**{**words, "LR_SWEEP": "3e-4,6e-4"}, MIN_LR_RATIO="0.1")
+    text = listing(make_plan(ratio), ratio)
+    assert "GPT2_MIN_LR=" not in text
+    # 0.1 x 3e-4 and 0.1 x 6e-4 are not quite 3e-05 and the configured 6e-05
+    assert "6e-05 -> 3e-05" in text and "6e-05 -> " not in text.replace("-> 3e-05", "")
 
 
 def test_only_selects_tuning_runs_like_others() -> None:
