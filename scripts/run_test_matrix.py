@@ -42,7 +42,7 @@ from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
 from gpt2.run.last_call import last_call
 from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
-from gpt2.run.placement import describe_plan, scheduler_options
+from gpt2.run.placement import describe_plan, price_of_gpus, scheduler_options
 from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
 from gpt2.run.without_gpu import require_gpu
 from gpt2.settings.configuration import add_options, copies, load
@@ -333,6 +333,9 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         print(estimate.render(found), end="")
         if not found["seconds"]:
             return EXIT_FAILED
+        price = plan.base.matrix.price_per_gpu_hour
+        if cost := price_of_gpus(asked, found["seconds"], price):
+            print(f"about {cost}")
         show_next(matrix_command())
         return EXIT_OK
     conclude(plan, config, code, table=not given.no_table)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from gpt2.plan.jobs import Job, Plan
+from gpt2.report.timeline_report import hours_and_cost
 from gpt2.run.estimate import known
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
@@ -130,6 +131,14 @@ def describe(jobs: Sequence[Job], options: Options, ahead: Ahead, root: Path) ->
             f"{len(jobs)} jobs on GPU {names}, {len(places)} at a time; {time}"
         )
     return "\n".join([*lines, ahead.describe()]).strip()
+
+
+def price_of_gpus(options: Options, seconds: float, price: float | None) -> str:
+    """GPU hours that these slots take in so many seconds, and their cost; "" where the
+    GPUs are not known: without any, and on Ray."""
+    names = {name for slot in options.slots for name in slots.place_of(slot).split(",")}
+    gpus = len(names - {""})
+    return hours_and_cost(gpus * seconds / 3600, price) if gpus else ""
 
 
 def describe_plan(plan: Plan) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2.run.placement import gpu_slots, local_slots, ray_slots
+from gpt2.run.placement import gpu_slots, local_slots, price_of_gpus, ray_slots
 from gpt2.settings.schema import Resources
+from lib.jobs.scheduler import Options
 from lib.jobs.slots import Gpus, are_shared, place_of
 from tests.gpt2.helpers import full_size
 from tests.lib.jobs.test_ray_engine import needs_ray
@@ -24,6 +25,17 @@ def test_jobs_are_dealt_out_over_the_gpus() -> None:
     assert [place_of(slot) for slot in chosen] == ["2", "2"]
     pairs = gpu_slots(asked(parallel_jobs=1, ddp_gpus_per_job=2), gpus)
     assert [place_of(slot) for slot in pairs] == ["0,1"]
+
+
+def test_gpus_are_paid_until_the_last_run_ends() -> None:
+    shared = gpu_slots(asked(parallel_jobs=4), Gpus("cuda", ("0", "1", "2")))
+    options = Options(slots=shared)
+    assert price_of_gpus(options, 1800, None) == "1.50 GPU hours"
+    costs = "1.50 GPU hours, 3.75 at 2.5 per hour"
+    assert price_of_gpus(options, 1800, 2.5) == costs
+    pair = gpu_slots(asked(parallel_jobs=1, ddp_gpus_per_job=2), Gpus("cuda", "01"))
+    assert price_of_gpus(Options(slots=pair), 3600, None) == "2.00 GPU hours"
+    assert price_of_gpus(Options(slots=[{}]), 3600, 2.5) == ""
 
 
 @pytest.mark.parametrize(
