@@ -231,6 +231,11 @@ def titled(title: str, point: Point) -> str:
     return f"{title} ({label(point).replace(',', ', ')})" if point else title
 
 
+def swept_name(name: str, point: Point) -> str:
+    """Name of a cell at a point: ``ra/ra_window=16``."""
+    return f"{name}/{label(point)}" if point else name
+
+
 def split_names(text: str) -> list[str]:
     """Names or patterns separated by commas. Those between coordinates, as in
     ``ra/ra_window=16,ra_alpha=0.1``, do not separate."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gpt2.plan.axes import Axis, label
+from gpt2.plan.axes import Axis, swept_name
 from gpt2.plan.jobs import Job, Plan, restricted
 from gpt2.settings.schema import FIELDS
 from lib.atomic_files import read_json
@@ -136,8 +136,8 @@ def choices(plan: Plan) -> dict[str, RateChoice]:
     for job in plan.jobs:
         if job.tuning:
             rest = {f: v for f, v in job.coordinates.items() if f != RATE}
-            arm = f"{job.arm}/{label(rest)}" if rest else job.arm
-            by_rate = losses.setdefault(arm, {}).setdefault(job.coordinates[RATE], [])
+            rates = losses.setdefault(swept_name(job.arm, rest), {})
+            by_rate = rates.setdefault(job.coordinates[RATE], [])
             by_rate.append(_loss(plan.output_dir, job))
     return {arm: choose(found) for arm, found in losses.items()}
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from gpt2.plan.axes import Axis, Point, grid, label, nearest, titled
+from gpt2.plan.axes import Axis, Point, grid, nearest, swept_name, titled
 from gpt2.plan.matrix_cells import LeftOutCell
 
 if TYPE_CHECKING:
@@ -40,11 +40,6 @@ class SweptCell:
     @property
     def folder(self) -> str:
         return swept_name(self.arm, self.point)
-
-
-def swept_name(name: str, point: Point) -> str:
-    """Name of a cell at a point: ``ra/ra_window=16``."""
-    return f"{name}/{label(point)}" if point else name
 
 
 @dataclass(slots=True)

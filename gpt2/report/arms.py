@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
-from gpt2.plan.axes import nearest
+from gpt2.plan.axes import nearest, swept_name
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.results import MatrixResults, Run
 from gpt2.settings.records import with_before
@@ -44,6 +44,11 @@ class Arm:
     def coordinates(self) -> dict[str, object]:
         """Values of a sweep that its runs were made at, by setting."""
         return self.runs[0].coordinates if self.runs else {}
+
+    def name_without(self, axis: str) -> str:
+        """Name of all cells that differ from this one only in the value of an axis."""
+        rest = {field: v for field, v in self.coordinates.items() if field != axis}
+        return swept_name(self.label.partition("/")[0], rest)
 
     @property
     def is_control(self) -> bool:

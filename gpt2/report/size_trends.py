@@ -16,7 +16,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt2.plan.axes import label
 from gpt2.plan.sizes import FIELD
 from gpt2.report.grades import INVALID, UNMATCHED
 from lib import stats
@@ -105,10 +104,8 @@ def size_trends(judged: Judgement) -> list[SizeTrend]:
         parameters = comparison.partner.mean("parameters")
         if FIELD not in at or parameters is None:
             continue
-        rest = {field: value for field, value in at.items() if field != FIELD}
-        arm = comparison.arm.label.partition("/")[0]
         point = SizePoint(str(at[FIELD]), parameters, comparison)
-        found.setdefault(f"{arm}/{label(rest)}" if rest else arm, []).append(point)
+        found.setdefault(comparison.arm.name_without(FIELD), []).append(point)
     trends = [
         _trend(name, sorted(points, key=lambda p: p.parameters), judged.rules.alpha)
         for name, points in found.items()

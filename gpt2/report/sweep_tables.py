@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from gpt2.plan.axes import label
 from gpt2.plan.lr_sweep import RATE
 from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
@@ -98,10 +97,7 @@ def sweep_tables(judged: Judgement) -> list[SweepTable]:
 def _table(axis: str, arms: list[Arm]) -> SweepTable:
     rows: dict[str, dict[Value, Arm]] = {}
     for arm in arms:
-        rest = {field: v for field, v in arm.coordinates.items() if field != axis}
-        name = arm.label.partition("/")[0]
-        row = rows.setdefault(f"{name}/{label(rest)}" if rest else name, {})
-        row[_value(arm, axis)] = arm
+        rows.setdefault(arm.name_without(axis), {})[_value(arm, axis)] = arm
     found = dict.fromkeys(value for row in rows.values() for value in row)
     values = sorted(found, key=lambda v: (not is_number(v), v if is_number(v) else 0))
     if axis == SIZE:
