@@ -100,7 +100,8 @@ def test_a_source_that_does_not_fit_is_refused(
 
 def test_a_source_that_cannot_be_read_is_refused(data_dir, short, tmp_path) -> None:
     """As one that was copied in part, or a link in the place of its folder."""
-    root, lines = tmp_path / "source", []
+    root = tmp_path / "source"
+    lines: list[str] = []
     shutil.copytree(short, root)
     job = longer(data_dir, root)
     source = root / job.run_dir
