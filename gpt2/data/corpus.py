@@ -114,8 +114,8 @@ def passages(text: str, size: int = PASSAGE) -> list[str]:
         if len(parts) > 1:
             return parts
     raise CorpusError(
-        "the corpus is one text of one line: it cannot be split into training "
-        "and validation. Give at least two files, or a text with line ends"
+        "the text is one file of one line, which has no place to divide it into "
+        "documents: give at least two files, or a text with line ends"
     )
 
 
