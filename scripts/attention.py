@@ -31,7 +31,7 @@ from statistics import fmean
 from typing import Any
 
 from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
-from gpt2.report.audited_runs import show_next_report
+from gpt2.report.named_runs import show_next_report
 from gpt2.settings.schema import Resources
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, refuse

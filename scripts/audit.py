@@ -38,7 +38,7 @@ from gpt2.audit.finding import FAILED, INCOMPLETE, NOT_CHECKED, AuditLine
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.show import show_audit
 from gpt2.audit.stamp import write_audit
-from gpt2.report.audited_runs import (
+from gpt2.report.named_runs import (
     Chosen,
     choose_runs,
     keep_for_report,

@@ -30,7 +30,6 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2.report.arms import Change
-from gpt2.report.audited_runs import results_folders, show_next_report
 from gpt2.report.compare import (
     ComparedSide,
     Pair,
@@ -44,6 +43,7 @@ from gpt2.report.compare import (
 from gpt2.report.evidence import TOGETHER, Rules
 from gpt2.report.grades import INCONCLUSIVE, INVALID, UNMATCHED
 from gpt2.report.lines import difference_text, grade_text
+from gpt2.report.named_runs import results_folders, show_next_report
 from gpt2.report.sentences import seeds_lines
 from gpt2.report.series import read_series
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for

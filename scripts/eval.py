@@ -44,8 +44,8 @@ from gpt2.infer.compared import (
     position_rows,
 )
 from gpt2.infer.items import Choice, read_choices, read_texts
-from gpt2.report.audited_runs import keep_for_report, show_next_report
 from gpt2.report.evaluations import write_evaluation
+from gpt2.report.named_runs import keep_for_report, show_next_report
 from gpt2.settings.extras import check_installed
 from gpt2.settings.schema import Resources
 from lib.atomic_files import atomic_write_json

@@ -35,8 +35,8 @@ from gpt2.infer.chosen_runs import ChosenRuns, add_run_options, chosen_runs
 from gpt2.plan.axes import split_names
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
-from gpt2.report.audited_runs import keep_for_report, show_next_report
 from gpt2.report.generation import write_generation
+from gpt2.report.named_runs import keep_for_report, show_next_report
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from gpt2.settings.rerun_commands import show_next

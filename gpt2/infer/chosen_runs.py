@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gpt2.plan.axes import split_names
-from gpt2.report.audited_runs import Chosen, choose_runs
+from gpt2.report.named_runs import Chosen, choose_runs
 from gpt2.settings.configuration import load_or_defaults, refuse_unread
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Resources
