@@ -60,3 +60,9 @@ def duration(seconds: float | None) -> str:
 def milliseconds(seconds: float | None, digits: int = 1) -> str:
     """0.1027 -> "102.7 ms"."""
     return NONE if seconds is None else f"{1000 * seconds:.{digits}f} ms"
+
+
+def gpu_hours(hours: float, price: float | None) -> str:
+    """GPU hours, and what they cost if a price per hour is given."""
+    money = f", {hours * price:.2f} at {price:g} per hour" if price else ""
+    return f"{hours:.2f} GPU hours{money}"

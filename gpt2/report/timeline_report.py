@@ -177,18 +177,12 @@ def wait_line(timeline: Timeline) -> str:
     return "; ".join(parts)
 
 
-def hours_and_cost(hours: float, price: float | None) -> str:
-    """GPU hours, and what they cost if a price per hour is given."""
-    money = f", {hours * price:.2f} at {price:g} per hour" if price else ""
-    return f"{hours:.2f} GPU hours{money}"
-
-
 def cost_line(timeline: Timeline, verdicts: int | None, price: float | None) -> str:
     """GPU hours and cost, also per verdict if known; "" without GPUs."""
     hours = timeline.gpu_hours
     if not hours:
         return ""
-    text = hours_and_cost(hours, price)
+    text = human.gpu_hours(hours, price)
     if verdicts:
         each = f", {hours * price / verdicts:.2f}" if price else ""
         text += f"; per verdict {hours / verdicts:.2f} GPU hours{each}"

@@ -12,7 +12,6 @@ from functools import partial
 from pathlib import Path
 
 from gpt2.plan.jobs import Job, Plan
-from gpt2.report.timeline_report import hours_and_cost
 from gpt2.run.estimate import known
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
@@ -21,7 +20,7 @@ from gpt2.run.without_gpu import require_gpu, torch_sees_a_gpu
 from gpt2.settings.checks import naming
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import Resources
-from lib.human import duration
+from lib.human import duration, gpu_hours
 from lib.jobs import ray_engine, slots
 from lib.jobs.cards import Cards
 from lib.jobs.process import Attempt, Patience
@@ -138,7 +137,7 @@ def price_of_gpus(options: Options, seconds: float, price: float | None) -> str:
     GPUs are not known: without any, and on Ray."""
     names = {name for slot in options.slots for name in slots.place_of(slot).split(",")}
     gpus = len(names - {""})
-    return hours_and_cost(gpus * seconds / 3600, price) if gpus else ""
+    return gpu_hours(gpus * seconds / 3600, price) if gpus else ""
 
 
 def describe_plan(plan: Plan) -> str:
