@@ -17,6 +17,8 @@ PARTS = [
     *(
         "pyproject.toml",
         "lib/__init__.py",
+        "lib/atomic_files.py",
+        "lib/files.py",
         "lib/house_rules.py",
         "lib/output.py",
         "lib/suggestions.py",
