@@ -31,8 +31,11 @@ def without_effect_here(plan: Plan, config: Config) -> list[str]:
         for name in reader.fields
     ]
     given = [symbol for symbol in symbols if config.origin(symbol) != DEFAULT]
+    if not given:
+        return []
     words = ", ".join(f"{one}={shown_value(config.values[one])}" for one in given)
-    return [f"{words}: no effect on this machine, where no GPU is found"] * bool(given)
+    why = "no GPU is found, and runs train on the CPU"
+    return [f"{words}: no effect on this machine: {why}"]
 
 
 def require_gpu(settings: Settings) -> None:

@@ -43,7 +43,7 @@ OF_STEPS = {
     "stateless": Meaning("0", "the same input gives the same logits"),
     "alive": Meaning("> 0", "every parameter gets a gradient and moves", "min"),
     "acting": Meaning(f">= {ROUNDING:g}", "each mechanism changes the logits", "min"),
-    "identity": Meaning("neutral: 0", "neutral has no effect; figure: as shipped"),
+    "identity": Meaning("0", "neutral values have no effect; ~: shipped"),
     "budget": Meaning(
         "exact", f"parameters and cache; FLOPs within {FLOP_TOLERANCE:.0%}", ""
     ),

@@ -317,19 +317,19 @@ def test_a_hang_while_it_prepares_is_noticed_by_what_earlier_runs_took(
     tasks = [
         task(tmp_path, "first", prepare=1.2),  # as long as it likes
         task(tmp_path, "hangs", prepare=0.1, fail="hang-early", first=1),
-        task(tmp_path, "trains", prepare=0.1, steps=1, sleep=2.5),
+        task(tmp_path, "trains", prepare=0.1, steps=1, sleep=2),
     ]
     patience = dataclasses.replace(QUICK, factor=1.0, preparing_least=0.5)
     code, said, scheduler = run(tasks, patience=patience)
     assert code == 0
     assert re.search(
-        r"hangs: FAILED \(hang\): still preparing: no progress for [12] s", said
+        r"hangs: FAILED \(hang\): still preparing: no progress for [0-9]+ s", said
     )
     attempts = [status_of(tmp_path, cell.task.name)[2] for cell in scheduler.cells]
     assert attempts == [1, 2, 1]
     log = (tmp_path / "hangs" / "train.1.log").read_text()
     assert "in wait_for_ever" in log
-    assert 1.2 < scheduler.cells[0].preparation < 60
+    assert 1 < scheduler.cells[0].preparation < 60
 
 
 def test_helpers_of_a_dead_leader_do_not_outlive_it(tmp_path: Path) -> None:
