@@ -127,7 +127,7 @@ def names(option: str, given: str) -> list[str]:
 
 
 def by_stem(paths: Sequence[str]) -> dict[str, str]:
-    """Paths by their stems; a path whose stem another one has, by itself."""
+    """Paths by their stems; paths with a common stem by their whole name."""
     stems = [Path(path).stem for path in paths]
     return {
         p if stems.count(s) > 1 else s: p for p, s in zip(paths, stems, strict=True)

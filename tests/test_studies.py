@@ -33,11 +33,11 @@ def rows(page: str) -> list[list[str]]:
 
 def test_learning_rates_of_ratio_124m_are_those_of_its_records(tmp_path: Path) -> None:
     page = (STUDY / "README.md").read_text().partition("## First block")[0]
-    said = {int(name.split()[0]): cells for name, *cells in rows(page)}
+    cells_of = {int(name.split()[0]): cells for name, *cells in rows(page)}
     tried = records("tuning/tuning.zip", tmp_path).runs
     (low,) = records("tuning-low/rate-2.5e-4.zip", tmp_path).runs
     for run, rate in [(low, 2.5e-4), *((r, r.coordinates[RATE]) for r in tried)]:
-        cell = said[run.row["step"]][[2.5e-4, 5e-4, 1e-3, 2e-3].index(rate)]
+        cell = cells_of[run.row["step"]][[2.5e-4, 5e-4, 1e-3, 2e-3].index(rate)]
         loss = run.row.get("val_loss")
         assert cell == (f"{loss:.4f}" if is_done(run) else "not finished")
 

@@ -145,7 +145,7 @@ def partner_of(arm: Arm, arms: Iterable[Arm]) -> tuple[Arm | None, str]:
 
 
 def _at_point(arm: Arm, candidates: list[Arm], name: str | None) -> Arm | None:
-    """The recorded cell of a step, else the one whose coordinates fit best."""
+    """The recorded cell of a step, else the one with the nearest coordinates."""
     if named := next((other for other in candidates if other.name == name), None):
         return named
     points = [other.coordinates for other in candidates]

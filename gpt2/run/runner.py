@@ -115,7 +115,7 @@ def run(
 
     copies: files to put next to matrix.json (config.py, .config), name -> text.
     prove: called once if anything is missing, with the file whose appearance is to
-    stop it; jobs whose proof fails are not run. None: they run unverified.
+    stop it; jobs with a failed proof are not run. None: they run unverified.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """

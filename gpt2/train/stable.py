@@ -77,8 +77,8 @@ def take_over(job: Job, run_dir: Path, say: Callable[[str], None]) -> None:
     except Refused:
         raise
     except (OSError, ValueError, KeyError, TypeError) as error:
-        said = repr(error) if isinstance(error, KeyError) else str(error)
-        raise Refused(f"{_where(job)}: {source} cannot be used: {said}") from None
+        why = repr(error) if isinstance(error, KeyError) else str(error)
+        raise Refused(f"{_where(job)}: {source} cannot be used: {why}") from None
     text = "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in records)
     atomic_write_text(run_dir / METRICS_FILE, text)
     atomic_write_json(run_dir / MANIFEST_FILE, manifest)

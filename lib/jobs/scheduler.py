@@ -97,8 +97,8 @@ class View(Protocol):
 class Scheduler:
     """Runs tasks; make one, call run() once, in the main thread.
 
-    What it begins with may prepare earlier, by begin(), and is withdrawn if run() is
-    not to follow.
+    begin() starts the first tasks earlier, to prepare; withdraw() ends them if run()
+    will not be called.
     """
 
     def __init__(

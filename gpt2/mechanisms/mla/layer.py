@@ -45,7 +45,7 @@ def at_once(
 
 
 class LatentProjection(Projection):
-    """Base of projections whose input several layers read, one of them for queries."""
+    """Base of projections of one input for several readers, queries among them."""
 
     q: nn.Linear
 
