@@ -46,9 +46,11 @@ def write_bundle(path: Path, root: Path, names: Iterable[str]) -> int:
     """
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as partial:
-            with zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle:
-                _write(bundle, root, names)
+        with (
+            replacing(path) as partial,
+            zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle,
+        ):
+            _write(bundle, root, names)
         return path.stat().st_size
 
 

@@ -23,7 +23,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from gpt2.report.bundle import is_bundle, open_bundle
+from gpt2.report.bundle import results_folder
 from gpt2.report.evidence import Rules
 from gpt2.report.merge import merge, sources_of
 from gpt2.report.read_results import RUN_FIRST, read_matrix
@@ -123,12 +123,11 @@ def results_directory(results: str | None, config: str, out: Path | None) -> Pat
         return folder
     if out is not None:
         raise ValueError("OUT is the folder of several merged results: RESULTS=a,b")
-    for name in names:
-        if is_bundle(Path(name)):
-            folder = open_bundle(Path(name))
-            print(f"{name} is unpacked in {folder}")
-            return folder
-        return Path(name)
+    if names:
+        folder = results_folder(Path(names[0]))
+        if folder != Path(names[0]):
+            print(f"{names[0]} is unpacked in {folder}")
+        return folder
     found = results_of(config)
     if found is None:
         raise ValueError(

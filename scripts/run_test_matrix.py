@@ -172,13 +172,13 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         if given.dry_run:
             raise
         print_refusal(str(error))
-    warn_of_other_settings(plan)
+    refused = warn_of_other_settings(plan)
     code = dry_run(given) if given.dry_run else 0
     if no_place:
         print_refusal(no_place)
     if missing:
         print_refusal(with_settings(missing, given.overrides))
-    elif given.dry_run and not (code or no_place or refusal(plan)):
+    elif given.dry_run and not (code or no_place or refused):
         show_next(matrix_command())
     return code
 
@@ -195,9 +195,7 @@ def dry_run(given: argparse.Namespace) -> int:
 def prove(
     given: argparse.Namespace, stop_file: Path | None = None
 ) -> verification.Proofs:
-    """Verify the cells, the first stage of every run, unless it is skipped."""
-    if given.skip_verify:
-        return verification.Proofs()
+    """Verify the cells, the first stage of every run."""
     print("\nverifying every step on a tiny model", flush=True)
     words = given.config, given.overrides, given.only
     if not given.no_table:

@@ -7,6 +7,8 @@ import shutil
 import statistics
 from pathlib import Path
 
+import pytest
+
 from gpt2.report.arms import is_done
 from gpt2.report.bundle import open_bundle
 from gpt2.report.read_results import read_matrix
@@ -20,6 +22,11 @@ RATE = "learning_rate"
 def records(bundle: str, folder: Path) -> MatrixResults:
     target = folder / bundle.replace("/", "-")
     return read_matrix(open_bundle(Path(shutil.copy(STUDY / bundle, target))))
+
+
+@pytest.fixture(scope="module")
+def block(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
+    return records("block-1.zip", tmp_path_factory.mktemp("study"))
 
 
 def rows(page: str) -> list[list[str]]:
@@ -42,9 +49,11 @@ def test_learning_rates_of_ratio_124m_are_those_of_its_records(tmp_path: Path) -
         assert cell == (f"{loss:.4f}" if is_done(run) else "not finished")
 
 
-def test_the_first_block_of_ratio_124m_is_that_of_its_records(tmp_path: Path) -> None:
+def test_the_first_block_of_ratio_124m_is_that_of_its_records(
+    block: MatrixResults,
+) -> None:
     page = (STUDY / "README.md").read_text().partition("## First block")[2]
-    judged = judge(records("block-1.zip", tmp_path))
+    judged = judge(block)
     found = [
         *((c.arm, c.at_steps.mean, c.at_steps.grade) for c in judged.comparisons),
         *((c.arm, c.mean, c.grade) for c in judged.controls),
@@ -70,14 +79,16 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(tmp_path: Path) ->
         assert cells[4].startswith(grade)
 
 
-def test_the_noise_of_ratio_124m_is_that_of_runs_made_twice(tmp_path: Path) -> None:
+def test_the_noise_of_ratio_124m_is_that_of_runs_made_twice(
+    block: MatrixResults, tmp_path: Path
+) -> None:
     first, again = (
         {
             (run.row["step"], run.run_dir.split("/")[0], run.row["seed"]): loss
-            for run in records(name, tmp_path).runs
+            for run in made.runs
             if (loss := run.row["val_loss"]) and run.coordinates.get(RATE) != 1e-3
         }
-        for name in ("first-try/block-1.zip", "block-1.zip")
+        for made in (records("first-try/block-1.zip", tmp_path), block)
     )
     twice = [again[key] - loss for key, loss in first.items()]
     page = (STUDY / "README.md").read_text()

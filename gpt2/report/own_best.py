@@ -19,7 +19,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt2.plan.axes import label
 from gpt2.plan.lr_sweep import RATE, RateChoice, choose, loss_of
 from gpt2.report.arms import Arm, has_diverged
 from gpt2.report.evidence import worse_than_guess
@@ -124,24 +123,18 @@ def swept_arms(arms: Iterable[Arm], tuning: Iterable[Arm]) -> list[SweptArm]:
     for arm in tuning:
         rate = number(arm.coordinates.get(RATE))
         if rate is not None:
-            found = losses.setdefault(_name(arm), {}).setdefault(rate, [])
+            found = losses.setdefault(arm.name_without(RATE), {}).setdefault(rate, [])
             found += [_loss(run.row) for run in arm.runs]
-            seeds.setdefault(_name(arm), set()).update(arm.seeds)
+            seeds.setdefault(arm.name_without(RATE), set()).update(arm.seeds)
     cells: dict[str, dict[float, Arm]] = {}
     for arm in arms:
         rate = number(arm.coordinates.get(RATE))
         if rate is not None and not arm.is_control:
-            cells.setdefault(_name(arm), {})[rate] = arm
+            cells.setdefault(arm.name_without(RATE), {})[rate] = arm
     return [
         SweptArm(name, cells.get(name, {}), by_rate, sorted(seeds[name]))
         for name, by_rate in losses.items()
     ]
-
-
-def _name(arm: Arm) -> str:
-    rest = {name: v for name, v in arm.coordinates.items() if name != RATE}
-    first = arm.label.partition("/")[0]
-    return f"{first}/{label(rest)}" if rest else first
 
 
 def _loss(row: Mapping[str, object]) -> float | None:

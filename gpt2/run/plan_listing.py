@@ -252,9 +252,9 @@ def _cell(jobs: Sequence[Job], reference: Settings, root: Path) -> Iterator[str]
     yield f"  {job.title}"
     yield "  " + _costs(job, reference)
     rows = [
-        (SYMBOL_OF[field], f"{_rounded(old)} -> {_rounded(new)}", origin)
+        (SYMBOL_OF[field], f"{before} -> {after}", origin)
         for field, old, new, origin in differences(job, reference)
-        if _rounded(old) != _rounded(new)
+        if (before := _rounded(old)) != (after := _rounded(new))
     ]
     yield from aligned(rows, COLUMNS, indent=4)
     for one in jobs:

@@ -114,8 +114,8 @@ def run(
     """Run what is missing of a plan; the runner's exit code (lib/jobs/scheduler.py).
 
     copies: files to put next to matrix.json (config.py, .config), name -> text.
-    prove: called once if anything is missing, with the file whose appearance is to
-    stop it; jobs with a failed proof are not run. None: they run unverified.
+    prove: called once if anything is missing, with a file that stops it when it is
+    created; jobs with a failed proof are not run. None: they run unverified.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
     another runner is at work here.
     """

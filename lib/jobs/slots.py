@@ -6,11 +6,13 @@ are found without torch, which would reserve memory on them.
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 ROOT = Path("/")
@@ -51,6 +53,13 @@ def _nvidia(root: Path) -> int:
     found = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
     if found or root != ROOT:
         return found
+    return _listed(os.environ.get("PATH", ""))
+
+
+@cache
+def _listed(path: str) -> int:
+    """Number of GPUs that the nvidia-smi in ``path``, this process's PATH, lists. Asked
+    once: with a stuck driver it takes PATIENCE each time."""
     return len(re.findall(r"^GPU \d+:", _nvidia_smi("-L"), re.MULTILINE))
 
 

@@ -113,6 +113,23 @@ def test_the_memory_of_the_smallest_card_is_read_from_its_driver(
     assert card_memory(one) == 0
 
 
+@pytest.mark.skipif(
+    Path("/proc/driver/nvidia/gpus").exists(), reason="the driver shows its GPUs"
+)
+def test_nvidia_smi_lists_gpus_and_is_asked_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = tmp_path / "nvidia-smi"
+    script.write_text(
+        f"#!/bin/sh\necho $1 >> {tmp_path}/asked\necho 'GPU 0: A'\necho 'GPU 1: B'\n"
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    for _ in range(3):
+        assert find_gpus({}) == Gpus("cuda", ("0", "1"))
+    assert (tmp_path / "asked").read_text() == "-L\n"
+
+
 def test_an_nvidia_smi_that_hangs_is_left_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
