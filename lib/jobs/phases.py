@@ -87,12 +87,14 @@ def place_name(gpus: str, device: str = "") -> str:
 
 
 def process_start() -> float:
-    """Unix seconds at which this process was created, to a hundredth; where /proc does
-    not say so, the present time."""
+    """Unix seconds at which this process was created: early by at most a hundredth, as
+    the kernel counts it, and never late, so that it precedes every other phase. Where
+    /proc does not say so, the present time."""
+    present = time.time()  # before the other clock: what lies between makes it earlier
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
-        up = float(Path("/proc/uptime").read_text().split()[0])
-        age = up - ticks / os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, IndexError):
-        return time.time()
-    return time.time() - max(0.0, age)
+        return present
+    # Not /proc/uptime, which is cut to hundredths and would make the start late.
+    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
+    return present - max(0.0, since_boot - ticks / os.sysconf("SC_CLK_TCK"))

@@ -52,6 +52,25 @@ def test_the_start_of_a_process_is_before_its_imports():
     assert before - 0.05 <= float(done.stdout) <= time.time() - 0.25
 
 
+def test_the_start_of_a_process_is_never_later_than_what_it_did_first():
+    """A run that an idle process takes over imports nothing: it is at work at once."""
+    program = (
+        "import os, time\n"
+        "from lib.jobs.phases import process_start\n"
+        "if os.fork():\n"
+        "    os.wait()\n"
+        "else:\n"
+        "    first = time.time()\n"
+        "    for _ in range(20):\n"
+        "        time.sleep(0.001)\n"
+        "        print(process_start() <= first)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["True"] * 20
+
+
 @pytest.mark.parametrize(
     ("phases", "stage"),
     [
