@@ -100,11 +100,18 @@ class Recorder:
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None:
         """A record of kind "eval" or "epoch"; raises DiskFull, FolderGone."""
         self._append({"kind": kind, **record})
-        self.say(
-            f"update {record['step']}: validation loss {record['val_loss']:.4f}, "
+        # A short epoch has the scores of an earlier update.
+        scored = record.get("val_step", record["step"])
+        line = (
+            f"update {scored}: validation loss {record['val_loss']:.4f}, "
             f"accuracy {record['val_accuracy']:.2%}"
-            + (f", epoch {record['epoch']} ended" if kind == "epoch" else "")
         )
+        if kind == "epoch":
+            line += (
+                f"; epoch {record['epoch']} ended at update {record['step']}, "
+                f"after {record['epoch_seconds']:.1f} s"
+            )
+        self.say(line)
         self.status(step=record["step"])
         self._notify(kind, record)
 

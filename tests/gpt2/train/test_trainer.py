@@ -1,6 +1,7 @@
 """The trainer as a process: what it writes, how it ends, what changes nothing."""
 
 import json
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -214,9 +215,11 @@ def test_epochs_shorter_than_the_evaluation_interval_are_not_scored_anew(
         eval_samples=2,
         checkpoint_interval=1000,
     )
-    finish(job, tmp_path / "run")
+    log = train(job, tmp_path / "run").log
     [epoch] = records(tmp_path / "run", "epoch")
     assert (epoch["step"], epoch["val_step"]) == (updates - 1, 0)
+    line = rf"update 0: .*; epoch 1 ended at update {updates - 1}, after \d+\.\d s$"
+    assert re.search(line, log, re.MULTILINE), log
 
 
 def test_kv_bytes_follow_the_precision(job):
