@@ -100,7 +100,7 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
-        check_if_prepared(plan.jobs[0].settings)
+        check_if_prepared(plan.longest)
         view, proofs = PlainView(sys.stderr), partial(prove, given)
         tasks = runner.prepare(plan, copies(config), view, proofs)
         print_exact(render(plan, tasks, options))

@@ -153,7 +153,7 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     A folder that no setting but OUTPUT_DIR can make usable ends a dry run as it ends
     `make`: by MatrixError.
     """
-    missing = check_if_prepared(plan.jobs[0].settings)
+    missing = check_if_prepared(plan.longest)
     if is_json():
         answer(**plan_json.described(plan, config))
     answer(missing_data=missing or None, refusal=None, certificates=None)
@@ -297,7 +297,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     from lib.jobs.live_table import make_view
 
     check_data(plan)
-    require_gpu(plan.base)
+    require_gpu(plan)
     asked = scheduler_options(plan.base.resources, plan.output_dir)
     files = copies(config)
     with make_view() as view:
@@ -367,7 +367,7 @@ def run_and_extend(
 
 def check_data(plan: Plan) -> None:
     """Missing or unfit data is one error here, not one for each job."""
-    settings = plan.jobs[0].settings
+    settings = plan.longest
     meta = prepared(settings)
     folder = dataset_folder(settings.resources.data_dir, request_of(settings))
     check_untouched(folder, meta)

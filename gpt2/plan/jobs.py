@@ -97,6 +97,12 @@ class Plan:
         """Plans that have one base for all of their jobs."""
         return self.parts or (self,)
 
+    @property
+    def longest(self) -> Settings:
+        """Settings of a job with the longest context: data that has its windows has
+        those of all jobs, which share everything else about their data."""
+        return max((j.settings for j in self.jobs), key=lambda s: s.model.block_size)
+
     def base_of(self, job: Job) -> Settings:
         """Base of a job: as configured, at its point of the sweep."""
         found = (

@@ -148,7 +148,7 @@ def describe_plan(plan: Plan) -> str:
     asked = plan.base.resources
     if asked.engine == "ray":
         return ""
-    require_gpu(plan.base)
+    require_gpu(plan)
     options = scheduler_options(asked, plan.output_dir)
     if not any(map(slots.place_of, options.slots)):
         return ""

@@ -51,11 +51,24 @@ def listing(plan: Plan, config: Config) -> str:
 
 def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
-    found = [*remarks(settings_from(config)), *idle(plan, config)]
+    found = [*job_remarks(plan), *idle(plan, config)]
     found += without_effect_here(plan, config) + too_large(plan)
     found += small_text(max((job.settings for job in plan.jobs), key=tokens_of))
     found += control_costs(plan) + kept_final_rate(plan)
     return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))
+
+
+def job_remarks(plan: Plan) -> Iterator[str]:
+    """Remarks on the settings of jobs; those on some cells begin with their names."""
+    groups = cells(plan.jobs)
+    names: dict[str, list[str]] = {}
+    for jobs in groups:
+        for text in remarks(jobs[0].settings):
+            names.setdefault(text, []).append(jobs[0].name)
+    for text, found in names.items():
+        more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+        some = f"{', '.join(found[:3])}{more}: "
+        yield text if len(found) == len(groups) else some + text
 
 
 def note_lines(plan: Plan, config: Config) -> list[str]:

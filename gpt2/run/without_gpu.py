@@ -12,7 +12,7 @@ import sys
 from gpt2.plan.jobs import Plan
 from gpt2.plan.readers import READERS
 from gpt2.settings.checks import check
-from gpt2.settings.schema import SYMBOL_OF, Resources, Settings
+from gpt2.settings.schema import SYMBOL_OF, Resources
 from gpt2.settings.shown import shown_value
 from lib.jobs.slots import find_gpus
 from lib.kconfig.config_py import DEFAULT, Config
@@ -38,15 +38,21 @@ def without_effect_here(plan: Plan, config: Config) -> list[str]:
     return [f"{words}: no effect on this machine: {why}"]
 
 
-def require_gpu(settings: Settings) -> None:
-    """Raise ValueError for settings that need a GPU where DEVICE=auto finds none."""
-    if not is_cpu_here(settings.resources):
+def require_gpu(plan: Plan) -> None:
+    """Raise ValueError for settings that need a GPU where DEVICE=auto finds none.
+
+    Those of each job count, as steps and sweeps set values of their own.
+    """
+    if not is_cpu_here(plan.base.resources):
         return
-    try:
-        check(settings.replace(device="cpu"))
-    except ValueError as error:
-        if not torch_sees_a_gpu():
-            text = f"DEVICE=auto is the CPU here, as torch sees no GPU: {error}"
+    jobs = ((f"{job.cell}: ", job.settings) for job in plan.jobs)
+    for where, settings in (("", plan.base), *jobs):
+        try:
+            check(settings.replace(device="cpu"))
+        except ValueError as error:
+            if torch_sees_a_gpu():
+                return
+            text = f"{where}DEVICE=auto is the CPU here, as torch sees no GPU: {error}"
             raise ValueError(text) from None
 
 

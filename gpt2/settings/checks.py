@@ -227,7 +227,7 @@ def _pruning_rules(s: Settings) -> Iterator[tuple[bool, str]]:
 
 def remarks(settings: Settings) -> list[str]:
     """Remarks on valid but unusual settings, before a run."""
-    o, r, matrix = settings.optim, settings.resources, settings.matrix
+    o, r = settings.optim, settings.resources
     found = []
     if r.profile and r.profile_steps[0] > o.max_iters:
         found.append(
@@ -246,28 +246,22 @@ def remarks(settings: Settings) -> list[str]:
             f"LR_SCHEDULE=wsd has no stable phase: the warm-up ({o.warmup_steps}) and "
             f"the decay ({decay}) take all of the {o.max_iters} updates"
         )
-    for name, spec in OPTIMIZERS.items():
-        in_cells = matrix.mode == "matrix" and matrix.has(name)
-        if in_cells or o.optimizer == name:
-            found.append(spec.remark(o.own_of(name), o.max_iters))
+    found.append(OPTIMIZERS[o.optimizer].remark(o.own_of(o.optimizer), o.max_iters))
     return [text for text in found if text] + list(_head_remarks(settings))
 
 
 def _head_remarks(s: Settings) -> Iterator[str]:
-    """Remarks if a sparsity cannot be reached because each layer keeps a head."""
-    if s.matrix.mode == "matrix":
-        asked = s.matrix.sparsities if s.matrix.has("heads") else ()
-    else:
-        is_asked = s.pruning.prune_method == "heads"
-        asked = (s.pruning.prune_sparsity,) if is_asked else ()
-    for sparsity in asked:
-        wanted, possible = heads_pruned(s, sparsity)
-        if possible < wanted:
-            yield (
-                f"a sparsity of {100 * sparsity:g}% would prune {wanted} of "
-                f"{s.model.n_layer * s.model.n_head} heads; {possible} are pruned, "
-                "since each layer keeps one"
-            )
+    """Remark if a sparsity cannot be reached because each layer keeps a head."""
+    if s.pruning.prune_method != "heads":
+        return
+    sparsity = s.pruning.prune_sparsity
+    wanted, possible = heads_pruned(s, sparsity)
+    if possible < wanted:
+        yield (
+            f"a sparsity of {100 * sparsity:g}% would prune {wanted} of "
+            f"{s.model.n_layer * s.model.n_head} heads; {possible} are pruned, "
+            "since each layer keeps one"
+        )
 
 
 def heads_refusal(s: Settings) -> str:

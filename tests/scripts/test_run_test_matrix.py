@@ -228,6 +228,16 @@ def test_a_preview_ends_with_the_data_that_is_missing(folder: Path) -> None:
         assert last.endswith("prepare the data with `make data DATA_DIR=nowhere`")
 
 
+def test_a_swept_context_that_the_data_cannot_give_is_refused(folder: Path) -> None:
+    words = ("--skip-verify", "--overrides", "SWEEP=GPT2_BLOCK_SIZE=16,131072")
+    for done in (look(folder, *words), look(folder, "--dry-run", *words)):
+        assert done.returncode == 2, done.stdout
+        assert "too few for GPT2_BLOCK_SIZE=131072" in done.stderr
+    sbatch = run_script("print_sbatch.py", *words, cwd=folder)
+    assert (sbatch.returncode, sbatch.stderr) == (2, done.stderr)
+    assert not (folder / "results").exists()
+
+
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
@@ -236,6 +246,10 @@ def test_a_preview_ends_with_the_data_that_is_missing(folder: Path) -> None:
         (
             "DEVICE=auto MIXED_PRECISION=y MIXED_PRECISION_FP16=y",
             "DEVICE=auto is the CPU here, as torch sees no GPU: .*MIXED_PRECISION_FP16",
+        ),
+        (
+            "DEVICE=auto MIXED_PRECISION=y SWEEP=MIXED_PRECISION_DTYPE=bf16,fp16",
+            "^step00-baseline/mixed_precision=fp16: DEVICE=auto is the CPU here",
         ),
     ],
 )
