@@ -102,6 +102,19 @@ def atomic_write_json(
     atomic_write_text(path, text + "\n", make_folder=make_folder)
 
 
+def require_place(path: str | Path) -> None:
+    """Raise as atomic_write_bytes if a file cannot be written there, and create missing
+    parent folders: for commands that write after hours of work."""
+    path = Path(path)
+    with clear_write_errors(path):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = hidden_name(path)
+        open(name, "xb").close()
+        name.unlink()
+
+
 def remove_leftovers(directory: str | Path) -> None:
     """Delete half-written files of killed writers; requires the run's lock."""
     for path in Path(directory).glob(".*.tmp"):

@@ -1,4 +1,4 @@
-"""Options that take a number and that users type as a variable, as in DELTA=0.003.
+"""Options that users type as a variable, as in DELTA=0.003: numbers and names.
 
 argparse would answer a wrong value with its usage and the option's own name, neither
 of which a user of the variable has seen.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,8 +39,30 @@ def add_number(
     words: as for add_argument. Parsing raises ValueError, naming variable, value and
     what is allowed, for any other value.
     """
+    _add(parser, name, lambda text: number(name, text, allowed), words)
 
-    class Number(argparse.Action):
+
+def add_name(
+    parser: argparse.ArgumentParser, name: str, allowed: Sequence[str], **words: Any
+) -> None:
+    """Add the option for a variable that is one of a few names, as add_number does."""
+    _add(parser, name, lambda text: one_of(name, text, allowed), words)
+
+
+def one_of(name: str, text: str, allowed: Sequence[str]) -> str:
+    """The text. Raises ValueError if it is not one of those allowed."""
+    if text not in allowed:
+        raise ValueError(f"{name}={text} must be {' or '.join(allowed)}")
+    return text
+
+
+def _add(
+    parser: argparse.ArgumentParser,
+    name: str,
+    read: Callable[[str], object],
+    words: dict[str, Any],
+) -> None:
+    class Option(argparse.Action):
         def __call__(
             self,
             parser: argparse.ArgumentParser,
@@ -48,9 +70,9 @@ def add_number(
             values: Any,
             option_string: str | None = None,
         ) -> None:
-            setattr(namespace, self.dest, number(name, values, allowed))
+            setattr(namespace, self.dest, read(values))
 
-    parser.add_argument(f"--{name.lower()}", action=Number, **words)
+    parser.add_argument(f"--{name.lower()}", action=Option, **words)
 
 
 def number(name: str, text: str, allowed: Allowed) -> float:

@@ -52,7 +52,7 @@ from gpt2.train.benchmark import (
     line_of,
 )
 from gpt2.train.timed_updates import our_update, peer_update, seconds_of
-from lib.atomic_files import atomic_write_json
+from lib.atomic_files import atomic_write_json, require_place
 from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import now, read_status
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -119,7 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps = steps_of(given.steps, given.settings)
         sizes = given.micro_batches.split(",")
         batches = [int(number("MICRO_BATCHES", size, COUNT)) for size in sizes]
-    except ValueError as error:
+        require_place(given.out)
+    except (ValueError, OSError) as error:
         return fail(error, EXIT_USAGE)
     more = given.at_once, given.repeats, given.settings, given.nanogpt
     order = Order(steps, peers, batches, *more)

@@ -73,10 +73,10 @@ COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s", "zeros")
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
+        asked = asked_rules(options) | {"family": TOGETHER}
         results = results_of(options.config)
         a, b = (find_subject(name, results) for name in (options.a, options.b))
         runs = [run for arm in (*a.arms, *b.arms) for run in arm.runs]
-        asked = asked_rules(options) | {"family": TOGETHER}
         rules = rules_for(Path(options.config), runs, **asked)
         series = None if results is None else read_series(results)
         found = side_by_side(a, b, rules)

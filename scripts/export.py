@@ -37,6 +37,7 @@ from gpt2.settings.rerun_commands import make_command, show_next
 from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail, refuse
+from lib.number_option import add_name
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED
 from lib.terminal import say_doing
 
@@ -47,9 +48,6 @@ FORMATS = ("hf",)
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
-        if options.format not in FORMATS:
-            allowed = ", ".join(FORMATS)
-            raise ValueError(f"FORMAT={options.format!r}: allowed are {allowed}")
         refuse_unread(options.overrides, READ)  # such as REPOS=, before a missing REPO
         if options.repo is not None:
             check_repo(options.repo)
@@ -74,7 +72,7 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="export.py", description=__doc__)
     add_run_options(found, several=False)
     formats = f"one of {', '.join(FORMATS)} (default: %(default)s)"
-    found.add_argument("--format", default=FORMATS[0], help=formats)
+    add_name(found, "FORMAT", FORMATS, default=FORMATS[0], help=formats)
     words = "folder to write; default: one in exports/, named after the run"
     found.add_argument("--out", type=Path, help=words)
     words = "upload it there, as in user/name; without a network: say what would be"

@@ -41,10 +41,10 @@ from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from gpt2.settings.rerun_commands import show_next
 from lib import human
-from lib.atomic_files import atomic_write_json
+from lib.atomic_files import atomic_write_json, require_place
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, refuse
-from lib.number_option import COUNT, Allowed, add_number, number
+from lib.number_option import COUNT, Allowed, add_number, number, one_of
 from lib.terminal import say_doing, table
 
 if TYPE_CHECKING:
@@ -73,11 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with collector_at_rest():
             from gpt2.infer.bench import Load
 
+        peers = peers_of(options.peers)
         chosen = (
             chosen_runs(options, MOST_RUNS, variable="RUNS") if options.run else None
         )
         load = Load(batches, *tokens_of(options, chosen), options.repeats)
-        peers = peers_of(options.peers)
+        require_place(options.out)
         subjects = untrained(options, load, contexts) if not chosen else trained(chosen)
         rows: list[Row] = []
         for row in measured(subjects, load, contexts, peers):
@@ -149,9 +150,7 @@ def peers_of(given: str) -> list[str]:
 
     names = split_names(given)
     for name in names:
-        if name not in PEERS:
-            allowed = ", ".join(PEERS)
-            raise ValueError(f"PEERS={name!r}: allowed are {allowed}")
+        one_of("PEERS", name, tuple(PEERS))
     if names and find_spec("transformers") is None:
         print("note: transformers is not installed: its rows are left out")
         return []

@@ -48,10 +48,10 @@ from lib.number_option import SHARE, add_number
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
+        asked = asked_rules(options) | {"alpha": options.alpha}
         root = results_directory(options.results, options.config, options.out)
         matrix = read_matrix(root)
         config = None if options.results else Path(options.config)
-        asked = asked_rules(options) | {"alpha": options.alpha}
         rules = rules_for(config, matrix.runs, **asked)
         price = price_of(config, matrix)
         if not matrix.runs:

@@ -11,7 +11,7 @@ from gpt2.report.evidence import FAMILIES, Rules
 from gpt2.report.results import Run
 from gpt2.settings.schema import SYMBOL_OF
 from lib.kconfig.config_py import read_config
-from lib.number_option import COUNT, LOSS, add_number
+from lib.number_option import COUNT, LOSS, add_name, add_number
 from lib.safe_json import as_dict, number, text
 
 T = TypeVar("T")
@@ -25,16 +25,15 @@ def add_rule_options(parser: argparse.ArgumentParser, family: bool = True) -> No
     add_number(parser, "LOOKS", COUNT, help=looks)
     if family:
         names = f"{', '.join(FAMILIES)}; default: as configured"
-        parser.add_argument("--family", help=f"how the arms share the error: {names}")
+        words = f"how the arms share the error: {names}"
+        add_name(parser, "FAMILY", FAMILIES, help=words)
 
 
 def asked_rules(options: argparse.Namespace) -> dict[str, Any]:
-    """Arguments for ``rules_for``. ValueError for an unknown family."""
-    asked = {
-        name: getattr(options, name, None) for name in ("margin", "looks", "family")
-    }
-    if asked["family"] not in (None, *FAMILIES):
-        raise ValueError(f"FAMILY={asked['family']} must be {' or '.join(FAMILIES)}")
+    """Arguments for ``rules_for``. ValueError if they exclude each other."""
+    names = ("margin", "looks", "family")
+    asked = {name: getattr(options, name, None) for name in names}
+    Rules(**{name: x for name, x in asked.items() if x is not None})
     return asked
 
 

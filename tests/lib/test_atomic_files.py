@@ -96,6 +96,10 @@ def test_a_place_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
         said = f"^cannot write {path}: {why}"
         with pytest.raises(atomic_files.NotWritable, match=said):
             atomic_files.atomic_write_bytes(path, b"x")
+        with pytest.raises(atomic_files.NotWritable, match=said):
+            atomic_files.require_place(path)
+    atomic_files.require_place(tmp_path / "new/x.json")
+    assert not list((tmp_path / "new").iterdir())
     with pytest.raises(atomic_files.NotWritable, match="Read-only file system. Make"):
         with atomic_files.clear_write_errors(tmp_path):
             raise OSError(errno.EROFS, "Read-only file system", "x.tmp")

@@ -12,6 +12,7 @@ from lib.number_option import (
     LOSS,
     SHARE,
     Allowed,
+    add_name,
     add_number,
     number,
 )
@@ -50,6 +51,14 @@ def test_others_are_refused_by_the_name_of_the_variable(
         with pytest.raises(ValueError) as raised:
             parser.parse_args([f"--delta={text}"])
         assert str(raised.value) == f"DELTA={text} must be {allowed.words}"
+
+
+def test_a_name_is_one_of_those_allowed() -> None:
+    parser = argparse.ArgumentParser()
+    add_name(parser, "FAMILY", ("together", "apart"))
+    assert parser.parse_args(["--family=apart"]).family == "apart"
+    with pytest.raises(ValueError, match="^FAMILY= must be together or apart$"):
+        parser.parse_args(["--family="])
 
 
 def test_a_number_that_torch_cannot_take_is_refused() -> None:

@@ -139,6 +139,8 @@ def test_without_text_or_questions_there_is_induction(finished):
         (["0", "--text", ","], "TEXT=, names nothing"),
         (["0", "--items", "0"], "ITEMS=0 must be a whole number of at least 1"),
         (["9"], "nor a run of results: it has 0 baseline, 5 ra"),
+        (["0", "--out", "texts"], "cannot write texts: Is a directory"),
+        (["9", "--text", "nothere"], "TEXT='nothere' matches no files"),
     ],
 )
 def test_what_makes_no_sense_is_refused(finished, words, hint):

@@ -70,7 +70,7 @@ def test_the_card_has_the_verdict_of_the_report(folder):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["0", "--format", "onnx"], "FORMAT='onnx': allowed are hf"),
+        (["0", "--format", "onnx"], "FORMAT=onnx must be hf"),
         (["0,5"], "stands for 2 runs, but this takes one run"),
         ([""], "stands for 2 runs"),
         (["7"], "nor a run of results: it has 0 baseline, 5 ra"),

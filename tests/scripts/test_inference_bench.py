@@ -134,7 +134,7 @@ def test_trained_runs_and_what_is_refused(finished):
     said = bench(finished, "--batches", ",", "5", code=2).stderr
     assert "BATCHES=, names no number" in said
     said = bench(finished, "--peers", "vllm", "5", code=2).stderr
-    assert "PEERS='vllm': allowed are transformers, transformers-static" in said
+    assert "PEERS=vllm must be transformers or transformers-static" in said
     # A single token is timed with its prompt: there would be no time of a token.
     for name, least in {"BATCHES": 1, "NEW_TOKENS": 2, "CONTEXTS": 3}.items():
         few = (f"--{name.lower()}", str(least - 1))

@@ -297,13 +297,31 @@ def test_a_sequential_family_is_reported_recorded_and_planned(tmp_path):
     recorded = json.loads((out / "sequence.json").read_text())["tests"]
     assert summary["verdicts"]["series"]["tests"] == recorded
     assert "2 tests" not in report(*quick, cwd=tmp_path).stdout  # and it stays
-    refused = report("--family", "holm", cwd=tmp_path)
-    assert refused.returncode == 2 and "FAMILY=holm must be together" in refused.stderr
     planned = run_script("plan_seeds.py", cwd=tmp_path).stdout
     assert "a level of 2.9%, that of test 2 of a sequential family" in planned
     compared = run_script("compare.py", "0", "5", cwd=tmp_path).stdout
     assert "this comparison is not one of its tests" in " ".join(compared.split())
     assert json.loads((out / "sequence.json").read_text())["tests"] == recorded
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--family", "holm"), "FAMILY=holm must be together or sequential or"),
+        (("--family", "sequential", "--looks", "2"), "looks=2 with family=sequential"),
+    ],
+)
+def test_rules_are_refused_before_there_are_results(tmp_path, words, says):
+    for script in ("report.py", "plan_seeds.py"):
+        refused = run_script(script, *words, cwd=tmp_path)
+        assert refused.returncode == 2 and says in refused.stderr
+
+
+def test_folders_are_not_merged_for_a_report_that_is_refused(tmp_path):
+    for name in "ab":
+        write_matrix(tmp_path / name, (0, 5), (1, 2, 3))
+    refused = report("a,b", "--out", "both", "--family", "holm", cwd=tmp_path)
+    assert refused.returncode == 2 and not (tmp_path / "both").exists()
 
 
 def flowing(path):
