@@ -40,9 +40,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
-    # How long an example takes says how busy the machine is, and nothing else.
-    hypothesis.settings.register_profile("untimed", deadline=None)
-    hypothesis.settings.load_profile("untimed")
+    # How long an example takes says how busy the machine is, and nothing else. The
+    # same examples each time, as no change may fail by chance.
+    hypothesis.settings.register_profile(
+        "repeatable",
+        deadline=None,
+        suppress_health_check=[hypothesis.HealthCheck.too_slow],
+        derandomize=True,
+        database=None,
+    )
+    hypothesis.settings.load_profile("repeatable")
     for name in (*FROM_MAKE, *SIZE):
         os.environ[name] = ""  # os.environ does not know what readline has set
         del os.environ[name]
