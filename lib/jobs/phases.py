@@ -87,14 +87,15 @@ def place_name(gpus: str, device: str = "") -> str:
 
 
 def process_start() -> float:
-    """Unix seconds at which this process was created: early by at most a hundredth, as
-    the kernel counts it, and never late, so that it precedes every other phase. Where
-    /proc does not say so, the present time."""
-    present = time.time()  # before the other clock: what lies between makes it earlier
+    """Unix seconds at which this process was created: early by about a hundredth at
+    most, in which the kernel counts, and never late, so that it precedes every other
+    phase. Where /proc does not say so, the present time."""
     try:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
-        return present
-    # Not /proc/uptime, which is cut to hundredths and would make the start late.
-    since_boot = time.clock_gettime(time.CLOCK_BOOTTIME)
-    return present - max(0.0, since_boot - ticks / os.sysconf("SC_CLK_TCK"))
+        return time.time()
+    # Not by /proc/uptime, which is cut to hundredths and would make the start late. As
+    # the present is read before the time since boot, a pause between the two makes the
+    # difference too small, and the largest of several the nearest.
+    booted = max(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) for _ in "123")
+    return booted + ticks / os.sysconf("SC_CLK_TCK")
