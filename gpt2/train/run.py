@@ -220,9 +220,10 @@ class TrainingRun:
             self.recorder.say(f"no samples of text: {type(error).__name__}: {error}")
 
     def _let_go(self) -> None:
-        """Let the next run of the slot train."""
-        self.turn.let_go()
+        """Let the next run of the slot train. Recorded first, as otherwise the turn of
+        the next one could be on record before the end of this one."""
         self.recorder.phase("released")
+        self.turn.let_go()
 
 
 def _complain(error: object, code: int) -> int:
