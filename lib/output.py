@@ -1,10 +1,10 @@
 """The edges of a command: standard streams, Ctrl-C, exit codes, interpreter options.
 
-The first statements of a command give Ctrl-C the action of the system, to end without
-a traceback. It calls begin() before its other imports, which can take a second, and
-ends with exit_code(main). In between no write to stdout or stderr fails: not because
-the reader has gone, not on a full disk, and not for want of a character in the
-encoding.
+The first statements of a command (of scripts: scripts/_bootstrap.py) give Ctrl-C the
+action of the system, to end without a traceback. They call begin() before the other
+imports, which can take a second. A command ends with exit_code(main). In between no
+write to stdout or stderr fails: not because the reader has gone, not on a full disk,
+and not for want of a character in the encoding.
 """
 
 from __future__ import annotations

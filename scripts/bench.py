@@ -8,24 +8,15 @@ matrix trains. Without a GPU its rows are left out with a note.
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_USAGE, begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
 import platform
 import statistics
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
@@ -58,6 +49,7 @@ from lib.jobs.run_files import now, read_status
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT, add_number, number
+from lib.output import EXIT_USAGE, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a CPU trains in seconds; the other sizes are GPT-2's own.

@@ -9,23 +9,13 @@ has files of others.
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -33,6 +23,7 @@ from pathlib import Path
 
 from gpt2.settings.rerun_commands import show_next
 from lib.files import remove_folder
+from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG, SITE = ROOT / "docs" / "mkdocs.yml", ROOT / "site"

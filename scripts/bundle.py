@@ -7,21 +7,11 @@ it.
 Exit codes: 0 written; 2 no results there, or no report of them; 6 the disk is full.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,6 +20,7 @@ from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
 from lib.human import size
 from lib.json_answer import add_json, answer, answers_json, refuse
+from lib.output import exit_code
 
 
 @answers_json("bundle")

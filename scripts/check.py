@@ -6,23 +6,14 @@ are staged, not as they are in the working tree.
 Exit status: 0 all passed, otherwise that of the check that failed.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
 import re
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lib.house_rules import HouseRulesError, git, project_files, without_results
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 PYTHON_FILES = (".py", ".pyi")

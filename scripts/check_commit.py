@@ -5,22 +5,12 @@ says why. Trailers, forbidden patterns and banned words come from pyproject.toml
 [tool.kablate.commit]. Exit status: 0 none refused, 1 a message is refused, 2 bad usage.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -34,6 +24,7 @@ from lib.house_rules import (
     habits_in,
     read_rules,
 )
+from lib.output import exit_code
 from lib.suggestions import hint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -4,22 +4,12 @@ Every fault of every preset is named with file and line. Exit status: 0 all pass
 some are not.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
@@ -31,6 +21,7 @@ from gpt2.settings.configuration import strict_kconfig
 from lib.gpu.peaks import PEAKS
 from lib.house_rules import Violation
 from lib.kconfig.dotconfig import leading_comments
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 HARDWARE = re.compile(r"# Hardware: .+?\. Time: .+")

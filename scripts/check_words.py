@@ -6,21 +6,12 @@ HTML and the whole text of Python, except for the files that the table lists. Ex
 status: 0 none found, 1 some found, 2 bad usage.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +27,7 @@ from lib.house_rules import (
     shown,
     tracked_files,
 )
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 

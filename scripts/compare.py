@@ -5,21 +5,11 @@ results, and whether the results may be compared at all. Differences are B minus
 Exit codes: 0 compared; 2 one of the two cannot be found.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +42,7 @@ from gpt2.settings.rerun_commands import make_command, show_next
 from gpt2.settings.shown import shown_name
 from lib import human
 from lib.json_answer import add_json, answer, answers_json, refuse
+from lib.output import exit_code
 from lib.terminal import report_console
 
 FORMS = {

@@ -11,21 +11,11 @@ no sense; 3 written, but not uploaded; 6 the disk is full.
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -38,7 +28,7 @@ from lib.human import size
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail, refuse
 from lib.number_option import add_name
-from lib.output import EXIT_FAILED, EXIT_INTERRUPTED
+from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, exit_code
 from lib.terminal import say_doing
 
 FORMATS = ("hf",)

@@ -7,24 +7,14 @@ program or a configuration means: blanks and tabs inside string literals, and
 `CONFIG_X = y`. Exit status: 0 clean or fixed, 1 something is left, 2 bad usage.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import io
 import re
 import stat
+import sys
 import tokenize
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -38,6 +28,7 @@ from lib.house_rules import (
     shown,
     tracked_files,
 )
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -7,21 +7,12 @@ is written, and stale text is named with file and line. Exit status: 0 current, 
 or no markers.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
@@ -40,6 +31,7 @@ from gpt2.settings.schema import Settings
 from lib.atomic_files import atomic_write_text
 from lib.house_rules import Violation
 from lib.kconfig.tree import Tree
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 

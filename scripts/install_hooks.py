@@ -5,25 +5,16 @@ Hooks of somebody else are refused, since git would no longer run them. Exit sta
 done, 1 refused.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from lib.house_rules import HouseRulesError, git
+from lib.output import exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 HOOKS = "scripts/hooks"  # from the top of each worktree

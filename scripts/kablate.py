@@ -36,7 +36,9 @@ def main() -> int:
         print(f"kablate: there is no command {name!r}\n\n{usage()}", file=sys.stderr)
         return 2
     del sys.argv[1]
-    runpy.run_module(f"scripts.{COMMANDS[name]}", run_name="__main__", alter_sys=True)
+    folder = Path(__file__).parent
+    sys.path.insert(0, str(folder))  # as Python does for a script
+    runpy.run_path(str(folder / f"{COMMANDS[name]}.py"), run_name="__main__")
     return 0
 
 

@@ -6,24 +6,15 @@ configuration or the command line is wrong (`file:line: reason` on stderr).
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import importlib.util
+import os
 import re
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -56,6 +47,7 @@ from lib.atomic_files import atomic_write_text
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import COMMAND_LINE, leading_comments, split_overrides
+from lib.output import exit_code
 from lib.suggestions import hint
 from lib.terminal import PAGE, aligned, paragraph
 

@@ -6,23 +6,13 @@ Numbers are seeds of every arm, for the test that gives the verdicts.
 Exit codes: 0 answered; 2 an option that makes no sense, or the noise is not known.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import dataclasses
 import math
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -54,6 +44,7 @@ from gpt2.settings.rerun_commands import show_next
 from lib import human, stats
 from lib.json_answer import add_json, answer, answers_json, is_json, refuse
 from lib.number_option import COUNT, LOSS, SHARE, add_number
+from lib.output import exit_code
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)

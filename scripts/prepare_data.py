@@ -4,21 +4,12 @@ Exit codes: 0 the data is prepared; 1 it is unavailable or damaged; 2 the config
 is wrong; 6 the disk is full; 130 interrupted.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,6 +37,7 @@ from gpt2.settings.rerun_commands import show_next
 from gpt2.settings.schema import Settings
 from lib.atomic_files import DiskFull
 from lib.json_answer import add_json, answer, answers_json, fail
+from lib.output import exit_code
 
 
 @answers_json("data")

@@ -11,22 +11,12 @@ as reported on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code, print_exact
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import shlex
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +30,7 @@ from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
 from lib.jobs.live_table import PlainView
 from lib.jobs.process import Task
-from lib.output import EXIT_USAGE
+from lib.output import EXIT_USAGE, exit_code, print_exact
 
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
 # What the script sets: the option, another name or its opposite, what decides it.

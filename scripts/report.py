@@ -5,21 +5,11 @@ Exit codes: 0 written; 2 no results there, or an option that makes no sense; 6 t
 disk is full.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -42,6 +32,7 @@ from lib.files import Linked
 from lib.jobs.run_files import is_locked
 from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import SHARE, add_number
+from lib.output import exit_code
 
 
 @answers_json("report")

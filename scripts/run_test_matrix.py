@@ -7,21 +7,12 @@ settings in the folder, another runner at work); 3 stopped before the end; 6 dis
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -56,7 +47,14 @@ from lib.jobs.scheduler import View
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.kconfig.config_py import Config
 from lib.on_done import on_done_command, run_on_done
-from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE
+from lib.output import (
+    EXIT_DISK,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_USAGE,
+    exit_code,
+)
 
 MODES = {
     "list": "list the jobs and stop",

@@ -10,23 +10,13 @@ sense.
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import math
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
@@ -35,6 +25,7 @@ from gpt2.settings.rerun_commands import make_command, show_next
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, is_json, refuse
 from lib.number_option import COUNT, COUNT_OR_0, Allowed, add_number
+from lib.output import exit_code
 
 if TYPE_CHECKING:
     from gpt2.infer.text import Request

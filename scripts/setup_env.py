@@ -7,27 +7,19 @@ torch already, else .venv, which it makes. A torch that is there is kept.
 
 from __future__ import annotations
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
 import sys
 
 if sys.version_info < (3, 11):
     sys.exit("kablate needs Python 3.11 or newer; try PYTHON=python3.12, or another")
 
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code, print_exact
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
 import fcntl
 import hashlib
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -39,6 +31,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
+
+from lib.output import exit_code, print_exact
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_PYTHON = (3, 11)

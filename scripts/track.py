@@ -5,21 +5,12 @@ desktop, is opened with it.
 Exit codes: 0 served; 2 no tracker is configured or installed, or nothing was run.
 """
 
-import _signal  # before all other imports, see lib/output.py
-
-if __name__ == "__main__" and callable(_signal.getsignal(_signal.SIGINT)):
-    _signal.signal(_signal.SIGINT, _signal.SIG_DFL)
-
-import os
-import sys
-
-sys.path[0] = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))
-from lib.output import begin, exit_code
-
 if __name__ == "__main__":
-    begin()
+    import _bootstrap  # noqa: F401
 
 import argparse
+import os
+import sys
 import threading
 import webbrowser
 from collections.abc import Sequence
@@ -30,6 +21,7 @@ from gpt2.settings.configuration import load
 from gpt2.settings.extras import check_installed
 from gpt2.settings.parse import settings_from
 from gpt2.train.tracking import project_of
+from lib.output import exit_code
 
 DASHBOARDS = ("trackio", "tensorboard")  # wandb has none on this machine
 

@@ -48,9 +48,11 @@ def _status(code: str | int | None) -> int:
 
 @contextlib.contextmanager
 def _arguments(command: list[str]) -> Iterator[None]:
-    """sys.argv is the command; sys.path, of which scripts set the head, comes back."""
+    """sys.argv is the command, and sys.path[0] the folder of its script; both are
+    restored."""
     argv, path = sys.argv, list(sys.path)
     sys.argv = command
+    sys.path.insert(0, str(Path(command[0]).parent))
     try:
         yield
     finally:

@@ -20,7 +20,7 @@ from tests.scratch import (
     write_all,
 )
 
-CHECK = "scripts/check.py"
+CHECK, BOOTSTRAP = "scripts/check.py", "scripts/_bootstrap.py"
 # What the checks read and run, with what that imports; few files, as black, ruff and
 # mypy look at all of them.
 PARTS = ["Makefile", "pyproject.toml", "README.md", ".gitignore", "docs", "defconfigs"]
@@ -29,8 +29,8 @@ PARTS += ["scripts/setup_env.py", "scripts/constraints.txt", CHECK]
 TOOLS = ("check_defconfigs", "check_words", "fix_whitespace_issues", "generate_docs")
 IMPORTED = f"""
 import sys
-sys.path[:0] = [".", "scripts"]  # a script replaces the first by the root
-import check, {", ".join(TOOLS)}
+sys.path[:0] = [".", "scripts"]
+import _bootstrap, check, {", ".join(TOOLS)}
 generate_docs.defaults()  # Kconfig's modules are imported where they are needed
 print(*(m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", "")))
 """
@@ -154,7 +154,7 @@ def test_stale_table(tree: Path) -> None:
 
 
 def test_types(tmp_path: Path) -> None:
-    parts = ["pyproject.toml", CHECK, "lib/house_rules.py", "lib/output.py"]
+    parts = ["pyproject.toml", CHECK, BOOTSTRAP, "lib/house_rules.py", "lib/output.py"]
     tree = copy_tree(tmp_path, parts)
     for package in ("gpt2", "tests"):
         write(tree, f"{package}/__init__.py", "")
@@ -165,7 +165,7 @@ def test_types(tmp_path: Path) -> None:
 
 
 def test_failing_test(tmp_path: Path) -> None:
-    tree = copy_tree(tmp_path, ["pyproject.toml", CHECK, "lib"])
+    tree = copy_tree(tmp_path, ["pyproject.toml", CHECK, BOOTSTRAP, "lib"])
     write(tree, "tests/test_new.py", "def test_new():\n    assert 1 == 2\n")
     # Each of four processes would import what this test has no use for.
     spared = " ".join(f"-p no:{name}" for name in ("hypothesispytest", "anyio"))

@@ -15,7 +15,7 @@ TOOL = "scripts/check_commit.py"
 PARTS = [
     *(
         TOOL,
-        "scripts/__init__.py",
+        "scripts/_bootstrap.py",
         "lib/__init__.py",
         "lib/house_rules.py",
         "lib/output.py",

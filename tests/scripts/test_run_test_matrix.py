@@ -117,7 +117,8 @@ def test_the_budget_names_each_partner_planned_or_not(folder: Path) -> None:
 @pytest.mark.parametrize("what", ["--list", "--budget"])
 def test_listing_never_imports_torch(folder: Path, what: str) -> None:
     code = (
-        "import runpy, sys\n"
+        "import os, runpy, sys\n"
+        "sys.path[0] = os.path.dirname(sys.argv[1])\n"
         "try: runpy.run_path(sys.argv.pop(1), run_name='__main__')\n"
         "except SystemExit as end: assert not end.code, end.code\n"
         "heavy = {'torch', 'numpy', 'matplotlib', 'datasets', 'wandb'}\n"
