@@ -6,10 +6,10 @@ import os
 import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
-from types import FrameType
 
+from lib.jobs.linux_processes import is_alive
 from lib.jobs.process import PARENT_PID
+from lib.jobs.signals import handled
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
@@ -31,18 +31,11 @@ class StopRequest:
 
     @contextmanager
     def listening(self) -> Iterator[StopRequest]:
-        """Catch the signals; those that are ignored (nohup) stay ignored."""
-        before = {s: signal.getsignal(s) for s in SIGNALS}
-        caught = [s for s in SIGNALS if before[s] != signal.SIG_IGN]
-        for number in caught:
-            signal.signal(number, self._note)
-        try:
+        """Take SIGTERM and SIGINT as requests within the block."""
+        with handled(SIGNALS, self._note):
             yield self
-        finally:
-            for number in caught:
-                signal.signal(number, before[number])
 
-    def _note(self, number: int, frame: FrameType | None) -> None:
+    def _note(self, number: int) -> None:
         self._signal = number
 
     def reason(self) -> str | None:
@@ -57,18 +50,3 @@ class StopRequest:
         # A dead parent may stay a zombie for long, with its number still taken;
         # its own children, though, see another parent at once.
         return os.getppid() == parent if self._is_direct else is_alive(parent)
-
-
-def is_alive(pid: int) -> bool:
-    """Whether the process exists and is not a zombie."""
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (OSError, IndexError):
-        return True  # no /proc here
-    return state not in "ZX"

@@ -14,7 +14,8 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lib.jobs.process import Outcome, Task
+from lib.jobs.outcomes import Outcome
+from lib.jobs.process import Task
 
 STRIKES = 3
 TOGETHER = 30.0

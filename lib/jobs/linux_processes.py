@@ -1,4 +1,4 @@
-"""Process information on Linux: descendants, signal handlers, out-of-memory kills.
+"""Process information on Linux: life, descendants, handlers, out-of-memory kills.
 
 On other systems each function returns the safe answer: none.
 """
@@ -27,6 +27,21 @@ def end_with(parent: int) -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     if os.getppid() != parent:  # it died before the line above
         os._exit(EXIT_INTERRUPTED)
+
+
+def is_alive(pid: int) -> bool:
+    """Whether the process exists and is not a zombie."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    try:
+        state = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return True  # no /proc here
+    return state not in "ZX"
 
 
 def marked(name: str, value: str) -> list[int]:

@@ -7,8 +7,8 @@ import time
 from collections import Counter
 from typing import TYPE_CHECKING, Self, TextIO
 
+from lib.jobs.outcomes import Outcome
 from lib.jobs.phases import PREPARING, WAITING
-from lib.jobs.process import Outcome
 from lib.jobs.run_files import LOG_FILE
 from lib.jobs.scheduler import Scheduler
 from lib.jobs.task_state import TaskState
@@ -68,8 +68,7 @@ class PlainView:
     def refresh(self, board: Scheduler) -> None:
         now = time.monotonic()
         for cell in board.running:
-            assert cell.attempt is not None
-            name, progress = cell.task.name, cell.attempt.progress
+            name, progress = cell.task.name, cell.progress
             progress.read()
             fresh = progress.val_step != self._evals.setdefault(name, None)
             if fresh or now - self._said[name] > self.every:
@@ -114,8 +113,7 @@ class LiveView:
             return
         self._drawn = now
         for cell in board.running:
-            assert cell.attempt is not None
-            cell.attempt.progress.read()
+            cell.progress.read()
         self._live.update(live_table(board, self.console.width), refresh=True)
 
 
@@ -143,8 +141,7 @@ def live_table(board: Scheduler, width: int) -> Group:
         is_text = key in (LIVE[0], BAR, "GPU")
         table.add_column(key, justify="left" if is_text else "right", overflow="fold")
     for cell, row in zip(board.running, rows, strict=True):
-        assert cell.attempt is not None
-        p = cell.attempt.progress
+        p = cell.progress
         bar = ProgressBar(max(1, p.max_steps), p.step, width=BAR_WIDTH)
         table.add_row(*(bar if key == BAR else Text(row[key]) for key in order))
     title = f"{summary(board)}, elapsed {clock(time.monotonic() - board.began)}"
@@ -152,8 +149,7 @@ def live_table(board: Scheduler, width: int) -> Group:
 
 
 def _live_row(cell: TaskState) -> dict[str, str]:
-    assert cell.attempt is not None
-    p = cell.attempt.progress
+    p = cell.progress
     texts = (
         cell.task.name,
         WAITING if cell.stage == WAITING else f"{p.step}/{p.max_steps or '?'}",
@@ -184,8 +180,7 @@ def summary(board: Scheduler) -> str:
 
 def progress_line(cell: TaskState) -> str:
     """Progress of one running task, on one line."""
-    assert cell.attempt is not None
-    p = cell.attempt.progress
+    p = cell.progress
     if cell.stage == WAITING:
         return "ready, waiting for its turn"
     return (

@@ -104,7 +104,6 @@ class Occupancy:
 
 def _work_left(cell: TaskState) -> float:
     """Cost of the updates that a running task has not made yet."""
-    assert cell.attempt is not None
-    progress = cell.attempt.progress
+    progress = cell.progress
     done = progress.step / progress.max_steps if progress.max_steps else 0.0
     return cell.task.cost * max(0.0, 1.0 - done)

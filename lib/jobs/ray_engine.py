@@ -22,13 +22,8 @@ from typing import Any
 
 from lib import atomic_files
 from lib.jobs import run_files
-from lib.jobs.process import (
-    Outcome,
-    Patience,
-    Task,
-    settle,
-    status_or_nothing,
-)
+from lib.jobs.outcomes import Outcome, settle, status_or_nothing
+from lib.jobs.process import Patience, Task
 from lib.jobs.ray_worker import read_outcome, render_order
 from lib.jobs.run_log import RunProgress
 from lib.output import EXIT_OK

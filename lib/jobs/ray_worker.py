@@ -25,8 +25,9 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from lib.jobs import slots
+from lib.jobs.outcomes import Outcome, never_started
 from lib.jobs.phases import place_name
-from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
+from lib.jobs.process import Attempt, Patience, Task
 from lib.jobs.run_log import Pace
 
 POLL = 0.05  # seconds

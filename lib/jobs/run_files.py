@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.atomic_files import DamagedFile, atomic_write_json, finite, read_json
+from lib.jobs.linux_processes import is_alive
 
 SCHEMA = 1
 STATUSES = ("planned", "running", "done", "failed", "oom", "interrupted")
@@ -196,10 +197,4 @@ def _is_starting(status: Mapping[str, Any]) -> bool:
     """Whether a living process of this machine is starting the run."""
     if status["pid"] or not status["runner"] or status["host"] != socket.gethostname():
         return False
-    try:
-        os.kill(status["runner"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
+    return is_alive(status["runner"])

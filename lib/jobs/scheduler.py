@@ -1,9 +1,9 @@
-"""Many tasks over a few slots: skip the done, resume, retry, report, never lose.
+"""Run many tasks in a few slots: skip those done, resume, retry, report.
 
-The truth about every task is in its run directory; this loop only looks there,
-starts attempts and reacts. An attempt is a process of its own (lib/jobs/process.py) or
-a task of a Ray cluster (lib/jobs/ray_engine.py), which makes no difference here. There
-is one thread, so that children can be set to end with it.
+The state of each task is in its run directory; this loop reads it, starts attempts and
+reacts. An attempt is a process of its own (lib/jobs/process.py) or a task of a Ray
+cluster (lib/jobs/ray_engine.py), which makes no difference here. There is one thread,
+so that children can be set to end with it.
 """
 
 from __future__ import annotations
@@ -12,19 +12,21 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import FrameType
 from typing import Protocol
 
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.cards import Cards, blames_card, out_of_use_line
 from lib.jobs.occupancy import Occupancy
+from lib.jobs.outcomes import Outcome, never_started
 from lib.jobs.phases import PREPARING
-from lib.jobs.process import Attempt, Outcome, Patience, Task, never_started
+from lib.jobs.process import Attempt, Patience, Task
+from lib.jobs.retries import RETRIES, may_retry
+from lib.jobs.signals import handled
 from lib.jobs.task_state import Running, TaskState, seconds_left
 from lib.jobs.turn import GATE
 from lib.output import (
@@ -35,21 +37,6 @@ from lib.output import (
     EXIT_OK,
 )
 
-# Attempts beyond the first, by class of failure, within one call. A NaN comes again
-# and a full disk stays full; a crash is tried again only where it came far enough
-# to have made a step.
-# Memory: each attempt takes less; a run that has nothing left to halve ends as
-# status "oom", which is not tried again.
-RETRIES = {
-    "crash": 1,
-    "killed": 2,
-    "hang": 1,
-    "oom": 16,
-    "nan": 0,
-    "disk": 0,
-    "gradients": 0,
-    "device": 1,
-}
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
 
 
@@ -58,17 +45,17 @@ Launch = Callable[[Task, Mapping[str, str], Patience], Running]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to carry the tasks out.
+    """How to run the tasks.
 
-    slots: one environment for each task that may run at a time.
+    slots: one environment for each task that may run at the same time.
     memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
     ahead: tasks that a slot begins while another of its tasks has the device; they
     prepare and then wait for their turn (lib/jobs/turn.py), which the slots name.
     launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
-    lock_wait: seconds to wait for the lock of a run that somebody else still holds,
-    such as a trainer whose runner was killed and which is writing its checkpoint.
+    lock_wait: seconds to wait for the lock of a run that another process still holds,
+    such as a trainer that writes its checkpoint after its runner was killed.
     stop_file: a file whose appearance asks for a graceful stop.
-    cards: the GPUs that failed so far.
+    cards: the failures of GPUs so far.
     """
 
     slots: Sequence[Mapping[str, str]] = ({},)
@@ -95,7 +82,7 @@ class View(Protocol):
 
 
 class Scheduler:
-    """Runs tasks; make one, call run() once, in the main thread.
+    """Runs tasks: call run() once, in the main thread.
 
     begin() starts the first tasks earlier, to prepare; withdraw() ends them if run()
     will not be called.
@@ -132,7 +119,7 @@ class Scheduler:
         self._killed = False
         self._gate: Path | None = None  # while it is closed
 
-    # ---- what a view may ask ----------------------------------------------------
+    # ---- for views --------------------------------------------------------------
 
     def count(self, *states: str) -> int:
         """How many tasks are in one of these states."""
@@ -156,11 +143,11 @@ class Scheduler:
     def begin(self, gate: Path) -> None:
         """Start one task in each slot. They prepare, and train when run() has created
         the file ``gate``. Nothing is started if a task has a run directory already:
-        what an earlier attempt has left there could not be put back by withdraw().
+        withdraw() could not restore what an earlier attempt has left there.
 
         Raises KeyboardInterrupt.
         """
-        self._look()
+        self._read_states()
         if any(cell.task.run_dir.exists() for cell in self._queue):
             return
         self._gate = gate
@@ -196,17 +183,17 @@ class Scheduler:
     # ---- running ----------------------------------------------------------------
 
     def run(self) -> int:
-        """Carry all tasks out. 0: all done; 1: some failed; 3: stopped before; 6: the
-        disk is full; 8: all done that could be, but a GPU is out of use.
+        """Run all tasks. 0: all done; 1: some failed; 3: stopped before; 6: the disk is
+        full; 8: all done that could be, but a GPU is out of use.
 
-        Whatever is raised here, no child is left behind.
+        No child is left running, whatever is raised.
         """
         self.began = time.monotonic()
-        self._look()
+        self._read_states()
         with self._listening():
             try:
                 self._open_gate()
-                while self._turn():
+                while self._round():
                     time.sleep(self.options.poll)
             except BaseException:
                 self._abandon()
@@ -226,8 +213,8 @@ class Scheduler:
             return EXIT_INTERRUPTED
         return EXIT_DEVICE if lost else EXIT_OK
 
-    def _look(self) -> None:
-        """See which tasks are done, and how far the others are."""
+    def _read_states(self) -> None:
+        """Find which tasks are done, and how far the others are."""
         for cell in list(self._queue):
             try:
                 status = run_files.read_status(cell.task.run_dir)
@@ -239,9 +226,9 @@ class Scheduler:
             elif cell.task.max_steps:
                 cell.share_done = min(1.0, status["step"] / cell.task.max_steps)
 
-    def _turn(self) -> bool:
-        """One round; whether there is anything left to wait for."""
-        self._hear()
+    def _round(self) -> bool:
+        """Look at every task once; whether there is anything left to wait for."""
+        self._obey()
         for cell in self.running:
             assert cell.attempt is not None
             progress, outcome = cell.attempt.progress, cell.attempt.poll()
@@ -279,7 +266,7 @@ class Scheduler:
     # ---- starting ---------------------------------------------------------------
 
     def _fill(self, most: int = sys.maxsize) -> None:
-        """Start what has room, until so many tasks run."""
+        """Start tasks that there is room for, until ``most`` of them run."""
         doubtful = self.cards.is_doubtful
         for cell in sorted(self._queue, key=lambda cell: doubtful(cell.task)):
             free = self.occupancy.free()
@@ -290,7 +277,7 @@ class Scheduler:
                 self._consider(cell, slot)
 
     def _consider(self, cell: TaskState, slot: int) -> None:
-        """Start a queued task, or find that it is done or somebody else's."""
+        """Start a queued task, unless it is done or another process runs it."""
         run_dir = cell.task.run_dir
         try:
             if run_files.is_locked(run_files.run_lock(run_dir)):
@@ -321,7 +308,7 @@ class Scheduler:
             self.view.started(cell)
 
     def _patience(self) -> Patience:
-        """With a limit for preparations by those that this call has seen."""
+        """The configured one, with a limit for preparing by earlier preparations."""
         patience = self.options.patience
         longest = max(cell.preparation for cell in self.cells)
         if not longest or not patience.factor:
@@ -348,7 +335,7 @@ class Scheduler:
         cell.attempt, cell.outcome = None, outcome
         cell.is_moved &= outcome.status == "interrupted"
         self._note_card(cell, outcome.place or place, outcome, began)
-        if self._may_retry(cell, outcome):
+        if not self._stopping and may_retry(cell, outcome, self.options.retries):
             cell.failures[str(outcome.failure)] += 1
             cell.state = "queued"
             self._queue.append(cell)
@@ -362,8 +349,8 @@ class Scheduler:
     def _note_card(
         self, cell: TaskState, place: str, outcome: Outcome, began: float
     ) -> None:
-        """Whether a GPU is at fault. Runs that prepare on one with a process that does
-        not end would wait for it for ever: they start again elsewhere."""
+        """Count failures that a GPU may have caused. If a process does not end there,
+        runs that prepare on it would wait for ever: they start again elsewhere."""
         was_in_use = self.cards.in_use(place)
         self.cards.note(place, cell.task, outcome, began, time.monotonic())
         if place and blames_card(outcome):
@@ -375,21 +362,6 @@ class Scheduler:
             other.is_moved = True
             other.attempt.kill()
 
-    def _may_retry(self, cell: TaskState, outcome: Outcome) -> bool:
-        if self._stopping or outcome.status == "oom" or outcome.is_stuck:
-            return False
-        if cell.is_moved:
-            return True
-        if outcome.failure is None:
-            return False
-        on_card = cell.failed_at and blames_card(outcome)
-        if outcome.failure == "crash" and not outcome.steps and not on_card:
-            return False
-        if not cell.task.run_dir.is_dir():  # moved, with the checkpoints to resume from
-            return False
-        allowed = self.options.retries.get(outcome.failure, 0)
-        return cell.failures[outcome.failure] < allowed
-
     def _conclude(self, cell: TaskState, state: str, outcome: Outcome) -> None:
         cell.state, cell.outcome = state, outcome
         self.view.ended(cell, retried=False)
@@ -400,7 +372,7 @@ class Scheduler:
             self.stop("no space left on the disk")
 
     def _abandon(self) -> None:
-        """We are going down by an exception: stop the children, however long."""
+        """Stop the children after an exception, however long that takes."""
         self._stopping = True
         for attempt in self._attempts:
             attempt.stop()
@@ -414,29 +386,17 @@ class Scheduler:
                 if ended:
                     cell.state = "interrupted"
             if len(self._signals) > 1:
-                self._hear()
+                self._obey()
             time.sleep(self.options.poll)
 
     # ---- signals ----------------------------------------------------------------
 
-    @contextmanager
-    def _listening(self) -> Iterator[None]:
-        def note(number: int, frame: FrameType | None) -> None:
-            self._signals.append((time.monotonic(), number))
-
+    def _listening(self) -> AbstractContextManager[None]:
         numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {n: signal.getsignal(n) for n in numbers}
-        for number in numbers:
-            if before[number] != signal.SIG_IGN:  # as under nohup
-                signal.signal(number, note)
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
+        return handled(numbers, lambda n: self._signals.append((time.monotonic(), n)))
 
-    def _hear(self) -> None:
-        """The first signal asks for a graceful end, a later one kills."""
+    def _obey(self) -> None:
+        """Stop if a signal or the stop file asks for it; a later signal kills."""
         stop_file = self.options.stop_file
         if stop_file is not None and not self._stopping and stop_file.exists():
             self.stop("asked to stop")

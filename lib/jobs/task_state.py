@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from lib.jobs.outcomes import Outcome
 from lib.jobs.phases import PREPARING, WAITING
-from lib.jobs.process import Outcome, Task
+from lib.jobs.process import Task
 from lib.jobs.run_log import Pace, RunProgress
 
 
@@ -46,6 +47,12 @@ class TaskState:
     look_again: float = 0.0
     failed_at: set[str] = field(default_factory=set)  # GPUs
     is_moved: bool = False  # killed for its GPU's sake, to start elsewhere
+
+    @property
+    def progress(self) -> RunProgress:
+        """Of the present attempt, which there must be."""
+        assert self.attempt is not None
+        return self.attempt.progress
 
     @property
     def stage(self) -> str:
@@ -109,9 +116,9 @@ def _whole(cell: TaskState, start_up: float, per_cost: float) -> float:
 
 
 def _left(cell: TaskState, start_up: float, per_cost: float) -> float:
-    assert cell.attempt is not None
-    known = cell.attempt.progress.seconds_left
+    known = cell.progress.seconds_left
     if known is not None:
         return known
+    assert cell.attempt is not None
     whole = _whole(cell, start_up, per_cost)
     return max(0.0, whole - (time.monotonic() - cell.attempt.started))

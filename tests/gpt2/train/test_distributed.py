@@ -28,7 +28,8 @@ from gpt2.run.runner import task_of
 from gpt2.train import checkpoint
 from gpt2.train.distributed import buckets
 from lib.atomic_files import read_jsonl
-from lib.jobs.process import Attempt, Outcome, Patience
+from lib.jobs.outcomes import Outcome
+from lib.jobs.process import Attempt, Patience
 from tests.gpt2.tinydata import prepare_texts
 from tests.gpt2.tinytraining import (
     assert_same_run,

@@ -13,7 +13,7 @@ import pytest
 
 from lib.jobs import cards, run_files
 from lib.jobs.cards import STRIKES, Cards
-from lib.jobs.process import Outcome
+from lib.jobs.outcomes import Outcome
 from lib.jobs.slots import Gpus, gpu_sets
 from tests.lib.jobs.test_scheduler import QUICK, run, status_of, task
 

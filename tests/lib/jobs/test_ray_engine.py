@@ -15,8 +15,9 @@ from pathlib import Path
 import pytest
 
 from lib import atomic_files
+from lib.jobs.outcomes import Outcome
 from lib.jobs.phases import place_name
-from lib.jobs.process import Outcome, Task
+from lib.jobs.process import Task
 from lib.jobs.ray_engine import fits, words
 from lib.jobs.ray_worker import read_outcome, render_order
 from lib.jobs.slots import no_gpu
