@@ -55,8 +55,8 @@ def introduction(
     return f"{title}\n{devices.describe(context.device)}\n{table}"
 
 
-def closing(result: Mapping[str, Any]) -> str:
-    """Line for the log about a result of Trainer.run."""
+def closing_line(result: Mapping[str, Any]) -> str:
+    """Line for the log about the result of a finished run."""
     return (
         f"done: validation loss {result['val_loss']:.4f} (best "
         f"{result['best_val_loss']:.4f}), training loss {result['train_loss']:.4f}, "

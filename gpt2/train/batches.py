@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -218,7 +218,7 @@ class Batches:
         micro_steps = plan.split.accumulation
         self._keys = keys = range(start_step * micro_steps, stop_step * micro_steps)
         self._pin = pin_memory and self._device.type == "cuda"
-        self._loader = None
+        self._loader: DataLoader[torch.Tensor] | None = None
         if num_workers > 0:
             self._loader = DataLoader(
                 self._dataset,
@@ -241,7 +241,15 @@ class Batches:
         """Equal ones have equal batches."""
         return self._dataset.path, self._dataset.plan
 
-    def __iter__(self) -> Iterator[Batch]:
+    def close(self) -> None:
+        """End the loader's processes, once the iterators over this are closed.
+
+        They would end when Python collects the loader, or at exit, where torch waits
+        5 s for each persistent one that feeds a GPU (2.11; pytorch issue 81794).
+        """
+        self._loader = None
+
+    def __iter__(self) -> Generator[Batch, None, None]:
         pairs = self._timed(self._host_pairs())
         if self._device.type == "cuda":
             pairs = self._ahead(pairs)

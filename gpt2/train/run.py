@@ -18,14 +18,14 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from gpt2.plan.jobs import Job
 from gpt2.plan.run_length import last_update
 from gpt2.train import checkpoint
-from gpt2.train.banner import closing
+from gpt2.train.banner import closing_line
 from gpt2.train.distributed import Ranks
 from gpt2.train.failures import (
     FolderGone,
@@ -112,7 +112,7 @@ class TrainingRun:
         self.ranks.leave()
         self._clean_up()
         self.recorder.close_bar()
-        self.recorder.say(closing(result))
+        self.recorder.say(closing_line(result))
         return EXIT_OK
 
     def _announce(self) -> None:
@@ -205,9 +205,10 @@ class TrainingRun:
     def _try_phases(self, preparation: Preparation) -> dict[str, Any]:
         trainer = preparation.trainer()
         preparation.take_turn()
-        with watching(trainer.context, self.run_dir, self.recorder.say):
-            trainer.train()
-        result = finish(trainer, self._let_go)
+        with closing(trainer):
+            with watching(trainer.context, self.run_dir, self.recorder.say):
+                trainer.train()
+            result = finish(trainer, self._let_go)
         self._use_export()
         return result | energy_used(self.run_dir, result["tokens"])
 

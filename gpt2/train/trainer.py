@@ -7,7 +7,7 @@ and checkpoint steps only; a sum that is not finite then tells of any update sin
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -42,7 +42,7 @@ ASK_INTERVAL = 10  # updates on GPUs between questions whether any rank is to st
 
 
 class Trainer:
-    """Trains one run: construct, resume(), train()."""
+    """Trains one run: construct, resume(), train(), close()."""
 
     def __init__(
         self,
@@ -83,6 +83,7 @@ class Trainer:
         self.has_trained = False  # an update in this attempt
         self.pulse = Pulse()
         self.loader: Batches | None = None
+        self._data: Generator[Batch, None, None] | None = None
         self._waited = 0.0  # of the loader's waiting, what is booked
 
     @property
@@ -138,7 +139,14 @@ class Trainer:
         """All micro batches from the present step to the last."""
         self._waited = 0.0
         self.loader = self.context.batches(self.job, self.progress.step)
-        return iter(self.loader)
+        self._data = iter(self.loader)
+        return self._data
+
+    def close(self) -> None:
+        """End the processes that load batches; no update can follow."""
+        if self.loader is not None and self._data is not None:
+            self._data.close()
+            self.loader.close()
 
     def prove(self) -> None:
         """The certificate "as trained". Raises NotAsTrained; RuntimeError if the ranks

@@ -126,9 +126,9 @@ def import_compiler() -> None:
 def rest_workers() -> None:
     """Let torch's compile workers end; they start again when there is work for them.
 
-    They hold host memory, and a process that exits waits for them: 10 s for 16 workers
-    (torch 2.11, H200). Torch itself lets them end a minute after they compiled, and if
-    all code came out of the folder, never.
+    They hold host memory, and a process that exits waits for them: 1 to 2 s for 16
+    workers (torch 2.11, H200). Torch itself lets them end a minute after they compiled,
+    and if all code came out of the folder, never.
     """
     module = sys.modules.get("torch._inductor.async_compile")
     for pool in getattr(module, "_pool_set", ()):

@@ -4,11 +4,14 @@ import os
 import resource
 import shutil
 import signal
+from contextlib import closing
 from dataclasses import replace
+from multiprocessing import active_children
 
 import pytest
 import torch
 
+from gpt2.model.gpt import GPT
 from gpt2.train.run import TrainingRun
 from lib.jobs.run_files import lock, run_lock
 from tests.gpt2.tinydata import prepare_texts, texts
@@ -23,6 +26,7 @@ from tests.gpt2.tinytraining import (
     tiny_job,
     train,
 )
+from tests.gpt2.train.test_trainer import make_trainer
 
 # ---- how it ends ----------------------------------------------------------------
 
@@ -39,6 +43,30 @@ def test_a_finished_run_without_samples_is_done_all_the_same(job, tmp_path, caps
         in capsys.readouterr().out
     )
     assert status(tmp_path / "run")["status"] == "done"
+
+
+def test_loader_processes_end_with_training(data_dir, tmp_path):
+    """Before the samples of text, which take seconds, and whatever else holds them."""
+    job, left = tiny_job(data_dir, num_workers=2, persistent_workers=True), []
+    run = TrainingRun(
+        job, tmp_path / "run", None, {}, lambda _: left.extend(active_children())
+    )
+    assert (run.carry_out(), left) == (0, [])
+
+
+def test_loader_processes_end_when_training_fails(data_dir):
+    """Although the traceback still holds what they work for."""
+
+    def fail(*_):
+        raise KeyError(len(active_children()))
+
+    job = tiny_job(data_dir, num_workers=2, persistent_workers=True)
+    model = GPT(job.settings)
+    model.register_forward_hook(fail)
+    trainer = make_trainer(job, model)
+    with pytest.raises(KeyError, match="2"), closing(trainer):
+        trainer.train()
+    assert active_children() == []
 
 
 def test_nan_stops_at_once_and_keeps_the_last_good_checkpoint(job, tmp_path):
