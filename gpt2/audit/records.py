@@ -148,8 +148,20 @@ def _rates(evidence: RunFiles) -> AuditLine:
     return compare_all("learning rates", pairs)
 
 
+def budget_shares(evidence: RunFiles) -> list[float] | None:
+    """Shares of the time budget spent before each update of the first record of the
+    loss; None if they are not recorded, as before December 2026."""
+    first = evidence.trains[0]
+    shares = first.get("budget_shares")
+    if not isinstance(shares, list) or len(shares) != whole(first.get("step")):
+        return None
+    known = all(isinstance(share, float) and math.isfinite(share) for share in shares)
+    return shares if known else None
+
+
 def _rates_by_time(evidence: RunFiles) -> AuditLine:
-    """Check by time that the rate lies between those at the neighbouring records."""
+    """Check by time that the rate lies between those at the neighbouring records, and
+    that the recorded times of the first updates rise up to the first record."""
     optim, figure = evidence.settings.optim, "learning rates"
     budget = seconds_of(optim.time_budget)
     skew = RANKS_SKEW if evidence.ranks > 1 else 0.0
@@ -165,6 +177,13 @@ def _rates_by_time(evidence: RunFiles) -> AuditLine:
         if not least * (1 - 1e-9) <= found <= most * (1 + 1e-9):
             return holds(figure, False, found, f"{least:.6g} to {most:.6g}", at(record))
         before = after
+    shares = budget_shares(evidence) if evidence.trains else None
+    if shares:
+        spent = (value(evidence.trains[0], "train_seconds") or 0.0) / budget + skew
+        if not all(a <= b for a, b in pairwise([0.0, *shares, spent])):
+            figures = f"{min(shares):.6g} to {max(shares):.6g}"
+            reason = "shares of the time budget at the first updates"
+            return holds(figure, False, figures, f"0 to {spent:.6g}, rising", reason)
     count = f"{len(evidence.trains)} records"
     return holds(figure, True, count, "within bounds", "the budget is a time")
 

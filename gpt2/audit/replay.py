@@ -18,7 +18,7 @@ from gpt2.audit.evidence import RunFiles, value
 from gpt2.audit.finding import AuditLine, Tolerance, compare, left_out, not_checked
 from gpt2.audit.losses import Format, cross_entropy, format_of, pair
 from gpt2.audit.options import AuditOptions
-from gpt2.audit.records import rate_at
+from gpt2.audit.records import budget_shares, rate_at
 from gpt2.model.gpt import GPT
 from gpt2.model.init import start_parameters
 from gpt2.model.reference.formulas import whole_trace
@@ -33,7 +33,7 @@ FIRST_LOSS, FIRST_NORM = "first training loss", "first gradient norm"
 # Maximum FLOPs of a replay: some tens of seconds.
 MOST_FLOPS = {"cpu": 5e11, "cuda": 1e15}
 # Of a loss, and of a gradient's norm, if learning rates depend on the time of each
-# update: a machine that is busy at the start of a run makes these times unequal.
+# update and older records lack it: on a busy machine these times are unequal.
 LOSS_BY_CLOCK, NORM_BY_CLOCK = 0.01, 0.05
 GROWTH = 10.0  # times the effect of one rounding, if a replay disagrees
 
@@ -74,7 +74,7 @@ def _replayed(
         form = Format(0.1 * dropout, 1.0, 1.0, dropout, f"without dropout {dropout:g}")
     loss = Tolerance(absolute=form.loss, why=form.why)
     norm = Tolerance(relative=form.norm, why=form.why)
-    if evidence.settings.optim.time_budget:
+    if evidence.settings.optim.time_budget and budget_shares(evidence) is None:
         why = "learning rates by the clock"
         loss = Tolerance(relative=LOSS_BY_CLOCK, why=why)
         norm = Tolerance(relative=max(form.norm, NORM_BY_CLOCK), why=why)
@@ -167,10 +167,13 @@ def _jitter(model: GPT, size: float) -> None:
 
 
 def _rate(evidence: RunFiles, update: int) -> float:
-    """Learning rate; with a time budget, as if all updates took equally long."""
+    """Learning rate; with a time budget, at the recorded time of the update, or as if
+    all updates took equally long."""
     optim, first = evidence.settings.optim, evidence.trains[0]
     if not optim.time_budget:
         return rate_at(update, optim)
+    if shares := budget_shares(evidence):
+        return rate_at(update, optim, shares[update - 1])
     seconds, updates = value(first, "train_seconds") or 0.0, whole(first.get("step"))
     spent = seconds * (update - 1) / (updates or 1)
     return rate_at(update, optim, spent / seconds_of(optim.time_budget))

@@ -21,6 +21,9 @@ class Progress:
     epoch_began: float = 0.0  # ``seconds`` when the present epoch began
     sums: list[float] = field(default_factory=lambda: [0.0, 0.0])
     wait_seconds: float = 0.0  # of those, waiting for data
+    # Shares of a time budget spent before each update up to the first record of the
+    # loss: with them an audit can repeat these updates.
+    budget_shares: list[float] = field(default_factory=list)
     updates_summed: int = 0  # since the last record of the training loss
     timed_tokens: int = 0  # since then, and the seconds they took
     timed_seconds: float = 0.0
@@ -43,6 +46,11 @@ class Progress:
             self.train_seconds += seconds
             self.timed_seconds += seconds
 
+    def note_share(self, share: float) -> None:
+        """The share of a time budget spent before the next update."""
+        if self.train_loss is None:
+            self.budget_shares.append(share)
+
     def times(self) -> dict[str, float]:
         """Both times under the names of the records."""
         return {"seconds": self.seconds, "train_seconds": self.train_seconds}
@@ -51,6 +59,7 @@ class Progress:
         """Reset the sums between two records of the loss."""
         self.updates_summed = self.timed_tokens = 0
         self.timed_seconds = 0.0
+        self.budget_shares = []
 
     def note_evaluation(self, record: dict[str, Any]) -> None:
         """Keep the record, and its loss if it is the best so far."""

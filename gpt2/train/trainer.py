@@ -203,7 +203,10 @@ class Trainer:
     def update(self, data: Iterator[Batch]) -> None:
         """One optimizer update over the effective batch."""
         update = self.progress.step + 1
-        self._rate = learning_rate(update, self.optim, self._time_share())
+        share = self._time_share()
+        if share is not None:
+            self.progress.note_share(share)
+        self._rate = learning_rate(update, self.optim, share)
         loss, self._norm = self.updater(data, update, self._rate)
         self._sums += torch.stack([loss, self._norm])
         self.progress.count(self.tokens_per_update)
@@ -321,6 +324,7 @@ class Trainer:
                 "tokens_per_s": rate,
                 **utilisation(self._flops_per_token, rate, self.peak_flops),
                 **p.times(),
+                **({"budget_shares": p.budget_shares} if p.budget_shares else {}),
             }
         )
         self._sums.zero_()

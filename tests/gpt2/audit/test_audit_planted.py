@@ -355,7 +355,7 @@ def budget_of_all_seconds() -> None:
 
 def slow_start() -> None:
     """More than the budget before the first update, as where much is compiled, and a
-    third of it in the second one, as on a machine that is busy."""
+    half of it in the second one, as on a machine that is busy."""
 
     def resume_late(resume: Any) -> Any:
         def late(self: Trainer) -> int | None:
@@ -366,7 +366,7 @@ def slow_start() -> None:
 
     def update_late(update: Any) -> Any:
         def late(self: Trainer, batch: Any) -> Any:
-            time.sleep(0.3 * (self.progress.step == 1))
+            time.sleep(0.5 * (self.progress.step == 1))
             return update(self, batch)
 
         return late
@@ -375,9 +375,27 @@ def slow_start() -> None:
     wrap(Trainer, "update", update_late)
 
 
+def times_of_another_run() -> None:
+    """Times of the first updates that end before they began."""
+
+    def backwards(record: Record) -> Mapping[str, Any]:
+        shares = record.get("budget_shares")
+        return {"budget_shares": shares[::-1]} if shares else {}
+
+    in_records("train", backwards)
+
+
+def without_times() -> None:
+    in_records("train", lambda record: {"budget_shares": None})
+
+
 @pytest.mark.parametrize(
     ("plant", "expected"),
-    [(slow_start, set()), (budget_of_all_seconds, {"time budget"})],
+    [
+        (slow_start, set()),
+        (budget_of_all_seconds, {"time budget"}),
+        (times_of_another_run, {"learning rates"}),
+    ],
 )
 def test_a_time_budget_is_of_updates_alone(data_dir, tmp_path, plant, expected):
     fields = {"time_budget": "1s", "max_iters": 100_000_000, "warmup_steps": 3}
@@ -388,4 +406,14 @@ def test_a_time_budget_is_of_updates_alone(data_dir, tmp_path, plant, expected):
     found = audit(tmp_path / "run")
     assert differing(found.findings) >= expected, problems(found)
     assert bool(differing(found.findings)) == bool(expected), problems(found)
+    assert not any("by the clock" in line.tolerance for line in found.findings)
     assert status(tmp_path / "run")["status"] == "done"
+
+
+def test_a_time_budget_of_older_records_is_repeated_at_even_times(data_dir, tmp_path):
+    fields = {"time_budget": "1s", "max_iters": 100_000_000, "warmup_steps": 3}
+    job = audited_job(data_dir, eval_samples=64, eval_interval=4, **fields)
+    finish(job, tmp_path / "run", setup=without_times)
+    found = {line.figure: line for line in audit(tmp_path / "run").findings}
+    assert "by the clock" in found["first training loss"].tolerance
+    assert found["first training loss"].state == "ok"
