@@ -15,6 +15,7 @@ if __name__ == "__main__":
     import _bootstrap  # noqa: F401
 
 import argparse
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -50,6 +51,11 @@ OWN_OPTIONS = (
     ("--open-mode=append", "", "a task that is queued again goes on in its log"),
     ("--output={output}/slurm-%A_%a.log", "-o", "the logs are in OUTPUT_DIR"),
 )
+# sbatch's options of one letter: with a value, and without one. Long ones are more with
+# every release and plugin of Slurm, so that only their form is checked.
+VALUED, FLAGS = "ABCDFGJLMNSabcdegimnopqtwx", "HIOQRVWhksuv"
+ONE_LETTER = re.compile(f"-[{FLAGS}]*([{VALUED}])?(.*)")
+LONG = re.compile(r"--[A-Za-z0-9][\w-]*(=.*)?")
 SCRIPT = "".join(("#!/bin/bash\n", *(f"#SBATCH {own}\n" for own, _, _ in OWN_OPTIONS)))
 SCRIPT += """\
 {options}
@@ -113,21 +119,50 @@ def split(options: str) -> list[str]:
                 raise ValueError(f"{word!r} does not fit on a line")
             if word.startswith("-"):
                 found.append([word])
-            elif found and len(found[-1]) == 1:
+            elif found and may_take_next(found[-1]):
                 found[-1].append(word)
             else:
                 raise ValueError(f"{word!r} is not an option")
-        joined = [shlex.join(words) for words in found]
-        for option in joined:
-            refuse_own(option)
+        for words in found:
+            for name in names_of(words):
+                refuse_own(name, shlex.join(words))
     except ValueError as error:
         raise ValueError(f"SBATCH={options!r}: {error}") from None
-    return joined
+    return [shlex.join(words) for words in found]
 
 
-def refuse_own(option: str) -> None:
+def may_take_next(words: Sequence[str]) -> bool:
+    """Whether the next word may be the value of an option."""
+    word, *value = words
+    if value or word.startswith("--"):
+        return not value and "=" not in word
+    form = ONE_LETTER.fullmatch(word)
+    return form is not None and form[1] is not None and not form[2]
+
+
+def names_of(words: Sequence[str]) -> list[str]:
+    """Names of the options in a word, as in -Hp for -H and -p.
+
+    words: with the value, if it is a word of its own. Raises ValueError for what sbatch
+    does not have, and for an option of one letter without its value.
+    """
+    word = words[0]
+    if LONG.fullmatch(word):
+        return [word.partition("=")[0]]
+    form = ONE_LETTER.fullmatch(word)
+    if word.startswith("--") or form is None or not word[1:]:
+        raise ValueError(f"{word!r} is not of the form --name=value")
+    valued, rest = form[1], form[2]
+    if valued is None and rest:
+        raise ValueError(f"sbatch has no option -{rest[0]}, as in {word!r}")
+    if valued and not rest and len(words) == 1:
+        raise ValueError(f"-{valued} needs a value")
+    flags = word[1 : form.start(1) if valued else None]
+    return [f"-{letter}" for letter in (*flags, *(valued or ""))]
+
+
+def refuse_own(name: str, option: str) -> None:
     """Raise ValueError, with how to get it, for an option that the script sets."""
-    name = option.split()[0].partition("=")[0]
     for own, other, what in OWN_OPTIONS:
         long = own.partition("=")[0]
         if means(name, long) or means(name, other):
@@ -138,13 +173,11 @@ def refuse_own(option: str) -> None:
 
 
 def means(given: str, name: str) -> bool:
-    """Whether sbatch takes ``given`` for the option of that name.
-
-    It takes long names shortened, and the value of a short one right behind it.
-    """
+    """Whether sbatch takes ``given`` for the option of that name: it takes long names
+    shortened."""
     if name.startswith("--"):
         return len(given) > len("--a") and name.startswith(given)
-    return name != "" and given.startswith(name)
+    return given == name
 
 
 def prove(given: argparse.Namespace, stop_file: Path) -> verification.Proofs:

@@ -47,11 +47,12 @@ def test_each_task_trains_its_run(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.chdir(project)
     prepare_texts(Path("."))
     write_config(project)
-    words = ("--overrides", "SEEDS=1 JOBS=3", "--sbatch=--partition gpu --gres=gpu:1")
+    asked = ("--partition gpu", "--gres=gpu:1", "-Hx node1", "-n4", "--exclusive")
+    words = ("--overrides", "SEEDS=1 JOBS=3", f"--sbatch={' '.join(asked)}")
     monkeypatch.setenv("PYTHONIOENCODING", "ascii")  # the script's paths stay whole
     done = print_sbatch(project, "--skip-verify", *words)
     assert done.returncode == 0, done.stderr
-    for line in ("--array=0-1%3", "--partition gpu", "--gres=gpu:1", "--requeue"):
+    for line in ("--array=0-1%3", *asked, "--requeue"):
         assert f"#SBATCH {line}\n" in done.stdout
     run = project / "results" / "step05-ra" / "seed1"
     assert run_task(home, done.stdout, 1) == 0
@@ -93,6 +94,14 @@ def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
         ("--array=0-3", "--array is set by the script (STEPS, SEEDS and ONLY"),
         ("--mem=4G -a 0-3", "`sbatch -a 0-3 runs.sh` overrules it"),
         ("-a0-3", "--array is set"),
+        ("-Ha0-3", "--array is set"),
+        ("-x", "-x needs a value"),
+        ("-p --mem=4G", "-p needs a value"),
+        ("-y", "sbatch has no option -y"),
+        ("-H gpu", "'gpu' is not an option"),
+        ("-", "'-' is not of the form --name=value"),
+        ("-- gpu", "'--' is not of the form"),
+        ("--=4G", "'--=4G' is not of the form"),
         ("--sig=USR1", "--signal is set"),
         ("-J mine", "--job-name is set by the script (it is the name of OUTPUT_DIR)"),
         ("--no-requeue", "goes on in the same task"),
