@@ -36,8 +36,11 @@ FORMATS = ("hf",)
 
 @answers_json("export")
 def main(arguments: Sequence[str] | None = None) -> int:
+    given = sys.argv[1:] if arguments is None else arguments
+    command = "push" if any(word.startswith("--repo") for word in given) else "export"
+    answer(command=command)
     try:
-        options = parser().parse_args(arguments)
+        options = parser().parse_args(given)
         refuse_unread(options.overrides, READ)  # such as REPOS=, before a missing REPO
         if options.repo is not None:
             check_repo(options.repo)
@@ -47,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = chosen_runs(options, most=1)
         code = export(chosen.folders[0], options.out, options.repo)
     except (ValueError, OSError) as error:
-        return refuse("export", error)
+        return refuse(command, error)
     results = f"RESULTS={options.results or ''}"
     if options.repo is None and not code:
         words = f"RUN={options.run}", results, "REPO=account/name"
@@ -83,7 +86,8 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
     try:
         found = export_hf(trained, folder)
     except NotTheSame as error:
-        message = f"export: {trained.label} is not exported: {error}"
+        command = "export" if repo is None else "push"
+        message = f"{command}: {trained.label} is not exported: {error}"
         return fail(message, EXIT_FAILED)
     answer(run=trained.label, folder=str(folder), bytes=found.size, uploaded=None)
     answer(is_native=found.is_native, deviation=found.deviation)
@@ -96,7 +100,7 @@ def export(run_dir: Path, out: Path | None, repo: str | None) -> int:
         try:
             place = upload(folder, repo)
         except NotUploaded as error:
-            return fail(f"export: {error}", EXIT_INTERRUPTED)
+            return fail(f"push: {error}", EXIT_INTERRUPTED)
         answer(uploaded=place)
         print(f"Uploaded to {place}")
     return 0

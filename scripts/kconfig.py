@@ -348,7 +348,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return 130
     except OSError as error:
-        return fail(f"{error.filename or 'kconfig'}: {error.strerror}", 2)
+        return fail(f"{error.filename or given.command}: {error.strerror}", 2)
     except ValueError as error:  # ConfigError and what settings_from refuses
         fail(error, 2)
         if f"{DOTCONFIG.name}:" in str(error) and is_droppable():

@@ -151,7 +151,7 @@ def build(request: DataRequest, data_dir: str, force: bool) -> dict[str, Any]:
 
 
 def complain(error: object, code: int) -> int:
-    return fail(f"prepare_data: {error}", code)
+    return fail(f"data: {error}", code)
 
 
 if __name__ == "__main__":

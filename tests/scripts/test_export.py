@@ -31,7 +31,10 @@ def test_step_0_becomes_gpt2_with_a_card_and_would_be_pushed(folder, monkeypatch
     out = folder / "exports" / RUN
     assert "0 baseline, seed 1: GPT-2 of transformers, " in done.stdout
     assert f'from_pretrained("exports/{RUN}")' in done.stdout
-    assert "nothing was uploaded" in done.stderr and "me/gpt2, 7 files" in done.stderr
+    assert (
+        "push: nothing was uploaded" in done.stderr
+        and "me/gpt2, 7 files" in done.stderr
+    )
     config = json.loads((out / "config.json").read_text())
     assert config["model_type"] == "gpt2" and "auto_map" not in config
     # Back again, the weights are those of the run, bit for bit.
@@ -70,11 +73,12 @@ def test_the_card_has_the_verdict_of_the_report(folder):
 @pytest.mark.parametrize(
     ("words", "hint"),
     [
-        (["0", "--format", "onnx"], "FORMAT=onnx must be hf"),
+        (["0", "--format", "onnx"], "export: FORMAT=onnx must be hf"),
+        (["0", "--format", "onnx", "--repo", "a/b"], "push: FORMAT=onnx must be hf"),
         (["0,5"], "stands for 2 runs, but this takes one run"),
         ([""], "stands for 2 runs"),
         (["7"], "nor a run of results: it has 0 baseline, 5 ra"),
-        (["0", "--repo", ""], "REPO='' must be an account and a name"),
+        (["0", "--repo", ""], "push: REPO='' must be an account and a name"),
         (["0", "--out", "texts"], "texts is there and holds"),
     ],
 )

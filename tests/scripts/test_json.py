@@ -116,6 +116,8 @@ def test_a_refusal_is_an_answer(finished: Path) -> None:
     words = (MATRIX, "--status", "--overrides", "STEPS=99")
     found = answer(finished, *words, code=2)
     assert found.keys() == ENVELOPE and "there is no step 99" in found["error"]
+    found = answer(finished, "export.py", "0", "--repo", "", code=2)
+    assert found["command"] == "push" and found["error"].startswith("push: REPO='' ")
 
 
 def test_make_passes_it_on() -> None:
