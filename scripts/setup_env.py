@@ -1,8 +1,8 @@
 """Make the Python environment that everything else runs in: ``make setup``.
 
-Standard library only, for it runs before anything is installed. Takes PYTHON=... if
-given, now or earlier (PYTHON=.venv ends that), else an active environment that has
-torch already, else .venv, which it makes. A torch that is there is kept.
+Standard library only, as nothing is installed yet. Takes PYTHON=... if given, now or
+earlier (PYTHON=.venv ends that), else an active environment that has torch already,
+else .venv, which it makes. A torch that is there is kept.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
-import time
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+from lib import pip
 from lib.output import exit_code, print_exact
+from lib.pip import are_pinned, name_of, pins_in, report, succeeds
 
 ROOT = Path(__file__).resolve().parents[1]
 MIN_PYTHON = (3, 11)
 MIN_TORCH = (2, 11)
 STATE = ".kablate/setup.json"
-_START = time.monotonic()
 PROBE = """
 import json, sys
 from importlib.metadata import distributions
@@ -105,16 +104,16 @@ def real_path(python: Path) -> Path:
     """The interpreter behind a shim; a virtual environment's own one stays itself."""
     if python.parent.parent.joinpath("pyvenv.cfg").is_file():
         return python.absolute()
-    return Path(_said(python, "import sys; print(sys.executable)").strip())
+    return Path(_output_of(python, "import sys; print(sys.executable)").strip())
 
 
 def probe(python: Path) -> tuple[tuple[int, ...], dict[str, str]]:
     """Version of an interpreter, and version by name of what is installed there."""
-    version, found = json.loads(_said(python, PROBE).splitlines()[-1])
-    return tuple(version), {_name(name): text for name, text in found.items()}
+    version, found = json.loads(_output_of(python, PROBE).splitlines()[-1])
+    return tuple(version), {name_of(name): text for name, text in found.items()}
 
 
-def _said(python: Path, code: str) -> str:
+def _output_of(python: Path, code: str) -> str:
     done = subprocess.run([python, "-c", code], capture_output=True, text=True)
     if done.returncode:
         raise SetupError(f"{python} is not a working Python:\n{done.stderr.strip()}")
@@ -211,7 +210,7 @@ def set_up(root: Path, env: Environment, extras: Sequence[str]) -> bool:
         if env.ours:
             _make_venv(root, env.python)
         install(env, want)
-        _report(f"{_shown(root, env.python)} is ready")
+        report(f"{_shown(root, env.python)} is ready")
         with suppress(OSError):  # the next command then looks once more
             _record(root, env, want)
     return True
@@ -236,26 +235,26 @@ def serves(env: Environment, want: Wanted) -> bool:
     version, there = probe(env.python)
     if version < MIN_PYTHON or _is_old(there.get("torch", "0.0")):
         return False
-    names = [name for name in want.packages if _name(name) != "torch"]
-    if _satisfied(names, want.constraints, there):
+    names = [name for name in want.packages if name_of(name) != "torch"]
+    if are_pinned(names, want.constraints, there):
         return True
     # Without an index or a folder of wheels, pip succeeds if it has nothing to do.
     look = "-m pip --isolated install --no-index --no-deps --dry-run".split()
-    return not env.ours and _runs(env.python, *look, *names)
+    return not env.ours and succeeds(env.python, *look, *names)
 
 
 def _make_venv(root: Path, python: Path) -> None:
     state = read_state(root)
-    if python.is_file() and _runs(python, "-m", "pip", "--version"):
+    if python.is_file() and succeeds(python, "-m", "pip", "--version"):
         return
     environment = root / ".venv"
     if environment.is_symlink() or (environment.exists() and not state["made"]):
         raise SetupError(".venv is there but has no working pip: remove it")
-    _report("making .venv")
+    report("making .venv")
     write_state(root, {**state, "made": True})  # before: it may be interrupted
     base = Path(sys.base_prefix, "bin", f"python3.{sys.version_info.minor}")
     maker = base if base.is_file() else Path(sys.executable)
-    if not _runs(maker, "-m", "venv", "--clear", root / ".venv", show=True):
+    if not succeeds(maker, "-m", "venv", "--clear", root / ".venv", show=True):
         raise SetupError(
             f"{maker} cannot make a virtual environment: install its venv module "
             "(Debian, Ubuntu: apt-get install python3-venv), or give PYTHON=..."
@@ -277,14 +276,21 @@ def install(env: Environment, want: Wanted) -> None:
                 "it, or use another environment (PYTHON=.venv makes one here)"
             )
     pins = pins_for(env, want.constraints, there)
-    needed = [r for r in want.requirements if not (torch and _name(r) == "torch")]
+    needed = [r for r in want.requirements if not (torch and name_of(r) == "torch")]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "constraints.txt")
         file.write_text("".join(f"{n}=={v}\n" for n, v in pins.items()), "utf-8")
         for names, options in ((needed, []), (want.data_packages, ["--no-deps"])):
-            if not _satisfied(names, want.constraints, there):
-                _report("looking up packages, which pip then downloads and installs")
-                _pip(env.python, "--constraint", str(file), *options, *names)
+            if not are_pinned(names, want.constraints, there):
+                report("looking up packages, which pip then downloads and installs")
+                options = ["--constraint", str(file), *options]
+                if not pip.install(env.python, *options, *names):
+                    raise SetupError(
+                        "pip could not install the packages: what it says is above. "
+                        "Without a network, point PIP_FIND_LINKS at a folder of "
+                        "wheels. A system Python may refuse: PYTHON=.venv makes an "
+                        "environment here instead."
+                    )
     now = probe(env.python)[1].get("torch")
     if torch not in (None, now):
         raise SetupError(f"torch {torch} became {now}: put it back, and please report")
@@ -299,74 +305,8 @@ def pins_for(
 ) -> dict[str, str]:
     """Exact versions by name; in an environment that is not ours, of the rest only."""
     keep = there.keys() & {"torch"} if env.ours else there.keys()
-    pins = {n: v for n, v in _pins(constraints).items() if n not in keep}
+    pins = {n: v for n, v in pins_in(constraints).items() if n not in keep}
     return pins | ({"torch": there["torch"]} if "torch" in there else {})
-
-
-def _satisfied(names: Iterable[str], pinned: str, there: Mapping[str, str]) -> bool:
-    """Whether all are there in just the pinned versions, so that pip can rest."""
-    pins = _pins(pinned)
-    return all(there.get(_name(n), "no") == pins.get(_name(n)) for n in names)
-
-
-def _pins(constraints: str) -> dict[str, str]:
-    lines = [line for line in constraints.splitlines() if "==" in line]
-    return {_name(line): line.partition("==")[2].strip() for line in lines}
-
-
-def _name(requirement: str) -> str:
-    """The normalised name in a requirement: "Torch>=2" is about "torch"."""
-    match = re.match(r"[\w.-]+", requirement)
-    return re.sub(r"[-_.]+", "-", match[0]).lower() if match else ""
-
-
-def _pip(python: Path, *arguments: str) -> None:
-    pip = "-m pip install --disable-pip-version-check".split()
-    if sys.stdout.isatty():
-        is_done = _runs(python, *pip, *arguments, show=True)
-    else:
-        is_done = _runs_reporting(python, *pip, "--progress-bar=off", *arguments)
-    if not is_done:
-        raise SetupError(
-            "pip could not install the packages: what it says is above. Without a "
-            "network, point PIP_FIND_LINKS at a folder of wheels. A system Python may "
-            "refuse: PYTHON=.venv makes an environment here instead."
-        )
-
-
-def _runs_reporting(python: Path, *arguments: str) -> bool:
-    """Whether pip succeeds, with a line for each of its steps that can take long."""
-    command: list[str | Path] = [python, *arguments]
-    with subprocess.Popen(
-        command, stdout=subprocess.PIPE, text=True, errors="replace"
-    ) as process:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if step := pip_step(line):
-                _report(step)
-    return process.returncode == 0
-
-
-def pip_step(line: str) -> str:
-    """The step that a line of pip's output begins, if it can take long; "" if not."""
-    large = r"\s*Downloading (?:\S*/)?([^-\s]+-[^-\s]+)\S* (\([\d.]+ [MG]B\))"
-    if found := re.match(large, line):
-        return f"downloading {found[1]} {found[2]}"
-    if found := re.match(r"Installing collected packages: (.*)", line):
-        packages = found[1].count(",") + 1
-        return f"installing {packages} package{'s' * (packages > 1)}"
-    return ""
-
-
-def _report(step: str) -> None:
-    """A line with the seconds since the start."""
-    print(f"{time.monotonic() - _START:5.0f} s: {step}", flush=True)
-
-
-def _runs(python: Path, *arguments: str | Path, show: bool = False) -> bool:
-    """Whether a command succeeds; its output is shown or dropped."""
-    out = None if show else subprocess.DEVNULL
-    return subprocess.run([python, *arguments], stdout=out, stderr=out).returncode == 0
 
 
 def _dotted(version: Sequence[int]) -> str:

@@ -15,7 +15,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ".kablate/setup.json"
 SETUP = (sys.executable, "scripts/setup_env.py")
-SETUP_PARTS = ("pyproject.toml", "scripts", "lib/__init__.py", "lib/output.py")
+SETUP_PARTS = ("pyproject.toml", "scripts", "lib/__init__.py")
+SETUP_PARTS += ("lib/output.py", "lib/pip.py")
 
 
 def until(true: Callable[[], object], seconds: float = 120.0) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from scripts.setup_env import pip_step
 from tests.scratch import ROOT, SETUP_PARTS, copy_files
 
 PYPROJECT = """\
@@ -155,26 +154,6 @@ def test_from_nothing_to_an_environment_and_back(tree: Path, wheels: Path) -> No
     assert "removed .venv" in done(tree, wheels, "--remove")
     assert not (tree / ".venv").exists()
     assert (tree / "pyproject.toml").exists()
-
-
-@pytest.mark.parametrize(
-    ("line", "step"),
-    [
-        ("Collecting torch==2.13.0", ""),
-        ("  Downloading tqdm-4.67.1-py3-none-any.whl (78 kB)", ""),
-        (
-            "  Downloading https://host/a/torch-2.13.0-cp312-x86_64.whl (180.4 MB)",
-            "downloading torch-2.13.0 (180.4 MB)",
-        ),
-        (
-            "Downloading numpy-2.3.5.whl (16.6 MB)",
-            "downloading numpy-2.3.5.whl (16.6 MB)",
-        ),
-        ("Installing collected packages: a, b, torch", "installing 3 packages"),
-    ],
-)
-def test_long_steps_of_pip_are_reported(line: str, step: str) -> None:
-    assert pip_step(line + "\n") == step
 
 
 def test_an_active_environment_with_torch_is_used_and_keeps_it(
