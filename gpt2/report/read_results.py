@@ -36,6 +36,7 @@ from lib.jobs.run_files import (
     STATUS_FILE,
     STATUSES,
     effective_status,
+    only_prepared,
 )
 from lib.safe_json import (
     Unusable,
@@ -184,9 +185,11 @@ def _load_status(matrix: MatrixResults, directory: Path) -> dict[str, Any]:
         return {"status": "planned"}
     status = _load(matrix, path)
     if isinstance(status, dict) and status.get("status") in STATUSES:
-        if status["status"] == "running":
-            # In a folder of another person lock and process may be anything.
-            with suppress(OSError, ValueError, TypeError, OverflowError):
+        # In a folder of another person lock and process may be anything.
+        with suppress(OSError, ValueError, TypeError, OverflowError):
+            if only_prepared(directory):
+                return {"status": "planned"}
+            if status["status"] == "running":
                 status["status"] = effective_status(directory)
         return status
     if status is not None:

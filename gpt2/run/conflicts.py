@@ -46,6 +46,8 @@ def conflicts(output_dir: Path, jobs: Iterable[Job]) -> list[Conflict]:
 
 def _conflict(run_dir: Path, job: Job) -> Conflict | None:
     path = run_dir / run_files.JOB_FILE
+    if run_files.only_prepared(run_dir):
+        return None
     if not path.exists():
         begun = (run_dir / run_files.STATUS_FILE).exists()
         reason = f"it was begun, but its {path.name} is missing"

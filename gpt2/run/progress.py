@@ -83,6 +83,8 @@ def _run_state(output_dir: Path, run: str) -> dict[str, Any]:
         run_dir = output_dir / run
         progress, status = RunProgress(run_dir, 0), read_status(run_dir)
         word = effective_status(run_dir)
+        if word == "planned":  # what it has prepared does not count
+            status |= {"attempt": 0, "message": ""}
     except (OSError, ValueError) as error:
         is_link = isinstance(error, Linked)
         word = "a link" if is_link else "unreadable"

@@ -23,7 +23,7 @@ from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE, STEPS_COPY
 from gpt2.plan.planning import make_plan
 from gpt2.settings.rerun_commands import matrix_command
 from lib import atomic_files, provenance
-from lib.files import refuse_link, safe_join
+from lib.files import links_to, refuse_link, safe_join
 from lib.jobs import run_files
 from lib.kconfig.config_py import Config, read_config
 
@@ -165,8 +165,12 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
 
 def _clear(root: Path) -> None:
     """Remove what a runner that was killed has left: files for its runs and for itself,
-    and probe folders."""
+    runs that it had not let train, and probe folders."""
     _clear_files(root)
+    for run_dir in (path.parent for path in _job_files(root)):
+        is_linked = any(links_to(root, run_dir.relative_to(root)))
+        if run_files.only_prepared(run_dir) and not is_linked:
+            run_files.remove_run(run_dir)
     for mark in root.glob(f"{PROBES}*/{PROBE_MARK}"):
         if not (mark.is_symlink() or mark.parent.is_symlink()):
             shutil.rmtree(mark.parent, ignore_errors=True)
@@ -224,6 +228,11 @@ def _lists_jobs(found: Any) -> bool:
 
 def begun_in(output_dir: Path) -> list[Path]:
     """The job.json of each run that was begun, listed in matrix.json or not."""
+    found = _job_files(output_dir)
+    return [path for path in found if not run_files.only_prepared(path.parent)]
+
+
+def _job_files(output_dir: Path) -> list[Path]:
     depths = ("*", "*/*")  # without and with the coordinates of a sweep
     return sorted(
         path
@@ -314,7 +323,8 @@ def kept_jobs(output_dir: Path, jobs: Iterable[Job]) -> list[dict[str, Any]]:
 def _begun(output_dir: Path, job: Mapping[str, Any]) -> bool:
     with suppress(ValueError):
         run_dir = safe_join(output_dir, job["run_dir"])
-        return (run_dir / run_files.JOB_FILE).exists()
+        is_there = (run_dir / run_files.JOB_FILE).exists()
+        return is_there and not run_files.only_prepared(run_dir)
     return False
 
 

@@ -50,6 +50,7 @@ from lib.gpu import backend_probe
 from lib.gpu import device as devices
 from lib.gpu.compile_cache import import_compiler, rest_workers
 from lib.jobs.process import LAST_END
+from lib.jobs.run_files import EARLY_FILE
 from lib.jobs.turn import Turn
 
 RANK_STRIDE = 1_000_003  # between the ranks' seeds of dropout
@@ -131,6 +132,7 @@ class Preparation:
         if not self._has_turn:
             self.turn.take(self._keep_waiting)
             self._has_turn = True
+            (self.recorder.run_dir / EARLY_FILE).unlink(missing_ok=True)
             if self.turn.is_shared and torch.cuda.is_initialized():
                 torch.cuda.set_per_process_memory_fraction(1.0)
             self.recorder.phase("turn")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -38,6 +39,7 @@ LOG_FILE = "train.log"
 EXPORT_FILE = "model.safetensors"
 SAMPLES_FILE = "samples.json"  # texts of the trained model
 RUN_LOCK = ".lock"
+EARLY_FILE = ".early"  # in a run that prepares while its steps are still verified
 
 _NEW_STATUS: dict[str, Any] = {
     "schema": SCHEMA,
@@ -180,17 +182,38 @@ def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:
 
 def effective_status(run_dir: str | Path) -> str:
     """The actual status: "running" becomes "interrupted" if no living process holds
-    the run's lock.
+    the run's lock, and "planned" if it was not yet allowed to train.
 
     A run that is starting has no lock yet, but a living runner. The status is read
     again where the run may have ended between reading it and checking the lock.
     """
     seen: dict[str, Any] = {}
     while (status := read_status(run_dir)) != seen:
-        if status["status"] != "running" or is_locked(run_lock(run_dir)):
-            return str(status["status"])
+        word = str(status["status"])
+        if word != "running" or is_locked(run_lock(run_dir)):
+            break
         seen = status
-    return "running" if _is_starting(status) else "interrupted"
+    else:
+        word = "running" if _is_starting(status) else "interrupted"
+    is_early = word == "interrupted" and (Path(run_dir) / EARLY_FILE).exists()
+    return "planned" if is_early else word
+
+
+def only_prepared(run_dir: str | Path) -> bool:
+    """Whether the run ended before it was allowed to train, as when its runner is
+    killed while the steps are verified."""
+    with suppress(OSError, ValueError):
+        early = (Path(run_dir) / EARLY_FILE).exists()
+        return early and effective_status(run_dir) == "planned"
+    return False
+
+
+def remove_run(run_dir: Path) -> None:
+    """Remove a run directory, and the folders above it that are empty then."""
+    shutil.rmtree(run_dir, ignore_errors=True)
+    with suppress(OSError):  # the first that is not empty
+        for folder in run_dir.parents:
+            folder.rmdir()
 
 
 def _is_starting(status: Mapping[str, Any]) -> bool:

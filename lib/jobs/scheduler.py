@@ -8,12 +8,11 @@ so that children can be set to end with it.
 
 from __future__ import annotations
 
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
@@ -167,11 +166,8 @@ class Scheduler:
                 attempt.kill()
             self._abandon()
         self._gate = None
-        for run_dir in (cell.task.run_dir for cell in begun):
-            shutil.rmtree(run_dir, ignore_errors=True)
-            with suppress(OSError):  # the first that is not empty
-                for folder in run_dir.parents:
-                    folder.rmdir()
+        for cell in begun:
+            run_files.remove_run(cell.task.run_dir)
 
     def _open_gate(self) -> None:
         if self._gate is not None:
@@ -300,6 +296,7 @@ class Scheduler:
         environ = dict(options.slots[slot])
         if self._gate is not None:
             environ[GATE] = str(self._gate)
+            task = replace(task, files={run_files.EARLY_FILE: "", **task.files})
         cell.attempt = options.launch(task, environ, self._patience())
         self._queue.remove(cell)
         self.occupancy.put(cell, slot)

@@ -139,7 +139,11 @@ def test_a_runner_killed_during_the_certificates_lets_no_run_train(
         runner.communicate(timeout=60)
         until(lambda: not linux_processes.marked(PLACE, str(folder)))
     assert nothing_trained(folder)
+    shown = prove_and_run(folder, "--status", "--overrides", SHARED, **environ).stdout
+    assert shown.count("planned") == 2 and "interrupted" not in shown
     (folder / "checked").touch()
     again = prove_and_run(folder, "--overrides", SHARED, **environ)
     assert again.returncode == 0, again.stdout + again.stderr
+    assert "attempt 2" not in again.stdout
+    assert not list((folder / "results").rglob(run_files.EARLY_FILE))
     assert_equal_to(undisturbed, folder)

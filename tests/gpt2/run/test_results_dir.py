@@ -16,11 +16,15 @@ import pytest
 from gpt2.plan.jobs import Plan
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.plan.planning import make_plan
-from gpt2.run.conflicts import check
+from gpt2.report.read_results import read_matrix
+from gpt2.run.conflicts import check, refusal
+from gpt2.run.progress import plan_states
 from gpt2.run.results_dir import (
     STOP_FILE,
     MatrixError,
     ask_to_stop,
+    begun_in,
+    held,
     kept_jobs,
     matrix_lock,
     open_folder,
@@ -209,6 +213,27 @@ def test_runs_outside_the_plan_count_too(make: Make) -> None:
     changed = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
     with pytest.raises(MatrixError, match="other runs.*\n.*GPT2_MAX_ITERS +was 10"):
         check(changed)
+
+
+def test_a_run_that_was_only_prepared_is_not_begun(make: Make) -> None:
+    """As left by a runner that was killed while the steps were verified."""
+    plan = create(make())
+    begin(plan, 0)
+    early, alive = (plan.output_dir / job.run_dir for job in plan.jobs[:2])
+    run_files.write_status(early, attempt=1, message="SIGTERM: it was waiting")
+    assert refusal(other := make(GPT2_MAX_ITERS="20"))
+    (early / run_files.EARLY_FILE).touch()
+    assert refusal(other) == "" and not begun_in(plan.output_dir)
+    state = plan_states(plan)[0]
+    assert (state["status"], state["attempt"], state["message"]) == ("planned", 0, "")
+    assert read_matrix(plan.output_dir).rows[0]["status"] == "planned"
+    begin(plan, 1)
+    (alive / run_files.EARLY_FILE).touch()
+    with run_files.lock(run_files.run_lock(alive)):
+        run_files.write_status(alive, status="running")
+        assert plan_states(plan)[1]["status"] == "running"
+        with held(plan, {}):  # the next runner, before the run has ended
+            assert not early.exists() and alive.is_dir()
 
 
 def test_a_smaller_plan_keeps_what_was_begun(make: Make) -> None:
