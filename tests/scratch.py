@@ -15,16 +15,43 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ".kablate/setup.json"
 SETUP = (sys.executable, "scripts/setup_env.py")
+# Seconds to wait for what takes one or two: only what hangs is to be ended by it, on a
+# machine however busy, before the time limit of a test is.
+PATIENT = 600.0
 SETUP_PARTS = ("pyproject.toml", "scripts", "lib/__init__.py")
 SETUP_PARTS += ("lib/output.py", "lib/pip.py")
 
 
-def until(true: Callable[[], object], seconds: float = 120.0) -> None:
+def until(true: Callable[[], object], seconds: float = PATIENT) -> None:
     """Wait for something to become true; fail after so many seconds."""
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+class Gate:
+    """A file that runs wait for at chosen places (tests/faults), however long a busy
+    machine takes to look at them there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def holds(self, *places: str) -> dict[str, str]:
+        """The environment of runs that wait, as at "hold@5", before update 5."""
+        faults = ",".join(places)
+        return {"KABLATE_TEST_FAULTS": faults, "KABLATE_TEST_GATE": str(self.path)}
+
+    def is_reached(self) -> bool:
+        return Path(f"{self.path}.held").exists()
+
+    def open(self) -> None:
+        self.path.touch()
+
+    def close(self) -> None:
+        """For the next place, when the runs have passed the one before."""
+        self.path.unlink()
+        Path(f"{self.path}.held").unlink()
 
 
 def without_git() -> dict[str, str]:

@@ -34,7 +34,7 @@ def run_in_terminal(folder: Path, *words: str | Path, columns: int = 80) -> str:
             found += piece
     finally:
         os.close(ours)
-        process.wait(60)
+        process.wait()
     text = ESCAPES.sub("", found.decode(errors="replace"))
     return text.replace("\r\n", "\n")
 

@@ -33,7 +33,7 @@ def start(program: str, *words: object) -> subprocess.Popen[str]:
 
 
 def free(path: Path) -> int:
-    return int(start(FREE, path).communicate(timeout=60)[0])
+    return int(start(FREE, path).communicate()[0])
 
 
 def test_no_share_is_given_to_two(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_no_share_is_given_to_two(tmp_path: Path) -> None:
         other = start(WAITS, path, SHARES - 5)  # five too many
         assert other.stdout.readline() == "asks\n"
         assert other.poll() is None
-    output = other.communicate(timeout=60)[0]
+    output = other.communicate()[0]
     assert len(set(output.split())) == SHARES - 5
     assert free(path) == SHARES
 

@@ -80,5 +80,5 @@ def run_command(
         env={**os.environ, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )

@@ -5,8 +5,12 @@ starts imports this module first; it changes gpt2.train where one of these is se
 
 KABLATE_TEST_FAULTS="nan@5,oom@3": each is KIND@UPDATE or KIND@UPDATE@NAME (only in the
 run of that name); nan (a loss), oom (while the micro batch is the configured one),
-crash, kill (SIGKILL to itself), hang, disk; oom-ahead@0 (when a trainer is built before
-its turn).
+crash, kill (SIGKILL to itself), hang, disk, hold (wait for a gate, or until the run is
+asked to stop); oom-ahead@0 (when a trainer is built before its turn); hold-begun,
+hold-weights, hold-state (wait for a gate within the checkpoint of this update: before
+its files, after the first, after the second).
+KABLATE_TEST_GATE: the file that a hold waits for, for ever if there is none; GATE.held
+appears when it is reached (Gate in tests/scratch.py).
 KABLATE_TEST_BROKEN_GPU: the runner's GPUs are only claimed, by an nvidia-smi of the
 test; runs use the CPU instead, and on the GPU of this name fail as CUDA does.
 KABLATE_TEST_CHECKPOINT_SECONDS: seconds to wait before each file of a checkpoint.
@@ -24,12 +28,14 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any, NoReturn
 
 FAULTS, SECONDS = "KABLATE_TEST_FAULTS", "KABLATE_TEST_CHECKPOINT_SECONDS"
 BROKEN = "KABLATE_TEST_BROKEN_GPU"
-CERTIFICATES = "KABLATE_TEST_CERTIFICATES"
+CERTIFICATES, GATE = "KABLATE_TEST_CERTIFICATES", "KABLATE_TEST_GATE"
+HOLDS = ("hold", "hold-begun", "hold-weights", "hold-state")
 
 # ---- faults of an update --------------------------------------------------------
 
@@ -40,8 +46,9 @@ def wanted(update: int, name: str) -> set[str]:
     for text in filter(None, os.environ.get(FAULTS, "").split(",")):
         kind, _, where = text.partition("@")
         number, _, only = where.partition("@")
-        if kind not in ACTS or not number.isdecimal():
-            raise ValueError(f"{FAULTS}: {text!r} is not KIND@UPDATE, of {list(ACTS)}")
+        known = (*ACTS, *HOLDS)
+        if kind not in known or not number.isdecimal():
+            raise ValueError(f"{FAULTS}: {text!r} is not KIND@UPDATE, of {known}")
         if int(number) == update and only in ("", name):
             found.add(kind)
     return found
@@ -85,6 +92,15 @@ ACTS = {
 }
 
 
+def hold(goes_on: Callable[[], object] = lambda: False) -> None:
+    """Wait for the gate, or for something else."""
+    gate = os.environ.get(GATE, "")
+    if gate:
+        open(f"{gate}.held", "w").close()
+    while not os.path.exists(gate) and not goes_on():
+        time.sleep(0.01)
+
+
 def change_trainer(trainer: Any) -> None:
     """Let faults happen at the beginning of an update."""
     true = trainer.Trainer.update
@@ -93,6 +109,8 @@ def change_trainer(trainer: Any) -> None:
         kinds = wanted(self.progress.step + 1, self.job.name)
         if self.split.micro_batch != self.resources.batch_size:
             kinds -= {"oom"}
+        if "hold" in kinds:
+            hold(self.stop.reason)
         for kind, act in ACTS.items():
             if kind in kinds:
                 act()
@@ -135,26 +153,28 @@ def change_checkpoint(checkpoint: Any) -> None:
     """Wait before each file of a checkpoint, for a kill to strike there."""
     write_files, write_weights = checkpoint._write_files, checkpoint.write_weights
     write_json = checkpoint.atomic_write_json
-    inside: list[bool] = []
+    inside: list[int] = []  # the update, while files of its checkpoint are written
 
-    def linger() -> None:
+    def linger(place: str) -> None:
+        if inside and place in wanted(inside[-1], ""):
+            hold()
         if inside and os.environ.get(SECONDS):
             time.sleep(float(os.environ[SECONDS]))
 
-    def slow_files(*given: Any) -> None:
-        inside.append(True)
+    def slow_files(partial: Any, stamp: Any, *given: Any) -> None:
+        inside.append(stamp.step)
         try:
-            linger()
-            write_files(*given)
+            linger("hold-begun")
+            write_files(partial, stamp, *given)
         finally:
             inside.pop()
 
     def slow_weights(*given: Any) -> None:
         write_weights(*given)
-        linger()
+        linger("hold-weights")
 
     def slow_json(*given: Any) -> None:
-        linger()
+        linger("hold-state")
         write_json(*given)
 
     checkpoint._write_files = slow_files

@@ -32,6 +32,7 @@ from lib.atomic_files import atomic_write_json, read_json, read_jsonl
 from lib.kconfig.config_py import Config
 from tests.faults import sitecustomize
 from tests.gpt2.tinydata import ROOT
+from tests.scratch import PATIENT
 
 SCRIPT = ROOT / "gpt2" / "train_ra_mla.py"
 STEPS = 12
@@ -88,7 +89,7 @@ def command_line(*words: str | Path) -> list[str]:
 
 
 def run_command(
-    *words: str | Path, cwd: Path, timeout: float = 120, **environ: str
+    *words: str | Path, cwd: Path, timeout: float = PATIENT, **environ: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the trainer as a user does; raises TimeoutExpired and nothing else."""
     return subprocess.run(
@@ -165,13 +166,13 @@ class Training:
 
     def wait(self) -> int:
         """The exit code; negative for a signal."""
-        self.process.join(60)
+        self.process.join(PATIENT)
         assert self.process.exitcode is not None, f"it hangs:\n{self.log}"
         return int(self.process.exitcode)
 
     def wait_until(self, holds: Callable[[], bool]) -> None:
         """Until ``holds``; fails if the process ends before."""
-        limit = time.monotonic() + 60
+        limit = time.monotonic() + PATIENT
         while not holds():
             assert self.process.is_alive(), f"it ended early:\n{self.log}"
             assert time.monotonic() < limit, self.log
@@ -200,7 +201,7 @@ def running(job: Job, run_dir: Path, **options: Any):
         yield training
     finally:
         training.process.kill()
-        training.process.join(60)
+        training.process.join()
 
 
 # ---- what they leave ------------------------------------------------------------

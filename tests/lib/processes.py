@@ -26,4 +26,4 @@ def first_line(process: subprocess.Popen[str]) -> str:
 
 def end(process: subprocess.Popen[str], how: int = signal.SIGKILL) -> None:
     process.send_signal(how)
-    process.communicate(timeout=30)
+    process.communicate()

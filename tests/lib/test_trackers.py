@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from lib.trackers import (
     Trackers,
     parse_trackers,
 )
+from tests.scratch import PATIENT, until
 from tests.wandb_files import from_wandb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,6 +33,7 @@ class Recorder:
     def __init__(self, name="recorder", fail_at=None, hold=None, has=()):
         self.name, self.fail_at, self.hold = name, fail_at, hold
         self.has, self.seen, self.summary = dict(has), [], None
+        self.holds_one = False
 
     def start(self, run):
         if self.fail_at == "start":
@@ -41,6 +42,7 @@ class Recorder:
 
     def log(self, step, values):
         if self.hold is not None:
+            self.holds_one = True
             self.hold.wait()
         if self.fail_at == step:
             raise RuntimeError("lost connection")
@@ -125,9 +127,7 @@ def test_a_tracker_that_was_too_slow_says_what_it_lost(tmp_path):
     for step in range(QUEUE_SIZE + 500):
         trackers.log("train", step + 1, {"loss": 1.0})
     release.set()
-    limit = time.monotonic() + 60
-    while len(slow.seen) < QUEUE_SIZE and time.monotonic() < limit:
-        time.sleep(0.01)
+    until(lambda: len(slow.seen) >= QUEUE_SIZE)
     trackers.finish({})
     lost = QUEUE_SIZE + 500 - len(slow.seen)
     assert said == [
@@ -140,11 +140,11 @@ def test_a_tracker_that_catches_up_at_the_end_gets_the_summary(tmp_path):
     slow = Recorder("slow", hold=threading.Event())
     trackers = Trackers([slow], tracked(tmp_path))
     trackers.log("train", 0, {"loss": 1.0})
-    time.sleep(0.1)  # until it holds the first record, of which the queue is free
+    until(lambda: slow.holds_one)  # of which the queue is free
     for step in range(1, QUEUE_SIZE + 500):
         trackers.log("train", step, {"loss": 1.0})
     threading.Timer(0.2, slow.hold.set).start()
-    trackers.finish({"val_loss": 3.0}, timeout=5)
+    trackers.finish({"val_loss": 3.0}, timeout=PATIENT)
     assert slow.summary == {"val_loss": 3.0} and len(slow.seen) >= QUEUE_SIZE
 
 
@@ -184,7 +184,7 @@ def use(name, directory, first, last):
     }
     words = [sys.executable, "-c", USE, name, str(directory), str(first), str(last)]
     done = subprocess.run(
-        words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=240
+        words, cwd=ROOT, env=environ, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
     assert "is off" not in done.stderr and "abandoned" not in done.stderr, done.stderr

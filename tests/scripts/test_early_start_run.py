@@ -71,7 +71,7 @@ def test_no_run_trains_before_all_certificates_have_passed(
         assert nothing_trained(folder)
         checked = round(time.time(), 3)  # as in the records of phases
         (folder / "checked").touch()
-        said, _ = runner.communicate(timeout=120)
+        said, _ = runner.communicate()
     assert runner.returncode == 0, said
     for run in RUNS:
         found = times(folder, run)
@@ -97,7 +97,7 @@ def test_a_step_that_fails_leaves_no_trace_of_what_was_prepared(
     # The run of step 5 finds the fault by itself, when it compares its gradients.
     with prepared_runs(folder, environ, ALONE, script, "model") as runner:
         (folder / "checked").touch()
-        said, _ = runner.communicate(timeout=120)
+        said, _ = runner.communicate()
     assert runner.returncode == 1, said
     good, wrong = RUNS
     assert f"{wrong}: NOT RUN (certificate): acting" in said
@@ -122,7 +122,7 @@ def test_a_stop_during_the_certificates_leaves_nothing(
         else:
             asked = prove_and_run(folder, "--stop", "--overrides", ALONE, **environ)
             assert f"asked pid {runner.pid}" in asked.stdout
-        said, _ = runner.communicate(timeout=60)
+        said, _ = runner.communicate()
     assert runner.returncode == 3, said
     assert "stopped before any job started" in said
     assert "seed1" not in said and "Traceback" not in said
@@ -136,7 +136,7 @@ def test_a_runner_killed_during_the_certificates_lets_no_run_train(
 ) -> None:
     with prepared_runs(folder, environ, SHARED) as runner:
         runner.kill()
-        runner.communicate(timeout=60)
+        runner.communicate()
         until(lambda: not linux_processes.marked(PLACE, str(folder)))
     assert nothing_trained(folder)
     shown = prove_and_run(folder, "--status", "--overrides", SHARED, **environ).stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lib.kconfig.config_py import Config, read_config
-from tests.scratch import copy_files, run
+from tests.scratch import PATIENT, copy_files, run
 
 PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")
 # Parts of these that no test here needs.
@@ -419,7 +419,7 @@ def type_keys(
             os.close(master)
         else:
             seen += read_until(master, None)
-        return process.wait(30), seen
+        return process.wait(), seen
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # menuconfig is its child
@@ -430,7 +430,7 @@ def type_keys(
 
 def read_until(terminal: int, awaited: str | None) -> str:
     """Terminal output up to a text, or (None) up to its end."""
-    text, end = "", time.monotonic() + 30
+    text, end = "", time.monotonic() + PATIENT
     while time.monotonic() < end and (awaited is None or awaited not in text):
         if select.select([terminal], [], [], 0.2)[0]:
             try:

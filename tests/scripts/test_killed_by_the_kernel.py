@@ -70,7 +70,7 @@ def test_it_goes_on_with_half_the_micro_batch(
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     line = "FAILED (oom): killed by the kernel for lack of memory; will be tried again"

@@ -48,7 +48,7 @@ def type_in(
         env=user_environment(**environ),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
 
 

@@ -169,7 +169,7 @@ def survive(
         runner = start(folder, "--overrides", TWO, **slow)
         until_any_moved(folder, runner, dice)
         strike(runner, targets[number % len(targets)])
-        runner.communicate(timeout=300)
+        runner.communicate()
         for run, count in attempts_of_done(folder).items():
             assert done.setdefault(run, count) == count, f"{run} was done again"
         if len(done) == len(TINY_RUNS):
@@ -207,7 +207,7 @@ def test_a_runner_that_is_ended_in_each_way_goes_on_exactly(
             runner.send_signal(signal.SIGTERM)
         else:
             strike(runner, way)
-        said, _ = runner.communicate(timeout=120)
+        said, _ = runner.communicate()
         assert attempts(folder, first) == number, said
         if way == "asked":
             assert runner.returncode == 3 and "checkpoints of step00" in said
@@ -275,7 +275,7 @@ def test_a_disk_that_fills_up_loses_nothing(
     process = start(folder, "--overrides", ONE_SEED, **environ)
     until(lambda: any((place / TINY_RUNS[0] / "ckpt").glob("step-*")))
     fill(ballast)
-    said, _ = process.communicate(timeout=300)
+    said, _ = process.communicate()
     assert process.returncode in (1, 6), said
     assert "no space left" in said.lower(), said
     assert run_files.read_status(place / TINY_RUNS[0])["status"] != "done"

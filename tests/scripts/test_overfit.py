@@ -27,7 +27,7 @@ def run(*words, cwd=ROOT):
         cwd=cwd,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

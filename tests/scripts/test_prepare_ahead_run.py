@@ -79,7 +79,7 @@ def test_a_killed_run_lets_the_next_one_train_and_is_tried_again(
     status = look(folder, "--status", "--overrides", "SEEDS=1").stdout
     assert re.search(rf"{second} +waiting +1 ", status), status
     os.kill(pid_of(folder, first), signal.SIGKILL)
-    said = runner.communicate(timeout=120)[0]
+    said = runner.communicate()[0]
     assert runner.returncode == 0, said
     assert f"{first}: FAILED (killed)" in said
     assert [attempts(folder, run) for run in (first, second)] == [2, 1]
@@ -93,7 +93,7 @@ def test_a_stop_ends_the_run_that_waits_too(folder: Path) -> None:
     until(lambda: sum(has(folder, run, "ready")() for run in RUNS[:2]) == 2)
     waiting = next(run for run in RUNS[:2] if "turn" not in times(folder, run))
     runner.send_signal(signal.SIGINT)
-    said = runner.communicate(timeout=120)[0]
+    said = runner.communicate()[0]
     assert runner.returncode == 3, said
     left = run_files.read_status(folder / "results" / waiting)
     assert (left["status"], left["step"]) == ("interrupted", 0)
@@ -110,7 +110,7 @@ def test_a_killed_runner_leaves_nobody_waiting(undisturbed: Path, folder: Path) 
     runs = RUNS[0], RUNS[2]
     until(lambda: all(has(folder, run, "ready")() for run in runs))
     runner.kill()
-    runner.communicate(timeout=120)
+    runner.communicate()
     locks = [run_files.run_lock(folder / "results" / run) for run in runs]
     until(lambda: not any(map(run_files.is_locked, locks)))
     again = run_matrix(folder, "--overrides", "PREPARE_AHEAD=1 SEEDS=1")

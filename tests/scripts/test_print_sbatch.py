@@ -36,7 +36,7 @@ def run_task(folder: Path, script: str, task: int, **environ: str) -> int:
         cwd=folder,
         env={**os.environ, **slurm, "PATH": path, "OMP_NUM_THREADS": "1", **environ},
         capture_output=True,
-        timeout=300,
+        timeout=600,
     ).returncode
 
 

@@ -86,7 +86,7 @@ def both_begun(folder: Path) -> bool:
 
 
 def end_of(process: subprocess.Popen[str]) -> str:
-    return process.communicate(timeout=600)[0]
+    return process.communicate()[0]
 
 
 def test_a_node_that_goes_takes_nothing_along(

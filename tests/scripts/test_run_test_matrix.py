@@ -289,7 +289,7 @@ def test_a_reader_that_goes_away_is_no_error(folder: Path) -> None:
     assert process.stdout is not None
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=60) in (0, 2)
+    assert process.wait() in (0, 2)
 
 
 # ---- certificates ---------------------------------------------------------------
@@ -349,7 +349,7 @@ def test_proofs_end_at_a_ctrl_c_without_a_traceback(folder: Path) -> None:
     while "causal" not in process.stdout.readline():
         pass
     os.killpg(process.pid, signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode == 3 and "stopped before any job started" in said
     assert f"to continue: {sys.executable} {SCRIPT} --dry-run\n" in said
     assert "Traceback" not in said
@@ -390,7 +390,7 @@ def test_proofs_end_when_the_runner_is_asked_to_stop(
     while "verifying every step" not in runner.stdout.readline():
         pass
     assert f"asked pid {runner.pid}" in look(folder, "--stop").stdout
-    said, _ = runner.communicate(timeout=60)
+    said, _ = runner.communicate()
     assert runner.returncode == 3 and "stopped before any job started" in said
     assert " proven" not in said and "Traceback" not in said
     assert linux_processes.marked("KABLATE_TEST_PLACE", str(folder)) == []
@@ -500,7 +500,7 @@ def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
     until(reached(folder, TINY_RUNS[0], 5))
     status = run_files.read_status(folder / "results" / TINY_RUNS[0])
     os.kill(status["pid"], signal.SIGKILL)
-    said = {runner: runner.communicate(timeout=120)[0] for runner in both}
+    said = {runner: runner.communicate()[0] for runner in both}
     worker, refused = sorted(both, key=lambda runner: runner.returncode)
     assert (worker.returncode, refused.returncode) == (0, 2), said
     assert f"in use by pid {worker.pid}" in said[refused]
@@ -522,7 +522,7 @@ def test_while_one_runner_works(folder: Path) -> None:
     assert re.search(r"step05-ra/seed2 +planned", status.stdout)
     stop = look(folder, "--stop")
     assert stop.returncode == 0 and f"asked pid {process.pid}" in stop.stdout
-    said, _ = process.communicate(timeout=120)
+    said, _ = process.communicate()
     assert process.returncode == 3 and "asked to stop" in said
     assert "nothing is running" in look(folder, "--status").stdout
 
@@ -571,7 +571,7 @@ def on_a_terminal(folder: Path, *words: str) -> tuple[int, str]:
             shown += os.read(ours, 65536)
         except OSError:  # the terminal's other end is closed
             break
-    code = process.wait(timeout=60)
+    code = process.wait()
     return code, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
@@ -586,7 +586,7 @@ def test_a_matrix_goes_on_when_its_terminal_has_gone(folder: Path) -> None:
         stderr=theirs,
     )
     os.close(theirs)
-    assert process.wait(timeout=120) == 0
+    assert process.wait() == 0
     assert summary(folder)[TINY_RUNS[0]]["status"] == "done"
 
 

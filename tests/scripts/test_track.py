@@ -4,12 +4,11 @@ import importlib.util
 import os
 import subprocess
 import sys
-import time
 import urllib.request
 
 import pytest
 
-from tests.scratch import ROOT
+from tests.scratch import ROOT, until
 from tests.tinymatrix import TINY, run_command, write_config
 
 COMMAND = [sys.executable, str(ROOT / "scripts" / "track.py")]
@@ -45,9 +44,7 @@ def test_the_dashboard_answers_at_the_address_that_is_printed(tmp_path, tracker)
         address = said.split()[3]
         with urllib.request.urlopen(address, timeout=30) as answer:
             assert answer.status == 200 and b"<html" in answer.read().lower()
-        limit = time.monotonic() + 30
-        while not asked.exists() and time.monotonic() < limit:
-            time.sleep(0.05)
+        until(asked.exists)
         assert asked.read_text() == address
     finally:
         served.kill()

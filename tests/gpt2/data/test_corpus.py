@@ -335,7 +335,7 @@ for dataset in ("finewebedu", "shakespeare", "tinystories"):
         env={**os.environ, "HF_HOME": str(tmp_path), "NO_PROXY": "*", **environment},
         capture_output=True,
         text=True,
-        timeout=120,  # retries would take 23 s for each of the six
+        timeout=600,  # retries would take 23 s for each of the six
     )
     assert result.returncode == 0, result.stderr
     assert result.stdout.count("cannot read") == 6

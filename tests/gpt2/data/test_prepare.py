@@ -462,7 +462,7 @@ class SavingOften:
 
     def finish(self):
         """Its errors, once it has come to a good end."""
-        self.process.join(120)
+        self.process.join()
         assert self.process.exitcode == 0, self.log.read_text()
         return self.log.read_text()
 
@@ -564,7 +564,7 @@ def test_interrupted_says_how_to_go_on(project):
         assert process.poll() is None, process.communicate()
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
     assert f"interrupted; `make data DATA_DIR={project}/other` resumes" in err
 
@@ -574,7 +574,7 @@ def test_full_disk_is_said_and_leaves_nothing(project):
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
 
     process = command(project, preexec_fn=no_more_than_8_kib)
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate()
     assert process.returncode == 6, err
     assert "no space left" in err and "DATA_DIR" in err and "Traceback" not in err
     assert "the unfinished files were removed" in err
@@ -672,7 +672,7 @@ def test_files_that_changed_since_are_named_with_the_command(project):
 
 def test_two_at_once_make_one_data_set(project):
     both = [command(project), command(project)]
-    outputs = [process.communicate(timeout=120) for process in both]
+    outputs = [process.communicate() for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     request = text_request(project / "data")
     assert existing(request, project / "data", verify=True)

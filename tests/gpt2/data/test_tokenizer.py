@@ -38,7 +38,7 @@ def in_process(code, **environment):
         env={**kept, **proxies, "NO_PROXY": "", **environment},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
 
 

@@ -146,7 +146,7 @@ def test_what_a_block_keeps_with_the_kernels() -> None:
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     fields = {"attention_backend": "triton", "mixed_precision": "bf16"}

@@ -34,6 +34,7 @@ from gpt2.train.batches import (
 from tests.gpt2.helpers import make_config
 from tests.gpt2.tinydata import prepare_texts, text_folder, text_request, texts
 from tests.gpt2.tinytraining import server
+from tests.scratch import PATIENT
 
 T = 16
 PLAN = BatchPlan(5000, T, split_batch(24, 6), seed=1337)
@@ -188,12 +189,12 @@ def test_signal_to_the_group_does_not_disturb_the_trainers_last_work(
     log.touch()
     process = server().Process(target=wait, args=(data_dir, log))
     process.start()
-    end = time.monotonic() + 60
+    end = time.monotonic() + PATIENT
     while log.read_text() != "ready\n":
         assert process.is_alive() and time.monotonic() < end, log.read_text()
         time.sleep(0.01)
     os.killpg(process.pid, number)
-    process.join(60)
+    process.join()
     assert (process.exitcode, log.read_text()) == (0, "ready\nsaved\n")
 
 

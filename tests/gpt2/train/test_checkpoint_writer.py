@@ -13,7 +13,6 @@ import torch
 
 from gpt2.train.checkpoint_writer import HostCopies, Writer
 from tests.gpt2.tinytraining import (
-    STEPS,
     assert_same_run,
     checkpoints,
     finish,
@@ -23,6 +22,7 @@ from tests.gpt2.tinytraining import (
     status,
     train,
 )
+from tests.scratch import PATIENT, Gate
 
 
 def behind() -> None:
@@ -37,17 +37,18 @@ def behind_on_a_full_disk() -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (250_000, resource.RLIM_INFINITY))
 
 
-SLOW = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.1"}
-
-
 def test_training_goes_on_during_a_write_and_ends_after_it(job, done, tmp_path):
-    run_dir = tmp_path / "run"
-    with running(job, run_dir, setup=behind, **SLOW) as training:
-        half = run_dir / "ckpt"
+    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
+    environ = gate.holds("hold-begun@3", "hold-begun@12")
+    with running(job, run_dir, setup=behind, **environ) as training:
         training.wait_until(
-            lambda: any(half.glob(".step-000003.*"))
-            and any(r["step"] > 3 for r in records(run_dir, "train"))
+            lambda: (
+                gate.is_reached()
+                and any(r["step"] > 3 for r in records(run_dir, "train"))
+            )
         )
+        assert checkpoints(run_dir) == []
+        gate.open()
         assert training.wait() == 0, training.log
     assert_same_run(run_dir, done)
     assert checkpoints(run_dir) == checkpoints(done)
@@ -61,26 +62,27 @@ def test_training_goes_on_during_a_write_and_ends_after_it(job, done, tmp_path):
 
 
 def test_a_kill_during_a_write_changes_nothing(job, done, tmp_path):
-    run_dir = tmp_path / "run"
-    with running(job, run_dir, setup=behind, **SLOW) as training:
-        half = run_dir / "ckpt"
-        training.wait_until(lambda: any(half.glob(".step-000006.*/state.pt")))
+    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
+    with running(job, run_dir, setup=behind, **gate.holds("hold-state@6")) as training:
+        training.wait_until(gate.is_reached)
         os.kill(training.pid, signal.SIGKILL)
         training.wait()
+    assert any((run_dir / "ckpt").glob(".step-000006.*/state.pt"))
     assert checkpoints(run_dir) == ["step-000003"]
     finish(job, run_dir, setup=behind)
     assert_same_run(run_dir, done)
 
 
 def test_a_signal_waits_for_its_checkpoint(job, done, tmp_path):
-    run_dir = tmp_path / "run"
-    with running(job, run_dir, setup=behind, **SLOW) as training:
-        training.wait_until(lambda: records(run_dir, "train") != [])
+    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
+    environ = gate.holds("hold@5") | {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.1"}
+    with running(job, run_dir, setup=behind, **environ) as training:
+        training.wait_until(gate.is_reached)
         os.kill(training.pid, signal.SIGTERM)
         assert training.wait() == 3
     found = status(run_dir)
-    assert found["status"] == "interrupted" and 0 < found["step"] < STEPS
-    assert checkpoints(run_dir)[-1] == f"step-{found['step']:06d}"
+    assert (found["status"], found["step"]) == ("interrupted", 5)
+    assert checkpoints(run_dir)[-1] == "step-000005"
     finish(job, run_dir, setup=behind)
     assert_same_run(run_dir, done)
 
@@ -105,7 +107,7 @@ def test_writes_are_done_in_order_and_errors_come_back() -> None:
     writer, done, go = Writer(behind=True), [], threading.Event()
 
     def slow() -> None:
-        go.wait(10)
+        go.wait(PATIENT)
         done.append("slow")
 
     def fails() -> None:

@@ -27,7 +27,6 @@ from gpt2.plan.jobs import Job
 from gpt2.run.runner import task_of
 from gpt2.train import checkpoint
 from gpt2.train.distributed import buckets
-from lib.atomic_files import read_jsonl
 from lib.jobs.outcomes import Outcome
 from lib.jobs.process import Attempt, Patience
 from tests.gpt2.tinydata import prepare_texts
@@ -44,6 +43,7 @@ from tests.gpt2.tinytraining import (
     train_here,
 )
 from tests.gpt2.train.rank_faults import plant
+from tests.scratch import PATIENT, Gate
 
 Losses = list[tuple[int, float]]
 PATIENCE = Patience(hang=0, dump=0.5, hung_end=1.0, stop=120)
@@ -78,9 +78,8 @@ class Ranked:
             time.sleep(0.05)
         return outcome
 
-    def wait_for_step(self, step: int) -> None:
-        path = self.run_dir / "metrics.jsonl"
-        while not any(r.get("step", 0) >= step for r in read_jsonl(path)):
+    def wait_for(self, gate: Gate) -> None:
+        while not gate.is_reached():
             assert self.attempt.poll() is None, self.log
             time.sleep(0.02)
 
@@ -173,18 +172,22 @@ class Forker:
     ) -> tuple[list[int], str]:
         """The exit statuses of both ranks, each of which calls ``setup`` first, and
         the log."""
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = str(free.getsockname()[1])
-        variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        self.pipe.send((job.to_json(), str(run_dir), {**variables, **environ}, setup))
-        assert self.pipe.poll(120), "it hangs"
-        codes = self.pipe.recv()
+        with socket.socket() as mine:
+            # Bound until they end, so that nothing else is given this port; rank 0 can
+            # listen there, as both allow it and this one does not listen.
+            mine.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            mine.bind(("127.0.0.1", 0))
+            port = str(mine.getsockname()[1])
+            rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            theirs = {"WORLD_SIZE": "2", **rendezvous, **environ}
+            self.pipe.send((job.to_json(), str(run_dir), theirs, setup))
+            assert self.pipe.poll(PATIENT), "it hangs"
+            codes = self.pipe.recv()
         return codes, Path(f"{run_dir}.log").read_text()
 
     def close(self) -> None:
         self.pipe.close()
-        self.process.join(60)
+        self.process.join()
 
 
 @pytest.fixture(scope="module")
@@ -222,18 +225,20 @@ def test_a_killed_rank_ends_the_job_and_the_next_resumes_exactly(
     last = checkpoint.finished(tmp_path / "whole" / checkpoint.FOLDER)[-1]
     one, other = checkpoint.load(last).state["rng"]
     assert not torch.equal(one["cpu"], other["cpu"])  # each its own dropout
-    slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.4"}
-    first = Ranked(job, tmp_path / "torn", **slow)
-    first.wait_for_step(4)
+    gate = Gate(tmp_path / "gate")
+    first = Ranked(job, tmp_path / "torn", **gate.holds("hold@5"))
+    first.wait_for(gate)
     pids = first.ranks()
     os.kill(pids[1], signal.SIGKILL)
+    gate.open()
     outcome = first.wait()
     assert (outcome.status, outcome.failure) == ("failed", "killed"), first.log
     assert "SIGKILL" in str(status(first.run_dir)["message"])
     assert is_gone(list(pids.values()))
 
-    second = Ranked(job, tmp_path / "torn", **slow)  # stopped, as by `make stop`
-    second.wait_for_step(8)
+    gate.close()  # then stopped, as by `make stop`
+    second = Ranked(job, tmp_path / "torn", **gate.holds("hold@9"))
+    second.wait_for(gate)
     pids = second.ranks()
     second.attempt.stop()
     assert second.wait().status == "interrupted", second.log

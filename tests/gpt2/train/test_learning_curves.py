@@ -229,7 +229,7 @@ def run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=400,
+        timeout=600,
     )
 
 
@@ -321,7 +321,7 @@ def two_ranks(folder: Path, job: Job, plant: str = "none") -> list[int]:
             )
             for rank in range(2)
         ]
-        return [rank.wait(timeout=400) for rank in ranks]
+        return [rank.wait() for rank in ranks]
 
 
 def log_of(folder: Path) -> str:

@@ -110,6 +110,6 @@ def test_a_recording_that_breaks_off_goes_on_unrecorded():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr

@@ -27,6 +27,7 @@ from tests.gpt2.tinytraining import (
     tiny_job,
     train,
 )
+from tests.scratch import Gate
 
 
 @pytest.mark.parametrize("update", [1, 3, 4, 6, 8, STEPS])
@@ -110,20 +111,21 @@ def test_metrics_that_were_emptied_are_missed(job, tmp_path):
     assert "the first at update 0" in left_out.reason
 
 
-def kill_when_written(job, run_dir, name):
-    """Kill it as soon as this file of a half-written checkpoint is there."""
-    folder = run_dir / "ckpt"
-    with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.1") as training:
-        training.wait_until(lambda: any(folder.glob(f".step-*.tmp/{name}")))
+def kill_when_written(job, run_dir, place, names):
+    """Kill it when these files of a half-written checkpoint are there."""
+    gate = Gate(run_dir.with_name(place))
+    with running(job, run_dir, **gate.holds(place)) as training:
+        training.wait_until(gate.is_reached)
         os.kill(training.pid, signal.SIGKILL)
         assert training.wait() == -signal.SIGKILL
-    assert list(folder.glob(".step-*.tmp"))
+    (half,) = (run_dir / "ckpt").glob(".step-*.tmp")
+    assert {path.name for path in half.iterdir()} == names
 
 
 def test_a_kill_while_a_checkpoint_is_written_changes_nothing(job, done, tmp_path):
-    run_dir = tmp_path / "run"
-    kill_when_written(job, run_dir, "model.safetensors")
-    kill_when_written(job, run_dir, "state.pt")
+    run_dir, names = tmp_path / "run", {"model.safetensors"}
+    kill_when_written(job, run_dir, "hold-weights@3", names)
+    kill_when_written(job, run_dir, "hold-state@3", names | {"state.pt"})
     finish(job, run_dir)
     assert not list((run_dir / "ckpt").glob(".*"))
     assert_same_run(run_dir, done)
@@ -142,31 +144,27 @@ def test_kills_at_random_moments_change_nothing(job, done, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_leaves_a_checkpoint_and_the_run_goes_on(job, done, tmp_path, number):
-    run_dir = tmp_path / "run"
-    with running(job, run_dir, KABLATE_TEST_CHECKPOINT_SECONDS="0.02") as training:
-        training.wait_until(lambda: records(run_dir, "train") != [])
+    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
+    with running(job, run_dir, **gate.holds("hold@5")) as training:
+        training.wait_until(gate.is_reached)
         os.kill(training.pid, number)
         assert training.wait() == 3
     found = status(run_dir)
     assert (found["status"], found["failure"]) == ("interrupted", None)
     assert number.name in found["message"]
-    assert 0 < found["step"] < STEPS
-    assert checkpoints(run_dir)[-1] == f"step-{found['step']:06d}"
+    assert found["step"] == 5
+    assert checkpoints(run_dir)[-1] == "step-000005"
     assert found["result"] is None
     finish(job, run_dir)
     assert_same_run(run_dir, done)
 
 
 def test_a_run_whose_parent_is_gone_ends_with_a_checkpoint(job, done, tmp_path):
-    run_dir = tmp_path / "run"
-    with subprocess.Popen(["sleep", "300"]) as parent:
-        with running(
-            job,
-            run_dir,
-            KABLATE_PARENT_PID=str(parent.pid),
-            KABLATE_TEST_CHECKPOINT_SECONDS="0.05",
-        ) as training:
-            training.wait_until(lambda: records(run_dir, "train") != [])
+    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
+    with subprocess.Popen(["sleep", "1000"]) as parent:
+        environ = {"KABLATE_PARENT_PID": str(parent.pid), **gate.holds("hold@5")}
+        with running(job, run_dir, **environ) as training:
+            training.wait_until(gate.is_reached)
             parent.kill()  # and not waited for: it stays a zombie
             assert training.wait() == 3
     assert f"pid {parent.pid}" in status(run_dir)["message"]

@@ -17,6 +17,7 @@ from lib.trackers import BACKENDS
 from tests.gpt2.helpers import make_config
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import Training, finish, records, running, tiny_job, train
+from tests.scratch import Gate
 from tests.tinymatrix import TINY, run_matrix, write_config
 from tests.wandb_files import from_wandb
 
@@ -148,9 +149,10 @@ def of_each(root):
 @needs("tensorboard")
 def test_trackio_and_tensorboard_have_what_the_metrics_have(data_dir, tmp_path):
     job = tiny_job(data_dir, with_trackio=True, with_tensorboard=True)
-    run_dir = tmp_path / "run"
-    with running(job, run_dir, **places(tmp_path)) as training:
-        training.wait_until(lambda: len(records(run_dir, "train")) >= 2)
+    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
+    environ = places(tmp_path) | gate.holds("hold@6")
+    with running(job, run_dir, **environ) as training:
+        training.wait_until(gate.is_reached)
         os.kill(training.pid, 15)
         assert training.wait() == 3, training.log
     finish(job, run_dir, **places(tmp_path))
@@ -223,7 +225,7 @@ def test_a_database_locked_in_mid_run_changes_nothing(data_dir, tmp_path):
     with running(tracked, run_dir, **places(tmp_path)) as training:
         training.wait_until(lambda: any((tmp_path / "trackio").glob("*.db")))
         (path,) = (tmp_path / "trackio").glob("*.db")
-        with sqlite3.connect(path, isolation_level=None, timeout=60) as database:
+        with sqlite3.connect(path, isolation_level=None, timeout=600) as database:
             database.execute("begin exclusive")
             assert training.wait() == 0, training.log
     assert records(run_dir) == records(tmp_path / "plain")

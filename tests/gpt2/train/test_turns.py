@@ -20,6 +20,7 @@ from tests.gpt2.tinytraining import (
     status,
     tiny_job,
 )
+from tests.scratch import Gate
 
 
 @pytest.fixture(scope="module")
@@ -33,19 +34,24 @@ def phases(run_dir: Path) -> list[str]:
 
 def test_no_update_is_made_while_the_device_is_lent(data_dir, tmp_path) -> None:
     """And the result is the same, bit for bit."""
-    job = tiny_job(data_dir, max_iters=200, checkpoint_interval=1000)
+    job = tiny_job(data_dir, max_iters=40, checkpoint_interval=1000)
     run_dir, path = tmp_path / "lends", turn_path(tmp_path, 0)
-    with running(job, run_dir, **{TURN: path}) as training:
-        training.wait_until(lambda: "first_update" in phases(run_dir))
-        with Turn(path).alone(lambda: None):
+    gate = Gate(tmp_path / "gate")
+    environ = {TURN: path, **gate.holds("hold@11", "hold@30")}
+    with running(job, run_dir, **environ) as training:
+        training.wait_until(gate.is_reached)
+        assert statement(run_dir)[1] == LEAST
+        with Turn(path).alone(gate.open):
+            gate.close()
             before = (run_dir / "metrics.jsonl").read_bytes()
-            time.sleep(0.5)  # for a hundred updates
+            time.sleep(0.5)  # for all updates that are left
             assert (run_dir / "metrics.jsonl").read_bytes() == before
             assert statement(run_dir)[1] == 0.0, "it would count as hung"
-        training.wait_until(lambda: statement(run_dir)[1] == LEAST)
-        assert len(records(run_dir, "train")) < 100, "it was over before"
+        training.wait_until(gate.is_reached)
+        assert statement(run_dir)[1] == LEAST
+        gate.open()
         assert training.wait() == 0, training.log
-    assert statement(run_dir)[0] > 200 and statement(run_dir)[1] == 0.0
+    assert statement(run_dir)[0] > 40 and statement(run_dir)[1] == 0.0
     finish(job, tmp_path / "alone")
     assert_same_run(run_dir, tmp_path / "alone")
 

@@ -1,7 +1,6 @@
 """GPU readings and their monitor: recorded outputs of nvml and amdsmi, fake sysfs."""
 
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,6 +10,7 @@ from lib.atomic_files import read_jsonl
 from lib.gpu import monitor
 from lib.gpu.monitor import Monitor
 from lib.gpu.sources import AmdSmi, NoSource, Nvml, Sysfs, open_source, pci_address
+from tests.scratch import until
 
 ROOT = Path(__file__).resolve().parents[3]
 
@@ -188,13 +188,6 @@ def test_addresses_of_any_spelling() -> None:
         pci_address("GPU-0")
 
 
-def wait_for(holds) -> None:
-    limit = time.monotonic() + 20
-    while not holds():
-        assert time.monotonic() < limit
-        time.sleep(0.005)
-
-
 def test_monitor_writes_while_it_runs_and_goes_on_after_a_restart(tmp_path) -> None:
     card(tmp_path, 0, "0000:c3:00.0", **W7900)
     path = tmp_path / "gpu.jsonl"
@@ -202,7 +195,7 @@ def test_monitor_writes_while_it_runs_and_goes_on_after_a_restart(tmp_path) -> N
     for _ in range(2):
         before = len(read_jsonl(path))
         with Monitor(Sysfs(None, tmp_path), path, said.append, interval=0.01):
-            wait_for(lambda: len(read_jsonl(path)) >= before + 3)  # noqa: B023
+            until(lambda: len(read_jsonl(path)) >= before + 3)  # noqa: B023
     records = read_jsonl(path)
     seconds = [record["seconds"] for record in records]
     assert seconds == sorted(seconds) and len(records) >= 6 and not said
@@ -216,7 +209,7 @@ def test_short_runs_have_a_record_at_each_end(tmp_path: Path) -> None:
     card(tmp_path, 0, "0000:c3:00.0", **W7900)
     path = tmp_path / "gpu.jsonl"
     with Monitor(Sysfs(None, tmp_path), path, print, interval=60):
-        wait_for(path.exists)
+        until(path.exists)
     assert len(read_jsonl(path)) == 2
 
 
@@ -226,7 +219,7 @@ def test_a_card_that_goes_away_is_said_once(tmp_path: Path) -> None:
     said: list[str] = []
     device.rename(tmp_path / "elsewhere")
     with Monitor(source, tmp_path / "gpu.jsonl", said.append, interval=0.001):
-        wait_for(lambda: said)
+        until(lambda: said)
     assert len(said) == 1 and "watched no more" in said[0]
 
 
@@ -235,7 +228,7 @@ def test_a_full_disk_or_missing_folder_fails_nothing(tmp_path: Path) -> None:
     path = tmp_path / "no" / "gpu.jsonl"
     said: list[str] = []
     with Monitor(Sysfs(None, tmp_path), path, said.append, interval=0.001):
-        wait_for(lambda: said)
+        until(lambda: said)
 
 
 def record(seconds: float, *powers: float | None) -> dict:

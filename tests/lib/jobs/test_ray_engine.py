@@ -55,7 +55,7 @@ class Sent:
         self.process.stdin = None
 
     def outcome(self) -> Outcome:
-        said, _ = self.process.communicate(timeout=60)
+        said, _ = self.process.communicate()
         assert self.process.returncode == 0
         return read_outcome(said)
 

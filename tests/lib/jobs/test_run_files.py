@@ -12,6 +12,7 @@ import pytest
 from lib import atomic_files
 from lib.jobs import run_files
 from tests.lib.processes import end, first_line, start
+from tests.scratch import PATIENT
 
 # ---- locks ----------------------------------------------------------------------
 
@@ -50,7 +51,7 @@ def test_a_waiting_lock_gets_it_when_the_holder_goes(tmp_path: Path) -> None:
     waiter = start(
         "import sys; from lib.jobs.run_files import lock\n"
         "print('waiting', flush=True)\n"
-        "with lock(sys.argv[1], timeout=60): print('mine', flush=True)",
+        "with lock(sys.argv[1], timeout=600): print('mine', flush=True)",
         path,
     )
     assert first_line(waiter) == "waiting"
@@ -71,7 +72,7 @@ def test_looking_at_a_lock_does_not_make_a_starter_fail(tmp_path: Path) -> None:
     )
     assert first_line(watcher) == "on"
     for _ in range(20):
-        with run_files.lock(path, timeout=20):
+        with run_files.lock(path, timeout=PATIENT):
             pass
     assert not any(run_files.is_locked(path) for _ in range(5000))
     end(watcher)

@@ -414,7 +414,7 @@ def test_the_first_signal_lets_the_task_write_its_checkpoint(
     process = runner(tmp_path, steps=100_000, sleep=0.02, saving=0.3)
     process.send_signal(number)
     process.send_signal(number)  # a double of the first, as `timeout` sends it
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode == 3 and "checkpoints of a" in said
     assert status_of(tmp_path, "a") == ("interrupted", None, 1)
     checkpoint = atomic_files.read_json(tmp_path / "a" / "ckpt.json")["step"]
@@ -434,7 +434,7 @@ def test_the_second_signal_kills(tmp_path: Path) -> None:
     time.sleep(1.5)
     assert process.poll() is None
     process.send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode == 3 and "killing what still runs" in said
     assert status_of(tmp_path, "a")[0] == "interrupted"
     assert not run_files.is_locked(run_files.run_lock(tmp_path / "a"))
@@ -443,7 +443,7 @@ def test_the_second_signal_kills(tmp_path: Path) -> None:
 def test_a_stop_file_stops_it(tmp_path: Path) -> None:
     process = runner(tmp_path, steps=100_000, sleep=0.02)
     (tmp_path / "stop").touch()
-    said, _ = process.communicate(timeout=60)
+    said, _ = process.communicate()
     assert process.returncode == 3 and "asked to stop" in said
     assert status_of(tmp_path, "a")[0] == "interrupted"
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from lib.jobs.turn import GATE, SHARE, TURN, Turn, turn_path
+from tests.scratch import PATIENT
 
 FORK = multiprocessing.get_context("fork")
 
@@ -59,7 +60,7 @@ def ask(line: Connection, word: str) -> None:
 
 
 def answered(line: Connection) -> object:
-    assert line.poll(20), "no answer"
+    assert line.poll(PATIENT), "no answer"
     return line.recv()
 
 
