@@ -38,7 +38,13 @@ from gpt2.settings.config_files import (
     strict,
     write_config,
 )
-from gpt2.settings.configuration import ROOT, note_environment
+from gpt2.settings.configuration import (
+    DEFCONFIGS,
+    ROOT,
+    note_environment,
+    preset,
+    preset_names,
+)
 from gpt2.settings.parse import settings_from
 from gpt2.settings.rerun_commands import show_next
 from gpt2.settings.schema import SYMBOL_OF
@@ -48,10 +54,8 @@ from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import COMMAND_LINE, leading_comments, split_overrides
 from lib.output import exit_code
-from lib.suggestions import hint
 from lib.terminal import PAGE, aligned, paragraph
 
-DEFCONFIGS = ROOT / "defconfigs"
 PRESET_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 HARDWARE = re.compile(r"Hardware: (.+?)\. Time: (.+?)[.;]?(?:;.*)?")
 EDITOR = ROOT / "lib/kconfig/editor.py"
@@ -83,22 +87,6 @@ def next_commands(config: Config) -> str:
     with suppress(DataError, OSError):  # unfit data: make dry-run explains it
         missing = check_if_prepared(settings_from(config))
     return f"Next: {'make data, ' * bool(missing)}make dry-run, then make"
-
-
-def preset(name: str) -> Path:
-    """The file of a preset; ConfigError, with the nearest, if there is none."""
-    known = preset_names()
-    if name not in known:
-        near = hint(name, known)
-        raise ConfigError(
-            f"there is no preset {name!r}{near} (make list-defconfigs shows all)"
-        )
-    return DEFCONFIGS / name
-
-
-def preset_names() -> list[str]:
-    found = DEFCONFIGS.glob("*") if DEFCONFIGS.is_dir() else ()
-    return sorted(f.name for f in found if f.is_file() and not f.name.startswith("."))
 
 
 def list_defconfigs() -> None:

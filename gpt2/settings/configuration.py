@@ -84,10 +84,22 @@ def load_preset(name: str, overrides: str = "") -> Config:
 
     Raises ConfigError, with the nearest name if there is no such preset.
     """
-    known = [path.name for path in DEFCONFIGS.glob("[!._]*") if path.is_file()]
+    return strict_kconfig().load([preset(name)], split_overrides(overrides))
+
+
+def preset(name: str) -> Path:
+    """The file of a preset; ConfigError, with the nearest name, if there is none."""
+    known = preset_names()
     if name not in known:
-        raise ConfigError(f"there is no preset {name!r}{hint(name, known)}")
-    return strict_kconfig().load([DEFCONFIGS / name], split_overrides(overrides))
+        raise ConfigError(
+            f"there is no preset {name!r}{hint(name, known)} (`make list-defconfigs` "
+            "shows all)"
+        )
+    return DEFCONFIGS / name
+
+
+def preset_names() -> list[str]:
+    return sorted(path.name for path in DEFCONFIGS.glob("[!._]*") if path.is_file())
 
 
 def results_of(path: str | Path) -> Path | None:
