@@ -13,9 +13,10 @@ if __name__ == "__main__":
 import argparse
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from gpt2.data.token_files import (
     check_if_prepared,
@@ -31,6 +32,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, plan_json, plan_listing, runner, verification
 from gpt2.run import results_dir as folder
 from gpt2.run.conflicts import refusal
+from gpt2.run.formula_comparison import FormulaComparison, comparison_table
 from gpt2.run.last_call import last_call
 from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
 from gpt2.run.placement import describe_plan, price_of_gpus, scheduler_options
@@ -43,7 +45,7 @@ from lib import atomic_files
 from lib.bytecode import keep_bytecode
 from lib.gpu.compile_cache import bytecode_folder
 from lib.jobs import run_files
-from lib.jobs.scheduler import View
+from lib.jobs.scheduler import Options, View
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.kconfig.config_py import Config
 from lib.on_done import on_done_command, run_on_done
@@ -292,50 +294,59 @@ def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:
 
 
 def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
+    """Run, probe or compare the jobs, as asked; the exit code."""
     from lib.jobs.live_table import make_view
 
     check_data(plan)
     require_gpu(plan)
     asked = scheduler_options(plan.base.resources, plan.output_dir)
     files = copies(config)
-    with make_view() as view:
-        if given.as_trained:
-            compared = runner.compare_as_trained(plan, files, asked, view)
-        elif given.estimate:
-            found = runner.make_estimate(plan, files, asked, view)
-        else:
-            run_plan = partial(
-                runner.run,
-                copies=files,
-                options=asked,
-                view=view,
-                prove=None if given.skip_verify else partial(prove, given),
-            )
-            plan, code = run_and_extend(given, config, plan, view, run_plan)
     if given.as_trained:
-        answer(cells=[one.to_json() for one in compared])
-        print(runner.comparison_table(compared), end="")
-        if not all(c.passed for c in compared):
-            return EXIT_FAILED
-        show_next(matrix_command())
-        return EXIT_OK
-    if given.estimate and not found:
+        with make_view() as view:
+            compared = runner.compare_as_trained(plan, files, asked, view)
+        return show_comparison(compared)
+    if given.estimate:
+        with make_view() as view:
+            found = runner.make_estimate(plan, files, asked, view)
+        return show_estimate(plan, found, asked)
+    with make_view() as view:
+        run_plan = partial(
+            runner.run,
+            copies=files,
+            options=asked,
+            view=view,
+            prove=None if given.skip_verify else partial(prove, given),
+        )
+        plan, code = run_and_extend(given, config, plan, view, run_plan)
+    conclude(plan, config, code, table=not given.no_table)
+    return code
+
+
+def show_comparison(compared: Sequence[FormulaComparison]) -> int:
+    answer(cells=[one.to_json() for one in compared])
+    print(comparison_table(compared), end="")
+    if not all(c.passed for c in compared):
+        return EXIT_FAILED
+    show_next(matrix_command())
+    return EXIT_OK
+
+
+def show_estimate(plan: Plan, found: Mapping[str, Any], asked: Options) -> int:
+    """Print an estimate with its price; {}: it was stopped."""
+    if not found:
         answer(error="stopped before every cell was probed")
         print("stopped before every cell was probed; the estimate is unchanged")
         print(f"to start over: {matrix_command('estimate')}", file=sys.stderr)
         return EXIT_INTERRUPTED
-    if given.estimate:
-        answer(estimate=found)
-        print(estimate.render(found), end="")
-        if not found["seconds"]:
-            return EXIT_FAILED
-        price = plan.base.matrix.price_per_gpu_hour
-        if cost := price_of_gpus(asked, found["seconds"], price):
-            print(f"about {cost}")
-        show_next(matrix_command())
-        return EXIT_OK
-    conclude(plan, config, code, table=not given.no_table)
-    return code
+    answer(estimate=found)
+    print(estimate.render(found), end="")
+    if not found["seconds"]:
+        return EXIT_FAILED
+    price = plan.base.matrix.price_per_gpu_hour
+    if cost := price_of_gpus(asked, found["seconds"], price):
+        print(f"about {cost}")
+    show_next(matrix_command())
+    return EXIT_OK
 
 
 def run_and_extend(
