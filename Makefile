@@ -6,49 +6,36 @@
 .SUFFIXES:
 MAKEFLAGS += --no-print-directory --no-builtin-rules
 
-SAMPLE_OPTIONS := PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT
-EXPORT_OPTIONS := FORMAT OUT
-EVAL_OPTIONS := TEXT CHOICES TASKS ITEMS
-BENCH_OPTIONS := PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE
-SPEED_OPTIONS := BATCHES PROMPT_TOKENS NEW_TOKENS CONTEXTS PEERS REPEATS
-# Variables of this file; all others on the command line are settings.
-OWN := PYTHON EXTRAS NAME SYMBOL RESULTS ONLY SKIP_VERIFY PYTEST_ARGS A B DELTA POWER \
-	ARMS SD MARGIN LOOKS FAMILY SBATCH RUN WINDOWS FORCE REPO ON_DONE RUNS JSON \
-	$(SAMPLE_OPTIONS) $(EXPORT_OPTIONS) $(EVAL_OPTIONS) $(BENCH_OPTIONS) $(SPEED_OPTIONS)
-# The targets that read each; all read PYTHON and EXTRAS.
+# Variables of this file, with the targets that take them; all take PYTHON and EXTRAS. All
+# others on the command line are settings.
+OWN := PYTHON EXTRAS
+takes = $(foreach v,$2,$(eval OWN += $v)$(eval READ_$v += $1)$(foreach \
+	t,$1,$(eval TAKES_$t += $v)))
 OF_MATRIX := all quickstart run continue rerun dry-run estimate as-trained budget status stop
-READ_NAME := savedefconfig
-READ_SYMBOL := explain
-READ_RESULTS := report audit plan sample export push bundle eval attention \
-	inference-bench
-READ_RUN := audit sample export push attention
-READ_REPO := push
-READ_FORMAT := export push
-READ_OUT := export push bundle eval report bench inference-bench
-READ_RUNS := eval inference-bench
-$(foreach v,$(SAMPLE_OPTIONS),$(eval READ_$v := sample))
-$(foreach v,$(BENCH_OPTIONS),$(eval READ_$v := bench))
-$(foreach v,$(EVAL_OPTIONS),$(eval READ_$v := eval))
-$(foreach v,$(SPEED_OPTIONS),$(eval READ_$v += inference-bench))
-READ_WINDOWS := audit attention
-READ_ONLY := $(OF_MATRIX) sbatch
-READ_ON_DONE := all quickstart run continue rerun
-READ_SKIP_VERIFY := $(OF_MATRIX) sbatch
-READ_PYTEST_ARGS := test
-READ_A := compare
-READ_B := compare
-READ_DELTA := plan
-READ_POWER := plan
-READ_ARMS := plan
-READ_SD := plan
-READ_MARGIN := quickstart report compare plan
-READ_LOOKS := report compare plan
-READ_FAMILY := report plan
-READ_SBATCH := sbatch
-READ_FORCE := data
-READ_JSON := $(filter-out quickstart,$(OF_MATRIX)) verify plan report compare audit eval \
+$(call takes,$(OF_MATRIX) sbatch,ONLY SKIP_VERIFY)
+$(call takes,all quickstart run continue rerun,ON_DONE)
+$(call takes,quickstart,MARGIN)
+$(call takes,sbatch,SBATCH)
+$(call takes,report,RESULTS OUT MARGIN LOOKS FAMILY)
+$(call takes,audit,RESULTS RUN WINDOWS)
+$(call takes,compare,A B MARGIN LOOKS)
+$(call takes,sample,RESULTS RUN PROMPT TEMPERATURE TOP_K TOP_P SEED STOP COUNT)
+$(call takes,eval,RESULTS RUNS OUT TEXT CHOICES TASKS ITEMS)
+$(call takes,attention,RESULTS RUN WINDOWS)
+$(call takes,inference-bench,RESULTS RUNS OUT BATCHES PROMPT_TOKENS NEW_TOKENS CONTEXTS \
+	PEERS REPEATS)
+$(call takes,export push,RESULTS RUN FORMAT OUT)
+$(call takes,push,REPO)
+$(call takes,bundle,RESULTS OUT)
+$(call takes,plan,RESULTS DELTA POWER ARMS SD MARGIN LOOKS FAMILY)
+$(call takes,data,FORCE)
+$(call takes,savedefconfig,NAME)
+$(call takes,explain,SYMBOL)
+$(call takes,test,PYTEST_ARGS)
+$(call takes,bench,OUT PARTS PEERS NANOGPT MICRO_BATCHES REPEATS AT_ONCE)
+$(call takes,$(filter-out quickstart,$(OF_MATRIX)) verify plan report compare audit eval \
 	sample attention export push bundle explain list-defconfigs overfit data bench \
-	inference-bench
+	inference-bench,JSON)
 VARIABLES = $(sort $(foreach v,$(OWN),$(if $(filter $(READ_$v),$(GOALS)),$v)))
 # The targets that accept settings.
 TAKE_SETTINGS := all quickstart defconfig-% explain dry-run run continue rerun budget \
@@ -77,6 +64,8 @@ arg = $(call inline,$(call text,$1))
 typed = $(foreach v,$1,$(call quote,$v=$(call text,$v)))
 option = $(if $(filter $1,$(GIVEN)),$(if $(value $1),--$(shell \
 	echo $1 | tr A-Z a-z)=$(arg)))
+# Options for the variables of the target of a recipe, but for those in $1.
+options = $(foreach v,$(filter-out JSON RUN RUNS REPO $1,$(TAKES_$@)),$(call option,$v))
 WITH := $(if $(SETTINGS),--overrides "$$KABLATE_SETTINGS")
 GOALS := $(or $(MAKECMDGOALS),all)
 # Each part of quickstart is called with all of its variables.
@@ -126,8 +115,11 @@ switch = $(if $(filter $1,$(GIVEN)),$(if $(filter-out 0 1 n y,$(value $1)),$(err
 AS_JSON = $(call switch,JSON)
 # Standard output is for the answer alone.
 APART = $(if $(AS_JSON),>&2)
+# A command about runs that exist.
+of_runs = $(PY) $1 --config config.py $(AS_JSON) $(WITH) $(options)
 MATRIX = $(PY) scripts/run_test_matrix.py --config config.py $(WITH) $(SKIP) $(AS_JSON) \
 	$(call option,ONLY)
+CONFIGURED := $(if $(wildcard .config),config.py)
 PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 
 .PHONY: FORCE $(PRESETS) $(shell sed -n 's/^\([a-z-]*\):.*\#\#.*/\1/p' Makefile)
@@ -148,64 +140,51 @@ status: config.py | setup ## progress of every run, also while they run
 stop: config.py | setup ## write checkpoints and stop the runs
 	$(MATRIX) --stop
 sbatch: config.py | setup ## print missing runs as a Slurm array (SBATCH='--partition=a')
-	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) $(foreach \
-		o,ONLY SBATCH,$(call option,$o))
+	$(PY) scripts/print_sbatch.py --config config.py $(WITH) $(SKIP) \
+		$(call options,SKIP_VERIFY)
 report: $(if $(REPORTED),,config.py) | setup ## tables, plots, verdicts (RESULTS=folder or zip; a,b merges)
-	$(PY) scripts/report.py --config config.py $(AS_JSON) $(foreach \
-		o,MARGIN LOOKS FAMILY OUT,$(call option,$o)) \
+	$(PY) scripts/report.py --config config.py $(AS_JSON) $(call options,RESULTS) \
 		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
-audit: $(if $(wildcard .config),config.py) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
-	$(PY) scripts/audit.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
+audit: $(CONFIGURED) | setup ## recompute the results of runs (RUN=folder or step, RESULTS=)
+	$(call of_runs,scripts/audit.py) -- $(call arg,RUN)
 track: config.py | setup ## open the dashboard of the tracker (TRACKER=trackio)
 	$(PY) scripts/track.py --config config.py $(WITH)
-compare: $(if $(wildcard .config),config.py) | setup ## compare two runs or matrices (A=, B=: folder or step)
-	$(PY) scripts/compare.py --config config.py $(AS_JSON) $(call option,MARGIN) $(call option,LOOKS) \
+compare: $(CONFIGURED) | setup ## compare two runs or matrices (A=, B=: folder or step)
+	$(PY) scripts/compare.py --config config.py $(AS_JSON) $(call options,A B) \
 		-- $(call arg,A) $(call arg,B)
 
 ##@ Use what was trained
-sample: $(if $(wildcard .config),config.py) | setup ## continue PROMPT with models (RUN=0,5 TEMPERATURE=1 COUNT=100)
-	$(PY) scripts/sample.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS $(SAMPLE_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
-
-eval: $(if $(wildcard .config),config.py) | setup ## compare models on TEXT, CHOICES, TASKS, repetition (RUNS=0,5)
-	$(PY) scripts/eval.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS OUT $(EVAL_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
-attention: $(if $(wildcard .config),config.py) | setup ## entropy and reciprocity of each head (RUN=0,5 WINDOWS=32)
-	$(PY) scripts/attention.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS WINDOWS,$(call option,$o)) -- $(call arg,RUN)
-
-inference-bench: $(if $(wildcard .config),config.py) | setup ## speed and memory of generation (RUNS=0,5 BATCHES=1,32)
-	$(PY) scripts/inference_bench.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS OUT $(SPEED_OPTIONS),$(call option,$o)) -- $(call arg,RUNS)
-
-export: $(if $(wildcard .config),config.py) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
-	$(PY) scripts/export.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) -- $(call arg,RUN)
-push: $(if $(wildcard .config),config.py) | setup ## export and upload to the hub (RUN=5:1337, REPO=user/name)
-	$(PY) scripts/export.py --config config.py $(AS_JSON) $(WITH) $(foreach \
-		o,RESULTS $(EXPORT_OPTIONS),$(call option,$o)) --repo=$(call arg,REPO) -- $(call arg,RUN)
-
+sample: $(CONFIGURED) | setup ## continue PROMPT with models (RUN=0,5 TEMPERATURE=1 COUNT=100)
+	$(call of_runs,scripts/sample.py) -- $(call arg,RUN)
+eval: $(CONFIGURED) | setup ## compare models on TEXT, CHOICES, TASKS, repetition (RUNS=0,5)
+	$(call of_runs,scripts/eval.py) -- $(call arg,RUNS)
+attention: $(CONFIGURED) | setup ## entropy and reciprocity of each head (RUN=0,5 WINDOWS=32)
+	$(call of_runs,scripts/attention.py) -- $(call arg,RUN)
+inference-bench: $(CONFIGURED) | setup ## speed and memory of generation (RUNS=0,5 BATCHES=1,32)
+	$(call of_runs,scripts/inference_bench.py) -- $(call arg,RUNS)
+export: $(CONFIGURED) | setup ## a model as a folder for transformers (RUN=5:1337, OUT=folder)
+	$(call of_runs,scripts/export.py) -- $(call arg,RUN)
+push: $(CONFIGURED) | setup ## export and upload to the hub (RUN=5:1337, REPO=user/name)
+	$(call of_runs,scripts/export.py) --repo=$(call arg,REPO) -- $(call arg,RUN)
 bundle: $(if $(REPORTED),,config.py) | setup ## report and records as one zip (RESULTS=folder, OUT=file)
-	$(PY) scripts/bundle.py --config config.py $(AS_JSON) $(call option,OUT) $(if \
-		$(REPORTED),-- $(call arg,$(REPORTED)))
+	$(PY) scripts/bundle.py --config config.py $(AS_JSON) $(call options,RESULTS) \
+		$(if $(REPORTED),-- $(call arg,$(REPORTED)))
 
 ##@ Look before you run
 dry-run: config.py | setup ## list every job and its settings, verify each step
 	$(MATRIX) --dry-run
-plan: $(if $(wildcard .config),config.py) | setup ## seeds needed to detect DELTA=0.003 (POWER, ARMS, SD, RESULTS)
-	$(PY) scripts/plan_seeds.py --config config.py $(AS_JSON) $(foreach \
-		o,DELTA POWER ARMS SD MARGIN LOOKS FAMILY,$(call option,$o)) $(if \
-		$(REPORTED),--results=$(call arg,$(REPORTED)))
+plan: $(CONFIGURED) | setup ## seeds needed to detect DELTA=0.003 (POWER, ARMS, SD, RESULTS)
+	$(PY) scripts/plan_seeds.py --config config.py $(AS_JSON) $(call options,RESULTS) \
+		$(if $(REPORTED),--results=$(call arg,$(REPORTED)))
 estimate: config.py | setup ## time a few updates of each arm: hours, memory, disk
 	$(MATRIX) --estimate
 as-trained: config.py | setup ## compare each step's gradients, as trained, with the formulas
 	$(MATRIX) --as-trained
 budget: config.py | setup ## parameters, FLOPs, KV cache and GPU memory of each step
 	$(MATRIX) --budget
-verify: $(if $(wildcard .config),config.py) | setup ## verify every step of the registry
+verify: $(CONFIGURED) | setup ## verify every step of the registry
 	$(PY) scripts/verify.py --config config.py $(AS_JSON) $(WITH)
-overfit: $(if $(wildcard .config),config.py) | setup ## overfit one batch with every step (STEPS=0,5)
+overfit: $(CONFIGURED) | setup ## overfit one batch with every step (STEPS=0,5)
 	$(PY) scripts/overfit.py --config config.py $(AS_JSON) $(WITH)
 data: config.py | setup ## prepare the configured text (FORCE=1: prepare it again)
 	$(PY) scripts/prepare_data.py --config config.py $(WITH) $(AS_JSON) $(call switch,FORCE)
@@ -239,8 +218,7 @@ test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
 bench: | setup ## measure speed into bench_results/ (PARTS=gpu,matrix STEPS=0)
-	$(PY) scripts/bench.py $(AS_JSON) $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(foreach \
-		o,OUT $(BENCH_OPTIONS),$(call option,$o))
+	$(PY) scripts/bench.py $(AS_JSON) $(if $(SETTINGS),--settings "$$KABLATE_SETTINGS") $(options)
 docs: | setup ## build the documentation as a site in site/ (EXTRAS=docs)
 	$(PY) scripts/build_docs.py
 check: | setup ## check formatting, style, types, and run the fast tests
