@@ -333,7 +333,7 @@ def test_exports_and_bundles_take_what_they_are_given(tree: Path) -> None:
         said = refused(tree, *words, "RUN=5", "RESULTS=empty")
         assert "RUN='5' is neither a folder nor a run of empty" in said
     assert "REPO='' must be an account" in refused(tree, "push", "RUN=5")
-    said = refused(tree, "eval", "RUNS=5", "RESULTS=empty", "TEXT=x", "ITEMS=3")
+    said = refused(tree, "eval", "RUNS=5", "RESULTS=empty", "TEXT=Makefile", "ITEMS=3")
     assert "RUNS='5' is neither a folder" in said
     said = refused(tree, "bundle", "RESULTS=empty")
     assert "no runs in empty" in said
