@@ -76,9 +76,9 @@ def axes_of(config: Config) -> tuple[Axis, ...]:
     if not (words or rates):
         return ()
     kconfig = strict_kconfig()
-    with _refusing(config, RATE_SYMBOL):
+    with refusing(config, RATE_SYMBOL):
         last = (_rates(rates, kconfig),) if rates else ()
-    with _refusing(config, SYMBOL):
+    with refusing(config, SYMBOL):
         axes = (*(_axis(word, kconfig) for word in words), *last)
         fields = [axis.field for axis in axes]
         if double := {axis.symbol for axis in axes if fields.count(axis.field) > 1}:
@@ -98,7 +98,7 @@ def require_few(axes: Iterable[Axis]) -> None:
 
 
 @contextmanager
-def _refusing(config: Config, symbol: str) -> Iterator[None]:
+def refusing(config: Config, symbol: str) -> Iterator[None]:
     """Add a symbol and its origin to a ValueError about its value."""
     try:
         yield
@@ -201,7 +201,7 @@ def config_at(config: Config, axes: Sequence[Axis], point: Point) -> Config:
         why = str(error).replace(f"{COMMAND_LINE}: ", "")
         tried = (a.source for a in axes if a.field in point and not a.sets)
         source = next(tried, SYMBOL)  # a size is possible by itself
-        with _refusing(config, source):
+        with refusing(config, source):
             raise ValueError(why) from error
 
 

@@ -20,6 +20,7 @@ from gpt2.plan.axes import (
     axes_of,
     config_at,
     label,
+    refusing,
     set_by,
     with_rates,
 )
@@ -99,11 +100,8 @@ def steps_from(config: Config) -> tuple[Settings, Registry]:
     registry that has them. Raises ValueError."""
     settings = settings_from(config)
     registry = registry_of(config, settings)
-    try:
+    with refusing(config, SYMBOL_OF["steps"]):
         steps = registry.ids(settings.matrix.steps)
-    except ValueError as error:
-        symbol = SYMBOL_OF["steps"]
-        raise ValueError(f"{config.origin(symbol)}: CONFIG_{symbol}: {error}") from None
     return settings.replace(steps=steps), registry
 
 

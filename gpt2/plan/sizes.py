@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2.mechanisms import enabled
-from gpt2.plan.axes import Axis, require_few
+from gpt2.plan.axes import Axis, refusing, require_few
 from gpt2.plan.budget import budget
 from gpt2.settings.configuration import override, strict_kconfig
 from gpt2.settings.schema import SYMBOL_OF
@@ -50,12 +50,9 @@ def size_axis(config: Config) -> tuple[Axis, ...]:
     text = str(config.values.get(SYMBOL, "")).strip()
     if not text:
         return ()
-    try:
+    with refusing(config, SYMBOL):
         _require_derived(config)
         return (_axis([name.strip() for name in text.split(",")], config),)
-    except ValueError as error:
-        where = config.origin(SYMBOL)
-        raise ValueError(f"{where}: CONFIG_{SYMBOL}: {error}") from error
 
 
 def _axis(names: list[str], config: Config) -> Axis:
