@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,12 +23,14 @@ from gpt2.plan.planning import make_plan, registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.rerun_commands import show_next
 from lib.atomic_files import atomic_write_json
+from lib.forked import Begin, forked
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import split_overrides
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
+from lib.provenance import usable_cores
 from lib.terminal import paragraph
 
 if TYPE_CHECKING:
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
+MOST_PROCESSES = 8
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -98,12 +102,15 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
 
     cache = None if given.fresh else CACHE
     print(f"{table.MARKS}; docs/reading.md explains it")
-    found = (proof for plan in plans for proof in certify_steps.prove(plan, cache))
-    proofs = print_table("step", certify_steps.COLUMNS, found)
-    pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
-    print("", *map(paragraph, pairing.lines(pairings)), sep="\n", flush=True)
-    proofs = pairing.with_pairing(proofs, pairings)
-    by_kind = prove_training(plans, cache, given.at_hand)
+    # The other half of the cores may prepare the first runs.
+    with forked(min(MOST_PROCESSES, usable_cores() // 2)) as begin:
+        proven = (certify_steps.prove(plan, cache, begin) for plan in plans)
+        found = chain.from_iterable(proven)
+        proofs = print_table("step", certify_steps.COLUMNS, found)
+        pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
+        print("", *map(paragraph, pairing.lines(pairings)), sep="\n", flush=True)
+        proofs = pairing.with_pairing(proofs, pairings)
+        by_kind = prove_training(plans, cache, given.at_hand, begin)
     trained = [proof for proofs_of in by_kind.values() for proof in proofs_of]
     failed = [proof for proof in (*proofs, *trained) if not proof.ok]
     for proof in failed:
@@ -127,7 +134,7 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
 
 
 def prove_training(
-    plans: list[Plan], cache: Path | None, only: bool
+    plans: list[Plan], cache: Path | None, only: bool, begin: Begin
 ) -> dict[str, list[Proof]]:
     """Proofs by kind of all optimizers and pruning methods, or of the plans' only."""
     from gpt2.verify import certify_training as training
@@ -136,7 +143,9 @@ def prove_training(
     proofs = {}
     for kind, columns in training.KINDS.items():
         if mine := [subject for subject in subjects if subject.kind == kind]:
-            proofs[kind] = print_table(kind, columns, training.prove(mine, cache))
+            proofs[kind] = print_table(
+                kind, columns, training.prove(mine, cache, begin)
+            )
     return proofs
 
 

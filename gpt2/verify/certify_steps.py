@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -23,6 +23,7 @@ from gpt2.verify.certificates import CERTIFICATES, certify
 from gpt2.verify.changes import changes, distinct
 from gpt2.verify.subject import Finding, Subject
 from lib.atomic_files import atomic_write_json, read_json
+from lib.forked import Begin, on_demand
 from lib.hashing import identity
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -117,38 +118,44 @@ def step_subject(base: Settings, step: int, registry: Registry = SHIPPED) -> Sub
     return Subject(tiny, step_settings(base, step, registry))
 
 
-def prove(plan: Plan, cache: Path | None = None) -> Iterator[Proof]:
+def prove(
+    plan: Plan, cache: Path | None = None, begin: Begin = on_demand
+) -> Iterator[Proof]:
     """The proof of each cell of a plan, one by one as it is done.
 
     ``cache``: a JSON file of earlier proofs, used for cells whose code and
-    settings have not changed since.
+    settings have not changed since. ``begin``: as of lib.forked; the certificates of
+    all cells are begun before the first is waited for.
     """
-    proofs = ProofCache(cache)
-    proven: set[str] = set()
-    for part in plan.points:
-        for proof in _prove_part(part, proofs, proven):
-            proven.add(proof.cell)
-            yield proof
+    proofs = ProofCache(cache, begin)
+    parts = [(part, subjects(part)) for part in plan.points]
+    begun: dict[str, Callable[[], dict[str, Finding]]] = {}
+    for cell, subject in (pair for _, found in parts for pair in found.items()):
+        if cell not in begun:
+            versions = subject.settings, subject.full, subject.larger
+            depends_on = [_proven(settings) for settings in versions]
+            begun[cell] = proofs.begin(depends_on, partial(certify, subject))
+    for part, found in parts:
+        certified = {cell: begun.pop(cell) for cell in found if cell in begun}
+        yield from _prove_part(part, found, proofs, certified)
 
 
 def _prove_part(
-    plan: Plan, proofs: ProofCache, proven: Collection[str]
+    plan: Plan,
+    found: Mapping[str, Subject],
+    proofs: ProofCache,
+    certified: Mapping[str, Callable[[], dict[str, Finding]]],
 ) -> Iterator[Proof]:
-    """Proofs of the cells of one point of a sweep, except those proven before."""
-    found = subjects(plan)
+    """Proofs of the cells of one point of a sweep that are ``certified`` with it; all
+    of its cells are ``found``."""
     steps = {
         job.cell: job.step
         for job in plan.jobs
         if job.step is not None and not job.is_control  # meant to be its baseline
     }
     apart = {cell: found[cell] for cell in sorted(steps, key=lambda c: steps[c])}
-    for cell, subject in found.items():
-        if cell in proven:
-            continue
-        findings = proofs.of(
-            [_proven(s) for s in (subject.settings, subject.full, subject.larger)],
-            partial(certify, subject),
-        )
+    for cell, result in certified.items():
+        findings = result()
         if cell in steps:
             findings |= {
                 "changes": _changes(proofs, plan.registry[steps[cell]], plan),
@@ -185,16 +192,30 @@ def _distinct(proofs: ProofCache, found: Mapping[str, Subject]) -> dict[str, Fin
 class ProofCache:
     """Earlier findings by what they depend on, kept in a file if one is given."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, begin: Begin = on_demand) -> None:
         self.path, self.known = path, {} if path is None else _stored(path)
-        self.code = code_hash()
+        self.code, self._begin = code_hash(), begin
+        self._begun: dict[str, Callable[[], dict[str, Finding]]] = {}
 
     def of(
         self, depends_on: Sequence[Any], prove: Callable[[], dict[str, Finding]]
     ) -> dict[str, Finding]:
         """The findings of ``prove``, which this code and what it ``depends_on``
         decide; from the file if all of them passed."""
+        return self._kept(identity([self.code, *depends_on]), prove)
+
+    def begin(
+        self, depends_on: Sequence[Any], prove: Callable[[], dict[str, Finding]]
+    ) -> Callable[[], dict[str, Finding]]:
+        """As of(), begun now: a function that waits for the findings."""
         key = identity([self.code, *depends_on])
+        if _passed(self.known.get(key)) is None and key not in self._begun:
+            self._begun[key] = self._begin(prove)
+        return partial(self._kept, key, self._begun.get(key, prove))
+
+    def _kept(
+        self, key: str, prove: Callable[[], dict[str, Finding]]
+    ) -> dict[str, Finding]:
         findings = _passed(self.known.get(key))
         if findings is None:
             findings = prove()

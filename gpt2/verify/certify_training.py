@@ -14,6 +14,7 @@ from gpt2.verify.certify_heads import certify_heads
 from gpt2.verify.certify_steps import Proof, ProofCache
 from gpt2.verify.subject import Finding
 from gpt2.verify.trainer_updates import certify_updates
+from lib.forked import Begin, on_demand
 from lib.optim.certify import Row, certify_optimizer
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.certify import certify_pruning
@@ -118,13 +119,20 @@ def everything() -> list[Trained]:
     return sorted(found, key=lambda subject: [*KINDS].index(subject.kind))
 
 
-def prove(subjects: Iterable[Trained], cache: Path | None = None) -> Iterator[Proof]:
-    """The proof of each subject, one by one as it is done; ``cache`` as of
-    gpt2.verify.certify_steps.prove, whose file it shares."""
-    proofs = ProofCache(cache)
-    for subject in subjects:
-        depends_on = ["training", dataclasses.asdict(subject)]
-        yield Proof(subject.name, proofs.of(depends_on, partial(_findings, subject)))
+def prove(
+    subjects: Iterable[Trained], cache: Path | None = None, begin: Begin = on_demand
+) -> Iterator[Proof]:
+    """The proof of each subject, one by one as it is done; ``cache`` and ``begin`` as
+    of gpt2.verify.certify_steps.prove, with the same file."""
+    proofs = ProofCache(cache, begin)
+    begun = {
+        subject.name: proofs.begin(
+            ["training", dataclasses.asdict(subject)], partial(_findings, subject)
+        )
+        for subject in subjects
+    }
+    for name, result in begun.items():
+        yield Proof(name, result())
 
 
 def _findings(subject: Trained) -> dict[str, Finding]:

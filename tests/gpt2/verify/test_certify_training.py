@@ -12,6 +12,7 @@ from gpt2.verify import certify_training
 from gpt2.verify.certify_steps import Proof
 from gpt2.verify.certify_training import Trained, at_hand, everything, prove, trained_by
 from gpt2.verify.subject import Finding
+from lib.forked import forked
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import VARIANTS
 from tests.gpt2.helpers import make_config
@@ -74,7 +75,10 @@ def test_a_proof_is_kept_until_it_fails(tmp_path):
 
 
 def test_a_proof_that_crashes_has_failed_and_others_are_made():
-    crashed, other = prove([Trained("nothing"), Trained("sgd")])
+    subjects = [Trained("nothing"), Trained("sgd")]
+    crashed, other = prove(subjects)
+    with forked(2) as begin:
+        assert list(prove(subjects, None, begin)) == [crashed, other]
     assert other.ok and not crashed.ok
     assert "nothing" in crashed.message and "groups: " in crashed.message
 

@@ -1,0 +1,59 @@
+"""Calls that forked processes make while this process waits for the first of them."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from lib.jobs.linux_processes import end_with
+
+T = TypeVar("T")
+
+
+class Begin(Protocol):
+    """Begins a call; the function that it returns waits for the result."""
+
+    def __call__(self, call: Callable[[], T], /) -> Callable[[], T]: ...
+
+
+def on_demand(call: Callable[[], T], /) -> Callable[[], T]:
+    """Makes the call here, when its result is asked for."""
+    return call
+
+
+@contextmanager
+def forked(processes: int) -> Iterator[Begin]:
+    """Calls within the block are made by so many processes, in the order in which they
+    are begun, if there is more than one. Calls, results and exceptions are pickled.
+
+    The processes end with the block, whatever they are doing, and with this process.
+    They are forked here: libraries must not have started threads that they need. Asking
+    for a result raises BrokenProcessPool if a process was killed.
+    """
+    if processes < 2:
+        yield on_demand
+        return
+    others = set(multiprocessing.active_children())
+    context = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, context, _begin, (os.getpid(),))
+    # A Ctrl-C reaches the whole group, and is for this process alone.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    try:
+        pool.submit(os.getpid)  # which forks them all
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield lambda call: pool.submit(call).result
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        pool.shutdown(cancel_futures=True)
+
+
+def _begin(parent: int) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    end_with(parent)
