@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,20 @@ def diff_fields(
 ) -> list[tuple[str, Any, Any]]:
     """Differing fields as (dotted name, old, new); None if absent.
 
-    Types matter: 1, 1.0 and True are three values, as in the identity.
+    Types matter: 1, 1.0 and True are three values, as in the identity. Floats that only
+    rounding distinguishes are one value.
     """
     before, after = _flat(old), _flat(new)
     names = sorted(before.keys() | after.keys())
     pairs = [(name, before.get(name), after.get(name)) for name in names]
-    return [p for p in pairs if canonical_json(p[1]) != canonical_json(p[2])]
+    return [p for p in pairs if not are_same(p[1], p[2])]
+
+
+def are_same(one: object, other: object) -> bool:
+    """Whether two values are equal, floats but for the rounding of one operation."""
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=4 * sys.float_info.epsilon)
+    return canonical_json(one) == canonical_json(other)
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -183,12 +183,17 @@ def test_a_final_rate_in_shares_keeps_the_shape_of_the_schedule() -> None:
     rates = {
         (j.settings.optim.learning_rate, j.settings.optim.min_lr) for j in plan.jobs
     }
-    assert rates == {(1e-3, 0.1 * 1e-3), (1e-6, 0.1 * 1e-6)}
+    assert rates == {(1e-3, 1e-4), (1e-6, 1e-7)}
     assert plan.jobs[0].origins["min_lr"] == "MIN_LR_RATIO (command line)"
     # Only the rate is part of the identity: given in two ways, it is one run.
     given = swept("", LEARNING_RATE="1e-3", GPT2_MIN_LR="1e-4")
-    assert given.jobs[0].settings.optim.min_lr == 1e-4 == 0.1 * 1e-3
     assert given.jobs[0].hash == plan.jobs[0].hash
+    for peak, end in (("3e-4", "3e-5"), ("1.2e-3", "0.00012"), ("6e-4", "6e-5")):
+        share = swept("", LEARNING_RATE=peak, MIN_LR_RATIO="0.1")
+        given = swept("", LEARNING_RATE=peak, GPT2_MIN_LR=end)
+        assert share.jobs[0].hash == given.jobs[0].hash
+    whole = swept("", LEARNING_RATE="0.00012345678901234567", MIN_LR_RATIO="1")
+    assert whole.jobs[0].settings.optim.min_lr == 0.00012345678901234567
 
 
 def test_a_final_rate_is_given_once() -> None:

@@ -43,20 +43,20 @@ Make = Callable[..., Plan]
 
 @pytest.fixture
 def make(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """The plan of TINY with lines replaced; paths are in tmp_path."""
+    """The plan of TINY with lines replaced or added; paths are in tmp_path."""
     monkeypatch.chdir(tmp_path)
 
     def plan(**lines: str) -> Plan:
-        text = "".join(
-            next(
-                (f"CONFIG_{k}={v}" for k, v in lines.items() if f"_{k}=" in line), line
-            )
-            + "\n"
-            for line in TINY.splitlines()
-        )
+        kept = [line for line in TINY.splitlines() if name_of(line) not in lines]
+        own = [f"CONFIG_{name}={value}" for name, value in lines.items()]
+        text = "\n".join([*kept, *own, ""])
         return make_plan(write_config(tmp_path, text))
 
     return plan
+
+
+def name_of(line: str) -> str:
+    return line.partition("=")[0].removeprefix("CONFIG_")
 
 
 def create(plan: Plan) -> Plan:
@@ -213,6 +213,25 @@ def test_runs_outside_the_plan_count_too(make: Make) -> None:
     changed = make(RA_MLA_ABLATION_STEPS='"0"', GPT2_MAX_ITERS="20")
     with pytest.raises(MatrixError, match="other runs.*\n.*GPT2_MAX_ITERS +was 10"):
         check(changed)
+
+
+def test_runs_that_have_the_rounding_of_a_product_are_continued(make: Make) -> None:
+    """As an earlier version computed 0.1 x 3e-4."""
+    rate, product = {"LEARNING_RATE": '"3e-4"'}, 0.1 * 3e-4
+    share = {**rate, "MIN_LR_RATIO": '"0.1"'}
+    given = {**rate, "GPT2_MIN_LR": '"3e-5"'}
+    assert make(**share).jobs[0].settings.optim.min_lr == 3e-5 != product
+    new = make(**share)
+    jobs = [replace(j, settings=j.settings.replace(min_lr=product)) for j in new.jobs]
+    old = create(replace(new, jobs=tuple(jobs)))
+    begin(old, 0, 1, 2, 3)
+    for words in (share, given, {**share, "SEEDS": '"1,2,3"'}):
+        again = make(**words)
+        check(again)
+        assert {j.hash for j in again.jobs} >= {j.hash for j in old.jobs}
+        assert {j.settings.optim.min_lr for j in again.jobs} == {product}
+    with pytest.raises(MatrixError, match="GPT2_MIN_LR +was 2.9+7e-05, is now 2e-05"):
+        check(make(**{**rate, "GPT2_MIN_LR": '"2e-5"'}))
 
 
 def test_a_run_that_was_only_prepared_is_not_begun(make: Make) -> None:
