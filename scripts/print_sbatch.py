@@ -1,11 +1,11 @@
-"""Print a Slurm array job that carries out the configured matrix, a run each task.
+"""Print a Slurm array job that runs the configured matrix, one run per task.
 
     make sbatch SBATCH='--partition=gpu --gres=gpu:1' > runs.sh
     sbatch runs.sh
 
 The results folder must be one that all machines share. Each task trains one run and
 holds its lock; one that Slurm ends early has written a checkpoint and is queued again.
-`make status`, `make report` and `make` know no difference. The steps are proven first,
+`make status`, `make report` and `make` work as usual. The steps are verified first,
 as reported on stderr. Exit codes: 0 printed; 2 nothing can be submitted.
 """
 
@@ -97,8 +97,8 @@ def main(arguments: list[str] | None = None) -> int:
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
         check_if_prepared(plan.longest)
-        view, proofs = PlainView(sys.stderr), partial(prove, given)
-        tasks = runner.prepare(plan, copies(config), view, proofs)
+        view, certificates = PlainView(sys.stderr), partial(verify, given)
+        tasks = runner.prepare(plan, copies(config), view, certificates)
         print_exact(render(plan, tasks, options))
     except (ValueError, OSError, RuntimeError) as error:
         print(with_settings(error, given.overrides), file=sys.stderr)
@@ -180,12 +180,12 @@ def means(given: str, name: str) -> bool:
     return given == name
 
 
-def prove(given: argparse.Namespace, stop_file: Path) -> verification.Proofs:
+def verify(given: argparse.Namespace, stop_file: Path) -> verification.Certificates:
     """Verify the missing cells, unless that is skipped."""
     if given.skip_verify:
-        return verification.Proofs()
+        return verification.Certificates()
     words = given.config, given.overrides, given.only
-    return verification.prove(*words, sys.stderr, stop_file)
+    return verification.verify(*words, sys.stderr, stop_file)
 
 
 def render(plan: Plan, tasks: Sequence[Task], options: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
 """Run what is configured: one process for each job, nothing that is done twice.
 
 Exit codes: 0 all done; 1 some failed; 2 not started (bad configuration, other
-settings in the folder, another runner at work); 3 stopped before the end; 6 disk full;
+settings in the folder, another active runner); 3 stopped before the end; 6 disk full;
 8 a GPU failed and is out of use, all that the others could run is done.
 """
 
@@ -187,23 +187,23 @@ def dry_run(given: argparse.Namespace) -> int:
     """The certificates of the steps that were listed."""
     if given.skip_verify:
         return 0
-    found = prove(given)
+    found = verify(given)
     answer(certificates=found.to_json())
     return EXIT_FAILED if found.failed else EXIT_OK
 
 
-def prove(
+def verify(
     given: argparse.Namespace, stop_file: Path | None = None
-) -> verification.Proofs:
+) -> verification.Certificates:
     """Verify the cells, the first stage of every run."""
     print("\nverifying every step on a tiny model", flush=True)
     words = given.config, given.overrides, given.only
     if not given.no_table:
-        found = verification.prove(*words, stop_file=stop_file)
+        found = verification.verify(*words, stop_file=stop_file)
         print(flush=True)
         return found
     with open(os.devnull, "w") as unseen:  # a dry run has just shown the table
-        found = verification.prove(*words, to=unseen, stop_file=stop_file)
+        found = verification.verify(*words, to=unseen, stop_file=stop_file)
     if not found.failed:
         print("All certificates passed, as in the dry run\n", flush=True)
     return found
@@ -277,7 +277,7 @@ def tell_end(given: argparse.Namespace, config: Config, code: int) -> None:
 
 
 def run_or_watch(given: argparse.Namespace, config: Config, plan: Plan) -> int:
-    """Run what is missing; with Ray, watch a runner that is at work already."""
+    """Run what is missing; with Ray, watch a runner that is active already."""
     try:
         cold = plan_listing.cold_cache(plan, os.environ)
         answer(notes=plan_listing.notes(plan, config))
@@ -315,7 +315,7 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
             copies=files,
             options=asked,
             view=view,
-            prove=None if given.skip_verify else partial(prove, given),
+            verify=None if given.skip_verify else partial(verify, given),
         )
         plan, code = run_and_extend(given, config, plan, view, run_plan)
     conclude(plan, config, code, table=not given.no_table)

@@ -1,7 +1,7 @@
 """Estimate time, memory and disk of a matrix from a few real updates of each cell.
 
-A probe is the trainer itself on a shortened job, as many at a time as later run, so
-that they slow each other down as the real ones will.
+A probe is the trainer itself on a shortened job. As many run at a time as later, so
+that they slow each other down as the real runs will.
 
 Torch-free. gpt2/report/estimates.py compares estimates with the actual costs.
 """
@@ -31,7 +31,7 @@ from lib.terminal import table
 
 SCHEMA = 2
 STEPS = 8  # of a probe
-COLD = 3  # of these, how many are not counted: allocation, autotuning
+COLD = 3  # of these, updates that are not counted: allocation, autotuning
 CHECKPOINTS_KEPT = 2
 SPARE = 64 * 2**20  # bytes; logs, metrics, what else is on the disk
 
@@ -228,7 +228,7 @@ def disk_needed(output_dir: Path, missing: Iterable[Job], slots: int) -> int:
         least = {"checkpoint_bytes": weights, "disk_bytes": files * weights}
         record = known(output_dir, job) or least
         stays += record["disk_bytes"]
-        # while one more is written, the older ones still stand
+        # while one more is written, the older ones are still there
         passes.append((CHECKPOINTS_KEPT + 1 - kept) * record["checkpoint_bytes"])
     return SPARE + stays + sum(heapq.nlargest(slots, passes))
 
@@ -245,7 +245,7 @@ def require_space(plan: Plan, missing: Sequence[Job], slots: int) -> None:
         )
 
 
-# ---- what people see ------------------------------------------------------------
+# ---- as text --------------------------------------------------------------------
 
 
 def render(estimate: Mapping[str, Any]) -> str:

@@ -1,8 +1,8 @@
-"""Choice of kernels for the runs that begin first, while the steps are still verified.
+"""Choose kernels for the runs that begin first, while the steps are still verified.
 
-Verification takes a CPU, and a GPU is idle until it ends: kernels are chosen and graphs
-compiled there meanwhile, as the runs themselves would, which then find them in
-kernels.json and in the cache of compiled code. Nothing is trained. Torch-free.
+Verification uses a CPU, and the GPUs are idle until it ends. Kernels are chosen and
+graphs compiled there during that time, as the runs would do it; the runs then find them
+in kernels.json and in the cache of compiled code. Nothing is trained. Torch-free.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from lib.jobs.slots import have_own_gpus
 def kernels_chosen_meanwhile(
     tasks: Iterable[Task], options: Options
 ) -> Iterator[list[subprocess.Popen[bytes]]]:
-    """One process for each GPU from here on; those that have not ended are killed at
-    the end of the block. What fails in one is tried and reported by the run itself."""
+    """Run one process for each GPU during the block; those that have not ended by then
+    are killed. The run itself tries again what fails here, and reports it."""
     processes: list[subprocess.Popen[bytes]] = []
     try:
-        # A CPU has no choice, and is busy with the proofs.
+        # A CPU has no choice, and is busy with the certificates.
         if have_own_gpus(options.slots):
             pairs = zip(first_of(tasks, options), options.slots, strict=False)
             processes += [_start(task, slot) for task, slot in pairs]
@@ -43,8 +43,8 @@ def kernels_chosen_meanwhile(
 
 
 def first_of(tasks: Iterable[Task], options: Options) -> list[Task]:
-    """The tasks that the scheduler begins with, each of which compiles something else,
-    at most one for each slot."""
+    """The tasks that the scheduler begins with, at most one for each slot, each of
+    which compiles other code."""
     order = list(tasks)
     if options.longest_first:
         order.sort(key=lambda task: -task.cost)

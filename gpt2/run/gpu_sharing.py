@@ -20,8 +20,8 @@ from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, View
 from lib.jobs.slots import are_shared, place_of
 
-CONTEXT = 2**30  # bytes a process, to be on the safe side; not measured
-USABLE = 0.95  # of a GPU's memory: fragments, and what a long run takes more
+CONTEXT = 2**30  # bytes per process, to be on the safe side; not measured
+USABLE = 0.95  # of a GPU's memory; the rest is for fragments and longer runs
 
 Records = Sequence[Mapping[str, Any] | None]
 
@@ -62,7 +62,7 @@ def available(records: Records) -> float:
 
 
 def at_once(records: Records, slots: Sequence[Mapping[str, str]]) -> int:
-    """How many of the probed jobs certainly run at a time, by their memory."""
+    """Number of probed jobs that certainly fit at a time, by their memory."""
     largest = max((n for r in records if (n := taken(r)) is not None), default=None)
     if largest is None:
         return len(slots)

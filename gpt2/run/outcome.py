@@ -21,7 +21,7 @@ ENDED = (EXIT_OK, EXIT_FAILED, EXIT_DEVICE)
 
 
 def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
-    """Print the results so far and the next command: go on, or make the report."""
+    """Print the results so far and the next command: continue, or make the report."""
     done = statuses(plan)["done"]
     stopped = code not in ENDED
     if done and table and not stopped:

@@ -298,7 +298,7 @@ def _costs(job: Job, reference: Settings) -> str:
 
 
 def _on_gpu(settings: Settings) -> bool:
-    """Whether it may be trained on one, as far as the settings tell."""
+    """Whether it may be trained on a GPU, by its settings."""
     return settings.resources.device != "cpu"
 
 

@@ -1,10 +1,10 @@
 """PREPARE_AHEAD: runs that prepare on a device while another run trains there.
 
-A run imports, compiles, tunes and proves for up to a minute before its first update.
-The scheduler therefore begins the next runs of a slot early (lib/jobs/turn.py). Each of
-them, the one that trains and the one that still writes its results hold GPU memory, so
-that their number is bounded by the memory that the largest job needs by estimate.
-Torch-free.
+A run imports, compiles, tunes and compares itself with the formulas for up to a minute
+before its first update. The scheduler therefore begins the next runs of a slot early
+(lib/jobs/turn.py). They hold GPU memory, as do the run that trains and one that still
+writes its results; how many there may be follows from the estimated memory of the
+largest job. Torch-free.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ class Ahead:
 
     @property
     def share(self) -> int:
-        """Bytes that a run may take before its turn: an even part of what is there, for
-        the proof "as trained" needs more than the estimate, which is of training."""
+        """Bytes that a run may take before its turn: an even part of what is there. The
+        comparison with the formulas needs more than the estimate for training."""
         return max(self.need, int(USABLE * self.card - self.rest) // (self.count + 1))
 
     def describe(self) -> str:

@@ -145,7 +145,7 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
     """The folder of a plan, created unless it is there, under its runner's lock.
 
     copies: files to put next to matrix.json (config.py, .config), name -> text.
-    Raises MatrixError, and LockHeld if another runner is at work here.
+    Raises MatrixError, and LockHeld if another runner is active here.
     """
     root = plan.output_dir
     open_folder(root, _files(plan, copies, render_matrix_file(plan)))
@@ -164,8 +164,8 @@ def held(plan: Plan, copies: Mapping[str, str]) -> Iterator[Path]:
 
 
 def _clear(root: Path) -> None:
-    """Remove what a runner that was killed has left: files for its runs and for itself,
-    runs that it had not let train, and probe folders."""
+    """Remove what a killed runner has left: its files, runs that it had not let train,
+    and probe folders."""
     _clear_files(root)
     for run_dir in (path.parent for path in _job_files(root)):
         is_linked = any(links_to(root, run_dir.relative_to(root)))
@@ -198,7 +198,7 @@ def scratch(root: Path) -> Iterator[Path]:
 
 
 def read_matrix_file(output_dir: Path) -> dict[str, Any]:
-    """Content of matrix.json; if it was removed, what the runs and config.py tell.
+    """Content of matrix.json; if it was removed, rebuilt from the runs and config.py.
 
     Raises MatrixError if nothing was run, or if it is damaged, with what to do.
     """

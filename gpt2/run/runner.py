@@ -37,7 +37,7 @@ from gpt2.run.results_dir import (
 )
 from gpt2.run.sessions import recorded
 from gpt2.run.sharing_trial import sharing_line
-from gpt2.run.verification import PASSED, Proofs
+from gpt2.run.verification import PASSED, Certificates
 from gpt2.settings.schema import Settings
 from lib import atomic_files
 from lib.files import safe_join
@@ -65,7 +65,7 @@ OUT_OF_USE = (
 def task_of(job: Job, output_dir: Path, verified: str) -> Task:
     """The trainer's command for a job; its job.json is written when it starts.
 
-    verified: what its manifest is to say of its certificates.
+    verified: state of its certificates, for its manifest.
     """
     run_dir = safe_join(output_dir, job.run_dir).absolute()
     job_file = run_dir / run_files.JOB_FILE
@@ -109,16 +109,16 @@ def run(
     copies: Mapping[str, str],
     options: Options,
     view: View,
-    prove: Callable[[Path], Proofs] | None,
+    verify: Callable[[Path], Certificates] | None,
     rerun: bool = False,
 ) -> int:
     """Run what is missing of a plan; the runner's exit code (lib/jobs/scheduler.py).
 
     copies: files to put next to matrix.json (config.py, .config), name -> text.
-    prove: called once if anything is missing, with a file that stops it when it is
-    created; jobs with a failed proof are not run. None: they run unverified.
+    verify: called once if anything is missing, with a file that stops it when it is
+    created; jobs with a failed certificate are not run. None: they run unverified.
     rerun: set runs of these jobs aside first. Raises MatrixError, and LockHeld if
-    another runner is at work here.
+    another runner is active here.
     """
     with held(plan, copies) as root:
         check(plan, replaced=rerun)
@@ -132,7 +132,7 @@ def run(
             if todo
             else nullcontext()
         ):
-            return _run_missing(plan, root, todo, options, view, prove)
+            return _run_missing(plan, root, todo, options, view, verify)
 
 
 def _run_missing(
@@ -141,26 +141,26 @@ def _run_missing(
     todo: Sequence[Job],
     options: Options,
     view: View,
-    prove: Callable[[Path], Proofs] | None,
+    verify: Callable[[Path], Certificates] | None,
 ) -> int:
     waiting = (task_of(job, root, "") for job in todo if _chooses_alone(job))
     early = None
-    if prove and _may_begin_early(todo, options):
+    if verify and _may_begin_early(todo, options):
         early = _schedule(plan.jobs, root, PASSED, options, view)
     with (
         _begun(early[0], root) if early else nullcontext(),
         kernels_chosen_meanwhile(waiting, options),
     ):
-        proofs = prove(root / STOP_FILE) if prove and todo else Proofs()
-        if early and proofs.failed:
+        certificates = verify(root / STOP_FILE) if verify and todo else Certificates()
+        if early and certificates.failed:
             early[0].withdraw()
             early = None
-        refused = refuse(root, todo, proofs, view)
+        refused = refuse(root, todo, certificates, view)
         _summarise(root)
         if refused and options.fail_fast:
             return EXIT_FAILED
         jobs = [job for job in plan.jobs if job not in refused]
-        planned = early or _schedule(jobs, root, proofs.word, options, view)
+        planned = early or _schedule(jobs, root, certificates.word, options, view)
         scheduler, plan_of_devices = planned
         if plan_of_devices:
             view.note(plan_of_devices)
@@ -173,7 +173,7 @@ def _run_missing(
 def _schedule(
     jobs: Sequence[Job], root: Path, verified: str, options: Options, view: View
 ) -> tuple[Scheduler, str]:
-    """A scheduler of these jobs, and where it runs them; verified as of task_of()."""
+    """A scheduler of these jobs, and where it runs them; verified: as for task_of."""
     tasks = timed([task_of(job, root, verified) for job in jobs], jobs, root)
     tasks, options = share(tasks, jobs, root, options, view)
     todo = missing(root, jobs)
@@ -195,8 +195,8 @@ def _may_begin_early(todo: Sequence[Job], options: Options) -> bool:
 
 @contextmanager
 def _begun(scheduler: Scheduler, root: Path) -> Iterator[None]:
-    """The first runs prepare from here on. If the block raises before they may train,
-    nothing of them is left."""
+    """Let the first runs prepare during the block. If it raises before they may train,
+    they are removed."""
     try:
         scheduler.begin((root / GATE_FILE).absolute())
         yield
@@ -206,8 +206,8 @@ def _begun(scheduler: Scheduler, root: Path) -> Iterator[None]:
 
 
 def _chooses_alone(job: Job) -> bool:
-    """Whether kernels can be chosen outside of the run: it is of one process on this
-    machine, at a micro batch that is known."""
+    """Whether kernels can be chosen outside of the run: it has one process, on this
+    machine, and a micro batch that is known."""
     resources = job.settings.resources
     one = resources.ddp_gpus_per_job == 1 and resources.engine != "ray"
     return one and not resources.auto_batch
@@ -217,26 +217,26 @@ def prepare(
     plan: Plan,
     copies: Mapping[str, str],
     view: View,
-    prove: Callable[[Path], Proofs],
+    verify: Callable[[Path], Certificates],
 ) -> list[Task]:
-    """A folder with a job.json for each missing run, for others to carry out; these
-    runs as tasks.
+    """Write a folder with a job.json for each missing run, for other processes to
+    run; these runs as tasks.
 
-    prove: as for run(). Raises as run().
+    verify: as for run(). Raises as run().
     """
     with held(plan, copies) as root:
         check(plan)
         update(plan, copies)
         todo = missing(root, plan.jobs)
-        proofs = prove(root / STOP_FILE) if todo else Proofs()
-        refused = refuse(root, todo, proofs, view)
-        # again: while steps are proven, tasks of an earlier array may come to an end
+        certificates = verify(root / STOP_FILE) if todo else Certificates()
+        refused = refuse(root, todo, certificates, view)
+        # again: while steps are verified, tasks of an earlier array may end
         jobs = missing(root, [job for job in todo if job not in refused])
         for job in jobs:
             path = safe_join(root, job.run_dir) / run_files.JOB_FILE
             atomic_files.atomic_write_json(path, job.to_json())
         _summarise(root)
-    return [task_of(job, root, proofs.word) for job in jobs]
+    return [task_of(job, root, certificates.word) for job in jobs]
 
 
 def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:
@@ -255,8 +255,8 @@ def make_estimate(
     options: Options,
     view: View,
 ) -> dict[str, Any]:
-    """Probe each cell of a plan and write down what the whole will take; {}, and what
-    was known stands, if it was stopped before the end.
+    """Probe each cell of a plan and write the estimate of the whole; {}, and nothing is
+    written, if it was stopped before the end.
 
     Raises as run().
     """
@@ -279,10 +279,10 @@ def compare_as_trained(
     options: Options,
     view: View,
 ) -> list[FormulaComparison]:
-    """Of each cell, by one update on the device that will train: do loss and gradients
-    of the code that trains equal the formulas'? (gpt2/train/as_trained.py)
+    """Compare loss and gradients of each cell, as it trains, with the formulas, by one
+    update on the device that will train (gpt2/train/as_trained.py).
 
-    Runs that are in the folder do not matter. Raises as run().
+    Earlier runs of the folder are left alone. Raises as run().
     """
     with held(plan, copies) as root, scratch(root) as folder:
         probes = [estimate.probe_job(g[0], updates=1) for g in cells(plan.jobs)]
@@ -294,18 +294,19 @@ def compare_as_trained(
         return [FormulaComparison.of(job.cell, folder / job.run_dir) for job in jobs]
 
 
-def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[Job]:
-    """Note as failed the jobs whose proof failed; those jobs.
+def refuse(
+    root: Path, todo: Sequence[Job], certificates: Certificates, view: View
+) -> list[Job]:
+    """Mark the jobs whose certificates failed as failed, and return them.
 
-    todo: the jobs that were missing before the proofs, which take their time: what
-    others, as tasks of Slurm, have finished meanwhile stays as it is.
+    todo: the jobs that were missing before the verification. Those that other
+    processes, as tasks of Slurm, have finished since then stay as they are.
     """
-    if proofs.table is not None:
-        atomic_files.atomic_write_json(root / CERTIFICATES_FILE, proofs.table)
-    unproven = [job for job in todo if job.cell in proofs.failed]
-    refused = missing(root, unproven)
+    if certificates.table is not None:
+        atomic_files.atomic_write_json(root / CERTIFICATES_FILE, certificates.table)
+    refused = missing(root, [job for job in todo if job.cell in certificates.failed])
     for job in refused:
-        why = proofs.failed[job.cell]
+        why = certificates.failed[job.cell]
         view.note(f"{job.run_dir}: NOT RUN (certificate): {why}")
         run_dir = safe_join(root, job.run_dir)
         atomic_files.atomic_write_json(run_dir / run_files.JOB_FILE, job.to_json())
@@ -320,23 +321,23 @@ def refuse(root: Path, todo: Sequence[Job], proofs: Proofs, view: View) -> list[
 
 
 class Watch:
-    """Whenever a run has ended: the summary, and what looks wrong between runs."""
+    """Writes the summary when a run has ended, and shows alarms that compare runs."""
 
     def __init__(self, root: Path, view: View) -> None:
         self.root, self.view = root, view
-        self._told: set[str] = set()
+        self._shown: set[str] = set()
 
     def __call__(self, cell: object) -> None:
         """Raises MatrixError, which ends the matrix, if its folder has gone."""
         if not (self.root / MATRIX_FILE).exists():
             raise MatrixError(
-                f"{self.root} was moved or removed while its runs were at work: they "
+                f"{self.root} was moved or removed while its runs were active: they "
                 "are stopped. Put it back and start again"
             )
         _summarise(self.root)
         for about, alarm in alarms(self.root).items():
-            if about not in self._told:
-                self._told.add(about)
+            if about not in self._shown:
+                self._shown.add(about)
                 self.view.note(alarm)
 
 

@@ -1,6 +1,6 @@
-"""Certificates as the first stage of a run: verify the cells, report failures.
+"""First stage of a run: verify the cells by their certificates, report failures.
 
-Torch-free: scripts/verify.py does the work in a process of its own.
+Torch-free: scripts/verify.py does the work in another process.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from lib.jobs.linux_processes import end_with
 
 VERIFY = Path(__file__).resolve().parents[2] / "scripts" / "verify.py"
 PASSED, SKIPPED = "passed", "skipped"
-POLL = 0.1  # seconds between looks whether the proofs are to stop
-GRACE = 1.0  # seconds to end in, once they are
+POLL = 0.1  # seconds between checks of the stop file
+GRACE = 1.0  # seconds to end in, once it is there
 
 
 class Stopped(RuntimeError):
@@ -30,7 +30,7 @@ class Stopped(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Proofs:
+class Certificates:
     """Outcome of the stage.
 
     failed: message by cell (a run directory without its seed). table: what
@@ -50,17 +50,17 @@ class Proofs:
         return {"failed": failed, "table": self.table}
 
 
-def prove(
+def verify(
     config: Path,
     overrides: str,
     only: str,
     to: TextIO | None = None,
     stop_file: Path | None = None,
-) -> Proofs:
-    """Prove the cells at hand, the table going to a stream (default: stdout).
+) -> Certificates:
+    """Verify the configured cells; the table goes to a stream (default: stdout).
 
     stop_file: a file whose appearance asks for an end. Raises Stopped then, and
-    RuntimeError if the proof itself could not be carried out.
+    RuntimeError if the certificates could not be run at all.
     """
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "certificates.json"
@@ -71,17 +71,17 @@ def prove(
         if code not in (0, 1) or not out.exists():
             raise RuntimeError(
                 f"the steps could not be verified (exit code {code}, see above); "
-                "SKIP_VERIFY=1 runs them unproven"
+                "SKIP_VERIFY=1 runs them unverified"
             )
         table = read_json(out)
     failed = {c["name"]: _message(c) for c in table["cells"] if not c["passed"]}
-    return Proofs(failed=failed, table=table)
+    return Certificates(failed=failed, table=table)
 
 
 def _carry_out(
     command: Sequence[str], to: TextIO | None, stop_file: Path | None
 ) -> int:
-    """The exit code of a command, which ends with us, however we end."""
+    """The exit code of a command, which ends when this process does, however."""
     ours = os.getpid()
     # Or a Ctrl-C prints a traceback of the fork, or of the child's Python as it starts:
     # for the child the signal waits for begin().
@@ -102,7 +102,7 @@ def _carry_out(
             with suppress(subprocess.TimeoutExpired):
                 return process.wait(POLL)
         process.terminate()
-        raise Stopped("asked to stop while the steps were being proven")
+        raise Stopped("asked to stop while the steps were being verified")
     finally:
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE)

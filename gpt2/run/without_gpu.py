@@ -1,6 +1,6 @@
 """Settings for GPUs on a machine that has none, where DEVICE=auto means the CPU.
 
-Torch-free, except that torch is asked in a process of its own before a refusal.
+Torch-free, except that another process asks torch before a refusal.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def is_cpu_here(asked: Resources) -> bool:
 
 
 def torch_sees_a_gpu() -> bool:
-    """Whether torch finds a GPU, asked in a process of its own: the runner does not
+    """Whether torch finds a GPU, asked in another process, as the runner does not
     import torch."""
     program = "import os, torch; os._exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", program]).returncode == 0

@@ -1,7 +1,7 @@
 """Probe of what torch uses on a device: attention kernels, precision, allocator.
 
-Asked by trying it, since a build or a card that lacks a kernel falls back to a slow
-one silently.
+Each kernel is tried, since a build or a card that lacks one falls back to a slow one
+silently.
 """
 
 from __future__ import annotations
@@ -98,7 +98,7 @@ def _attend(info: DeviceInfo, dtype: torch.dtype, head_dim: int) -> None:
 def _runs(info: DeviceInfo, dtype: torch.dtype, head_dim: int, name: str) -> bool:
     try:
         with warnings.catch_warnings(), sdpa_kernel(KERNELS[name]):
-            warnings.simplefilter("ignore")  # torch tells why not, at length
+            warnings.simplefilter("ignore")  # torch explains why not, at length
             _attend(info, dtype, head_dim)
     except RuntimeError:
         return False

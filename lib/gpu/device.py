@@ -1,8 +1,7 @@
-"""Choosing a device and saying what it is: CPU, CUDA or ROCm.
+"""Choose and describe a device: CPU, CUDA or ROCm.
 
-torch calls an AMD GPU "cuda" as well; `backend` tells them apart. Whatever is read
-from a GPU goes through plain functions of recorded properties, so that they can be
-tested without one.
+torch calls an AMD GPU "cuda" as well; `backend` distinguishes them. What is read from a
+GPU goes through functions of recorded properties, which can be tested without one.
 """
 
 from __future__ import annotations
@@ -107,7 +106,8 @@ def choose_device(name: str, runtime: Runtime) -> tuple[str, int]:
 
 
 def select_device(name: str = "auto") -> DeviceInfo:
-    """The device of that name, made torch's current one. DeviceError as choose()."""
+    """Make the device of that name torch's current one. Raises DeviceError as
+    choose_device."""
     runtime = probe_runtime()
     backend, index = choose_device(name, runtime)
     if backend == "cpu":
@@ -134,7 +134,7 @@ def _no_such_gpu(runtime: Runtime) -> str:
     )
 
 
-# ---- saying what it is ----------------------------------------------------------
+# ---- describing -----------------------------------------------------------------
 
 
 def cpu_info(runtime: Runtime) -> DeviceInfo:
@@ -175,7 +175,7 @@ def gpu_info(
 def pci_addresses(info: DeviceInfo, count: int = 1) -> list[str] | None:
     """PCI addresses: of this GPU, or of the first ``count`` that torch sees if above 1.
 
-    None where this torch does not tell.
+    None where this torch does not report them.
     """
     indices = range(min(count, torch.cuda.device_count()))
     if count == 1:
@@ -186,7 +186,7 @@ def pci_addresses(info: DeviceInfo, count: int = 1) -> list[str] | None:
 
 
 def pci_of(properties: Any) -> str | None:
-    """PCI address as in 0000:1b:00.0; None from a torch that does not tell it."""
+    """PCI address as in 0000:1b:00.0; None from a torch that does not report it."""
     names = ("pci_domain_id", "pci_bus_id", "pci_device_id")
     numbers = [getattr(properties, name, None) for name in names]
     if None in numbers:

@@ -2,7 +2,7 @@
 
 Per device as torch counts devices: an MI250 is two of them. Makers like to print the
 rate with 2:4 sparsity, twice the dense one; here all are dense. A card that is not
-listed has no peak: an MFU against a guess would be worth nothing.
+listed has no peak: an MFU against a guess would mean nothing.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """card: as people call it; pattern: of the whole name as torch gives it; tflops:
+    """card: its usual name; pattern: of the whole name as torch gives it; tflops:
     of one device; memory_gb: of one device, as its maker counts; units:
     multiprocessors or compute units where the name alone is not enough."""
 

@@ -1,4 +1,4 @@
-"""Record work on a GPU as a graph (CUDA's or HIP's), which is launched at once."""
+"""Record work on a GPU as a graph of CUDA or HIP, which is launched as a whole."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def record_graph(
     pool: of another graph, whose memory it may use.
     """
     graph = torch.cuda.CUDAGraph()
-    # Other threads, NCCL's watchdog for one, may go on querying the GPU.
+    # Other threads, such as NCCL's watchdog, may continue to query the GPU.
     with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
         result = work()
     return graph, result
@@ -62,7 +62,8 @@ def record_graph(
 
 @contextmanager
 def stream_restored(device: torch.device) -> Iterator[None]:
-    """Undo what a recording that breaks off leaves behind, so that work can go on."""
+    """Undo what a recording that breaks off leaves behind, so that work can
+    continue."""
     stream = torch.cuda.current_stream(device)
     try:
         yield

@@ -1,11 +1,11 @@
-"""GPUs that fail: which of them are out of use.
+"""Failures of GPUs, and which GPUs are out of use because of them.
 
-A GPU that breaks every run within seconds would otherwise get the whole queue. One on
-which STRIKES attempts in a row end by its own errors or hang gets no more of it. In a
-row means that no run was finished there in between; attempts that were there together
-when one of them failed and that fail within TOGETHER seconds count as one. A GPU with a
-process that even SIGKILL does not end is out of use at once. GPUs are named as in
-lib/jobs/slots.py; a slot without one ("") never is out of use.
+A GPU that breaks every run within seconds would otherwise get the whole queue. After
+STRIKES attempts in a row that end by errors of a GPU or hang there, it gets no more
+runs. In a row means that no run was finished there in between; attempts that were there
+together when one of them failed and that fail within TOGETHER seconds count as one. A
+GPU with a process that even SIGKILL does not end is out of use at once. GPUs are named
+as in lib/jobs/slots.py; a slot without one ("") is never out of use.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ class Strike:
 class Cards:
     """Failures in a row of each GPU."""
 
-    def __init__(self, tell: Callable[[str, str], None] = lambda place, why: None):
-        """tell: called with a GPU that is out of use from now on, and why."""
-        self._tell = tell
+    def __init__(self, on_lost: Callable[[str, str], None] = lambda place, why: None):
+        """on_lost: called with a GPU that is out of use from now on, and why."""
+        self._on_lost = on_lost
         self._strikes: dict[str, list[Strike]] = {}
         self.lost: dict[str, str] = {}
 
     def note(
         self, place: str, task: Task, outcome: Outcome, began: float, now: float
     ) -> None:
-        """Take in how an attempt that began then has ended now (time.monotonic())."""
+        """Record the outcome of an attempt; began, now: time.monotonic()."""
         if not place:
             return
         if outcome.status == "done":
@@ -58,14 +58,14 @@ class Cards:
             strikes.append(Strike(task.name, kind_of(task), now, why))
         if place not in self.lost and (outcome.is_stuck or len(strikes) >= STRIKES):
             self.lost[place] = _reason(strikes, outcome)
-            self._tell(place, self.lost[place])
+            self._on_lost(place, self.lost[place])
 
     def in_use(self, place: str) -> bool:
         return place not in self.lost
 
     def is_doubtful(self, task: Task) -> bool:
-        """Whether a run of the same kind has just failed on a GPU in use: a run of
-        another kind shows whether the GPU is at fault."""
+        """Whether a run of the same kind has just failed on a GPU in use. A run of
+        another kind would show whether the GPU is at fault."""
         rows = (row for place, row in self._strikes.items() if self.in_use(place))
         return any(strike.kind == kind_of(task) for row in rows for strike in row)
 
@@ -79,8 +79,8 @@ def out_of_use_line(place: str, why: str) -> str:
 
 
 def blames_card(outcome: Outcome) -> bool:
-    """Whether an attempt on a GPU ended in a way that the GPU may have caused: by an
-    error of the device, by a hang, or by a signal of its own such as SIGSEGV."""
+    """Whether the GPU of an attempt may have caused its end: an error of the device, a
+    hang, or a signal such as SIGSEGV."""
     by_signal = outcome.failure == "crash" and (outcome.exit_code or 0) < 0
     return outcome.failure in ("device", "hang") or by_signal
 

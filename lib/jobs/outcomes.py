@@ -114,7 +114,7 @@ def classify(
 
     code: as subprocess gives it, negative for a signal. left: its status.json (empty:
     unreadable). reason: why we ended it ("stop", "hang"), None if we did not.
-    starved: whether the kernel has killed a process for lack of memory meanwhile. The
+    starved: whether the kernel has killed a process for lack of memory since then. The
     status is "oom" only if the process itself gave up; "failed" with the failure "oom"
     can be retried with less memory.
     """

@@ -11,11 +11,11 @@ after its last one.
 
     started       the process exists
     imported      torch and the trainer are imported
-    data          device, tokens and initial weights are at hand
+    data          device, tokens and initial weights are there
     kernels       attention and MLP kernels are chosen
     model         model, optimizer and checkpoint are on the device
     compiled      warmed up: compiled, tuned, recorded as a graph
-    ready         proven "as trained": nothing is left to prepare
+    ready         compared with the formulas: nothing is left to prepare
     turn          it has the GPU to itself and may train (at once where it is alone)
     first_update  the first update of this attempt is made
     last_update   the last one is made

@@ -71,7 +71,7 @@ class Patience:
 
     hang: float = 1800.0
     preparing: float = 0.0
-    preparing_least: float = 600.0  # another arm may have to compile all of its code
+    preparing_least: float = 600.0  # another arm may compile all of its code
     factor: float = 0.0
     dump: float = 2.0
     hung_end: float = 15.0

@@ -23,13 +23,13 @@ from lib.jobs import run_files
 
 PULSE_FILE = ".pulse"
 LEAST = 300.0  # seconds: a disk or a network may be slow once
-MEASURED = 3  # such times before the longest one says anything
-UNSEEN = 1.0  # seconds; longer between two looks, and we were stopped as well
+MEASURED = 3  # such times before a limit follows from the longest one
+UNSEEN = 1.0  # seconds between two checks, at most; longer: we were stopped as well
 _FORM = struct.Struct("=qd")  # number of the statement; seconds to an update, 0: none
 
 
 class Pulse:
-    """The side of the run; without a path nothing is written."""
+    """Statements of a run about itself; without a path nothing is written."""
 
     def __init__(
         self, path: Path | None = None, times: float = 0.0, least: float = LEAST
@@ -44,11 +44,11 @@ class Pulse:
         self._last = time.monotonic()  # when the device had done all updates
 
     def beat(self) -> None:
-        """An update is made, or queued on the device; another one follows."""
+        """State that an update was made or queued, and that another follows."""
         self._state(self._limit)
 
     def measure(self) -> None:
-        """The device has done all updates."""
+        """Measure the time between two moments at which the device has done all."""
         now = time.monotonic()
         self._longest = max(self._longest, now - self._last)
         self._last = now
@@ -56,7 +56,7 @@ class Pulse:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """No update is to be expected inside the block."""
+        """State that no update is to be expected during the block."""
         self._state(0.0)
         try:
             yield
@@ -66,7 +66,7 @@ class Pulse:
 
     @contextmanager
     def closing(self) -> Iterator[None]:
-        """No update is to be expected after the block, however it ends."""
+        """State after the block, however it ends, that no update is to be expected."""
         try:
             yield
         finally:
@@ -89,11 +89,11 @@ class Pulse:
 
 
 class Watchdog:
-    """The side of the process that started the run, on the same machine."""
+    """Watches a run from the process that started it, on the same machine."""
 
     def __init__(self, run_dir: Path, timeout: float) -> None:
         """timeout: seconds without any sign, 0: no limit. Make it before the run
-        starts: what an earlier attempt has stated is removed."""
+        starts: the statement of an earlier attempt is removed."""
         self._run_dir, self._timeout = run_dir, timeout
         (run_dir / PULSE_FILE).unlink(missing_ok=True)
         self._seen, self._stated = self._marks(), (0, 0.0)
@@ -102,8 +102,8 @@ class Watchdog:
 
     def hung(self) -> str:
         """Why the run counts as hung; "" if it does not. Call this often: the time
-        between two calls counts as UNSEEN at most, so that a machine or a runner that
-        was stopped for an hour takes no run for hung."""
+        between two calls counts as UNSEEN at most, so that no run counts as hung after
+        the machine or the runner was stopped for an hour."""
         now = time.monotonic()
         passed = min(now - self._looked, UNSEEN)
         self._looked = now
@@ -124,7 +124,7 @@ class Watchdog:
 
 
 def statement(run_dir: Path) -> tuple[int, float]:
-    """Number and limit, in seconds, of what a run has stated last; (0, 0) before."""
+    """Number and limit, in seconds, of a run's last statement; (0, 0) before any."""
     try:
         with open_plain(run_dir / PULSE_FILE) as file:
             number, limit = _FORM.unpack(file.read())

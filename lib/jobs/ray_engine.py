@@ -180,7 +180,9 @@ class RemoteAttempt:
             task = replace(task, avoid=())
         self.number = int(run_files.read_status(task.run_dir)["attempt"]) + 1
         self._render = partial(render_order, task, slot, patience)
-        self._plugs: list[Any] = []  # tasks on GPUs to avoid, while this one goes on
+        self._plugs: list[Any] = (
+            []
+        )  # tasks that block GPUs to avoid, until this one ends
         self._submit()
         self._is_there = False  # whether a machine has started it
         self._reason: str | None = None
@@ -250,7 +252,7 @@ class RemoteAttempt:
             self.stop()
 
     def _unplug(self) -> None:
-        """Let the GPUs be assigned again that this attempt was to avoid."""
+        """Free the GPUs that this attempt was to avoid."""
         for ref in self._plugs:
             self._cluster.cancel(ref)
         self._plugs = []

@@ -2,9 +2,9 @@
 
     python lib/jobs/ray_worker.py PARENT_PID < order.json > outcome.json
 
-The first SIGTERM asks the run for a checkpoint and an end, a second one kills it. If
-the parent dies, that counts as the first; if we do, the kernel tells the run. Being a
-process of one thread, unlike a Ray worker, it may fork safely.
+The first SIGTERM asks the run for a checkpoint and an end, a second one kills it. The
+end of the parent counts as the first; if this process ends, the kernel signals the run.
+Unlike a Ray worker it has one thread, and so may fork safely.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def main() -> int:
 def carry_out(order: Mapping[str, Any], parent: int, asked: list[int]) -> Outcome:
     """Run the attempt to its end. asked: has one item for each SIGTERM so far.
 
-    On GPUs that it is to avoid nothing is run: they are kept from being assigned again
-    until a SIGTERM, which the removal of the token tells the sender.
+    On GPUs that it is to avoid nothing is run: they stay assigned to this process until
+    a SIGTERM, and the removed token shows that to the sender.
     """
     task = _task(order["task"])
     if not Path(order["token"]).exists():

@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path("/")
-PATIENCE = 30.0  # seconds, with nvidia-smi
+PATIENCE = 30.0  # seconds, for nvidia-smi
 GPUS = "KABLATE_GPUS"  # reserved for a task, which compares them with what torch sees
 _NAME = re.compile(r"[0-9]+|(GPU|MIG)-[\w/-]+")
 # How CUDA and ROCm restrict the visible GPUs; ROCm reads both.
@@ -168,7 +168,7 @@ def have_own_gpus(slots: Sequence[Mapping[str, str]]) -> bool:
 
 
 def promised(environ: Mapping[str, str]) -> dict[str, str]:
-    """The variable that tells a run which GPUs the environment leaves it."""
+    """The variable with the GPUs that the environment leaves a run."""
     listed = [environ[name] for name in VISIBLE.values() if environ.get(name)]
     return {GPUS: listed[0]} if listed else {}
 

@@ -3,10 +3,10 @@
 The runner gives the runs of a slot a common path in TURN. Three lock files lie there:
 
     .turn  held by the run that trains, from its first update to its last evaluation
-    .use   held by the run that must have the device alone for now: the one that trains,
-           or for seconds one that times kernels while it prepares
-    .wish  held by a run that waits for .use; the run that trains looks at it between
-           two updates, and lends .use
+    .use   held by the run that needs the device to itself: the one that trains or,
+           for seconds, one that times kernels while it prepares
+    .wish  held by a run that waits for .use; the run that trains checks it between
+           two updates, and releases .use for a while
 
 They are POSIX record locks. The kernel frees them however their holder ends, and unlike
 flock's they do not pass on to the helpers that a run forks. So nothing is left to clean
@@ -31,12 +31,12 @@ GATE = "KABLATE_GATE"  # the path of a file; not set: the run may train at once
 SHARE = "KABLATE_PREPARE_BYTES"  # GPU memory that a run may take before its turn
 POLL = 0.02  # seconds between two looks at a lock
 
-# Called while waiting; raises to end that.
+# Called while waiting; raises to end the wait.
 KeepWaiting = Callable[[], None]
 
 
 class Turn:
-    """A run's place among those of its slot; without a path it is always its turn."""
+    """Turn of a run among those of its slot; without a path it always has it."""
 
     def __init__(self, path: str = "", memory: int = 0, gate: str = "") -> None:
         """memory: bytes of the GPU that it may take before its turn; 0: no limit.
@@ -51,13 +51,13 @@ class Turn:
 
     @classmethod
     def from_environment(cls, environ: Mapping[str, str]) -> Turn:
-        """The one that the runner has named. Raises OSError."""
+        """The turn that the runner has named. Raises OSError."""
         text = environ.get(SHARE, "")
         memory = int(text) if text.isdecimal() else 0
         return cls(environ.get(TURN, ""), memory, environ.get(GATE, ""))
 
     def take(self, keep_waiting: KeepWaiting) -> None:
-        """Wait until the device is ours to train on, and the gate is open."""
+        """Wait until this run may train: for its turn, and for the gate."""
         if not self.is_mine:
             self._wait("turn", keep_waiting)  # the first to be ready trains first
         while self._gate is not None and not self._gate.exists():
@@ -77,7 +77,7 @@ class Turn:
 
     @contextmanager
     def alone(self, keep_waiting: KeepWaiting) -> Iterator[None]:
-        """The device to ourselves for seconds: a run that trains waits meanwhile."""
+        """Use the device alone for seconds; a run that trains waits."""
         if self.is_mine:
             yield
             return
@@ -90,21 +90,21 @@ class Turn:
             self._free("wish")
 
     def is_wished(self) -> bool:
-        """Whether another run waits for the device that we train on."""
+        """Whether another run waits for the device while this one trains."""
         if not self.is_shared or not self.is_mine or not self._try("wish"):
             return self.is_shared and self.is_mine
         self._free("wish")
         return False
 
     def lend(self, keep_waiting: KeepWaiting) -> None:
-        """Let those who wish for the device use it, and wait for them."""
+        """Let the runs that wait for the device use it, and wait for them."""
         with self.lent(keep_waiting):
             self._wait("wish", keep_waiting)
             self._free("wish")
 
     @contextmanager
     def lent(self, keep_waiting: KeepWaiting) -> Iterator[None]:
-        """The device, if it is ours, is anybody's inside the block."""
+        """Let other runs use our device during the block."""
         if not (self.is_shared and self.is_mine):
             yield
             return

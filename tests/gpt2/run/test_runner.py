@@ -17,7 +17,7 @@ from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan
 from gpt2.run.results_dir import MatrixError
 from gpt2.run.runner import Watch, prepare, run, task_of
-from gpt2.run.verification import Proofs
+from gpt2.run.verification import Certificates
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
@@ -90,22 +90,22 @@ def reads_of(name: str) -> Callable[[], Counter[str]]:
     return found.copy
 
 
-def meanwhile(plan: Plan, run_dir: str) -> Proofs:
-    """A proof, failed for step 5, during which somebody else has finished a run."""
+def meanwhile(plan: Plan, run_dir: str) -> Certificates:
+    """Certificates, failed for step 5, while another process has finished a run."""
     (plan.output_dir / run_dir).mkdir(parents=True)
     run_files.write_status(plan.output_dir / run_dir, status="done")
-    return Proofs(failed={"step05-ra": "acting"}, table={"cells": []})
+    return Certificates(failed={"step05-ra": "acting"}, table={"cells": []})
 
 
 def test_what_is_missing_is_read_once_before_the_proofs(plan: Plan) -> None:
     reads, before = reads_of(run_files.STATUS_FILE), []
 
-    def prove(stop_file: Path) -> Proofs:
+    def verify(stop_file: Path) -> Certificates:
         before.append(reads())
         return meanwhile(plan, "step05-ra/seed1")
 
     view, options = PlainView(io.StringIO()), Options(fail_fast=True)
-    assert run(plan, {}, options, view, prove) == EXIT_FAILED
+    assert run(plan, {}, options, view, verify) == EXIT_FAILED
     assert before == [{"results/step00-baseline/seed1/status.json": 1}]
     ends = [run_files.read_status(plan.output_dir / job.run_dir) for job in plan.jobs]
     found = [(status["status"], status["failure"]) for status in ends]
