@@ -59,30 +59,33 @@ def _with_weights_of(model: GPT, other: GPT) -> GPT:
 
 
 def _context_problems(model: GPT, tokens: Tensor) -> Iterator[str]:
-    """Knock out what each block hands on; see where the outputs change. Those of
-    the blocks before it were made by then: if they changed, by state alone, which is
-    another certificate's."""
+    """Knock out each tensor that a block hands on, alone, since one may hide that
+    another is not read; see where the outputs change. Those of the blocks before it
+    were computed by then: if they changed, by state alone, which is another
+    certificate's."""
     base = _block_outputs(model, tokens)
-    for layer in range(len(model.blocks) - 1):
-        if not base[layer][1]:
-            continue
-        knocked = _block_outputs(model, tokens, knock_out=layer)
-        for index in range(layer + 1, len(base)):
-            if deviation(base[index][0], knocked[index][0]) == 0:
-                yield f"context from block {layer} does not reach block {index}"
+    for layer, (_, ctx) in enumerate(base[:-1]):
+        for name in ctx:
+            knocked = _block_outputs(model, tokens, knock_out=(layer, name))
+            for index in range(layer + 1, len(base)):
+                if deviation(base[index][0], knocked[index][0]) == 0:
+                    yield f"{name} from block {layer} does not reach block {index}"
 
 
 def _block_outputs(
-    model: GPT, tokens: Tensor, knock_out: int | None = None
+    model: GPT, tokens: Tensor, knock_out: tuple[int, str] | None = None
 ) -> list[tuple[Tensor, BlockContext]]:
-    """Outputs of each block; the context from one block may be zeroed."""
+    """Outputs of each block; one tensor that one block hands on may be zeroed."""
     outputs: list[tuple[Tensor, BlockContext]] = []
 
     def watch(_: nn.Module, __: Any, output: tuple[Tensor, BlockContext]) -> Any:
         outputs.append(output)
-        if len(outputs) - 1 != knock_out:
-            return output
-        return output[0], {n: torch.zeros_like(x) for n, x in output[1].items()}
+        layer = len(outputs) - 1
+        zeroed = {
+            name: torch.zeros_like(made) if (layer, name) == knock_out else made
+            for name, made in output[1].items()
+        }
+        return output[0], zeroed
 
     with ExitStack() as hooks:
         for block in model.blocks:

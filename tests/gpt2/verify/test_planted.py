@@ -30,7 +30,7 @@ from gpt2.verify.certificates import (
     formula,
     stateless,
 )
-from gpt2.verify.certify_steps import subjects
+from gpt2.verify.certify_steps import shrink, subjects
 from gpt2.verify.features import acting, identity
 from gpt2.verify.subject import Subject
 from tests.gpt2.helpers import full_size
@@ -180,6 +180,18 @@ def test_a_feature_that_acts_by_rounding_alone_does_not_act(monkeypatch):
 
     monkeypatch.setattr(Reciprocity, "score_term", faint)
     assert "ra changes nothing" in message(acting(subject(5)))
+
+
+def test_each_tensor_handed_on_has_to_be_read(monkeypatch):
+    """A gate of 0 changes the next block, whether or not that reads the latent."""
+    both = {"latent": "untied", "mlp_gate": True, "mlp_gate_dim": 64}
+    small = shrink(base().replace(mode="single", attention="mla", **both))
+    settings = plan_settings(small, {}).jobs[0].settings
+    assert acting(Subject(settings, settings)).passed
+    monkeypatch.setattr(MlpLatent, "latent", lambda self, given: 0 * given)
+    text = message(acting(Subject(settings, settings)))
+    assert text.startswith("mlp_latent from block 0 does not reach block 1")
+    assert "mlp_gate" not in text
 
 
 def test_a_neutral_value_that_rounds_is_not_neutral(monkeypatch):
