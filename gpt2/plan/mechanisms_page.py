@@ -117,8 +117,7 @@ def rules(mechanism: Mechanism, items: Items) -> list[str]:
     neutral += [f"with the parameter `{name}` at {x:g}" for name, x in learned]
     if neutral:
         texts.append(
-            f"Neutral with {' or '.join(neutral)}: equals the model without it, bit "
-            "for bit."
+            f"Neutral with {' or '.join(neutral)}: equals the model without it."
         )
     elif not mechanism.replaces:
         texts.append("It has no neutral value.")

@@ -20,7 +20,8 @@ class OutputGate(Mechanism):
         "Its authors find that a head-specific sigmoid gate after attention improves "
         "loss consistently. Of the mechanisms that the authors of reciprocal "
         "attention compared later it is the one that beat its baseline: the control "
-        "to beat."
+        "to beat. As published it has no bias, so that it starts near 0.5 and not, as "
+        "the other gates here, nearly open."
     )
     sources = ("Gated attention, arXiv 2505.06708",)
     order = 70
