@@ -145,7 +145,9 @@ def project_files(under: Sequence[str] = ()) -> list[str]:
 
 def copy_files(folder: Path, under: Sequence[str] = ()) -> Path:
     """Copy the project, or only the paths `under`, with what Python compiled of them:
-    it is valid by the time of its source."""
+    it is valid by the time of its source. A script comes with its first import."""
+    if any(part.startswith("scripts/") for part in under):
+        under = [*under, "scripts/_bootstrap.py"]
     for name in project_files(under):
         found = [name]
         if name.endswith(".py"):

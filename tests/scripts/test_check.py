@@ -20,7 +20,7 @@ from tests.scratch import (
     write_all,
 )
 
-CHECK, BOOTSTRAP = "scripts/check.py", "scripts/_bootstrap.py"
+CHECK = "scripts/check.py"
 # What the checks read and run, with what that imports; few files, as black, ruff and
 # mypy look at all of them.
 PARTS = ["Makefile", "pyproject.toml", "README.md", ".gitignore", "docs", "defconfigs"]
@@ -30,7 +30,7 @@ TOOLS = ("check_defconfigs", "check_words", "fix_whitespace_issues", "generate_d
 IMPORTED = f"""
 import sys
 sys.path[:0] = [".", "scripts"]
-import _bootstrap, check, {", ".join(TOOLS)}
+import check, {", ".join(TOOLS)}
 generate_docs.defaults()  # Kconfig's modules are imported where they are needed
 print(*(m.__file__ for m in list(sys.modules.values()) if getattr(m, "__file__", "")))
 """
@@ -154,7 +154,7 @@ def test_stale_table(tree: Path) -> None:
 
 
 def test_types(tmp_path: Path) -> None:
-    parts = ["pyproject.toml", CHECK, BOOTSTRAP, "lib/house_rules.py", "lib/output.py"]
+    parts = ["pyproject.toml", CHECK, "lib/house_rules.py", "lib/output.py"]
     tree = copy_tree(tmp_path, parts)
     for package in ("gpt2", "tests"):
         write(tree, f"{package}/__init__.py", "")
@@ -165,7 +165,7 @@ def test_types(tmp_path: Path) -> None:
 
 
 def test_failing_test(tmp_path: Path) -> None:
-    tree = copy_tree(tmp_path, ["pyproject.toml", CHECK, BOOTSTRAP, "lib"])
+    tree = copy_tree(tmp_path, ["pyproject.toml", CHECK, "lib"])
     write(tree, "tests/test_new.py", "def test_new():\n    assert 1 == 2\n")
     # Each of four processes would import what this test has no use for.
     spared = " ".join(f"-p no:{name}" for name in ("hypothesispytest", "anyio"))

@@ -15,7 +15,7 @@ TOOL = "scripts/check_commit.py"
 PARTS = [
     *(
         TOOL,
-        "scripts/_bootstrap.py",
+        "scripts/__init__.py",
         "lib/__init__.py",
         "lib/house_rules.py",
         "lib/output.py",

@@ -23,10 +23,7 @@ PARTS = [
         "lib/output.py",
         "lib/suggestions.py",
     ),
-    *(
-        f"scripts/{n}.py"
-        for n in ("_bootstrap", "check", "check_commit", "check_words")
-    ),
+    *(f"scripts/{n}.py" for n in ("__init__", "check", "check_commit", "check_words")),
     *(INSTALLER, "scripts/hooks", "scripts/fix_whitespace_issues.py"),
     "gpt2/__init__.py",
 ]
