@@ -25,7 +25,7 @@ CHECK = "scripts/check.py"
 # mypy look at all of them.
 PARTS = ["Makefile", "pyproject.toml", "README.md", ".gitignore", "docs", "defconfigs"]
 PARTS += ["Kconfig", "gpt2/*Kconfig*", "lib/optim/optimizers", "lib/pruning/methods"]
-PARTS += ["scripts/setup_env.py", "scripts/constraints.txt", CHECK]
+PARTS += ["scripts/setup_env.py", "scripts/constraints.txt", "lib/pip.py", CHECK]
 TOOLS = ("check_defconfigs", "check_words", "fix_whitespace_issues", "generate_docs")
 IMPORTED = f"""
 import sys
