@@ -53,7 +53,7 @@ def init_parameters(model: nn.Module, seed: int) -> None:
     for name, parameter in model.named_parameters():
         if parameter.ndim >= 2:
             std = STD / (2 * layers) ** 0.5 if name.endswith("proj.weight") else STD
-            parameter.copy_(torch.cat(_draw(name, parameter.shape, seed)) * std)
+            _draw(name, parameter, seed, std)
     for module in model.modules():
         if isinstance(module, nn.Linear) and module.bias is not None:
             module.bias.zero_()
@@ -69,15 +69,17 @@ def generator_for(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
 
 
-def _draw(name: str, shape: torch.Size, seed: int) -> list[Tensor]:
-    """Standard normal parts of a matrix, one generator a logical name."""
+def _draw(name: str, matrix: Tensor, seed: int, std: float) -> None:
+    """Fill a matrix with normal numbers in fp32, by one generator for each logical
+    name; in place if possible, as copies of them take as long as to draw them."""
+    fits = matrix.dtype == torch.get_default_dtype() and matrix.is_contiguous()
+    drawn = (
+        matrix if fits and matrix.device.type == "cpu" else torch.empty(matrix.shape)
+    )
+    names = [name]
     for fused, parts in FUSED.items():
         if f".{fused}." in name:
-            rows = shape[0] // len(parts)
             names = [name.replace(f".{fused}.", f".{part}.") for part in parts]
-            return [_normal(part, (rows, *shape[1:]), seed) for part in names]
-    return [_normal(name, tuple(shape), seed)]
-
-
-def _normal(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randn(shape, generator=generator_for(seed, name))
+    for part, rows in zip(names, drawn.chunk(len(names)), strict=True):
+        rows.normal_(generator=generator_for(seed, part))
+    matrix.copy_(drawn.mul_(std))

@@ -127,3 +127,14 @@ def test_numbers_do_not_depend_on_the_precision(dtype: torch.dtype) -> None:
     full = initial(tiny_step(0))
     for name, value in model.state_dict().items():
         assert torch.allclose(value.float(), full[name], rtol=1e-2), name
+
+
+def test_numbers_do_not_depend_on_the_layout_in_memory() -> None:
+    model, true = GPT(tiny_step(0)), initial(tiny_step(0))
+    for parameter in model.parameters():
+        parameter.data = parameter.data.t().contiguous().t()
+    init_parameters(model, 0)
+    assert all(torch.equal(x, true[name]) for name, x in model.state_dict().items())
+    keys = true["blocks.1.attn.projection.qkv.weight"].chunk(3)[1]
+    drawn = generator_for(0, "blocks.1.attn.projection.k.weight")
+    assert torch.equal(keys, torch.randn(keys.shape, generator=drawn) * 0.02)
