@@ -5,7 +5,8 @@ trainer's settings and the report's comparison partner. Ids never change. A new 
 over existing mechanisms is one more row here, or a row of a user's STEPS_FILE, where
 ids begin at 100.
 
-In the titles r is the ratio of MLP to attention parameters.
+In the titles r is the ratio of MLP to attention parameters. A title states it exactly
+only where the row or its ancestors set it; otherwise it depends on the configuration.
 """
 
 from __future__ import annotations
@@ -71,7 +72,7 @@ STEPS: dict[int, Step] = {
         Step(
             0,
             "baseline",
-            "GPT-2 baseline, r=2.0",
+            "GPT-2 baseline",
             "What every other arm has to beat.",
             None,
             PLAIN,
@@ -139,7 +140,7 @@ STEPS: dict[int, Step] = {
         Step(
             8,
             "mla",
-            "MLA, r=3.0",
+            "MLA, MLP as wide as the baseline's",
             "What does a latent cache cost in loss?",
             0,
             {"attention": "mla"},
@@ -331,7 +332,7 @@ STEPS: dict[int, Step] = {
         Step(
             32,
             "r16",
-            "r near 1.6: 7/6 the heads, parameters as step 0",
+            "r near 1.6 at 12 heads: 7/6 of them, parameters as step 0",
             "Where is the optimum of r at equal parameters?",
             0,
             _heads(14, 12),

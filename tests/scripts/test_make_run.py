@@ -62,9 +62,7 @@ def test_make_ends_with_the_table_and_commands_that_go_on(tree: Path) -> None:
 
     done = type_in(tree, again)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert re.search(
-        r"0  GPT-2 baseline, r=2\.0 +1 +\d\.\d{4} .* baseline", done.stdout
-    )
+    assert re.search(r"0  GPT-2 baseline +1 +\d\.\d{4} .* baseline", done.stdout)
     assert f"1 of 1 jobs are done; results in {ODD}\n" in done.stdout
     assert (tree / ODD / "step00-baseline/seed1/status.json").is_file()
 

@@ -9,6 +9,7 @@ from fractions import Fraction
 
 import pytest
 
+from gpt2.plan.budget import budget
 from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.readers import READERS
 from gpt2.plan.steps import PLAIN, SHIPPED, STEPS, Times
@@ -90,6 +91,19 @@ def test_changes_name_fields_of_the_model_or_the_training() -> None:
         assert set(step.changes) <= set(FIELDS), step.id
         parts = {PART_OF[field] for field in step.changes}
         assert parts <= {"model", "mechanisms", "optim", "pruning"}, step.id
+
+
+def test_a_title_states_a_ratio_only_where_it_is_set() -> None:
+    """Otherwise it is wrong with another latent, width or number of heads."""
+    for number, step in STEPS.items():
+        for ratio in re.findall(r"r=([\d.]+)", step.title):
+            assert SHIPPED.changes_of(number)["mlp_ratio"][0] == float(ratio), number
+
+
+@pytest.mark.parametrize(("number", "ratio"), [(31, 1.0), (32, 1.6), (33, 3.0)])
+def test_ratios_that_follow_from_the_heads_are_near_their_titles(number, ratio) -> None:
+    assert f"r near {ratio}" in STEPS[number].title
+    assert abs(budget(step_settings(full_size(), number)).ratio - ratio) < 0.05
 
 
 @pytest.mark.parametrize("number", [n for n in STEPS if n])
