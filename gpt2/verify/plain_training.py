@@ -12,6 +12,7 @@ import copy
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -185,7 +186,7 @@ class PlainTraining:
         """Sparsity that update n brings; None: it changes no mask."""
         p = self.settings.pruning
         start, every = p.prune_warmup, p.prune_interval
-        last = int(p.prune_ramp_end * self.settings.optim.max_iters)
+        last = int(Fraction(str(p.prune_ramp_end)) * self.settings.optim.max_iters)
         count = (last - start) // every
         due = start <= n <= start + count * every and (n - start) % every == 0
         if self.method.name == "none" or not due:

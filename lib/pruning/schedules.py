@@ -59,7 +59,8 @@ def ramp(
             f"pruning schedule: interval {interval!r}, warm-up {warmup_steps!r}, ramp "
             f"end {ramp_end!r}; allowed: >= 1, >= 0, 0 < end <= 1"
         )
-    end = int(ramp_end * steps)
+    # In binary 0.57 * 5000 is 2849.9999999999995, and its last mask update was missing.
+    end = int(round(ramp_end * steps, 6))
     updates = (end - warmup_steps) // interval
     if updates < 1:
         raise ValueError(

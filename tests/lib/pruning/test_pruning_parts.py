@@ -45,6 +45,12 @@ def test_the_last_update_comes_before_the_end_of_the_ramp():
     assert schedule.sparsity(750) == 0.5
 
 
+@pytest.mark.parametrize(("share", "end"), [(0.57, 2850), (0.69, 3450), (0.7, 3500)])
+def test_the_ramp_ends_where_its_share_in_decimals_says(share, end):
+    """In binary 0.57 and 0.69 of 5000 are a little less than these."""
+    assert ramp(**{**RAMP, "ramp_end": share}, steps=5000).end == end
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
