@@ -28,7 +28,10 @@ STEPS: dict[int, tuple[str, str, int | None, int, float]] = {
     29: ("ra-full", "RA over the whole context", 5, 124_000_000, 360_000),
 }
 UPDATES, EVERY, BATCH, BLOCK = 200, 20, 64, 1024
-DEVICE = {"backend": "cuda", "name": "NVIDIA A10G", "driver": "550", "runtime": "12.4"}
+DEVICE = {
+    **{"backend": "cuda", "name": "NVIDIA A10G", "driver": "550", "runtime": "12.4"},
+    "float32_products": "high",
+}
 
 
 def settings(

@@ -120,6 +120,7 @@ def _attempts(run: Run) -> list[dict[str, Any]]:
     first = {  # of a manifest that is older than "began", what it has
         **{k: v for k, v in manifest.items() if isinstance(v, str | int | bool)},
         **{k: device.get(k) for k in ("backend", "runtime", "driver")},
+        "float32_products": device.get("float32_products"),
         "device": device.get("name"),
         **as_dict(manifest.get("began")),
         **as_dict(manifest.get("provenance")),
@@ -184,6 +185,7 @@ ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
     "effective batch": lambda run: _field(run.manifest, "effective_batch"),
     "micro batch x accumulation x ranks": _of_each(_split),
     "precision": lambda run: _field(_part(run, "optim"), "mixed_precision"),
+    "fp32 products": _of_each(partial(_field, name="float32_products")),
     "torch.compile": _of_each(partial(_field, name="compile")),
     "attention backend": _of_each(partial(_field, name="attention_backend")),
     "MLP backend": _of_each(partial(_field, name="mlp_backend")),

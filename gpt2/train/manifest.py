@@ -148,6 +148,7 @@ def _resources(job: Job, context: RunContext) -> dict[str, Any]:
         "world_size": split.world_size,
         "compile": resources.compile_model,
         "precision": job.settings.optim.mixed_precision,
+        "float32_products": torch.get_float32_matmul_precision(),
         "threads": torch.get_num_threads(),
         "deterministic": torch.are_deterministic_algorithms_enabled(),
     }

@@ -89,7 +89,8 @@ def test_what_the_trainer_writes_fills_the_report(results):
             assert row[name] > 0, name
         assert row["verified"] == "passed" and row["updates"] == 40
     text = (results / "REPORT.md").read_text()
-    for item in ("hardware", "versions", "effective batch", "precision", "data"):
+    numerics = ("precision", "fp32 products")
+    for item in ("hardware", "versions", "effective batch", *numerics, "data"):
         assert f"- [x] {item}: " in text
     assert "- [ ] pairing: 3 of 12 runs differ (again/seed1: the batches of" in text
     assert all((results / "plots" / f"{n}.png").is_file() for n in ("loss", "forest"))

@@ -28,7 +28,13 @@ from gpt2.report.terminal import terminal_report
 from gpt2.report.verdicts import judge
 from gpt2.settings.configuration import strict_kconfig
 from lib import stats
-from tests.results_factory import pairing, pass_audits, write_matrix, write_run
+from tests.results_factory import (
+    DEVICE,
+    pairing,
+    pass_audits,
+    write_matrix,
+    write_run,
+)
 
 ROOT = Path(__file__).resolve().parents[3]
 KCONFIG, PRESET = ROOT / "Kconfig", ROOT / "defconfigs" / "gpt2-quickstart"
@@ -122,6 +128,8 @@ def test_checklist_of_a_clean_matrix_is_all_in_order(tmp_path):
         ("versions", {"provenance": {"packages": {"torch": "1.0"}}}),
         ("versions", {"resumed": [{"packages": {"torch": "1.0"}}]}),
         ("effective batch", {"effective_batch": 1}),
+        ("fp32 products", {"device": {**DEVICE, "float32_products": "highest"}}),
+        ("fp32 products", {"resumed": [{"float32_products": "highest"}]}),
         ("torch.compile", {"compile": False}),
         ("data", {"data_fingerprint": "other"}),
         ("data", {"data_fingerprint": None}),
