@@ -18,8 +18,10 @@ SETUP = (sys.executable, "scripts/setup_env.py")
 # Seconds to wait for what takes one or two: only what hangs is to be ended by it, on a
 # machine however busy, before the time limit of a test is.
 PATIENT = 600.0
-SETUP_PARTS = ("pyproject.toml", "scripts", "lib/__init__.py")
-SETUP_PARTS += ("lib/output.py", "lib/pip.py")
+SETUP_PARTS = (
+    *("pyproject.toml", "scripts", "lib/__init__.py"),
+    *("lib/output.py", "lib/pip.py"),
+)
 
 
 def until(true: Callable[[], object], seconds: float = PATIENT) -> None:

@@ -14,7 +14,9 @@ import pytest
 from lib.jobs import cards, run_files
 from lib.jobs.cards import STRIKES, Cards
 from lib.jobs.outcomes import Outcome
+from lib.jobs.pulse import MEASURED
 from lib.jobs.slots import Gpus, gpu_sets
+from lib.jobs.task_state import TaskState
 from tests.lib.jobs.test_scheduler import QUICK, run, status_of, task
 
 TWO = gpu_sets(Gpus("cuda", ("0", "1")), 1)
@@ -28,9 +30,14 @@ def arms(root: Path, count: int, **what: object) -> list[Any]:
 
 def test_a_broken_gpu_does_not_eat_the_queue(tmp_path: Path) -> None:
     """Every run fails there at once, and all are done on the other one."""
-    lost: list[str] = []
-    known = Cards(lambda place, why: lost.append(f"{place}: {why}"))
-    tasks = arms(tmp_path, 6, sleep=0.05, fail="device", card="1")
+    lost, gate = [], tmp_path / "gate"  # the other one is busy until then
+
+    def lose(place: str, why: str) -> None:
+        lost.append(f"{place}: {why}")
+        gate.touch()
+
+    known = Cards(lose)
+    tasks = arms(tmp_path, 6, fail="device", card="1", until=gate)
     code, said, _ = run(tasks, slots=TWO, cards=known)
     assert code == 8, said
     attempts = [status_of(tmp_path, one.name)[2] for one in tasks]
@@ -87,13 +94,15 @@ def test_a_crash_of_the_code_blames_no_gpu(tmp_path: Path) -> None:
     assert code == 1 and "OUT OF USE" not in said
 
 
-def test_a_hung_run_is_tried_on_the_other_gpu(tmp_path: Path) -> None:
-    hangs = {"steps": 8, "at": 7, "pulse": 1.0, "sleep": 0.02, "card": "1"}
+def test_a_hung_run_is_tried_on_the_other_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hangs = {"steps": 5, "at": MEASURED + 1, "pulse": 30.0, "card": "1"}
     tasks = [task(tmp_path, f"arm{n}/seed1", fail="hang", **hangs) for n in range(3)]
-    code, said, _ = run(tasks, slots=TWO)
+    code, said, _ = run(tasks, hurry=monkeypatch, slots=TWO)
     assert code == 0, said
     assert all(status_of(tmp_path, one.name)[0] == "done" for one in tasks)
-    assert said.count("FAILED (hang): no update for 1 s") == 1
+    assert said.count("FAILED (hang): no update for 30 s") == 1
 
 
 def test_a_process_that_survives_sigkill_costs_its_gpu_alone(
@@ -113,17 +122,25 @@ def test_a_process_that_survives_sigkill_costs_its_gpu_alone(
 
     monkeypatch.setattr(os, "kill", lenient)
     monkeypatch.setattr(os, "killpg", lambda group, number: None)
-    stuck = task(tmp_path, "stuck/seed1", steps=8, at=7, fail="deaf", pulse=0.5)
-    others = arms(tmp_path, 3, steps=20, sleep=0.1, prepare=0.1)
-    patience = dataclasses.replace(QUICK, dump=0.1, hung_end=0.1, killed=0.5)
+    stuck = task(tmp_path, "stuck/seed1", steps=8, at=4, fail="deaf", pulse=0.5)
+    gate = tmp_path / "gate"  # the others run until it is given up
+    others = arms(tmp_path, 3, prepare=0.1, until=gate)
+
+    def after(cell: TaskState) -> None:
+        if cell.task is stuck:
+            gate.touch()
+
+    patience = dataclasses.replace(QUICK, dump=0.1, hung_end=0.1, killed=2.0)
     try:
-        code, said, _ = run([stuck, *others], slots=TWO, patience=patience, ahead=1)
+        code, said, _ = run(
+            [stuck, *others], after, slots=TWO, patience=patience, ahead=1
+        )
     finally:
         for pid in set(spared):
             kill(pid, signal.SIGKILL)
     assert code == 1, said
     assert "stuck/seed1: FAILED (hang): process" in said
-    assert "does not end 0.5 s after SIGKILL" in said
+    assert "does not end 2 s after SIGKILL" in said
     assert said.count("GPU 0 IS OUT OF USE: stuck/seed1: process") == 2
     assert all(status_of(tmp_path, one.name)[0] == "done" for one in others)
     assert status_of(tmp_path, "stuck/seed1") == ("failed", "hang", 1)

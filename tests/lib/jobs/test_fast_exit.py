@@ -23,8 +23,8 @@ def late():
 
 def main():
     atexit.register(print, "at exit")
-    threading.Thread(target=late).start()
     print("main")
+    threading.Thread(target=late).start()
     {end}
 
 run_to_end(main)

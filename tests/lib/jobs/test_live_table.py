@@ -26,13 +26,15 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> dict[int, str]:
             attempts = [cell.attempt.progress for cell in board.running]
             if found or len(attempts) < 2 or any(p.val_loss is None for p in attempts):
                 return
+            gate.touch()
             for width in WIDTHS:
                 out = io.StringIO()
                 Console(file=out, width=width).print(live_table(board, width))
                 found[width] = out.getvalue()
 
     root = tmp_path_factory.mktemp("live")
-    tasks = [task(root, name, steps=9, sleep=0.05) for name in NAMES]
+    gate = root / "gate"  # they last until the table is drawn
+    tasks = [task(root, name, steps=9, until=gate) for name in NAMES]
     options = Options(patience=QUICK, slots=({}, {}))
     assert Scheduler(tasks, options, Drawing(io.StringIO())).run() == 0
     return found

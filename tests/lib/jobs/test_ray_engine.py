@@ -8,7 +8,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -79,9 +78,9 @@ def test_an_attendant_tells_what_the_runner_would_have_seen(tmp_path: Path) -> N
 def test_a_second_signal_kills(tmp_path: Path) -> None:
     sent = Sent(task(tmp_path, "a", steps=100_000, sleep=0.02, saving=300))
     until(lambda: begun(tmp_path))
-    for _ in range(2):
-        sent.process.send_signal(signal.SIGTERM)
-        time.sleep(1.0)
+    sent.process.send_signal(signal.SIGTERM)
+    until((tmp_path / "a" / "saving").exists)
+    sent.process.send_signal(signal.SIGTERM)
     outcome = sent.outcome()
     assert outcome.status == status_of(tmp_path, "a")[0] == "interrupted"
     assert outcome.exit_code == -signal.SIGKILL

@@ -3,8 +3,9 @@
 python tests/lib/jobs/worker.py RUN_DIR [key=value ...]; keys: steps, sleep, fail (what
 goes wrong), at (the step where), first (only in that many first attempts), card (only
 on that GPU), prepare (seconds before its turn, which it records), pulse (seconds
-without an update after which it hangs, at least), evaluates (the step after which it
-pauses).
+without an update after which an attempt that will fail hangs), evaluates (the step
+after which it pauses), until (files that it waits for in that pause, or in its last
+step, separated by colons). What waits prints STILL.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from lib.jobs.phases import phase_record  # noqa: E402
 from lib.jobs.pulse import PULSE_FILE, Pulse  # noqa: E402
 from lib.jobs.turn import Turn  # noqa: E402
 
+STILL = "stands still"
+NEVER = 1e6  # seconds: a busy machine hangs no run that is not to hang
 stop = False
 
 
@@ -57,6 +60,7 @@ def go_wrong(what: str, run_dir: Path) -> None:
     if what == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "stopped":
+        print(STILL, flush=True)
         os.kill(os.getpid(), signal.SIGSTOP)
     if what == "damage":
         (run_dir / "status.json").write_text('{"sta')
@@ -69,8 +73,17 @@ def go_wrong(what: str, run_dir: Path) -> None:
 
 
 def wait_for_ever() -> None:
-    while True:
-        time.sleep(60)
+    print(STILL, flush=True)
+    while not stop:
+        time.sleep(0.02)
+    raise SystemExit(1)
+
+
+def wait_for(paths: list[str]) -> None:
+    print(STILL, flush=True)
+    while not all(map(os.path.exists, paths)) and not stop:
+        time.sleep(0.02)
+    print("goes on", flush=True)
 
 
 def main() -> int:
@@ -111,7 +124,11 @@ def main() -> int:
         Turn.from_environment(os.environ).take((run_dir / "waits").touch)
         pulse = Pulse()
         if "pulse" in given:
-            pulse = Pulse(run_dir / PULSE_FILE, 3.0, float(given["pulse"]))
+            fails = fail and attempt <= first or "evaluates" in given
+            limit = float(given["pulse"]) if fails else NEVER
+            pulse = Pulse(run_dir / PULSE_FILE, 1e-9, limit)
+        evaluates = int(given.get("evaluates", 0))
+        until = given["until"].split(":") if "until" in given else []
         for step in range(done + 1, steps + 1):
             if fail and step == at and attempt <= first:
                 go_wrong(fail, run_dir)
@@ -123,12 +140,13 @@ def main() -> int:
             time.sleep(sleep)
             pulse.measure()
             pulse.beat()
-            if step == int(given.get("evaluates", 0)):
+            if until and step == (evaluates or steps):
                 with pulse.paused():
-                    time.sleep(3.0)
+                    wait_for(until)
             if stop or step % 2 == 0:
                 atomic_files.atomic_write_json(checkpoint, {"step": step})
             if stop:
+                (run_dir / "saving").touch()
                 time.sleep(float(given.get("saving", 0)))
                 run_files.write_status(run_dir, status="interrupted", step=step)
                 return 3
