@@ -1,4 +1,4 @@
-"""Measure: training steps, attention alone, and what a CPU shows; one table.
+"""Measure the speed of training, attention, certificates and a matrix; one table.
 
 On a GPU the training speed of every step, compared with HF transformers' GPT-2 and the
 eager reference; everywhere the speed on the CPU compared with transformers, the start

@@ -1,4 +1,4 @@
-"""Load every preset strictly: is it minimal, explained, and will it fit its GPU?
+"""Check every preset: that it loads, is minimal and explained, and fits its GPU.
 
 Every fault of every preset is named with file and line. Exit status: 0 all passed, 1
 some are not.

@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def chosen(given: Sequence[Path]) -> list[Path]:
-    """Files to examine; a folder stands for the tracked files in it."""
+    """Files to examine; a folder means the tracked files in it."""
     if not given:
         return [ROOT / name for name in tracked_files(ROOT)]
     files: list[Path] = []
@@ -228,7 +228,7 @@ def badly_spaced(name: str, lines: Sequence[bytes]) -> Iterator[Violation]:
 
 
 def python_strings(lines: Sequence[bytes]) -> Strings:
-    """Where strings of a Python file lie; docstrings may be fixed, so do not count.
+    """Lines of the strings of a Python file, except docstrings, which may be fixed.
 
     Raises tokenize.TokenError or SyntaxError if the text is not Python.
     """

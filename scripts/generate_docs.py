@@ -1,4 +1,4 @@
-"""Write the parts of the documentation that the sources decide.
+"""Write the parts of the documentation that follow from the sources.
 
 The table of steps in README.md and the help in gpt2/Kconfig.ablation come from the
 registry, docs/mechanisms.md and the heading of each mechanism's menu from their specs,
@@ -154,7 +154,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     check = parser.parse_args(arguments).check
     try:
         stale = [
-            found for block in (*HEADINGS, *BLOCKS) for found in bring_up(block, check)
+            found for block in (*HEADINGS, *BLOCKS) for found in update(block, check)
         ]
     except (ValueError, OSError) as error:  # NoMarkers, ConfigError
         print(f"error: {error}", file=sys.stderr)
@@ -164,8 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 1 if stale else 0
 
 
-def bring_up(block: Block, check: bool) -> list[Violation]:
-    """Findings where the block is stale and only checked; otherwise it is written."""
+def update(block: Block, check: bool) -> list[Violation]:
+    """Write a block that is stale; the findings instead if it is only checked."""
     path = ROOT / block.path
     lines = path.read_text(encoding="utf-8").split("\n")
     first, last = enclosed(block, lines)

@@ -1,7 +1,7 @@
 """Install or remove the git hooks that check each commit (`make install-hooks`).
 
 The hooks are in scripts/hooks, and core.hooksPath of this repository points there.
-Hooks of somebody else are refused, since git would no longer run them. Exit status: 0
+Other hooks are refused, since git would no longer run them. Exit status: 0
 done, 1 refused.
 """
 

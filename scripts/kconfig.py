@@ -1,4 +1,4 @@
-"""Load, edit, save and explain the configuration; the front of kconfiglib.
+"""Load, edit, save and explain the configuration, by kconfiglib.
 
 .config is what the user edits and config.py is made from it. Exit codes: 0 done; 2 the
 configuration or the command line is wrong (`file:line: reason` on stderr).
@@ -136,7 +136,7 @@ def savedefconfig(name: str) -> None:
 
 
 def check_minimal(path: Path, text: str, wanted: Config) -> None:
-    """A preset must load to what it was saved from, or it is not written."""
+    """Assert that a preset loads to what it was saved from, before it is written."""
     trial = path.with_name(f".{path.name}.trial")
     try:
         atomic_write_text(trial, text)
@@ -182,7 +182,8 @@ def edit(tool: str) -> None:
 
 
 def olddefconfig() -> None:
-    """Bring an old .config to the present Kconfig: say what goes, default the rest."""
+    """Update an old .config to the present Kconfig: name lines that are dropped, set
+    new symbols to their defaults."""
     configured()
     keep_old()
     drop_unusable()
@@ -200,7 +201,7 @@ def is_droppable() -> bool:
 
 
 def drop_unusable() -> None:
-    """Take lines that have no effect out of .config, naming each."""
+    """Remove lines without effect from .config, and print each."""
     dropped = strict.unusable_lines(DOTCONFIG)
     for reason in dropped.values():
         print(f"dropped {reason}", flush=True)

@@ -1,7 +1,7 @@
-"""How many seeds would find a difference: make plan DELTA=0.003.
+"""Plan the number of seeds that would find a difference: make plan DELTA=0.003.
 
-The noise is measured in the results of the configured matrix if they have seeds
-enough, else it is that known of GPT-2 124M, for a model of that size; --sd sets it.
+The noise is measured in the results of the configured matrix if they have enough
+seeds, else it is that known of GPT-2 124M, for a model of that size; --sd sets it.
 Numbers are seeds of every arm, for the test that gives the verdicts.
 Exit codes: 0 answered; 2 an option that makes no sense, or the noise is not known.
 """

@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def to_continue(matrix: MatrixResults) -> tuple[str, str] | None:
-    """The command that continues what is planned or was interrupted, and why; None
-    without any, and where it is unknown, as in results of somebody else."""
+    """The command that continues what is planned or was interrupted, and why; None if
+    there is nothing, or if it is unknown, as in the results of another person."""
     going = ("planned", "running", "interrupted")
     missing = sum(row["status"] in going for row in matrix.rows)
     if not missing:
@@ -163,7 +163,7 @@ def write_page(
     times: Timeline,
     price: float | None,
 ) -> list[Path]:
-    """report.html, or a word on standard error why there is none."""
+    """Write report.html, or print on standard error why there is none."""
     from gpt2.report.html import PlotlyMissing, html_report
 
     path = matrix.root / "report.html"

@@ -1,4 +1,4 @@
-"""Run what is configured: one process for each job, nothing that is done twice.
+"""Run the jobs that are configured and not done, each in its own process.
 
 Exit codes: 0 all done; 1 some failed; 2 not started (bad configuration, other
 settings in the folder, another active runner); 3 stopped before the end; 6 disk full;
@@ -29,8 +29,14 @@ from gpt2.data.token_files import (
 from gpt2.plan.jobs import Plan, only, restricted
 from gpt2.plan.names import STABLE_FOLDER
 from gpt2.plan.planning import make_plan
-from gpt2.run import estimate, plan_json, plan_listing, runner, verification
-from gpt2.run import results_dir as folder
+from gpt2.run import (
+    estimate,
+    plan_json,
+    plan_listing,
+    results_dir,
+    runner,
+    verification,
+)
 from gpt2.run.conflicts import refusal
 from gpt2.run.formula_comparison import FormulaComparison, comparison_table
 from gpt2.run.last_call import last_call
@@ -112,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def mode_of(given: argparse.Namespace) -> str:
-    """Name of what is asked for, an option without its dashes; "run" without one."""
+    """The option of MODES that is given, without dashes; "run" without one."""
     return next((mode for mode in MODES if vars(given)[mode.replace("-", "_")]), "run")
 
 
@@ -139,7 +145,7 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.stop and given.only:
         raise ValueError("ONLY: a runner is stopped as a whole; leave it out")
     if given.stop:
-        said = folder.ask_to_stop(plan.output_dir)
+        said = results_dir.ask_to_stop(plan.output_dir)
         answer(results=str(plan.output_dir), message=said)
         print(said)
         show_next(matrix_command("status"))
@@ -167,8 +173,8 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
         if line:
             print(line, flush=True)
     try:
-        folder.require_usable(plan.output_dir)
-    except folder.MatrixError as error:
+        results_dir.require_usable(plan.output_dir)
+    except results_dir.MatrixError as error:
         if given.dry_run:
             raise
         print_refusal(str(error))
@@ -224,7 +230,7 @@ def print_refusal(why: str) -> None:
 
 def show_status(plan: Plan, config: Config, only: str) -> int:
     """Print the progress of the runs of the results folder, or of those selected."""
-    folder.refuse_foreign(plan.output_dir)
+    results_dir.refuse_foreign(plan.output_dir)
     asked = {job.run_dir for job in plan.jobs} if only else None
     states = plan_states(plan, asked)
     print(status_table(states), end="")
@@ -235,7 +241,7 @@ def show_status(plan: Plan, config: Config, only: str) -> int:
     alarms = runner.alarms(plan.output_dir)
     for alarm in alarms.values():
         print(alarm)
-    lock = folder.matrix_lock(plan.output_dir)
+    lock = results_dir.matrix_lock(plan.output_dir)
     running = str(run_files.lock_held(lock)) if run_files.is_locked(lock) else None
     print(running or "nothing is running")
     if running:
@@ -256,14 +262,14 @@ def run(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     try:
         code = run_or_watch(given, config, plan)
     except atomic_files.DiskFull:
-        tell_end(given, config, EXIT_DISK)
+        run_at_end(given, config, EXIT_DISK)
         raise
-    tell_end(given, config, code)
+    run_at_end(given, config, code)
     return code
 
 
-def tell_end(given: argparse.Namespace, config: Config, code: int) -> None:
-    """Run the command for the end of a matrix."""
+def run_at_end(given: argparse.Namespace, config: Config, code: int) -> None:
+    """Run the command of ON_DONE, if there is one, after a matrix."""
     if given.estimate or given.as_trained or not given.on_done:
         return
     plan = only(make_plan(config), given.only)  # with all rates that were added
@@ -375,7 +381,7 @@ def run_and_extend(
 
 
 def check_data(plan: Plan) -> None:
-    """Missing or unfit data is one error here, not one for each job."""
+    """Raise one error for missing or unfit data, which each job would raise."""
     settings = plan.longest
     meta = prepared(settings)
     folder = dataset_folder(settings.resources.data_dir, request_of(settings))

@@ -1,4 +1,4 @@
-"""Prove the steps, the optimizers and the pruning methods: tables of certificates.
+"""Verify steps, optimizers and pruning methods; prints tables of certificates.
 
 Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense;
 3 stopped by Ctrl-C or SIGTERM.
@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--at-hand", action="store_true", help="the configured jobs only")
     add("--only", default="", help="of these, the jobs that match a pattern")
     add("--out", type=Path, help="also write the table to this JSON file")
-    add("--fresh", action="store_true", help="prove again what is proven already")
+    add("--fresh", action="store_true", help="verify again what is verified already")
     add_json(parser)
     return parser.parse_args(arguments)
 

@@ -15,12 +15,12 @@ from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 
-def idle(plan: Plan, config: Config) -> list[str]:
+def unused_settings(plan: Plan, config: Config) -> list[str]:
     """Line for each setting of ``config`` that no job reads, with its origin."""
     found, has_own = [], any(job.step in plan.registry.own for job in plan.jobs)
     for name, symbol in SYMBOL_OF.items():
         origin = config.origins.get(symbol)
-        why = "" if origin is None else _why_idle(plan, name, origin)
+        why = "" if origin is None else _why_unused(plan, name, origin)
         if name == "steps_file" and config.values[symbol] and not has_own:
             why = "STEPS names none of its steps"
         if why:
@@ -37,7 +37,7 @@ def idle(plan: Plan, config: Config) -> list[str]:
     return found
 
 
-def _why_idle(plan: Plan, name: str, origin: str) -> str:
+def _why_unused(plan: Plan, name: str, origin: str) -> str:
     """Reason why a field set at ``origin`` has no effect on any job; "" if it has."""
     reader = next((r for r in READERS if name in r.fields), None)
     jobs = [job for job in plan.jobs if reader is None or reader.is_on(job.settings)]

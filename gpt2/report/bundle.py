@@ -1,4 +1,4 @@
-"""Which files of a results folder a bundle has: all that a report reads, no weights."""
+"""Files of a results folder in a bundle: all that a report reads, no weights."""
 
 from __future__ import annotations
 

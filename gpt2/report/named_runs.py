@@ -119,7 +119,7 @@ def _named(name: str, results: Path, variable: str) -> Chosen:
 
 def results_folders(folders: Iterable[Path], config: Path) -> dict[Path, bool]:
     """Results folders that some folders are in or are themselves, and whether each is
-    the configured one; a folder outside of any stands for itself."""
+    the configured one; a folder outside of any counts by itself."""
     configured = results_of(config)
     home = None if configured is None else configured.resolve()
     found: dict[Path, bool] = {}

@@ -24,8 +24,8 @@ MAX_SAMPLES = 4  # per run
 
 @dataclass(slots=True)
 class Prompt:
-    """Beginning of a validation document, how it really goes on, and how each arm
-    continues it (label of the run, text)."""
+    """Beginning of a validation document, its actual continuation, and those of the
+    arms (label of the run, text)."""
 
     prompt: str
     actual: str

@@ -35,8 +35,8 @@ def _runs(arm: Arm) -> list[dict[str, Any]]:
 def _curves(run: Run) -> dict[str, list[float | None]]:
     """Updates, and the values of each panel there, at most MAX_POINTS.
 
-    A point of a long run stands for several records: for the largest of their gradient
-    norms, so that no spike is left out, and for the last of their rates.
+    A point of a long run represents several records, by the largest of their gradient
+    norms, so that no spike is left out, and the last of their rates.
     """
     records = [r for r in run.trains if number(r.get("step")) is not None]
     parts = np.array_split(np.arange(len(records)), min(MAX_POINTS, len(records) or 1))

@@ -17,7 +17,7 @@ from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.memory import memory, misfit
 from gpt2.plan.planning import step_settings
 from gpt2.plan.sizes import same_widths, sizes_of
-from gpt2.plan.unused_settings import idle
+from gpt2.plan.unused_settings import unused_settings
 from gpt2.run.conflicts import conflicts
 from gpt2.run.progress import status_word
 from gpt2.run.without_gpu import without_effect_here
@@ -51,7 +51,7 @@ def listing(plan: Plan, config: Config) -> str:
 
 def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
-    found = [*job_remarks(plan), *idle(plan, config)]
+    found = [*job_remarks(plan), *unused_settings(plan, config)]
     found += without_effect_here(plan, config) + too_large(plan)
     found += small_text(max((job.settings for job in plan.jobs), key=tokens_of))
     found += control_costs(plan) + kept_final_rate(plan)

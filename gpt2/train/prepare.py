@@ -210,7 +210,7 @@ class Preparation:
             import_compiler()
         if self._startup is None:
             precision = settings.optim.mixed_precision
-            self._startup = backend_probe.look(
+            self._startup = backend_probe.probe(
                 context.device, precision, settings.model.head_dim, self.environ
             )
 

@@ -49,7 +49,7 @@ class Startup:
         }
 
 
-def look(
+def probe(
     info: DeviceInfo, precision: str, head_dim: int, environ: Mapping[str, str]
 ) -> Startup:
     """Try attention on the device, in the precision of training; read the rest."""

@@ -11,7 +11,7 @@ from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan, registry_plan, step_settings
 from gpt2.plan.steps import SHIPPED, STEPS, Times
 from gpt2.plan.steps_file import NAMED_IDS, read_steps
-from gpt2.plan.unused_settings import idle
+from gpt2.plan.unused_settings import unused_settings
 from tests.gpt2.helpers import TINY, make_config
 
 OWN = """\
@@ -102,7 +102,7 @@ def test_verify_covers_own_steps_with_the_shipped_ones(tmp_path: Path) -> None:
     path.write_text(OWN)
     config = make_config(**TINY, STEPS_FILE=str(path), SEEDS="1")
     assert len(registry_plan(config).jobs) == len(STEPS) + 2
-    notes = idle(make_plan(config), config)
+    notes = unused_settings(make_plan(config), config)
     assert any("STEPS names none of its steps" in note for note in notes)
 
 

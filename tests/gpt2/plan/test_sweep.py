@@ -10,7 +10,7 @@ import pytest
 from gpt2.plan.axes import SWEPT_BESIDES, SWEPT_PARTS, split_names
 from gpt2.plan.jobs import Job, Plan, job_from_json, only
 from gpt2.plan.planning import make_plan
-from gpt2.plan.unused_settings import idle
+from gpt2.plan.unused_settings import unused_settings
 from gpt2.report.results import COLUMNS
 from gpt2.run.plan_listing import budget_table, listing
 from gpt2.settings.schema import PART_OF, SYMBOL_OF
@@ -300,7 +300,9 @@ def test_a_single_run_is_not_swept() -> None:
 
 def test_a_sweep_that_changes_nothing_is_reported() -> None:
     config = make_config(**TINY, STEPS="0,8", SWEEP="RA_WINDOW=1,3")
-    (line,) = [text for text in idle(make_plan(config), config) if "SWEEP" in text]
+    (line,) = [
+        text for text in unused_settings(make_plan(config), config) if "SWEEP" in text
+    ]
     assert re.match(
         r"SWEEP of RA_MLA_RA_WINDOW \(command line\) has no effect: none of", line
     )

@@ -7,7 +7,7 @@ import re
 import pytest
 
 from gpt2.plan.planning import make_plan
-from gpt2.plan.unused_settings import idle
+from gpt2.plan.unused_settings import unused_settings
 from gpt2.run.plan_listing import listing
 from gpt2.settings.configuration import override, strict_kconfig
 from lib.kconfig.config_py import Config
@@ -21,7 +21,7 @@ def preset(name: str, overrides: str = "") -> Config:
 
 
 def idle_in(config: Config) -> list[str]:
-    return idle(make_plan(config), config)
+    return unused_settings(make_plan(config), config)
 
 
 @pytest.mark.parametrize("name", [path.name for path in PRESETS.iterdir()])

@@ -13,7 +13,7 @@ CPU = devices.select_device("cpu")
 
 def test_attention_is_tried_and_no_random_number_is_drawn() -> None:
     before = torch.get_rng_state()
-    found = backend_probe.look(CPU, "fp32", 32, {"PYTORCH_ALLOC_CONF": "x"})
+    found = backend_probe.probe(CPU, "fp32", 32, {"PYTORCH_ALLOC_CONF": "x"})
     assert torch.equal(torch.get_rng_state(), before)
     assert found.sdpa in found.usable and "math" in found.usable
     assert "cudnn" not in found.usable and found.warning == ""
@@ -41,5 +41,5 @@ def test_plain_maths_on_a_gpu_is_warned_about(
 
 @pytest.mark.gpu
 def test_on_a_gpu_a_fused_kernel_serves() -> None:
-    found = backend_probe.look(devices.select_device("auto"), "bf16", 64, {})
+    found = backend_probe.probe(devices.select_device("auto"), "bf16", 64, {})
     assert found.sdpa != "math" and found.sdpa in found.usable, found
