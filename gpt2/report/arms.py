@@ -21,7 +21,7 @@ from gpt2.settings.schema import VOCAB_SIZES
 from gpt2.settings.shown import shown_name
 from lib.atomic_files import finite
 from lib.hashing import diff_fields
-from lib.safe_json import as_dict, clean, number, whole
+from lib.safe_json import clean, number, whole
 
 NOT_A_CHANGE = ("resources.", "matrix.")  # how and where a run is executed
 
@@ -53,8 +53,7 @@ class Arm:
     @property
     def is_control(self) -> bool:
         """True for an A/A control, which is compared only with its baseline."""
-        resources = [as_dict(run.settings.get("resources")) for run in self.runs]
-        return any(part.get("other_kernels") is True for part in resources)
+        return any(run.is_control for run in self.runs)
 
     @property
     def done(self) -> tuple[Run, ...]:
@@ -91,7 +90,7 @@ def has_diverged(run: Run) -> bool:
 
 def above_guess(run: Run) -> str:
     """Message if a finished run ended above the loss of a uniform guess, else ""."""
-    tokenizer = as_dict(run.settings.get("data")).get("tokenizer")
+    tokenizer = run.part("data").get("tokenizer")
     size = VOCAB_SIZES.get(tokenizer) if isinstance(tokenizer, str) else None
     if not is_done(run) or size is None or run.row["val_loss"] <= math.log(size):
         return ""

@@ -164,12 +164,8 @@ def _split(attempt: dict[str, Any]) -> str | None:
     return None if None in parts else " x ".join(x or "?" for x in parts)
 
 
-def _part(run: Run, name: str) -> dict[str, Any]:
-    return as_dict(run.settings.get(name))
-
-
 def _data(run: Run) -> str | None:
-    settings = _part(run, "data")
+    settings = run.part("data")
     fingerprint = _field(run.manifest, "data_fingerprint")
     if fingerprint is None:
         return None
@@ -184,7 +180,7 @@ ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
     "versions": _of_each(_versions),
     "effective batch": lambda run: _field(run.manifest, "effective_batch"),
     "micro batch x accumulation x ranks": _of_each(_split),
-    "precision": lambda run: _field(_part(run, "optim"), "mixed_precision"),
+    "precision": lambda run: _field(run.part("optim"), "mixed_precision"),
     "fp32 products": _of_each(partial(_field, name="float32_products")),
     "torch.compile": _of_each(partial(_field, name="compile")),
     "attention backend": _of_each(partial(_field, name="attention_backend")),
@@ -296,7 +292,7 @@ def _kernels(runs: list[Run]) -> Item:
         return Item("kernels", NOT_RECORDED, "not recorded in any manifest")
     values: dict[str, set[str]] = {}
     for run in runs:
-        if _part(run, "resources").get("other_kernels"):
+        if run.is_control:
             continue  # an A/A control differs on purpose
         for name, value in as_dict(run.manifest.get("kernels")).items():
             values.setdefault(clean(name), set()).add(str(value))

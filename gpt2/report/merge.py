@@ -129,7 +129,7 @@ def _check_settings(found: Sequence[SourceFolder]) -> None:
                 what = f"{_arm(run)} has different settings"
                 _refuse(what, label, source.label, changed)
             step, name = run.row["step"], run.run_dir.partition("/")[0]
-            if step is None or _is_control(run):
+            if step is None or run.is_control:
                 continue
             label, known = names.setdefault(step, (source.label, name))
             if known != name:
@@ -156,13 +156,9 @@ def _arm(run: Run) -> str:
     return run.run_dir.rpartition("/")[0] or run.run_dir
 
 
-def _is_control(run: Run) -> bool:
-    return as_dict(run.settings.get("resources")).get("other_kernels") is True
-
-
 def _identity(run: Run) -> dict[str, Any]:
     """Identity of what a run trains and of its partner, without the seed."""
-    place = as_dict(run.settings.get("resources"))
+    place = run.part("resources")
     sizes = [number(place.get(n)) for n in ("batch_size", "gradient_accumulation")]
     parts = identity_parts(run.settings)
     batch = None if None in sizes else (sizes[0] or 0) * (sizes[1] or 0)
@@ -170,7 +166,7 @@ def _identity(run: Run) -> dict[str, Any]:
         **{name: value for name, value in parts.items() if value is not None},
         "effective_batch": batch,
         "parent": run.row["parent"],
-        "control": _is_control(run),
+        "control": run.is_control,
     }
 
 
@@ -238,7 +234,7 @@ def _differences(found: Sequence[SourceFolder], chosen: Chosen) -> Iterator[str]
             if values := _apart(by_label, read):
                 yield f"different {name}{f' for {arm}' if arm else ''}: {values}"
     kernels: dict[str, set[str]] = {}
-    for run in (run for mine in runs.values() for run in mine if not _is_control(run)):
+    for run in (run for mine in runs.values() for run in mine if not run.is_control):
         for name, value in as_dict(run.manifest.get("kernels")).items():
             kernels.setdefault(clean(name), set()).add(clean(value))
     if differ := [name for name, values in kernels.items() if len(values) > 1]:

@@ -55,7 +55,7 @@ def _has_other_tokens(one: Run, other: Run) -> bool:
 
 
 def _model(run: Run, name: str) -> int | None:
-    return whole(as_dict(run.settings.get("model")).get(name))
+    return whole(run.part("model").get(name))
 
 
 def _differing(mine: dict[str, Any], theirs: dict[str, Any]) -> list[str]:

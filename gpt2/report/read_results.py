@@ -328,7 +328,7 @@ def _check_result(
 def _note_missing(matrix: MatrixResults, run: Run, found: Collection[int]) -> None:
     """Record evaluations that are missing from the metrics of a finished run."""
     last = run.row["updates"] or 0
-    interval = whole(as_dict(run.settings.get("data")).get("eval_interval")) or 0
+    interval = whole(run.part("data").get("eval_interval")) or 0
     if not 0 < last <= interval * MAX_EVALUATIONS:
         interval = max(last, 1)  # not plausible: check only the first and the last
     expected = {*range(0, last, interval), last}

@@ -86,6 +86,15 @@ class Run:
     def settings(self) -> dict[str, Any]:
         return as_dict(self.job.get("settings"))
 
+    def part(self, name: str) -> dict[str, Any]:
+        """Settings of one part, such as "model"; {} if they are unreadable."""
+        return as_dict(self.settings.get(name))
+
+    @property
+    def is_control(self) -> bool:
+        """True if it is of an A/A control."""
+        return self.part("resources").get("other_kernels") is True
+
     @property
     def coordinates(self) -> dict[str, Any]:
         """Values of a sweep that the run was made at, by setting."""

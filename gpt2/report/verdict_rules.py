@@ -12,7 +12,7 @@ from gpt2.report.results import Run
 from gpt2.settings.schema import SYMBOL_OF
 from lib.kconfig.config_py import read_config
 from lib.number_option import COUNT, LOSS, add_name, add_number
-from lib.safe_json import as_dict, number, text
+from lib.safe_json import number, text
 
 T = TypeVar("T")
 
@@ -81,6 +81,6 @@ def _configured(
         found = read(read_config(config).values.get(SYMBOL_OF[field]))
         if found is not None:
             return found
-    recorded = {read(as_dict(run.settings.get("matrix")).get(field)) for run in runs}
+    recorded = {read(run.part("matrix").get(field)) for run in runs}
     found = recorded.pop() if len(recorded) == 1 else None
     return found if found is not None and is_valid(found) else None

@@ -15,7 +15,7 @@ from gpt2.report.lines import shared_coordinates
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.verdicts import Judgement
 from lib import human
-from lib.safe_json import as_dict, clean, number
+from lib.safe_json import clean, number
 
 MAX_VALUES = 3
 
@@ -42,7 +42,7 @@ def _model(runs: list[Run]) -> str:
 
 def _shape(run: Run) -> str | None:
     names = ("n_layer", "n_head", "n_embd", "block_size")
-    sizes = [number(as_dict(run.settings.get("model")).get(name)) for name in names]
+    sizes = [number(run.part("model").get(name)) for name in names]
     if None in sizes:
         return None
     layers, heads, width, context = sizes
@@ -65,12 +65,12 @@ def _training(runs: list[Run]) -> str:
 def _batch_tokens(run: Run) -> float | None:
     """Tokens of one update."""
     windows = number(run.row["effective_batch"])
-    length = number(as_dict(run.settings.get("model")).get("block_size"))
+    length = number(run.part("model").get("block_size"))
     return windows * length if windows and length else None
 
 
 def _optimizer(run: Run) -> str | None:
-    optim = as_dict(run.settings.get("optim"))
+    optim = run.part("optim")
     name, rate = optim.get("optimizer"), number(optim.get("learning_rate"))
     return None if name is None or rate is None else f"{clean(name)} at {rate:g}"
 
