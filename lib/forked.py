@@ -29,31 +29,46 @@ def on_demand(call: Callable[[], T], /) -> Callable[[], T]:
 @contextmanager
 def forked(processes: int) -> Iterator[Begin]:
     """Calls within the block are made by so many processes, in the order in which they
-    are begun, if there is more than one. Calls, results and exceptions are pickled.
+    are begun. Calls, results and exceptions are pickled. With fewer than two, or where
+    the system gives no more processes or semaphores, they are made here on demand.
 
     The processes end with the block, whatever they are doing, and with this process.
     They are forked here: libraries must not have started threads that they need. Asking
     for a result raises BrokenProcessPool if a process was killed.
     """
-    if processes < 2:
-        yield on_demand
-        return
     others = set(multiprocessing.active_children())
-    context = multiprocessing.get_context("fork")
-    pool = ProcessPoolExecutor(processes, context, _begin, (os.getpid(),))
+    pool = None
+    try:
+        pool = _started(processes) if processes > 1 else None
+        yield on_demand if pool is None else _begin_in(pool)
+    finally:
+        for process in set(multiprocessing.active_children()) - others:
+            process.terminate()
+        if pool is not None:
+            pool.shutdown(cancel_futures=True)
+
+
+def _started(processes: int) -> ProcessPoolExecutor | None:
     # A Ctrl-C reaches the whole group, and is for this process alone.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
     try:
+        context = multiprocessing.get_context("fork")
+        pool = ProcessPoolExecutor(processes, context, _set_up, (os.getpid(),))
         pool.submit(os.getpid)  # which forks them all
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        yield lambda call: pool.submit(call).result
+    except (OSError, NotImplementedError):
+        return None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        for process in set(multiprocessing.active_children()) - others:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
+    return pool
 
 
-def _begin(parent: int) -> None:
+def _set_up(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     end_with(parent)
+
+
+def _begin_in(pool: ProcessPoolExecutor) -> Begin:
+    def begin(call: Callable[[], T], /) -> Callable[[], T]:
+        return pool.submit(call).result
+
+    return begin

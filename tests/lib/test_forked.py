@@ -44,6 +44,17 @@ def test_results_and_errors_are_those_of_the_call(processes: int) -> None:
     assert active_children() == []
 
 
+def test_calls_are_made_here_where_no_process_can_be_forked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse() -> int:
+        raise BlockingIOError("Resource temporarily unavailable")
+
+    monkeypatch.setattr(os, "fork", refuse)
+    with forked(2) as begin:
+        assert begin(os.getpid)() == os.getpid()
+
+
 def test_no_process_outlives_a_block_that_fails() -> None:
     with pytest.raises(KeyError), forked(2) as begin:
         begin(partial(time.sleep, 60))
