@@ -30,7 +30,7 @@ from gpt2.verify.certificates import (
     formula,
     stateless,
 )
-from gpt2.verify.certify_steps import shrink, subjects
+from gpt2.verify.certify_steps import shrink, step_subject, subjects
 from gpt2.verify.features import acting, identity
 from gpt2.verify.subject import Subject
 from tests.gpt2.helpers import full_size
@@ -248,6 +248,23 @@ def test_decoding_is_tried_by_prompt_and_by_token(monkeypatch, single):
 
     monkeypatch.setattr(gpt.GPT, "decode", wrong)
     assert "decoding deviates" in message(decode(subject()))
+
+
+def test_decoding_as_gpus_record_it_is_tried(monkeypatch):
+    """The number of tokens before one is not known on the host there."""
+    as_layer = MlpGate._prefix_mean
+
+    def by_the_host(low, cache):
+        if cache is None or cache.place.row is None:
+            return as_layer(low, cache)
+        before = cache.add("gate_sum", low)
+        return (before + low) / (cache.place.start + 1)
+
+    pooled = base().replace(mlp_gate_pool="prefix_mean")
+    pooled_subject = step_subject(pooled, 3)
+    assert decode(pooled_subject).passed
+    monkeypatch.setattr(MlpGate, "_prefix_mean", staticmethod(by_the_host))
+    assert message(decode(pooled_subject)).startswith("recorded decoding deviates")
 
 
 def test_logits_that_alone_are_off_are_named(monkeypatch):
