@@ -33,6 +33,7 @@ from gpt2.report.named_runs import (
     choose_runs,
     keep_for_report,
     show_next_report,
+    split_run,
 )
 from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load_or_defaults, refuse_unread
@@ -58,7 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = parser().parse_args(arguments)
         request, results = prepare(options)
-        chosen = choose_runs(options.run, options.results or results)
+        chosen = Chosen()
+        for name in split_run(options.run):
+            chosen.join(choose_runs(name, options.results or results))
         if not chosen.done:
             states = ", ".join(f"{path}: {state}" for path, state in chosen.others[:3])
             raise ValueError(f"none of these runs is finished: {states}")
@@ -84,7 +87,8 @@ def parser() -> argparse.ArgumentParser:
     found = argparse.ArgumentParser(prog="audit.py", description=__doc__)
     add = found.add_argument
     names = "folder or glob of runs, or a step or name of the results (5, ra, 5:1337)"
-    add("run", nargs="?", default="", help=f"{names}; default: all results")
+    rest = "several separated by commas; default: all results"
+    add("run", nargs="?", default="", help=f"{names}; {rest}")
     add("--results", type=Path, help="results folder; default: that of --config")
     add("--config", type=Path, default=Path("config.py"), help="default: config.py")
     overrides = "settings of text and device, for example 'DATA_DIR=data DEVICE=cpu'"

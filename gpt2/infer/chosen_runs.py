@@ -9,8 +9,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpt2.plan.axes import split_names
-from gpt2.report.named_runs import Chosen, choose_runs
+from gpt2.report.named_runs import Chosen, choose_runs, split_run
 from gpt2.settings.configuration import load_or_defaults, refuse_unread
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Resources
@@ -62,22 +61,14 @@ def chosen_runs(
     named = config.origin("OUTPUT_DIR") == COMMAND_LINE
     if results is None and (named or options.config.exists()):
         results = options.config.parent / resources.output_dir
-    names = _names(options.run)
     folders: list[Path] = []
-    for name in names:
+    for name in split_run(options.run):
         found = choose_runs(name, results, variable)
         _check_finished(f"{variable}={name!r}", found)
         folders += [path for path in found.done if path not in folders]
     if len(folders) > most:
         raise ValueError(_too_many(f"{variable}={options.run!r}", folders, most))
     return ChosenRuns(tuple(folders), resources)
-
-
-def _names(run: str) -> list[str]:
-    """RUN split at commas, unless it is a folder as it stands."""
-    if not run or Path(run).is_dir():
-        return [run]
-    return split_names(run)
 
 
 def _check_finished(given: str, found: Chosen) -> None:

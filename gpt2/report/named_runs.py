@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from gpt2.plan.axes import split_names
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.arms import group_arms
 from gpt2.report.read_results import RUN_FIRST, read_matrix
@@ -38,6 +39,19 @@ class Chosen:
                 self.done.append(path)
             else:
                 self.others.append((path, str(run.row["status"])))
+
+    def join(self, other: Chosen) -> None:
+        """Add what ``other`` has, each once."""
+        for name in ("done", "others", "left_out"):
+            mine = getattr(self, name)
+            mine += [item for item in getattr(other, name) if item not in mine]
+
+
+def split_run(run: str) -> list[str]:
+    """RUN split at commas, unless it is a folder as it stands."""
+    if not run or Path(run).is_dir():
+        return [run]
+    return split_names(run)
 
 
 def choose_runs(name: str, results: Path | None, variable: str = "RUN") -> Chosen:

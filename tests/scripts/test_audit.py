@@ -74,6 +74,7 @@ def test_the_report_of_the_folder_that_was_audited_is_next(folder, monkeypatch):
         ("baseline:1", [RUN]),
         ("results/*/seed1", [RUN, OTHER]),
         ("step0*", [RUN, OTHER]),
+        ("5,baseline:1,ra", [RUN, OTHER]),
     ],
 )
 def test_a_run_is_named_by_folder_glob_or_step(folder, name, runs):
