@@ -120,7 +120,7 @@ def _trend(name: str, points: Sequence[SizePoint], alpha: float) -> SizeTrend:
     seeds = tuple(sorted(set.intersection(*map(set, shared)))) if shared else ()
     why = ""
     if len({point.parameters for point in usable}) < 2:
-        why = "it has a difference at fewer than two sizes"
+        why = "fewer than two sizes have a valid comparison at equal budgets"
     elif len(seeds) < stats.MIN_SEEDS:
         why = f"fewer than {stats.MIN_SEEDS} seeds are finished at all sizes"
     slope = None if why else fit(usable, seeds, alpha)

@@ -158,6 +158,11 @@ def test_invalid_sizes_and_missing_seeds_give_no_trend(tmp_path: Path) -> None:
     assert trend.points[0].comparison.at_steps.grade == INVALID
     assert trend.slope is not None and trend.slope.sizes == ("6x384", "12x768")
     assert trend.slope.p_bend is None
+    two = dict(list(SIZES.items())[:2])
+    root = write_sizes(tmp_path / "c", {5: {}}, failed=(5, "2x128"), sizes=two)
+    assert (
+        "fewer than two sizes have a valid comparison" in size_lines(judged_at(root))[0]
+    )
     few = judged_at(write_sizes(tmp_path / "b", {5: {}}, seeds=(1, 2)))
     assert "fewer than 3 seeds" in size_lines(few)[0]
     assert size_trends(few)[0].slope is None
