@@ -338,7 +338,7 @@ def test_a_hang_deaf_to_sigterm_is_killed(
 def test_a_hang_while_it_prepares_is_noticed_by_what_earlier_runs_took(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What trains may stand still for twice that time."""
+    """A run that trains may stand still for twice that time."""
     gate = tmp_path / "gate"
     tasks = [
         task(tmp_path, "first", prepare=0.3),  # as long as it likes
