@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import multiprocessing
 import os
 import re
@@ -431,9 +432,29 @@ def big_texts(project, lines=2_000):
         (project / "texts" / f"big{n}.txt").write_text(f"{n}\n" + line * lines)
 
 
-def save_often(project, many_bytes):
+def halt_after_a_save():
+    """Write one document after the first save, and wait for a kill at the next."""
+    save, add, left = partial.Partial.save, partial.Partial.add, [math.inf]
+
+    def saving(self):
+        save(self)
+        left[0] = min(left[0], 1)
+
+    def adding(self, item):
+        while not left[0]:
+            time.sleep(60)
+        left[0] -= 1
+        add(self, item)
+
+    partial.Partial.save = saving  # type: ignore[method-assign]
+    partial.Partial.add = adding  # type: ignore[method-assign]
+
+
+def save_often(project, many_bytes, halts):
     """Code of a process: the command, which writes down where it is each 100 kB, and
     divides by hash from so many bytes on."""
+    if halts:
+        halt_after_a_save()
     encode.BATCH_CHARACTERS, preparation.SAVE_BYTES = 50_000, 100_000
     partial.MANY_DOCUMENTS, partial.MANY_BYTES = 10, many_bytes
     with open(project / "log", "w") as log:
@@ -447,10 +468,11 @@ def save_often(project, many_bytes):
 class SavingOften:
     """Such a process, forked from this one, which has all libraries already."""
 
-    def __init__(self, project, many_bytes=1 << 30):
+    def __init__(self, project, many_bytes=1 << 30, halts=False):
         self.log = project / "log"
         fork = multiprocessing.get_context("fork")
-        self.process = fork.Process(target=save_often, args=(project, many_bytes))
+        words = (project, many_bytes, halts)
+        self.process = fork.Process(target=save_often, args=words)
         self.process.start()
 
     def kill_when(self, holds):
@@ -486,7 +508,7 @@ def test_killed_again_and_again_it_goes_on_to_the_same_bits(project, many_bytes)
     texts_done = []
     for _ in range(3):
         before = stamp(cursor)
-        process = SavingOften(project, many_bytes)
+        process = SavingOften(project, many_bytes, halts=True)
         process.kill_when(lambda: stamp(cursor) != before)  # noqa: B023
         texts_done.append(json.loads(cursor.read_text())["place"])
         with pytest.raises(MissingData, match="not fully prepared: resume .*make data"):
@@ -505,7 +527,8 @@ def begun(project):
     """A preparation that was killed behind its first save; its folder."""
     big_texts(project)
     place = text_folder(project / "data") / ".partial"
-    SavingOften(project).kill_when(lambda: (place / "cursor.json").exists())
+    halting = SavingOften(project, halts=True)
+    halting.kill_when(lambda: (place / "cursor.json").exists())
     return place
 
 
