@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import psutil
@@ -16,7 +15,7 @@ import pytest
 
 from lib import atomic_files
 from lib.jobs import run_files
-from tests.scratch import until
+from tests.scratch import Gate, until
 from tests.scripts.test_run_test_matrix import (
     TINY_RUNS,
     attempts,
@@ -198,11 +197,10 @@ def test_a_runner_that_is_ended_in_each_way_goes_on_exactly(
     """It is asked to end, killed, and killed with its trainer at the same moment; the
     trainer alone: in test_run_test_matrix.py; several: among the slow tests."""
     first, words = TINY_RUNS[0], ("--overrides", "SEEDS=1 STEPS=0")
-    slow = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.5"}
     for number, way in enumerate(("asked", "runner", "both"), 1):
-        before = last_step(folder, first)
-        runner = start(folder, *words, **slow)
-        until(partial(has_passed, folder, first, before + 1))
+        gate = Gate(folder / way)
+        runner = start(folder, *words, **gate.holds(f"hold@{2 * number + 2}"))
+        until(gate.is_reached)
         if way == "asked":
             runner.send_signal(signal.SIGTERM)
         else:
@@ -216,15 +214,6 @@ def test_a_runner_that_is_ended_in_each_way_goes_on_exactly(
     assert last.returncode == 0, last.stdout + last.stderr
     assert attempts(folder, first) == 4
     check_equal(undisturbed, folder, [first])
-
-
-def has_passed(folder: Path, run: str, step: int) -> bool:
-    return last_step(folder, run) > step
-
-
-def last_step(folder: Path, run: str) -> int:
-    records = atomic_files.read_jsonl(folder / "results" / run / "metrics.jsonl")
-    return max((record.get("step", 0) for record in records), default=0)
 
 
 @pytest.mark.slow
@@ -271,10 +260,11 @@ def test_a_disk_that_fills_up_loses_nothing(
 ) -> None:
     place = small_disk(66 * 1024)
     ballast = place / "ballast"
-    environ = {"KABLATE_TEST_CHECKPOINT_SECONDS": "0.3"}
-    process = start(folder, "--overrides", ONE_SEED, **environ)
-    until(lambda: any((place / TINY_RUNS[0] / "ckpt").glob("step-*")))
+    gate = Gate(folder / "gate")
+    process = start(folder, "--overrides", ONE_SEED, **gate.holds("hold@3@baseline"))
+    until(gate.is_reached)
     fill(ballast)
+    gate.open()
     said, _ = process.communicate()
     assert process.returncode in (1, 6), said
     assert "no space left" in said.lower(), said

@@ -13,7 +13,7 @@ import pytest
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.phases import phases_of
-from tests.scratch import until
+from tests.scratch import Gate, until
 from tests.scripts.test_run_test_matrix import (
     assert_equal_to,
     attempts,
@@ -69,16 +69,19 @@ def test_runs_prepare_while_others_train_and_train_one_at_a_time(
 def test_a_killed_run_lets_the_next_one_train_and_is_tried_again(
     undisturbed: Path, folder: Path
 ) -> None:
-    runner = start(folder, "--overrides", "PREPARE_AHEAD=1 SEEDS=1", **SLOW)
+    gate = Gate(folder / "gate")
+    words = ("--overrides", "PREPARE_AHEAD=1 SEEDS=1")
+    runner = start(folder, *words, **gate.holds("hold@3"))
     first, second = RUNS[0], RUNS[2]
-    until(lambda: any(has(folder, run, "ready")() for run in (first, second)))
     until(lambda: all(has(folder, run, "ready")() for run in (first, second)))
+    until(gate.is_reached)
     first, second = sorted(
         (first, second), key=lambda run: "turn" not in times(folder, run)
     )
     status = look(folder, "--status", "--overrides", "SEEDS=1").stdout
     assert re.search(rf"{second} +waiting +1 ", status), status
     os.kill(pid_of(folder, first), signal.SIGKILL)
+    gate.open()
     said = runner.communicate()[0]
     assert runner.returncode == 0, said
     assert f"{first}: FAILED (killed)" in said

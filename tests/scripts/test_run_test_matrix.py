@@ -23,7 +23,7 @@ from lib import atomic_files
 from lib.jobs import linux_processes, run_files
 from lib.jobs.slots import VISIBLE
 from tests.lib.jobs.test_ray_engine import HAS_RAY
-from tests.scratch import copy_tree, until
+from tests.scratch import Gate, copy_tree, until
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import SCRIPT, command, prove_and_run, run_matrix
 
@@ -496,10 +496,13 @@ def assert_equal_to(
 def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
     undisturbed: Path, folder: Path
 ) -> None:
-    both = [start(folder, "--overrides", ONE_SEED, **SLOW) for _ in range(2)]
-    until(reached(folder, TINY_RUNS[0], 5))
+    gate = Gate(folder / "gate")
+    held = gate.holds("hold@6@baseline")
+    both = [start(folder, "--overrides", ONE_SEED, **held) for _ in range(2)]
+    until(lambda: gate.is_reached() and any(r.poll() is not None for r in both))
     status = run_files.read_status(folder / "results" / TINY_RUNS[0])
     os.kill(status["pid"], signal.SIGKILL)
+    gate.open()
     said = {runner: runner.communicate()[0] for runner in both}
     worker, refused = sorted(both, key=lambda runner: runner.returncode)
     assert (worker.returncode, refused.returncode) == (0, 2), said
@@ -511,9 +514,9 @@ def test_of_two_runners_one_works_and_resumes_a_killed_trainer_exactly(
 
 def test_while_one_runner_works(folder: Path) -> None:
     """A second runner names the first; status works; --stop stops the first."""
-    # Four checkpoints are left for three looks, on a machine however busy.
-    process = start(folder, KABLATE_TEST_CHECKPOINT_SECONDS="4")
-    until(reached(folder, TINY_RUNS[0], 2))
+    gate = Gate(folder / "gate")
+    process = start(folder, **gate.holds("hold@3"))
+    until(gate.is_reached)
     second = look(folder, "--skip-verify")
     assert second.returncode == 2 and f"in use by pid {process.pid} on" in second.stderr
     status = look(folder, "--status")

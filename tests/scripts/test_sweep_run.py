@@ -29,10 +29,16 @@ CELLS = [
 
 
 def done_in(results: Path) -> list[str]:
+    # Path.rglob fails at a folder that is renamed meanwhile, as a checkpoint is.
+    found = [
+        Path(place)
+        for place, _, names in os.walk(results)
+        if run_files.STATUS_FILE in names
+    ]
     return [
-        path.parent.relative_to(results).as_posix()
-        for path in results.rglob("status.json")
-        if run_files.read_status(path.parent)["status"] == "done"
+        place.relative_to(results).as_posix()
+        for place in found
+        if run_files.read_status(place)["status"] == "done"
     ]
 
 
