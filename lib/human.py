@@ -25,6 +25,11 @@ def count(value: float | None) -> str:
     return f"{value:.0f}" if value == int(value) else f"{value:.3g}"
 
 
+def counted(number: int, noun: str) -> str:
+    """ "1 run", "1,200 runs"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def size(value: float | None) -> str:
     """Bytes in binary units: 9663676416 -> "9.0 GiB"."""
     if value is None:

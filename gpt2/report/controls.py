@@ -214,7 +214,7 @@ def sentence(control: Control) -> str:
 def so_far(control: Control) -> str:
     """Difference as text: "+2.1e-05 ± 1.8e-05 nats from it over 3 seeds"."""
     assert control.mean is not None
-    seeds = f"{len(control.seeds)} seed{'s' * (len(control.seeds) > 1)}"
+    seeds = human.counted(len(control.seeds), "seed")
     interval = control.interval
     half = "" if interval is None else f" ± {(interval.high - interval.low) / 2:.1e}"
     mean = f"{control.mean:+.1e}".replace("-", "\u2212", control.mean < 0)

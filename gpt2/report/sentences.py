@@ -108,7 +108,7 @@ def family_lines(judged: Judgement) -> list[str]:
         return seeds_lines(judged.comparisons, judged.rules)
     tests, found = len(series.tests), sum(test.found for test in series.tests)
     return [
-        f"Sequential family: {tests} test{'s' * (tests != 1)} so far, of which {found} "
+        f"Sequential family: {human.counted(tests, 'test')} so far, of which {found} "
         f"found a difference; the next one has a level of "
         f"{human.level(series.next_level())}. More seeds of an arm that was tested "
         "are a further test."

@@ -22,7 +22,7 @@ from gpt2.plan.run_length import seconds_of
 from gpt2.run.plan_listing import cells
 from lib import atomic_files
 from lib.hashing import identity
-from lib.human import duration, size
+from lib.human import counted, duration, size
 from lib.jobs import run_files
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, Scheduler, View
@@ -260,7 +260,7 @@ def render(estimate: Mapping[str, Any]) -> str:
         failed = [c for c in estimate["cells"] if c["seconds"] is None]
         lines = [f"{c['name']}: the probe failed ({c['message']})" for c in failed]
         return text + "\n".join(lines) + "\n"
-    runs = f"{jobs} run{'s' * (jobs != 1)}, {slots} at a time"
+    runs = f"{counted(jobs, 'run')}, {slots} at a time"
     return (
         f"{text}{runs}: about {duration(estimate['seconds'])} on this machine, from "
         f"{estimate['steps']} updates of each\n"

@@ -26,7 +26,7 @@ from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings
 from gpt2.settings.shown import shown_value
 from lib.gpu.compile_cache import INDUCTOR, cache_folder, is_empty
-from lib.human import size
+from lib.human import counted, size
 from lib.kconfig.config_py import DEFAULT, Config
 from lib.terminal import aligned, paragraph, table
 
@@ -126,7 +126,7 @@ def control_costs(plan: Plan) -> list[str]:
     controls = [job for job in plan.jobs if job.is_control]
     if not controls:
         return []
-    share = f"{len(controls)} of {_plural(len(plan.jobs), 'job')}"
+    share = f"{len(controls)} of {counted(len(plan.jobs), 'job')}"
     return [
         f"{controls[0].cell}: {share}, to measure numerical noise; CONTROLS=n leaves "
         "it out"
@@ -231,18 +231,18 @@ def _head(plan: Plan, settings: Settings) -> Iterator[str]:
     swept = ""
     if plan.axes:
         arms = len({jobs[0].arm for jobs in groups})
-        swept = f" ({_plural(arms, kind)}; sweep of {'; '.join(map(str, plan.axes))})"
+        swept = f" ({counted(arms, kind)}; sweep of {'; '.join(map(str, plan.axes))})"
         kind = "arm"
     total = sum(tokens_of(job.settings) for job in plan.jobs)
     work = f"{total:,} tokens in all"
     if settings.optim.time_budget:
         work = f"{settings.optim.time_budget} of training each"
-    seeds = _plural(len({job.seed for job in plan.jobs if not job.tuning}), "seed")
+    seeds = counted(len({job.seed for job in plan.jobs if not job.tuning}), "seed")
     if tuning := {job.seed for job in plan.jobs if job.tuning}:
-        seeds += f" and {_plural(len(tuning), 'tuning seed')}"
+        seeds += f" and {counted(len(tuning), 'tuning seed')}"
     yield (
-        f"{_plural(len(groups), kind)}{swept}{control} x {seeds} = "
-        f"{_plural(len(plan.jobs), 'job')}, {work}"
+        f"{counted(len(groups), kind)}{swept}{control} x {seeds} = "
+        f"{counted(len(plan.jobs), 'job')}, {work}"
     )
     yield f"results in {plan.output_dir}"
 
@@ -312,7 +312,3 @@ def _status(root: Path, job: Job) -> str:
         if conflicts(root, [job]):
             return f"  [{status}, with other settings]"
     return "" if status == "planned" else f"  [{status}]"
-
-
-def _plural(n: int, what: str) -> str:
-    return f"{n:,} {what}{'' if n == 1 else 's'}"

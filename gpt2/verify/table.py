@@ -12,6 +12,7 @@ from gpt2.verify.certify_steps import LARGER, NO_FINDING, Proof
 from gpt2.verify.subject import EXACT, ROUNDING, Finding
 from gpt2.verify.trainer_updates import EXPORT
 from gpt2.verify.trainer_updates import TOLERANCE as UPDATE
+from lib.human import counted
 from lib.optim.certify import BFLOAT16, UPDATES
 from lib.optim.certify import EXACT as OPTIMIZER
 from lib.optim.certify_spam import PHASES
@@ -149,7 +150,7 @@ def worst_of(proofs: Sequence[Proof], name: str, meaning: Meaning) -> str:
 
 def closing(kinds: Mapping[str, int], failed: int) -> str:
     """Last line: whether all passed, and what was checked."""
-    counts = [f"{n} {kind}{'s' * (n != 1)}" for kind, n in kinds.items() if n]
+    counts = [counted(n, kind) for kind, n in kinds.items() if n]
     checked, total = ", ".join(counts), sum(kinds.values())
     if failed:
         return f"{failed} of {total} failed ({checked}): nothing of these may train"

@@ -23,6 +23,7 @@ import torch
 
 from lib import provenance
 from lib.files import text_or_empty
+from lib.human import counted
 
 NAMES = "auto, cpu, cuda, cuda:N, rocm, rocm:N"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -127,7 +128,7 @@ def _wrong_build(kind: str, runtime: Runtime) -> str:
 
 
 def _no_such_gpu(runtime: Runtime) -> str:
-    seen = f"torch sees {runtime.gpus} GPU{'' if runtime.gpus == 1 else 's'}"
+    seen = f"torch sees {counted(runtime.gpus, 'GPU')}"
     return (
         f"{seen}, counted from 0; check the driver, the permissions of its device "
         "files and CUDA_VISIBLE_DEVICES / HIP_VISIBLE_DEVICES, or use the cpu"

@@ -37,3 +37,8 @@ def test_signs_are_typographic_only_where_asked_for():
     assert human.fixed(0.5, 2, sign=True) == "+0.50"
     assert human.fixed(-0.5, 2) == "-0.50"
     assert human.percent(0.3521) == "35.2%"
+
+
+def test_one_of_a_kind_has_no_s() -> None:
+    found = [human.counted(number, "run") for number in (0, 1, 1200)]
+    assert found == ["0 runs", "1 run", "1,200 runs"]
