@@ -1,4 +1,4 @@
-"""Plan the number of seeds that would find a difference: make plan DELTA=0.003.
+"""Plan the seeds that would find a difference: make plan DELTA=0.003.
 
 The noise is measured in the results of the configured matrix if they have enough
 seeds, else it is that known of GPT-2 124M, for a model of that size; --sd sets it.

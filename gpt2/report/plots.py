@@ -66,7 +66,7 @@ def places(judged: Judgement) -> dict[str, int]:
     first = judged.noise[0].arm if judged.noise else None
     compared = {c.arm.label for c in judged.comparisons}
     bases = [arm for arm in judged.arms if arm.label not in compared]
-    base = first or (bases[0] if bases else judged.arms[0] if judged.arms else None)
+    base = first or next(iter([*bases, *judged.arms]), None)
     ordered = sorted(judged.arms, key=lambda arm: arm is not base)
     return {arm.label: place for place, arm in enumerate(ordered)}
 

@@ -151,20 +151,15 @@ def _explain(found: Iterable[Conflict]) -> list[str]:
     return lines
 
 
-def _rows(fields: Iterable[tuple[str, Any, Any]]) -> list[str]:
-    """One line per field; None, for no field that identifies a run can have that value,
-    means that the version of kablate which began the run, or this one, lacks it."""
+def _rows(fields: Iterable[tuple[str, Any, Any]]) -> Iterator[str]:
+    """One line per field. None, which no field that identifies a run can have as its
+    value, means that the version which began the run, or this one, lacks the field."""
     version = "(continue with the commit in its manifest.json)"
-    return [
-        f"    {shown_name(name):<32} "
-        + (
-            f"is new since the run began, now {shown_value(new)} {version}"
-            if old is None
-            else (
-                f"was {shown_value(old)}, does not exist any more {version}"
-                if new is None
-                else f"was {shown_value(old)}, is now {shown_value(new)}"
-            )
-        )
-        for name, old, new in fields
-    ]
+    for name, old, new in fields:
+        if old is None:
+            change = f"is new since the run began, now {shown_value(new)} {version}"
+        elif new is None:
+            change = f"was {shown_value(old)}, does not exist any more {version}"
+        else:
+            change = f"was {shown_value(old)}, is now {shown_value(new)}"
+        yield f"    {shown_name(name):<32} {change}"
