@@ -12,6 +12,8 @@ from functools import cache
 from importlib.util import cache_from_source
 from pathlib import Path
 
+import psutil
+
 ROOT = Path(__file__).resolve().parents[1]
 STATE = ".kablate/setup.json"
 SETUP = (sys.executable, "scripts/setup_env.py")
@@ -54,6 +56,14 @@ class Gate:
         """For the next place, when the runs have passed the one before."""
         self.path.unlink()
         Path(f"{self.path}.held").unlink()
+
+
+def is_alive(pid: int | str) -> bool:
+    """Whether a process runs. A zombie has ended, and waits for its parent to ask."""
+    try:
+        return psutil.Process(int(pid)).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def without_git() -> dict[str, str]:

@@ -43,6 +43,7 @@ from gpt2.train.failures import is_out_of_memory
 from gpt2.train.micro_step import MicroStep
 from lib.gpu import device as devices
 from lib.gpu.device import DeviceInfo
+from lib.jobs.fast_exit import leave
 from lib.jobs.turn import Turn
 from lib.kernels import ahead, choices
 from lib.output import EXIT_OK, EXIT_OOM
@@ -363,4 +364,6 @@ class Stopwatch:
 
 if __name__ == "__main__":
     argument = sys.argv[1]
-    raise SystemExit(compile_only() if argument == PARTS else main(Path(argument)))
+    # A run waits for this process, which would wait for one compile worker per core:
+    # 3 s on an H200. All that it found is written, and the workers end by themselves.
+    leave(compile_only() if argument == PARTS else main(Path(argument)))

@@ -29,10 +29,14 @@ def run_to_end(main: Callable[[], int]) -> NoReturn:
     sys.exit(codes[0])
 
 
-def _end(codes: list[int]) -> None:
-    if not codes:
-        return
+def leave(code: int) -> NoReturn:
+    """Exit now: no thread, exit handler or child process is waited for."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # a full disk, a closed pipe
             stream.flush()
-    os._exit(codes[0])
+    os._exit(code)
+
+
+def _end(codes: list[int]) -> None:
+    if codes:
+        leave(codes[0])

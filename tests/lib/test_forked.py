@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from lib.forked import forked
-from tests.scratch import ROOT, until
+from tests.scratch import ROOT, is_alive, until
 
 PROGRAM = """
 import sys, time
@@ -92,10 +92,3 @@ def test_they_end_with_the_process_that_forked_them(number: signal.Signals) -> N
     said, _ = process.communicate(timeout=60)  # they hold this pipe as well
     assert said == ("stopped\n" if number == signal.SIGINT else "")
     until(lambda: not any(map(is_alive, listed.split())))
-
-
-def is_alive(pid: str) -> bool:
-    try:
-        return Path("/proc", pid, "stat").read_text().split()[2] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False

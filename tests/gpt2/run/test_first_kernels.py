@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import sys
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
 
 from gpt2.run.first_kernels import first_of, kernels_chosen_meanwhile
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options
 from lib.jobs.slots import Gpus, gpu_sets
-from tests.scratch import until
+from tests.scratch import is_alive, until
 
 WAIT = (
     "import pathlib, subprocess, sys, time\n"
@@ -28,12 +26,6 @@ def task(folder: Path, name: str, code: str, cost: float = 1.0) -> Task:
     return Task(
         name=name, command=words, run_dir=run_dir, files=files, code=code, cost=cost
     )
-
-
-def has_ended(pid: str) -> bool:
-    with suppress(FileNotFoundError, ProcessLookupError):
-        return Path("/proc", pid, "stat").read_text().split()[2] == "Z"
-    return True
 
 
 def test_each_slot_begins_with_other_code(tmp_path: Path) -> None:
@@ -58,8 +50,7 @@ def test_a_process_for_each_gpu_ends_with_the_block(tmp_path: Path) -> None:
         assert [flag for _, flag in begun] == ["--kernels-only"] * 2
         assert (tmp_path / "a/job.json").read_text() == "a"
     assert all(process.returncode < 0 for process in processes)
-    for child, _ in begun:
-        until(partial(has_ended, child))  # a signal takes its time
+    until(lambda: not any(is_alive(child) for child, _ in begun))  # signals take time
     assert not (tmp_path / "c.pid").exists()
     shared = Options(slots=[slots[0], slots[0]])
     with kernels_chosen_meanwhile(tasks, shared) as processes:

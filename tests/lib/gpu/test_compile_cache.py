@@ -23,8 +23,8 @@ from lib.gpu.compile_cache import (
     graphs_folder,
     is_empty,
 )
+from tests.scratch import ROOT, is_alive, until
 
-ROOT = Path(__file__).resolve().parents[3]
 # A formula of our own within autocast, and an operator: as our models have them.
 # Products alone need no C++ compiler.
 PROGRAM = """
@@ -158,6 +158,16 @@ pool.process.kill()
 pool.process.wait()
 rest_workers()  # the process of the pool is gone
 """
+LEAVES = """
+from torch._inductor.async_compile import AsyncCompile
+from lib.jobs.fast_exit import leave
+
+pool = AsyncCompile.process_pool()
+pool.submit(int).result()
+with open(f"/proc/{pool.process.pid}/task/{pool.process.pid}/children") as children:
+    print(pool.process.pid, children.read())
+leave(0)
+"""
 
 
 @pytest.mark.slow
@@ -168,6 +178,19 @@ def test_compile_workers_end_and_start_again() -> None:
     subprocess.run(
         [sys.executable, "-c", WORKERS], env=environ, check=True, timeout=600
     )
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_compile_workers_end_when_their_process_has_left() -> None:
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    environ["TORCHINDUCTOR_COMPILE_THREADS"] = "2"
+    done = subprocess.run(
+        [sys.executable, "-c", LEAVES], env=environ, check=True, stdout=subprocess.PIPE
+    )
+    pids = done.stdout.split()
+    assert len(pids) == 3
+    until(lambda: not any(map(is_alive, pids)))
 
 
 def test_folder_is_the_users_own(tmp_path: Path) -> None:

@@ -42,6 +42,10 @@ def test_threads_and_exit_functions_and_output_are_waited_for() -> None:
     assert ended("return 5") == (5, ["main", "a thread", "at exit"], "")
 
 
+def test_a_process_that_leaves_waits_for_nothing() -> None:
+    assert ended("from lib.jobs.fast_exit import leave; leave(5)") == (5, ["main"], "")
+
+
 def test_an_exception_ends_it_as_ever() -> None:
     code, lines, errors = ended("raise ValueError('why')")
     assert code == 1 and "ValueError: why" in errors

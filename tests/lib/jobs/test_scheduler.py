@@ -15,7 +15,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TextIO
 
-import psutil
 import pytest
 
 from lib import atomic_files
@@ -26,7 +25,7 @@ from lib.jobs.run_log import RunProgress, log_tail
 from lib.jobs.scheduler import Options, Scheduler
 from lib.jobs.task_state import TaskState
 from tests.lib.jobs.worker import STILL
-from tests.scratch import until
+from tests.scratch import is_alive, until
 
 ROOT = Path(__file__).resolve().parents[3]
 WORKER = ROOT / "tests" / "lib" / "jobs" / "worker.py"
@@ -85,13 +84,6 @@ def steps_of(root: Path, name: str) -> list[int]:
 def status_of(root: Path, name: str) -> tuple[str, str | None, int]:
     status = run_files.read_status(root / name)
     return status["status"], status["failure"], status["attempt"]
-
-
-def is_alive(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 # ---- the ordinary course --------------------------------------------------------
