@@ -26,10 +26,10 @@ from gpt2.plan.budget import budget
 from gpt2.plan.planning import make_plan
 from gpt2.report.bundle import results_folder
 from gpt2.report.evidence import Rules
+from gpt2.report.grades import family_size
 from gpt2.report.noise import KNOWN_PARAMETERS, Family, is_known, power_with
 from gpt2.report.power import (
     Spread,
-    comparisons_of,
     known_spreads,
     measured_spread,
     of_runs,
@@ -80,7 +80,8 @@ def family_of(arms: int | None, judged: Judgement | None, rules: Rules) -> Famil
     """Comparisons that share the error, or the test of a series that is planned."""
     series = judged.series if judged else None
     if series is None and not rules.is_sequential:
-        return Family(arms or (comparisons_of(judged) if judged else 0) or 1)
+        compared = judged.comparisons if judged else []
+        return Family(arms or family_size(c.at_steps for c in compared) or 1)
     series = series or ArmSeries(rules.family, rules.alpha)
     number = max(arms or 0, len(series.tests) + 1)
     level = series.next_level(number - len(series.tests) - 1)

@@ -31,7 +31,7 @@ planned number of seeds for an effect takes this into account (the tests simulat
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,6 +57,7 @@ class Verdict:
     mean: float | None = None
     interval: stats.Interval | None = None  # 1 - alpha, for this arm alone
     family_interval: stats.Interval | None = None  # 1 - alpha for all arms together
+    family: int | None = None  # comparisons that p values are corrected for
     bootstrap: stats.Interval | None = None
     p: float | None = None  # paired t test of this comparison alone
     p_holm: float | None = None
@@ -162,6 +163,12 @@ def grade_test(
             p_equivalent_series=min(1.0, scale * q),
         )
     return dataclasses.replace(verdict, grade=_grade(verdict, rules))
+
+
+def family_size(verdicts: Iterable[Verdict]) -> int:
+    """Number of comparisons that the p values of one family are corrected for; 0 in a
+    sequential family. UNMATCHED ones are not among them."""
+    return max((verdict.family or 0 for verdict in verdicts), default=0)
 
 
 def _around(mean: float | None, half: float) -> stats.Interval:

@@ -12,7 +12,12 @@ from gpt2.report.evaluation_columns import evaluation_columns
 from gpt2.report.grades import Verdict
 from gpt2.report.lines import Line, difference_text, grade_text, lines_of, p_text
 from gpt2.report.notes import remarks
-from gpt2.report.rate_tables import OWN_BEST, best_table, rate_remarks, rate_table
+from gpt2.report.rate_tables import (
+    best_table,
+    own_best_text,
+    rate_remarks,
+    rate_table,
+)
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.sentences import (
     BEST_OF_SWEEP,
@@ -176,7 +181,7 @@ def _rates(judged: Judgement) -> str:
         *("### Each arm at its own best rate", escape(judged.own_best.pending)),
         _grid(*best, "llrrrl") if best[1] else "",
         _listed(rate_remarks(judged)),
-        OWN_BEST.format(number=len(judged.own_best.comparisons)),
+        own_best_text(judged),
     ]
     return "\n\n".join(part for part in parts if part)
 

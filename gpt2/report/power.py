@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from gpt2.report.evidence import Rules
-from gpt2.report.grades import INVALID, UNMATCHED
+from gpt2.report.grades import INVALID
 from gpt2.report.noise import KNOWN_NOISE, Family, seeds_to_exclude, seeds_to_find
 from gpt2.report.verdicts import Judgement
 from lib import stats
@@ -56,11 +56,6 @@ def measured_spread(judged: Judgement) -> Spread | None:
         seeds = f"{noise.sample.n} seeds of {noise.arm.label} in these results"
         return of_runs(noise.sample.sd, seeds)
     return None
-
-
-def comparisons_of(judged: Judgement) -> int:
-    """Number of comparisons in the correction."""
-    return sum(c.at_steps.grade != UNMATCHED for c in judged.comparisons)
 
 
 def plan_seeds(

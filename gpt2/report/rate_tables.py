@@ -9,6 +9,7 @@ from statistics import fmean
 
 from gpt2.plan.lr_sweep import RATE
 from gpt2.report.arms import Arm
+from gpt2.report.grades import family_size
 from gpt2.report.lines import (
     DIGITS,
     difference_text,
@@ -27,13 +28,13 @@ DIVERGED = "diverged"
 
 OWN_BEST = """\
 \\* is the best rate of an arm: the lowest mean validation loss over the tuning seeds,
-which no verdict uses. "Each arm at its own best rate" is one family of {number}
-comparisons, corrected for that number; the comparisons at equal rates above are another
-family. Decide beforehand which of the two is the question. p at the own best is the
-largest over the rates that may be the better one's rival: an arm is SUPPORTED only if,
-at its best rate, it is better than its partner at every rate of the grid, and HARMFUL
-only if its partner at its best is better than it at every rate. NEUTRAL is about the
-two chosen rates."""
+which no verdict uses. "Each arm at its own best rate" is one family, corrected for the
+number of its comparisons at equal budgets, {number}; the comparisons at equal rates
+above are another family. Decide beforehand which of the two is the question. p at the
+own best is the largest over the rates that may be the better one's rival: an arm is
+SUPPORTED only if, at its best rate, it is better than its partner at every rate of the
+grid, and HARMFUL only if its partner at its best is better than it at every rate.
+NEUTRAL is about the two chosen rates."""
 
 RATE_TITLE = "Mean and range over all seeds; larger mark: best by the tuning seeds"
 
@@ -64,6 +65,12 @@ def rate_chart(judged: Judgement) -> Against | None:
         one = series_of(arm.name, place, points)
         series.append(dataclasses.replace(one, best=arm.choice.best))
     return against("peak learning rate", LOSS, series)
+
+
+def own_best_text(judged: Judgement) -> str:
+    """Text on how rates are chosen and compared."""
+    number = family_size(c.verdict for c in judged.own_best.comparisons)
+    return OWN_BEST.format(number=number)
 
 
 def listed(seeds: Sequence[int]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gpt2.report.controls import sentence
 from gpt2.report.evidence import FDR, SEQUENTIAL, TOGETHER, Rules
-from gpt2.report.grades import INCONCLUSIVE
+from gpt2.report.grades import INCONCLUSIVE, family_size
 from gpt2.report.lines import (
     DIGITS,
     has_removed_heads,
@@ -136,7 +136,8 @@ FAMILY = {
 Whether a difference is 0 is decided by the pooled test, which estimates the noise from
 all arms over the same seeds and is guarded against arms noisier than the rest; with
 only two arms, and at equal time, by the paired t test with Holm's correction. The
-family-wise error over all arms is {alpha:.0%}{looks}. The remarks give both tests where
+family-wise error over all arms is {alpha:.0%}{looks}, at equal updates and once more at
+equal time. The remarks give both tests where
 they disagree; docs/statistics.md has their error rates.""",
     SEQUENTIAL: """\
 The arms are an open-ended series: each is tested once, in the order of sequence.json,
@@ -163,8 +164,8 @@ a step that does not read a setting has one cell for all of its values."""
 
 
 SWEPT_FAMILY = """\
-All {number} comparisons of the sweep, over all steps and all of its values, are one
-family: every p and every verdict is corrected for all of them."""
+The comparisons of the sweep at equal budgets, over all steps and all of its values, are
+one family of {number}: every p and every verdict is corrected for all of them."""
 
 
 BEST_OF_SWEEP = """\
@@ -204,7 +205,8 @@ def method(judged: Judgement) -> str:
     parts = [text]
     if any(arm.coordinates for arm in judged.arms):
         if not rules.is_sequential:
-            parts.append(SWEPT_FAMILY.format(number=len(judged.comparisons)))
+            number = family_size(c.at_steps for c in judged.comparisons)
+            parts.append(SWEPT_FAMILY.format(number=number))
         parts.append(SWEPT)
     if size_trends(judged):
         parts.append(TREND)

@@ -6,9 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from gpt2.report.rate_tables import (
-    OWN_BEST,
     RATE_TITLE,
     best_table,
+    own_best_text,
     rate_chart,
     rate_remarks,
     rate_table,
@@ -47,11 +47,11 @@ def rates_part(judged: Judgement) -> dict[str, Any]:
     if best[1]:
         tables.append(("Each arm at its own best rate", best, range(2, 5)))
     pending = [judged.own_best.pending] if judged.own_best.pending else []
-    text = OWN_BEST.format(number=len(judged.own_best.comparisons))
+    text = own_best_text(judged).replace("\\", "")
     return {
         "tables": tables,
         "remarks": rate_remarks(judged),
-        "text": " ".join([f"{RATE_TITLE}.", *pending, text.replace("\\", "")]),
+        "text": " ".join([f"{RATE_TITLE}.", *pending, text]),
     }
 
 

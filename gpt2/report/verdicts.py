@@ -267,6 +267,8 @@ def grade_all(
         if verdict.mean is None:
             verdict = ungraded(Differences(item.differences, item.rounding), rules)
         verdict = dataclasses.replace(verdict, seeds=item.seeds, seconds=item.seconds)
+        if index in graded and series is None:
+            verdict = dataclasses.replace(verdict, family=len(family))
         design = _design(pairs[index], of_pool.get(index), rules, noise, len(family))
         if series is not None:
             design = dataclasses.replace(

@@ -14,7 +14,9 @@ from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
 from gpt2.report.plots import write_plots
+from gpt2.report.rate_tables import own_best_text
 from gpt2.report.read_results import read_matrix
+from gpt2.report.sentences import method
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
 from tests.results_factory import STEPS, write_run
@@ -71,6 +73,17 @@ def test_each_arm_is_compared_at_the_rate_that_its_tuning_seeds_choose(
     assert all(arm.seeds == SEEDS for arm in judged.arms)
     edges = {arm.name: arm.choice.edge for arm in judged.own_best.arms}
     assert edges == {"0 baseline": "", "5 ra": "largest", "8 mla": "smallest"}
+
+
+def test_the_correction_is_for_comparisons_at_equal_budgets(tmp_path: Path) -> None:
+    """Step 2 has more parameters than step 0."""
+    for step in (0, 2, 5):
+        write_arm(tmp_path, step, {0.001: 0.0, 0.002: 0.03})
+    judged = judge(read_matrix(tmp_path))
+    found = {c.arm.step: c.verdict.family for c in judged.own_best.comparisons}
+    assert found == {2: None, 5: 1}
+    assert "at equal budgets, 1;" in own_best_text(judged)
+    assert "are one family of 2:" in " ".join(method(judged).split())
 
 
 def test_the_page_draws_loss_against_rate(tmp_path: Path) -> None:

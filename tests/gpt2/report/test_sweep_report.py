@@ -110,7 +110,7 @@ def test_all_comparisons_are_one_family_and_the_report_says_so(windows: Path) ->
     holm = stats.holm([p for p in alone if p is not None])
     assert [c.at_steps.p_holm for c in judged.comparisons] == pytest.approx(holm)
     text = " ".join(markdown_report(matrix, judged, "x").split())
-    assert "All 3 comparisons of the sweep, over all steps and all of its" in text
+    assert "over all steps and all of its values, are one family of 3: every p" in text
     write_matrix(windows / "plain", (0, 5), SEEDS)
     plain = read_matrix(windows / "plain")
     assert "of the sweep" not in markdown_report(plain, judge(plain), "x")

@@ -400,6 +400,7 @@ def test_unmatched_arms_do_not_tax_the_others(tmp_path):
     write_matrix(tmp_path, (0, 2, 5), range(3), effects={5: -0.01})
     found = verdicts(tmp_path)
     assert found[5].p_holm == found[5].p and found[2].p_holm is None
+    assert (found[5].family, found[2].family) == (1, None)
 
 
 @pytest.mark.parametrize(
