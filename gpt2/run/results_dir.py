@@ -66,12 +66,12 @@ def _unusable(output_dir: Path, error: OSError) -> MatrixError:
 
 
 def _open_folder(output_dir: Path, files: Mapping[str, str]) -> None:
-    if _is_results_dir(output_dir):
-        return
-    refuse_foreign(output_dir)
-    if output_dir.exists():
-        # perhaps a link or a mounted disk, which nothing can be renamed onto
-        atomic_files.atomic_write_text(output_dir / MATRIX_FILE, files[MATRIX_FILE])
+    if output_dir.exists():  # asked first: one that another runner makes has its files
+        refuse_foreign(output_dir)
+        if not _is_results_dir(output_dir):
+            # perhaps a link or a mounted disk, which nothing can be renamed onto
+            text = files[MATRIX_FILE]
+            atomic_files.atomic_write_text(output_dir / MATRIX_FILE, text)
         return
     new = _unfinished(output_dir)
     try:
