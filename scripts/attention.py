@@ -1,9 +1,9 @@
-"""Entropy and reciprocity of the attention of finished runs, by layer and head.
+"""Measure entropy and reciprocity of the attention of finished runs.
 
-On windows of the validation text: the entropy of each head's weights, in nats and over
-the logarithm of the position, the correlation of scores with their transposed
-counterparts in RA's band, and RA's alpha. Written as attention.json and, as heat maps,
-attention.png into each run's folder; report.html links the picture.
+By layer and head, on windows of the validation text: the entropy of each head's
+weights, in nats and over the logarithm of the position, the correlation of scores with
+their transposed counterparts in RA's band, and RA's alpha. Written as attention.json
+and, as heat maps, attention.png into each run's folder; report.html links the picture.
 Exit codes: 0 done; 2 no such run, no usable model or text, or an option that makes no
 sense; 6 the disk is full.
 """

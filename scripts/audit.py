@@ -1,4 +1,4 @@
-"""Audit finished runs: recompute their results from their files with independent code.
+"""Audit finished runs: recompute their results with independent code.
 
 Uses metrics, the prepared text and the exported weights. Prints each figure as reported
 and as recomputed, and writes audit.json into each run's folder, which the report shows.

@@ -1,4 +1,4 @@
-"""Compare two runs, arms or matrices: make compare A=DIR_OR_STEP B=DIR_OR_STEP.
+"""Compare two runs, arms or matrices: make compare A=ra B=baseline.
 
 Says what differs in configuration, in environment (code, machine, data) and in
 results, and whether the results may be compared at all. Differences are B minus A.

@@ -1,4 +1,4 @@
-"""Evaluate trained models on other text, on induction and on multiple choice.
+"""Evaluate trained models on other text, induction, multiple choice.
 
 All of it works offline. Documents of TEXT (folders, globs or files) are scored in bits
 per byte and by position in the context, random sequences that repeat by the loss on

@@ -1,4 +1,4 @@
-"""Make the report of a results directory: verdicts, tables, charts, one HTML page.
+"""Report on a results directory: verdicts, tables, charts, HTML page.
 
 The runs are only read; they may be half finished, copied, damaged or untrusted.
 Exit codes: 0 written; 2 no results there, or an option that makes no sense; 6 the

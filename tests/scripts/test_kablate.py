@@ -110,6 +110,7 @@ def test_help_lists_the_commands_and_others_are_refused(tmp_path: Path) -> None:
     done = kablate(root, tmp_path)
     assert done.returncode == 0
     assert re.findall(r"^  (\w+) +\S", done.stdout, re.M) == [*COMMANDS]
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert "usage: plan_seeds.py" in kablate(root, tmp_path, "plan", "--help").stdout
     done = kablate(root, tmp_path, "train")
     assert done.returncode == 2 and "no command 'train'" in done.stderr
