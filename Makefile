@@ -49,6 +49,8 @@ GIVEN := $(foreach v,$(sort $(.VARIABLES)),$(if \
 SETTINGS := $(filter-out $(OWN),$(GIVEN))
 # Otherwise make would export their values expanded, and execute a $(shell) in one.
 unexport $(GIVEN)
+# Scripts import scripts/_bootstrap.py from their own folder.
+unexport PYTHONSAFEPATH
 blanks = $(subst |,,$(shell LC_ALL=C sed -zn -e 's/^$1:*=\([[:space:]]*\).*/\1|/' \
 	-e 'T end' -e h -e ':end' -e '$${x;p}' /proc/$$PPID/cmdline 2>/dev/null))
 text = $(if $(filter $1,$(GIVEN)),$(blanks))$(value $1)
@@ -97,7 +99,7 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 	$(BOOT),$(error $(or $(shell command -v python3 >/dev/null && python3 -c '' 2>&1 | \
 	sed -n '1s/^/python3 does not start: /p'),kablate needs Python 3.11 or newer: there \
 	is none on PATH)))
-SETUP = PYTHON=$(call arg,PYTHON) $(HOLD) $(BOOT) scripts/setup_env.py
+SETUP = PYTHONSAFEPATH= PYTHON=$(call arg,PYTHON) $(HOLD) $(BOOT) scripts/setup_env.py
 BARE = $(eval BARE := $$(call inline,$$(shell $$(SETUP) --print-python)))$(BARE)
 # Ctrl-C while Python starts up would print a traceback. GNU env can block the signal
 # until the command unblocks it (begin in lib/output.py). exec: make passes SIGTERM on to

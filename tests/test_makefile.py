@@ -65,6 +65,11 @@ def test_make_prints_the_exit_code_of_a_script_and_exits_with_2(tree: Path) -> N
     assert re.search(r"make: \*\*\* .*track\] Error 3", refused(tree, "track"))
 
 
+def test_python_may_leave_the_folder_of_a_script_out_of_its_path(tree: Path) -> None:
+    ended = make(tree, "list-defconfigs", PYTHONSAFEPATH="1")
+    assert (ended.returncode, ended.stderr) == (0, ""), ended.stderr
+
+
 def test_help_lists_every_documented_target_and_every_target_is_documented() -> None:
     printed = done(ROOT, "help")
     assert not [line for line in printed.splitlines() if len(line) > 80]
