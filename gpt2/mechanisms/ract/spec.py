@@ -26,7 +26,10 @@ topk:     sum of the k largest p
 max:      largest p
 entropy:  -sum p ln p / ln n, and 0 for n = 1
 rms:      sqrt(sum p^2 / n)"""
-    shapes = ("p: [B, H, T, T]; stat, g: [B, H, T]", "scale, bias: H, bias from 2.0")
+    shapes = (
+        "p: [B, H, T, T]; stat, g: [B, H, T]",
+        "scale, bias: H, initially 1.0 and 2.0",
+    )
     known = (
         "No published measurement is known. Statistics are divided by the number of "
         "visible keys and not by the context, or they would depend on later tokens. "
