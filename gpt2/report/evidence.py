@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 
+from gpt2.plan.run_length import seconds_of
 from gpt2.report.arms import (
     Arm,
     above_guess,
@@ -22,7 +24,7 @@ from lib.alarms import are_identical
 from lib.atomic_files import finite
 from lib.hashing import identity
 from lib.rounded_losses import resolution, rounding_variance
-from lib.safe_json import as_dict, clean, number
+from lib.safe_json import as_dict, clean, number, text
 
 ACTING = ("model.", "mechanisms.", "optim.", "pruning.")  # must have an effect
 TOGETHER, SEQUENTIAL, FDR = "together", "sequential", "sequential-fdr"
@@ -86,12 +88,28 @@ class Evidence:
 
 
 def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
-    """Compare final losses, after the same number of updates on the same tokens."""
+    """Compare final losses, after the same number of updates on the same tokens or, of
+    runs with a time budget, after the same time on the same hardware."""
     losses = arm.by_seed("val_loss"), partner.by_seed("val_loss")
     widths = [resolution(a.values("val_loss")) for a in (arm, partner)]
-    limits = {"parameters": rules.tolerance, "tokens": rules.tolerance}
-    unmatched = _unlike(arm, partner, {**limits, "effective_batch": 0.0})
+    limits = {"parameters": rules.tolerance, "effective_batch": 0.0}
+    if time_budget(arm, partner) is None:
+        unmatched = _unlike(arm, partner, {**limits, "tokens": rules.tolerance})
+    else:
+        unmatched = _unlike(arm, partner, limits)
+        unmatched += _other_hardware((*arm.done, *partner.done))
     return _evidence(arm, partner, losses, unmatched, None, widths)
+
+
+def time_budget(arm: Arm, partner: Arm) -> float | None:
+    """Seconds of training that each run of both arms has (TIME_BUDGET); None if they
+    differ, or if runs end after a number of updates."""
+    optims = [as_dict(run.settings.get("optim")) for run in (*arm.runs, *partner.runs)]
+    found = {text(optim.get("time_budget")) for optim in optims}
+    given = found.pop() if len(found) == 1 else None
+    with suppress(ValueError, OverflowError):
+        return seconds_of(given or "") or None
+    return None
 
 
 def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
@@ -99,8 +117,11 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     arm at its usual speed (update_seconds).
 
     The slower arm is then still in the middle of its learning-rate schedule, with a
-    high learning rate, which is a disadvantage for it.
+    high learning rate, which is a disadvantage for it. Runs with a time budget end at
+    equal time, and are compared there.
     """
+    if (seconds := time_budget(arm, partner)) is not None:
+        return replace(at_equal_steps(arm, partner, rules), seconds=seconds)
     shared = set(arm.by_seed("val_loss")) & set(partner.by_seed("val_loss"))
     speeds = [(a, update_seconds(a)) for a in (arm, partner)]
     if any(speed is None for _, speed in speeds):  # both by the runs' own clocks
@@ -123,8 +144,7 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
         for a in (arm, partner)
     ]
     unmatched = _unlike(arm, partner, {"parameters": rules.tolerance})
-    if len({_machine(run) for run in runs}) > 1:
-        unmatched += ("run on different hardware",)
+    unmatched += _other_hardware(runs)
     return _evidence(arm, partner, (ours, theirs), unmatched, budget, widths)
 
 
@@ -270,6 +290,11 @@ def _unlike_data(arm: Arm, partner: Arm) -> tuple[str, ...]:
         if run.manifest.get("data_fingerprint") is not None
     }
     return ("trained on different data",) if len(prints) > 1 else ()
+
+
+def _other_hardware(runs: Iterable[Run]) -> tuple[str, ...]:
+    machines = {_machine(run) for run in runs}
+    return ("run on different hardware",) if len(machines) > 1 else ()
 
 
 def _machine(run: Run) -> str:

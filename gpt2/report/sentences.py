@@ -128,7 +128,8 @@ more than {tolerance:.0%}, or in data, which says nothing about the architecture
 equal time, losses are interpolated between evaluations to the time when the first of
 the compared runs ended, each arm at its median speed, for other work on a GPU slows
 single runs; the slower arm is then still in the middle of its learning-rate
-schedule, which is a disadvantage for it."""
+schedule, which is a disadvantage for it. Runs with a time budget are compared at their
+ends."""
 
 
 FAMILY = {

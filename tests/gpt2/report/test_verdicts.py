@@ -379,6 +379,41 @@ def test_equal_time_needs_the_same_machine(tmp_path):
     assert comparison.at_steps.grade != UNMATCHED
 
 
+def write_timed(root, steps=(0, 5), budget="30s", **run):
+    """Runs that each ended after their own number of updates."""
+    for step in steps:
+        for seed in range(3):
+            plain = settings(step)
+            plain["optim"] |= {"time_budget": budget, "max_iters": 10**8}
+            tokens = 13_000_000 - 2_000_000 * (step == 5) + 100_000 * seed
+            more = {"result": {"tokens": tokens}, "effect": -0.05 * (step == 5), **run}
+            write_run(root, step, seed, job={"settings": plain}, **more)
+
+
+def test_runs_with_a_time_budget_are_compared_at_their_ends(tmp_path):
+    write_timed(tmp_path)
+    (found,) = judge(read_matrix(tmp_path)).comparisons
+    for verdict in (found.at_steps, found.at_time):
+        assert verdict.grade == SUPPORTED and verdict.mean == pytest.approx(
+            -0.05, abs=0.01
+        )
+    assert found.at_steps.differences == found.at_time.differences
+    assert (found.at_steps.seconds, found.at_time.seconds) == (None, 30.0)
+
+
+def test_unequal_time_budgets_or_machines_are_unmatched(tmp_path):
+    other = {"device": {"name": "NVIDIA H100"}}
+    for name, changes, why in (
+        ("budget", {"budget": "40s"}, "tokens differ"),
+        ("machine", {"manifest": other}, "run on different hardware"),
+    ):
+        write_timed(tmp_path / name, (0,))
+        write_timed(tmp_path / name, (5,), **changes)
+        (found,) = judge(read_matrix(tmp_path / name)).comparisons
+        assert found.at_steps.grade == UNMATCHED
+        assert why in found.at_steps.reasons[0]
+
+
 def test_equal_time_without_curves_is_invalid(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2))
     judged = judge(read_matrix(tmp_path, curves=False))
