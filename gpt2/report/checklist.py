@@ -173,6 +173,12 @@ def _data(run: Run) -> str | None:
     return " ".join([*(x for x in names if x), f"({fingerprint})"])
 
 
+def _length(run: Run) -> str | None:
+    """Tokens, or the time budget of a run that ends by the clock."""
+    budget = _field(run.part("optim"), "time_budget")
+    return _field(run.row, "tokens") if budget is None else f"those of {budget}"
+
+
 ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
     "commit": _of_each(lambda attempt: _field(as_dict(attempt.get("git")), "sha")),
     "hardware": _of_each(_hardware),
@@ -186,7 +192,7 @@ ENVIRONMENT: dict[str, Callable[[Run], str | None]] = {
     "attention backend": _of_each(partial(_field, name="attention_backend")),
     "MLP backend": _of_each(partial(_field, name="mlp_backend")),
     "data": _data,
-    "training tokens": lambda run: _field(run.row, "tokens"),
+    "training tokens": _length,
 }
 KERNELS = ("torch.compile", "attention backend", "MLP backend")
 MAY_DIFFER = ("micro batch x accumulation x ranks", "attention backend", "MLP backend")

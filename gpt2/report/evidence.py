@@ -104,7 +104,7 @@ def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
 def time_budget(arm: Arm, partner: Arm) -> float | None:
     """Seconds of training that each run of both arms has (TIME_BUDGET); None if they
     differ, or if runs end after a number of updates."""
-    optims = [as_dict(run.settings.get("optim")) for run in (*arm.runs, *partner.runs)]
+    optims = [run.part("optim") for run in (*arm.runs, *partner.runs)]
     found = {text(optim.get("time_budget")) for optim in optims}
     given = found.pop() if len(found) == 1 else None
     with suppress(ValueError, OverflowError):

@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 
+from gpt2.report.checklist import checklist
 from gpt2.report.evidence import Rules
 from gpt2.report.grades import (
     HARMFUL,
@@ -392,7 +393,11 @@ def write_timed(root, steps=(0, 5), budget="30s", **run):
 
 def test_runs_with_a_time_budget_are_compared_at_their_ends(tmp_path):
     write_timed(tmp_path)
-    (found,) = judge(read_matrix(tmp_path)).comparisons
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    (found,) = judged.comparisons
+    items = {item.name: item for item in checklist(matrix, judged)}
+    assert items["training tokens"].ok
     for verdict in (found.at_steps, found.at_time):
         assert verdict.grade == SUPPORTED and verdict.mean == pytest.approx(
             -0.05, abs=0.01
