@@ -66,7 +66,7 @@ def test_a_control_joins_an_old_matrix_and_is_shown_first(here: Path) -> None:
     assert control["grade"] == "EQUAL" and abs(control["mean"]) < 1e-4
     assert [c["name"] for c in found["comparisons"]] == ["ra"] and found["void"] == []
     rows = re.findall(r"^ *0 +(\S+ \S+)", said, re.MULTILINE)
-    assert rows == ["A/A control:", "GPT-2 baseline,"]
+    assert rows == ["A/A control:", "GPT-2 baseline"]
 
     plant(here, 0.05)
     said = " ".join(report(here).split())
