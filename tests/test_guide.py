@@ -18,10 +18,10 @@ GUIDE = ROOT / "docs" / "guide.md"
 DOCUMENTS = {n for n in project_files() if n.endswith(".md")} - {"CONTRIBUTING.md"}
 # The same study with a twentieth of the updates.
 SHORT = {
-    "MAX_ITERS=300": "MAX_ITERS=20",
-    "WARMUP_STEPS=30": "WARMUP_STEPS=5",
-    "EVAL_INTERVAL=100": "EVAL_INTERVAL=10",
-    "EVAL_SAMPLES=64": "EVAL_SAMPLES=8",
+    "MAX_ITERS=400": "MAX_ITERS=20",
+    "WARMUP_STEPS=40": "WARMUP_STEPS=5",
+    "EVAL_INTERVAL=200": "EVAL_INTERVAL=10",
+    "EVAL_SAMPLES=256": "EVAL_SAMPLES=8",
 }
 
 
@@ -112,8 +112,8 @@ def test_the_guide_from_start_to_end(tmp_path: Path) -> None:
         if command.startswith("make plan"):
             assert "paired differences in these results (4 df)" in said
     assert used == set(SHORT)
-    report = (tree / "results_docs/REPORT.md").read_text()
-    assert "baseline + RA, alpha 0.1" in report and "18 of 18 runs" in report
+    report = (tree / "results_code/REPORT.md").read_text()
+    assert "baseline + RA, alpha 0.1" in report and "21 of 21 runs" in report
     assert (tree / "ra-model/config.json").is_file()
-    assert "gpt2-docs-study" in {path.name for path in (tree / "defconfigs").iterdir()}
+    assert "gpt2-code-study" in {path.name for path in (tree / "defconfigs").iterdir()}
     shutil.rmtree(tree)
