@@ -8,7 +8,8 @@ run of that name); nan (a loss), oom (while the micro batch is the configured on
 crash, kill (SIGKILL to itself), hang, disk, hold (wait for a gate, or until the run is
 asked to stop); oom-ahead@0 (when a trainer is built before its turn); hold-begun,
 hold-weights, hold-state (wait for a gate within the checkpoint of this update: before
-its files, after the first, after the second).
+its files, after the first, after the second); hold-data@0 (before each document that is
+prepared).
 KABLATE_TEST_GATE: the file that a hold waits for, for ever if there is none; GATE.held
 appears when it is reached (Gate in tests/scratch.py).
 KABLATE_TEST_BROKEN_GPU: the runner's GPUs are only claimed, by an nvidia-smi of the
@@ -35,7 +36,7 @@ from typing import Any, NoReturn
 FAULTS, SECONDS = "KABLATE_TEST_FAULTS", "KABLATE_TEST_CHECKPOINT_SECONDS"
 BROKEN = "KABLATE_TEST_BROKEN_GPU"
 CERTIFICATES, GATE = "KABLATE_TEST_CERTIFICATES", "KABLATE_TEST_GATE"
-HOLDS = ("hold", "hold-begun", "hold-weights", "hold-state")
+HOLDS = ("hold", "hold-begun", "hold-weights", "hold-state", "hold-data")
 
 # ---- faults of an update --------------------------------------------------------
 
@@ -182,6 +183,20 @@ def change_checkpoint(checkpoint: Any) -> None:
     checkpoint.atomic_write_json = slow_json
 
 
+# ---- preparation of data --------------------------------------------------------
+
+
+def change_partial(partial: Any) -> None:
+    add = partial.Partial.add
+
+    def held(self: Any, item: Any) -> None:
+        if "hold-data" in wanted(0, ""):
+            hold()
+        add(self, item)
+
+    partial.Partial.add = held
+
+
 # ---- certificates that take their time ------------------------------------------
 
 
@@ -206,6 +221,7 @@ CHANGES = {
     "gpt2.train.checkpoint": change_checkpoint,
     "gpt2.train.prepare": change_device,
     "gpt2.verify.certify_steps": change_certificates,
+    "gpt2.data.partial": change_partial,
 }
 
 

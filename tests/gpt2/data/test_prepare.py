@@ -42,6 +42,7 @@ from tests.gpt2.tinydata import (
     texts,
     write_texts,
 )
+from tests.scratch import Gate, until
 from tests.scripts.inprocess import run_script
 
 EOT = "<|endoftext|>"
@@ -336,7 +337,7 @@ def project(tmp_path):
     return tmp_path
 
 
-def command(project, *arguments, **options):
+def command(project, *arguments, preexec_fn=None, **environ):
     line = [sys.executable, str(ROOT / "scripts" / "prepare_data.py"), *arguments]
     return subprocess.Popen(
         line,
@@ -344,8 +345,8 @@ def command(project, *arguments, **options):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1"},
-        **options,
+        env={**os.environ, "PYTHONDONTWRITEBYTECODE": "1", **environ},
+        preexec_fn=preexec_fn,
     )
 
 
@@ -426,10 +427,10 @@ def test_data_that_cannot_be_written_is_a_plain_error(project, monkeypatch, data
     assert "[Errno" not in err and "Choose another DATA_DIR" in err
 
 
-def big_texts(project, lines=2_000):
+def big_texts(project):
     for n in range(24):
         line = f"A line of big document {n}, repeated to take its time.\n"
-        (project / "texts" / f"big{n}.txt").write_text(f"{n}\n" + line * lines)
+        (project / "texts" / f"big{n}.txt").write_text(f"{n}\n" + line * 2_000)
 
 
 def halt_after_a_save():
@@ -580,12 +581,10 @@ def test_killed_while_files_are_put_in_place_it_needs_no_tokens(project):
 
 
 def test_interrupted_says_how_to_go_on(project):
-    big_texts(project, lines=20_000)
-    process = command(project, "--overrides", f"DATA_DIR={project}/other")
-    place = text_folder(project / "data").name
-    while not (project / "other" / place / ".partial" / "collected.bin").exists():
-        assert process.poll() is None, process.communicate()
-        time.sleep(0.001)
+    gate = Gate(project / "gate")
+    words = ("--overrides", f"DATA_DIR={project}/other")
+    process = command(project, *words, **gate.holds("hold-data@0"))
+    until(lambda: gate.is_reached() or process.poll() is not None)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate()
     assert process.returncode == 130 and "Traceback" not in err
