@@ -147,7 +147,7 @@ def add_both_files(tree: Path, where: tuple[str, str], wrong: str = "") -> list[
 TRY_BOTH = """
 import dataclasses
 from gpt2.plan.planning import make_plan
-from gpt2.plan.unused_settings import idle
+from gpt2.plan.unused_settings import unused_settings
 from gpt2.settings.configuration import strict_kconfig
 overrides = ["TEST_MATRIX_MODE=y", "TEST_MATRIX_LION=y", "SGD_MOMENTUM=0.5"]
 overrides += ["TEST_MATRIX_PRUNING_AGREEMENT=y", "TEST_MATRIX_LION_LEARNING_RATE=1e-4"]
@@ -155,7 +155,8 @@ config = strict_kconfig().load([], overrides)
 plan = make_plan(config)
 for job in plan.jobs:
     print(job.name, job.parent_name, job.settings.optim.learning_rate)
-print(*[f"{cell.name}: {cell.reason}" for cell in plan.left_out], *idle(plan, config))
+left_out = [f"{cell.name}: {cell.reason}" for cell in plan.left_out]
+print(*left_out, *unused_settings(plan, config))
 from lib.optim.certify import certify_optimizer, check_reference
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.certify import certify_pruning, check_masks

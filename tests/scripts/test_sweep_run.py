@@ -91,6 +91,6 @@ def test_a_sweep_is_run_killed_continued_and_reported(swept: Path) -> None:
     }
     names = [cell.split("-", 1)[1].removesuffix("/seed1") for cell in CELLS[1:]]
     assert compared == dict.fromkeys(names, "baseline")
-    assert "All 4 comparisons of the sweep" in " ".join(
+    assert "are one family of 4: every p" in " ".join(
         (results / "REPORT.md").read_text().split()
     )
