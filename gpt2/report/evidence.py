@@ -105,10 +105,10 @@ def time_budget(arm: Arm, partner: Arm) -> float | None:
     """Seconds of training that each run of both arms has (TIME_BUDGET); None if they
     differ, or if runs end after a number of updates."""
     optims = [run.part("optim") for run in (*arm.runs, *partner.runs)]
-    found = {text(optim.get("time_budget")) for optim in optims}
-    given = found.pop() if len(found) == 1 else None
+    given = {text(optim.get("time_budget")) or "" for optim in optims}
     with suppress(ValueError, OverflowError):
-        return seconds_of(given or "") or None
+        found = set(map(seconds_of, given))  # "2h" is "120m"
+        return found.pop() or None if len(found) == 1 else None
     return None
 
 

@@ -406,6 +406,13 @@ def test_runs_with_a_time_budget_are_compared_at_their_ends(tmp_path):
     assert (found.at_steps.seconds, found.at_time.seconds) == (None, 30.0)
 
 
+def test_time_budgets_are_equal_in_seconds(tmp_path):
+    write_timed(tmp_path, (0,), "60s")
+    write_timed(tmp_path, (5,), "1m")
+    (found,) = judge(read_matrix(tmp_path)).comparisons
+    assert found.at_time.seconds == 60.0 and found.at_steps.grade == SUPPORTED
+
+
 def test_unequal_time_budgets_or_machines_are_unmatched(tmp_path):
     other = {"device": {"name": "NVIDIA H100"}}
     for name, changes, why in (
