@@ -1,6 +1,6 @@
 """Verify steps, optimizers and pruning methods; prints tables of certificates.
 
-Exit codes: 0 all passed; 1 one failed; 2 the configuration makes no sense;
+Exit codes: 0 all passed; 1 one failed or was killed; 2 the configuration makes no sense;
 3 stopped by Ctrl-C or SIGTERM.
 """
 
@@ -14,6 +14,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -71,6 +72,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return prove(plans, given)
     except OSError as error:
         return fail(error, EXIT_USAGE)
+    except BrokenProcessPool:
+        why = "maybe by the kernel for lack of memory"
+        return fail(
+            f"a process that checks certificates was killed, {why}", EXIT_FAILED
+        )
     except KeyboardInterrupt:
         return fail("stopped", EXIT_INTERRUPTED)
 
@@ -95,7 +101,9 @@ def all_plans(config: Config) -> Iterator[Plan]:
 
 def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
-    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny tensors: threads cost time
+    # Threads cost time with tiny tensors. A number that the environment sets, as Slurm
+    # sites do, would be one for each of the processes.
+    os.environ |= {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     with collector_at_rest():
         from gpt2.verify import certify_steps, pairing, table
         from gpt2.verify.certify_training import with_training
