@@ -145,9 +145,9 @@ def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if given.stop and given.only:
         raise ValueError("ONLY: a runner is stopped as a whole; leave it out")
     if given.stop:
-        said = results_dir.ask_to_stop(plan.output_dir)
-        answer(results=str(plan.output_dir), message=said)
-        print(said)
+        message = results_dir.ask_to_stop(plan.output_dir)
+        answer(results=str(plan.output_dir), message=message)
+        print(message)
         show_next(matrix_command("status"))
         return 0
     return run(given, config, plan)

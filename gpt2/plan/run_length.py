@@ -95,8 +95,8 @@ def _with_final_rate(
     """Final learning rate from MIN_LR_RATIO, if it is set. Raises ValueError if both
     are given on the command line.
 
-    The product is that of the decimal numbers: 0.1 of 3e-4 is 3e-5, as somebody would
-    write it, so that both are one run. In binary it would be 2.9999999999999997e-05.
+    The product is that of the decimal numbers: 0.1 of 3e-4 is 3e-5, as one writes it
+    for GPT2_MIN_LR, so that both are one run. In binary it is 2.9999999999999997e-05.
     """
     ratio, peak = settings.matrix.min_lr_ratio, settings.optim.learning_rate
     if ratio is None:
@@ -122,8 +122,8 @@ def _as_begun(settings: Settings) -> Settings:
     except (OSError, ValueError):
         return settings
     begun = [x for x in _final_rates(folder, stamp) if are_same(x, rate)]
-    nearest = min(begun, key=lambda x: abs(x - rate), default=rate)
-    return settings.replace(min_lr=nearest)
+    closest = min(begun, key=lambda x: abs(x - rate), default=rate)
+    return settings.replace(min_lr=closest)
 
 
 @functools.lru_cache(maxsize=1)

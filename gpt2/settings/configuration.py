@@ -88,7 +88,7 @@ def load_preset(name: str, overrides: str = "") -> Config:
 
 
 def preset(name: str) -> Path:
-    """The file of a preset; ConfigError, with the nearest name, if there is none."""
+    """The file of a preset; ConfigError, with similar names, if there is none."""
     known = preset_names()
     if name not in known:
         raise ConfigError(

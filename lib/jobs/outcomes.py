@@ -79,10 +79,10 @@ def settle(
     elif failure and not message:
         message = f"exit code {code}" + (f": {tail[-1]}" if tail else "")
     progress.read()
-    said = tuple(left.get(name) for name in ("status", "failure", "message"))
+    stated = tuple(left.get(name) for name in ("status", "failure", "message"))
     if not run_dir.is_dir():
         message = f"{run_dir} was removed or moved while the run was active"
-    elif said != (status, failure, message):
+    elif stated != (status, failure, message):
         repair_status(run_dir, attempt, status, failure, message)
     return Outcome(
         status=status,
@@ -118,20 +118,20 @@ def classify(
     status is "oom" only if the process itself gave up; "failed" with the failure "oom"
     can be retried with less memory.
     """
-    said = str(left.get("message") or "")
+    message = str(left.get("message") or "")
     if code == EXIT_OK:
         if left.get("status") == "done":
-            return "done", None, said
+            return "done", None, message
         return "failed", "crash", "it ended with exit code 0 without being done"
     if reason == "hang":
-        return "failed", "hang", said
+        return "failed", "hang", message
     own = left.get("attempt") == attempt and left.get("status") != "running"
     cause = left.get("failure") if own else None
     if code in _BY_EXIT_CODE:
         status, failure = _BY_EXIT_CODE[code]
         if own and cause == failure:  # one of several ranks: a retry may use less
             status = str(left["status"])
-        return status, failure, said
+        return status, failure, message
     unclear = code == -signal.SIGKILL or cause in (None, "crash")
     if starved and reason is None and unclear:
         return "failed", "oom", "killed by the kernel for lack of memory"
@@ -139,8 +139,8 @@ def classify(
         return _by_signal(-code, reason)
     # a launcher in between may hide the exit code
     if own and (cause or left.get("status") == "interrupted"):
-        return str(left["status"]), cause, said
-    return "failed", "crash", said
+        return str(left["status"]), cause, message
+    return "failed", "crash", message
 
 
 def _by_signal(number: int, reason: str | None) -> tuple[str, str | None, str]:
@@ -170,5 +170,5 @@ def repair_status(
     """Write the status that the child could not write itself."""
     if not status_or_nothing(run_dir):
         (run_dir / run_files.STATUS_FILE).unlink(missing_ok=True)
-    said = {"status": status, "failure": failure, "message": message}
-    run_files.write_status(run_dir, attempt=attempt, **said)
+    fields = {"status": status, "failure": failure, "message": message}
+    run_files.write_status(run_dir, attempt=attempt, **fields)

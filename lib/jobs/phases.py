@@ -94,8 +94,8 @@ def process_start() -> float:
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     except (OSError, ValueError, IndexError):
         return time.time()
-    # Not by /proc/uptime, which is cut to hundredths and would make the start late. As
-    # the present is read before the time since boot, a pause between the two makes the
-    # difference too small, and the largest of several the nearest.
+    # Not by /proc/uptime, which is cut to hundredths and would make the start late. The
+    # time is read before the time since boot, so that a pause between the two can only
+    # make their difference too small: the largest of several is the most exact.
     booted = max(time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) for _ in "123")
     return booted + ticks / os.sysconf("SC_CLK_TCK")

@@ -180,9 +180,8 @@ class RemoteAttempt:
             task = replace(task, avoid=())
         self.number = int(run_files.read_status(task.run_dir)["attempt"]) + 1
         self._render = partial(render_order, task, slot, patience)
-        self._plugs: list[Any] = (
-            []
-        )  # tasks that block GPUs to avoid, until this one ends
+        # Tasks that occupy the GPUs to avoid, until this attempt ends.
+        self._plugs: list[Any] = []
         self._submit()
         self._is_there = False  # whether a machine has started it
         self._reason: str | None = None
