@@ -1,7 +1,7 @@
 """Verify steps, optimizers and pruning methods; prints tables of certificates.
 
-Exit codes: 0 all passed; 1 one failed or was killed; 2 the configuration makes no sense;
-3 stopped by Ctrl-C or SIGTERM.
+Exit codes: 0 all passed; 1 one failed, or a process was killed; 2 the configuration
+makes no sense; 3 stopped by Ctrl-C or SIGTERM.
 """
 
 from __future__ import annotations
