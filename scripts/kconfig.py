@@ -10,6 +10,7 @@ if __name__ == "__main__":
     import _bootstrap  # noqa: F401
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import re
@@ -52,7 +53,12 @@ from gpt2.settings.shown import text_of
 from lib.atomic_files import atomic_write_text
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
-from lib.kconfig.dotconfig import COMMAND_LINE, leading_comments, split_overrides
+from lib.kconfig.dotconfig import (
+    COMMAND_LINE,
+    SAVED,
+    leading_comments,
+    split_overrides,
+)
 from lib.output import exit_code
 from lib.terminal import PAGE, aligned, paragraph
 
@@ -70,15 +76,24 @@ def defconfig(names: str, overrides: str) -> None:
     note_environment(config, overrides)
     check_settings(config)
     replace_dotconfig(tree.dotconfig())
-    write_config(config)
     changed = strict.changed(config).items()
     typed = [name for name, (*_, origin) in changed if origin == COMMAND_LINE]
+    write_config(as_saved(config))
     loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
     also = f" and {len(typed)} settings from the command line" if typed else ""
     if typed:
         kept = f"Saved in .config, for all later commands: {', '.join(typed)}"
         print(paragraph(kept, indent=0))
     print(f"Loaded {loaded}{also}. {next_commands(config)}")
+
+
+def as_saved(config: Config) -> Config:
+    """The configuration for later commands, which were not given these settings."""
+    origins = {
+        name: SAVED if origin == COMMAND_LINE else origin
+        for name, origin in config.origins.items()
+    }
+    return dataclasses.replace(config, origins=origins)
 
 
 def next_commands(config: Config) -> str:

@@ -110,7 +110,7 @@ def test_a_preset_is_loaded_and_config_py_follows_dotconfig(tree: Path) -> None:
     assert "Loaded defconfigs/one and 2 settings from the command line" in said
     config = read_config(tree / "config.py")
     assert (config.values["GPT2_MAX_ITERS"], config.values["SEEDS"]) == (800, "1,2")
-    assert config.origin("SEEDS") == "command line"
+    assert config.origin("SEEDS") == "saved from the command line"
 
     text = (tree / ".config").read_text().replace("BATCH_SIZE=8", "BATCH_SIZE=4")
     (tree / ".config").write_text(text)

@@ -18,7 +18,7 @@ from gpt2.data.token_files import DataError, MissingData, read_meta, request_of
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.settings.schema import SYMBOL_OF, Settings
 from lib.hashing import are_same
-from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.kconfig.dotconfig import COMMAND_LINE, SAVED
 from lib.safe_json import Unusable, as_dict, number, read_foreign_json
 
 NO_END = 100_000_000  # maximum updates of a run with a time budget; as in Kconfig
@@ -75,7 +75,7 @@ def resolve(
         symbols = " and ".join(SYMBOL_OF[field] for field in asked)
         raise ValueError(f"{symbols} are both set, but a run has one budget: clear one")
     (field,) = asked
-    if origins.get("max_iters") == COMMAND_LINE:
+    if _was_given("max_iters", origins, instead=field):
         raise ValueError(
             f"GPT2_MAX_ITERS={settings.optim.max_iters} was given, but "
             f"{SYMBOL_OF[field]} ({origins.get(field, 'default')}) sets the length "
@@ -87,6 +87,13 @@ def resolve(
     updates = _updates(settings, field, amount)
     origin = f"{SYMBOL_OF[field]} ({origins.get(field, 'default')})"
     return settings.replace(max_iters=updates), {**origins, "max_iters": origin}
+
+
+def _was_given(field: str, origins: Mapping[str, str], instead: str) -> bool:
+    """Whether a field was given on the command line that another one replaces, and not
+    before: what `make defconfig-x` saved gives way to what this command says."""
+    origin, newer = origins.get(field), origins.get(instead) == COMMAND_LINE
+    return origin == COMMAND_LINE or (origin == SAVED and not newer)
 
 
 def _with_final_rate(
@@ -102,7 +109,7 @@ def _with_final_rate(
     if ratio is None:
         return _as_begun(settings), origins
     origin = origins.get("min_lr_ratio", "default")
-    if origins.get("min_lr") == COMMAND_LINE:
+    if _was_given("min_lr", origins, instead="min_lr_ratio"):
         raise ValueError(
             f"GPT2_MIN_LR={settings.optim.min_lr:g} was given, but MIN_LR_RATIO "
             f"({origin}) sets the final learning rate: leave one out, or clear "

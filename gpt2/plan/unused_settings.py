@@ -12,7 +12,7 @@ from gpt2.plan.sizes import SYMBOL as SIZES
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF
 from gpt2.settings.shown import shown_value
 from lib.kconfig.config_py import Config
-from lib.kconfig.dotconfig import COMMAND_LINE
+from lib.kconfig.dotconfig import COMMAND_LINE, SAVED
 
 
 def unused_settings(plan: Plan, config: Config) -> list[str]:
@@ -44,9 +44,10 @@ def _why_unused(plan: Plan, name: str, origin: str) -> str:
     if reader is not None and not jobs:
         return f"no job {reader.what}"
     origins = dict.fromkeys(job.origins[name] for job in jobs)
+    # SIZES replaces the size of a preset, but one that was typed is reported
+    is_of_preset = origin not in (COMMAND_LINE, SAVED)
     if SIZES in origins and (
-        origin != COMMAND_LINE  # the size of a preset, which SIZES replaces
-        or (name == "n_embd" and plan.base.matrix.sizes_scale_rate)
+        is_of_preset or (name == "n_embd" and plan.base.matrix.sizes_scale_rate)
     ):
         return ""
     if PART_OF[name] in IDENTITY_PARTS and origin not in origins:

@@ -22,6 +22,8 @@ Kinds = Mapping[str, str]
 Aliases = Mapping[str, str | Callable[[str], dict[str, str]]]
 
 COMMAND_LINE = "command line"
+# Of an earlier command, in .config since: `make defconfig-x SEEDS=1`.
+SAVED = "saved from the command line"
 
 _STRING = r'"(?:[^"\\]|\\.)*"'
 _ASSIGNED = re.compile(rf"CONFIG_([A-Z0-9_]+)=(y|n|-?[0-9]+|0x[0-9a-fA-F]+|{_STRING})")

@@ -10,8 +10,10 @@ import pytest
 
 from gpt2.plan.planning import baseline_parameters, make_plan
 from gpt2.plan.run_length import NO_END, last_update, resolve, seconds_of
+from gpt2.settings.configuration import override
 from gpt2.settings.parse import settings_from
 from gpt2.train.lr_schedule import learning_rate
+from lib.kconfig.dotconfig import SAVED
 from tests.gpt2.tinydata import prepare_texts, text_folder, text_request
 from tests.gpt2.tinytraining import finish, records, status, tiny_config, tiny_job
 
@@ -64,6 +66,28 @@ def test_two_budgets_are_one_too_many() -> None:
 def test_updates_typed_beside_another_budget_are_not_dropped(budget: str) -> None:
     with pytest.raises(ValueError, match="GPT2_MAX_ITERS=.* was given.*leave one out"):
         plan_of(budget, max_iters_from="command line")
+
+
+@pytest.mark.parametrize("budget", ["TIME=1m", "MAX_TOKENS=1025", "MAX_EPOCHS=0.001"])
+def test_updates_saved_with_a_preset_give_way_to_a_budget(
+    budget: str, data_dir: Path
+) -> None:
+    path = text_request(data_dir).text_path
+    words = budget, f"DATA_DIR={data_dir}"
+    plan = plan_of(*words, max_iters_from=SAVED, text_path=path)
+    assert plan.jobs[0].origins["max_iters"].endswith("(command line)")
+
+
+def test_settings_saved_together_do_not_replace_each_other() -> None:
+    config = tiny_config("TIME=1m", "MIN_LR=1e-5")
+    for name in ("TIME_BUDGET", "GPT2_MAX_ITERS", "GPT2_MIN_LR"):
+        config = replace(config, origins={**config.origins, name: SAVED})
+    with pytest.raises(ValueError, match="GPT2_MAX_ITERS=.* was given.*TIME="):
+        make_plan(config)
+    later = override(config, "MAX_ITERS=9 TIME= MIN_LR_RATIO=0.1")
+    optim = make_plan(later).jobs[0].settings.optim
+    assert optim.max_iters == 9
+    assert optim.min_lr == pytest.approx(0.1 * optim.learning_rate)
 
 
 def test_a_time_has_no_last_update_and_no_pruning() -> None:
