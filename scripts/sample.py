@@ -50,6 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         device = prepare_device(chosen.resources).device
         texts: list[dict[str, object]] = []
         models = [load_trained(folder, device) for folder in chosen.folders]
+        number = -1
         for number, prompt in enumerate(prompts(options.prompt)):
             try:
                 texts += sample(models, prompt, request(options, number))
@@ -57,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 if options.prompt:
                     raise
                 print(f"sample: {error}", file=sys.stderr)
+        if number < 0:
+            raise ValueError("there is no PROMPT, and standard input is empty")
     except (ValueError, OSError) as error:
         return refuse("sample", error)
     answer(texts=texts)

@@ -62,7 +62,7 @@ def chosen_runs(
     if results is None and (named or options.config.exists()):
         results = options.config.parent / resources.output_dir
     folders: list[Path] = []
-    for name in split_run(options.run):
+    for name in split_run(options.run, variable):
         found = choose_runs(name, results, variable)
         _check_finished(f"{variable}={name!r}", found)
         folders += [path for path in found.done if path not in folders]

@@ -47,11 +47,14 @@ class Chosen:
             mine += [item for item in getattr(other, name) if item not in mine]
 
 
-def split_run(run: str) -> list[str]:
-    """RUN split at commas, unless it is a folder as it stands."""
+def split_run(run: str, variable: str = "RUN") -> list[str]:
+    """RUN split at commas, unless it is a folder as it stands; ValueError for a value
+    that names nothing."""
     if not run or Path(run).is_dir():
         return [run]
-    return split_names(run)
+    if names := split_names(run):
+        return names
+    raise ValueError(f"{variable}={run!r} names no run: leave it out for all runs")
 
 
 def choose_runs(name: str, results: Path | None, variable: str = "RUN") -> Chosen:
@@ -108,7 +111,12 @@ def _below(folders: list[Path]) -> Chosen:
 
 def _named(name: str, results: Path, variable: str) -> Chosen:
     """Runs of a step or cell of the results, by number, name or both."""
-    which, _, seed = name.partition(":")
+    which, colon, seed = name.partition(":")
+    if colon and not seed:
+        raise ValueError(
+            f"{variable}={name!r} has no seed after the colon: {which} alone is every "
+            "seed"
+        )
     matrix = read_matrix(results, curves=False)
     arms = group_arms(matrix)
     named = [arm for arm in arms if which in (str(arm.step), arm.name, arm.label)]

@@ -132,6 +132,10 @@ def test_without_a_prompt_they_are_read_line_by_line(undisturbed):
     found = json.loads(done.stdout)["texts"]
     assert [one["prompt"] for one in found] == ["Doc", ""]
     assert "PROMPT has 16 tokens" in done.stderr and "at most 15" in done.stderr
+    done = subprocess.run(
+        command, cwd=undisturbed, input="", capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "there is no PROMPT" in done.stderr
 
 
 def test_a_terminal_gets_a_prompt_and_no_control_characters(undisturbed):
@@ -238,6 +242,8 @@ def test_what_is_no_run_is_refused_with_what_there_is(folder):
     for name, hint in {
         "5": "none of these runs is finished: results/step05-ra/seed1: interrupted",
         "7": "nor a run of results: it has 0 baseline, 5 ra",
+        ",": "RUN=',' names no run",
+        "0:": "RUN='0:' has no seed after the colon",
         "none/": "nor a run of results",
     }.items():
         assert hint in sample(folder, "--prompt", "a", name, code=2).stderr
