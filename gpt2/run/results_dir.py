@@ -213,6 +213,9 @@ def read_matrix_file(output_dir: Path) -> dict[str, Any]:
         raise _unusable(output_dir, error) from None
     except atomic_files.DamagedFile as error:
         raise MatrixError(f"{error}. {_way_out(output_dir)}") from None
+    except OSError as error:
+        why = f"{path} cannot be read: {error.strerror}"
+        raise MatrixError(f"{why}. {_way_out(output_dir)}") from None
     if not _lists_jobs(found):
         why = "is not a list of jobs written by kablate"
         raise MatrixError(f"{path} {why}. {_way_out(output_dir)}")

@@ -4,6 +4,7 @@ stays."""
 from __future__ import annotations
 
 import json
+import os
 import re
 import threading
 from collections.abc import Callable
@@ -264,6 +265,16 @@ def test_a_smaller_plan_keeps_what_was_begun(make: Make) -> None:
         "step00-baseline/seed2",
         "step05-ra/seed2",
     ]
+
+
+def test_a_fifo_in_place_of_matrix_json_is_refused_by_name(make: Make):
+    plan = create(make())
+    begin(plan, 0)
+    path = plan.output_dir / "matrix.json"
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(MatrixError, match="matrix.json cannot be read: Not a plain"):
+        check(plan)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[]", '{"hash": "x"}'])
