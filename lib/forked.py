@@ -49,8 +49,10 @@ def forked(processes: int) -> Iterator[Begin]:
 
 
 def _started(processes: int) -> ProcessPoolExecutor | None:
-    # A Ctrl-C reaches the whole group, and is for this process alone.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT,))
+    # A Ctrl-C reaches the whole group, and is for this process alone. SIGTERM waits for
+    # _set_up: until then a process has the handlers of this one, such as a traceback.
+    ours = (signal.SIGINT, signal.SIGTERM)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ours)
     try:
         context = multiprocessing.get_context("fork")
         pool = ProcessPoolExecutor(processes, context, _set_up, (os.getpid(),))
@@ -64,6 +66,7 @@ def _started(processes: int) -> ProcessPoolExecutor | None:
 
 def _set_up(parent: int) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGTERM,))
     end_with(parent)
 
 

@@ -63,6 +63,21 @@ def test_no_process_outlives_a_block_that_fails() -> None:
     assert active_children() == []
 
 
+def test_processes_that_end_as_they_start_print_nothing() -> None:
+    program = """
+import os, signal, time
+from lib.forked import forked
+
+signal.signal(signal.SIGTERM, signal.default_int_handler)
+os.register_at_fork(after_in_child=lambda: time.sleep(0.3))
+with forked(2):
+    pass
+"""
+    words = [sys.executable, "-c", program]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_a_process_that_is_killed_is_an_error() -> None:
     with forked(2) as begin:
         result = begin(partial(time.sleep, 60))
