@@ -136,8 +136,9 @@ class RunProgress:
     def _take(self, record: Mapping[str, Any]) -> None:
         if isinstance(record.get("step"), int):
             self.step = record["step"]
-        if isinstance(record.get("seconds"), int | float):
-            self._spent = record["seconds"]
+        # "seconds" also count evaluations, and are those of one comparison elsewhere
+        if isinstance(record.get("train_seconds"), int | float):
+            self._spent = record["train_seconds"]
         if record.get("kind") == "train":
             self.loss = record.get("loss")
             self.tokens_per_s = record.get("tokens_per_s")

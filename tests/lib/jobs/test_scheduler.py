@@ -522,13 +522,17 @@ def test_children_know_their_runner(tmp_path: Path) -> None:
     assert int(parent) == os.getpid() and int(group) != os.getpgid(0)
 
 
-def test_a_time_budget_tells_the_time_left(tmp_path: Path) -> None:
+def test_the_time_left_of_a_time_budget_is_of_training_alone(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     progress = RunProgress(tmp_path, 0, budget=100.0)
     assert progress.seconds_left is None
     for step, spent in ((1, 10.0), (2, 40.0)):
-        record = {"kind": "train", "step": step, "loss": 1.0, "seconds": spent}
-        atomic_files.append_jsonl(metrics, record)
+        both = {"seconds": 1.5 * spent, "train_seconds": spent}
+        for record in (
+            {"kind": "train", "step": step, "loss": 1.0, **both},
+            {"kind": "as_trained", "step": step, "seconds": 0.1},
+        ):
+            atomic_files.append_jsonl(metrics, record)
         progress.read()
     left = progress.seconds_left
     assert left is not None and 50.0 < left <= 60.0
