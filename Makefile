@@ -97,8 +97,9 @@ BOOT = $(eval BOOT := $(shell for p in .venv/bin/python python3 python python3.1
 	python3.12 python3.11; do "$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	2>/dev/null && echo "$$p" && break; done))$(or \
 	$(BOOT),$(error $(or $(shell command -v python3 >/dev/null && python3 -c '' 2>&1 | \
-	sed -n '1s/^/python3 does not start: /p'),kablate needs Python 3.11 or newer: there \
-	is none on PATH)))
+	sed -n '1s/^/python3 does not start: /p'),$(if $(shell echo y;),kablate needs Python \
+	3.11 or newer: there is none on PATH,make cannot run commands: its standard output \
+	is closed))))
 SETUP = PYTHONSAFEPATH= PYTHON=$(call arg,PYTHON) $(HOLD) $(BOOT) scripts/setup_env.py
 BARE = $(eval BARE := $$(call inline,$$(shell $$(SETUP) --print-python)))$(BARE)
 # Ctrl-C while Python starts up would print a traceback. GNU env can block the signal

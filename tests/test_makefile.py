@@ -57,6 +57,8 @@ def test_a_python_that_does_not_start_says_why(tree: Path) -> None:
         (tree / "bin" / name).symlink_to(shutil.which(name) or "")
     ended = run(tree, "make", "setup", PATH=str(tree / "bin"))
     assert "needs Python 3.11 or newer: there is none on PATH" in ended.stderr
+    shell = ("sh", "-c", "exec make setup <&- >&-")
+    assert "standard output is closed" in run(tree, *shell).stderr
 
 
 def test_make_prints_the_exit_code_of_a_script_and_exits_with_2(tree: Path) -> None:
