@@ -151,7 +151,7 @@ def _rates(evidence: RunFiles) -> AuditLine:
 def budget_shares(evidence: RunFiles) -> list[float] | None:
     """Shares of the time budget spent before each update of the first record of the
     loss; None if they are not recorded, as before December 2026."""
-    first = evidence.trains[0]
+    first = evidence.trains[0] if evidence.trains else {}
     shares = first.get("budget_shares")
     if not isinstance(shares, list) or len(shares) != whole(first.get("step")):
         return None
@@ -177,8 +177,7 @@ def _rates_by_time(evidence: RunFiles) -> AuditLine:
         if not least * (1 - 1e-9) <= found <= most * (1 + 1e-9):
             return holds(figure, False, found, f"{least:.6g} to {most:.6g}", at(record))
         before = after
-    shares = budget_shares(evidence) if evidence.trains else None
-    if shares:
+    if shares := budget_shares(evidence):
         spent = (value(evidence.trains[0], "train_seconds") or 0.0) / budget + skew
         if not all(a <= b for a, b in pairwise([0.0, *shares, spent])):
             figures = f"{min(shares):.6g} to {max(shares):.6g}"

@@ -139,7 +139,7 @@ def replay(
     pruner = make_pruner(model, optimizer, settings)
     parameters = list(model.parameters())
     losses, norm = [], 0.0
-    for update in range(1, updates + 1):
+    for update, rate in enumerate(_rates(evidence, updates), 1):
         offsets = batch_offsets(
             job.seed,
             update,
@@ -151,7 +151,7 @@ def replay(
         pruner.before_update(update)
         norm = math.sqrt(sum(_squares(p) for p in parameters))
         _clip(parameters, norm, settings.optim.grad_clip)
-        set_learning_rate(optimizer, _rate(evidence, update))
+        set_learning_rate(optimizer, rate)
         optimizer.step()
         pruner.after_update(update)
         optimizer.zero_grad(set_to_none=True)
@@ -166,17 +166,18 @@ def _jitter(model: GPT, size: float) -> None:
         parameter.mul_(1 + size * torch.randn(parameter.shape, generator=noise))
 
 
-def _rate(evidence: RunFiles, update: int) -> float:
-    """Learning rate; with a time budget, at the recorded time of the update, or as if
-    all updates took equally long."""
+def _rates(evidence: RunFiles, updates: int) -> list[float]:
+    """Learning rates of the first updates; with a time budget, at the recorded time of
+    each, or as if all updates took equally long."""
     optim, first = evidence.settings.optim, evidence.trains[0]
     if not optim.time_budget:
-        return rate_at(update, optim)
-    if shares := budget_shares(evidence):
-        return rate_at(update, optim, shares[update - 1])
-    seconds, updates = value(first, "train_seconds") or 0.0, whole(first.get("step"))
-    spent = seconds * (update - 1) / (updates or 1)
-    return rate_at(update, optim, spent / seconds_of(optim.time_budget))
+        return [rate_at(update, optim) for update in range(1, updates + 1)]
+    seconds, budget = value(first, "train_seconds") or 0.0, seconds_of(
+        optim.time_budget
+    )
+    even = [seconds * before / updates / budget for before in range(updates)]
+    shares = budget_shares(evidence) or even
+    return [rate_at(update, optim, share) for update, share in enumerate(shares, 1)]
 
 
 def _gradients(

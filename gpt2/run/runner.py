@@ -297,7 +297,7 @@ def compare_as_trained(
 def refuse(
     root: Path, todo: Sequence[Job], certificates: Certificates, view: View
 ) -> list[Job]:
-    """Mark the jobs whose certificates failed as failed, and return them.
+    """Mark the jobs with a failed certificate as failed, and return them.
 
     todo: the jobs that were missing before the verification. Those that other
     processes, as tasks of Slurm, have finished since then stay as they are.

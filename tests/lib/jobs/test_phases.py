@@ -1,15 +1,13 @@
 """Phase records: what a process writes and what readers take from a file."""
 
 import json
-import subprocess
-import sys
 import time
 from typing import Any
 
 import pytest
 
 from lib.jobs.phases import PHASES, next_stage, phase_record, phases_of
-from tests.scratch import ROOT
+from tests.scratch import ROOT, python
 
 
 def test_a_record_says_when_a_phase_was_reached():
@@ -46,9 +44,7 @@ def test_the_start_of_a_process_is_before_its_imports():
         "from lib.jobs.phases import process_start; print(process_start())"
     )
     before = time.time()
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
-    )
+    done = python(ROOT, "-c", program)
     assert before - 0.05 <= float(done.stdout) <= time.time() - 0.25
 
 
@@ -65,9 +61,7 @@ def test_the_start_of_a_process_is_never_later_than_what_it_did_first():
         "        time.sleep(0.001)\n"
         "        print(process_start() <= first)\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
-    )
+    done = python(ROOT, "-c", program)
     assert done.stdout.split() == ["True"] * 20
 
 
