@@ -36,7 +36,8 @@ Grade = Callable[[Sequence[tuple[Arm, Arm]]], Sequence["Verdict"]]
 class SweptArm:
     """An arm over the rates, at equal other coordinates.
 
-    arms: its runs by rate, without tuning runs. losses, seeds: of the tuning runs.
+    arms: its runs by rate, without tuning runs. losses, seeds: of the tuning runs;
+    losses has all rates of the grid, those without a tuning run as ().
     """
 
     name: str
@@ -58,6 +59,11 @@ class SweptArm:
         cell = self.arms.get(rate)
         found = [*self.losses.get(rate, ()), *(cell.values("val_loss") if cell else ())]
         return [loss for loss in found if loss is not None and math.isfinite(loss)]
+
+    @property
+    def untuned(self) -> list[float]:
+        """Rates without a tuning run, as ONLY or a merge may leave them."""
+        return [rate for rate, found in self.losses.items() if not found]
 
     @property
     def missing(self) -> int:
@@ -117,7 +123,7 @@ class OwnBest:
 
 
 def swept_arms(arms: Iterable[Arm], tuning: Iterable[Arm]) -> list[SweptArm]:
-    """Arms that have tuning runs, over their rates."""
+    """Arms over the rates of all tuning runs; none without tuning runs."""
     losses: dict[str, dict[float, list[float | None]]] = {}
     seeds: dict[str, set[int]] = {}
     for arm in tuning:
@@ -126,14 +132,21 @@ def swept_arms(arms: Iterable[Arm], tuning: Iterable[Arm]) -> list[SweptArm]:
             found = losses.setdefault(arm.name_without(RATE), {}).setdefault(rate, [])
             found += [_loss(run.row) for run in arm.runs]
             seeds.setdefault(arm.name_without(RATE), set()).update(arm.seeds)
+    grid = sorted({rate for by_rate in losses.values() for rate in by_rate})
     cells: dict[str, dict[float, Arm]] = {}
     for arm in arms:
         rate = number(arm.coordinates.get(RATE))
         if rate is not None and not arm.is_control:
             cells.setdefault(arm.name_without(RATE), {})[rate] = arm
     return [
-        SweptArm(name, cells.get(name, {}), by_rate, sorted(seeds[name]))
-        for name, by_rate in losses.items()
+        SweptArm(
+            name,
+            cells.get(name, {}),
+            {rate: losses.get(name, {}).get(rate, ()) for rate in grid},
+            sorted(seeds.get(name, ())),
+        )
+        for name in dict.fromkeys([*losses, *cells])
+        if grid
     ]
 
 
@@ -256,6 +269,9 @@ def deciding(bases: Sequence[Arm], swept: Sequence[SweptArm]) -> list[Arm]:
     """Baselines without those at another rate than their best: a rate that is too high
     says nothing about the noise and the validity of a matrix."""
     others = {
-        id(cell) for s in swept for cell in s.arms.values() if cell is not s.at_best
+        id(cell)
+        for arm in swept
+        for cell in arm.arms.values()
+        if cell is not arm.at_best and not arm.untuned
     }
     return [arm for arm in bases if id(arm) not in others]

@@ -48,8 +48,9 @@ def rate_table(judged: Judgement) -> Table:
     heads = ["arm", "seeds", *map(text_of, rates)]
     rows = []
     for arm in arms:
-        tuning = [_tuning_cell(arm, rate) for rate in rates]
-        rows.append([arm.name, f"{listed(arm.seeds)} (tuning)", *tuning])
+        if arm.seeds:
+            tuning = [_tuning_cell(arm, rate) for rate in rates]
+            rows.append([arm.name, f"{listed(arm.seeds)} (tuning)", *tuning])
         seeds = sorted({seed for cell in arm.arms.values() for seed in cell.seeds})
         others = [_cell(arm, rate) for rate in rates]
         rows.append([arm.name, listed(seeds), *others])
@@ -107,8 +108,13 @@ def best_table(judged: Judgement) -> Table:
 
 
 def rate_remarks(judged: Judgement) -> list[tuple[str, str]]:
-    """Remarks as (arm, sentence): best rates at the edge, and reasons of verdicts."""
-    found = [(arm.name, text) for arm in judged.own_best.arms if (text := _edge(arm))]
+    """Remarks as (arm, sentence): on best rates, and reasons of verdicts."""
+    found = [
+        (arm.name, text)
+        for arm in judged.own_best.arms
+        for text in (_remark(arm), _doubt(arm))
+        if text
+    ]
     for c in judged.own_best.comparisons:
         if c.note:
             with_whom = f"compared with {c.partner.label}, because {c.note}"
@@ -117,8 +123,11 @@ def rate_remarks(judged: Judgement) -> list[tuple[str, str]]:
     return list(dict.fromkeys(found))
 
 
-def _edge(arm: SweptArm) -> str:
+def _remark(arm: SweptArm) -> str:
     choice = arm.choice
+    if arm.untuned:
+        rates = ", ".join(map(text_of, arm.untuned))
+        return f"no tuning run at {rates}, so no comparison at its own best rate"
     if choice.best is None:
         return "" if arm.missing else "diverged at every rate on the tuning seeds"
     if not choice.edge:
@@ -126,6 +135,25 @@ def _edge(arm: SweptArm) -> str:
     return (
         f"its best rate, {text_of(choice.best)}, is the {choice.edge} of LR_SWEEP: a "
         "better one may lie beyond it (LR_SWEEP_EXTEND=y goes on)"
+    )
+
+
+def _doubt(arm: SweptArm) -> str:
+    """Remark if the seeds of the verdicts have their lowest mean at another rate."""
+    chosen = arm.at_best
+    if chosen is None:
+        return ""
+    cells = [cell for cell in arm.arms.values() if cell.seeds == chosen.seeds]
+    means = [(cell.mean("val_loss"), cell) for cell in cells]
+    known = [(mean, cell) for mean, cell in means if mean is not None]
+    lowest, cell = min(known, key=lambda pair: pair[0], default=(0.0, chosen))
+    mean = chosen.mean("val_loss")
+    if cell is chosen or mean is None:
+        return ""
+    return (
+        f"the tuning seeds choose {_rate(chosen)}, but seeds {listed(chosen.seeds)} "
+        f"are better at {_rate(cell)}, by {mean - lowest:.{DIGITS}f}: the choice is "
+        "uncertain (more LR_TUNING_SEEDS make it surer)"
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
 from gpt2.report.plots import write_plots
-from gpt2.report.rate_tables import own_best_text
+from gpt2.report.rate_tables import own_best_text, rate_remarks, rate_table
 from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import method
 from gpt2.report.summary import write_summary
@@ -110,6 +111,36 @@ def test_the_choice_is_of_the_tuning_seeds_alone(tmp_path: Path) -> None:
     write_arm(tmp_path, 5, {0.001: 0.0, 0.002: -0.5}, {0.002: 1.0})
     judged = judge(read_matrix(tmp_path))
     assert [*best(judged)] == ["5 ra/learning_rate=0.001"]
+    doubts = [text for arm, text in rate_remarks(judged) if arm == "5 ra"]
+    assert "seeds 1, 2, 3, 4 are better at 0.002, by 0.50" in doubts[1]
+
+
+def test_an_arm_without_tuning_runs_is_not_at_its_best(tmp_path: Path) -> None:
+    """As ONLY or a merge of folders leaves it."""
+    for step in (0, 2, 5, 8):
+        write_arm(tmp_path, step, {0.001: 0.0, 0.002: -0.01})
+    for run in tmp_path.glob("step05-ra/*/seed10*"):
+        shutil.rmtree(run)
+    shutil.rmtree(tmp_path / "step08-mla/learning_rate=0.002")
+    judged = judge(read_matrix(tmp_path))
+    assert [*best(judged)] == ["2 r25/learning_rate=0.002"]
+    remarks = dict(rate_remarks(judged))
+    assert remarks["5 ra"].startswith("no tuning run at 0.001, 0.002, so no comparison")
+    assert remarks["8 mla"].startswith("no tuning run at 0.002, so no comparison")
+    assert [row[:2] for row in rate_table(judged)[1] if row[0] == "5 ra"] == [
+        ["5 ra", "1, 2, 3, 4"]
+    ]
+
+
+def test_an_untuned_baseline_still_decides_whether_a_matrix_is_valid(
+    tmp_path: Path,
+) -> None:
+    write_arm(tmp_path, 0, {0.001: 20.0, 0.002: 20.0})  # worse than guessing
+    write_arm(tmp_path, 5, {0.001: 0.0, 0.002: -0.01})
+    for run in tmp_path.glob("step00-baseline/*/seed10*"):
+        shutil.rmtree(run)
+    judged = judge(read_matrix(tmp_path))
+    assert judged.void and not judged.own_best.comparisons
 
 
 def test_an_unlucky_choice_for_the_partner_is_no_finding(tmp_path: Path) -> None:
