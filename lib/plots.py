@@ -164,7 +164,7 @@ def curves(
     differences: Sequence[Curve] = (),
     versus: str = "",
 ) -> None:
-    """Lines with bands; to their right, if there are any, the differences to one.
+    """Lines with bands; to their right, if there are any, differences.
 
     The y axis leaves out the steep start, if there is one.
     """
@@ -178,7 +178,7 @@ def curves(
                 _line(axes, line)
             _set_texts(axes, xlabel, label, heading)
         _leave_out_start(grid[0], [(line.x, line.y) for line in lines])
-        grid[0].legend(fontsize=7, frameon=False, ncols=1 + len(lines) // 12)
+        _legend(figure, grid, loc="outside lower center", ncols=1 + len(panels))
         if differences:
             ends = [(c.x, end) for c in differences for end in (c.low, c.high)]
             _leave_out_start(grid[1], ends)

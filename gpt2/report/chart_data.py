@@ -11,7 +11,7 @@ from gpt2.report.curves import AXES, band
 from gpt2.report.gpu_records import PANELS
 from gpt2.report.grades import Verdict
 from gpt2.report.lines import MARKS, difference_text, interval_text, lines_of
-from gpt2.report.plots import places, spread
+from gpt2.report.plots import baselines, places, spread
 from gpt2.report.results import Run
 from gpt2.report.verdicts import Comparison, Judgement
 from gpt2.settings.shown import shown_name
@@ -50,10 +50,11 @@ def chart_data(judged: Judgement, gpu: list[tuple[Run, Any]]) -> dict[str, Any]:
     """Arms, effects, settings and GPU use. gpu: runs and their ``gpu_use``."""
     place = places(judged)
     ordered = sorted(judged.arms, key=lambda arm: place[arm.label])
+    bases = baselines(judged)
     base, runs = _settings(judged)
     return {
         "margin": judged.rules.margin,
-        "arms": [_arm(arm, place[arm.label], ordered[0]) for arm in ordered],
+        "arms": [_arm(arm, place[arm.label], bases[arm.label]) for arm in ordered],
         "effects": [
             _effect(line.comparison) for line in lines_of(judged) if line.comparison
         ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from gpt2.report.arms import Arm
@@ -73,21 +73,42 @@ def places(judged: Judgement) -> dict[str, int]:
 
 def _loss(judged: Judgement, path: Path) -> bool:
     place = places(judged)
-    lines = _curves(judged, place, None)
-    base = next((arm for arm in judged.arms if place[arm.label] == 0), None)
-    less = _curves(judged, place, base) if len(lines) > 1 and base else []
+    lines = _curves(judged, place)
+    bases = baselines(judged)
+    less = _curves(judged, place, bases) if len(lines) > 1 else []
     if lines:
         title = "Mean over the seeds, band from minimum to maximum"
-        versus = f"Minus {base.label}, seed by seed" if base else ""
+        names = {base.label for base in bases.values()}
+        versus = f"Minus {names.pop() if len(names) == 1 else 'the baseline of each'}"
+        versus += ", seed by seed"
         plots.curves(path, lines, "optimizer updates", LOSS, title, less, versus)
     return bool(lines)
 
 
+def baselines(judged: Judgement) -> dict[str, Arm]:
+    """Baseline of each arm (by label): the last of its comparison partners, which has
+    none. Arms of a sweep are compared with the baseline at their own coordinates."""
+    partner = {c.arm.label: c.partner for c in judged.comparisons}
+    partner |= {c.arm.label: c.baseline for c in judged.controls if c.arm.is_control}
+    found = {}
+    for arm in judged.arms:
+        base, seen = arm, set()
+        while base.label in partner and base.label not in seen:
+            seen.add(base.label)
+            base = partner[base.label]
+        found[arm.label] = base
+    return found
+
+
 def _curves(
-    judged: Judgement, place: dict[str, int], base: Arm | None
+    judged: Judgement, place: dict[str, int], bases: Mapping[str, Arm] | None = None
 ) -> list[plots.Curve]:
+    """Losses, or the differences from the baselines: one line at 0 for all of these."""
     lines = []
     for arm in judged.arms:
+        base = bases[arm.label] if bases else None
+        if base is arm and place[arm.label]:
+            continue
         found = band(arm, "step", base=base)
         if found is not None:
             title = (

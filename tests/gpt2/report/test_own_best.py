@@ -11,10 +11,11 @@ from typing import Any
 
 import jsonschema
 
+from gpt2.report.chart_data import chart_data
 from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
-from gpt2.report.plots import write_plots
+from gpt2.report.plots import baselines, write_plots
 from gpt2.report.rate_tables import own_best_text, rate_remarks, rate_table
 from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import method
@@ -104,6 +105,24 @@ def test_the_page_draws_loss_against_rate(tmp_path: Path) -> None:
     assert (ra["low"][2], ra["high"][2]) == (min(losses), max(losses))
     write_plots(judged, tmp_path / "plots")
     assert (tmp_path / "plots" / "rates.png").is_file()
+
+
+def test_curves_are_compared_with_the_baseline_at_the_same_rate(tmp_path: Path) -> None:
+    """Also those of an arm that is compared with another one than the baseline."""
+    for step, losses in ((0, {0.001: 0.5, 0.002: 0.0}), (5, {0.001: 0.5, 0.002: 0.0})):
+        write_arm(tmp_path, step, losses)
+    write_arm(tmp_path, 6, {0.001: 0.75, 0.002: 0.25})  # partner: step 5
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    found = {label: base.label for label, base in baselines(judged).items()}
+    for rate in ("0.001", "0.002"):
+        base = f"0 baseline/learning_rate={rate}"
+        for arm in ("0 baseline", "5 ra", "6 ra-r25"):
+            assert found[f"{arm}/learning_rate={rate}"] == base
+    data = chart_data(judged, [])
+    for arm in data["arms"]:
+        last = arm["differences"]["eval"]["step"]["mean"][-1]
+        assert abs(last - (0.25 if arm["label"].startswith("6 ") else 0.0)) < 0.05
 
 
 def test_the_choice_is_of_the_tuning_seeds_alone(tmp_path: Path) -> None:
