@@ -17,6 +17,7 @@ from gpt2.report.verdicts import judge
 
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "studies" / "ratio-124m"
 RATE = "learning_rate"
+RATES = {5e-4: "5e-4", 1e-3: "1e-3"}
 
 
 def records(bundle: str, folder: Path) -> MatrixResults:
@@ -27,6 +28,13 @@ def records(bundle: str, folder: Path) -> MatrixResults:
 @pytest.fixture(scope="module")
 def block(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
     return records("block-1.zip", tmp_path_factory.mktemp("study"))
+
+
+def section(title: str) -> str:
+    """Text of the study's page below a heading."""
+    page = (STUDY / "README.md").read_text().partition(f"## {title}\n")[2]
+    assert page
+    return page.partition("\n## ")[0]
 
 
 def rows(page: str) -> list[list[str]]:
@@ -52,7 +60,7 @@ def test_learning_rates_of_ratio_124m_are_those_of_its_records(tmp_path: Path) -
 def test_the_first_block_of_ratio_124m_is_that_of_its_records(
     block: MatrixResults,
 ) -> None:
-    page = (STUDY / "README.md").read_text().partition("## First block")[2]
+    page = section("First block")
     judged = judge(block)
     found = [
         *((c.arm, c.at_steps.mean, c.at_steps.grade) for c in judged.comparisons),
@@ -79,19 +87,51 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(
         assert cells[4].startswith(grade)
 
 
+def test_the_own_best_of_ratio_124m_is_that_of_its_records(
+    block: MatrixResults,
+) -> None:
+    best = judge(block).own_best
+    assert len(rows(section("Each arm at its own best rate"))) == len(best.comparisons)
+    for cells, found in zip(
+        rows(section("Each arm at its own best rate")), best.comparisons, strict=True
+    ):
+        partner = f"{found.partner.step} at {RATES[found.partner.coordinates[RATE]]}"
+        assert [int(cells[0].split()[0]), *cells[1:3]] == [
+            found.arm.step,
+            partner,
+            RATES[found.arm.coordinates[RATE]],
+        ]
+        assert cells[3].startswith(f"{found.verdict.mean:+.4f}")
+        assert cells[4].startswith(found.verdict.grade)
+
+
 def test_the_noise_of_ratio_124m_is_that_of_runs_made_twice(
     block: MatrixResults, tmp_path: Path
 ) -> None:
-    first, again = (
-        {
-            (run.row["step"], run.run_dir.split("/")[0], run.row["seed"]): loss
-            for run in made.runs
-            if (loss := run.row["val_loss"]) and run.coordinates.get(RATE) != 1e-3
-        }
-        for made in (records("first-try/block-1.zip", tmp_path), block)
-    )
-    twice = [again[key] - loss for key, loss in first.items()]
-    page = (STUDY / "README.md").read_text()
-    assert f"{len(twice)} runs (steps" in page
-    assert f"up to {max(map(abs, twice)):.3f} nats" in page
-    assert f"by rounding alone is {statistics.stdev(twice) / 2**0.5:.3f}." in page
+    again = losses(block)
+    first = losses(records("first-try/block-1.zip", tmp_path))
+    first |= losses(records("tuning/tuning.zip", tmp_path))
+    page = section("Noise")
+    largest = 0.0
+    for rate, name in RATES.items():
+        keys = [key for key in first if key in again and key[-1] == rate]
+        twice = [again[key] - first[key] for key in keys]
+        assert f"{len(twice)} at {name}" in page.replace(" runs", "")
+        assert f"{statistics.stdev(twice) / 2**0.5:.3f} at {name}" in page
+        largest = max(largest, *map(abs, twice))
+    assert f"the largest difference is {largest:.3f}," in page
+    front = (STUDY.parents[2] / "README.md").read_text()
+    assert f"differs by up to {largest:.3f} nats" in " ".join(front.split())
+
+
+def losses(matrix: MatrixResults) -> dict[tuple[object, ...], float]:
+    """Loss of each finished run by arm, seed and rate."""
+    return {
+        (
+            run.run_dir.split("/")[0],
+            run.row["seed"],
+            run.coordinates.get(RATE, 5e-4),
+        ): run.row["val_loss"]
+        for run in matrix.runs
+        if is_done(run)
+    }
