@@ -23,6 +23,7 @@ from gpt2.report.lines import (
     seeds_text,
 )
 from gpt2.report.pruned_heads import change_text, has_removed, heads_text, short_time
+from gpt2.report.verdicts import only_timed
 from lib import human
 
 
@@ -40,7 +41,7 @@ class Column:
 
 
 def _steps(line: Line) -> Verdict:
-    """Verdict after equal numbers of updates; without a partner an empty one."""
+    """Verdict of the final losses; without a partner an empty one."""
     return line.comparison.at_steps if line.comparison else Verdict()
 
 
@@ -263,7 +264,7 @@ COLUMNS: tuple[Column, ...] = (
     Column(
         "grade",
         "verdict",
-        "Verdict after equal numbers of updates",
+        "Verdict on the final losses",
         lambda line: line.grade,
         lambda line: grade_text(line.grade),
         is_number=False,
@@ -297,11 +298,13 @@ BY_DEFAULT_ABSENT = (
 )
 # Do not differ between steps of an ablation.
 OF_CELLS = ("step_seconds", "optimizer_state_bytes")
+# Repeat the final losses where all runs have a time budget.
+AT_TIME = ("difference_time", "grade_time")
 
 
 def shown_columns(lines: list[Line]) -> list[Column]:
     """Columns to show: without optional ones that no arm has, and without those that do
-    not differ between steps of an ablation."""
+    not differ between steps of an ablation or that repeat another column."""
     has_cells = any(line.arm.step is None for line in lines)
     absent = {
         column.key
@@ -310,4 +313,6 @@ def shown_columns(lines: list[Line]) -> list[Column]:
         and all(column.value(line) is None for line in lines)
     }
     absent |= set() if has_cells else {*OF_CELLS}
+    if only_timed(line.comparison for line in lines if line.comparison):
+        absent |= {*AT_TIME}
     return [column for column in COLUMNS if column.key not in absent]

@@ -45,7 +45,7 @@ from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
 from gpt2.report.training_curves import PANELS as PANELS_OF_TRAINING
 from gpt2.report.training_curves import training_curves
-from gpt2.report.verdicts import Judgement
+from gpt2.report.verdicts import Judgement, only_timed
 from gpt2.report.what_was_trained import what_was_trained
 from gpt2.settings.shown import shown_name
 from lib import human
@@ -141,6 +141,7 @@ def html_report(
         costs=costs(judged),
         estimates=score_lines(matrix.estimates),
         has_gpu=bool(gpu),
+        timed=only_timed(judged.comparisons),
         time_lines=time_lines(times, judged, price),
         picture=lambda chart: _picture(matrix, chart, Markup),
         run_heads=_run_heads(),

@@ -30,7 +30,7 @@ from gpt2.report.sentences import (
 )
 from gpt2.report.size_trends import size_trends
 from gpt2.report.sweep_tables import SWEEP, sweep_tables
-from gpt2.report.verdicts import Judgement
+from gpt2.report.verdicts import Judgement, only_timed
 from gpt2.report.what_was_trained import what_was_trained
 from gpt2.settings.shown import shown_name
 from lib import human
@@ -58,8 +58,7 @@ def markdown_report(
         _rates(judged),
         _sweep_tables(judged),
         _chart_links(matrix),
-        "## At equal updates and at equal time",
-        _both_table(judged),
+        _measures(judged),
         "## Cost",
         _cost_table(judged),
         " ".join(map(escape, score_lines(matrix.estimates))),
@@ -137,19 +136,25 @@ def _cost_table(judged: Judgement) -> str:
     return _columns_table(judged, wanted)
 
 
-def _both_table(judged: Judgement) -> str:
-    heads = ["arm", "compared with", "equal updates", "verdict", "time budget"]
-    heads += ["equal time", "p", "verdict"]
+def _measures(judged: Judgement) -> str:
+    """Section with both verdicts of each arm; at equal time alone if all runs have a
+    time budget."""
+    timed = only_timed(judged.comparisons)
+    heads = ["arm", "compared with"]
+    heads += [] if timed else ["equal updates", "verdict"]
+    heads += ["time budget", "equal time", "p", "verdict"]
     rows = []
     for c in judged.comparisons:
-        steps, time = c.at_steps, c.at_time
-        cells = [c.arm.label, c.partner.label, difference_text(steps)]
-        cells += [grade_text(steps.grade), human.duration(time.seconds)]
-        cells += [difference_text(time), p_text(time.p_deciding)]
-        rows.append([*cells, grade_text(time.grade)])
-    return (
-        _grid(heads, rows, "llrlrrrl") if rows else "There is nothing to compare yet."
-    )
+        cells, time = [c.arm.label, c.partner.label], c.at_time
+        if not timed:
+            steps = difference_text(c.at_steps), grade_text(c.at_steps.grade)
+            cells += [human.NONE] * len(steps) if c.is_timed else steps
+        cells += [human.duration(time.seconds), difference_text(time)]
+        rows.append([*cells, p_text(time.p_deciding), grade_text(time.grade)])
+    sides = "llrrrl" if timed else "llrlrrrl"
+    table = _grid(heads, rows, sides) if rows else "There is nothing to compare yet."
+    what = "At equal time" if timed else "At equal updates and at equal time"
+    return f"## {what}\n\n{table}"
 
 
 def _listed(remarks: Iterable[tuple[str, str]]) -> str:

@@ -18,7 +18,7 @@ from gpt2.report.lines import (
 from gpt2.report.noise import KNOWN_NOISE, known_noise_of
 from gpt2.report.results import MatrixResults
 from gpt2.report.size_trends import SizeTrend, size_trends
-from gpt2.report.verdicts import Comparison, Judgement
+from gpt2.report.verdicts import Comparison, Judgement, only_timed
 from lib import human
 
 
@@ -124,21 +124,26 @@ the difference declared too small to matter. NEUTRAL: the difference is within t
 margin (two one-sided t tests, corrected likewise), whether or not it is 0. SUPPORTED
 and HARMFUL: it is not 0, and not shown to be within the margin. INCONCLUSIVE: more
 seeds are needed. UNMATCHED: the arm differs from its partner in parameters or tokens by
-more than {tolerance:.0%}, or in data, which says nothing about the architecture. At
-equal time, losses are interpolated between evaluations to the time when the first of
+more than {tolerance:.0%}, or in data, which says nothing about the architecture."""
+
+
+AT_TIME = """\
+At equal time, losses are interpolated between evaluations to the time when the first of
 the compared runs ended, each arm at its median speed, for other work on a GPU slows
 single runs; the slower arm is then still in the middle of its learning-rate
 schedule, which is a disadvantage for it. Runs with a time budget are compared at their
 ends."""
+TIMED = """\
+All runs have a time budget: they are compared at their ends, after equal time and, in
+general, unequal numbers of updates, each with its whole learning-rate schedule."""
 
 
 FAMILY = {
     TOGETHER: """\
 Whether a difference is 0 is decided by the pooled test, which estimates the noise from
 all arms over the same seeds and is guarded against arms noisier than the rest; with
-only two arms, and at equal time, by the paired t test with Holm's correction. The
-family-wise error over all arms is {alpha:.0%}{looks}, at equal updates and once more at
-equal time. The remarks give both tests where
+only two arms{and_at_time}, by the paired t test with Holm's correction. The family-wise
+error over all arms is {alpha:.0%}{looks}{twice}. The remarks give both tests where
 they disagree; docs/statistics.md has their error rates.""",
     SEQUENTIAL: """\
 The arms are an open-ended series: each is tested once, in the order of sequence.json,
@@ -154,8 +159,8 @@ with a common baseline). {tested}""",
 TESTED = """\
 p is that of the test times {alpha} over its level. The noise is estimated from all arms
 tested so far over the same seeds, guarded against arms noisier than the rest; the first
-arm has the paired t test, and so has each arm at equal time. Where an arm gets more
-seeds, or other losses, it is tested again as a further test of the series.
+arm has the paired t test{and_at_time}. Where an arm gets more seeds, or other
+losses, it is tested again as a further test of the series.
 docs/statistics.md has error rates and power."""
 
 
@@ -199,11 +204,22 @@ def method(judged: Judgement) -> str:
     """Method of the verdicts, in words."""
     rules = judged.rules
     looks = f", shared by {rules.looks} planned looks" if rules.looks > 1 else ""
-    tested = TESTED.format(alpha=rules.alpha)
-    family = FAMILY[rules.family].format(alpha=rules.alpha, looks=looks, tested=tested)
+    timed = only_timed(judged.comparisons)
+    twice = "" if timed else ", at equal updates and once more at equal time"
+    tested = TESTED.format(
+        alpha=rules.alpha,
+        and_at_time="" if timed else ", and so has each arm at equal time",
+    )
+    family = FAMILY[rules.family].format(
+        alpha=rules.alpha,
+        looks=looks,
+        tested=tested,
+        twice=twice,
+        and_at_time="" if timed else ", and at equal time",
+    )
     text = METHOD.format(family=family, margin=rules.margin, tolerance=rules.tolerance)
     lines = lines_of(judged)
-    parts = [text]
+    parts = [text, TIMED if timed else AT_TIME]
     if any(arm.coordinates for arm in judged.arms):
         if not rules.is_sequential:
             number = family_size(c.at_steps for c in judged.comparisons)

@@ -6,7 +6,7 @@ At equal updates and at equal time, by gpt2/report/grades.py.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +20,13 @@ from gpt2.report.arms import (
     tuning_arms,
 )
 from gpt2.report.controls import Control, controls_of, void_reasons
-from gpt2.report.evidence import Evidence, Rules, at_equal_steps, at_equal_time
+from gpt2.report.evidence import (
+    Evidence,
+    Rules,
+    at_equal_steps,
+    at_equal_time,
+    time_budget,
+)
 from gpt2.report.grades import (
     INVALID,
     Differences,
@@ -50,7 +56,11 @@ from gpt2.settings.checks import SWEPT_RATES
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """An arm and its partner, compared at equal updates and at equal time."""
+    """An arm and its partner, compared at equal updates and at equal time.
+
+    Runs with a time budget end after unequal updates: both verdicts are then that of
+    their final losses.
+    """
 
     arm: Arm
     partner: Arm
@@ -58,6 +68,17 @@ class Comparison:
     changes: list[Change]
     at_steps: Verdict
     at_time: Verdict
+
+    @property
+    def is_timed(self) -> bool:
+        """True if the runs of both arms have the same time budget."""
+        return time_budget(self.arm, self.partner) is not None
+
+
+def only_timed(comparisons: Iterable[Comparison]) -> bool:
+    """True if there are comparisons, and all of them are of runs with a time budget."""
+    found = list(comparisons)
+    return bool(found) and all(comparison.is_timed for comparison in found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,12 +246,19 @@ def compare(
     paired = [(arm, partner) for arm, partner, _ in pairs]
     at_steps = grade_all(paired, at_equal_steps, rules, noise, series)
     at_time = grade_all(paired, at_equal_time, rules, noise, series)
-    return [
+    found = [
         Comparison(arm, partner, note, changes_between(partner, arm), steps, time)
         for (arm, partner, note), steps, time in zip(
             pairs, at_steps, at_time, strict=True
         )
     ]
+    return [_at_the_end(c) if c.is_timed else c for c in found]
+
+
+def _at_the_end(timed: Comparison) -> Comparison:
+    # The pooled test decides for final losses, and the t test for interpolated ones.
+    at_time = dataclasses.replace(timed.at_steps, seconds=timed.at_time.seconds)
+    return dataclasses.replace(timed, at_time=at_time)
 
 
 # ---- grades ---------------------------------------------------------------------

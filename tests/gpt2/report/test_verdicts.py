@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 
-from gpt2.report.checklist import checklist
 from gpt2.report.evidence import Rules
 from gpt2.report.grades import (
     HARMFUL,
@@ -378,52 +377,6 @@ def test_equal_time_needs_the_same_machine(tmp_path):
     assert comparison.at_time.grade == UNMATCHED
     assert comparison.at_time.reasons == ("run on different hardware",)
     assert comparison.at_steps.grade != UNMATCHED
-
-
-def write_timed(root, steps=(0, 5), budget="30s", **run):
-    """Runs that each ended after their own number of updates."""
-    for step in steps:
-        for seed in range(3):
-            plain = settings(step)
-            plain["optim"] |= {"time_budget": budget, "max_iters": 10**8}
-            tokens = 13_000_000 - 2_000_000 * (step == 5) + 100_000 * seed
-            more = {"result": {"tokens": tokens}, "effect": -0.05 * (step == 5), **run}
-            write_run(root, step, seed, job={"settings": plain}, **more)
-
-
-def test_runs_with_a_time_budget_are_compared_at_their_ends(tmp_path):
-    write_timed(tmp_path)
-    matrix = read_matrix(tmp_path)
-    judged = judge(matrix)
-    (found,) = judged.comparisons
-    items = {item.name: item for item in checklist(matrix, judged)}
-    assert items["training tokens"].ok
-    for verdict in (found.at_steps, found.at_time):
-        assert verdict.grade == SUPPORTED and verdict.mean == pytest.approx(
-            -0.05, abs=0.01
-        )
-    assert found.at_steps.differences == found.at_time.differences
-    assert (found.at_steps.seconds, found.at_time.seconds) == (None, 30.0)
-
-
-def test_time_budgets_are_equal_in_seconds(tmp_path):
-    write_timed(tmp_path, (0,), "60s")
-    write_timed(tmp_path, (5,), "1m")
-    (found,) = judge(read_matrix(tmp_path)).comparisons
-    assert found.at_time.seconds == 60.0 and found.at_steps.grade == SUPPORTED
-
-
-def test_unequal_time_budgets_or_machines_are_unmatched(tmp_path):
-    other = {"device": {"name": "NVIDIA H100"}}
-    for name, changes, why in (
-        ("budget", {"budget": "40s"}, "tokens differ"),
-        ("machine", {"manifest": other}, "run on different hardware"),
-    ):
-        write_timed(tmp_path / name, (0,))
-        write_timed(tmp_path / name, (5,), **changes)
-        (found,) = judge(read_matrix(tmp_path / name)).comparisons
-        assert found.at_steps.grade == UNMATCHED
-        assert why in found.at_steps.reasons[0]
 
 
 def test_equal_time_without_curves_is_invalid(tmp_path):
