@@ -18,6 +18,7 @@ from typing import Any, TextIO
 
 from lib.atomic_files import read_json
 from lib.jobs.linux_processes import end_with
+from lib.output import EXIT_DISK, EXIT_FAILED, EXIT_OK
 
 VERIFY = Path(__file__).resolve().parents[2] / "scripts" / "verify.py"
 PASSED, SKIPPED = "passed", "skipped"
@@ -68,7 +69,8 @@ def verify(
         words += ["--at-hand", f"--only={only}"]
         command = [sys.executable, str(VERIFY), *words, "--out", str(out)]
         code = _carry_out(command, to, stop_file)
-        if code not in (0, 1) or not out.exists():
+        # The file is complete before the process finds out that its table is lost.
+        if code not in (EXIT_OK, EXIT_FAILED, EXIT_DISK) or not out.exists():
             raise RuntimeError(
                 f"the steps could not be verified (exit code {code}, see above); "
                 "SKIP_VERIFY=1 runs them unverified"

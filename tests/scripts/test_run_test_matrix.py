@@ -22,6 +22,7 @@ from safetensors.numpy import load_file
 from lib import atomic_files
 from lib.jobs import linux_processes, run_files
 from lib.jobs.slots import VISIBLE
+from lib.output import EXIT_DISK
 from tests.lib.jobs.test_ray_engine import HAS_RAY
 from tests.scratch import Gate, copy_tree, until
 from tests.scripts.inprocess import run_script
@@ -172,6 +173,20 @@ def test_what_cannot_start_says_why(
     done = look(folder, "--skip-verify", *words)
     assert done.returncode == 2 and says in done.stderr
     assert "Traceback" not in done.stderr and not (folder / "results").exists()
+
+
+def test_a_full_disk_under_the_output_is_not_blamed_on_the_steps(folder: Path) -> None:
+    with open("/dev/full", "w") as full:
+        ended = subprocess.run(
+            [sys.executable, SCRIPT, "--dry-run", "--overrides=STEPS=0 SEEDS=1"],
+            cwd=folder,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+    said = "cannot write: No space left on device"
+    assert ended.stderr == f"verify: {said}\nrun_test_matrix: {said}\n"
+    assert ended.returncode == EXIT_DISK
 
 
 @pytest.mark.parametrize(
