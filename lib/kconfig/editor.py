@@ -29,6 +29,8 @@ def main(tool: str) -> None:
         if tool == "menuconfig":
             menuconfig()
         else:
+            if tool == "oldconfig":
+                outlive_the_reader()
             runpy.run_module(tool, run_name="__main__", alter_sys=True)
     except (EOFError, KeyboardInterrupt):
         sys.exit(f"\n{tool}: not all questions were answered, {NOTHING_SAVED}")
@@ -36,6 +38,14 @@ def main(tool: str) -> None:
         if type(error).__module__ not in ("_curses", "_tkinter"):
             raise
         sys.exit(f"{tool}: {error}: {way_out(tool)}")
+
+
+def outlive_the_reader() -> None:
+    """Let no write fail, as in all other commands."""
+    sys.path.append(os.environ["srctree"])  # the last place to import from
+    from lib.output import begin
+
+    begin()
 
 
 def read_tree_path_literally() -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from lib.kconfig.config_py import Config, read_config
+from lib.output import EXIT_DISK, EXIT_OK
 from tests.scratch import PATIENT, copy_files, run
 
 PARTS = ("Kconfig", "gpt2", "lib", "scripts", "defconfigs")
@@ -280,6 +281,27 @@ def test_oldconfig_asks_about_new_symbols_only(mine: Path) -> None:
     assert "Peak learning rate" not in ended.stdout
     assert config(mine).values["NEW_ONE"] == 5
     assert config(mine).origin("GPT2_MAX_ITERS") == "defconfigs/one:3"
+
+
+@pytest.mark.parametrize("unread", ["reader that left", "/dev/full"])
+def test_oldconfig_that_cannot_print_has_no_traceback(mine: Path, unread: str) -> None:
+    if unread == "/dev/full":
+        output = os.open(unread, os.O_WRONLY)
+    else:
+        read, output = os.pipe()
+        os.close(read)
+    ended = subprocess.run(
+        [sys.executable, "-u", "scripts/kconfig.py", "oldconfig"],
+        cwd=mine,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+        stdout=output,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(output)
+    full = "kconfig: cannot write: No space left on device\n"
+    expected = (EXIT_DISK, full) if unread == "/dev/full" else (EXIT_OK, "")
+    assert (ended.returncode, ended.stderr) == expected
 
 
 def test_oldconfig_that_gets_no_answer_saves_nothing(mine: Path) -> None:
