@@ -174,7 +174,10 @@ def evaluation(
     loss, share = _allowed(found, format_of(evidence))
     reason = f"{found.windows} of {found.of} validation windows"
     if found.loss_error > COARSE:
-        why = f"{reason} give the loss only to within {found.loss_error:.2g} nats"
+        why = (
+            f"{reason} give the loss only to within {found.loss_error:.2g} nats: "
+            "use more WINDOWS"
+        )
         yield not_checked(f"validation loss {where}", why, record.get("val_loss"))
         return
     loss_reported, share_reported = record.get("val_loss"), record.get("val_accuracy")

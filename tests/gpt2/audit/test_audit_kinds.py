@@ -84,6 +84,7 @@ def test_a_sample_too_small_to_tell_anything_is_no_check(done):
     assert loss.reason.startswith(
         "3 of 4 validation windows give the loss only to within"
     )
+    assert loss.reason.endswith(" nats: use more WINDOWS")
 
 
 def test_a_sample_of_windows_is_as_close_as_it_says(job, data_dir):
