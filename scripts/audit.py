@@ -7,8 +7,8 @@ made on a GPU can be audited without one, within the tolerance of its number for
 window of a 124M model then takes seconds, and `make audit WINDOWS=16` scores only 16 of
 them, within a wider tolerance.
 Exit codes: 0 everything that can be checked agrees; 1 something differs; 2 no such run,
-or none is finished; 3 nothing differs, but something needed is missing, or WINDOWS are too few
-for an estimate of the loss; 6 the disk is full.
+or none is finished; 3 nothing differs, but something needed is missing, or WINDOWS are
+too few for an estimate of the loss; 6 the disk is full.
 """
 
 from __future__ import annotations
