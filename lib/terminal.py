@@ -45,15 +45,16 @@ def aligned(
     """Rows as lines with columns of at most these widths; the last one has none. A cell
     that is too long pushes the rest to the right, and a last one without room on the
     page ends a second line."""
+    page = min(PAGE, width_of_output() or PAGE)
     longest = [max(map(len, cells)) for cells in zip(*rows, strict=True)]
     widths = [min(pair) for pair in zip(longest, most, strict=False)]
     for *cells, last in rows:
         columns = (f"{cell:<{n}}" for cell, n in zip(cells, widths, strict=True))
         start = " " * indent + "  ".join(columns)
-        if len(start) + len(last) + 2 <= PAGE:
+        if len(start) + len(last) + 2 <= page:
             yield f"{start}  {last}"
         else:
-            yield f"{start.rstrip()}\n{last:>{PAGE}}"
+            yield f"{start.rstrip()}\n{last:>{page}}"
 
 
 def columns_that_fit(needs: Iterable[tuple[str, int]], room: int) -> set[str]:

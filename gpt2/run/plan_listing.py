@@ -95,7 +95,8 @@ def size_table(plan: Plan) -> str:
                 f"{one.flops:.1e} ({one.flops / whole:.0%})",
             )
         )
-    return table(head, rows, left=(0,)) if rows else ""
+    spare = ("heads", "rate", "tokens of all", "updates")
+    return table(head, rows, left=(0,), spare=spare) if rows else ""
 
 
 def _ends(numbers: Sequence[str]) -> str:
@@ -204,7 +205,8 @@ def budget_table(plan: Plan) -> str:
         "a full context, in training's precision; r: MLP over attention weights; GPU\n"
         "memory: peak of training by estimate, at the micro batch of BATCH_SIZE.\n"
     )
-    return table(head, rows, left=(1,), spare=("vs first", "r", "KV/token")) + notes
+    spare = ("vs first", "r", "KV/token", "partner", "vs partner", "FLOPs/token")
+    return table(head, rows, left=(1,), spare=spare) + notes
 
 
 def _partner(job: Job, plan: Plan) -> tuple[Budget | None, str]:

@@ -110,7 +110,7 @@ def status_table(states: Sequence[Mapping[str, Any]]) -> str:
     head = ("run", "status", "attempt", "update", "loss", "val loss", "tokens/s")
     rows = [_status_cells(state) for state in states]
     wrong = [line for state in states for line in _wrong(state)]
-    spare = ("attempt", "tokens/s", "loss")
+    spare = ("attempt", "tokens/s", "loss", "val loss")
     return table(head, rows, left=(0, 1), spare=spare) + "".join(wrong)
 
 

@@ -46,6 +46,13 @@ def test_a_last_cell_without_room_ends_a_second_line():
     assert origin.endswith("x") and len(origin) == PAGE
 
 
+@pytest.mark.parametrize(("columns", "width"), [("40", 40), ("200", PAGE)])
+def test_last_cells_end_where_a_narrow_terminal_does(monkeypatch, columns, width):
+    monkeypatch.setenv("COLUMNS", columns)
+    (line,) = aligned([("GPT2_N_LAYER", "4" * 50, "defconfigs/one:7")], (26, 16))
+    assert [len(part) for part in line.split("\n")] == [64, width]
+
+
 def test_what_takes_a_while_is_said_on_a_terminal_alone(capsys):
     say_doing("scoring")
     assert capsys.readouterr() == ("", "")

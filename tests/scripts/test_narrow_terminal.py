@@ -46,6 +46,14 @@ def test_words_stay_whole_in_80_columns(finished, tmp_path, name):
     assert last.startswith("Next: ") == has_next, last
 
 
+@pytest.mark.parametrize("mode", ["--status", "--budget"])
+def test_tables_leave_columns_out_in_40_columns(undisturbed, monkeypatch, mode):
+    monkeypatch.setenv("COLUMNS", "40")
+    shown = run_script("run_test_matrix.py", mode, cwd=undisturbed).stdout
+    table, found, _ = shown.partition("(not shown in this narrow terminal: ")
+    assert found and max(map(len, table.splitlines())) <= 40 and "ra" in table
+
+
 def test_reasons_of_an_audit_are_below_its_figures_where_there_is_no_room(capsys):
     run_dir = ROOT / "test_matrix_results_quickstart/step05-ra/seed1"
     reason = f"{run_dir}/job.json: does not match its settings"
