@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lib.cpus import usable_cores
 from lib.files import text_or_empty
 from lib.jobs.run_files import now
 
@@ -121,13 +122,6 @@ def cpu(proc: str | Path = "/proc") -> dict[str, Any]:
         "cores": usable_cores(),
         "memory_bytes": int(total[0]) * 1024 if total else None,
     }
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on (not those of the whole machine)."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _version(name: str) -> str | None:

@@ -44,6 +44,7 @@ from gpt2.train.benchmark import (
 )
 from gpt2.train.timed_updates import our_update, peer_update, seconds_of
 from lib.atomic_files import atomic_write_json, require_place
+from lib.cpus import usable_cores
 from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import now, read_status
 from lib.json_answer import add_json, answer, answers_json, fail
@@ -175,7 +176,7 @@ def machine() -> dict[str, str]:
     return {
         "date": now(),
         "gpu": torch.cuda.get_device_name() if gpu else "none",
-        "cpu": f"{platform.machine()}, {os.cpu_count()} cores",
+        "cpu": f"{platform.machine()}, {usable_cores()} cores",
         "threads": str(torch.get_num_threads()),
         "torch": torch.__version__,
         "python": platform.python_version(),

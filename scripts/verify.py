@@ -24,6 +24,7 @@ from gpt2.plan.planning import make_plan, registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.rerun_commands import show_next
 from lib.atomic_files import atomic_write_json
+from lib.cpus import usable_cores
 from lib.forked import Begin, forked
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
@@ -31,7 +32,6 @@ from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import split_overrides
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
-from lib.provenance import usable_cores
 from lib.terminal import paragraph
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ from gpt2.data.token_files import (
 )
 from gpt2.settings.schema import VOCAB_SIZES
 from lib.atomic_files import DamagedFile, atomic_write_json, read_json
+from lib.cpus import usable_cores
 from lib.files import remove_folder
 from lib.jobs.run_files import now
 
@@ -131,7 +132,7 @@ class Work:
 
     def _usable(self, items: Iterable[Item]) -> Iterator[Encoded]:
         """Usable documents as tokens; those left out are reported and recorded."""
-        threads = min(8, os.cpu_count() or 1)
+        threads = min(8, usable_cores())
         for item in encode_documents(items, self.encoding, threads):
             if isinstance(item, Encoded):
                 yield item

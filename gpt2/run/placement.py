@@ -20,6 +20,7 @@ from gpt2.run.without_gpu import require_gpu, torch_sees_a_gpu
 from gpt2.settings.checks import naming
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import Resources
+from lib.cpus import usable_cores
 from lib.human import duration, gpu_hours
 from lib.jobs import ray_engine, slots
 from lib.jobs.cards import Cards
@@ -77,8 +78,6 @@ def ray_slots(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
 
 def local_slots(asked: Resources) -> list[dict[str, str]]:
     """One environment for each run at a time: its GPUs, its share of the cores."""
-    from lib.provenance import usable_cores
-
     gpus = slots.find_gpus(os.environ) if asked.device in ANY_GPU else None
     found: list[dict[str, str]] = [{} for _ in range(asked.parallel_jobs or 1)]
     if gpus is not None:

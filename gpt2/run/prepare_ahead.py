@@ -17,11 +17,11 @@ from gpt2.plan.jobs import Job
 from gpt2.plan.memory import USABLE, memory
 from gpt2.run.gpu_sharing import CONTEXT
 from gpt2.settings.schema import Resources
+from lib.cpus import usable_cores
 from lib.human import size
 from lib.jobs.scheduler import Options
 from lib.jobs.slots import are_shared, card_memory, place_of
 from lib.jobs.turn import SHARE, TURN, turn_path
-from lib.provenance import usable_cores
 
 AUTO = -1
 MOST = 3

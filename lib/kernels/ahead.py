@@ -8,12 +8,13 @@ threads run), while this thread goes on. ``wait`` before anything is timed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 
 import torch
+
+from lib.cpus import usable_cores
 
 MOST_THREADS = 16
 
@@ -51,7 +52,7 @@ def _start(work: list[Callable[[], object]]) -> None:
     if not work:
         return
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
-    threads = min(len(work), MOST_THREADS, len(os.sched_getaffinity(0)))
+    threads = min(len(work), MOST_THREADS, usable_cores())
     pool = ThreadPoolExecutor(threads, "compile-ahead", _use, (device,))
     _running.extend(pool.submit(_compile, one) for one in work)
     pool.shutdown(wait=False)
