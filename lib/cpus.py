@@ -59,7 +59,7 @@ def _up_to(point: Path, path: PurePosixPath, root: PurePosixPath) -> Iterator[Pa
 
 
 def _mounts(proc: Path) -> Iterator[tuple[str, PurePosixPath, Path]]:
-    """Version ("cgroup" with the cpu controller, or "cgroup2"), root and mount point."""
+    """Type of each mount ("cgroup" with the cpu controller, "cgroup2"), root, point."""
     found = MOUNT.findall(text_or_empty(proc / "mountinfo"))
     for root, point, kind, options in found:
         if kind == "cgroup2" or "cpu" in re.split("[ ,]", options):
