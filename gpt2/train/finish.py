@@ -42,6 +42,7 @@ def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
 def result_of(trainer: Trainer) -> dict[str, Any]:
     """The numbers of a finished run, as status.json and the tables have them."""
     settings, progress, updater = trainer.settings, trainer.progress, trainer.updater
+    fp16 = updater.scaler.is_enabled()
     costs = trained(settings, progress, trainer.epoch_tokens, trainer.peak_flops)
     return {
         **costs,
@@ -49,6 +50,7 @@ def result_of(trainer: Trainer) -> dict[str, Any]:
         **held(updater.optimizer, updater.pruner),
         "parameters": sum(p.numel() for p in updater.parameters),
         "as_trained": progress.deviation,
+        **({"skipped_updates": progress.skipped_updates} if fp16 else {}),
         "peak_memory_bytes": devices.peak_memory(trainer.device)[0],
         **devices.reserved_memory(trainer.device),
     }

@@ -30,6 +30,7 @@ class Progress:
     train_loss: float | None = None
     best_val_loss: float | None = None
     last: dict[str, Any] | None = None  # the last evaluation's record
+    skipped_updates: int = 0  # of ``step``, left out since fp16 overflowed
     deviation: float | None = None  # largest from the formulas (as_trained.py)
 
     def count(self, tokens: int) -> None:

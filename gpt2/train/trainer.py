@@ -125,6 +125,11 @@ class Trainer:
                     self.recorder.phase("first_update")
                 self.has_trained = True
                 self._after_update()
+        if skipped := self.progress.skipped_updates:
+            self.recorder.say(
+                f"fp16: {skipped} of {self.progress.step} updates overflowed and were "
+                "left out"
+            )
         self.recorder.phase("evaluated")
 
     def _profiler(self) -> StepProfiler:
@@ -272,7 +277,10 @@ class Trainer:
         for what, value in (("training loss", loss), ("gradient norm", norm)):
             if not math.isfinite(value):
                 self._fail(f"the {what} became {value}")
-        if self.updater.always_overflows():
+        p = self.progress
+        p.skipped_updates += self.updater.take_skipped()
+        is_untrained = self.is_over and 0 < p.skipped_updates == p.step
+        if is_untrained or self.updater.always_overflows():
             self._fail("fp16 overflows at every loss scale (use bf16 or fp32)")
         return float(loss)
 

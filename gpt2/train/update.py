@@ -38,6 +38,9 @@ class Updater:
         self.pruner = make_pruner(model, self.optimizer, settings)
         precision, resources = settings.optim.mixed_precision, settings.resources
         self.scaler = devices.grad_scaler(self.device, precision)
+        self._skipped = torch.zeros(
+            (), dtype=torch.int64, device=self.device.torch_device
+        )
         forward: Forward = model
         if resources.compile_model:
             forward = CompiledGPT(model, resources.compile_mode)
@@ -88,9 +91,19 @@ class Updater:
     def _drop_overflow(self) -> None:
         """fp16: the scaler has noted an overflow and will leave this update out;
         scores of pruning and sums of norms must not see it either."""
-        for parameter in self.parameters:
-            if parameter.grad is not None:
-                parameter.grad.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients])
+        self._skipped += ~finite.all()
+        for gradient in gradients:
+            gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+
+    def take_skipped(self) -> int:
+        """Number of updates left out since the last call; waits for the device."""
+        if not self.scaler.is_enabled():
+            return 0
+        skipped = int(self._skipped)
+        self._skipped.zero_()
+        return skipped
 
     def always_overflows(self) -> bool:
         """Whether no loss scale was small enough for fp16; waits for the device."""

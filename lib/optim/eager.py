@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from functools import cache
 from inspect import unwrap
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch.optim import Optimizer
 
 from lib.optim.groups import Group, fused_options
+
+T = TypeVar("T", bound=Optimizer)
 
 
 class Eager(Optimizer):
@@ -43,4 +45,16 @@ def uncompiled(name: str) -> Any:
 
 def fused(name: str, groups: list[Group], **options: Any) -> Any:
     """torch's optimizer of that name, fused where all of `groups` is on a GPU."""
-    return uncompiled(name)(groups, **fused_options(groups), **options)
+    optimizer = uncompiled(name)(groups, **fused_options(groups), **options)
+    return optimizer if name in ("Adam", "AdamW") else skipped_by_scaler(optimizer)
+
+
+def skipped_by_scaler(optimizer: T) -> T:
+    """The optimizer, of which fp16's loss scaler does not call step() at an overflow.
+
+    torch calls that of a fused optimizer all the same, and its kernels are to do
+    nothing. Those of Adam do; SGD's leave a momentum that is uninitialised memory if
+    the first update overflows (torch 2.13), and steps of our own know of no overflow.
+    """
+    setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010
+    return optimizer

@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from lib.optim.config import OptimConfig
-from lib.optim.eager import AdamW
+from lib.optim.eager import AdamW, skipped_by_scaler
 from lib.optim.groups import Group, fused_options
 from lib.optim.optimizers.adamwspam import CLIP_AFTER
 
@@ -73,6 +73,7 @@ class AdamWSPAM(AdamW):
         self.warmup = warmup
         self.reset_counter = reset_counter
         super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+        skipped_by_scaler(self)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(param_group)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lib.optim.groups import OptimizerLike
-from lib.pruning.registry import SCOPES
+from lib.pruning.registry import METHODS, SCOPES
 from lib.pruning.schedules import CubicSchedule
 
 
@@ -21,6 +21,15 @@ def betas_of(optimizer: OptimizerLike, weight: Tensor) -> tuple[float, float]:
         if any(weight is member for member in group["params"])
     )
     return beta1, beta2
+
+
+def has_moments(optimizer: OptimizerLike, weight: Tensor) -> bool:
+    """Whether Adam's moments of a weight contain a gradient. They do not as long as a
+    loss scaler skips every update, as it may skip the first ones in fp16: the state is
+    then missing or, with torch's fused optimizers, zero with a count of 0.
+    """
+    state = optimizer.state.get(weight)
+    return float(state["step"]) > 0 if state else False
 
 
 def require_no_nan(name: str, is_nan: bool) -> None:
@@ -54,6 +63,7 @@ class PrunerBase:
         self.schedule = schedule
         self.scope = scope
         self.step = 0
+        self._is_due = False  # a mask update waits for the optimizer's state
 
     @property
     def _started(self) -> bool:
@@ -68,15 +78,27 @@ class PrunerBase:
 
     @torch.no_grad()
     def after_update(self, step: int) -> None:
-        """After optimizer.step(): new masks if due, then exact zeros."""
+        """After optimizer.step(): new masks if due, then exact zeros.
+
+        Masks that are due before the optimizer has made its first update are chosen
+        after that update.
+        """
         self._require_next(step)
         self.step = step
         if self.schedule is None:
             return
-        if self.schedule.is_update(step):
+        self._is_due |= self.schedule.is_update(step)
+        if self._is_due and self._can_score():
             self._update_masks(step)
+            self._is_due = False
         if self._started:
             self._zero_weights()
+
+    def _can_score(self) -> bool:
+        """Whether there is all that scores are computed from."""
+        if not METHODS[self.method].reads_moments:
+            return True
+        return any(has_moments(self.optimizer, w) for w in self.weights.values())
 
     def _update_masks(self, step: int) -> None:
         raise NotImplementedError
@@ -111,7 +133,10 @@ class PrunerBase:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take over a saved state; ValueError if it is of another model or method."""
+        """Take over a saved state, after the optimizer has taken over its own.
+
+        ValueError if it is of another model or method.
+        """
         if state["method"] != self.method:
             raise ValueError(
                 f"pruner: checkpoint of method {state['method']!r}, "
@@ -127,4 +152,5 @@ class PrunerBase:
                 tensor.copy_(state[kind][name])
         self.step = state["step"]
         if self._started:
+            self._is_due = not self._can_score()
             self._zero_weights()

@@ -475,9 +475,52 @@ def test_an_overflow_of_scaled_gradients_skips_the_update_and_goes_on(data_dir):
     assert scales[0] == 2.0**126 and trainer.progress.step == len(scales) > 1
     assert all(torch.isfinite(p).all() for p in model.parameters())
     trainer.check_finite()  # skipped updates are not a failure
+    assert trainer.progress.skipped_updates == len(scales) - 1
     trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=1e-6)
     with pytest.raises(NonFinite, match="every loss scale"):
         trainer.update(data)
+        trainer.check_finite()
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"optimizer": "adamwprune", "prune_method": "state"},
+        {"optimizer": "adamw", "prune_method": "heads"},
+    ],
+)
+def test_first_updates_that_overflow_postpone_the_choice_of_masks(data_dir, asked):
+    """In fp16 the optimizer has no state yet when the first masks are due."""
+    pruning = {"prune_warmup": 0, "prune_interval": 1, "prune_ramp_end": 0.5}
+    job = tiny_job(data_dir, prune_sparsity=0.5, **pruning, **asked)
+    model = GPT(job.settings)
+    init_parameters(model, job.seed)
+    trainer = make_trainer(job, model)
+    updater = trainer.updater
+    updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    with torch.no_grad():
+        model.wte.weight.mul_(1e3)
+    data, start = trainer.micro_batches(), model.wte.weight.detach().clone()
+    trainer.update(data)
+    assert torch.equal(model.wte.weight, start) and not updater.optimizer.state
+    assert updater.pruner.pruned() == 0
+    updater.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    trainer.update(data)
+    wanted = sum(count for _, count in updater.pruner.targets(2))
+    assert updater.pruner.pruned() == wanted > 0
+
+
+def test_a_run_in_which_every_update_overflows_has_failed(data_dir):
+    job = tiny_job(data_dir, max_iters=2, warmup_steps=1)
+    trainer = make_trainer(job, GPT(job.settings))
+    trainer.updater.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127)
+    data = trainer.micro_batches()
+    with torch.no_grad():
+        trainer.model.wte.weight.mul_(1e3)
+    trainer.update(data)
+    trainer.check_finite()
+    trainer.update(data)
+    with pytest.raises(NonFinite, match="every loss scale"):
         trainer.check_finite()
 
 

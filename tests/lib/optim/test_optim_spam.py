@@ -20,6 +20,7 @@ def spam(weight, *, beta2=0.999, decay=0.1, interval=500, warmup=150, **options)
         interval=interval,
         warmup=warmup,
         reset_counter=options.get("reset_counter", False),
+        fused=options.get("fused"),
     )
 
 
@@ -117,3 +118,19 @@ def test_rates_and_decays_are_put_back_after_a_scaled_update():
         update(optimizer, weight, torch.ones(2, 2))
     assert optimizer.param_groups[0]["lr"] == 1e-2
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
+
+
+def test_an_update_that_overflows_in_fp16_is_none_of_its_updates():
+    """torch's scaler calls step() of a fused optimizer all the same."""
+    weight = nn.Parameter(torch.ones(4))
+    optimizer = spam(weight, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    scaler.scale(torch.ones(()))  # begins it
+    for gradient, updates in ((1.0, 1), (math.inf, 1), (1.0, 2)):
+        weight.grad = torch.full((4,), gradient)
+        before = weight.detach().clone()
+        scaler.unscale_(optimizer)
+        scaler.step(optimizer)
+        scaler.update()
+        assert optimizer.updates == updates
+        assert torch.equal(weight, before) == math.isinf(gradient)

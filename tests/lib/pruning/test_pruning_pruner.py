@@ -142,3 +142,43 @@ def test_no_pruner_does_nothing_where_it_lacks_something():
     ):
         with pytest.raises((ValueError, AssertionError), match=word):
             Pruner(run.prunable, run.optimizer, **{"schedule": SCHEDULE, **options})
+
+
+def overflow(run, step):
+    """An update that a loss scaler leaves out, as one in fp16 that overflows."""
+    run.backward(step)
+    for weight in run.weights.values():
+        weight.grad.zero_()
+    run.pruner.before_update(step)
+    run.pruner.after_update(step)
+
+
+@pytest.mark.parametrize("has_zero_state", [False, True])
+@pytest.mark.parametrize("variant", ["bitter0", "bitter8"])
+def test_masks_wait_for_an_optimizer_without_moments(variant, has_zero_state):
+    """There is no score as long as every update overflows: neither an error nor the
+    first weights by position. torch's fused optimizers have zeros then."""
+    case = Case("adamwprune", "state", variant=variant)
+    late, usual = WatchedTraining(case), WatchedTraining(case)
+    first = SCHEDULE.start + 2 * SCHEDULE.interval + 1
+    for step in range(1, first):
+        overflow(late, step)
+    if has_zero_state:
+        for weight in late.weights.values():
+            zeros = {
+                name: torch.zeros_like(weight) for name in ("exp_avg", "exp_avg_sq")
+            }
+            late.optimizer.state[weight] = {"step": torch.tensor(0.0), **zeros}
+    assert late.pruner.zeros()[0] == late.pruner.pruned() == 0
+    resumed = WatchedTraining(case)
+    resumed.optimizer.load_state_dict(late.optimizer.state_dict())
+    resumed.pruner.load_state_dict(late.pruner.state_dict())
+    for run in (late, resumed):
+        run.update(first)
+        wanted = sum(count for _, count in run.pruner.targets(first))
+        assert run.pruner.pruned() == run.pruner.zeros()[0] == wanted > 0
+    for step in range(first + 1, STEPS + 1):
+        late.update(step)
+    for step in range(1, STEPS + 1):
+        usual.update(step)
+    assert late.pruner.pruned() == usual.pruner.pruned()
