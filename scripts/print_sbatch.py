@@ -27,6 +27,7 @@ from gpt2.plan.jobs import Plan, only
 from gpt2.plan.names import VERIFIED
 from gpt2.plan.planning import make_plan
 from gpt2.run import runner, verification
+from gpt2.run.requirements import require_packages, require_stable
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
 from lib.jobs.live_table import PlainView
@@ -96,7 +97,10 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
-        check_if_prepared(plan.longest)
+        require_packages(plan)
+        require_stable(plan)
+        if missing := check_if_prepared(plan.longest):
+            print(f"note: {missing}, if the runs are to read it here", file=sys.stderr)
         view, certificates = PlainView(sys.stderr), partial(verify, given)
         tasks = runner.prepare(plan, copies(config), view, certificates)
         print_exact(render(plan, tasks, options))

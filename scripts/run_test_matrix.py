@@ -18,16 +18,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.token_files import (
-    check_if_prepared,
-    check_untouched,
-    dataset_folder,
-    prepared,
-    request_of,
-    with_settings,
-)
+from gpt2.data.token_files import check_if_prepared, with_settings
 from gpt2.plan.jobs import Plan, only, restricted
-from gpt2.plan.names import STABLE_FOLDER
 from gpt2.plan.planning import make_plan
 from gpt2.run import (
     estimate,
@@ -42,10 +34,9 @@ from gpt2.run.formula_comparison import FormulaComparison, comparison_table
 from gpt2.run.last_call import last_call
 from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
 from gpt2.run.placement import describe_plan, price_of_gpus, scheduler_options
-from gpt2.run.progress import plan_states, status_table, status_word, statuses, watch
-from gpt2.run.without_gpu import require_gpu
+from gpt2.run.progress import plan_states, status_table, statuses, watch
+from gpt2.run.requirements import require_data, require_packages
 from gpt2.settings.configuration import add_options, copies, load
-from gpt2.settings.extras import check_installed
 from gpt2.settings.rerun_commands import matrix_command, show_next
 from lib import atomic_files
 from lib.bytecode import keep_bytecode
@@ -130,9 +121,7 @@ def show_same_command(given: argparse.Namespace) -> None:
 
 def act(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     if not (given.budget or given.status or given.stop):
-        check_installed("TRACKER", plan.base.resources.trackers, "trackers")
-        if plan.base.resources.engine == "ray":
-            check_installed("ENGINE=ray", ["ray"], "ray")
+        require_packages(plan)
     if given.list or given.dry_run:
         return preview(given, config, plan)
     if given.budget:
@@ -166,7 +155,11 @@ def preview(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     print(plan_listing.listing(plan, config), end="", flush=True)
     where = no_place = ""
     try:
-        where = describe_plan(plan)
+        if not missing:
+            require_data(plan)
+        # To list jobs, no cluster is connected to.
+        if given.dry_run or plan.base.resources.engine != "ray":
+            where = describe_plan(plan)
     except ValueError as error:  # the listing may be made for another machine
         no_place = str(error)
     for line in (where, estimate.price(plan) if plan.axes else ""):
@@ -303,9 +296,8 @@ def carry_out(given: argparse.Namespace, config: Config, plan: Plan) -> int:
     """Run, probe or compare the jobs, as asked; the exit code."""
     from lib.jobs.live_table import make_view
 
-    check_data(plan)
-    require_gpu(plan)
-    asked = scheduler_options(plan.base.resources, plan.output_dir)
+    require_data(plan)
+    asked = scheduler_options(plan)
     files = copies(config)
     if given.as_trained:
         with make_view() as view:
@@ -378,23 +370,6 @@ def run_and_extend(
         code = run_plan(restricted(plan, more))
         codes.append(code)
     return plan, EXIT_FAILED if code in ENDED and EXIT_FAILED in codes else code
-
-
-def check_data(plan: Plan) -> None:
-    """Raise one error for missing or unfit data, which each job would raise."""
-    settings = plan.longest
-    meta = prepared(settings)
-    folder = dataset_folder(settings.resources.data_dir, request_of(settings))
-    check_untouched(folder, meta)
-    for job in plan.jobs:
-        kept = (job.stable_source or Path()) / STABLE_FOLDER
-        begun = status_word(plan.output_dir / job.run_dir) != "planned"
-        if job.stable_source is not None and not begun and not kept.is_dir():
-            raise ValueError(
-                f"STABLE_FROM={job.settings.resources.stable_from}: there is no "
-                f"{kept}, which {job.run_dir} would start from: run the same arms "
-                "and seeds there first, with KEEP_STABLE=y"
-            )
 
 
 if __name__ == "__main__":

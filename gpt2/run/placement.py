@@ -12,11 +12,11 @@ from functools import partial
 from pathlib import Path
 
 from gpt2.plan.jobs import Job, Plan
+from gpt2.run.device_limits import require_here, require_on, torch_sees_a_gpu
 from gpt2.run.estimate import known
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
 from gpt2.run.sessions import note_lost
-from gpt2.run.without_gpu import require_gpu, torch_sees_a_gpu
 from gpt2.settings.checks import naming
 from gpt2.settings.rerun_commands import matrix_command
 from gpt2.settings.schema import Resources
@@ -30,35 +30,48 @@ from lib.jobs.scheduler import Launch, Options
 ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that name no particular GPU
 
 
-def scheduler_options(asked: Resources, output_dir: Path) -> Options:
+def scheduler_options(plan: Plan) -> Options:
     """Options of the scheduler for the jobs of a matrix.
 
-    Raises ValueError, naming the settings, where there is no place for them.
+    Raises ValueError, naming the settings, where there is no place for them, or they
+    ask for what the devices there cannot do.
     """
-    on_ray = asked.engine == "ray"
-    places, launch = ray_slots(asked) if on_ray else (local_slots(asked), Attempt)
+    asked = plan.base.resources
+    places: Sequence[Mapping[str, str]]
+    launch: Launch
+    if asked.engine == "ray":
+        cluster = connect(asked)
+        require_on(plan, cluster.machines())
+        places, launch = ray_slots(asked, cluster), cluster.launch
+    else:
+        require_here(plan)
+        places, launch = local_slots(asked), Attempt
     return Options(
         slots=places,
         launch=launch,
         patience=Patience(hang=asked.hang_timeout, factor=asked.hang_factor),
         fail_fast=asked.fail_fast,
         longest_first=len(places) > 1,
-        stop_file=output_dir / STOP_FILE,
-        cards=Cards(partial(note_lost, output_dir)),
+        stop_file=plan.output_dir / STOP_FILE,
+        cards=Cards(partial(note_lost, plan.output_dir)),
     )
 
 
-def ray_slots(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
-    """A slot for each run at a time, and the function by which Ray launches a run.
-
-    Raises ValueError if no cluster can be reached, or none of its machines is enough.
-    """
+def connect(asked: Resources) -> ray_engine.Cluster:
+    """The Ray cluster. Raises ValueError if it cannot be reached."""
     with naming(
         f"RAY_ADDRESS={asked.ray_address!r}",
         "Start a cluster with `ray start --head`, set RAY_AUTH_MODE=token if it has a "
         "token, or use RAY_ADDRESS=local for this machine alone",
     ):
-        cluster = ray_engine.Cluster(asked.ray_address)
+        return ray_engine.Cluster(asked.ray_address)
+
+
+def ray_slots(asked: Resources, cluster: ray_engine.Cluster) -> list[Mapping[str, str]]:
+    """A slot for each run at a time.
+
+    Raises ValueError if no machine of the cluster is enough for a run.
+    """
     ranks, threads = asked.ddp_gpus_per_job, asked.threads or 1
     on_gpu = asked.device in ANY_GPU
     if asked.device == "auto":
@@ -73,7 +86,7 @@ def ray_slots(asked: Resources) -> tuple[list[Mapping[str, str]], Launch]:
     hidden = {} if on_gpu else slots.no_gpu()
     slot = {"OMP_NUM_THREADS": str(threads), **hidden}
     every = int(cluster.gpus // ranks) if on_gpu else 1
-    return [slot] * (asked.parallel_jobs or max(1, every)), cluster.launch
+    return [slot] * (asked.parallel_jobs or max(1, every))
 
 
 def local_slots(asked: Resources) -> list[dict[str, str]]:
@@ -142,13 +155,9 @@ def price_of_gpus(options: Options, seconds: float, price: float | None) -> str:
 def describe_plan(plan: Plan) -> str:
     """As describe(), of all jobs of a plan, if GPUs of this machine run them.
 
-    Raises ValueError if this machine cannot run them.
+    Raises ValueError as scheduler_options().
     """
-    asked = plan.base.resources
-    if asked.engine == "ray":
-        return ""
-    require_gpu(plan)
-    options = scheduler_options(asked, plan.output_dir)
+    options = scheduler_options(plan)
     if not any(map(slots.place_of, options.slots)):
         return ""
     ahead = runs_ahead(plan.jobs, options)

@@ -19,8 +19,8 @@ from gpt2.plan.planning import step_settings
 from gpt2.plan.sizes import same_widths, sizes_of
 from gpt2.plan.unused_settings import unused_settings
 from gpt2.run.conflicts import conflicts
+from gpt2.run.device_limits import without_effect_here
 from gpt2.run.progress import status_word
-from gpt2.run.without_gpu import without_effect_here
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF, Settings

@@ -226,8 +226,9 @@ def prepare(
     """
     with held(plan, copies) as root:
         check(plan)
-        update(plan, copies)
         todo = missing(root, plan.jobs)
+        estimate.require_space(plan, todo, plan.base.resources.parallel_jobs or 1)
+        update(plan, copies)
         certificates = verify(root / STOP_FILE) if todo else Certificates()
         refused = refuse(root, todo, certificates, view)
         # again: while steps are verified, tasks of an earlier array may end

@@ -23,6 +23,7 @@ import torch
 
 from lib import provenance
 from lib.files import text_or_empty
+from lib.gpu_architectures import has_bf16
 from lib.human import counted
 
 NAMES = "auto, cpu, cuda, cuda:N, rocm, rocm:N"
@@ -159,17 +160,18 @@ def gpu_info(
     properties: Any, runtime: Runtime, backend: str, index: int, driver: str
 ) -> DeviceInfo:
     """From torch.cuda.get_device_properties or an object recorded from it."""
+    name = architecture(properties, backend)
     return DeviceInfo(
         backend=backend,
         device=f"cuda:{index}",
         name=properties.name,
-        architecture=architecture(properties, backend),
+        architecture=name,
         memory_bytes=properties.total_memory,
         compute_units=properties.multi_processor_count,
         driver=driver,
         torch_version=runtime.version,
         runtime=(runtime.hip if backend == "rocm" else runtime.cuda) or "unknown",
-        bf16=has_bf16(properties, backend),
+        bf16=has_bf16(name),
     )
 
 
@@ -201,16 +203,6 @@ def architecture(properties: Any, backend: str) -> str:
     if backend == "rocm":
         return str(getattr(properties, "gcnArchName", "unknown")).partition(":")[0]
     return f"sm_{properties.major}{properties.minor}"
-
-
-def has_bf16(properties: Any, backend: str) -> bool:
-    """Whether matrix units take bf16: CUDA from sm_80; AMD MI100 (gfx908), MI200,
-    MI300 and later (gfx90a, gfx94x, gfx95x), RDNA3 and later (gfx11, gfx12)."""
-    if backend == "cuda":
-        return properties.major >= 8
-    return bool(
-        re.match(r"gfx(908|90a|9[4-9]|1[1-9])", architecture(properties, backend))
-    )
 
 
 def driver_version(backend: str, root: str | Path = "/") -> str:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from lib.gpu_architectures import of_capability, of_target_version
+
 ROOT = Path("/")
 PATIENCE = 30.0  # seconds, for nvidia-smi
 GPUS = "KABLATE_GPUS"  # reserved for a task, which compares them with what torch sees
@@ -154,6 +156,15 @@ def card_memory(slot: Mapping[str, str], root: Path = ROOT) -> int:
     query = ("--query-gpu=memory.total", "--format=csv,noheader,nounits")
     found = [int(mib) for mib in _nvidia_smi(*query).split() if mib.isdecimal()]
     return min(found, default=0) << 20
+
+
+def architectures(backend: str, root: Path = ROOT) -> list[str]:
+    """Architectures of all GPUs of a kind here, as far as the driver says."""
+    if backend == "rocm":
+        versions = (int(n.get("gfx_target_version", "0")) for n in amd_nodes(root))
+        return [of_target_version(version) for version in versions if version]
+    query = ("--query-gpu=compute_cap", "--format=csv,noheader")
+    return list(filter(None, map(of_capability, _nvidia_smi(*query).splitlines())))
 
 
 def are_shared(slots: Sequence[Mapping[str, str]]) -> bool:

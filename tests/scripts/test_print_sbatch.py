@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -84,6 +86,7 @@ def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
     write_config(tmp_path)
     done = print_sbatch(tmp_path, "--overrides", "SEEDS=1 STEPS=0")
     assert "All certificates passed (1 step, 1 optimizer)" in done.stderr
+    assert re.search("^note: .*make data.*if the runs are to read it", done.stderr)
     assert done.stdout.startswith("#!/bin/bash\n")
     assert "export KABLATE_VERIFIED=passed\n" in done.stdout
 
@@ -118,6 +121,24 @@ def test_options_that_are_not_the_users_are_refused(
     done = run_script(SCRIPT.name, f"--sbatch={asked}", cwd=tmp_path)
     assert done.returncode == 2 and "SBATCH=" in done.stderr
     assert says in done.stderr and not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        ("LR_SCHEDULE=wsd STABLE_FROM=older", "STABLE_FROM=older: there is no older/"),
+        ("TRACKER=wandb", "TRACKER: wandb is not installed"),
+    ],
+)
+def test_what_make_would_refuse_is_not_submitted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, says: str
+) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    write_config(tmp_path)
+    words = ("--skip-verify", "--overrides", asked)
+    done = run_script(SCRIPT.name, *words, cwd=tmp_path)
+    assert done.returncode == 2 and says in done.stderr
+    assert not (tmp_path / "results").exists()
 
 
 def test_a_finished_matrix_or_a_wrong_setting_is_told(tmp_path: Path) -> None:

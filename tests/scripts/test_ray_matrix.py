@@ -176,3 +176,13 @@ def test_what_no_machine_can_give_is_refused_at_once(
         assert done.returncode == 2 and "no machine has them" in done.stderr
         assert "The cluster: 1 CPU, 0 GPU" in done.stderr
     assert not (folder / "results").exists()
+
+
+def test_what_its_devices_cannot_do_is_refused_once(folder: Path, words: Words) -> None:
+    asked = "DEVICE=auto MIXED_PRECISION=y MIXED_PRECISION_FP16=y"
+    done = run_matrix(folder, *words(asked))
+    says = "DEVICE=auto is the CPU on this Ray cluster"
+    assert done.returncode == 2 and says in done.stderr
+    assert not (folder / "results").exists()
+    listed = run_matrix(folder, "--dry-run", *words(asked))
+    assert listed.returncode == 0 and f"refuse to start: {says}" in listed.stdout

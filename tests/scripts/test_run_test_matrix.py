@@ -257,7 +257,7 @@ def test_a_swept_context_that_the_data_cannot_give_is_refused(folder: Path) -> N
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ("DEVICE=cuda:0", "torch sees no GPU here"),
+        ("DEVICE=cuda", "torch sees no GPU here"),
         ("DEVICE=auto GPUS=0", "no GPU can be used"),
         (
             "DEVICE=auto MIXED_PRECISION=y MIXED_PRECISION_FP16=y",

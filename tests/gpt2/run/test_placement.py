@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gpt2.run.placement import gpu_slots, local_slots, price_of_gpus, ray_slots
+from gpt2.run.placement import connect, gpu_slots, local_slots, price_of_gpus
 from gpt2.settings.schema import Resources
 from lib.jobs.scheduler import Options
 from lib.jobs.slots import Gpus, are_shared, place_of
@@ -68,4 +68,4 @@ def test_on_a_cpu_the_cores_are_shared(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:9", "rubbish", "no.such.host:6379"])
 def test_an_unreachable_cluster_is_reported(address: str) -> None:
     with pytest.raises(ValueError, match=r"RAY_ADDRESS=.*`ray start --head`"):
-        ray_slots(asked(engine="ray", ray_address=address))
+        connect(asked(engine="ray", ray_address=address))

@@ -99,28 +99,6 @@ def test_gpu_info_from_recorded_properties() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arch", "bf16"),
-    [
-        ("gfx906", False),  # MI50
-        ("gfx908", True),
-        ("gfx942", True),
-        ("gfx950", True),
-        ("gfx1030", False),  # RDNA2
-        ("gfx1100", True),
-        ("gfx1201", True),
-    ],
-)
-def test_bf16_on_amd(arch: str, bf16: bool) -> None:
-    properties = SimpleNamespace(gcnArchName=f"{arch}:sramecc+:xnack-")
-    assert device.has_bf16(properties, "rocm") is bf16
-
-
-def test_bf16_on_nvidia() -> None:
-    turing = SimpleNamespace(major=7, minor=5)
-    assert not device.has_bf16(turing, "cuda") and device.has_bf16(H100, "cuda")
-
-
-@pytest.mark.parametrize(
     "text",
     [
         "NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.129.03  Thu Oct 19\n",

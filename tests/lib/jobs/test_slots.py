@@ -13,6 +13,7 @@ from lib.jobs import slots
 from lib.jobs.slots import (
     GPUS,
     Gpus,
+    architectures,
     are_shared,
     card_memory,
     choose_gpus,
@@ -111,6 +112,23 @@ def test_the_memory_of_the_smallest_card_is_read_from_its_driver(
     assert card_memory(part) == 0, "a slice has less than its card"
     monkeypatch.setenv("PATH", str(tmp_path))
     assert card_memory(one) == 0
+
+
+def test_architectures_are_read_from_the_driver(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = amd(tmp_path / "a", 2)
+    assert architectures("rocm", root) == []  # an old driver does not say
+    for number, version in ((0, 0), (1, 90010), (2, 110000)):
+        place = f"sys/class/kfd/kfd/topology/nodes/{number}/properties"
+        write(root, place, f"simd_count 256\ngfx_target_version {version}\n")
+    assert architectures("rocm", root) == ["gfx90a", "gfx1100"]
+    tool = write(tmp_path, "bin/nvidia-smi", "#!/bin/sh\necho 7.5\necho '[N/A]'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent))
+    assert architectures("cuda") == ["sm_75"]
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert architectures("cuda") == []
 
 
 @pytest.mark.skipif(
