@@ -16,8 +16,10 @@ from gpt2.settings.checks import check
 from gpt2.settings.schema import SYMBOL_OF, Resources
 from gpt2.settings.shown import shown_value
 from lib.gpu_architectures import RAY_BEFORE_AMPERE, has_bf16
+from lib.human import counted
 from lib.jobs.slots import architectures, find_gpus
 from lib.kconfig.config_py import DEFAULT, Config
+from lib.provenance import usable_cores
 
 RAY_KIND = "accelerator_type:"
 
@@ -40,6 +42,18 @@ def without_effect_here(plan: Plan, config: Config) -> list[str]:
     words = ", ".join(f"{one}={shown_value(config.values[one])}" for one in given)
     why = "no GPU is found, and runs train on the CPU"
     return [f"{words}: no effect on this machine: {why}"]
+
+
+def too_many_loaders(asked: Resources) -> list[str]:
+    """A line on loader processes that share cores of this machine."""
+    processes = asked.ddp_gpus_per_job * (asked.parallel_jobs or 1) * asked.num_workers
+    cores = usable_cores()
+    if asked.engine == "ray" or processes <= cores:
+        return []
+    return [
+        f"NUM_WORKERS={asked.num_workers}: {processes} loader processes at a time "
+        f"share {counted(cores, 'core')} of this machine with the training"
+    ]
 
 
 def require_here(plan: Plan) -> None:

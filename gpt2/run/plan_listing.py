@@ -19,7 +19,7 @@ from gpt2.plan.planning import step_settings
 from gpt2.plan.sizes import same_widths, sizes_of
 from gpt2.plan.unused_settings import unused_settings
 from gpt2.run.conflicts import conflicts
-from gpt2.run.device_limits import without_effect_here
+from gpt2.run.device_limits import too_many_loaders, without_effect_here
 from gpt2.run.progress import status_word
 from gpt2.settings.checks import remarks
 from gpt2.settings.parse import settings_from
@@ -53,6 +53,7 @@ def notes(plan: Plan, config: Config) -> list[str]:
     """Notes on settings that are allowed but questionable, before jobs are run."""
     found = [*job_remarks(plan), *unused_settings(plan, config)]
     found += without_effect_here(plan, config) + too_large(plan)
+    found += too_many_loaders(plan.base.resources)
     found += small_text(max((job.settings for job in plan.jobs), key=tokens_of))
     found += control_costs(plan) + kept_final_rate(plan)
     return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))

@@ -8,13 +8,15 @@ from typing import Any
 import torch
 
 from gpt2.plan.memory import memory
+from gpt2.settings.schema import Resources
 from gpt2.train.alignment import unaligned
 from gpt2.train.run_context import RunContext
 from gpt2.train.trainer import Trainer
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
-from lib.human import size
+from lib.human import counted, size
 from lib.jobs.run_files import EXPORT_FILE
+from lib.provenance import usable_cores
 
 
 def introduction(
@@ -42,6 +44,7 @@ def introduction(
         f"accumulation {split.accumulation}"
         + (f" x {split.world_size} ranks" if split.world_size > 1 else ""),
         "threads": f"{torch.get_num_threads()}",
+        **_loaders(settings.resources),
         "start": ("fresh" if resumed_at is None else f"resumed at update {resumed_at}"),
     }
     if context.device.is_gpu:
@@ -53,6 +56,15 @@ def introduction(
     title = f"{step}{job.name}, seed {job.seed}, run {job.hash}: {job.title}"
     table = "\n".join(f"  {name:<14}{value}" for name, value in rows.items())
     return f"{title}\n{devices.describe(context.device)}\n{table}"
+
+
+def _loaders(resources: Resources) -> dict[str, str]:
+    """A row on the loader processes of all ranks, if there are any."""
+    count, cores = resources.num_workers * resources.ddp_gpus_per_job, usable_cores()
+    if not count:
+        return {}
+    warning = f", more than the {counted(cores, 'core')}" if count > cores else ""
+    return {"data loading": counted(count, "worker") + warning}
 
 
 def closing_line(result: Mapping[str, Any]) -> str:

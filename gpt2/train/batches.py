@@ -170,6 +170,14 @@ def _gather_pair(tokens: Tokens, offsets: Offsets, block_size: int) -> torch.Ten
 # ---- batches --------------------------------------------------------------------
 
 
+class _Loader(DataLoader[torch.Tensor]):
+    """A loader without torch's warning of more processes than cores, which a plan
+    (gpt2/run/device_limits.py) and the banner of a run state for all ranks and runs."""
+
+    def check_worker_number_rationality(self) -> None:
+        """Nothing."""
+
+
 class _Windows(Dataset[torch.Tensor]):
     """Micro batches by number: step-major, micro-minor. Each worker maps the file."""
 
@@ -218,9 +226,9 @@ class Batches:
         micro_steps = plan.split.accumulation
         self._keys = keys = range(start_step * micro_steps, stop_step * micro_steps)
         self._pin = pin_memory and self._device.type == "cuda"
-        self._loader: DataLoader[torch.Tensor] | None = None
+        self._loader: _Loader | None = None
         if num_workers > 0:
-            self._loader = DataLoader(
+            self._loader = _Loader(
                 self._dataset,
                 batch_size=None,
                 sampler=keys,

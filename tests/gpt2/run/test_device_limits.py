@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.run.device_limits import require_here, require_on
+from gpt2.run.device_limits import require_here, require_on, too_many_loaders
 from gpt2.run.placement import describe_plan
 from lib.jobs.slots import VISIBLE
 from tests.gpt2.helpers import tiny_plan
@@ -83,3 +83,19 @@ def test_gpus_without_bf16_are_noticed_before_a_matrix(
                 require_here(tiny_plan(**{**BF16, "DEVICE": device}))
     else:
         assert "on GPU 0, 1" in describe_plan(tiny_plan(**BF16))
+
+
+def test_more_loader_processes_than_cores_are_noted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    for symbols, processes in (
+        ({"NUM_WORKERS": "4"}, 0),
+        ({"NUM_WORKERS": "5"}, 5),
+        ({"NUM_WORKERS": "2", "JOBS": "3"}, 6),
+        ({"NUM_WORKERS": "2", "JOBS": "3", "ENGINE": "ray"}, 0),
+    ):
+        said = too_many_loaders(tiny_plan(**symbols).base.resources)
+        assert len(said) == bool(processes)
+        assert all(f"{processes} loader processes at a time" in line for line in said)
+        assert all("4 cores" in line for line in said)

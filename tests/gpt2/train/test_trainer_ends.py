@@ -45,13 +45,15 @@ def test_a_finished_run_without_samples_is_done_all_the_same(job, tmp_path, caps
     assert status(tmp_path / "run")["status"] == "done"
 
 
-def test_loader_processes_end_with_training(data_dir, tmp_path):
+def test_loader_processes_end_with_training(data_dir, tmp_path, monkeypatch, capsys):
     """Before the samples of text, which take seconds, and whatever else holds them."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0})
     job, left = tiny_job(data_dir, num_workers=2, persistent_workers=True), []
     run = TrainingRun(
         job, tmp_path / "run", None, {}, lambda _: left.extend(active_children())
     )
     assert (run.carry_out(), left) == (0, [])
+    assert "data loading  2 workers, more than the 1 core\n" in capsys.readouterr().out
 
 
 def test_loader_processes_end_when_training_fails(data_dir):
