@@ -13,7 +13,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-from lib.gpu.compile_cache import INDUCTOR, TRITON
+from lib.gpu.compile_cache import INDUCTOR, TRITON, cache_environment
 from tests import card
 
 # Settings of a `make` that started the tests must not reach those that they start.
@@ -54,10 +54,12 @@ def pytest_configure() -> None:
         os.environ[name] = ""  # os.environ does not know what readline has set
         del os.environ[name]
     # Compiled code and chosen kernels, kept from one session to the next, are not those
-    # of the developer's own runs; `make clean` removes them.
+    # of the developer's own runs; `make clean` removes them. torch and Triton take the
+    # same folders where a test compiles in its own process.
     for name in (INDUCTOR, TRITON):
         os.environ.pop(name, None)
     os.environ["XDG_CACHE_HOME"] = str(CACHE)
+    os.environ.update(cache_environment(os.environ))
     own = os.environ.get("PYTHONPATH")  # packages of processes, too
     paths = [str(Path(__file__).with_name("faults")), *([own] if own else [])]
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.model.autotune.store import kept_file
 from gpt2.plan.planning import make_plan
 from gpt2.run.plan_listing import cold_cache
 from gpt2.settings.configuration import load_defaults
@@ -95,13 +96,14 @@ def compile_in_process(
     return slope, counts
 
 
-@pytest.mark.slow
-def test_compiled_code_of_tests_is_not_in_the_home_folder() -> None:
-    for folder in (graphs_folder, bytecode_folder):
-        place = folder(os.environ)
+def test_caches_of_tests_are_not_in_the_home_folder() -> None:
+    named = [Path(os.environ[name]) for name in (INDUCTOR, TRITON, "XDG_CACHE_HOME")]
+    ours = (graphs_folder(os.environ), bytecode_folder(os.environ), kept_file())
+    for place in (*named, *ours):
         assert place is not None and place.is_relative_to(ROOT / ".pytest_cache")
 
 
+@pytest.mark.slow
 def test_next_seed_compiles_nothing_and_other_formulas_do(tmp_path: Path) -> None:
     made, found = {"cached": 0, "compiled": 1}, {"cached": 1, "compiled": 0}
     assert is_empty({INDUCTOR: str(tmp_path)})
