@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
+from gpt2.plan.axes import split_names
 from gpt2.plan.planning import step_settings
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.read_results import read_matrix
@@ -161,8 +162,8 @@ def steps_of(asked: str, overrides: str) -> list[int]:
 
 
 def names(variable: str, text: str, known: Collection[str]) -> list[str]:
-    """Names with commas between. Raises ValueError for one that is not known."""
-    found = [name for name in text.split(",") if name]
+    """The names in a list. Raises ValueError for one that is not known."""
+    found = split_names(text)
     unknown = [name for name in found if name not in known]
     if unknown:
         wrong, allowed = ", ".join(unknown), ", ".join(known)

@@ -34,6 +34,7 @@ from gpt2.infer.compared import (
     position_rows,
 )
 from gpt2.infer.items import Choice, read_choices, read_texts
+from gpt2.plan.axes import split_names
 from gpt2.report.evaluations import write_evaluation
 from gpt2.report.named_runs import keep_for_report, show_next_report
 from gpt2.settings.extras import check_installed
@@ -111,9 +112,9 @@ def parser() -> argparse.ArgumentParser:
 
 
 def names(option: str, given: str) -> list[str]:
-    """Names separated by commas, each once. Raises ValueError if there are none in what
+    """The names in a list, each once. Raises ValueError if there are none in what
     is given."""
-    found = [name.strip() for name in given.split(",") if name.strip()]
+    found = split_names(given)
     if given and not found:
         raise ValueError(f"{option}={given} names nothing")
     return list(dict.fromkeys(found))
