@@ -27,7 +27,7 @@ from gpt2.plan.jobs import Plan, only
 from gpt2.plan.names import VERIFIED
 from gpt2.plan.planning import make_plan
 from gpt2.run import runner, verification
-from gpt2.run.requirements import require_packages, require_stable
+from gpt2.run.requirements import require_data, require_packages, require_stable
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
 from lib.jobs.live_table import PlainView
@@ -101,6 +101,8 @@ def main(arguments: list[str] | None = None) -> int:
         require_stable(plan)
         if missing := check_if_prepared(plan.longest):
             print(f"note: {missing}, if the runs are to read it here", file=sys.stderr)
+        else:
+            require_data(plan)
         view, certificates = PlainView(sys.stderr), partial(verify, given)
         tasks = runner.prepare(plan, copies(config), view, certificates)
         print_exact(render(plan, tasks, options))

@@ -230,9 +230,9 @@ def pruning_schedule(settings: Settings) -> CubicSchedule:
 
 
 def require_effect(settings: Settings) -> None:
-    """Refuse pruning for which no mask update fits into the run or no head goes, and
-    settings of an optimizer that exclude each other. Raises ValueError, naming the
-    symbols.
+    """Refuse pruning for which no mask update fits into the run or no head goes,
+    a stable phase without updates, and settings of an optimizer that exclude each
+    other. Raises ValueError, naming the symbols.
     """
     optim, pruning = settings.optim, settings.pruning
     own = optim.own_of(optim.optimizer)
@@ -243,6 +243,7 @@ def require_effect(settings: Settings) -> None:
         for name in own:
             said = said.replace(f"{name}=", f"{SYMBOL_OF[name]}=")
         raise ValueError(said) from error
+    _require_stable_phase(settings)
     if pruning.prune_method == "none":
         return
     if optim.time_budget:
@@ -260,6 +261,18 @@ def require_effect(settings: Settings) -> None:
             f"GPT2_MAX_ITERS={optim.max_iters}: {error}"
         ) from error
     _require_heads(settings)
+
+
+def _require_stable_phase(settings: Settings) -> None:
+    """Refuse to keep or continue a stable phase that is over at update 0."""
+    optim, resources = settings.optim, settings.resources
+    asked = "KEEP_STABLE=y" if resources.keep_stable else "STABLE_FROM"
+    used = resources.keep_stable or resources.stable_from
+    if used and optim.decay_updates >= optim.max_iters:
+        raise ValueError(
+            f"{asked}: with LR_DECAY_SHARE={optim.lr_decay_share:g} the decay takes "
+            f"all of the {optim.max_iters} updates, so that there is no stable phase"
+        )
 
 
 def _require_heads(settings: Settings) -> None:

@@ -240,7 +240,7 @@ def remarks(settings: Settings) -> list[str]:
             f"the warm-up ({o.warmup_steps} updates) is longer than the run "
             f"({o.max_iters}): the learning rate ends at {peak:.3g} and never decays"
         )
-    decay = max(1, round(o.lr_decay_share * o.max_iters))
+    decay = o.decay_updates
     if o.lr_schedule == "wsd" and o.warmup_steps + decay >= o.max_iters:
         found.append(
             f"LR_SCHEDULE=wsd has no stable phase: the warm-up ({o.warmup_steps}) and "

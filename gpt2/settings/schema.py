@@ -152,6 +152,11 @@ class Optim:
     residual_fp32: bool = setting("RESIDUAL_FP32")
     adamwprune_variant: str = setting("ADAMWPRUNE_VARIANT", allowed=tuple(VARIANTS))
 
+    @property
+    def decay_updates(self) -> int:
+        """Last updates, in which the rate of LR_SCHEDULE=wsd decays; at least one."""
+        return max(1, round(self.lr_decay_share * self.max_iters))
+
     def own_of(self, optimizer: str) -> dict[str, Any]:
         """Values of the settings that only one optimizer has, by field."""
         return {own.name: getattr(self, own.name) for own in OPTIMIZERS[optimizer].own}

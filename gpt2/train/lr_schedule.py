@@ -40,8 +40,8 @@ def learning_rate(update: int, optim: Optim, share: float | None = None) -> floa
 
 
 def stable_until(optim: Optim) -> int:
-    """The last update before the decay of wsd, which has at least one update."""
-    return optim.max_iters - max(1, round(optim.lr_decay_share * optim.max_iters))
+    """The last update before the decay of wsd."""
+    return optim.max_iters - optim.decay_updates
 
 
 def _height(share: float, optim: Optim) -> float:

@@ -10,6 +10,7 @@ import torch
 
 from gpt2.audit.finding import PASSED
 from gpt2.plan.jobs import Job
+from gpt2.plan.matrix_cells import require_effect
 from gpt2.settings.checks import check
 from gpt2.train.failures import Refused
 from gpt2.train.stable import take_over
@@ -134,3 +135,10 @@ def test_a_source_that_cannot_be_read_is_refused(data_dir, short, tmp_path) -> N
 def test_what_has_no_stable_phase_is_refused(data_dir, fields, why) -> None:
     with pytest.raises(ValueError, match=why):
         check(tiny_job(data_dir, **{**WSD, **fields}).settings)
+
+
+def test_a_decay_from_the_first_update_on_leaves_nothing_to_keep(data_dir) -> None:
+    for more in ({"lr_decay_share": 1.0}, {"max_iters": 1}):
+        with pytest.raises(ValueError, match="KEEP_STABLE=y: .* no stable phase"):
+            require_effect(tiny_job(data_dir, **{**WSD, **more}).settings)
+    require_effect(tiny_job(data_dir, **WSD, max_iters=2).settings)
