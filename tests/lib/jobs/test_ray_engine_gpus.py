@@ -135,7 +135,8 @@ def test_each_run_sees_its_own_gpus(
     environ = environment(tmp_path)
     if maker == "amd":
         (tmp_path / "amdsmi.py").write_text(AMDSMI)
-        environ["PYTHONPATH"] = str(tmp_path)
+        paths = [str(tmp_path), environ["PYTHONPATH"]]  # ray itself may be on it
+        environ["PYTHONPATH"] = os.pathsep.join(paths)
     said = carry_out(RUNNER, tmp_path, environ)
 
     def seen(run: str, rank: int = 0) -> Any:
