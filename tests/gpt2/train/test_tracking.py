@@ -13,6 +13,8 @@ import pytest
 from gpt2.settings.parse import settings_from
 from gpt2.train.record import Recorder
 from gpt2.train.tracking import project_of, tracked_run, tracking
+from lib.atomic_files import atomic_write_json
+from lib.jobs.run_files import JOB_FILE
 from lib.trackers import BACKENDS
 from tests.gpt2.helpers import make_config
 from tests.gpt2.tinydata import prepare_texts, texts
@@ -207,11 +209,16 @@ def test_trackers_that_fail_change_nothing_and_are_told_once(data_dir, tmp_path)
 def test_trackers_that_cannot_write_change_nothing(data_dir, tmp_path):
     """A file stands where each of them wants a folder; root may write anywhere."""
     finish(tiny_job(data_dir), tmp_path / "plain")
-    run_dir = tmp_path / "run"
+    run_dir, job = tmp_path / "run", tiny_job(data_dir, **ALL)
     run_dir.mkdir()
+    atomic_write_json(run_dir / JOB_FILE, job.to_json())
     for path in (run_dir / "wandb", run_dir / "tensorboard", tmp_path / "trackio"):
         path.write_text("in the way\n")
-    finish(tiny_job(data_dir, **ALL), run_dir, **places(tmp_path))
+    run = train(job, run_dir, **places(tmp_path))
+    assert run.wait() == 0, run.log
+    # Trackio catches its error and prints a warning of its own.
+    for said in ("wandb failed and", "tensorboard failed and", "trackio failed to"):
+        assert run.log.count(said) == 1, run.log
     assert records(run_dir) == records(tmp_path / "plain")
 
 
