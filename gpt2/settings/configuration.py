@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 from collections.abc import Collection, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -45,11 +46,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def strict_kconfig() -> StrictKconfig:
     """Our Kconfig, with types and short names of its symbols, and the variables of the
-    current command."""
+    current command; parsed once per process."""
+    return _strict_kconfig(tuple(make_variables()))
+
+
+@cache
+def _strict_kconfig(variables: tuple[str, ...]) -> StrictKconfig:
     from lib.kconfig.strict import StrictKconfig  # kconfiglib: only where it is needed
 
     names = symbol_types(), SPELLINGS, PREFIXES
-    return StrictKconfig(KCONFIG, *names, ROOT, make_variables())
+    return StrictKconfig(KCONFIG, *names, ROOT, variables)
 
 
 def load(path: str | Path, overrides: str = "", first: Sequence[str] = ()) -> Config:

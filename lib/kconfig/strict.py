@@ -6,7 +6,8 @@ reason; every value keeps its origin.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -44,6 +45,9 @@ class StrictKconfig:
     variables: names of other things that a user may mean, for suggestions.
     root: as for lib.kconfig.tree.Tree.
 
+    The menus are parsed once, which takes longer than everything else here, and must
+    not change while the object is in use.
+
     All methods raise lib.kconfig.config_py.ConfigError with a line for each fault,
     and OSError for a file that cannot be read.
     """
@@ -54,19 +58,21 @@ class StrictKconfig:
     prefixes: Sequence[str] = ()
     root: str | Path | None = None
     variables: Sequence[str] = ()
+    # Parsed trees that no call is using; several only if threads have loaded at once.
+    _idle: list[Tree] = field(default_factory=list, init=False, repr=False)
 
     def open(self, files: Files, overrides: Iterable[str] = ()) -> Tree:
         """As load(), for the text of .config or of a defconfig as well."""
-        tree = self._tree()
-        problems = [problem for file in files for problem in tree.read(file)]
-        fail_on(problems + tree.check())
-        tree.override(overrides, self.aliases, self.prefixes, self.variables)
+        tree = self._clean_tree()
+        self._assign(tree, files, overrides)
         return tree
 
     def load(self, files: Files, overrides: Iterable[str] = ()) -> Config:
         """Configuration from the files, later ones overriding earlier ones, and then
         the overrides, as for override()."""
-        return self.open(files, overrides).config()
+        with self._tree() as tree:
+            self._assign(tree, files, overrides)
+            return tree.config()
 
     def override(self, config: Config, overrides: Iterable[str]) -> Config:
         """``config`` with ``KEY=VALUE`` assignments from the command line applied.
@@ -77,23 +83,26 @@ class StrictKconfig:
         overrides = list(overrides)
         if not overrides:
             return config
-        tree = self._tree(config)
-        tree.override(overrides, self.aliases, self.prefixes, self.variables)
-        return tree.config()
+        with self._tree(config) as tree:
+            self._override(tree, overrides)
+            return tree.config()
 
     def require_possible(self, config: Config) -> Config:
         """Resolve a config.py, with origins of values that were edited by hand; refuses
         values that no .config can have."""
-        return self._tree(config).config()
+        with self._tree(config) as tree:
+            return tree.config()
 
     def render_dotconfig(self, config: Config) -> str:
         """Text of the .config for ``config``, including overrides."""
-        return self._tree(config).dotconfig()
+        with self._tree(config) as tree:
+            return tree.dotconfig()
 
     @cached_property
     def kinds(self) -> dict[str, str]:
         """Kind of each symbol: "bool", "int", "hex" or "string"."""
-        return self._tree().kinds
+        with self._tree() as tree:
+            return tree.kinds
 
     def symbol_for(self, key: str) -> str:
         """Symbol for any of its spellings; ConfigError with the nearest if none."""
@@ -106,14 +115,38 @@ class StrictKconfig:
 
     @cached_property
     def _members(self) -> dict[str, dict[str, str]]:
-        symbols = self._tree().symbols.values()
-        return {s.name: members for s in symbols if (members := choice_members(s))}
+        with self._tree() as tree:
+            symbols = tree.symbols.values()
+            return {s.name: members for s in symbols if (members := choice_members(s))}
 
-    def _tree(self, config: Config | None = None) -> Tree:
-        tree = Tree(self.kconfig, self.types, self.root)
-        if config is not None:
-            tree.replay(config)
+    @contextmanager
+    def _tree(self, config: Config | None = None) -> Iterator[Tree]:
+        """Tree with the values of ``config``, for the block only: the next call may get
+        the same one."""
+        tree = self._clean_tree()
+        try:
+            if config is not None:
+                tree.replay(config)
+            yield tree
+        finally:
+            self._idle.append(tree)
+
+    def _clean_tree(self) -> Tree:
+        """Tree without assignments."""
+        try:
+            tree = self._idle.pop()
+        except IndexError:
+            return Tree(self.kconfig, self.types, self.root)
+        tree.reset()
         return tree
+
+    def _assign(self, tree: Tree, files: Files, overrides: Iterable[str]) -> None:
+        problems = [problem for file in files for problem in tree.read(file)]
+        fail_on(problems + tree.check())
+        self._override(tree, overrides)
+
+    def _override(self, tree: Tree, overrides: Iterable[str]) -> None:
+        tree.override(overrides, self.aliases, self.prefixes, self.variables)
 
     def refresh(self, dotconfig: str | Path, previous: Config | None = None) -> Config:
         """Configuration in .config, which has every symbol, changed or not.
@@ -121,20 +154,24 @@ class StrictKconfig:
         Values equal to ``previous`` keep their origin; other values that are not
         defaults originate in their line of .config.
         """
-        tree = self._tree()
-        fail_on(tree.read(dotconfig) + tree.check())
-        loaded, changed = tree.config(), assigned_names(tree.minimal(), tree.kinds)
-        old = previous or Config({})
-        for name, assignment in list(tree.asked.items()):
-            known = old.origins.get(name, f"{assignment.source}:")
-            if known == old.places.get(name):  # edited by hand, and now in .config, too
-                known = f"{assignment.source}:"
-            same = name in old.values and old.values[name] == loaded.values.get(name)
-            if same and not known.startswith(f"{assignment.source}:"):
-                tree.asked[name] = replace(assignment, origin=known)
-            elif name not in changed:
-                del tree.asked[name]
-        return tree.config()
+        with self._tree() as tree:
+            fail_on(tree.read(dotconfig) + tree.check())
+            loaded, changed = tree.config(), assigned_names(tree.minimal(), tree.kinds)
+            old = previous or Config({})
+            for name, assignment in list(tree.asked.items()):
+                known = old.origins.get(name, f"{assignment.source}:")
+                if known == old.places.get(
+                    name
+                ):  # edited by hand, and now in .config, too
+                    known = f"{assignment.source}:"
+                same = name in old.values and old.values[name] == loaded.values.get(
+                    name
+                )
+                if same and not known.startswith(f"{assignment.source}:"):
+                    tree.asked[name] = replace(assignment, origin=known)
+                elif name not in changed:
+                    del tree.asked[name]
+            return tree.config()
 
     def unusable_lines(self, dotconfig: str | Path) -> dict[int, str]:
         """Lines of .config without effect, by number from 1, with the reasons.
@@ -143,8 +180,8 @@ class StrictKconfig:
         """
         dropped: dict[int, str] = {}
         while True:
-            tree = Tree(self.kconfig, root=self.root)
-            problems = tree.read(dotconfig, skip=dropped) + tree.check()
+            with self._tree() as tree:
+                problems = tree.read(dotconfig, skip=dropped) + tree.check()
             if not problems:
                 return dict(sorted(dropped.items()))
             fail_on(p for p in problems if not p.line)
@@ -152,23 +189,23 @@ class StrictKconfig:
 
     def ranges(self, config: Config) -> dict[str, tuple[int, int]]:
         """Bounds of each int symbol that has any with this configuration."""
-        tree = self._tree(config)
-        whole = [n for n, kind in tree.kinds.items() if kind == "int"]
-        found = {name: active_range(tree.symbols[name]) for name in whole}
+        with self._tree(config) as tree:
+            whole = [n for n, kind in tree.kinds.items() if kind == "int"]
+            found = {name: active_range(tree.symbols[name]) for name in whole}
         return {n: (int(b[0]), int(b[1])) for n, b in found.items() if b}
 
     def changed(self, config: Config) -> dict[str, tuple[Literal, str, str]]:
         """Value, default and origin of each symbol with a prompt that is not at its
         default, in the order of the menu."""
-        tree = self._tree(config)
-        named = assigned_names(tree.minimal(), tree.kinds)
-        found = {}
-        for name in tree.symbols:
-            if name in named and (asked := tree.asked.get(name)):
-                default = tree.default(tree.symbols[name])
-                tree.take([asked])
-                found[name] = config.values[name], default, config.origin(name)
-        return found
+        with self._tree(config) as tree:
+            named = assigned_names(tree.minimal(), tree.kinds)
+            found = {}
+            for name in tree.symbols:
+                if name in named and (asked := tree.asked.get(name)):
+                    default = tree.default(tree.symbols[name])
+                    tree.take([asked])
+                    found[name] = config.values[name], default, config.origin(name)
+            return found
 
     def explain(self, config: Config, key: str) -> str:
         """Explain one symbol, by any of its spellings: value, origin, default, prompt,
@@ -193,7 +230,10 @@ class StrictKconfig:
         from. range: of the numbers that it takes now, None without one.
         """
         name = self.symbol_for(key)
-        tree = self._tree(config)
+        with self._tree(config) as tree:
+            return self._facts(tree, config, name)
+
+    def _facts(self, tree: Tree, config: Config, name: str) -> dict[str, Any]:
         kind = tree.kinds[name]
         symbol = tree.symbols[name]
         origin = config.origin(name)

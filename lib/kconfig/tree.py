@@ -68,6 +68,13 @@ class Tree:
         self.symbols: dict[str, Symbol] = {s.name: s for s in defined}
         self.kinds = {s.name: kind_of_symbol(s) for s in defined}
 
+    def reset(self) -> None:
+        """Drop all assignments and warnings, as in a tree that was just parsed."""
+        self.kconf.unset_values()
+        self.kconf._invalidate_all()  # defaults warn again, too
+        self.kconf.warnings.clear()
+        self.asked.clear()
+
     # ---- assignments ------------------------------------------------------------
 
     def read(self, file: str | Path, skip: Iterable[int] = ()) -> list[ConfigProblem]:

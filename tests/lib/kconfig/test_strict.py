@@ -277,6 +277,37 @@ def test_a_good_file_loads_as_kconfiglib_loads_it(
     assert tree.minimal() == (root / "theirs").read_text()
 
 
+def test_a_tree_that_was_used_loads_as_one_just_parsed(root: Path) -> None:
+    """Whatever it has loaded or refused before: choices, selects, hidden symbols."""
+    clamped = (
+        'config LOW\n\tint "Low"\n\trange 5 9\n\tdefault 2 if HEAVY\n\tdefault 6\n'
+    )
+    (root / "Kconfig.more").write_text(MORE + clamped)
+    texts = [line for line, _ in MALFORMED.values()]
+    texts += ["", "CONFIG_MATRIX=y\nCONFIG_WIDTH=5\n", "CONFIG_HEAVY=y\n"]
+    texts += ["CONFIG_ABLATION=y\nCONFIG_MLA=y\nCONFIG_LATENT_DIM=8\n"]
+    words = [[], ["MATRIX=y"], ["MLA=y", "LATENT_DIM=3"], ["GPT2_BLOCK_SIZE=4096"]]
+    files = [preset(root, text, str(n)) for n, text in enumerate(texts)]
+    cases = [(file, words[n % 4]) for n, file in enumerate(files)]
+    cases += [(file, words[n]) for n in range(4) for file in files[-4:]]
+
+    def outcome(kconfig: StrictKconfig, file: Path, overrides: list[str]) -> object:
+        try:
+            config = kconfig.load([file], overrides)
+        except ConfigError as error:
+            return str(error)
+        dotconfig = kconfig.render_dotconfig(config)
+        return config, dotconfig, kconfig.changed(config), kconfig.ranges(config)
+
+    used = strict(root)
+    for case in [*cases, *cases[::-3]]:
+        assert outcome(used, *case) == outcome(strict(root), *case), case
+    (root / "Kconfig.more").write_text(MORE + clamped.replace(" if HEAVY", ""))
+    used, plain = strict(root), preset(root, "")
+    said = outcome(used, plain, [])
+    assert "default value 2 on LOW" in str(said) and outcome(used, plain, []) == said
+
+
 def test_fragments_merge_and_the_later_wins(root: Path) -> None:
     one = preset(root, "CONFIG_ABLATION=y\nCONFIG_GPT2_BLOCK_SIZE=64\n", "a")
     two = preset(root, "CONFIG_MATRIX=y\nCONFIG_GPT2_BLOCK_SIZE=32\n", "b")
