@@ -30,7 +30,7 @@ from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import atomic_write_json, read_json, read_jsonl
 from lib.kconfig.config_py import Config
-from tests.faults import sitecustomize
+from tests.faults import planted
 from tests.gpt2.tinydata import ROOT
 from tests.scratch import PATIENT
 
@@ -125,7 +125,7 @@ def train_here(
     from gpt2.train.run import TrainingRun
 
     os.environ.update(environ)
-    sitecustomize.install()
+    planted.install()
     log = os.open(f"{run_dir}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)

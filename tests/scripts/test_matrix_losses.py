@@ -110,7 +110,7 @@ def test_a_hang_is_ended_with_its_stacks_and_tried_again(folder: Path) -> None:
     run = TINY_RUNS[0]
     assert (status(folder, run)["failure"], attempts(folder, run)) == ("hang", 2)
     log = (folder / "results" / run / "train.log").read_text()
-    assert "most recent call first" in log and "sitecustomize.py" in log
+    assert "most recent call first" in log and "planted.py" in log
 
 
 # ---- kill -9 --------------------------------------------------------------------
