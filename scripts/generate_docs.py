@@ -77,8 +77,7 @@ def help_lines() -> list[str]:
 
 def heading(mechanism: Mechanism) -> list[str]:
     """Comment above a mechanism's settings in the menu: its title and its steps."""
-    base = defaults()[1]
-    steps = steps_with(mechanism, {step: step_settings(base, step) for step in STEPS})
+    steps = steps_with(mechanism, settings_of_steps())
     which = f"step{'s' * (len(steps) > 1)} {ranges(steps)}" if steps else "no step yet"
     return [f'comment "{mechanism.title} ({which})"', ""]
 
@@ -102,6 +101,12 @@ def defaults() -> tuple[Tree, Settings]:
     """Kconfig as parsed, and its defaults as settings."""
     tree = strict_kconfig().open([])
     return tree, settings_from(tree.config())
+
+
+@cache
+def settings_of_steps() -> dict[int, Settings]:
+    """Settings of each step over Kconfig's defaults."""
+    return {step: step_settings(defaults()[1], step) for step in STEPS}
 
 
 BLOCKS = (
