@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from functools import cache
 
 from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.readers import READERS
@@ -17,7 +18,7 @@ from gpt2.settings.schema import SYMBOL_OF, Resources
 from gpt2.settings.shown import shown_value
 from lib.gpu_architectures import RAY_BEFORE_AMPERE, has_bf16
 from lib.human import counted
-from lib.jobs.slots import architectures, find_gpus
+from lib.jobs.slots import VISIBLE, architectures, find_gpus
 from lib.kconfig.config_py import DEFAULT, Config
 from lib.provenance import usable_cores
 
@@ -133,7 +134,13 @@ def is_cpu_here(asked: Resources) -> bool:
 
 
 def torch_sees_a_gpu() -> bool:
-    """Whether torch finds a GPU, asked in another process, as the runner does not
+    """Whether torch finds a GPU, asked once in another process, as the runner does not
     import torch."""
+    return _torch_sees_any(tuple(os.environ.get(name) for name in VISIBLE.values()))
+
+
+@cache
+def _torch_sees_any(visible: tuple[str | None, ...]) -> bool:
+    """The same where the variables of ``VISIBLE`` have these values."""
     program = "import os, torch; os._exit(not torch.cuda.is_available())"
     return subprocess.run([sys.executable, "-c", program]).returncode == 0
