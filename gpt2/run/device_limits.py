@@ -16,11 +16,11 @@ from gpt2.plan.readers import READERS
 from gpt2.settings.checks import check
 from gpt2.settings.schema import SYMBOL_OF, Resources
 from gpt2.settings.shown import shown_value
+from lib.cpus import usable_cores
 from lib.gpu_architectures import RAY_BEFORE_AMPERE, has_bf16
 from lib.human import counted
 from lib.jobs.slots import VISIBLE, architectures, find_gpus
 from lib.kconfig.config_py import DEFAULT, Config
-from lib.provenance import usable_cores
 
 RAY_KIND = "accelerator_type:"
 

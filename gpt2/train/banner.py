@@ -12,11 +12,11 @@ from gpt2.settings.schema import Resources
 from gpt2.train.alignment import unaligned
 from gpt2.train.run_context import RunContext
 from gpt2.train.trainer import Trainer
+from lib.cpus import usable_cores
 from lib.gpu import backend_probe
 from lib.gpu import device as devices
 from lib.human import counted, size
 from lib.jobs.run_files import EXPORT_FILE
-from lib.provenance import usable_cores
 
 
 def introduction(
