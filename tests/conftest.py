@@ -40,6 +40,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_configure() -> None:
+    gc.disable()  # until all is imported: what that creates lives as long as we do
     # How long an example takes says how busy the machine is, and nothing else. The
     # same examples each time, as no change may fail by chance.
     hypothesis.settings.register_profile(
@@ -118,6 +119,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_collection_finish() -> None:
+    gc.enable()
     gc.collect()
     gc.freeze()  # what is imported stays: the collector need not look through it again
 
