@@ -270,8 +270,11 @@ def timeline_of(
     lanes = []
     for (place, is_gpu), group in _by_place(attempts, sessions).items():
         spans = [(s.start, s.end) for s in sessions if place in _parts(s.places)]
-        spans = _union([*spans, *((a.start, a.end) for a in group)])
-        lanes.append(_lane(place, is_gpu, group, spans, [s.start for s in sessions]))
+        spans += [(attempt.start, attempt.end) for attempt in group]
+        segments = [segment for attempt in group for segment in attempt.segments]
+        segments += [Segment(start, end, IDLE) for start, end in spans]
+        gaps = _gaps(group, [session.start for session in sessions])
+        lanes.append(Lane(place, is_gpu, _overlaid(segments), gaps))
     return Timeline(_named(lanes), _first_updates(attempts, sessions))
 
 
@@ -310,28 +313,6 @@ def _parts(places: Sequence[str]) -> list[str]:
         slots += not _gpus(place)
         found += _gpus(place) or [f"{place}slot {slots}"]
     return list(dict.fromkeys(found))
-
-
-def _union(spans: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
-    found: list[tuple[float, float]] = []
-    for start, end in sorted(spans):
-        if found and start <= found[-1][1]:
-            found[-1] = (found[-1][0], max(end, found[-1][1]))
-        else:
-            found.append((start, end))
-    return found
-
-
-def _lane(
-    name: str,
-    is_gpu: bool,
-    attempts: Sequence[RunSpan],
-    spans: Sequence[tuple[float, float]],
-    starts: Sequence[float],
-) -> Lane:
-    segments = [segment for attempt in attempts for segment in attempt.segments]
-    idle = [Segment(start, end, IDLE) for start, end in spans]
-    return Lane(name, is_gpu, _overlaid([*segments, *idle]), _gaps(attempts, starts))
 
 
 def _overlaid(segments: Sequence[Segment]) -> list[Segment]:
