@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.report.arms import is_done
-from gpt2.report.bundle import open_bundle
+from gpt2.report.bundle import results_folder
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import MatrixResults
 from gpt2.report.verdicts import judge
@@ -22,7 +22,7 @@ RATES = {5e-4: "5e-4", 1e-3: "1e-3"}
 
 def records(bundle: str, folder: Path) -> MatrixResults:
     target = folder / bundle.replace("/", "-")
-    return read_matrix(open_bundle(Path(shutil.copy(STUDY / bundle, target))))
+    return read_matrix(results_folder(Path(shutil.copy(STUDY / bundle, target))))
 
 
 @pytest.fixture(scope="module")

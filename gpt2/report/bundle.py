@@ -33,15 +33,11 @@ OF_RUN = (
 SUFFIX = ".zip"
 
 
-def _pattern() -> re.Pattern[str]:
-    """Paths in a bundle: files of the matrix, plots, and files of runs up to three
-    folders deep. No name of a folder begins with a dot."""
-    matrix, run = ("|".join(map(re.escape, names)) for names in (OF_MATRIX, OF_RUN))
-    part = r"[A-Za-z0-9_][\w.,=+-]{0,120}"
-    return re.compile(rf"(?:{matrix})|plots/{part}\.png|(?:{part}/){{1,3}}(?:{run})")
-
-
-ALLOWED = _pattern()
+_MATRIX, _RUN = ("|".join(map(re.escape, names)) for names in (OF_MATRIX, OF_RUN))
+_PART = r"[A-Za-z0-9_][\w.,=+-]{0,120}"
+# Paths in a bundle: files of the matrix, plots, and files of runs up to three folders
+# deep. No name of a folder begins with a dot.
+ALLOWED = re.compile(rf"(?:{_MATRIX})|plots/{_PART}\.png|(?:{_PART}/){{1,3}}(?:{_RUN})")
 
 
 def bundle_results(results: Path, path: Path) -> int:
@@ -76,21 +72,14 @@ def _no_report(results: Path, runs: list[str]) -> str:
     return f"{later[0]} has changed since its report" if later else ""
 
 
-def is_bundle(path: Path) -> bool:
-    """Whether a path is meant as a bundle."""
-    return path.suffix == SUFFIX and path.is_file()
-
-
-def open_bundle(path: Path) -> Path:
-    """The folder of a bundle, of its name without .zip; unpacked unless it is there.
+def results_folder(path: Path) -> Path:
+    """The path itself or, of a bundle, the folder of its name without .zip, in which it
+    is unpacked unless that was done before.
 
     Raises lib.bundle.BadBundle, ValueError and OSError.
     """
+    if path.suffix != SUFFIX or not path.is_file():
+        return path
     folder = path.with_suffix("")
     unpack_bundle(path, folder, ALLOWED)
     return folder
-
-
-def results_folder(path: Path) -> Path:
-    """The path, or if it is a bundle its unpacked folder; raises as open_bundle."""
-    return open_bundle(path) if is_bundle(path) else path
