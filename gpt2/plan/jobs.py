@@ -113,11 +113,7 @@ class Plan:
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:
     """Settings that identify a run, as plain data."""
-    parts = identity_parts(settings.to_dict())
-    same = {**parts, "seed": seed, "effective_batch": settings.effective_batch}
-    if settings.resources.other_kernels:  # otherwise an A/A control equals its baseline
-        same["control"] = True
-    return same
+    return identity_of_json({"settings": settings.to_dict(), "seed": seed})
 
 
 def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
@@ -125,10 +121,9 @@ def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
 
     Raises KeyError or TypeError if it lacks what identifies a run.
     """
-    settings = job["settings"]
-    parts = identity_parts(settings)
-    place = settings["resources"]
+    parts, place = identity_parts(job["settings"]), job["settings"]["resources"]
     effective = place["batch_size"] * place["gradient_accumulation"]
+    # otherwise an A/A control would equal its baseline
     control = {"control": True} if place.get("other_kernels") else {}
     return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
 
