@@ -17,6 +17,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from scipy import special
@@ -27,14 +28,19 @@ SEED_NUMBERS = range(MIN_SEEDS, MAX_SEEDS + 1)
 _GRID = 400  # points of the integral over the unknown spread
 
 
-@dataclass(frozen=True, slots=True)
-class Interval:
-    """Both ends, in the metric's unit."""
+class Interval(NamedTuple):
+    """Both ends, in the metric's unit; in JSON a list of them."""
 
     low: float
     high: float
 
-    def __contains__(self, value: float) -> bool:
+    @property
+    def half(self) -> float:
+        """Half of its width."""
+        return (self.high - self.low) / 2
+
+    def __contains__(self, value: float) -> bool:  # type: ignore[override]
+        """Whether a value lies within it, the ends included."""
         return self.low <= value <= self.high
 
 

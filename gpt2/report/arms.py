@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 from gpt2.plan.axes import nearest, swept_name
 from gpt2.plan.steps import SHIPPED
@@ -39,6 +40,11 @@ class Arm:
     def label(self) -> str:
         """Short and unique within a matrix."""
         return self.name if self.step is None else f"{self.step} {self.name}"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """Step and name as plain data, which identify it within a matrix."""
+        return {"step": self.step, "name": self.name}
 
     @property
     def coordinates(self) -> dict[str, object]:

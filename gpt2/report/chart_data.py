@@ -91,12 +91,12 @@ def _effect(comparison: Comparison) -> dict[str, Any]:
 
 
 def _measure(verdict: Verdict) -> dict[str, Any]:
-    inner, outer = verdict.interval, verdict.family_interval
-    summary = f"{verdict.grade}: {difference_text(verdict)}, {interval_text(inner)}"
+    interval = interval_text(verdict.interval)
+    summary = f"{verdict.grade}: {difference_text(verdict)}, {interval}"
     return {
         "mean": verdict.mean,
-        "inner": None if inner is None else [inner.low, inner.high],
-        "outer": None if outer is None else [outer.low, outer.high],
+        "inner": verdict.interval,
+        "outer": verdict.family_interval,
         "mark": MARKS[verdict.grade],
         "text": "; ".join([summary, *verdict.reasons]),
     }

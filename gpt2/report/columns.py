@@ -40,15 +40,6 @@ class Column:
     is_main: bool = False
 
 
-def _steps(line: Line) -> Verdict:
-    """Verdict of the final losses; without a partner an empty one."""
-    return line.comparison.at_steps if line.comparison else Verdict()
-
-
-def _time(line: Line) -> Verdict:
-    return line.comparison.at_time if line.comparison else Verdict()
-
-
 def _partner(line: Line) -> str:
     return line.comparison.partner.label if line.comparison else human.NONE
 
@@ -147,30 +138,30 @@ COLUMNS: tuple[Column, ...] = (
         "difference",
         "Loss minus the partner's, paired by seed, ± half its 95% interval; "
         "negative is better",
-        lambda line: _steps(line).mean,
-        lambda line: difference_text(_steps(line)),
+        lambda line: line.at_steps.mean,
+        lambda line: difference_text(line.at_steps),
         is_main=True,
     ),
     Column(
         "interval",
         "95% interval",
         "Student's t on the paired differences, for this arm alone",
-        lambda line: x.low if (x := _steps(line).interval) else None,
-        lambda line: interval_text(_steps(line).interval),
+        lambda line: x.low if (x := line.at_steps.interval) else None,
+        lambda line: interval_text(line.at_steps.interval),
     ),
     Column(
         "p_deciding",
         "p",
         "p of no difference, corrected over all arms, by the test that decides",
-        lambda line: _steps(line).p_deciding,
-        lambda line: p_text(_steps(line).p_deciding),
+        lambda line: line.at_steps.p_deciding,
+        lambda line: p_text(line.at_steps.p_deciding),
     ),
     Column(
         "test",
         "test",
         "Number of its test in the sequential family, and the level",
-        lambda line: _steps(line).test,
-        lambda line: _test_text(_steps(line)),
+        lambda line: line.at_steps.test,
+        lambda line: _test_text(line.at_steps),
     ),
     _measure("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
     _measure("val_accuracy", "accuracy", "Next-token accuracy", human.percent),
@@ -265,8 +256,8 @@ COLUMNS: tuple[Column, ...] = (
         "grade",
         "verdict",
         "Verdict on the final losses",
-        lambda line: line.grade,
-        lambda line: grade_text(line.grade),
+        lambda line: line.at_steps.grade,
+        lambda line: grade_text(line.at_steps.grade),
         is_number=False,
         is_main=True,
     ),
@@ -274,16 +265,16 @@ COLUMNS: tuple[Column, ...] = (
         "difference_time",
         "difference, equal time",
         "Difference of the losses when the first run of both arms ended",
-        lambda line: _time(line).mean,
-        lambda line: difference_text(_time(line)),
+        lambda line: line.at_time.mean,
+        lambda line: difference_text(line.at_time),
         is_main=True,
     ),
     Column(
         "grade_time",
         "verdict, equal time",
         "Verdict at equal training time",
-        lambda line: line.grade_at_time,
-        lambda line: grade_text(line.grade_at_time),
+        lambda line: line.at_time.grade,
+        lambda line: grade_text(line.at_time.grade),
         is_number=False,
         is_main=True,
     ),

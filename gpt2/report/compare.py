@@ -19,7 +19,7 @@ from gpt2.report.checklist import ENVIRONMENT
 from gpt2.report.evidence import Rules
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import NUMBERS, LeftOutRun, Run
-from gpt2.report.verdicts import Comparison, arm_key, compare
+from gpt2.report.verdicts import Comparison, compare
 from gpt2.settings.shown import text_of
 from lib import human
 from lib.safe_json import clean
@@ -61,8 +61,8 @@ class Pair:
     def to_json(self) -> dict[str, Any]:
         """The arms by step and name, each change as name, value of A, value of B."""
         return {
-            "a": arm_key(self.a),
-            "b": arm_key(self.b),
+            "a": self.a.key,
+            "b": self.b.key,
             "is_same": self.is_same,
             "settings": _rows(self.settings),
             "environment": _rows(self.environment),
@@ -83,8 +83,8 @@ class SideBySide:
     def to_json(self) -> dict[str, Any]:
         return {
             "pairs": [pair.to_json() for pair in self.pairs],
-            "only_a": [arm_key(arm) for arm in self.only_a],
-            "only_b": [arm_key(arm) for arm in self.only_b],
+            "only_a": [arm.key for arm in self.only_a],
+            "only_b": [arm.key for arm in self.only_b],
         }
 
 

@@ -216,6 +216,6 @@ def so_far(control: Control) -> str:
     assert control.mean is not None
     seeds = human.counted(len(control.seeds), "seed")
     interval = control.interval
-    half = "" if interval is None else f" ± {(interval.high - interval.low) / 2:.1e}"
+    half = "" if interval is None else f" ± {interval.half:.1e}"
     mean = f"{control.mean:+.1e}".replace("-", "\u2212", control.mean < 0)
     return f"{mean}{half} nats from it over {seeds}"

@@ -79,6 +79,5 @@ def _text(found: CrossedMean | None) -> str:
     mean = human.fixed(found.mean, DIGITS, sign=True)
     if found.interval is None:
         return mean
-    half = (found.interval.high - found.interval.low) / 2
     seeds = "" if found.over_seeds else " (1 seed)"
-    return f"{mean} ± {human.fixed(half, DIGITS)}{seeds}"
+    return f"{mean} ± {human.fixed(found.interval.half, DIGITS)}{seeds}"

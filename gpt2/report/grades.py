@@ -85,11 +85,7 @@ class Verdict:
         return self.p_equivalent_holm
 
     def to_json(self) -> dict[str, Any]:
-        data = dataclasses.asdict(self) | {"p_deciding": self.p_deciding}
-        for name in ("interval", "family_interval", "bootstrap"):
-            found = getattr(self, name)
-            data[name] = None if found is None else [found.low, found.high]
-        return data
+        return dataclasses.asdict(self) | {"p_deciding": self.p_deciding}
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,12 +45,15 @@ class Line:
     alone: str = BASELINE  # shown instead of a grade without a partner
 
     @property
-    def grade(self) -> str:
-        return self.comparison.at_steps.grade if self.comparison else self.alone
+    def at_steps(self) -> Verdict:
+        """After equal numbers of updates; without a partner there is no difference."""
+        c = self.comparison
+        return c.at_steps if c else Verdict(grade=self.alone)
 
     @property
-    def grade_at_time(self) -> str:
-        return self.comparison.at_time.grade if self.comparison else self.alone
+    def at_time(self) -> Verdict:
+        """At equal training time."""
+        return self.comparison.at_time if self.comparison else Verdict(grade=self.alone)
 
 
 def lines_of(judged: Judgement) -> list[Line]:
@@ -110,15 +113,14 @@ def difference_text(verdict: Verdict) -> str:
     mean = human.fixed(verdict.mean, DIGITS, sign=True)
     if verdict.interval is None:
         return f"{mean} (1 seed)"
-    half = (verdict.interval.high - verdict.interval.low) / 2
-    return f"{mean} ± {human.fixed(half, DIGITS)}"
+    return f"{mean} ± {human.fixed(verdict.interval.half, DIGITS)}"
 
 
 def interval_text(interval: Interval | None) -> str:
     """ "[−0.0223, −0.0141]" """
     if interval is None:
         return human.NONE
-    low, high = (human.fixed(x, DIGITS, True) for x in (interval.low, interval.high))
+    low, high = (human.fixed(x, DIGITS, True) for x in interval)
     return f"[{low}, {high}]"
 
 

@@ -108,9 +108,8 @@ class OwnBest:
         ]
         comparisons = [
             {
-                "step": c.arm.step,
-                "name": c.arm.name,
-                "partner": {"step": c.partner.step, "name": c.partner.name},
+                **c.arm.key,
+                "partner": c.partner.key,
                 "note": c.note,
                 "at_equal_steps": c.verdict.to_json(),
             }
@@ -174,10 +173,12 @@ def own_best(
         [_rivals(cell, by_cell) for cell in (arm, partner)] for arm, partner, _ in found
     ]
     verdicts = grade([(arm, partner) for arm, partner, _ in found])
-    worst = [
-        _Guard(v.p_deciding if v.p_deciding is not None else 1.0) for v in verdicts
-    ]
     sides = [v.mean is not None and v.mean < 0 for v in verdicts]  # True: better
+    # The largest p of each over the rivals so far, and the rival that has it.
+    worst: list[tuple[float, Arm | None]] = [
+        (_p_of(verdict, side), None)
+        for verdict, side in zip(verdicts, sides, strict=True)
+    ]
     for at in range(max((len(r) for both in rivals for r in both), default=0)):
         # One rival of each comparison at a time: all families have the same size.
         against = []
@@ -187,11 +188,11 @@ def own_best(
             rival = next(iter(both[is_better][at:]), partner if is_better else arm)
             against.append((arm, rival) if is_better else (rival, partner))
         for i, verdict in enumerate(grade(against)):
-            rival = against[i][1 if sides[i] else 0]
-            worst[i] = worst[i].against(rival, verdict, sides[i])
+            if (p := _p_of(verdict, sides[i])) > worst[i][0]:
+                worst[i] = p, against[i][sides[i]]
     comparisons = [
-        BestComparison(arm, partner, note, _guarded(verdict, guard, alpha, is_better))
-        for (arm, partner, note), verdict, guard, is_better in zip(
+        BestComparison(arm, partner, note, _guarded(verdict, *rival, alpha, is_better))
+        for (arm, partner, note), verdict, rival, is_better in zip(
             found, verdicts, worst, sides, strict=True
         )
     ]
@@ -230,35 +231,30 @@ def _rivals(cell: Arm, by_cell: Mapping[int, SweptArm]) -> list[Arm]:
     ]
 
 
-@dataclass(frozen=True, slots=True)
-class _Guard:
-    """Largest p of a comparison over the rival rates, and the rival that has it."""
-
-    p: float
-    rival: Arm | None = None
-
-    def against(self, rival: Arm, verdict: Verdict, is_better: bool) -> _Guard:
-        p = 1.0 if verdict.p_deciding is None else verdict.p_deciding
-        if verdict.mean is None or (verdict.mean < 0) != is_better:
-            p = 1.0
-        return _Guard(p, rival) if p > self.p else self
+def _p_of(verdict: Verdict, is_better: bool) -> float:
+    """p of a difference on this side; 1 if it is on the other one."""
+    is_there = verdict.mean is not None and (verdict.mean < 0) == is_better
+    return verdict.p_deciding if is_there and verdict.p_deciding is not None else 1.0
 
 
-def _guarded(verdict: Verdict, guard: _Guard, alpha: float, better: bool) -> Verdict:
-    """The verdict with the largest p; INCONCLUSIVE where that is not significant."""
-    if verdict.p_deciding is None or guard.rival is None:
+def _guarded(
+    verdict: Verdict, p: float, rival: Arm | None, alpha: float, better: bool
+) -> Verdict:
+    """The verdict with p over all rivals; INCONCLUSIVE if that is not significant.
+
+    rival: the one that has this p; None: the partner itself.
+    """
+    if verdict.p_deciding is None or rival is None:
         return verdict
-    if verdict.p_pooled is None:
-        verdict = dataclasses.replace(verdict, p_holm=guard.p)
-    else:
-        verdict = dataclasses.replace(verdict, p_pooled=guard.p)
-    if verdict.grade not in ("SUPPORTED", "HARMFUL") or guard.p < alpha:
+    of_test: Any = {"p_holm" if verdict.p_pooled is None else "p_pooled": p}
+    verdict = dataclasses.replace(verdict, **of_test)
+    if verdict.grade not in ("SUPPORTED", "HARMFUL") or p < alpha:
         return verdict
-    rate = guard.rival.coordinates[RATE]
+    rate = rival.coordinates[RATE]
     whose, way = ("its partner's", "better") if better else ("its", "worse")
     why = (
         f"{way} at the two chosen rates, but {rate} may be {whose} best rate, and "
-        f"there the difference is not shown (p {guard.p:.3f})"
+        f"there the difference is not shown (p {p:.3f})"
     )
     return dataclasses.replace(
         verdict, grade="INCONCLUSIVE", reasons=(why, *verdict.reasons)

@@ -13,7 +13,7 @@ from gpt2.report.lines import lines_of
 from gpt2.report.rate_tables import RATE_TITLE, rate_chart
 from gpt2.report.sweep_tables import LOSS, SWEEP, sweep_charts
 from gpt2.report.verdicts import Comparison, Judgement
-from lib import plots, stats
+from lib import plots
 from lib.files import refuse_link
 
 COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
@@ -138,12 +138,8 @@ def _effect(comparison: Comparison) -> plots.Effect | None:
     label = f"{name} vs {partner}\n{cell}".rstrip()
     if cell != other:
         label = f"{comparison.arm.label}\nvs {comparison.partner.label}"
-    ends = _ends(verdict.interval), _ends(verdict.family_interval)
+    ends = verdict.interval, verdict.family_interval
     return plots.Effect(label, verdict.mean, *ends, remark=verdict.grade)
-
-
-def _ends(interval: stats.Interval | None) -> tuple[float, float] | None:
-    return None if interval is None else (interval.low, interval.high)
 
 
 def _pareto(judged: Judgement, path: Path) -> bool:

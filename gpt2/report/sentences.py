@@ -66,7 +66,7 @@ def _trend_text(trend: SizeTrend, rules: Rules) -> str:
     slope = trend.slope
     if slope is None:
         return f"Size: {trend.name}: no trend: {trend.why}."
-    numbers = (slope.mean, slope.interval.low, slope.interval.high)
+    numbers = (slope.mean, *slope.interval)
     mean, low, high = (human.fixed(x, DIGITS, sign=True) for x in numbers)
     meaning = "no trend is shown"
     if max(map(abs, numbers)) < rules.margin:

@@ -76,10 +76,6 @@ class SizeTrend:
     why: str = ""
 
     def to_json(self) -> dict[str, Any]:
-        slope = None
-        if self.slope is not None:
-            ends = [self.slope.interval.low, self.slope.interval.high]
-            slope = dataclasses.asdict(self.slope) | {"interval": ends}
         return {
             "name": self.name,
             "points": [
@@ -91,7 +87,7 @@ class SizeTrend:
                 }
                 for point in self.points
             ],
-            "slope": slope,
+            "slope": None if self.slope is None else dataclasses.asdict(self.slope),
             "why": self.why,
         }
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from gpt2.plan.lr_sweep import RATE
 from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import Arm
-from gpt2.report.grades import Verdict
 from gpt2.report.lines import DIGITS
 from gpt2.report.verdicts import Judgement
 from gpt2.settings.shown import shown_name, text_of
@@ -150,7 +149,10 @@ def _chart(table: SweepTable, judged: Judgement) -> SweepChart:
             series_of(row.name, place, ((v, *of_losses(a)) for v, a in ordered))
         )
         compared = [(v, c) for v, a in ordered if (c := judged.of(a)) is not None]
-        points = ((v, *_of_verdict(c.at_steps)) for v, c in compared)
+        points = (
+            (v, c.at_steps.mean, *(c.at_steps.interval or (None, None)))
+            for v, c in compared
+        )
         differences.append(series_of(row.name, place, points))
         for _, comparison in compared:
             if table.axis not in comparison.partner.coordinates:
@@ -208,12 +210,5 @@ def series_of(name: str, place: int, points: Iterable[Point]) -> Series:
 def of_losses(arm: Arm) -> tuple[float | None, float | None, float | None]:
     """Mean loss over the seeds with its 95% interval."""
     losses = arm.values("val_loss")
-    found = stats.t_interval(losses) if len(losses) > 1 else None
-    ends = (None, None) if found is None else (found.low, found.high)
-    return _loss(arm), *ends
-
-
-def _of_verdict(verdict: Verdict) -> tuple[float | None, float | None, float | None]:
-    found = verdict.interval
-    ends = (None, None) if found is None else (found.low, found.high)
-    return verdict.mean, *ends
+    interval = stats.t_interval(losses) if losses else None
+    return _loss(arm), *(interval or (None, None))

@@ -134,7 +134,7 @@ def _terminal_table(judged: Judgement, width: int) -> list[RenderableType]:
         )
     for line in lines:
         cells = (column.show(line) for column in columns)
-        style = STYLES.get(line.grade, "")
+        style = STYLES.get(line.at_steps.grade, "")
         table.add_row(*(Text(cell, style=style) for cell in cells))
     return [table]
 

@@ -105,17 +105,17 @@ class Judgement:
             "rules": dataclasses.asdict(self.rules),
             "noise": [
                 {
-                    **arm_key(noise.arm),
+                    **noise.arm.key,
                     "seeds": noise.sample.n,
                     "sd": noise.sample.sd,
-                    "interval": [noise.interval.low, noise.interval.high],
+                    "interval": noise.interval,
                 }
                 for noise in self.noise
             ],
             "comparisons": [
                 {
-                    **arm_key(c.arm),
-                    "partner": arm_key(c.partner),
+                    **c.arm.key,
+                    "partner": c.partner.key,
                     "note": c.note,
                     "at_equal_steps": c.at_steps.to_json(),
                     "at_equal_time": c.at_time.to_json(),
@@ -124,8 +124,8 @@ class Judgement:
             ],
             "controls": [
                 {
-                    **arm_key(c.arm),
-                    "partner": arm_key(c.baseline),
+                    **c.arm.key,
+                    "partner": c.baseline.key,
                     "grade": c.grade,
                     "reasons": list(c.reasons),
                     "seeds": list(c.seeds),
@@ -139,11 +139,6 @@ class Judgement:
             **({"own_best": best.to_json()} if (best := self.own_best).arms else {}),
             **({"sizes": [t.to_json() for t in trends]} if trends else {}),
         }
-
-
-def arm_key(arm: Arm) -> dict[str, Any]:
-    """Step and name of an arm, which identify it within a matrix."""
-    return {"step": arm.step, "name": arm.name}
 
 
 def judge_and_record(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
