@@ -35,7 +35,7 @@ from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_USAGE
 from lib.terminal import paragraph
 
 if TYPE_CHECKING:
-    from gpt2.verify.certify_steps import Proof
+    from gpt2.verify.certify_steps import Findings
 
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = ROOT / ".kablate" / "certificates.json"
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return fail(error, EXIT_USAGE)
     try:
-        return prove(plans, given)
+        return verify(plans, given)
     except OSError as error:
         return fail(error, EXIT_USAGE)
     except BrokenProcessPool:
@@ -99,7 +99,7 @@ def all_plans(config: Config) -> Iterator[Plan]:
         yield plan
 
 
-def prove(plans: list[Plan], given: argparse.Namespace) -> int:
+def verify(plans: list[Plan], given: argparse.Namespace) -> int:
     """Run the certificates, one line a step, and say what failed."""
     # Threads cost time with tiny tensors. A number that the environment sets, as Slurm
     # sites do, would be one for each of the processes.
@@ -112,64 +112,64 @@ def prove(plans: list[Plan], given: argparse.Namespace) -> int:
     print(f"{table.MARKS}; docs/reading.md explains it")
     # The other half of the cores may prepare the first runs.
     with forked(min(MOST_PROCESSES, usable_cores() // 2)) as begin:
-        proven = (certify_steps.prove(plan, cache, begin) for plan in plans)
-        found = chain.from_iterable(proven)
-        proofs = print_table("step", certify_steps.COLUMNS, found)
+        certified = (certify_steps.certify_plan(plan, cache, begin) for plan in plans)
+        found = chain.from_iterable(certified)
+        cells = print_table("step", certify_steps.COLUMNS, found)
         pairings = [pairing.check_pairing(p) for plan in plans for p in plan.points]
         print("", *map(paragraph, pairing.lines(pairings)), sep="\n", flush=True)
-        proofs = pairing.with_pairing(proofs, pairings)
-        by_kind = prove_training(plans, cache, given.at_hand, begin)
-    trained = [proof for proofs_of in by_kind.values() for proof in proofs_of]
-    failed = [proof for proof in (*proofs, *trained) if not proof.ok]
-    for proof in failed:
-        print(f"{proof.cell}: {proof.message}", file=sys.stderr)
-    proofs = with_training(proofs, plans, trained)
-    counts = {kind: len(proofs_of) for kind, proofs_of in by_kind.items()}
-    wrong = sum(not proof.ok for proof in (*proofs, *trained))
-    print("\n" + table.closing({"step": len(proofs), **counts}, wrong))
+        cells = pairing.with_pairing(cells, pairings)
+        by_kind = verify_training(plans, cache, given.at_hand, begin)
+    trained = [cell for of_kind in by_kind.values() for cell in of_kind]
+    failed = [cell for cell in (*cells, *trained) if not cell.ok]
+    for cell in failed:
+        print(f"{cell.name}: {cell.message}", file=sys.stderr)
+    cells = with_training(cells, plans, trained)
+    counts = {kind: len(of_kind) for kind, of_kind in by_kind.items()}
+    wrong = sum(not cell.ok for cell in (*cells, *trained))
+    print("\n" + table.closing({"step": len(cells), **counts}, wrong))
     if not wrong and not given.at_hand:
         show_next("make dry-run", "lists the jobs that are configured")
     paired = {pairing.NAME: [found.to_json() for found in pairings]}
-    table_of = certify_steps.to_json(proofs) | paired
+    table_of = certify_steps.to_json(cells) | paired
     if given.out is not None:
         atomic_write_json(given.out, table_of)
     answer(
-        failed=[{"cell": proof.cell, "message": proof.message} for proof in failed],
+        failed=[{"cell": cell.name, "message": cell.message} for cell in failed],
         table=table_of,
         trained={k: certify_steps.cells_to_json(v) for k, v in by_kind.items()},
     )
     return EXIT_FAILED if failed else 0
 
 
-def prove_training(
+def verify_training(
     plans: list[Plan], cache: Path | None, only: bool, begin: Begin
-) -> dict[str, list[Proof]]:
-    """Proofs by kind of all optimizers and pruning methods, or of the plans' only."""
+) -> dict[str, list[Findings]]:
+    """Findings by kind on all optimizers and pruning methods, or of the plans' only."""
     from gpt2.verify import certify_training as training
 
     subjects = training.at_hand(plans) if only else training.everything()
-    proofs = {}
+    cells = {}
     for kind, columns in training.KINDS.items():
         if mine := [subject for subject in subjects if subject.kind == kind]:
-            proofs[kind] = print_table(
-                kind, columns, training.prove(mine, cache, begin)
+            cells[kind] = print_table(
+                kind, columns, training.certify_each(mine, cache, begin)
             )
-    return proofs
+    return cells
 
 
 def print_table(
-    kind: str, columns: Sequence[str], found: Iterable[Proof]
-) -> list[Proof]:
-    """Print each proof when it is there, and then the legend; the proofs."""
+    kind: str, columns: Sequence[str], found: Iterable[Findings]
+) -> list[Findings]:
+    """Print the findings on each subject when they are there, then the legend."""
     from gpt2.verify import table
 
-    proofs = []
+    cells = []
     print("\n" + table.heading(kind, columns))
-    for proof in found:
-        print(table.row(proof, columns), flush=True)
-        proofs.append(proof)
-    print(*table.legend(kind, proofs, columns), sep="\n", flush=True)
-    return proofs
+    for cell in found:
+        print(table.row(cell, columns), flush=True)
+        cells.append(cell)
+    print(*table.legend(kind, cells, columns), sep="\n", flush=True)
+    return cells
 
 
 if __name__ == "__main__":

@@ -26,6 +26,8 @@ from lib.atomic_files import atomic_write_json, read_json
 from lib.forked import Begin, on_demand
 from lib.hashing import identity
 
+ByName = dict[str, Finding]  # by the name of the certificate
+
 ROOT = Path(__file__).resolve().parents[2]
 CACHE_SCHEMA = 1
 COLUMNS = (*CERTIFICATES, "changes", "distinct")
@@ -35,10 +37,10 @@ LARGER = {"n_layer": 8, "n_head": 12, "n_embd": 192, "block_size": 320}
 
 
 @dataclass(frozen=True, slots=True)
-class Proof:
-    """All findings of one step (or of a cell without a step)."""
+class Findings:
+    """Findings on one subject: a step, a cell without a step, an optimizer, pruning."""
 
-    cell: str
+    name: str
     findings: Mapping[str, Finding]
 
     @property
@@ -88,7 +90,7 @@ def shrink(
 
 
 def larger(settings: Settings) -> Settings:
-    """The same configuration at the size that "at size" is proven at."""
+    """The same configuration at the size of the certificate "at size"."""
     model = settings.model
     size = {name: min(most, getattr(model, name)) for name, most in LARGER.items()}
     return shrink(settings, **size)
@@ -118,35 +120,35 @@ def step_subject(base: Settings, step: int, registry: Registry = SHIPPED) -> Sub
     return Subject(tiny, step_settings(base, step, registry))
 
 
-def prove(
+def certify_plan(
     plan: Plan, cache: Path | None = None, begin: Begin = on_demand
-) -> Iterator[Proof]:
-    """The proof of each cell of a plan, one by one as it is done.
+) -> Iterator[Findings]:
+    """Check the certificates of each cell of a plan; its findings as it is done.
 
-    ``cache``: a JSON file of earlier proofs, used for cells whose code and
-    settings have not changed since. ``begin``: as of lib.forked; the certificates of
-    all cells are begun before the first is waited for.
+    cache: a JSON file of earlier findings, which count for cells with the same code and
+    settings. begin: as of lib.forked; the certificates of all cells are begun before
+    the first is waited for.
     """
-    proofs = ProofCache(cache, begin)
+    known = FindingsCache(cache, begin)
     parts = [(part, subjects(part)) for part in plan.points]
-    begun: dict[str, Callable[[], dict[str, Finding]]] = {}
+    begun: dict[str, Callable[[], ByName]] = {}
     for cell, subject in (pair for _, found in parts for pair in found.items()):
         if cell not in begun:
             versions = subject.settings, subject.full, subject.larger
-            depends_on = [_proven(settings) for settings in versions]
-            begun[cell] = proofs.begin(depends_on, partial(certify, subject))
+            depends_on = [_decisive(settings) for settings in versions]
+            begun[cell] = known.begin(depends_on, partial(certify, subject))
     for part, found in parts:
         certified = {cell: begun.pop(cell) for cell in found if cell in begun}
-        yield from _prove_part(part, found, proofs, certified)
+        yield from _certify_part(part, found, known, certified)
 
 
-def _prove_part(
+def _certify_part(
     plan: Plan,
     found: Mapping[str, Subject],
-    proofs: ProofCache,
-    certified: Mapping[str, Callable[[], dict[str, Finding]]],
-) -> Iterator[Proof]:
-    """Proofs of the cells of one point of a sweep that are ``certified`` with it; all
+    known: FindingsCache,
+    certified: Mapping[str, Callable[[], ByName]],
+) -> Iterator[Findings]:
+    """Findings on the cells of one point of a sweep that are ``certified`` with it; all
     of its cells are ``found``."""
     steps = {
         job.cell: job.step
@@ -158,13 +160,13 @@ def _prove_part(
         findings = result()
         if cell in steps:
             findings |= {
-                "changes": _changes(proofs, plan.registry[steps[cell]], plan),
-                "distinct": _distinct(proofs, apart)[cell],
+                "changes": _changes(known, plan.registry[steps[cell]], plan),
+                "distinct": _distinct(known, apart)[cell],
             }
-        yield Proof(cell, findings)
+        yield Findings(cell, findings)
 
 
-def _changes(proofs: ProofCache, step: Step, plan: Plan) -> Finding:
+def _changes(known: FindingsCache, step: Step, plan: Plan) -> Finding:
     if step.parent is None:
         return NO_FINDING
     try:
@@ -175,7 +177,7 @@ def _changes(proofs: ProofCache, step: Step, plan: Plan) -> Finding:
         parts = [
             s.to_dict() for each in (mine, theirs) for s in (each.settings, each.full)
         ]
-        found = proofs.of(
+        found = known.of(
             ["changes", step.id, sorted(step.changes), *parts],
             lambda: {"changes": changes(step, mine, theirs, base, registry)},
         )
@@ -184,66 +186,58 @@ def _changes(proofs: ProofCache, step: Step, plan: Plan) -> Finding:
     return found["changes"]
 
 
-def _distinct(proofs: ProofCache, found: Mapping[str, Subject]) -> dict[str, Finding]:
+def _distinct(known: FindingsCache, found: Mapping[str, Subject]) -> ByName:
     parts = [[n, s.settings.to_dict(), s.full.to_dict()] for n, s in found.items()]
-    return proofs.of(["distinct", *parts], lambda: distinct(found))
+    return known.of(["distinct", *parts], lambda: distinct(found))
 
 
-class ProofCache:
+class FindingsCache:
     """Earlier findings by what they depend on, kept in a file if one is given."""
 
     def __init__(self, path: Path | None, begin: Begin = on_demand) -> None:
         self.path, self.known = path, {} if path is None else _stored(path)
         self.code, self._begin = code_hash(), begin
-        self._begun: dict[str, Callable[[], dict[str, Finding]]] = {}
+        self._begun: dict[str, Callable[[], ByName]] = {}
 
-    def of(
-        self, depends_on: Sequence[Any], prove: Callable[[], dict[str, Finding]]
-    ) -> dict[str, Finding]:
-        """The findings of ``prove``, which this code and what it ``depends_on``
+    def of(self, depends_on: Sequence[Any], check: Callable[[], ByName]) -> ByName:
+        """The findings of ``check``, which this code and what it ``depends_on``
         decide; from the file if all of them passed."""
-        return self._kept(identity([self.code, *depends_on]), prove)
+        return self._kept(identity([self.code, *depends_on]), check)
 
     def begin(
-        self, depends_on: Sequence[Any], prove: Callable[[], dict[str, Finding]]
-    ) -> Callable[[], dict[str, Finding]]:
+        self, depends_on: Sequence[Any], check: Callable[[], ByName]
+    ) -> Callable[[], ByName]:
         """As of(), begun now: a function that waits for the findings."""
         key = identity([self.code, *depends_on])
         if _passed(self.known.get(key)) is None and key not in self._begun:
-            self._begun[key] = self._begin(prove)
-        return partial(self._kept, key, self._begun.get(key, prove))
+            self._begun[key] = self._begin(check)
+        return partial(self._kept, key, self._begun.get(key, check))
 
-    def _kept(
-        self, key: str, prove: Callable[[], dict[str, Finding]]
-    ) -> dict[str, Finding]:
+    def _kept(self, key: str, check: Callable[[], ByName]) -> ByName:
         findings = _passed(self.known.get(key))
         if findings is None:
-            findings = prove()
+            findings = check()
             self.known[key] = {n: dataclasses.asdict(f) for n, f in findings.items()}
-            self._write()
+            if self.path is not None:
+                # In another user's checkout, or on a full disk, nothing is kept.
+                with suppress(OSError):
+                    record = {"schema": CACHE_SCHEMA, "findings": self.known}
+                    atomic_write_json(self.path, record)
         return findings
-
-    def _write(self) -> None:
-        """Keep proofs for later. Where that cannot be done, in another user's checkout
-        or on a full disk, they are only made again."""
-        if self.path is not None:
-            with suppress(OSError):
-                record = {"schema": CACHE_SCHEMA, "proofs": self.known}
-                atomic_write_json(self.path, record)
 
 
 def _stored(path: Path) -> dict[str, Any]:
-    """Earlier proofs by key; {} if there are none, or they are damaged or unreadable,
-    which only costs the time to prove again."""
+    """Earlier findings by key; {} if there are none, or they are damaged or
+    unreadable, which only costs the time of the certificates."""
     try:
         record = read_json(path)
         good = isinstance(record, dict) and record.get("schema") == CACHE_SCHEMA
-        return dict(record["proofs"]) if good else {}
+        return dict(record["findings"]) if good else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def _passed(stored: Any) -> dict[str, Finding] | None:
+def _passed(stored: Any) -> ByName | None:
     """Findings from the cache, if there are any and all passed."""
     try:
         found = {name: Finding(**finding) for name, finding in stored.items()}
@@ -252,8 +246,8 @@ def _passed(stored: Any) -> dict[str, Finding] | None:
     return found if found and all(f.passed for f in found.values()) else None
 
 
-def _proven(settings: Settings | None) -> dict[str, Any]:
-    """Settings that the certificates of a model depend on, as plain data: cells that
+def _decisive(settings: Settings | None) -> dict[str, Any]:
+    """Settings that decide the certificates of a model, as plain data: cells that
     differ in pruning alone share theirs."""
     if settings is None:
         return {}
@@ -262,7 +256,7 @@ def _proven(settings: Settings | None) -> dict[str, Any]:
 
 
 def code_hash() -> str:
-    """Hash of what a proof depends on besides settings: every file of ours that may
+    """Hash of what findings depend on besides settings: every file of ours that may
     take part, and the versions of the libraries."""
     digest = hashlib.sha256(platform.python_version().encode())
     for package in ("torch", "numpy"):
@@ -285,21 +279,21 @@ def _sources() -> Iterator[Path]:
 # ---- as data -----------------------------------------------------------------------
 
 
-def to_json(proofs: Iterable[Proof]) -> dict[str, Any]:
+def to_json(cells: Iterable[Findings]) -> dict[str, Any]:
     """The table as data: the findings of each cell."""
     return {
         "schema": CACHE_SCHEMA,
         "code": code_hash(),
-        "cells": cells_to_json(proofs),
+        "cells": cells_to_json(cells),
     }
 
 
-def cells_to_json(proofs: Iterable[Proof]) -> list[dict[str, Any]]:
+def cells_to_json(cells: Iterable[Findings]) -> list[dict[str, Any]]:
     return [
         {
-            "name": p.cell,
+            "name": p.name,
             "passed": p.ok,
             "findings": {n: dataclasses.asdict(f) for n, f in p.findings.items()},
         }
-        for p in proofs
+        for p in cells
     ]

@@ -11,7 +11,7 @@ from pathlib import Path
 from gpt2.plan.jobs import Plan
 from gpt2.settings.schema import Settings
 from gpt2.verify.certify_heads import certify_heads
-from gpt2.verify.certify_steps import Proof, ProofCache
+from gpt2.verify.certify_steps import Findings, FindingsCache
 from gpt2.verify.subject import Finding
 from gpt2.verify.trainer_updates import certify_updates
 from lib.forked import Begin, on_demand
@@ -119,20 +119,20 @@ def everything() -> list[Trained]:
     return sorted(found, key=lambda subject: [*KINDS].index(subject.kind))
 
 
-def prove(
+def certify_each(
     subjects: Iterable[Trained], cache: Path | None = None, begin: Begin = on_demand
-) -> Iterator[Proof]:
-    """The proof of each subject, one by one as it is done; ``cache`` and ``begin`` as
-    of gpt2.verify.certify_steps.prove, with the same file."""
-    proofs = ProofCache(cache, begin)
+) -> Iterator[Findings]:
+    """Check the certificates of each subject; its findings as it is done. cache and
+    begin: as of gpt2.verify.certify_steps.certify_plan, with the same file."""
+    known = FindingsCache(cache, begin)
     begun = {
-        subject.name: proofs.begin(
+        subject.name: known.begin(
             ["training", dataclasses.asdict(subject)], partial(_findings, subject)
         )
         for subject in subjects
     }
     for name, result in begun.items():
-        yield Proof(name, result())
+        yield Findings(name, result())
 
 
 def _findings(subject: Trained) -> dict[str, Finding]:
@@ -147,17 +147,17 @@ def _findings(subject: Trained) -> dict[str, Finding]:
 
 
 def with_training(
-    steps: Sequence[Proof], plans: Iterable[Plan], trained: Sequence[Proof]
-) -> list[Proof]:
-    """Proofs of steps, extended by whether their training is certified."""
-    failed = {proof.cell: proof for proof in trained if not proof.ok}
+    steps: Sequence[Findings], plans: Iterable[Plan], trained: Sequence[Findings]
+) -> list[Findings]:
+    """Findings on steps, extended by whether their training is certified."""
+    failed = {cell.name: cell for cell in trained if not cell.ok}
     settings: Mapping[str, Settings] = {
         job.cell: job.settings for plan in plans for job in plan.jobs
     }
     found = []
     for step in steps:
-        names = [subject.name for subject in trained_by(settings[step.cell])]
+        names = [subject.name for subject in trained_by(settings[step.name])]
         wrong = [f"{n}: {failed[n].message}" for n in names if n in failed]
         finding = Finding(not wrong, "FAILED" if wrong else "-", "; ".join(wrong))
-        found.append(Proof(step.cell, {**step.findings, "training": finding}))
+        found.append(Findings(step.name, {**step.findings, "training": finding}))
     return found

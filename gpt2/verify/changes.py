@@ -1,4 +1,4 @@
-"""Comparison of models, and proof that each change of a step has an effect.
+"""Comparison of models, and certificate that each change of a step has an effect.
 
 Two models are the same if they have the same named weights, give the same logits and
 gradients for the same weights and tokens, start at the same weights and are trained by

@@ -35,7 +35,7 @@ from gpt2.train.batches import TokenSplit, load_data
 from gpt2.train.evaluate import Evaluator
 from gpt2.train.fingerprints import fingerprint, windows_sum
 from gpt2.train.run_context import RunContext
-from gpt2.verify.certify_steps import Proof, subjects
+from gpt2.verify.certify_steps import Findings, subjects
 from gpt2.verify.random_tokens import stand_in
 from gpt2.verify.subject import Finding
 from lib.gpu.device import select_device
@@ -95,12 +95,14 @@ def lines(pairings: Iterable[Pairing]) -> list[str]:
     return list(dict.fromkeys(found.line() for found in pairings))
 
 
-def with_pairing(proofs: Sequence[Proof], pairings: Iterable[Pairing]) -> list[Proof]:
-    """Proofs of cells, extended by whether each is paired with the others."""
+def with_pairing(
+    cells: Sequence[Findings], pairings: Iterable[Pairing]
+) -> list[Findings]:
+    """Findings on cells, extended by whether each is paired with the others."""
     problems = {k: v for found in pairings for k, v in found.problems.items()}
     return [
-        Proof(proof.cell, {**proof.findings, NAME: _finding(problems, proof.cell)})
-        for proof in proofs
+        Findings(cell.name, {**cell.findings, NAME: _finding(problems, cell.name)})
+        for cell in cells
     ]
 
 

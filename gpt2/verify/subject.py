@@ -25,7 +25,7 @@ ROUNDING = 1e-5  # fp32 against fp32, relative to the largest logit
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One cell of the table."""
+    """Outcome of one certificate: its figure, and the reason if it failed."""
 
     passed: bool
     figure: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpt2.train.head_removal import TOLERANCE as REMOVAL
 from gpt2.verify.certificates import FLOP_TOLERANCE
-from gpt2.verify.certify_steps import LARGER, NO_FINDING, Proof
+from gpt2.verify.certify_steps import LARGER, NO_FINDING, Findings
 from gpt2.verify.subject import EXACT, ROUNDING, Finding
 from gpt2.verify.trainer_updates import EXPORT
 from gpt2.verify.trainer_updates import TOLERANCE as UPDATE
@@ -110,11 +110,11 @@ def heading(kind: str, columns: Sequence[str]) -> str:
     return f"{kind:<{NAME_WIDTH}}" + "".join(f"{n + 1:>3}" for n in range(len(columns)))
 
 
-def row(proof: Proof, columns: Sequence[str]) -> str:
+def row(cell: Findings, columns: Sequence[str]) -> str:
     """One line of a table: a mark for each certificate; a long name has its own
     line."""
-    found = (proof.findings.get(name, NO_FINDING) for name in columns)
-    name = proof.cell if len(proof.cell) < NAME_WIDTH else f"{proof.cell}\n"
+    found = (cell.findings.get(name, NO_FINDING) for name in columns)
+    name = cell.name if len(cell.name) < NAME_WIDTH else f"{cell.name}\n"
     width = NAME_WIDTH + (len(name) if name[-1] == "\n" else 0)
     return f"{name:<{width}}" + "".join(f"{mark(f):>3}" for f in found)
 
@@ -125,22 +125,24 @@ def mark(finding: Finding) -> str:
     return NONE if finding.figure == NO_FINDING.figure else PASSED
 
 
-def legend(kind: str, proofs: Sequence[Proof], columns: Sequence[str]) -> Iterator[str]:
+def legend(
+    kind: str, cells: Sequence[Findings], columns: Sequence[str]
+) -> Iterator[str]:
     """A line for each column: number, name, worst figure, threshold, meaning."""
     yield f"    {'certificate':<12}{'worst':>9}  {'allowed':<11}meaning"
     for number, name in enumerate(columns, 1):
-        if all(mark(p.findings.get(name, NO_FINDING)) == NONE for p in proofs):
+        if all(mark(p.findings.get(name, NO_FINDING)) == NONE for p in cells):
             continue
         meaning = MEANINGS[kind].get(name, OWN)
-        figure = worst_of(proofs, name, meaning)
+        figure = worst_of(cells, name, meaning)
         yield f"{number:>3} {name:<12}{figure:>9}  {meaning.limit:<11}{meaning.text}"
 
 
-def worst_of(proofs: Sequence[Proof], name: str, meaning: Meaning) -> str:
+def worst_of(cells: Sequence[Findings], name: str, meaning: Meaning) -> str:
     """Figure of the row that comes nearest to the threshold; "" if there is none."""
     figures: dict[float, str] = {}
-    for proof in proofs:
-        text = proof.findings.get(name, NO_FINDING).figure
+    for cell in cells:
+        text = cell.findings.get(name, NO_FINDING).figure
         with suppress(ValueError):  # a dash, or text
             figures[float(text.removeprefix("~"))] = text
     if not figures or not meaning.worst:

@@ -202,16 +202,16 @@ def change_partial(partial: Any) -> None:
 
 def change_certificates(certify_steps: Any) -> None:
     """Wait for a file before the certificates of the steps."""
-    true = certify_steps.prove
+    true = certify_steps.certify_plan
 
-    def prove(*given: Any) -> Any:
+    def certify_plan(*given: Any) -> Any:
         while CERTIFICATES in os.environ and not os.path.exists(
             os.environ[CERTIFICATES]
         ):
             time.sleep(0.05)
         return true(*given)
 
-    certify_steps.prove = prove
+    certify_steps.certify_plan = certify_plan
 
 
 # ---- putting them in ------------------------------------------------------------

@@ -19,7 +19,7 @@ from gpt2.model.backends import reference
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import plan_settings
 from gpt2.verify.certificates import at_size, formula
-from gpt2.verify.certify_steps import LARGER, prove, subjects
+from gpt2.verify.certify_steps import LARGER, certify_plan, subjects
 from gpt2.verify.subject import Finding, Subject
 from tests.gpt2.helpers import full_size
 
@@ -121,6 +121,8 @@ def test_the_size_is_that_of_the_run_where_that_is_smaller() -> None:
 
 def test_it_is_a_column_of_the_table(monkeypatch) -> None:
     monkeypatch.setattr(Reciprocity, "__init__", band_of_16)
-    (proof,) = prove(plan_of(5, n_layer=2, n_embd=48, block_size=60, ra_window=20))
-    assert list(proof.findings).index("at size") == 8
-    assert proof.message.startswith("at size: the attention of block 0 deviates by")
+    (cell,) = certify_plan(
+        plan_of(5, n_layer=2, n_embd=48, block_size=60, ra_window=20)
+    )
+    assert list(cell.findings).index("at size") == 8
+    assert cell.message.startswith("at size: the attention of block 0 deviates by")

@@ -30,8 +30,8 @@ from gpt2.verify.certificates import budgets, certify, formula
 from gpt2.verify.certify_steps import (
     COLUMNS,
     NO_FINDING,
-    ProofCache,
-    prove,
+    FindingsCache,
+    certify_plan,
     shrink,
     subjects,
 )
@@ -363,33 +363,33 @@ def test_models_with_tables_are_counted_without_the_compiler(base):
 
 
 def test_no_false_alarm_on_the_shipped_steps(base, monkeypatch):
-    """At every certificate; what is proven at size is tried at a smaller one."""
+    """At every certificate; what is checked at size is tried at a smaller one."""
     size = {"n_layer": 3, "n_head": 5, "n_embd": 60, "block_size": 40}
     monkeypatch.setattr(certify_steps, "LARGER", size)
-    assert_proven(plan_of(base, *ALL))
+    assert_certified(plan_of(base, *ALL))
 
 
 @pytest.mark.slow
 def test_no_false_alarm_on_the_shipped_steps_at_size(base):
-    assert_proven(plan_of(base, *ALL))
+    assert_certified(plan_of(base, *ALL))
 
 
 def test_a_control_is_meant_to_build_what_its_baseline_does(base):
     plan = plan_of(base.replace(controls=True), 0)
-    proofs = list(prove(plan))
-    assert [(p.cell, p.message) for p in proofs] == [
+    cells = list(certify_plan(plan))
+    assert [(p.name, p.message) for p in cells] == [
         ("step00-baseline", ""),
         ("step00-baseline-aa", ""),
     ]
     with forked(2) as begin:  # one certificate for both
-        assert list(prove(plan, None, begin)) == proofs
+        assert list(certify_plan(plan, None, begin)) == cells
 
 
-def assert_proven(plan: Plan) -> None:
-    proofs = list(prove(plan))
-    assert {p.cell: p.message for p in proofs if not p.ok} == {}
-    assert len(proofs) == len(STEPS)
-    assert set(proofs[0].findings) == set(COLUMNS)
+def assert_certified(plan: Plan) -> None:
+    cells = list(certify_plan(plan))
+    assert {p.name: p.message for p in cells if not p.ok} == {}
+    assert len(cells) == len(STEPS)
+    assert set(cells[0].findings) == set(COLUMNS)
 
 
 ODD_SIZES = [
@@ -431,7 +431,7 @@ def odd_failures(
     return {name: failures(s) for name, s in odd.items() if failures(s)}
 
 
-def test_shrink_keeps_what_is_proven_comparable(base):
+def test_shrink_keeps_what_certificates_compare(base):
     small = shrink(base)
     assert small.mechanisms.ra_window < small.model.block_size - 1
     assert small.mechanisms.ract_topk < small.model.block_size
@@ -441,10 +441,10 @@ def test_shrink_keeps_what_is_proven_comparable(base):
 
 
 @pytest.mark.parametrize("place", ["file/cache.json", "folder"])
-def test_proofs_are_made_where_they_cannot_be_kept(tmp_path, place):
+def test_certificates_run_where_they_cannot_be_kept(tmp_path, place):
     """As in a checkout of another user; the errors of these hold for root as well."""
     (tmp_path / "file").touch()
     (tmp_path / "folder").mkdir()
-    cache = ProofCache(tmp_path / place)
+    cache = FindingsCache(tmp_path / place)
     assert cache.of(["anything"], lambda: {"it": NO_FINDING}) == {"it": NO_FINDING}
-    assert ProofCache(tmp_path / place).known == {}
+    assert FindingsCache(tmp_path / place).known == {}

@@ -1,4 +1,4 @@
-"""Optimizers and pruning methods are proven with the steps that train by them."""
+"""Optimizers and pruning methods are certified with the steps that train by them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,14 @@ import pytest
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan
 from gpt2.verify import certify_training
-from gpt2.verify.certify_steps import Proof
-from gpt2.verify.certify_training import Trained, at_hand, everything, prove, trained_by
+from gpt2.verify.certify_steps import Findings
+from gpt2.verify.certify_training import (
+    Trained,
+    at_hand,
+    certify_each,
+    everything,
+    trained_by,
+)
 from gpt2.verify.subject import Finding
 from lib.forked import forked
 from lib.optim.registry import OPTIMIZERS
@@ -57,44 +63,44 @@ def test_everything_is_every_optimizer_and_every_possible_pair():
     assert len(found) == len(set(found)) == expected
 
 
-def test_a_proof_is_kept_until_it_fails(tmp_path):
+def test_findings_are_kept_until_one_fails(tmp_path):
     cache = tmp_path / "certificates.json"
     subject = Trained("adamwprune", "state", "bitter4")
-    (first,) = prove([subject], cache)
+    (first,) = certify_each([subject], cache)
     assert first.ok and set(first.findings) == set(subject.columns)
     stored = json.loads(cache.read_text())
-    (proof,) = stored["proofs"].values()
-    proof["schedule"]["figure"] = "from the cache"
+    (cell,) = stored["findings"].values()
+    cell["schedule"]["figure"] = "from the cache"
     cache.write_text(json.dumps(stored))
-    (again,) = prove([subject], cache)
+    (again,) = certify_each([subject], cache)
     assert again.findings["schedule"].figure == "from the cache"
-    proof["schedule"]["passed"] = False
+    cell["schedule"]["passed"] = False
     cache.write_text(json.dumps(stored))
-    (again,) = prove([subject], cache)
+    (again,) = certify_each([subject], cache)
     assert again.findings == first.findings
 
 
-def test_a_proof_that_crashes_has_failed_and_others_are_made():
+def test_a_certificate_that_crashes_has_failed_and_others_are_checked():
     subjects = [Trained("nothing"), Trained("sgd")]
-    crashed, other = prove(subjects)
+    crashed, other = certify_each(subjects)
     with forked(2) as begin:
-        assert list(prove(subjects, None, begin)) == [crashed, other]
+        assert list(certify_each(subjects, None, begin)) == [crashed, other]
     assert other.ok and not crashed.ok
     assert "nothing" in crashed.message and "groups: " in crashed.message
 
 
 def test_cells_are_held_to_the_training_they_are_given(plan):
     steps = [
-        Proof(cell, {"causal": Finding(True, "0")})
+        Findings(cell, {"causal": Finding(True, "0")})
         for cell in dict.fromkeys(job.cell for job in plan.jobs)
     ]
     bad = Finding(False, "3", "3 weights too many")
     trained = [
-        Proof("adamw", {"decay": Finding(True, "0")}),
-        Proof("adamwprune + bitter7", {"schedule": bad}),
+        Findings("adamw", {"decay": Finding(True, "0")}),
+        Findings("adamwprune + bitter7", {"schedule": bad}),
     ]
     found = certify_training.with_training(steps, [plan], trained)
-    failed = {proof.cell: proof.message for proof in found if not proof.ok}
+    failed = {cell.name: cell.message for cell in found if not cell.ok}
     assert list(failed) == ["adamwprune-bitter7-state-50"]
     assert "3 weights too many" in failed["adamwprune-bitter7-state-50"]
 

@@ -19,7 +19,7 @@ from gpt2.plan.planning import plan_settings
 from gpt2.plan.steps import STEPS, Step
 from gpt2.settings.checks import check
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, NO_WIDTH_REQUESTS, PARTS, Settings
-from gpt2.verify.certify_steps import prove, step_subject, subjects
+from gpt2.verify.certify_steps import certify_plan, step_subject, subjects
 from gpt2.verify.changes import (
     Behaviour,
     Difference,
@@ -309,7 +309,7 @@ def test_of_two_steps_that_are_one_model_the_later_is_refused(add_step, order) -
     """Whatever fields it sets: the one that this sets is read by nothing."""
     add_step({"ra": True, "cross_tau": 0.9})
     plan = plan_of(base(n_layer=2, n_embd=96, block_size=48), *order)
-    messages = {proof.cell: proof.message for proof in prove(plan)}
+    messages = {cell.name: cell.message for cell in certify_plan(plan)}
     assert messages["step05-ra"] == ""
     message = messages["step90-new"]
     assert message.startswith("changes: RA_MLA_CROSS_TAU=0.9 changes")
@@ -323,7 +323,7 @@ def test_steps_that_train_one_model_differently_are_distinct() -> None:
     assert len({f.figure for f in findings}) == 1  # as far from each other
 
 
-def test_a_step_that_crashes_keeps_no_other_from_being_proven(monkeypatch) -> None:
+def test_a_step_that_crashes_keeps_no_other_from_being_certified(monkeypatch) -> None:
     true = StatisticGate.forward
 
     def failing(self, statistic):
@@ -332,7 +332,7 @@ def test_a_step_that_crashes_keeps_no_other_from_being_proven(monkeypatch) -> No
 
     monkeypatch.setattr(StatisticGate, "forward", failing)
     plan = plan_of(base(n_layer=2, n_embd=96, block_size=48), 13, 23)
-    good, bad = prove(plan)
+    good, bad = certify_plan(plan)
     assert good.message == ""
     assert bad.findings["changes"].figure == bad.findings["causal"].figure == "crashed"
     assert "no such kernel" in bad.findings["changes"].detail

@@ -1,4 +1,4 @@
-"""Guards that are loosened are noticed: tolerances, and what voids a cached proof.
+"""Guards that are loosened are noticed: tolerances, and what voids cached findings.
 
 Each fault is a few times as large as its certificate lets pass, so that a tolerance
 cannot grow to 1e-2, or by any factor that matters, without a test that fails.
@@ -27,7 +27,7 @@ from gpt2.verify.certificates import (
     formula,
     stateless,
 )
-from gpt2.verify.certify_steps import prove, subjects
+from gpt2.verify.certify_steps import certify_plan, subjects
 from gpt2.verify.features import acting, identity
 from gpt2.verify.subject import Finding, Subject
 from tests.gpt2.helpers import full_size
@@ -126,12 +126,12 @@ def test_a_gate_that_hardly_acts_or_is_hardly_neutral_is_seen(
     assert not finding.passed and text in finding.detail, finding
 
 
-# ---- cached proofs ----------------------------------------------------------------
+# ---- cached findings --------------------------------------------------------------
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of what proofs depend on, for the hash to look at."""
+    """A copy of what findings depend on, for the hash to look at."""
     copy_files(tmp_path, ["Kconfig", "scripts/verify.py", "gpt2", "lib"])
     monkeypatch.setattr(certify_steps, "ROOT", tmp_path)
     return tmp_path
@@ -146,7 +146,7 @@ def one_of_each_kind() -> Iterator[str]:
     return iter(kinds.values())
 
 
-def test_every_file_of_ours_voids_proofs(tree: Path) -> None:
+def test_every_file_of_ours_voids_findings(tree: Path) -> None:
     before = certify_steps.code_hash()
     assert before == certify_steps.code_hash()
     names = ["Kconfig", "scripts/verify.py", *one_of_each_kind()]
@@ -170,17 +170,17 @@ def test_what_python_compiled_voids_nothing(tree: Path) -> None:
     assert certify_steps.code_hash() == before
 
 
-def test_a_change_of_lib_is_proven_again(tree: Path) -> None:
+def test_a_change_of_lib_is_certified_again(tree: Path) -> None:
     cache = tree / "certificates.json"
     plan = plan_of(5)
 
     def figures() -> set[str]:
-        (proof,) = prove(plan, cache)
-        return {finding.figure for finding in proof.findings.values()}
+        (cell,) = certify_plan(plan, cache)
+        return {finding.figure for finding in cell.findings.values()}
 
     true = figures()
     stored = json.loads(cache.read_text())
-    for findings in stored["proofs"].values():
+    for findings in stored["findings"].values():
         for finding in findings.values():
             finding["figure"] = "cached"
     cache.write_text(json.dumps(stored))
@@ -190,13 +190,13 @@ def test_a_change_of_lib_is_proven_again(tree: Path) -> None:
     assert figures() == true
 
 
-def test_a_proof_that_failed_is_made_again(tree: Path) -> None:
+def test_a_certificate_that_failed_is_checked_again(tree: Path) -> None:
     cache = tree / "certificates.json"
-    (first,) = prove(plan_of(5), cache)
+    (first,) = certify_plan(plan_of(5), cache)
     stored = json.loads(cache.read_text())
-    for findings in stored["proofs"].values():
+    for findings in stored["findings"].values():
         for finding in findings.values():
             finding |= {"passed": False, "figure": "cached"}
     cache.write_text(json.dumps(stored))
-    (again,) = prove(plan_of(5), cache)
+    (again,) = certify_plan(plan_of(5), cache)
     assert again == first and again.ok

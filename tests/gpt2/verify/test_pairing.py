@@ -16,7 +16,7 @@ from gpt2.train import evaluate, run_context
 from gpt2.train.batches import eval_windows
 from gpt2.train.run_context import RunContext
 from gpt2.verify import pairing
-from gpt2.verify.certify_steps import Proof
+from gpt2.verify.certify_steps import Findings
 from gpt2.verify.pairing import check_pairing, with_pairing
 from gpt2.verify.subject import Finding
 from tests.gpt2.helpers import full_size, make_config
@@ -289,9 +289,9 @@ def test_a_control_is_its_baseline_with_other_kernels(mode):
 
 def test_cells_are_held_to_their_pairing():
     found = check_pairing(changed(plan_of(0, 5), 5, learning_rate=1e-3))
-    proofs = [Proof(cell, {"causal": Finding(True, "0")}) for cell in CELLS]
-    held = with_pairing(proofs, [found])
-    assert [proof.ok for proof in held] == [True, False]
+    cells = [Findings(cell, {"causal": Finding(True, "0")}) for cell in CELLS]
+    held = with_pairing(cells, [found])
+    assert [cell.ok for cell in held] == [True, False]
     assert f"{pairing.NAME}: LEARNING_RATE is" in held[1].message
     assert found.line() == "pairing: FAILED for step05-ra"
 
