@@ -10,6 +10,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import cache
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -102,15 +103,16 @@ class PrunedTraining:
         self.step()
         self.pruner.after_update(step)
 
-    def finish(self) -> None:
-        for step in range(1, UPDATES + 1):
+    def updates(self, first: int = 1, last: int = UPDATES) -> Iterator[int]:
+        """Make these updates as it is iterated over; the number of each."""
+        for step in range(first, last + 1):
             self.update(step)
+            yield step
 
     def heads(self) -> Iterator[tuple[int, int]]:
         """(layer, head) of all heads."""
         m = self.settings.model
-        for layer in range(m.n_layer):
-            yield from ((layer, head) for head in range(m.n_head))
+        return product(range(m.n_layer), range(m.n_head))
 
     def dead(self) -> set[tuple[int, int]]:
         """The heads all of whose numbers are exact zeros, as the model has them."""
@@ -162,12 +164,9 @@ def certify_heads(optimizer: str) -> dict[str, Row]:
 
 def check_schedules(optimizer: str, make: MakePruner = HeadPruner) -> Row:
     """The worst of all scopes, half and nearly all heads to be pruned."""
-    schedules = [
-        check_schedule(optimizer, make, scope, sparsity)
-        for scope in SCOPES
-        for sparsity in (SPARSITY, HIGH)
-    ]
-    return max(schedules, key=lambda row: (not row.passed, row.figure))
+    cases = product(SCOPES, (SPARSITY, HIGH))
+    rows = [check_schedule(optimizer, make, *case) for case in cases]
+    return max(rows, key=lambda row: (not row.passed, row.figure))
 
 
 def check_schedule(
@@ -184,8 +183,7 @@ def check_schedule(
     run, worst, at = PrunedTraining(optimizer, make, scope, sparsity), 0, 0
     s, m = run.schedule, run.settings.model
     layers = [(m.n_layer, 1)] if scope == "global" else [(1, m.n_layer)]
-    for step in range(1, UPDATES + 1):
-        run.update(step)
+    for step in run.updates():
         share = reference.sparsity(step, s.start, s.interval, s.updates, s.final)
         wanted = sum(
             times * min(round(share * number * m.n_head), number * (m.n_head - 1))
@@ -259,8 +257,7 @@ def _live_state(run: PrunedTraining) -> int:
 def check_permanence(optimizer: str, make: MakePruner = HeadPruner) -> Row:
     """Dead heads stay dead, in masks and weights; the figure counts the others."""
     run, back, dead = PrunedTraining(optimizer, make), 0, set[tuple[int, int]]()
-    for step in range(1, UPDATES + 1):
-        run.update(step)
+    for _ in run.updates():
         kept = run.pruner.kept()
         back += len(dead - run.dead()) + sum(kept[i][h] for i, h in dead)
         dead = run.dead()
@@ -271,22 +268,17 @@ def check_permanence(optimizer: str, make: MakePruner = HeadPruner) -> Row:
 def check_resume(optimizer: str, make: MakePruner = HeadPruner) -> Row:
     """Stop in mid ramp, save, load, go on: equal bit for bit, masks included."""
     whole, stop = PrunedTraining(optimizer, make), 5
-    for step in range(1, stop + 1):
-        whole.update(step)
-    states = whole.optimizer.state_dict(), whole.pruner.state_dict()
-    model = whole.model.state_dict()
-    loaded = reloaded({"model": model, "optimizer": states[0], "pruner": states[1]})
+    list(whole.updates(1, stop))
+    names = ("model", "optimizer", "pruner")
+    loaded = reloaded({name: getattr(whole, name).state_dict() for name in names})
     at_stop, kept = len(whole.dead()), whole.pruner.kept()
-    for step in range(stop + 1, UPDATES + 1):
-        whole.update(step)
+    list(whole.updates(stop + 1))
     parts = PrunedTraining(optimizer, make)
-    parts.model.load_state_dict(loaded["model"])
-    parts.optimizer.load_state_dict(loaded["optimizer"])
-    parts.pruner.load_state_dict(loaded["pruner"])
+    for name in names:
+        getattr(parts, name).load_state_dict(loaded[name])
     bools = all(m.dtype == torch.bool for m in loaded["pruner"]["masks"].values())
     same = bools and len(parts.dead()) == at_stop > 0 and parts.pruner.kept() == kept
-    for step in range(stop + 1, UPDATES + 1):
-        parts.update(step)
+    list(parts.updates(stop + 1))
     pairs = list(zip(whole.model.parameters(), parts.model.parameters(), strict=True))
     figure = max((a - b).abs().max().item() for a, b in pairs)
     same &= all(torch.equal(a, b) for a, b in pairs)
@@ -356,7 +348,7 @@ def check_export(
     model does, with the parameters and the cache of the budget. The figure is the
     difference of logits relative to the largest, over a context and decoding."""
     run, label = PrunedTraining(optimizer, make), "heads: export = masked model"
-    run.finish()
+    list(run.updates())
     tokens, settings, kept = run.tokens[0][:1], run.settings, run.pruner.kept()
     heads = [sum(layer) for layer in kept]
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
 import platform
@@ -156,12 +157,16 @@ def _certify_part(
         if job.step is not None and not job.is_control  # meant to be its baseline
     }
     apart = {cell: found[cell] for cell in sorted(steps, key=lambda c: steps[c])}
+    parts = [[n, s.settings.to_dict(), s.full.to_dict()] for n, s in apart.items()]
+    distinct_of = functools.cache(  # only what passes is kept by the file
+        lambda: known.of(["distinct", *parts], lambda: distinct(apart))
+    )
     for cell, result in certified.items():
         findings = result()
         if cell in steps:
             findings |= {
                 "changes": _changes(known, plan.registry[steps[cell]], plan),
-                "distinct": _distinct(known, apart)[cell],
+                "distinct": distinct_of()[cell],
             }
         yield Findings(cell, findings)
 
@@ -184,11 +189,6 @@ def _changes(known: FindingsCache, step: Step, plan: Plan) -> Finding:
     except Exception as error:  # also a parent that this base does not allow
         return Finding.of_crash(error)
     return found["changes"]
-
-
-def _distinct(known: FindingsCache, found: Mapping[str, Subject]) -> ByName:
-    parts = [[n, s.settings.to_dict(), s.full.to_dict()] for n, s in found.items()]
-    return known.of(["distinct", *parts], lambda: distinct(found))
 
 
 class FindingsCache:

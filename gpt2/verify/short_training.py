@@ -41,18 +41,21 @@ CAPS = {
 RAISED = {"prune_ramp_end": (0.5, 0.75), "prune_sparsity": (0.3, 0.6)}
 QUIET, SPIKE, SPIKE_AT = 1e-3, 100.0, 21  # factors on the loss, and the update
 TOKENS = 2048
+Pair = tuple[float, float]
 
 
 def brought_down(one: Settings, other: Settings) -> tuple[Settings, Settings]:
     """Both settings with short cadences; a field in which they differ still differs."""
     first, second = one.flat(), other.flat()
-    pairs: dict[str, tuple[Any, Any]] = {
-        name: _capped(first[name], second[name], cap) for name, cap in CAPS.items()
-    }
-    pairs |= {
-        name: _raised(first[name], second[name], *values)
-        for name, values in RAISED.items()
-    }
+    pairs: dict[str, tuple[Any, Any]] = {}
+    for name, cap in CAPS.items():
+        old = first[name], second[name]
+        new = min(old[0], cap), min(old[1], cap)
+        pairs[name] = _still_apart(old, new, (cap - 1, cap))
+    for name, (least, more) in RAISED.items():
+        old = first[name], second[name]
+        new = max(old[0], least), max(old[1], least)
+        pairs[name] = _still_apart(old, new, (least, more))
     pairs["mixed_precision"] = _on_a_cpu(
         first["mixed_precision"], second["mixed_precision"]
     )
@@ -64,20 +67,11 @@ def brought_down(one: Settings, other: Settings) -> tuple[Settings, Settings]:
     )
 
 
-def _capped(one: int, other: int, cap: int) -> tuple[int, int]:
-    """Both numbers, at most ``cap``, in the same order as before."""
-    small = min(one, cap), min(other, cap)
-    if one == other or small[0] != small[1]:
-        return small
-    return (cap - 1, cap) if one < other else (cap, cap - 1)
-
-
-def _raised(one: float, other: float, least: float, more: float) -> tuple[float, float]:
-    """Both numbers, at least ``least``, in the same order as before."""
-    large = max(one, least), max(other, least)
-    if one == other or large[0] != large[1]:
-        return large
-    return (least, more) if one < other else (more, least)
+def _still_apart(old: Pair, new: Pair, apart: Pair) -> Pair:
+    """The new numbers or, if only the old ones differ, ``apart`` in their order."""
+    if old[0] == old[1] or new[0] != new[1]:
+        return new
+    return apart if old[0] < old[1] else apart[::-1]
 
 
 def _on_a_cpu(one: str, other: str) -> tuple[str, str]:

@@ -220,7 +220,7 @@ def test_a_wrong_cut_is_caught(cut):
 def end_of_run(cut):
     """Export of a trained model, as at the end of a run."""
     run = certify.PrunedTraining("adamw")
-    run.finish()
+    list(run.updates())
     tokens = run.tokens[0]
     return remove_heads(
         *(run.model, run.settings, run.pruner, tokens, tokens.roll(-1, 1)),
