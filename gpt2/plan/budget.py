@@ -131,10 +131,8 @@ def _producer(s: Settings) -> Cost:
 
 def _granule(n_embd: int, finest: int, share: int) -> int:
     """The power of two that widths are multiples of, scaled with the model."""
-    size = 1
-    while size * 2 <= min(finest, n_embd // share):
-        size *= 2
-    return size
+    largest = max(1, min(finest, n_embd // share))
+    return 1 << (largest.bit_length() - 1)
 
 
 def _nearest(value: float, granule: int) -> int:

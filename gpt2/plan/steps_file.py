@@ -199,19 +199,17 @@ def _is_line(value: Any) -> bool:
 
 _IDS = f"must be a whole number from {IDS[0]} to {IDS[-1]}"
 _NAME = "a name begins with a letter and has up to 40 of a-z, 0-9, '-', '.' and '_'"
-_LINE = "must be one line of text, up to 200"
-_PARENT = "must be the id or the name of a step"
-_CHANGES = "must be a table with at least one setting"
-_CHECKS: dict[str, tuple[Callable[[Any], object], str]] = (
-    {  # condition, what is allowed
-        "id": (lambda x: type(x) is int and x in IDS, _IDS),
-        "name": (lambda x: isinstance(x, str) and STEP_NAME.fullmatch(x), _NAME),
-        "title": (_is_line, _LINE),
-        "question": (_is_line, _LINE),
-        "parent": (lambda x: isinstance(x, str) or type(x) is int, _PARENT),
-        "changes": (lambda x: isinstance(x, dict) and x, _CHANGES),
-    }
-)
+_LINE = (_is_line, "must be one line of text, up to 200")
+_STEP = "must be the id or the name of a step"
+_TABLE = "must be a table with at least one setting"
+_CHECKS: dict[str, tuple[Callable[[Any], object], str]] = {  # condition, what it asks
+    "id": (lambda x: type(x) is int and x in IDS, _IDS),
+    "name": (lambda x: isinstance(x, str) and STEP_NAME.fullmatch(x), _NAME),
+    "title": _LINE,
+    "question": _LINE,
+    "parent": (lambda x: isinstance(x, str) or type(x) is int, _STEP),
+    "changes": (lambda x: isinstance(x, dict) and x, _TABLE),
+}
 
 
 def _settings(changes: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
