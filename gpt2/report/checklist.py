@@ -7,7 +7,7 @@ agree, they do. Items come from the manifests written in training, and from audi
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -296,12 +296,7 @@ def _kernels(runs: list[Run]) -> Item:
     request, the same tiles and algorithms for the same product."""
     if not any("kernels" in run.manifest for run in runs):
         return Item("kernels", NOT_RECORDED, "not recorded in any manifest")
-    values: dict[str, set[str]] = {}
-    for run in runs:
-        if run.is_control:
-            continue  # an A/A control differs on purpose
-        for name, value in as_dict(run.manifest.get("kernels")).items():
-            values.setdefault(clean(name), set()).add(str(value))
+    values = kernels_of(runs)
     untimed = sum(bool(run.manifest.get("untimed_kernels")) for run in runs)
     differ = [name for name, found in values.items() if len(found) > 1]
     remarks = []
@@ -311,6 +306,17 @@ def _kernels(runs: list[Run]) -> Item:
         remarks.append(f"{untimed} runs used kernels that were not timed")
     shared = f"{len(values)} chosen" if values else "nothing to choose from"
     return Item("kernels", shared, "; ".join(remarks))
+
+
+def kernels_of(runs: Iterable[Run]) -> dict[str, set[str]]:
+    """The different kernels of the runs, by what each was chosen for; an A/A control
+    has others on purpose, and does not count."""
+    found: dict[str, set[str]] = {}
+    for run in runs:
+        kernels = {} if run.is_control else as_dict(run.manifest.get("kernels"))
+        for name, value in kernels.items():
+            found.setdefault(clean(name), set()).add(str(value))
+    return found
 
 
 def _control(runs: list[Run], judged: Judgement) -> Item:

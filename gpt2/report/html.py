@@ -143,7 +143,7 @@ def html_report(
         has_gpu=bool(gpu),
         timed=only_timed(judged.comparisons),
         time_lines=time_lines(times, judged, price),
-        picture=lambda chart: _picture(matrix, chart, Markup),
+        pictures={path.stem for path in (matrix.root / "plots").glob("*.png")},
         run_heads=_run_heads(),
         runs=list(_runs(matrix, judged)),
         checklist=checklist(matrix, judged),
@@ -273,10 +273,3 @@ def _run_cells(arm: Arm, run: Run) -> list[TableCell]:
         cells.append(TableCell(key, show(value), text, "number", is_result=True))
     known = row["hash"] or ""
     return [*cells, TableCell("hash", (known or human.NONE)[:8], known)]
-
-
-def _picture(matrix: MatrixResults, chart: str, markup: Any) -> Any:
-    path = f"plots/{chart}.png"
-    if not (matrix.root / path).is_file():
-        return "no image was written"
-    return markup(f'<img src="{path}" alt="" style="max-width:100%">')

@@ -36,6 +36,16 @@ from gpt2.settings.shown import shown_name
 from lib import human
 from lib.safe_json import clean
 
+LONGEST = 2000  # characters of a cell; our own remarks are long
+# Keys of the columns of two tables.
+VERDICTS = """step title seeds val_loss difference interval p_deciding test
+val_perplexity val_accuracy grade"""
+COSTS = """step title parameters parameter_change ratio flops_per_token tokens_per_s mfu
+energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds bits_per_byte
+step_seconds optimizer_state_bytes as_trained sparsity zeros infer_tokens_per_s
+infer_batch_tokens_per_s infer_p50_ms infer_p95_ms infer_cache_bytes_per_token
+heads_left kv_change decode_change forward_change"""
+
 
 def markdown_report(
     matrix: MatrixResults, judged: Judgement, name: str, times: Sequence[str] = ()
@@ -52,7 +62,7 @@ def markdown_report(
         "\n".join(f"- {escape(line)}" for line in matrix.merged),
         escape(" ".join(family_lines(judged))),
         "## Verdicts",
-        _main_table(judged),
+        _columns_table(judged, VERDICTS),
         _listed(remarks(judged)),
         _sizes(judged),
         _rates(judged),
@@ -60,7 +70,7 @@ def markdown_report(
         _chart_links(matrix),
         _measures(judged),
         "## Cost",
-        _cost_table(judged),
+        _columns_table(judged, COSTS),
         " ".join(map(escape, score_lines(matrix.estimates))),
         "\n".join(f"- {escape(line)}" for line in times),
         *_evaluations(judged),
@@ -73,9 +83,6 @@ def markdown_report(
         _left_out(matrix),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-LONGEST = 2000  # characters of a cell; our own remarks are long
 
 
 def escape(text: str) -> str:
@@ -107,33 +114,16 @@ def _evaluations(judged: Judgement) -> list[str]:
     return ["## Evaluations", table, escape(f"Differences: {columns[1].help}.")]
 
 
-def _columns_table(judged: Judgement, keys: list[str]) -> str:
+def _columns_table(judged: Judgement, keys: str) -> str:
     lines = lines_of(judged)
     shown = {column.key for column in shown_columns(lines)}
-    return _table(lines, [COLUMN[key] for key in keys if key in shown])
+    return _table(lines, [COLUMN[key] for key in keys.split() if key in shown])
 
 
 def _table(lines: list[Line], columns: list[Column]) -> str:
     rows = [[column.show(line) for column in columns] for line in lines]
     heads = [column.heading for column in columns]
     return _grid(heads, rows, "".join("lr"[column.is_number] for column in columns))
-
-
-def _main_table(judged: Judgement) -> str:
-    keys = "step title seeds val_loss difference interval p_deciding test"
-    more = "val_perplexity val_accuracy grade"
-    return _columns_table(judged, [*keys.split(), *more.split()])
-
-
-def _cost_table(judged: Judgement) -> str:
-    keys = "step title parameters parameter_change ratio flops_per_token tokens_per_s"
-    more = "mfu energy_j_per_mtoken peak_memory_bytes kv_bytes_per_token seconds"
-    cells = "bits_per_byte step_seconds optimizer_state_bytes as_trained sparsity zeros"
-    cuts = "heads_left kv_change decode_change forward_change"
-    speed = "infer_tokens_per_s infer_batch_tokens_per_s infer_p50_ms infer_p95_ms"
-    cells += f" {speed} infer_cache_bytes_per_token"
-    wanted = " ".join((keys, more, cells, cuts)).split()
-    return _columns_table(judged, wanted)
 
 
 def _measures(judged: Judgement) -> str:

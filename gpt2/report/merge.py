@@ -7,15 +7,14 @@ checkpoints, and is read like any other. The sources are only read. Torch-free.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.report.arms import config_changes, is_done
 from gpt2.report.bundle import ALLOWED, OF_RUN, results_folder
-from gpt2.report.checklist import ENVIRONMENT, KERNELS
+from gpt2.report.checklist import ENVIRONMENT, KERNELS, kernels_of
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.series import ArmSeries, carried, read_series, write_series
@@ -27,10 +26,8 @@ from lib.jobs.run_files import SCHEMA, now
 from lib.safe_json import (
     MAX_RECORDS_BYTES,
     Unusable,
-    as_dict,
     clean,
     number,
-    read_foreign_json,
     read_plain,
 )
 
@@ -38,13 +35,8 @@ PER_ARM = (*KERNELS, "training tokens")  # differ between arms of one machine
 MAX_SHOWN = 12  # of the differences in a refusal
 
 
-@dataclass(slots=True)
-class SourceFolder:
-    """A results folder, and its content."""
-
-    label: str
-    matrix: MatrixResults
-    base: dict[str, Any] = field(default_factory=dict)
+Sources = Mapping[str, MatrixResults]  # results folders by their names
+Chosen = dict[str, tuple[str, Run]]  # source and run, by run directory
 
 
 def sources_of(results: str) -> list[str]:
@@ -73,10 +65,10 @@ def merge(names: Sequence[str], out: Path | None) -> Path:
     first = roots[0].resolve()
     out = first.with_name(f"{first.name}-merged") if out is None else out
     _check_places(roots, out)
-    found = [_read(name, root) for name, root in zip(names, roots, strict=True)]
+    found = {name: _read(name, root) for name, root in zip(names, roots, strict=True)}
     _check_settings(found)
     chosen, notes = _choose(found)
-    notes = [*_summary(found, chosen), *_differences(found, chosen), *notes]
+    notes = [_summary(found, chosen), *_differences(found, chosen), *notes]
     series, added = _series(found, out)
     _write(out, found, chosen, [*notes, *added], series)
     return out
@@ -99,42 +91,37 @@ def _check_places(roots: Sequence[Path], out: Path) -> None:
         )
 
 
-def _read(label: str, root: Path) -> SourceFolder:
+def _read(label: str, root: Path) -> MatrixResults:
     matrix = read_matrix(root, curves=False)
     if not matrix.runs or any(run.run_dir == "." for run in matrix.runs):
         raise ValueError(f"{label} is not a results folder with runs")
-    try:
-        listed = as_dict(read_foreign_json(root / MATRIX_FILE))
-    except Unusable:
-        listed = {}
-    return SourceFolder(label, matrix, as_dict(listed.get("base")))
+    return matrix
 
 
 # ---- one study --------------------------------------------------------------------
 
 
-def _check_settings(found: Sequence[SourceFolder]) -> None:
+def _check_settings(found: Sources) -> None:
     """Raise ValueError unless configuration and arms are the same in all folders."""
-    with_base = [source for source in found if source.base]
-    for other in with_base[1:]:
-        one = with_base[0]
-        if changed := config_changes(one.base, other.base):
-            _refuse("they are not of one study", one.label, other.label, changed)
+    bases = [(label, matrix.base) for label, matrix in found.items() if matrix.base]
+    for label, base in bases[1:]:
+        if changed := config_changes(bases[0][1], base):
+            _refuse("they are not of one study", bases[0][0], label, changed)
     arms: dict[str, tuple[str, Run]] = {}
     names: dict[int, tuple[str, str]] = {}
-    for source in found:
-        for run in source.matrix.runs:
-            label, first = arms.setdefault(_arm(run), (source.label, run))
+    for source, matrix in found.items():
+        for run in matrix.runs:
+            label, first = arms.setdefault(_arm(run), (source, run))
             if changed := config_changes(_identity(first), _identity(run)):
                 what = f"{_arm(run)} has different settings"
-                _refuse(what, label, source.label, changed)
+                _refuse(what, label, source, changed)
             step, name = run.row["step"], run.run_dir.partition("/")[0]
             if step is None or run.is_control:
                 continue
-            label, known = names.setdefault(step, (source.label, name))
+            label, known = names.setdefault(step, (source, name))
             if known != name:
                 what = f"step {step} is not the same"
-                _refuse(what, label, source.label, [("folder", known, name)])
+                _refuse(what, label, source, [("folder", known, name)])
 
 
 def _refuse(
@@ -172,24 +159,22 @@ def _identity(run: Run) -> dict[str, Any]:
 
 # ---- which runs -------------------------------------------------------------------
 
-Chosen = dict[str, tuple[SourceFolder, Run]]
 
-
-def _choose(found: Sequence[SourceFolder]) -> tuple[Chosen, list[str]]:
+def _choose(found: Sources) -> tuple[Chosen, list[str]]:
     """The best run for each run directory, and notes on those found several times."""
-    copies: dict[str, list[tuple[SourceFolder, Run]]] = {}
-    for source in found:
-        for run in source.matrix.runs:
+    copies: dict[str, list[tuple[str, Run]]] = {}
+    for source, matrix in found.items():
+        for run in matrix.runs:
             copies.setdefault(run.run_dir, []).append((source, run))
     chosen = {name: max(each, key=_progress) for name, each in copies.items()}
     notes = []
     for name, each in copies.items():
         done = [(source, run) for source, run in each if is_done(run)]
-        if len(done) > 1 and len({repr(_result(s, r)) for s, r in done}) > 1:
-            losses = ", ".join(f"{r.row['val_loss']} in {s.label}" for s, r in done)
+        if len(done) > 1 and len({repr(_result(found[s], r)) for s, r in done}) > 1:
+            losses = ", ".join(f"{r.row['val_loss']} in {s}" for s, r in done)
             notes.append(
                 f"{name} was finished {len(done)} times, with different results "
-                f"({losses}); taken from {chosen[name][0].label}"
+                f"({losses}); taken from {chosen[name][0]}"
             )
     same = sum(sum(is_done(run) for _, run in each) > 1 for each in copies.values())
     if same > len(notes):
@@ -197,33 +182,33 @@ def _choose(found: Sequence[SourceFolder]) -> tuple[Chosen, list[str]]:
     return chosen, notes
 
 
-def _progress(copy: tuple[SourceFolder, Run]) -> tuple[bool, bool, int]:
+def _progress(copy: tuple[str, Run]) -> tuple[bool, bool, int]:
     run = copy[1]
     return is_done(run), run.on_disk, run.row["updates"] or 0
 
 
-def _result(source: SourceFolder, run: Run) -> tuple[Any, ...]:
+def _result(matrix: MatrixResults, run: Run) -> tuple[Any, ...]:
     """Losses of a run: the last one and all evaluations."""
     if not run.evals:
-        read_curves(source.matrix, run)
+        read_curves(matrix, run)
     return run.row["val_loss"], [(r["step"], r.get("val_loss")) for r in run.evals]
 
 
-def _summary(found: Sequence[SourceFolder], chosen: Chosen) -> Iterator[str]:
-    counts = Counter(source.label for source, run in chosen.values() if run.on_disk)
-    each = ", ".join(f"{counts[source.label]} of {source.label}" for source in found)
-    yield f"Merged runs: {each}"
+def _summary(found: Sources, chosen: Chosen) -> str:
+    counts = Counter(source for source, run in chosen.values() if run.on_disk)
+    each = ", ".join(f"{counts[source]} of {source}" for source in found)
+    return f"Merged runs: {each}"
 
 
 # ---- what differs -----------------------------------------------------------------
 
 
-def _differences(found: Sequence[SourceFolder], chosen: Chosen) -> Iterator[str]:
+def _differences(found: Sources, chosen: Chosen) -> Iterator[str]:
     """Differences of hardware, versions and kernels between the folders."""
-    runs: dict[str, list[Run]] = {source.label: [] for source in found}
+    runs: dict[str, list[Run]] = {source: [] for source in found}
     for source, run in chosen.values():
         if is_done(run):
-            runs[source.label].append(run)
+            runs[source].append(run)
     for name, read in ENVIRONMENT.items():
         arms: dict[str, dict[str, list[Run]]] = {}
         for label, mine in runs.items():
@@ -233,10 +218,7 @@ def _differences(found: Sequence[SourceFolder], chosen: Chosen) -> Iterator[str]
         for arm, by_label in arms.items():
             if values := _apart(by_label, read):
                 yield f"different {name}{f' for {arm}' if arm else ''}: {values}"
-    kernels: dict[str, set[str]] = {}
-    for run in (run for mine in runs.values() for run in mine if not run.is_control):
-        for name, value in as_dict(run.manifest.get("kernels")).items():
-            kernels.setdefault(clean(name), set()).add(clean(value))
+    kernels = kernels_of(run for mine in runs.values() for run in mine)
     if differ := [name for name, values in kernels.items() if len(values) > 1]:
         yield f"different kernels: {len(differ)}, first {differ[0][:60]}"
 
@@ -252,14 +234,12 @@ def _apart(by_label: dict[str, list[Run]], read: Callable[[Run], str | None]) ->
     return "; ".join(f"{value} in {label}" for label, value in values.items())
 
 
-def _series(
-    found: Sequence[SourceFolder], out: Path
-) -> tuple[ArmSeries | None, list[str]]:
+def _series(found: Sources, out: Path) -> tuple[ArmSeries | None, list[str]]:
     """Series that the merged folder has: of an earlier merge into it, else of the
     sources; and a note if several sources have one."""
     if (mine := read_series(out)) is not None:
         return mine, []
-    each = {source.label: read_series(source.matrix.root) for source in found}
+    each = {label: read_series(matrix.root) for label, matrix in found.items()}
     known = {label: series for label, series in each.items() if series is not None}
     if not known:
         return None, []
@@ -275,7 +255,7 @@ def _series(
 
 def _write(
     out: Path,
-    found: Sequence[SourceFolder],
+    found: Sources,
     chosen: Chosen,
     notes: Sequence[str],
     series: ArmSeries | None,
@@ -286,17 +266,17 @@ def _write(
     try:
         for name, (source, run) in chosen.items():
             if run.on_disk:
-                _copy(source.matrix.root / name, new / name)
-        left_out = dict.fromkeys(x for source in found for x in source.matrix.left_out)
+                _copy(found[source].root / name, new / name)
+        left_out = dict.fromkeys(x for each in found.values() for x in each.left_out)
         matrix = {
             "schema": SCHEMA,
             "updated": now(),
-            "base": next((source.base for source in found if source.base), {}),
+            "base": next((x.base for x in found.values() if x.base), {}),
             "jobs": [{**run.job, "run_dir": k} for k, (_, run) in chosen.items()],
             "left_out": [{"name": x.path, "reason": x.reason} for x in left_out],
         }
         atomic_write_json(new / MATRIX_FILE, finite(matrix))
-        roots = [str(source.matrix.root.resolve()) for source in found]
+        roots = [str(matrix.root.resolve()) for matrix in found.values()]
         record = {"schema": SCHEMA, "sources": roots, "notes": list(notes)}
         atomic_write_json(new / MERGED_FILE, record)
         if series is not None:

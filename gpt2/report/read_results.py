@@ -112,9 +112,10 @@ def _run_directories(matrix: MatrixResults) -> Iterator[Path]:
 
 
 def _planned(matrix: MatrixResults) -> dict[str, dict[str, Any]]:
-    """Jobs that matrix.json lists, by run directory; cells that it leaves out are
-    recorded."""
+    """Jobs that matrix.json lists, by run directory; its settings, and the cells that
+    it leaves out, are recorded."""
     listed = as_dict(_load(matrix, matrix.root / MATRIX_FILE))
+    matrix.base = as_dict(listed.get("base"))
     for cell in _dicts(listed.get("left_out")):
         name, reason = text(cell.get("name")), text(cell.get("reason"))
         if name and reason:

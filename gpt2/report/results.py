@@ -115,6 +115,7 @@ class MatrixResults:
     left_out: list[LeftOutRun] = field(default_factory=list)
     estimates: Scores = field(default_factory=dict)
     merged: list[str] = field(default_factory=list)  # notes of merged folders
+    base: dict[str, Any] = field(default_factory=dict)  # settings as configured
 
     @property
     def rows(self) -> list[Row]:

@@ -178,12 +178,12 @@ def _corrected(trends: Sequence[SizeTrend]) -> list[SizeTrend]:
         found = [None if t.slope is None else p_of(t.slope) for t in trends]
         return stats.holm([1.0 if p is None else p for p in found])
 
-    slopes, bends = holm(lambda s: s.p), holm(lambda s: s.p_bend)
-    corrected = []
-    for trend, p, bend in zip(trends, slopes, bends, strict=True):
-        slope = trend.slope
-        if slope is not None:
-            p_bend = None if slope.p_bend is None else bend
-            slope = dataclasses.replace(slope, p_holm=p, p_bend=p_bend)
-        corrected.append(dataclasses.replace(trend, slope=slope))
-    return corrected
+    def changed(slope: Slope, p: float, bend: float) -> Slope:
+        p_bend = None if slope.p_bend is None else bend
+        return dataclasses.replace(slope, p_holm=p, p_bend=p_bend)
+
+    ps = zip(holm(lambda s: s.p), holm(lambda s: s.p_bend), strict=True)
+    return [
+        dataclasses.replace(t, slope=t.slope and changed(t.slope, *p))
+        for t, p in zip(trends, ps, strict=True)
+    ]
