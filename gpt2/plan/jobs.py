@@ -21,16 +21,16 @@ from lib.hashing import identity
 JOB_SCHEMA = 1
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """One training run. ``origins`` has the origin of each field's value."""
 
-    step: int | None
+    step: int | None = None
     name: str
     title: str
-    parent: int | None
-    parent_name: str | None
-    seed: int
+    parent: int | None = None
+    parent_name: str | None = None
+    seed: int = 0
     settings: Settings
     origins: Mapping[str, str]
     run_dir: str

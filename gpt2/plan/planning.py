@@ -211,12 +211,8 @@ def control_of(baseline: Job) -> Job:
 def _single(settings: Settings, origins: Mapping[str, str], _: Registry) -> Cells:
     resolved = _resolved(settings)
     job = Job(
-        step=None,
         name="single",
         title="the model as configured",
-        parent=None,
-        parent_name=None,
-        seed=0,
         settings=resolved,
         origins=_with_solved(origins, settings, resolved),
         run_dir="single",
@@ -242,12 +238,9 @@ def _matrix(settings: Settings, origins: Mapping[str, str], _: Registry) -> Cell
         check(resolved)
         set_by = dict.fromkeys(changes, f"cell {cell.name}")
         job = Job(
-            step=None,
             name=cell.name,
             title=cell.title,
-            parent=None,
             parent_name=None if partner is None else partner.name,
-            seed=0,
             settings=resolved,
             origins=_with_solved({**origins, **set_by}, settings, resolved),
             run_dir=cell.name,

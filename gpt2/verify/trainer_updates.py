@@ -253,7 +253,10 @@ class Watched(Follower):
 
 
 def _job(settings: Settings) -> Job:
-    return Job(None, "certificate", "", None, None, SEED, settings, {}, "certificate")
+    name = "certificate"
+    return Job(
+        name=name, title="", seed=SEED, settings=settings, origins={}, run_dir=name
+    )
 
 
 def _owned(model: GPT) -> dict[tuple[int, int], dict[str, Array]]:

@@ -40,13 +40,13 @@ def trained(
     origins = dict.fromkeys(SYMBOL_OF, "default")
     run_dir = folder / "results/cell/seed1"
     run_dir.mkdir(parents=True)
-    words = (None, "cell", "A title", None, None, 1, settings, origins, "cell/seed1")
+    words = {"name": "cell", "title": "A title", "seed": 1, "run_dir": "cell/seed1"}
     model = generic(settings, dtype=torch.float32)
     if heads is not None:
         model = GPT(settings, heads).eval()
     return TrainedModel(
         run_dir=run_dir,
-        job=Job(*words),
+        job=Job(**words, settings=settings, origins=origins),
         model=model,
         heads=heads,
         encoding=get_encoding(settings.data.tokenizer),
