@@ -14,8 +14,8 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.results import MatrixResults
 from gpt2.report.verdict_rules import rules_for
 
-# Relative distance of a baseline's loss above every other arm that raises an alarm:
-# 0.17 of 3.3 nats. With wrong gradients a baseline was 15% above.
+# Distance of a baseline's loss above every other arm that raises an alarm, as a share
+# of that loss: 0.17 of 3.3 nats. With wrong gradients a baseline was 15% above.
 FAR = 0.05
 
 
