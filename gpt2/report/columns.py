@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from gpt2.report.grades import Verdict
 from gpt2.report.lines import (
@@ -44,19 +45,17 @@ def _partner(line: Line) -> str:
     return line.comparison.partner.label if line.comparison else human.NONE
 
 
-def _measure(
+def _column(
     key: str,
     heading: str,
     help: str,
-    form: Callable[[float | None], str],
-    main: bool = False,
+    form: Callable[[Any], str],
+    value: Callable[[Line], Value] | None = None,
+    **flags: bool,
 ) -> Column:
-    """Column for the mean of a result."""
-
-    def mean(line: Line) -> float | None:
-        return line.arm.mean(key)
-
-    return Column(key, heading, help, mean, lambda line: form(mean(line)), is_main=main)
+    """Column of a value in a form; by default of the mean of the result ``key``."""
+    get = value or (lambda line: line.arm.mean(key))
+    return Column(key, heading, help, get, lambda line: form(get(line)), **flags)
 
 
 def _fixed(digits: int) -> Callable[[float | None], str]:
@@ -81,8 +80,7 @@ def _before_after(
     )
 
 
-def _change_text(line: Line) -> str:
-    change = parameter_change(line)
+def _percent(change: float | None) -> str:
     return human.NONE if change is None else f"{human.fixed(100 * change, 1, True)}%"
 
 
@@ -97,28 +95,24 @@ def _test_text(verdict: Verdict) -> str:
 
 
 COLUMNS: tuple[Column, ...] = (
-    Column(
-        "step",
-        "step",
-        "Number of the step",
+    _column(
+        *("step", "step", "Number of the step"),
+        lambda step: human.NONE if step is None else str(step),
         lambda line: line.arm.step,
-        lambda line: human.NONE if line.arm.step is None else str(line.arm.step),
         is_main=True,
     ),
-    Column(
-        "title",
-        "what changed",
-        "Description of the arm",
-        _what,
+    _column(
+        *("title", "what changed", "Description of the arm"),
+        str,
         _what,
         is_number=False,
         is_main=True,
     ),
-    Column(
+    _column(
         "partner",
         "compared with",
         "The arm that differs from it only in what is tested",
-        _partner,
+        str,
         _partner,
         is_number=False,
     ),
@@ -130,8 +124,10 @@ COLUMNS: tuple[Column, ...] = (
         seeds_text,
         is_main=True,
     ),
-    _measure(
-        "val_loss", "val loss", "Validation loss, nats per token", _fixed(DIGITS), True
+    _column(
+        *("val_loss", "val loss", "Validation loss, nats per token"),
+        _fixed(DIGITS),
+        is_main=True,
     ),
     Column(
         "difference",
@@ -149,12 +145,12 @@ COLUMNS: tuple[Column, ...] = (
         lambda line: x.low if (x := line.at_steps.interval) else None,
         lambda line: interval_text(line.at_steps.interval),
     ),
-    Column(
+    _column(
         "p_deciding",
         "p",
         "p of no difference, corrected over all arms, by the test that decides",
+        p_text,
         lambda line: line.at_steps.p_deciding,
-        lambda line: p_text(line.at_steps.p_deciding),
     ),
     Column(
         "test",
@@ -163,64 +159,56 @@ COLUMNS: tuple[Column, ...] = (
         lambda line: line.at_steps.test,
         lambda line: _test_text(line.at_steps),
     ),
-    _measure("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
-    _measure("val_accuracy", "accuracy", "Next-token accuracy", human.percent),
-    _measure("bits_per_byte", "bits/byte", "Loss in bits per byte of text", _fixed(4)),
-    _measure("parameters", "params", "Trained parameters", human.count),
-    Column(
-        "parameter_change",
-        "vs partner",
-        "Parameters relative to the partner's",
+    _column("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
+    _column("val_accuracy", "accuracy", "Next-token accuracy", human.percent),
+    _column("bits_per_byte", "bits/byte", "Loss in bits per byte of text", _fixed(4)),
+    _column("parameters", "params", "Trained parameters", human.count),
+    _column(
+        *("parameter_change", "vs partner", "Parameters relative to the partner's"),
+        _percent,
         parameter_change,
-        _change_text,
     ),
-    Column(
-        "ratio",
-        "r",
-        "MLP weights over attention weights",
-        _ratio,
-        lambda line: human.fixed(_ratio(line), 2),
-    ),
-    _measure("flops_per_token", "FLOPs/token", "Analytic, per token", human.count),
-    _measure("tokens_per_s", "tokens/s", "Training throughput", human.count),
-    _measure("mfu", "MFU", "Share of the device's dense peak", human.percent),
-    _measure(
+    _column("ratio", "r", "MLP weights over attention weights", _fixed(2), _ratio),
+    _column("flops_per_token", "FLOPs/token", "Analytic, per token", human.count),
+    _column("tokens_per_s", "tokens/s", "Training throughput", human.count),
+    _column("mfu", "MFU", "Share of the device's dense peak", human.percent),
+    _column(
         "energy_j_per_mtoken",
         "J/Mtoken",
         "Energy of the GPU, joules per million tokens",
         human.count,
     ),
-    _measure(
+    _column(
         "peak_memory_bytes", "peak memory", "Peak memory of the device", human.size
     ),
-    _measure(
+    _column(
         "kv_bytes_per_token", "KV/token", "Decode cache, bytes per token", human.size
     ),
-    _measure(
+    _column(
         "infer_tokens_per_s",
         "new tok/s",
         "Generated tokens per second of one sequence, by make inference-bench",
         human.count,
     ),
-    _measure(
+    _column(
         "infer_batch_tokens_per_s",
         "new tok/s, batch",
         "The same at the largest batch that was measured",
         human.count,
     ),
-    _measure("infer_p50_ms", "ms/token", "Median time of a generated token", _fixed(2)),
-    _measure("infer_p95_ms", "ms/token, p95", "Its 95th percentile", _fixed(2)),
-    _measure(
+    _column("infer_p50_ms", "ms/token", "Median time of a generated token", _fixed(2)),
+    _column("infer_p95_ms", "ms/token, p95", "Its 95th percentile", _fixed(2)),
+    _column(
         "infer_cache_bytes_per_token",
         "cache/token",
         "Decode cache as measured, bytes per token",
         human.size,
     ),
-    _measure("seconds", "time", "Training time, h:mm:ss", human.duration),
-    _measure(
+    _column("seconds", "time", "Training time, h:mm:ss", human.duration),
+    _column(
         "sparsity", "zeros", "Share of exact zeros in the linear weights", human.percent
     ),
-    _measure("zeros", "zero weights", "Number of exact zeros", human.count),
+    _column("zeros", "zero weights", "Number of exact zeros", human.count),
     Column(
         "heads_left",
         "heads",
@@ -240,24 +228,22 @@ COLUMNS: tuple[Column, ...] = (
         *("forward_change", "forward_seconds", "forward, removed"),
         *("Measured time of a forward pass", short_time),
     ),
-    _measure(
+    _column(
         "step_seconds", "update", "Time of one optimizer update", human.milliseconds
     ),
-    _measure(
+    _column(
         "as_trained",
         "as trained",
         "Largest relative deviation of a gradient from the formulas, as trained",
         lambda value: "-" if value is None else f"{value:.0e}",
     ),
-    _measure(
+    _column(
         "optimizer_state_bytes", "optimizer", "Bytes of optimizer state", human.size
     ),
-    Column(
-        "grade",
-        "verdict",
-        "Verdict on the final losses",
+    _column(
+        *("grade", "verdict", "Verdict on the final losses"),
+        grade_text,
         lambda line: line.at_steps.grade,
-        lambda line: grade_text(line.at_steps.grade),
         is_number=False,
         is_main=True,
     ),
@@ -269,18 +255,16 @@ COLUMNS: tuple[Column, ...] = (
         lambda line: difference_text(line.at_time),
         is_main=True,
     ),
-    Column(
-        "grade_time",
-        "verdict, equal time",
-        "Verdict at equal training time",
+    _column(
+        *("grade_time", "verdict, equal time", "Verdict at equal training time"),
+        grade_text,
         lambda line: line.at_time.grade,
-        lambda line: grade_text(line.at_time.grade),
         is_number=False,
         is_main=True,
     ),
 )
 COLUMN = {column.key: column for column in COLUMNS}
-BY_DEFAULT_ABSENT = (
+OPTIONAL = (  # shown if an arm has a value
     *("test", "bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
     *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes", "heads_left"),
     *("kv_change", "decode_change", "forward_change", "energy_j_per_mtoken"),
@@ -296,14 +280,14 @@ AT_TIME = ("difference_time", "grade_time")
 def shown_columns(lines: list[Line]) -> list[Column]:
     """Columns to show: without optional ones that no arm has, and without those that do
     not differ between steps of an ablation or that repeat another column."""
-    has_cells = any(line.arm.step is None for line in lines)
-    absent = {
-        column.key
-        for column in COLUMNS
-        if column.key in BY_DEFAULT_ABSENT
-        and all(column.value(line) is None for line in lines)
-    }
-    absent |= set() if has_cells else {*OF_CELLS}
+    absent: set[str] = set()
+    if all(line.arm.step is not None for line in lines):
+        absent |= {*OF_CELLS}
     if only_timed(line.comparison for line in lines if line.comparison):
         absent |= {*AT_TIME}
-    return [column for column in COLUMNS if column.key not in absent]
+
+    def is_shown(column: Column) -> bool:
+        is_known = any(column.value(line) is not None for line in lines)
+        return column.key not in absent and (is_known or column.key not in OPTIONAL)
+
+    return list(filter(is_shown, COLUMNS))
