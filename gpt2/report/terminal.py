@@ -91,8 +91,8 @@ def terminal_report(
             Text("heads: removed from the exported models; other columns: masked.")
         )
     # An arm at its own best rate often has the remarks that it has at equal rates.
-    said = [f"  {label}: {what}" for label, what in remarks(judged)]
-    parts.extend(Text(line) for line in dict.fromkeys([*said, *rate_lines(judged)]))
+    found = [f"  {label}: {what}" for label, what in remarks(judged)]
+    parts.extend(Text(line) for line in dict.fromkeys([*found, *rate_lines(judged)]))
     parts.extend(
         Text(f"  {_fault(run)}", style="red")
         for run in matrix.runs

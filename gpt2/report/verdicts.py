@@ -268,57 +268,55 @@ def grade_all(
 ) -> list[Verdict]:
     """Verdicts of one family of comparisons, from evidence by ``measure``."""
     evidence = [measure(arm, partner, rules) for arm, partner in pairs]
-    family = [i for i, e in enumerate(evidence) if not e.unmatched]
-    samples = [Differences.of(evidence[i]) for i in family]
-    together: Sequence[Pooled | None] = [None] * len(family)
+    matched = [i for i, item in enumerate(evidence) if not item.unmatched]
+    samples = [Differences.of(evidence[i]) for i in matched]
+    pooled: dict[int, Pooled | None] = {}
     if series is None:
-        chosen = [pairs[i] for i in family], [evidence[i] for i in family]
+        family = Family(max(len(matched), 1))
+        chosen = [pairs[i] for i in matched], [evidence[i] for i in matched]
         together = pool(*chosen, rules)
+        pooled = dict(zip(matched, together, strict=True))
         grades = grade_family(samples, rules, together)
     else:
+        family = Family(series.next_number, series.next_level)
         is_own = measure is at_equal_steps
-        tests = [series.by_place.get(i) for i in family]
         grades = [
-            grade_test(sample, rules, test, is_own)
-            for sample, test in zip(samples, tests, strict=True)
+            grade_test(sample, rules, series.by_place.get(i), is_own)
+            for i, sample in zip(matched, samples, strict=True)
         ]
-    graded = dict(zip(family, grades, strict=True))
-    of_pool = dict(zip(family, together, strict=True))
+    graded = dict(zip(matched, grades, strict=True))
     verdicts = []
-    for index, item in enumerate(evidence):
+    for index, (pair, item) in enumerate(zip(pairs, evidence, strict=True)):
         verdict = graded.get(index, Verdict())
         if verdict.mean is None:
             verdict = ungraded(Differences(item.differences, item.rounding), rules)
-        verdict = dataclasses.replace(verdict, seeds=item.seeds, seconds=item.seconds)
-        if index in graded and series is None:
-            verdict = dataclasses.replace(verdict, family=len(family))
-        design = _design(pairs[index], of_pool.get(index), rules, noise, len(family))
-        if series is not None:
-            design = dataclasses.replace(
-                design,
-                family=Family(series.next_number, series.next_level),
-                is_pooled=item.seconds is None,
-            )
+        verdict = dataclasses.replace(
+            verdict,
+            seeds=item.seeds,
+            seconds=item.seconds,
+            family=len(matched) if index in pooled else None,
+        )
+        design = _design(pair, item, pooled.get(index), rules, noise, family)
         verdicts.append(finished(verdict, item, design))
     return verdicts
 
 
 def _design(
     pair: tuple[Arm, Arm],
+    evidence: Evidence,
     found: Pooled | None,
     rules: Rules,
     noise: Sequence[Noise],
-    family: int,
+    family: Family,
 ) -> Design:
-    known, size = known_noise_of(pair), pair[0].coordinates.get(SIZE)
+    size = pair[0].coordinates.get(SIZE)
     own = [n.sample.sd for n in noise if n.arm.coordinates.get(SIZE) == size]
-    floor = max(own, default=None)
-    origin = "the noise floor" if own else "the known noise at 124M"
+    is_planned = found is not None and found.is_planned
     return Design(
         rules=rules,
-        family=Family(max(family, 1)),
-        is_pooled=found is not None and found.is_planned,
-        runs_sd=known if floor is None else floor,
-        runs_origin=origin,
+        family=family,
+        is_pooled=is_planned if family.level is None else evidence.seconds is None,
+        runs_sd=max(own) if own else known_noise_of(pair),
+        runs_origin="the noise floor" if own else "the known noise at 124M",
         pooled_sd=None if found is None else found.sd,
     )
