@@ -151,8 +151,8 @@ def _twin(
     magnitude = cell_name(unpruned, "magnitude", cell.sparsity, None)
     one_rate = rates_of(settings, unpruned) == rates_of(settings, cell.optimizer)
     if like == "bitter1" and magnitude in there and one_rate:
-        said = f"scores by |w|, and all else is {unpruned}'s: the same as {magnitude}"
-        return LeftOutCell(cell.name, said)
+        why = f"scores by |w|, and all else is {unpruned}'s: the same as {magnitude}"
+        return LeftOutCell(cell.name, why)
     same = cell_name(cell.optimizer, cell.method, cell.sparsity, like)
     if like != cell.variant and same in there:
         return LeftOutCell(cell.name, f"ranks all weights as {like} does: see {same}")
@@ -239,10 +239,10 @@ def require_effect(settings: Settings) -> None:
     try:
         OPTIMIZERS[optim.optimizer].refuse(own)
     except ValueError as error:
-        said = str(error)
+        message = str(error)
         for name in own:
-            said = said.replace(f"{name}=", f"{SYMBOL_OF[name]}=")
-        raise ValueError(said) from error
+            message = message.replace(f"{name}=", f"{SYMBOL_OF[name]}=")
+        raise ValueError(message) from error
     _require_stable_phase(settings)
     if pruning.prune_method == "none":
         return

@@ -175,10 +175,10 @@ def check_schedule(
     scope: str = "global",
     sparsity: float = SPARSITY,
 ) -> Row:
-    """After every update as many dead heads as the schedule has, but one a layer.
+    """After every update the schedule's number of heads is dead; each layer keeps one.
 
-    Counted in the weights, after decay and momentum had their say. Kept heads hold
-    no zeros. The figure is the largest deviation, in heads.
+    Counted in the weights after the optimizer's update. Kept heads have no zeros. The
+    figure is the largest deviation, in heads.
     """
     run, worst, at = PrunedTraining(optimizer, make, scope, sparsity), 0, 0
     s, m = run.schedule, run.settings.model

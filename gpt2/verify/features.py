@@ -59,10 +59,8 @@ def _with_weights_of(model: GPT, other: GPT) -> GPT:
 
 
 def _context_problems(model: GPT, tokens: Tensor) -> Iterator[str]:
-    """Knock out each tensor that a block hands on, alone, since one may hide that
-    another is not read; see where the outputs change. Those of the blocks before it
-    were computed by then: if they changed, by state alone, which is another
-    certificate's."""
+    """Later blocks with outputs that stay the same when a tensor that a block hands on
+    is set to 0. One tensor at a time, since one may hide that another is not read."""
     base = _block_outputs(model, tokens)
     for layer, (_, ctx) in enumerate(base[:-1]):
         for name in ctx:

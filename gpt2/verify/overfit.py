@@ -37,8 +37,8 @@ class Learned:
 
 
 def one_batch(block_size: int) -> tuple[Tensor, Tensor]:
-    """x, y [BATCH, T] of bytes of this file, each window with a first byte of its
-    own: after the same beginning no model could know which text goes on."""
+    """x, y [BATCH, T]: bytes of this file in windows that begin with different bytes,
+    since two texts cannot both be learned from the same beginning."""
     text = TEXT.read_bytes()
     rows: dict[int, Tensor] = {}
     for start in range(0, len(text) - block_size, block_size + 1):

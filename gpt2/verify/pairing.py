@@ -90,8 +90,7 @@ class Pairing:
 
 
 def lines(pairings: Iterable[Pairing]) -> list[str]:
-    """Results in words; those of the points of a sweep are often alike, and are said
-    once."""
+    """Results in words, each once: those of the points of a sweep are often alike."""
     return list(dict.fromkeys(found.line() for found in pairings))
 
 

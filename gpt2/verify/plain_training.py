@@ -1,8 +1,8 @@
 """A training in plain formulas: batches, rate, clip, optimizer, pruning, in float64.
 
-The truth that gpt2/verify/trainer_updates.py compares each update of the trainer with.
-It shares the model's forward pass with the trainer and nothing else: the windows, the
-schedules and the scores are written out here, optimizers and masks come from the numpy
+The reference that gpt2/verify/trainer_updates.py compares each update of the trainer
+with. It shares the model's forward pass with the trainer and nothing else: windows,
+schedules and scores are written out here, optimizers and masks come from the numpy
 references of lib/.
 """
 

@@ -161,14 +161,15 @@ class Watched(Follower):
         kept = self._kept(found)
         if wrong := self.plain.wrong_masks(self.updates, stepped, kept):
             what = "heads" if self.method == "heads" else "weights"
-            said = f"update {self.updates}: {wrong} other {what} pruned than by score"
-            self.wrong.append(said)
+            self._report(f"{wrong} other {what} pruned than by score")
         self._compare_weights(found, self.plain.adopt(stepped, kept))
         rounded = sum(int(m.sum()) for m in self.plain.rounded.values())
         if rounded > ROUNDED * sum(w.size for w in found.values()):
-            said = f"update {self.updates}: rounding decides {rounded} weights"
-            self.wrong.append(said)
+            self._report(f"rounding decides {rounded} weights")
         self.weights = found
+
+    def _report(self, problem: str) -> None:
+        self.wrong.append(f"update {self.updates}: {problem}")
 
     def _compare_weights(
         self, found: Mapping[str, Array], wanted: Mapping[str, Array]
@@ -221,8 +222,7 @@ class Watched(Follower):
 
     def _compare_record(self, what: str, found: float, wanted: float) -> None:
         if not abs(found - wanted) <= RECORDS * max(1.0, abs(wanted)):
-            said = f"update {self.updates}: the {what} is recorded as {found:.6g}, "
-            self.wrong.append(f"{said}and is {wanted:.6g}")
+            self._report(f"the {what} is recorded as {found:.6g}, and is {wanted:.6g}")
 
     # ---- findings -------------------------------------------------------------------
 
