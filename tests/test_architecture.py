@@ -8,7 +8,7 @@ import ast
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
 from graphlib import CycleError, TopologicalSorter
@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 
 from gpt2.settings.parse import ALIASES
+from lib.jobs.import_gc import collector_at_rest
 from tests.scratch import ROOT, project_files
 
 # Folders of gpt2/ and lib/, lower ones first: a file imports from its own folder or
@@ -115,28 +116,36 @@ class Source:
         return in_folder and parts[3] in MODEL_CODE
 
     @cached_property
+    def nodes(self) -> tuple[ast.AST, ...]:
+        return tuple(ast.walk(self.tree))
+
+    @cached_property
     def imports(self) -> tuple[tuple[int, str], ...]:
         """(line, dotted name) of every import, those inside functions included."""
-        return tuple(imported_by(self.tree, self.module))
+        return tuple(imported_by(self.nodes, self.module))
 
     def loads(self) -> Iterator[str]:
         """Names imported together with the module: none of functions or type checks."""
         for statement in self.tree.body:
             if not isinstance(statement, (ast.FunctionDef, ast.ClassDef, ast.If)):
-                yield from (name for _, name in imported_by(statement, self.module))
+                nodes = tuple(ast.walk(statement))
+                yield from (name for _, name in imported_by(nodes, self.module))
 
 
-def walk_what_runs(node: ast.AST) -> Iterator[ast.AST]:
-    """The nodes below, except for imports that serve type checks alone."""
-    yield node
-    for child in ast.iter_child_nodes(node):
-        types = isinstance(child, ast.If) and "TYPE_CHECKING" in ast.dump(child.test)
-        if not types:
-            yield from walk_what_runs(child)
+def for_types(nodes: Iterable[ast.AST]) -> set[ast.AST]:
+    """Nodes that serve type checks alone."""
+    blocks = (node for node in nodes if isinstance(node, ast.If))
+    typed = (each for each in blocks if "TYPE_CHECKING" in ast.dump(each.test))
+    return {node for each in typed for node in ast.walk(each)}
 
 
-def imported_by(node: ast.AST, module: str) -> Iterator[tuple[int, str]]:
-    for part in walk_what_runs(node):
+def imported_by(nodes: Sequence[ast.AST], module: str) -> Iterator[tuple[int, str]]:
+    """(line, dotted name) of the imports among these nodes, without those that serve
+    type checks alone."""
+    typed = for_types(nodes)
+    for part in nodes:
+        if part in typed:
+            continue
         if isinstance(part, ast.Import):
             yield from ((part.lineno, name.name) for name in part.names)
         elif isinstance(part, ast.ImportFrom):
@@ -153,7 +162,8 @@ def source(path: str, text: str) -> Source:
 @cache
 def project() -> tuple[Source, ...]:
     names = [name for name in project_files() if name.endswith(".py")]
-    return tuple(source(n, (ROOT / n).read_text(encoding="utf-8")) for n in names)
+    with collector_at_rest():  # it would take most of the time
+        return tuple(source(n, (ROOT / n).read_text(encoding="utf-8")) for n in names)
 
 
 def within(name: str, module: str) -> bool:
@@ -198,7 +208,7 @@ def lib_knows_no_setting_or_target(this: Source) -> Iterator[str]:
     which settings and make targets users reach them."""
     if this.package != "lib":
         return
-    for node in ast.walk(this.tree):
+    for node in this.nodes:
         if isinstance(node, ast.Constant) and isinstance(node.value, str):
             words = set(re.findall(r"\b(?:CONFIG_)?([A-Z][A-Z0-9_]+)\b", node.value))
             made = set(re.findall(r"\bmake ([a-z][\w-]*)", node.value))
@@ -207,7 +217,7 @@ def lib_knows_no_setting_or_target(this: Source) -> Iterator[str]:
 
 
 def exit_codes_are_in_one_place(this: Source) -> Iterator[str]:
-    for node in ast.walk(this.tree):
+    for node in this.nodes:
         if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
             if node.id.startswith("EXIT_") and this.path != "lib/output.py":
                 yield f"{this.path}:{node.lineno}: {node.id} belongs in lib/output.py"
@@ -276,7 +286,7 @@ def no_code_from_data(this: Source) -> Iterator[str]:
         yield from importing(this, "dill", "cloudpickle", "marshal", *readers)
     else:
         yield from importing(this, "pickle", "dill", "cloudpickle", "marshal")
-    for node in ast.walk(this.tree):
+    for node in this.nodes:
         if isinstance(node, ast.Call):
             said = danger_of(node)
             if said:
