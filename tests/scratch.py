@@ -181,7 +181,7 @@ def copy_tree(folder: Path, under: Sequence[str] = ()) -> Path:
 
 
 def commit_all(folder: Path, message: str) -> None:
-    git(folder, "add", "--all")
+    git(folder, "-c", "core.compression=0", "add", "--all")  # hundreds of files
     git(folder, "commit", "--quiet", "--no-verify", "--message", message)
 
 

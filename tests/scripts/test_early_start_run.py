@@ -15,7 +15,7 @@ import pytest
 
 from lib import atomic_files
 from lib.jobs import linux_processes, run_files
-from tests.scratch import copy_tree, until
+from tests.scratch import copy_files, until
 from tests.scripts.test_prepare_ahead_run import times
 from tests.scripts.test_run_test_matrix import PRODUCT, assert_equal_to, attempts
 from tests.tinymatrix import SCRIPT, prove_and_run
@@ -88,7 +88,7 @@ def test_a_step_that_fails_leaves_no_trace_of_what_was_prepared(
     undisturbed: Path, folder: Path, tmp_path: Path, environ: dict[str, str]
 ) -> None:
     """RA that is without effect, planted in a copy of the sources."""
-    tree = copy_tree(tmp_path / "tree", PRODUCT)
+    tree = copy_files(tmp_path / "tree", PRODUCT)
     layer = tree / "gpt2" / "mechanisms" / "ra" / "layer.py"
     code = layer.read_text()
     assert STEPS_FAIL[0] in code

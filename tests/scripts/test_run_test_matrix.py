@@ -24,7 +24,7 @@ from lib.jobs import linux_processes, run_files
 from lib.jobs.slots import VISIBLE
 from lib.output import EXIT_DISK
 from tests.lib.jobs.test_ray_engine import HAS_RAY
-from tests.scratch import Gate, copy_tree, until
+from tests.scratch import Gate, copy_files, until
 from tests.scripts.inprocess import run_script
 from tests.tinymatrix import SCRIPT, command, prove_and_run, run_matrix
 
@@ -314,7 +314,7 @@ PRODUCT = ("Kconfig", "scripts", "lib", "gpt2")
 
 def test_a_step_that_is_not_proven_is_not_run(folder: Path, tmp_path: Path) -> None:
     """RA that is without effect, planted in a copy of the sources."""
-    tree = copy_tree(tmp_path / "tree", PRODUCT)
+    tree = copy_files(tmp_path / "tree", PRODUCT)
     code = (tree / "gpt2" / "mechanisms" / "ra" / "layer.py").read_text()
     assert "Transposed(k, q, alpha" in code
     code = code.replace("Transposed(k, q, alpha", "Transposed(k, q, 0.0 * alpha")
@@ -392,7 +392,7 @@ def test_proofs_end_at_a_ctrl_c_while_their_python_starts(folder: Path) -> None:
 def test_proofs_end_when_the_runner_is_asked_to_stop(
     folder: Path, tmp_path: Path
 ) -> None:
-    tree = copy_tree(tmp_path / "tree", PRODUCT)  # where nothing is proven yet
+    tree = copy_files(tmp_path / "tree", PRODUCT)  # where nothing is proven yet
     runner = subprocess.Popen(
         [sys.executable, str(tree / "scripts" / SCRIPT.name)],
         cwd=folder,
