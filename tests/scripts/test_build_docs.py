@@ -9,7 +9,7 @@ import pytest
 from scripts.build_docs import CONFIG, sources
 from tests.scratch import ROOT, copy_files, project_files, python
 
-NEEDS = ("README.md", "CONTRIBUTING.md", "docs", "scripts", "lib", "gpt2/report")
+NEEDS = ("README.md", "CONTRIBUTING.md", "docs", "scripts", "lib", "gpt2")
 with_zensical = pytest.mark.skipif(
     find_spec("zensical") is None, reason="needs zensical: make setup EXTRAS=docs"
 )
@@ -27,6 +27,13 @@ def test_pages_come_with_what_they_link_to() -> None:
     assert len(found) == len(set(found))
     wanted = {"README.md", "docs/api.md", "gpt2/report/summary.schema.json"}
     assert wanted <= {*found}
+
+
+@pytest.mark.skipif(find_spec("zensical") is not None, reason="zensical is installed")
+def test_a_missing_generator_is_named(tmp_path: Path) -> None:
+    done = python(copy_files(tmp_path / "tree", NEEDS), "scripts/build_docs.py")
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert "make setup EXTRAS=docs" in done.stderr
 
 
 @with_zensical

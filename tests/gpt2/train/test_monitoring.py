@@ -82,7 +82,6 @@ def test_a_cpu_run_claims_neither_mfu_nor_energy(tmp_path: Path) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_run_on_a_gpu_is_watched(tmp_path: Path) -> None:
     fields = {"device": "cuda:0", "mixed_precision": "bf16"}
     run_dir = tmp_path / "run"

@@ -126,7 +126,7 @@ def assert_equal(found: dict[str, float]) -> None:
 
 
 def test_by_the_interpreter() -> None:
-    pytest.importorskip("triton")
+    pytest.importorskip("triton", reason="Triton is not installed")
     assert_equal(interpreted(differences))
 
 

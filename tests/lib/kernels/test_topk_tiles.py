@@ -5,7 +5,7 @@ import torch
 
 from tests.interpreted import interpreted
 
-pytest.importorskip("triton")
+pytest.importorskip("triton", reason="Triton is not installed")
 import triton
 import triton.language as tl
 
