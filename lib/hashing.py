@@ -30,23 +30,28 @@ def file_sha256(path: Path) -> str:
 
 
 def diff_fields(
-    old: Mapping[str, Any], new: Mapping[str, Any]
+    old: Mapping[str, Any], new: Mapping[str, Any], *, exact: bool = False
 ) -> list[tuple[str, Any, Any]]:
     """Differing fields as (dotted name, old, new); None if absent.
 
     Types matter: 1, 1.0 and True are three values, as in the identity. Floats that only
-    rounding distinguishes are one value.
+    rounding distinguishes are one value unless ``exact``.
     """
     before, after = _flat(old), _flat(new)
     names = sorted(before.keys() | after.keys())
     pairs = [(name, before.get(name), after.get(name)) for name in names]
-    return [p for p in pairs if not are_same(p[1], p[2])]
+    alike = _identical if exact else _are_same
+    return [p for p in pairs if not alike(p[1], p[2])]
 
 
-def are_same(one: object, other: object) -> bool:
-    """Whether two values are equal, floats but for the rounding of one operation."""
+def _are_same(one: object, other: object) -> bool:
+    """True if values are equal, floats except for the rounding of one operation."""
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=4 * sys.float_info.epsilon)
+    return _identical(one, other)
+
+
+def _identical(one: object, other: object) -> bool:
     return canonical_json(one) == canonical_json(other)
 
 

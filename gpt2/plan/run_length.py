@@ -5,21 +5,14 @@ Torch-free.
 
 from __future__ import annotations
 
-import contextlib
-import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from decimal import Decimal
-from pathlib import Path
-from typing import Any
 
 from gpt2.data.token_files import DataError, MissingData, read_meta, request_of
-from gpt2.plan.names import MATRIX_FILE
 from gpt2.settings.schema import SYMBOL_OF, Settings
-from lib.hashing import are_same
 from lib.kconfig.dotconfig import COMMAND_LINE, SAVED
-from lib.safe_json import Unusable, as_dict, number, read_foreign_json
 
 NO_END = 100_000_000  # maximum updates of a run with a time budget; as in Kconfig
 _TIME = re.compile(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?")
@@ -107,7 +100,7 @@ def _with_final_rate(
     """
     ratio, peak = settings.matrix.min_lr_ratio, settings.optim.learning_rate
     if ratio is None:
-        return _as_begun(settings), origins
+        return settings, origins
     origin = origins.get("min_lr_ratio", "default")
     if _was_given("min_lr", origins, instead="min_lr_ratio"):
         raise ValueError(
@@ -117,37 +110,7 @@ def _with_final_rate(
         )
     found = {**origins, "min_lr": f"{SYMBOL_OF['min_lr_ratio']} ({origin})"}
     product = float(Decimal(repr(ratio)) * Decimal(repr(peak)))
-    return _as_begun(settings.replace(min_lr=product)), found
-
-
-def _as_begun(settings: Settings) -> Settings:
-    """The final rate as the runs of the results folder have it, if only its last bit
-    differs: earlier versions multiplied in binary, and their runs are continued."""
-    rate, folder = settings.optim.min_lr, Path(settings.resources.output_dir)
-    try:
-        stamp = (folder / MATRIX_FILE).stat().st_mtime_ns
-    except (OSError, ValueError):
-        return settings
-    begun = [x for x in _final_rates(folder, stamp) if are_same(x, rate)]
-    closest = min(begun, key=lambda x: abs(x - rate), default=rate)
-    return settings.replace(min_lr=closest)
-
-
-@functools.lru_cache(maxsize=1)
-def _final_rates(folder: Path, _stamp: int) -> frozenset[float]:
-    """Final rates of the runs in matrix.json, which is read once for all points."""
-    with contextlib.suppress(OSError, Unusable):
-        return frozenset(_rates_in(read_foreign_json(folder / MATRIX_FILE)))
-    return frozenset()
-
-
-def _rates_in(matrix: Any) -> Iterator[float]:
-    jobs = as_dict(matrix).get("jobs")
-    for job in jobs if isinstance(jobs, list) else ():
-        settings = as_dict(as_dict(job).get("settings"))
-        rate = number(as_dict(settings.get("optim")).get("min_lr"))
-        if rate is not None:
-            yield rate
+    return settings.replace(min_lr=product), found
 
 
 def _updates(settings: Settings, field: str, amount: float) -> int:

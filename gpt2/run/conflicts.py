@@ -59,7 +59,10 @@ def _conflict(run_dir: Path, job: Job) -> Conflict | None:
         before = identity_of_json(old)
     except (OSError, ValueError, KeyError, TypeError) as error:
         return Conflict(job.run_dir, f"its {path.name} is damaged ({error})")
-    changed = diff_fields(before, identity_of(job.settings, job.seed))
+    changed = diff_fields(before, identity_of(job.settings, job.seed), exact=True)
+    if not changed:
+        reason = f"its {path.name} was edited: its hash is not that of its settings"
+        return Conflict(job.run_dir, reason)
     return Conflict(job.run_dir, "its settings were different", tuple(changed))
 
 

@@ -41,6 +41,8 @@ def test_diff_fields_names_each_difference() -> None:
         ("new", None, "x"),
     ]
     assert diff_fields(old, json.loads(json.dumps(old))) == []
-    assert diff_fields({"min_lr": 3e-5}, {"min_lr": 0.1 * 3e-4}) == []
+    rounded = {"min_lr": 3e-5}, {"min_lr": 0.1 * 3e-4}
+    assert diff_fields(*rounded) == []
+    assert diff_fields(*rounded, exact=True) == [("min_lr", 3e-5, 0.1 * 3e-4)]
     assert diff_fields({"min_lr": 3e-5}, {"min_lr": 3.0000001e-5}) != []
     assert diff_fields({"min_lr": 0.0}, {"min_lr": 1e-300}) != []

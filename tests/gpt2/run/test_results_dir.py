@@ -216,23 +216,32 @@ def test_runs_outside_the_plan_count_too(make: Make) -> None:
         check(changed)
 
 
-def test_runs_that_have_the_rounding_of_a_product_are_continued(make: Make) -> None:
-    """As an earlier version computed 0.1 x 3e-4."""
+@pytest.mark.parametrize("has_matrix_file", [True, False])
+def test_a_difference_of_rounding_is_named(make: Make, has_matrix_file: bool) -> None:
+    """Runs of an earlier version, which computed 0.1 x 3e-4 in binary."""
     rate, product = {"LEARNING_RATE": '"3e-4"'}, 0.1 * 3e-4
-    share = {**rate, "MIN_LR_RATIO": '"0.1"'}
-    given = {**rate, "GPT2_MIN_LR": '"3e-5"'}
-    assert make(**share).jobs[0].settings.optim.min_lr == 3e-5 != product
-    new = make(**share)
+    new = make(**rate, MIN_LR_RATIO='"0.1"')
+    assert new.jobs[0].settings.optim.min_lr == 3e-5 != product
     jobs = [replace(j, settings=j.settings.replace(min_lr=product)) for j in new.jobs]
     old = create(replace(new, jobs=tuple(jobs)))
     begin(old, 0, 1, 2, 3)
-    for words in (share, given, {**share, "SEEDS": '"1,2,3"'}):
-        again = make(**words)
-        check(again)
-        assert {j.hash for j in again.jobs} >= {j.hash for j in old.jobs}
-        assert {j.settings.optim.min_lr for j in again.jobs} == {product}
-    with pytest.raises(MatrixError, match="GPT2_MIN_LR +was 2.9+7e-05, is now 2e-05"):
-        check(make(**{**rate, "GPT2_MIN_LR": '"2e-5"'}))
+    if not has_matrix_file:
+        (old.output_dir / MATRIX_FILE).unlink()
+        Path("config.py").rename(old.output_dir / "config.py")
+    with pytest.raises(
+        MatrixError, match=f"GPT2_MIN_LR +was {product!r}, is now 3e-05"
+    ):
+        check(new)
+    check(make(**rate, GPT2_MIN_LR=f'"{product!r}"'))
+
+
+def test_a_hash_that_was_edited_is_named(make: Make) -> None:
+    plan = create(make())
+    begin(plan, 0)
+    path = plan.output_dir / plan.jobs[0].run_dir / run_files.JOB_FILE
+    path.write_text(path.read_text().replace(plan.jobs[0].hash, "0" * 16))
+    with pytest.raises(MatrixError, match="job.json was edited: its hash is not that"):
+        check(plan)
 
 
 def test_a_run_that_was_only_prepared_is_not_begun(make: Make) -> None:
