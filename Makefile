@@ -130,7 +130,8 @@ PRESETS := $(patsubst defconfigs/%,defconfig-%,$(wildcard defconfigs/*))
 ##@ Run
 all: run ## run what is configured; type it again to continue
 quickstart: | setup ## a small study from set-up to report, in minutes on a CPU
-	$(if $(value MARGIN),$(PY) scripts/report.py $(call option,MARGIN) --help >/dev/null)
+	$(if $(value MARGIN),why=$$($(PY) scripts/report.py $(call option,MARGIN) --help \
+		2>&1 >/dev/null) || { echo "$${why#report: }" >&2; exit 2; })
 	for part in defconfig-gpt2-quickstart data dry-run run report; do \
 		KABLATE_PART=1 $(MAKE) $$part || exit; done
 run: config.py | setup ## verify, then run what is missing (JOBS=2: two at a time)

@@ -51,6 +51,7 @@ from gpt2.settings.rerun_commands import show_next
 from gpt2.settings.schema import SYMBOL_OF
 from gpt2.settings.shown import text_of
 from lib.atomic_files import atomic_write_text
+from lib.human import counted
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import (
@@ -75,12 +76,15 @@ def defconfig(names: str, overrides: str) -> None:
     config = tree.config()
     note_environment(config, overrides)
     check_settings(config)
+    steps_from(config)
     replace_dotconfig(tree.dotconfig())
     changed = strict.changed(config).items()
     typed = [name for name, (*_, origin) in changed if origin == COMMAND_LINE]
     write_config(as_saved(config))
     loaded = " + ".join(str(f.relative_to(ROOT)) for f in files)
-    also = f" and {len(typed)} settings from the command line" if typed else ""
+    also = (
+        f" and {counted(len(typed), 'setting')} from the command line" if typed else ""
+    )
     if typed:
         kept = f"Saved in .config, for all later commands: {', '.join(typed)}"
         print(paragraph(kept, indent=0))

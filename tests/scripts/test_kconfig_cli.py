@@ -131,6 +131,17 @@ def test_an_unknown_preset_is_refused_with_the_nearest(tree: Path) -> None:
     assert not (tree / ".config").exists()
 
 
+def test_steps_that_do_not_exist_are_not_saved(mine: Path) -> None:
+    before = (mine / ".config").read_text()
+    for words, why in (
+        ("STEPS=0,99", "there is no step 99; steps are 0 to "),
+        ("STEPS_FILE=gone.toml", "there is no such file"),
+    ):
+        quick = ("defconfig", "gpt2-quickstart", "--overrides", words)
+        assert why in refused(mine, *quick)
+    assert (mine / ".config").read_text() == before
+
+
 def test_a_faulty_preset_leaves_the_old_configuration(mine: Path) -> None:
     before = (mine / ".config").read_text(), (mine / "config.py").read_text()
     (mine / "defconfigs/bad").write_text(
