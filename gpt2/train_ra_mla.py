@@ -7,7 +7,8 @@ r"""Train one run: a job of the matrix, or one step of a configuration by hand.
 Called again on the same directory it goes on from the last checkpoint; a run that is
 done is left alone. Exit codes:
 0 done; 1 crashed; 2 refused before it began; 3 interrupted, with a checkpoint;
-4 out of memory; 5 not finite; 6 disk full. SIGUSR1 prints all stacks to stderr.
+4 out of memory; 5 not finite; 6 disk full; 7 wrong gradients; 8 the GPU failed.
+SIGUSR1 prints all stacks to stderr.
 """
 
 from __future__ import annotations
@@ -35,16 +36,9 @@ from pathlib import Path
 
 from gpt2.plan.jobs import Job, job_from_json
 from gpt2.plan.names import KERNELS_ONLY
-from gpt2.plan.planning import (
-    baseline_parameters,
-    make_plan,
-    step_job,
-    steps_from,
-)
-from gpt2.plan.run_length import resolve
+from gpt2.plan.planning import configured_step, make_plan
 from gpt2.settings.checks import naming
 from gpt2.settings.configuration import load
-from gpt2.settings.schema import SYMBOL_OF
 from lib.atomic_files import read_json
 from lib.bytecode import keep_bytecode
 from lib.gpu.compile_cache import bytecode_folder, cache_environment
@@ -139,11 +133,8 @@ def configured_job(options: argparse.Namespace) -> Job:
     config = load(options.config, options.overrides)
     step, mode = options.ra_mla_ablation_step, config.values.get("KABLATE_MODE")
     if step is not None:
-        settings, registry = steps_from(config)
         with naming("--ra-mla-ablation-step"):
-            (step,) = registry.ids([step])
-        origins = {f: config.origins.get(s, "default") for f, s in SYMBOL_OF.items()}
-        job = step_job(*resolve(settings, origins, baseline_parameters), step, registry)
+            job = configured_step(config, step)
     elif mode == "single":
         job = make_plan(config).jobs[0]
     else:

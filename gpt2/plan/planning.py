@@ -106,10 +106,31 @@ def steps_from(config: Config) -> tuple[Settings, Registry]:
 
 
 def _plan_at_point(config: Config) -> Plan:
+    return plan_settings(*_settings_of(config))
+
+
+def _settings_of(config: Config) -> tuple[Settings, dict[str, str], Registry]:
+    """Settings with resolved length and source of weights, their origins, and the
+    registry of the steps. Raises ValueError."""
     origins = {f: config.origin(symbol) for f, symbol in SYMBOL_OF.items()}
     base, registry = steps_from(config)
     size = functools.partial(baseline_parameters, registry=registry)
-    return plan_settings(*resolve_source(*resolve(base, origins, size)), registry)
+    return *resolve_source(*resolve(base, origins, size)), registry
+
+
+def configured_step(config: Config, step_id: int) -> Job:
+    """Job of one step over a configuration of any mode, with the first seed.
+
+    Raises ValueError like ``make_plan``, and for a sweep, which is of several runs.
+    """
+    if axes := axes_of(config):
+        sources = ", ".join(dict.fromkeys(axis.source for axis in axes))
+        raise ValueError(f"{sources}: one run has no axes: leave it empty")
+    settings, origins, registry = _settings_of(config)
+    (step,) = registry.ids([step_id])
+    job = step_job(settings, origins, step, registry)
+    require_effect(job.settings)
+    return job
 
 
 def _plan_at(config: Config, axes: Sequence[Axis], point: Point) -> Plan:

@@ -67,6 +67,16 @@ def test_a_step_by_hand_equals_the_job_of_the_matrix(data_dir, tmp_path):
             ("--config", "config.py", "--ra-mla-ablation-step", "99"),
             "--ra-mla-ablation-step: there is no step 99; steps are 0 to",
         ),
+        (
+            ("--config", "config.py", "--ra-mla-ablation-step", "0", "--overrides")
+            + ("INIT_FROM=nowhere",),
+            "INIT_FROM=nowhere: there is no such folder",
+        ),
+        (
+            ("--config", "config.py", "--ra-mla-ablation-step", "0", "--overrides")
+            + ("SWEEP=WEIGHT_DECAY=0,0.1",),
+            "SWEEP: one run has no axes",
+        ),
         (("--job", "job.json", "--seed", "3"), "--seed goes with --config"),
         (("--job", "tampered.json"), "hash does not match"),
     ],
