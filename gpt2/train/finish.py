@@ -1,4 +1,4 @@
-"""FINISH: the last comparison of gradients, the exported model and the result."""
+"""FINISH: the last proof, the last checkpoint, the exported model and the result."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
     if not times_more:
         trainer.free_activations()
     with trainer.checkpoints.writer.finished():
-        trainer.save_last()
+        trainer.save()
         _note_batches(trainer)
         found = result_of(trainer) | _export(trainer)
     if times_more:

@@ -2,7 +2,7 @@
 
     PREPARE  gpt2/train/prepare.py: device, data, kernels, model; compiled and proven
     TRAIN    gpt2/train/trainer.py: updates, evaluations, checkpoints
-    FINISH   gpt2/train/finish.py: exported model, result
+    FINISH   gpt2/train/finish.py: last checkpoint, exported model, result
 
 Between PREPARE and TRAIN it waits for its turn (lib/jobs/turn.py), if the runner has
 started it while another run has the device; that turn is over when FINISH begins.

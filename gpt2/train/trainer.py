@@ -245,7 +245,7 @@ class Trainer:
             self._record_epoch()
         if step in LATER and not self.is_over:
             self.prove_again()
-        # save_last() is called by finish(), when the next run may have the device.
+        # The last one is written by finish(), when the next run may have the device.
         is_kept = step == stable.kept_at(self.job)
         if not self.is_over and (
             is_kept or step % self.resources.checkpoint_interval == 0
@@ -397,17 +397,6 @@ class Trainer:
             self.recorder.flush()
             self.checkpoints.save(self.progress)
             self.recorder.status(step=self.progress.step)
-
-    def save_last(self) -> None:
-        """Write the checkpoint of the last update if checkpoints are kept; the end of
-        the run would remove it. A run that is killed until then repeats the updates
-        since its last checkpoint, as after any other kill. Raises as save()."""
-        if self.resources.keep_checkpoints:
-            self.save()
-            return
-        self.check_finite()
-        self._check_weights()
-        self.recorder.flush()
 
     def _check_weights(self) -> None:
         finite = [torch.isfinite(p.detach()).all() for p in self.updater.parameters]

@@ -21,7 +21,7 @@ after its last one.
     last_update   the last one is made
     evaluated     the final evaluation is done
     released      the next run may take the GPU
-    written       the exported model is on disk
+    written       last checkpoint and exported model are on disk
     ended         its outcome is about to be written to status.json
 """
 

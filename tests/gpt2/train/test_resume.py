@@ -64,17 +64,6 @@ def test_a_run_that_is_done_drops_its_checkpoints_and_is_left_alone(
     assert before == {p: p.stat().st_mtime_ns for p in before}
 
 
-@pytest.mark.parametrize("keep", [True, False])
-def test_the_last_checkpoint_is_written_only_if_it_is_kept(job, tmp_path, keep):
-    run_dir, gate = tmp_path / "run", Gate(tmp_path / "gate")
-    gate.open()
-    settings = job.settings.replace(keep_checkpoints=keep)
-    begun = gate.holds(f"hold-begun@{STEPS}")
-    ended = train(replace(job, settings=settings), run_dir, **begun)
-    assert ended.process.exitcode == 0, ended.log
-    assert gate.is_reached() == keep == (run_dir / "ckpt").exists()
-
-
 @pytest.mark.parametrize("name", ["ckpt", "metrics.jsonl"])
 def test_a_link_in_a_run_directory_leads_nothing_elsewhere(job, tmp_path, name):
     run_dir, theirs = tmp_path / "run", tmp_path / "theirs"
