@@ -8,7 +8,6 @@ from typing import Any
 from gpt2.train.batches import gather
 from gpt2.train.costs_and_scores import held, scored, trained
 from gpt2.train.export import write_export
-from gpt2.train.fingerprints import batch_fingerprints
 from gpt2.train.head_removal import TIMED_WINDOWS, Removal, log_line, remove_heads
 from gpt2.train.trainer import Trainer
 from lib.gpu import device as devices
@@ -31,7 +30,6 @@ def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
         trainer.free_activations()
     with trainer.checkpoints.writer.finished():
         trainer.save()
-        _note_batches(trainer)
         found = result_of(trainer) | _export(trainer)
     if times_more:
         let_go()
@@ -54,14 +52,6 @@ def result_of(trainer: Trainer) -> dict[str, Any]:
         "peak_memory_bytes": devices.peak_memory(trainer.device)[0],
         **devices.reserved_memory(trainer.device),
     }
-
-
-def _note_batches(trainer: Trainer) -> None:
-    """Record fingerprints of the batches of the updates that this attempt made."""
-    sums = {} if trainer.loader is None else trainer.loader.window_sums
-    last = trainer.progress.step
-    made = {update: share for update, share in sums.items() if update <= last}
-    trainer.manifest.note_batches(batch_fingerprints(trainer.ranks.gather(made)))
 
 
 def _export(trainer: Trainer) -> dict[str, Any]:

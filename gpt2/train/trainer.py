@@ -25,6 +25,7 @@ from gpt2.train.batches import Batch, Batches
 from gpt2.train.costs_and_scores import evaluation_record, peak_of_run, utilisation
 from gpt2.train.evaluate import Evaluator
 from gpt2.train.failures import Interrupted, NonFinite, NotAsTrained
+from gpt2.train.fingerprints import batch_fingerprints
 from gpt2.train.lr_schedule import learning_rate
 from gpt2.train.manifest import Manifest
 from gpt2.train.progress import Clock, Progress
@@ -395,8 +396,16 @@ class Trainer:
         with self._between_updates():
             self.progress.sums = self._sums.tolist()
             self.recorder.flush()
+            self._note_batches()
             self.checkpoints.save(self.progress)
             self.recorder.status(step=self.progress.step)
+
+    def _note_batches(self) -> None:
+        """Record fingerprints of the batches of the updates that this attempt made; a
+        later one would not see those before its checkpoint."""
+        sums = {} if self.loader is None else self.loader.window_sums
+        made = {n: share for n, share in sums.items() if n <= self.progress.step}
+        self.manifest.note_batches(batch_fingerprints(self.ranks.gather(made)))
 
     def _check_weights(self) -> None:
         finite = [torch.isfinite(p.detach()).all() for p in self.updater.parameters]
