@@ -63,7 +63,7 @@ class Evaluator:
     def __init__(
         self, split: TokenSplit, settings: Settings, device: DeviceInfo, batch: int
     ) -> None:
-        """batch: windows scored at once; it does not change the result.
+        """batch: windows scored at once, which changes the result by rounding alone.
 
         Raises DataError if the split has too few windows.
         """

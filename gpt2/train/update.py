@@ -93,9 +93,11 @@ class Updater:
         scores of pruning and sums of norms must not see it either."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
         finite = torch.stack([torch.isfinite(gradient).all() for gradient in gradients])
-        self._skipped += ~finite.all()
+        is_whole = finite.all()
+        self._skipped += ~is_whole
         for gradient in gradients:
-            gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)
+            gradient.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0)  # 0 x inf is NaN
+            gradient.mul_(is_whole)
 
     def take_skipped(self) -> int:
         """Number of updates left out since the last call; waits for the device."""

@@ -510,6 +510,21 @@ def test_first_updates_that_overflow_postpone_the_choice_of_masks(data_dir, aske
     assert updater.pruner.pruned() == wanted > 0
 
 
+def test_an_update_that_overflows_adds_nothing_to_the_scores_of_pruning(data_dir):
+    pruning = {"prune_method": "movement", "prune_warmup": 2, "prune_interval": 2}
+    job = tiny_job(data_dir, prune_sparsity=0.5, **pruning)
+    trainer = make_trainer(job, GPT(job.settings))
+    updater = trainer.updater
+    updater.scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
+    updater.accumulate(trainer.micro_batches())
+    updater.parameters[0].grad[0, 0] = torch.inf  # of one weight alone
+    assert updater._apply(1).item() == 0.0 and updater.take_skipped() == 1
+    assert not any(score.any() for score in updater.pruner.scores.values())
+    updater.accumulate(trainer.micro_batches())
+    assert updater._apply(2).item() > 0.0 and updater.take_skipped() == 0
+    assert all(score.any() for score in updater.pruner.scores.values())
+
+
 def test_a_run_in_which_every_update_overflows_has_failed(data_dir):
     job = tiny_job(data_dir, max_iters=2, warmup_steps=1)
     trainer = make_trainer(job, GPT(job.settings))
