@@ -201,7 +201,7 @@ def naming(settings: str, way_out: str = "") -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        text = f"{error}. {way_out}" if way_out else str(error)
+        text = f"{str(error).rstrip('.')}. {way_out}" if way_out else str(error)
         raise ValueError(f"{settings}: {text}") from error
 
 

@@ -9,7 +9,7 @@ same. Where a torch wraps in a way that does not show, its wrappers stay.
 from __future__ import annotations
 
 from functools import cache
-from inspect import unwrap
+from inspect import signature, unwrap
 from typing import Any, TypeVar
 
 import torch
@@ -44,8 +44,12 @@ def uncompiled(name: str) -> Any:
 
 
 def fused(name: str, groups: list[Group], **options: Any) -> Any:
-    """torch's optimizer of that name, fused where all of `groups` is on a GPU."""
-    optimizer = uncompiled(name)(groups, **fused_options(groups), **options)
+    """torch's optimizer of that name, fused where all of `groups` is on a GPU and torch
+    has it fused."""
+    kind = uncompiled(name)
+    if "fused" in signature(kind).parameters:
+        options = fused_options(groups) | options
+    optimizer = kind(groups, **options)
     return optimizer if name in ("Adam", "AdamW") else skipped_by_scaler(optimizer)
 
 

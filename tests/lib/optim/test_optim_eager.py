@@ -45,6 +45,16 @@ def test_the_bits_are_those_of_torchs_own(name: str) -> None:
             assert torch.equal(torch.as_tensor(mine["state"][0][key]), value)
 
 
+def test_what_torch_does_not_have_fused_serves_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(eager, "fused_options", lambda groups: {"fused": True})
+    groups = [{"params": [torch.ones(5).requires_grad_()], "weight_decay": 0.1}]
+    for name, is_fused in (("NAdam", False), ("Adagrad", True)):
+        optimizer = eager.fused(name, groups, lr=0.1)
+        assert bool(optimizer.param_groups[0].get("fused")) == is_fused
+
+
 PROGRAM = """
 import sys
 from tests.lib.optim.test_optim_eager import KINDS, eager, train
