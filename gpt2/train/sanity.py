@@ -6,11 +6,15 @@ from collections.abc import Mapping
 from typing import Any
 
 from gpt2.settings.schema import Settings
+from gpt2.train.progress import Progress
 from gpt2.train.record import Recorder
 from lib.alarms import Alarm, LossWatch
 from lib.atomic_files import read_jsonl
 
 NAME = "alarms"
+# Share of updates that fp16 may skip without an alarm: some at the start, until the
+# loss scale fits, and one each time it is raised, every 2,000 updates.
+MOST_SKIPPED = 0.01
 
 
 def watch_losses(
@@ -35,6 +39,16 @@ def watch_losses(
             )
 
     recorder.listeners[NAME] = listen
+
+
+def report_skipped(recorder: Recorder, progress: Progress) -> None:
+    """Say how many updates fp16 skipped, with an alarm if they are many."""
+    step, skipped = progress.step, progress.skipped_updates
+    message = f"{skipped} of {step} updates overflowed in fp16 and were skipped"
+    if skipped > MOST_SKIPPED * step:
+        recorder.alarm({"step": step, "alarm": "skipped", "message": message})
+    elif skipped:
+        recorder.say(message)
 
 
 def _look(watch: LossWatch, kind: str, record: Mapping[str, Any]) -> list[Alarm]:

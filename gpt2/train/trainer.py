@@ -32,6 +32,7 @@ from gpt2.train.progress import Clock, Progress
 from gpt2.train.record import Recorder
 from gpt2.train.resume import Checkpoints
 from gpt2.train.run_context import RunContext
+from gpt2.train.sanity import report_skipped
 from gpt2.train.stopping import StopRequest
 from gpt2.train.update import Updater
 from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
@@ -126,11 +127,8 @@ class Trainer:
                     self.recorder.phase("first_update")
                 self.has_trained = True
                 self._after_update()
-        if skipped := self.progress.skipped_updates:
-            self.recorder.say(
-                f"fp16: {skipped} of {self.progress.step} updates overflowed and were "
-                "left out"
-            )
+        if self.has_trained:
+            report_skipped(self.recorder, self.progress)
         self.recorder.phase("evaluated")
 
     def _profiler(self) -> StepProfiler:

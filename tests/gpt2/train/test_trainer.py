@@ -525,6 +525,22 @@ def test_an_update_that_overflows_adds_nothing_to_the_scores_of_pruning(data_dir
     assert all(score.any() for score in updater.pruner.scores.values())
 
 
+def test_many_updates_that_overflow_raise_an_alarm(data_dir, tmp_path):
+    job = tiny_job(data_dir, dropout=0.0)
+    trainer = make_trainer(job, GPT(job.settings), run_dir=tmp_path)
+    init_parameters(trainer.model, job.seed)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**127, backoff_factor=2.0**-120)
+    trainer.updater.scaler = scaler
+    with torch.no_grad():
+        trainer.model.wte.weight.mul_(1e2)
+    trainer.train()
+    skipped = trainer.progress.skipped_updates
+    (alarm,) = (r for r in read_jsonl(trainer.recorder.metrics) if "alarm" in r)
+    assert 0 < skipped < STEPS and alarm["alarm"] == "skipped"
+    assert f"{skipped} of {STEPS} updates overflowed in fp16" in alarm["message"]
+    assert status(tmp_path)["alarms"][0]["message"] == alarm["message"]
+
+
 def test_a_run_in_which_every_update_overflows_has_failed(data_dir):
     job = tiny_job(data_dir, max_iters=2, warmup_steps=1)
     trainer = make_trainer(job, GPT(job.settings))
