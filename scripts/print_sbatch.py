@@ -27,6 +27,7 @@ from gpt2.plan.jobs import Plan, only
 from gpt2.plan.names import VERIFIED
 from gpt2.plan.planning import make_plan
 from gpt2.run import runner, verification
+from gpt2.run.plan_listing import note_lines
 from gpt2.run.requirements import require_data, require_packages, require_stable
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
@@ -103,6 +104,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"note: {missing}, if the runs are to read it here", file=sys.stderr)
         else:
             require_data(plan)
+        for note in note_lines(plan, config, is_here=False):
+            print(note, file=sys.stderr)
         view, certificates = PlainView(sys.stderr), partial(verify, given)
         tasks = runner.prepare(plan, copies(config), view, certificates)
         print_exact(render(plan, tasks, options))

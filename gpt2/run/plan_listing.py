@@ -49,11 +49,15 @@ def listing(plan: Plan, config: Config) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def notes(plan: Plan, config: Config) -> list[str]:
-    """Notes on settings that are allowed but questionable, before jobs are run."""
-    found = [*job_remarks(plan), *unused_settings(plan, config)]
-    found += without_effect_here(plan, config) + too_large(plan)
-    found += too_many_loaders(plan.base.resources)
+def notes(plan: Plan, config: Config, is_here: bool = True) -> list[str]:
+    """Notes on settings that are allowed but questionable, before jobs are run.
+
+    is_here: whether they will run on this machine.
+    """
+    found = [*job_remarks(plan), *unused_settings(plan, config), *too_large(plan)]
+    if is_here:
+        found += without_effect_here(plan, config)
+        found += too_many_loaders(plan.base.resources)
     found += small_text(max((job.settings for job in plan.jobs), key=tokens_of))
     found += control_costs(plan) + kept_final_rate(plan)
     return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))
@@ -72,9 +76,9 @@ def job_remarks(plan: Plan) -> Iterator[str]:
         yield text if len(found) == len(groups) else some + text
 
 
-def note_lines(plan: Plan, config: Config) -> list[str]:
+def note_lines(plan: Plan, config: Config, is_here: bool = True) -> list[str]:
     """The notes as paragraphs."""
-    return [paragraph(f"note: {text}") for text in notes(plan, config)]
+    return [paragraph(f"note: {text}") for text in notes(plan, config, is_here)]
 
 
 def size_table(plan: Plan) -> str:

@@ -84,9 +84,12 @@ def test_the_folder_of_the_logs_is_named_or_refused(tmp_path: Path, name: str) -
 
 def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
     write_config(tmp_path)
-    done = print_sbatch(tmp_path, "--overrides", "SEEDS=1 STEPS=0")
+    asked = "SEEDS=1 STEPS=0 RA_WINDOW=4 TF32=n NUM_WORKERS=99 DEVICE=auto"
+    done = print_sbatch(tmp_path, "--overrides", asked)
     assert "All certificates passed (1 step, 1 optimizer)" in done.stderr
     assert re.search("^note: .*make data.*if the runs are to read it", done.stderr)
+    assert "note: RA_MLA_RA_WINDOW=4 (command line) has no effect" in done.stderr
+    assert not re.search("TF32|NUM_WORKERS", done.stderr), "of the machine of a task"
     assert done.stdout.startswith("#!/bin/bash\n")
     assert "export KABLATE_VERIFIED=passed\n" in done.stdout
 
