@@ -88,7 +88,7 @@ def test_gpus_without_bf16_are_noticed_before_a_matrix(
 def test_more_loader_processes_than_cores_are_noted(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1, 2, 3})
+    monkeypatch.setattr("gpt2.run.device_limits.usable_cores", lambda: 4)
     for symbols, processes in (
         ({"NUM_WORKERS": "4"}, 0),
         ({"NUM_WORKERS": "5"}, 5),
