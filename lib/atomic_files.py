@@ -102,17 +102,31 @@ def atomic_write_json(
     atomic_write_text(path, text + "\n", make_folder=make_folder)
 
 
-def require_place(path: str | Path) -> None:
-    """Raise as atomic_write_bytes if a file cannot be written there, and create missing
-    parent folders: for commands that write after hours of work."""
+def require_json_place(path: str | Path) -> None:
+    """Raise as atomic_write_bytes if a JSON file cannot be written there, and create
+    missing parent folders: for commands that write after hours of work.
+
+    Only an empty file or a JSON object with a schema, as these commands write it, may
+    be replaced.
+    """
     path = Path(path)
     with clear_write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if path.exists() and path.stat().st_size and not _has_schema(path):
+            raise FileExistsError(errno.EEXIST, "a file of another kind is there")
         path.parent.mkdir(parents=True, exist_ok=True)
         name = hidden_name(path)
         open(name, "xb").close()
         name.unlink()
+
+
+def _has_schema(path: Path) -> bool:
+    try:
+        found = read_json(path)
+    except ValueError:
+        return False
+    return isinstance(found, dict) and "schema" in found
 
 
 def remove_leftovers(directory: str | Path) -> None:

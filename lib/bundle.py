@@ -7,6 +7,7 @@ is written outside of the one folder that is made.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import shutil
@@ -42,16 +43,27 @@ def write_bundle(path: Path, root: Path, names: Iterable[str]) -> int:
     """Write files of a folder into one zip, atomically; its size in bytes.
 
     names: paths within root, as "a/b". Raises ValueError for what is not a plain file
-    of a bounded size, lib.atomic_files.DiskFull and NotWritable.
+    of a bounded size, lib.atomic_files.DiskFull, and NotWritable, also where there is
+    anything but a bundle.
     """
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists() and not _is_bundle(path):
+            raise FileExistsError(errno.EEXIST, "a file of another kind is there")
         with (
             replacing(path) as partial,
             zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle,
         ):
             _write(bundle, root, names)
         return path.stat().st_size
+
+
+def _is_bundle(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as found:
+            return SUMS_FILE in found.namelist()
+    except UNREADABLE:
+        return False
 
 
 def _write(bundle: zipfile.ZipFile, root: Path, names: Iterable[str]) -> None:

@@ -44,7 +44,7 @@ from gpt2.train.benchmark import (
     line_of,
 )
 from gpt2.train.timed_updates import our_update, peer_update, seconds_of
-from lib.atomic_files import atomic_write_json, require_place
+from lib.atomic_files import atomic_write_json, require_json_place
 from lib.cpus import usable_cores
 from lib.gpu.compile_cache import cache_environment
 from lib.jobs.run_files import now, read_status
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         steps = steps_of(given.steps, given.settings)
         sizes = given.micro_batches.split(",")
         batches = [int(number("MICRO_BATCHES", size, COUNT)) for size in sizes]
-        require_place(given.out)
+        require_json_place(given.out)
     except (ValueError, OSError) as error:
         return fail(error, EXIT_USAGE)
     more = given.at_once, given.repeats, given.settings, given.nanogpt

@@ -39,7 +39,7 @@ from gpt2.report.evaluations import write_evaluation
 from gpt2.report.named_runs import keep_for_report, show_next_report
 from gpt2.settings.extras import check_installed
 from gpt2.settings.schema import Resources
-from lib.atomic_files import atomic_write_json, require_place
+from lib.atomic_files import atomic_write_json, require_json_place
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import COUNT, add_number
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         items = items_of(options)
         chosen = chosen_runs(options, MOST_RUNS, variable="RUNS")
         if options.out:
-            require_place(options.out)
+            require_json_place(options.out)
         runs, notes = score(chosen.folders, chosen.resources, items)
     except (ValueError, OSError) as error:
         return refuse("eval", error)

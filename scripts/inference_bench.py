@@ -31,7 +31,7 @@ from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.parse import settings_from
 from gpt2.settings.rerun_commands import show_next
 from lib import human
-from lib.atomic_files import atomic_write_json, require_place
+from lib.atomic_files import atomic_write_json, require_json_place
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.number_option import COUNT, Allowed, add_number, number, one_of
@@ -69,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen_runs(options, MOST_RUNS, variable="RUNS") if options.run else None
         )
         load = Load(batches, *tokens_of(options, chosen), options.repeats)
-        require_place(options.out)
+        require_json_place(options.out)
         subjects = untrained(options, load, contexts) if not chosen else trained(chosen)
         rows: list[Row] = []
         for row in measured(subjects, load, contexts, peers):

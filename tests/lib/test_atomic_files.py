@@ -97,8 +97,15 @@ def test_a_place_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
         with pytest.raises(atomic_files.NotWritable, match=said):
             atomic_files.atomic_write_bytes(path, b"x")
         with pytest.raises(atomic_files.NotWritable, match=said):
-            atomic_files.require_place(path)
-    atomic_files.require_place(tmp_path / "new/x.json")
+            atomic_files.require_json_place(path)
+    (tmp_path / "ours.json").write_text('{"schema": 1}')
+    for ours in ("new/x.json", "ours.json", "file"):
+        atomic_files.require_json_place(tmp_path / ours)
+    for text in ("# README", '{"a": 1}', "[1]", b"\x89PNG\xff"):
+        theirs = tmp_path / "theirs"
+        theirs.write_bytes(text if isinstance(text, bytes) else text.encode())
+        with pytest.raises(atomic_files.NotWritable, match="of another kind is there"):
+            atomic_files.require_json_place(theirs)
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(atomic_files.NotWritable, match="Read-only file system. Make"):
         with atomic_files.clear_write_errors(tmp_path):

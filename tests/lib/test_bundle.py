@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lib import bundle
+from lib.atomic_files import NotWritable
 from lib.bundle import SUMS_FILE, BadBundle, unpack_bundle, write_bundle
 
 ALLOWED = re.compile(r"[a-z]+\.(md|json)|[a-z]+/[a-z]+\.json")
@@ -47,6 +48,19 @@ def test_what_is_packed_comes_back_with_sums_that_sha256sum_checks(
     write_bundle(tmp_path / "y.zip", root, reversed(FILES))
     assert (tmp_path / "y.zip").read_bytes() == path.read_bytes()
     assert not unpack_bundle(path, tmp_path / "x", ALLOWED)
+
+
+@pytest.mark.parametrize("kind", ["text", "zip"])
+def test_a_file_of_something_else_is_not_replaced(root, tmp_path, kind) -> None:
+    theirs = tmp_path / "photos.zip"
+    theirs.write_text("not a zip")
+    if kind == "zip":
+        with zipfile.ZipFile(theirs, "w") as photos:
+            photos.writestr("me.jpg", "x")
+    before = theirs.read_bytes()
+    with pytest.raises(NotWritable, match="a file of another kind is there"):
+        write_bundle(theirs, root, FILES)
+    assert theirs.read_bytes() == before
 
 
 def test_a_folder_of_something_else_is_left_alone(root: Path, tmp_path: Path) -> None:
