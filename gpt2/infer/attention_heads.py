@@ -59,15 +59,20 @@ def attention_of(
     and its standard error over these, None for one window.
 
     All rows of a context that see more than one key, or as many, evenly spaced, as fit
-    MOST_SCORES.
+    MOST_SCORES. Raises ValueError if the text has fewer windows.
     """
     context = trained.model.block_size
+    if count > (most := len(tokens) - context):
+        raise ValueError(
+            f"WINDOWS={count}: the validation text has {most:,} windows of {context} "
+            f"tokens: use at most {most}"
+        )
     starts = validation_offsets(len(tokens), context, count)
     band = trained.settings.mechanisms.ra_window
     rows = rows_of(trained)
     found = [
         head_metrics(trained.model, _batch(trained, tokens, start), rows, band)
-        for start in dict.fromkeys(starts)
+        for start in starts
     ]
     return [list(_heads(layer)) for layer in zip(*found, strict=True)]
 

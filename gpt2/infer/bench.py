@@ -115,7 +115,10 @@ def speed(times: Sequence[Sequence[float]], batch: int, prompt: int) -> Row:
 def rows_of(
     subject: TimedModel, load: Load, contexts: Sequence[int] = ()
 ) -> Iterator[Row]:
-    """A row per batch, then one per batch and context."""
+    """A row per batch, then one per batch and context. Raises ValueError before all
+    rows if the model has no such context."""
+    for context in contexts:
+        check_context(subject, context, f"CONTEXTS={context}")
     for batch in load.batches:
         with failure_in(start_of(subject, batch, load.prompt + load.new)) as row:
             row |= generation_row(subject, load, batch)
@@ -160,11 +163,7 @@ def generation_row(subject: TimedModel, load: Load, batch: int) -> Row:
 
 @torch.no_grad()
 def context_row(subject: TimedModel, load: Load, batch: int, context: int) -> Row:
-    """The last tokens of a long context, with any numbers in the cache before them.
-
-    Raises ValueError if the model has no such context.
-    """
-    check_context(subject, context, f"CONTEXTS={context}")
+    """The last tokens of a long context, with any numbers in the cache before them."""
     begin_memory(subject.device)
     decoder = Decoder(subject.model, context)
     token = random_tokens(subject, batch, 1)

@@ -49,6 +49,8 @@ def test_each_head_is_measured_on_validation_text(here):
             assert 0 < head["relative"] < 1 and -1 < head["reciprocity"] < 1
             assert head["alpha"] == trained.settings.mechanisms.ra_alpha
     assert found["windows"] == 3 and found["rows"] == context - 1
+    said = attention(here, "5", "--windows", "999999999999", code=2)
+    assert f"tokens: use at most {last + 1}" in said
     base = here / "results/step00-baseline/seed1/attention.json"
     assert "alpha" not in json.loads(base.read_text())["layers"][0][0]
     run_script("report.py", "--no-plots", "--quiet", cwd=here)

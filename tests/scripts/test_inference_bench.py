@@ -127,6 +127,7 @@ def test_trained_runs_and_what_is_refused(finished):
         assert len(found["rows"]) == 1
     said = bench(finished, *words, "--contexts", "17", "5", code=2).stderr
     assert "CONTEXTS=17: 17 tokens do not fit the context of 16 of 5 ra" in said
+    assert "tokens/s" not in said  # nothing was timed before
     said = bench(finished, *words, "--new_tokens", "12", "5", code=2).stderr
     assert "PROMPT_TOKENS=5 and NEW_TOKENS=12: 17 tokens do not fit" in said
     said = bench(finished, *once[:-1], "--peers", "transformers", "5").stdout
