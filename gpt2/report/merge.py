@@ -42,7 +42,7 @@ Chosen = dict[str, tuple[str, Run]]  # source and run, by run directory
 def sources_of(results: str) -> list[str]:
     """Folders or bundles in RESULTS, separated by commas, or those in a folder that has
     nothing but bundles, as of a published study; a single one, which may have a comma
-    in its name, is returned as it is."""
+    in its name, is returned as it is. Raises ValueError for commas alone."""
     folder = Path(results)
     if folder.is_dir() and not (folder / MATRIX_FILE).exists():
         bundles = [str(path) for path in sorted(folder.glob("*.zip"))]
@@ -50,7 +50,9 @@ def sources_of(results: str) -> list[str]:
             return bundles
     if "," not in results or Path(results).exists():
         return [results]
-    return [name for name in map(str.strip, results.split(",")) if name]
+    if names := [name for name in map(str.strip, results.split(",")) if name]:
+        return names
+    raise ValueError(f"RESULTS={results!r} names no folder")
 
 
 def merge(names: Sequence[str], out: Path | None) -> Path:

@@ -79,9 +79,10 @@ def choose_runs(name: str, results: Path | None, variable: str = "RUN") -> Chose
     if glob.has_magic(name):
         return _below(_matching(name, results, variable))
     if results is None or not results.is_dir():
+        where = "" if results is None else f": {results} is not a folder"
         raise ValueError(
             f"{variable}={name!r} is not a folder, and there are no results to look it "
-            "up in"
+            f"up in{where}"
         )
     return _named(name, results, variable)
 

@@ -11,10 +11,12 @@ from gpt2.report.evidence import FAMILIES, Rules
 from gpt2.report.results import Run
 from gpt2.settings.schema import SYMBOL_OF
 from lib.kconfig.config_py import read_config
-from lib.number_option import COUNT, LOSS, add_name, add_number
+from lib.number_option import LOSS, Allowed, add_name, add_number
 from lib.safe_json import number, text
 
 T = TypeVar("T")
+# As of REPORT_LOOKS: more of them share so small an error that nothing is found.
+LOOKS = Allowed(int, lambda x: 1 <= x <= 20, "a whole number from 1 to 20")
 
 
 def add_rule_options(parser: argparse.ArgumentParser, family: bool = True) -> None:
@@ -22,7 +24,7 @@ def add_rule_options(parser: argparse.ArgumentParser, family: bool = True) -> No
     margin = "difference in nats that does not matter; default: as configured"
     add_number(parser, "MARGIN", LOSS, help=margin)
     looks = "planned reports as seeds are added; default: as configured"
-    add_number(parser, "LOOKS", COUNT, help=looks)
+    add_number(parser, "LOOKS", LOOKS, help=looks)
     if family:
         names = f"{', '.join(FAMILIES)}; default: as configured"
         words = f"how the arms share the error: {names}"

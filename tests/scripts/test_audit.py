@@ -131,6 +131,7 @@ def test_runs_that_are_not_done_are_left_out_or_refused(folder):
         (("5:7",), "RUN='5:7': 5 ra has no run with seed 7 in results, but with 1"),
         (("data",), "no runs in data"),
         (("--config", "none.py"), "make defconfig-NAME"),
+        (("0", "--results", "gone"), "to look it up in: gone is not a folder"),
         (("--overrides", "DEVICE=cuda:77"), "DEVICE"),
     ],
 )

@@ -283,6 +283,7 @@ def test_the_looks_are_those_asked_for_configured_or_recorded(tmp_path):
     assert (looks(), looks(out), looks("--looks", "2")) == (3, 4, 2)
     refused = report("--looks", "0", cwd=tmp_path)
     assert refused.returncode == 2 and "LOOKS=0" in refused.stderr
+    assert "must be a whole number from 1 to 20" in refused.stderr
 
 
 def test_a_sequential_family_is_reported_recorded_and_planned(tmp_path):

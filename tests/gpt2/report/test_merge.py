@@ -152,6 +152,8 @@ def test_names_with_a_comma_are_one_folder_if_they_exist(tmp_path: Path) -> None
     (tmp_path / "a,b").mkdir()
     assert sources_of(f"{tmp_path}/a,b") == [f"{tmp_path}/a,b"]
     assert sources_of("a, b.zip,") == ["a", "b.zip"]
+    with pytest.raises(ValueError, match="RESULTS=' ,' names no folder"):
+        sources_of(" ,")
     study = tmp_path / "study"
     study.mkdir()
     assert sources_of(str(study)) == [str(study)], "which says that there are no runs"
