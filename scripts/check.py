@@ -28,6 +28,22 @@ PYTHON_FILES = (".py", ".pyi")
 HUNK = re.compile(r"@@ -(\d+)")
 
 
+def format_findings(said: str) -> str:
+    """Turn what `black --check` says into its errors and one `path:line: message` for
+    each file that it would change.
+
+    With --diff, which shows the lines, black does not use its cache and formats every
+    file again: so that is asked for these files alone.
+    """
+    errors = re.findall(r"^error: .+", said, re.M)
+    names = re.findall(r"^would reformat (.+)", said, re.M)
+    if names:
+        command = [sys.executable, "-m", "black", "--diff", "--quiet", *names]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        errors.append(first_change_of_each_file(done.stdout))
+    return "\n".join(errors) or said
+
+
 def first_change_of_each_file(diff: str) -> str:
     """Turn black's diff into one `path:line: message` per file."""
     findings, path, line = [], "", 0
@@ -78,11 +94,11 @@ class Check:
 CHECKS = (
     Check(
         "format",
-        ("-m", "black", "--check", "--diff", "--quiet"),
+        ("-m", "black", "--check"),
         "make format",
         PYTHON_FILES,
         python_files,
-        explain=first_change_of_each_file,
+        explain=format_findings,
     ),
     Check(
         "whitespace",
@@ -191,13 +207,14 @@ def run_one(check: Check, arguments: Sequence[str]) -> int:
     print(f"check: {check.name} ...", flush=True)
     started = time.monotonic()
     # Only output that is rewritten is captured, so that the rest appears at once.
-    captured = subprocess.PIPE if check.explain is not str else None
+    rewritten = check.explain is not str
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=ROOT,
         # The processes of pytest share the cores; the user's own value wins.
         env={"OMP_NUM_THREADS": "1", **os.environ},
-        stdout=captured,
+        stdout=subprocess.PIPE if rewritten else None,
+        stderr=subprocess.STDOUT if rewritten else None,
         text=True,
         check=False,
     )
