@@ -22,7 +22,7 @@ from rich.text import Text
 from gpt2.report.arms import Change
 from gpt2.report.compare import (
     ComparedSide,
-    Pair,
+    MatchedArms,
     SideBySide,
     find_subject,
     own_changes,
@@ -135,7 +135,7 @@ def show(
         console.print(Text(f"left out: {item.path}: {item.reason}"))
 
 
-def show_pair(console: Console, pair: Pair) -> None:
+def show_pair(console: Console, pair: MatchedArms) -> None:
     show_changes(console, "Configuration", pair.settings, "No setting differs.")
     show_changes(console, "Environment", pair.environment, "No differences found.")
     table = grid("Results (means over finished seeds)", "", "A", "B", "B - A")
@@ -148,7 +148,7 @@ def show_pair(console: Console, pair: Pair) -> None:
     console.print(Text(comparability(pair)))
 
 
-def show_matrices(console: Console, pairs: list[Pair]) -> None:
+def show_matrices(console: Console, pairs: list[MatchedArms]) -> None:
     shared = shared_changes(pairs)
     show_changes(console, "Configuration, in all arms", shared, "No setting differs.")
     for pair in pairs:
@@ -181,7 +181,7 @@ def show_changes(
     console.print(table)
 
 
-def comparability(pair: Pair) -> str:
+def comparability(pair: MatchedArms) -> str:
     """Whether the two may be compared, and what follows if so."""
     verdict = pair.comparison.at_steps
     why = "; ".join(verdict.reasons)

@@ -25,7 +25,7 @@ from lib.kconfig.dotconfig import COMMAND_LINE
 if TYPE_CHECKING:
     from lib.kconfig.strict import StrictKconfig
 
-SYMBOL, RATE_SYMBOL = "SWEEP", "LR_SWEEP"
+SWEEP, LR_SWEEP = "SWEEP", "LR_SWEEP"
 MOST_POINTS = 1_000
 # Settings outside of these parts do not change what is trained, with exceptions.
 SWEPT_PARTS = ("model", "mechanisms", "optim", "pruning")
@@ -53,7 +53,7 @@ class Axis:
     field: str
     values: tuple[Any, ...]
     words: tuple[str, ...]
-    source: str = SYMBOL
+    source: str = SWEEP
     sets: tuple[str, ...] = ()
     is_in_all: bool = False
 
@@ -71,18 +71,18 @@ def axes_of(config: Config) -> tuple[Axis, ...]:
     Raises ValueError with the origin of the symbol for an unknown or repeated setting,
     one that cannot be swept, and a value that is repeated or of the wrong type.
     """
-    words = str(config.values.get(SYMBOL, "")).split()
-    rates = str(config.values.get(RATE_SYMBOL, "")).strip()
+    words = str(config.values.get(SWEEP, "")).split()
+    rates = str(config.values.get(LR_SWEEP, "")).strip()
     if not (words or rates):
         return ()
     kconfig = strict_kconfig()
-    with refusing(config, RATE_SYMBOL):
+    with refusing(config, LR_SWEEP):
         last = (_rates(rates, kconfig),) if rates else ()
-    with refusing(config, SYMBOL):
+    with refusing(config, SWEEP):
         axes = (*(_axis(word, kconfig) for word in words), *last)
         fields = [axis.field for axis in axes]
         if double := {axis.symbol for axis in axes if fields.count(axis.field) > 1}:
-            also = f" (once in {RATE_SYMBOL})" if last else ""
+            also = f" (once in {LR_SWEEP})" if last else ""
             once = "list all values of a setting once, separated by commas"
             names = ", ".join(sorted(double))
             raise ValueError(f"{names} is there twice{also}: {once}")
@@ -119,7 +119,7 @@ def with_rates(axis: Axis, rates: Iterable[float]) -> Axis:
     """The axis of learning rates with these, in ascending order."""
     values = tuple(sorted(rates))
     words = tuple(f"{axis.symbol}={text_of(rate)}" for rate in values)
-    return Axis(axis.field, values, words, RATE_SYMBOL)
+    return Axis(axis.field, values, words, LR_SWEEP)
 
 
 def _axis(word: str, kconfig: StrictKconfig) -> Axis:
@@ -200,7 +200,7 @@ def config_at(config: Config, axes: Sequence[Axis], point: Point) -> Config:
     except ConfigError as error:
         why = str(error).replace(f"{COMMAND_LINE}: ", "")
         tried = (a.source for a in axes if a.field in point and not a.sets)
-        source = next(tried, SYMBOL)  # a size is possible by itself
+        source = next(tried, SWEEP)  # a size is possible by itself
         with refusing(config, source):
             raise ValueError(why) from error
 

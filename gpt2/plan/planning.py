@@ -14,7 +14,8 @@ from typing import Any
 
 from gpt2.mechanisms import mechanisms
 from gpt2.plan.axes import (
-    RATE_SYMBOL,
+    LR_SWEEP,
+    SWEEP,
     Axis,
     Point,
     axes_of,
@@ -24,7 +25,6 @@ from gpt2.plan.axes import (
     set_by,
     with_rates,
 )
-from gpt2.plan.axes import SYMBOL as SWEPT
 from gpt2.plan.budget import budget, derive_widths, resolve_widths
 from gpt2.plan.init_source import resolve_source
 from gpt2.plan.jobs import Job, Plan, trained_identity
@@ -69,7 +69,7 @@ def _plan(config: Config) -> Plan:
     axes = with_sizes(config, axes_of(config))
     known: dict[Frozen, Plan] = {}
     plan = _crossed(config, axes, known) if axes else _plan_at_point(config)
-    rates = next((axis for axis in axes if axis.source == RATE_SYMBOL), None)
+    rates = next((axis for axis in axes if axis.source == LR_SWEEP), None)
     added: list[str] = []
     while rates is not None and plan.base.matrix.lr_sweep_extend:
         if not (more := dict(extension(plan, rates))):
@@ -148,7 +148,7 @@ def _plan_at(config: Config, axes: Sequence[Axis], point: Point) -> Plan:
             job,
             origins={
                 name: (
-                    sources_of.get(name, SWEPT)
+                    sources_of.get(name, SWEEP)
                     if name in swept and origin == COMMAND_LINE
                     else origin
                 )

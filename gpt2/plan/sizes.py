@@ -30,7 +30,7 @@ from lib.suggestions import hint
 if TYPE_CHECKING:
     from gpt2.plan.jobs import Job, Plan
 
-FIELD, SYMBOL, SCALED = "size", "SIZES", "SIZES_SCALE_RATE"
+SIZE, SIZES, SCALED = "size", "SIZES", "SIZES_SCALE_RATE"
 HEAD_WIDTH, FEWEST_HEADS = 64, 4
 DIMENSIONS = ("n_layer", "n_head", "n_embd")
 SHAPE = ("model_size", *DIMENSIONS)
@@ -47,10 +47,10 @@ def size_axis(config: Config) -> tuple[Axis, ...]:
     there twice, one without a whole number of heads, and settings that fix for all
     sizes what follows from the size.
     """
-    text = str(config.values.get(SYMBOL, "")).strip()
+    text = str(config.values.get(SIZES, "")).strip()
     if not text:
         return ()
-    with refusing(config, SYMBOL):
+    with refusing(config, SIZES):
         _require_derived(config)
         return (_axis([name.strip() for name in text.split(",")], config),)
 
@@ -70,7 +70,7 @@ def _axis(names: list[str], config: Config) -> Axis:
         shapes[shape] = given
         words[name] = " ".join([*assigned, *_rate(config, there)])
     sets = (*SHAPE, "learning_rate") if config.values.get(SCALED) else SHAPE
-    return Axis(FIELD, tuple(words), tuple(words.values()), SYMBOL, sets, True)
+    return Axis(SIZE, tuple(words), tuple(words.values()), SIZES, sets, True)
 
 
 def _size(given: str, known: dict[str, str]) -> tuple[str, list[str]]:
@@ -125,7 +125,7 @@ def _require_derived(config: Config) -> None:
         if value := config.values.get(symbol):
             raise ValueError(
                 f"{symbol}={value} ({config.origin(symbol)}) is a width of one size: "
-                f"with {SYMBOL} it must be 0"
+                f"with {SIZES} it must be 0"
             )
     if not config.values.get(SCALED):
         return
@@ -149,7 +149,7 @@ def with_sizes(config: Config, axes: Sequence[Axis]) -> tuple[Axis, ...]:
         if axis.field in fixed:
             also = f" with {SCALED}=y" if axis.field == "learning_rate" else ""
             raise ValueError(
-                f"{axis.source} of {axis.symbol}: {SYMBOL}{also} sets it, too; leave "
+                f"{axis.source} of {axis.symbol}: {SIZES}{also} sets it, too; leave "
                 "one out"
             )
     require_few((*sizes, *axes))
@@ -191,8 +191,8 @@ def sizes_of(plan: Plan) -> list[Size]:
     """The sizes of a plan with their costs; [] without SIZES."""
     by_size: dict[str, list[Job]] = {}
     for job in plan.jobs:
-        if FIELD in job.coordinates:
-            by_size.setdefault(job.coordinates[FIELD], []).append(job)
+        if SIZE in job.coordinates:
+            by_size.setdefault(job.coordinates[SIZE], []).append(job)
     return [_costs(name, jobs) for name, jobs in by_size.items()]
 
 
@@ -209,7 +209,7 @@ def _costs(name: str, jobs: list[Job]) -> Size:
 
 def same_widths(plan: Plan) -> Iterator[str]:
     """A note for each width of a mechanism that does not follow the size."""
-    if all(axis.field != FIELD for axis in plan.axes):
+    if all(axis.field != SIZE for axis in plan.axes):
         return
     found: dict[str, set[int]] = {}
     for job in plan.jobs:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from gpt2.plan.jobs import Plan
 from gpt2.plan.readers import READERS
-from gpt2.plan.sizes import SYMBOL as SIZES
+from gpt2.plan.sizes import SIZES
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, SYMBOL_OF
 from gpt2.settings.shown import shown_value
 from lib.kconfig.config_py import Config

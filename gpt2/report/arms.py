@@ -15,6 +15,7 @@ from itertools import pairwise
 from typing import Any
 
 from gpt2.plan.axes import nearest, swept_name
+from gpt2.plan.sizes import SIZE
 from gpt2.plan.steps import SHIPPED
 from gpt2.report.results import MatrixResults, Run
 from gpt2.settings.records import with_before
@@ -51,6 +52,11 @@ class Arm:
         """Values of a sweep that its runs were made at, by setting."""
         return self.runs[0].coordinates if self.runs else {}
 
+    @property
+    def size(self) -> object:
+        """Size of the model, of SIZES; None without."""
+        return self.coordinates.get(SIZE)
+
     def name_without(self, axis: str) -> str:
         """Name of all cells that differ from this one only in the value of an axis."""
         rest = {field: v for field, v in self.coordinates.items() if field != axis}
@@ -81,6 +87,10 @@ class Arm:
     def by_seed(self, column: str) -> dict[int, float]:
         pairs = ((r.row["seed"], number(r.row.get(column))) for r in self.done)
         return {seed: value for seed, value in pairs if value is not None}
+
+
+Pair = tuple[Arm, Arm]  # an arm and its partner
+NotedPair = tuple[Arm, Arm, str]  # and why the partner is not the recorded one
 
 
 def is_done(run: Run) -> bool:

@@ -41,7 +41,7 @@ class ComparedSide:
 
 
 @dataclass(frozen=True, slots=True)
-class Pair:
+class MatchedArms:
     """An arm of A and its counterpart in B, with all differences."""
 
     a: Arm
@@ -76,7 +76,7 @@ class Pair:
 class SideBySide:
     """Matched arms, and those that only one side has."""
 
-    pairs: list[Pair]
+    pairs: list[MatchedArms]
     only_a: list[Arm]
     only_b: list[Arm]
 
@@ -165,10 +165,10 @@ def side_by_side(
     )
 
 
-def _pair(a: Arm, b: Arm, comparison: Comparison) -> Pair:
+def _pair(a: Arm, b: Arm, comparison: Comparison) -> MatchedArms:
     first, second = a.runs[0], b.runs[0]
     results = [(name, a.mean(name), b.mean(name)) for name in NUMBERS]
-    return Pair(
+    return MatchedArms(
         a,
         b,
         comparison,
@@ -196,7 +196,7 @@ def shown(value: object) -> str:
     return human.NONE if value is None else clean(text_of(value))
 
 
-def shared_changes(pairs: list[Pair]) -> list[Change]:
+def shared_changes(pairs: list[MatchedArms]) -> list[Change]:
     """Settings with the same difference in every pair."""
     if not pairs:
         return []
@@ -204,7 +204,7 @@ def shared_changes(pairs: list[Pair]) -> list[Change]:
     return [c for c in pairs[0].settings if all(_key(c) in keys for keys in rest)]
 
 
-def own_changes(pair: Pair, shared: list[Change]) -> list[Change]:
+def own_changes(pair: MatchedArms, shared: list[Change]) -> list[Change]:
     """Differing settings of a pair that are not in ``shared``."""
     known = {_key(change) for change in shared}
     return [change for change in pair.settings if _key(change) not in known]

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from gpt2.plan.lr_sweep import RATE, RateChoice, choose, loss_of
-from gpt2.report.arms import Arm, has_diverged
+from gpt2.report.arms import Arm, NotedPair, Pair, has_diverged
 from gpt2.report.evidence import worse_than_guess
 from lib.atomic_files import finite
 from lib.safe_json import number
@@ -28,8 +28,7 @@ from lib.safe_json import number
 if TYPE_CHECKING:
     from gpt2.report.grades import Verdict
 
-Pair = tuple[Arm, Arm, str]  # arm, partner, note
-Grade = Callable[[Sequence[tuple[Arm, Arm]]], Sequence["Verdict"]]
+Grade = Callable[[Sequence[Pair]], Sequence["Verdict"]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +153,7 @@ def _loss(row: Mapping[str, object]) -> float | None:
 
 
 def own_best(
-    swept: Sequence[SweptArm], pairs: Sequence[Pair], grade: Grade, alpha: float
+    swept: Sequence[SweptArm], pairs: Sequence[NotedPair], grade: Grade, alpha: float
 ) -> OwnBest:
     """Compare each arm with its partner, each at its own best rate.
 
@@ -200,8 +199,8 @@ def own_best(
 
 
 def _at_best(
-    pairs: Sequence[Pair], by_cell: Mapping[int, SweptArm]
-) -> Iterator[tuple[Arm, Arm, str]]:
+    pairs: Sequence[NotedPair], by_cell: Mapping[int, SweptArm]
+) -> Iterator[NotedPair]:
     """Each arm at its best rate and its partner at its own, once."""
     seen = set()
     for arm, partner, note in pairs:

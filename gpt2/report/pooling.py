@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from gpt2.plan.sizes import FIELD as SIZE
-from gpt2.report.arms import Arm
+from gpt2.report.arms import Pair
 from gpt2.report.evidence import Evidence, Rules
 from lib import pooled_variance, stats
 
@@ -27,7 +26,7 @@ class Pooled:
 
 
 def pool(
-    pairs: Sequence[tuple[Arm, Arm]], evidence: Sequence[Evidence], rules: Rules
+    pairs: Sequence[Pair], evidence: Sequence[Evidence], rules: Rules
 ) -> list[Pooled | None]:
     """Outcome for each comparison of a family; None where another test decides.
 
@@ -42,8 +41,7 @@ def pool(
     groups: dict[tuple[object, ...], list[int]] = {}
     for index, item in enumerate(evidence):
         if not item.invalid and len(item.seeds) >= stats.MIN_SEEDS:
-            size = pairs[index][0].coordinates.get(SIZE)
-            groups.setdefault((size, *item.seeds), []).append(index)
+            groups.setdefault((pairs[index][0].size, *item.seeds), []).append(index)
     arms = {id(arm) for pair in pairs for arm in pair}
     if len(arms) < pooled_variance.MIN_ARMS:
         return [None] * len(evidence)
@@ -56,7 +54,7 @@ def pool(
 
 def _test(
     members: Sequence[int],
-    pairs: Sequence[tuple[Arm, Arm]],
+    pairs: Sequence[Pair],
     evidence: Sequence[Evidence],
     rules: Rules,
 ) -> dict[int, Pooled | None]:

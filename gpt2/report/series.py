@@ -21,8 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from gpt2.plan.sizes import FIELD as SIZE
-from gpt2.report.arms import Arm
+from gpt2.report.arms import Pair
 from gpt2.report.evidence import FDR, SEQUENTIAL, Evidence, Rules
 from lib import sequential, stats
 from lib.atomic_files import atomic_write_json
@@ -36,7 +35,6 @@ LEVELS: Mapping[str, Callable[[float, Sequence[float], Sequence[bool]], float]] 
     SEQUENTIAL: sequential.fallback_level,
     FDR: sequential.lord_level,
 }
-Pair = tuple[Arm, Arm]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -219,19 +217,13 @@ def tests_of(
         test = series.of(key)
         if test is None:
             nearest = sorted(places, key=lambda i: abs(i - place))
-            others = [
-                pairs[i] for i in nearest if _size(pairs[i]) == _size(pairs[place])
-            ]
+            size = pairs[place][0].size  # smaller models may be noisier
+            others = [pairs[i] for i in nearest if pairs[i][0].size == size]
             rows = _rows(pairs[place], others, evidence[place].seeds)
             test = _new_test(series, pairs[place], evidence[place], key, rows, rules)
             series.tests.append(test)
         found[place] = test
     return Tests(found, series.next_level(), len(series.tests) + 1)
-
-
-def _size(pair: Pair) -> object:
-    """Size of the model, of SIZES: smaller ones may be noisier."""
-    return pair[0].coordinates.get(SIZE)
 
 
 def _new_test(

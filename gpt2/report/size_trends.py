@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from gpt2.plan.sizes import FIELD
+from gpt2.plan.sizes import SIZE
 from gpt2.report.grades import INVALID, UNMATCHED
 from lib import stats
 from lib.rounded_losses import resolution, rounding_variance
@@ -98,10 +98,10 @@ def size_trends(judged: Judgement) -> list[SizeTrend]:
     for comparison in judged.comparisons:
         at = comparison.arm.coordinates
         parameters = comparison.partner.mean("parameters")
-        if FIELD not in at or parameters is None:
+        if SIZE not in at or parameters is None:
             continue
-        point = SizePoint(str(at[FIELD]), parameters, comparison)
-        found.setdefault(comparison.arm.name_without(FIELD), []).append(point)
+        point = SizePoint(str(at[SIZE]), parameters, comparison)
+        found.setdefault(comparison.arm.name_without(SIZE), []).append(point)
     trends = [
         _trend(name, sorted(points, key=lambda p: p.parameters), judged.rules.alpha)
         for name, points in found.items()

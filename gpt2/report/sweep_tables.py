@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from gpt2.plan.lr_sweep import RATE
-from gpt2.plan.sizes import FIELD as SIZE
+from gpt2.plan.sizes import SIZE
 from gpt2.report.arms import Arm
 from gpt2.report.lines import DIGITS
 from gpt2.report.verdicts import Judgement

@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gpt2.plan.sizes import FIELD as SIZE
 from gpt2.report.arms import (
     Arm,
     Change,
+    NotedPair,
+    Pair,
     changes_between,
     group_arms,
     partner_of,
@@ -196,12 +197,12 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
 
 def _own_best(
     swept: Sequence[SweptArm],
-    pairs: Sequence[tuple[Arm, Arm, str]],
+    pairs: Sequence[NotedPair],
     rules: Rules,
     noise: Sequence[Noise],
     void: tuple[str, ...],
 ) -> OwnBest:
-    def grade(found: Sequence[tuple[Arm, Arm]]) -> list[Verdict]:
+    def grade(found: Sequence[Pair]) -> list[Verdict]:
         return grade_all(found, at_equal_steps, rules, noise)
 
     best = own_best(swept, pairs, grade, rules.alpha_of_look)
@@ -227,7 +228,7 @@ def _voided(comparison: Comparison, void: tuple[str, ...]) -> Comparison:
 
 
 def compare(
-    pairs: Sequence[tuple[Arm, Arm, str]],
+    pairs: Sequence[NotedPair],
     rules: Rules,
     noise: Sequence[Noise] | None = None,
     series: Tests | None = None,
@@ -260,7 +261,7 @@ def _at_the_end(timed: Comparison) -> Comparison:
 
 
 def grade_all(
-    pairs: Sequence[tuple[Arm, Arm]],
+    pairs: Sequence[Pair],
     measure: Callable[[Arm, Arm, Rules], Evidence],
     rules: Rules,
     noise: Sequence[Noise],
@@ -302,15 +303,14 @@ def grade_all(
 
 
 def _design(
-    pair: tuple[Arm, Arm],
+    pair: Pair,
     evidence: Evidence,
     found: Pooled | None,
     rules: Rules,
     noise: Sequence[Noise],
     family: Family,
 ) -> Design:
-    size = pair[0].coordinates.get(SIZE)
-    own = [n.sample.sd for n in noise if n.arm.coordinates.get(SIZE) == size]
+    own = [n.sample.sd for n in noise if n.arm.size == pair[0].size]
     is_planned = found is not None and found.is_planned
     return Design(
         rules=rules,
