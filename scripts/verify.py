@@ -136,7 +136,7 @@ def verify(plans: list[Plan], given: argparse.Namespace) -> int:
     answer(
         failed=[{"cell": cell.name, "message": cell.message} for cell in failed],
         table=table_of,
-        trained={k: certify_steps.cells_to_json(v) for k, v in by_kind.items()},
+        trained={k: [each.to_json() for each in v] for k, v in by_kind.items()},
     )
     return EXIT_FAILED if failed else 0
 

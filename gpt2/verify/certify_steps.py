@@ -57,6 +57,16 @@ class Findings:
             if not f.passed
         )
 
+    def extended(self, certificate: str, problems: Sequence[str]) -> Findings:
+        """With one more certificate, which has failed if there are problems."""
+        figure, detail = "FAILED" if problems else "-", "; ".join(problems)
+        more = {certificate: Finding(not problems, figure, detail)}
+        return Findings(self.name, {**self.findings, **more})
+
+    def to_json(self) -> dict[str, Any]:
+        found = {name: dataclasses.asdict(f) for name, f in self.findings.items()}
+        return {"name": self.name, "passed": self.ok, "findings": found}
+
 
 def shrink(
     settings: Settings,
@@ -276,24 +286,7 @@ def _sources() -> Iterator[Path]:
                 yield path
 
 
-# ---- as data -----------------------------------------------------------------------
-
-
 def to_json(cells: Iterable[Findings]) -> dict[str, Any]:
     """The table as data: the findings of each cell."""
-    return {
-        "schema": CACHE_SCHEMA,
-        "code": code_hash(),
-        "cells": cells_to_json(cells),
-    }
-
-
-def cells_to_json(cells: Iterable[Findings]) -> list[dict[str, Any]]:
-    return [
-        {
-            "name": p.name,
-            "passed": p.ok,
-            "findings": {n: dataclasses.asdict(f) for n, f in p.findings.items()},
-        }
-        for p in cells
-    ]
+    found = [cell.to_json() for cell in cells]
+    return {"schema": CACHE_SCHEMA, "code": code_hash(), "cells": found}

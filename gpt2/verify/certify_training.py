@@ -158,6 +158,5 @@ def with_training(
     for step in steps:
         names = [subject.name for subject in trained_by(settings[step.name])]
         wrong = [f"{n}: {failed[n].message}" for n in names if n in failed]
-        finding = Finding(not wrong, "FAILED" if wrong else "-", "; ".join(wrong))
-        found.append(Findings(step.name, {**step.findings, "training": finding}))
+        found.append(step.extended("training", wrong))
     return found

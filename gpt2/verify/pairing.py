@@ -98,16 +98,8 @@ def with_pairing(
     cells: Sequence[Findings], pairings: Iterable[Pairing]
 ) -> list[Findings]:
     """Findings on cells, extended by whether each is paired with the others."""
-    problems = {k: v for found in pairings for k, v in found.problems.items()}
-    return [
-        Findings(cell.name, {**cell.findings, NAME: _finding(problems, cell.name)})
-        for cell in cells
-    ]
-
-
-def _finding(problems: Mapping[str, list[str]], cell: str) -> Finding:
-    wrong = problems.get(cell, [])
-    return Finding(not wrong, "FAILED" if wrong else "-", "; ".join(wrong[:4]))
+    problems = {k: v[:4] for found in pairings for k, v in found.problems.items()}
+    return [cell.extended(NAME, problems.get(cell.name, ())) for cell in cells]
 
 
 def check_pairing(plan: Plan) -> Pairing:
