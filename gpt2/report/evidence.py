@@ -275,11 +275,8 @@ def _unlike(arm: Arm, partner: Arm, limits: Mapping[str, float]) -> tuple[str, .
         if mine is None or theirs is None:
             continue
         if abs(mine - theirs) > limit * max(abs(mine), abs(theirs)):
-            name = column.replace("_", " ")
-            by = 100 * (mine / theirs - 1) if theirs else None
-            found += (
-                f"{name} differ" if by is None else f"{name} differ by {by:+.1f}%",
-            )
+            by = f" by {100 * (mine / theirs - 1):+.1f}%" if theirs else ""
+            found += (f"{column.replace('_', ' ')} differ{by}",)
     return found
 
 

@@ -25,25 +25,19 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
         found.extend((label, x) for x in reasons if x not in judged.void)
         if doubt := _bootstrap_doubt(comparison.at_steps):
             found.append((label, doubt))
-    found.extend((c.arm.label, reason) for c in judged.controls for reason in c.reasons)
-    found.extend(judged.notes.items())
-    found.extend(
-        (arm.label, f"alarm: {text}") for arm, text in far_baselines(judged.arms)
-    )
-    found.extend(
-        (arm.label, why) for arm in judged.arms for why in worse_than_guess(arm)
-    )
-    found.extend(
-        (arm.label, removal_remark(arm)) for arm in judged.arms if has_removed(arm)
-    )
-    found.extend(
+    found += [(c.arm.label, reason) for c in judged.controls for reason in c.reasons]
+    found += judged.notes.items()
+    arms = judged.arms
+    found += [(arm.label, f"alarm: {text}") for arm, text in far_baselines(arms)]
+    found += [(arm.label, why) for arm in arms for why in worse_than_guess(arm)]
+    found += [(arm.label, removal_remark(arm)) for arm in arms if has_removed(arm)]
+    found += [
         (arm.label, f"alarm of seed {run.row['seed']} at {alarm}")
-        for arm in judged.arms
+        for arm in arms
         for run in arm.runs
         for alarm in run.alarms
-    )
-    found.extend(_twins(judged))
-    return list(dict.fromkeys(found))
+    ]
+    return list(dict.fromkeys([*found, *_twins(judged)]))
 
 
 def _twins(judged: Judgement) -> list[tuple[str, str]]:
