@@ -8,7 +8,7 @@ are those that a GPU has to confirm.
 
 torch's own estimate, MemTracker of torch.distributed over fake tensors, was compared.
 It is exact for eager code (19.6 GiB for step 0 at micro batch 32; this says 18.6), but
-knows nothing of a compiler: a compiled run took 12.2 on an H200, and this says 12.8.
+knows nothing of a compiler: a compiled run took 12.2 on an H200, and this says 12.1.
 It takes 11 to 28 s per step at 124M besides torch's import, this 5 ms at most.
 """
 
