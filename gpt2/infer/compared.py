@@ -44,7 +44,10 @@ class MeasureOfArm:
     p_holm: float | None = None
 
     def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+        data = dataclasses.asdict(self)
+        if self.difference is not None and self.difference.interval is not None:
+            data["difference"]["interval"] = self.difference.interval._asdict()
+        return data
 
 
 def compare_arms(runs: Sequence[ScoredRun]) -> list[MeasureOfArm]:

@@ -84,8 +84,7 @@ def test_the_report_has_what_was_evaluated(finished, tmp_path):
         assert run["eval: bits per byte, texts"] == pytest.approx(row["mean"])
         assert f"| {row['mean']:.4f} |" in text and f"{row['mean']:.4f}" in page
     found = row["difference"]
-    low, high = found["interval"]
-    half = (high - low) / 2
+    half = (found["interval"]["high"] - found["interval"]["low"]) / 2
     assert f"| {found['mean']:+.4f} ± {half:.4f} (1 seed) |" in text
     assert "repeated tokens, loss" in text
     assert (
