@@ -218,7 +218,9 @@ setup: ## create the environment (EXTRAS=trackers,ray,gpu,eval,docs)
 	$(SETUP) --extras=$(call arg,EXTRAS) $(if $(filter setup,$(MAKECMDGOALS)),--say) $(APART)
 # Three workers for two cores: tests spend a third of their time waiting for processes.
 test: | setup ## run the tests (PYTEST_ARGS='-m slow': the slow ones)
-	$(BARE) -c 'import os, shlex, sys; os.execv(sys.executable, [sys.executable, "-m", \
+	$(BARE) -c 'import os, shlex, sys; sys.excepthook = lambda kind, error, trace: \
+		print("PYTEST_ARGS:", error, file=sys.stderr); \
+		os.execv(sys.executable, [sys.executable, "-m", \
 		"pytest", *sys.argv[1:-1], *shlex.split(sys.argv[-1])])' \
 		-q -n 3 --dist worksteal $(call arg,PYTEST_ARGS)
 bench: | setup ## measure speed into bench_results/ (PARTS=gpu,matrix STEPS=0)

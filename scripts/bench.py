@@ -105,7 +105,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     try:
         given = parse(arguments)
-        parts = names("PARTS", given.parts, PARTS)
+        if not (parts := names("PARTS", given.parts, PARTS)):
+            raise ValueError(f"PARTS={given.parts} names nothing")
         peers = [PEERS[name] for name in names("PEERS", given.peers, PEERS)]
         if given.nanogpt and not Path(given.nanogpt).exists():
             raise ValueError(f"NANOGPT={given.nanogpt}: no such file or folder")

@@ -189,6 +189,8 @@ def test_other_variables_reach_the_scripts_as_they_were_typed(tree: Path) -> Non
     listed = make(tree, "test", "PYTEST_ARGS=--version '$(shell touch x)`touch y`'")
     assert listed.returncode == 0 and "pytest" in listed.stdout
     assert not [name for name in "xy" if (tree / name).exists()]
+    said = refused(tree, "test", "PYTEST_ARGS=a '")
+    assert said.startswith("PYTEST_ARGS: No closing quotation\n")
 
 
 def test_a_report_finds_the_output_dir_that_a_run_was_given(tree: Path) -> None:

@@ -43,6 +43,7 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
         ("--settings", "BLOCK_SIZ=4"),
         ("--peers", "eagre"),
         ("--parts", "gpus"),
+        ("--parts", ","),
         ("--steps", "zero"),
         ("--repeats", "0"),
         ("--nanogpt", "nowhere"),
