@@ -43,11 +43,13 @@ from gpt2.settings.configuration import load, results_of
 from gpt2.settings.rerun_commands import show_next
 from lib import human, stats
 from lib.json_answer import add_json, answer, answers_json, is_json, refuse
-from lib.number_option import COUNT, LOSS, SHARE, add_number
+from lib.number_option import LOSS, SHARE, Allowed, add_number
 from lib.output import exit_code
 from lib.terminal import report_console
 
 SHOWN_SEEDS = (3, 4, 5, 6, 8, 10, 15, 20)
+# The critical values are simulated, which takes minutes with hundreds of comparisons.
+ARMS = Allowed(int, lambda x: 1 <= x <= 1000, "a whole number from 1 to 1000")
 
 
 @answers_json("plan")
@@ -98,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     number("POWER", SHARE, default=rules.power, help="probability of detecting it")
     number("ALPHA", SHARE, default=rules.alpha, help="family-wise error")
     add_rule_options(found)
-    number("ARMS", COUNT, help="comparisons; default: those of the results, or 1")
+    number("ARMS", ARMS, help="comparisons; default: those of the results, or 1")
     number("SD", LOSS, help="standard deviation of a run over seeds, nats")
     add("--results", help="results directory or bundle to measure the noise in")
     add("--config", default="config.py", help="config.py whose OUTPUT_DIR is meant")
