@@ -69,15 +69,13 @@ def test_what_only_the_pooled_test_finds_is_found_and_both_are_shown(tmp_path):
 
 def test_what_only_the_paired_test_finds_is_not_found_and_both_are_shown(tmp_path):
     """A small difference of a quiet arm together with a very noisy one."""
-    write_matrix(tmp_path, ARMS, range(5), noise=1e-4, effects={5: -0.0035})
+    write_matrix(tmp_path, ARMS, range(5), noise=1e-3, effects={5: -0.002})
     set_losses(tmp_path, lambda step, seed, x: x + (step == 8) * (seed % 3 - 1) * 0.2)
     found = verdicts(tmp_path)[5]
-    assert found.p_holm < 0.05
-    if found.p_pooled > 0.05:
-        assert found.grade == INCONCLUSIVE
-        assert "the paired t test finds a difference and the pooled" in str(
-            found.reasons
-        )
+    assert found.p_holm < 0.05 < found.p_pooled
+    assert found.grade == INCONCLUSIVE
+    words = "the paired t test finds a difference and the pooled"
+    assert words in str(found.reasons)
 
 
 def test_two_arms_are_decided_by_the_paired_test(tmp_path):

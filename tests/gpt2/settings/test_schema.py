@@ -24,11 +24,8 @@ from lib.kconfig.symbols import prompts
 from lib.kconfig.tree import Tree
 from lib.optim.registry import OPTIMIZERS
 from tests.gpt2.helpers import KCONFIG, tiny
-from tests.scratch import ROOT
 
 FIELD_OF = {symbol: name for name, symbol in SYMBOL_OF.items()}
-# Read from config.values by name, not through the settings of a run.
-READ_ELSEWHERE: dict[str, str] = {}
 # Presets under which, between them, every symbol shows in the menu.
 PRESETS = {
     "defaults": "",
@@ -122,7 +119,7 @@ def test_kinds_fit_the_types() -> None:
         assert tree().kinds[symbol] in expected, f"{name} <- {symbol}"
 
 
-@pytest.mark.parametrize("symbol", [s for s in alone() if s not in READ_ELSEWHERE])
+@pytest.mark.parametrize("symbol", alone())
 def test_a_symbol_that_can_be_set_changes_the_settings(
     symbol: str, load: Callable[..., Config]
 ) -> None:
@@ -178,13 +175,6 @@ def test_members_of_a_choice_differ_in_the_settings(
         possible |= set(seen)
         assert len(set(seen.values())) == len(seen), f"{preset}: two are the same"
     assert possible == set(members)
-
-
-def test_symbols_read_elsewhere_are_really_read_there() -> None:
-    for symbol, file in READ_ELSEWHERE.items():
-        assert symbol in settable()
-        assert symbol not in FIELD_OF
-        assert symbol in (ROOT / file).read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("preset", PRESETS)
