@@ -275,8 +275,11 @@ def _unlike(arm: Arm, partner: Arm, limits: Mapping[str, float]) -> tuple[str, .
         if mine is None or theirs is None:
             continue
         if abs(mine - theirs) > limit * max(abs(mine), abs(theirs)):
-            by = f" by {100 * (mine / theirs - 1):+.1f}%" if theirs else ""
-            found += (f"{column.replace('_', ' ')} differ{by}",)
+            name = column.replace("_", " ")
+            why = f"{name} differ"
+            if theirs:
+                why = f"{name} differ by {100 * (mine / theirs - 1):+.1f}%"
+            found += (why,)
     return found
 
 
