@@ -227,9 +227,7 @@ def test_a_lock_that_cannot_be_taken_names_the_setting(finished: Path) -> None:
     sbatch = run_script("print_sbatch.py", *words, cwd=finished)
     for done in (look(finished, *words), look(finished, "--estimate", *words), sbatch):
         assert done.returncode == 2
-        assert done.stderr.startswith(
-            "OUTPUT_DIR=results: results cannot be kept there"
-        )
+        assert "\nOUTPUT_DIR=results: results cannot be kept" in f"\n{done.stderr}"
         assert "Choose another OUTPUT_DIR" in done.stderr
 
 
