@@ -52,8 +52,8 @@ def write_config(folder: Path, text: str = TINY) -> Config:
 
 
 def command(*words: str, script: Path = SCRIPT) -> list[str]:
-    """scripts/run_test_matrix.py without its first stage, the proof, and its last, the
-    table, which takes a second to import."""
+    """scripts/run_test_matrix.py without its first stage, the certificates, and without
+    its last, the table, which takes a second to import."""
     return [sys.executable, str(script), "--skip-verify", "--no-table", *words]
 
 

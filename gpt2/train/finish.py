@@ -1,4 +1,4 @@
-"""FINISH: the last proof, the last checkpoint, the exported model and the result."""
+"""FINISH: the last certificate, the last checkpoint, the export and the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
     if not times_more:
         let_go()
     if trainer.has_trained:
-        trainer.prove_again()
+        trainer.certify_again()
     if not times_more:
         trainer.free_activations()
     with trainer.checkpoints.writer.finished():

@@ -1,8 +1,9 @@
 """PREPARE: all that comes before the first update of a run.
 
 Device, data, batch split, kernels, model, optimizer, checkpoint; then warmed up
-(compiled, tuned, recorded as a graph) and proven "as trained". Where memory runs out or
-the proof fails, the same is done again with a smaller micro batch or other kernels.
+(compiled, tuned, recorded as a graph) and certified "as trained". Where memory runs out
+or that certificate fails, the same is done again with a smaller micro batch or other
+kernels.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ class Preparation:
     """Builds the trainer of a run, and keeps what earlier tries have settled.
 
     micro_batch: instead of the configured one, or the one that memory allowed.
-    dropped: kernels to do without, since a proof failed with them.
+    dropped: kernels to do without, since the comparison failed with them.
     """
 
     job: Job
@@ -114,7 +115,7 @@ class Preparation:
             if trainer.device.is_gpu:
                 warm_up(trainer, trainer.resources.gpu_warmup)
             self._reached("compiled")
-            trainer.prove()
+            trainer.certify()
         rest_workers()
         self._reached("ready")
         return trainer
@@ -305,7 +306,7 @@ class Preparation:
         return replace(context, split=split)
 
     def _other_kernels(self, trainer: Trainer, error: NotAsTrained) -> frozenset[str]:
-        """Kernels to do without after a failed proof.
+        """Kernels to do without after a failed comparison.
 
         Raises the error where updates have been made, and removes their checkpoints:
         any of them may come from wrong gradients. Raises Refused if no other kernel is

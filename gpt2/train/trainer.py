@@ -152,7 +152,7 @@ class Trainer:
             self._data.close()
             self.loader.close()
 
-    def prove(self) -> None:
+    def certify(self) -> None:
         """The certificate "as trained". Raises NotAsTrained; RuntimeError if the ranks
         hold different weights."""
         self.ranks.check_weights(self.model.parameters())
@@ -169,11 +169,11 @@ class Trainer:
             paths = " and ".join(names_of(self.built))
             raise NotAsTrained(f"{found.describe()}; computed by {paths}")
 
-    def prove_again(self) -> None:
-        """As prove(), after updates; its time is not counted as training."""
+    def certify_again(self) -> None:
+        """As certify(), after updates; its time is not counted as training."""
         self.check_finite()
         with self._between_updates(training=not self.is_over):
-            self.prove()
+            self.certify()
 
     @property
     def built(self) -> Settings:
@@ -243,7 +243,7 @@ class Trainer:
         if self.progress.ended_epochs(self.tokens_per_update, self.epoch_tokens):
             self._record_epoch()
         if step in LATER and not self.is_over:
-            self.prove_again()
+            self.certify_again()
         # The last one is written by finish(), when the next run may have the device.
         is_kept = step == stable.kept_at(self.job)
         if not self.is_over and (

@@ -138,12 +138,12 @@ def test_dry_run_lists_and_then_proves_each_step(folder: Path) -> None:
     words = ("--dry-run", "--overrides", "STEPS=0,5 SEEDS=1,2")
     done = prove_and_run(folder, *words)
     assert done.returncode == 0, done.stdout + done.stderr
-    listed, proofs = done.stdout.split("verifying every step")
+    listed, certified = done.stdout.split("verifying every step")
     assert "results/step05-ra/seed2" in listed
-    rows = re.findall(r"^ *(step\d\d-\S+)", proofs, re.MULTILINE)
+    rows = re.findall(r"^ *(step\d\d-\S+)", certified, re.MULTILINE)
     assert rows == ["step00-baseline", "step05-ra"]
-    assert re.search(r"^ *adamw\b", proofs, re.MULTILINE), proofs
-    assert "All certificates passed (2 steps, 1 optimizer)" in proofs
+    assert re.search(r"^ *adamw\b", certified, re.MULTILINE), certified
+    assert "All certificates passed (2 steps, 1 optimizer)" in certified
     assert not (folder / "results").exists()
 
 

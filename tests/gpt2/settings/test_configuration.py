@@ -53,5 +53,5 @@ def test_settings_in_the_environment_are_noted_once_with_their_children(
     assert capsys.readouterr().err == ""
     assert load(tmp_path / "config.py").values["SEEDS"] == "1,2"
     assert capsys.readouterr().err.startswith("note: SEEDS=7 in the environment")
-    load(tmp_path / "config.py")  # as the proofs do, in a process of their own
+    load(tmp_path / "config.py")  # as the certificates do, in a process of their own
     assert capsys.readouterr().err == ""
