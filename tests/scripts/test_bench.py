@@ -62,7 +62,7 @@ def test_nonsense_is_refused(tmp_path: Path, option: str, text: str) -> None:
 
 def test_nothing_that_can_be_measured_is_not_a_success(tmp_path: Path) -> None:
     result = run_script("bench.py", "--parts", ",", "--out", "x.json", cwd=tmp_path)
-    assert result.returncode == 2 and "nothing was measured" in result.stderr
+    assert result.returncode == 2 and "PARTS=, names nothing" in result.stderr
     assert "written" not in result.stdout and not (tmp_path / "x.json").exists()
 
 
