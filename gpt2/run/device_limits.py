@@ -19,10 +19,11 @@ from gpt2.settings.shown import shown_value
 from lib.cpus import usable_cores
 from lib.gpu_architectures import RAY_BEFORE_AMPERE, has_bf16
 from lib.human import counted
-from lib.jobs.slots import VISIBLE, architectures, find_gpus
+from lib.jobs.slots import VISIBLE, architectures, find_gpus, gpu_names
 from lib.kconfig.config_py import DEFAULT, Config
 
 RAY_KIND = "accelerator_type:"
+ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that name no particular GPU
 
 
 def without_effect_here(plan: Plan, config: Config) -> list[str]:
@@ -45,16 +46,26 @@ def without_effect_here(plan: Plan, config: Config) -> list[str]:
     return [f"{words}: no effect on this machine: {why}"]
 
 
-def too_many_loaders(asked: Resources) -> list[str]:
+def too_many_loaders(plan: Plan) -> list[str]:
     """A line on loader processes that share cores of this machine."""
-    processes = asked.ddp_gpus_per_job * (asked.parallel_jobs or 1) * asked.num_workers
-    cores = usable_cores()
+    asked = plan.base.resources
+    runs = min(len(plan.jobs), runs_at_a_time(asked))
+    processes, cores = runs * asked.ddp_gpus_per_job * asked.num_workers, usable_cores()
     if asked.engine == "ray" or processes <= cores:
         return []
     return [
         f"NUM_WORKERS={asked.num_workers}: {processes} loader processes at a time "
         f"share {counted(cores, 'core')} of this machine with the training"
     ]
+
+
+def runs_at_a_time(asked: Resources) -> int:
+    """Number of runs that train at a time on this machine, if it can train any."""
+    if asked.parallel_jobs or asked.device not in ANY_GPU:
+        return asked.parallel_jobs or 1
+    gpus = find_gpus(os.environ)
+    names = gpus and (gpu_names(asked.gpus) or gpus.names)
+    return max(1, len(names or ()) // asked.ddp_gpus_per_job)
 
 
 def require_here(plan: Plan) -> None:

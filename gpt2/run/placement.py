@@ -12,7 +12,12 @@ from functools import partial
 from pathlib import Path
 
 from gpt2.plan.jobs import Job, Plan
-from gpt2.run.device_limits import require_here, require_on, torch_sees_a_gpu
+from gpt2.run.device_limits import (
+    ANY_GPU,
+    require_here,
+    require_on,
+    torch_sees_a_gpu,
+)
 from gpt2.run.estimate import known
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
@@ -26,8 +31,6 @@ from lib.jobs import ray_engine, slots
 from lib.jobs.cards import Cards
 from lib.jobs.process import Attempt, Patience
 from lib.jobs.scheduler import Launch, Options
-
-ANY_GPU = ("auto", "cuda", "rocm")  # values of DEVICE that name no particular GPU
 
 
 def scheduler_options(plan: Plan) -> Options:

@@ -57,7 +57,7 @@ def notes(plan: Plan, config: Config, is_here: bool = True) -> list[str]:
     found = [*job_remarks(plan), *unused_settings(plan, config), *too_large(plan)]
     if is_here:
         found += without_effect_here(plan, config)
-        found += too_many_loaders(plan.base.resources)
+        found += too_many_loaders(plan)
     found += small_text(max((job.settings for job in plan.jobs), key=tokens_of))
     found += control_costs(plan) + kept_final_rate(plan)
     return list(dict.fromkeys([*found, *added_rates(plan), *same_widths(plan)]))

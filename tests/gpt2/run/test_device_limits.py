@@ -65,14 +65,7 @@ def test_gpus_without_bf16_are_noticed_before_a_matrix(
     capabilities: str,
     is_refused: bool,
 ) -> None:
-    """GPUs that an nvidia-smi claims; torch is not asked."""
-    answers = f"-L) printf 'GPU 0: A\\nGPU 1: B\\n' ;;\n*) printf '{capabilities}' ;;\n"
-    text = f'#!/bin/sh\ncase "$1" in\n{answers}esac\n'
-    tool = write(tmp_path, "bin/nvidia-smi", text)
-    tool.chmod(0o755)
-    monkeypatch.setenv("PATH", str(tool.parent))
-    for name in VISIBLE.values():
-        monkeypatch.delenv(name, raising=False)
+    _two_gpus(tmp_path, monkeypatch, capabilities)
     require_here(tiny_plan(**FP16))
     require_here(tiny_plan(**{**BF16, "DEVICE": "cpu"}))
     if is_refused:
@@ -86,16 +79,34 @@ def test_gpus_without_bf16_are_noticed_before_a_matrix(
 
 
 def test_more_loader_processes_than_cores_are_noted(
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gpt2.run.device_limits.usable_cores", lambda: 4)
+    _two_gpus(tmp_path, monkeypatch, "9.0\\n9.0\\n")
     for symbols, processes in (
         ({"NUM_WORKERS": "4"}, 0),
         ({"NUM_WORKERS": "5"}, 5),
         ({"NUM_WORKERS": "2", "JOBS": "3"}, 6),
         ({"NUM_WORKERS": "2", "JOBS": "3", "ENGINE": "ray"}, 0),
+        # A run on each GPU, or on each set of them.
+        ({"NUM_WORKERS": "3", "DEVICE": "auto"}, 6),
+        ({"NUM_WORKERS": "3", "DEVICE": "cuda", "GPUS": "1"}, 0),
+        ({"NUM_WORKERS": "3", "DEVICE": "cuda:1"}, 0),
+        ({"NUM_WORKERS": "3", "DEVICE": "auto", "DDP_GPUS_PER_JOB": "2"}, 6),
+        ({**AUTO, "NUM_WORKERS": "3"}, 0),  # only one run is planned
     ):
-        said = too_many_loaders(tiny_plan(**symbols).base.resources)
-        assert len(said) == bool(processes)
-        assert all(f"{processes} loader processes at a time" in line for line in said)
-        assert all("4 cores" in line for line in said)
+        found = too_many_loaders(tiny_plan(**symbols))
+        assert len(found) == bool(processes), symbols
+        assert all(f"{processes} loader processes at a time" in line for line in found)
+        assert all("4 cores" in line for line in found)
+
+
+def _two_gpus(folder: Path, monkeypatch: pytest.MonkeyPatch, capabilities: str) -> None:
+    """GPUs that an nvidia-smi claims; torch is not asked."""
+    answers = f"-L) printf 'GPU 0: A\\nGPU 1: B\\n' ;;\n*) printf '{capabilities}' ;;\n"
+    text = f'#!/bin/sh\ncase "$1" in\n{answers}esac\n'
+    tool = write(folder, "bin/nvidia-smi", text)
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent))
+    monkeypatch.setenv(VISIBLE["cuda"], "0,1")  # a real driver may show others
+    monkeypatch.delenv(VISIBLE["rocm"], raising=False)
