@@ -190,8 +190,8 @@ def own_best(
             if (p := _p_of(verdict, sides[i])) > worst[i][0]:
                 worst[i] = p, against[i][sides[i]]
     comparisons = [
-        BestComparison(arm, partner, note, _guarded(verdict, *rival, alpha, is_better))
-        for (arm, partner, note), verdict, rival, is_better in zip(
+        BestComparison(arm, partner, note, _guarded(verdict, *guard, alpha, is_better))
+        for (arm, partner, note), verdict, guard, is_better in zip(
             found, verdicts, worst, sides, strict=True
         )
     ]

@@ -171,11 +171,11 @@ def _gather_pair(tokens: Tokens, offsets: Offsets, block_size: int) -> torch.Ten
 
 
 class _Loader(DataLoader[torch.Tensor]):
-    """A loader without torch's warning of more processes than cores, which a plan
-    (gpt2/run/device_limits.py) and the banner of a run state for all ranks and runs."""
+    """Loader without torch's warning of more processes than cores, which counts those
+    of one rank: a plan (gpt2/run/device_limits.py) and a run's banner count all."""
 
     def check_worker_number_rationality(self) -> None:
-        """Nothing."""
+        """Do not warn."""
 
 
 class _Windows(Dataset[torch.Tensor]):

@@ -16,7 +16,7 @@ from lib.pruning.heads import HeadPruner
 
 
 def finish(trainer: Trainer, let_go: Callable[[], None]) -> dict[str, Any]:
-    """Prove the gradients once more and write the model; the result for status.json.
+    """Certify the gradients once more and write the model; the result for status.json.
 
     let_go: called once the next run may have the device. Removing heads is timed, so
     it has to come before. Raises NotAsTrained, NonFinite, lib.atomic_files.DiskFull.

@@ -159,15 +159,13 @@ class StrictKconfig:
             loaded, changed = tree.config(), assigned_names(tree.minimal(), tree.kinds)
             old = previous or Config({})
             for name, assignment in list(tree.asked.items()):
-                known = old.origins.get(name, f"{assignment.source}:")
-                if known == old.places.get(
-                    name
-                ):  # edited by hand, and now in .config, too
-                    known = f"{assignment.source}:"
-                same = name in old.values and old.values[name] == loaded.values.get(
-                    name
-                )
-                if same and not known.startswith(f"{assignment.source}:"):
+                here = f"{assignment.source}:"
+                known = old.origins.get(name, here)
+                if known == old.places.get(name):  # edited by hand, now in .config, too
+                    known = here
+                before, now = (c.values.get(name) for c in (old, loaded))
+                same = name in old.values and before == now
+                if same and not known.startswith(here):
                     tree.asked[name] = replace(assignment, origin=known)
                 elif name not in changed:
                     del tree.asked[name]

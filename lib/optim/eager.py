@@ -44,8 +44,8 @@ def uncompiled(name: str) -> Any:
 
 
 def fused(name: str, groups: list[Group], **options: Any) -> Any:
-    """torch's optimizer of that name, fused where all of `groups` is on a GPU and torch
-    has it fused."""
+    """torch's optimizer of that name; fused if torch can and all parameters are on a
+    GPU."""
     kind = uncompiled(name)
     if "fused" in signature(kind).parameters:
         options = fused_options(groups) | options
@@ -54,11 +54,12 @@ def fused(name: str, groups: list[Group], **options: Any) -> Any:
 
 
 def skipped_by_scaler(optimizer: T) -> T:
-    """The optimizer, of which fp16's loss scaler does not call step() at an overflow.
+    """Keep fp16's loss scaler from calling step() after an overflow; the optimizer.
 
-    torch calls that of a fused optimizer all the same, and its kernels are to do
-    nothing. Those of Adam do; SGD's leave a momentum that is uninitialised memory if
-    the first update overflows (torch 2.13), and steps of our own know of no overflow.
+    With a fused optimizer torch calls step() in any case and relies on its kernels to
+    skip the update. Adam's do. SGD's leave a momentum of uninitialised memory if the
+    first update overflows (torch 2.13), and our own steps do not look for an overflow.
+    The attribute is private: torch.amp.GradScaler.step reads it.
     """
     setattr(optimizer, "_step_supports_amp_scaling", False)  # noqa: B010
     return optimizer
