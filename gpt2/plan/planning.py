@@ -123,7 +123,7 @@ def configured_step(config: Config, step_id: int) -> Job:
 
     Raises ValueError like ``make_plan``, and for a sweep, which is of several runs.
     """
-    if axes := axes_of(config):
+    if axes := with_sizes(config, axes_of(config)):
         sources = ", ".join(dict.fromkeys(axis.source for axis in axes))
         raise ValueError(f"{sources}: one run has no axes: leave it empty")
     settings, origins, registry = _settings_of(config)

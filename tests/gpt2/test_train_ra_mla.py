@@ -77,6 +77,11 @@ def test_a_step_by_hand_equals_the_job_of_the_matrix(data_dir, tmp_path):
             + ("SWEEP=WEIGHT_DECAY=0,0.1",),
             "SWEEP: one run has no axes",
         ),
+        (
+            ("--config", "config.py", "--ra-mla-ablation-step", "0", "--overrides")
+            + ("SIZES=2x64,2x128",),
+            "SIZES: one run has no axes",
+        ),
         (("--job", "job.json", "--seed", "3"), "--seed goes with --config"),
         (("--job", "tampered.json"), "hash does not match"),
     ],
