@@ -75,7 +75,8 @@ def _loss(judged: Judgement, path: Path) -> bool:
     place = places(judged)
     lines = _curves(judged, place)
     bases = baselines(judged)
-    less = _curves(judged, place, bases) if len(lines) > 1 else []
+    less = _curves(judged, place, bases)
+    less = less if len(less) > 1 else []  # only a baseline's own line at 0
     if lines:
         title = "Mean over the seeds, band from minimum to maximum"
         names = {base.label for base in bases.values()}

@@ -272,7 +272,7 @@ class Preparation:
         """
         trainer, context = self._trainer, self._context
         if isinstance(error, NotAsTrained):
-            assert trainer is not None, "proven before there is a trainer"
+            assert trainer is not None, "certified before there is a trainer"
             self.dropped = self._other_kernels(trainer, error)
         elif is_out_of_memory(error) and not self.turn.is_mine:
             self._ran_out_of_memory = True

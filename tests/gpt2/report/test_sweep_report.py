@@ -239,6 +239,20 @@ def test_report_draws_sweeps_and_removes_stale_charts(windows: Path) -> None:
     assert [one["is_level"] for one in sweep["loss"]["series"]] == [False, True]
 
 
+def test_differences_are_drawn_only_if_there_are_any(tmp_path: Path) -> None:
+    for layers in (2, 4):
+        write_cell(tmp_path, 0, {"n_layer": layers})
+    alone = _width_of_losses(tmp_path)
+    write_cell(tmp_path, 5, {"n_layer": 4}, {"n_layer": 4}, effect=-0.03)
+    assert _width_of_losses(tmp_path) > alone, "a second panel"
+
+
+def _width_of_losses(root: Path) -> int:
+    """Width of the chart of losses in pixels, from the header of its PNG."""
+    write_plots(judge(read_matrix(root)), root / "plots")
+    return int.from_bytes((root / "plots" / "loss.png").read_bytes()[16:20], "big")
+
+
 def test_compare_wants_one_arm(windows: Path) -> None:
     with pytest.raises(
         ValueError, match="'5' names 3 arms of a sweep: name one: ra/ra"
