@@ -141,18 +141,21 @@ def _remark(arm: SweptArm) -> str:
 def _doubt(arm: SweptArm) -> str:
     """Remark if the seeds of the verdicts have their lowest mean at another rate."""
     chosen = arm.at_best
-    if chosen is None:
+    if chosen is None or not (losses := chosen.by_seed("val_loss")):
         return ""
-    cells = [cell for cell in arm.arms.values() if cell.seeds == chosen.seeds]
-    means = [(cell.mean("val_loss"), cell) for cell in cells]
-    known = [(mean, cell) for mean, cell in means if mean is not None]
-    lowest, cell = min(known, key=lambda pair: pair[0], default=(0.0, chosen))
-    mean = chosen.mean("val_loss")
-    if cell is chosen or mean is None:
+    # Only means of the same seeds: with fewer, the bad ones may be those that diverged.
+    means = {
+        rate: fmean(found.values())
+        for rate, cell in arm.arms.items()
+        if (found := cell.by_seed("val_loss")).keys() == losses.keys()
+    }
+    lowest = min(means, key=lambda rate: means[rate])
+    gain = fmean(losses.values()) - means[lowest]
+    if round(gain, DIGITS) <= 0:
         return ""
     return (
         f"the tuning seeds choose {_rate(chosen)}, but seeds {listed(chosen.seeds)} "
-        f"are better at {_rate(cell)}, by {mean - lowest:.{DIGITS}f}: the choice is "
+        f"are better at {text_of(lowest)}, by {gain:.{DIGITS}f}: the choice is "
         "uncertain (more LR_TUNING_SEEDS make it surer)"
     )
 
@@ -169,7 +172,7 @@ def rate_lines(judged: Judgement) -> list[str]:
         for arm in found.arms
         if arm.choice.best is not None
     )
-    lines = [f"Best learning rates, by tuning seeds: {rates}."]
+    lines = [f"Best learning rates, by tuning seeds: {rates or 'none'}."]
     for c in found.comparisons:
         at = [f"{x.label.partition('/')[0]} at {_rate(x)}" for x in (c.arm, c.partner)]
         lines.append(

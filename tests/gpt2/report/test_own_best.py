@@ -21,7 +21,7 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import method
 from gpt2.report.summary import write_summary
 from gpt2.report.verdicts import Judgement, judge
-from tests.results_factory import STEPS, write_run
+from tests.results_factory import STEPS, change_final_loss, write_run
 from tests.scratch import ROOT
 
 SCHEMA = ROOT / "gpt2" / "report" / "summary.schema.json"
@@ -132,6 +132,30 @@ def test_the_choice_is_of_the_tuning_seeds_alone(tmp_path: Path) -> None:
     assert [*best(judged)] == ["5 ra/learning_rate=0.001"]
     doubts = [text for arm, text in rate_remarks(judged) if arm == "5 ra"]
     assert "seeds 1, 2, 3, 4 are better at 0.002, by 0.50" in doubts[1]
+
+
+def test_only_a_lower_mean_of_the_same_seeds_makes_a_choice_doubtful(
+    tmp_path: Path,
+) -> None:
+    """At 0.001 the losses are equal, and at 0.004 one run has diverged."""
+    rates = (0.001, 0.002, 0.004)
+    write_arm(tmp_path, 0, dict.fromkeys(rates, 0.0))
+    losses = {0.001: 0.0, 0.002: 0.0, 0.004: -0.1}
+    write_arm(tmp_path, 5, losses, {0.001: 0.5, 0.004: 0.6})
+    path = tmp_path / "step05-ra/learning_rate=0.004/seed1/status.json"
+    status = json.loads(path.read_text())
+    status["result"]["val_loss"] = None
+    path.write_text(json.dumps(status))
+    for rate in rates[:2]:
+        for seed in SEEDS:
+            run = tmp_path / f"step05-ra/learning_rate={rate}/seed{seed}"
+            change_final_loss(run, lambda loss: round(loss, 1))
+    judged = judge(read_matrix(tmp_path))
+    equal = [arm.by_seed("val_loss") for arm in judged.arms[3:5]]
+    assert equal[0] == equal[1]
+    assert judged.own_best.arms[1].choice.best == 0.002
+    doubts = [text for arm, text in rate_remarks(judged) if arm == "5 ra"]
+    assert not any("uncertain" in text for text in doubts)
 
 
 def test_an_arm_without_tuning_runs_is_not_at_its_best(tmp_path: Path) -> None:
