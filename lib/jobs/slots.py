@@ -55,20 +55,20 @@ def _nvidia(root: Path) -> int:
     found = len(list((root / "proc/driver/nvidia/gpus").glob("*")))
     if found or root != ROOT:
         return found
-    return _listed(os.environ.get("PATH", ""))
-
-
-@cache
-def _listed(path: str) -> int:
-    """Number of GPUs that the nvidia-smi in ``path``, this process's PATH, lists. Asked
-    once: with a stuck driver it takes PATIENCE each time."""
     return len(re.findall(r"^GPU \d+:", _nvidia_smi("-L"), re.MULTILINE))
 
 
 def _nvidia_smi(*options: str) -> str:
-    """Output of nvidia-smi; "" without it, or if it hangs. With a driver that is stuck
+    """Output of the nvidia-smi in PATH; "" without it, or if it hangs. Each question is
+    asked once: none is about what changes, and with a stuck driver it takes PATIENCE
+    each time."""
+    return _output(os.environ.get("PATH", ""), ("nvidia-smi", *options))
+
+
+@cache
+def _output(path: str, words: tuple[str, ...]) -> str:
+    """Output of a command in ``path``, this process's PATH. With a driver that is stuck
     not even SIGKILL ends it, so that it is not waited for after that."""
-    words = ["nvidia-smi", *options]
     try:
         process = subprocess.Popen(
             words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True

@@ -134,7 +134,7 @@ def test_architectures_are_read_from_the_driver(
 @pytest.mark.skipif(
     Path("/proc/driver/nvidia/gpus").exists(), reason="the driver shows its GPUs"
 )
-def test_nvidia_smi_lists_gpus_and_is_asked_once(
+def test_nvidia_smi_lists_gpus_and_is_asked_each_question_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script = tmp_path / "nvidia-smi"
@@ -145,7 +145,9 @@ def test_nvidia_smi_lists_gpus_and_is_asked_once(
     monkeypatch.setenv("PATH", str(tmp_path))
     for _ in range(3):
         assert find_gpus({}) == Gpus("cuda", ("0", "1"))
-    assert (tmp_path / "asked").read_text() == "-L\n"
+        assert architectures("cuda") == []
+    asked = (tmp_path / "asked").read_text().split()
+    assert asked == ["-L", "--query-gpu=compute_cap"]
 
 
 def test_an_nvidia_smi_that_hangs_is_left_behind(
