@@ -383,7 +383,8 @@ class Trainer:
     # ---- checkpoints ------------------------------------------------------------
 
     def save(self) -> None:
-        """Write a checkpoint of this step, unless it is there.
+        """Write a checkpoint of this step, unless it is there; on all ranks at the same
+        step, since they gather their parts of it.
 
         Raises NonFinite rather than keep one that is of no use, and DiskFull.
         """

@@ -38,9 +38,8 @@ class Updater:
         self.pruner = make_pruner(model, self.optimizer, settings)
         precision, resources = settings.optim.mixed_precision, settings.resources
         self.scaler = devices.grad_scaler(self.device, precision)
-        self._skipped = torch.zeros(
-            (), dtype=torch.int64, device=self.device.torch_device
-        )
+        # Counted on the device, which is waited for only in take_skipped().
+        self._skipped = torch.tensor(0, device=self.device.torch_device)
         forward: Forward = model
         if resources.compile_model:
             forward = CompiledGPT(model, resources.compile_mode)
