@@ -278,8 +278,9 @@ class Trainer:
                 self._fail(f"the {what} became {value}")
         p = self.progress
         p.skipped_updates += self.updater.take_skipped()
-        is_untrained = self.is_over and 0 < p.skipped_updates == p.step
-        if is_untrained or self.updater.always_overflows():
+        if self.is_over and 0 < p.skipped_updates == p.step:
+            self._fail("fp16 has overflowed in all updates (use bf16 or fp32)")
+        if self.updater.always_overflows():
             self._fail("fp16 overflows at every loss scale (use bf16 or fp32)")
         return float(loss)
 

@@ -30,7 +30,7 @@ def main(tool: str) -> None:
             menuconfig()
         else:
             if tool == "oldconfig":
-                outlive_the_reader()
+                ignore_closed_output()
             runpy.run_module(tool, run_name="__main__", alter_sys=True)
     except (EOFError, KeyboardInterrupt):
         sys.exit(f"\n{tool}: not all questions were answered, {NOTHING_SAVED}")
@@ -40,8 +40,8 @@ def main(tool: str) -> None:
         sys.exit(f"{tool}: {error}: {way_out(tool)}")
 
 
-def outlive_the_reader() -> None:
-    """Let no write fail, as in all other commands."""
+def ignore_closed_output() -> None:
+    """Go on when the reader of the output has left, as all other commands do."""
     sys.path.append(os.environ["srctree"])  # the last place to import from
     from lib.output import begin
 
