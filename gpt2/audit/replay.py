@@ -172,9 +172,8 @@ def _rates(evidence: RunFiles, updates: int) -> list[float]:
     optim, first = evidence.settings.optim, evidence.trains[0]
     if not optim.time_budget:
         return [rate_at(update, optim) for update in range(1, updates + 1)]
-    seconds, budget = value(first, "train_seconds") or 0.0, seconds_of(
-        optim.time_budget
-    )
+    seconds = value(first, "train_seconds") or 0.0
+    budget = seconds_of(optim.time_budget)
     even = [seconds * before / updates / budget for before in range(updates)]
     shares = budget_shares(evidence) or even
     return [rate_at(update, optim, share) for update, share in enumerate(shares, 1)]

@@ -70,9 +70,8 @@ def flat_modules(entries: Mapping[str, str]) -> dict[str, str]:
     listed = "".join(
         f"from .{name} import __name__ as _  # noqa: F401\n" for name in others
     )
-    texts[
-        first
-    ] += f"\n\n# All modules of this folder, so that each is copied.\n{listed}"
+    comment = "# All modules of this folder, so that each is copied."
+    texts[first] += f"\n\n{comment}\n{listed}"
     return texts
 
 

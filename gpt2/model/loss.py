@@ -54,9 +54,8 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 scale = probability
             odds, at_target = odds.to(rows.dtype), missed * probability
             grads_x.append((odds @ wide) * scale - wide[wanted] * at_target)
-            grad_weight = grad_weight + (odds.t() @ (rows * scale).to(rows.dtype)).to(
-                high
-            )
+            scaled = (rows * scale).to(rows.dtype)
+            grad_weight = grad_weight + (odds.t() @ scaled).to(high)
             at_targets.append(rows * at_target)
         grad_weight.index_add_(0, targets, torch.cat(at_targets), alpha=-1)
         ctx.save_for_backward(torch.cat(grads_x).to(x.dtype), grad_weight[:words])

@@ -174,7 +174,7 @@ def _certify_part(
     for cell, result in certified.items():
         findings = result()
         if cell in steps:
-            findings |= {
+            findings = findings | {  # those of result() may be another cell's, too
                 "changes": _changes(known, plan.registry[steps[cell]], plan),
                 "distinct": distinct_of()[cell],
             }
