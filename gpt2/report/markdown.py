@@ -15,6 +15,7 @@ from gpt2.report.notes import remarks
 from gpt2.report.rate_tables import (
     best_table,
     own_best_text,
+    rate_lines,
     rate_remarks,
     rate_table,
 )
@@ -169,7 +170,8 @@ def _chart_links(matrix: MatrixResults) -> str:
 def _rates(judged: Judgement) -> str:
     """Section on LR_SWEEP; "" without it."""
     if not judged.own_best.arms:
-        return ""
+        pending = [escape(line) for line in rate_lines(judged)]
+        return "\n\n".join(["## Learning rates", *pending]) if pending else ""
     (heads, rows), best = rate_table(judged), best_table(judged)
     parts = [
         *("## Learning rates", _grid(heads, rows, "ll".ljust(len(heads), "r"))),

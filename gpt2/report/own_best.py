@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from gpt2.plan.lr_sweep import RATE, RateChoice, choose, loss_of
 from gpt2.report.arms import Arm, NotedPair, Pair, has_diverged
 from gpt2.report.evidence import worse_than_guess
+from gpt2.report.results import Run
 from lib.atomic_files import finite
 from lib.safe_json import number
 
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from gpt2.report.grades import Verdict
 
 Grade = Callable[[Sequence[Pair]], Sequence["Verdict"]]
+
+UNKNOWN = "the best rates are not known"
+UNTUNED = (
+    f"{UNKNOWN}: LR_SWEEP is set, but there are no runs of its tuning seeds (ONLY may "
+    "have left them out)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +97,10 @@ class OwnBest:
     arms: Sequence[SweptArm] = ()
     comparisons: Sequence[BestComparison] = ()
     pending: str = ""
+
+    def __bool__(self) -> bool:
+        """Whether LR_SWEEP was set."""
+        return bool(self.arms or self.pending)
 
     def to_json(self) -> dict[str, Any]:
         """Plain data, as under "verdicts" in summary.json."""
@@ -159,13 +170,11 @@ def own_best(
 
     pairs: of all cells, at equal rates. grade: of comparisons as one family.
     """
-    if not swept:
-        return OwnBest()
     missing = sum(arm.missing for arm in swept)
     if missing:
         total = sum(len(x) for arm in swept for x in arm.losses.values())
         why = f"{total - missing} of {total} tuning runs have finished"
-        return OwnBest(swept, pending=f"the best rates are not known yet: {why}")
+        return OwnBest(swept, pending=f"{UNKNOWN} yet: {why}")
     by_cell = {id(cell): arm for arm in swept for cell in arm.arms.values()}
     found = list(_at_best(pairs, by_cell))
     rivals = [
@@ -196,6 +205,12 @@ def own_best(
         )
     ]
     return OwnBest(swept, comparisons)
+
+
+def untuned(runs: Iterable[Run]) -> OwnBest:
+    """Result without tuning runs: it says so if LR_SWEEP was set."""
+    was_set = any(run.part("matrix").get("lr_sweep") for run in runs)
+    return OwnBest(pending=UNTUNED if was_set else "")
 
 
 def _at_best(

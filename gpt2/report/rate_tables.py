@@ -163,7 +163,7 @@ def _doubt(arm: SweptArm) -> str:
 def rate_lines(judged: Judgement) -> list[str]:
     """The own best in sentences, for the terminal."""
     found = judged.own_best
-    if not found.arms:
+    if not found:
         return []
     if found.pending:
         return [f"Learning rates: {found.pending}."]

@@ -10,6 +10,7 @@ from gpt2.report.rate_tables import (
     best_table,
     own_best_text,
     rate_chart,
+    rate_lines,
     rate_remarks,
     rate_table,
 )
@@ -40,8 +41,10 @@ def _drawn(judged: Judgement) -> list[SweepChart]:
 
 def rates_part(judged: Judgement) -> dict[str, Any]:
     """Tables and sentences of LR_SWEEP; {} without it."""
-    if not judged.own_best.arms:
+    if not judged.own_best:
         return {}
+    if not judged.own_best.arms:
+        return {"tables": [], "remarks": [], "text": " ".join(rate_lines(judged))}
     losses, best = rate_table(judged), best_table(judged)
     tables = [("Mean validation loss", losses, range(2, len(losses[0])))]
     if best[1]:

@@ -38,7 +38,14 @@ from gpt2.report.grades import (
     ungraded,
 )
 from gpt2.report.noise import Design, Family, Noise, known_noise_of, noise_of
-from gpt2.report.own_best import OwnBest, SweptArm, deciding, own_best, swept_arms
+from gpt2.report.own_best import (
+    OwnBest,
+    SweptArm,
+    deciding,
+    own_best,
+    swept_arms,
+    untuned,
+)
 from gpt2.report.pooling import Pooled, pool
 from gpt2.report.results import MatrixResults
 from gpt2.report.series import (
@@ -137,7 +144,7 @@ class Judgement:
             ],
             "void": list(self.void),
             "series": None if self.series is None else self.series.to_json(),
-            **({"own_best": best.to_json()} if (best := self.own_best).arms else {}),
+            **({"own_best": best.to_json()} if (best := self.own_best) else {}),
             **({"sizes": [t.to_json() for t in trends]} if trends else {}),
         }
 
@@ -190,7 +197,11 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
         notes={arm.label: note for arm, note in alone if note},
         controls=controls,
         void=void,
-        own_best=_own_best(swept, pairs, rules, noise, void),
+        own_best=(
+            _own_best(swept, pairs, rules, noise, void)
+            if swept
+            else untuned(matrix.runs)
+        ),
         series=series,
     )
 

@@ -16,12 +16,13 @@ from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
 from gpt2.report.plots import baselines, write_plots
-from gpt2.report.rate_tables import own_best_text, rate_remarks, rate_table
+from gpt2.report.rate_tables import own_best_text, rate_lines, rate_remarks, rate_table
 from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import method
 from gpt2.report.summary import write_summary
+from gpt2.report.sweep_tables import sweep_tables
 from gpt2.report.verdicts import Judgement, judge
-from tests.results_factory import STEPS, change_final_loss, write_run
+from tests.results_factory import STEPS, change_final_loss, settings, write_run
 from tests.scratch import ROOT
 
 SCHEMA = ROOT / "gpt2" / "report" / "summary.schema.json"
@@ -35,6 +36,7 @@ def write_arm(
 ) -> None:
     """Finished runs of a step at each rate, on the seeds of both kinds."""
     name, title, of, *_ = STEPS[step]
+    rates = ",".join(map(str, losses))
     for rate, loss in losses.items():
         at = f"learning_rate={rate}"
         for seed in (*SEEDS, *TUNING):
@@ -44,6 +46,7 @@ def write_arm(
                 "run_dir": f"step{step:02d}-{name}/{at}/seed{seed}",
                 "coordinates": {"learning_rate": rate},
                 "parent_name": None if of is None else f"{STEPS[of][0]}/{at}",
+                "settings": {**settings(step), "matrix": {"lr_sweep": rates}},
             }
             if seed in TUNING:
                 job["tuning"] = True
@@ -173,6 +176,28 @@ def test_an_arm_without_tuning_runs_is_not_at_its_best(tmp_path: Path) -> None:
     assert [row[:2] for row in rate_table(judged)[1] if row[0] == "5 ra"] == [
         ["5 ra", "1, 2, 3, 4"]
     ]
+
+
+def test_without_any_tuning_run_the_best_rates_are_said_to_be_unknown(
+    tmp_path: Path,
+) -> None:
+    """As `make ONLY='*/seed[1234]'` leaves it; the losses by rate are shown."""
+    for step in (0, 5):
+        write_arm(tmp_path, step, {0.001: 0.0, 0.002: -0.01})
+    for run in tmp_path.glob("*/*/seed10*"):
+        shutil.rmtree(run)
+    matrix = read_matrix(tmp_path)
+    judged = judge(matrix)
+    said = "the best rates are not known: LR_SWEEP is set, but there are no runs of its"
+    assert rate_lines(judged)[0].startswith(f"Learning rates: {said}")
+    assert said in markdown_report(matrix, judged, "x").replace("\\_", "_")
+    page = html_report(matrix, judged, "x")
+    assert said in page and 'id="rates"' not in page
+    write_summary(matrix, judged.to_json())
+    written = json.loads((tmp_path / "summary.json").read_text())
+    jsonschema.validate(written, json.loads(SCHEMA.read_text()))
+    assert said in written["verdicts"]["own_best"]["pending"]
+    assert [table.axis for table in sweep_tables(judged)] == ["learning_rate"]
 
 
 def test_an_untuned_baseline_still_decides_whether_a_matrix_is_valid(
