@@ -50,9 +50,9 @@ from gpt2.settings.parse import settings_from
 from gpt2.settings.rerun_commands import show_next
 from gpt2.settings.schema import SYMBOL_OF
 from gpt2.settings.shown import text_of
-from lib.atomic_files import atomic_write_text
+from lib.atomic_files import DiskFull, NotWritable, atomic_write_text
 from lib.human import counted
-from lib.json_answer import add_json, answer, answers_json, fail
+from lib.json_answer import add_json, answer, answers_json, fail, refuse
 from lib.kconfig.config_py import Config, ConfigError
 from lib.kconfig.dotconfig import (
     COMMAND_LINE,
@@ -355,6 +355,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         act(given)
     except KeyboardInterrupt:
         return 130
+    except (DiskFull, NotWritable) as error:
+        return refuse("kconfig", error)
     except OSError as error:
         return fail(f"{error.filename or given.command}: {error.strerror}", 2)
     except ValueError as error:  # ConfigError and what settings_from refuses

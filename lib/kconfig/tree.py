@@ -18,6 +18,7 @@ from typing import Any
 import kconfiglib
 from kconfiglib import BOOL, HEX, INT, Choice, Symbol, expr_value
 
+from lib.atomic_files import clear_write_errors
 from lib.kconfig.config_py import DEFAULT, Config, ConfigError, Literal, Types, convert
 from lib.kconfig.dotconfig import (
     COMMAND_LINE,
@@ -259,8 +260,9 @@ class Tree:
         fail_on(
             ConfigProblem(
                 _place(config, n),
-                f"CONFIG_{n} is {v!r}, but {now.get(n)!r} by this Kconfig and the "
-                "lines around: change .config, from which config.py is generated",
+                f"CONFIG_{n} = {v!r} is not possible: Kconfig makes it {now.get(n)!r} "
+                "with the other lines of this file. Change .config, from which "
+                "config.py is generated",
             )
             for n, v in config.values.items()
             if now.get(n) != v
@@ -391,5 +393,6 @@ def _written(write: Callable[..., str]) -> str:
     """Text that one of kconfiglib's writers puts into a file."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "config")
-        write(str(path), header="")
+        with clear_write_errors(path):
+            write(str(path), header="")
         return path.read_text(encoding="utf-8")

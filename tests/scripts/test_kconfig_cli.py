@@ -142,6 +142,22 @@ def test_steps_that_do_not_exist_are_not_saved(mine: Path) -> None:
     assert (mine / ".config").read_text() == before
 
 
+def test_files_that_cannot_be_written_say_what_to_do(mine: Path) -> None:
+    before = (mine / ".config").read_text(), (mine / "config.py").read_text()
+    words = [sys.executable, "-B", "scripts/kconfig.py", "defconfig", "one"]
+    small = ["sh", "-c", 'ulimit -f 1; exec "$0" "$@"', *words]
+    full = subprocess.run(small, cwd=mine, stderr=subprocess.PIPE, text=True)
+    assert full.returncode == EXIT_DISK
+    assert full.stderr.startswith("kconfig: no space left while writing")
+    (mine / ".config.old").unlink(missing_ok=True)
+    (mine / ".config.old").mkdir()
+    said = refused(mine, "defconfig", "one", "--overrides", "LR=1e-3")
+    assert (
+        said.startswith("kconfig: cannot write ") and "Move what is in the way" in said
+    )
+    assert before == ((mine / ".config").read_text(), (mine / "config.py").read_text())
+
+
 def test_a_faulty_preset_leaves_the_old_configuration(mine: Path) -> None:
     before = (mine / ".config").read_text(), (mine / "config.py").read_text()
     (mine / "defconfigs/bad").write_text(
