@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import statistics
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from gpt2.report.bundle import results_folder
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import MatrixResults
 from gpt2.report.verdicts import judge
+from lib.atomic_files import read_jsonl
 
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "studies" / "ratio-124m"
 RATE = "learning_rate"
@@ -85,6 +87,27 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(
         assert cells[2] == f"{arm.mean('val_loss'):.4f}"
         assert cells[3].startswith("-" if mean is None else f"{mean:+.4f}")
         assert cells[4].startswith(grade)
+
+
+def test_the_effort_of_ratio_124m_is_that_of_its_records(block: MatrixResults) -> None:
+    """Sessions are the commands that ran it; each ended is as long as it took."""
+    page = " ".join(section("Done").split())
+    sessions = [
+        (line["event"], line["time"])
+        for line in read_jsonl(block.root / "runner.jsonl")
+        if line["kind"] == "session"
+    ]
+    assert [event for event, _ in sessions] == ["began", "ended"] * 3
+    seconds = sum(time * (1 if event == "ended" else -1) for event, time in sessions)
+    kwh = sum(run.row["energy_j"] for run in block.runs) / 3.6e6
+    assert all(map(is_done, block.runs))
+    assert (
+        f"The first block, {len(block.runs)} runs, took three on one card: "
+        f"{seconds / 60:.0f} minutes, {seconds / 3600:.2f} GPU hours, {kwh:.2f} kWh"
+    ) in page
+    codes = [run.manifest["provenance"]["git"]["sha"][:7] for run in block.runs]
+    for commit, runs in Counter(codes).items():
+        assert re.search(rf"\b{runs} (runs|others)\b[^.]* of (commit )?{commit}", page)
 
 
 def test_the_own_best_of_ratio_124m_is_that_of_its_records(
