@@ -11,7 +11,7 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -113,15 +113,22 @@ def require_json_place(path: str | Path) -> None:
     with clear_write_errors(path):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-        if path.exists() and path.stat().st_size and not _has_schema(path):
-            raise FileExistsError(errno.EEXIST, "a file of another kind is there")
+        refuse_other_kind(path, _is_replaceable_json)
         path.parent.mkdir(parents=True, exist_ok=True)
         name = hidden_name(path)
         open(name, "xb").close()
         name.unlink()
 
 
-def _has_schema(path: Path) -> bool:
+def refuse_other_kind(path: Path, is_ours: Callable[[Path], bool]) -> None:
+    """Raise FileExistsError if a file is there that is not ours to replace."""
+    if path.exists() and not is_ours(path):
+        raise FileExistsError(errno.EEXIST, "a file of another kind is there")
+
+
+def _is_replaceable_json(path: Path) -> bool:
+    if not path.stat().st_size:
+        return True
     try:
         found = read_json(path)
     except ValueError:

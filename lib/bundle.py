@@ -7,7 +7,6 @@ is written outside of the one folder that is made.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import re
 import shutil
@@ -17,7 +16,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 
-from lib.atomic_files import clear_write_errors, replacing
+from lib.atomic_files import clear_write_errors, refuse_other_kind, replacing
 from lib.files import hidden_name
 from lib.safe_json import clean
 
@@ -48,8 +47,7 @@ def write_bundle(path: Path, root: Path, names: Iterable[str]) -> int:
     """
     with clear_write_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists() and not _is_bundle(path):
-            raise FileExistsError(errno.EEXIST, "a file of another kind is there")
+        refuse_other_kind(path, _is_bundle)
         with (
             replacing(path) as partial,
             zipfile.ZipFile(partial, "x", zipfile.ZIP_DEFLATED) as bundle,

@@ -51,8 +51,8 @@ def _cgroups(proc: Path) -> Iterator[Path]:
 
 
 def _up_to(point: Path, path: PurePosixPath, root: PurePosixPath) -> Iterator[Path]:
-    # In a container whose cgroups have no namespace, or in one that was moved, the path
-    # is not below the mount, whose top is then its own cgroup.
+    # Without a namespace for cgroups, or after the process was moved, the path may lie
+    # outside of the mount, whose top is then its own cgroup.
     inside = path.is_relative_to(root) and ".." not in path.parts
     below = path.relative_to(root) if inside else PurePosixPath()
     yield from (point / part for part in (below, *below.parents))

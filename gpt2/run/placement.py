@@ -36,8 +36,8 @@ from lib.jobs.scheduler import Launch, Options
 def scheduler_options(plan: Plan) -> Options:
     """Options of the scheduler for the jobs of a matrix.
 
-    Raises ValueError, naming the settings, where there is no place for them, or they
-    ask for what the devices there cannot do.
+    Raises ValueError, naming the settings, if no device is found for the jobs or the
+    devices cannot do what they ask for.
     """
     asked = plan.base.resources
     places: Sequence[Mapping[str, str]]

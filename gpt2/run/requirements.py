@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gpt2.data.token_files import (
     check_untouched,
     dataset_folder,
@@ -36,9 +34,11 @@ def require_data(plan: Plan) -> None:
 def require_stable(plan: Plan) -> None:
     """Raise ValueError if a checkpoint that a job would start from is missing."""
     for job in plan.jobs:
-        kept = (job.stable_source or Path()) / STABLE_FOLDER
+        if job.stable_source is None:
+            continue
+        kept = job.stable_source / STABLE_FOLDER
         begun = status_word(plan.output_dir / job.run_dir) != "planned"
-        if job.stable_source is not None and not begun and not kept.is_dir():
+        if not begun and not kept.is_dir():
             raise ValueError(
                 f"STABLE_FROM={job.settings.resources.stable_from}: there is no "
                 f"{kept}, which {job.run_dir} would start from: run the same arms "
