@@ -12,6 +12,8 @@ time (1% of a micro step of GPT-2 124M on an H200).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,21 +39,28 @@ class CompiledGPT:
         loss: Tensor = self._loss(self._hidden(tokens), targets)
         return loss
 
-    @torch.no_grad()
     def score(self, tokens: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        """As GPT.score."""
-        found: tuple[Tensor, Tensor] = self._score(self._hidden(tokens), targets)
+        """As GPT.score, through the pieces that train: compiled without gradients, each
+        would be another graph. Only the head is."""
+        with torch.enable_grad():
+            hidden = self._hidden(tokens, _cut)
+        with torch.no_grad():
+            found: tuple[Tensor, Tensor] = self._score(hidden.detach(), targets)
         return found
 
-    def _hidden(self, tokens: Tensor) -> Tensor:
+    def _hidden(
+        self, tokens: Tensor, between: Callable[[Tensor], Tensor] = lambda x: x
+    ) -> Tensor:
+        """between: of all that a piece hands to the next one."""
         blocks = self.model.layers()
         after = [*(block.ln_1 for block in blocks[1:]), self.model.ln_f]
-        x, normed = self._begin(tokens)
+        x, normed = map(between, self._begin(tokens))
         ctx: BlockContext = {}
         for block, norm in zip(blocks, after, strict=True):
             x, normed, ctx = self._block(block, norm, x, normed, ctx)
-        found: Tensor = normed
-        return found
+            x, normed = between(x), between(normed)
+            ctx = {name: between(value) for name, value in ctx.items()}
+        return normed
 
     def _embed(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         x = self.model.embed(tokens)
@@ -65,6 +74,12 @@ def through_block(
     next block, ``after`` being the norm that this one begins with."""
     x, ctx = block.from_normed(x, normed, ctx=ctx)
     return x, _normed(after, x), ctx
+
+
+def _cut(x: Tensor) -> Tensor:
+    """x for the same graph, but without what its gradient would need: so of one block
+    at a time at most."""
+    return x.detach().requires_grad_(x.requires_grad)
 
 
 def _normed(norm: nn.Module, x: Tensor) -> Tensor:

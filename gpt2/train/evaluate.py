@@ -24,21 +24,8 @@ from gpt2.train.fingerprints import fingerprint, windows_sum
 from lib.gpu.device import DeviceInfo, autocast
 
 FINGERPRINTED = 64  # windows in memory at a time
-# Tokens x trunk weights that a run evaluates, from which on compiling the forward pass
-# pays: 17 million tokens of GPT-2 124M. To compile takes some seconds in each process,
-# and saves a third of an evaluation (nanoGPT's forward pass on an H100).
-COMPILED_FROM = 1.4e15
 
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # as GPT.score
-
-
-def compiles_evaluation(settings: Settings) -> bool:
-    """Whether a GPU evaluates with compiled code: the same for all arms of a matrix."""
-    m, data = settings.model, settings.data
-    evaluations = settings.optim.max_iters // data.eval_interval + 1
-    tokens = evaluations * data.eval_samples * m.block_size
-    trunk = 12 * m.n_layer * m.n_embd**2
-    return settings.resources.compile_model and tokens * trunk >= COMPILED_FROM
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +48,15 @@ class Evaluator:
     """Scores a model on the validation split as the settings ask."""
 
     def __init__(
-        self, split: TokenSplit, settings: Settings, device: DeviceInfo, batch: int
+        self,
+        split: TokenSplit,
+        settings: Settings,
+        device: DeviceInfo,
+        batch: int,
+        compiled: CompiledGPT | None = None,
     ) -> None:
         """batch: windows scored at once, which changes the result by rounding alone.
+        compiled: the model as it trains, in micro batches of as many windows.
 
         Raises DataError if the split has too few windows.
         """
@@ -77,8 +70,11 @@ class Evaluator:
         self.offsets = eval_windows(
             split.tokens.size, self.block_size, settings.data.eval_samples
         )
-        self.compiles = device.is_gpu and compiles_evaluation(settings)
-        self._compiled: Score | None = None
+        # Without dropout the code that trains scores as well; with it, training is
+        # another function. A CPU gains nothing.
+        self.has_dropout = settings.model.dropout > 0.0
+        scores = device.is_gpu and not self.has_dropout
+        self.compiled = compiled if scores else None
 
     def fingerprint(self) -> str:
         """Fingerprint of the windows that are scored."""
@@ -90,7 +86,7 @@ class Evaluator:
     def __call__(self, model: GPT) -> Evaluation:
         """Score; dropout is off meanwhile, and no random number is drawn."""
         began = time.perf_counter()
-        with _evaluating(model):
+        with self._evaluating(model):
             total, right = self._sums(model, self.offsets)
             attention = self._attention(model) if self.metric_rows else {}
         tokens = len(self.offsets) * self.block_size
@@ -100,7 +96,7 @@ class Evaluator:
     def warm_up(self, model: GPT) -> None:
         """Score one batch, so that kernels are loaded and compiled before the first
         evaluation."""
-        with _evaluating(model):
+        with self._evaluating(model):
             self._sums(model, self.offsets[: self.batch])
 
     @torch.no_grad()
@@ -120,11 +116,9 @@ class Evaluator:
 
     def _scorer(self, model: GPT, windows: int) -> Score:
         """Compiled for whole batches; another shape would be compiled once more."""
-        if not self.compiles or windows != self.batch:
+        if self.compiled is None or windows != self.batch:
             return model.score
-        if self._compiled is None:
-            self._compiled = CompiledGPT(model).score
-        return self._compiled
+        return self.compiled.score
 
     def _attention(self, model: GPT) -> dict[str, list[float]]:
         """Metrics of the first windows, as many as are scored at once."""
@@ -133,13 +127,13 @@ class Evaluator:
             x = x.to(self.device.torch_device)
             return attention_metrics(model, x, self.metric_rows, self.window)
 
-
-@contextmanager
-def _evaluating(model: GPT) -> Iterator[None]:
-    """Without dropout inside the block."""
-    was_training = model.training
-    model.train(False)
-    try:
-        yield
-    finally:
-        model.train(was_training)
+    @contextmanager
+    def _evaluating(self, model: GPT) -> Iterator[None]:
+        """Without dropout inside the block. A model that has none stays as it is: its
+        compiled code is for the mode in which it trains."""
+        was_training = model.training
+        model.train(was_training and not self.has_dropout)
+        try:
+            yield
+        finally:
+            model.train(was_training)

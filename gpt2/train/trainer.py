@@ -73,7 +73,8 @@ class Trainer:
         self.updater = Updater(model, self.settings, context)
         self.checkpoints = Checkpoints(job, model, self.updater, context, recorder)
         self.evaluator = Evaluator(
-            context.val, self.settings, self.device, self.split.micro_batch
+            *(context.val, self.settings, self.device, self.split.micro_batch),
+            self.updater.compiled,
         )
         self.progress, self._clock = Progress(), Clock()
         # Loss and gradient norm, summed since the last record, on the device.

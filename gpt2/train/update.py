@@ -40,9 +40,10 @@ class Updater:
         self.scaler = devices.grad_scaler(self.device, precision)
         # Counted on the device, which is waited for only in take_skipped().
         self._skipped = torch.tensor(0, device=self.device.torch_device)
-        forward: Forward = model
+        self.compiled: CompiledGPT | None = None
         if resources.compile_model:
-            forward = CompiledGPT(model, resources.compile_mode)
+            self.compiled = CompiledGPT(model, resources.compile_mode)
+        forward: Forward = self.compiled or model
         self.plain_step = MicroStep(
             forward,
             self.device,

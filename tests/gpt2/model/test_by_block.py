@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -70,13 +72,47 @@ def test_no_number_of_kinds_is_too_large() -> None:
         assert torch.equal(ours, plain)
 
 
-def test_the_score_is_the_models() -> None:
-    settings = tiny_step(13, n_layer=3)
-    model = generic(settings)
+@pytest.mark.parametrize("number, dropout", [(13, 0.0), (16, 0.0), (16, 0.1)])
+def test_the_score_is_the_models_by_the_graphs_that_train(
+    number: int, dropout: float
+) -> None:
+    """With the graph of a head more. With dropout there are others for scoring."""
+    settings = tiny_step(number, n_layer=LAYERS, dropout=dropout)
+    model = generic(settings).train()
+    compiled = CompiledGPT(model)
     tokens = tokens_of(settings, 2, settings.model.block_size)
     pair = tokens, tokens.flip(1)
-    for ours, plain in zip(
-        CompiledGPT(model).score(*pair), model.score(*pair), strict=True
-    ):
+    compiled(*pair).backward()
+    trained = graphs()
+    model.train(dropout == 0.0)
+    with torch.no_grad():
+        found = compiled.score(*pair)
+    assert (graphs() - trained == 1) == (dropout == 0.0)
+    for ours, plain in zip(found, model.eval().score(*pair), strict=True):
         assert torch.equal(ours, plain) and not ours.requires_grad
-    assert graphs() > 2
+
+
+def test_a_score_keeps_activations_of_one_block_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settings = tiny_step(16, n_layer=LAYERS)
+    compiled = CompiledGPT(generic(settings).train())
+    tokens = tokens_of(settings, 2, settings.model.block_size)
+    kept: list[weakref.ref[torch.Tensor]] = []
+    alive: list[int] = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor.detach()  # a result that it keeps itself would be a cycle
+        kept.append(weakref.ref(tensor))
+        return tensor
+
+    def counting(*given: Any) -> Any:
+        gc.collect()
+        alive.append(sum(ref() is not None for ref in kept))
+        return block(*given)
+
+    block = compiled._block
+    monkeypatch.setattr(compiled, "_block", counting)
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        compiled.score(tokens, tokens)
+    assert len(alive) == LAYERS and max(alive) < len(kept) / LAYERS

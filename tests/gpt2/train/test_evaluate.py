@@ -1,18 +1,20 @@
 """Validation: every token once and alike, however the windows are batched."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
+from torch._dynamo.utils import counters
 from torch.nn import functional as F
 
 from gpt2.data.token_files import DataError, request_of
 from gpt2.model.by_block import CompiledGPT
 from gpt2.model.gpt import GPT
 from gpt2.model.init import init_parameters
-from gpt2.train import evaluate
-from gpt2.train.batches import eval_windows, load_split
-from gpt2.train.evaluate import Evaluation, Evaluator, compiles_evaluation
+from gpt2.train.batches import eval_windows, gather, load_split
+from gpt2.train.evaluate import Evaluation, Evaluator
+from gpt2.train.micro_step import MicroStep
 from lib.gpu.device import select_device
 from tests.gpt2.tinydata import prepare_texts, texts
 from tests.gpt2.tinytraining import tiny_job
@@ -35,6 +37,10 @@ def split(settings):
 
 @pytest.fixture(scope="module")
 def model(settings):
+    return made(settings)
+
+
+def made(settings):
     model = GPT(settings)
     init_parameters(model, 3)
     with torch.no_grad():  # sharp enough for some tokens to be right
@@ -108,40 +114,77 @@ def test_perplexity_of_a_hopeless_loss_is_infinite():
 # ---- compiled ---------------------------------------------------------------------
 
 
-def test_a_run_that_evaluates_much_compiles_it(settings):
-    large = {"n_layer": 12, "n_embd": 768, "block_size": 1024, "compile_model": True}
-    often = {"eval_samples": 256, "eval_interval": 500}
-    few = settings.replace(**large, **often, max_iters=10_000)
-    assert not compiles_evaluation(few), "21 evaluations"
-    assert compiles_evaluation(few.replace(max_iters=40_000)), "81 evaluations"
-    assert not compiles_evaluation(few.replace(max_iters=40_000, compile_model=False))
+class Noting(CompiledGPT):
+    """Scores as the model, and notes the shapes."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.shapes = []
+
+    def score(self, tokens, targets):
+        self.shapes.append(tuple(tokens.shape))
+        return self.model.score(tokens, targets)
 
 
-def test_only_whole_batches_are_compiled(model, split, settings, monkeypatch):
-    shapes = []
-
-    class Compiled(CompiledGPT):
-        def score(self, x, y):
-            shapes.append(tuple(x.shape))
-            return self.model.score(x, y)
-
-    monkeypatch.setattr(evaluate, "CompiledGPT", Compiled)
-    plain = Evaluator(split, settings, DEVICE, 4)(model)
-    evaluator = Evaluator(split, settings, DEVICE, 4)
-    assert not evaluator.compiles, "on a CPU"
-    evaluator.compiles = True
+def test_the_code_that_trains_scores_whole_batches_on_a_gpu(split, settings):
+    alike = settings.replace(dropout=0.0)
+    gpu = dataclasses.replace(DEVICE, backend="cuda")  # torch's device is the CPU
+    model = made(alike)
+    plain = Evaluator(split, alike, DEVICE, 4)(model)
+    compiled = Noting(model)
+    evaluator = Evaluator(split, alike, gpu, 4, compiled)
     evaluator.warm_up(model)
     whole = (4, settings.model.block_size)
-    assert shapes == [whole] and len(evaluator.offsets) == SAMPLES
+    assert compiled.shapes == [whole] and len(evaluator.offsets) == SAMPLES
     assert evaluator(model) == plain
-    assert shapes == [whole, whole], "7 windows are one batch of 4 and a rest"
+    assert compiled.shapes == [whole, whole], "7 windows are a batch of 4 and a rest"
+    for given, device in ((alike, DEVICE), (settings, gpu)):  # a CPU; with dropout
+        Evaluator(split, given, device, 4, compiled)(made(given))
+    assert len(compiled.shapes) == 2
 
 
-@pytest.mark.slow
-def test_compiled_evaluation_agrees(model, split, settings):
-    plain = Evaluator(split, settings, DEVICE, 4)(model)
-    evaluator = Evaluator(split, settings, DEVICE, 4)
-    evaluator.compiles = True
-    found = evaluator(model)
-    assert found.loss == pytest.approx(plain.loss, rel=1e-6)
-    assert found.accuracy == plain.accuracy
+def test_the_mode_of_a_model_without_dropout_is_left(model, split, settings):
+    """Code is compiled for a mode."""
+    model.train()
+    seen, block = [], model.layers()[0]
+    handle = block.ln_1.register_forward_hook(lambda m, *_: seen.append(m.training))
+    for dropout in (0.0, 0.5):
+        evaluator = Evaluator(split, settings.replace(dropout=dropout), DEVICE, SAMPLES)
+        evaluator(model)
+    handle.remove()
+    assert seen == [True, False] and model.training
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("step", [0, 5, 8, 16])
+def test_a_gpu_compiles_nothing_but_a_head_to_score(tmp_path, step):
+    """Prints the seconds that 64 windows take; see them with -rP."""
+    wide = {"n_layer": 4, "n_head": 12, "n_embd": 768, "head_dim": 64}
+    given = {"block_size": 1024, "eval_samples": 64, "mixed_precision": "bf16"}
+    data = {"dropout": 0.0, "device": "cuda:0", "mlp_width": 3072}
+    job = tiny_job(prepare_texts(tmp_path, texts(60)), step, **wide, **given, **data)
+    settings, device = job.settings, select_device("cuda:0")
+    split = load_split(settings.resources.data_dir, request_of(settings), "val")
+    model = GPT(settings)
+    init_parameters(model, 3)
+    model.to(device.torch_device).train()
+    compiled, batch = CompiledGPT(model), 16
+    trains = MicroStep(compiled, device, "bf16")
+    windows = eval_windows(len(split.tokens), settings.model.block_size, batch)
+    pair = gather(split.tokens, windows, settings.model.block_size)
+    tokens, targets = (one.to(device.torch_device) for one in pair)
+    torch.cuda.reset_peak_memory_stats()
+    trains(tokens, targets)
+    peak = torch.cuda.max_memory_allocated()
+    trained = counters["stats"]["unique_graphs"]
+    evaluator = Evaluator(split, settings, device, batch, compiled)
+    torch.cuda.reset_peak_memory_stats()
+    evaluator.warm_up(model)
+    assert torch.cuda.max_memory_allocated() <= peak
+    assert counters["stats"]["unique_graphs"] == trained + 1
+    plain = Evaluator(split, settings, device, batch)
+    plain.warm_up(model)
+    found, expected = evaluator(model), plain(model)
+    print(f"step {step}: {found.seconds:.3f} s, plain {expected.seconds:.3f} s")
+    assert found.loss == pytest.approx(expected.loss, rel=1e-3)
+    assert found.accuracy == pytest.approx(expected.accuracy, abs=2e-3)
