@@ -185,6 +185,7 @@ def test_a_gpu_compiles_nothing_but_a_head_to_score(tmp_path, step):
     plain = Evaluator(split, settings, device, batch)
     plain.warm_up(model)
     found, expected = evaluator(model), plain(model)
-    print(f"step {step}: {found.seconds:.3f} s, plain {expected.seconds:.3f} s")
+    print(f"step {step}: {found.seconds:.3f} s, plain {expected.seconds:.3f} s,", end=" ")
+    print(f"{found.loss:.6f} and {expected.loss:.6f} nats per token")
     assert found.loss == pytest.approx(expected.loss, rel=1e-3)
     assert found.accuracy == pytest.approx(expected.accuracy, abs=2e-3)
