@@ -17,6 +17,10 @@ from functools import cache
 from pathlib import Path
 from typing import IO
 
+import pytest
+
+# Of a test that runs on each.
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 SHARES = 32
 QUEUE = SHARES  # held while one waits, so that the next waits behind it
 GIB = 2**30

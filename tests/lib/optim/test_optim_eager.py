@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from lib.optim import eager
+from tests.card import DEVICES
 
 KINDS = ["SGD", "Adam", "AdamW", "Muon"]
 
@@ -68,24 +69,25 @@ def test_the_compiler_is_not_imported() -> None:
     assert subprocess.run([sys.executable, "-c", PROGRAM]).returncode == 0
 
 
+@pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(
     ("name", "options"), [("SGD", {"momentum": 0.9}), ("Adam", {}), ("AdamW", {})]
 )
 def test_a_first_update_that_overflows_in_fp16_leaves_nothing(
-    name: str, options: dict[str, Any]
+    name: str, options: dict[str, Any], device: str
 ) -> None:
     """Fused, as on a GPU: torch's SGD would go on from uninitialised memory."""
     found = []
     for gradients in ([float("inf"), 1.0, 1.0], [1.0, 1.0]):
-        weight = torch.ones(5).requires_grad_()
+        weight = torch.ones(5, device=device).requires_grad_()
         groups = [{"params": [weight], "weight_decay": 0.1}]
-        dirty = [torch.full((5,), 7e8) for _ in range(50)]
+        dirty = [torch.full((5,), 7e8, device=device) for _ in range(50)]
         optimizer = eager.fused(name, groups, lr=0.1, fused=True, **options)
         del dirty
-        scaler = torch.amp.GradScaler("cpu", init_scale=1.0, growth_interval=1000)
-        scaler.scale(torch.ones(()))  # begins it
+        scaler = torch.amp.GradScaler(device, init_scale=1.0, growth_interval=1000)
+        scaler.scale(torch.ones((), device=device))  # begins it
         for gradient in gradients:
-            weight.grad = torch.full((5,), gradient)
+            weight.grad = torch.full((5,), gradient, device=device)
             scaler.unscale_(optimizer)
             scaler.step(optimizer)
             scaler.update(1.0)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from lib.optim.spam import AdamWSPAM, warmup_scale
+from tests.card import DEVICES
 
 
 def spam(weight, *, beta2=0.999, decay=0.1, interval=500, warmup=150, **options):
@@ -120,14 +121,15 @@ def test_rates_and_decays_are_put_back_after_a_scaled_update():
     assert optimizer.param_groups[0]["weight_decay"] == 0.1
 
 
-def test_an_update_that_overflows_in_fp16_is_none_of_its_updates():
+@pytest.mark.parametrize("device", DEVICES)
+def test_an_update_that_overflows_in_fp16_is_none_of_its_updates(device):
     """torch's scaler calls step() of a fused optimizer all the same."""
-    weight = nn.Parameter(torch.ones(4))
+    weight = nn.Parameter(torch.ones(4, device=device))
     optimizer = spam(weight, fused=True)
-    scaler = torch.amp.GradScaler("cpu", init_scale=1.0)
-    scaler.scale(torch.ones(()))  # begins it
+    scaler = torch.amp.GradScaler(device, init_scale=1.0)
+    scaler.scale(torch.ones((), device=device))  # begins it
     for gradient, updates in ((1.0, 1), (math.inf, 1), (1.0, 2)):
-        weight.grad = torch.full((4,), gradient)
+        weight.grad = torch.full((4,), gradient, device=device)
         before = weight.detach().clone()
         scaler.unscale_(optimizer)
         scaler.step(optimizer)
