@@ -11,7 +11,6 @@ import math
 import statistics
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 from gpt2.plan.axes import nearest, swept_name
@@ -248,34 +247,16 @@ def update_seconds(arm: Arm) -> float | None:
     return statistics.median(found) if found else None
 
 
-def loss_at(run: Run, seconds: float, per_update: float | None) -> float | None:
-    """Validation loss after some seconds of training, interpolated linearly.
+def losses_over_time(run: Run, per_update: float | None) -> list[tuple[float, float]]:
+    """(seconds of training, validation loss) of each evaluation, in order of time.
 
     per_update: usual seconds of an update of its arm; None: by the run's own clock.
-    None before the first evaluation and after the last.
     """
-    points = _losses_over_time(run, per_update)
-    if not points or not points[0][0] <= seconds <= points[-1][0]:
-        return None
-    for (start, before), (end, after) in pairwise(points):
-        if start <= seconds <= end:
-            share = (seconds - start) / (end - start) if end > start else 1.0
-            return before + share * (after - before)
-    return points[-1][1]
-
-
-def last_eval_seconds(run: Run, per_update: float | None) -> float | None:
-    """Training seconds at the last evaluation, as loss_at counts them."""
-    points = _losses_over_time(run, per_update)
-    return points[-1][0] if points else None
-
-
-def _losses_over_time(run: Run, per_update: float | None) -> list[tuple[float, float]]:
-    points = []
+    points = {}
     for record in run.evals:
         seconds = record.get("seconds")
         if per_update is not None and "step" in record:
             seconds = record["step"] * per_update
         if seconds is not None and "val_loss" in record:
-            points.append((seconds, record["val_loss"]))
-    return sorted(points)
+            points[seconds] = record["val_loss"]
+    return sorted(points.items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -14,10 +15,10 @@ from gpt2.report.arms import (
     changes_between,
     has_diverged,
     is_done,
-    last_eval_seconds,
-    loss_at,
+    losses_over_time,
     update_seconds,
 )
+from gpt2.report.between_evals import Reading, read
 from gpt2.report.pairing import unpaired
 from gpt2.report.results import Run
 from lib.alarms import are_identical
@@ -84,7 +85,13 @@ class Evidence:
     losses: tuple[tuple[float, ...], tuple[float, ...]] = ((), ())  # by those seeds
     resolution: float = 0.0  # step of which the losses are multiples, nats
     rounding: float = 0.0  # variance that this adds to a difference
+    reading: float = 0.0  # and that reading between evaluations adds to their mean
     seconds: float | None = None
+
+    @property
+    def error(self) -> float:
+        """Variance of the mean difference that more seeds do not lower."""
+        return self.rounding + self.reading
 
 
 def at_equal_steps(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
@@ -113,8 +120,8 @@ def time_budget(arm: Arm, partner: Arm) -> float | None:
 
 
 def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
-    """Compare the losses when the first of all these runs ended, interpolated; each
-    arm at its usual speed (update_seconds).
+    """Compare the losses when the first of all these runs ended, read between
+    evaluations; each arm at its usual speed (update_seconds).
 
     The slower arm is then still in the middle of its learning-rate schedule, with a
     high learning rate, which is a disadvantage for it. Runs with a time budget end at
@@ -127,30 +134,38 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     if any(speed is None for _, speed in speeds):  # both by the runs' own clocks
         speeds = [(a, None) for a, _ in speeds]
     runs = [r for a in (arm, partner) for r in a.done if r.row["seed"] in shared]
-    ends = [
-        last_eval_seconds(run, speed)
+    curves = [
+        {r.row["seed"]: losses_over_time(r, speed) for r in a.done}
         for a, speed in speeds
-        for run in a.done
-        if run.row["seed"] in shared
     ]
-    known = [end for end in ends if end is not None]
-    if not runs or len(known) < len(runs):
-        lost = "no evaluations over time" if runs else _no_common_seed(arm, partner)
+    found = [curve[seed] for curve in curves for seed in shared]
+    if not all(found) or not found:
+        lost = "no evaluations over time" if found else _no_common_seed(arm, partner)
         return _evidence(arm, partner, ({}, {}), (), None, (), lost)
-    budget = min(known)
-    ours, theirs = (_losses_at(a, budget, speed) for a, speed in speeds)
+    budget = min(curve[-1][0] for curve in found)
+    ours, theirs = (_read(curve, budget) for curve in curves)
     widths = [
         resolution([r["val_loss"] for x in a.done for r in x.evals if "val_loss" in r])
         for a in (arm, partner)
     ]
     unmatched = _unlike(arm, partner, {"parameters": rules.tolerance})
     unmatched += _other_hardware(runs)
-    return _evidence(arm, partner, (ours, theirs), unmatched, budget, widths)
+    losses = _losses(ours), _losses(theirs)
+    evidence = _evidence(arm, partner, losses, unmatched, budget, widths)
+    # An arm's curves have one shape, so their errors do not cancel over the seeds.
+    errors = [ours[s].variance + theirs[s].variance for s in evidence.seeds]
+    return replace(evidence, reading=statistics.fmean(errors) if errors else 0.0)
 
 
-def _losses_at(arm: Arm, seconds: float, per_update: float | None) -> dict[int, float]:
-    found = {run.row["seed"]: loss_at(run, seconds, per_update) for run in arm.done}
-    return {seed: loss for seed, loss in found.items() if loss is not None}
+def _read(
+    curves: Mapping[int, list[tuple[float, float]]], seconds: float
+) -> dict[int, Reading]:
+    found = {seed: read(curve, seconds) for seed, curve in curves.items()}
+    return {seed: one for seed, one in found.items() if one is not None}
+
+
+def _losses(readings: Mapping[int, Reading]) -> dict[int, float]:
+    return {seed: reading.loss for seed, reading in readings.items()}
 
 
 def _evidence(

@@ -31,6 +31,7 @@ planned number of seeds for an effect takes this into account (the tests simulat
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -90,7 +91,8 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Differences:
-    """Paired differences, and the variance that rounding adds to their mean."""
+    """Paired differences, and the variance that rounding, and reading between
+    evaluations, add to their mean."""
 
     differences: tuple[float, ...] = ()
     rounding: float = 0.0
@@ -100,7 +102,7 @@ class Differences:
         """Sample of a comparison; empty if invalid, which counts as still to be run."""
         if evidence.invalid:
             return cls()
-        return cls(evidence.differences, evidence.rounding)
+        return cls(evidence.differences, evidence.error)
 
 
 def grade_family(
@@ -222,10 +224,11 @@ def finished(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
     ):
         if reasons:
             return dataclasses.replace(verdict, grade=grade, reasons=reasons)
-    reasons = _disagreement(verdict, rules) + _rounded(evidence, rules)
+    between = _between(evidence)
+    reasons = _disagreement(verdict, rules) + _rounded(evidence, rules) + between
     if verdict.grade == NEUTRAL:
         reasons = _trivial(verdict, rules) + reasons
-    if verdict.grade != INCONCLUSIVE:
+    if verdict.grade != INCONCLUSIVE or between:
         return dataclasses.replace(verdict, reasons=reasons)
     text, seeds = _seeds_text(verdict.differences, design)
     return dataclasses.replace(verdict, reasons=(text, *reasons), seeds_needed=seeds)
@@ -274,4 +277,17 @@ def _rounded(evidence: Evidence, rules: Rules) -> tuple[str, ...]:
     return (
         f"losses are multiples of {evidence.resolution:g} (taken into account): a "
         "difference of that size proves nothing",
+    )
+
+
+def _between(evidence: Evidence) -> tuple[str, ...]:
+    """Reason if reading between evaluations matters compared with the seeds."""
+    sample = stats.describe(evidence.differences)
+    if sample.n < stats.MIN_SEEDS or 10 * evidence.reading <= sample.sd**2 / sample.n:
+        return ()
+    return (
+        "losses are read between evaluations, with an error of about "
+        f"{math.sqrt(evidence.reading):.4f} nats (taken into account), which more "
+        "seeds do not lower: evaluate more often (EVAL_INTERVAL), or give runs a "
+        "TIME_BUDGET",
     )

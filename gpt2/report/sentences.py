@@ -128,11 +128,11 @@ more than {tolerance:.0%}, or in data, which says nothing about the architecture
 
 
 AT_TIME = """\
-At equal time, losses are interpolated between evaluations to the time when the first of
-the compared runs ended, each arm at its median speed, for other work on a GPU slows
-single runs; the slower arm is then still in the middle of its learning-rate
-schedule, which is a disadvantage for it. Runs with a time budget are compared at their
-ends."""
+At equal time, losses are read between evaluations, when the first of the compared runs
+ended, each arm at its median speed, for other work on a GPU slows single runs; how
+uncertain that reading is counts in intervals and p. The slower arm is then still in the
+middle of its learning-rate schedule, which is a disadvantage for it. Runs with a time
+budget are compared at their ends."""
 TIMED = """\
 All runs have a time budget: they are compared at their ends, after equal time and, in
 general, unequal numbers of updates, each with its whole learning-rate schedule."""

@@ -301,7 +301,7 @@ def grade_all(
     for index, (pair, item) in enumerate(zip(pairs, evidence, strict=True)):
         verdict = graded.get(index, Verdict())
         if verdict.mean is None:
-            verdict = ungraded(Differences(item.differences, item.rounding), rules)
+            verdict = ungraded(Differences(item.differences, item.error), rules)
         verdict = dataclasses.replace(
             verdict,
             seeds=item.seeds,

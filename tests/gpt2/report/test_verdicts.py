@@ -351,6 +351,24 @@ def test_equal_time_reads_the_slower_run_before_its_end(tmp_path):
     assert abs(comparison.at_steps.mean) < 1e-5
 
 
+@pytest.mark.parametrize(("slower", "grade"), [(1.03, INCONCLUSIVE), (1.5, HARMFUL)])
+def test_equal_time_knows_less_between_evaluations(tmp_path, slower, grade):
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), noise=1e-6)
+    speed = read_matrix(tmp_path).runs[0].row["tokens_per_s"] / slower
+    for path in tmp_path.glob("step05-*/seed*/metrics.jsonl"):
+        records = [json.loads(line) for line in path.read_text().splitlines()]
+        for record in records:
+            record["seconds"] = record["tokens"] / speed
+            if "tokens_per_s" in record:
+                record["tokens_per_s"] = speed
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    found = judge(read_matrix(tmp_path)).comparisons[0].at_time
+    assert found.grade == grade and found.mean > 0
+    assert "which more seeds do not lower" in found.reasons[0]
+    assert found.seeds_needed is None
+    assert (found.interval.low < 0) == (grade == INCONCLUSIVE)
+
+
 def test_equal_time_does_not_depend_on_what_else_a_gpu_did(tmp_path):
     write_matrix(tmp_path, (0, 5), (1, 2, 3), noise=1e-6)
     undisturbed = judge(read_matrix(tmp_path)).comparisons[0].at_time

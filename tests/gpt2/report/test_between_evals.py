@@ -1,0 +1,55 @@
+"""Losses between two evaluations: nearer than a straight line, and not too certain."""
+
+import math
+from itertools import pairwise
+
+import pytest
+
+from gpt2.report.between_evals import read
+
+# Losses that fall ever more slowly, over the share of training that is done.
+CURVES = [
+    lambda x: 3.0 + 7.0 * math.exp(-9.0 * x),
+    lambda x: 1.4 + 2.1 * math.exp(-4.0 * x) + 7.0 * math.exp(-30.0 * x),
+    lambda x: 10.9 / (1.0 + 20.0 * x) ** 0.4,
+    lambda x: 3.0 + 0.3 * math.cos(math.pi * x / 2 + math.pi) + 0.3,
+]
+
+
+@pytest.mark.parametrize("curve", CURVES)
+@pytest.mark.parametrize("evaluations", [4, 8, 20])
+def test_the_error_is_within_two_of_its_standard_deviations(curve, evaluations):
+    points = [(x / evaluations, curve(x / evaluations)) for x in range(evaluations + 1)]
+    errors, of_lines = [], []
+    for (start, first), (end, second) in pairwise(points):
+        for share in (0.03, 0.3, 0.5, 0.9):
+            at = start + share * (end - start)
+            found = read(points, at)
+            error = found.loss - curve(at)
+            assert abs(error) <= 2 * math.sqrt(found.variance) + 1e-9
+            errors.append(abs(error))
+            of_lines.append(first + share * (second - first) - curve(at))
+    assert sum(errors) < sum(of_lines), "than the straight line's, which is too high"
+
+
+def test_at_an_evaluation_it_is_certain_and_outside_unknown():
+    points = [(0.0, 4.0), (1.0, 3.0), (2.0, 2.5)]
+    assert [read(points, x) for x, _ in points] == [(4.0, 0.0), (3.0, 0.0), (2.5, 0.0)]
+    assert read(points, 2.1) is read(points, -0.1) is read([], 0.0) is None
+
+
+@pytest.mark.parametrize("last", [2.5, 2.0, 4.5])
+def test_a_straight_line_two_evaluations_and_a_rise_are_read_within_both(last):
+    """Also where the loss falls faster than before, or rises."""
+    points = [(0.0, 4.0), (1.0, 3.0), (2.0, last)]
+    for given in (points, points[1:]):
+        found = read(given, 1.5)
+        assert min(3.0, last) < found.loss < max(3.0, last)
+        assert 0.0 <= found.variance <= (3.0 - last) ** 2 / 3
+
+
+def test_the_error_vanishes_towards_an_evaluation():
+    points = [(x / 4, CURVES[0](x / 4)) for x in range(5)]
+    for at in (0.5, 1.0):
+        for near in (at - 1e-6, at + 1e-6) if at < 1 else (at - 1e-6,):
+            assert math.sqrt(read(points, near).variance) < 1e-4
