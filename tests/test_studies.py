@@ -32,6 +32,11 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
     return records("block-1.zip", tmp_path_factory.mktemp("study"))
 
 
+@pytest.fixture(scope="module")
+def second(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
+    return records("second-block/block-2.zip", tmp_path_factory.mktemp("study"))
+
+
 def section(title: str) -> str:
     """Text of the study's page below a heading."""
     page = (STUDY / "README.md").read_text().partition(f"## {title}\n")[2]
@@ -63,24 +68,55 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(
     block: MatrixResults,
 ) -> None:
     page = section("First block")
-    judged = judge(block)
-    found = [
-        *((c.arm, c.at_steps.mean, c.at_steps.grade) for c in judged.comparisons),
-        *((c.arm, c.mean, c.grade) for c in judged.controls),
-        *((arm, None, "") for arm in judged.arms if arm.name.startswith("baseline/")),
-    ]
+    by_rate = dict(zip((5e-4, 1e-3), page.split("At 1e-3"), strict=True))
+    its_table_is_right(block, by_rate)
+    (gate,) = (
+        c.at_time
+        for c in judge(block).comparisons
+        if c.arm.step == 19 and c.arm.coordinates[RATE] == 1e-3
+    )
+    assert f"{-gate.mean:.3f} ahead and {gate.grade} (p {gate.p_holm:.3f})" in page
     front = (STUDY.parents[2] / "README.md").read_text().partition("## ")[0]
     assert rows(front)
     for name, _, *cells in rows(front):
         assert [name.split()[0], *cells] in [
             [cells[0].split()[0], *cells[2:]] for cells in rows(page)
         ]
-    tables = dict(zip((5e-4, 1e-3), page.split("At 1e-3"), strict=True))
-    assert len(rows(page)) == len(found)
+
+
+def test_the_second_block_of_ratio_124m_is_that_of_its_records(
+    second: MatrixResults,
+) -> None:
+    page = section("Second block")
+    its_table_is_right(second, {5e-4: page})
+    text = " ".join(page.split())
+    compared = {c.arm.step: c for c in judge(second).comparisons}
+    later = {step: c.at_time.mean for step, c in compared.items() if step != 9}
+    assert "{:.3f}, {:.3f} and {:.3f} nats".format(*later.values()) in text
+    assert {compared[step].at_time.grade for step in later} == {"INCONCLUSIVE"}
+    gate = compared[21].at_steps
+    low, high = min(gate.differences), max(gate.differences)
+    assert f"by {low:.3f} to {high:.3f} nats" in text
+    assert f"(pooled p {gate.p_pooled:.2f}, paired {gate.p:.3f})" in text
+
+
+def its_table_is_right(block: MatrixResults, tables: dict[float, str]) -> None:
+    """tables: text by learning rate."""
+    judged = judge(block)
+    found = [
+        *((c.arm, c.at_steps.mean, c.at_steps.grade) for c in judged.comparisons),
+        *((c.arm, c.mean, c.grade) for c in judged.controls),
+        *(
+            (arm, None, "")
+            for arm in judged.arms
+            if arm.step == 0 and not arm.is_control
+        ),
+    ]
+    assert sum(len(rows(table)) for table in tables.values()) == len(found)
     for arm, mean, grade in found:
         (cells,) = (
             cells
-            for cells in rows(tables[float(str(arm.coordinates[RATE]))])
+            for cells in rows(tables[float(str(arm.coordinates.get(RATE, 5e-4)))])
             if int(cells[0].split()[0]) == arm.step
             and ("A/A" in cells[0]) == arm.is_control
         )
@@ -89,20 +125,29 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(
         assert cells[4].startswith(grade)
 
 
-def test_the_effort_of_ratio_124m_is_that_of_its_records(block: MatrixResults) -> None:
+def test_the_effort_of_ratio_124m_is_that_of_its_records(
+    block: MatrixResults, second: MatrixResults
+) -> None:
     """Sessions are the commands that ran it; each ended is as long as it took."""
+    its_effort_is_right("first", "took three on one card", block, 3)
+    its_effort_is_right("second", "took two commands on one card", second, 2)
+
+
+def its_effort_is_right(
+    name: str, took: str, block: MatrixResults, commands: int
+) -> None:
     page = " ".join(section("Done").split())
     sessions = [
         (line["event"], line["time"])
         for line in read_jsonl(block.root / "runner.jsonl")
         if line["kind"] == "session"
     ]
-    assert [event for event, _ in sessions] == ["began", "ended"] * 3
+    assert [event for event, _ in sessions] == ["began", "ended"] * commands
     seconds = sum(time * (1 if event == "ended" else -1) for event, time in sessions)
     kwh = sum(run.row["energy_j"] for run in block.runs) / 3.6e6
     assert all(map(is_done, block.runs))
     assert (
-        f"The first block, {len(block.runs)} runs, took three on one card: "
+        f"The {name} block, {len(block.runs)} runs, {took}: "
         f"{seconds / 60:.0f} minutes, {seconds / 3600:.2f} GPU hours, {kwh:.2f} kWh"
     ) in page
     codes = [run.manifest["provenance"]["git"]["sha"][:7] for run in block.runs]
@@ -129,16 +174,18 @@ def test_the_own_best_of_ratio_124m_is_that_of_its_records(
 
 
 def test_the_noise_of_ratio_124m_is_that_of_runs_made_twice(
-    block: MatrixResults, tmp_path: Path
+    block: MatrixResults, second: MatrixResults, tmp_path: Path
 ) -> None:
     again = losses(block)
     first = losses(records("first-try/block-1.zip", tmp_path))
     first |= losses(records("tuning/tuning.zip", tmp_path))
+    pairs = [(key, again[key] - first[key]) for key in first if key in again]
+    later = losses(second)
+    pairs += [(key, later[key] - again[key]) for key in later if key in again]
     page = section("Noise")
     largest = 0.0
     for rate, name in RATES.items():
-        keys = [key for key in first if key in again and key[-1] == rate]
-        twice = [again[key] - first[key] for key in keys]
+        twice = [difference for key, difference in pairs if key[-1] == rate]
         assert f"{len(twice)} at {name}" in page.replace(" runs", "")
         assert f"{statistics.stdev(twice) / 2**0.5:.3f} at {name}" in page
         largest = max(largest, *map(abs, twice))
