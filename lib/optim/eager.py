@@ -18,6 +18,8 @@ from torch.optim import Optimizer
 from lib.optim.groups import Group, fused_options
 
 T = TypeVar("T", bound=Optimizer)
+# Options of torch's optimizers that choose how the device computes an update.
+OF_DEVICE = ("fused", "foreach", "capturable")
 
 
 class Eager(Optimizer):
@@ -26,7 +28,16 @@ class Eager(Optimizer):
     add_param_group = unwrap(Optimizer.add_param_group)
     zero_grad = unwrap(Optimizer.zero_grad)
     state_dict = unwrap(Optimizer.state_dict)
-    load_state_dict = unwrap(Optimizer.load_state_dict)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a state_dict, also from one of another kind of device.
+
+        torch would restore all options of the groups, and with ``fused`` of a CPU an
+        update on a GPU takes many kernels, and its counter of updates stays on the CPU.
+        """
+        own = {name: self.defaults[name] for name in OF_DEVICE if name in self.defaults}
+        groups = [{**group, **own} for group in state_dict["param_groups"]]
+        unwrap(Optimizer.load_state_dict)(self, {**state_dict, "param_groups": groups})
 
 
 class AdamW(Eager, torch.optim.AdamW):

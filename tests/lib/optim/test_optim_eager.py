@@ -10,7 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from lib.optim import eager
+from lib.optim import eager, spam
+from lib.optim.certify import (
+    advance,
+    fresh_weights,
+    gradient_table,
+    groups_of,
+    make_default,
+    rate_at,
+    reloaded,
+    trial_config,
+)
+from lib.optim.groups import OptimizerLike
 from tests.card import DEVICES
 
 KINDS = ["SGD", "Adam", "AdamW", "Muon"]
@@ -54,6 +65,37 @@ def test_what_torch_does_not_have_fused_serves_on_a_gpu(
     for name, is_fused in (("NAdam", False), ("Adagrad", True)):
         optimizer = eager.fused(name, groups, lr=0.1)
         assert bool(optimizer.param_groups[0].get("fused")) == is_fused
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "adamwspam", "sgd", "muon"])
+def test_a_resumed_run_keeps_the_options_of_its_own_device(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From a CPU to a GPU, where updates are fused, and back."""
+    options: dict[str, Any] = {}
+    monkeypatch.setattr(eager, "fused_options", lambda groups: dict(options))
+    monkeypatch.setattr(spam, "fused_options", lambda groups: dict(options))
+
+    def made() -> tuple[OptimizerLike, Any]:
+        weights = fresh_weights(torch.float32)
+        groups = groups_of(weights)
+        return make_default(name, groups, trial_config(name)), weights
+
+    for before, now in ((None, True), (True, None)):
+        options["fused"] = before
+        old, weights = made()
+        advance(old, weights, gradient_table(3), range(1, 4))
+        options["fused"] = now
+        new, weights = made()
+        own = [group.get("fused") for group in new.param_groups]
+        assert (True in own) == (now is True)
+        new.load_state_dict(reloaded(old.state_dict()))
+        assert [group.get("fused") for group in new.param_groups] == own
+        # What belongs to the training is the checkpoint's.
+        assert new.param_groups[0]["lr"] == old.param_groups[0]["lr"] == rate_at(3)
+        counts = {float(s["step"]) for s in new.state.values() if "step" in s}
+        assert counts <= {3.0}
+        advance(new, weights, gradient_table(5), range(4, 6))
 
 
 PROGRAM = """
