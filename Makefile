@@ -81,6 +81,8 @@ export KABLATE_VARIABLES := $(VARIABLES)
 export KABLATE_JOBS := $(call typed,$(foreach v,ONLY SKIP_VERIFY ON_DONE,$(if $(value $v),$v)))
 # Results folder of a report or a plan: RESULTS, or OUTPUT_DIR as for a run.
 REPORTED := $(firstword $(if $(value RESULTS),RESULTS) $(filter OUTPUT_DIR,$(SETTINGS)))
+$(if $(filter 2,$(words $(filter OUTPUT_DIR RESULTS,$(GIVEN)))),$(error \
+	RESULTS and OUTPUT_DIR both name the results folder: give one of them))
 ifneq ($(filter-out $(if $(filter report plan bundle,$(GOALS)),OUTPUT_DIR),$(SETTINGS)),)
 ifeq ($(filter $(TAKE_SETTINGS),$(GOALS)),)
 $(error make $(GOALS) takes no settings, but there is $(KABLATE_SETTINGS)$(TAKEN))

@@ -31,8 +31,12 @@ from gpt2.run.plan_listing import note_lines
 from gpt2.run.requirements import require_data, require_packages, require_stable
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command
+from gpt2.settings.schema import SYMBOL_OF
+from gpt2.settings.shown import shown_value
 from lib.jobs.live_table import PlainView
 from lib.jobs.process import Task
+from lib.kconfig.config_py import DEFAULT, Config
+from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.output import EXIT_USAGE, exit_code, print_exact
 
 WARNING_SECONDS = 300  # before the limit, for a checkpoint
@@ -53,6 +57,18 @@ OWN_OPTIONS = (
     ("--open-mode=append", "", "a task that is queued again goes on in its log"),
     ("--output={output}/slurm-%A_%a.log", "-o", "the logs are in OUTPUT_DIR"),
 )
+# Settings of the scheduler that `make` itself runs, the value of each that asks for
+# nothing, and what takes its place under Slurm.
+OF_MAKE = {
+    "engine": ("local", "Slurm starts the runs"),
+    "ray_address": ("auto", "Slurm starts the runs"),
+    "gpus": ("", "Slurm assigns GPUs, as SBATCH='--gres=gpu:1' asks for"),
+    "jobs_per_gpu": (0, "Slurm assigns GPUs, as SBATCH='--gres=gpu:1' asks for"),
+    "prepare_ahead": (-1, "each task prepares its own run"),
+    "fail_fast": (False, "tasks do not know of each other"),
+    "hang_timeout": (0, "a task ends at its time limit, SBATCH='--time=8:00:00'"),
+    "hang_factor": (0, "a task ends at its time limit, SBATCH='--time=8:00:00'"),
+}
 # sbatch's options of one letter: with a value, and without one. Long ones are more with
 # every release and plugin of Slurm, so that only their form is checked.
 VALUED, FLAGS = "ABCDFGJLMNSabcdegimnopqtwx", "HIOQRVWhksuv"
@@ -98,13 +114,14 @@ def main(arguments: list[str] | None = None) -> int:
         config = load(given.config, given.overrides)
         plan = only(make_plan(config), given.only)
         options = split(given.sbatch)
+        ignored = without_effect(plan, config)
         require_packages(plan)
         require_stable(plan)
         if missing := check_if_prepared(plan.longest):
             print(f"note: {missing}, if the runs are to read it here", file=sys.stderr)
         else:
             require_data(plan)
-        for note in note_lines(plan, config, is_here=False):
+        for note in [*note_lines(plan, config, is_here=False), *ignored]:
             print(note, file=sys.stderr)
         view, certificates = PlainView(sys.stderr), partial(verify, given)
         tasks = runner.prepare(plan, copies(config), view, certificates)
@@ -113,6 +130,24 @@ def main(arguments: list[str] | None = None) -> int:
         print(with_settings(error, given.overrides), file=sys.stderr)
         return EXIT_USAGE
     return 0
+
+
+def without_effect(plan: Plan, config: Config) -> list[str]:
+    """A note on each configured setting that the tasks do not read.
+
+    Raises ValueError for one that was typed with this command.
+    """
+    found = []
+    for field, (nothing, instead) in OF_MAKE.items():
+        value, symbol = getattr(plan.base.resources, field), SYMBOL_OF[field]
+        origin = config.origin(symbol)
+        text = f"{symbol}={shown_value(value)}"
+        if value == nothing or origin == DEFAULT:
+            continue
+        if origin == COMMAND_LINE:
+            raise ValueError(f"{text} has no effect in an array: {instead}")
+        found.append(f"note: {text} ({origin}) has no effect in an array: {instead}")
+    return found
 
 
 def split(options: str) -> list[str]:

@@ -280,6 +280,7 @@ def test_a_target_that_would_ignore_settings_refuses_them(
         (("report", "ONLY=x*"), r"ONLY=x\*: it is for make all quickstart run"),
         (("report", "RUN=5"), "make report takes no RUN, .* for make audit sample"),
         (("help", "DELTA=0.003"), "make help takes no DELTA"),
+        (("report", "RESULTS=a", "OUTPUT_DIR=b"), "RESULTS and OUTPUT_DIR both name"),
     ],
 )
 def test_a_variable_of_other_targets_is_refused(

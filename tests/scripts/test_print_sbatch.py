@@ -16,7 +16,7 @@ from lib.jobs import run_files
 from tests.gpt2.tinydata import prepare_texts
 from tests.scratch import ROOT, write
 from tests.scripts.inprocess import run_script
-from tests.tinymatrix import run_matrix, write_config
+from tests.tinymatrix import TINY, run_matrix, write_config
 
 SCRIPT = ROOT / "scripts" / "print_sbatch.py"
 
@@ -83,12 +83,13 @@ def test_the_folder_of_the_logs_is_named_or_refused(tmp_path: Path, name: str) -
 
 
 def test_what_is_submitted_was_proven(tmp_path: Path) -> None:
-    write_config(tmp_path)
+    write_config(tmp_path, f'{TINY}CONFIG_GPUS="1"\n')
     asked = "SEEDS=1 STEPS=0 RA_WINDOW=4 TF32=n NUM_WORKERS=99 DEVICE=auto"
     done = print_sbatch(tmp_path, "--overrides", asked)
     assert "All certificates passed (1 step, 1 optimizer)" in done.stderr
     assert re.search("^note: .*make data.*if the runs are to read it", done.stderr)
     assert "note: RA_MLA_RA_WINDOW=4 (command line) has no effect" in done.stderr
+    assert re.search("note: GPUS=1 \\(.*preset.*\\) has no effect in an", done.stderr)
     assert not re.search("TF32|NUM_WORKERS", done.stderr), "of the machine of a task"
     assert done.stdout.startswith("#!/bin/bash\n")
     assert "export KABLATE_VERIFIED=passed\n" in done.stdout
@@ -131,9 +132,12 @@ def test_options_that_are_not_the_users_are_refused(
     [
         ("LR_SCHEDULE=wsd STABLE_FROM=older", "STABLE_FROM=older: there is no older/"),
         ("TRACKER=wandb", "TRACKER: wandb is not installed"),
+        ("ENGINE=ray", "RUN_ENGINE=ray has no effect in an array: Slurm starts"),
+        ("GPUS=0,1", "GPUS=0,1 has no effect in an array: Slurm assigns GPUs"),
+        ("HANG_TIMEOUT=60", "HANG_TIMEOUT=60 has no effect"),
     ],
 )
-def test_what_make_would_refuse_is_not_submitted(
+def test_what_make_would_refuse_or_a_task_not_read_is_not_submitted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, asked: str, says: str
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
