@@ -237,7 +237,7 @@ def remarks(settings: Settings) -> list[str]:
     if o.warmup_steps >= o.max_iters:
         peak = o.learning_rate * o.max_iters / o.warmup_steps
         found.append(
-            f"the warm-up ({o.warmup_steps} updates) is longer than the run "
+            f"the warm-up ({o.warmup_steps} updates) takes the whole run "
             f"({o.max_iters}): the learning rate ends at {peak:.3g} and never decays"
         )
     decay = o.decay_updates

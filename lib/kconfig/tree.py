@@ -246,9 +246,7 @@ class Tree:
         are not possible.
         """
         fail_on(
-            ConfigProblem(
-                _place(config, n), f"CONFIG_{n} is not a symbol of this Kconfig"
-            )
+            ConfigProblem(_place(config, n), f"unknown symbol CONFIG_{n}")
             for n in config.values
             if n not in self.symbols
         )

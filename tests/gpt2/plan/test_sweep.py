@@ -226,13 +226,13 @@ def test_remarks_are_on_what_each_cell_trains_with() -> None:
         config = make_config(**{**TINY, "STEPS": "0,5", "SEEDS": "1", **words})
         return " ".join(listing(make_plan(config), config).split())
 
-    late = "note: the warm-up (20 updates) is longer than the run (10)"
+    late = "note: the warm-up (20 updates) takes the whole run (10)"
     length = {"MAX_ITERS": "10", "WARMUP_STEPS": "2", "LR": "1e-3"}
     assert late in said(**{**length, "WARMUP_STEPS": "20"})
     cell = "note: baseline/warmup_steps=20, ra/warmup_steps=20: the warm-up (20"
     assert cell in said(**length, SWEEP="WARMUP_STEPS=2,20")
     # The length that a run has, and not the one that another unit replaces.
-    assert "the warm-up (20 updates) is longer than the run (1):" in said(
+    assert "the warm-up (20 updates) takes the whole run (1):" in said(
         WARMUP_STEPS="20", MAX_TOKENS="100"
     )
 
