@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from gpt2.plan.mechanisms_page import slug
+from gpt2.plan.memory import memory
+from gpt2.plan.planning import make_plan
 from gpt2.report.alarms import FAR
 from gpt2.report.columns import COLUMNS
 from gpt2.report.lines import MARKS
+from gpt2.settings.configuration import load_preset
 from gpt2.train.as_trained import LOSS_TOLERANCE, TOLERANCE
 from gpt2.verify.certify_steps import COLUMNS as OF_STEPS
 from gpt2.verify.certify_training import KINDS
@@ -134,6 +137,22 @@ def test_limits_of_the_alarms() -> None:
         ("baseline far above", f"{FAR:.0%}"),
     ):
         assert number in rows[alarm][0], alarm
+
+
+# ---- hardware.md -----------------------------------------------------------------
+
+
+def test_memory_of_the_presets() -> None:
+    text = (ROOT / "docs/hardware.md").read_text()
+    row = r"^\| `(gpt2-[\w-]+)` \| .*?, (\d+) GB \| (\d+) \| ([\d.]+) GiB \|$"
+    rows = re.findall(row, text, re.M)
+    assert len(rows) == 4
+    for preset, *stated in rows:
+        config = load_preset(preset)
+        jobs = make_plan(config).jobs
+        largest = max(memory(job.settings).total for job in jobs) / 2**30
+        here = [f"{config.values[name]}" for name in ("GPU_MEMORY_GB", "BATCH_SIZE")]
+        assert stated == [*here, f"{largest:.1f}"]
 
 
 # ---- troubleshooting.md ----------------------------------------------------------
