@@ -36,9 +36,9 @@ def read(points: Sequence[tuple[float, float]], seconds: float) -> Reading | Non
     after = next(i for i, (time, _) in enumerate(points) if time > seconds)
     above = _line(points, after, seconds)
     below = min(points[after - 1][1], points[after][1])
-    for beside in (after - 1, after + 1):
-        if 0 < beside < len(points):
-            line = _line(points, beside, seconds)
+    for other in (after - 1, after + 1):
+        if 0 < other < len(points):
+            line = _line(points, other, seconds)
             below = max(below, line if line <= above else -math.inf)
     down, up = max(loss - below, 0.0), max(above - loss, 0.0)
     width = down + up
