@@ -29,12 +29,20 @@ standard deviations that are lognormal over the arms (sigma 0.7).
 
 Variances moderated by a prior, as in limma (Smyth 2004; robust: Phipson et al. 2016),
 need the same guards, since with so few seeds the noise of one arm is hardly known.
+
+Arms may form pools of unequal noise, as the learning rates of a sweep do. Each pool
+then has its own pooled variance, c is that of the largest statistic over all pools, the
+level of the guard on the partner is divided by the square root of the number of pools,
+since each pool has a partner that may be noisy, and noisy arms are counted over all of
+them.
+
 docs/statistics.md has the measured error rates and power.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -46,6 +54,7 @@ from lib import stats
 
 Array = np.ndarray
 Pairs = tuple[tuple[int, int], ...]  # (arm, partner), by their rows
+Pools = tuple[int, ...]  # numbers of arms of each pool, in the order of the rows
 
 MIN_SEEDS, MIN_ARMS = stats.MIN_SEEDS, 3
 ARM_LEVEL = 1.4  # level of the guard on the arm's own variance, in units of alpha
@@ -61,12 +70,13 @@ _CHUNK = 1_000_000  # numbers drawn at a time
 class Variances:
     """Variance of a paired difference of one seed, estimated in four ways.
 
-    ``pooled`` is (draws, 1), the others (draws, comparisons). All have the same
-    expectation where all arms have the same noise. ``noisy``: by comparison, the number
-    of noisy arms if it has one of them, else 1.
+    All are (draws, comparisons), and have the same expectation where all arms have the
+    same noise. ``noisy``: by comparison, the number of noisy arms of all pools if it
+    has one of them, else 1.
     """
 
     seeds: int
+    pools: int
     pooled: Array
     own: Array
     partner: Array
@@ -75,7 +85,8 @@ class Variances:
 
     def guards(self) -> tuple[tuple[float, Array], ...]:
         """Level in units of alpha, and variance, of each guard."""
-        return (1.0, self.own), (1.0, self.partner), (ARM_LEVEL, self.arm)
+        partner = 1 / math.sqrt(self.pools)
+        return (1.0, self.own), (partner, self.partner), (ARM_LEVEL, self.arm)
 
     def bound(self, alpha: float, rounding: float = 0.0) -> Array:
         """Smallest seeds * d^2 that passes all guards, (draws, comparisons)."""
@@ -97,12 +108,12 @@ class Variances:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """p and half widths of simultaneous intervals, by comparison, and the pooled sd of
-    a paired difference."""
+    """p, half width of the simultaneous interval, and pooled sd of a paired difference,
+    by comparison."""
 
     p: Array
     half_width: Array
-    sd: float
+    sd: Array
 
 
 def pooled_test(
@@ -111,13 +122,15 @@ def pooled_test(
     alpha: float = 0.05,
     comparisons: int | None = None,
     rounding: float = 0.0,
+    pools: Pools = (),
 ) -> Result | None:
     """Test of every comparison; None with fewer than MIN_SEEDS or MIN_ARMS.
 
     losses is (arms, seeds); every arm occurs in a pair. comparisons: how many p is
     corrected for, if there are more than these pairs. rounding: variance that rounded
-    losses add to a mean difference, whatever the number of seeds. p is at most alpha
-    exactly where the difference is significant at alpha. Same losses, same p.
+    losses add to a mean difference, whatever the number of seeds. pools: by default all
+    arms are one; both arms of a pair are in the same. p is at most alpha exactly where
+    the difference is significant at alpha. Same losses, same p.
     """
     losses = np.asarray(losses, dtype=np.float64)
     arms, seeds = losses.shape
@@ -126,12 +139,12 @@ def pooled_test(
     family = max(len(pairs), comparisons or 0)
     share = len(pairs) / family  # P(max of all > x) <= P(max of these > x) / share
     means = losses.mean(axis=1)
-    found = variances((losses - means[:, None])[None], pairs, seeds)
+    found = variances((losses - means[:, None])[None], pairs, seeds, pools)
     a, b = np.array(pairs).T
     d2 = seeds * np.square(means[a] - means[b])
     bound = found.bound(alpha, rounding)[0]
-    pooled = found.pooled[0, 0] + seeds * rounding
-    nulls = nulls_of(arms, pairs, seeds, alpha)
+    pooled = found.pooled[0] + seeds * rounding
+    nulls = nulls_of(arms, pairs, seeds, alpha, pools=pools)
     p = _stepwise(_ratio(d2, pooled), d2 > bound, nulls) / share
     for level, variance in found.guards():
         alone = _t_test(d2, variance[0] + seeds * rounding, seeds)
@@ -140,9 +153,7 @@ def pooled_test(
     p = np.minimum(p, single * family / ALONE)
     bound = np.maximum(bound, critical_value(nulls, alpha * share) * pooled)
     bound = np.minimum(bound, found.bound_alone(alpha, family, rounding)[0])
-    return Result(
-        np.minimum(p, 1.0), np.sqrt(bound / seeds), float(np.sqrt(found.pooled[0, 0]))
-    )
+    return Result(np.minimum(p, 1.0), np.sqrt(bound / seeds), np.sqrt(found.pooled[0]))
 
 
 def _stepwise(statistics: Array, passes: Array, nulls: tuple[Array, ...]) -> Array:
@@ -184,35 +195,66 @@ def t_squared(level: Array | float, degrees: int) -> Array:
 # ---- variances ------------------------------------------------------------------
 
 
-def variances(residuals: Array, pairs: Pairs, seeds: int) -> Variances:
+def variances(
+    residuals: Array, pairs: Pairs, seeds: int, pools: Pools = ()
+) -> Variances:
     """From (draws, arms, any) residuals of each arm around its mean, whose squares sum
-    to seeds - 1 degrees of freedom an arm."""
-    arms, degrees, count = residuals.shape[1], seeds - 1, len(pairs)
-    centred = residuals - residuals.mean(axis=1, keepdims=True)
-    by_arm = np.square(centred).sum(axis=2)
-    pooled = 2 * by_arm.sum(axis=1, keepdims=True) / ((arms - 1) * degrees)
-    noisy = by_arm > NOISY * np.median(by_arm, axis=1, keepdims=True)
+    to seeds - 1 degrees of freedom an arm. pools: as in pooled_test."""
+    degrees, count = seeds - 1, len(pairs)
+    pools = pools or residuals.shape[1:2]
+    by_pool = np.split(residuals, np.cumsum(pools)[:-1], axis=1)
+    squares = [
+        np.square(x - x.mean(axis=1, keepdims=True)).sum(axis=2) for x in by_pool
+    ]
+    pooled = [
+        2 * x.sum(axis=1, keepdims=True) / ((x.shape[1] - 1) * degrees) for x in squares
+    ]
+    is_noisy = np.concatenate(
+        [_are_noisy(x, is_only=len(pools) == 1) for x in squares], axis=1
+    )
     a, b = np.array(pairs).T
-    has_noisy = noisy[:, a] | noisy[:, b]
-    number = np.where(has_noisy, noisy.sum(axis=1, keepdims=True), 1)
-    seen = np.matmul(_contrasts(arms, pairs), residuals)
-    squares = np.square(seen).sum(axis=2) / degrees
-    own, partner, arm = (squares[:, i * count : (i + 1) * count] for i in range(3))
-    return Variances(seeds, pooled, own, partner, arm, number)
+    has_noisy = is_noisy[:, a] | is_noisy[:, b]
+    number = np.where(has_noisy, is_noisy.sum(axis=1, keepdims=True), 1)
+    seen = np.matmul(_contrasts(pools, pairs), residuals)
+    by_kind = np.square(seen).sum(axis=2) / degrees
+    own, partner, arm = (by_kind[:, i * count : (i + 1) * count] for i in range(3))
+    pool_of = np.repeat(np.arange(len(pools)), pools)
+    of_pairs = np.concatenate(pooled, axis=1)[:, pool_of[a]]
+    return Variances(seeds, len(pools), of_pairs, own, partner, arm, number)
+
+
+def _are_noisy(squares: Array, is_only: bool) -> Array:
+    """Which arms of a pool are noisy, from the sum of squares of each around the mean
+    of the pool."""
+    arms = squares.shape[1]
+    if not is_only and arms > 2:
+        # The noise of an arm is in that mean too. Among few arms it would raise the
+        # median and hide the arm; Grubbs 1948 has the estimate without it.
+        rest = squares.sum(axis=1, keepdims=True) / (arms * (arms - 1))
+        squares = (squares - rest) * arms / (arms - 2)
+    typical = np.median(squares, axis=1, keepdims=True)
+    found: Array = squares > NOISY * np.maximum(typical, 0.0)
+    return found
 
 
 @functools.lru_cache(maxsize=64)
-def _contrasts(arms: int, pairs: Pairs) -> Array:
-    """Rows: arm minus partner; partner, then arm, minus the mean of all but these two,
-    scaled to the variance of a difference of two arms."""
-    count, others = len(pairs), arms - 2
-    rows = np.zeros((3 * count, arms))
-    scale = np.sqrt(2 / (1 + 1 / others))
+def _contrasts(pools: Pools, pairs: Pairs) -> Array:
+    """Rows: arm minus partner; partner, then arm, minus the mean of all of the pool but
+    these two, scaled to the variance of a difference of two arms. In a pool of two
+    there are no others, and all three are arm minus partner."""
+    pool_of = np.repeat(np.arange(len(pools)), pools)
+    count = len(pairs)
+    rows = np.zeros((3 * count, len(pool_of)))
     for index, (arm, partner) in enumerate(pairs):
-        rows[index, [arm, partner]] = 1, -1
+        assert pool_of[arm] == pool_of[partner]
+        rows[index::count, [arm, partner]] = 1, -1
+        others = pools[pool_of[arm]] - 2
+        if not others:
+            continue
+        scale = np.sqrt(2 / (1 + 1 / others))
         for kind, one, other in ((1, partner, arm), (2, arm, partner)):
             row = rows[kind * count + index]
-            row[:] = -scale / others
+            row[pool_of == pool_of[arm]] = -scale / others
             row[one], row[other] = scale, 0
     return rows
 
@@ -222,7 +264,12 @@ def _contrasts(arms: int, pairs: Pairs) -> Array:
 
 @functools.lru_cache(maxsize=32)
 def nulls_of(
-    arms: int, pairs: Pairs, seeds: int, alpha: float, count: int = DRAWS
+    arms: int,
+    pairs: Pairs,
+    seeds: int,
+    alpha: float,
+    count: int = DRAWS,
+    pools: Pools = (),
 ) -> tuple[Array, ...]:
     """Statistics of the pooled condition, (draws, comparisons), by kind of noise: 0
     where a guard does not pass, infinite where the paired t test alone finds."""
@@ -239,17 +286,22 @@ def nulls_of(
     if seeds > MANY_SEEDS:
         count //= 4  # c hardly varies there
     return tuple(
-        _null(pairs, seeds, alpha, draws(arms, seeds, noise, count)) for noise in kinds
+        _null(pairs, seeds, alpha, draws(arms, seeds, noise, count), pools)
+        for noise in kinds
     )
 
 
 def _null(
-    pairs: Pairs, seeds: int, alpha: float, drawn: Iterator[tuple[Array, Array]]
+    pairs: Pairs,
+    seeds: int,
+    alpha: float,
+    drawn: Iterator[tuple[Array, Array]],
+    pools: Pools,
 ) -> Array:
     a, b = np.array(pairs).T
     parts = []
     for means, residuals in drawn:
-        found = variances(residuals, pairs, seeds)
+        found = variances(residuals, pairs, seeds, pools)
         d2 = np.square(means[:, a] - means[:, b])
         passes = d2 > found.bound(alpha)
         statistics = np.where(passes, d2 / found.pooled, 0.0)
@@ -299,17 +351,24 @@ SEED_NUMBERS = _seed_numbers()  # for which the power, being slow, is looked up 
 
 
 def power(
-    delta: float, sd: float, seeds: int, comparisons: int, alpha: float, margin: float
+    delta: float,
+    sd: float,
+    seeds: int,
+    comparisons: int,
+    alpha: float,
+    margin: float,
+    pools: int = 1,
 ) -> float:
     """Chance that a true difference of ``delta`` in one of many arms is found, and not
     put inside the margin by the equivalence test (margin 0: no such test).
 
-    sd is that of a paired difference; all arms have the same noise and one partner.
-    Simulated variances, exact given these.
+    sd is that of a paired difference; all arms have the same noise and, in each of the
+    pools among which they are spread evenly, one partner. Simulated variances, exact
+    given these.
     """
     if seeds < MIN_SEEDS:
         return 0.0
-    bounds = _bounds(seeds, comparisons, alpha)
+    bounds = _bounds(seeds, comparisons, alpha, pools)
     return chance_beyond(*bounds, delta, sd, seeds, alpha / comparisons, margin)
 
 
@@ -336,13 +395,16 @@ def chance_beyond(
 
 
 @functools.lru_cache(maxsize=1024)
-def _bounds(seeds: int, comparisons: int, alpha: float) -> tuple[Array, Array]:
+def _bounds(
+    seeds: int, comparisons: int, alpha: float, number: int
+) -> tuple[Array, Array]:
     """Bound on sqrt(seeds) |d|, and own standard deviation, for arms of unit noise."""
-    arms, c = comparisons + 1, planned_c(seeds, lambda n: _c_at(n, comparisons, alpha))
+    arms, pools = comparisons + number, even_pools(comparisons, number)
+    c = planned_c(seeds, lambda n: _c_at(n, pools, alpha))
     count = PLANNING_DRAWS // (1 if seeds <= MANY_SEEDS else 10)
     bounds, owns = [], []
     for _, residuals in draws(arms, seeds, lambda _: np.ones((arms, 1)), count):
-        found = variances(residuals, ((1, 0),), seeds)
+        found = variances(residuals, ((1, 0),), seeds, pools)
         bound = np.maximum(found.bound(alpha), c * found.pooled)
         alone = found.bound_alone(alpha, comparisons, 0.0)
         bounds.append(np.sqrt(np.minimum(bound, alone)[:, 0]))
@@ -359,7 +421,22 @@ def planned_c(seeds: int, c_at: Callable[[int], float]) -> float:
 
 
 @functools.lru_cache(maxsize=256)
-def _c_at(seeds: int, comparisons: int, alpha: float) -> float:
-    pairs = tuple((arm, 0) for arm in range(1, comparisons + 1))
-    nulls = nulls_of(comparisons + 1, pairs, seeds, alpha, PLANNING_DRAWS)
+def _c_at(seeds: int, pools: Pools, alpha: float) -> float:
+    arms, pairs = sum(pools), stars(pools)
+    nulls = nulls_of(arms, pairs, seeds, alpha, PLANNING_DRAWS, pools)
     return critical_value(nulls, alpha)
+
+
+def even_pools(comparisons: int, number: int) -> Pools:
+    """That many pools of arms and a partner each, the larger ones last."""
+    return tuple((comparisons + i) // number + 1 for i in range(number))
+
+
+def stars(pools: Pools) -> Pairs:
+    """Every arm against the first of its pool."""
+    firsts = (sum(pools[:i]) for i in range(len(pools)))
+    return tuple(
+        (first + arm, first)
+        for first, size in zip(firsts, pools, strict=True)
+        for arm in range(1, size)
+    )

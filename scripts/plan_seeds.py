@@ -24,14 +24,14 @@ from rich.text import Text
 
 from gpt2.plan.budget import budget
 from gpt2.plan.planning import make_plan
+from gpt2.report import pooling
 from gpt2.report.bundle import results_folder
 from gpt2.report.evidence import Rules
-from gpt2.report.grades import family_size
 from gpt2.report.noise import KNOWN_PARAMETERS, Family, is_known, power_with
 from gpt2.report.power import (
     Spread,
     known_spreads,
-    measured_spread,
+    measured_spreads,
     of_runs,
     plan_seeds,
 )
@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     show(found, delta, family, rules)
     show_next("make SEEDS=1-N OUTPUT_DIR=NEW", "N from the first table")
     if is_json():
-        answer(delta=delta, arms=family.number, level=family.level)
+        answer(delta=delta, arms=family.number, level=family.level, pools=family.pools)
         answer(rules=dataclasses.asdict(rules))
         answer(noise=[to_json(spread, delta, family, rules) for spread in found])
     return 0
@@ -83,7 +83,11 @@ def family_of(arms: int | None, judged: Judgement | None, rules: Rules) -> Famil
     series = judged.series if judged else None
     if series is None and not rules.is_sequential:
         compared = judged.comparisons if judged else []
-        return Family(arms or family_size(c.at_steps for c in compared) or 1)
+        found = pooling.family_of(
+            [(c.arm, c.partner) for c in compared if c.at_steps.family]
+        )
+        number = arms or found.number
+        return Family(number, pools=min(number, found.pools))
     series = series or ArmSeries(rules.family, rules.alpha)
     number = max(arms or 0, len(series.tests) + 1)
     level = series.next_level(number - len(series.tests) - 1)
@@ -120,9 +124,9 @@ def spreads(sd: float | None, judged: Judgement | None, config: Path) -> list[Sp
     """Spreads to plan with. ValueError if none is given, measured or known."""
     if sd is not None:
         return [of_runs(sd, f"run sd {sd:g} as given")]
-    measured = measured_spread(judged) if judged else None
+    measured = measured_spreads(judged) if judged else []
     if measured:
-        return [measured]
+        return measured
     sizes = sizes_of(config, judged)
     if not all(map(is_known, sizes)):
         low, high = (f"{size / 1e6:g}" for size in KNOWN_PARAMETERS)
@@ -179,6 +183,8 @@ def error_of(family: Family, rules: Rules) -> str:
         level = human.level(family.level)
         return f"a level of {level}, that of test {number} of a sequential family"
     count = "1 comparison" if number == 1 else f"{number} comparisons"
+    if family.pools > 1:
+        count += f", with the noise of each of {family.pools} rates or sizes"
     looks = f" in {rules.looks} looks" if rules.looks > 1 else ""
     return f"a family-wise error of {rules.alpha:.0%} over {count}{looks}"
 

@@ -54,10 +54,11 @@ def known_noise_of(arms: Sequence[Arm]) -> float | None:
 @dataclass(frozen=True, slots=True)
 class Family:
     """Comparisons that share the error: their number or, in a sequential family, the
-    number of a test and its level."""
+    number of a test and its level. pools: among how many the noise is divided."""
 
     number: int
     level: float | None = None
+    pools: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +70,8 @@ class Design:
     is_pooled: bool  # whether the pooled test decides
     runs_sd: float | None  # of one run, from replicas of a baseline
     runs_origin: str = "the noise floor"
-    pooled_sd: float | None = None  # of a paired difference, over all arms
+    pooled_sd: float | None = None  # of a paired difference, over all arms of its pool
+    pool: str = ""  # name of that pool
 
 
 def power_with(
@@ -88,8 +90,10 @@ def power_with(
     if level is not None:
         rows = number + 1 if is_pooled else 2
         return lambda n: sequential.power(delta, sd, n, rows, alpha, level, margin)
-    if is_pooled and number + 1 >= pooled_variance.MIN_ARMS:
-        return lambda n: pooled_variance.power(delta, sd, n, number, alpha, margin)
+    if is_pooled and number + family.pools >= pooled_variance.MIN_ARMS:
+        return lambda n: pooled_variance.power(
+            delta, sd, n, number, alpha, margin, family.pools
+        )
     return lambda n: stats.power_of_difference(delta, sd, n, alpha / number, margin)
 
 
@@ -105,7 +109,7 @@ def seeds_to_find(
     chance = power_with(delta, sd, rules, family, is_pooled, margin)
     if abs(delta) >= margin:
         return stats.seeds_needed(chance, rules.power)
-    many = is_pooled and family.number + 1 >= pooled_variance.MIN_ARMS
+    many = is_pooled and family.number + family.pools >= pooled_variance.MIN_ARMS
     numbers = pooled_variance.SEED_NUMBERS if many else stats.SEED_NUMBERS
     return stats.seed_window(chance, rules.power, numbers)
 
@@ -155,5 +159,6 @@ def _spread(sample: stats.Sample, design: Design) -> tuple[float, str] | None:
         larger = of_runs is not None and of_runs > sample.sd
         return (of_runs, design.runs_origin) if larger and of_runs else (sample.sd, own)
     if design.pooled_sd is not None and design.pooled_sd > sample.sd:
-        return design.pooled_sd, "the spread of all arms' differences"
+        where = f" at {design.pool}" if design.pool else ""
+        return design.pooled_sd, f"the spread of all arms' differences{where}"
     return sample.sd, own

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2.report.evidence import Rules
 from gpt2.report.grades import INVALID
 from gpt2.report.noise import KNOWN_NOISE, Family, seeds_to_exclude, seeds_to_find
+from gpt2.report.pooling import pools_of
 from gpt2.report.verdicts import Judgement
 from lib import stats
 
@@ -39,23 +41,26 @@ def of_runs(sd: float, origin: str = "given") -> Spread:
     return Spread(math.sqrt(2) * sd, origin)  # Var(a - b) = 2 Var(a) if independent
 
 
-def measured_spread(judged: Judgement) -> Spread | None:
-    """Spread of the paired differences of valid comparisons, else of a baseline's
-    seeds."""
-    samples = [
-        c.at_steps.differences
-        for c in judged.comparisons
-        if c.at_steps.grade != INVALID and len(c.at_steps.differences) > 1
-    ]
-    sd = stats.pooled_sd(samples)
-    if sd is not None:
-        degrees = sum(len(sample) - 1 for sample in samples)
-        return Spread(sd, f"paired differences in these results ({degrees} df)")
-    if judged.noise:
+def measured_spreads(judged: Judgement) -> list[Spread]:
+    """Spread of the paired differences of valid comparisons, by pool, else of a
+    baseline's seeds."""
+    pairs = [(c.arm, c.partner) for c in judged.comparisons]
+    samples: dict[str, list[Sequence[float]]] = {}
+    for pool, c in zip(pools_of(pairs), judged.comparisons, strict=True):
+        if c.at_steps.grade != INVALID and len(c.at_steps.differences) > 1:
+            samples.setdefault(pool, []).append(c.at_steps.differences)
+    found = []
+    for pool, of_pool in samples.items():
+        where = f"these results at {pool}" if pool else "these results"
+        degrees = sum(len(sample) - 1 for sample in of_pool)
+        sd = stats.pooled_sd(of_pool)
+        if sd is not None:
+            found.append(Spread(sd, f"paired differences in {where} ({degrees} df)"))
+    if not found and judged.noise:
         noise = max(judged.noise, key=lambda n: n.sample.sd)
         seeds = f"{noise.sample.n} seeds of {noise.arm.label} in these results"
-        return of_runs(noise.sample.sd, seeds)
-    return None
+        return [of_runs(noise.sample.sd, seeds)]
+    return found
 
 
 def plan_seeds(

@@ -141,10 +141,11 @@ general, unequal numbers of updates, each with its whole learning-rate schedule.
 FAMILY = {
     TOGETHER: """\
 Whether a difference is 0 is decided by the pooled test, which estimates the noise from
-all arms over the same seeds and is guarded against arms noisier than the rest; with
-only two arms{and_at_time}, by the paired t test with Holm's correction. The family-wise
-error over all arms is {alpha:.0%}{looks}{twice}. The remarks give both tests where
-they disagree; docs/statistics.md has their error rates.""",
+all arms over the same seeds, those of each size and learning rate apart, and is guarded
+against arms noisier than the rest; with only two arms{and_at_time}, by the paired t
+test with Holm's correction. The family-wise error over all arms is
+{alpha:.0%}{looks}{twice}. The remarks give both tests where they disagree;
+docs/statistics.md has their error rates.""",
     SEQUENTIAL: """\
 The arms are an open-ended series: each is tested once, in the order of sequence.json,
 and has a level of its own. The probability of any false finding in the whole series,

@@ -46,7 +46,7 @@ from gpt2.report.own_best import (
     swept_arms,
     untuned,
 )
-from gpt2.report.pooling import Pooled, pool
+from gpt2.report.pooling import Pooled, family_of, pool
 from gpt2.report.results import MatrixResults
 from gpt2.report.series import (
     LEDGER_FILE,
@@ -284,8 +284,8 @@ def grade_all(
     samples = [Differences.of(evidence[i]) for i in matched]
     pooled: dict[int, Pooled | None] = {}
     if series is None:
-        family = Family(max(len(matched), 1))
         chosen = [pairs[i] for i in matched], [evidence[i] for i in matched]
+        family = family_of(chosen[0])
         together = pool(*chosen, rules)
         pooled = dict(zip(matched, together, strict=True))
         grades = grade_family(samples, rules, together)
@@ -330,4 +330,5 @@ def _design(
         runs_sd=max(own) if own else known_noise_of(pair),
         runs_origin="the noise floor" if own else "the known noise at 124M",
         pooled_sd=None if found is None else found.sd,
+        pool="" if found is None else found.pool,
     )

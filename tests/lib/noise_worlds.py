@@ -96,7 +96,55 @@ HARDER: dict[str, Maker] = {  # between and beyond them
     "lognormal sds, 1.0": lognormal(1.0),
     "groups of arms": groups,
 }
+# Pools of arms, as of a sweep of the learning rate: docs/studies/ratio-124m (six arms
+# at 5e-4, of which one is compared with another, and three at 1e-3), three rates of
+# four arms, five of three, and three of a single arm; each with its baseline.
+SWEEPS: dict[str, tuple[pooled_variance.Pools, pooled_variance.Pairs]] = {
+    "study": (
+        (7, 4),
+        ((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 1), (8, 7), (9, 7), (10, 7)),
+    ),
+    **{
+        name: (pools, pooled_variance.stars(pools))
+        for name, pools in {
+            "three rates": (5, 5, 5),
+            "five rates": (4, 4, 4, 4, 4),
+            "one arm": (2, 2, 2),
+        }.items()
+    },
+}
 CHAINED = ("equal noise", "lognormal sds", "arm 6x")  # also with chains of partners
+
+
+def rate_worlds(pools: pooled_variance.Pools) -> dict[str, Maker]:
+    """Rates of unequal noise; the last pool is the highest rate."""
+    low, high = range(pools[0]), range(sum(pools[:-1]), sum(pools))
+    above = range(pools[0], sum(pools))
+
+    def seed_effects_by_rate(random, shape):
+        common = random.standard_normal((shape[0], len(pools), shape[2]))
+        losses = normal(random, shape) + np.repeat(common, pools, axis=1)
+        losses[:, high] *= 4
+        return losses
+
+    return {
+        "equal noise": normal,
+        **{f"highest rate {f}x": rows(f, *high) for f in (2, 4, 10)},
+        **{f"all but the lowest {f}x": rows(f, *above) for f in (4, 10)},
+        **{f"lowest rate {f}x": rows(f, *low) for f in (4, 10)},
+        "seed effects by rate": seed_effects_by_rate,
+    }
+
+
+def harder_rate_worlds(pools: pooled_variance.Pools) -> dict[str, Maker]:
+    """Noise that is unequal within every pool."""
+    firsts = [sum(pools[:i]) for i in range(len(pools))]
+    return {
+        "baselines 2x": rows(2, *firsts),
+        "baselines 5x": rows(5, *firsts),
+        "an arm of each rate 6x": rows(6, *(first + 1 for first in firsts)),
+        "lognormal sds": lognormal(0.7),
+    }
 
 
 def star(arms: int) -> pooled_variance.Pairs:
@@ -127,16 +175,32 @@ def significant(
     pairs: pooled_variance.Pairs,
     alpha: float = 0.05,
     rounding: float = 0.0,
+    pools: pooled_variance.Pools = (),
 ) -> np.ndarray:
     """(draws, comparisons) that the first step of pooled_test finds, many at a time."""
     _, arms, seeds = losses.shape
     means = losses.mean(axis=2)
     a, b = np.array(pairs).T
-    found = pooled_variance.variances(losses - means[:, :, None], pairs, seeds)
+    found = pooled_variance.variances(losses - means[:, :, None], pairs, seeds, pools)
     d2 = seeds * np.square(means[:, a] - means[:, b])
     c = pooled_variance.critical_value(
-        pooled_variance.nulls_of(arms, pairs, seeds, alpha), alpha
+        pooled_variance.nulls_of(arms, pairs, seeds, alpha, pools=pools), alpha
     )
     first = d2 > found.bound(alpha, rounding)
     first &= d2 > c * (found.pooled + seeds * rounding)
     return first | (d2 > found.bound_alone(alpha, len(pairs), rounding))
+
+
+def sweep_findings(
+    name: str, seeds: int, draws: int, worlds: dict[str, Maker], together: bool = False
+) -> Iterator[tuple[str, float, float]]:
+    """Share of matrices with any false finding, and with any at the highest rate.
+
+    together: with all rates as one pool, which docs/statistics.md compares with.
+    """
+    pools, pairs = SWEEPS[name]
+    high = [arm >= sum(pools[:-1]) for arm, _ in pairs]
+    for number, (world, make) in enumerate(worlds.items()):
+        losses = make(np.random.default_rng(number), (draws, sum(pools), seeds))
+        found = significant(losses, pairs, pools=() if together else pools)
+        yield world, found.any(axis=1).mean(), found[:, high].any(axis=1).mean()

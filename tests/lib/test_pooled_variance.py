@@ -1,5 +1,6 @@
 """lib/pooled_variance.py: cases worked by hand, and error rates by simulation."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -9,11 +10,16 @@ from lib import pooled_variance, stats
 from lib.rounded_losses import rounding_variance
 from tests.lib.noise_worlds import (
     HARDER,
+    SWEEPS,
     WORLDS,
     false_finding_rates,
+    harder_rate_worlds,
     normal,
+    rate_worlds,
+    rows,
     significant,
     star,
+    sweep_findings,
 )
 
 SD = 0.0015  # of a run over seeds, nats
@@ -61,6 +67,56 @@ def test_guards_have_the_variances_of_the_pair_the_partner_and_the_arm():
         scale * np.var(table[1] - others, ddof=1)
     )
     assert found.arm[0, 0] == pytest.approx(scale * np.var(table[2] - others, ddof=1))
+
+
+def test_each_pool_has_its_own_variances():
+    """Those that its arms would have alone, at other losses and seed effects."""
+    table = losses(8, 4)
+    table[4:] = 1 + 5 * losses(4, 4, seed=9)
+    pools, pairs = (4, 4), ((1, 0), (5, 4), (7, 5))
+    centred = (table - table.mean(1, keepdims=True))[None]
+    found = pooled_variance.variances(centred, pairs, 4, pools)
+    for columns, arms, of_pool in (
+        ([0], slice(0, 4), ((1, 0),)),
+        ([1, 2], slice(4, 8), ((1, 0), (3, 1))),
+    ):
+        alone = pooled_variance.variances(centred[:, arms], of_pool, 4)
+        for name in ("pooled", "own", "partner", "arm"):
+            seen, want = getattr(found, name)[:, columns], getattr(alone, name)
+            assert seen == pytest.approx(want), name
+    result = pooled_variance.pooled_test(table, pairs, pools=pools)
+    assert result.sd == pytest.approx(np.sqrt(found.pooled[0]))
+
+
+def test_a_pool_of_two_has_the_variance_of_the_pair():
+    table = losses(5, 4)
+    centred = (table - table.mean(1, keepdims=True))[None]
+    found = pooled_variance.variances(centred, ((1, 0), (4, 3)), 4, (3, 2))
+    want = np.var(table[4] - table[3], ddof=1)
+    for name in ("pooled", "own", "partner", "arm"):
+        assert getattr(found, name)[0, 1] == pytest.approx(want), name
+
+
+def test_published_losses_at_two_rates():
+    """docs/studies/ratio-124m, first block: steps 0, 5, 13, 30 and 19 at 5e-4, and 0,
+    13 and 19 at 1e-3. p was 0.032 for the last one with the rates in one pool."""
+    table = [
+        [3.015459, 3.019874, 3.017554],
+        [3.027265, 3.042967, 3.009057],
+        [3.018491, 3.049614, 3.006594],
+        [3.012448, 3.021090, 3.020948],
+        [2.988858, 3.013267, 2.976917],
+        [3.056155, 3.031257, 3.070248],
+        [3.031750, 3.046743, 3.048369],
+        [2.916151, 2.930189, 2.939568],
+    ]
+    pairs = ((1, 0), (2, 0), (3, 1), (4, 0), (6, 5), (7, 5))
+    together = pooled_variance.pooled_test(table, pairs)
+    apart = pooled_variance.pooled_test(table, pairs, pools=(5, 3))
+    assert together.p[5] == pytest.approx(0.0317, abs=1e-3)
+    assert apart.p[5] == pytest.approx(0.0151, abs=1e-3)
+    assert together.sd == pytest.approx([0.0207] * 6, abs=1e-4)
+    assert apart.sd == pytest.approx([0.0148] * 4 + [0.0176] * 2, abs=1e-4)
 
 
 def test_critical_value_without_guards_is_dunnetts(monkeypatch):
@@ -223,6 +279,51 @@ def test_levels_are_divided_among_noisy_arms(monkeypatch):
     assert rate(18, 3, "three arms 100x", 3000) > 0.07
 
 
+def test_noise_of_one_rate_neither_hides_nor_makes_findings_at_another():
+    """20 seeds, where the guards protect a pool of all rates least."""
+    pools, pairs = SWEEPS["study"]
+    worlds = {"lowest rate 10x": rows(10, *range(pools[0]))}
+    ((_, apart, _),) = sweep_findings("study", 20, 3000, worlds)
+    ((_, together, _),) = sweep_findings("study", 20, 3000, worlds, together=True)
+    assert apart < 0.045 < 0.06 < together
+    drawn = rows(4, *range(7, 11))(np.random.default_rng(1), (1500, 11, 5))
+    drawn[:, 2] -= 3
+    assert significant(drawn, pairs, pools=pools)[:, 1].mean() > 0.8
+    assert significant(drawn, pairs)[:, 1].mean() < 0.25
+
+
+@pytest.mark.parametrize(
+    ("name", "seeds", "world", "most"),
+    [
+        ("three rates", 3, "baselines 5x", 0.075),
+        ("five rates", 5, "an arm of each rate 6x", 0.08),
+    ],
+)
+def test_guards_of_several_pools(name, seeds, world, most, monkeypatch):
+    """The level of the partner's guard, and noisy arms among few others."""
+    makers = {world: harder_rate_worlds(SWEEPS[name][0])[world]}
+
+    def found():
+        pooled_variance.nulls_of.cache_clear()
+        ((_, share, _),) = sweep_findings(name, seeds, 6000, makers)
+        pooled_variance.nulls_of.cache_clear()
+        return share
+
+    assert found() <= most
+    noisy, guards = pooled_variance._are_noisy, pooled_variance.Variances.guards
+    if world == "baselines 5x":
+        monkeypatch.setattr(
+            pooled_variance.Variances,
+            "guards",
+            lambda self: guards(dataclasses.replace(self, pools=1)),
+        )
+    else:
+        monkeypatch.setattr(
+            pooled_variance, "_are_noisy", lambda x, is_only: noisy(x, is_only=True)
+        )
+    assert found() > most
+
+
 def test_c_is_that_of_the_noise_where_the_guards_protect_least():
     values = [
         pooled_variance.critical_value((n,), 0.05)
@@ -249,6 +350,39 @@ def test_family_wise_error_in_harder_worlds(seeds):
     """Those that the procedure was not made for may reach 6%."""
     for world, rate in false_finding_rates(6, seeds, 20_000, HARDER):
         assert rate <= 0.065, world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seeds", [3, 5, 8, 20])
+@pytest.mark.parametrize("name", SWEEPS)
+def test_family_wise_error_of_a_sweep(name, seeds):
+    """At most 5% however unequal the noise of the rates is; 9% of five rates where the
+    noise within each of them is unequal too."""
+    draws = 20_000
+    allowed = 0.05 + 3 * math.sqrt(0.05 * 0.95 / draws)
+    for world, rate, _ in sweep_findings(
+        name, seeds, draws, rate_worlds(SWEEPS[name][0])
+    ):
+        assert rate <= allowed, world
+    most = 0.095 if name == "five rates" else 0.075
+    for world, rate, _ in sweep_findings(
+        name, seeds, draws, harder_rate_worlds(SWEEPS[name][0])
+    ):
+        assert rate <= most, world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("pools", "seeds"), [((3, 3), 3), ((4, 4, 4), 5), ((2, 3), 8)])
+def test_planned_power_of_a_sweep_is_that_of_the_test(pools, seeds):
+    pairs = pooled_variance.stars(pools)
+    assert pools == pooled_variance.even_pools(len(pairs), len(pools))
+    drawn = SD * normal(np.random.default_rng(1), (40_000, sum(pools), seeds))
+    drawn[:, 1] -= EFFECT
+    found = significant(drawn, pairs, pools=pools)[:, 0].mean()
+    planned = pooled_variance.power(
+        EFFECT, math.sqrt(2) * SD, seeds, len(pairs), 0.05, 0.0, len(pools)
+    )
+    assert planned == pytest.approx(found, abs=0.02)
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from gpt2.report.evidence import Rules
 from gpt2.report.noise import Family, seeds_to_find
-from gpt2.report.power import measured_spread
+from gpt2.report.power import measured_spreads
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
 from lib import pooled_variance
@@ -53,7 +53,7 @@ def test_noise_is_measured_in_the_results_if_there_are_any(tmp_path):
     judged = judge(read_matrix(tmp_path / "out"))
     samples = [c.at_steps.differences for c in judged.comparisons]
     want = np.mean([np.var(sample, ddof=1) for sample in samples]) ** 0.5
-    assert measured_spread(judged).sd == pytest.approx(want)
+    assert [x.sd for x in measured_spreads(judged)] == pytest.approx([want])
     assert answers(done.stdout)[0][0] == f"{want:.4f}"
 
 
@@ -62,7 +62,7 @@ def test_a_baseline_alone_gives_its_spread_times_root_two(tmp_path):
     judged = judge(read_matrix(tmp_path))
     losses = judged.arms[0].values("val_loss")
     want = 2**0.5 * np.std(losses, ddof=1)
-    assert measured_spread(judged).sd == pytest.approx(want)
+    assert [x.sd for x in measured_spreads(judged)] == pytest.approx([want])
     assert "5 seeds of 0 baseline" in plan("--results", tmp_path, cwd=tmp_path).stdout
 
 

@@ -16,7 +16,10 @@ from gpt2.report.grades import (
     SUPPORTED,
     UNMATCHED,
 )
+from gpt2.report.noise import Family
 from gpt2.report.notes import remarks
+from gpt2.report.pooling import family_of, pools_of
+from gpt2.report.power import measured_spreads
 from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import noise_lines, seeds_lines
 from gpt2.report.verdicts import judge
@@ -250,3 +253,72 @@ def test_the_noise_of_124m_is_mentioned_at_that_size_only(tmp_path):
         write_matrix(root, (0, 5), (1,), result={"parameters": parameters})
         line = noise_lines(judged(root))[0]
         assert "not measured" in line and ("124M" in line) is known
+
+
+# ---- rates and sizes ------------------------------------------------------------
+
+
+def write_rates(root, noises, steps=(0, 5, 8), field="learning_rate", effects=None):
+    """Steps at rates or sizes, with the noise of each; step 5 has an effect at some."""
+    for value, noise in noises.items():
+        for step in steps:
+            name, title, of, *_ = STEPS[step]
+            at = f"{field}={value}"
+            job = {
+                "name": f"{name}/{at}",
+                "title": f"{title} ({at})",
+                "coordinates": {field: value},
+                "parent_name": None if of is None else f"{STEPS[of][0]}/{at}",
+            }
+            effect = (effects or {}).get(value, 0.0) if step == 5 else 0.0
+            for seed in range(5):
+                at_seed = {"run_dir": f"step{step:02d}-{name}/{at}/seed{seed}"}
+                write_run(
+                    root,
+                    step,
+                    seed,
+                    job=job | at_seed,
+                    twin=f"{step} {at}",
+                    effect=effect,
+                    noise=noise,
+                )
+
+
+@pytest.mark.parametrize("field", ["learning_rate", "size"])
+def test_each_rate_and_size_has_its_own_noise(tmp_path, field):
+    """A difference among quiet arms is found though others are 20 times noisier."""
+    write_rates(tmp_path, {3: 0.004, 9: 0.08}, field=field, effects={3: -0.01})
+    comparisons = judged(tmp_path).comparisons
+    rows = [a.values("val_loss") for a in group_arms(read_matrix(tmp_path))]
+    quiet, noisy = rows[::2], rows[1::2]
+    pairs = ((1, 0), (2, 0), (4, 3), (5, 3))
+    want = pooled_variance.pooled_test(np.array(quiet + noisy), pairs, pools=(3, 3))
+    found = {(c.arm.step, c.arm.coordinates[field]): c.at_steps for c in comparisons}
+    order = [(5, 3), (8, 3), (5, 9), (8, 9)]
+    assert [found[at].p_pooled for at in order] == pytest.approx(want.p, rel=0.1)
+    assert found[5, 3].grade == SUPPORTED
+    assert pooled_variance.pooled_test(np.array(quiet + noisy), pairs).p[0] > 0.05
+    spreads = measured_spreads(judged(tmp_path))
+    origins = [spread.origin.partition("results ")[2] for spread in spreads]
+    assert origins == [f"at {field}=3 (8 df)", f"at {field}=9 (8 df)"]
+    assert 5 * spreads[0].sd < spreads[1].sd
+    assert family_of([(c.arm, c.partner) for c in comparisons]) == Family(4, pools=2)
+
+
+def test_arms_compared_across_rates_are_one_pool(tmp_path):
+    write_rates(tmp_path, {1: 0.001, 2: 0.002})
+    arms = {a.label: a for a in group_arms(read_matrix(tmp_path))}
+    low, high = (arms[f"0 baseline/learning_rate={n}"] for n in (1, 2))
+    ra = arms["5 ra/learning_rate=1"]
+    assert pools_of([(ra, low), (low, high)]) == ["", ""]
+    assert pools_of([(ra, low), (arms["5 ra/learning_rate=2"], high)]) == [
+        "learning_rate=1",
+        "learning_rate=2",
+    ]
+
+
+def test_a_single_arm_at_each_rate_has_the_noise_of_its_pair(tmp_path):
+    write_rates(tmp_path, {1: 0.001, 2: 0.004}, (0, 5), effects={1: -0.02})
+    found = [c.at_steps for c in judged(tmp_path).comparisons]
+    assert [v.p_pooled is not None for v in found] == [True, True]
+    assert [v.grade for v in found] == [SUPPORTED, INCONCLUSIVE]
