@@ -1,7 +1,7 @@
 """Simulated sweeps of the learning rate over arms that are all equal.
 
 The loss is a parabola of the logarithm of the rate, the same for every arm, plus noise
-of sd 1 for each run. So every finding is false. ``python -m
+for each run. So every finding is false. ``python -m
 tests.gpt2.report.rate_choice`` prints the table of docs/statistics.md.
 """
 
@@ -35,7 +35,8 @@ class World:
     """Equal arms at rates a factor of two apart.
 
     curvature: loss of a rate a factor of two from the optimum, in sds of a run.
-    optimum: its place, in rates from the middle of the grid.
+    optimum: its place, in rates from the middle of the grid. noise: sd of a run at the
+    rates above the middle, those below and in it having 1.
     """
 
     curvature: float
@@ -44,6 +45,7 @@ class World:
     rates: int = 5
     seeds: int = 5
     tuning: int = 2
+    noise: float = 1.0
 
     @property
     def exact(self) -> Array:
@@ -55,6 +57,7 @@ class World:
     def draw(self, random: np.random.Generator, seeds: int) -> Array:
         """Losses (arms + 1, rates, seeds)."""
         noise = random.standard_normal((self.arms + 1, self.rates, seeds))
+        noise[:, self.rates // 2 + 1 :] *= self.noise
         losses: Array = self.exact[:, None] + noise
         return losses
 
@@ -138,6 +141,14 @@ WORLDS = {
     "1 sd, optimum between rates, 10 seeds": World(1.0, 0.25, seeds=10),
     "2 sds, optimum between rates, 10 seeds": World(2.0, 0.25, seeds=10),
     "4 sds, optimum between rates, 5 seeds": World(4.0, 0.4),
+    "no effect of the rate, high rates 4x, 5 seeds": World(0.0, noise=4.0),
+    "1 sd, high rates 4x, 3 seeds": World(1.0, 0.25, seeds=3, noise=4.0),
+    "1 sd, high rates 4x, 5 seeds": World(1.0, 0.25, noise=4.0),
+    "1 sd, high rates 4x, 10 seeds": World(1.0, 0.25, seeds=10, noise=4.0),
+    "1 sd, best at a noisy rate, high rates 4x, 10 seeds": World(
+        1.0, 1.25, seeds=10, noise=4.0
+    ),
+    "4 sds, high rates 4x, 5 seeds": World(4.0, 0.4, noise=4.0),
 }
 STUDIES = 400
 
