@@ -6,6 +6,7 @@ runs with common batches do. ``effects`` shifts an arm, in nats.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -76,6 +77,31 @@ def write_matrix(
             effect = (effects or {}).get(step, 0.0)
             write_run(root, step, seed, effect=effect, noise=noise, **run)
     return root
+
+
+def write_swept(
+    root: Path,
+    noises: Mapping[Any, float],
+    steps: Sequence[int] = (0, 5, 8),
+    field: str = "learning_rate",
+    effects: Mapping[Any, float] | None = None,
+) -> None:
+    """Five seeds of each step at each value of a field, which has its own noise; step 5
+    has an effect at some."""
+    for value, step in itertools.product(noises, steps):
+        name, title, of, *_ = STEPS[step]
+        at = f"{field}={value}"
+        effect = (effects or {}).get(value, 0.0) if step == 5 else 0.0
+        for seed in range(5):
+            job = {
+                "name": f"{name}/{at}",
+                "title": f"{title} ({at})",
+                "coordinates": {field: value},
+                "parent_name": None if of is None else f"{STEPS[of][0]}/{at}",
+                "run_dir": f"step{step:02d}-{name}/{at}/seed{seed}",
+            }
+            found = {"effect": effect, "noise": noises[value], "twin": f"{step} {at}"}
+            write_run(root, step, seed, job=job, **found)
 
 
 def write_control(root: Path, seed: int, *, effect: float = 0.0, **run: Any) -> Path:

@@ -13,12 +13,12 @@ NEUTRAL       d lies within the margin (two one-sided t tests)
 SUPPORTED     d is below 0 (pooled test on the paired differences)
 HARMFUL       d is above 0
 
-The pooled test (lib/pooled_variance.py) estimates the noise from all arms over the same
-seeds. The paired t test decides if there are only two arms, and at equal time, where
-each pair is read at its own time. p values are corrected for all comparisons that could
-get a grade from them, including those still to be run, so that no grade changes for the
-worse when another arm finishes: by Holm's method for t tests, by simulation for the
-pooled test.
+The pooled test (lib/pooled_variance.py) estimates the noise from all arms of a size and
+learning rate over the same seeds. The paired t test decides if there are only two arms,
+and at equal time, where each pair is read at its own time. p values are corrected for
+all comparisons that could get a grade from them, including those still to be run, so
+that no grade changes for the worse when another arm finishes: by Holm's method for t
+tests, by simulation for the pooled test.
 
 With many seeds d can be significantly different from 0 and significantly within the
 margin at once: a trivial difference (one of the four outcomes in Lakens 2017,

@@ -283,8 +283,8 @@ def test_noise_of_one_rate_neither_hides_nor_makes_findings_at_another():
     """20 seeds, where the guards protect a pool of all rates least."""
     pools, pairs = SWEEPS["study"]
     worlds = {"lowest rate 10x": rows(10, *range(pools[0]))}
-    ((_, apart, _),) = sweep_findings("study", 20, 3000, worlds)
-    ((_, together, _),) = sweep_findings("study", 20, 3000, worlds, together=True)
+    ((_, apart, _),) = sweep_findings("study", 20, 2000, worlds)
+    ((_, together, _),) = sweep_findings("study", 20, 2000, worlds, together=True)
     assert apart < 0.045 < 0.06 < together
     drawn = rows(4, *range(7, 11))(np.random.default_rng(1), (1500, 11, 5))
     drawn[:, 2] -= 3

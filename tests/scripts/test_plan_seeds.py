@@ -13,7 +13,7 @@ from gpt2.report.verdicts import judge
 from lib import pooled_variance
 from lib.kconfig.config_py import render_config
 from tests.gpt2.helpers import make_config
-from tests.results_factory import write_matrix
+from tests.results_factory import write_matrix, write_swept
 from tests.scripts.inprocess import run_script
 
 
@@ -55,6 +55,21 @@ def test_noise_is_measured_in_the_results_if_there_are_any(tmp_path):
     want = np.mean([np.var(sample, ddof=1) for sample in samples]) ** 0.5
     assert [x.sd for x in measured_spreads(judged)] == pytest.approx([want])
     assert answers(done.stdout)[0][0] == f"{want:.4f}"
+
+
+def test_each_rate_of_a_sweep_has_its_own_noise(tmp_path):
+    write_swept(tmp_path, {0.001: 0.001, 0.002: 0.004})
+    done = plan("--results", tmp_path, "--delta", "0.006", cwd=tmp_path)
+    printed = " ".join(done.stdout.split())
+    assert "over 4 comparisons, with the noise of each of 2 rates or sizes" in printed
+    quiet, noisy = (int(seeds) for _, seeds, _ in answers(done.stdout))
+    assert quiet < noisy
+    spreads = measured_spreads(judge(read_matrix(tmp_path)))
+    apart, together = (
+        seeds_to_find(0.006, spreads[1].sd, Rules(), family, True, 0.003).first
+        for family in (Family(4, pools=2), Family(4))
+    )
+    assert noisy == apart > together
 
 
 def test_a_baseline_alone_gives_its_spread_times_root_two(tmp_path):

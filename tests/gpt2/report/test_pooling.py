@@ -24,7 +24,13 @@ from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import noise_lines, seeds_lines
 from gpt2.report.verdicts import judge
 from lib import pooled_variance, stats
-from tests.results_factory import STEPS, change_final_loss, write_matrix, write_run
+from tests.results_factory import (
+    STEPS,
+    change_final_loss,
+    write_matrix,
+    write_run,
+    write_swept,
+)
 
 ARMS = (0, 5, 8, 29)
 
@@ -258,36 +264,10 @@ def test_the_noise_of_124m_is_mentioned_at_that_size_only(tmp_path):
 # ---- rates and sizes ------------------------------------------------------------
 
 
-def write_rates(root, noises, steps=(0, 5, 8), field="learning_rate", effects=None):
-    """Steps at rates or sizes, with the noise of each; step 5 has an effect at some."""
-    for value, noise in noises.items():
-        for step in steps:
-            name, title, of, *_ = STEPS[step]
-            at = f"{field}={value}"
-            job = {
-                "name": f"{name}/{at}",
-                "title": f"{title} ({at})",
-                "coordinates": {field: value},
-                "parent_name": None if of is None else f"{STEPS[of][0]}/{at}",
-            }
-            effect = (effects or {}).get(value, 0.0) if step == 5 else 0.0
-            for seed in range(5):
-                at_seed = {"run_dir": f"step{step:02d}-{name}/{at}/seed{seed}"}
-                write_run(
-                    root,
-                    step,
-                    seed,
-                    job=job | at_seed,
-                    twin=f"{step} {at}",
-                    effect=effect,
-                    noise=noise,
-                )
-
-
 @pytest.mark.parametrize("field", ["learning_rate", "size"])
 def test_each_rate_and_size_has_its_own_noise(tmp_path, field):
     """A difference among quiet arms is found though others are 20 times noisier."""
-    write_rates(tmp_path, {3: 0.004, 9: 0.08}, field=field, effects={3: -0.01})
+    write_swept(tmp_path, {3: 0.004, 9: 0.08}, field=field, effects={3: -0.01})
     comparisons = judged(tmp_path).comparisons
     rows = [a.values("val_loss") for a in group_arms(read_matrix(tmp_path))]
     quiet, noisy = rows[::2], rows[1::2]
@@ -306,7 +286,7 @@ def test_each_rate_and_size_has_its_own_noise(tmp_path, field):
 
 
 def test_arms_compared_across_rates_are_one_pool(tmp_path):
-    write_rates(tmp_path, {1: 0.001, 2: 0.002})
+    write_swept(tmp_path, {1: 0.001, 2: 0.002})
     arms = {a.label: a for a in group_arms(read_matrix(tmp_path))}
     low, high = (arms[f"0 baseline/learning_rate={n}"] for n in (1, 2))
     ra = arms["5 ra/learning_rate=1"]
@@ -318,7 +298,7 @@ def test_arms_compared_across_rates_are_one_pool(tmp_path):
 
 
 def test_a_single_arm_at_each_rate_has_the_noise_of_its_pair(tmp_path):
-    write_rates(tmp_path, {1: 0.001, 2: 0.004}, (0, 5), effects={1: -0.02})
+    write_swept(tmp_path, {1: 0.001, 2: 0.004}, (0, 5), effects={1: -0.02})
     found = [c.at_steps for c in judged(tmp_path).comparisons]
     assert [v.p_pooled is not None for v in found] == [True, True]
     assert [v.grade for v in found] == [SUPPORTED, INCONCLUSIVE]
