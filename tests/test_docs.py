@@ -160,12 +160,13 @@ def test_memory_of_the_presets() -> None:
 
 @cache
 def messages() -> str:
-    """Texts of the sources, with values in braces as dots, one per line."""
+    """Texts of the sources but for docstrings, with values in braces as dots."""
     found = []
     for name in project_files(("gpt2", "lib", "scripts")):
         if name.endswith(".py"):
-            tree = ast.parse((ROOT / name).read_text())
-            found += [text_of(node) for node in ast.walk(tree)]
+            nodes = [*ast.walk(ast.parse((ROOT / name).read_text()))]
+            alone = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+            found += [text_of(node) for node in nodes if id(node) not in alone]
     return "\n".join(found)
 
 
