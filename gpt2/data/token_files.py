@@ -95,12 +95,17 @@ def dataset_folder(data_dir: str | Path, request: DataRequest) -> Path:
     of an earlier version is identified by its meta.json.
     """
     base = expand(data_dir, "DATA_DIR")
+    named = base / name_of(request)
+    if not request.text_path or named.exists():
+        return named
     plain = base / f"{request.dataset}-{request.tokenizer}"
-    if not request.text_path:
-        return plain
-    named = base / f"{request.dataset}-{_tag(request.text_path)}-{request.tokenizer}"
-    is_old = not named.exists() and _text_path_of(plain) == request.text_path
-    return plain if is_old else named
+    return plain if _text_path_of(plain) == request.text_path else named
+
+
+def name_of(request: DataRequest) -> str:
+    """Name of a data set, and usually of its folder."""
+    tag = [_tag(request.text_path)] if request.text_path else []
+    return "-".join([request.dataset, *tag, request.tokenizer])
 
 
 def _tag(text_path: str) -> str:
@@ -214,7 +219,7 @@ def check_request(meta: Mapping[str, Any], request: DataRequest) -> None:
     ]
     if differing:
         raise DataError(
-            f"{request.dataset}-{request.tokenizer} was prepared differently: "
+            f"{name_of(request)} was prepared differently: "
             f"{'; '.join(differing)}. Restore the setting, choose another DATA_DIR, or "
             f"prepare it again with {REBUILD}"
         )
@@ -228,7 +233,8 @@ def prepared(settings: Settings) -> dict[str, Any]:
     request = request_of(settings)
     meta = read_meta(settings.resources.data_dir, request)
     check_request(meta, request)
-    check_windows(meta, settings.model.block_size, settings.data.eval_samples)
+    name, context = name_of(request), settings.model.block_size
+    check_windows(name, meta, context, settings.data.eval_samples)
     return meta
 
 
@@ -245,23 +251,26 @@ def check_if_prepared(settings: Settings) -> str:
     return ""
 
 
-def check_windows(meta: Mapping[str, Any], block_size: int, samples: int) -> None:
-    """Raise DataError unless each split has a window of block_size + 1 tokens, and the
-    validation split as many different windows as are evaluated."""
+def check_windows(
+    name: str, meta: Mapping[str, Any], block_size: int, samples: int
+) -> None:
+    """Raise DataError, with the name of the data set, unless each split has a window of
+    block_size + 1 tokens, and the validation split as many different windows as are
+    evaluated."""
     for split in SPLITS:
         tokens = meta["splits"][split]["tokens"]
         if tokens < block_size + 1:
             raise DataError(
-                f"the {split} split of {meta['dataset']}-{meta['tokenizer']} has "
-                f"{tokens:,} tokens, too few for GPT2_BLOCK_SIZE={block_size}: prepare "
-                "more text or reduce the block size"
+                f"the {split} split of {name} has {tokens:,} tokens, too few for "
+                f"GPT2_BLOCK_SIZE={block_size}: prepare more text or reduce the block "
+                "size"
             )
     windows = meta["splits"]["val"]["tokens"] - block_size
     if samples > windows:
         raise DataError(
-            f"the val split of {meta['dataset']}-{meta['tokenizer']} has {windows:,} "
-            f"windows of GPT2_BLOCK_SIZE={block_size}, fewer than GPT2_EVAL_SAMPLES="
-            f"{samples}: prepare more text or use at most {windows}"
+            f"the val split of {name} has {windows:,} windows of GPT2_BLOCK_SIZE="
+            f"{block_size}, fewer than GPT2_EVAL_SAMPLES={samples}: prepare more text "
+            f"or use at most {windows}"
         )
 
 

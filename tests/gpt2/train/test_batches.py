@@ -284,7 +284,8 @@ def test_load_data_takes_what_the_settings_ask_for(data_dir):
     train, val = load_data(settings_for(data_dir))
     assert (train.split, val.split) == ("train", "val")
     assert prepared(settings_for(data_dir)) == train.meta
-    with pytest.raises(DataError, match="MAX_TOKENS was 0 and is now 999"):
+    said = rf"^{text_folder(data_dir).name} .*MAX_TOKENS was 0 and is now 999"
+    with pytest.raises(DataError, match=said):
         load_data(settings_for(data_dir, GPT2_DATASET_MAX_TOKENS="999"))
     with pytest.raises(MissingData, match="text-elsewhere-[0-9a-f]{6}-bytes does not"):
         load_data(settings_for(data_dir, GPT2_DATASET_TEXT_PATH="elsewhere"))
@@ -306,6 +307,7 @@ def test_what_a_split_cannot_give_is_refused_from_its_counts(
     counts = prepared(settings_for(data_dir))["splits"]["val"]["tokens"]
     most = counts - 32
     prepared(settings_for(data_dir, **{"GPT2_EVAL_SAMPLES": "1", symbol: str(most)}))
-    with pytest.raises(DataError, match=message):
+    said = f"the val split of {text_folder(data_dir).name} has .*{message}"
+    with pytest.raises(DataError, match=said):
         wanted = {"GPT2_EVAL_SAMPLES": "1", symbol: str(most + over)}
         prepared(settings_for(data_dir, **wanted))
