@@ -169,7 +169,9 @@ COLUMNS: tuple[Column, ...] = (
         parameter_change,
     ),
     _column("ratio", "r", "MLP weights over attention weights", _fixed(2), _ratio),
-    _column("flops_per_token", "FLOPs/token", "Analytic, per token", human.count),
+    _column(
+        "flops_per_token", "FLOPs/token", "Of training, as in make budget", human.count
+    ),
     _column("tokens_per_s", "tokens/s", "Training throughput", human.count),
     _column("mfu", "MFU", "Share of the device's dense peak", human.percent),
     _column(
@@ -204,7 +206,7 @@ COLUMNS: tuple[Column, ...] = (
         "Decode cache as measured, bytes per token",
         human.size,
     ),
-    _column("seconds", "time", "Training time, h:mm:ss", human.duration),
+    _column("seconds", "time", "Training time", human.duration),
     _column(
         "sparsity", "zeros", "Share of exact zeros in the linear weights", human.percent
     ),
