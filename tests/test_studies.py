@@ -71,11 +71,14 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(
     by_rate = dict(zip((5e-4, 1e-3), page.split("At 1e-3"), strict=True))
     its_table_is_right(block, by_rate)
     (gate,) = (
-        c.at_time
+        c
         for c in judge(block).comparisons
         if c.arm.step == 19 and c.arm.coordinates[RATE] == 1e-3
     )
-    assert f"{-gate.mean:.3f} ahead and {gate.grade} (p {gate.p_holm:.3f})" in page
+    found, later = gate.at_steps, gate.at_time
+    assert f"(pooled p {found.p_pooled:.3f}; " in page
+    assert f"the paired t test alone has {found.p_holm:.3f})" in page
+    assert f"{-later.mean:.3f} ahead and {later.grade} (p {later.p_holm:.3f})" in page
     front = (STUDY.parents[2] / "README.md").read_text().partition("## ")[0]
     assert rows(front)
     for name, _, *cells in rows(front):
