@@ -10,22 +10,29 @@ from pathlib import Path
 
 import pytest
 
+import lib.output
 from gpt2.plan.mechanisms_page import slug
 from gpt2.plan.memory import memory
 from gpt2.plan.planning import make_plan
 from gpt2.report.alarms import FAR
 from gpt2.report.columns import COLUMNS
 from gpt2.report.lines import MARKS
+from gpt2.run.prepare_ahead import MOST
+from gpt2.run.sharing_trial import BUSY, SECONDS
 from gpt2.settings.configuration import load_preset
 from gpt2.train.as_trained import LOSS_TOLERANCE, TOLERANCE
 from gpt2.verify.certify_steps import COLUMNS as OF_STEPS
 from gpt2.verify.certify_training import KINDS
 from gpt2.verify.table import MEANINGS
 from lib.alarms import SAME_POINTS, Limits
+from lib.jobs.cards import STRIKES
+from lib.jobs.process import Patience
+from lib.jobs.pulse import LEAST
 from tests.scratch import ROOT, project_files
 
 MARKDOWN = [name for name in project_files() if name.endswith(".md")]
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+WORDS = {3: "three"}
 PAGES = {
     "step": "Steps",
     "optimizer": "Optimizers",
@@ -153,6 +160,42 @@ def test_memory_of_the_presets() -> None:
         largest = max(memory(job.settings).total for job in jobs) / 2**30
         here = [f"{config.values[name]}" for name in ("GPU_MEMORY_GB", "BATCH_SIZE")]
         assert stated == [*here, f"{largest:.1f}"]
+
+
+# ---- machines.md, troubleshooting.md ----------------------------------------------
+
+
+def flowing(name: str) -> str:
+    """Text of a page without line breaks."""
+    return " ".join((ROOT / name).read_text().split())
+
+
+def test_exit_codes() -> None:
+    codes = {v for k, v in vars(lib.output).items() if k.startswith("EXIT_")}
+    (stated,) = re.findall(
+        r"Exit codes: (.+?)\. They are", flowing("docs/troubleshooting.md")
+    )
+    assert {int(code) for code in re.findall(r"\d+", stated)} == codes - {0}
+
+
+def test_limits_of_the_runner() -> None:
+    machines = flowing("docs/machines.md")
+    hang_timeout = load_preset("gpt2-quickstart").values["HANG_TIMEOUT"]
+    for text in (
+        f"up to {WORDS[MOST]} more runs prepare",
+        f"After {WORDS[STRIKES]} such failures",
+        f"{SECONDS:g} s each",
+        f"uses {BUSY:.0%} of the GPU's peak",
+        f"{int(hang_timeout) // 60} minutes by default",
+    ):
+        assert text in machines
+    trouble = flowing("docs/troubleshooting.md")
+    for text in (
+        f"{WORDS[STRIKES].capitalize()} runs in a row ended on that GPU",
+        f"at least {LEAST / 60:g} minutes",
+        f"at least {Patience.preparing_least / 60:g} minutes",
+    ):
+        assert text in trouble
 
 
 # ---- troubleshooting.md ----------------------------------------------------------
