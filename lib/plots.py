@@ -164,7 +164,8 @@ def curves(
     differences: Sequence[Curve] = (),
     versus: str = "",
 ) -> None:
-    """Lines with bands; to their right, if there are any, differences.
+    """Lines over whole numbers, with bands; to their right, if there are any,
+    differences.
 
     The y axis leaves out the steep start, if there is one.
     """
@@ -176,6 +177,7 @@ def curves(
         for axes, (shown, label, heading) in zip(grid, panels, strict=True):
             for line in shown:
                 _line(axes, line)
+            axes.xaxis.get_major_locator().set_params(integer=True)
             _set_texts(axes, xlabel, label, heading)
         _leave_out_start(grid[0], [(line.x, line.y) for line in lines])
         _legend(figure, grid, loc="outside lower center", ncols=1 + len(panels))

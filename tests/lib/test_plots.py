@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from lib import plots
 
@@ -39,6 +40,21 @@ def test_a_steep_start_leaves_no_empty_half(tmp_path):
     blue = (pixels[..., 2] - pixels[..., 0]) > 0.4
     columns = np.flatnonzero(blue.any(axis=0)) / pixels.shape[1]
     assert columns.min() < 0.2 and columns.max() > 0.9
+
+
+def test_ticks_of_a_short_run_are_whole_updates(tmp_path, monkeypatch):
+    ticks, save = [], Figure.savefig
+
+    def recorded(figure, *words, **options):
+        save(figure, *words, **options)
+        ticks.append([text.get_text() for text in figure.axes[0].get_xticklabels()])
+
+    monkeypatch.setattr(Figure, "savefig", recorded)
+    for last in (1, 3, 4000):
+        x, y = [0.0, last / 2, float(last)], [3.0, 2.5, 2.4]
+        plots.curves(tmp_path / "a.png", [plots.Curve("a", 1, x, y, y, y)], "x", "", "")
+        assert len({*ticks[-1]}) == len(ticks[-1]) >= 2
+        assert all(label.lstrip("\N{MINUS SIGN}").isdigit() for label in ticks[-1])
 
 
 def test_differences_have_a_panel_of_their_own(tmp_path):

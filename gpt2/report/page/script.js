@@ -100,6 +100,8 @@
       ...more,
     };
   }
+  // plotly draws at least five ticks, in a run of three updates at fractions of one
+  const wholeTicks = (range) => (range <= 10 ? { dtick: 1 } : {});
   const config = () => ({
     showSendToCloud: false, plotlyServerURL: "", // results stay on this machine
     responsive: true, displaylogo: false, displayModeBar: isNarrow() ? false : "hover",
@@ -212,6 +214,7 @@
       const right = Math.max(...means.map(([x]) => x.at(-1)));
       shape.yaxis.range = [low - room, high + room];
       shape.xaxis.range = [left - 0.02 * (right - left), right + 0.005 * (right - left)];
+      if (axis === "step") Object.assign(shape.xaxis, wholeTicks(right - left));
     }
     shape.uirevision = `${axis} ${kind} ${relative} ${theme} ${[...hidden].length}`;
     draw("loss", traces, shape);
@@ -361,7 +364,7 @@
     drawLoss();
     drawPareto();
     drawGpu();
-    const page = { data, layout, draw, look, shorten, plain, isNarrow, css, hidden };
+    const page = { data, layout, wholeTicks, draw, look, shorten, plain, isNarrow, css, hidden };
     for (const chart of window.kablateCharts || []) chart(page);
   }
 

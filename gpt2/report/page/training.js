@@ -1,7 +1,7 @@
 // Gradient norm and learning rate: one thin line for each run, a colour for each arm.
 "use strict";
 window.kablateCharts = (window.kablateCharts || []).concat((page) => {
-  const { data, layout, draw, look, shorten, hidden } = page;
+  const { data, layout, wholeTicks, draw, look, shorten, hidden } = page;
   if (!document.getElementById("training-chart")) return;
   const { panels, arms } = data.training;
   const shown = panels.filter(([key]) => arms.some((arm) =>
@@ -25,6 +25,8 @@ window.kablateCharts = (window.kablateCharts || []).concat((page) => {
       ...(key === "grad_norm" ? { type: "log", dtick: "D2", tickformat: "~g" } : { rangemode: "tozero" }),
     };
   });
+  const ends = arms.flatMap((arm) => arm.runs.map((run) => run.x.at(-1) || 0));
+  Object.assign(shape.xaxis, wholeTicks(Math.max(...ends)));
   shape.xaxis.anchor = shown.length > 1 ? `y${shown.length}` : "y";
   draw("training-chart", traces, shape);
 });
