@@ -20,6 +20,7 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
+from itertools import chain
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -51,7 +52,7 @@ from lib.jobs.run_files import now, read_status
 from lib.json_answer import add_json, answer, answers_json, fail
 from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.number_option import COUNT, add_number, number
-from lib.output import EXIT_USAGE, exit_code
+from lib.output import EXIT_FAILED, EXIT_USAGE, exit_code
 
 ROOT = Path(__file__).resolve().parents[1]
 # What a CPU trains in seconds; the other sizes are GPT-2's own.
@@ -75,6 +76,10 @@ GPU_MATRIX = (
     "ACCUMULATION=2 MAX_ITERS=150 WARMUP_STEPS=10 EVAL_INTERVAL=75 "
     "CHECKPOINT_INTERVAL=75 COMPILE_MODEL=y"
 )
+
+
+class Failed(Exception):
+    """A command that was to be timed has failed; the message has what it says."""
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -134,12 +139,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "certificates": lambda: [certificates_row(steps)],
         "matrix": lambda: matrix_rows(given.settings),
     }
-    for part in parts:
-        for row in measures[part]():
+    try:
+        for row in chain.from_iterable(measures[part]() for part in parts):
             rows.append(row)
             print(line_of(row), flush=True)
             # At once: a table that takes an hour may be cut short.
             atomic_write_json(given.out, {"schema": 1, "machine": specs, "rows": rows})
+    except Failed as error:
+        return fail(error, EXIT_FAILED)
     if not rows:
         return fail(
             "nothing was measured: no part of PARTS is possible here", EXIT_USAGE
@@ -292,9 +299,12 @@ def write_config(folder: Path, assignments: str) -> Path:
 
 
 def command_seconds(command: list[str], environ: Mapping[str, str] = {}) -> float:
-    """Wall time of a command. Raises CalledProcessError if it fails."""
+    """Wall time of a command. Raises Failed, with what it says, if it fails."""
     start, env = time.perf_counter(), {**os.environ, **environ}
-    subprocess.run(command, check=True, capture_output=True, cwd=ROOT, env=env)
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, env=env, text=True)
+    if done.returncode:
+        why = done.stderr.strip() or done.stdout.strip().rpartition("\n")[2]
+        raise Failed(f"{Path(command[1]).name} exits with {done.returncode}: {why}")
     return time.perf_counter() - start
 
 

@@ -66,6 +66,13 @@ def test_nothing_that_can_be_measured_is_not_a_success(tmp_path: Path) -> None:
     assert "written" not in result.stdout and not (tmp_path / "x.json").exists()
 
 
+def test_a_command_that_fails_is_a_line_and_no_traceback(tmp_path: Path) -> None:
+    words = ("--parts", "certificates", "--steps", "0,999", "--out", "x.json")
+    result = run_script("bench.py", *words, cwd=tmp_path)
+    assert result.returncode == 1 and "Traceback" not in result.stderr
+    assert "verify.py exits with 2: " in result.stderr and "999" in result.stderr
+
+
 def test_steps_are_those_of_the_settings_unless_named() -> None:
     assert bench.steps_of("", "STEPS=0,5-7") == [0, 5, 6, 7]
     assert bench.steps_of("3", "STEPS=0,5") == [3]
