@@ -6,6 +6,7 @@ Torch-free.
 from __future__ import annotations
 
 import argparse
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from gpt2.report.named_runs import Chosen, choose_runs, split_run
 from gpt2.settings.configuration import load_or_defaults, refuse_unread
 from gpt2.settings.parse import settings_from
 from gpt2.settings.schema import Resources
+from lib.bytecode import keep_bytecode
+from lib.gpu.compile_cache import bytecode_folder
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 NAMES = (
@@ -55,6 +58,7 @@ def chosen_runs(
     not finished, or more than ``most``, and for an override of any other setting.
     """
     refuse_unread(options.overrides, read)
+    keep_bytecode("torch", bytecode_folder(os.environ), os.environ)  # it comes next
     config = load_or_defaults(options.config, options.overrides)
     resources = settings_from(config).resources
     results = options.results

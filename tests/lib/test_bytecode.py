@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from lib.bytecode import DONT_WRITE, PREFIX
+from tests.results_factory import write_matrix
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -72,3 +73,24 @@ def test_a_folder_that_cannot_be_made_changes_nothing(package, tmp_path) -> None
     (tmp_path / "file").touch()
     folder = tmp_path / "file" / "kept"
     assert imported(package, folder, **{DONT_WRITE: "1"})[1] == "None"
+
+
+@pytest.mark.parametrize("command", ["sample", "eval", "attention"])
+def test_commands_that_use_models_keep_those_of_torch(command, package, tmp_path):
+    package.rename(package.with_name("torch"))
+    stand_in = "import sys\nprint(sys.pycache_prefix)\nraise SystemExit(7)\n"
+    package.with_name("torch").joinpath("__init__.py").write_text(stand_in)
+    write_matrix(tmp_path / "results", (0,), (1,))
+    script = ROOT / "scripts" / f"{command}.py"
+    environ = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONPATH": str(package.parent)}
+    kept = {k: v for k, v in os.environ.items() if k != PREFIX}
+    done = subprocess.run(
+        [sys.executable, str(script), "0", "--results", "results"],
+        cwd=tmp_path,
+        env=kept | environ | {DONT_WRITE: "1"},
+        input="a\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 7, done.stderr
+    assert done.stdout.strip() == str(tmp_path / "kablate" / "python")
