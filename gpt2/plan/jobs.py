@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -109,6 +109,14 @@ class Plan:
             p.base for p in self.points for j in p.jobs if j.run_dir == job.run_dir
         )
         return next(found, self.base)
+
+
+def cells(jobs: Iterable[Job]) -> list[list[Job]]:
+    """The jobs by cell of the matrix, in order: those that differ by seed alone."""
+    groups: dict[tuple[int | None, str], list[Job]] = {}
+    for job in jobs:
+        groups.setdefault((job.step, job.name), []).append(job)
+    return list(groups.values())
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:

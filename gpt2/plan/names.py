@@ -15,7 +15,7 @@ RUNNER_FILE = "runner.jsonl"
 OUT_OF_USE = "out_of_use"  # kind of its records of GPUs that failed
 # attention of a run by layer and head (gpt2/infer/attention_heads.py), in its folder
 ATTENTION_FILE, ATTENTION_PLOT = "attention.json", "attention.png"
-# whether the certificates passed, for a run's manifest (gpt2/run/runner.py)
+# whether the certificates passed, for a run's manifest (gpt2/run/tasks.py)
 VERIFIED = "KABLATE_VERIFIED"
 # argument of a trainer that is only to choose kernels (gpt2/run/first_kernels.py)
 KERNELS_ONLY = "--kernels-only"

@@ -40,6 +40,11 @@ def last_update(settings: Settings) -> int:
     return 0 if settings.optim.time_budget else settings.optim.max_iters
 
 
+def tokens_of(settings: Settings) -> int:
+    """Tokens a run trains on, repetitions counted."""
+    return settings.tokens_per_update * settings.optim.max_iters
+
+
 def resolve(
     settings: Settings,
     origins: Mapping[str, str],

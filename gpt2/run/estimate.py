@@ -16,10 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import Job, Plan
+from gpt2.plan.jobs import Job, Plan, cells
 from gpt2.plan.names import ESTIMATES_FILE
 from gpt2.plan.run_length import seconds_of
-from gpt2.run.plan_listing import cells
 from lib import atomic_files
 from lib.hashing import identity
 from lib.human import counted, duration, size

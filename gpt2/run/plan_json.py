@@ -10,16 +10,15 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gpt2.plan.budget import budget, kv_bytes
-from gpt2.plan.jobs import Job, Plan
+from gpt2.plan.jobs import Job, Plan, cells
 from gpt2.plan.memory import memory
+from gpt2.plan.run_length import tokens_of
 from gpt2.plan.sizes import sizes_of
 from gpt2.run.estimate import training_seconds
 from gpt2.run.plan_listing import (
     baseline_of,
-    cells,
     differences,
     notes,
-    tokens_of,
 )
 from gpt2.run.progress import status_word
 from gpt2.settings.parse import settings_from

@@ -13,9 +13,10 @@ from typing import Any
 
 from gpt2.data.small_text import small_text
 from gpt2.plan.budget import Budget, budget, derive_widths, kv_bytes
-from gpt2.plan.jobs import Job, Plan
+from gpt2.plan.jobs import Job, Plan, cells
 from gpt2.plan.memory import memory, misfit
 from gpt2.plan.planning import step_settings
+from gpt2.plan.run_length import tokens_of
 from gpt2.plan.sizes import same_widths, sizes_of
 from gpt2.plan.unused_settings import unused_settings
 from gpt2.run.conflicts import conflicts
@@ -164,19 +165,6 @@ def baseline_of(settings: Settings) -> Settings:
     if settings.matrix.mode == "ablation":
         return step_settings(settings, 0)
     return derive_widths(settings)
-
-
-def cells(jobs: Sequence[Job]) -> list[list[Job]]:
-    """The jobs by cell of the matrix, in order: those that differ by seed alone."""
-    groups: dict[tuple[int | None, str], list[Job]] = {}
-    for job in jobs:
-        groups.setdefault((job.step, job.name), []).append(job)
-    return list(groups.values())
-
-
-def tokens_of(settings: Settings) -> int:
-    """Tokens a run trains on, repetitions counted."""
-    return settings.tokens_per_update * settings.optim.max_iters
 
 
 def differences(job: Job, reference: Settings) -> list[tuple[str, Any, Any, str]]:

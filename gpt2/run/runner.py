@@ -1,29 +1,25 @@
-"""Run a matrix: make tasks of its jobs, verify, schedule, summarise.
+"""Run a matrix: verify its steps, schedule its runs, summarise.
 
 Torch-free. The state is in the results folder (gpt2/run/results_dir.py).
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.budget import budget
-from gpt2.plan.jobs import Job, Plan
-from gpt2.plan.names import MATRIX_FILE, VERIFIED
-from gpt2.plan.run_length import last_update, seconds_of
+from gpt2.plan.jobs import Job, Plan, cells
+from gpt2.plan.names import MATRIX_FILE
+from gpt2.plan.run_length import last_update
 from gpt2.run import estimate
 from gpt2.run.conflicts import check
 from gpt2.run.first_kernels import kernels_chosen_meanwhile
 from gpt2.run.formula_comparison import FormulaComparison
 from gpt2.run.gpu_sharing import at_once, share
 from gpt2.run.placement import describe
-from gpt2.run.plan_listing import cells, tokens_of
 from gpt2.run.prepare_ahead import runs_ahead, with_turns
 from gpt2.run.results_dir import (
     GATE_FILE,
@@ -37,71 +33,22 @@ from gpt2.run.results_dir import (
 )
 from gpt2.run.sessions import recorded
 from gpt2.run.sharing_trial import sharing_line
+from gpt2.run.tasks import task_of
 from gpt2.run.verification import PASSED, Certificates
-from gpt2.settings.schema import Settings
 from lib import atomic_files
 from lib.files import safe_join
-from lib.hashing import identity
 from lib.jobs import run_files
 from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, Scheduler, View
 from lib.jobs.slots import have_own_gpus
 from lib.output import EXIT_FAILED, EXIT_OK
 
-ROOT = Path(__file__).resolve().parents[2]
-TRAINER = ROOT / "gpt2" / "train_ra_mla.py"
-LAUNCHER = ROOT / "lib" / "jobs" / "launcher.py"
 CERTIFICATES_FILE = "certificates.json"
 OUT_OF_USE = (
     "Look at `nvidia-smi` or `rocm-smi`, and in `dmesg` for lines with Xid or amdgpu. "
     "Reset or replace the GPU, or leave it out by GPUS, and start again. "
     "docs/troubleshooting.md, `OUT OF USE`, has more"
 )
-
-
-# ---- a job as a task ------------------------------------------------------------
-
-
-def task_of(job: Job, output_dir: Path, verified: str) -> Task:
-    """The trainer's command for a job; its job.json is written when it starts.
-
-    verified: state of its certificates, for its manifest.
-    """
-    run_dir = safe_join(output_dir, job.run_dir).absolute()
-    job_file = run_dir / run_files.JOB_FILE
-    words = ("--job", str(job_file), "--run-dir", str(run_dir))
-    text = json.dumps(job.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-    return Task(
-        name=job.run_dir,
-        command=(sys.executable, *_launcher(job.settings), str(TRAINER), *words),
-        run_dir=run_dir,
-        env={VERIFIED: verified},
-        files={run_files.JOB_FILE: text + "\n"},
-        seconds=seconds_of(job.settings.optim.time_budget),
-        max_steps=last_update(job.settings),
-        code=_code(job.settings),
-        cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
-    )
-
-
-def _code(settings: Settings) -> str:
-    """Names what a run compiles: the same for all seeds, rates and optimizers."""
-    if not settings.resources.compile_model:
-        return ""
-    parts, optim = settings.to_dict(), settings.optim
-    size = parts["model"], parts["mechanisms"], parts["resources"]
-    return identity([*size, optim.mixed_precision, optim.residual_fp32])
-
-
-def _launcher(settings: Settings) -> tuple[str, ...]:
-    """The command that starts the trainer as several ranks."""
-    ranks = settings.resources.ddp_gpus_per_job
-    if ranks == 1:
-        return ()
-    return (str(LAUNCHER), str(ranks))
-
-
-# ---- running --------------------------------------------------------------------
 
 
 def run(
@@ -269,7 +216,7 @@ def make_estimate(
         records = estimate.probe(plan, tasks, options, view, folder)
         if not records:
             return {}
-        line = sharing_line(plan.jobs, records[0], options, view, folder, task_of)
+        line = sharing_line(plan.jobs, records[0], options, view, folder)
         count = at_once(records, options.slots)
         return estimate.write(root, plan, records, count, line)
 

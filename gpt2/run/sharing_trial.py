@@ -8,7 +8,7 @@ on one GPU, for SECONDS each, and counts updates while both train. Torch-free.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,11 @@ from typing import Any
 from gpt2.plan.jobs import Job
 from gpt2.run import estimate
 from gpt2.run.gpu_sharing import available, taken
+from gpt2.run.tasks import task_of
 from gpt2.settings.schema import Resources
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.phases import phases_of
-from lib.jobs.process import Task
 from lib.jobs.scheduler import Options, Scheduler, View
 from lib.jobs.slots import are_shared, place_of
 from lib.output import EXIT_OK
@@ -37,7 +37,6 @@ def sharing_line(
     options: Options,
     view: View,
     folder: Path,
-    task_of: Callable[[Job, Path, str], Task],
 ) -> str:
     """Line about several runs on a GPU; "" where the question does not arise.
 
@@ -55,7 +54,7 @@ def sharing_line(
         return ""
     if why := _hopeless(record, asked):
         return f"several runs on a GPU were not tried: {why}"
-    gain = _gain(jobs[0], record, options, view, folder, task_of)
+    gain = _gain(jobs[0], record, options, view, folder)
     if gain is None:
         return "several runs on a GPU were tried, without an answer"
     return (
@@ -83,7 +82,6 @@ def _gain(
     options: Options,
     view: View,
     folder: Path,
-    task_of: Callable[[Job, Path, str], Task],
 ) -> float | None:
     """Updates per second of two runs at a time, relative to one alone."""
     updates = max(2 * RECORDS, math.ceil(SECONDS / record["seconds_per_step"]))

@@ -34,7 +34,7 @@ from gpt2.run.results_dir import (
     set_aside,
     update,
 )
-from gpt2.run.runner import task_of
+from gpt2.run.tasks import task_of
 from lib import atomic_files
 from lib.jobs import run_files
 from tests.tinymatrix import TINY, write_config

@@ -1,10 +1,8 @@
-"""gpt2/run/runner.py: a job as a task. tests/scripts/test_run_test_matrix.py runs
-them."""
+"""gpt2/run/runner.py. tests/scripts/test_run_test_matrix.py runs whole matrices."""
 
 from __future__ import annotations
 
 import io
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -16,40 +14,15 @@ import pytest
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan
 from gpt2.run.results_dir import MatrixError
-from gpt2.run.runner import Watch, prepare, run, task_of
+from gpt2.run.runner import Watch, prepare, run
 from gpt2.run.verification import Certificates
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options
 from lib.output import EXIT_FAILED
-from tests.gpt2.tinytraining import tiny_config
 from tests.results_factory import write_matrix
 from tests.tinymatrix import write_config
-
-
-def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
-    plan = make_plan(write_config(tmp_path))
-    task = task_of(plan.jobs[3], plan.output_dir, "passed")
-    words = list(task.command)
-    assert words[words.index("--run-dir") + 1] == str(task.run_dir)
-    assert words[words.index("--job") + 1] == str(task.run_dir / "job.json")
-    assert task.run_dir.is_absolute() and task.name == "step05-ra/seed2"
-    assert json.loads(task.files["job.json"]) == plan.jobs[3].to_json()
-    assert task.max_steps == 10 and task.cost > 0
-    assert task.env["KABLATE_VERIFIED"] == "passed"
-
-
-def test_tasks_that_compile_the_same_are_recognized(tmp_path: Path) -> None:
-    def codes(*settings: str) -> list[str]:
-        words = ("RA_MLA_ABLATION_MODE=y", "CONTROLS=n", *settings)
-        jobs = make_plan(tiny_config(*words)).jobs
-        return [task_of(job, tmp_path, "").code for job in jobs]
-
-    swept = "SWEEP=LEARNING_RATE=1e-3,2e-3"
-    found = codes("STEPS=0,5", "SEEDS=1,2", swept, "COMPILE_MODEL=y")
-    assert len(found) == 8 and len(set(found)) == 2, "one for each step"
-    assert codes("STEPS=0", "COMPILE_MODEL=n") == [""]
 
 
 def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:

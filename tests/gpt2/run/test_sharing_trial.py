@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from gpt2.run.runner import task_of
 from gpt2.run.sharing_trial import rate, sharing_line
 from lib.jobs.live_table import PlainView
 from lib.jobs.scheduler import Options
@@ -44,7 +43,7 @@ def line(tmp_path: Path, slots: Any = TWO, count: int = 4, **changes: Any) -> st
     found = jobs(count)
     probe = record(found[0], changes.pop("gib", 20)) | changes
     options, view = Options(slots=slots), PlainView(io.StringIO())
-    return sharing_line(found, probe, options, view, tmp_path, task_of)
+    return sharing_line(found, probe, options, view, tmp_path)
 
 
 def test_what_cannot_pay_is_not_tried(tmp_path: Path) -> None:

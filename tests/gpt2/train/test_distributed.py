@@ -24,7 +24,7 @@ from gpt2.audit.finding import PASSED
 from gpt2.audit.options import AuditOptions
 from gpt2.audit.run import audit_run
 from gpt2.plan.jobs import Job
-from gpt2.run.runner import task_of
+from gpt2.run.tasks import task_of
 from gpt2.train import checkpoint
 from gpt2.train.distributed import buckets
 from lib.jobs.outcomes import Outcome
