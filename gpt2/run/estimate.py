@@ -213,6 +213,14 @@ def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
     return None
 
 
+def probed_seconds(output_dir: Path, jobs: Iterable[Job]) -> list[float] | None:
+    """Estimated seconds of each job in the training loop; None if some cell was not
+    probed with these settings."""
+    records = [known(output_dir, job) for job in jobs]
+    seconds = [record["seconds"] for record in records if record is not None]
+    return None if len(seconds) < len(records) else seconds
+
+
 # ---- the disk -------------------------------------------------------------------
 
 
@@ -292,8 +300,6 @@ def price(plan: Plan) -> str:
 
 
 def training_seconds(plan: Plan) -> float | None:
-    """Time of all jobs in the training loop, as probed earlier; None if some cell was
-    not probed with these settings."""
-    records = [known(plan.output_dir, job) for job in plan.jobs]
-    seconds = [record["seconds"] for record in records if record is not None]
-    return None if len(seconds) < len(records) else sum(seconds)
+    """Time of all jobs in the training loop, as probed earlier; None: not known."""
+    seconds = probed_seconds(plan.output_dir, plan.jobs)
+    return None if seconds is None else sum(seconds)

@@ -18,7 +18,7 @@ from gpt2.run.device_limits import (
     require_on,
     torch_sees_a_gpu,
 )
-from gpt2.run.estimate import known
+from gpt2.run.estimate import probed_seconds
 from gpt2.run.prepare_ahead import Ahead, runs_ahead
 from gpt2.run.results_dir import STOP_FILE
 from gpt2.run.sessions import note_lost
@@ -137,9 +137,8 @@ def describe(jobs: Sequence[Job], options: Options, ahead: Ahead, root: Path) ->
     lines = []
     if places and jobs:
         names = ", ".join(dict.fromkeys(places))
-        seconds = [record["seconds"] for job in jobs if (record := known(root, job))]
         time = f"`{matrix_command('estimate')}` says how long"
-        if len(seconds) == len(jobs):
+        if seconds := probed_seconds(root, jobs):
             time = f"about {duration(sum(seconds) / len(places))} by estimate"
         lines.append(
             f"{len(jobs)} jobs on GPU {names}, {len(places)} at a time; {time}"

@@ -16,7 +16,6 @@ from pathlib import Path
 from gpt2.plan.jobs import Job
 from gpt2.plan.memory import USABLE, memory
 from gpt2.run.gpu_sharing import CONTEXT
-from gpt2.settings.schema import Resources
 from lib.cpus import usable_cores
 from lib.human import size
 from lib.jobs.scheduler import Options
@@ -67,14 +66,12 @@ def runs_ahead(jobs: Sequence[Job], options: Options) -> Ahead:
     """How many runs may prepare in each slot, as configured or as cores and memory
     allow: none on a CPU, with several ranks or slots on a GPU, on Ray, and where a run
     is limited by time, which others would take from it."""
-    if not jobs:
+    if not jobs or not jobs[0].settings.resources.is_one_local_process:
         return Ahead(0)
     asked, slots = jobs[0].settings.resources, options.slots
     on_gpu = all(map(place_of, slots))
     need, rest = _needs(jobs) if on_gpu else (0, 0)
     card = card_memory(slots[0]) if on_gpu else 0
-    if _is_excluded(asked):
-        return Ahead(0)
     if asked.prepare_ahead != AUTO:
         return Ahead(min(asked.prepare_ahead, len(jobs) - 1), need, rest, card)
     budgeted = any(job.settings.optim.time_budget for job in jobs)
@@ -84,10 +81,6 @@ def runs_ahead(jobs: Sequence[Job], options: Options) -> Ahead:
     by_memory = max(0, int((USABLE * card - rest) // need) - 1)
     left = -(-len(jobs) // len(slots)) - 1  # after the first of each slot
     return Ahead(min(MOST, by_cores, by_memory, left), need, rest, card)
-
-
-def _is_excluded(asked: Resources) -> bool:
-    return asked.engine == "ray" or asked.ddp_gpus_per_job > 1
 
 
 def _needs(jobs: Sequence[Job]) -> tuple[int, int]:

@@ -135,9 +135,8 @@ def _may_begin_early(todo: Sequence[Job], options: Options) -> bool:
     CPU is busy with the certificates; in one process each; and not with a tracker,
     where a run that is withdrawn would stay."""
     resources = [job.settings.resources for job in todo]
-    alone = (r.engine != "ray" and r.ddp_gpus_per_job == 1 for r in resources)
-    tracked = any(r.trackers for r in resources)
-    return bool(todo) and have_own_gpus(options.slots) and all(alone) and not tracked
+    fit = all(r.is_one_local_process and not r.trackers for r in resources)
+    return bool(todo) and have_own_gpus(options.slots) and fit
 
 
 @contextmanager
@@ -156,8 +155,7 @@ def _chooses_alone(job: Job) -> bool:
     """Whether kernels can be chosen outside of the run: it has one process, on this
     machine, and a micro batch that is known."""
     resources = job.settings.resources
-    one = resources.ddp_gpus_per_job == 1 and resources.engine != "ray"
-    return one and not resources.auto_batch
+    return resources.is_one_local_process and not resources.auto_batch
 
 
 def prepare(
@@ -189,9 +187,8 @@ def prepare(
 
 def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:
     """The tasks with estimated seconds as their cost, if all have been probed."""
-    known = [estimate.known(root, job) for job in jobs]
-    seconds = [record["seconds"] for record in known if record is not None]
-    if len(seconds) < len(tasks):
+    seconds = estimate.probed_seconds(root, jobs)
+    if seconds is None:
         return tasks
     pairs = zip(tasks, seconds, strict=True)
     return [replace(task, cost=float(cost)) for task, cost in pairs]

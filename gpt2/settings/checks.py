@@ -97,7 +97,7 @@ def _resource_rules(s: Settings) -> Iterator[tuple[bool, str]]:
         f"JOBS_PER_GPU={r.jobs_per_gpu}: with ENGINE=ray GPUs are not shared: set 0",
     )
     yield (
-        r.prepare_ahead > 0 and (r.engine == "ray" or r.ddp_gpus_per_job > 1),
+        r.prepare_ahead > 0 and not r.is_one_local_process,
         f"PREPARE_AHEAD={r.prepare_ahead}: with ENGINE=ray or DDP_GPUS_PER_JOB above 1 "
         "no run prepares while another trains: leave it -1",
     )

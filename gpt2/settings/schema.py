@@ -246,6 +246,11 @@ class Resources:
         """Names of the enabled trackers."""
         return tuple(name for name in TRACKERS if getattr(self, f"with_{name}"))
 
+    @property
+    def is_one_local_process(self) -> bool:
+        """Whether a run is a single process of this machine, not ranks, not on Ray."""
+        return self.engine != "ray" and self.ddp_gpus_per_job == 1
+
 
 @part
 @derived(cell_fields())
