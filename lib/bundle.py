@@ -29,8 +29,12 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of each file, so that equal folders give equal 
 
 # What zipfile raises for a damaged or encrypted file.
 UNREADABLE = (
-    *(zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError),
-    *(RuntimeError, UnicodeError),
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    EOFError,
+    RuntimeError,
+    UnicodeError,
 )
 
 

@@ -128,10 +128,7 @@ CHECKS = (
     Check("types", ("-m", "mypy"), "see above", quick=False),
     Check(
         "fast tests",
-        (
-            *("-m", "pytest", "-q", "-x", "-n", "3", "--dist", "worksteal"),
-            *("-m", "not slow and not gpu"),
-        ),
+        (*"-m pytest -q -x -n 3 --dist worksteal -m".split(), "not slow and not gpu"),
         "see above; one test alone: python -m pytest PATH::NAME",
         quick=False,
     ),

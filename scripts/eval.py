@@ -255,7 +255,9 @@ def to_json(
     return {
         "runs": [
             {
-                **{"arm": run.arm, "seed": run.seed, "run_dir": run.run_dir},
+                "arm": run.arm,
+                "seed": run.seed,
+                "run_dir": run.run_dir,
                 "items": {name: list(one.items) for name, one in run.measures.items()},
                 "loss_by_position": {str(k): v for k, v in run.positions.items()},
                 "harness": dict(run.harness),

@@ -49,8 +49,15 @@ USUAL_TOKENS = 128  # of a prompt, and after it
 AT_LEAST_2 = Allowed(int, lambda x: x >= 2, "a whole number of at least 2")
 AT_LEAST_3 = Allowed(int, lambda x: x >= 3, "a whole number of at least 3")
 COLUMNS = (
-    *("batch", "context", "prefill tok/s", "decode tok/s", "of first"),
-    *("p50 ms", "p95 ms", "cache/token", "memory"),
+    "batch",
+    "context",
+    "prefill tok/s",
+    "decode tok/s",
+    "of first",
+    "p50 ms",
+    "p95 ms",
+    "cache/token",
+    "memory",
 )
 SPARE = ("p95 ms", "prefill tok/s", "memory", "cache/token", "of first")
 

@@ -30,8 +30,11 @@ MOST_POINTS = 1_000
 # Settings outside of these parts do not change what is trained, with exceptions.
 SWEPT_PARTS = ("model", "mechanisms", "optim", "pruning")
 SWEPT_BESIDES = (
-    *("gradient_accumulation", "train_tokens", "train_epochs"),
-    *("tokens_per_parameter", "min_lr_ratio"),
+    "gradient_accumulation",
+    "train_tokens",
+    "train_epochs",
+    "tokens_per_parameter",
+    "min_lr_ratio",
 )
 WHY_NOT = {
     "data": "all runs of a results folder have the same data and evaluation",

@@ -48,7 +48,8 @@ from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
 
 SOLVED_FIELDS = (
-    *("head_dim", "mlp_width"),
+    "head_dim",
+    "mlp_width",
     *(m.paid_width for m in mechanisms() if m.paid_width),
 )
 

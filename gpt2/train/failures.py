@@ -33,14 +33,29 @@ _MEMORY_SIGNS = (
 # Errors of a GPU, its driver and their libraries; those among them that a program
 # causes on any GPU, and NCCL's, with which a rank ends after another one.
 _DEVICE_SIGNS = (
-    *("CUDA error", "HIP error", "Triton Error [", "driver initialization"),
-    *("CUBLAS_STATUS_", "HIPBLAS_STATUS_", "CUDNN_STATUS_", "miopenStatus"),
-    *("cudaGetDeviceCount", "hipGetDeviceCount", "No CUDA GPUs", "No HIP GPUs"),
+    "CUDA error",
+    "HIP error",
+    "Triton Error [",
+    "driver initialization",
+    "CUBLAS_STATUS_",
+    "HIPBLAS_STATUS_",
+    "CUDNN_STATUS_",
+    "miopenStatus",
+    "cudaGetDeviceCount",
+    "hipGetDeviceCount",
+    "No CUDA GPUs",
+    "No HIP GPUs",
 )
 _CODE_SIGNS = (
-    *("device-side assert", "no kernel image", "invalid device function"),
-    *("invalid configuration argument", "_STATUS_NOT_SUPPORTED", "_STATUS_BAD_PARAM"),
-    *("_STATUS_INVALID_VALUE", "out of resource", "NCCL"),
+    "device-side assert",
+    "no kernel image",
+    "invalid device function",
+    "invalid configuration argument",
+    "_STATUS_NOT_SUPPORTED",
+    "_STATUS_BAD_PARAM",
+    "_STATUS_INVALID_VALUE",
+    "out of resource",
+    "NCCL",
 )
 
 

@@ -36,8 +36,20 @@ from typing import Any
 
 KIND = "phase"
 PHASES = (
-    *("started", "imported", "data", "kernels", "model", "compiled", "ready", "turn"),
-    *("first_update", "last_update", "evaluated", "released", "written", "ended"),
+    "started",
+    "imported",
+    "data",
+    "kernels",
+    "model",
+    "compiled",
+    "ready",
+    "turn",
+    "first_update",
+    "last_update",
+    "evaluated",
+    "released",
+    "written",
+    "ended",
 )
 
 
