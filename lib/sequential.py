@@ -39,7 +39,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import special
 
-from lib import pooled_variance, stats
+from lib import pooled_power, pooled_variance, stats
 
 Array = np.ndarray
 
@@ -249,13 +249,13 @@ def power(
     if seeds < stats.MIN_SEEDS:
         return 0.0
     bounds = _bounds(min(arms, MOST_ARMS), seeds, alpha, level)
-    return pooled_variance.chance_beyond(*bounds, delta, sd, seeds, level, margin)
+    return pooled_power.chance_beyond(*bounds, delta, sd, seeds, level, margin)
 
 
 @functools.lru_cache(maxsize=256)
 def _bounds(arms: int, seeds: int, alpha: float, level: float) -> tuple[Array, Array]:
     """Bound on sqrt(seeds) |d|, and own standard deviation, for arms of unit noise."""
-    c = pooled_variance.planned_c(
+    c = pooled_power.planned_c(
         seeds, lambda n: critical_value(arms, n, alpha, level, PLANNING_DRAWS)
     )
     bounds, owns = [], []

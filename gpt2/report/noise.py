@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from gpt2.report.arms import Arm
 from gpt2.report.evidence import Rules
-from lib import pooled_variance, sequential, stats
+from lib import pooled_power, pooled_variance, sequential, stats
 
 # Standard deviation over seeds of the validation loss of GPT-2 124M, nats: the range in
 # the literature. Used only for planning without replicas, and only for models of that
@@ -91,7 +91,7 @@ def power_with(
         rows = number + 1 if is_pooled else 2
         return lambda n: sequential.power(delta, sd, n, rows, alpha, level, margin)
     if is_pooled and number + family.pools >= pooled_variance.MIN_ARMS:
-        return lambda n: pooled_variance.power(
+        return lambda n: pooled_power.power(
             delta, sd, n, number, alpha, margin, family.pools
         )
     return lambda n: stats.power_of_difference(delta, sd, n, alpha / number, margin)
@@ -110,7 +110,7 @@ def seeds_to_find(
     if abs(delta) >= margin:
         return stats.seeds_needed(chance, rules.power)
     many = is_pooled and family.number + family.pools >= pooled_variance.MIN_ARMS
-    numbers = pooled_variance.SEED_NUMBERS if many else stats.SEED_NUMBERS
+    numbers = pooled_power.SEED_NUMBERS if many else stats.SEED_NUMBERS
     return stats.seed_window(chance, rules.power, numbers)
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from lib import pooled_variance
+from lib import pooled_power, pooled_variance
 
 Maker = Callable[[np.random.Generator, tuple[int, int, int]], np.ndarray]
 
@@ -105,7 +105,7 @@ SWEEPS: dict[str, tuple[pooled_variance.Pools, pooled_variance.Pairs]] = {
         ((1, 0), (2, 0), (3, 0), (4, 0), (5, 0), (6, 1), (8, 7), (9, 7), (10, 7)),
     ),
     **{
-        name: (pools, pooled_variance.stars(pools))
+        name: (pools, pooled_power.stars(pools))
         for name, pools in {
             "three rates": (5, 5, 5),
             "five rates": (4, 4, 4, 4, 4),

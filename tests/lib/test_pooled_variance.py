@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from lib import pooled_variance, stats
+from lib import pooled_power, pooled_variance, stats
 from lib.rounded_losses import rounding_variance
 from tests.lib.noise_worlds import (
     HARDER,
@@ -374,12 +374,12 @@ def test_family_wise_error_of_a_sweep(name, seeds):
 @pytest.mark.slow
 @pytest.mark.parametrize(("pools", "seeds"), [((3, 3), 3), ((4, 4, 4), 5), ((2, 3), 8)])
 def test_planned_power_of_a_sweep_is_that_of_the_test(pools, seeds):
-    pairs = pooled_variance.stars(pools)
-    assert pools == pooled_variance.even_pools(len(pairs), len(pools))
+    pairs = pooled_power.stars(pools)
+    assert pools == pooled_power.even_pools(len(pairs), len(pools))
     drawn = SD * normal(np.random.default_rng(1), (40_000, sum(pools), seeds))
     drawn[:, 1] -= EFFECT
     found = significant(drawn, pairs, pools=pools)[:, 0].mean()
-    planned = pooled_variance.power(
+    planned = pooled_power.power(
         EFFECT, math.sqrt(2) * SD, seeds, len(pairs), 0.05, 0.0, len(pools)
     )
     assert planned == pytest.approx(found, abs=0.02)
@@ -398,5 +398,5 @@ def test_power_is_at_least_twice_that_of_the_paired_t_test(seeds, least, alone):
 @pytest.mark.parametrize(("arms", "seeds"), [(6, 3), (6, 5), (18, 4), (3, 10)])
 def test_planned_power_is_that_of_the_test(arms, seeds):
     found, _ = power(arms, seeds, draws=40_000)
-    planned = pooled_variance.power(EFFECT, math.sqrt(2) * SD, seeds, arms, 0.05, 0.0)
+    planned = pooled_power.power(EFFECT, math.sqrt(2) * SD, seeds, arms, 0.05, 0.0)
     assert planned == pytest.approx(found, abs=0.02)

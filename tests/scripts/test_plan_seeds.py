@@ -10,7 +10,7 @@ from gpt2.report.noise import Family, seeds_to_find
 from gpt2.report.power import measured_spreads
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
-from lib import pooled_variance
+from lib import pooled_power
 from lib.kconfig.config_py import render_config
 from tests.gpt2.helpers import make_config
 from tests.results_factory import write_matrix, write_swept
@@ -37,7 +37,7 @@ def test_more_comparisons_take_more_seeds(tmp_path):
     sd = 2**0.5 * 0.0016
     found = int(answers(done.stdout)[0][1])
     powers = [
-        pooled_variance.power(0.003, sd, n, 11, 0.05, 0.003) for n in (found - 1, found)
+        pooled_power.power(0.003, sd, n, 11, 0.05, 0.003) for n in (found - 1, found)
     ]
     assert powers[0] < 0.8 <= powers[1]
     assert found < seeds_to_find(0.003, sd, Rules(), Family(11), False, 0.003).first
