@@ -20,10 +20,18 @@ from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import registry_plan
 from gpt2.settings.configuration import load_or_defaults
 from gpt2.settings.rerun_commands import show_next
+from gpt2.settings.schema import SYMBOL_OF
 from lib.jobs.fast_exit import run_to_end
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, fail
+from lib.kconfig.config_py import Config
+from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
+
+IGNORED = (
+    *("optimizer", "learning_rate", "weight_decay", "max_iters", "time_budget"),
+    *("batch_size", "gradient_accumulation", "device", "seeds", "dataset"),
+)
 
 
 @answers_json("overfit")
@@ -35,10 +43,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         first = ["RA_MLA_ABLATION_MODE=y"]
-        plan = registry_plan(load_or_defaults(given.config, given.overrides, first))
+        config = load_or_defaults(given.config, given.overrides, first)
+        refuse_ignored(config)
+        plan = registry_plan(config)
     except (ValueError, OSError) as error:
         return fail(error, EXIT_USAGE)
     return overfit(plan)
+
+
+def refuse_ignored(config: Config) -> None:
+    """Raise ValueError for a setting on the command line that nothing here reads."""
+    for name in IGNORED:
+        if config.origin(symbol := SYMBOL_OF[name]) == COMMAND_LINE:
+            raise ValueError(
+                f"{symbol} has no effect here: each step learns one batch on the CPU, "
+                "by AdamW and with one seed. STEPS and settings of the model count"
+            )
 
 
 def overfit(plan: Plan) -> int:

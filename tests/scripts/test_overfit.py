@@ -45,6 +45,8 @@ def test_the_steps_asked_for_learn_their_batch(tmp_path):
 def test_what_makes_no_sense_is_refused():
     done = run("--overrides", "STEPS=99")
     assert done.returncode == 2 and "99" in done.stderr and "Trace" not in done.stderr
+    done = run("--overrides", "STEPS=0 OPTIMIZER=muon")
+    assert done.returncode == 2 and "OPTIMIZER has no effect here" in done.stderr
 
 
 def test_windows_begin_differently():
