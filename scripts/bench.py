@@ -162,6 +162,8 @@ def steps_of(asked: str, overrides: str) -> list[int]:
     Raises ValueError for wrong settings."""
     words = f"RA_MLA_ABLATION_MODE=y {overrides}"
     config = configuration.load_defaults(words)
+    if config.origin("DEVICE") == COMMAND_LINE:
+        raise ValueError("DEVICE has no effect here: PARTS choose what is measured")
     if asked:
         return [int(number) for number in asked.split(",")]
     named = config.origin("RA_MLA_ABLATION_STEPS") == COMMAND_LINE

@@ -41,6 +41,7 @@ def test_a_table_and_its_json_on_a_machine_without_gpu(
     ("option", "text"),
     [
         ("--settings", "BLOCK_SIZ=4"),
+        ("--settings", "DEVICE=cpu"),
         ("--peers", "eagre"),
         ("--parts", "gpus"),
         ("--parts", ","),
