@@ -251,7 +251,7 @@ def reloaded(state: dict[str, Any]) -> dict[str, Any]:
     saved = io.BytesIO()
     torch.save(state, saved)
     saved.seek(0)
-    found: dict[str, Any] = torch.load(saved, weights_only=True)
+    found: dict[str, Any] = torch.load(saved, map_location="cpu", weights_only=True)
     return found
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lib.optim import eager, spam
 from lib.optim.certify import (
@@ -96,6 +96,33 @@ def test_a_resumed_run_keeps_the_options_of_its_own_device(
         counts = {float(s["step"]) for s in new.state.values() if "step" in s}
         assert counts <= {3.0}
         advance(new, weights, gradient_table(5), range(4, 6))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("places", [("cpu", "cuda"), ("cuda", "cpu")])
+@pytest.mark.parametrize("name", ["adam", "adamw", "adamwspam", "sgd", "muon"])
+def test_a_checkpoint_goes_on_elsewhere(name: str, places: tuple[str, str]) -> None:
+    def made(weights: Any, device: str) -> tuple[OptimizerLike, Any]:
+        here = {
+            k: nn.Parameter(w.detach().to(device, copy=True))
+            for k, w in weights.items()
+        }
+        return make_default(name, groups_of(here), trial_config(name)), here
+
+    before, now = places
+    table = gradient_table(5)
+    old, weights = made(fresh_weights(torch.float32), before)
+    advance(old, weights, table, range(1, 4))
+    new, here = made(weights, now)
+    new.load_state_dict(reloaded(old.state_dict()))
+    for optimizer, members in ((old, weights), (new, here)):
+        advance(optimizer, members, table, range(4, 6))
+    for key, weight in here.items():
+        assert torch.allclose(weight.cpu(), weights[key].cpu(), rtol=1e-5, atol=1e-4)
+    for group in new.param_groups:
+        for weight in group["params"] if "fused" in group else ():
+            count = new.state[weight].get("step", torch.tensor(0.0))
+            assert name == "sgd" or count.device.type == now
 
 
 PROGRAM = """
