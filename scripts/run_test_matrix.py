@@ -42,7 +42,7 @@ from lib import atomic_files
 from lib.bytecode import keep_bytecode
 from lib.gpu.compile_cache import bytecode_folder
 from lib.jobs import run_files
-from lib.jobs.scheduler import Options, View
+from lib.jobs.options import Options, View
 from lib.json_answer import add_json, answer, answers_json, fail, is_json
 from lib.kconfig.config_py import Config
 from lib.on_done import on_done_command, run_on_done

@@ -23,8 +23,9 @@ from lib import atomic_files
 from lib.hashing import identity
 from lib.human import counted, duration, size
 from lib.jobs import run_files
+from lib.jobs.options import Options, View
 from lib.jobs.process import Task
-from lib.jobs.scheduler import Options, Scheduler, View
+from lib.jobs.scheduler import Scheduler
 from lib.output import EXIT_INTERRUPTED
 from lib.terminal import table
 

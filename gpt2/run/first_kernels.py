@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from gpt2.plan.names import KERNELS_ONLY
 from lib.atomic_files import atomic_write_text
 from lib.jobs.linux_processes import end_with
+from lib.jobs.options import Options
 from lib.jobs.process import Task
-from lib.jobs.scheduler import Options
 from lib.jobs.slots import have_own_gpus
 
 

@@ -16,8 +16,8 @@ from typing import Any
 from gpt2.plan.jobs import Job
 from gpt2.run import estimate
 from gpt2.settings.rerun_commands import matrix_command
+from lib.jobs.options import Options, View
 from lib.jobs.process import Task
-from lib.jobs.scheduler import Options, View
 from lib.jobs.slots import are_shared, place_of
 
 CONTEXT = 2**30  # bytes per process, to be on the safe side; not measured

@@ -29,8 +29,8 @@ from lib.cpus import usable_cores
 from lib.human import duration, gpu_hours
 from lib.jobs import ray_engine, slots
 from lib.jobs.cards import Cards
+from lib.jobs.options import Launch, Options
 from lib.jobs.process import Attempt, Patience
-from lib.jobs.scheduler import Launch, Options
 
 
 def scheduler_options(plan: Plan) -> Options:

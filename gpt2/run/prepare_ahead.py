@@ -18,7 +18,7 @@ from gpt2.plan.memory import USABLE, memory
 from gpt2.run.gpu_sharing import CONTEXT
 from lib.cpus import usable_cores
 from lib.human import size
-from lib.jobs.scheduler import Options
+from lib.jobs.options import Options
 from lib.jobs.slots import are_shared, card_memory, place_of
 from lib.jobs.turn import SHARE, TURN, turn_path
 

@@ -38,8 +38,9 @@ from gpt2.run.verification import PASSED, Certificates
 from lib import atomic_files
 from lib.files import safe_join
 from lib.jobs import run_files
+from lib.jobs.options import Options, View
 from lib.jobs.process import Task
-from lib.jobs.scheduler import Options, Scheduler, View
+from lib.jobs.scheduler import Scheduler
 from lib.jobs.slots import have_own_gpus
 from lib.output import EXIT_FAILED, EXIT_OK
 

@@ -20,8 +20,9 @@ from gpt2.run.tasks import task_of
 from gpt2.settings.schema import Resources
 from lib import atomic_files
 from lib.jobs import run_files
+from lib.jobs.options import Options, View
 from lib.jobs.phases import phases_of
-from lib.jobs.scheduler import Options, Scheduler, View
+from lib.jobs.scheduler import Scheduler
 from lib.jobs.slots import are_shared, place_of
 from lib.output import EXIT_OK
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-from lib.jobs.cards import Cards
+from lib.jobs.options import Options
 from lib.jobs.phases import FINISHING, PREPARING
 from lib.jobs.process import Task
 from lib.jobs.slots import place_of
@@ -12,19 +12,12 @@ from lib.jobs.task_state import TaskState
 
 
 class Occupancy:
-    """The running tasks of each slot. Parameters as in lib.jobs.scheduler.Options."""
+    """The running tasks of each slot."""
 
-    def __init__(
-        self,
-        slots: Sequence[Mapping[str, str]],
-        *,
-        memory: float,
-        ahead: int,
-        cards: Cards,
-    ) -> None:
-        self._places = [place_of(slot) for slot in slots]
-        self._memory, self._ahead, self._cards = memory, ahead, cards
-        self._tasks: list[list[TaskState]] = [[] for _ in slots]
+    def __init__(self, options: Options) -> None:
+        self._places = [place_of(slot) for slot in options.slots]
+        self._options, self._ahead = options, options.ahead
+        self._tasks: list[list[TaskState]] = [[] for _ in options.slots]
 
     def put(self, cell: TaskState, slot: int) -> None:
         """The task has been started there."""
@@ -44,7 +37,7 @@ class Occupancy:
     @property
     def usable(self) -> list[int]:
         """Slots with GPUs that are in use, or with none."""
-        return [n for n, p in enumerate(self._places) if self._cards.in_use(p)]
+        return [n for n, p in enumerate(self._places) if self._options.cards.in_use(p)]
 
     def free(self) -> list[int]:
         """Slots that may begin another task: one trains or comes next, ``ahead``
@@ -99,7 +92,7 @@ class Occupancy:
         """Whether its GPU has memory left for the task; for one alone it always has."""
         there = self.at(self._places[slot])
         taken = sum(cell.task.memory for cell in there)
-        return not there or taken + task.memory <= self._memory
+        return not there or taken + task.memory <= self._options.memory
 
 
 def _work_left(cell: TaskState) -> float:

@@ -11,20 +11,20 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from lib import atomic_files
 from lib.jobs import run_files
-from lib.jobs.cards import Cards, blames_card, out_of_use_line
+from lib.jobs.cards import blames_card, out_of_use_line
 from lib.jobs.occupancy import Occupancy
+from lib.jobs.options import Options, View
 from lib.jobs.outcomes import Outcome, never_started
 from lib.jobs.phases import PREPARING
-from lib.jobs.process import Attempt, Patience, Task
-from lib.jobs.retries import RETRIES, may_retry
+from lib.jobs.process import Patience, Task
+from lib.jobs.retries import may_retry
 from lib.jobs.signals import handled
 from lib.jobs.task_state import Running, TaskState, seconds_left
 from lib.jobs.turn import GATE
@@ -37,47 +37,6 @@ from lib.output import (
 )
 
 _DOUBLE_SIGNAL = 1.0  # seconds; `timeout` and make send the same signal twice
-
-
-Launch = Callable[[Task, Mapping[str, str], Patience], Running]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """How to run the tasks.
-
-    slots: one environment for each task that may run at the same time.
-    memory: bytes of a GPU, for the tasks that share it; one alone is always let in.
-    ahead: tasks that a slot begins while another of its tasks has the device; they
-    prepare and then wait for their turn (lib/jobs/turn.py), which the slots name.
-    launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
-    lock_wait: seconds to wait for the lock of a run that another process still holds,
-    such as a trainer that writes its checkpoint after its runner was killed.
-    stop_file: a file whose appearance asks for a graceful stop.
-    cards: the failures of GPUs so far.
-    """
-
-    slots: Sequence[Mapping[str, str]] = ({},)
-    memory: float = 0.0
-    ahead: int = 0
-    launch: Launch = Attempt
-    retries: Mapping[str, int] = field(default_factory=lambda: dict(RETRIES))
-    patience: Patience = field(default_factory=Patience)
-    fail_fast: bool = False
-    longest_first: bool = False
-    lock_wait: float = 60.0
-    stop_file: Path | None = None
-    cards: Cards = field(default_factory=Cards)
-    poll: float = 0.05
-
-
-class View(Protocol):
-    """Shows what happens. refresh() is called often and has to be cheap."""
-
-    def started(self, cell: TaskState) -> None: ...
-    def ended(self, cell: TaskState, retried: bool) -> None: ...
-    def note(self, text: str) -> None: ...
-    def refresh(self, board: Scheduler) -> None: ...
 
 
 class Scheduler:
@@ -107,12 +66,7 @@ class Scheduler:
         self._queue = list(self.cells)
         if options.longest_first:
             self._queue.sort(key=lambda cell: -cell.task.cost)
-        self.occupancy = Occupancy(
-            options.slots,
-            memory=options.memory,
-            ahead=options.ahead,
-            cards=options.cards,
-        )
+        self.occupancy = Occupancy(options)
         self._signals: list[tuple[float, int]] = []
         self._stopping = False
         self._killed = False

@@ -14,7 +14,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, sharing_trial
 from gpt2.run.runner import make_estimate
 from lib.jobs.live_table import PlainView
-from lib.jobs.scheduler import Options
+from lib.jobs.options import Options
 from lib.jobs.slots import Gpus, gpu_sets
 from tests.scripts.test_run_test_matrix import attempts, look, summary
 from tests.tinymatrix import SCRIPT, TINY, run_command, run_matrix, write_config

@@ -18,7 +18,8 @@ from gpt2.run.results_dir import PROBE_MARK, PROBES, STOP_FILE, ask_to_stop
 from gpt2.run.runner import make_estimate
 from lib import atomic_files
 from lib.jobs.live_table import PlainView
-from lib.jobs.scheduler import Options, Scheduler
+from lib.jobs.options import Options
+from lib.jobs.scheduler import Scheduler
 from tests.tinymatrix import TINY, write_config
 
 MIB = 2**20

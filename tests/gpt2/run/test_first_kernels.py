@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 from gpt2.run.first_kernels import first_of, kernels_chosen_meanwhile
+from lib.jobs.options import Options
 from lib.jobs.process import Task
-from lib.jobs.scheduler import Options
 from lib.jobs.slots import Gpus, gpu_sets
 from tests.scratch import is_alive, until
 

@@ -14,8 +14,9 @@ from gpt2.plan.names import ESTIMATES_FILE
 from gpt2.plan.planning import make_plan
 from gpt2.run import estimate, gpu_sharing
 from lib.jobs.live_table import PlainView
+from lib.jobs.options import Options
 from lib.jobs.process import Task
-from lib.jobs.scheduler import Options, Scheduler
+from lib.jobs.scheduler import Scheduler
 from lib.jobs.slots import Gpus, find_gpus, gpu_sets, place_of
 from tests.lib.jobs.test_scheduler import QUICK, WORKER
 from tests.lib.jobs.test_slots import nvidia

@@ -6,7 +6,7 @@ import pytest
 
 from gpt2.run.placement import connect, gpu_slots, local_slots, price_of_gpus
 from gpt2.settings.schema import Resources
-from lib.jobs.scheduler import Options
+from lib.jobs.options import Options
 from lib.jobs.slots import Gpus, are_shared, place_of
 from tests.gpt2.helpers import full_size
 from tests.lib.jobs.test_ray_engine import needs_ray

@@ -15,7 +15,7 @@ from gpt2.run import prepare_ahead
 from gpt2.run.gpu_sharing import CONTEXT
 from gpt2.run.placement import describe, gpu_slots
 from gpt2.run.prepare_ahead import Ahead, runs_ahead, with_turns
-from lib.jobs.scheduler import Options
+from lib.jobs.options import Options
 from lib.jobs.slots import Gpus, place_of
 from lib.jobs.turn import SHARE, TURN
 from tests.gpt2.tinytraining import tiny_config

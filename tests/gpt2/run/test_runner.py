@@ -19,7 +19,7 @@ from gpt2.run.verification import Certificates
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
-from lib.jobs.scheduler import Options
+from lib.jobs.options import Options
 from lib.output import EXIT_FAILED
 from tests.results_factory import write_matrix
 from tests.tinymatrix import write_config

@@ -10,7 +10,7 @@ import pytest
 
 from gpt2.run.sharing_trial import rate, sharing_line
 from lib.jobs.live_table import PlainView
-from lib.jobs.scheduler import Options
+from lib.jobs.options import Options
 from lib.jobs.slots import Gpus, gpu_sets
 from tests.gpt2.run.test_gpu_sharing import record
 from tests.gpt2.run.test_prepare_ahead import jobs

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from lib.jobs.live_table import PlainView, live_table
-from lib.jobs.scheduler import Options, Scheduler
+from lib.jobs.options import Options
+from lib.jobs.scheduler import Scheduler
 from tests.lib.jobs.test_scheduler import QUICK, task
 
 WIDTHS = (20, 40, 60, 80, 120)

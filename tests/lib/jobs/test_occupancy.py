@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from lib import atomic_files
-from lib.jobs.cards import Cards
 from lib.jobs.occupancy import Occupancy
+from lib.jobs.options import Options
 from lib.jobs.phases import phase_record
 from lib.jobs.process import Task
 from lib.jobs.run_log import RunProgress
@@ -40,7 +40,7 @@ class Claimed:
 def running(tmp_path: Path) -> Any:
     def make(slots: int, ahead: int, *tasks: tuple[int, float, int]) -> Occupancy:
         """Slots with tasks: number of the slot, cost, percent done."""
-        found = Occupancy(SLOTS[:slots], memory=0.0, ahead=ahead, cards=Cards())
+        found = Occupancy(Options(slots=SLOTS[:slots], ahead=ahead))
         for number, (slot, cost, step) in enumerate(tasks):
             cell = queued(cost, str(number))
             cell.attempt = Claimed(tmp_path / f"{len(list(tmp_path.iterdir()))}", step)

@@ -20,9 +20,10 @@ import pytest
 from lib import atomic_files
 from lib.jobs import pulse, run_files
 from lib.jobs.live_table import PlainView
+from lib.jobs.options import Options
 from lib.jobs.process import Attempt, Patience, Task
 from lib.jobs.run_log import RunProgress, log_tail
-from lib.jobs.scheduler import Options, Scheduler
+from lib.jobs.scheduler import Scheduler
 from lib.jobs.task_state import TaskState
 from tests.lib.jobs.worker import STILL
 from tests.scratch import is_alive, until
@@ -420,7 +421,8 @@ sys.path.insert(0, {root!r})
 from pathlib import Path
 from lib.jobs.process import Patience
 from lib.jobs.live_table import PlainView
-from lib.jobs.scheduler import Options, Scheduler
+from lib.jobs.options import Options
+from lib.jobs.scheduler import Scheduler
 from tests.lib.jobs.test_scheduler import task
 signal.signal(signal.SIGINT, signal.default_int_handler)
 place = Path({place!r})
