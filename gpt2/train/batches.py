@@ -199,7 +199,6 @@ class _Windows(Dataset[torch.Tensor]):
 class Batches:
     """Iterate for (x, y) on the device, for each micro step of the optimizer steps.
 
-    wait_seconds: time spent so far waiting for a batch to be ready on the host.
     window_sums: of the windows that were handed out, by update, for fingerprints
     (gpt2/train/fingerprints.py); the last may not be whole yet.
     The batches are the same for any number of workers.
@@ -220,7 +219,7 @@ class Batches:
     ) -> None:
         """This rank's batches of the optimizer steps start_step to stop_step - 1."""
         assert plan.n_tokens == split.tokens.size, "the plan is for another data set"
-        self.wait_seconds = 0.0
+        self._wait_seconds = 0.0
         self.window_sums: dict[int, int] = {}
         self._dataset, self._device = _Windows(split.path, plan), torch.device(device)
         micro_steps = plan.split.accumulation
@@ -248,6 +247,12 @@ class Batches:
     def source(self) -> tuple[Path, BatchPlan]:
         """Equal ones have equal batches."""
         return self._dataset.path, self._dataset.plan
+
+    def take_wait(self) -> float:
+        """Seconds spent since the last call waiting for a batch to be ready on the
+        host."""
+        waited, self._wait_seconds = self._wait_seconds, 0.0
+        return waited
 
     def close(self) -> None:
         """End the loader's processes, once the iterators over this are closed.
@@ -284,7 +289,7 @@ class Batches:
         while True:
             start = perf_counter()
             pair = next(pairs, None)
-            self.wait_seconds += perf_counter() - start
+            self._wait_seconds += perf_counter() - start
             if pair is None:
                 return
             yield pair

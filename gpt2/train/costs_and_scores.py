@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from gpt2.plan.budget import budget, kv_bytes
@@ -82,6 +83,45 @@ def evaluation_record(
         "eval_seconds": found.seconds,
         **progress.times(),
         **found.attention,
+    }
+
+
+def epoch_record(
+    progress: Progress, found: Mapping[str, Any], epoch_tokens: int
+) -> dict[str, Any]:
+    """Record of an epoch that has ended, with the scores of a validation."""
+    return {
+        **found,
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "epoch": progress.tokens // epoch_tokens,
+        "epoch_seconds": progress.seconds - progress.epoch_began,
+        "val_step": found["step"],
+        **progress.times(),
+    }
+
+
+def training_record(
+    progress: Progress,
+    *,
+    loss_sum: float,
+    learning_rate: float,
+    grad_norm: float,
+    speed: Mapping[str, float],
+) -> dict[str, Any]:
+    """Record of the updates since the last such record, with their speed."""
+    shares = progress.budget_shares
+    return {
+        "step": progress.step,
+        "tokens": progress.tokens,
+        "loss": progress.train_loss,
+        "loss_sum": loss_sum,
+        "updates": progress.updates_summed,
+        "lr": learning_rate,
+        "grad_norm": grad_norm,
+        **speed,
+        **progress.times(),
+        **({"budget_shares": shares} if shares else {}),
     }
 
 

@@ -1,4 +1,4 @@
-"""Monitoring of a run's GPUs while it trains, and the energy used."""
+"""Monitoring and profiling of a run while it trains, and the energy used."""
 
 from __future__ import annotations
 
@@ -6,10 +6,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from gpt2.settings.schema import Resources
+from gpt2.train.record import Recorder
 from gpt2.train.run_context import RunContext
 from lib.atomic_files import read_jsonl
 from lib.gpu.device import pci_addresses
 from lib.gpu.monitor import Monitor, energy
+from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
+from lib.gpu.profiler import StepProfiler
 from lib.gpu.sources import open_source
 from lib.jobs.run_files import GPU_FILE
 
@@ -36,6 +40,17 @@ def watching(context: RunContext, run_dir: Path, say: Say) -> Iterator[None]:
         return
     with Monitor(source, run_dir / GPU_FILE, say):
         yield
+
+
+def profiling(
+    resources: Resources, context: RunContext, recorder: Recorder
+) -> StepProfiler:
+    """Profiler of the updates that PROFILE_STEPS names, on the first rank alone."""
+    wanted = resources.profile_steps
+    is_on = resources.profile and context.ranks.is_first
+    updates = range(wanted[0], wanted[-1] + 1) if is_on else range(0)
+    folder = recorder.run_dir / PROFILE_FOLDER
+    return StepProfiler(folder, updates, context.device, recorder.say)
 
 
 def energy_used(run_dir: Path, tokens: int) -> dict[str, float]:

@@ -22,12 +22,19 @@ from gpt2.settings.schema import Settings
 from gpt2.train import stable
 from gpt2.train.as_trained import LATER, compare
 from gpt2.train.batches import Batch, Batches
-from gpt2.train.costs_and_scores import evaluation_record, peak_of_run, utilisation
+from gpt2.train.costs_and_scores import (
+    epoch_record,
+    evaluation_record,
+    peak_of_run,
+    training_record,
+    utilisation,
+)
 from gpt2.train.evaluate import Evaluator
 from gpt2.train.failures import Interrupted, NonFinite, NotAsTrained
 from gpt2.train.fingerprints import batch_fingerprints
 from gpt2.train.lr_schedule import learning_rate
 from gpt2.train.manifest import Manifest
+from gpt2.train.monitoring import profiling
 from gpt2.train.progress import Clock, Progress
 from gpt2.train.record import Recorder
 from gpt2.train.resume import Checkpoints
@@ -35,8 +42,6 @@ from gpt2.train.run_context import RunContext
 from gpt2.train.sanity import report_skipped
 from gpt2.train.stopping import StopRequest
 from gpt2.train.update import Updater
-from lib.gpu.profiler import FOLDER as PROFILE_FOLDER
-from lib.gpu.profiler import StepProfiler
 from lib.jobs.pulse import PULSE_FILE, Pulse
 from lib.jobs.turn import Turn
 
@@ -73,7 +78,10 @@ class Trainer:
         self.updater = Updater(model, self.settings, context)
         self.checkpoints = Checkpoints(job, model, self.updater, context, recorder)
         self.evaluator = Evaluator(
-            *(context.val, self.settings, self.device, self.split.micro_batch),
+            context.val,
+            self.settings,
+            self.device,
+            self.split.micro_batch,
             self.updater.compiled,
         )
         self.progress, self._clock = Progress(), Clock()
@@ -87,7 +95,6 @@ class Trainer:
         self.pulse = Pulse()
         self.loader: Batches | None = None
         self._data: Generator[Batch, None, None] | None = None
-        self._waited = 0.0  # of the loader's waiting, what is booked
 
     @property
     def _on(self) -> torch.device:
@@ -114,7 +121,7 @@ class Trainer:
         data = self.micro_batches()
         self.recorder.start_bar(self.progress.step)
         with (
-            self._profiler() as profiler,
+            profiling(self.resources, self.context, self.recorder) as profiler,
             self.checkpoints.writer.finished(),
             self.pulse.closing(),
         ):
@@ -132,17 +139,8 @@ class Trainer:
             report_skipped(self.recorder, self.progress)
         self.recorder.phase("evaluated")
 
-    def _profiler(self) -> StepProfiler:
-        """The first rank profiles the updates that PROFILE_STEPS names."""
-        wanted = self.resources.profile_steps
-        is_on = self.resources.profile and self.ranks.is_first
-        updates = range(wanted[0], wanted[-1] + 1) if is_on else range(0)
-        folder = self.recorder.run_dir / PROFILE_FOLDER
-        return StepProfiler(folder, updates, self.device, self.recorder.say)
-
     def micro_batches(self) -> Iterator[Batch]:
         """All micro batches from the present step to the last."""
-        self._waited = 0.0
         self.loader = self.context.batches(self.job, self.progress.step)
         self._data = iter(self.loader)
         return self._data
@@ -298,9 +296,7 @@ class Trainer:
         """Book the time since the last call. The device has been waited for."""
         self.progress.book(self._clock.lap(), training=training)
         if training and self.loader is not None:
-            waited = self.loader.wait_seconds
-            self.progress.wait_seconds += waited - self._waited
-            self._waited = waited
+            self.progress.wait_seconds += self.loader.take_wait()
 
     @contextmanager
     def _between_updates(self, training: bool = True) -> Iterator[None]:
@@ -321,20 +317,15 @@ class Trainer:
         p = self.progress
         p.train_loss = loss / p.updates_summed
         rate = p.timed_tokens / p.timed_seconds
+        used = utilisation(self._flops_per_token, rate, self.peak_flops)
         self.recorder.train(
-            {
-                "step": p.step,
-                "tokens": p.tokens,
-                "loss": p.train_loss,
-                "loss_sum": loss,
-                "updates": p.updates_summed,
-                "lr": self._rate,
-                "grad_norm": self._norm.item(),
-                "tokens_per_s": rate,
-                **utilisation(self._flops_per_token, rate, self.peak_flops),
-                **p.times(),
-                **({"budget_shares": p.budget_shares} if p.budget_shares else {}),
-            }
+            training_record(
+                p,
+                loss_sum=loss,
+                learning_rate=self._rate,
+                grad_norm=self._norm.item(),
+                speed={"tokens_per_s": rate, **used},
+            )
         )
         self._sums.zero_()
         p.start_interval()
@@ -370,15 +361,7 @@ class Trainer:
             found = self._score()
         self.check_finite()
         self._book(training=True)
-        epoch = {
-            "step": p.step,
-            "tokens": p.tokens,
-            "epoch": p.tokens // self.epoch_tokens,
-            "epoch_seconds": p.seconds - p.epoch_began,
-            "val_step": found["step"],
-            **p.times(),
-        }
-        self.recorder.evaluation("epoch", {**found, **epoch})
+        self.recorder.evaluation("epoch", epoch_record(p, found, self.epoch_tokens))
         p.epoch_began = p.seconds
         self._book(training=False)
 
@@ -393,7 +376,8 @@ class Trainer:
         if self.checkpoints.step == self.progress.step:
             return
         self.check_finite()
-        self._check_weights()
+        if not self.updater.has_finite_weights():
+            self._fail("a weight became NaN or infinite")
         with self._between_updates():
             self.progress.sums = self._sums.tolist()
             self.recorder.flush()
@@ -407,11 +391,6 @@ class Trainer:
         sums = {} if self.loader is None else self.loader.window_sums
         made = {n: share for n, share in sums.items() if n <= self.progress.step}
         self.manifest.note_batches(batch_fingerprints(self.ranks.gather(made)))
-
-    def _check_weights(self) -> None:
-        finite = [torch.isfinite(p.detach()).all() for p in self.updater.parameters]
-        if not bool(torch.stack(finite).all()):
-            self._fail("a weight became NaN or infinite")
 
     def resume(self) -> int | None:
         """Go on from the newest whole checkpoint; its step, or None: a fresh run.

@@ -111,6 +111,11 @@ class Updater:
         """Whether no loss scale was small enough for fp16; waits for the device."""
         return self.scaler.is_enabled() and self.scaler.get_scale() < LOWEST_SCALE
 
+    def has_finite_weights(self) -> bool:
+        """Whether no weight is NaN or infinite; waits for the device."""
+        finite = [torch.isfinite(p.detach()).all() for p in self.parameters]
+        return bool(torch.stack(finite).all())
+
     # ---- before the first -------------------------------------------------------
 
     def warm_up(self, tokens: Tensor, targets: Tensor, times: int) -> None:
