@@ -31,9 +31,8 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # of each file, so that equal folders give equal 
 UNREADABLE = (
     zipfile.BadZipFile,
     zlib.error,
-    NotImplementedError,
     EOFError,
-    RuntimeError,
+    RuntimeError,  # also an encrypted file, or a method that is not known
     UnicodeError,
 )
 

@@ -51,14 +51,14 @@ def chart_data(judged: Judgement, gpu: list[tuple[Run, Any]]) -> dict[str, Any]:
     place = places(judged)
     ordered = sorted(judged.arms, key=lambda arm: place[arm.label])
     bases = baselines(judged)
-    base, runs = _settings(judged)
+    base_settings, runs = _settings(judged)
     return {
         "margin": judged.rules.margin,
         "arms": [_arm(arm, place[arm.label], bases[arm.label]) for arm in ordered],
         "effects": [
             _effect(line.comparison) for line in lines_of(judged) if line.comparison
         ],
-        "base_settings": base,
+        "base_settings": base_settings,
         "runs": runs,
         "gpu": [{"label": run.run_dir, "gpus": use} for run, use in gpu],
         "gpu_panels": [[key, title] for key, title, _ in PANELS],

@@ -96,13 +96,17 @@ def _test_text(verdict: Verdict) -> str:
 
 COLUMNS: tuple[Column, ...] = (
     _column(
-        *("step", "step", "Number of the step"),
+        "step",
+        "step",
+        "Number of the step",
         lambda step: human.NONE if step is None else str(step),
         lambda line: line.arm.step,
         is_main=True,
     ),
     _column(
-        *("title", "what changed", "Description of the arm"),
+        "title",
+        "what changed",
+        "Description of the arm",
         str,
         _what,
         is_number=False,
@@ -125,7 +129,9 @@ COLUMNS: tuple[Column, ...] = (
         is_main=True,
     ),
     _column(
-        *("val_loss", "val loss", "Validation loss, nats per token"),
+        "val_loss",
+        "val loss",
+        "Validation loss, nats per token",
         _fixed(DIGITS),
         is_main=True,
     ),
@@ -164,7 +170,9 @@ COLUMNS: tuple[Column, ...] = (
     _column("bits_per_byte", "bits/byte", "Loss in bits per byte of text", _fixed(4)),
     _column("parameters", "params", "Trained parameters", human.count),
     _column(
-        *("parameter_change", "vs partner", "Parameters relative to the partner's"),
+        "parameter_change",
+        "vs partner",
+        "Parameters relative to the partner's",
         _percent,
         parameter_change,
     ),
@@ -219,16 +227,25 @@ COLUMNS: tuple[Column, ...] = (
         lambda line: heads_text(line.arm),
     ),
     _before_after(
-        *("kv_change", "kv_bytes_per_token", "KV/token, removed"),
-        *("Decode cache, bytes per token", human.size),
+        "kv_change",
+        "kv_bytes_per_token",
+        "KV/token, removed",
+        "Decode cache, bytes per token",
+        human.size,
     ),
     _before_after(
-        *("decode_change", "decode_seconds", "decoding, removed"),
-        *("Measured time per token", short_time),
+        "decode_change",
+        "decode_seconds",
+        "decoding, removed",
+        "Measured time per token",
+        short_time,
     ),
     _before_after(
-        *("forward_change", "forward_seconds", "forward, removed"),
-        *("Measured time of a forward pass", short_time),
+        "forward_change",
+        "forward_seconds",
+        "forward, removed",
+        "Measured time of a forward pass",
+        short_time,
     ),
     _column(
         "step_seconds", "update", "Time of one optimizer update", human.milliseconds
@@ -243,7 +260,9 @@ COLUMNS: tuple[Column, ...] = (
         "optimizer_state_bytes", "optimizer", "Bytes of optimizer state", human.size
     ),
     _column(
-        *("grade", "verdict", "Verdict on the final losses"),
+        "grade",
+        "verdict",
+        "Verdict on the final losses",
         grade_text,
         lambda line: line.at_steps.grade,
         is_number=False,
@@ -258,7 +277,9 @@ COLUMNS: tuple[Column, ...] = (
         is_main=True,
     ),
     _column(
-        *("grade_time", "verdict, equal time", "Verdict at equal training time"),
+        "grade_time",
+        "verdict, equal time",
+        "Verdict at equal training time",
         grade_text,
         lambda line: line.at_time.grade,
         is_number=False,
@@ -267,11 +288,25 @@ COLUMNS: tuple[Column, ...] = (
 )
 COLUMN = {column.key: column for column in COLUMNS}
 OPTIONAL = (  # shown if an arm has a value
-    *("test", "bits_per_byte", "mfu", "flops_per_token", "kv_bytes_per_token"),
-    *("sparsity", "zeros", "step_seconds", "optimizer_state_bytes", "heads_left"),
-    *("kv_change", "decode_change", "forward_change", "energy_j_per_mtoken"),
-    *("infer_tokens_per_s", "infer_batch_tokens_per_s", "infer_p50_ms"),
-    *("infer_p95_ms", "infer_cache_bytes_per_token"),
+    "test",
+    "bits_per_byte",
+    "mfu",
+    "flops_per_token",
+    "kv_bytes_per_token",
+    "sparsity",
+    "zeros",
+    "step_seconds",
+    "optimizer_state_bytes",
+    "heads_left",
+    "kv_change",
+    "decode_change",
+    "forward_change",
+    "energy_j_per_mtoken",
+    "infer_tokens_per_s",
+    "infer_batch_tokens_per_s",
+    "infer_p50_ms",
+    "infer_p95_ms",
+    "infer_cache_bytes_per_token",
 )
 # Do not differ between steps of an ablation.
 OF_CELLS = ("step_seconds", "optimizer_state_bytes")
