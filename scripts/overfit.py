@@ -29,8 +29,16 @@ from lib.kconfig.dotconfig import COMMAND_LINE
 from lib.output import EXIT_FAILED, EXIT_OK, EXIT_USAGE
 
 IGNORED = (
-    *("optimizer", "learning_rate", "weight_decay", "max_iters", "time_budget"),
-    *("batch_size", "gradient_accumulation", "device", "seeds", "dataset"),
+    "optimizer",
+    "learning_rate",
+    "weight_decay",
+    "max_iters",
+    "time_budget",
+    "batch_size",
+    "gradient_accumulation",
+    "device",
+    "seeds",
+    "dataset",
 )
 
 

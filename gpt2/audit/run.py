@@ -30,8 +30,11 @@ from lib.jobs.run_files import EXPORT_FILE
 from lib.safe_json import Unusable, as_dict, clean, number, read_foreign_json, text
 
 FROM_TEXT = (
-    *("bits per byte of each evaluation", "epochs", "mean_epoch_seconds"),
-    *("validation loss at update 0", "validation loss of the export"),
+    "bits per byte of each evaluation",
+    "epochs",
+    "mean_epoch_seconds",
+    "validation loss at update 0",
+    "validation loss of the export",
     replay.FIRST_LOSS,
 )
 FROM_EXPORT = ("parameters", "validation loss of the export", "kv_bytes_per_token")

@@ -56,8 +56,14 @@ from lib.safe_json import clean
 PAGE = Path(__file__).resolve().parent / "page"
 SCRIPTS = ("training.js", "script.js")  # the last one draws the charts of all
 FIRST = (
-    *("step", "title", "grade", "difference", "grade_time", "difference_time"),
-    *("val_loss", "seeds"),
+    "step",
+    "title",
+    "grade",
+    "difference",
+    "grade_time",
+    "difference_time",
+    "val_loss",
+    "seeds",
 )
 RESULTS = {"val_loss", "difference", "interval", "difference_time"}
 LINKED_FILES = (

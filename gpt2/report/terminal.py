@@ -38,17 +38,38 @@ STYLES = {
     "UNVERIFIED": "yellow",
 }
 KEYS = (
-    *("step", "title", "seeds", "val_loss", "difference", "val_perplexity"),
-    *("val_accuracy", "parameters", "sparsity", "heads_left", "tokens_per_s"),
-    *("seconds", "grade"),
+    "step",
+    "title",
+    "seeds",
+    "val_loss",
+    "difference",
+    "val_perplexity",
+    "val_accuracy",
+    "parameters",
+    "sparsity",
+    "heads_left",
+    "tokens_per_s",
+    "seconds",
+    "grade",
 )
 SHORTER = {"val_accuracy": "acc", "tokens_per_s": "tok/s"}  # headings
 MORE = "more room for the title"
 # Columns by importance, for narrow terminals.
 BY_IMPORTANCE = (
-    *("title", "step", "grade", "difference", "sparsity", "heads_left", MORE),
-    *("seeds", "val_loss", "tokens_per_s", "parameters", "val_perplexity"),
-    *("val_accuracy", "seconds"),
+    "title",
+    "step",
+    "grade",
+    "difference",
+    "sparsity",
+    "heads_left",
+    MORE,
+    "seeds",
+    "val_loss",
+    "tokens_per_s",
+    "parameters",
+    "val_perplexity",
+    "val_accuracy",
+    "seconds",
 )
 TITLE_WIDTH, MORE_WIDTH = 12, 8  # minimum width of the title, and additional width
 GAP = 2  # between two columns, and around the table

@@ -19,7 +19,12 @@ VARIABLES = "KABLATE_VARIABLES"
 RUNNER = "run_test_matrix.py"
 # Options of matrix scripts that select an action, not jobs.
 _MODES = (
-    *("--list", "--dry-run", "--estimate", "--budget", "--status", "--stop"),
+    "--list",
+    "--dry-run",
+    "--estimate",
+    "--budget",
+    "--status",
+    "--stop",
     "--rerun",
 )
 _WITH_VALUE = ("--sbatch",)

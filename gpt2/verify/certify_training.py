@@ -22,13 +22,26 @@ from lib.pruning.registry import METHODS, pairs
 from lib.pruning.watched import ANY_SCORE, Case
 
 OPTIMIZER_COLUMNS = (
-    *("groups", "reference", "decay", "resume", "state", "settings"),
+    "groups",
+    "reference",
+    "decay",
+    "resume",
+    "state",
+    "settings",
     *(name for spec in OPTIMIZERS.values() for name in spec.columns),
-    *("updates", "export"),
+    "updates",
+    "export",
 )
 PRUNING_COLUMNS = (
-    *("schedule", "gradients", "for good", "masks", "resume", "selection", "scores"),
-    *("updates", "export"),
+    "schedule",
+    "gradients",
+    "for good",
+    "masks",
+    "resume",
+    "selection",
+    "scores",
+    "updates",
+    "export",
 )
 HEAD_COLUMNS = tuple(name for name in PRUNING_COLUMNS if name != "masks")
 KINDS = {  # of tables, with their columns
