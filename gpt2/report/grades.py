@@ -95,7 +95,7 @@ class Differences:
     evaluations, add to their mean."""
 
     differences: tuple[float, ...] = ()
-    rounding: float = 0.0
+    error: float = 0.0
 
     @classmethod
     def of(cls, evidence: Evidence) -> Differences:
@@ -148,7 +148,7 @@ def grade_test(
     verdict, (p, q) = ungraded(sample, rules), _tests(sample, rules)
     if test is not None and p is not None and q is not None:
         scale = rules.alpha / test.level
-        family = stats.t_interval(sample.differences, test.level, sample.rounding)
+        family = stats.t_interval(sample.differences, test.level, sample.error)
         if is_own:
             family = _around(verdict.mean, test.half_width)
         verdict = dataclasses.replace(
@@ -176,11 +176,11 @@ def _around(mean: float | None, half: float) -> stats.Interval:
 
 def _tests(sample: Differences, rules: Rules) -> tuple[float | None, float | None]:
     """p of the paired t test and of the equivalence test; None with too few seeds."""
-    values, rounding = sample.differences, sample.rounding
+    values, error = sample.differences, sample.error
     if len(values) < stats.MIN_SEEDS:
         return None, None
-    equivalent = stats.equivalence_test(values, rules.margin, rounding)
-    return stats.t_test(values, rounding), equivalent
+    equivalent = stats.equivalence_test(values, rules.margin, error)
+    return stats.t_test(values, error), equivalent
 
 
 def ungraded(sample: Differences, rules: Rules, family: int = 1) -> Verdict:
@@ -192,8 +192,8 @@ def ungraded(sample: Differences, rules: Rules, family: int = 1) -> Verdict:
     return Verdict(
         differences=values,
         mean=stats.describe(values).mean,
-        interval=stats.t_interval(values, rules.alpha, sample.rounding),
-        family_interval=stats.t_interval(values, of_all, sample.rounding),
+        interval=stats.t_interval(values, rules.alpha, sample.error),
+        family_interval=stats.t_interval(values, of_all, sample.error),
     )
 
 
