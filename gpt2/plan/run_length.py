@@ -41,7 +41,7 @@ def last_update(settings: Settings) -> int:
 
 
 def tokens_of(settings: Settings) -> int:
-    """Tokens a run trains on, repetitions counted."""
+    """Number of tokens that a run trains on, including those of repeated epochs."""
     return settings.tokens_per_update * settings.optim.max_iters
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,20 +26,21 @@ def read(points: Sequence[tuple[float, float]], seconds: float) -> Reading | Non
     """
     if not points or not points[0][0] <= seconds <= points[-1][0]:
         return None
-    for time, loss in points:
-        if time == seconds:
-            return Reading(loss)
-    # A third of the time that a report takes to start, and often not needed.
+    times, losses = zip(*points, strict=True)
+    after = bisect_left(times, seconds)
+    if times[after] == seconds:
+        return Reading(losses[after])
+    # Takes 0.1 s to import, and a report of equal speeds does not need it.
     from scipy.interpolate import PchipInterpolator
 
-    loss = float(PchipInterpolator(*zip(*points, strict=True))(seconds))
-    after = next(i for i, (time, _) in enumerate(points) if time > seconds)
+    loss = float(PchipInterpolator(times, losses)(seconds))
     above = _line(points, after, seconds)
-    below = min(points[after - 1][1], points[after][1])
+    below = min(losses[after - 1], losses[after])
     for other in (after - 1, after + 1):
         if 0 < other < len(points):
             line = _line(points, other, seconds)
-            below = max(below, line if line <= above else -math.inf)
+            if line <= above:  # else the loss fell faster there than before
+                below = max(below, line)
     down, up = max(loss - below, 0.0), max(above - loss, 0.0)
     width = down + up
     return Reading(loss, (down**3 + up**3) / (3 * width) if width else 0.0)

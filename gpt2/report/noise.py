@@ -60,6 +60,11 @@ class Family:
     level: float | None = None
     pools: int = 1
 
+    @property
+    def can_pool(self) -> bool:
+        """Whether the comparisons have arms enough for the pooled test."""
+        return self.number + self.pools >= pooled_variance.MIN_ARMS
+
 
 @dataclass(frozen=True, slots=True)
 class Design:
@@ -90,7 +95,7 @@ def power_with(
     if level is not None:
         rows = number + 1 if is_pooled else 2
         return lambda n: sequential.power(delta, sd, n, rows, alpha, level, margin)
-    if is_pooled and number + family.pools >= pooled_variance.MIN_ARMS:
+    if is_pooled and family.can_pool:
         return lambda n: pooled_power.power(
             delta, sd, n, number, alpha, margin, family.pools
         )
@@ -109,8 +114,8 @@ def seeds_to_find(
     chance = power_with(delta, sd, rules, family, is_pooled, margin)
     if abs(delta) >= margin:
         return stats.seeds_needed(chance, rules.power)
-    many = is_pooled and family.number + family.pools >= pooled_variance.MIN_ARMS
-    numbers = pooled_power.SEED_NUMBERS if many else stats.SEED_NUMBERS
+    is_slow = is_pooled and family.can_pool
+    numbers = pooled_power.SEED_NUMBERS if is_slow else stats.SEED_NUMBERS
     return stats.seed_window(chance, rules.power, numbers)
 
 

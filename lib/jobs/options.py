@@ -29,7 +29,7 @@ class Options:
     launch: makes an attempt of a task in a slot; raises as lib.jobs.process.Attempt.
     lock_wait: seconds to wait for the lock of a run that another process still holds,
     such as a trainer that writes its checkpoint after its runner was killed.
-    stop_file: a file whose appearance asks for a graceful stop.
+    stop_file: creating this file asks for a graceful stop.
     cards: the failures of GPUs so far.
     """
 
