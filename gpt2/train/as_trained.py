@@ -92,10 +92,12 @@ class GradientComparison:
         if self.has_fallen:
             verdict = "not judged, since the loss is far above a uniform guess"
         note = f", {self.note}" if self.note else ""
+        alone = self.rounding.get(name)
+        why = f", as rounding alone makes {alone:.1e}" if alone else ""
         return (
             f"as trained at update {self.step}: {verdict}; gradients deviate by at "
-            f"most {worst:.1e} ({name}; allowed {self.allowed(name):.0e}), the loss by "
-            f"{self.loss:.1e} ({self.seconds:.1f} s{note})"
+            f"most {worst:.1e} ({name}; allowed {self.allowed(name):.0e}{why}), the "
+            f"loss by {self.loss:.1e} ({self.seconds:.1f} s{note})"
         )
 
     def record(self) -> dict[str, Any]:
@@ -111,8 +113,13 @@ class GradientComparison:
             "loss_tolerance": self.allowed(LOSS),
             "seconds": self.seconds,
             "note": self.note,
-            "deviations": {n: float(f"{d:.3g}") for n, d in self.gradients.items()},
+            "deviations": _short(self.gradients),
+            **({"rounding": _short(self.rounding)} if self.rounding else {}),
         }
+
+
+def _short(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.3g}") for name, value in values.items()}
 
 
 def compare(

@@ -121,6 +121,7 @@ class Manifest:
         before = self.read().get("as_trained") or {}
         record = found.record()
         deviations = record.pop("deviations")
+        record.pop("rounding", None)  # of each parameter; in metrics.jsonl
         largest = before.get("deviations", {})
         self.note(
             as_trained={

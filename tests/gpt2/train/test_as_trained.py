@@ -214,6 +214,10 @@ def test_what_rounding_does_to_the_formulas_is_allowed(data: Path, monkeypatch) 
     monkeypatch.setitem(as_trained.TOLERANCE, "cpu", 1e-8)
     found = subject.compare()
     assert found.rounding and found.passed, found.describe()
+    name, _ = found.worst
+    alone = found.record()["rounding"][name]
+    assert 0 < alone < found.allowed(name) == pytest.approx(10 * alone, rel=0.01)
+    assert f"as rounding alone makes {alone:.1e}" in found.describe()
     wrong_slope(monkeypatch.setattr)
     assert not Subject(data, dropout=0.0).compare().passed
 
