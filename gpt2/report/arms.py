@@ -83,6 +83,9 @@ class Arm:
         values = self.values(column)
         return math.fsum(values) / len(values) if values else None
 
+    def largest(self, column: str) -> float | None:
+        return max(self.values(column), default=None)
+
     def by_seed(self, column: str) -> dict[int, float]:
         pairs = ((r.row["seed"], number(r.row.get(column))) for r in self.done)
         return {seed: value for seed, value in pairs if value is not None}

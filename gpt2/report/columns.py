@@ -1,7 +1,7 @@
 """Columns of the report, shared by terminal, Markdown and HTML.
 
 A line is an arm with its comparison. Numbers of an arm are means over its finished
-seeds; unknown values are a dash.
+seeds, or the largest where they are maxima themselves; unknown values are a dash.
 """
 
 from __future__ import annotations
@@ -189,7 +189,11 @@ COLUMNS: tuple[Column, ...] = (
         human.count,
     ),
     _column(
-        "peak_memory_bytes", "peak memory", "Peak memory of the device", human.size
+        "peak_memory_bytes",
+        "peak memory",
+        "Peak memory of the device",
+        human.size,
+        lambda line: line.arm.largest("peak_memory_bytes"),
     ),
     _column(
         "kv_bytes_per_token", "KV/token", "Decode cache, bytes per token", human.size
@@ -255,6 +259,7 @@ COLUMNS: tuple[Column, ...] = (
         "as trained",
         "Largest relative deviation of a gradient from the formulas, as trained",
         lambda value: "-" if value is None else f"{value:.0e}",
+        lambda line: line.arm.largest("as_trained"),
     ),
     _column(
         "optimizer_state_bytes", "optimizer", "Bytes of optimizer state", human.size

@@ -14,11 +14,12 @@ from gpt2.plan.budget import budget
 from gpt2.plan.planning import make_plan
 from gpt2.report.arms import Arm, group_arms
 from gpt2.report.checklist import checklist
+from gpt2.report.columns import COLUMN
 from gpt2.report.curves import MAX_POINTS, band
 from gpt2.report.gpu_records import gpu_use
 from gpt2.report.grades import Verdict
 from gpt2.report.html import as_json
-from gpt2.report.lines import difference_text, p_text, ratio_of
+from gpt2.report.lines import difference_text, lines_of, p_text, ratio_of
 from gpt2.report.markdown import escape
 from gpt2.report.notes import remarks
 from gpt2.report.plots import places
@@ -221,6 +222,16 @@ def printed(matrix, width):
     lines = console.export_text().splitlines()
     console.print(*rest)
     return lines, lines + console.export_text().splitlines()
+
+
+def test_maxima_of_an_arm_are_the_largest_of_its_seeds(tmp_path):
+    for seed, worst, peak in ((1, 0.01, 5), (2, 0.03, 9), (3, 0.02, 7)):
+        result = {"as_trained": worst, "peak_memory_bytes": peak << 30}
+        write_run(tmp_path, 0, seed, result=result)
+    (line,) = lines_of(judge(read_matrix(tmp_path)))
+    shown = {name: COLUMN[name].show(line) for name in result}
+    assert shown == {"as_trained": "3e-02", "peak_memory_bytes": "9.0 GiB"}
+    assert COLUMN["val_loss"].value(line) == line.arm.mean("val_loss")
 
 
 @pytest.mark.parametrize("width", [40, 60, 72, 80, 100, 120])
