@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,13 @@ def cells(jobs: Iterable[Job]) -> list[list[Job]]:
     for job in jobs:
         groups.setdefault((job.step, job.name), []).append(job)
     return list(groups.values())
+
+
+def in_rounds(jobs: Iterable[Job]) -> list[Job]:
+    """The jobs in rounds: the first seed of each cell, then the second of each, and so
+    on, so that a matrix that is stopped has few cells without their partners."""
+    rounds = zip_longest(*cells(jobs))
+    return [job for of_cells in rounds for job in of_cells if job is not None]
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:

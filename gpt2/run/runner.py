@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, cells
+from gpt2.plan.jobs import Job, Plan, cells, in_rounds
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.plan.run_length import last_update
 from gpt2.run import estimate
@@ -33,7 +33,7 @@ from gpt2.run.results_dir import (
 )
 from gpt2.run.sessions import recorded
 from gpt2.run.sharing_trial import sharing_line
-from gpt2.run.tasks import task_of
+from gpt2.run.tasks import task_of, tasks_of
 from gpt2.run.verification import PASSED, Certificates
 from lib import atomic_files
 from lib.files import safe_join
@@ -122,7 +122,7 @@ def _schedule(
     jobs: Sequence[Job], root: Path, verified: str, options: Options, view: View
 ) -> tuple[Scheduler, str]:
     """A scheduler of these jobs, and where it runs them; verified: as for task_of."""
-    tasks = timed([task_of(job, root, verified) for job in jobs], jobs, root)
+    tasks = timed(tasks_of(jobs, root, verified), jobs, root)
     tasks, options = share(tasks, jobs, root, options, view)
     todo = missing(root, jobs)
     ahead = runs_ahead(todo, options)
@@ -183,7 +183,7 @@ def prepare(
             path = safe_join(root, job.run_dir) / run_files.JOB_FILE
             atomic_files.atomic_write_json(path, job.to_json())
         _summarise(root)
-    return [task_of(job, root, certificates.word) for job in jobs]
+    return [task_of(job, root, certificates.word) for job in in_rounds(jobs)]
 
 
 def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import Job
+from gpt2.plan.jobs import Job, in_rounds
 from gpt2.plan.names import VERIFIED
 from gpt2.plan.run_length import last_update, seconds_of, tokens_of
 from gpt2.settings.schema import Settings
@@ -46,6 +48,13 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
         code=_code(job.settings),
         cost=float(budget(job.settings).flops_training * tokens_of(job.settings)),
     )
+
+
+def tasks_of(jobs: Sequence[Job], output_dir: Path, verified: str) -> list[Task]:
+    """As task_of, for each of the jobs; they train in rounds."""
+    ranks = {job.run_dir: rank for rank, job in enumerate(in_rounds(jobs))}
+    tasks = ((job, task_of(job, output_dir, verified)) for job in jobs)
+    return [replace(task, rank=ranks[job.run_dir]) for job, task in tasks]
 
 
 def _code(settings: Settings) -> str:

@@ -27,7 +27,7 @@ from lib.jobs.process import Patience, Task
 from lib.jobs.retries import may_retry
 from lib.jobs.signals import handled
 from lib.jobs.task_state import Running, TaskState, seconds_left
-from lib.jobs.turn import GATE
+from lib.jobs.turn import GATE, RANK
 from lib.output import (
     EXIT_DEVICE,
     EXIT_DISK,
@@ -64,6 +64,8 @@ class Scheduler:
         self.cards = options.cards
         self.began = time.monotonic()
         self._queue = list(self.cells)
+        if not options.ahead:  # or by code, which is compiled once; they train by rank
+            self._queue.sort(key=lambda cell: cell.task.rank)
         if options.longest_first:
             self._queue.sort(key=lambda cell: -cell.task.cost)
         self.occupancy = Occupancy(options)
@@ -247,7 +249,7 @@ class Scheduler:
         options = self.options
         avoid = tuple(cell.failed_at | self.cards.lost.keys())
         task = replace(cell.task, avoid=avoid)
-        environ = dict(options.slots[slot])
+        environ = {**options.slots[slot], RANK: str(task.rank)}
         if self._gate is not None:
             environ[GATE] = str(self._gate)
             task = replace(task, files={run_files.EARLY_FILE: "", **task.files})

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from gpt2.plan.planning import make_plan
-from gpt2.run.tasks import task_of
+from gpt2.run.tasks import task_of, tasks_of
 from tests.gpt2.tinytraining import tiny_config
 from tests.tinymatrix import write_config
 
@@ -21,6 +21,19 @@ def test_a_task_is_the_trainer_on_its_job(tmp_path: Path) -> None:
     assert json.loads(task.files["job.json"]) == plan.jobs[3].to_json()
     assert task.max_steps == 10 and task.cost > 0
     assert task.env["KABLATE_VERIFIED"] == "passed"
+
+
+def test_first_seeds_of_all_arms_train_before_second_ones(tmp_path: Path) -> None:
+    tuned = ("LR_SWEEP=1e-3,2e-3", "LR_TUNING_SEEDS=9", "SEEDS=1,2", "CONTROLS=y")
+    words = ("RA_MLA_ABLATION_MODE=y", "STEPS=0,5", *tuned)
+    jobs = make_plan(tiny_config(*words)).jobs
+    tasks = tasks_of(jobs, tmp_path, "")
+    assert [task.name for task in tasks] == [job.run_dir for job in jobs]
+    ranks = {task.name: task.rank for task in tasks}
+    assert sorted(ranks.values()) == list(range(len(jobs)))
+    by_rank = sorted(ranks, key=lambda name: ranks[name])
+    seeds = [name.rpartition("/")[2] for name in by_rank]
+    assert seeds == sorted(seeds, key=["seed1", "seed2", "seed9"].index), by_rank
 
 
 def test_tasks_that_compile_the_same_are_recognized(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from lib.jobs.process import Attempt, Patience, Task
 from lib.jobs.run_log import RunProgress, log_tail
 from lib.jobs.scheduler import Scheduler
 from lib.jobs.task_state import TaskState
+from lib.jobs.turn import TURN, turn_path
 from tests.lib.jobs.worker import STILL
 from tests.scratch import is_alive, until
 
@@ -149,6 +150,16 @@ def test_longest_first(tmp_path: Path) -> None:
     ended: list[str] = []
     run(tasks, lambda cell: ended.append(cell.task.name), longest_first=True)
     assert ended == ["long", "middle", "short"]
+
+
+def test_tasks_that_do_not_prepare_ahead_start_by_rank(tmp_path: Path) -> None:
+    tasks = [
+        dataclasses.replace(task(tmp_path, name), rank=rank)
+        for name, rank in (("a1", 0), ("a2", 2), ("b1", 1), ("b2", 3))
+    ]
+    ended: list[str] = []
+    run(tasks, lambda cell: ended.append(cell.task.name))
+    assert ended == ["a1", "b1", "a2", "b2"]
 
 
 def test_files_of_a_task_are_there_before_it_starts(tmp_path: Path) -> None:
@@ -635,6 +646,21 @@ def test_what_another_task_is_compiling_is_not_compiled_twice(tmp_path: Path) ->
     scheduler = Scheduler(four, options, Noting(io.StringIO()))
     assert scheduler.run() == 0
     assert list(found)[:2] == ["a1", "b1"]
+
+
+def test_tasks_that_prepared_ahead_train_by_rank(tmp_path: Path) -> None:
+    waiting = ":".join(str(tmp_path / name / "waits") for name in ("a2", "b1"))
+    tasks = [
+        task(tmp_path, "a1", until=waiting),
+        dataclasses.replace(task(tmp_path, "a2"), rank=2),
+        dataclasses.replace(task(tmp_path, "b1"), rank=1),
+    ]
+    ended: list[str] = []
+    slots = ({TURN: turn_path(tmp_path, 0)},)
+    code, _, _ = run(
+        tasks, lambda cell: ended.append(cell.task.name), slots=slots, ahead=2
+    )
+    assert code == 0 and ended == ["a1", "b1", "a2"]
 
 
 def test_what_begins_early_is_said_and_let_go_by_run(tmp_path: Path) -> None:

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
 
-from lib.jobs.turn import GATE, SHARE, TURN, Turn, turn_path
+from lib.jobs.turn import GATE, RANK, SHARE, TURN, Turn, turn_path
 from tests.scratch import PATIENT
 
 FORK = multiprocessing.get_context("fork")
 
 
-def serve(path: str, line: Connection) -> None:
+def serve(path: str, rank: int, line: Connection) -> None:
     """A run that follows commands, word by word."""
-    turn = Turn(path)
+    turn = Turn.from_environment({TURN: path, RANK: str(rank)})
 
     def waiting() -> None:
         assert not line.poll(), "asked to give up"
@@ -42,9 +44,11 @@ def serve(path: str, line: Connection) -> None:
 
 
 @contextmanager
-def run(path: str) -> Iterator[tuple[Connection, multiprocessing.Process]]:
+def run(
+    path: str, rank: int = 0
+) -> Iterator[tuple[Connection, multiprocessing.Process]]:
     ours, theirs = FORK.Pipe()
-    process = FORK.Process(target=serve, args=(path, theirs))
+    process = FORK.Process(target=serve, args=(path, rank, theirs))
     process.start()
     theirs.close()
     try:
@@ -76,6 +80,39 @@ def test_one_trains_at_a_time_and_the_next_when_it_lets_go(path: str) -> None:
         assert not other.poll(0.2)
         ask(one, "let go")
         assert answered(other) == "take"
+
+
+def test_of_those_that_wait_the_lowest_rank_trains_next(path: str) -> None:
+    with ExitStack() as stack:
+        first, *waiting = [stack.enter_context(run(path, n))[0] for n in range(4)]
+        ask(first, "take")
+        for line in reversed(waiting):  # the last in rank is the first to wait
+            line.send("take")
+            assert not line.poll(0.1)
+        for before, line in pairwise([first, *waiting]):
+            ask(before, "let go")
+            assert answered(line) == "take"
+
+
+def test_a_run_that_is_stopped_does_not_keep_others_waiting(path: str) -> None:
+    with (
+        run(path) as (first, _),
+        run(path, 1) as (low, stopped),
+        run(path, 2) as (
+            high,
+            _,
+        ),
+    ):
+        ask(first, "take")
+        for line in (low, high):
+            line.send("take")
+            assert not line.poll(0.1)
+        os.kill(stopped.pid, signal.SIGSTOP)
+        ask(first, "let go")
+        assert answered(high) == "take"
+        os.kill(stopped.pid, signal.SIGCONT)
+        ask(high, "let go")
+        assert answered(low) == "take"
 
 
 def test_a_kill_frees_the_turn_even_if_a_helper_lives_on(path: str) -> None:
