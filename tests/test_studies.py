@@ -103,6 +103,42 @@ def test_the_second_block_of_ratio_124m_is_that_of_its_records(
     assert f"(pooled p {gate.p_pooled:.2f}, paired {gate.p:.3f})" in text
 
 
+def test_the_longer_training_of_ratio_124m_is_that_of_its_records(
+    tmp_path: Path,
+) -> None:
+    page, matrix = section("Longer training"), records("long/long.zip", tmp_path)
+    runs = {(run.row["step"], run.row["seed"]): run for run in matrix.runs}
+    cells = {
+        (int(name.split()[0]), seed): cell
+        for name, *losses in rows(page)
+        for seed, cell in enumerate(losses, 1)
+    }
+    assert cells.keys() == runs.keys()
+    for key, cell in cells.items():
+        row = runs[key].row
+        stopped = f"stopped at update {row['updates']:,}"
+        assert cell == (f"{row['val_loss']:.4f}" if is_done(runs[key]) else stopped)
+    losses = {
+        key: {record["step"]: record["val_loss"] for record in run.evals}
+        for key, run in runs.items()
+    }
+
+    def apart(update: int) -> list[float]:
+        """Differences of the seeds that have come so far."""
+        seeds = [seed for seed in (1, 2, 3) if update in losses[19, seed]]
+        return [losses[19, seed][update] - losses[0, seed][update] for seed in seeds]
+
+    text = " ".join(page.split())
+    assert "two pairs, {:.3f} and {:.3f} nats".format(*apart(1526)) in text
+    assert "are {:.3f}, {:.3f} and {:.3f}".format(*apart(1200)) in text
+    early, late = (-statistics.fmean(apart(n)[-2:]) for n in (600, 1526))
+    assert f"{early:.3f} nats ahead" in text and f"and {late:.3f} at the end" in text
+    (gate,) = judge(matrix).comparisons
+    assert gate.at_steps.grade == "INVALID"
+    interval = gate.at_steps.interval
+    assert f"interval is ±{(interval.high - interval.low) / 2:.3f}" in text
+
+
 def its_table_is_right(block: MatrixResults, tables: dict[float, str]) -> None:
     """tables: text by learning rate."""
     judged = judge(block)
