@@ -34,10 +34,13 @@ def read_foreign_json(path: str | Path, limit: int = MAX_JSON_BYTES) -> Any:
         raise Unusable("not JSON") from None
 
 
-def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
+def read_records(
+    path: str | Path, *, is_whole: bool = False
+) -> tuple[list[dict[str, Any]], list[int]]:
     """The JSON objects of a file with one per line, and the numbers of bad lines.
 
-    An incomplete last line, left by a killed writer, is ignored. Raises Unusable.
+    An incomplete last line is ignored, as a killed writer leaves it, unless the file
+    is_whole. Raises Unusable.
     """
     lines = read_plain(Path(path), MAX_RECORDS_BYTES).split(b"\n")
     records, bad = [], []
@@ -50,7 +53,7 @@ def read_records(path: str | Path) -> tuple[list[dict[str, Any]], list[int]]:
             record = None
         if isinstance(record, dict):
             records.append(record)
-        elif place < len(lines):
+        elif is_whole or place < len(lines):
             bad.append(place)
     return records, bad
 

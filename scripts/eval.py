@@ -19,8 +19,9 @@ if __name__ == "__main__":
 
 import argparse
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -143,7 +144,8 @@ def items_of(options: argparse.Namespace) -> Items:
     if tasks:
         check_installed("TASKS", ["lm_eval"], "eval")
     notes: list[str] = []
-    texts = {p: read_texts(p, count + 1) for p in names("TEXT", options.text)}
+    given = names("TEXT", options.text)
+    texts = {p: read_texts(p, count + 1, notes) for p in given}
     paths = by_stem(names("CHOICES", options.choices))
     choices = {name: read_choices(p, count + 1) for name, p in paths.items()}
     own = first_of(texts, count, notes), first_of(choices, count, notes)
@@ -192,7 +194,26 @@ def score(
         positions = by_powers(found.positions)
         own = job.hash, found.measures, positions, harness
         runs.append(ScoredRun(arm, job.seed, str(folder), *own))
-    return runs, list(notes)
+    return told_apart(runs), list(notes)
+
+
+def told_apart(runs: list[ScoredRun]) -> list[ScoredRun]:
+    """The runs, with a folder in the name of each arm that has a seed twice, as arms of
+    two results folders have."""
+    count = Counter((run.arm, run.seed) for run in runs)
+    twice = {arm for (arm, _), number in count.items() if number > 1}
+    places = {run.run_dir: Path(run.run_dir).parent for run in runs}
+    of_arm = Counter((run.arm, run.seed, places[run.run_dir]) for run in runs)
+    if max(of_arm.values()) > 1:  # copies side by side
+        places = {run.run_dir: Path(run.run_dir) for run in runs}
+    return [
+        (
+            replace(run, arm=f"{run.arm} ({places[run.run_dir]})")
+            if run.arm in twice
+            else run
+        )
+        for run in runs
+    ]
 
 
 def keep(runs: Sequence[ScoredRun]) -> bool:

@@ -82,17 +82,30 @@ def one_text_corpus(
     revision: Callable[[], str],
     files: Mapping[str, Stat] | None = None,
     left_out: Sequence[LeftOutDocument] = (),
+    must_divide: bool = True,
 ) -> Corpus:
     """Corpus of one text, cut at blank lines into passages, which are the documents.
 
     The validation split is the end of the text, as is usual for tiny Shakespeare:
-    passages from its middle would have their context in training.
+    passages from its middle would have their context in training. must_divide: raise
+    CorpusError where documents() finds a text that is a single passage.
     """
 
     def documents(place: Any) -> Iterator[Item]:
         if place is None:
             yield from left_out
-        for number, passage in enumerate(passages(read())):
+        parts = passages(read())
+        if must_divide and len(parts) < 2:
+            what = (
+                "of one line, which has no place to divide it into documents"
+                if parts[0].strip()
+                else "without text"
+            )
+            raise CorpusError(
+                f"the text is one file {what}: give at least two files, or a text with "
+                "line ends"
+            )
+        for number, passage in enumerate(parts):
             if number >= (place or 0):
                 yield Document(f"passage {number}", passage, number + 1)
 
@@ -103,20 +116,16 @@ def one_text_corpus(
 
 def passages(text: str, size: int = PASSAGE) -> list[str]:
     """Cut a text at blank lines, or else at line ends; joined parts give the text
-    again.
+    again. A text that cannot be cut is one part.
 
     size: minimum characters of a passage; smaller for a text of under 20 passages.
-    Raises CorpusError for a text that cannot be cut.
     """
     size = min(size, max(1, len(text) // 20))
     for boundary in BOUNDARIES:
         parts = _cut(text, boundary, size)
         if len(parts) > 1:
             return parts
-    raise CorpusError(
-        "the text is one file of one line, which has no place to divide it into "
-        "documents: give at least two files, or a text with line ends"
-    )
+    return [text]
 
 
 def _cut(text: str, boundary: re.Pattern[str], size: int) -> list[str]:

@@ -62,13 +62,13 @@ def stdlib_corpus() -> Corpus:
     return files_corpus(found, {"python": platform.python_version()}, 0.05)
 
 
-def text_corpus(path: str, val_share: float) -> Corpus:
+def text_corpus(path: str, val_share: float, must_divide: bool = True) -> Corpus:
     """Files of a folder or a glob, each of which is a document, or one file.
 
     An existing file or folder of exactly that name takes precedence over a glob, also
     for the first parts of a path. A single file is cut into passages, see
-    one_text_corpus. Hidden files are left out. Raises CorpusError if there are no
-    files.
+    one_text_corpus, also for must_divide. Hidden files are left out. Raises CorpusError
+    if there are no files.
     """
     symbol = "GPT2_DATASET_TEXT_PATH"
     found = _text_files(expand(path, symbol)) if path else Found([])
@@ -87,6 +87,7 @@ def text_corpus(path: str, val_share: float) -> Corpus:
             lambda: _digest(survey),
             files=survey,
             left_out=found.left_out,
+            must_divide=must_divide,
         )
     return files_corpus(found, {"path": path}, val_share)
 

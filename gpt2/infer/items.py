@@ -5,12 +5,11 @@ Torch-free.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gpt2.data.corpus import CorpusError, Document
+from gpt2.data.corpus import CorpusError, LeftOutDocument
 from gpt2.data.text_files import text_corpus
 from lib.safe_json import Unusable, read_records
 
@@ -26,20 +25,29 @@ class Choice:
     answer: int
 
 
-def read_texts(path: str, count: int) -> list[str]:
-    """The first ``count`` documents of a folder, a glob or a file that are not empty.
+def read_texts(path: str, count: int, notes: list[str]) -> list[str]:
+    """The first ``count`` documents of a folder, a glob or a file that are not blank.
 
-    Raises ValueError if there are none.
+    notes gets how many before them cannot be read, and the first. Raises ValueError if
+    there are no documents.
     """
+    found: list[str] = []
+    left_out: list[str] = []
     try:
-        documents = text_corpus(path, 0.1).documents(None)
-        texts = (x.text for x in documents if isinstance(x, Document) and x.text)
-        found = list(itertools.islice(texts, count))
+        for item in text_corpus(path, 0.1, must_divide=False).documents(None):
+            if isinstance(item, LeftOutDocument):
+                left_out.append(f"{item.name}: {item.reason}")
+            elif item.text.strip():
+                found.append(item.text)
+            if len(found) == count:
+                break
     except CorpusError as error:
         said = str(error).replace("GPT2_DATASET_TEXT_PATH", "TEXT")
         raise ValueError(said) from None
     if not found:
         raise ValueError(f"TEXT={path!r} has no documents with text in them")
+    if left_out:
+        notes.append(f"{path}: {len(left_out)} left out, the first {left_out[0]}")
     return found
 
 
@@ -51,7 +59,7 @@ def read_choices(path: str, count: int) -> list[Choice]:
     0). Raises ValueError, naming the line, for any other.
     """
     try:
-        records, bad = read_records(Path(path))
+        records, bad = read_records(Path(path), is_whole=True)
     except Unusable as error:
         raise ValueError(f"CHOICES={path}: {error}") from None
     if bad:

@@ -53,16 +53,15 @@ def paired_difference(
     mine: Mapping[int, Measure], theirs: Mapping[int, Measure]
 ) -> CrossedMean | None:
     """Mean difference over the seeds that both have with the same items, of one
-    measure by seed; None if there is none."""
-    pairs = [
-        (measure, theirs[seed]) for seed, measure in mine.items() if seed in theirs
-    ]
-    table = [
-        [x - y for x, y in zip(a.items, b.items, strict=True)]
-        for a, b in pairs
-        if a.of == b.of and len(a.items) == len(b.items)
-    ]
-    return crossed_mean(table) if table else None
+    measure by seed; None if there is none. Of seeds with different items, those count
+    that most of them have."""
+    tables: dict[tuple[str, int], list[list[float]]] = {}
+    for seed in mine.keys() & theirs.keys():
+        a, b = mine[seed], theirs[seed]
+        if a.of == b.of and len(a.items) == len(b.items):
+            differences = [x - y for x, y in zip(a.items, b.items, strict=True)]
+            tables.setdefault((a.of, len(a.items)), []).append(differences)
+    return crossed_mean(max(tables.values(), key=len)) if tables else None
 
 
 def _by_seed(arm: Arm, name: str) -> dict[int, Measure]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,27 @@ def read_evaluation(found: Any, run_hash: str | None) -> dict[str, Measure]:
         if usable and len(measures) < MAX_MEASURES:
             measures[clean(name)] = Measure(values, str(of))
     return measures
+
+
+def named_by_items(
+    measured: Sequence[Mapping[str, Measure]],
+) -> list[dict[str, Measure]]:
+    """The measures of several runs, by names that stand for the same items in each.
+
+    Runs may have been scored at different times, and a name stays when its text or the
+    number of items has changed; the items are then part of it.
+    """
+    items: dict[str, set[str]] = {}
+    for measures in measured:
+        for name, one in measures.items():
+            items.setdefault(name, set()).add(one.of)
+    return [
+        {
+            name if len(items[name]) == 1 else f"{name}, items {one.of[:8]}": one
+            for name, one in measures.items()
+        }
+        for measures in measured
+    ]
 
 
 def _is_of(record: dict[str, Any], run_hash: str | None) -> bool:

@@ -18,8 +18,17 @@ from typing import Any, TypeVar
 from gpt2.plan.jobs import was_edited
 from gpt2.plan.names import ESTIMATES_FILE, MATRIX_FILE
 from gpt2.report.estimates import score
-from gpt2.report.evaluations import EVAL_FILE, PREFIX, read_evaluation
-from gpt2.report.generation import INFERENCE_FILE, read_generation
+from gpt2.report.evaluations import (
+    EVAL_FILE,
+    PREFIX,
+    named_by_items,
+    read_evaluation,
+)
+from gpt2.report.generation import (
+    INFERENCE_FILE,
+    common_conditions,
+    read_generation,
+)
 from gpt2.report.results import (
     NUMBERS,
     LeftOutRun,
@@ -84,6 +93,7 @@ def read_matrix(root: str | Path, *, curves: bool = True) -> MatrixResults:
     _drop_copies(matrix, found)
     order = {run_dir: place for place, run_dir in enumerate(planned)}
     matrix.runs = sorted(found.values(), key=lambda run: _place(run, order))
+    _add_measurements(matrix)
     estimate = _load(matrix, root / ESTIMATES_FILE)
     matrix.estimates = score(as_dict(estimate), matrix.rows)
     merged = as_dict(_load(matrix, root / MERGED_FILE)).get("notes")
@@ -161,11 +171,10 @@ def _read_run(
         matrix.leave_out(directory / JOB_FILE, reason)
     row, run_hash = _row(job, status, manifest, run_dir), text(job.get("hash"))
     path = directory / EVAL_FILE
-    evaluation = _load_measured(matrix, path, run_hash, read_evaluation)
-    row |= {f"{PREFIX}{name}": one.mean for name, one in evaluation.items()}
+    evaluation = _load_measured(matrix, path, run_hash, read_evaluation) or {}
     path = directory / INFERENCE_FILE
-    row |= _load_measured(matrix, path, run_hash, read_generation)
-    run = Run(row, job, manifest, evaluation=evaluation)
+    generation = _load_measured(matrix, path, run_hash, read_generation)
+    run = Run(row, job, manifest, evaluation=evaluation, generation=generation)
     if curves:
         read_curves(matrix, run)
     return run
@@ -202,15 +211,33 @@ def _load_measured(
     matrix: MatrixResults,
     path: Path,
     run_hash: str | None,
-    read: Callable[[Any, str | None], dict[str, T]],
-) -> dict[str, T]:
-    """Measurements that a later command left next to a run; {} without any."""
+    read: Callable[[Any, str | None], T],
+) -> T | None:
+    """Measurements that a later command left next to a run; None without any."""
     found = _load(matrix, path)
     try:
-        return {} if found is None else read(found, run_hash)
+        return None if found is None else read(found, run_hash)
     except Unusable as error:
         matrix.leave_out(path, str(error))
-        return {}
+        return None
+
+
+def _add_measurements(matrix: MatrixResults) -> None:
+    """Columns of what later commands measured, where it can be compared."""
+    named = named_by_items([run.evaluation for run in matrix.runs])
+    timed = [run.generation for run in matrix.runs if run.generation is not None]
+    common = common_conditions(timed)
+    for run, evaluation in zip(matrix.runs, named, strict=True):
+        run.evaluation.clear()
+        run.evaluation.update(evaluation)
+        run.row.update({f"{PREFIX}{name}": x.mean for name, x in evaluation.items()})
+        if run.generation is None or not run.generation.figures:
+            continue
+        if run.generation.conditions == common:
+            run.row.update(run.generation.figures)
+            continue
+        reason = f"measured with {run.generation.conditions}, but others with {common}"
+        matrix.leave_out(matrix.root / run.run_dir / INFERENCE_FILE, reason)
 
 
 def _load(matrix: MatrixResults, path: Path) -> Any:

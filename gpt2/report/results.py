@@ -10,6 +10,7 @@ from typing import Any
 
 from gpt2.report.estimates import Scores
 from gpt2.report.evaluations import Measure
+from gpt2.report.generation import Generation
 from lib.safe_json import as_dict, clean, number
 
 NUMBERS = (  # columns of a result, in the order of the tables
@@ -76,6 +77,7 @@ class Run:
     trains: list[dict[str, float]] = field(default_factory=list)
     alarms: list[str] = field(default_factory=list)
     evaluation: dict[str, Measure] = field(default_factory=dict)
+    generation: Generation | None = None
     on_disk: bool = True
 
     @property

@@ -126,6 +126,24 @@ def test_tasks_of_the_harness_are_scored_and_compared(finished, tmp_path):
         assert re.search(f"TASKS={wrong}: {hint}", said), said
 
 
+def test_arms_of_two_results_folders_are_apart(finished):
+    shutil.copytree(finished / "results", finished / "other")
+    runs = "results/step00-baseline,other/step00-baseline,other/step05-ra"
+    said = evaluate(finished, runs, "--items", "3", "--out", "eval.json")
+    found = json.loads((finished / "eval.json").read_text())
+    arms = [
+        *("0 baseline (results/step00-baseline)", "0 baseline (other/step00-baseline)"),
+        "5 ra",
+    ]
+    assert [run["arm"] for run in found["runs"]] == arms
+    (same,) = (
+        row["difference"]["mean"]
+        for row in found["measures"]
+        if row["measure"] == "random tokens, loss" and row["arm"] == arms[1]
+    )
+    assert same == 0 and "(other/" in said
+
+
 def test_without_text_or_questions_there_is_induction(finished):
     said = evaluate(finished, "5", "--items", "3")
     assert "repeated tokens, loss" in said and "bits per byte" not in said

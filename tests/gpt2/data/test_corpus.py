@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.data import text_files
 from gpt2.data.corpus import CorpusError, Document, LeftOutDocument, passages
 from gpt2.data.hub import HubDataset, hub_documents
 from gpt2.data.sources import open_corpus
@@ -202,10 +203,18 @@ def test_long_texts_give_passages_of_the_given_size():
     assert all(5000 <= size < 5100 for size in sizes[:-1])
 
 
-@pytest.mark.parametrize("text", ["", "one line", "one line\n", "\n\n\n"])
-def test_text_that_cannot_be_cut_is_an_error(text):
-    with pytest.raises(CorpusError, match="at least two files"):
-        passages(text)
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("", "without text"), ("\n\n\n", "without text"), ("one line\n", "of one line,")],
+)
+def test_text_that_cannot_be_cut_is_an_error_where_it_must_be(tmp_path, text, why):
+    path = str(tmp_path / "a.txt")
+    (tmp_path / "a.txt").write_text(text)
+    assert passages(text) == [text]
+    with pytest.raises(CorpusError, match=f"({why}).*: give at least two files"):
+        list(text_files.text_corpus(path, 0.1).documents(None))
+    corpus = text_files.text_corpus(path, 0.1, must_divide=False)
+    assert [document.text for document in corpus.documents(None)] == [text]
 
 
 # ---- datasets ---------------------------------------------------------------------

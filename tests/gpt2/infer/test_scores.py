@@ -108,6 +108,7 @@ def test_questions_and_texts_are_read_as_data(tmp_path: Path) -> None:
         line.replace('"b"', "7"): '"choices" must be',
         line.replace(": 1}", ": 2}"): '"answer" must be a place from 0 to 1',
         line.replace(": 1}", ": true}"): '"answer" must be',
+        line + line.strip()[:-1]: "line 2 is not a JSON object",
     }.items():
         path.write_text(wrong)
         with pytest.raises(ValueError, match=hint):
@@ -115,7 +116,22 @@ def test_questions_and_texts_are_read_as_data(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"CHOICES=.*missing"):
         read_choices(str(tmp_path / "none"), 9)
     with pytest.raises(ValueError, match="TEXT=.* matches no files"):
-        read_texts(str(tmp_path / "none"), 9)
+        read_texts(str(tmp_path / "none"), 9, [])
     for n in range(4):
         (tmp_path / f"{n}.txt").write_text("x" * n)
-    assert read_texts(f"{tmp_path}/*.txt", 2) == ["x", "xx"]
+    notes: list[str] = []
+    assert read_texts(f"{tmp_path}/*.txt", 2, notes) == ["x", "xx"] and not notes
+    # A text that cannot be divided is a document, as nothing is held out.
+    assert read_texts(f"{tmp_path}/3.txt", 2, notes) == ["xxx"] and not notes
+    with pytest.raises(ValueError, match="no documents with text"):
+        read_texts(f"{tmp_path}/0.txt", 2, notes)
+
+
+def test_documents_that_cannot_be_read_are_noted(tmp_path: Path) -> None:
+    for name, content in {"a": b"a", "b": b"\xff", "c": b"\xfe", "d": b" \n"}.items():
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    notes: list[str] = []
+    assert read_texts(str(tmp_path), 9, notes) == ["a"]
+    (note,) = notes
+    assert note.startswith(f"{tmp_path}: 2 left out, the first ")
+    assert note.endswith("not UTF-8 at byte 0")
