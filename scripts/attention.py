@@ -21,7 +21,7 @@ from statistics import fmean
 from typing import Any
 
 from gpt2.infer.chosen_runs import READ, add_run_options, chosen_runs
-from gpt2.report.named_runs import show_next_report
+from gpt2.report.named_runs import keep_for_report, show_next_report
 from gpt2.settings.schema import Resources
 from lib.jobs.import_gc import collector_at_rest
 from lib.json_answer import add_json, answer, answers_json, refuse
@@ -41,7 +41,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resources, count = chosen.resources, options.windows
         runs = [measure(folder, resources, count) for folder in chosen.folders]
         answer(runs=runs)
-        show_next_report(chosen.folders, options.config, "report.html links the plots")
+        kept = [Path(run["run_dir"]) for run in runs if run["written"]]
+        show_next_report(kept, options.config, "report.html links the plots")
     except (ValueError, OSError) as error:
         return refuse("attention", error)
     return 0
@@ -57,10 +58,8 @@ def parser() -> argparse.ArgumentParser:
 
 
 def measure(run_dir: Path, resources: Resources, windows: int) -> dict[str, Any]:
-    """Measure a run, write its files, print its layers; the same as data.
-
-    Raises ValueError, OSError and DiskFull.
-    """
+    """Measure a run, print its layers, write its files if that is possible; the same as
+    data. Raises ValueError, OSError and DiskFull."""
     with collector_at_rest():
         from gpt2.infer.attention_heads import (
             attention_of,
@@ -76,10 +75,14 @@ def measure(run_dir: Path, resources: Resources, windows: int) -> dict[str, Any]
     say_doing(f"{run_dir}: {windows} windows of the validation text")
     layers = attention_of(trained, tokens, windows)
     source = {"windows": windows, "data_fingerprint": fingerprint}
-    show(trained.label, layers)  # first: it may not be possible to keep them
-    written = write_attention(trained, layers, **source)
-    print("Written: " + ", ".join(str(path) for path in written))
-    files = [str(path) for path in written]
+    show(trained.label, layers)
+    files: list[str] = []
+
+    def write() -> None:
+        files.extend(map(str, write_attention(trained, layers, **source)))
+
+    if keep_for_report("attention", write):
+        print(f"Written: {', '.join(files)}")
     return {"run_dir": str(run_dir), **source, "layers": layers, "written": files}
 
 

@@ -69,16 +69,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return refuse("audit", error)
     try:
-        audits = list(carry_out(chosen, how, options))
+        done = list(carry_out(chosen, how, options))
     except DiskFull as error:
         return refuse("audit", error)
+    audits = [audit for audit, _ in done]
     answer(
         runs=[audit.to_json() for audit in audits],
         unfinished=[{"path": str(p), "status": state} for p, state in chosen.others],
         left_out=[asdict(item) for item in chosen.left_out],
     )
     print_rest(chosen)
-    show_next_report(chosen.done, options.config, "its checklist has the audits")
+    kept = [audit.run_dir for audit, is_kept in done if is_kept]
+    show_next_report(kept, options.config, "its checklist has the audits")
     codes = {CODES.get(audit.verdict, 0) for audit in audits}
     return next((code for code in CODES.values() if code in codes), 0)
 
@@ -138,11 +140,9 @@ def prepare(
 
 def carry_out(
     chosen: Chosen, how: AuditOptions, options: argparse.Namespace
-) -> Iterator[Audit]:
-    """Audit one run after the other, print and save the findings.
-
-    Raises DiskFull.
-    """
+) -> Iterator[tuple[Audit, bool]]:
+    """Audit one run after the other, print the findings, and save them if that is
+    possible, as the second value says. Raises DiskFull."""
     from gpt2.audit.run import Audit, audit_run
 
     console = report_console()
@@ -150,18 +150,20 @@ def carry_out(
     for run_dir in chosen.done:
         try:
             audit = audit_run(run_dir, how)
-            keep(audit, options)
+            is_kept = keep(audit, options)
         except NothingToAudit as error:
             audit = Audit(run_dir, (AuditLine("run", NOT_CHECKED, reason=str(error)),))
+            is_kept = False
         show_audit(console, run_dir, audit.findings, whole=whole)
-        yield audit
+        yield audit, is_kept
 
 
-def keep(audit: Audit, options: argparse.Namespace) -> None:
-    """Write audit.json, or print why that is not possible. Raises DiskFull."""
+def keep(audit: Audit, options: argparse.Namespace) -> bool:
+    """Write audit.json, or print why that is not possible; whether it is written.
+    Raises DiskFull."""
     if options.no_write:
-        return
-    keep_for_report("audit", lambda: write_audit(audit.run_dir, audit.findings))
+        return False
+    return keep_for_report("audit", lambda: write_audit(audit.run_dir, audit.findings))
 
 
 def print_rest(chosen: Chosen) -> None:

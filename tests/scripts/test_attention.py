@@ -58,12 +58,13 @@ def test_each_head_is_measured_on_validation_text(here):
     assert 'href="step05-ra/seed1/attention.png">attention</a>' in page
 
 
-def test_what_cannot_be_kept_is_shown_and_refused(here):
+def test_what_cannot_be_kept_is_shown_and_the_next_run_is_measured(here):
     (here / RUN / "attention.json").mkdir()
-    said = attention(here, "5", "--windows", "1", code=2)
+    said = attention(here, "5,0", "--windows", "1")
     assert "5 ra, seed 1" in said and "entropy" in said
-    why = "Is a directory. Move what is in the way"
-    assert f"attention: cannot write {RUN}/attention.json: {why}" in said
+    why = f"cannot write {RUN}/attention.json: Is a directory. Move what is in the way"
+    assert f"attention: not kept for the report: {why}" in said
+    assert "Written: results/step00-baseline/seed1/attention.json" in said
 
 
 def test_other_text_is_refused(here):

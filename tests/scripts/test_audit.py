@@ -63,6 +63,7 @@ def test_the_report_of_the_folder_that_was_audited_is_next(folder, monkeypatch):
     assert "Next: make report RESULTS=others (its checklist" in said
     (folder / "others").rename(folder / "results")
     assert "Next: make report (its checklist" in audit(folder, "5")
+    assert "make report" not in audit(folder, "5", "--no-write")  # it has no news
 
 
 @pytest.mark.parametrize(
