@@ -25,6 +25,7 @@ MAX_FILES = 50_000
 MAX_FILE_BYTES = 512 << 20
 MAX_TOTAL_BYTES = 2 << 30
 CHUNK = 1 << 20
+METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 EPOCH = (1980, 1, 1, 0, 0, 0)  # of each file, so that equal folders give equal bundles
 
 # What zipfile raises for a damaged or encrypted file.
@@ -125,7 +126,12 @@ def _members(
             raise BadBundle(f"{clean(name, 80)!r} is nothing that belongs in a bundle")
         if name in found:
             raise BadBundle(f"has {clean(name, 80)!r} twice")
+        if info.compress_type not in METHODS:
+            raise BadBundle(f"{clean(name, 80)!r} is neither stored nor deflated")
         found[name] = info
+    folders = {str(folder) for name in found for folder in PurePosixPath(name).parents}
+    if both := sorted(folders & found.keys()):
+        raise BadBundle(f"{clean(both[0], 80)!r} is both a file and a folder")
     if sum(info.file_size for info in found.values()) > MAX_TOTAL_BYTES:
         raise BadBundle(f"is larger than {MAX_TOTAL_BYTES >> 20} MiB when unpacked")
     return found

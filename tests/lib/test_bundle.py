@@ -116,6 +116,35 @@ def test_a_name_that_does_not_belong_is_refused(tmp_path: Path, name: str) -> No
     assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
 
 
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_other_compression_is_refused_before_it_is_decoded(
+    tmp_path: Path, method: int
+) -> None:
+    path = tmp_path / "x.zip"
+    lines = f"{hashlib.sha256(b'x' * 99).hexdigest()}  report.md\n"
+    with zipfile.ZipFile(path, "w", method) as made:
+        made.writestr("report.md", b"x" * 99)
+        made.writestr(SUMS_FILE, lines)
+    if method == zipfile.ZIP_STORED:
+        assert unpack_bundle(path, tmp_path / "x", ALLOWED)
+        return
+    data = bytearray(path.read_bytes())
+    data[40:60] = bytes(20)  # of lzma's own header, or the data
+    path.write_bytes(data)
+    with pytest.raises(BadBundle, match=r"'report.md' is neither stored nor deflated"):
+        unpack_bundle(path, tmp_path / "x", ALLOWED)
+
+
+def test_a_file_that_is_also_a_folder_is_refused(tmp_path: Path) -> None:
+    allowed = re.compile(r"a(/b\.md)?")
+    path = forge(tmp_path / "x.zip", {"a": b"x", "a/b.md": b"x"})
+    with pytest.raises(BadBundle, match="'a' is both a file and a folder"):
+        unpack_bundle(path, tmp_path / "x", allowed)
+    assert [path.name for path in tmp_path.iterdir()] == ["x.zip"]
+
+
 @pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR])
 def test_a_link_or_a_device_is_refused(tmp_path: Path, kind: int) -> None:
     info = zipfile.ZipInfo("report.md")
