@@ -34,7 +34,13 @@ from gpt2.run.formula_comparison import FormulaComparison, comparison_table
 from gpt2.run.last_call import last_call
 from gpt2.run.outcome import ENDED, conclude, show_next_report, show_times
 from gpt2.run.placement import describe_plan, price_of_gpus, scheduler_options
-from gpt2.run.progress import plan_states, status_table, statuses, watch
+from gpt2.run.progress import (
+    next_commands,
+    plan_states,
+    status_table,
+    statuses,
+    watch,
+)
 from gpt2.run.requirements import require_data, require_packages
 from gpt2.settings.configuration import add_options, copies, load
 from gpt2.settings.rerun_commands import matrix_command, show_next
@@ -244,7 +250,8 @@ def show_status(plan: Plan, config: Config, only: str) -> int:
     elif not refused:
         if call := last_call(plan.output_dir, now=config):
             print(f"the last call in {plan.output_dir}: {call}")
-        show_next(matrix_command())
+        for command, why in next_commands(plan):
+            show_next(command, "" if command == matrix_command() else why)
     answer(**plan_json.progress(plan, states), alarms=list(alarms.values()))
     answer(running=running)
     return 0

@@ -9,8 +9,8 @@ import sys
 
 from gpt2.plan.jobs import Plan
 from gpt2.run.plan_json import progress
-from gpt2.run.progress import plan_states, statuses
-from gpt2.settings.rerun_commands import matrix_command, report_command, show_next
+from gpt2.run.progress import next_commands, plan_states, statuses
+from gpt2.settings.rerun_commands import report_command, show_next
 from lib.json_answer import answer, is_json
 from lib.kconfig.config_py import Config
 from lib.kconfig.dotconfig import COMMAND_LINE
@@ -32,7 +32,8 @@ def conclude(plan: Plan, config: Config, code: int, *, table: bool) -> None:
     if done and table:
         show_next_report(plan, config)
     if code and (code != EXIT_DEVICE or done < len(plan.jobs)):
-        print(f"to continue: {matrix_command()}", file=sys.stderr)
+        for command, why in next_commands(plan):
+            print(f"{why}: {command}", file=sys.stderr)
 
 
 def show_next_report(plan: Plan, config: Config) -> None:

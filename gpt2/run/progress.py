@@ -13,12 +13,14 @@ from typing import Any
 
 from gpt2.plan.jobs import Plan
 from gpt2.run.results_dir import matrix_lock, read_matrix_file
+from gpt2.settings.rerun_commands import matrix_command
 from lib.files import Linked, links_to
 from lib.jobs.phases import TRAINING
 from lib.jobs.run_files import effective_status, is_locked, read_status
 from lib.output import EXIT_FAILED, EXIT_INTERRUPTED, EXIT_OK
 from lib.terminal import table
 
+UNREADABLE = "unreadable"
 WATCH = 10.0  # seconds between looks at the work of another runner
 
 
@@ -27,7 +29,21 @@ def status_word(run_dir: Path) -> str:
     try:
         return effective_status(run_dir)
     except (OSError, ValueError):
-        return "unreadable"
+        return UNREADABLE
+
+
+def next_commands(plan: Plan) -> Iterator[tuple[str, str]]:
+    """Commands for the jobs that are not done, each with its purpose: runs that cannot
+    be read are left alone by `make`, and have to be replaced."""
+    states = {
+        job.run_dir: status_word(plan.output_dir / job.run_dir) for job in plan.jobs
+    }
+    lost = [run for run, state in states.items() if state == UNREADABLE]
+    if set(states.values()) - {"done", UNREADABLE} or not lost:
+        yield matrix_command(), "to continue"
+    if lost:
+        why = "to run again what cannot be read, and keep its files aside"
+        yield matrix_command("rerun", lost), why
 
 
 def statuses(plan: Plan) -> Counter[str]:
@@ -87,7 +103,7 @@ def _run_state(output_dir: Path, run: str) -> dict[str, Any]:
             status |= {"attempt": 0, "message": ""}
     except (OSError, ValueError) as error:
         is_link = isinstance(error, Linked)
-        word = "a link" if is_link else "unreadable"
+        word = "a link" if is_link else UNREADABLE
         return {**state, "status": word, "message": str(error)}
     return {
         **state,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TextIO
 
@@ -35,17 +35,23 @@ def make_variables() -> list[str]:
     return os.environ.get(VARIABLES, "").split()
 
 
-def matrix_command(target: str = "") -> str:
+def matrix_command(target: str = "", only: Sequence[str] = ()) -> str:
     """Command for ``target`` with the settings and jobs of the current command.
 
     target: of the Makefile, or, as an option, of scripts/run_test_matrix.py; empty to
-    run missing jobs. A script that was started without make is repeated without it.
+    run missing jobs. only: run directories to which it is limited. A script that was
+    started without make is repeated without it.
     """
     script = Path(sys.argv[0])
+    pattern = ",".join(run.replace(",", "?") for run in only)  # a comma separates
     if SETTINGS not in os.environ and script.name in (RUNNER, "print_sbatch.py"):
         words = [sys.executable, str(script.with_name(RUNNER)), *_same_jobs()]
+        words += [f"--only={pattern}"] if only else []  # the last one counts
         return shlex.join([*words, *([f"--{target}"] if target else [])])
     given = shlex.split(f"{os.environ.get(SETTINGS, '')} {os.environ.get(JOBS, '')}")
+    if only:
+        given = [word for word in given if not word.startswith("ONLY=")]
+        given.append(f"ONLY={pattern}")
     return " ".join(["make", *([target] if target else []), *assignments(given)])
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,7 +27,7 @@ from tests.scripts.test_run_test_matrix import (
     summary,
     weights,
 )
-from tests.tinymatrix import run_matrix
+from tests.tinymatrix import run_command, run_matrix
 
 ONE_SEED = "SEEDS=1"
 TWO = "SEEDS=1 JOBS=2"
@@ -94,12 +96,20 @@ def test_fail_fast_starts_nothing_after_the_first_failure(folder: Path) -> None:
 
 
 def test_a_damaged_status_is_told_with_the_way_out(finished: Path) -> None:
+    before = losses(finished, TINY_RUNS[1])
     (finished / "results" / TINY_RUNS[1] / "status.json").write_text("")
     done = look(finished, "--skip-verify", "--overrides", ONE_SEED)
     assert done.returncode == 1 and "1 of 2 jobs are done" in done.stdout
     shown = look(finished, "--status").stdout
     for said in (done.stdout, shown):
         assert "status.json: not JSON" in said and "rerun this run" in said
+    # `make` would leave it alone again, so another command is shown, which helps.
+    (way_out,) = re.findall(r"keep its files aside: (.*)", done.stderr)
+    assert "to continue" not in done.stderr
+    assert f"--only={TINY_RUNS[1]} --rerun (to run again what cannot be read" in shown
+    again = run_command(finished, shlex.split(way_out))
+    assert again.returncode == 0 and "1 of 1 jobs are done" in again.stdout
+    assert losses(finished, TINY_RUNS[1]) == before
 
 
 @pytest.mark.slow
