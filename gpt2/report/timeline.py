@@ -8,6 +8,7 @@ counts as what comes first in STATES. All times are Unix seconds.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -61,13 +62,16 @@ class Session:
 
 @dataclass(slots=True)
 class RunSpan:
-    """Time of one attempt at a run. place: "host:0,1" by its GPUs; "host:" for none."""
+    """Time of one attempt at a run. place: "host:0,1" by its GPUs; "host:" for none.
+    turn: when it had its GPU or slot to itself, until ``released``; its start, if it is
+    not known."""
 
     run: str
     place: str
     segments: list[Segment]
     first_update: float | None
-    released: float  # when the next run could have the GPU
+    turn: float
+    released: float
 
     @property
     def start(self) -> float:
@@ -181,6 +185,7 @@ def _attempt(
         clean(place) if isinstance(place, str) else ":",
         _with_evaluations(segments, _evaluations(records, times)),
         times.get("first_update"),
+        times.get("turn", segments[0].start),
         times.get("released", segments[-1].end),
     )
 
@@ -286,14 +291,19 @@ def _by_place(
     for session in sessions:
         for part in _parts(session.places):
             found.setdefault((part, " " not in part), [])
+    known = Counter[str]()
+    for session in sessions:
+        known |= Counter(session.places)
     busy: dict[str, list[float]] = {}  # of each host, when its slots are free again
-    for attempt in sorted(attempts, key=lambda attempt: attempt.start):
+    for attempt in sorted(attempts, key=lambda attempt: attempt.turn):
         parts = _gpus(attempt.place)
         if not parts:
             ends = busy.setdefault(attempt.place, [])
-            free = (i for i, end in enumerate(ends) if end <= attempt.start)
+            free = (i for i, end in enumerate(ends) if end <= attempt.turn)
             slot = next(free, len(ends))
-            ends[slot : slot + 1] = [attempt.end]
+            if 0 < known[attempt.place] <= slot:  # one that ended before its turn
+                slot = ends.index(min(ends))
+            ends[slot : slot + 1] = [max([attempt.released, *ends[slot : slot + 1]])]
             parts = [f"{attempt.place}slot {slot + 1}"]
         for part in parts:
             found.setdefault((part, " " not in part), []).append(attempt)

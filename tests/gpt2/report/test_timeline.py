@@ -159,6 +159,30 @@ def test_cpu_slots_are_told_apart_by_overlap() -> None:
     assert line.gpu_hours == 0 and cost_line(line, 3, 2.0) == ""
 
 
+def test_a_run_that_prepares_ahead_has_the_slot_that_it_trains_in() -> None:
+    """Two slots; the third run prepares while both train, and follows the second."""
+    runs = [
+        *attempts(whole(0.0, 90.0, place="a:"), "long"),
+        *attempts(whole(1.0, place="a:"), "short"),
+    ]
+    times = dict(
+        zip(ALL, (50.0, 54, 56, 57, 58, 59, 60, 100, 101, 120, 124), strict=False)
+    )
+    runs += attempts(phases(times, place="a:"), "ahead", 128.0)
+    killed = attempts(
+        phases({"started": 51.0, "imported": 55.0}, place="a:"), "lost", 60.0
+    )
+    line = timeline_of([*runs, *killed], [Session(0.0, 130.0, ("a:", "a:"))])
+    assert [lane.name for lane in line.lanes] == ["slot 1", "slot 2"]
+    assert [lane.seconds for lane in line.lanes] == [130, 130]
+    trained = [
+        {part.run for part in lane.segments if part.state == "training"}
+        for lane in line.lanes
+    ]
+    assert trained == [{"long"}, {"short", "ahead"}]
+    assert line.lanes[1].gaps == [101.0 - 100.0]
+
+
 def test_time_between_two_calls_of_make_is_nobodys() -> None:
     runs = [*attempts(whole(10.0), "one"), *attempts(whole(1000.0), "two")]
     sessions = [Session(0.0, 110.0, ("a:0",)), Session(990.0, 1100.0, ("a:0",))]
