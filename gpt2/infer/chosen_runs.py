@@ -86,5 +86,5 @@ def _too_many(given: str, folders: list[Path], most: int) -> str:
     count = "one run" if most == 1 else f"at most {most} runs"
     return (
         f"{given} stands for {len(folders)} runs, but this takes {count}. Name "
-        f"them by step and seed, as in 5:1337, or by folder: {shown}, ..."
+        f"them by name and seed, as in ra:1337, or by folder: {shown}, ..."
     )

@@ -137,6 +137,8 @@ def _named(name: str, results: Path, variable: str) -> Chosen:
         )
     chosen = Chosen(left_out=matrix.left_out)
     chosen.add(results, runs)
+    if not chosen.done and not chosen.others:
+        raise ValueError(f"{variable}={name!r} was not begun in {results}: {RUN_FIRST}")
     return chosen
 
 

@@ -247,6 +247,9 @@ def test_what_is_no_run_is_refused_with_what_there_is(folder):
         "none/": "nor a run of results",
     }.items():
         assert hint in sample(folder, "--prompt", "a", name, code=2).stderr
+    shutil.rmtree(folder / OTHER)  # planned in matrix.json, without a folder
+    said = sample(folder, "--prompt", "a", "ra:1", code=2).stderr
+    assert "RUN='ra:1' was not begun in results: run `make` first" in said
     for option, value, hint in [
         ("--temperature", "-1", "TEMPERATURE=-1 must be a number of at least 0"),
         ("--top_p", "0", "TOP_P=0 must be above 0 and at most 1"),
