@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from itertools import zip_longest
@@ -17,6 +18,7 @@ from gpt2.plan.steps import SHIPPED, Registry
 from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.records import identity_parts
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, Settings
+from lib.atomic_files import read_json
 from lib.hashing import identity
 
 JOB_SCHEMA = 1
@@ -142,6 +144,16 @@ def identity_of_json(job: Mapping[str, Any]) -> dict[str, Any]:
     # otherwise an A/A control would equal its baseline
     control = {"control": True} if place.get("other_kernels") else {}
     return {**parts, "seed": job["seed"], "effective_batch": effective, **control}
+
+
+def run_dir_in(path: Path) -> str | None:
+    """The run directory, relative to its results, that a job.json says; None if it
+    cannot be read."""
+    with suppress(OSError, ValueError):
+        found = read_json(path)
+        if isinstance(found, dict) and isinstance(found.get("run_dir"), str):
+            return str(found["run_dir"])
+    return None
 
 
 def was_edited(job: Mapping[str, Any]) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, identity_of
+from gpt2.plan.jobs import Job, Plan, identity_of, run_dir_in
 from gpt2.plan.names import KERNELS_FILE, MATRIX_FILE, STEPS_COPY
 from gpt2.plan.planning import make_plan
 from gpt2.settings.rerun_commands import matrix_command
@@ -91,7 +91,9 @@ def _unfinished(output_dir: Path) -> Path:
 
 
 def _is_results_dir(output_dir: Path) -> bool:
-    return (output_dir / MATRIX_FILE).is_file() or bool(begun_in(output_dir))
+    if (output_dir / MATRIX_FILE).is_file():
+        return True
+    return any(run_dir_in(path) is not None for path in begun_in(output_dir))
 
 
 def refuse_foreign(output_dir: Path) -> None:
@@ -167,9 +169,11 @@ def _clear(root: Path) -> None:
     """Remove what a killed runner has left: its files, runs that it had not let train,
     and probe folders."""
     _clear_files(root)
-    for run_dir in (path.parent for path in _job_files(root)):
+    for path in _job_files(root):
+        run_dir = path.parent
         is_linked = any(links_to(root, run_dir.relative_to(root)))
-        if run_files.only_prepared(run_dir) and not is_linked:
+        is_ours = run_dir_in(path) is not None and not is_linked
+        if is_ours and run_files.only_prepared(run_dir):
             run_files.remove_run(run_dir)
     for mark in root.glob(f"{PROBES}*/{PROBE_MARK}"):
         if not (mark.is_symlink() or mark.parent.is_symlink()):
@@ -236,11 +240,16 @@ def begun_in(output_dir: Path) -> list[Path]:
 
 
 def _job_files(output_dir: Path) -> list[Path]:
+    """Those of runs of this folder, and not of a results folder within it, for which
+    the folder of a checkout is not one itself."""
     depths = ("*", "*/*")  # without and with the coordinates of a sweep
     return sorted(
         path
         for depth in depths
         for path in output_dir.glob(f"{depth}/seed*/{run_files.JOB_FILE}")
+        if not path.parent.relative_to(output_dir)
+        .as_posix()
+        .endswith(f"/{run_dir_in(path)}")
     )
 
 

@@ -101,6 +101,30 @@ def test_an_existing_matrix_is_not_touched(make: Make) -> None:
     assert (plan.output_dir / MATRIX_FILE).read_bytes() == before
 
 
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_a_folder_of_results_folders_is_not_one_itself(
+    make: Make, tmp_path: Path, is_damaged: bool
+) -> None:
+    """As the folder of a checkout, with a configuration that is not to be replaced, and
+    with a run that another runner may be preparing."""
+    outer = make(OUTPUT_DIR='"outer"')
+    inner = create(make(OUTPUT_DIR='"outer/results"'))
+    begin(inner, 0)
+    run_dir = inner.output_dir / inner.jobs[0].run_dir
+    if is_damaged:
+        (run_dir / run_files.JOB_FILE).write_text("{")
+    (outer.output_dir / "config.py").write_text("mine")
+    with pytest.raises(MatrixError, match="without matrix.json, not a results folder"):
+        with held(outer, {"config.py": "other"}):
+            pass
+    (outer.output_dir / "matrix.json").write_text('{"jobs": []}')
+    (run_dir / run_files.EARLY_FILE).touch()
+    assert begun_in(outer.output_dir) == []
+    with held(outer, {}):
+        assert (run_dir / run_files.JOB_FILE).exists()
+    assert (outer.output_dir / "config.py").read_text() == "mine"
+
+
 def test_a_folder_of_something_else_is_refused(make: Make) -> None:
     plan = make()
     plan.output_dir.mkdir()
