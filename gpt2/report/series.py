@@ -134,7 +134,7 @@ def record(folder: Path, series: ArmSeries) -> None:
 
 def write_series(folder: Path, series: ArmSeries) -> None:
     data = {"schema": SCHEMA, **series.to_json()}
-    atomic_write_json(folder / LEDGER_FILE, data)
+    atomic_write_json(folder / LEDGER_FILE, data, make_folder=False)
 
 
 @contextmanager

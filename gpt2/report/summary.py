@@ -27,8 +27,10 @@ def write_summary(
     One entry per job, whatever its status. verdicts: added by the report; the field is
     null otherwise, so that no verdict outlives a change of its runs.
     """
-    atomic_write_json(matrix.root / SUMMARY_FILE, summary_of(matrix, verdicts))
-    atomic_write_text(matrix.root / "results.csv", to_csv(matrix.rows))
+    found = summary_of(matrix, verdicts)
+    atomic_write_json(matrix.root / SUMMARY_FILE, found, make_folder=False)
+    text = to_csv(matrix.rows)
+    atomic_write_text(matrix.root / "results.csv", text, make_folder=False)
 
 
 def summary_of(

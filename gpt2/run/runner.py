@@ -39,9 +39,10 @@ from lib import atomic_files
 from lib.files import safe_join
 from lib.jobs import run_files
 from lib.jobs.options import Options, View
-from lib.jobs.process import Task
+from lib.jobs.process import Patience, Task
 from lib.jobs.scheduler import Scheduler
 from lib.jobs.slots import have_own_gpus
+from lib.jobs.task_state import Running
 from lib.output import EXIT_FAILED, EXIT_OK
 
 CERTIFICATES_FILE = "certificates.json"
@@ -128,7 +129,21 @@ def _schedule(
     ahead = runs_ahead(todo, options)
     plan_of_devices = describe(todo, options, ahead, root)
     options = with_turns(options, ahead, root)
+
+    def launch(task: Task, slot: Mapping[str, str], patience: Patience) -> Running:
+        _require_there(root)  # else the run would create the folder again
+        return launch_anywhere(task, slot, patience)
+
+    launch_anywhere, options = options.launch, replace(options, launch=launch)
     return Scheduler(tasks, options, view, Watch(root, view)), plan_of_devices
+
+
+def _require_there(root: Path) -> None:
+    if not (root / MATRIX_FILE).exists():
+        raise MatrixError(
+            f"{root} was moved or removed while its runs were active: they are "
+            "stopped. Put it back and start again"
+        )
 
 
 def _may_begin_early(todo: Sequence[Job], options: Options) -> bool:
@@ -275,11 +290,7 @@ class Watch:
 
     def __call__(self, cell: object) -> None:
         """Raises MatrixError, which ends the matrix, if its folder has gone."""
-        if not (self.root / MATRIX_FILE).exists():
-            raise MatrixError(
-                f"{self.root} was moved or removed while its runs were active: they "
-                "are stopped. Put it back and start again"
-            )
+        _require_there(self.root)
         _summarise(self.root)
         for about, alarm in alarms(self.root).items():
             if about not in self._shown:

@@ -13,13 +13,16 @@ import pytest
 
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan
+from gpt2.report.results import MatrixResults
+from gpt2.report.summary import write_summary
 from gpt2.run.results_dir import MatrixError
-from gpt2.run.runner import Watch, prepare, run
-from gpt2.run.verification import Certificates
+from gpt2.run.runner import Watch, _schedule, prepare, run
+from gpt2.run.verification import PASSED, Certificates
 from lib import atomic_files
 from lib.jobs import run_files
 from lib.jobs.live_table import PlainView
 from lib.jobs.options import Options
+from lib.jobs.process import Attempt
 from lib.output import EXIT_FAILED
 from tests.results_factory import write_matrix
 from tests.tinymatrix import write_config
@@ -34,6 +37,26 @@ def test_a_folder_that_has_gone_ends_the_matrix(tmp_path: Path) -> None:
     with pytest.raises(MatrixError, match="was moved or removed"):
         watch(None)
     assert not results.exists()
+
+
+def test_no_run_is_started_in_a_folder_that_has_gone(
+    plan: Plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One run ends, the folder is moved, and the next run would have made it again."""
+    out = io.StringIO()
+    scheduler, _ = _schedule(
+        plan.jobs[1:], plan.output_dir, PASSED, Options(), PlainView(out)
+    )
+    monkeypatch.setattr(
+        Attempt, "__init__", lambda *_: pytest.fail("a run was started")
+    )
+    plan.output_dir.rename(tmp_path / "elsewhere")
+    with pytest.raises(MatrixError, match="was moved or removed"):
+        scheduler.run()
+    assert not plan.output_dir.exists()
+    with pytest.raises(FileNotFoundError, match="summary.json"):
+        write_summary(MatrixResults(plan.output_dir))
+    assert not plan.output_dir.exists()
 
 
 # ---- what is missing --------------------------------------------------------------
