@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code = export(chosen.folders[0], options.out, options.repo)
     except (ValueError, OSError) as error:
         return refuse(command, error)
-    results = f"RESULTS={options.results or ''}"
+    results = f"RESULTS={chosen.results or ''}"
     if options.repo is None and not code:
         words = f"RUN={options.run}", results, "REPO=account/name"
         show_next(make_command("push", words), "uploads it to the Hugging Face hub")

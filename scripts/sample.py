@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         return refuse("sample", error)
     answer(texts=texts)
-    words = f"RUNS={options.run}", f"RESULTS={options.results or ''}"
+    words = f"RUNS={options.run}", f"RESULTS={chosen.results or ''}"
     command = make_command("eval", words)
     show_next(command, "scores on text, repetition, questions", sys.stderr)
     return 0

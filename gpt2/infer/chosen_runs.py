@@ -29,10 +29,12 @@ READ = ("CPU_THREADS", "DEVICE", "OUTPUT_DIR")
 
 @dataclass(frozen=True, slots=True)
 class ChosenRuns:
-    """Finished runs, and the resources that were configured for the command."""
+    """Finished runs, the resources that were configured for the command, and the
+    results folder if the command line names one, for the next command."""
 
     folders: tuple[Path, ...]
     resources: Resources
+    results: Path | None
 
 
 def add_run_options(parser: argparse.ArgumentParser, several: bool = True) -> None:
@@ -72,7 +74,8 @@ def chosen_runs(
         folders += [path for path in found.done if path not in folders]
     if len(folders) > most:
         raise ValueError(_too_many(f"{variable}={options.run!r}", folders, most))
-    return ChosenRuns(tuple(folders), resources)
+    given = results if named or options.results is not None else None
+    return ChosenRuns(tuple(folders), resources, given)
 
 
 def _check_finished(given: str, found: Chosen) -> None:

@@ -233,7 +233,8 @@ def test_settings_have_an_effect_or_are_refused(undisturbed, tmp_path):
         assert "of the settings, CPU_THREADS, DEVICE, OUTPUT_DIR" in said
     where = f"OUTPUT_DIR={undisturbed / 'results'}"
     elsewhere = ("--config", "none.py", "--overrides", where, "--prompt", "a", "5")
-    sample(tmp_path, "--count", "1", *elsewhere)
+    said = sample(tmp_path, "--count", "1", *elsewhere).stderr
+    assert f"Next: make eval RUNS=5 RESULTS={undisturbed / 'results'} (" in said
 
 
 def test_what_is_no_run_is_refused_with_what_there_is(folder):
