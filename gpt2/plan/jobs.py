@@ -122,11 +122,11 @@ def cells(jobs: Iterable[Job]) -> list[list[Job]]:
     return list(groups.values())
 
 
-def in_rounds(jobs: Iterable[Job]) -> list[Job]:
-    """The jobs in rounds: the first seed of each cell, then the second of each, and so
-    on, so that a matrix that is stopped has few cells without their partners."""
-    rounds = zip_longest(*cells(jobs))
-    return [job for of_cells in rounds for job in of_cells if job is not None]
+def rounds(jobs: Iterable[Job]) -> list[list[Job]]:
+    """The first seed of each cell, then the second of each, and so on: in this order a
+    matrix that is stopped has few cells without their partners."""
+    found = zip_longest(*cells(jobs))
+    return [[job for job in seeds if job is not None] for seeds in found]
 
 
 def identity_of(settings: Settings, seed: int) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.jobs import Job, Plan, cells, in_rounds
+from gpt2.plan.jobs import Job, Plan, cells, rounds
 from gpt2.plan.names import MATRIX_FILE
 from gpt2.plan.run_length import last_update
 from gpt2.run import estimate
@@ -198,7 +198,8 @@ def prepare(
             path = safe_join(root, job.run_dir) / run_files.JOB_FILE
             atomic_files.atomic_write_json(path, job.to_json())
         _summarise(root)
-    return [task_of(job, root, certificates.word) for job in in_rounds(jobs)]
+    in_order = (job for found in rounds(jobs) for job in found)
+    return [task_of(job, root, certificates.word) for job in in_order]
 
 
 def timed(tasks: list[Task], jobs: Sequence[Job], root: Path) -> list[Task]:

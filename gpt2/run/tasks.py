@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt2.plan.budget import budget
-from gpt2.plan.jobs import Job, in_rounds
+from gpt2.plan.jobs import Job, rounds
 from gpt2.plan.names import VERIFIED
 from gpt2.plan.run_length import last_update, seconds_of, tokens_of
 from gpt2.settings.schema import Settings
@@ -51,10 +51,10 @@ def task_of(job: Job, output_dir: Path, verified: str) -> Task:
 
 
 def tasks_of(jobs: Sequence[Job], output_dir: Path, verified: str) -> list[Task]:
-    """As task_of, for each of the jobs; they train in rounds."""
-    ranks = {job.run_dir: rank for rank, job in enumerate(in_rounds(jobs))}
+    """As task_of, for each of the jobs, with their rounds."""
+    number = {job.run_dir: n for n, found in enumerate(rounds(jobs)) for job in found}
     tasks = ((job, task_of(job, output_dir, verified)) for job in jobs)
-    return [replace(task, rank=ranks[job.run_dir]) for job, task in tasks]
+    return [replace(task, round=number[job.run_dir]) for job, task in tasks]
 
 
 def _code(settings: Settings) -> str:

@@ -42,7 +42,7 @@ class Task:
     seconds: of training after which it ends, instead of max_steps.
     code: names what it compiles before it trains; "" if it compiles nothing.
     memory: bytes of GPU memory that it takes, 0 where that does not matter.
-    rank: of those that could train now, the task of the lowest rank does.
+    round: tasks train after those of earlier rounds, where these are ready.
     avoid: GPUs as in Outcome.place, which an engine that assigns GPUs is not to use.
     """
 
@@ -56,7 +56,7 @@ class Task:
     seconds: float = 0.0
     memory: float = 0.0
     code: str = ""
-    rank: int = 0
+    round: int = 0
     avoid: tuple[str, ...] = ()
 
 

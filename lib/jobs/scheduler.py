@@ -63,11 +63,14 @@ class Scheduler:
         self.options, self.view, self.after = options, view, after
         self.cards = options.cards
         self.began = time.monotonic()
-        self._queue = list(self.cells)
-        if not options.ahead:  # or by code, which is compiled once; they train by rank
-            self._queue.sort(key=lambda cell: cell.task.rank)
+        by_cost = list(self.cells)
         if options.longest_first:
-            self._queue.sort(key=lambda cell: -cell.task.cost)
+            by_cost.sort(key=lambda cell: -cell.task.cost)
+        order = sorted(by_cost, key=lambda cell: cell.task.round)
+        self._ranks = {cell.task.run_dir: rank for rank, cell in enumerate(order)}
+        # What prepares ahead trains in this order, but is started with tasks of one
+        # code next to each other, as the first compiles for the others.
+        self._queue = by_cost if options.ahead else order
         self.occupancy = Occupancy(options)
         self._signals: list[tuple[float, int]] = []
         self._stopping = False
@@ -249,7 +252,7 @@ class Scheduler:
         options = self.options
         avoid = tuple(cell.failed_at | self.cards.lost.keys())
         task = replace(cell.task, avoid=avoid)
-        environ = {**options.slots[slot], RANK: str(task.rank)}
+        environ = {**options.slots[slot], RANK: str(self._ranks[task.run_dir])}
         if self._gate is not None:
             environ[GATE] = str(self._gate)
             task = replace(task, files={run_files.EARLY_FILE: "", **task.files})

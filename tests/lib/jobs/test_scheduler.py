@@ -152,14 +152,19 @@ def test_longest_first(tmp_path: Path) -> None:
     assert ended == ["long", "middle", "short"]
 
 
-def test_tasks_that_do_not_prepare_ahead_start_by_rank(tmp_path: Path) -> None:
+@pytest.mark.parametrize("longest", [False, True])
+def test_tasks_start_in_rounds(tmp_path: Path, longest: bool) -> None:
+    """In each of them in the given order, or the longest first."""
+    rounds, costs = {"1": 0, "2": 1}, {"a": 1.0, "b": 9.0}
     tasks = [
-        dataclasses.replace(task(tmp_path, name), rank=rank)
-        for name, rank in (("a1", 0), ("a2", 2), ("b1", 1), ("b2", 3))
+        dataclasses.replace(
+            task(tmp_path, name), round=rounds[name[1]], cost=costs[name[0]]
+        )
+        for name in ("a1", "a2", "b1", "b2")
     ]
     ended: list[str] = []
-    run(tasks, lambda cell: ended.append(cell.task.name))
-    assert ended == ["a1", "b1", "a2", "b2"]
+    run(tasks, lambda cell: ended.append(cell.task.name), longest_first=longest)
+    assert ended == (["b1", "a1", "b2", "a2"] if longest else ["a1", "b1", "a2", "b2"])
 
 
 def test_files_of_a_task_are_there_before_it_starts(tmp_path: Path) -> None:
@@ -648,12 +653,12 @@ def test_what_another_task_is_compiling_is_not_compiled_twice(tmp_path: Path) ->
     assert list(found)[:2] == ["a1", "b1"]
 
 
-def test_tasks_that_prepared_ahead_train_by_rank(tmp_path: Path) -> None:
+def test_tasks_that_prepared_ahead_train_in_rounds(tmp_path: Path) -> None:
     waiting = ":".join(str(tmp_path / name / "waits") for name in ("a2", "b1"))
     tasks = [
         task(tmp_path, "a1", until=waiting),
-        dataclasses.replace(task(tmp_path, "a2"), rank=2),
-        dataclasses.replace(task(tmp_path, "b1"), rank=1),
+        dataclasses.replace(task(tmp_path, "a2"), round=1),
+        task(tmp_path, "b1"),
     ]
     ended: list[str] = []
     slots = ({TURN: turn_path(tmp_path, 0)},)
