@@ -74,6 +74,11 @@ class Arm:
     def seeds(self) -> tuple[int, ...]:
         return tuple(run.row["seed"] for run in self.runs)
 
+    def is_called(self, name: str) -> bool:
+        """Whether that is its step, its name, its label or the folder of its seeds."""
+        folders = {run.run_dir.rpartition("/")[0] for run in self.runs}
+        return name in {str(self.step), self.name, self.label, *folders}
+
     def values(self, column: str) -> list[float]:
         """Numbers of a column over the finished runs, without missing ones."""
         found = (number(run.row.get(column)) for run in self.done)

@@ -114,7 +114,7 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
     matrix = read_matrix(results)
     arms = group_arms(matrix)
     which, _, seed = name.partition(":")
-    chosen = [arm for arm in arms if which in (str(arm.step), arm.name, arm.label)]
+    chosen = [arm for arm in arms if arm.is_called(which)]
     if not chosen:
         known = ", ".join(arm.label for arm in arms) or "nothing"
         raise ValueError(

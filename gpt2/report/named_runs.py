@@ -120,7 +120,7 @@ def _named(name: str, results: Path, variable: str) -> Chosen:
         )
     matrix = read_matrix(results, curves=False)
     arms = group_arms(matrix)
-    named = [arm for arm in arms if which in (str(arm.step), arm.name, arm.label)]
+    named = [arm for arm in arms if arm.is_called(which)]
     every = [run for arm in named for run in arm.runs]
     runs = [run for run in every if not seed or str(run.row["seed"]) == seed]
     if named and not runs:

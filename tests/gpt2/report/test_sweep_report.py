@@ -261,6 +261,9 @@ def test_compare_wants_one_arm(windows: Path) -> None:
     (arm,) = find_subject("ra/ra_window=16", windows).arms
     assert arm.coordinates == {"ra_window": 16}
     assert len(find_subject("0", windows).arms) == 1
+    for name in ("step00-baseline", "step05-ra/ra_window=16"):  # as in make status
+        (arm,) = find_subject(name, windows).arms
+        assert {run.run_dir.rpartition("/")[0] for run in arm.runs} == {name}
 
 
 def test_runs_of_other_context_lengths_are_not_called_unpaired(tmp_path: Path) -> None:
