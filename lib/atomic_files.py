@@ -121,8 +121,9 @@ def require_json_place(path: str | Path) -> None:
 
 
 def refuse_other_kind(path: Path, is_ours: Callable[[Path], bool]) -> None:
-    """Raise FileExistsError if a file is there that is not ours to replace."""
-    if path.exists() and not is_ours(path):
+    """Raise FileExistsError if a file is there that is not ours to replace; a pipe or a
+    device, such as /dev/null, never is."""
+    if path.exists() and not (path.is_dir() or path.is_file() and is_ours(path)):
         raise FileExistsError(errno.EEXIST, "a file of another kind is there")
 
 

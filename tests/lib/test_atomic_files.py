@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import resource
 import subprocess
 from pathlib import Path
@@ -106,6 +107,12 @@ def test_a_place_that_cannot_be_written_says_what_to_do(tmp_path: Path) -> None:
         theirs.write_bytes(text if isinstance(text, bytes) else text.encode())
         with pytest.raises(atomic_files.NotWritable, match="of another kind is there"):
             atomic_files.require_json_place(theirs)
+    os.mkfifo(tmp_path / "pipe")
+    for special in (tmp_path / "pipe", Path("/dev/null"), Path("/dev/stdout")):
+        if special.is_file():
+            continue  # where the output of the tests goes
+        with pytest.raises(atomic_files.NotWritable, match="of another kind is there"):
+            atomic_files.require_json_place(special)
     assert not list((tmp_path / "new").iterdir())
     with pytest.raises(atomic_files.NotWritable, match="Read-only file system. Make"):
         with atomic_files.clear_write_errors(tmp_path):
