@@ -11,6 +11,7 @@ from pathlib import Path
 from gpt2.settings.configuration import KCONFIG, ROOT, strict_kconfig
 from gpt2.settings.parse import settings_from, symbol_types
 from lib.atomic_files import atomic_write_bytes, atomic_write_text
+from lib.human import counted
 from lib.kconfig.config_py import (
     Config,
     ConfigError,
@@ -18,6 +19,7 @@ from lib.kconfig.config_py import (
     read_config,
     render_config,
 )
+from lib.kconfig.dotconfig import parse_line
 
 DOTCONFIG, CONFIG = ROOT / ".config", ROOT / "config.py"
 MADE_FROM = ROOT / ".kablate" / "made.config"  # the .config that config.py is of
@@ -47,7 +49,26 @@ def configured() -> Path:
 def generate() -> None:
     """Make config.py from .config, unless it is up to date."""
     if not is_current():
-        regenerate()
+        note_absent(regenerate())
+
+
+def note_absent(config: Config) -> None:
+    """Say how many settings have no line in .config: it may have been cut off, or be
+    older than they are. kablate writes all of them."""
+    there = set(_names_in(DOTCONFIG.read_text("utf-8")))
+    whole = _names_in(strict.render_dotconfig(config))
+    if absent := [name for name in whole if name not in there]:
+        few = ", ".join(absent[:3]) + (", ..." if len(absent) > 3 else "")
+        print(
+            f"note: .config has no line for {counted(len(absent), 'setting')} ({few}), "
+            "which are at their defaults: `make olddefconfig` adds them",
+            file=sys.stderr,
+        )
+
+
+def _names_in(text: str) -> Iterator[str]:
+    found = (parse_line(line, strict.kinds) for line in text.split("\n"))
+    return (assigned[0] for assigned in found if assigned)
 
 
 def is_current() -> bool:

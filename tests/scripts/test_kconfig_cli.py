@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pty
+import re
 import select
 import shutil
 import signal
@@ -229,6 +230,20 @@ def test_generate_follows_an_edited_dotconfig(mine: Path) -> None:
         "GPT2_MAX_ITERS": "defconfigs/one:3",
         "BATCH_SIZE": f".config:{line}",
     }
+
+
+def test_settings_without_a_line_are_noted(mine: Path) -> None:
+    """As in a .config that was cut off, or that is older than a setting."""
+    whole = (mine / ".config").read_text()
+    edit(mine, whole.replace("CONFIG_BATCH_SIZE=8\n", ""))
+    said = kconfig(mine, "generate").stderr
+    assert "no line for 1 setting (BATCH_SIZE), which" in said
+    edit(mine, whole[: whole.index("CONFIG_SEEDS")] + "# later")
+    said = kconfig(mine, "generate").stderr
+    assert re.search(r"no line for \d\d+ settings \(SEEDS, .*, \.\.\.\), which", said)
+    done(mine, "olddefconfig")
+    edit(mine, (mine / ".config").read_text() + "\n")
+    assert "no line" not in kconfig(mine, "generate").stderr
 
 
 def edit(tree: Path, text: str) -> None:
