@@ -155,10 +155,27 @@ def read_status(run_dir: str | Path) -> dict[str, Any]:
         found = read_json(path)
         if not isinstance(found, dict) or found.get("status") not in STATUSES:
             raise DamagedFile(f"{path}: not a status file (no known status in it)")
+        for name in _NEW_STATUS.keys() & found.keys():
+            if not _is_usable(name, found[name]):
+                raise DamagedFile(f"{path}: not a status file ({name} is of no use)")
     except DamagedFile as error:
         way_out = "rerun this run, which keeps its files aside"
         raise DamagedFile(f"{error}; {way_out}") from None
     return {**_NEW_STATUS, **found}
+
+
+def _is_usable(name: str, value: Any) -> bool:
+    """Whether a value is of the kind that this field of status.json has."""
+    new = _NEW_STATUS[name]
+    if name == "alarms":
+        return isinstance(value, list) and all(
+            isinstance(alarm, dict) and {"step", "message"} <= alarm.keys()
+            for alarm in value
+        )
+    if isinstance(new, int):  # a number of updates, attempts or a process
+        return type(value) is int and 0 <= value < 2**31
+    kind = dict if name == "result" else str
+    return isinstance(value, kind) or (value is None and new is None)
 
 
 def write_status(run_dir: str | Path, **changes: Any) -> dict[str, Any]:

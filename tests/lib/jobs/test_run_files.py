@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import sys
@@ -147,7 +148,12 @@ def test_a_run_that_ends_between_two_looks_is_not_interrupted(
 
 
 def test_a_damaged_status_is_an_error_that_names_it(tmp_path: Path) -> None:
-    for text in ("", "[]", '{"status": "fine"}', '{"stat'):
+    fields = {
+        **{"alarms": ["x"], "step": "1e3", "attempt": None, "pid": 10**12, "host": 3},
+        **{"result": "none", "message": None, "max_steps": True, "started": {}},
+    }
+    wrong = [json.dumps({"status": "done", name: fields[name]}) for name in fields]
+    for text in ("", "[]", '{"status": "fine"}', '{"stat', *wrong):
         (tmp_path / "status.json").write_text(text)
         with pytest.raises(
             atomic_files.DamagedFile, match="status.json: not .*rerun this run"
