@@ -180,7 +180,10 @@ def clear_write_errors(path: Path) -> Iterator[None]:
             if str(error.filename).endswith(".tmp"):  # a name that users do not know
                 raise OSError(error.errno, error.strerror, str(path)) from None
             raise
-        raise DiskFull.of(path, "its old content is unchanged") from None
+        before = "its old content is unchanged"
+        if not path.exists():
+            before = "it was not there before"
+        raise DiskFull.of(path, before) from None
 
 
 def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:

@@ -161,10 +161,12 @@ class Work:
         """Split the collected documents."""
         sizes, share = partial.sizes(), self.corpus.val_share
         if len({digest for digest, _ in sizes}) < 2:
+            more = "more text"
+            if self.request.max_tokens:
+                more += ", or raise GPT2_DATASET_MAX_TOKENS"
             raise CorpusError(
                 f"the corpus has {len(sizes)} documents; at least two different ones "
-                "are needed, for training and validation. Give more text, or raise "
-                "GPT2_DATASET_MAX_TOKENS"
+                f"are needed, for training and validation. Give {more}"
             )
         target = share * sum(size for _, size in sizes)
         if self.corpus.held_out == "tail":

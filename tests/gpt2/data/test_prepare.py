@@ -247,10 +247,11 @@ def test_ends_keep_to_the_limit_on_tokens(tmp_path):
 
 
 def test_two_different_documents_are_needed(tmp_path):
-    for count in (2, 5):
+    for count, most, advice in ((2, 0, "text$"), (5, 9, "text, or raise GPT2_.*")):
         files = {f"{n}.txt": "the same\n" for n in range(count)}
-        with pytest.raises(CorpusError, match="two different ones are needed"):
-            prepare_texts(tmp_path / str(count), files)
+        why = f"two different ones are needed, .* Give more {advice}"
+        with pytest.raises(CorpusError, match=why):
+            prepare_texts(tmp_path / str(count), files, max_tokens=most)
         (folder,) = (tmp_path / str(count) / "data").glob("text-*")
         assert not (folder / ".partial").exists()
 
