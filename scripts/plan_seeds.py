@@ -27,7 +27,7 @@ from gpt2.plan.planning import make_plan
 from gpt2.report import pooling
 from gpt2.report.bundle import results_folder
 from gpt2.report.evidence import Rules
-from gpt2.report.noise import KNOWN_PARAMETERS, Family, is_known, power_with
+from gpt2.report.noise import KNOWN_PARAMETERS, Family, PlannedTest, is_known
 from gpt2.report.power import (
     Spread,
     known_spreads,
@@ -69,12 +69,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return refuse("plan", error)
     delta = rules.margin if options.delta is None else options.delta
     family = family_of(options.arms, judged, rules)
-    show(found, delta, family, rules)
+    test = PlannedTest(rules, family)
+    show(found, delta, test)
     show_next("make SEEDS=1-N OUTPUT_DIR=NEW", "N from the first table")
     if is_json():
         answer(delta=delta, arms=family.number, level=family.level, pools=family.pools)
         answer(rules=dataclasses.asdict(rules))
-        answer(noise=[to_json(spread, delta, family, rules) for spread in found])
+        answer(noise=[to_json(spread, delta, test) for spread in found])
     return 0
 
 
@@ -151,18 +152,17 @@ def sizes_of(config: Path, judged: Judgement | None) -> list[float | None]:
     return [budget(job.settings).parameters for job in make_plan(load(config)).jobs]
 
 
-def show(found: list[Spread], delta: float, family: Family, rules: Rules) -> None:
+def show(found: list[Spread], delta: float, test: PlannedTest) -> None:
+    rules = test.rules
     console = report_console()
-    console.print(
-        f"Seeds of each arm for {rules.power:.0%} power at {error_of(family, rules)}:"
-    )
-    console.print(needed(found, delta, family, rules))
+    console.print(f"Seeds of each arm for {rules.power:.0%} power at {error_of(test)}:")
+    console.print(needed(found, delta, test))
     if delta < rules.margin:
         console.print(
             f"{delta:g} is within the margin of ±{rules.margin:g}: with more seeds "
             'than "only" it is graded NEUTRAL. If it matters, lower REPORT_MARGIN.'
         )
-    if family.level is not None:
+    if test.family.level is not None:
         console.print(
             "Run that number at once: more seeds after the test are a further test, at "
             "the next level."
@@ -173,12 +173,12 @@ def show(found: list[Spread], delta: float, family: Family, rules: Rules) -> Non
             "false findings. LOOKS=3 plans for three reports."
         )
     console.print("Smallest detectable difference by number of seeds:")
-    console.print(detectable(found, family, rules))
+    console.print(detectable(found, test))
 
 
-def error_of(family: Family, rules: Rules) -> str:
-    """Error that the tests keep, in words."""
-    number = family.number
+def error_of(test: PlannedTest) -> str:
+    """Error that the test keeps, in words."""
+    rules, family, number = test.rules, test.family, test.family.number
     if family.level is not None:
         level = human.level(family.level)
         return f"a level of {level}, that of test {number} of a sequential family"
@@ -189,28 +189,25 @@ def error_of(family: Family, rules: Rules) -> str:
     return f"a family-wise error of {rules.alpha:.0%} over {count}{looks}"
 
 
-def to_json(
-    spread: Spread, delta: float, family: Family, rules: Rules
-) -> dict[str, Any]:
+def to_json(spread: Spread, delta: float, test: PlannedTest) -> dict[str, Any]:
     """Numbers of seeds at one noise, and the differences that numbers of seeds find."""
-    numbers = plan_seeds(spread, delta, family, rules)
+    numbers = plan_seeds(spread, delta, test)
     seeds = {"to_detect": numbers.find, "to_exclude": numbers.exclude}
     return {
         **dataclasses.asdict(spread),
         **{k: None if x is None else dataclasses.asdict(x) for k, x in seeds.items()},
-        "detectable": {
-            str(n): smallest(spread.sd, n, family, rules) for n in SHOWN_SEEDS
-        },
+        "detectable": {str(n): smallest(spread.sd, n, test) for n in SHOWN_SEEDS},
     }
 
 
-def needed(found: list[Spread], delta: float, family: Family, rules: Rules) -> Table:
+def needed(found: list[Spread], delta: float, test: PlannedTest) -> Table:
+    rules = test.rules
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     heads = (f"to detect ±{delta:g}", f"to grade 0 NEUTRAL within ±{rules.margin:g}")
     for head in ("noise of a difference", "sd", *heads):
         table.add_column(head, justify="left" if head.startswith("noise") else "right")
     for spread in found:
-        numbers = plan_seeds(spread, delta, family, rules)
+        numbers = plan_seeds(spread, delta, test)
         find = seeds_text(numbers.find, delta < rules.margin)
         cells = [find, seeds_text(numbers.exclude)]
         table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *cells)
@@ -227,27 +224,27 @@ def seeds_text(found: stats.Seeds | None, falls: bool = False) -> str:
     return f"{' to '.join(map(str, ends))} only"
 
 
-def detectable(found: list[Spread], family: Family, rules: Rules) -> Table:
+def detectable(found: list[Spread], test: PlannedTest) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("seeds", justify="right")
     for spread in found:
         table.add_column(Text(f"sd {spread.sd:.4f}"), justify="right")
     for n in SHOWN_SEEDS:
-        row = (smallest(spread.sd, n, family, rules) for spread in found)
+        row = (smallest(spread.sd, n, test) for spread in found)
         table.add_row(str(n), *(f"{value:.4f}" for value in row))
     return table
 
 
-def smallest(sd: float, seeds: int, family: Family, rules: Rules) -> float:
+def smallest(sd: float, seeds: int, test: PlannedTest) -> float:
     """Smallest difference that is detected with this number of seeds.
 
     Rounded up to the digits shown, so that the difference in the table is detected.
     """
 
     def chance(delta: float) -> float:
-        return power_with(delta, sd, rules, family, True, rules.margin)(seeds)
+        return test.power(delta, sd, seeds, test.rules.margin)
 
-    found = stats.detectable_difference(chance, sd, rules.power)
+    found = stats.detectable_difference(chance, sd, test.rules.power)
     return math.ceil(1e4 * found - 1e-3) / 1e4
 
 

@@ -214,7 +214,7 @@ def _grade(verdict: Verdict, rules: Rules) -> str:
 
 def finished(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
     """Apply grades that outrank the tests; add reasons and the seeds needed."""
-    rules = design.rules
+    rules = design.test.rules
     bootstrap = stats.bootstrap_interval(verdict.differences or [0.0], rules.alpha)
     verdict = dataclasses.replace(verdict, bootstrap=bootstrap)
     for grade, reasons in (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from gpt2.report.arms import Arm
@@ -67,64 +67,56 @@ class Family:
 
 
 @dataclass(frozen=True, slots=True)
-class Design:
-    """Inputs to the number of seeds of a comparison, except its differences."""
+class PlannedTest:
+    """The test that will decide each comparison of a family. Standard deviations are
+    those of a paired difference."""
 
     rules: Rules
     family: Family
-    is_pooled: bool  # whether the pooled test decides
+    is_pooled: bool = True
+
+    def power(self, delta: float, sd: float, seeds: int, margin: float) -> float:
+        """To detect ``delta``; margin as for stats.power_of_difference."""
+        alpha, family = self.rules.alpha_of_look, self.family
+        number, level = family.number, family.level
+        if level is not None:
+            rows = number + 1 if self.is_pooled else 2
+            return sequential.power(delta, sd, seeds, rows, alpha, level, margin)
+        if self.is_pooled and family.can_pool:
+            pools = family.pools
+            return pooled_power.power(delta, sd, seeds, number, alpha, margin, pools)
+        return stats.power_of_difference(delta, sd, seeds, alpha / number, margin)
+
+    def seeds_to_find(
+        self, delta: float, sd: float, margin: float
+    ) -> stats.Seeds | None:
+        """Numbers of seeds that detect ``delta`` with the power of the rules."""
+
+        def chance(seeds: int) -> float:
+            return self.power(delta, sd, seeds, margin)
+
+        if abs(delta) >= margin:
+            return stats.seeds_needed(chance, self.rules.power)
+        is_slow = self.is_pooled and self.family.can_pool
+        numbers = pooled_power.SEED_NUMBERS if is_slow else stats.SEED_NUMBERS
+        return stats.seed_window(chance, self.rules.power, numbers)
+
+    def seeds_to_exclude(self, delta: float, sd: float) -> stats.Seeds | None:
+        """Numbers of seeds that show a true ``delta`` to be within the margin."""
+        rules, family = self.rules, self.family
+        alpha = family.level or rules.alpha_of_look / family.number
+        return stats.seeds_for_equivalence(delta, rules.margin, sd, alpha, rules.power)
+
+
+@dataclass(frozen=True, slots=True)
+class Design:
+    """Inputs to the number of seeds of a comparison, except its differences."""
+
+    test: PlannedTest
     runs_sd: float | None  # of one run, from replicas of a baseline
     runs_origin: str = "the noise floor"
     pooled_sd: float | None = None  # of a paired difference, over all arms of its pool
     pool: str = ""  # name of that pool
-
-
-def power_with(
-    delta: float,
-    sd: float,
-    rules: Rules,
-    family: Family,
-    is_pooled: bool,
-    margin: float,
-) -> Callable[[int], float]:
-    """Power of the deciding test to detect ``delta``, as a function of the seeds.
-
-    sd is that of a paired difference; margin as for stats.power_of_difference.
-    """
-    alpha, number, level = rules.alpha_of_look, family.number, family.level
-    if level is not None:
-        rows = number + 1 if is_pooled else 2
-        return lambda n: sequential.power(delta, sd, n, rows, alpha, level, margin)
-    if is_pooled and family.can_pool:
-        return lambda n: pooled_power.power(
-            delta, sd, n, number, alpha, margin, family.pools
-        )
-    return lambda n: stats.power_of_difference(delta, sd, n, alpha / number, margin)
-
-
-def seeds_to_find(
-    delta: float,
-    sd: float,
-    rules: Rules,
-    family: Family,
-    is_pooled: bool,
-    margin: float,
-) -> stats.Seeds | None:
-    """Numbers of seeds that detect ``delta`` with the power of the rules."""
-    chance = power_with(delta, sd, rules, family, is_pooled, margin)
-    if abs(delta) >= margin:
-        return stats.seeds_needed(chance, rules.power)
-    is_slow = is_pooled and family.can_pool
-    numbers = pooled_power.SEED_NUMBERS if is_slow else stats.SEED_NUMBERS
-    return stats.seed_window(chance, rules.power, numbers)
-
-
-def seeds_to_exclude(
-    delta: float, sd: float, rules: Rules, family: Family
-) -> stats.Seeds | None:
-    """Numbers of seeds that show a true ``delta`` to be within the margin."""
-    alpha = family.level or rules.alpha_of_look / family.number
-    return stats.seeds_for_equivalence(delta, rules.margin, sd, alpha, rules.power)
 
 
 def seeds_to_decide(
@@ -142,11 +134,8 @@ def seeds_to_decide(
     if found is None:
         return None
     sd, basis = found
-    delta, rules = stats.describe(differences).mean, design.rules
-    ways = (
-        seeds_to_find(delta, sd, rules, design.family, design.is_pooled, 0.0),
-        seeds_to_exclude(delta, sd, rules, design.family),
-    )
+    delta, test = stats.describe(differences).mean, design.test
+    ways = (test.seeds_to_find(delta, sd, 0.0), test.seeds_to_exclude(delta, sd))
     numbers = [way.first for way in ways if way is not None]
     return (max(min(numbers), len(differences) + 1) if numbers else None), basis
 

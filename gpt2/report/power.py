@@ -6,9 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gpt2.report.evidence import Rules
 from gpt2.report.grades import INVALID
-from gpt2.report.noise import KNOWN_NOISE, Family, seeds_to_exclude, seeds_to_find
+from gpt2.report.noise import KNOWN_NOISE, PlannedTest
 from gpt2.report.pooling import pools_of
 from gpt2.report.verdicts import Judgement
 from lib import stats
@@ -63,16 +62,13 @@ def measured_spreads(judged: Judgement) -> list[Spread]:
     return found
 
 
-def plan_seeds(
-    spread: Spread, delta: float, arms: int | Family = 1, rules: Rules | None = None
-) -> SeedPlan:
-    """Numbers of seeds to detect ``delta`` nats in any of ``arms`` comparisons.
+def plan_seeds(spread: Spread, delta: float, test: PlannedTest) -> SeedPlan:
+    """Numbers of seeds to detect ``delta`` nats in any comparison of the test's family.
 
     Under the strictest step of Holm's correction, so never too few.
     """
-    rules, family = rules or Rules(), Family(arms) if isinstance(arms, int) else arms
     return SeedPlan(
         spread,
-        seeds_to_find(delta, spread.sd, rules, family, True, rules.margin),
-        seeds_to_exclude(0.0, spread.sd, rules, family),
+        test.seeds_to_find(delta, spread.sd, test.rules.margin),
+        test.seeds_to_exclude(0.0, spread.sd),
     )

@@ -37,7 +37,14 @@ from gpt2.report.grades import (
     grade_test,
     ungraded,
 )
-from gpt2.report.noise import Design, Family, Noise, known_noise_of, noise_of
+from gpt2.report.noise import (
+    Design,
+    Family,
+    Noise,
+    PlannedTest,
+    known_noise_of,
+    noise_of,
+)
 from gpt2.report.own_best import (
     OwnBest,
     SweptArm,
@@ -322,11 +329,11 @@ def _design(
     family: Family,
 ) -> Design:
     own = [n.sample.sd for n in noise if n.arm.size == pair[0].size]
-    is_planned = found is not None and found.is_planned
+    is_pooled = found is not None and found.is_planned
+    if family.level is not None:
+        is_pooled = evidence.seconds is None
     return Design(
-        rules=rules,
-        family=family,
-        is_pooled=is_planned if family.level is None else evidence.seconds is None,
+        PlannedTest(rules, family, is_pooled),
         runs_sd=max(own) if own else known_noise_of(pair),
         runs_origin="the noise floor" if own else "the known noise at 124M",
         pooled_sd=None if found is None else found.sd,

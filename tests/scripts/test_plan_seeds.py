@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from gpt2.report.evidence import Rules
-from gpt2.report.noise import Family, seeds_to_find
+from gpt2.report.noise import Family, PlannedTest
 from gpt2.report.power import measured_spreads
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
@@ -40,7 +40,10 @@ def test_more_comparisons_take_more_seeds(tmp_path):
         pooled_power.power(0.003, sd, n, 11, 0.05, 0.003) for n in (found - 1, found)
     ]
     assert powers[0] < 0.8 <= powers[1]
-    assert found < seeds_to_find(0.003, sd, Rules(), Family(11), False, 0.003).first
+    assert (
+        found
+        < PlannedTest(Rules(), Family(11), False).seeds_to_find(0.003, sd, 0.003).first
+    )
     assert "over 11 comparisons" in done.stdout
 
 
@@ -66,7 +69,7 @@ def test_each_rate_of_a_sweep_has_its_own_noise(tmp_path):
     assert quiet < noisy
     spreads = measured_spreads(judge(read_matrix(tmp_path)))
     apart, together = (
-        seeds_to_find(0.006, spreads[1].sd, Rules(), family, True, 0.003).first
+        PlannedTest(Rules(), family).seeds_to_find(0.006, spreads[1].sd, 0.003).first
         for family in (Family(4, pools=2), Family(4))
     )
     assert noisy == apart > together

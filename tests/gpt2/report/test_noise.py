@@ -5,14 +5,15 @@ import math
 import pytest
 
 from gpt2.report.evidence import Rules
-from gpt2.report.noise import Family, seeds_to_exclude, seeds_to_find
+from gpt2.report.noise import Family, PlannedTest
 from lib import stats
 
 
 def seeds(
     delta: float, sd: float, alpha: float = 0.05, margin: float = 0.0
 ) -> stats.Seeds | None:
-    return seeds_to_find(delta, sd, Rules(alpha=alpha), Family(1), False, margin)
+    test = PlannedTest(Rules(alpha=alpha), Family(1), is_pooled=False)
+    return test.seeds_to_find(delta, sd, margin)
 
 
 def test_planner_returns_the_first_number_that_reaches_the_power():
@@ -32,7 +33,10 @@ def test_planner_on_the_noise_known_at_124m():
 def test_planner_gives_up_in_words_not_in_a_loop():
     assert seeds(1e-9, 1.0) is None
     assert seeds(0.0, 0.001) is None
-    assert seeds_to_exclude(0.004, 0.001, Rules(margin=0.003), Family(1)) is None
+    assert (
+        PlannedTest(Rules(margin=0.003), Family(1)).seeds_to_exclude(0.004, 0.001)
+        is None
+    )
     assert seeds(1.0, 1e-9) == stats.Seeds(3)
     assert seeds(1.0, 0.0) == stats.Seeds(3)
 

@@ -22,8 +22,8 @@ from gpt2.report.noise import (
     KNOWN_NOISE,
     Design,
     Family,
+    PlannedTest,
     seeds_to_decide,
-    seeds_to_find,
 )
 from gpt2.report.read_results import read_matrix
 from gpt2.report.verdicts import judge
@@ -91,7 +91,8 @@ def sample(*differences):
 
 def design(rules=None, family=1, is_pooled=False, runs_sd=None, pooled_sd=None):
     rules = rules or Rules()
-    return Design(rules, Family(family), is_pooled, runs_sd, pooled_sd=pooled_sd)
+    test = PlannedTest(rules, Family(family), is_pooled)
+    return Design(test, runs_sd, pooled_sd=pooled_sd)
 
 
 def test_inconclusive_says_how_many_seeds_would_decide():
@@ -101,7 +102,9 @@ def test_inconclusive_says_how_many_seeds_would_decide():
     seeds, basis = seeds_to_decide(differences, design(family=3)) or (0, "")
     known = stats.describe(differences)
     assert seeds > 3 and "its own differences" in basis
-    want = seeds_to_find(known.mean, known.sd, Rules(), Family(3), False, 0.0)
+    want = PlannedTest(Rules(), Family(3), False).seeds_to_find(
+        known.mean, known.sd, 0.0
+    )
     assert seeds == want.first
 
 
@@ -140,8 +143,8 @@ def test_one_seed_of_124m_is_planned_for_by_the_noise_known_there(tmp_path):
     write_matrix(tmp_path, (0, 5), (1,), effects={5: 0.01})
     found = verdicts(tmp_path)[5]
     assert "seeds at the known noise at 124M" in found.reasons[0]
-    want = seeds_to_find(
-        found.mean, 2**0.5 * KNOWN_NOISE[1], Rules(), Family(1), False, 0.0
+    want = PlannedTest(Rules(), Family(1), False).seeds_to_find(
+        found.mean, 2**0.5 * KNOWN_NOISE[1], 0.0
     )
     assert found.seeds_needed == want.first
 
@@ -477,7 +480,9 @@ def planned_power(matrices, arms, delta):
     sd = SD * math.sqrt(2 * 0.7)
     alpha = 0.05 / arms
     margin = Rules().margin
-    seeds = seeds_to_find(delta, sd, Rules(), Family(arms), False, margin).first
+    seeds = (
+        PlannedTest(Rules(), Family(arms), False).seeds_to_find(delta, sd, margin).first
+    )
     rounds = simulate(matrices, arms, seeds, effects=[-delta])
     hits = sum(grades[0] == SUPPORTED for grades in rounds) / matrices
     return hits, stats.power_of_difference(delta, sd, seeds, alpha, margin)
