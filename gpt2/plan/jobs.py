@@ -14,7 +14,8 @@ from typing import Any
 from gpt2.plan.axes import Axis, split_names
 from gpt2.plan.matrix_cells import LeftOutCell
 from gpt2.plan.readers import unread
-from gpt2.plan.steps import SHIPPED, Registry
+from gpt2.plan.registry import Registry
+from gpt2.plan.steps import SHIPPED
 from gpt2.settings.parse import settings_from_dict
 from gpt2.settings.records import identity_parts
 from gpt2.settings.schema import IDENTITY_PARTS, PART_OF, Settings

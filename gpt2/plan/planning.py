@@ -36,9 +36,10 @@ from gpt2.plan.matrix_cells import (
     partner_of,
     require_effect,
 )
+from gpt2.plan.registry import Registry, Times
 from gpt2.plan.run_length import resolve
 from gpt2.plan.sizes import with_sizes
-from gpt2.plan.steps import SHIPPED, Registry, Times
+from gpt2.plan.steps import SHIPPED
 from gpt2.plan.steps_file import registry_of
 from gpt2.plan.sweep import Frozen, Sweep
 from gpt2.settings.checks import check

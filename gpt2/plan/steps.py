@@ -1,4 +1,4 @@
-"""STEPS, the registry of ablation steps: the only place that defines an arm.
+"""STEPS, the rows of the registry: the only place that defines an arm.
 
 Everything else is derived from it: Kconfig help, README table, plan, run paths, the
 trainer's settings and the report's comparison partner. Ids never change. A new step
@@ -11,44 +11,13 @@ only where the row or its ancestors set it; otherwise it depends on the configur
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 from gpt2.mechanisms import mechanisms
 from gpt2.mechanisms.needs import WHOLE_CONTEXT
+from gpt2.plan.registry import Registry, Step, Times
 from gpt2.settings.schema import LARGEST_ARM, NO_WIDTH_REQUESTS
-from lib.suggestions import hint
-
-
-@dataclass(frozen=True, slots=True)
-class Times:
-    """A change relative to the parent: its value times a ratio, rounded."""
-
-    ratio: Fraction
-
-    def of(self, value: int) -> int:
-        return max(1, round(value * self.ratio))
-
-    def __str__(self) -> str:
-        return f"{self.ratio} of the parent's"
-
-
-@dataclass(frozen=True, slots=True)
-class Step:
-    """One arm: ``changes`` maps schema fields to values, relative to ``parent``.
-
-    ``parent`` is also the comparison partner in the report.
-    """
-
-    id: int
-    name: str
-    title: str
-    question: str
-    parent: int | None
-    changes: Mapping[str, Any]
-
 
 # GPT-2 itself, with every mechanism off: step 0, the root of each lineage.
 PLAIN = {
@@ -347,62 +316,5 @@ STEPS: dict[int, Step] = {
         ),
     )
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Registry:
-    """Steps by id: those of STEPS, and a user's own (gpt2/plan/steps_file.py).
-
-    text: content of the file of the own steps, which is kept with the results.
-    """
-
-    steps: Mapping[int, Step]
-    text: str = ""
-
-    def __getitem__(self, step_id: int) -> Step:
-        return self.steps[step_id]
-
-    @property
-    def own(self) -> tuple[int, ...]:
-        """Ids of the user's own steps."""
-        return tuple(step for step in self.steps if step not in STEPS)
-
-    def lineage(self, step_id: int) -> Iterator[Step]:
-        """Ancestors of a step from the root down to itself; KeyError if unknown."""
-        step = self.steps[step_id]
-        if step.parent is not None:
-            yield from self.lineage(step.parent)
-        yield step
-
-    def changes_of(self, step_id: int) -> dict[str, tuple[Any, int]]:
-        """Fields with (value, id of the step that set it), over the whole lineage."""
-        merged: dict[str, tuple[Any, int]] = {}
-        for step in self.lineage(step_id):
-            merged |= {name: (value, step.id) for name, value in step.changes.items()}
-        return merged
-
-    def ids(self, wanted: Iterable[int | str]) -> tuple[int, ...]:
-        """Ids of steps given by id or name. ValueError: unknown, or given twice."""
-        names: dict[int | str, int] = {s.name: s.id for s in self.steps.values()}
-        asked = list(wanted)
-        found = [names.get(each, each) for each in map(as_id, asked)]
-        if unknown := [str(each) for each in found if each not in self.steps]:
-            own = ", ".join(f"{step} ({self.steps[step].name})" for step in self.own)
-            texts = [each for each in unknown if not each.isdecimal()]
-            known = [step.name for step in self.steps.values()]
-            near = hint(texts[0], known) if texts else ""
-            raise ValueError(
-                f"there is no step {', '.join(sorted(unknown))}{near}; steps are 0 to "
-                f"{max(STEPS)}" + (f", and of STEPS_FILE {own}" if own else "")
-            )
-        if len(set(found)) != len(found):
-            raise ValueError(f"{','.join(map(str, asked))} has a step twice")
-        return tuple(int(each) for each in found)
-
-
-def as_id(which: int | str) -> int | str:
-    """Id of a step that is written as one; a name as it is."""
-    return int(which) if isinstance(which, str) and which.isdecimal() else which
-
 
 SHIPPED = Registry(STEPS)

@@ -16,7 +16,8 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.steps import SHIPPED, STEPS, Registry, Step, Times, as_id
+from gpt2.plan.registry import Registry, Step, Times, as_id
+from gpt2.plan.steps import SHIPPED, STEPS
 from gpt2.settings.configuration import strict_kconfig
 from gpt2.settings.parse import PREFIXES, SPELLINGS, STEP_NAME, convert
 from gpt2.settings.schema import FIELD_TYPES, LARGEST_ARM, PART_OF, SYMBOL_OF, Settings
@@ -91,7 +92,7 @@ def read_steps(data: bytes, name: str, ranges: Ranges) -> Registry:
         )
         raise ValueError("\n".join(f"{name}:{n}: {why}" for n, why in found))
     own = {row.id: row.step(_ids(rows)) for row in rows}
-    return Registry({**STEPS, **own}, text)
+    return Registry({**STEPS, **own}, tuple(own), text)
 
 
 def _parsed(data: bytes, name: str) -> tuple[str, list[dict[str, Any]]]:

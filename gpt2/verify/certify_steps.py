@@ -18,7 +18,8 @@ from gpt2.mechanisms import mechanisms
 from gpt2.mechanisms.spec import Tiny
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import plan_settings, step_settings
-from gpt2.plan.steps import SHIPPED, Registry, Step
+from gpt2.plan.registry import Registry, Step
+from gpt2.plan.steps import SHIPPED
 from gpt2.settings.schema import IDENTITY_PARTS, Settings
 from gpt2.verify.certificates import CERTIFICATES, certify
 from gpt2.verify.changes import changes, distinct

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from gpt2.model.reference.measures import deviation, generic_sum
 from gpt2.plan.planning import SOLVED_FIELDS, step_settings
+from gpt2.plan.registry import Registry, Step
 from gpt2.plan.run_length import seconds_of
-from gpt2.plan.steps import SHIPPED, Registry, Step
+from gpt2.plan.steps import SHIPPED
 from gpt2.settings.checks import check
 from gpt2.settings.schema import LARGEST_ARM, NO_WIDTH_REQUESTS, PART_OF, Settings
 from gpt2.settings.shown import shown_name, shown_value

@@ -27,7 +27,7 @@ from gpt2.model import init
 from gpt2.plan.jobs import Job, Plan
 from gpt2.plan.matrix_cells import cell_changes, cells_of
 from gpt2.plan.planning import SOLVED_FIELDS, step_settings
-from gpt2.plan.steps import Step, Times
+from gpt2.plan.registry import Step, Times
 from gpt2.settings.schema import PART_OF, Settings
 from gpt2.settings.shown import shown_name, shown_value
 from gpt2.train.batch_split import split_batch

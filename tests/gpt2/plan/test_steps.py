@@ -12,7 +12,8 @@ import pytest
 from gpt2.plan.budget import budget
 from gpt2.plan.planning import SOLVED_FIELDS, step_settings
 from gpt2.plan.readers import READERS
-from gpt2.plan.steps import PLAIN, SHIPPED, STEPS, Times
+from gpt2.plan.registry import Times
+from gpt2.plan.steps import PLAIN, SHIPPED, STEPS
 from gpt2.settings.checks import check
 from gpt2.settings.schema import FIELDS, PART_OF
 from tests.gpt2.helpers import full_size, tiny, tiny_step

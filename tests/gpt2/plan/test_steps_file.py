@@ -9,7 +9,8 @@ import pytest
 
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan, registry_plan, step_settings
-from gpt2.plan.steps import SHIPPED, STEPS, Times
+from gpt2.plan.registry import Times
+from gpt2.plan.steps import SHIPPED, STEPS
 from gpt2.plan.steps_file import NAMED_IDS, read_steps
 from gpt2.plan.unused_settings import unused_settings
 from tests.gpt2.helpers import TINY, make_config

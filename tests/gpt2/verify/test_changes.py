@@ -16,7 +16,8 @@ from gpt2.mechanisms.spec import Projection
 from gpt2.model.gpt import GPT
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import plan_settings
-from gpt2.plan.steps import STEPS, Step
+from gpt2.plan.registry import Step
+from gpt2.plan.steps import STEPS
 from gpt2.settings.checks import check
 from gpt2.settings.schema import FIELD_TYPES, FIELDS, NO_WIDTH_REQUESTS, PARTS, Settings
 from gpt2.verify.certify_steps import certify_plan, step_subject, subjects

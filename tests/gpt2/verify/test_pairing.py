@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from fractions import Fraction
 from functools import cache
 
 import pytest
 
 from gpt2.model import init
-from gpt2.plan import steps as ablation
 from gpt2.plan.jobs import Plan
 from gpt2.plan.planning import make_plan, plan_settings
+from gpt2.plan.registry import Times
 from gpt2.plan.steps import STEPS
 from gpt2.train import evaluate, run_context
 from gpt2.train.batches import eval_windows
@@ -229,7 +230,7 @@ def test_a_setting_that_no_row_declares_is_found(fields, text):
         (6, {"mlp_ratio": 2.0}, "sets RA_MLA_MLP_RATIO to 2"),
         (1, {"prune_sparsity": 0.05}, "sets PRUNING_SPARSITY to 5%"),
         (1, {"optimizer": "adamw"}, "sets OPTIMIZER to adamw"),
-        (31, {"n_head": ablation.Times(ablation.Fraction(7, 6))}, "GPT2_N_HEAD to 7/6"),
+        (31, {"n_head": Times(Fraction(7, 6))}, "GPT2_N_HEAD to 7/6"),
         (29, {"ra_window": 32}, "sets RA_MLA_RA_WINDOW to 32"),
     ],
     ids=str,
