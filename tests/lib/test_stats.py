@@ -122,6 +122,11 @@ def test_interval_of_the_spread_is_the_chi_square_one(oracle):
     found = stats.sd_interval(sample)
     assert found.low == pytest.approx(0.002 * math.sqrt(4 / high))
     assert found.high == pytest.approx(0.002 * math.sqrt(4 / low))
+    # of two values: |x - y| / sqrt(2) is |z| times the spread, z a standard normal
+    two = stats.sd_interval(stats.Sample(2, 0.0, 0.002), alpha=0.1)
+    low, high = oracle.norm.ppf([0.525, 0.975])
+    assert two.low == pytest.approx(0.002 / high)
+    assert two.high == pytest.approx(0.002 / low)
     assert stats.sd_interval(stats.Sample(1, 0.0, math.nan)) is None
 
 
@@ -191,6 +196,31 @@ def test_power_of_equivalence_is_that_of_simulated_tests(delta, n, oracle):
     hits = ((above < 0.05) & (below < 0.05)).mean()
     found = stats.power_of_equivalence(delta, 0.003, 0.002, n, 0.05)
     assert found == pytest.approx(hits, abs=0.012)
+
+
+@pytest.mark.parametrize("delta", [0.0, 0.002, 0.003, -0.003, 0.004, -0.004])
+def test_without_spread_the_power_is_0_or_1(delta):
+    """The mean is then the true one: found unless 0, small inside the margin."""
+    is_small = abs(delta) < 0.003
+    assert stats.power_of_difference(delta, 0.0, 2, 0.05) == (delta != 0)
+    assert stats.power_of_difference(delta, 0.0, 2, 0.05, 0.003) == (not is_small)
+    assert stats.power_of_equivalence(delta, 0.003, 0.0, 2, 0.05) == is_small
+
+
+def test_numbers_of_seeds_by_hand():
+    last = stats.SEED_NUMBERS[-1]
+    assert stats.seeds_needed(lambda n: float(n >= 9), 0.8) == stats.Seeds(9)
+    assert stats.seeds_needed(lambda n: float(n >= last), 0.8) == stats.Seeds(last)
+    assert stats.seeds_needed(lambda n: 0.79, 0.8) is None
+    # all numbers, and a few between which it is looked up
+    for numbers in (stats.SEED_NUMBERS, [3, 5, 10, 20]):
+        rising = stats.seed_window(lambda n: float(n >= 7), 0.8, numbers)
+        assert rising == stats.Seeds(7)
+        passing = stats.seed_window(lambda n: float(7 <= n <= 12), 0.8, numbers)
+        assert passing == stats.Seeds(7, 12)
+        at_once = stats.seed_window(lambda n: 0.8 * (n <= 4), 0.8, numbers)
+        assert at_once == stats.Seeds(3, 4)
+        assert stats.seed_window(lambda n: 0.0, 0.8, numbers) is None
 
 
 @pytest.mark.parametrize("n", [2, 3, 10])
