@@ -93,7 +93,7 @@ def check_clip(trace: list[Seen], config: OptimConfig = CONFIG) -> Row:
         if n % config.own["spam_interval"] == 0:
             continue
         limit = (config.own["spam_threshold"] * last.second).sqrt()
-        open_ = n >= CLIP_AFTER and n % config.own["spam_interval"] >= CLIP_AFTER
+        open_ = n % config.own["spam_interval"] >= CLIP_AFTER
         spike = (now.gradient.abs() > limit) & open_
         wanted = torch.where(spike, now.gradient.sign() * limit, now.gradient)
         entered = _entered(now, last.first)

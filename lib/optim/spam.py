@@ -91,7 +91,7 @@ class AdamWSPAM(AdamW):
         update = self.updates
         if update % self.interval == 0:
             self._reset_moments()
-        if min(update, update % self.interval) >= CLIP_AFTER:
+        if update % self.interval >= CLIP_AFTER:
             self._clip_spikes()
         scale = warmup_scale(update, self.interval, self.warmup)
         if scale == 1.0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -75,10 +76,39 @@ def test_a_control_that_is_not_paired_spoils_the_matrix(tmp_path):
 
 def test_batches_of_another_size_and_other_text_have_reasons_of_their_own(tmp_path):
     write_matrix(tmp_path, (0,), (1,))
-    other = {"effective_batch": 32, "pairing": pairing(7, 5)}
-    write_matrix(tmp_path, (5,), (1,), manifest=other)
+    write_matrix(tmp_path, (5,), (1,), manifest={"pairing": pairing(7, 5)})
     base, ra = read_matrix(tmp_path).runs
-    assert unpaired(base, ra) == []
+    assert len(unpaired(base, ra)) > 1
+    others = (
+        {"row": ra.row | {"effective_batch": 32}},
+        {"manifest": ra.manifest | {"data_fingerprint": "f" * 64}},
+        {"job": {"settings": ra.settings | {"model": {"block_size": 7}}}},
+    )
+    for other in others:
+        assert unpaired(base, replace(ra, **other)) == []
+
+
+@pytest.mark.parametrize(
+    ("mine", "theirs", "is_paired"),
+    [
+        (1000.0, 1000.009, True),  # relative to a length above 1
+        (1000.0, 1000.011, False),
+        (0.001, 0.001009, True),  # else absolute: directions are near 0
+        (0.001, 0.001011, False),
+    ],
+)
+def test_weights_of_other_processors_differ_by_rounding(
+    tmp_path, mine, theirs, is_paired
+):
+    write_matrix(tmp_path, (0,), (1,))
+    (run,) = read_matrix(tmp_path).runs
+
+    def drew(length):
+        weights = {"initial_weights": {"wte.weight": [length, 0.5]}}
+        found = run.manifest["pairing"] | weights
+        return replace(run, manifest=run.manifest | {"pairing": found})
+
+    assert (unpaired(drew(mine), drew(theirs)) == []) == is_paired
 
 
 def test_models_of_other_depth_scale_their_weights_otherwise(tmp_path):

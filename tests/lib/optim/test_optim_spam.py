@@ -84,6 +84,17 @@ def test_theta_sets_what_a_spike_is():
         assert weight.grad.tolist() == pytest.approx([-largest] * 4, rel=1e-6)
 
 
+@pytest.mark.parametrize("since_reset", [1, 19, 20, 39])
+@pytest.mark.parametrize("reset", [0, 40])
+def test_clipping_waits_for_20_updates_of_history(reset, since_reset):
+    weight = nn.Parameter(torch.zeros(1))
+    optimizer = spam(weight, interval=40, warmup=5, threshold=50.0)
+    for _ in range(reset + since_reset - 1):
+        update(optimizer, weight, torch.ones(1))
+    update(optimizer, weight, torch.full((1,), 1000.0))
+    assert (weight.grad.item() < 1000.0) == (since_reset >= 20)
+
+
 def test_an_entry_without_history_waits_for_the_next_reset():
     weight = nn.Parameter(torch.ones(2))
     optimizer = spam(weight, decay=0.0, interval=40, warmup=5)
