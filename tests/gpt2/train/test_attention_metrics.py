@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from gpt2.mechanisms.needs import WHOLE_CONTEXT
 from gpt2.model.attention import Heads
 from gpt2.model.gpt import GPT
 from gpt2.model.heads import without_heads
@@ -63,6 +64,31 @@ def test_metrics_equal_loops(step):
         entropy, reciprocity = by_loops(heads, scale, alpha, window)
         assert found["attention_entropy"][layer] == pytest.approx(entropy, abs=1e-4)
         assert found["reciprocity"][layer] == pytest.approx(reciprocity, abs=1e-4)
+
+
+def test_a_window_of_the_whole_context_takes_all_pairs():
+    settings = tiny_step(5, ra_window=WHOLE_CONTEXT)
+    model = generic(settings, dtype=torch.float32).eval()
+    tokens, alpha = tokens_of(settings, 2, 9), settings.mechanisms.ra_alpha
+    found = attention_metrics(model, tokens, 100, WHOLE_CONTEXT)
+    for layer, heads in enumerate(captured(model, tokens)):
+        scale = model.layers()[layer].attn.projection.scale
+        entropy, reciprocity = by_loops(heads, scale, alpha, 9)
+        assert found["attention_entropy"][layer] == pytest.approx(entropy, abs=1e-4)
+        assert found["reciprocity"][layer] == pytest.approx(reciprocity, abs=1e-4)
+
+
+@pytest.mark.parametrize(("rows", "chosen"), [(1, [1]), (2, [1, 8]), (4, [1, 3, 6, 8])])
+def test_rows_are_spread_from_the_second_to_the_last(rows, chosen):
+    settings = tiny_step(5)
+    model = generic(settings, dtype=torch.float32).eval()
+    tokens = tokens_of(settings, 2, 9)
+    few, every = (head_metrics(model, tokens, n, 3) for n in (rows, 8))
+    for some, all_rows in zip(few, every, strict=True):
+        wanted = all_rows.entropy[..., [i - 1 for i in chosen]]
+        torch.testing.assert_close(some.entropy, wanted)
+        visible = torch.tensor(chosen).add(1.0).log()
+        torch.testing.assert_close(some.relative, wanted / visible)
 
 
 def test_each_head_has_its_own_numbers():

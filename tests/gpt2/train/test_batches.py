@@ -236,6 +236,12 @@ def test_eval_windows_are_inside_spread_and_apart_if_they_fit(n, block, samples)
         assert gaps.min() >= block
 
 
+def test_every_window_may_be_evaluated():
+    assert eval_windows(10, 4, 6).tolist() == [0, 1, 2, 3, 4, 5]
+    with pytest.raises(DataError, match="6 windows"):
+        eval_windows(10, 4, 7)
+
+
 def test_eval_windows_of_a_large_split_do_not_overflow():
     offsets = eval_windows(10**10, 1024, 10**6)
     assert offsets[-1] == 10**10 - 1025 and (np.diff(offsets) > 0).all()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import time
 
 import pytest
 import torch
@@ -64,7 +65,9 @@ def by_hand(model, split, block_size):
 
 
 def test_loss_and_accuracy_are_means_over_all_tokens(model, split, settings):
+    began = time.perf_counter()
     found = Evaluator(split, settings, DEVICE, 4)(model)
+    assert 0.0 < found.seconds <= time.perf_counter() - began
     loss, accuracy = by_hand(model, split, settings.model.block_size)
     assert found.loss == pytest.approx(loss, rel=1e-6)
     assert found.accuracy == accuracy > 0

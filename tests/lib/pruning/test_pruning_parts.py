@@ -51,6 +51,13 @@ def test_the_ramp_ends_where_its_share_in_decimals_says(share, end):
     assert ramp(**{**RAMP, "ramp_end": share}, steps=5000).end == end
 
 
+def test_the_shortest_cadence_is_each_update():
+    schedule = ramp(sparsity=0.5, warmup_steps=0, interval=1, ramp_end=1.0, steps=4)
+    assert [step for step in range(6) if schedule.is_update(step)] == [0, 1, 2, 3, 4]
+    wanted = [0.5 * (1 - (1 - n / 4) ** 3) for n in (0, 1, 2, 3, 4, 4)]
+    assert [schedule.sparsity(n) for n in range(6)] == pytest.approx(wanted)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -58,6 +65,7 @@ def test_the_ramp_ends_where_its_share_in_decimals_says(share, end):
         ({"sparsity": 0.0}, "sparsity"),
         ({"sparsity": 1.0}, "sparsity"),
         ({"interval": 0}, "interval"),
+        ({"warmup_steps": -1}, "warm-up"),
         ({"ramp_end": 1.5}, "ramp end"),
     ],
 )
