@@ -163,3 +163,20 @@ def test_power_beside_holm_over_the_whole_series():
     }
     holm = stats.power_of_difference(3.0, math.sqrt(2), 5, 0.05 / 100)
     assert power[fallback_level] > 2 * holm and power[lord_level] > 4 * holm
+
+
+def test_where_its_own_spread_decides_p_and_interval_take_its_share_of_the_error():
+    """A quiet pair among noisy arms: the paired t test, at a share of the level."""
+    seeds, level = 5, 0.02
+    noisy = np.random.default_rng(1).normal(3.3, 0.5, (4, seeds))
+    partner = np.full(seeds, 3.3)
+    arm = partner + 1e-4 * np.array([1.0, -1.0, 2.0, 0.0, -1.5])
+    result = sequential_test(np.vstack([arm, partner, noisy]), 0.05, level)
+    differences = arm - partner
+    share = sequential.share_alone(seeds)
+    t = stats.t_quantile(1 - share * level / 2, seeds - 1)
+    error = differences.std(ddof=1) / math.sqrt(seeds)
+    assert 0 < share < 1
+    assert result.half_width == pytest.approx(t * error, rel=1e-9)
+    alone = stats.t_test(differences.tolist())
+    assert result.p == pytest.approx(min(1.0, alone / share), rel=1e-9)
