@@ -48,6 +48,21 @@ def test_a_straight_line_two_evaluations_and_a_rise_are_read_within_both(last):
         assert 0.0 <= found.variance <= (3.0 - last) ** 2 / 3
 
 
+def test_reading_and_variance_by_hand():
+    """Of points a unit apart, with slopes -0.8 and -0.3: the curve's in the middle is
+    their harmonic mean, its last (3 x -0.3 + 0.8) / 2."""
+    points = [(0.0, 4.0), (1.0, 3.2), (2.0, 2.9)]
+    middle, last = -2 / (1 / 0.8 + 1 / 0.3), -0.05
+    x = 0.1  # Hermite's cubic
+    loss = 3.2 * (1 + 2 * x) * (1 - x) ** 2 + middle * x * (1 - x) ** 2
+    loss += 2.9 * x**2 * (3 - 2 * x) + last * x**2 * (x - 1)
+    # uniform from the line through the two before, 3.12, to that between both, 3.17
+    second_moment = ((loss - 3.12) ** 3 + (3.17 - loss) ** 3) / (3 * (3.17 - 3.12))
+    found = read(points, 1.1)
+    assert found.loss == pytest.approx(loss, rel=1e-12)
+    assert found.variance == pytest.approx(second_moment, rel=1e-9)
+
+
 def test_the_error_vanishes_towards_an_evaluation():
     points = [(x / 4, CURVES[0](x / 4)) for x in range(5)]
     for at in (0.5, 1.0):

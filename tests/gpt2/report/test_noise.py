@@ -5,8 +5,14 @@ import math
 import pytest
 
 from gpt2.report.evidence import Rules
-from gpt2.report.noise import Family, PlannedTest
-from lib import stats
+from gpt2.report.noise import (
+    Design,
+    Family,
+    PlannedTest,
+    is_known,
+    seeds_to_decide,
+)
+from lib import sequential, stats
 
 
 def seeds(
@@ -62,3 +68,26 @@ def test_within_the_margin_the_planner_finds_what_counting_upwards_finds(share, 
 def test_the_window_of_the_case_that_was_jumped():
     found = seeds(0.0026, 2**0.5 * 0.00070711, margin=0.003)
     assert found == stats.Seeds(5, 5)
+
+
+def test_a_verdict_that_is_open_needs_more_seeds_than_it_has():
+    design = Design(PlannedTest(Rules(), Family(1), is_pooled=False), None)
+    for gains in ([-0.051, -0.05, -0.049], [-0.051, -0.05, -0.049, -0.05, -0.05]):
+        found = seeds_to_decide(gains, design)
+        assert found is not None and found[0] == len(gains) + 1
+
+
+@pytest.mark.parametrize(("is_pooled", "rows"), [(False, 2), (True, 4)])
+def test_a_pooled_test_of_a_series_has_a_row_for_each_arm_and_the_baseline(
+    is_pooled, rows
+):
+    rules = Rules()
+    test = PlannedTest(rules, Family(3, level=0.01), is_pooled)
+    found, alpha = test.power(0.004, 0.002, 5, 0.0), rules.alpha_of_look
+    assert found == sequential.power(0.004, 0.002, 5, rows, alpha, 0.01)
+    assert found != sequential.power(0.004, 0.002, 5, 3, alpha, 0.01)
+
+
+def test_the_known_noise_is_that_of_known_sizes():
+    sizes = [None, 99e6, 100e6, 124e6, 150e6, 151e6]
+    assert [is_known(n) for n in sizes] == [False, False, True, True, True, False]

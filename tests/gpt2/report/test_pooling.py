@@ -1,6 +1,7 @@
 """The pooled test on results directories, rounded losses, and looks."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,7 +19,7 @@ from gpt2.report.grades import (
 )
 from gpt2.report.noise import Family
 from gpt2.report.notes import remarks
-from gpt2.report.pooling import family_of, pools_of
+from gpt2.report.pooling import family_of, pool, pools_of
 from gpt2.report.power import measured_spreads
 from gpt2.report.read_results import read_matrix
 from gpt2.report.sentences import noise_lines, seeds_lines
@@ -61,6 +62,18 @@ def test_verdicts_are_those_of_the_pooled_test(tmp_path):
     assert found[8].p_deciding == found[8].p_pooled != found[8].p_holm
     half = (found[8].family_interval.high - found[8].family_interval.low) / 2
     assert half == pytest.approx(want.half_width[1])
+
+
+def test_an_invalid_comparison_is_not_pooled_and_counts_for_the_correction(tmp_path):
+    write_matrix(tmp_path, ARMS, range(4), effects={8: -0.006})
+    base, ra, mla, gate = group_arms(read_matrix(tmp_path))
+    pairs = [(ra, base), (mla, base), (gate, ra)]
+    evidence = [at_equal_steps(*pair, Rules()) for pair in pairs]
+    evidence[2] = replace(evidence[2], invalid=("of other data",))
+    found = pool(pairs, evidence, Rules())
+    losses = np.array([arm.values("val_loss") for arm in (base, ra, mla)])
+    want = pooled_variance.pooled_test(losses, ((1, 0), (2, 0)), comparisons=3)
+    assert [one.p for one in found] == [*map(pytest.approx, want.p), None]
 
 
 def test_what_only_the_pooled_test_finds_is_found_and_both_are_shown(tmp_path):
