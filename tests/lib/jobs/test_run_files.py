@@ -148,7 +148,7 @@ def test_a_run_that_ends_between_two_looks_is_not_interrupted(
 
 
 def test_a_damaged_status_is_an_error_that_names_it(tmp_path: Path) -> None:
-    fields = {
+    fields: dict[str, object] = {
         **{"alarms": ["x"], "step": "1e3", "attempt": None, "pid": 10**12, "host": 3},
         **{"result": "none", "message": None, "max_steps": True, "started": {}},
     }
