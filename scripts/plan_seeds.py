@@ -191,7 +191,7 @@ def error_of(test: PlannedTest) -> str:
 
 def to_json(spread: Spread, delta: float, test: PlannedTest) -> dict[str, Any]:
     """Numbers of seeds at one noise, and the differences that numbers of seeds find."""
-    numbers = plan_seeds(spread, delta, test)
+    numbers = plan_seeds(spread, delta, test.family, test.rules)
     seeds = {"to_detect": numbers.find, "to_exclude": numbers.exclude}
     return {
         **dataclasses.asdict(spread),
@@ -207,7 +207,7 @@ def needed(found: list[Spread], delta: float, test: PlannedTest) -> Table:
     for head in ("noise of a difference", "sd", *heads):
         table.add_column(head, justify="left" if head.startswith("noise") else "right")
     for spread in found:
-        numbers = plan_seeds(spread, delta, test)
+        numbers = plan_seeds(spread, delta, test.family, test.rules)
         find = seeds_text(numbers.find, delta < rules.margin)
         cells = [find, seeds_text(numbers.exclude)]
         table.add_row(Text(spread.origin), f"{spread.sd:.4f}", *cells)

@@ -6,8 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gpt2.report.evidence import Rules
 from gpt2.report.grades import INVALID
-from gpt2.report.noise import KNOWN_NOISE, PlannedTest
+from gpt2.report.noise import KNOWN_NOISE, Family, PlannedTest
 from gpt2.report.pooling import pools_of
 from gpt2.report.verdicts import Judgement
 from lib import stats
@@ -62,11 +63,15 @@ def measured_spreads(judged: Judgement) -> list[Spread]:
     return found
 
 
-def plan_seeds(spread: Spread, delta: float, test: PlannedTest) -> SeedPlan:
-    """Numbers of seeds to detect ``delta`` nats in any comparison of the test's family.
+def plan_seeds(
+    spread: Spread, delta: float, arms: int | Family = 1, rules: Rules | None = None
+) -> SeedPlan:
+    """Numbers of seeds to detect ``delta`` nats in any of ``arms`` comparisons.
 
     Under the strictest step of Holm's correction, so never too few.
     """
+    family = Family(arms) if isinstance(arms, int) else arms
+    test = PlannedTest(rules or Rules(), family)
     return SeedPlan(
         spread,
         test.seeds_to_find(delta, spread.sd, test.rules.margin),
