@@ -8,19 +8,26 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gpt2.plan.names import MATRIX_FILE
+from gpt2.plan.names import MATRIX_FILE, RUNNER_FILE
 from gpt2.report.arms import config_changes, is_done
 from gpt2.report.bundle import ALLOWED, OF_RUN, results_folder
 from gpt2.report.checklist import ENVIRONMENT, KERNELS, kernels_of
 from gpt2.report.read_results import MERGED_FILE, read_curves, read_matrix
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.series import ArmSeries, carried, read_series, write_series
+from gpt2.report.timeline_report import runner_records
 from gpt2.settings.records import identity_parts
 from gpt2.settings.shown import shown_name, shown_value
-from lib.atomic_files import atomic_write_bytes, atomic_write_json, finite
+from lib.atomic_files import (
+    append_jsonl,
+    atomic_write_bytes,
+    atomic_write_json,
+    finite,
+)
 from lib.files import hidden_name, remove_folder
 from lib.jobs.run_files import SCHEMA, now
 from lib.safe_json import (
@@ -181,6 +188,8 @@ def _choose(found: Sources) -> tuple[Chosen, list[str]]:
     same = sum(sum(is_done(run) for _, run in each) > 1 for each in copies.values())
     if same > len(notes):
         notes.append(f"runs finished more than once, alike: {same - len(notes)}")
+    if spare := sum(run.on_disk for each in copies.values() for _, run in each[1:]):
+        notes.append(f"runs not taken, whose time counts as idle: {spare}")
     return chosen, notes
 
 
@@ -281,6 +290,8 @@ def _write(
         roots = [str(matrix.root.resolve()) for matrix in found.values()]
         record = {"schema": SCHEMA, "sources": roots, "notes": list(notes)}
         atomic_write_json(new / MERGED_FILE, record)
+        for line in chain.from_iterable(map(runner_records, found.values())):
+            append_jsonl(new / RUNNER_FILE, line)
         if series is not None:
             write_series(new, series)
         if out.exists() and (odd := remove_folder(out, ALLOWED)):

@@ -103,6 +103,7 @@ class Timeline:
 
     lanes: list[Lane]
     first_updates: list[float]
+    sessions: Sequence[Session] = ()
     notes: list[str] = field(default_factory=list)
 
     def shares(self, lanes: Sequence[Lane] | None = None) -> dict[str, float]:
@@ -280,7 +281,7 @@ def timeline_of(
         segments += [Segment(start, end, IDLE) for start, end in spans]
         gaps = _gaps(group, [session.start for session in sessions])
         lanes.append(Lane(place, is_gpu, _overlaid(segments), gaps))
-    return Timeline(_named(lanes), _first_updates(attempts, sessions))
+    return Timeline(_named(lanes), _first_updates(attempts, sessions), sessions)
 
 
 def _by_place(

@@ -53,6 +53,17 @@ def read_timeline(matrix: MatrixResults) -> Timeline:
     return replace(timeline_of(attempts, sessions), notes=notes)
 
 
+def runner_records(matrix: MatrixResults) -> list[dict[str, Any]]:
+    """What a merged folder takes over of RUNNER_FILE: sessions, each ended, so that the
+    next folder's do not end it, and GPUs taken out of use."""
+    records = records_of(matrix, matrix.root / RUNNER_FILE)
+    return [
+        {"kind": "session", "event": event, "time": time, "places": session.places}
+        for session in read_timeline(matrix).sessions
+        for event, time in (("began", session.start), ("ended", session.end))
+    ] + [record for record in records if record.get("kind") == OUT_OF_USE]
+
+
 def _clock_notes(set_back: list[str]) -> list[str]:
     if not set_back:
         return []

@@ -9,9 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from gpt2.plan.names import MATRIX_FILE
+from gpt2.plan.names import MATRIX_FILE, RUNNER_FILE
 from gpt2.report.merge import merge, sources_of
 from gpt2.report.read_results import read_matrix
+from gpt2.report.timeline_report import read_timeline
+from gpt2.run.sessions import note_lost
+from lib.atomic_files import append_jsonl
 from tests.results_factory import DEVICE, relabel, settings, write_matrix, write_run
 
 
@@ -61,6 +64,30 @@ def test_of_two_the_one_that_is_done_and_differing_results_are_named(
     assert "step00-baseline/seed2 was finished 2 times, with different results" in note
     assert note.endswith(f"taken from {a}")
     assert second.row["val_loss"] == read_matrix(a).runs[1].row["val_loss"]
+
+
+def test_the_commands_that_ran_the_sources_are_known(tmp_path: Path) -> None:
+    """Time between two commands is no gap; a killed one ends with its last run."""
+    a = write_matrix(tmp_path / "a", (0,), (1, 2))
+    b = write_matrix(tmp_path / "b", (0,), (2, 3))
+    began = {"kind": "session", "event": "began", "places": ["host:0"]}
+    append_jsonl(a / RUNNER_FILE, {**began, "time": 1e9})
+    for name, time in (("started", 1e9 + 1), ("ended", 1e9 + 9)):
+        phase = {"kind": "phase", "name": name, "time": time}
+        append_jsonl(a / "step00-baseline" / "seed1" / "metrics.jsonl", phase)
+    note_lost(a, "host:1", "it fell off the bus")
+    append_jsonl(b / RUNNER_FILE, {**began, "time": 2e9})
+    append_jsonl(b / RUNNER_FILE, {**began, "event": "ended", "time": 2e9 + 60})
+    folder, notes = merged(a, b)
+    assert notes[-1] == "runs not taken, whose time counts as idle: 1"
+    found = read_timeline(read_matrix(folder))
+    apart = [read_timeline(read_matrix(source)) for source in (a, b)]
+    assert found.sessions == [x for each in apart for x in each.sessions]
+    spans = [(session.start, session.end) for session in found.sessions]
+    assert spans[0] == (1e9, 1e9 + 9) and spans[1] == (2e9, 2e9 + 60)
+    assert found.notes == apart[0].notes and "fell off the bus" in found.notes[0]
+    again = merge([str(folder), str(write_matrix(tmp_path / "c", (5,), (1,)))], None)
+    assert read_timeline(read_matrix(again)).sessions == found.sessions
 
 
 def test_what_differs_between_machines_is_said(tmp_path: Path) -> None:
