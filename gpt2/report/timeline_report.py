@@ -54,7 +54,7 @@ def read_timeline(matrix: MatrixResults) -> Timeline:
 
 
 def runner_records(matrix: MatrixResults) -> list[dict[str, Any]]:
-    """What a merged folder takes over of RUNNER_FILE: sessions, each ended, so that the
+    """Records of RUNNER_FILE for a merged folder: sessions, each ended, so that the
     next folder's do not end it, and GPUs taken out of use."""
     records = records_of(matrix, matrix.root / RUNNER_FILE)
     return [

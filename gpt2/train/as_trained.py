@@ -13,6 +13,7 @@ of them made every gradient in training wrong (relative error 1.41; H200, torch 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,8 +45,11 @@ WRONG = 1e9  # replaces values that are not finite
 SEQUENCES = {"cpu": 2, "gpu": 4}  # different ones; they fill the micro batches by turns
 LATER = (20, 200)  # updates after which the comparison is repeated
 # Far from the initial weights rounding may move gradients by more. So many times what
-# it does to the formulas, in the precision of the training, passes too.
-MARGIN, MOST = 10.0, 1.0
+# it does to the formulas, in the precision of the training, passes too: to this
+# parameter, or to those of the same name in all layers, since that of a single number
+# may be 0 by chance. After 1,526 updates of step 19 at 124M gradients deviated by 0.14
+# to 0.72 of what bf16 does to the formulas, which was 0.17 at most (H200, torch 2.11).
+MARGIN, MOST = 4.0, 1.0
 # Nats above a uniform guess from which a training counts as fallen apart: scores are so
 # large there that rounding decides about gradients. Such a run is INVALID anyway.
 FALLEN = 0.5
@@ -83,7 +87,10 @@ class GradientComparison:
     def allowed(self, name: str) -> float:
         """Tolerance of the gradient of a parameter, or of LOSS."""
         least = self.loss_tolerance if name == LOSS else self.tolerance
-        return max(least, min(MOST, MARGIN * self.rounding.get(name, 0.0)))
+        alike = [x for n, x in self.rounding.items() if _kind(n) == _kind(name)]
+        usual = math.hypot(*alike) / max(1, len(alike)) ** 0.5
+        alone = max(usual, self.rounding.get(name, 0.0))
+        return max(least, min(MOST, MARGIN * alone))
 
     def describe(self) -> str:
         """Line for the log."""
@@ -116,6 +123,11 @@ class GradientComparison:
             "deviations": _short(self.gradients),
             **({"rounding": _short(self.rounding)} if self.rounding else {}),
         }
+
+
+def _kind(name: str) -> str:
+    """Name of a parameter without its layer."""
+    return re.sub(r"\d+", "*", name)
 
 
 def _short(values: Mapping[str, float]) -> dict[str, float]:

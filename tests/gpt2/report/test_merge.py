@@ -67,7 +67,7 @@ def test_of_two_the_one_that_is_done_and_differing_results_are_named(
 
 
 def test_the_commands_that_ran_the_sources_are_known(tmp_path: Path) -> None:
-    """Time between two commands is no gap; a killed one ends with its last run."""
+    """Time between two commands is not a gap; a killed one ends with its last run."""
     a = write_matrix(tmp_path / "a", (0,), (1, 2))
     b = write_matrix(tmp_path / "b", (0,), (2, 3))
     began = {"kind": "session", "event": "began", "places": ["host:0"]}
