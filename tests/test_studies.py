@@ -12,6 +12,7 @@ import pytest
 
 from gpt2.report.arms import is_done
 from gpt2.report.bundle import results_folder
+from gpt2.report.merge import merge
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import MatrixResults
 from gpt2.report.verdicts import judge
@@ -20,6 +21,7 @@ from lib.atomic_files import read_jsonl
 STUDY = Path(__file__).resolve().parents[1] / "docs" / "studies" / "ratio-124m"
 RATE = "learning_rate"
 RATES = {5e-4: "5e-4", 1e-3: "1e-3"}
+T_95_OF_3 = 4.303  # Student's t of a 95% interval, two degrees of freedom
 
 
 def records(bundle: str, folder: Path) -> MatrixResults:
@@ -35,6 +37,11 @@ def block(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
 @pytest.fixture(scope="module")
 def second(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
     return records("second-block/block-2.zip", tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def third(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
+    return records("third-block/block-3.zip", tmp_path_factory.mktemp("study"))
 
 
 def section(title: str) -> str:
@@ -103,40 +110,78 @@ def test_the_second_block_of_ratio_124m_is_that_of_its_records(
     assert f"(pooled p {gate.p_pooled:.2f}, paired {gate.p:.3f})" in text
 
 
+def test_the_third_block_of_ratio_124m_is_that_of_its_records(
+    third: MatrixResults,
+) -> None:
+    page = section("Third block")
+    its_table_is_right(third, {5e-4: page})
+    text = " ".join(page.split())
+    compared = {c.arm.step: c for c in judge(third).comparisons}
+    both = compared[7].at_steps
+    low, high = sorted(-difference for difference in both.differences)[::2]
+    assert f"by {low:.3f} to {high:.3f} nats (pooled p {both.p_pooled:.3f})" in text
+    wide = (compared[step].at_steps.mean for step in (2, 6))
+    assert "by {:.3f} and {:.3f} nats with".format(*wide) in text
+    gains = (-statistics.fmean(apart(third, 7, 6, n)) for n in (100, 200, 300, 400))
+    assert "{:.3f}, {:.3f}, {:.3f} and {:.3f} after".format(*gains) in text
+    assert (
+        f"{-statistics.fmean(apart(third, 5, 0, 200)):.3f} nats at update 200" in text
+    )
+    of_baseline, of_wide = spread(third, 7, 0), spread(third, 4, 2)
+    assert "{:.3f} nats ahead (±{:.3f})".format(*of_baseline) in text
+    assert "{:.3f} nats better than step 2 (±{:.3f})".format(*of_wide) in text
+    arms = {arm.step: arm for arm in judge(third).arms}
+    slower = 1 - arms[7].mean("tokens_per_s") / arms[0].mean("tokens_per_s")
+    assert f"{slower:.0%} fewer tokens per second" in text
+    later = compared[7].at_time
+    assert f"{later.mean:.3f} nats behind step 6 and {later.grade}" in text
+
+
+def apart(matrix: MatrixResults, arm: int, partner: int, update: int) -> list[float]:
+    """Difference of the validation losses of two steps, for each of three seeds."""
+    losses = {
+        (run.row["step"], run.row["seed"]): record["val_loss"]
+        for run in matrix.runs
+        for record in run.evals
+        if record["step"] == update
+    }
+    return [losses[arm, seed] - losses[partner, seed] for seed in (1, 2, 3)]
+
+
+def spread(matrix: MatrixResults, arm: int, partner: int) -> tuple[float, float]:
+    """By how much an arm is better, and half of the 95% interval of three seeds."""
+    differences = apart(matrix, arm, partner, 400)
+    half = T_95_OF_3 * statistics.stdev(differences) / 3**0.5
+    return -statistics.fmean(differences), half
+
+
 def test_the_longer_training_of_ratio_124m_is_that_of_its_records(
     tmp_path: Path,
 ) -> None:
-    page, matrix = section("Longer training"), records("long/long.zip", tmp_path)
-    runs = {(run.row["step"], run.row["seed"]): run for run in matrix.runs}
+    """The run that was cut off was trained again, and the report merges both."""
+    page = section("Longer training")
+    bundles = [str(shutil.copy(path, tmp_path)) for path in STUDY.glob("long/*.zip")]
+    matrix = read_matrix(merge(sorted(bundles), None))
     cells = {
         (int(name.split()[0]), seed): cell
         for name, *losses in rows(page)
         for seed, cell in enumerate(losses, 1)
     }
-    assert cells.keys() == runs.keys()
-    for key, cell in cells.items():
-        row = runs[key].row
-        stopped = f"stopped at update {row['updates']:,}"
-        assert cell == (f"{row['val_loss']:.4f}" if is_done(runs[key]) else stopped)
-    losses = {
-        key: {record["step"]: record["val_loss"] for record in run.evals}
-        for key, run in runs.items()
+    assert all(map(is_done, matrix.runs))
+    assert cells == {
+        (run.row["step"], run.row["seed"]): f"{run.row['val_loss']:.4f}"
+        for run in matrix.runs
     }
-
-    def apart(update: int) -> list[float]:
-        """Differences of the seeds that have come so far."""
-        seeds = [seed for seed in (1, 2, 3) if update in losses[19, seed]]
-        return [losses[19, seed][update] - losses[0, seed][update] for seed in seeds]
-
     text = " ".join(page.split())
-    assert "two pairs, {:.3f} and {:.3f} nats".format(*apart(1526)) in text
-    assert "are {:.3f}, {:.3f} and {:.3f}".format(*apart(1200)) in text
-    early, late = (-statistics.fmean(apart(n)[-2:]) for n in (600, 1526))
-    assert f"{early:.3f} nats ahead" in text and f"and {late:.3f} at the end" in text
-    (gate,) = judge(matrix).comparisons
-    assert gate.at_steps.grade == "INVALID"
-    interval = gate.at_steps.interval
-    assert f"interval is ±{(interval.high - interval.low) / 2:.3f}" in text
+    (found,) = judge(matrix).comparisons
+    gate = found.at_steps
+    half = (gate.interval.high - gate.interval.low) / 2
+    assert (
+        f"ahead by {-gate.mean:.4f} ± {half:.4f} nats: {gate.grade} (p {gate.p:.2f})"
+    ) in text
+    assert "are {:.3f}, {:.3f} and {:.3f}.".format(*gate.differences) in text
+    early = -statistics.fmean(apart(matrix, 19, 0, 600))
+    assert f"is {early:.3f} nats ahead at update 600" in text
 
 
 def its_table_is_right(block: MatrixResults, tables: dict[float, str]) -> None:
@@ -165,11 +210,12 @@ def its_table_is_right(block: MatrixResults, tables: dict[float, str]) -> None:
 
 
 def test_the_effort_of_ratio_124m_is_that_of_its_records(
-    block: MatrixResults, second: MatrixResults
+    block: MatrixResults, second: MatrixResults, third: MatrixResults
 ) -> None:
     """Sessions are the commands that ran it; each ended is as long as it took."""
     its_effort_is_right("first", "took three on one card", block, 3)
     its_effort_is_right("second", "took two commands on one card", second, 2)
+    its_effort_is_right("third", "took one command on one card", third, 1)
 
 
 def its_effort_is_right(
@@ -213,19 +259,20 @@ def test_the_own_best_of_ratio_124m_is_that_of_its_records(
 
 
 def test_the_noise_of_ratio_124m_is_that_of_runs_made_twice(
-    block: MatrixResults, second: MatrixResults, tmp_path: Path
+    block: MatrixResults, second: MatrixResults, third: MatrixResults, tmp_path: Path
 ) -> None:
-    again = losses(block)
-    first = losses(records("first-try/block-1.zip", tmp_path))
-    first |= losses(records("tuning/tuning.zip", tmp_path))
-    pairs = [(key, again[key] - first[key]) for key in first if key in again]
-    later = losses(second)
-    pairs += [(key, later[key] - again[key]) for key in later if key in again]
+    """Each run is compared with the last one before it of the same arm and seed."""
+    before = losses(records("first-try/block-1.zip", tmp_path))
+    before |= losses(records("tuning/tuning.zip", tmp_path))
+    pairs = []
+    for again in map(losses, (block, second, third)):
+        pairs += [(key, again[key] - before[key]) for key in again if key in before]
+        before |= again
     page = section("Noise")
     largest = 0.0
     for rate, name in RATES.items():
         twice = [difference for key, difference in pairs if key[-1] == rate]
-        assert f"{len(twice)} at {name}" in page.replace(" runs", "")
+        assert f"{len(twice)} at {name}" in page.replace(" times", "")
         assert f"{statistics.stdev(twice) / 2**0.5:.3f} at {name}" in page
         largest = max(largest, *map(abs, twice))
     assert f"the largest difference is {largest:.3f}," in page
