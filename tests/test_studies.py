@@ -120,6 +120,10 @@ def test_the_third_block_of_ratio_124m_is_that_of_its_records(
     both = compared[7].at_steps
     low, high = sorted(-difference for difference in both.differences)[::2]
     assert f"by {low:.3f} to {high:.3f} nats (pooled p {both.p_pooled:.3f})" in text
+    over_all = both.family_interval.high - both.mean
+    assert f"whose interval over all arms is ±{over_all:.3f}" in text
+    front = " ".join((STUDY.parents[2] / "README.md").read_text().split())
+    assert f"(step 7, −{-both.mean:.3f}, pooled p {both.p_pooled:.3f})" in front
     wide = (compared[step].at_steps.mean for step in (2, 6))
     assert "by {:.3f} and {:.3f} nats with".format(*wide) in text
     gains = (-statistics.fmean(apart(third, 7, 6, n)) for n in (100, 200, 300, 400))

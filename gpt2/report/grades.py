@@ -225,7 +225,12 @@ def finished(verdict: Verdict, evidence: Evidence, design: Design) -> Verdict:
         if reasons:
             return dataclasses.replace(verdict, grade=grade, reasons=reasons)
     between = _between(evidence)
-    reasons = _disagreement(verdict, rules) + _rounded(evidence, rules) + between
+    reasons = (
+        *_disagreement(verdict, rules),
+        *_narrow(verdict, design),
+        *_rounded(evidence, rules),
+        *between,
+    )
     if verdict.grade == NEUTRAL:
         reasons = _trivial(verdict, rules) + reasons
     if verdict.grade != INCONCLUSIVE or between:
@@ -267,6 +272,22 @@ def _disagreement(verdict: Verdict, rules: Rules) -> tuple[str, ...]:
     return (
         f"the {found} test finds a difference and the {other} test does not "
         f"(p {pooled:.3f} pooled, which decides; {holm:.3f} paired t with Holm)",
+    )
+
+
+def _narrow(verdict: Verdict, design: Design) -> tuple[str, ...]:
+    """Reason if a finding spreads less than half as much over the seeds as the noise
+    by which it was found: its own interval is surer than the test."""
+    interval, pooled = verdict.family_interval, design.pooled_sd
+    if verdict.grade not in (SUPPORTED, HARMFUL) or verdict.p_pooled is None:
+        return ()
+    sd = stats.describe(verdict.differences).sd
+    if interval is None or pooled is None or 2 * sd >= pooled:
+        return ()
+    half = (interval.high - interval.low) / 2
+    return (
+        f"its differences have a spread of {sd:.4f}, those of all arms {pooled:.4f}: "
+        f"its narrow interval may be chance; over all arms together it is ±{half:.4f}",
     )
 
 

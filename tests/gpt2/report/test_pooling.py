@@ -89,6 +89,26 @@ def test_what_only_the_pooled_test_finds_is_found_and_both_are_shown(tmp_path):
     assert any(words in what and f"{found.p_holm:.3f}" in what for what in said)
 
 
+def test_seeds_that_agree_by_chance_are_said_to(tmp_path):
+    """The narrow interval of three equal differences is not what decides."""
+    write_matrix(tmp_path, ARMS, range(3), noise=0.002)
+    base = group_arms(read_matrix(tmp_path))[0].by_seed("val_loss")
+
+    def with_gains(*gains: float):
+        set_losses(
+            tmp_path, lambda s, seed, x: base[seed] + gains[seed] if s == 8 else x
+        )
+        return verdicts(tmp_path)[8]
+
+    found = with_gains(-0.0201, -0.02, -0.0199)
+    half = found.family_interval.high - found.mean
+    assert found.grade == SUPPORTED
+    assert f"over all arms together it is ±{half:.4f}" in " ".join(found.reasons)
+    assert "spread of 0.0001, those of all arms 0.00" in " ".join(found.reasons)
+    assert not any("narrow" in x for x in with_gains(-0.022, -0.02, -0.018).reasons)
+    assert not any("narrow" in x for x in with_gains(-1e-4, 0.0, 1e-4).reasons)
+
+
 def test_what_only_the_paired_test_finds_is_not_found_and_both_are_shown(tmp_path):
     """A small difference of a quiet arm together with a very noisy one."""
     write_matrix(tmp_path, ARMS, range(5), noise=1e-3, effects={5: -0.002})
