@@ -111,7 +111,7 @@ def test_the_second_block_of_ratio_124m_is_that_of_its_records(
 
 
 def test_the_third_block_of_ratio_124m_is_that_of_its_records(
-    third: MatrixResults,
+    second: MatrixResults, third: MatrixResults, tmp_path: Path
 ) -> None:
     page = section("Third block")
     its_table_is_right(third, {5e-4: page})
@@ -123,7 +123,12 @@ def test_the_third_block_of_ratio_124m_is_that_of_its_records(
     over_all = both.family_interval.high - both.mean
     assert f"whose interval over all arms is ±{over_all:.3f}" in text
     front = " ".join((STUDY.parents[2] / "README.md").read_text().split())
-    assert f"(step 7, −{-both.mean:.3f}, pooled p {both.p_pooled:.3f})" in front
+    assert f"(step 7, −{-both.mean:.3f}, pooled p {both.p_pooled:.3f} in" in front
+    blocks = [str(matrix.root) for matrix in (second, third)]
+    together = judge(read_matrix(merge(blocks, tmp_path / "both"))).comparisons
+    (found,) = (c.at_steps for c in together if c.arm.step == 7)
+    assert f"of the {len(together)} of the second and third block together" in text
+    assert f"it would be {found.grade} (p {found.p_pooled:.2f})" in text
     wide = (compared[step].at_steps.mean for step in (2, 6))
     assert "by {:.3f} and {:.3f} nats with".format(*wide) in text
     gains = (-statistics.fmean(apart(third, 7, 6, n)) for n in (100, 200, 300, 400))
