@@ -206,18 +206,17 @@ def makespan(seconds: Iterable[float], slots: int) -> float:
     return max(ends)
 
 
-def known(output_dir: Path, job: Job) -> Mapping[str, Any] | None:
-    """The record of the job's cell with these settings, if it was probed."""
-    for record in read(output_dir).get("cells", []):
-        if record.get("hash") == hash_of(job) and record.get("seconds") is not None:
-            return dict(record)
-    return None
+def known(output_dir: Path, jobs: Iterable[Job]) -> list[Mapping[str, Any] | None]:
+    """For each job the record of its cell with these settings; None: not probed."""
+    cells = reversed(read(output_dir).get("cells", []))
+    probed = {str(r.get("hash")): r for r in cells if r.get("seconds") is not None}
+    return [probed.get(hash_of(job)) for job in jobs]
 
 
 def probed_seconds(output_dir: Path, jobs: Iterable[Job]) -> list[float] | None:
     """Estimated seconds of each job in the training loop; None if some cell was not
     probed with these settings."""
-    records = [known(output_dir, job) for job in jobs]
+    records = known(output_dir, jobs)
     seconds = [record["seconds"] for record in records if record is not None]
     return None if len(seconds) < len(records) else seconds
 
@@ -225,16 +224,16 @@ def probed_seconds(output_dir: Path, jobs: Iterable[Job]) -> list[float] | None:
 # ---- the disk -------------------------------------------------------------------
 
 
-def disk_needed(output_dir: Path, missing: Iterable[Job], slots: int) -> int:
+def disk_needed(output_dir: Path, missing: Sequence[Job], slots: int) -> int:
     """Bytes that the missing runs will need, with ``slots`` at a time: as probed, else
     a lower bound."""
     stays, passes = 0, []
-    for job in missing:
+    for job, probed in zip(missing, known(output_dir, missing), strict=True):
         kept = CHECKPOINTS_KEPT * job.settings.resources.keep_checkpoints
         weights = 4 * budget(job.settings).parameters
         files = 1 + kept + job.settings.resources.keep_stable
         least = {"checkpoint_bytes": weights, "disk_bytes": files * weights}
-        record = known(output_dir, job) or least
+        record = probed or least
         stays += record["disk_bytes"]
         # while one more is written, the older ones are still there
         passes.append((CHECKPOINTS_KEPT + 1 - kept) * record["checkpoint_bytes"])

@@ -35,7 +35,7 @@ def share(
     """
     if not jobs or not are_shared(options.slots):
         return list(tasks), options
-    records = [estimate.known(root, job) for job in jobs]
+    records = estimate.known(root, jobs)
     trusted = jobs[0].settings.resources.jobs_per_gpu > 0
     unknown = 0.0 if trusted else math.inf
     needs = [taken(record) for record in records]

@@ -120,7 +120,7 @@ def test_a_number_is_trusted_without_measurement(make: Make, tmp_path: Path) -> 
 
 def test_an_estimate_counts_on_no_more_than_fits(make: Make) -> None:
     plan = make({"baseline": 30, "r25": 30, "ra": 30})
-    records = [estimate.known(plan.output_dir, job) for job in plan.jobs]
+    records = estimate.known(plan.output_dir, plan.jobs)
     slots = gpu_sets(Gpus("cuda", ("0", "1")), 1) * 4
     assert gpu_sharing.at_once(records, slots) == 4
     assert gpu_sharing.at_once([None], slots) == 8
