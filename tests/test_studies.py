@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from gpt2.plan.steps import STEPS
 from gpt2.report.arms import is_done
 from gpt2.report.bundle import results_folder
 from gpt2.report.merge import merge
@@ -45,8 +46,8 @@ def third(tmp_path_factory: pytest.TempPathFactory) -> MatrixResults:
 
 
 def section(title: str) -> str:
-    """Text of the study's page below a heading."""
-    page = (STUDY / "README.md").read_text().partition(f"## {title}\n")[2]
+    """Text of the study's results below a heading."""
+    page = (STUDY / "RESULTS.md").read_text().partition(f"## {title}\n")[2]
     assert page
     return page.partition("\n## ")[0]
 
@@ -60,9 +61,36 @@ def rows(page: str) -> list[list[str]]:
     ]
 
 
+def test_the_first_page_of_ratio_124m_has_the_results_of_all_blocks() -> None:
+    """Of step 5, which the third block repeats as a partner, those of the first."""
+    at_5e4, at_1e3 = section("First block").split("At 1e-3")
+    tables = [(at_5e4, "5e-4"), (at_1e3, "1e-3")]
+    tables += [(section(f"{name} block"), "5e-4") for name in ("Third", "Second")]
+    found: dict[tuple[str, str], list[str]] = {}
+    for table, rate in tables:
+        for name, partner, _, *cells in rows(table):
+            if partner != "-":
+                found.setdefault((name, rate), [name, partner, rate, *cells])
+    page = (STUDY / "README.md").read_text()
+    assert sorted(rows(page)) == sorted(found.values())
+    compared = {int(name.split()[0]) for name, _ in found} - {0}
+    assert f"{len(compared)} of the {len(STEPS) - 1}" in page
+
+
+def test_the_effort_on_the_first_page_of_ratio_124m_is_the_sum() -> None:
+    page, runs = ((STUDY / name).read_text() for name in ("README.md", "RESULTS.md"))
+    hours = [float(x) for x in re.findall(r"([\d.]+) GPU\s+hours", runs)]
+    energy = [float(x) for x in re.findall(r"([\d.]+) kWh", runs)]
+    trained = [int(x) for x in re.findall(r"(\d+) runs,\s+took", runs)]
+    assert len(hours) == len(energy) == 5 and len(trained) == 4
+    assert f"{sum(trained)} runs took {sum(hours):.2f} GPU hours" in page
+    assert f"and {sum(energy):.2f} kWh" in page
+
+
 def test_learning_rates_of_ratio_124m_are_those_of_its_records(tmp_path: Path) -> None:
-    page = (STUDY / "README.md").read_text().partition("## First block")[0]
-    cells_of = {int(name.split()[0]): cells for name, *cells in rows(page)}
+    cells_of = {
+        int(name.split()[0]): cells for name, *cells in rows(section("Learning rates"))
+    }
     tried = records("tuning/tuning.zip", tmp_path).runs
     (low,) = records("tuning-low/rate-2.5e-4.zip", tmp_path).runs
     for run, rate in [(low, 2.5e-4), *((r, r.coordinates[RATE]) for r in tried)]:
@@ -230,7 +258,7 @@ def test_the_effort_of_ratio_124m_is_that_of_its_records(
 def its_effort_is_right(
     name: str, took: str, block: MatrixResults, commands: int
 ) -> None:
-    page = " ".join(section("Done").split())
+    page = " ".join(section("Runs").split())
     sessions = [
         (line["event"], line["time"])
         for line in read_jsonl(block.root / "runner.jsonl")
