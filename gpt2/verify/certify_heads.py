@@ -27,7 +27,7 @@ from gpt2.train.build_optimizer import make_optimizer, prunable
 from gpt2.train.export import load_export, write_export
 from gpt2.train.head_removal import TOLERANCE, Cut, RemovalDiffers, compare
 from lib.jobs.run_files import EXPORT_FILE
-from lib.optim.certify import Row, reloaded
+from lib.optim.certify import Row, largest, reloaded
 from lib.optim.groups import set_learning_rate
 from lib.pruning import reference
 from lib.pruning.certify_scores import SCORES
@@ -317,8 +317,8 @@ def check_scores(optimizer: str, make: MakePruner = HeadPruner) -> Row:
                 truth, head_layers(run.model).values(), strict=True
             ):
                 pairs = zip(head_scores(layer, run.optimizer), theirs, strict=True)
-                error = max(float(abs(mine - b)) for mine, b in pairs) / max(theirs)
-                worst = max(worst, error)
+                error = largest(float(abs(mine - b)) for mine, b in pairs)
+                worst = max(worst, error / max(theirs))
             for layer_of, head in run.dead():
                 truth[layer_of][head] = -1.0  # first to go, again
             pruned = round(run.schedule.sparsity(step) * 8)

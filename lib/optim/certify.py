@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -197,6 +197,11 @@ def _settings(config: OptimConfig) -> dict[str, dict[str, Any]]:
     }
 
 
+def largest(errors: Iterable[float]) -> float:
+    """The largest of some errors; inf if one is NaN, which max() may pass over."""
+    return max((math.inf if math.isnan(e) else e for e in errors), default=0.0)
+
+
 def check_decay(name: str, make: Make = make_default) -> Row:
     """Zero gradients: only decay moves the weights, along a closed form.
 
@@ -213,14 +218,14 @@ def check_decay(name: str, make: Make = make_default) -> Row:
             weight.grad = torch.zeros_like(weight)
         set_learning_rate(optimizer, PEAK_RATE)
         optimizer.step()
-    error = 0.0
+    errors = []
     for key, weight in weights.items():
         before, asked = start[key], decay if weight.ndim >= 2 else 0.0
         wanted = before * (1.0 - PEAK_RATE * asked) ** updates
         if spec.decayed:
             wanted = spec.decayed(before, PEAK_RATE, asked, updates, config)
-        error = max(error, float(abs(weight.detach().numpy() - wanted).max()))
-    figure = error / (PEAK_RATE * decay)
+        errors.append(float(abs(weight.detach().numpy() - wanted).max()))
+    figure = largest(errors) / (PEAK_RATE * decay)
     detail = f"{updates} updates at zero gradient, decay {decay:g}"
     return Row(f"{name}: decay as asked", figure <= EXACT, figure, detail)
 

@@ -119,6 +119,7 @@ def check_permanence(case: Case) -> Row:
             changed += int((weight != aside[name])[grown].sum())
             aside[name] = torch.where(old & ~mask, stepped[name], aside[name])
     passed = changed == 0 and (back > 0) == case.kind.regrows
+    passed &= run.pruner.zeros()[0] > 0
     detail = f"{back} came back, {changed} of them with another value"
     return Row(
         f"{case.method}: pruned stays pruned or returns", passed, float(back), detail

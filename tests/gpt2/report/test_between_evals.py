@@ -68,3 +68,15 @@ def test_the_error_vanishes_towards_an_evaluation():
     for at in (0.5, 1.0):
         for near in (at - 1e-6, at + 1e-6) if at < 1 else (at - 1e-6,):
             assert math.sqrt(read(points, near).variance) < 1e-4
+
+
+def test_the_line_through_the_two_after_bounds_the_error():
+    """A unit apart, with slopes -2, -0.5 and -0.1. Half way between the middle two,
+    that line is at 1.55, above the lower of both, and that through the two before at
+    1, below it. The curve's slopes are harmonic means, -0.8 and -1/6."""
+    points = [(0.0, 4.0), (1.0, 2.0), (2.0, 1.5), (3.0, 1.4)]
+    loss = 1.75 + (-0.8 + 1 / 6) / 8  # Hermite's cubic in the middle
+    variance = ((loss - 1.55) ** 3 + (1.75 - loss) ** 3) / (3 * 0.2)
+    found = read(points, 1.5)
+    assert found.loss == pytest.approx(loss, rel=1e-12)
+    assert found.variance == pytest.approx(variance, rel=1e-9)

@@ -189,6 +189,17 @@ def test_a_fault_of_one_scope_and_sparsity_is_caught(scope, sparsity):
     assert not certify.check_schedules("adamw", sometimes).passed
 
 
+def test_a_score_that_is_not_a_number_is_caught(monkeypatch):
+    true = certify.head_scores
+
+    def lost(*given):
+        return [*true(*given)[:-1], float("nan")]
+
+    monkeypatch.setattr(certify, "head_scores", lost)
+    row = certify.check_scores("adamw")
+    assert not row.passed and row.figure == float("inf")
+
+
 def another_head(model, settings, kept):
     """As many heads are cut out as should be, but not those."""
     return without_heads(model, settings, [[*k[1:], k[0]] for k in kept])

@@ -208,6 +208,35 @@ def test_a_decay_of_biases_is_caught(name):
     assert not certify.check_decay(name, make).passed
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "adamwspam"])
+def test_weights_that_are_not_numbers_do_not_decay_as_asked(name):
+    """Without eps, a gradient of 0 makes 0 / 0 of them."""
+
+    def make(name, groups, config):
+        return certify.make_default(name, groups, replace(config, eps=0.0))
+
+    row = certify.check_decay(name, make)
+    assert not row.passed and row.figure == float("inf")
+
+
+@pytest.mark.parametrize("check", [certify_spam.check_clip, certify_spam.check_warmup])
+def test_moments_that_are_not_numbers_are_no_phase_of_spam(check):
+    trace = certify_spam.spam_trace(spam_of(AdamWSPAM), SHORT, SHORT_UPDATES)
+    assert check(trace, SHORT).passed
+    trace[50] = replace(trace[50], first=trace[50].first * float("nan"))
+    assert not check(trace, SHORT).passed
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_a_state_that_is_not_loaded_is_caught(name):
+    def make(name, groups, config):
+        optimizer = certify.make_default(name, groups, config)
+        optimizer.load_state_dict = lambda state: None
+        return optimizer
+
+    assert not certify.check_resume(name, make).passed
+
+
 def test_faulty_groups_are_caught():
     def twice(named, decay):
         return 2 * decay_groups(named, decay)

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from lib.pruning import certify
-from lib.pruning.masks import kth_lowest
+from lib.pruning.masks import keep_masks, kth_lowest
 from lib.pruning.pruner import Pruner
 from lib.pruning.registry import METHODS as KINDS
 from lib.pruning.registry import SCOPES, VARIANTS, pairs
-from lib.pruning.watched import Case
+from lib.pruning.watched import SCHEDULE, Case
 
 PAIRS = [(name, method) for name, method in pairs() if not KINDS[method].is_structured]
 METHODS = [("adamw", "magnitude"), ("adamw", "movement"), ("adamwprune", "state")]
@@ -68,6 +68,34 @@ class OneShort(Pruner):
         return [(names, max(0, count - 2)) for names, count in super().targets(step)]
 
 
+class OnceTooFew(OneShort):
+    """At one update of the masks, which the next makes up for."""
+
+    def targets(self, step):
+        late = SCHEDULE.start + SCHEDULE.interval
+        if step // SCHEDULE.interval == late // SCHEDULE.interval:
+            return super().targets(step)
+        return Pruner.targets(self, step)
+
+
+class PrunesNothing(Pruner):
+    def targets(self, step):
+        return [(names, 0) for names, _ in super().targets(step)]
+
+
+class KeepsEarlier(Pruner):
+    """Aside is the value before the update at which a weight was pruned."""
+
+    def before_update(self, step):
+        super().before_update(step)
+        self.earlier = {n: w.detach().clone() for n, w in self.weights.items()}
+
+    def _adopt(self, name, mask):
+        gone = self.masks[name] & ~mask
+        super()._adopt(name, mask)
+        self.shadow[name] = self.earlier[name].where(gone, self.shadow[name])
+
+
 class GradientsLeft(Pruner):
     def before_update(self, step):
         pass
@@ -109,6 +137,10 @@ FAULTS = [
     (ComputedNotApplied, certify.check_schedule, "magnitude"),
     (ComputedNotApplied, certify.check_schedule, "movement"),
     (OneShort, certify.check_schedule, "magnitude"),
+    (OnceTooFew, certify.check_schedule, "magnitude"),
+    (PrunesNothing, certify.check_gradients, "magnitude"),
+    (PrunesNothing, certify.check_permanence, "magnitude"),
+    (KeepsEarlier, certify.check_permanence, "movement"),
     (GradientsLeft, certify.check_gradients, "magnitude"),
     (GradientsLeft, certify.check_gradients, "state"),
     (StateLeft, certify.check_gradients, "magnitude"),
@@ -167,6 +199,35 @@ def test_scores_of_other_moments_are_caught(variant):
 
 def test_movement_with_masked_weights_is_caught():
     assert not certify.check_sums(Case("adamw", "movement", ForgetsPruned)).passed
+
+
+class LosesASum(Pruner):
+    """Of the second matrix, after the last masks, which refuse NaN."""
+
+    def _accumulate(self):
+        super()._accumulate()
+        if self.step >= SCHEDULE.end:
+            self.scores["second.weight"][0, 0] = float("nan")
+
+
+def test_scores_that_are_not_numbers_are_caught(monkeypatch):
+    assert not certify.check_sums(Case("adamw", "movement", LosesASum)).passed
+    spec = KINDS["state"]
+
+    def score(weight, inputs):
+        found = spec.score(weight, inputs)
+        return found * (float("nan") if inputs.variant == "bitter1" else 1)
+
+    monkeypatch.setitem(KINDS, "state", replace(spec, score=score))
+    row = certify.check_scores("state")
+    assert not row.passed and row.detail == "worst is bitter1"
+
+
+def test_a_selection_that_never_takes_all_is_caught():
+    def spares_one(scores, pruned):
+        return keep_masks(scores, min(pruned, sum(s.numel() for s in scores) - 1))
+
+    assert not certify.check_selection(select=spares_one).passed
 
 
 def test_a_threshold_that_takes_or_spares_all_ties_is_caught():
