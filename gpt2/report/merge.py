@@ -188,7 +188,8 @@ def _choose(found: Sources) -> tuple[Chosen, list[str]]:
     same = sum(sum(is_done(run) for _, run in each) > 1 for each in copies.values())
     if same > len(notes):
         notes.append(f"runs finished more than once, alike: {same - len(notes)}")
-    if spare := sum(run.on_disk for each in copies.values() for _, run in each[1:]):
+    on_disk = sum(run.on_disk for each in copies.values() for _, run in each)
+    if spare := on_disk - sum(run.on_disk for _, run in chosen.values()):
         notes.append(f"runs not taken, whose time counts as idle: {spare}")
     return chosen, notes
 

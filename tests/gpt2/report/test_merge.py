@@ -66,6 +66,20 @@ def test_of_two_the_one_that_is_done_and_differing_results_are_named(
     assert second.row["val_loss"] == read_matrix(a).runs[1].row["val_loss"]
 
 
+def test_runs_that_are_only_planned_elsewhere_were_all_taken(tmp_path: Path) -> None:
+    """Each folder lists all jobs of the study, and has run its own."""
+    roots = [write_matrix(tmp_path / f"{n}", (0,), (n,)) for n in (1, 2)]
+    jobs = [dict(run.job) for root in roots for run in read_matrix(root).runs]
+    for run, job in zip(("seed1", "seed2"), jobs, strict=True):
+        job["run_dir"] = f"step00-baseline/{run}"
+    for root in roots:
+        (root / MATRIX_FILE).write_text(json.dumps({"jobs": jobs}))
+        assert len(read_matrix(root).runs) == 2
+    folder, notes = merged(*roots)
+    assert [run.on_disk for run in read_matrix(folder).runs] == [True, True]
+    assert notes == [f"Merged runs: 1 of {roots[0]}, 1 of {roots[1]}"]
+
+
 def test_the_commands_that_ran_the_sources_are_known(tmp_path: Path) -> None:
     """Time between two commands is not a gap; a killed one ends with its last run."""
     a = write_matrix(tmp_path / "a", (0,), (1, 2))

@@ -124,3 +124,35 @@ def test_a_damaged_record_breaks_no_report(tmp_path, junk):
     matrix = with_pairing(tmp_path, lambda found: junk)
     judge(matrix)
     assert set(unpaired_runs(matrix.runs)) <= {"step05-ra/seed2"}
+
+
+def test_the_run_that_differs_from_most_of_its_seed_is_named(tmp_path):
+    matrix = with_pairing(tmp_path, changed("batches", "4", "f" * 16))
+    assert len({run.row["step"] for run in matrix.runs}) > 2
+    for runs in (matrix.runs, matrix.runs[::-1]):
+        found = unpaired_runs(runs)
+        assert found == {"step05-ra/seed2": ["the batches of update 4 differ"]}
+
+
+def test_the_run_that_most_differ_from_is_the_one_that_is_named(tmp_path):
+    """Also if it comes first, as the baseline does."""
+    write_matrix(tmp_path, (0,), (1,), manifest={"pairing": pairing(7, 0)})
+    write_matrix(tmp_path, (5, 8), (1,))
+    assert list(unpaired_runs(read_matrix(tmp_path).runs)) == ["step00-baseline/seed1"]
+
+
+def test_three_weights_that_differ_are_named_and_more_counted(tmp_path):
+    write_matrix(tmp_path, (0,), (1,))
+    (run,) = read_matrix(tmp_path).runs
+
+    def drew(length, count):
+        weights = {f"w{n}": [length, 0.5] for n in range(count)}
+        found = run.manifest["pairing"] | {"initial_weights": weights}
+        return replace(run, manifest=run.manifest | {"pairing": found})
+
+    assert unpaired(drew(1.0, 3), drew(2.0, 3)) == [
+        "the initial weights w0, w1, w2 differ"
+    ]
+    assert unpaired(drew(1.0, 5), drew(2.0, 5)) == [
+        "the initial weights w0, w1, w2 and 2 more differ"
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import threading
 from pathlib import Path
@@ -11,12 +12,21 @@ from typing import Any
 import pytest
 
 from gpt2.report.evidence import Rules
-from gpt2.report.grades import INCONCLUSIVE, INVALID, SUPPORTED, Verdict
+from gpt2.report.grades import (
+    HARMFUL,
+    INCONCLUSIVE,
+    INVALID,
+    NEUTRAL,
+    SUPPORTED,
+    Differences,
+    Verdict,
+    grade_test,
+)
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
 from gpt2.report.merge import merge
 from gpt2.report.read_results import read_matrix
-from gpt2.report.series import LEDGER_FILE, read_series
+from gpt2.report.series import LEDGER_FILE, SeriesTest, read_series
 from gpt2.report.verdict_rules import rules_for
 from gpt2.report.verdicts import Judgement, judge_and_record
 from lib import sequential, stats
@@ -208,3 +218,57 @@ def test_family_is_asked_for_configured_or_recorded(tmp_path: Path) -> None:
     config.write_text("CONFIG_REPORT_FAMILY = 'sequential-fdr'\nORIGINS = {}\n")
     assert rules_for(config, runs).family == "sequential-fdr"
     assert rules_for(config, runs, family="together").family == "together"
+
+
+# ---- one test, by hand: 3 seeds have 2 degrees of freedom, at which -----------------
+# P(T > t) = 1/2 - t / (2 sqrt(2 + t^2)); the standard error is 0.001 / sqrt(3).
+
+STANDARD_ERROR = 0.001 / math.sqrt(3)
+
+
+def above(t: float) -> float:
+    return 0.5 - t / (2 * math.sqrt(2 + t * t))
+
+
+def one_test(*differences: float, level: float | None, is_own: bool = True) -> Verdict:
+    test = None
+    if level is not None:
+        names = {"time": "", "step": 5, "name": "ra", "partner": "", "key": ""}
+        numbers = {"mean": 0.0, "half_width": 0.002, "level": level, "p": 0.004}
+        test = SeriesTest(number=2, seeds=SEEDS, **names, **numbers)
+    return grade_test(
+        Differences(differences), Rules(family="sequential"), test, is_own
+    )
+
+
+@pytest.mark.parametrize(
+    ("level", "grade"), [(0.05, NEUTRAL), (0.02, NEUTRAL), (0.01, INCONCLUSIVE)]
+)
+def test_equivalence_is_tested_at_the_level_of_the_test(level, grade) -> None:
+    """Two one-sided tests of a mean of 0 against the margin of 0.003: p is 0.0175."""
+    found = one_test(0.001, 0.0, -0.001, level=level, is_own=False)
+    p = above(0.003 / STANDARD_ERROR)
+    assert found.p_equivalent_series == pytest.approx(p * 0.05 / level)
+    assert found.p_equivalent == found.p_equivalent_series
+    assert (found.grade, found.test, found.level) == (grade, 2, level)
+
+
+def test_at_equal_time_the_paired_test_has_the_level_of_the_series() -> None:
+    own = one_test(0.004, 0.005, 0.006, level=0.025)
+    assert own.p_series == pytest.approx(0.004 * 2) and own.grade == HARMFUL
+    assert own.family_interval == pytest.approx((0.003, 0.007))
+    timed = one_test(0.004, 0.005, 0.006, level=0.025, is_own=False)
+    t = 0.005 / STANDARD_ERROR
+    assert timed.p == own.p == pytest.approx(2 * above(t))
+    assert timed.p_series == pytest.approx(2 * above(t) * 2) == timed.p_deciding
+    assert timed.family_interval is not None
+    half = (timed.family_interval.high - timed.family_interval.low) / 2
+    assert above(half / STANDARD_ERROR) == pytest.approx(0.025 / 2)
+
+
+def test_without_its_test_a_comparison_has_an_interval_and_no_verdict() -> None:
+    found = one_test(0.004, 0.005, 0.006, level=None)
+    assert found.grade == INCONCLUSIVE and found.p_deciding is None
+    assert found.interval == found.family_interval is not None
+    half = found.interval.high - 0.005
+    assert above(half / STANDARD_ERROR) == pytest.approx(0.05 / 2)
