@@ -316,3 +316,11 @@ def test_seeds_that_spread_widely_say_what_rounding_may_do(
     assert bool(is_large(differences, 0.003)), "at the noise of longer warm-ups"
     assert noise_of((3.3, 3.3012), (3.3,)) == NOISE
     assert noise_of((9.0, 3.0), (3.3, 3.4)) == LARGEST_NOISE
+
+
+def test_a_spread_of_nats_does_not_excuse_half_a_nat():
+    """At a noise of 0.1 a mean of 3 seeds may be off by 3 x 0.1 / sqrt(3) = 0.1732."""
+    noise = noise_of((9.0, 6.0, 3.0), (9.5, 6.5, 3.5))
+    assert is_large((0.5, 0.5, 0.5), MARGIN, noise)
+    assert "at most 0.1732" in is_large((0.174, 0.174, 0.174), MARGIN, noise)
+    assert not is_large((0.173, 0.173, 0.173), MARGIN, noise)

@@ -70,13 +70,14 @@ def test_runs_that_are_only_planned_elsewhere_were_all_taken(tmp_path: Path) -> 
     """Each folder lists all jobs of the study, and has run its own."""
     roots = [write_matrix(tmp_path / f"{n}", (0,), (n,)) for n in (1, 2)]
     jobs = [dict(run.job) for root in roots for run in read_matrix(root).runs]
-    for run, job in zip(("seed1", "seed2"), jobs, strict=True):
-        job["run_dir"] = f"step00-baseline/{run}"
+    jobs.append(jobs[1] | {"seed": 3})  # which was not run anywhere
+    for seed, job in enumerate(jobs, 1):
+        job["run_dir"] = f"step00-baseline/seed{seed}"
     for root in roots:
         (root / MATRIX_FILE).write_text(json.dumps({"jobs": jobs}))
-        assert len(read_matrix(root).runs) == 2
+        assert len(read_matrix(root).runs) == 3
     folder, notes = merged(*roots)
-    assert [run.on_disk for run in read_matrix(folder).runs] == [True, True]
+    assert [run.on_disk for run in read_matrix(folder).runs] == [True, True, False]
     assert notes == [f"Merged runs: 1 of {roots[0]}, 1 of {roots[1]}"]
 
 

@@ -10,11 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import pytest
 
 from gpt2.report.chart_data import chart_data
 from gpt2.report.grades import HARMFUL, INCONCLUSIVE, SUPPORTED
 from gpt2.report.html import html_report
 from gpt2.report.markdown import markdown_report
+from gpt2.report.own_best import SweptArm
 from gpt2.report.plots import baselines, write_plots
 from gpt2.report.rate_tables import own_best_text, rate_lines, rate_remarks, rate_table
 from gpt2.report.read_results import read_matrix
@@ -22,7 +24,13 @@ from gpt2.report.sentences import method
 from gpt2.report.summary import write_summary
 from gpt2.report.sweep_tables import sweep_tables
 from gpt2.report.verdicts import Judgement, judge
-from tests.results_factory import STEPS, change_final_loss, settings, write_run
+from tests.results_factory import (
+    STEPS,
+    change_final_loss,
+    settings,
+    write_matrix,
+    write_run,
+)
 from tests.scratch import ROOT
 
 SCHEMA = ROOT / "gpt2" / "report" / "summary.schema.json"
@@ -282,3 +290,43 @@ def test_report_and_tables_have_the_rates(tmp_path: Path) -> None:
     assert summary["own_best"]["comparisons"][0]["at_equal_steps"]["grade"]
     rows = csv.DictReader((tmp_path / "results.csv").open())
     assert {row["seed"] for row in rows if row["tuning"] == "True"} == {"101", "102"}
+
+
+@pytest.mark.parametrize(
+    ("base", "arm", "whose"),
+    [
+        ({0.001: -0.3, 0.002: 0.0}, {0.001: 0.0, 0.002: -0.1}, "its partner's"),
+        ({0.001: 0.0, 0.002: 0.0}, {0.001: -0.3, 0.002: 0.1}, "its"),
+    ],
+)
+def test_a_difference_that_another_rate_turns_round_is_not_shown(
+    tmp_path: Path, base: Losses, arm: Losses, whose: str
+) -> None:
+    """Tuning chose 0.002 for both; at 0.001 one of them is better by 0.2 or more."""
+    write_arm(tmp_path, 0, base, {0.001: 1.0})
+    write_arm(tmp_path, 5, arm, {0.001: 1.0})
+    judged = judge(read_matrix(tmp_path))
+    (found,) = judged.own_best.comparisons
+    assert found.arm.label == "5 ra/learning_rate=0.002"
+    assert found.partner.label == "0 baseline/learning_rate=0.002"
+    assert found.verdict.grade == INCONCLUSIVE
+    assert f"0.001 may be {whose} best rate" in found.verdict.reasons[0]
+    # Two arms have the paired t test alone.
+    assert (found.verdict.p_holm, found.verdict.p_pooled) == (1.0, None)
+
+
+def test_losses_of_all_seeds_are_those_that_there_are() -> None:
+    tuned = SweptArm("5 ra", {}, {0.001: (3.0, None, float("inf")), 0.002: ()})
+    assert tuned.all_losses(0.001) == [3.0]
+    assert tuned.all_losses(0.002) == tuned.all_losses(0.004) == []
+    assert (tuned.untuned, tuned.missing) == ([0.002], 1)
+
+
+def test_arms_without_a_sweep_are_compared_as_they_are(tmp_path: Path) -> None:
+    write_matrix(tmp_path, (0, 5), SEEDS, effects={5: -0.2})
+    for step in (0, 8):
+        write_arm(tmp_path, step, {0.001: 0.1 * (step == 8), 0.002: 0.3})
+    assert best(judge(read_matrix(tmp_path))) == {
+        "5 ra": ("0 baseline", SUPPORTED),
+        "8 mla/learning_rate=0.001": ("0 baseline/learning_rate=0.001", HARMFUL),
+    }

@@ -76,6 +76,23 @@ def test_an_invalid_comparison_is_not_pooled_and_counts_for_the_correction(tmp_p
     assert [one.p for one in found] == [*map(pytest.approx, want.p), None]
 
 
+@pytest.mark.parametrize("coarse", [0, 1])
+def test_the_coarsest_losses_decide_what_rounding_adds(tmp_path, coarse):
+    write_matrix(tmp_path, (0, 5, 8), range(4), effects={8: -0.006})
+    base, ra, mla = group_arms(read_matrix(tmp_path))
+    pairs = [(ra, base), (mla, base)]
+    evidence = [replace(at_equal_steps(*p, Rules()), rounding=0.0) for p in pairs]
+    evidence[coarse] = replace(evidence[coarse], rounding=1e-4)
+    found = pool(pairs, evidence, Rules())
+    losses = np.array([arm.values("val_loss") for arm in (base, ra, mla)])
+    want, fine = (
+        pooled_variance.pooled_test(losses, ((1, 0), (2, 0)), rounding=r).half_width
+        for r in (1e-4, 0.0)
+    )
+    assert [one.half_width for one in found] == pytest.approx(list(want))
+    assert min(want) > 1.5 * max(fine)
+
+
 def test_what_only_the_pooled_test_finds_is_found_and_both_are_shown(tmp_path):
     write_matrix(tmp_path, ARMS, range(3), noise=0.002)
     base = group_arms(read_matrix(tmp_path))[0].by_seed("val_loss")

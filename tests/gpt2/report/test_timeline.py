@@ -105,6 +105,13 @@ def test_records_of_strangers_are_left_out() -> None:
     assert seconds(attempt.segments)["training"] == 60
 
 
+def test_what_is_recorded_after_the_end_changes_nothing() -> None:
+    late = phases({"written": 99.5, "ended": 99.5})
+    (attempt,) = attempts(whole(0.0) + late)
+    (usual,) = attempts(whole(0.0))
+    assert attempt == usual
+
+
 def test_one_gpu_shows_what_counts_most_and_gaps() -> None:
     one, two = attempts(whole(0.0), "one"), attempts(whole(62.0), "two")
     line = timeline_of([*one, *two], [Session(-10.0, 171.0, ("a:0",))])
@@ -203,7 +210,8 @@ def test_sessions_that_ended_were_killed_and_still_run() -> None:
     killed = [*began, record("began", 15.0), record("ended", 30.0)]
     spans = [(s.start, s.end) for s in sessions_of(killed, end=20.0)]
     assert spans == [(0, 5), (10, 15), (15, 30)]
-    assert sessions_of([{"kind": "session", "time": None}], 1.0) == []
+    for time in (None, "now", float("nan")):
+        assert sessions_of([{**record("began", 0.0), "time": time}], 1.0) == []
 
 
 def test_words_and_money() -> None:

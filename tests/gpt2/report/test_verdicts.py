@@ -16,6 +16,8 @@ from gpt2.report.grades import (
     UNMATCHED,
     UNVERIFIED,
     Differences,
+    Verdict,
+    family_size,
     grade_family,
 )
 from gpt2.report.noise import (
@@ -510,3 +512,10 @@ def test_planted_effects_over_10000_matrices(arms, delta):
 def test_an_arm_at_the_margin_is_seldom_called_neutral():
     rounds = simulate(10_000, 6, 5, effects=[0.003] * 6)
     assert sum(NEUTRAL in grades for grades in rounds) <= 10_000 * (0.05 + 0.005)
+
+
+def test_a_family_is_as_large_as_what_p_values_are_corrected_for():
+    """Unmatched comparisons have no family, nor have those of a sequential one."""
+    family = [Verdict(), Verdict(family=6), Verdict(family=2)]
+    assert family_size(family) == 6
+    assert family_size([Verdict()]) == family_size([]) == 0

@@ -19,6 +19,7 @@ from gpt2.verify.certify_training import (
 )
 from gpt2.verify.subject import Finding
 from lib.forked import forked
+from lib.optim.certify import Row
 from lib.optim.registry import OPTIMIZERS
 from lib.pruning.registry import VARIANTS
 from tests.gpt2.helpers import make_config
@@ -112,3 +113,17 @@ def test_every_cell_has_its_optimizer_and_its_pair(plan):
         Trained("adamwprune"),
         Trained("adamwprune", "state", "bitter0"),
     ]
+
+
+@pytest.mark.parametrize("wrong", ["alone", "in the trainer", ""])
+def test_of_two_rows_of_one_name_the_failed_one_counts(monkeypatch, wrong):
+    """The export is certified twice: of the pruner and of the trainer."""
+
+    def rows(name):
+        return lambda *_: {"export": Row(name, name != wrong, 0.0, "")}
+
+    monkeypatch.setattr(certify_training, "certify_heads", rows("alone"))
+    monkeypatch.setattr(certify_training, "certify_updates", rows("in the trainer"))
+    found = Trained("adamw", "heads").certify()["export"]
+    assert found.passed == (not wrong)
+    assert found.name == (wrong or "in the trainer")
