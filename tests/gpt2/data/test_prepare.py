@@ -181,6 +181,7 @@ def test_limit_leaves_out_what_does_not_fit_and_then_stops():
     assert [i.tokens.size for i in limit(items, 0)] == sizes
     assert [i.tokens.size for i in limit(items[2:], 500, taken=200)] == [50]
     assert list(limit(items, 500, taken=500)) == []
+    assert list(limit(items, 200)) == items[:2]  # which are as many as may be
 
 
 def lines_of(name, count):

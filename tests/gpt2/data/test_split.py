@@ -41,6 +41,13 @@ def test_a_tiny_document_is_not_all_that_is_held_out():
     assert chosen_bytes(documents, 0.05)[0] == 1010
 
 
+@pytest.mark.parametrize("sizes", [(1, 100), (100, 1)])
+def test_one_of_two_documents_is_left_for_training(sizes):
+    """Although both together, 101, are nearer to 49.5 than the small one alone."""
+    documents = [document(n, size) for n, size in enumerate(sizes)]
+    assert chosen_bytes(documents, 49.5 / 101) == (1, 49.5)
+
+
 def test_equal_documents_stay_together():
     documents = [document(n // 3, 100) for n in range(150)]
     chosen = by_rank(documents, 3000)
