@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
@@ -145,6 +146,7 @@ class Watched(Follower):
         self.updates, self.worst, self.where = 0, 0.0, ""
         self.wrong: list[str] = []
         self._losses: list[float] = []
+        self._records = Counter[str]()
 
     def _weights(self) -> dict[str, Array]:
         named = self.trainer.model.named_parameters()
@@ -210,6 +212,7 @@ class Watched(Follower):
 
     def train(self, record: Mapping[str, Any]) -> None:
         """Compare a record of the training loss with the updates since the last."""
+        self._records["training"] += 1
         mean = sum(self._losses) / len(self._losses)
         self._losses.clear()
         self._compare_record("loss", record["loss"], mean)
@@ -217,6 +220,7 @@ class Watched(Follower):
 
     def evaluation(self, kind: str, record: Mapping[str, Any]) -> None:
         """Compare a record of the validation loss."""
+        self._records["validation"] += 1
         wanted = self.plain.validation_loss(self.val, self.weights)
         self._compare_record("validation loss", record["val_loss"], wanted)
 
@@ -230,6 +234,10 @@ class Watched(Follower):
         """The figure is the largest deviation of an update over the tolerated one."""
         if self.updates != self.max_steps:
             self.wrong.insert(0, f"{self.updates} updates instead of {self.max_steps}")
+        interval = self.settings.resources.log_interval
+        due = {"training": math.ceil(self.max_steps / interval), "validation": 2}
+        if self._records != due:
+            self.wrong.append(f"records of losses are {dict(self._records)}, not {due}")
         detail = "; ".join(self.wrong[:3]) or f"worst: {self.where}"
         return Row("updates = plain formulas", not self.wrong, self.worst, detail)
 

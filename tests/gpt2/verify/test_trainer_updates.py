@@ -140,6 +140,19 @@ def test_position_embeddings_handed_to_muon_are_found(monkeypatch):
     assert "wpe.weight" in updates("muon")
 
 
+@pytest.mark.parametrize(("method", "at"), [("_log", 3), ("_evaluate", 0)])
+def test_a_loss_that_is_not_recorded_is_found(monkeypatch, method, at):
+    """Nothing is compared then, and so nothing else deviates."""
+    true = getattr(trainer.Trainer, method)
+
+    def silent(self):
+        if self.progress.step != at:
+            true(self)
+
+    monkeypatch.setattr(trainer.Trainer, method, silent)
+    assert updates("sgd").startswith("records of losses are")
+
+
 # ---- masks ------------------------------------------------------------------------
 
 
