@@ -45,6 +45,11 @@ def percent(value: float | None) -> str:
     return NONE if value is None else f"{100 * value:.1f}%"
 
 
+def change(value: float | None) -> str:
+    """A relative change: 0.352 -> "+35.2%"."""
+    return NONE if value is None else f"{fixed(100 * value, 1, True)}%"
+
+
 def level(value: float) -> str:
     """Level of a test, which may be small: "2.2%", "0.0014%"."""
     return f"{100 * value:.2g}%"

@@ -20,6 +20,7 @@ from rich.table import Table
 from rich.text import Text
 
 from gpt2.report.arms import Change
+from gpt2.report.columns import form_of
 from gpt2.report.compare import (
     ComparedSide,
     MatchedArms,
@@ -44,20 +45,6 @@ from lib import human
 from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.output import exit_code
 from lib.terminal import report_console
-
-FORMS = {
-    "val_accuracy": human.percent,
-    "mfu": human.percent,
-    "seconds": human.duration,
-    "mean_epoch_seconds": human.duration,
-    "peak_memory_bytes": human.size,
-    "as_trained": lambda value: human.NONE if value is None else f"{value:.0e}",
-    "kv_bytes_per_token": human.size,
-    "optimizer_state_bytes": human.size,
-    "step_seconds": human.milliseconds,
-    "sparsity": human.percent,
-}
-COUNTS = ("parameters", "flops_per_token", "tokens", "tokens_per_s", "zeros")
 
 
 @answers_json("compare")
@@ -201,12 +188,6 @@ def grid(title: str, *heads: str) -> Table:
     for head in heads:
         table.add_column(head, overflow="fold")
     return table
-
-
-def form_of(name: str):  # type: ignore[no-untyped-def]
-    if name in COUNTS:
-        return human.count
-    return FORMS.get(name, lambda value: human.fixed(value, 4))
 
 
 def signed(text: str, value: float) -> str:

@@ -26,15 +26,9 @@ COSTS = (
     ("kv_bytes_per_token", "decode cache (bytes per token)"),
     ("infer_p50_ms", "generation (ms per token)"),
 )
-FACTS = (
-    "micro_batch",
-    "accumulation",
-    "world_size",
-    "compile",
-    "attention_backend",
-    "mlp_backend",
-    "data_fingerprint",
-)
+# Fields of a manifest.
+FACTS = """micro_batch accumulation world_size compile attention_backend mlp_backend
+data_fingerprint""".split()
 
 
 def costs(judged: Judgement) -> list[tuple[str, str]]:
@@ -120,7 +114,7 @@ def _settings(judged: Judgement) -> tuple[dict[str, str], list[dict[str, Any]]]:
 
 
 def _flat(run: Run) -> dict[str, str]:
-    found = {"seed": shown(run.row["seed"])}
+    found = {"seed": shown(run.seed)}
     for part, fields in run.settings.items():
         if not isinstance(fields, dict):
             found[clean(part)] = shown(fields)

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from gpt2.report.grades import Verdict
 from gpt2.report.lines import (
     DIGITS,
     Line,
@@ -27,10 +26,37 @@ from gpt2.report.pruned_heads import change_text, has_removed, heads_text, short
 from gpt2.report.verdicts import only_timed
 from lib import human
 
+Form = Callable[[Any], str]
+# Columns that a phone should show without scrolling, in their order on the page, which
+# shows the others on demand.
+MAIN = """step title grade difference grade_time difference_time val_loss
+seeds""".split()
+COUNTS = """parameters flops_per_token tokens tokens_per_s zeros energy_j_per_mtoken
+infer_tokens_per_s infer_batch_tokens_per_s""".split()
+BYTES = """peak_memory_bytes kv_bytes_per_token optimizer_state_bytes
+infer_cache_bytes_per_token""".split()
+FORMS: dict[str, Form] = {
+    **dict.fromkeys(COUNTS, human.count),
+    **dict.fromkeys(BYTES, human.size),
+    **dict.fromkeys(("val_accuracy", "mfu", "sparsity"), human.percent),
+    **dict.fromkeys(("seconds", "mean_epoch_seconds"), human.duration),
+    "step_seconds": human.milliseconds,
+    "as_trained": lambda value: human.NONE if value is None else f"{value:.0e}",
+}
+
+
+def form_of(key: str) -> Form:
+    """Form in which a number in the results of a run is shown."""
+    return FORMS.get(key, fixed(DIGITS))
+
+
+def fixed(digits: int) -> Form:
+    return lambda value: human.fixed(value, digits)
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """``value`` sorts, ``show`` is read; the HTML page shows others on demand."""
+    """``value`` sorts, ``show`` is read."""
 
     key: str
     heading: str
@@ -38,38 +64,30 @@ class Column:
     value: Callable[[Line], Value]
     show: Callable[[Line], str]
     is_number: bool = True
-    is_main: bool = False
 
+    @property
+    def is_main(self) -> bool:
+        return self.key in MAIN
 
-def _partner(line: Line) -> str:
-    return line.comparison.partner.label if line.comparison else human.NONE
+    @property
+    def reading_order(self) -> int:
+        return MAIN.index(self.key) if self.is_main else len(MAIN)
 
 
 def _column(
     key: str,
     heading: str,
     help: str,
-    form: Callable[[Any], str],
+    form: Form | None = None,
     value: Callable[[Line], Value] | None = None,
-    **flags: bool,
+    is_number: bool = True,
 ) -> Column:
     """Column of a value in a form; by default of the mean of the result ``key``."""
-    get = value or (lambda line: line.arm.mean(key))
-    return Column(key, heading, help, get, lambda line: form(get(line)), **flags)
+    get, show = value or (lambda line: line.arm.mean(key)), form or form_of(key)
+    return Column(key, heading, help, get, lambda line: show(get(line)), is_number)
 
 
-def _fixed(digits: int) -> Callable[[float | None], str]:
-    return lambda value: human.fixed(value, digits)
-
-
-def _what(line: Line) -> str:
-    """Title of a step, or name of a cell, whose title is a longer explanation."""
-    return line.title if line.arm.step is not None else line.arm.name
-
-
-def _before_after(
-    key: str, name: str, heading: str, help: str, form: Callable[[float | None], str]
-) -> Column:
+def _before_after(key: str, name: str, heading: str, help: str, form: Form) -> Column:
     """Column for a value before and after the removal of heads, the sort key."""
     return Column(
         key,
@@ -80,15 +98,21 @@ def _before_after(
     )
 
 
-def _percent(change: float | None) -> str:
-    return human.NONE if change is None else f"{human.fixed(100 * change, 1, True)}%"
+def _partner(line: Line) -> str:
+    return line.comparison.partner.label if line.comparison else human.NONE
+
+
+def _what(line: Line) -> str:
+    """Title of a step, or name of a cell, whose title is a longer explanation."""
+    return line.title if line.arm.step is not None else line.arm.name
 
 
 def _ratio(line: Line) -> float | None:
     return ratio_of(line.arm.runs[0]) if line.arm.runs else None
 
 
-def _test_text(verdict: Verdict) -> str:
+def _test_text(line: Line) -> str:
+    verdict = line.at_steps
     if verdict.test is None or verdict.level is None:
         return human.NONE
     return f"{verdict.test} at {human.level(verdict.level)}"
@@ -101,17 +125,8 @@ COLUMNS: tuple[Column, ...] = (
         "Number of the step",
         lambda step: human.NONE if step is None else str(step),
         lambda line: line.arm.step,
-        is_main=True,
     ),
-    _column(
-        "title",
-        "what changed",
-        "Description of the arm",
-        str,
-        _what,
-        is_number=False,
-        is_main=True,
-    ),
+    _column("title", "what changed", "Description of the arm", str, _what, False),
     _column(
         "partner",
         "compared with",
@@ -126,15 +141,8 @@ COLUMNS: tuple[Column, ...] = (
         "Finished (of planned) runs",
         lambda line: len(line.arm.done),
         seeds_text,
-        is_main=True,
     ),
-    _column(
-        "val_loss",
-        "val loss",
-        "Validation loss, nats per token",
-        _fixed(DIGITS),
-        is_main=True,
-    ),
+    _column("val_loss", "val loss", "Validation loss, nats per token"),
     Column(
         "difference",
         "difference",
@@ -142,7 +150,6 @@ COLUMNS: tuple[Column, ...] = (
         "negative is better",
         lambda line: line.at_steps.mean,
         lambda line: difference_text(line.at_steps),
-        is_main=True,
     ),
     Column(
         "interval",
@@ -163,66 +170,55 @@ COLUMNS: tuple[Column, ...] = (
         "test",
         "Number of its test in the sequential family, and the level",
         lambda line: line.at_steps.test,
-        lambda line: _test_text(line.at_steps),
+        _test_text,
     ),
-    _column("val_perplexity", "ppl", "Validation perplexity", _fixed(2)),
-    _column("val_accuracy", "accuracy", "Next-token accuracy", human.percent),
-    _column("bits_per_byte", "bits/byte", "Loss in bits per byte of text", _fixed(4)),
-    _column("parameters", "params", "Trained parameters", human.count),
+    _column("val_perplexity", "ppl", "Validation perplexity", fixed(2)),
+    _column("val_accuracy", "accuracy", "Next-token accuracy"),
+    _column("bits_per_byte", "bits/byte", "Loss in bits per byte of text"),
+    _column("parameters", "params", "Trained parameters"),
     _column(
         "parameter_change",
         "vs partner",
         "Parameters relative to the partner's",
-        _percent,
+        human.change,
         parameter_change,
     ),
-    _column("ratio", "r", "MLP weights over attention weights", _fixed(2), _ratio),
-    _column(
-        "flops_per_token", "FLOPs/token", "Of training, as in make budget", human.count
-    ),
-    _column("tokens_per_s", "tokens/s", "Training throughput", human.count),
-    _column("mfu", "MFU", "Share of the device's dense peak", human.percent),
+    _column("ratio", "r", "MLP weights over attention weights", fixed(2), _ratio),
+    _column("flops_per_token", "FLOPs/token", "Of training, as in make budget"),
+    _column("tokens_per_s", "tokens/s", "Training throughput"),
+    _column("mfu", "MFU", "Share of the device's dense peak"),
     _column(
         "energy_j_per_mtoken",
         "J/Mtoken",
         "Energy of the GPU, joules per million tokens",
-        human.count,
     ),
     _column(
         "peak_memory_bytes",
         "peak memory",
         "Peak memory of the device",
-        human.size,
-        lambda line: line.arm.largest("peak_memory_bytes"),
+        value=lambda line: line.arm.largest("peak_memory_bytes"),
     ),
-    _column(
-        "kv_bytes_per_token", "KV/token", "Decode cache, bytes per token", human.size
-    ),
+    _column("kv_bytes_per_token", "KV/token", "Decode cache, bytes per token"),
     _column(
         "infer_tokens_per_s",
         "new tok/s",
         "Generated tokens per second of one sequence, by make inference-bench",
-        human.count,
     ),
     _column(
         "infer_batch_tokens_per_s",
         "new tok/s, batch",
         "The same at the largest batch that was measured",
-        human.count,
     ),
-    _column("infer_p50_ms", "ms/token", "Median time of a generated token", _fixed(2)),
-    _column("infer_p95_ms", "ms/token, p95", "Its 95th percentile", _fixed(2)),
+    _column("infer_p50_ms", "ms/token", "Median time of a generated token", fixed(2)),
+    _column("infer_p95_ms", "ms/token, p95", "Its 95th percentile", fixed(2)),
     _column(
         "infer_cache_bytes_per_token",
         "cache/token",
         "Decode cache as measured, bytes per token",
-        human.size,
     ),
-    _column("seconds", "time", "Training time", human.duration),
-    _column(
-        "sparsity", "zeros", "Share of exact zeros in the linear weights", human.percent
-    ),
-    _column("zeros", "zero weights", "Number of exact zeros", human.count),
+    _column("seconds", "time", "Training time"),
+    _column("sparsity", "zeros", "Share of exact zeros in the linear weights"),
+    _column("zeros", "zero weights", "Number of exact zeros"),
     Column(
         "heads_left",
         "heads",
@@ -251,19 +247,15 @@ COLUMNS: tuple[Column, ...] = (
         "Measured time of a forward pass",
         short_time,
     ),
-    _column(
-        "step_seconds", "update", "Time of one optimizer update", human.milliseconds
-    ),
+    _column("step_seconds", "update", "Time of one optimizer update"),
     _column(
         "as_trained",
         "as trained",
         "Largest relative deviation of a gradient from the formulas, as trained",
-        lambda value: "-" if value is None else f"{value:.0e}",
+        lambda value: "-" if value is None else form_of("as_trained")(value),
         lambda line: line.arm.largest("as_trained"),
     ),
-    _column(
-        "optimizer_state_bytes", "optimizer", "Bytes of optimizer state", human.size
-    ),
+    _column("optimizer_state_bytes", "optimizer", "Bytes of optimizer state"),
     _column(
         "grade",
         "verdict",
@@ -271,7 +263,6 @@ COLUMNS: tuple[Column, ...] = (
         grade_text,
         lambda line: line.at_steps.grade,
         is_number=False,
-        is_main=True,
     ),
     Column(
         "difference_time",
@@ -279,7 +270,6 @@ COLUMNS: tuple[Column, ...] = (
         "Difference of the losses when the first run of both arms ended",
         lambda line: line.at_time.mean,
         lambda line: difference_text(line.at_time),
-        is_main=True,
     ),
     _column(
         "grade_time",
@@ -288,31 +278,14 @@ COLUMNS: tuple[Column, ...] = (
         grade_text,
         lambda line: line.at_time.grade,
         is_number=False,
-        is_main=True,
     ),
 )
 COLUMN = {column.key: column for column in COLUMNS}
-OPTIONAL = (  # shown if an arm has a value
-    "test",
-    "bits_per_byte",
-    "mfu",
-    "flops_per_token",
-    "kv_bytes_per_token",
-    "sparsity",
-    "zeros",
-    "step_seconds",
-    "optimizer_state_bytes",
-    "heads_left",
-    "kv_change",
-    "decode_change",
-    "forward_change",
-    "energy_j_per_mtoken",
-    "infer_tokens_per_s",
-    "infer_batch_tokens_per_s",
-    "infer_p50_ms",
-    "infer_p95_ms",
-    "infer_cache_bytes_per_token",
-)
+# Shown if an arm has a value.
+OPTIONAL = """test bits_per_byte mfu flops_per_token kv_bytes_per_token sparsity zeros
+step_seconds optimizer_state_bytes heads_left kv_change decode_change forward_change
+energy_j_per_mtoken infer_tokens_per_s infer_batch_tokens_per_s infer_p50_ms
+infer_p95_ms infer_cache_bytes_per_token""".split()
 # Do not differ between steps of an ablation.
 OF_CELLS = ("step_seconds", "optimizer_state_bytes")
 # Repeat the final losses where all runs have a time budget.

@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lib.human import fixed
+from lib import human
 from lib.safe_json import as_dict, number
 
 MEASURES = {"time": "seconds", "memory": "peak_memory_bytes"}
@@ -60,11 +60,7 @@ def score_lines(scores: Scores) -> list[str]:
     """Errors in words, one sentence per measure."""
     return [
         f"Estimated {name} compared with actual, {one['runs']} runs: "
-        f"median error {_percent(one['median'])}, largest {_percent(one['worst'])} "
-        f"({one['worst_run']})."
+        f"median error {human.change(one['median'])}, largest "
+        f"{human.change(one['worst'])} ({one['worst_run']})."
         for name, one in scores.items()
     ]
-
-
-def _percent(error: float) -> str:
-    return fixed(100 * error, 1, sign=True) + "%"

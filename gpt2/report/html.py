@@ -12,17 +12,18 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from gpt2.plan.names import ATTENTION_PLOT
+from gpt2.report import sentences
 from gpt2.report.arms import Arm
 from gpt2.report.chart_data import chart_data, costs
 from gpt2.report.checklist import checklist
-from gpt2.report.columns import Column, shown_columns
+from gpt2.report.columns import Column, fixed, form_of, shown_columns
 from gpt2.report.compare import shown
 from gpt2.report.estimates import score_lines
 from gpt2.report.evaluation_columns import evaluation_columns
@@ -31,15 +32,6 @@ from gpt2.report.lines import Line, lines_of
 from gpt2.report.notes import remarks
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.samples import sample_prompts
-from gpt2.report.sentences import (
-    BEST_OF_SWEEP,
-    control_lines,
-    family_lines,
-    headline,
-    method,
-    noise_lines,
-    size_lines,
-)
 from gpt2.report.swept_page import charts_of, rates_part, sweeps_part
 from gpt2.report.timeline import Timeline
 from gpt2.report.timeline_report import chart, read_timeline, time_lines
@@ -55,16 +47,6 @@ from lib.safe_json import clean
 
 PAGE = Path(__file__).resolve().parent / "page"
 SCRIPTS = ("training.js", "script.js")  # the last one draws the charts of all
-FIRST = (
-    "step",
-    "title",
-    "grade",
-    "difference",
-    "grade_time",
-    "difference_time",
-    "val_loss",
-    "seeds",
-)
 RESULTS = {"val_loss", "difference", "interval", "difference_time"}
 LINKED_FILES = (
     ("manifest", MANIFEST_FILE),
@@ -73,16 +55,17 @@ LINKED_FILES = (
     ("log", LOG_FILE),
     ("attention", ATTENTION_PLOT),
 )
-RUN_COLUMNS: tuple[tuple[str, str, Callable[[Any], str]], ...] = (
-    ("val_loss", "val loss", lambda v: human.fixed(v, 6)),
-    ("val_perplexity", "ppl", lambda v: human.fixed(v, 3)),
-    ("val_accuracy", "accuracy", human.percent),
-    ("parameters", "params", human.count),
-    ("tokens", "tokens", human.count),
-    ("tokens_per_s", "tokens/s", human.count),
-    ("peak_memory_bytes", "memory", human.size),
-    ("seconds", "time", human.duration),
-)
+RUN_HEADS = {
+    "val_loss": "val loss",
+    "val_perplexity": "ppl",
+    "val_accuracy": "accuracy",
+    "parameters": "params",
+    "tokens": "tokens",
+    "tokens_per_s": "tokens/s",
+    "peak_memory_bytes": "memory",
+    "seconds": "time",
+}
+RUN_FORMS = {"val_loss": fixed(6), "val_perplexity": fixed(3)}  # to tell runs apart
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,13 +100,12 @@ def html_report(
     )
     times = read_timeline(matrix) if times is None else times
     lines = lines_of(judged)
-    columns = sorted(shown_columns(lines), key=_reading_order)
+    columns = sorted(shown_columns(lines), key=lambda column: column.reading_order)
     columns += evaluation_columns(lines)
     gpu = [(run, use) for run in matrix.runs if (use := gpu_use(matrix, run))]
     sources = [plotly_source(), *((PAGE / n).read_text("utf-8") for n in SCRIPTS)]
     scripts = [_script(source) for source in sources]
     training = training_curves(judged)
-    notes = [*matrix.merged, *size_lines(judged), *noise_lines(judged)]
     data = {
         **chart_data(judged, gpu),
         "times": chart(times),
@@ -135,14 +117,14 @@ def html_report(
         policy=_policy(scripts),
         style=Markup((PAGE / "style.css").read_text("utf-8")),
         facts=what_was_trained(matrix, judged),
-        headline=headline(matrix),
-        controls=control_lines(judged),
-        noise=[*notes, *family_lines(judged)],
-        method=method(judged),
+        headline=sentences.headline(matrix),
+        controls=sentences.control_lines(judged),
+        noise=[*matrix.merged, *sentences.statistics_lines(judged)],
+        method=sentences.method(judged),
         columns=columns,
         lines=[_line(line, columns, judged) for line in lines],
         sweeps=sweeps_part(judged),
-        best_of_sweep=BEST_OF_SWEEP,
+        best_of_sweep=sentences.BEST_OF_SWEEP,
         rates=rates_part(judged),
         costs=costs(judged),
         estimates=score_lines(matrix.estimates),
@@ -197,11 +179,6 @@ def _policy(scripts: list[str]) -> str:
     )
 
 
-def _reading_order(column: Column) -> int:
-    """Sort key: columns that a phone should show without scrolling come first."""
-    return FIRST.index(column.key) if column.key in FIRST else len(FIRST)
-
-
 # ---- tables ---------------------------------------------------------------------
 
 
@@ -244,7 +221,7 @@ def _anchor(arm: Arm) -> str:
 def _run_heads() -> list[tuple[str, bool]]:
     first = [("arm", False), ("seed", True), ("status", False), ("files", False)]
     last = [("hash", False)]
-    return [*first, *((head, True) for _, head, _ in RUN_COLUMNS), *last]
+    return [*first, *((head, True) for head in RUN_HEADS.values()), *last]
 
 
 def _runs(matrix: MatrixResults, judged: Judgement) -> Iterator[dict[str, Any]]:
@@ -273,8 +250,8 @@ def _run_cells(arm: Arm, run: Run) -> list[TableCell]:
         TableCell("seed", seed, seed, "number"),
         TableCell("status", state, state, "text" if len(state) > 20 else ""),
     ]
-    for key, _, show in RUN_COLUMNS:
-        value = row[key]
+    for key in RUN_HEADS:
+        value, show = row[key], RUN_FORMS.get(key) or form_of(key)
         text = "" if value is None else str(value)
         cells.append(TableCell(key, show(value), text, "number", is_result=True))
     known = row["hash"] or ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from urllib.parse import quote
 
+from gpt2.report import rate_tables, sentences
 from gpt2.report.checklist import checklist
 from gpt2.report.columns import COLUMN, Column, shown_columns
 from gpt2.report.estimates import score_lines
@@ -12,23 +13,7 @@ from gpt2.report.evaluation_columns import evaluation_columns
 from gpt2.report.grades import Verdict
 from gpt2.report.lines import Line, difference_text, grade_text, lines_of, p_text
 from gpt2.report.notes import remarks
-from gpt2.report.rate_tables import (
-    best_table,
-    own_best_text,
-    rate_lines,
-    rate_remarks,
-    rate_table,
-)
 from gpt2.report.results import MatrixResults, Run
-from gpt2.report.sentences import (
-    BEST_OF_SWEEP,
-    control_lines,
-    family_lines,
-    headline,
-    method,
-    noise_lines,
-    size_lines,
-)
 from gpt2.report.size_trends import size_trends
 from gpt2.report.sweep_tables import SWEEP, sweep_tables
 from gpt2.report.verdicts import Judgement, only_timed
@@ -58,10 +43,10 @@ def markdown_report(
             f"- {name}: {escape(value)}"
             for name, value in what_was_trained(matrix, judged)
         ),
-        " ".join(f"**{escape(line)}**" for line in control_lines(judged)),
-        f"{headline(matrix)}. {escape(' '.join(noise_lines(judged)))}",
-        "\n".join(f"- {escape(line)}" for line in matrix.merged),
-        escape(" ".join(family_lines(judged))),
+        " ".join(f"**{escape(line)}**" for line in sentences.control_lines(judged)),
+        f"{sentences.headline(matrix)}. {_escaped(sentences.noise_lines(judged))}",
+        _list(matrix.merged),
+        _escaped(sentences.family_lines(judged)),
         "## Verdicts",
         _columns_table(judged, VERDICTS),
         _listed(remarks(judged)),
@@ -72,11 +57,11 @@ def markdown_report(
         _measures(judged),
         "## Cost",
         _columns_table(judged, COSTS),
-        " ".join(map(escape, score_lines(matrix.estimates))),
-        "\n".join(f"- {escape(line)}" for line in times),
+        _escaped(score_lines(matrix.estimates)),
+        _list(times),
         *_evaluations(judged),
         "## How to read this",
-        method(judged),
+        sentences.method(judged),
         "## Publishing checklist",
         _checklist(matrix, judged),
         "## Runs",
@@ -91,6 +76,14 @@ def escape(text: str) -> str:
     line = clean(text, LONGEST)
     escaped = "".join(f"\\{c}" if c in "\\`*_[]|~#" else c for c in line)
     return escaped.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def _escaped(lines: Iterable[str]) -> str:
+    return " ".join(map(escape, lines))
+
+
+def _list(lines: Iterable[str]) -> str:
+    return "\n".join(f"- {escape(line)}" for line in lines)
 
 
 class _Link(str):
@@ -170,15 +163,15 @@ def _chart_links(matrix: MatrixResults) -> str:
 def _rates(judged: Judgement) -> str:
     """Section on LR_SWEEP; "" without it."""
     if not judged.own_best.arms:
-        pending = [escape(line) for line in rate_lines(judged)]
-        return "\n\n".join(["## Learning rates", *pending]) if pending else ""
-    (heads, rows), best = rate_table(judged), best_table(judged)
+        pending = _escaped(rate_tables.rate_lines(judged))
+        return f"## Learning rates\n\n{pending}" if pending else ""
+    (heads, rows), best = rate_tables.rate_table(judged), rate_tables.best_table(judged)
     parts = [
         *("## Learning rates", _grid(heads, rows, "ll".ljust(len(heads), "r"))),
         *("### Each arm at its own best rate", escape(judged.own_best.pending)),
         _grid(*best, "llrrrl") if best[1] else "",
-        _listed(rate_remarks(judged)),
-        own_best_text(judged),
+        _listed(rate_tables.rate_remarks(judged)),
+        rate_tables.own_best_text(judged),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -198,7 +191,7 @@ def _sizes(judged: Judgement) -> str:
         verdicts = {point.size: point.comparison.at_steps for point in trend.points}
         rows.append([trend.name, *(_difference(verdicts.get(size)) for size in sizes)])
     table = _grid(heads, rows, "l".ljust(len(heads), "r"))
-    lines = "\n".join(f"- {escape(line)}" for line in size_lines(judged))
+    lines = _list(sentences.size_lines(judged))
     return "\n\n".join(["## Difference by size", table, lines])
 
 
@@ -215,7 +208,7 @@ def _sweep_tables(judged: Judgement) -> str:
     ]
     if not tables:
         return ""
-    best = BEST_OF_SWEEP.replace("*", "\\*")
+    best = sentences.BEST_OF_SWEEP.replace("*", "\\*")
     return "\n\n".join(["## Loss by swept value", *tables, best])
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,44 +13,15 @@ from gpt2.report.evaluations import Measure
 from gpt2.report.generation import Generation
 from lib.safe_json import as_dict, clean, number
 
-NUMBERS = (  # columns of a result, in the order of the tables
-    "val_loss",
-    "val_perplexity",
-    "val_accuracy",
-    "best_val_loss",
-    "train_loss",
-    "bits_per_byte",
-    "parameters",
-    "flops_per_token",
-    "tokens",
-    "tokens_per_s",
-    "mfu",
-    "peak_memory_bytes",
-    "kv_bytes_per_token",
-    "seconds",
-    "mean_epoch_seconds",
-    "step_seconds",
-    "optimizer_state_bytes",
-    "sparsity",
-    "zeros",
-    "as_trained",
-)
+# Columns of a result, in the order of the tables.
+NUMBERS = """val_loss val_perplexity val_accuracy best_val_loss train_loss bits_per_byte
+parameters flops_per_token tokens tokens_per_s mfu peak_memory_bytes kv_bytes_per_token
+seconds mean_epoch_seconds step_seconds optimizer_state_bytes sparsity zeros
+as_trained""".split()
 COLUMNS = (
-    "step",
-    "name",
-    "title",
-    "parent",
-    "seed",
-    "status",
-    "failure",
-    "message",
+    *"step name title parent seed status failure message".split(),
     *NUMBERS,
-    "updates",
-    "max_updates",
-    "effective_batch",
-    "verified",
-    "hash",
-    "run_dir",
+    *"updates max_updates effective_batch verified hash run_dir".split(),
 )
 EXTRA_COLUMN = re.compile(r"[a-z][a-z0-9_]{0,47}")
 MAX_EXTRA_COLUMNS = 64
@@ -83,6 +54,11 @@ class Run:
     @property
     def run_dir(self) -> str:
         return str(self.row["run_dir"])
+
+    @property
+    def seed(self) -> Any:
+        """A whole number; None if it is only planned, by a damaged plan."""
+        return self.row["seed"]
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -131,6 +107,11 @@ class MatrixResults:
         item = LeftOutRun(clean(path.as_posix()), clean(reason))
         if item not in self.left_out:
             self.left_out.append(item)
+
+
+def seeds_of(runs: Iterable[Run]) -> str:
+    """Seeds of some runs: "1, 2, 3"."""
+    return ", ".join(str(run.seed) for run in runs)
 
 
 def coordinates_of(job: dict) -> Row:

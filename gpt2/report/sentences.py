@@ -115,6 +115,11 @@ def family_lines(judged: Judgement) -> list[str]:
     ]
 
 
+def statistics_lines(judged: Judgement) -> list[str]:
+    """Trends over sizes, noise floor, and the state of the family."""
+    return [*size_lines(judged), *noise_lines(judged), *family_lines(judged)]
+
+
 METHOD = """\
 Arms are paired by seed with the arm they are compared with; a difference is the arm's
 validation loss minus its partner's, in nats per token; negative is better. Intervals
@@ -126,7 +131,6 @@ and HARMFUL: it is not 0, and not shown to be within the margin. INCONCLUSIVE: m
 seeds are needed. UNMATCHED: the arm differs from its partner in parameters or tokens by
 more than {tolerance:.0%}, or in data, which says nothing about the architecture."""
 
-
 AT_TIME = """\
 At equal time, losses are read between evaluations, when the first of the compared runs
 ended, each arm at its median speed, for other work on a GPU slows single runs; how
@@ -136,7 +140,6 @@ budget are compared at their ends."""
 TIMED = """\
 All runs have a time budget: they are compared at their ends, after equal time and, in
 general, unequal numbers of updates, each with its whole learning-rate schedule."""
-
 
 FAMILY = {
     TOGETHER: """\
@@ -164,34 +167,28 @@ arm has the paired t test{and_at_time}. Where an arm gets more seeds, or other
 losses, it is tested again as a further test of the series.
 docs/statistics.md has error rates and power."""
 
-
 SWEPT = """\
 A cell of the sweep is compared with the cell of its step's partner at the same values;
 a step that does not read a setting has one cell for all of its values."""
 
-
 SWEPT_FAMILY = """\
 The comparisons of the sweep at equal budgets, over all steps and all of its values, are
 one family of {number}: every p and every verdict is corrected for all of them."""
-
 
 BEST_OF_SWEEP = """\
 Mean validation loss over the seeds; * is the lowest of its row. It is chosen on the
 runs that it is read from, so that it is too optimistic by about the noise: the verdicts
 above compare arms at equal values, and not each at its best."""
 
-
 TREND = """\
 Differences against size: for each seed a straight line over log10 of the partner's
 parameters, and Student's t on the slopes over the seeds; p by Holm's method over all
 trends. A line through these sizes says nothing about larger ones."""
 
-
 ZEROS = """\
 Zeros are counted among the weights of linear layers, excluding embeddings and a head
 tied to them. They are unstructured, which saves neither time nor memory on common
 hardware: a pruned arm costs as much as the same arm unpruned."""
-
 
 REMOVED_HEADS = """\
 Pruned heads are masked during training and removed from the exported model, whose

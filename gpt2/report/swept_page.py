@@ -5,15 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from gpt2.report.rate_tables import (
-    RATE_TITLE,
-    best_table,
-    own_best_text,
-    rate_chart,
-    rate_lines,
-    rate_remarks,
-    rate_table,
-)
+from gpt2.report import rate_tables
 from gpt2.report.sweep_tables import SWEEP, SweepChart, SweepTable, sweep_charts
 from gpt2.report.verdicts import Judgement
 from lib.plots import Against, is_number
@@ -31,7 +23,7 @@ def charts_of(judged: Judgement) -> dict[str, Any]:
             {"difference": _against(c.difference), "loss": _against(c.loss)}
             for c in _drawn(judged)
         ],
-        "rates": _against(rate_chart(judged)),
+        "rates": _against(rate_tables.rate_chart(judged)),
     }
 
 
@@ -44,17 +36,18 @@ def rates_part(judged: Judgement) -> dict[str, Any]:
     if not judged.own_best:
         return {}
     if not judged.own_best.arms:
-        return {"tables": [], "remarks": [], "text": " ".join(rate_lines(judged))}
-    losses, best = rate_table(judged), best_table(judged)
+        text = " ".join(rate_tables.rate_lines(judged))
+        return {"tables": [], "remarks": [], "text": text}
+    losses, best = rate_tables.rate_table(judged), rate_tables.best_table(judged)
     tables = [("Mean validation loss", losses, range(2, len(losses[0])))]
     if best[1]:
         tables.append(("Each arm at its own best rate", best, range(2, 5)))
     pending = [judged.own_best.pending] if judged.own_best.pending else []
-    text = own_best_text(judged).replace("\\", "")
+    text = rate_tables.own_best_text(judged).replace("\\", "")
     return {
         "tables": tables,
-        "remarks": rate_remarks(judged),
-        "text": " ".join([f"{RATE_TITLE}.", *pending, text]),
+        "remarks": rate_tables.rate_remarks(judged),
+        "text": " ".join([f"{rate_tables.RATE_TITLE}.", *pending, text]),
     }
 
 

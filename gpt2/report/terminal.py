@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from gpt2.plan.axes import label
+from gpt2.report import sentences
 from gpt2.report.columns import COLUMN, shown_columns
 from gpt2.report.estimates import score_lines
 from gpt2.report.lines import (
@@ -17,13 +18,6 @@ from gpt2.report.lines import (
 from gpt2.report.notes import remarks
 from gpt2.report.rate_tables import rate_lines
 from gpt2.report.results import MatrixResults, Run
-from gpt2.report.sentences import (
-    control_lines,
-    family_lines,
-    headline,
-    noise_lines,
-    size_lines,
-)
 from gpt2.report.verdicts import Judgement
 from lib.terminal import columns_that_fit, report_console
 
@@ -37,39 +31,14 @@ STYLES = {
     "UNMATCHED": "yellow",
     "UNVERIFIED": "yellow",
 }
-KEYS = (
-    "step",
-    "title",
-    "seeds",
-    "val_loss",
-    "difference",
-    "val_perplexity",
-    "val_accuracy",
-    "parameters",
-    "sparsity",
-    "heads_left",
-    "tokens_per_s",
-    "seconds",
-    "grade",
-)
+KEYS = """step title seeds val_loss difference val_perplexity val_accuracy parameters
+sparsity heads_left tokens_per_s seconds grade""".split()
 SHORTER = {"val_accuracy": "acc", "tokens_per_s": "tok/s"}  # headings
-MORE = "more room for the title"
+MORE = "longer_title"
 # Columns by importance, for narrow terminals.
 BY_IMPORTANCE = (
-    "title",
-    "step",
-    "grade",
-    "difference",
-    "sparsity",
-    "heads_left",
-    MORE,
-    "seeds",
-    "val_loss",
-    "tokens_per_s",
-    "parameters",
-    "val_perplexity",
-    "val_accuracy",
-    "seconds",
+    f"""title step grade difference sparsity heads_left {MORE} seeds val_loss
+tokens_per_s parameters val_perplexity val_accuracy seconds""".split()
 )
 TITLE_WIDTH, MORE_WIDTH = 12, 8  # minimum width of the title, and additional width
 GAP = 2  # between two columns, and around the table
@@ -92,28 +61,22 @@ def terminal_report(
     from rich.text import Text
 
     style = "bold red" if judged.void else ""
-    parts: list[RenderableType] = [Text(x, style=style) for x in control_lines(judged)]
+    heads = [Text(line, style=style) for line in sentences.control_lines(judged)]
     if shared := shared_coordinates(judged):
-        parts.append(Text(f"All arms: {label(shared)}"))
-    parts.extend(_terminal_table(judged, width))
+        heads.append(Text(f"All arms: {label(shared)}"))
+    lines = lines_of(judged)
+    texts = [sentences.headline(matrix), *matrix.merged]
     if judged.comparisons:
-        parts.append(
-            Text("difference: val loss minus the partner's; negative is better.")
-        )
-    parts.append(Text(headline(matrix)))
-    parts.extend(Text(line) for line in matrix.merged)
-    lines = (*size_lines(judged), *noise_lines(judged), *family_lines(judged))
-    parts.extend(Text(line) for line in lines)
-    parts.extend(Text(line) for line in score_lines(matrix.estimates))
-    if has_zeros(lines_of(judged)):
-        parts.append(Text("zeros: single pruned weights, which bring no speed."))
-    if has_removed_heads(lines_of(judged)):
-        parts.append(
-            Text("heads: removed from the exported models; other columns: masked.")
-        )
+        texts.insert(0, "difference: val loss minus the partner's; negative is better.")
+    texts += [*sentences.statistics_lines(judged), *score_lines(matrix.estimates)]
+    if has_zeros(lines):
+        texts.append("zeros: single pruned weights, which bring no speed.")
+    if has_removed_heads(lines):
+        texts.append("heads: removed from the exported models; other columns: masked.")
     # An arm at its own best rate often has the remarks that it has at equal rates.
     found = [f"  {label}: {what}" for label, what in remarks(judged)]
-    parts.extend(Text(line) for line in dict.fromkeys([*found, *rate_lines(judged)]))
+    texts += dict.fromkeys([*found, *rate_lines(judged)])
+    parts = [*heads, *_terminal_table(lines, width), *map(Text, texts)]
     parts.extend(
         Text(f"  {_fault(run)}", style="red")
         for run in matrix.runs
@@ -126,12 +89,11 @@ def terminal_report(
     return parts
 
 
-def _terminal_table(judged: Judgement, width: int) -> list[RenderableType]:
+def _terminal_table(lines: list[Line], width: int) -> list[RenderableType]:
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    lines = lines_of(judged)
     has_steps = any(line.arm.step is not None for line in lines)
     absent = {"sparsity", "heads_left"} - {c.key for c in shown_columns(lines)}
     absent |= set() if has_steps else {"step"}
