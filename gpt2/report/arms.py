@@ -72,12 +72,16 @@ class Arm:
 
     @property
     def seeds(self) -> tuple[int, ...]:
-        return tuple(run.row["seed"] for run in self.runs)
+        return tuple(run.seed for run in self.runs)
 
     def is_called(self, name: str) -> bool:
         """Whether that is its step, its name, its label or the folder of its seeds."""
         folders = {run.run_dir.rpartition("/")[0] for run in self.runs}
         return name in {str(self.step), self.name, self.label, *folders}
+
+    @property
+    def done_by_seed(self) -> dict[int, Run]:
+        return {run.seed: run for run in self.done}
 
     def values(self, column: str) -> list[float]:
         """Numbers of a column over the finished runs, without missing ones."""
@@ -92,8 +96,8 @@ class Arm:
         return max(self.values(column), default=None)
 
     def by_seed(self, column: str) -> dict[int, float]:
-        pairs = ((r.row["seed"], number(r.row.get(column))) for r in self.done)
-        return {seed: value for seed, value in pairs if value is not None}
+        found = {run.seed: number(run.row.get(column)) for run in self.done}
+        return {seed: value for seed, value in found.items() if value is not None}
 
 
 Pair = tuple[Arm, Arm]  # an arm and its partner
@@ -138,7 +142,7 @@ def _grouped(found: Iterable[Run]) -> list[Arm]:
         groups.setdefault((run.row["step"], run.row["name"]), []).append(run)
     arms = []
     for (step, name), runs in groups.items():
-        runs.sort(key=lambda r: -1 if r.row["seed"] is None else int(r.row["seed"]))
+        runs.sort(key=lambda r: -1 if r.seed is None else int(r.seed))
         title = next((r.row["title"] for r in runs if r.row["title"]), name)
         arms.append(Arm(step, name, title, tuple(runs)))
     return arms

@@ -229,7 +229,7 @@ def _seeds(matrix: MatrixResults) -> Item:
     for run in matrix.runs:
         if is_done(run):
             key = (run.row["step"], run.row["name"])
-            arms.setdefault(key, []).append(run.row["seed"])
+            arms.setdefault(key, []).append(run.seed)
     listed = Counter(", ".join(map(str, sorted(seeds))) for seeds in arms.values())
     fewest = min(len(seeds) for seeds in arms.values())
     few = f"a verdict needs at least {stats.MIN_SEEDS} seeds"

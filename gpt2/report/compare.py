@@ -18,7 +18,7 @@ from gpt2.report.bundle import results_folder
 from gpt2.report.checklist import ENVIRONMENT
 from gpt2.report.evidence import Rules
 from gpt2.report.read_results import read_matrix
-from gpt2.report.results import NUMBERS, LeftOutRun, Run
+from gpt2.report.results import NUMBERS, LeftOutRun, Run, seeds_of
 from gpt2.report.verdicts import Comparison, compare
 from gpt2.settings.shown import text_of
 from lib import human
@@ -132,9 +132,9 @@ def find_subject(name: str, results: Path | None) -> ComparedSide:
 
 
 def _one_seed(arm: Arm, seed: str) -> Arm:
-    runs = tuple(run for run in arm.runs if str(run.row["seed"]) == seed)
+    runs = tuple(run for run in arm.runs if str(run.seed) == seed)
     if not runs:
-        seeds = ", ".join(str(s) for s in arm.seeds)
+        seeds = seeds_of(arm.runs)
         raise ValueError(f"{arm.label} has no seed {seed}; it has {seeds}")
     return dataclasses.replace(arm, runs=runs)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING
 
 from gpt2.report.arms import Arm, above_guess, has_diverged
 from gpt2.report.evidence import Rules, not_paired, worse_than_guess
-from gpt2.report.results import Run
+from gpt2.report.results import Run, seeds_of
 from lib import human
 from lib.rounded_losses import rounding_variance
 
@@ -162,8 +162,7 @@ def _nats(value: float) -> str:
 def _broken(arm: Arm) -> list[str]:
     """Seeds of a control that diverged although its baseline did not."""
     diverged = [run for run in arm.runs if has_diverged(run) or above_guess(run)]
-    seeds = ", ".join(str(run.row["seed"]) for run in diverged)
-    return [f"diverged (seed {seeds})"] if diverged else []
+    return [f"diverged (seed {seeds_of(diverged)})"] if diverged else []
 
 
 def _unfinished(arm: Arm, seeds: Sequence[int]) -> list[str]:
@@ -174,11 +173,10 @@ def _unfinished(arm: Arm, seeds: Sequence[int]) -> list[str]:
 
 def _same_kernels(arm: Arm, baseline: Arm) -> list[str]:
     """Reason if a control used its baseline's kernels, which measures nothing."""
-    theirs = {run.row["seed"]: _kernels(run) for run in baseline.done}
-    same = [r for r in arm.done if _kernels(r) == theirs.get(r.row["seed"])]
-    seeds = ", ".join(str(run.row["seed"]) for run in same)
-    text = f"used the same kernels as its baseline (seed {seeds}): nothing is measured"
-    return [text] if same else []
+    theirs = {run.seed: _kernels(run) for run in baseline.done}
+    same = [run for run in arm.done if _kernels(run) == theirs.get(run.seed)]
+    text = f"used the same kernels as its baseline (seed {seeds_of(same)})"
+    return [f"{text}: nothing is measured"] if same else []
 
 
 def _kernels(run: Run) -> tuple[str, ...]:

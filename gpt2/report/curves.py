@@ -59,7 +59,7 @@ def band(
 def _by_seed(arm: Arm, axis: str, kind: str) -> list[tuple[object, Points]]:
     runs = arm.done or arm.runs
     found = [(run, run.evals if kind == "eval" else run.trains) for run in runs]
-    return [(run.row["seed"], _points(records, axis, kind)) for run, records in found]
+    return [(run.seed, _points(records, axis, kind)) for run, records in found]
 
 
 def _minus(points: Points, base: Points) -> Points:

@@ -66,9 +66,7 @@ def paired_difference(
 
 def _by_seed(arm: Arm, name: str) -> dict[int, Measure]:
     return {
-        run.row["seed"]: run.evaluation[name]
-        for run in arm.done
-        if name in run.evaluation
+        run.seed: run.evaluation[name] for run in arm.done if name in run.evaluation
     }
 
 

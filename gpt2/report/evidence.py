@@ -20,7 +20,7 @@ from gpt2.report.arms import (
 )
 from gpt2.report.between_evals import Reading, read
 from gpt2.report.pairing import unpaired
-from gpt2.report.results import Run
+from gpt2.report.results import Run, seeds_of
 from lib.alarms import are_identical
 from lib.atomic_files import finite
 from lib.hashing import identity
@@ -133,10 +133,9 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     speeds = [(a, update_seconds(a)) for a in (arm, partner)]
     if any(speed is None for _, speed in speeds):  # both by the runs' own clocks
         speeds = [(a, None) for a, _ in speeds]
-    runs = [r for a in (arm, partner) for r in a.done if r.row["seed"] in shared]
+    runs = [r for a in (arm, partner) for r in a.done if r.seed in shared]
     curves = [
-        {r.row["seed"]: losses_over_time(r, speed) for r in a.done}
-        for a, speed in speeds
+        {r.seed: losses_over_time(r, speed) for r in a.done} for a, speed in speeds
     ]
     found = [curve[seed] for curve in curves for seed in shared]
     if not all(found) or not found:
@@ -200,10 +199,7 @@ def _evidence(
 
 def _no_common_seed(arm: Arm, partner: Arm) -> str:
     """Reason with the finished seeds of both arms."""
-    mine, theirs = (
-        ", ".join(str(run.row["seed"]) for run in a.done) or "none"
-        for a in (arm, partner)
-    )
+    mine, theirs = (seeds_of(a.done) or "none" for a in (arm, partner))
     return (
         f"no common seed is finished (seeds {mine} of {arm.label}, {theirs} of "
         f"{partner.label})"
@@ -228,23 +224,21 @@ def _faults(arm: Arm, prefix: str) -> tuple[str, ...]:
 
 def worse_than_guess(arm: Arm) -> list[str]:
     """Messages about runs of an arm that ended above a uniform guess."""
-    found = ((run.row["seed"], above_guess(run)) for run in arm.runs)
+    found = ((run.seed, above_guess(run)) for run in arm.runs)
     return [f"seed {seed} {why}" for seed, why in found if why]
 
 
 def not_paired(arm: Arm, partner: Arm) -> tuple[str, ...]:
     """Reasons why runs of one seed are not paired: batches, windows, weights."""
-    theirs = {run.row["seed"]: run for run in partner.done}
-    both = [
-        (run, theirs[run.row["seed"]]) for run in arm.done if run.row["seed"] in theirs
-    ]
-    found: dict[str, list[str]] = {}
-    for mine, other in both:
-        for reason in unpaired(mine, other):
-            found.setdefault(reason, []).append(str(mine.row["seed"]))
+    theirs = partner.done_by_seed
+    found: dict[str, list[Run]] = {}
+    for run in arm.done:
+        if other := theirs.get(run.seed):
+            for reason in unpaired(run, other):
+                found.setdefault(reason, []).append(run)
     return tuple(
-        f"not paired with {partner.label}: {reason} (seeds {', '.join(seeds)})"
-        for reason, seeds in found.items()
+        f"not paired with {partner.label}: {reason} (seeds {seeds_of(runs)})"
+        for reason, runs in found.items()
     )
 
 
@@ -252,9 +246,10 @@ def _does_nothing(arm: Arm, partner: Arm) -> tuple[str, ...]:
     """Reason if the settings differ from the partner's, but not the losses."""
     if not any(name.startswith(ACTING) for name, _, _ in changes_between(partner, arm)):
         return ()
-    theirs = {run.row["seed"]: curve_of(run) for run in partner.done}
-    pairs = [(curve_of(r), theirs.get(r.row["seed"], [])) for r in arm.done]
-    if not pairs or not all(are_identical(a, b) for a, b in pairs):
+    pairs = [(run, partner.done_by_seed.get(run.seed)) for run in arm.done]
+    if not pairs or not all(
+        other and are_identical(curve_of(run), curve_of(other)) for run, other in pairs
+    ):
         return ()
     return ("its losses are identical to its partner's: its changes have no effect",)
 

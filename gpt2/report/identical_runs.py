@@ -7,7 +7,7 @@ begins.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from gpt2.report.arms import Arm, is_done
@@ -23,7 +23,7 @@ def twins(runs: Iterable[Run]) -> list[tuple[Run, Run]]:
     """Pairs of finished runs of one seed with other settings and equal losses."""
     by_seed: dict[int | None, dict[str, Run]] = {}
     for run in filter(is_done, runs):  # one run for each distinct setting
-        by_seed.setdefault(run.row["seed"], {}).setdefault(_acting(run), run)
+        by_seed.setdefault(run.seed, {}).setdefault(_acting(run), run)
     found = []
     for group in by_seed.values():
         curves = {key: curve_of(run) for key, run in group.items()}
@@ -54,14 +54,14 @@ def twin_alarms(matrix: MatrixResults) -> dict[str, str]:
 
 
 def _end(run: Run) -> tuple[Any, Any]:
-    return run.row["seed"], run.row["val_loss"]
+    return run.seed, run.row["val_loss"]
 
 
-def twin_arms(arms: Iterable[Arm]) -> list[tuple[Arm, Arm, list[int]]]:
-    """Pairs of arms with identical runs, and the seeds of these runs."""
-    runs = {run.run_dir: (arm, run) for arm in arms for run in arm.runs}
-    found: dict[tuple[str, str], tuple[Arm, Arm, list[int]]] = {}
-    for one, other in twins(run for _, run in runs.values()):
-        a, b = runs[one.run_dir][0], runs[other.run_dir][0]
-        found.setdefault((a.label, b.label), (a, b, []))[2].append(one.row["seed"])
-    return list(found.values())
+def twin_arms(arms: Sequence[Arm]) -> dict[tuple[str, str], list[Run]]:
+    """Identical runs of two arms: those of the first one, by the labels of both."""
+    labels = {run.run_dir: arm.label for arm in arms for run in arm.runs}
+    found: dict[tuple[str, str], list[Run]] = {}
+    for one, other in twins(run for arm in arms for run in arm.runs):
+        pair = labels[one.run_dir], labels[other.run_dir]
+        found.setdefault(pair, []).append(one)
+    return found

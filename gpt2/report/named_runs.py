@@ -122,9 +122,9 @@ def _named(name: str, results: Path, variable: str) -> Chosen:
     arms = group_arms(matrix)
     named = [arm for arm in arms if arm.is_called(which)]
     every = [run for arm in named for run in arm.runs]
-    runs = [run for run in every if not seed or str(run.row["seed"]) == seed]
+    runs = [run for run in every if not seed or str(run.seed) == seed]
     if named and not runs:
-        seeds = ", ".join(dict.fromkeys(str(run.row["seed"]) for run in every))
+        seeds = ", ".join(dict.fromkeys(str(run.seed) for run in every))
         raise ValueError(
             f"{variable}={name!r}: {named[0].label} has no run with seed {seed} in "
             f"{results}, but with {seeds}"

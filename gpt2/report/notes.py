@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from gpt2.report.alarms import far_baselines
 from gpt2.report.evidence import worse_than_guess
 from gpt2.report.grades import Verdict
 from gpt2.report.identical_runs import twin_arms
 from gpt2.report.lines import interval_text
+from gpt2.report.own_best import BestComparison
 from gpt2.report.pruned_heads import has_removed, removal_remark
-from gpt2.report.verdicts import Judgement
+from gpt2.report.results import seeds_of
+from gpt2.report.verdicts import Comparison, Judgement
 
 
 def remarks(judged: Judgement) -> list[tuple[str, str]]:
@@ -17,14 +21,10 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
     Reasons that void the whole matrix are left out: they head the report.
     """
     found = []
-    for comparison in judged.comparisons:
-        label, reasons = comparison.arm.label, comparison.at_steps.reasons
-        if comparison.note:
-            with_whom = f"compared with {comparison.partner.label}"
-            found.append((label, f"{with_whom}, because {comparison.note}"))
-        found.extend((label, x) for x in reasons if x not in judged.void)
-        if doubt := _bootstrap_doubt(comparison.at_steps):
-            found.append((label, doubt))
+    for c in judged.comparisons:
+        found += comparison_remarks(c, c.at_steps, judged.void)
+        if doubt := _bootstrap_doubt(c.at_steps):
+            found.append((c.arm.label, doubt))
     found += [(c.arm.label, reason) for c in judged.controls for reason in c.reasons]
     found += judged.notes.items()
     arms = judged.arms
@@ -40,14 +40,23 @@ def remarks(judged: Judgement) -> list[tuple[str, str]]:
     return list(dict.fromkeys([*found, *_twins(judged)]))
 
 
+def comparison_remarks(
+    compared: Comparison | BestComparison, verdict: Verdict, void: Collection[str]
+) -> list[tuple[str, str]]:
+    """Why the partner is not the recorded one, and the reasons of a verdict."""
+    note, reasons = compared.note, [why for why in verdict.reasons if why not in void]
+    if note:
+        reasons.insert(0, f"compared with {compared.partner.label}, because {note}")
+    return [(compared.arm.label, why) for why in reasons]
+
+
 def _twins(judged: Judgement) -> list[tuple[str, str]]:
     """Arms with identical losses that are not compared with each other."""
     compared = {frozenset((c.arm.label, c.partner.label)) for c in judged.comparisons}
     return [
-        (b.label, f"its losses are identical to those of {a.label} (seeds {seeds})")
-        for a, b, numbers in twin_arms(judged.arms)
-        if frozenset((a.label, b.label)) not in compared
-        for seeds in [", ".join(map(str, numbers))]
+        (b, f"its losses are identical to those of {a} (seeds {seeds_of(runs)})")
+        for (a, b), runs in twin_arms(judged.arms).items()
+        if frozenset((a, b)) not in compared
     ]
 
 

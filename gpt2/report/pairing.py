@@ -89,7 +89,7 @@ def unpaired_runs(runs: Iterable[Run]) -> dict[str, list[str]]:
     by_seed: dict[Any, list[Run]] = {}
     for run in runs:
         if recorded(run):
-            by_seed.setdefault(run.row["seed"], []).append(run)
+            by_seed.setdefault(run.seed, []).append(run)
     found = {}
     for group in by_seed.values():
         ((usual, _),) = Counter(map(_start, group)).most_common(1)

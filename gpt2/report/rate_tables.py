@@ -17,6 +17,7 @@ from gpt2.report.lines import (
     interval_text,
     p_text,
 )
+from gpt2.report.notes import comparison_remarks
 from gpt2.report.own_best import SweptArm
 from gpt2.report.sweep_tables import BEST, LOSS, against, series_of
 from gpt2.report.verdicts import Judgement
@@ -116,10 +117,7 @@ def rate_remarks(judged: Judgement) -> list[tuple[str, str]]:
         if text
     ]
     for c in judged.own_best.comparisons:
-        if c.note:
-            with_whom = f"compared with {c.partner.label}, because {c.note}"
-            found.append((c.arm.label, with_whom))
-        found += [(c.arm.label, x) for x in c.verdict.reasons if x not in judged.void]
+        found += comparison_remarks(c, c.verdict, judged.void)
     return list(dict.fromkeys(found))
 
 

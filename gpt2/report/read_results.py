@@ -286,7 +286,7 @@ def _drop_copies(matrix: MatrixResults, found: dict[str, Run]) -> None:
     """Drop duplicates of a run: the one in its planned directory is kept."""
     owners: dict[tuple, Run] = {}
     for run in list(found.values()):
-        key = (run.row["step"], run.row["name"], run.row["seed"])
+        key = (run.row["step"], run.row["name"], run.seed)
         other = owners.setdefault(key, run)
         if other is run:
             continue

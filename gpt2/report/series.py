@@ -267,7 +267,7 @@ def _rows(
 
 def _key(pair: Pair, evidence: Evidence) -> str:
     """Identity of the runs of a comparison, with their losses."""
-    hashes = [{run.row["seed"]: run.row["hash"] for run in arm.done} for arm in pair]
+    hashes = [{run.seed: run.row["hash"] for run in arm.done} for arm in pair]
     return identity(
         [
             [

@@ -28,7 +28,7 @@ def training_curves(judged: Judgement) -> list[dict[str, Any]]:
 
 
 def _runs(arm: Arm) -> list[dict[str, Any]]:
-    found = ({"seed": run.row["seed"], **_curves(run)} for run in arm.runs)
+    found = ({"seed": run.seed, **_curves(run)} for run in arm.runs)
     return [curves for curves in found if curves["x"]]
 
 
