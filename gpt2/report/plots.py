@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 from gpt2.report.arms import Arm
@@ -15,6 +16,8 @@ from gpt2.report.sweep_tables import LOSS, SWEEP, sweep_charts
 from gpt2.report.verdicts import Comparison, Judgement
 from lib import plots
 from lib.files import refuse_link
+
+Draw = Callable[[Path], None]
 
 COSTS: tuple[tuple[str, str, float], ...] = (  # column, label, unit
     ("parameters", "parameters (millions)", 1e6),
@@ -30,35 +33,29 @@ def write_plots(judged: Judgement, directory: Path) -> list[Path]:
     Raises lib.files.Linked, and neither writes nor removes, if directory is a link.
     """
     refuse_link(directory)
-    makers: dict[str, Callable[[Judgement, Path], bool]] = {
-        "loss.png": _loss,
-        "forest.png": _forest,
-        "pareto.png": _pareto,
-        "rates.png": _rates,
+    charts = {
+        "loss.png": _loss(judged),
+        "forest.png": _forest(judged),
+        "pareto.png": _pareto(judged),
+        "rates.png": _against(rate_chart(judged), title=RATE_TITLE),
     }
-    written = []
-    for name, make in makers.items():
-        path = directory / name
-        if make(judged, path):
-            written.append(path)
-        else:
-            path.unlink(missing_ok=True)
-    return [*written, *_sweeps(judged, directory)]
-
-
-def _sweeps(judged: Judgement, directory: Path) -> list[Path]:
-    """A chart for each swept setting; stale ones are removed."""
-    written = []
     for chart in sweep_charts(judged):
-        if chart.panels:
-            path = directory / f"{SWEEP}{chart.table.axis}.png"
-            plots.against(
-                path, chart.panels, f"{chart.table.name}; bars: 95% intervals"
-            )
-            written.append(path)
-    for stale in set(directory.glob(f"{SWEEP}*.png")) - set(written):
-        stale.unlink()
+        title = f"{chart.table.name}; bars: 95% intervals"
+        charts[f"{SWEEP}{chart.table.axis}.png"] = _against(*chart.panels, title=title)
+    written = []
+    for name, draw in charts.items():
+        if draw is not None:
+            draw(directory / name)
+            written.append(directory / name)
+    ours = {*(directory / name for name in charts), *directory.glob(f"{SWEEP}*.png")}
+    for stale in ours - set(written):
+        stale.unlink(missing_ok=True)
     return written
+
+
+def _against(*panels: plots.Against | None, title: str) -> Draw | None:
+    known = [panel for panel in panels if panel is not None]
+    return partial(plots.against, panels=known, title=title) if known else None
 
 
 def places(judged: Judgement) -> dict[str, int]:
@@ -71,19 +68,22 @@ def places(judged: Judgement) -> dict[str, int]:
     return {arm.label: place for place, arm in enumerate(ordered)}
 
 
-def _loss(judged: Judgement, path: Path) -> bool:
-    place = places(judged)
-    lines = _curves(judged, place)
+def _loss(judged: Judgement) -> Draw | None:
     bases = baselines(judged)
-    less = _curves(judged, place, bases)
-    less = less if len(less) > 1 else []  # only a baseline's own line at 0
-    if lines:
-        title = "Mean over the seeds, band from minimum to maximum"
-        names = {base.label for base in bases.values()}
-        versus = f"Minus {names.pop() if len(names) == 1 else 'the baseline of each'}"
-        versus += ", seed by seed"
-        plots.curves(path, lines, "optimizer updates", LOSS, title, less, versus)
-    return bool(lines)
+    less = _curves(judged, bases)
+    names = {base.label for base in bases.values()}
+    base = names.pop() if len(names) == 1 else "the baseline of each"
+    lines = _curves(judged)
+    draw = partial(
+        plots.curves,
+        lines=lines,
+        xlabel="optimizer updates",
+        ylabel=LOSS,
+        title="Mean over the seeds, band from minimum to maximum",
+        differences=less if len(less) > 1 else (),  # else a baseline's own line at 0
+        versus=f"Minus {base}, seed by seed",
+    )
+    return draw if lines else None
 
 
 def baselines(judged: Judgement) -> dict[str, Arm]:
@@ -102,32 +102,32 @@ def baselines(judged: Judgement) -> dict[str, Arm]:
 
 
 def _curves(
-    judged: Judgement, place: dict[str, int], bases: Mapping[str, Arm] | None = None
+    judged: Judgement, bases: Mapping[str, Arm] | None = None
 ) -> list[plots.Curve]:
     """Losses, or the differences from the baselines: one line at 0 for all of these."""
-    lines = []
+    place, lines = places(judged), []
     for arm in judged.arms:
         base = bases[arm.label] if bases else None
         if base is arm and place[arm.label]:
             continue
-        found = band(arm, "step", base=base)
-        if found is not None:
-            title = (
-                f"{arm.label} ({found.seeds} seeds)" if found.seeds > 1 else arm.label
-            )
+        if (found := band(arm, "step", base=base)) is not None:
+            seeds = f" ({found.seeds} seeds)" if found.seeds > 1 else ""
             curve = (found.x, found.mean, found.low, found.high)
-            lines.append(plots.Curve(title, place[arm.label], *curve))
+            lines.append(plots.Curve(f"{arm.label}{seeds}", place[arm.label], *curve))
     return lines
 
 
-def _forest(judged: Judgement, path: Path) -> bool:
+def _forest(judged: Judgement) -> Draw | None:
     compared = [line.comparison for line in lines_of(judged) if line.comparison]
     rows = [row for c in compared if (row := _effect(c)) is not None]
-    if rows:
-        xlabel = "difference in validation loss (nats per token), negative is better"
-        title = "Thick: 95% interval; thin: 95% for all arms together; grey: margin"
-        plots.forest(path, rows, judged.rules.margin, xlabel, title)
-    return bool(rows)
+    draw = partial(
+        plots.forest,
+        rows=rows,
+        margin=judged.rules.margin,
+        xlabel="difference in validation loss (nats per token), negative is better",
+        title="Thick: 95% interval; thin: 95% for all arms together; grey: margin",
+    )
+    return draw if rows else None
 
 
 def _effect(comparison: Comparison) -> plots.Effect | None:
@@ -143,7 +143,7 @@ def _effect(comparison: Comparison) -> plots.Effect | None:
     return plots.Effect(label, verdict.mean, *ends, remark=verdict.grade)
 
 
-def _pareto(judged: Judgement, path: Path) -> bool:
+def _pareto(judged: Judgement) -> Draw | None:
     place, panels = places(judged), []
     for column, label, unit in COSTS:
         points = [
@@ -154,9 +154,9 @@ def _pareto(judged: Judgement, path: Path) -> bool:
         ]
         if points:
             panels.append(plots.Panel(label, points))
-    if panels:
-        plots.scatter(path, panels, LOSS, "Loss and cost; bars: sd over the seeds")
-    return bool(panels)
+    title = "Loss and cost; bars: sd over the seeds"
+    draw = partial(plots.scatter, panels=panels, ylabel=LOSS, title=title)
+    return draw if panels else None
 
 
 def spread(arm: Arm) -> float:
@@ -164,10 +164,3 @@ def spread(arm: Arm) -> float:
     losses = arm.values("val_loss")
     found = statistics.stdev(losses) if len(losses) > 1 else 0.0
     return found if math.isfinite(found) else 0.0
-
-
-def _rates(judged: Judgement, path: Path) -> bool:
-    chart = rate_chart(judged)
-    if chart is not None:
-        plots.against(path, [chart], RATE_TITLE)
-    return chart is not None
