@@ -28,19 +28,17 @@ from gpt2.report.compare import (
     find_subject,
     own_changes,
     shared_changes,
-    shown,
     side_by_side,
 )
 from gpt2.report.evidence import TOGETHER, Rules
 from gpt2.report.grades import INCONCLUSIVE, INVALID, UNMATCHED
-from gpt2.report.lines import difference_text, grade_text
+from gpt2.report.lines import difference_text, grade_text, shown_change
 from gpt2.report.named_runs import results_folders, show_next_report
 from gpt2.report.sentences import seeds_lines
 from gpt2.report.series import read_series
 from gpt2.report.verdict_rules import add_rule_options, asked_rules, rules_for
 from gpt2.settings.configuration import results_of
 from gpt2.settings.rerun_commands import make_command, show_next
-from gpt2.settings.shown import shown_name
 from lib import human
 from lib.json_answer import add_json, answer, answers_json, refuse
 from lib.output import exit_code
@@ -163,8 +161,8 @@ def show_changes(
         console.print(Text(f"\n{title}: {none}"))
         return
     table = grid(title, "", "A", "B")
-    for name, old, new in changes:
-        table.add_row(*map(Text, (shown(shown_name(name)), shown(old), shown(new))))
+    for change in changes:
+        table.add_row(*map(Text, shown_change(change)))
     console.print(table)
 
 

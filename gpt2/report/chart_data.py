@@ -6,11 +6,16 @@ from dataclasses import asdict
 from typing import Any
 
 from gpt2.report.arms import Arm
-from gpt2.report.compare import shown
 from gpt2.report.curves import AXES, band
 from gpt2.report.gpu_records import PANELS
 from gpt2.report.grades import Verdict
-from gpt2.report.lines import MARKS, difference_text, interval_text, lines_of
+from gpt2.report.lines import (
+    MARKS,
+    difference_text,
+    interval_text,
+    lines_of,
+    shown,
+)
 from gpt2.report.plots import baselines, places, spread
 from gpt2.report.results import Run
 from gpt2.report.verdicts import Comparison, Judgement
@@ -102,7 +107,7 @@ def _settings(judged: Judgement) -> tuple[dict[str, str], list[dict[str, Any]]]:
     base = runs[0][2] if runs else {}
     return base, [
         {
-            "label": f"{arm.label}, seed {shown(run.row['seed'])}",
+            "label": f"{arm.label}, seed {shown(run.seed)}",
             "arm": arm.label,
             "settings": {
                 **{k: v for k, v in flat.items() if base.get(k) != v},

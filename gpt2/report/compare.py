@@ -20,9 +20,7 @@ from gpt2.report.evidence import Rules
 from gpt2.report.read_results import read_matrix
 from gpt2.report.results import NUMBERS, LeftOutRun, Run, seeds_of
 from gpt2.report.verdicts import Comparison, compare
-from gpt2.settings.shown import text_of
 from lib import human
-from lib.safe_json import clean
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,33 +165,25 @@ def side_by_side(
 
 def _pair(a: Arm, b: Arm, comparison: Comparison) -> MatchedArms:
     first, second = a.runs[0], b.runs[0]
+    environment = [
+        (name, _recorded(a, read), _recorded(b, read))
+        for name, read in ENVIRONMENT.items()
+    ]
     results = [(name, a.mean(name), b.mean(name)) for name in NUMBERS]
     return MatchedArms(
         a,
         b,
         comparison,
         config_changes(first.settings, second.settings),
-        [(name, x, y) for name, x, y in _environment(a, b) if x != y],
+        [row for row in environment if row[1] != row[2]],
         [row for row in results if row[1] is not None or row[2] is not None],
     )
 
 
-def _environment(a: Arm, b: Arm) -> list[Change]:
-    """Each item of the checklist as recorded by the two sides."""
-    return [
-        (name, _recorded(a, read), _recorded(b, read))
-        for name, read in ENVIRONMENT.items()
-    ]
-
-
 def _recorded(arm: Arm, read: Callable[[Run], str | None]) -> str:
+    """An item of the checklist, as recorded by the runs of an arm."""
     values = dict.fromkeys(read(run) for run in arm.runs)
     return "; ".join(x for x in values if x) or human.NONE
-
-
-def shown(value: object) -> str:
-    """Value of a setting as text; a dash if absent."""
-    return human.NONE if value is None else clean(text_of(value))
 
 
 def shared_changes(pairs: list[MatchedArms]) -> list[Change]:

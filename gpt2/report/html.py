@@ -24,11 +24,10 @@ from gpt2.report.arms import Arm
 from gpt2.report.chart_data import chart_data, costs
 from gpt2.report.checklist import checklist
 from gpt2.report.columns import Column, fixed, form_of, shown_columns
-from gpt2.report.compare import shown
 from gpt2.report.estimates import score_lines
 from gpt2.report.evaluation_columns import evaluation_columns
 from gpt2.report.gpu_records import gpu_use
-from gpt2.report.lines import Line, lines_of
+from gpt2.report.lines import Line, lines_of, shown, shown_change
 from gpt2.report.notes import remarks
 from gpt2.report.results import MatrixResults, Run
 from gpt2.report.samples import sample_prompts
@@ -39,11 +38,9 @@ from gpt2.report.training_curves import PANELS as PANELS_OF_TRAINING
 from gpt2.report.training_curves import training_curves
 from gpt2.report.verdicts import Judgement, only_timed
 from gpt2.report.what_was_trained import what_was_trained
-from gpt2.settings.shown import shown_name
 from lib import human
 from lib.atomic_files import finite
 from lib.jobs.run_files import JOB_FILE, LOG_FILE, MANIFEST_FILE, METRICS_FILE
-from lib.safe_json import clean
 
 PAGE = Path(__file__).resolve().parent / "page"
 SCRIPTS = ("training.js", "script.js")  # the last one draws the charts of all
@@ -184,30 +181,24 @@ def _policy(scripts: list[str]) -> str:
 
 def _line(line: Line, columns: list[Column], judged: Judgement) -> dict[str, Any]:
     comparison = line.comparison
-    changes = comparison.changes if comparison else []
     return {
         "cells": [_cell(column, line) for column in columns],
         "anchor": _anchor(line.arm),
         "partner": comparison.partner.label if comparison else "",
         "remarks": [what for label, what in remarks(judged) if label == line.arm.label],
-        "changes": [
-            (clean(shown_name(f)), shown(old), shown(new)) for f, old, new in changes
-        ],
+        "changes": list(map(shown_change, comparison.changes if comparison else ())),
     }
 
 
 def _cell(column: Column, line: Line) -> TableCell:
-    value, css = column.value(line), ["number" if column.is_number else ""]
-    is_grade = column.key.startswith("grade")
-    if column.key == "title":
-        css.append("text")
-    if not column.is_main:
-        css.append("more")
+    value, is_grade = column.value(line), column.key.startswith("grade")
+    css = {"number": column.is_number, "text": column.key == "title"}
+    css["more"] = not column.is_main
     return TableCell(
         column.key,
         column.show(line),
         "" if value is None else str(value),
-        " ".join(x for x in css if x),
+        " ".join(name for name, is_set in css.items() if is_set),
         grade=str(value).replace(" ", "-") if is_grade else "",
         is_result=column.key in RESULTS,
     )

@@ -6,14 +6,16 @@ from dataclasses import dataclass
 
 from gpt2.plan.axes import Point, titled
 from gpt2.plan.budget import budget
-from gpt2.report.arms import Arm
+from gpt2.report.arms import Arm, Change
 from gpt2.report.controls import EQUAL, PENDING, Control
 from gpt2.report.grades import Verdict
 from gpt2.report.pruned_heads import has_removed
 from gpt2.report.results import Run
 from gpt2.report.verdicts import Comparison, Judgement
 from gpt2.settings.parse import settings_from_dict
+from gpt2.settings.shown import shown_name, text_of
 from lib import human
+from lib.safe_json import clean
 from lib.stats import Interval
 
 Value = float | str | None
@@ -133,6 +135,17 @@ def p_text(p: float | None) -> str:
 
 def grade_text(grade: str) -> str:
     return f"{MARKS[grade]} {grade}"
+
+
+def shown(value: object) -> str:
+    """Value of a setting as text; a dash if absent."""
+    return human.NONE if value is None else clean(text_of(value))
+
+
+def shown_change(change: Change) -> tuple[str, str, str]:
+    """Name of a setting that differs, and both values, as text."""
+    name, old, new = change
+    return clean(shown_name(name)), shown(old), shown(new)
 
 
 def ratio_of(run: Run) -> float | None:
