@@ -48,7 +48,7 @@ def checklist(matrix: MatrixResults, judged: Judgement) -> list[Item]:
     return [
         _completeness(matrix, runs),
         *(
-            _item(name, _runs_for(name, runs, judged), read)
+            _item(name, _runs_for(name, runs), read)
             for name, read in ENVIRONMENT.items()
         ),
         _work_tree(runs),
@@ -63,10 +63,9 @@ def checklist(matrix: MatrixResults, judged: Judgement) -> list[Item]:
     ]
 
 
-def _runs_for(name: str, runs: list[Run], judged: Judgement) -> list[Run]:
+def _runs_for(name: str, runs: list[Run]) -> list[Run]:
     """Runs that an item applies to: an A/A control uses other kernels on purpose."""
-    others = {id(run) for c in judged.controls for run in c.arm.runs}
-    kept = [run for run in runs if id(run) not in others]
+    kept = [run for run in runs if not run.is_control]
     return kept if kept and name in KERNELS else runs
 
 

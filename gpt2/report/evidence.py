@@ -130,12 +130,14 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     if (seconds := time_budget(arm, partner)) is not None:
         return replace(at_equal_steps(arm, partner, rules), seconds=seconds)
     shared = set(arm.by_seed("val_loss")) & set(partner.by_seed("val_loss"))
-    speeds = [(a, update_seconds(a)) for a in (arm, partner)]
-    if any(speed is None for _, speed in speeds):  # both by the runs' own clocks
-        speeds = [(a, None) for a, _ in speeds]
-    runs = [r for a in (arm, partner) for r in a.done if r.seed in shared]
+    arms = arm, partner
+    speeds = [update_seconds(a) for a in arms]
+    if None in speeds:
+        speeds = [None, None]  # both by the runs' own clocks
+    runs = [r for a in arms for r in a.done if r.seed in shared]
     curves = [
-        {r.seed: losses_over_time(r, speed) for r in a.done} for a, speed in speeds
+        {r.seed: losses_over_time(r, speed) for r in a.done}
+        for a, speed in zip(arms, speeds, strict=True)
     ]
     found = [curve[seed] for curve in curves for seed in shared]
     if not all(found) or not found:
@@ -145,7 +147,7 @@ def at_equal_time(arm: Arm, partner: Arm, rules: Rules) -> Evidence:
     ours, theirs = (_read(curve, budget) for curve in curves)
     widths = [
         resolution([r["val_loss"] for x in a.done for r in x.evals if "val_loss" in r])
-        for a in (arm, partner)
+        for a in arms
     ]
     unmatched = _unlike(arm, partner, {"parameters": rules.tolerance})
     unmatched += _other_hardware(runs)

@@ -163,7 +163,7 @@ with a common baseline). {tested}""",
 TESTED = """\
 p is that of the test times {alpha} over its level. The noise is estimated from all arms
 tested so far over the same seeds, guarded against arms noisier than the rest; the first
-arm has the paired t test{and_at_time}. Where an arm gets more seeds, or other
+arm has the paired t test{so_at_time}. Where an arm gets more seeds, or other
 losses, it is tested again as a further test of the series.
 docs/statistics.md has error rates and power."""
 
@@ -200,20 +200,17 @@ all other columns (loss, parameters, zeros, training speed) are the masked model
 
 def method(judged: Judgement) -> str:
     """Method of the verdicts, in words."""
-    rules = judged.rules
+    rules, timed = judged.rules, only_timed(judged.comparisons)
     looks = f", shared by {rules.looks} planned looks" if rules.looks > 1 else ""
-    timed = only_timed(judged.comparisons)
-    twice = "" if timed else ", at equal updates and once more at equal time"
-    tested = TESTED.format(
-        alpha=rules.alpha,
-        and_at_time="" if timed else ", and so has each arm at equal time",
-    )
+    words = {
+        "twice": ", at equal updates and once more at equal time",
+        "and_at_time": ", and at equal time",
+        "so_at_time": ", and so has each arm at equal time",
+    }
+    words = {name: "" if timed else text for name, text in words.items()}
+    tested = TESTED.format(alpha=rules.alpha, **words)
     family = FAMILY[rules.family].format(
-        alpha=rules.alpha,
-        looks=looks,
-        tested=tested,
-        twice=twice,
-        and_at_time="" if timed else ", and at equal time",
+        alpha=rules.alpha, looks=looks, tested=tested, **words
     )
     text = METHOD.format(family=family, margin=rules.margin, tolerance=rules.tolerance)
     lines = lines_of(judged)

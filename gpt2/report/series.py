@@ -267,16 +267,9 @@ def _rows(
 
 def _key(pair: Pair, evidence: Evidence) -> str:
     """Identity of the runs of a comparison, with their losses."""
-    hashes = [{run.seed: run.row["hash"] for run in arm.done} for arm in pair]
-    return identity(
-        [
-            [
-                arm.label,
-                [
-                    [s, runs.get(s), loss]
-                    for s, loss in zip(evidence.seeds, losses, strict=True)
-                ],
-            ]
-            for arm, runs, losses in zip(pair, hashes, evidence.losses, strict=True)
-        ]
-    )
+    found = []
+    for arm, losses in zip(pair, evidence.losses, strict=True):
+        hashes = {run.seed: run.row["hash"] for run in arm.done}
+        known = zip(evidence.seeds, losses, strict=True)
+        found.append([arm.label, [[s, hashes.get(s), loss] for s, loss in known]])
+    return identity(found)

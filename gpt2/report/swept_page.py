@@ -62,10 +62,10 @@ def _against(chart: Against | None) -> dict[str, Any] | None:
     ]
     ticks = [[x if is_number(x) else text, text] for x, text in texts.items()]
     return {
-        **{
-            name: getattr(chart, name)
-            for name in ("xlabel", "ylabel", "margin", "scale")
-        },
+        "xlabel": chart.xlabel,
+        "ylabel": chart.ylabel,
+        "margin": chart.margin,
+        "scale": chart.scale,
         "series": series,
         "ticks": ticks,
     }

@@ -199,7 +199,12 @@ def judge(matrix: MatrixResults, rules: Rules | None = None) -> Judgement:
     return Judgement(
         rules=rules,
         arms=arms,
-        comparisons=[_voided(c, void) for c in compare(pairs, rules, noise, tests)],
+        comparisons=[
+            dataclasses.replace(
+                c, at_steps=_void(c.at_steps, void), at_time=_void(c.at_time, void)
+            )
+            for c in compare(pairs, rules, noise, tests)
+        ],
         noise=noise,
         notes={arm.label: note for arm, note in alone if note},
         controls=controls,
@@ -236,13 +241,6 @@ def _void(verdict: Verdict, void: tuple[str, ...]) -> Verdict:
         return verdict
     reasons = (*void, *verdict.reasons)
     return dataclasses.replace(verdict, grade=INVALID, reasons=reasons)
-
-
-def _voided(comparison: Comparison, void: tuple[str, ...]) -> Comparison:
-    """The comparison with both verdicts voided, if there are reasons."""
-    verdicts = (comparison.at_steps, comparison.at_time)
-    steps, time = (_void(verdict, void) for verdict in verdicts)
-    return dataclasses.replace(comparison, at_steps=steps, at_time=time)
 
 
 def compare(

@@ -18,6 +18,7 @@ from lib import human
 from lib.safe_json import clean, number
 
 MAX_VALUES = 3
+PLACE = ("hardware", "driver and runtime", "versions")
 
 
 def what_was_trained(matrix: MatrixResults, judged: Judgement) -> list[tuple[str, str]]:
@@ -29,7 +30,7 @@ def what_was_trained(matrix: MatrixResults, judged: Judgement) -> list[tuple[str
         ("training", _training(runs)),
         ("arms", _arms(judged)),
         ("started", _starts(runs)),
-        ("hardware", _joined(", ", *(_environment(runs)))),
+        ("hardware", _joined(", ", *(_different(ENVIRONMENT[x], runs) for x in PLACE))),
     ]
     return [(name, value) for name, value in facts if value]
 
@@ -100,11 +101,6 @@ def _start(run: Run) -> datetime | None:
         return datetime.fromisoformat(str(run.manifest.get("started"))).astimezone(UTC)
     except (ValueError, OverflowError):
         return None
-
-
-def _environment(runs: list[Run]) -> Iterable[str]:
-    names = ("hardware", "driver and runtime", "versions")
-    return (_different(ENVIRONMENT[name], runs) for name in names)
 
 
 # ---- values over runs -------------------------------------------------------------
