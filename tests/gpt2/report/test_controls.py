@@ -86,6 +86,7 @@ def test_a_healthy_control_is_shown_first_and_changes_no_verdict(tmp_path):
     before, _ = text.split("## Verdicts")
     assert f"**{sentence}**" in before.splitlines()
     assert text.index("A/A control: step 0 with") < text.index("GPT-2 baseline")
+    assert "- [x] attention backend: sdpa:flash\n" in text  # not the control's
     assert plain(terminal_report(matrix, found, 160)).startswith(sentence)
     assert sentence in html_report(matrix, found, "x")
     summary = {"schema": 4, "runs": [], "left_out": [], "estimates": None}
