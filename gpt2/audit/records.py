@@ -139,7 +139,7 @@ def _fall(share: float, optim: Optim) -> float:
 
 def _rates(evidence: RunFiles) -> AuditLine:
     optim = evidence.settings.optim
-    if optim.time_budget:
+    if optim.time_budget and evidence.trains:
         return _rates_by_time(evidence)
     pairs = [
         (at(record), record.get("lr"), rate_at(whole(record.get("step")) or 1, optim))

@@ -66,6 +66,8 @@ def _order(evidence: RunFiles) -> AuditLine:
     ends = {"seconds": evidence.result.get("seconds"), "step": "the result"}
     ends["train_seconds"] = evidence.result.get("train_seconds")
     records = [*evidence.trains, *evidence.evals, *evidence.epochs]
+    if not records:
+        return not_checked(figure, "there is no such record")
     records.sort(key=lambda r: (whole(r.get("step")) or 0, value(r, "seconds") or 0))
     before = (0.0, 0.0)
     for record in [*records, ends]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,6 +215,17 @@ def test_a_missing_file_is_named_and_nothing_passes_for_it(run_dir, name):
     found = audit(run_dir)
     assert AuditLine(name, NOT_CHECKED, reason="missing") in found.findings
     assert found.verdict != PASSED
+
+
+@pytest.mark.parametrize("budget", ["", "1h"])
+def test_nothing_is_within_bounds_where_nothing_is_recorded(run_dir, budget):
+    evidence = read_evidence(run_dir)
+    job = replace(evidence.job, settings=evidence.settings.replace(time_budget=budget))
+    nothing = replace(evidence, job=job, trains=[], evals=[], epochs=[])
+    found = {x.figure: x for x in (*record_findings(nothing), *time_findings(nothing))}
+    for figure in ("learning rates", "order of times"):
+        assert found[figure].state == NOT_CHECKED
+        assert found[figure].reason == "there is no such record"
 
 
 @pytest.mark.parametrize(
