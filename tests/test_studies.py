@@ -111,9 +111,10 @@ def test_the_first_block_of_ratio_124m_is_that_of_its_records(
         if c.arm.step == 19 and c.arm.coordinates[RATE] == 1e-3
     )
     found, later = gate.at_steps, gate.at_time
-    assert f"(pooled p {found.p_pooled:.3f}; " in page
-    assert f"the paired t test alone has {found.p_holm:.3f})" in page
-    assert f"{-later.mean:.3f} ahead and {later.grade} (p {later.p_holm:.3f})" in page
+    text = " ".join(page.split())
+    assert f"(pooled p {found.p_pooled:.3f}; " in text
+    assert f"the paired t test alone has {found.p_holm:.3f})" in text
+    assert f"{-later.mean:.3f} ahead and {later.grade} (p {later.p_holm:.3f})" in text
     front = (STUDY.parents[2] / "README.md").read_text().partition("## ")[0]
     assert rows(front)
     for name, _, *cells in rows(front):
