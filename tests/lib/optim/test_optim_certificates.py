@@ -228,10 +228,10 @@ def test_moments_that_are_not_numbers_are_no_phase_of_spam(check):
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_a_state_that_is_not_loaded_is_caught(name):
+def test_a_state_that_is_not_loaded_is_caught(name, monkeypatch):
     def make(name, groups, config):
         optimizer = certify.make_default(name, groups, config)
-        optimizer.load_state_dict = lambda state: None
+        monkeypatch.setattr(optimizer, "load_state_dict", lambda state: None)
         return optimizer
 
     assert not certify.check_resume(name, make).passed
