@@ -50,6 +50,9 @@ def test_a_small_text_is_noted(
     assert len(found) == len(words)
     assert all(word in line for word, line in zip(words, found, strict=True))
     assert {*found} <= {*notes(plan, config)}
+    # A budget of time sets the length, and GPT2_MAX_ITERS does not.
+    timed = small_text(plan.jobs[0].settings.replace(time_budget="1h"))
+    assert timed == [line for line in found if "overlap" in line]
 
 
 def test_text_that_is_not_prepared_is_not_judged(tmp_path: Path) -> None:

@@ -519,3 +519,14 @@ def test_a_family_is_as_large_as_what_p_values_are_corrected_for():
     family = [Verdict(), Verdict(family=6), Verdict(family=2)]
     assert family_size(family) == 6
     assert family_size([Verdict()]) == family_size([]) == 0
+
+
+def test_no_difference_at_all_is_neutral_and_not_called_real(tmp_path):
+    write_matrix(tmp_path, (0, 5), (1, 2, 3), noise=0.0)
+    for seed, difference in ((1, 0.0005), (2, 0.0001), (3, -0.0006)):
+        loss = 3 + seed / 7
+        set_loss(tmp_path, 0, seed, loss)
+        set_loss(tmp_path, 5, seed, loss + difference)
+    found = verdicts(tmp_path)[5]
+    assert found.grade == NEUTRAL and found.p_deciding > 0.9
+    assert not any("a real" in reason for reason in found.reasons)
