@@ -131,7 +131,8 @@ def _distance(one: Tensors, other: Tensors, least: float) -> float:
     if any(one[name].shape != other[name].shape for name in both):
         return inf
     found = max(deviation(one[name], other[name]) for name in both)
-    return found / scale if found > least * scale else 0.0
+    # What is not finite shows no difference, as a training that crashes shows none.
+    return found / scale if least * scale < found < inf else 0.0
 
 
 def _by_training(one: Behaviour, other: Behaviour) -> float:

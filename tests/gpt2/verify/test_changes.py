@@ -8,6 +8,7 @@ from functools import cache
 from typing import Any
 
 import pytest
+import torch
 
 from gpt2.mechanisms import mechanisms
 from gpt2.mechanisms.mlp_gate.layer import MlpGate
@@ -121,6 +122,22 @@ def test_a_gradient_that_one_of_two_models_lacks_is_a_difference(monkeypatch) ->
     monkeypatch.setattr(MlpGate, "_prefix_mean", lambda self, low, *_: low)
     found = compared(tiny_model(mlp_gate=True), mlp_gate_pool="prefix_mean")
     assert found is not None and found.kind == "function"
+
+
+def test_numbers_that_are_not_finite_are_not_taken_for_a_difference() -> None:
+    """The gradient of one parameter is NaN in both of two equal models."""
+
+    class Broken(GPT):
+        def logits(self, tokens: torch.Tensor) -> torch.Tensor:
+            bias = self.ln_f.bias
+            return super().logits(tokens) + 0 * (bias - bias.detach()).sqrt().sum()
+
+    def deaf(settings: Settings) -> GPT:
+        return Broken(settings.replace(ract_head_average=False))
+
+    settings = tiny_model(ract=True)
+    pair = [settings, settings.replace(ract_head_average=True)]
+    assert difference(*(Behaviour(Subject(s, s, build=deaf)) for s in pair)) is None
 
 
 # ---- what changes training --------------------------------------------------------
