@@ -252,8 +252,7 @@ COLUMNS: tuple[Column, ...] = (
         "as_trained",
         "as trained",
         "Largest relative deviation of a gradient from the formulas, as trained",
-        lambda value: "-" if value is None else form_of("as_trained")(value),
-        lambda line: line.arm.largest("as_trained"),
+        value=lambda line: line.arm.largest("as_trained"),
     ),
     _column("optimizer_state_bytes", "optimizer", "Bytes of optimizer state"),
     _column(
